@@ -1,0 +1,206 @@
+//! The endpoint's answer, read for the ids that were asked; and the one merged answer in the order asked.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::request::Text;
+
+/// What the body of a 200 turned out to be.
+#[derive(Debug, PartialEq)]
+pub enum Read {
+    /// A list of links: for each id asked, its item, or `None` where it was left out.
+    Links(Vec<Option<Item>>),
+    /// Well-formed, but no list of links: an error that came with a 200. Passed on as it came.
+    NoList,
+    /// A list with an item that matches no id asked for, or a second one for an id. Sidelink does not guess.
+    Unmatched,
+    /// No JSON at all, or cut short.
+    Broken,
+}
+
+/// One item of the answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// Its JSON text, as the endpoint sent it.
+    pub text: Arc<str>,
+    /// Its link, if it has one.
+    pub url: Option<Box<str>>,
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow, default)]
+    accessory_urls: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    error_code: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct ItemFields<'a> {
+    #[serde(borrow)]
+    accessory_id: Text<'a>,
+    #[serde(borrow, default)]
+    accessory_url: Option<&'a RawValue>,
+}
+
+/// Reads the body of a 200 that answers for `ids`, which are distinct.
+pub fn read(body: &[u8], ids: &[&str]) -> Read {
+    let Ok(whole) = serde_json::from_slice::<&RawValue>(body) else {
+        return Read::Broken;
+    };
+    let Ok(Envelope { accessory_urls: Some(list), error_code: None }) = serde_json::from_str(whole.get()) else {
+        return Read::NoList;
+    };
+    let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(list.get()) else {
+        return Read::NoList;
+    };
+    let positions: HashMap<&str, usize> = ids.iter().enumerate().map(|(at, id)| (*id, at)).collect();
+    let mut links = vec![None; ids.len()];
+    for item in items {
+        let Ok(fields) = serde_json::from_str::<ItemFields<'_>>(item.get()) else {
+            return Read::Unmatched;
+        };
+        let slot = positions.get(fields.accessory_id.0.as_ref()).and_then(|at| links.get_mut(*at));
+        match slot {
+            Some(slot @ None) => {
+                let url = fields.accessory_url.and_then(|url| serde_json::from_str::<Text<'_>>(url.get()).ok());
+                *slot = Some(Item { text: Arc::from(item.get()), url: url.map(|url| Box::from(url.0)) });
+            }
+            _ => return Read::Unmatched,
+        }
+    }
+    Read::Links(links)
+}
+
+const HEAD: &str = r#"{"accessory_urls":["#;
+const TAIL: &str = "]}";
+
+/// One answer out of the items' texts, in the order given.
+pub fn merge<'a>(texts: impl Iterator<Item = &'a str> + Clone) -> Bytes {
+    let length: usize = texts.clone().map(|text| text.len() + 1).sum();
+    let mut body = String::with_capacity(HEAD.len() + length + TAIL.len());
+    body.push_str(HEAD);
+    for (index, text) in texts.enumerate() {
+        if index > 0 {
+            body.push(',');
+        }
+        body.push_str(text);
+    }
+    body.push_str(TAIL);
+    Bytes::from(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn texts(read: &Read) -> Vec<Option<&str>> {
+        match read {
+            Read::Links(links) => links.iter().map(|link| link.as_ref().map(|item| &*item.text)).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn items_are_kept_as_sent_and_matched_by_their_id() {
+        let body = r#" {"accessory_urls": [ {"accessory_id":"2", "accessory_url":"u\u0032","x":[1, {"y":null}]},{"accessory_url":"u1","accessory_id":"\u0031"}], "total":2 } "#;
+        let read = read(body.as_bytes(), &["1", "3", "2"]);
+        assert_eq!(
+            texts(&read),
+            [
+                Some(r#"{"accessory_url":"u1","accessory_id":"\u0031"}"#),
+                None,
+                Some(r#"{"accessory_id":"2", "accessory_url":"u\u0032","x":[1, {"y":null}]}"#),
+            ]
+        );
+        let Read::Links(links) = read else { panic!() };
+        assert_eq!(links[2].as_ref().unwrap().url.as_deref(), Some("u2"));
+    }
+
+    #[test]
+    fn a_200_without_a_list_of_links_is_no_list() {
+        for body in [
+            r#"{"error_code":"OSM.01010001","error_msg":"failed"}"#,
+            r#"{"accessory_urls":[],"error_code":"OSM.01010001"}"#,
+            r#"{"accessory_urls":null}"#,
+            r#"{"accessory_urls":{}}"#,
+            r#"{"accessory_urls":[],"accessory_urls":[]}"#,
+            "[]",
+            "null",
+            "{}",
+            "7",
+        ] {
+            assert_eq!(read(body.as_bytes(), &["1"]), Read::NoList, "{body}");
+        }
+        assert_eq!(read(br#"{"accessory_urls":[],"error_code":null}"#, &["1"]), Read::Links(vec![None]));
+    }
+
+    #[test]
+    fn an_item_nobody_asked_for_is_not_guessed_at() {
+        for items in [
+            r#"{"accessory_id":"2"}"#,
+            r#"{"accessory_id":1}"#,
+            r#"{"accessory_id":"A"},{"accessory_id":"1"}"#,
+            r#"{"accessory_id":"1"},{"accessory_id":"1"}"#,
+            r#"{"accessory_id":"1","accessory_id":"1"}"#,
+            r#"{"accessory_url":"u"}"#,
+            "null",
+            r#""1""#,
+            "[]",
+        ] {
+            let body = format!(r#"{{"accessory_urls":[{items}]}}"#);
+            assert_eq!(read(body.as_bytes(), &["1", "a"]), Read::Unmatched, "{items}");
+        }
+    }
+
+    #[test]
+    fn broken_json_is_no_answer() {
+        for body in
+            ["", "{", r#"{"accessory_urls":[{"accessory_id":"1"}"#, "<html>", r#"{"accessory_urls":[]}x"#, "\u{feff}{}"]
+        {
+            assert_eq!(read(body.as_bytes(), &["1"]), Read::Broken, "{body}");
+        }
+        assert_eq!(read(b"{\"a\":\"\xff\"}", &["1"]), Read::Broken, "not UTF-8");
+        let deep = "[".repeat(200_000);
+        assert_eq!(read(deep.as_bytes(), &["1"]), Read::Broken, "deep nesting ends in no stack");
+    }
+
+    proptest! {
+        /// Against the naive model: parse, look each id up in a list, print.
+        #[test]
+        fn reading_and_merging_agree_with_a_naive_model(
+            asked in proptest::collection::hash_set("[a-f]{1,2}", 1..8),
+            sent in proptest::collection::vec(("[a-f]{1,2}", ".{0,8}"), 0..8),
+        ) {
+            let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
+            let items: Vec<Value> = sent.iter().map(|(id, url)| json!({"accessory_id": id, "accessory_url": url})).collect();
+            let body = json!({"accessory_urls": items}).to_string();
+            let read = read(body.as_bytes(), &asked);
+
+            let once = sent.iter().all(|(id, _)| sent.iter().filter(|(other, _)| other == id).count() == 1);
+            let known = sent.iter().all(|(id, _)| asked.contains(&id.as_str()));
+            if !(once && known) {
+                prop_assert_eq!(read, Read::Unmatched);
+                return Ok(());
+            }
+            let expected: Vec<&Value> = asked.iter()
+                .filter_map(|id| items.iter().find(|item| item["accessory_id"] == **id))
+                .collect();
+            let texts = texts(&read);
+            let merged = merge(texts.iter().flatten().copied());
+            prop_assert_eq!(serde_json::from_slice::<Value>(&merged).unwrap(), json!({"accessory_urls": expected}));
+        }
+
+        #[test]
+        fn no_bytes_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            read(&body, &["1"]);
+        }
+    }
+}

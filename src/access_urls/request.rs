@@ -1,0 +1,421 @@
+//! Reading a batch: three request forms in, and back out again for the misses.
+//!
+//! 1. [`Form::Repeated`]: `?accessory_ids=1&accessory_ids=2&group_id=g` (what the SDKs send);
+//! 2. [`Form::Comma`]: `?accessory_ids=1,2`; an encoded comma belongs to an id;
+//! 3. [`Form::Body`]: the same names as a JSON object in the body of the GET.
+//!
+//! Whatever is not exactly one of these is nobody's to interpret: it is forwarded as it came. That goes, too, for an
+//! unencoded `+` in a query, which some servers read as a space and others as a plus.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::CONTENT_ENCODING;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::api;
+
+/// Only `A-Z a-z 0-9 - _ . ~` stay bare, as in the service's signing rules.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// How a client wrote its batch; its misses go upstream in the same form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// A query parameter for each id.
+    Repeated,
+    /// One query parameter, ids between commas.
+    Comma,
+    /// A JSON object in the body.
+    Body,
+}
+
+/// One client's request for links.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// How it was written.
+    pub form: Form,
+    /// The group, if it named one.
+    pub group: Option<Box<str>>,
+    /// The distinct ids, in the order first asked.
+    pub ids: Vec<Box<str>>,
+}
+
+/// Why a request is not a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotABatch {
+    /// Not to be understood: forwarded untouched.
+    Unreadable,
+    /// Understood, and over `limits.batch_ids`.
+    TooManyIds,
+}
+
+impl Batch {
+    /// Reads a request on the batch route; `query` is the raw query, `body` the whole body.
+    ///
+    /// # Errors
+    /// [`NotABatch`], if it is none.
+    pub fn read(query: Option<&str>, headers: &HeaderMap, body: &[u8], most: usize) -> Result<Self, NotABatch> {
+        let query = query.filter(|query| !query.is_empty());
+        if headers.contains_key(CONTENT_ENCODING) {
+            return Err(NotABatch::Unreadable);
+        }
+        match (query, body.is_empty()) {
+            (Some(query), true) => Self::from_query(query, most),
+            (None, false) => Self::from_body(body, most),
+            (Some(_), false) | (None, true) => Err(NotABatch::Unreadable),
+        }
+    }
+
+    fn from_query(query: &str, most: usize) -> Result<Self, NotABatch> {
+        if query.contains('+') {
+            return Err(NotABatch::Unreadable);
+        }
+        let mut values = Vec::new();
+        let mut group = None;
+        for pair in query.split('&') {
+            let (name, value) = pair.split_once('=').ok_or(NotABatch::Unreadable)?;
+            match decode(name)?.as_ref() {
+                api::IDS => values.push(value),
+                api::GROUP if group.is_none() => group = Some(Box::from(decode(value)?)),
+                _ => return Err(NotABatch::Unreadable),
+            }
+        }
+        let comma = values.iter().any(|value| value.contains(','));
+        let form = match values.as_slice() {
+            [_] if comma => Form::Comma,
+            _ if comma => return Err(NotABatch::Unreadable),
+            _ => Form::Repeated,
+        };
+        let ids = values.iter().flat_map(|value| value.split(',')).map(decode);
+        Self::build(form, group, ids, most)
+    }
+
+    fn from_body(body: &[u8], most: usize) -> Result<Self, NotABatch> {
+        let read: BodyForm<'_> = serde_json::from_slice(body).map_err(|_| NotABatch::Unreadable)?;
+        let group = read.group.map(Box::from);
+        Self::build(Form::Body, group, read.ids.into_iter().map(Ok), most)
+    }
+
+    fn build<'a>(
+        form: Form,
+        group: Option<Box<str>>,
+        asked: impl Iterator<Item = Result<Cow<'a, str>, NotABatch>>,
+        most: usize,
+    ) -> Result<Self, NotABatch> {
+        if group.as_deref().is_some_and(|group| !has_length(group, api::GROUP_CHARS)) {
+            return Err(NotABatch::Unreadable);
+        }
+        let mut ids: Vec<Box<str>> = Vec::new();
+        let mut seen = HashSet::new();
+        for id in asked {
+            let id = id?;
+            if !has_length(&id, api::ID_CHARS) {
+                return Err(NotABatch::Unreadable);
+            }
+            if seen.insert(id.clone()) {
+                ids.push(Box::from(id));
+            }
+        }
+        if ids.is_empty() {
+            return Err(NotABatch::Unreadable);
+        }
+        if ids.len() > most {
+            return Err(NotABatch::TooManyIds);
+        }
+        Ok(Self { form, group, ids })
+    }
+}
+
+fn has_length(text: &str, most: usize) -> bool {
+    !text.is_empty() && (text.len() <= most || text.chars().count() <= most)
+}
+
+fn decode(text: &str) -> Result<Cow<'_, str>, NotABatch> {
+    // A stray percent sign decodes to itself in this library; a server may think otherwise.
+    let mut rest = text;
+    while let Some((_, after)) = rest.split_once('%') {
+        if !after.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {
+            return Err(NotABatch::Unreadable);
+        }
+        rest = after;
+    }
+    percent_decode_str(text).decode_utf8().map_err(|_| NotABatch::Unreadable)
+}
+
+/// Writes the request target of a call; `Form::Body` has all in its body.
+pub fn target<'a>(form: Form, group: Option<&str>, ids: impl Iterator<Item = &'a str>) -> String {
+    let mut target = String::from(api::PATH);
+    for (index, id) in ids.enumerate() {
+        match form {
+            Form::Body => return target,
+            Form::Comma if index > 0 => target.push(','),
+            Form::Repeated | Form::Comma => {
+                target.push(if index == 0 { '?' } else { '&' });
+                target.push_str(api::IDS);
+                target.push('=');
+            }
+        }
+        target.extend(utf8_percent_encode(id, ENCODED));
+    }
+    if let (Some(group), Form::Repeated | Form::Comma) = (group, form) {
+        target.push('&');
+        target.push_str(api::GROUP);
+        target.push('=');
+        target.extend(utf8_percent_encode(group, ENCODED));
+    }
+    target
+}
+
+/// Bytes that `id` adds to a target at most.
+pub fn target_bytes(form: Form, id: &str) -> usize {
+    match form {
+        Form::Repeated => api::IDS.len() + 2 + utf8_percent_encode(id, ENCODED).map(str::len).sum::<usize>(),
+        Form::Comma => 1 + utf8_percent_encode(id, ENCODED).map(str::len).sum::<usize>(),
+        Form::Body => 0,
+    }
+}
+
+/// Writes the body of a call; empty for the query forms.
+pub fn body<'a>(form: Form, group: Option<&str>, ids: impl Iterator<Item = &'a str>) -> Bytes {
+    if form != Form::Body {
+        return Bytes::new();
+    }
+    let mut body = serde_json::Map::new();
+    if let Some(group) = group {
+        body.insert(api::GROUP.into(), group.into());
+    }
+    body.insert(api::IDS.into(), ids.collect());
+    serde_json::Value::Object(body).to_string().into()
+}
+
+/// The body form, read strictly: each name once, no other, strings only.
+struct BodyForm<'a> {
+    group: Option<Cow<'a, str>>,
+    ids: Vec<Cow<'a, str>>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for BodyForm<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(BodyVisitor)
+    }
+}
+
+struct BodyVisitor;
+
+impl<'de> Visitor<'de> for BodyVisitor {
+    type Value = BodyForm<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with accessory_ids and group_id")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut group, mut ids) = (None, None);
+        while let Some(name) = map.next_key::<Text<'de>>()? {
+            match name.0.as_ref() {
+                api::GROUP if group.is_none() => group = Some(map.next_value::<Text<'de>>()?.0),
+                api::IDS if ids.is_none() => ids = Some(map.next_value::<Texts<'de>>()?.0),
+                _ => return Err(de::Error::custom("a name that is unknown or given twice")),
+            }
+        }
+        let ids = ids.ok_or_else(|| de::Error::custom("no accessory_ids"))?;
+        Ok(BodyForm { group, ids })
+    }
+}
+
+/// A string, borrowed where the text has no escapes. (serde's own `Cow` always copies.)
+pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+struct Texts<'a>(Vec<Cow<'a, str>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Texts<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextsVisitor;
+        impl<'de> Visitor<'de> for TextsVisitor {
+            type Value = Texts<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of strings")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(text) = seq.next_element::<Text<'de>>()? {
+                    texts.push(text.0);
+                }
+                Ok(Texts(texts))
+            }
+        }
+        deserializer.deserialize_seq(TextsVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn query(query: &str) -> Result<Batch, NotABatch> {
+        Batch::read(Some(query), &HeaderMap::new(), b"", 10)
+    }
+
+    fn json(body: &str) -> Result<Batch, NotABatch> {
+        Batch::read(None, &HeaderMap::new(), body.as_bytes(), 10)
+    }
+
+    fn batch(form: Form, group: Option<&str>, ids: &[&str]) -> Result<Batch, NotABatch> {
+        Ok(Batch { form, group: group.map(Box::from), ids: ids.iter().map(|id| Box::from(*id)).collect() })
+    }
+
+    #[test]
+    fn the_three_forms_are_told_apart() {
+        assert_eq!(
+            query("accessory_ids=1&accessory_ids=3%20x&accessory_ids=b%2F2&group_id=g1"),
+            batch(Form::Repeated, Some("g1"), &["1", "3 x", "b/2"])
+        );
+        assert_eq!(query("accessory_ids=1,2%2C3"), batch(Form::Comma, None, &["1", "2,3"]));
+        assert_eq!(query("accessory_ids=2%2C3"), batch(Form::Repeated, None, &["2,3"]));
+        assert_eq!(
+            json(r#"{ "group_id" : "1", "accessory_ids" : [ "1", "\u9644" ] }"#),
+            batch(Form::Body, Some("1"), &["1", "附"])
+        );
+    }
+
+    #[test]
+    fn an_id_asked_twice_is_asked_once() {
+        assert_eq!(query("accessory_ids=1&accessory_ids=2&accessory_ids=1"), batch(Form::Repeated, None, &["1", "2"]));
+        assert_eq!(query("accessory_ids=1,2,%31"), batch(Form::Comma, None, &["1", "2"]));
+    }
+
+    #[test]
+    fn what_is_not_exactly_a_batch_is_not_read() {
+        let long = "x".repeat(65);
+        for text in [
+            "",
+            "&",
+            "=",
+            "accessory_ids",
+            "accessory_ids=",
+            "accessory_ids=1,",
+            "accessory_ids=,1",
+            "accessory_ids=1&",
+            "accessory_ids=1&accessory_ids=",
+            "accessory_ids=1&x=2",
+            "accessory_ids=1&Group_id=2",
+            "group_id=1",
+            "accessory_ids=1&group_id=1&group_id=1",
+            "accessory_ids=1&group_id=",
+            "accessory_ids=%ff",
+            "accessory_ids=%2",
+            "accessory_ids=%",
+            "accessory_ids=%zz",
+            "accessory_ids=a+b",
+            "accessory_ids=1,2&accessory_ids=3",
+            &format!("accessory_ids={long}"),
+            "accessory_ids=1&group_id=123456789012345678901234567890123",
+            "accessory_ids[]=1",
+        ] {
+            assert_eq!(query(text), Err(NotABatch::Unreadable), "{text}");
+        }
+        for text in [
+            "{}",
+            "[]",
+            "x",
+            "null",
+            r#"{"accessory_ids":[]}"#,
+            r#"{"accessory_ids":"1"}"#,
+            r#"{"accessory_ids":[1]}"#,
+            r#"{"accessory_ids":[null]}"#,
+            r#"{"accessory_ids":[""]}"#,
+            r#"{"accessory_ids":["1"],"x":1}"#,
+            r#"{"accessory_ids":["1"],"group_id":1}"#,
+            r#"{"accessory_ids":["1"],"group_id":null}"#,
+            r#"{"accessory_ids":["1"],"accessory_ids":["2"]}"#,
+            r#"{"accessory_ids":["1"],"group_id":"a","group_id":"a"}"#,
+            r#"{"accessory_ids":["1"]}x"#,
+            r#"{"accessory_ids":["1"]"#,
+            r#"{"accessory_ids":["\ud800"]}"#,
+            r#"{"accessory_ids":["1"],"group_id":""}"#,
+        ] {
+            assert_eq!(json(text), Err(NotABatch::Unreadable), "{text}");
+        }
+        assert_eq!(
+            Batch::read(Some("accessory_ids=1"), &HeaderMap::new(), b"{}", 10),
+            Err(NotABatch::Unreadable),
+            "both forms"
+        );
+        let coded = HeaderMap::from_iter([(CONTENT_ENCODING, http::HeaderValue::from_static("gzip"))]);
+        assert_eq!(Batch::read(None, &coded, br#"{"accessory_ids":["1"]}"#, 10), Err(NotABatch::Unreadable));
+    }
+
+    #[test]
+    fn lengths_are_counted_in_characters() {
+        let id = "附".repeat(64);
+        assert!(json(&format!(r#"{{"accessory_ids":["{id}"]}}"#)).is_ok());
+        assert!(json(&format!(r#"{{"accessory_ids":["{id}附"]}}"#)).is_err());
+    }
+
+    #[test]
+    fn too_many_distinct_ids_are_named_as_such() {
+        let ids = (0..11).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+        assert_eq!(query(&format!("accessory_ids={ids}")), Err(NotABatch::TooManyIds));
+        assert!(query(&format!("accessory_ids={}", ["7"; 50].join(","))).is_ok(), "the same id, often");
+    }
+
+    proptest! {
+        #[test]
+        fn any_batch_survives_the_round_trip_in_any_form(
+            ids in proptest::collection::vec("\\PC{1,64}", 1..8),
+            group in proptest::option::of("\\PC{1,32}"),
+            form in prop_oneof![Just(Form::Repeated), Just(Form::Comma), Just(Form::Body)],
+        ) {
+            let list = || ids.iter().map(String::as_str);
+            let target = target(form, group.as_deref(), list());
+            let body = body(form, group.as_deref(), list());
+            let uri: http::Uri = target.parse().unwrap();
+            prop_assert_eq!(uri.path(), api::PATH);
+            let read = Batch::read(uri.query(), &HeaderMap::new(), &body, 10).unwrap();
+            let mut distinct: Vec<&str> = Vec::new();
+            for id in list() {
+                if !distinct.contains(&id) {
+                    distinct.push(id);
+                }
+            }
+            prop_assert_eq!(&read.ids.iter().map(AsRef::as_ref).collect::<Vec<&str>>(), &distinct);
+            prop_assert_eq!(read.group.as_deref(), group.as_deref());
+            // One id between commas looks the same as one repeated parameter.
+            prop_assert!(read.form == form || (form == Form::Comma && distinct.len() == 1) || ids.len() == 1);
+            if form != Form::Body {
+                let base = api::PATH.len() + 1 + api::GROUP.len() + 1 + group.as_ref().map_or(0, |g| g.len() * 3) + api::IDS.len() + 2;
+                prop_assert!(target.len() <= base + list().map(|id| target_bytes(form, id)).sum::<usize>());
+            }
+        }
+
+        #[test]
+        fn no_request_panics(query in proptest::option::of("[ -~]{0,60}"), body in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let _ = Batch::read(query.as_deref(), &HeaderMap::new(), &body, 10);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Dressing answers: the headers that say what they are and how they came about.
+
+use std::fmt::Write;
+
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, VARY};
+use http::{HeaderMap, HeaderValue, Response, Version};
+
+use super::answer::merge;
+use super::request::Form;
+use super::{Fetched, Slots};
+use crate::answered::Answered;
+use crate::api;
+use crate::body::{Body, whole};
+use crate::caller::{Bypass, Callers};
+use crate::clock::Moment;
+use crate::error::Error;
+use crate::fetch::{Cause, Failure, Terms};
+use crate::headers::{add_via, request_id, strip_hop_by_hop};
+use crate::metrics::{IdResult, Metrics, Outcome, Tally};
+
+/// RFC 9211.
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// One answer out of a batch's links; `from_memory` of them were there at once.
+pub(super) fn links(
+    slots: &Slots<'_>,
+    fetched: &Fetched,
+    from_memory: usize,
+    terms: &Terms,
+    callers: &Callers,
+    metrics: &Metrics,
+    now: Moment,
+) -> Answered {
+    let tally = slots.tally();
+    let texts = slots.slots.iter().filter_map(|slot| slot.had.as_ref()?.text.as_deref());
+    let body = merge(texts);
+    let life = Life::of(slots, metrics, now);
+    let outcome = outcome(&tally);
+
+    let mut response = Response::new(whole(body.clone()));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    headers.insert(CACHE_CONTROL, cache_control(&life, &tally, terms.form));
+    headers.insert(CACHE_STATUS, cache_status(&tally, &life, fetched, from_memory));
+    for name in callers.vary() {
+        headers.append(VARY, HeaderValue::from(name.clone()));
+    }
+    headers.insert(api::REQUEST_ID, fetched.request_id.clone().unwrap_or_else(request_id));
+    add_via(headers, Version::HTTP_11);
+    Answered { response, outcome, tally, caller: None }
+}
+
+/// What an answer's links have left.
+struct Life {
+    /// The least freshness, in whole seconds.
+    fresh: u64,
+    /// Whether all are stored.
+    stored: bool,
+}
+
+impl Life {
+    fn of(slots: &Slots<'_>, metrics: &Metrics, now: Moment) -> Self {
+        let mut life = Life { fresh: u64::MAX, stored: true };
+        for slot in &slots.slots {
+            let Some(deadlines) = slot.had.as_ref().and_then(|link| link.deadlines) else {
+                life.stored = false;
+                continue;
+            };
+            life.fresh = life.fresh.min(deadlines.fresh_left(now).unwrap_or(0) / 1000);
+            if matches!(slot.result, IdResult::Hit | IdResult::Stale)
+                && let Some(left) = deadlines.life_left(now)
+            {
+                metrics.link_life_left.observe(left as f64 / 1000.0);
+            }
+        }
+        life
+    }
+}
+
+fn outcome(tally: &Tally) -> Outcome {
+    let here = tally.count(IdResult::Hit) + tally.count(IdResult::Absent);
+    if tally.count(IdResult::Stale) > 0 {
+        Outcome::Stale
+    } else if here == tally.total() {
+        Outcome::Hit
+    } else if here > 0 {
+        Outcome::Partial
+    } else {
+        Outcome::Miss
+    }
+}
+
+/// A body-form URL does not name its batch, so no cache downstream may keep its answer.
+fn cache_control(life: &Life, tally: &Tally, form: Form) -> HeaderValue {
+    if form == Form::Body || !life.stored || tally.count(IdResult::Stale) > 0 {
+        return HeaderValue::from_static("no-store");
+    }
+    HeaderValue::from_str(&format!("private, max-age={}", life.fresh)).unwrap_or(HeaderValue::from_static("no-store"))
+}
+
+fn cache_status(tally: &Tally, life: &Life, fetched: &Fetched, from_memory: usize) -> HeaderValue {
+    let mut status = String::from("sidelink");
+    let missing = tally.total() as usize - from_memory.min(tally.total() as usize);
+    if tally.count(IdResult::Stale) > 0 {
+        match fetched.failure.as_ref().map(|failure| &failure.cause) {
+            Some(Cause::Answer(answer)) => {
+                let _ = write!(status, "; fwd=stale; fwd-status={}; detail=stale", answer.status.as_u16());
+            }
+            Some(Cause::NoAnswer(Error::BreakerOpen(_) | Error::HeldBack(_))) => status.push_str("; hit; detail=stale"),
+            _ => status.push_str("; fwd=stale; detail=stale"),
+        }
+    } else if missing == 0 {
+        status.push_str("; hit");
+    } else {
+        let joined = tally.count(IdResult::Joined) as usize;
+        status.push_str(if from_memory > 0 { "; fwd=partial" } else { "; fwd=miss" });
+        if life.stored {
+            status.push_str("; stored");
+        }
+        if joined == missing {
+            status.push_str("; collapsed");
+        }
+        if from_memory > 0 {
+            let _ = write!(status, "; detail=\"hit={from_memory} fetched={}", missing - joined);
+            if joined > 0 {
+                let _ = write!(status, " joined={joined}");
+            }
+            status.push('"');
+        }
+    }
+    HeaderValue::from_str(&status).unwrap_or(HeaderValue::from_static("sidelink"))
+}
+
+/// What a batch whose ids could not be had is told: the endpoint's own words where it has spoken.
+pub(super) fn failure(failure: &Failure) -> Answered {
+    let answer = match &failure.cause {
+        Cause::Answer(answer) | Cause::Unmatched(answer) => answer,
+        Cause::NoAnswer(error) => return Answered::own(*error),
+    };
+    let mut response = Response::new(whole(answer.body.clone()));
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers.clone();
+    let headers = response.headers_mut();
+    strip_hop_by_hop(headers);
+    headers.remove(CONTENT_LENGTH); // Set anew from the body.
+    add_via(headers, Version::HTTP_11);
+    let (outcome, status) = match &failure.cause {
+        Cause::Unmatched(_) => (Outcome::Bypass, "sidelink; fwd=bypass; detail=unmatched".to_owned()),
+        _ => (Outcome::Error, format!("sidelink; fwd=miss; fwd-status={}", answer.status.as_u16())),
+    };
+    append_status(headers, &status);
+    Answered::new(response, outcome)
+}
+
+/// Marks an answer to a batch that was forwarded untouched.
+pub(super) fn bypassed(mut response: Response<Body>, reason: Bypass) -> Response<Body> {
+    append_status(response.headers_mut(), &format!("sidelink; fwd=bypass; detail={}", reason.name()));
+    response
+}
+
+/// Appends to the field that the endpoint may have sent: nearest the client comes last (RFC 9211 §2).
+fn append_status(headers: &mut HeaderMap, status: &str) {
+    if let Ok(status) = HeaderValue::from_str(status) {
+        headers.append(CACHE_STATUS, status);
+    }
+}

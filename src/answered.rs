@@ -1,0 +1,43 @@
+//! An answer on its way out, with what metrics and the access log want to know of it.
+
+use http::header::{CACHE_CONTROL, CONNECTION};
+use http::{HeaderValue, Response, Version};
+
+use crate::api;
+use crate::body::{Body, whole};
+use crate::error::Error;
+use crate::headers::{add_via, request_id};
+use crate::metrics::{Outcome, Tally};
+
+/// An answer and how it came about.
+pub struct Answered {
+    /// The answer.
+    pub response: Response<Body>,
+    /// How it came about.
+    pub outcome: Outcome,
+    /// What became of the ids of a batch.
+    pub tally: Tally,
+    /// The caller's short hash, if it was told.
+    pub caller: Option<String>,
+}
+
+impl Answered {
+    /// An answer that was not made from links.
+    pub fn new(response: Response<Body>, outcome: Outcome) -> Self {
+        Self { response, outcome, tally: Tally::default(), caller: None }
+    }
+
+    /// An answer of sidelink's own.
+    pub fn own(error: Error) -> Self {
+        let (parts, body) = error.response().into_parts();
+        let mut response = Response::from_parts(parts, whole(body));
+        let headers = response.headers_mut();
+        headers.insert(api::REQUEST_ID, request_id());
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if matches!(error, Error::BodyTooLarge | Error::Malformed(_)) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        add_via(headers, Version::HTTP_11);
+        Self::new(response, Outcome::Error)
+    }
+}

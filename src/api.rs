@@ -1,0 +1,35 @@
+//! The names of the endpoint's interface: path, parameters, fields and headers, in one place.
+//!
+//! Source: the service's public API reference, "batch obtaining download links".
+
+use http::HeaderName;
+
+/// The batch route, to the letter ("accessorys" is the service's own spelling).
+pub const PATH: &str = "/v2/servicerequest/accessorys/access-urls";
+/// Query parameter and body field: the ids asked for.
+pub const IDS: &str = "accessory_ids";
+/// Query parameter and body field: the group that the ids belong to.
+pub const GROUP: &str = "group_id";
+/// Most characters that an id may have.
+pub const ID_CHARS: usize = 64;
+/// Most characters that a group may have.
+pub const GROUP_CHARS: usize = 32;
+
+/// Header of an IAM token.
+pub const TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
+/// Header of the session token that goes with temporary access keys.
+pub const SECURITY_TOKEN: HeaderName = HeaderName::from_static("x-security-token");
+/// Header of the endpoint's name for a request.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// W3C Trace Context header, taken over from the client.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// Request headers that may change an answer, so that links never cross their values.
+pub const SCOPE_HEADERS: [HeaderName; 6] = [
+    HeaderName::from_static("x-language"),
+    HeaderName::from_static("x-time-zone"),
+    HeaderName::from_static("x-site"),
+    HeaderName::from_static("x-domain-id"),
+    HeaderName::from_static("x-project-id"),
+    HeaderName::from_static("x-enterprise-project-id"),
+];

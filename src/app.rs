@@ -1,0 +1,188 @@
+//! The composition root: a [`Config`] builds everything, runs it, and drains it.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::access_urls::AccessUrls;
+use crate::admin::Admin;
+use crate::cache::Cache;
+use crate::caller::Callers;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::fetch::Fetch;
+use crate::metrics::Metrics;
+use crate::passthrough::Passthrough;
+use crate::router::Router;
+use crate::server;
+use crate::upstream::{SetupError, Upstream};
+
+/// Connections that the admin listener serves at a time.
+const ADMIN_CONNECTIONS: usize = 64;
+
+/// Why sidelink does not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// A listener's address cannot be had.
+    Bind(SocketAddr, io::Error),
+    /// The endpoint's client cannot be built.
+    Upstream(SetupError),
+    /// The metrics cannot be registered: a fault of sidelink's own.
+    Metrics(prometheus::Error),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Bind(address, error) => write!(f, "cannot listen on {address}: {error}"),
+            StartError::Upstream(error) => error.fmt(f),
+            StartError::Metrics(error) => write!(f, "metrics: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// A sidelink that is listening.
+pub struct App {
+    router: Arc<Router>,
+    addresses: Vec<SocketAddr>,
+    admin_address: SocketAddr,
+    ready: Arc<AtomicBool>,
+    stop: CancellationToken,
+    stop_admin: CancellationToken,
+    clients: JoinSet<()>,
+    admin: JoinSet<()>,
+}
+
+impl App {
+    /// Builds everything and begins to serve.
+    ///
+    /// # Errors
+    /// If an address is taken or the endpoint's client cannot be built.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_with(config, Clock::system()).await
+    }
+
+    /// As [`App::start`], on a clock of the caller's.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_with(config: Config, clock: Clock) -> Result<Self, StartError> {
+        let config = Arc::new(config);
+        let registry = Registry::new();
+        let metrics = Arc::new(Metrics::new(&registry).map_err(StartError::Metrics)?);
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        registry.register(Box::new(process)).map_err(StartError::Metrics)?;
+
+        let upstream = Upstream::new(&config.upstream, clock.clone(), Arc::clone(&metrics));
+        let upstream = Arc::new(upstream.map_err(StartError::Upstream)?);
+        let callers = Arc::new(Callers::new(&config.callers, rand::random(), clock.clone()));
+        let cache = Arc::new(Cache::new(&config.cache, &config.freshness, &metrics));
+        let fetch = Fetch::new(
+            Arc::clone(&upstream),
+            Arc::clone(&callers),
+            Arc::clone(&cache),
+            Arc::clone(&metrics),
+            Arc::clone(&config),
+        );
+        let passthrough = Arc::new(Passthrough::new(Arc::clone(&upstream), config.upstream.idle_timeout));
+        let access_urls = AccessUrls::new(
+            callers,
+            Arc::clone(&cache),
+            fetch,
+            Arc::clone(&passthrough),
+            Arc::clone(&config),
+            Arc::clone(&metrics),
+            clock,
+        );
+        let router = Arc::new(Router::new(access_urls, passthrough, upstream, Arc::clone(&metrics), config.log.access));
+        let ready = Arc::new(AtomicBool::new(false));
+        let admin = Arc::new(Admin::new(registry, Arc::clone(&metrics), cache, Arc::clone(&ready)));
+
+        let mut app = Self {
+            router,
+            addresses: Vec::new(),
+            admin_address: config.admin.address,
+            ready,
+            stop: CancellationToken::new(),
+            stop_admin: CancellationToken::new(),
+            clients: JoinSet::new(),
+            admin: JoinSet::new(),
+        };
+        app.listen(&config, &metrics, admin).await?;
+        app.ready.store(true, Ordering::Release);
+        info!(endpoint = %config.upstream.endpoint, addresses = ?app.addresses, admin = %app.admin_address, "serving");
+        Ok(app)
+    }
+
+    async fn listen(&mut self, config: &Config, metrics: &Arc<Metrics>, admin: Arc<Admin>) -> Result<(), StartError> {
+        // All are bound before any is served: half a sidelink helps nobody.
+        let admin_listener = bind(config.admin.address).await?;
+        self.admin_address = admin_listener.local_addr().unwrap_or(config.admin.address);
+        let mut listeners = Vec::new();
+        for address in &config.listen.address {
+            let listener = bind(*address).await?;
+            self.addresses.push(listener.local_addr().unwrap_or(*address));
+            listeners.push(listener);
+        }
+        let limits = server::Limits::from(&config.limits);
+        let permits = Arc::new(Semaphore::new(config.limits.connections));
+        for listener in listeners {
+            let router = Arc::clone(&self.router);
+            let service = service_fn(move |request: Request<Incoming>| {
+                let router = Arc::clone(&router);
+                async move { Ok::<_, Infallible>(router.answer(request).await) }
+            });
+            let gauge = metrics.connections.clone();
+            self.clients.spawn(server::run(listener, limits, Arc::clone(&permits), gauge, self.stop.clone(), service));
+        }
+        let service = service_fn(move |request: Request<Incoming>| {
+            let response = admin.answer(&request);
+            async move { Ok::<_, Infallible>(response) }
+        });
+        let permits = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
+        // Admin connections are nobody's clients: they are not in the gauge.
+        let uncounted =
+            prometheus::IntGauge::new("admin_connections", "not registered").map_err(StartError::Metrics)?;
+        self.admin.spawn(server::run(admin_listener, limits, permits, uncounted, self.stop_admin.clone(), service));
+        Ok(())
+    }
+
+    /// Where clients connect.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Where operators connect.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// Stops taking connections, finishes what is in flight within `limits.drain`, and returns. Metrics and probes are
+    /// there until the end.
+    pub async fn drain(mut self) {
+        self.ready.store(false, Ordering::Release);
+        self.stop.cancel();
+        while self.clients.join_next().await.is_some() {}
+        self.stop_admin.cancel();
+        while self.admin.join_next().await.is_some() {}
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|error| StartError::Bind(address, error))
+}

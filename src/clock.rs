@@ -1,0 +1,94 @@
+//! Two clocks read together, because each fails alone.
+//!
+//! The monotonic clock stands still while a machine is suspended; the wall clock steps. A span counts as passed as soon
+//! as *either* has advanced that far, so no suspend and no step can lengthen a link's life.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+
+/// A point in time on both clocks, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Since the clock was made.
+    pub(crate) monotonic: u64,
+    /// Since the Unix epoch.
+    pub(crate) wall: u64,
+}
+
+impl Moment {
+    /// How far the faster of the two clocks has advanced from `earlier` to here, in milliseconds; 0 if neither has.
+    pub fn since(self, earlier: Moment) -> u64 {
+        let monotonic = self.monotonic.saturating_sub(earlier.monotonic);
+        let wall = self.wall.saturating_sub(earlier.wall);
+        monotonic.max(wall)
+    }
+
+    /// Milliseconds since the Unix epoch on the wall clock.
+    pub fn unix_millis(self) -> u64 {
+        self.wall
+    }
+}
+
+/// The source of [`Moment`]s. Clones share one wall clock.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    start: Instant,
+    wall: Wall,
+}
+
+#[derive(Clone, Debug)]
+enum Wall {
+    System,
+    /// Unix milliseconds at `start`; advances with the (possibly paused) monotonic clock, and by steps.
+    Simulated(Arc<AtomicI64>),
+}
+
+impl Clock {
+    /// The machine's clocks.
+    pub fn system() -> Self {
+        Self { start: Instant::now(), wall: Wall::System }
+    }
+
+    /// A clock that begins at `unix_millis` and follows tokio's clock, so that a paused runtime drives both.
+    pub fn simulated(unix_millis: i64) -> Self {
+        Self { start: Instant::now(), wall: Wall::Simulated(Arc::new(AtomicI64::new(unix_millis))) }
+    }
+
+    /// Steps a simulated wall clock; the machine's is left alone.
+    pub fn step(&self, millis: i64) {
+        if let Wall::Simulated(base) = &self.wall {
+            base.fetch_add(millis, Ordering::SeqCst);
+        }
+    }
+
+    /// Both clocks, now.
+    pub fn now(&self) -> Moment {
+        let monotonic = millis(self.start.elapsed());
+        let wall = match &self.wall {
+            Wall::System => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
+            Wall::Simulated(base) => monotonic.saturating_add_signed(base.load(Ordering::SeqCst)),
+        };
+        Moment { monotonic, wall }
+    }
+}
+
+/// A duration as whole milliseconds, saturating.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_has_passed_once_either_clock_says_so() {
+        let start = Moment { monotonic: 1000, wall: 50_000 };
+        assert_eq!(Moment { monotonic: 1000, wall: 58_000 }.since(start), 8000, "suspended");
+        assert_eq!(Moment { monotonic: 9000, wall: 40_000 }.since(start), 8000, "stepped back");
+        assert_eq!(Moment { monotonic: 1000, wall: 50_000 }.since(start), 0);
+    }
+}

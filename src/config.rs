@@ -1,0 +1,208 @@
+//! What an operator may set: one small struct per concern, already validated.
+//!
+//! A file is TOML text ([`load`]); `config/toml.rs` reads it key by key with the place of each in the file, so that every
+//! error of a file is reported at once, with its line, its key and the nearest key that exists. The structs here
+//! hold only what has passed: a port is a port, a share lies between 0 and 1. `config/sidelink.toml` ships every key
+//! with its default; a test holds the two equal.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::HeaderName;
+use http::uri::{Authority, Scheme};
+
+/// Everything a running sidelink is built from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where clients connect.
+    pub listen: Listen,
+    /// Where operators and probes connect.
+    pub admin: Admin,
+    /// The endpoint and how it is called.
+    pub upstream: Upstream,
+    /// How much is kept.
+    pub cache: Cache,
+    /// How long it is kept.
+    pub freshness: Freshness,
+    /// Who may see what.
+    pub callers: Callers,
+    /// What a client may ask of this process.
+    pub limits: Limits,
+    /// What is logged.
+    pub log: Log,
+}
+
+/// `[listen]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// One or more TCP addresses; port 0 takes a free one. Default `127.0.0.1:8080`.
+    pub address: Vec<SocketAddr>,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// TCP address of metrics and probes. Default `127.0.0.1:8081`.
+    pub address: SocketAddr,
+}
+
+/// The one endpoint that sidelink stands in front of: `scheme://host[:port]`, nothing more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `http` or `https`.
+    pub scheme: Scheme,
+    /// Host and port; the port is left out where it is the scheme's own.
+    pub authority: Authority,
+}
+
+/// `[upstream]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Upstream {
+    /// The endpoint. The only mandatory key.
+    pub endpoint: Endpoint,
+    /// The longest a batch may take, from its last byte read to its answer. Default 10 s.
+    pub deadline: Duration,
+    /// The longest that connecting (TCP and TLS) may take. Default 2 s.
+    pub connect_timeout: Duration,
+    /// Other routes: the longest without a byte in either direction. Default 60 s.
+    pub idle_timeout: Duration,
+    /// Ids that the endpoint takes in one call, 1 to 1000. Default 100.
+    pub ids_per_call: usize,
+    /// Bytes of a call's request target at most, 1 KiB to 64 KiB. Default 6 KiB.
+    pub uri_bytes: usize,
+    /// Calls at a time for one scope and form; further ids gather meanwhile. Default 4.
+    pub calls_per_scope: usize,
+    /// Calls at a time in all. Default 256.
+    pub calls: usize,
+    /// Bytes of one answer at most, after decoding; a longer one is no answer. Default 8 MiB.
+    pub answer_bytes: usize,
+    /// PEM file of certificate authorities that replaces the platform's; none by default.
+    pub ca_file: Option<PathBuf>,
+    /// `[upstream.retry]`
+    pub retry: Retry,
+    /// `[upstream.breaker]`
+    pub breaker: Breaker,
+}
+
+/// `[upstream.retry]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    /// Further attempts for one call at most, 0 to 10. Default 2.
+    pub attempts: u32,
+    /// Retries as a share of recent calls, 0 to 1. Default 0.2.
+    pub budget: f64,
+}
+
+/// `[upstream.breaker]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Breaker {
+    /// Failures in a row that open it, 1 or more. Default 5.
+    pub consecutive: u32,
+    /// Share of failed calls that opens it, above 0 to 1. Default 0.5.
+    pub ratio: f64,
+    /// Calls in the ratio's window before it counts, 1 or more. Default 20.
+    pub min_calls: u32,
+    /// How long it stays open before a probe. Default 2 s.
+    pub open: Duration,
+}
+
+/// `[cache]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// Bytes of links and their bookkeeping. Default 256 MiB.
+    pub capacity: u64,
+}
+
+/// `[freshness]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Freshness {
+    /// The longest that a link is served without asking again. Default 10 min.
+    pub max: Duration,
+    /// Life that a link from memory must have left. Default 60 s.
+    pub min_remaining: Duration,
+    /// Freshness of a link that carries no signature. Default 60 s.
+    pub unsigned: Duration,
+    /// How long a left-out id is remembered as absent. Default 5 s.
+    pub absent: Duration,
+    /// How long past its freshness a usable link may answer for a failing endpoint. Default 5 min.
+    pub stale_if_error: Duration,
+    /// Whether a hit late in a link's freshness fetches it again in the background. Default true.
+    pub refresh_ahead: bool,
+    /// Whether the endpoint's `no-store` keeps its links out of the cache. Default true.
+    pub honour_no_store: bool,
+}
+
+/// `[callers]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Callers {
+    /// How long the endpoint's acceptance of a caller counts. Default 5 min.
+    pub revalidate: Duration,
+    /// Whether a request's `Cache-Control` is honoured. Default true.
+    pub cache_control: bool,
+    /// Request headers, beyond the built-in ones, whose values may change an answer. Default none.
+    pub scope_headers: Vec<HeaderName>,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Client connections at a time; at the limit none is accepted until one ends. Default 10 000.
+    pub connections: usize,
+    /// Ids being fetched at a time; one caller may hold half of them. Default 20 000.
+    pub in_flight: usize,
+    /// Batches waiting for a fetch at a time. Default 10 000.
+    pub waiters: usize,
+    /// Distinct ids in one batch. Default 1000.
+    pub batch_ids: usize,
+    /// Bytes of a batch's body. Default 256 KiB.
+    pub batch_body: usize,
+    /// Bytes of a request's head, target included, 8 KiB to 1 MiB. Default 64 KiB.
+    pub header_bytes: usize,
+    /// The longest a client may take to send a request's head. Default 10 s.
+    pub header_timeout: Duration,
+    /// The longest that a client connection may stay without a byte. Default 60 s.
+    pub idle_timeout: Duration,
+    /// The longest that shutting down waits for answers in flight. Default 30 s.
+    pub drain: Duration,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// The least severe level that is written. Default info.
+    pub level: Level,
+    /// How a line looks. Default JSON.
+    pub format: LogFormat,
+    /// Whether every request gets a line. Default true.
+    pub access: bool,
+}
+
+/// Severity of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Something is broken.
+    Error,
+    /// Something needs an operator's eye.
+    Warn,
+    /// What an operator wants to see by default.
+    Info,
+    /// What helps in finding a fault.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}://{}", self.scheme, self.authority)
+    }
+}

@@ -1,0 +1,396 @@
+//! One flight per id: whoever wants an id that is being fetched joins its flight.
+//!
+//! A batch's missing ids are those it joins and those it owns; what it owns leaves in calls ([`calls`]). Flights run
+//! detached: a client that goes away costs its joiners nothing. What a call brings fills the cache *before* its
+//! flights end, and ownership is decided under one lock after a last look into the cache, so that between "not in
+//! memory" and "not in flight" there is no gap through which an id could be asked twice.
+
+mod calls;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use http::HeaderValue;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, timeout_at};
+
+use crate::access_urls::request::Form;
+use crate::cache::freshness::Deadlines;
+use crate::cache::{Cache, Kept};
+use crate::caller::{Callers, Key, Requester, Scope, Standing};
+use crate::config::Config;
+use crate::error::{Error, Limit, NoAnswer};
+use crate::metrics::Metrics;
+use crate::upstream::{Answer, Upstream};
+use calls::{Lane, LaneKey, Passenger};
+
+/// On whose behalf, and how, a batch's ids are fetched.
+pub struct Terms {
+    /// Who asks.
+    pub requester: Requester,
+    /// Caller, group and scope headers.
+    pub scope: Scope,
+    /// The group, if named.
+    pub group: Option<Box<str>>,
+    /// The form that the client used.
+    pub form: Form,
+    /// When the batch must be answered.
+    pub deadline: Instant,
+    /// Sidelinks that the batch had passed.
+    pub hops: usize,
+    /// The client's trace context.
+    pub traceparent: Option<HeaderValue>,
+}
+
+/// An id to fetch.
+#[derive(Clone)]
+pub struct Wanted {
+    /// The id.
+    pub id: Box<str>,
+    /// Its key in the batch's scope.
+    pub key: Key,
+}
+
+/// How a wanted id was had.
+pub enum Had {
+    /// It had come into memory meanwhile.
+    InMemory(Kept),
+    /// By a flight.
+    Landed {
+        /// Whether another batch had started the flight.
+        joined: bool,
+        /// What came of it.
+        landed: Landed,
+    },
+}
+
+/// What came of fetching one id.
+#[derive(Clone)]
+pub struct Landed {
+    /// The result.
+    pub result: Arrival,
+    /// The endpoint's name for the call.
+    pub request_id: Option<HeaderValue>,
+}
+
+/// The result of fetching one id.
+#[derive(Clone)]
+pub enum Arrival {
+    /// Its item; without deadlines where it may not be kept.
+    Link(Arc<str>, Option<Deadlines>),
+    /// The endpoint left it out; without deadlines where that is not remembered.
+    LeftOut(Option<Deadlines>),
+    /// It could not be had.
+    Failed(Arc<Failure>),
+}
+
+/// Why a call's ids could not be had.
+pub struct Failure {
+    /// What happened.
+    pub cause: Cause,
+    /// Whether the call carried other batches' ids too, or had joiners: then who is at fault is not known yet.
+    pub shared: bool,
+    /// Ids that the call carried.
+    pub ids: usize,
+}
+
+/// What a failed call came to.
+pub enum Cause {
+    /// The endpoint's own error, to be passed on as it came.
+    Answer(Answer),
+    /// An answer with items that match no id asked for.
+    Unmatched(Answer),
+    /// No answer.
+    NoAnswer(Error),
+}
+
+impl Failure {
+    /// Whether a stale link may answer for it: the endpoint failed, it did not refuse.
+    pub fn allows_stale(&self) -> bool {
+        match &self.cause {
+            Cause::Answer(answer) => matches!(answer.status.as_u16(), 429 | 500 | 502 | 503 | 504),
+            Cause::Unmatched(_) => false,
+            Cause::NoAnswer(error) => !matches!(error, Error::Shed(_)),
+        }
+    }
+}
+
+/// Fetches ids.
+#[derive(Clone)]
+pub struct Fetch(Arc<Inner>);
+
+struct Inner {
+    upstream: Arc<Upstream>,
+    callers: Arc<Callers>,
+    cache: Arc<Cache>,
+    metrics: Arc<Metrics>,
+    config: Arc<Config>,
+    runtime: tokio::runtime::Handle,
+    state: Mutex<State>,
+    /// Permits of calls under way.
+    calls: Semaphore,
+    /// Ids in flight.
+    in_flight: AtomicUsize,
+    /// Batches waiting.
+    waiters: AtomicUsize,
+    warned_no_store: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    flights: HashMap<Key, Arc<Flight>>,
+    lanes: HashMap<LaneKey, Lane>,
+}
+
+/// One id being fetched.
+struct Flight {
+    landed: OnceLock<Landed>,
+    bell: Notify,
+    /// Batches that wait for it.
+    awaited: AtomicUsize,
+    joined: AtomicBool,
+    /// Freed when the flight is forgotten by all: a client that leaves gains nothing.
+    _permit: Permit,
+}
+
+impl Flight {
+    async fn land(&self) -> Landed {
+        loop {
+            let bell = self.bell.notified();
+            tokio::pin!(bell);
+            bell.as_mut().enable();
+            if let Some(landed) = self.landed.get() {
+                return landed.clone();
+            }
+            bell.await;
+        }
+    }
+}
+
+/// A batch's place on a flight.
+struct Place {
+    flight: Arc<Flight>,
+    joined: bool,
+}
+
+impl Place {
+    fn on(flight: &Arc<Flight>, joined: bool) -> Self {
+        flight.awaited.fetch_add(1, Ordering::Relaxed);
+        if joined {
+            flight.joined.store(true, Ordering::Relaxed);
+        }
+        Self { flight: Arc::clone(flight), joined }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.flight.awaited.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The right to have one id in flight.
+struct Permit {
+    inner: Arc<Inner>,
+    standing: Arc<Standing>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.standing.flights.fetch_sub(1, Ordering::Relaxed);
+        self.inner.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A batch's right to wait.
+struct Waiting<'f>(&'f AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+enum Source {
+    Memory(Kept),
+    Flight(Place),
+}
+
+impl Fetch {
+    /// A fetcher that fills `cache`. Must be called within a tokio runtime, on which its flights then run.
+    pub fn new(
+        upstream: Arc<Upstream>,
+        callers: Arc<Callers>,
+        cache: Arc<Cache>,
+        metrics: Arc<Metrics>,
+        config: Arc<Config>,
+    ) -> Self {
+        let calls = Semaphore::new(config.upstream.calls);
+        Self(Arc::new(Inner {
+            upstream,
+            callers,
+            cache,
+            metrics,
+            config,
+            runtime: tokio::runtime::Handle::current(),
+            state: Mutex::default(),
+            calls,
+            in_flight: AtomicUsize::new(0),
+            waiters: AtomicUsize::new(0),
+            warned_no_store: AtomicBool::new(false),
+        }))
+    }
+
+    /// Has every id of `wanted`, in that order, by the deadline of `terms`. `serves` says whether what has come into
+    /// memory meanwhile will do.
+    ///
+    /// # Errors
+    /// If a limit is reached; nothing has been asked then.
+    pub async fn fetch(
+        &self,
+        terms: &Arc<Terms>,
+        wanted: &[Wanted],
+        serves: impl Fn(&Kept) -> bool,
+    ) -> Result<Vec<Had>, Error> {
+        let _waiting = self.0.wait()?;
+        let sources = self.0.board(terms, wanted, serves)?;
+        let mut had = Vec::with_capacity(sources.len());
+        for source in sources {
+            had.push(match source {
+                Source::Memory(kept) => Had::InMemory(kept),
+                Source::Flight(place) => {
+                    let landed = timeout_at(terms.deadline, place.flight.land()).await;
+                    Had::Landed { joined: place.joined, landed: landed.unwrap_or_else(|_| failed(Error::Deadline)) }
+                }
+            });
+        }
+        Ok(had)
+    }
+
+    /// Has every id of `wanted` by calls of its own, which nobody joins: where a shared call has failed and the one at
+    /// fault is to be found, or where the client wants nothing stored (`keep` false).
+    ///
+    /// # Errors
+    /// If a limit is reached; nothing has been asked then.
+    pub async fn fetch_apart(&self, terms: &Arc<Terms>, wanted: &[Wanted], keep: bool) -> Result<Vec<Landed>, Error> {
+        let _waiting = self.0.wait()?;
+        let permits = self.0.permits(wanted.len(), &terms.requester.standing)?;
+        let mut permits = permits.into_iter();
+        let calls: Vec<_> = calls::split(&self.0.config.upstream, terms.form, wanted)
+            .into_iter()
+            .map(|wanted| {
+                let (inner, terms) = (Arc::clone(&self.0), Arc::clone(terms));
+                let permits: Vec<Permit> = permits.by_ref().take(wanted.len()).collect();
+                let count = wanted.len();
+                // Detached like any flight, so that leaving frees no permit early.
+                let task = self.0.runtime.spawn(async move {
+                    let landed = inner.call_apart(&terms, &wanted, keep).await;
+                    drop(permits);
+                    landed
+                });
+                (count, task)
+            })
+            .collect();
+        let mut landed = Vec::with_capacity(wanted.len());
+        for (count, task) in calls {
+            match timeout_at(terms.deadline, task).await {
+                Ok(Ok(batch)) => landed.extend(batch),
+                Ok(Err(_)) => landed.extend(vec![failed(Error::NoAnswer(NoAnswer::Lost)); count]),
+                Err(_) => landed.extend(vec![failed(Error::Deadline); count]),
+            }
+        }
+        Ok(landed)
+    }
+}
+
+impl Inner {
+    /// Finds a source for every wanted id: a flight to join, memory, or a new flight, which is queued for a call.
+    fn board(
+        self: &Arc<Self>,
+        terms: &Arc<Terms>,
+        wanted: &[Wanted],
+        serves: impl Fn(&Kept) -> bool,
+    ) -> Result<Vec<Source>, Error> {
+        let mut state = self.state();
+        let found: Vec<Option<Source>> = wanted
+            .iter()
+            .map(|wanted| {
+                if let Some(flight) = state.flights.get(&wanted.key) {
+                    return Some(Source::Flight(Place::on(flight, true)));
+                }
+                self.cache.look_up(wanted.key).filter(&serves).map(Source::Memory)
+            })
+            .collect();
+        let owned = found.iter().filter(|source| source.is_none()).count();
+        let mut permits = self.permits(owned, &terms.requester.standing)?.into_iter();
+
+        let lane_key = LaneKey { scope: terms.scope, form: terms.form };
+        let mut sources = Vec::with_capacity(wanted.len());
+        for (wanted, source) in wanted.iter().zip(found) {
+            if let Some(source) = source {
+                sources.push(source);
+                continue;
+            }
+            let Some(permit) = permits.next() else { break };
+            let flight = Arc::new(Flight {
+                landed: OnceLock::new(),
+                bell: Notify::new(),
+                awaited: AtomicUsize::new(0),
+                joined: AtomicBool::new(false),
+                _permit: permit,
+            });
+            sources.push(Source::Flight(Place::on(&flight, false)));
+            state.flights.insert(wanted.key, Arc::clone(&flight));
+            state.lanes.entry(lane_key).or_default().queue.push_back(Passenger {
+                wanted: wanted.clone(),
+                flight,
+                terms: Arc::clone(terms),
+            });
+        }
+        let departing = self.departures(&mut state, lane_key);
+        drop(state);
+        self.depart(departing);
+        Ok(sources)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in here is left half-done by a panic: each step leaves the maps whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait(&self) -> Result<Waiting<'_>, Error> {
+        let waiting = Waiting(&self.waiters);
+        if self.waiters.fetch_add(1, Ordering::Relaxed) >= self.config.limits.waiters {
+            return Err(self.shed(Limit::Waiters));
+        }
+        Ok(waiting)
+    }
+
+    /// `count` permits, or none.
+    fn permits(self: &Arc<Self>, count: usize, standing: &Arc<Standing>) -> Result<Vec<Permit>, Error> {
+        let most = self.config.limits.in_flight;
+        let before = self.in_flight.fetch_add(count, Ordering::Relaxed);
+        let before_caller = standing.flights.fetch_add(count, Ordering::Relaxed);
+        // Made first, so that giving up gives back.
+        let permits: Vec<Permit> =
+            (0..count).map(|_| Permit { inner: Arc::clone(self), standing: Arc::clone(standing) }).collect();
+        if count > 0 && before + count > most {
+            return Err(self.shed(Limit::InFlight));
+        }
+        if count > 0 && before_caller + count > most.div_ceil(2) {
+            return Err(self.shed(Limit::CallerInFlight));
+        }
+        Ok(permits)
+    }
+
+    fn shed(&self, limit: Limit) -> Error {
+        self.metrics.shed.with_label_values(&[limit.name()]).inc();
+        Error::Shed(limit)
+    }
+}
+
+fn failed(error: Error) -> Landed {
+    let failure = Failure { cause: Cause::NoAnswer(error), shared: false, ids: 0 };
+    Landed { result: Arrival::Failed(Arc::new(failure)), request_id: None }
+}

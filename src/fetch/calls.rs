@@ -1,0 +1,358 @@
+//! Calls: owned ids of one scope and form ride together.
+//!
+//! A lane has so many calls under way at a time; ids that come meanwhile queue, and leave when a call is back. No timer
+//! delays a lone batch.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use http::{HeaderValue, StatusCode};
+use tokio::time::{Instant, timeout_at};
+use tracing::{error, warn};
+
+use super::{Arrival, Cause, Failure, Flight, Inner, Landed, State, Terms, Wanted};
+use crate::access_urls::answer::{self, Item, Read};
+use crate::access_urls::request::{self, Form};
+use crate::api;
+use crate::cache::Kept;
+use crate::cache::freshness::{self, Deadlines, Reason, Verdict};
+use crate::caller::Scope;
+use crate::config;
+use crate::error::{Error, NoAnswer};
+use crate::upstream::{Answer, Call};
+
+/// Ids that may ride together: same caller, group, scope headers and form.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct LaneKey {
+    pub(super) scope: Scope,
+    pub(super) form: Form,
+}
+
+#[derive(Default)]
+pub(super) struct Lane {
+    pub(super) queue: VecDeque<Passenger>,
+    /// Calls under way.
+    calls: usize,
+}
+
+/// An owned id on its way.
+pub(super) struct Passenger {
+    pub(super) wanted: Wanted,
+    pub(super) flight: Arc<Flight>,
+    pub(super) terms: Arc<Terms>,
+}
+
+/// One call's load. However its task ends, its flights land and its lane moves on.
+pub(super) struct Manifest {
+    inner: Arc<Inner>,
+    lane: LaneKey,
+    passengers: Vec<Passenger>,
+}
+
+/// What came of a call, for the ids it carried, in their order.
+struct Report {
+    result: Result<Vec<Arrival>, Cause>,
+    request_id: Option<HeaderValue>,
+}
+
+impl Report {
+    fn failed(cause: Cause) -> Self {
+        Self { result: Err(cause), request_id: None }
+    }
+
+    /// One result for each of `ids`.
+    fn each(self, ids: usize, shared: bool) -> Vec<Landed> {
+        let request_id = self.request_id;
+        let arrivals =
+            self.result.unwrap_or_else(|cause| vec![Arrival::Failed(Arc::new(Failure { cause, shared, ids })); ids]);
+        arrivals.into_iter().map(|result| Landed { result, request_id: request_id.clone() }).collect()
+    }
+}
+
+impl Manifest {
+    /// Ends the flights; what may be kept is in the cache already.
+    fn land(&mut self, report: Report) {
+        let passengers = std::mem::take(&mut self.passengers);
+        let mut state = self.inner.state();
+        for passenger in &passengers {
+            state.flights.remove(&passenger.wanted.key);
+        }
+        drop(state);
+        // From here on nobody joins any more, so who shares a failure is settled.
+        let mut terms = passengers.iter().map(|passenger| Arc::as_ptr(&passenger.terms));
+        let first = terms.next();
+        let shared = terms.any(|other| Some(other) != first)
+            || passengers.iter().any(|passenger| passenger.flight.joined.load(Ordering::Relaxed));
+        for (passenger, landed) in passengers.iter().zip(report.each(passengers.len(), shared)) {
+            // Set once: the passenger list was taken.
+            let _ = passenger.flight.landed.set(landed);
+            passenger.flight.bell.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Manifest {
+    fn drop(&mut self) {
+        if !self.passengers.is_empty() {
+            error!(ids = self.passengers.len(), "a call ended without a result");
+            self.land(Report::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost))));
+        }
+        let mut state = self.inner.state();
+        if let Some(lane) = state.lanes.get_mut(&self.lane) {
+            lane.calls = lane.calls.saturating_sub(1);
+        }
+        let departing = self.inner.departures(&mut state, self.lane);
+        drop(state);
+        self.inner.depart(departing);
+    }
+}
+
+impl Inner {
+    /// The calls that may leave a lane now. To be handed to [`Inner::depart`] once the state is unlocked.
+    pub(super) fn departures(self: &Arc<Self>, state: &mut State, key: LaneKey) -> Vec<Manifest> {
+        let mut departing = Vec::new();
+        let State { flights, lanes } = state;
+        let Some(lane) = lanes.get_mut(&key) else { return departing };
+        while lane.calls < self.config.upstream.calls_per_scope {
+            let mut load = Load::new(&self.config.upstream, key.form);
+            let mut passengers = Vec::new();
+            while let Some(next) = lane.queue.front() {
+                let abandoned = next.flight.awaited.load(Ordering::Relaxed) == 0;
+                if !abandoned && !load.takes(&next.wanted.id) {
+                    break;
+                }
+                let Some(next) = lane.queue.pop_front() else { break };
+                if abandoned {
+                    flights.remove(&next.wanted.key);
+                } else {
+                    passengers.push(next);
+                }
+            }
+            if passengers.is_empty() {
+                break;
+            }
+            lane.calls += 1;
+            departing.push(Manifest { inner: Arc::clone(self), lane: key, passengers });
+        }
+        if lane.calls == 0 {
+            lanes.remove(&key);
+        }
+        departing
+    }
+
+    /// Sets calls going. Must not be called with the state locked: a runtime that shuts down drops them on the spot.
+    pub(super) fn depart(&self, departing: Vec<Manifest>) {
+        for mut manifest in departing {
+            self.runtime.spawn(async move {
+                let report = manifest.run().await;
+                manifest.land(report);
+            });
+        }
+    }
+
+    /// One call for one batch alone.
+    pub(super) async fn call_apart(&self, terms: &Terms, wanted: &[Wanted], keep: bool) -> Vec<Landed> {
+        let report = self.call(terms, wanted, terms.deadline, keep).await;
+        report.each(wanted.len(), false)
+    }
+
+    async fn call(&self, terms: &Terms, wanted: &[Wanted], deadline: Instant, keep: bool) -> Report {
+        let Ok(Ok(_permit)) = timeout_at(deadline, self.calls.acquire()).await else {
+            return Report::failed(Cause::NoAnswer(Error::Deadline));
+        };
+        let ids = || wanted.iter().map(|wanted| &*wanted.id);
+        let mut headers = terms.requester.headers.clone();
+        headers.extend(terms.traceparent.clone().map(|value| (api::TRACEPARENT, value)));
+        let call = Call {
+            target: request::target(terms.form, terms.group.as_deref(), ids()),
+            body: request::body(terms.form, terms.group.as_deref(), ids()),
+            headers,
+            hops: terms.hops,
+            ids: wanted.len(),
+        };
+        let report = match self.upstream.call(call, deadline).await {
+            Ok(answer) => self.digest(answer, terms, wanted, keep),
+            Err(error) => Report::failed(Cause::NoAnswer(error)),
+        };
+        self.metrics.upstream_calls.with_label_values(&[result_name(&report)]).inc();
+        report
+    }
+
+    /// Reads an answer, fills the cache, and learns about the caller.
+    fn digest(&self, answer: Answer, terms: &Terms, wanted: &[Wanted], keep: bool) -> Report {
+        let request_id = answer.headers.get(api::REQUEST_ID).cloned();
+        let requester = &terms.requester;
+        let result = match answer.status {
+            StatusCode::OK => {
+                let ids: Vec<&str> = wanted.iter().map(|wanted| &*wanted.id).collect();
+                match answer::read(&answer.body, &ids) {
+                    Read::Links(items) => {
+                        self.callers.accept(requester, answer.sent);
+                        Ok(self.file(&answer, wanted, items, keep))
+                    }
+                    Read::NoList => {
+                        // Older error codes come with a 200, "no permission" among them.
+                        self.withdraw(terms, wanted);
+                        Err(Cause::Answer(answer))
+                    }
+                    Read::Unmatched => {
+                        self.metrics
+                            .uncacheable
+                            .with_label_values(&[Reason::Unmatched.name()])
+                            .inc_by(wanted.len() as u64);
+                        Err(Cause::Unmatched(answer))
+                    }
+                    Read::Broken => Err(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Unreadable))),
+                }
+            }
+            StatusCode::UNAUTHORIZED => {
+                self.callers.drop_links(requester);
+                Err(Cause::Answer(answer))
+            }
+            StatusCode::FORBIDDEN => {
+                self.withdraw(terms, wanted);
+                Err(Cause::Answer(answer))
+            }
+            _ => Err(Cause::Answer(answer)),
+        };
+        Report { result, request_id }
+    }
+
+    /// The caller may not see these ids any more, nor perhaps others.
+    fn withdraw(&self, terms: &Terms, wanted: &[Wanted]) {
+        for wanted in wanted {
+            self.cache.forget(wanted.key);
+        }
+        terms.requester.standing.doubt();
+    }
+
+    /// Keeps what may be kept of an answer.
+    fn file(&self, answer: &Answer, wanted: &[Wanted], items: Vec<Option<Item>>, keep: bool) -> Vec<Arrival> {
+        let source = freshness::Source::read(&answer.headers, answer.sent);
+        self.metrics.clock_skew.set(source.skew() as f64 / 1000.0);
+        let foreign_vary = self.callers.varies_outside(&answer.headers);
+        let policy = &self.config.freshness;
+        let store = |wanted: &Wanted, text: Option<Arc<str>>, deadlines: Deadlines| {
+            if keep {
+                self.cache.keep(wanted.key, Kept { text, deadlines });
+            }
+        };
+        wanted
+            .iter()
+            .zip(items)
+            .map(|(wanted, item)| match item {
+                Some(item) => {
+                    let verdict = match freshness::judge(item.url.as_deref(), &source, policy) {
+                        Verdict::Keep(_) if foreign_vary => Verdict::Pass(Reason::Vary),
+                        verdict => verdict,
+                    };
+                    match verdict {
+                        Verdict::Keep(deadlines) => {
+                            store(wanted, Some(Arc::clone(&item.text)), deadlines);
+                            Arrival::Link(item.text, keep.then_some(deadlines))
+                        }
+                        Verdict::Pass(reason) => {
+                            self.metrics.uncacheable.with_label_values(&[reason.name()]).inc();
+                            if reason == Reason::NoStore {
+                                self.say_once_that_nothing_is_stored();
+                            }
+                            // What is kept from before is another link, and good until its own end.
+                            Arrival::Link(item.text, None)
+                        }
+                    }
+                }
+                None if source.forbids_storing(policy) || foreign_vary => {
+                    self.cache.forget(wanted.key);
+                    Arrival::LeftOut(None)
+                }
+                None => {
+                    let deadlines = Deadlines::absent(answer.sent, policy.absent);
+                    store(wanted, None, deadlines);
+                    Arrival::LeftOut(keep.then_some(deadlines))
+                }
+            })
+            .collect()
+    }
+
+    fn say_once_that_nothing_is_stored(&self) {
+        if !self.warned_no_store.swap(true, Ordering::Relaxed) {
+            warn!(
+                "the endpoint's Cache-Control forbids storing its links, so every batch is fetched;                  freshness.honour_no_store = false overrules it"
+            );
+        }
+    }
+}
+
+impl Manifest {
+    async fn run(&mut self) -> Report {
+        let Some(first) = self.passengers.first() else {
+            return Report::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost)));
+        };
+        let latest = self.passengers.iter().map(|passenger| passenger.terms.deadline).max();
+        let deadline = latest.unwrap_or(first.terms.deadline);
+        let wanted: Vec<Wanted> = self.passengers.iter().map(|passenger| passenger.wanted.clone()).collect();
+        let terms = Arc::clone(&first.terms);
+        self.inner.call(&terms, &wanted, deadline, true).await
+    }
+}
+
+/// How full a call is.
+struct Load<'c> {
+    config: &'c config::Upstream,
+    form: Form,
+    ids: usize,
+    /// Bytes of the target, with room for the path and the longest group.
+    bytes: usize,
+}
+
+impl<'c> Load<'c> {
+    fn new(config: &'c config::Upstream, form: Form) -> Self {
+        let group = api::GROUP_CHARS * 4 * 3;
+        let bytes = api::PATH.len() + api::IDS.len() + api::GROUP.len() + 4 + group;
+        Self { config, form, ids: 0, bytes }
+    }
+
+    /// Adds `id` if it fits; one id always does.
+    fn takes(&mut self, id: &str) -> bool {
+        let bytes = self.bytes + request::target_bytes(self.form, id);
+        let full = self.ids >= self.config.ids_per_call || bytes > self.config.uri_bytes;
+        if full && self.ids > 0 {
+            return false;
+        }
+        self.ids += 1;
+        self.bytes = bytes;
+        true
+    }
+}
+
+/// The loads of calls for `wanted`.
+pub(super) fn split(config: &config::Upstream, form: Form, wanted: &[Wanted]) -> Vec<Vec<Wanted>> {
+    let mut loads: Vec<Vec<Wanted>> = Vec::new();
+    let mut load = Load::new(config, form);
+    for wanted in wanted {
+        match loads.last_mut() {
+            Some(last) if load.takes(&wanted.id) => last.push(wanted.clone()),
+            _ => {
+                load = Load::new(config, form);
+                load.takes(&wanted.id);
+                loads.push(vec![wanted.clone()]);
+            }
+        }
+    }
+    loads
+}
+
+/// The label of a call in `upstream_calls_total`.
+fn result_name(report: &Report) -> &'static str {
+    match &report.result {
+        Ok(_) => "ok",
+        Err(Cause::Answer(answer) | Cause::Unmatched(answer)) => match answer.status.as_u16() {
+            200 => "error_in_200",
+            500.. => "server_error",
+            _ => "client_error",
+        },
+        Err(Cause::NoAnswer(Error::Deadline)) => "deadline",
+        Err(Cause::NoAnswer(_)) => "no_answer",
+    }
+}

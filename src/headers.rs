@@ -1,0 +1,91 @@
+//! What a proxy does to headers, whoever they are for (RFC 9110 §7.6).
+
+use http::header::{CONNECTION, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA};
+use http::{HeaderMap, Version};
+
+/// The name that this proxy goes by in `Via`, `Cache-Status` and `User-Agent`.
+pub const NAME: &str = "sidelink";
+
+const HOP_BY_HOP: [HeaderName; 7] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// Removes the headers that are about one connection: the known ones and those that `Connection` names.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+/// Appends this hop to `Via`; `version` is that of the message received.
+pub fn add_via(headers: &mut HeaderMap, version: Version) {
+    let hop = match version {
+        Version::HTTP_2 => HeaderValue::from_static("2 sidelink"),
+        Version::HTTP_10 => HeaderValue::from_static("1.0 sidelink"),
+        _ => HeaderValue::from_static("1.1 sidelink"),
+    };
+    headers.append(VIA, hop);
+}
+
+/// How many sidelinks a message has passed.
+pub fn sidelinks(headers: &HeaderMap) -> usize {
+    headers
+        .get_all(VIA)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter(|hop| hop.split_whitespace().nth(1) == Some(NAME))
+        .count()
+}
+
+/// 128 random bits in hex: a name for a request that the endpoint has not named.
+pub fn request_id() -> HeaderValue {
+    let id = format!("{:032x}", rand::random::<u128>());
+    HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_of_one_connection_are_removed_with_those_that_connection_names() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "X-One, close"),
+            ("connection", "x-two"),
+            ("x-one", "1"),
+            ("x-two", "2"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("x-three", "3"),
+        ] {
+            headers.append(HeaderName::from_static(name), value.parse().unwrap());
+        }
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-three"]);
+    }
+
+    #[test]
+    fn sidelinks_are_counted_over_all_via_lines() {
+        let mut headers = HeaderMap::new();
+        headers.append(VIA, "1.1 sidelink, 1.1 nginx".parse().unwrap());
+        headers.append(VIA, "2 sidelink (comment), 1.1 sidelinks".parse().unwrap());
+        assert_eq!(sidelinks(&headers), 2);
+    }
+}

@@ -1,0 +1,373 @@
+//! Every metric family, as a value: registered on a registry that is passed in, every series there from the start.
+//!
+//! Label sets are closed: no id, path or caller is ever a label.
+
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+use crate::cache::freshness::Reason;
+use crate::caller::Bypass;
+use crate::error::Limit;
+
+/// What became of one id of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdResult {
+    /// From memory, fresh.
+    Hit,
+    /// From memory, past its freshness, for an endpoint that failed.
+    Stale,
+    /// From a flight that another batch had started.
+    Joined,
+    /// From the shared tier.
+    Shared,
+    /// From a call for this batch.
+    Fetched,
+    /// Remembered as left out.
+    Absent,
+    /// Not to be had.
+    Failed,
+}
+
+impl IdResult {
+    /// Every result, in the order of [`Tally`]'s counts.
+    pub const ALL: [IdResult; 7] = [
+        IdResult::Hit,
+        IdResult::Stale,
+        IdResult::Joined,
+        IdResult::Shared,
+        IdResult::Fetched,
+        IdResult::Absent,
+        IdResult::Failed,
+    ];
+
+    /// Its name in metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            IdResult::Hit => "hit",
+            IdResult::Stale => "stale",
+            IdResult::Joined => "joined",
+            IdResult::Shared => "shared",
+            IdResult::Fetched => "fetched",
+            IdResult::Absent => "absent",
+            IdResult::Failed => "failed",
+        }
+    }
+}
+
+/// The results of one batch's distinct ids.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally([u32; 7]);
+
+impl Tally {
+    /// Counts one id.
+    pub fn add(&mut self, result: IdResult) {
+        if let Some(count) = self.0.get_mut(result as usize) {
+            *count += 1;
+        }
+    }
+
+    /// The count of `result`.
+    pub fn count(&self, result: IdResult) -> u32 {
+        self.0.get(result as usize).copied().unwrap_or(0)
+    }
+
+    /// All ids.
+    pub fn total(&self) -> u32 {
+        self.0.iter().sum()
+    }
+}
+
+/// How a batch was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All from memory.
+    Hit,
+    /// Some from memory, some fetched or joined.
+    Partial,
+    /// None from memory.
+    Miss,
+    /// At least one link past its freshness.
+    Stale,
+    /// Forwarded untouched.
+    Bypass,
+    /// An error, the endpoint's or sidelink's own.
+    Error,
+}
+
+impl Outcome {
+    const ALL: [Outcome; 6] =
+        [Outcome::Hit, Outcome::Partial, Outcome::Miss, Outcome::Stale, Outcome::Bypass, Outcome::Error];
+
+    /// Its name in metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Hit => "hit",
+            Outcome::Partial => "partial",
+            Outcome::Miss => "miss",
+            Outcome::Stale => "stale",
+            Outcome::Bypass => "bypass",
+            Outcome::Error => "error",
+        }
+    }
+}
+
+/// Which way a request went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// The batch route.
+    Batch,
+    /// Any other route of the endpoint.
+    Passthrough,
+}
+
+impl Route {
+    /// Its name in metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Route::Batch => "batch",
+            Route::Passthrough => "passthrough",
+        }
+    }
+}
+
+/// Counters of evictions.
+#[derive(Clone)]
+pub struct Evictions {
+    /// Made room.
+    pub size: IntCounter,
+    /// Too old to be served, fresh or stale.
+    pub expired: IntCounter,
+    /// Forgotten on purpose.
+    pub explicit: IntCounter,
+}
+
+/// Every family that the product counts in.
+pub struct Metrics {
+    ids: [IntCounter; 7],
+    batches: [IntCounter; 6],
+    durations: HistogramVec,
+    /// Distinct ids of each batch.
+    pub batch_ids: Histogram,
+    /// Calls by what became of them.
+    pub upstream_calls: IntCounterVec,
+    /// Seconds from a call's departure to its whole answer.
+    pub upstream_call_duration: Histogram,
+    /// Ids of each call.
+    pub upstream_call_ids: Histogram,
+    /// Calls under way.
+    pub upstream_in_flight: IntGauge,
+    /// Links and absences in memory.
+    pub cache_links: IntGauge,
+    /// Bytes of them, bookkeeping included.
+    pub cache_bytes: IntGauge,
+    /// Evictions by cause.
+    pub cache_evictions: Evictions,
+    /// Seconds until their own expiry of links handed out from memory.
+    pub link_life_left: Histogram,
+    /// Fresh ids asked again, by cause.
+    pub refetched: IntCounterVec,
+    /// Local minus endpoint's clock, in seconds.
+    pub clock_skew: Gauge,
+    /// Links not stored, by reason.
+    pub uncacheable: IntCounterVec,
+    /// Batches forwarded untouched, by reason.
+    pub bypass: IntCounterVec,
+    /// Client connections open.
+    pub connections: IntGauge,
+    /// Batches refused, by limit.
+    pub shed: IntCounterVec,
+}
+
+/// The results of a call, in `upstream_calls_total`.
+pub const CALL_RESULTS: [&str; 6] = ["ok", "client_error", "server_error", "error_in_200", "no_answer", "deadline"];
+
+impl Metrics {
+    /// Registers every family on `registry`.
+    ///
+    /// # Errors
+    /// If a family of the same name is there already.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let ids = counters(
+            registry,
+            "ids_total",
+            "Distinct ids of batches by what became of them; each is counted once.",
+            "result",
+            &IdResult::ALL.map(IdResult::name),
+        )?;
+        let batches = counters(
+            registry,
+            "batches_total",
+            "Batches by how they were answered.",
+            "outcome",
+            &Outcome::ALL.map(Outcome::name),
+        )?;
+        let durations = HistogramVec::new(
+            HistogramOpts::new(
+                "sidelink_request_duration_seconds",
+                "Seconds from a request's head read to its answer's head, by route and outcome.",
+            )
+            .buckets(vec![
+                0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+            ]),
+            &["route", "outcome"],
+        )?;
+        for outcome in Outcome::ALL {
+            durations.with_label_values(&[Route::Batch.name(), outcome.name()]);
+        }
+        for outcome in [Outcome::Bypass, Outcome::Error] {
+            durations.with_label_values(&[Route::Passthrough.name(), outcome.name()]);
+        }
+        registry.register(Box::new(durations.clone()))?;
+
+        let evictions = counters(
+            registry,
+            "cache_evictions_total",
+            "Entries that left memory, by cause.",
+            "cause",
+            &["size", "expired", "explicit"],
+        )?;
+        let [size, expired, explicit] = evictions;
+
+        let build =
+            IntGaugeVec::new(Opts::new("sidelink_build_info", "1, with the version as a label."), &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(build))?;
+
+        Ok(Self {
+            ids,
+            batches,
+            durations,
+            batch_ids: histogram(
+                registry,
+                "batch_ids",
+                "Distinct ids of each batch.",
+                &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0],
+            )?,
+            upstream_calls: vector(
+                registry,
+                "upstream_calls_total",
+                "Calls to the endpoint by what became of them.",
+                "result",
+                &CALL_RESULTS,
+            )?,
+            upstream_call_duration: histogram(
+                registry,
+                "upstream_call_duration_seconds",
+                "Seconds from a call's departure to its whole answer.",
+                &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0],
+            )?,
+            upstream_call_ids: histogram(
+                registry,
+                "upstream_call_ids",
+                "Ids of each call; its sum is the ids sent upstream.",
+                &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0],
+            )?,
+            upstream_in_flight: gauge(registry, "upstream_in_flight", "Calls to the endpoint under way.")?,
+            cache_links: gauge(registry, "cache_links", "Links and remembered absences in memory.")?,
+            cache_bytes: gauge(registry, "cache_bytes", "Bytes of links in memory, their bookkeeping included.")?,
+            cache_evictions: Evictions { size, expired, explicit },
+            link_life_left: histogram(
+                registry,
+                "link_life_left_seconds",
+                "Seconds until their own expiry of links handed out from memory.",
+                &[30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0],
+            )?,
+            refetched: vector(
+                registry,
+                "refetched_total",
+                "Ids asked again while fresh, by cause.",
+                "cause",
+                &["refresh", "revalidate", "client"],
+            )?,
+            clock_skew: {
+                let skew = Gauge::new(
+                    "sidelink_clock_skew_seconds",
+                    "Local clock minus the endpoint's, as of the last call.",
+                )?;
+                registry.register(Box::new(skew.clone()))?;
+                skew
+            },
+            uncacheable: vector(
+                registry,
+                "uncacheable_total",
+                "Links passed on and not stored, by reason.",
+                "reason",
+                &Reason::ALL.map(Reason::name),
+            )?,
+            bypass: vector(
+                registry,
+                "bypass_total",
+                "Batch requests forwarded untouched, by reason.",
+                "reason",
+                &Bypass::ALL.map(Bypass::name),
+            )?,
+            connections: gauge(registry, "connections", "Client connections open.")?,
+            shed: vector(
+                registry,
+                "shed_total",
+                "Batches refused because a limit was reached, by limit.",
+                "limit",
+                &Limit::ALL.map(Limit::name),
+            )?,
+        })
+    }
+
+    /// Counts a batch's ids: the one place where ids are counted.
+    pub fn count_ids(&self, tally: &Tally) {
+        for (counter, count) in self.ids.iter().zip(tally.0) {
+            if count > 0 {
+                counter.inc_by(u64::from(count));
+            }
+        }
+    }
+
+    /// Counts a request and its duration.
+    pub fn count_request(&self, route: Route, outcome: Outcome, seconds: f64) {
+        if route == Route::Batch
+            && let Some(counter) = self.batches.get(outcome as usize)
+        {
+            counter.inc();
+        }
+        self.durations.with_label_values(&[route.name(), outcome.name()]).observe(seconds);
+    }
+}
+
+fn vector(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+    values: &[&str],
+) -> prometheus::Result<IntCounterVec> {
+    let vector = IntCounterVec::new(Opts::new(format!("sidelink_{name}"), help), &[label])?;
+    for value in values {
+        vector.with_label_values(&[value]);
+    }
+    registry.register(Box::new(vector.clone()))?;
+    Ok(vector)
+}
+
+fn counters<const N: usize>(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+    values: &[&str; N],
+) -> prometheus::Result<[IntCounter; N]> {
+    let vector = vector(registry, name, help, label, values)?;
+    Ok(values.map(|value| vector.with_label_values(&[value])))
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
+    let opts = HistogramOpts::new(format!("sidelink_{name}"), help).buckets(buckets.to_vec());
+    let histogram = Histogram::with_opts(opts)?;
+    registry.register(Box::new(histogram.clone()))?;
+    Ok(histogram)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+    let gauge = IntGauge::new(format!("sidelink_{name}"), help)?;
+    registry.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
+}

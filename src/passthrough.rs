@@ -1,0 +1,129 @@
+//! Every other route: streamed both ways, untouched but for what a proxy must touch.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use http::header::EXPECT;
+use http::{Request, Version};
+use http_body::{Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
+
+use crate::answered::Answered;
+use crate::body::{BodyError, stream};
+use crate::error::Error;
+use crate::headers::{add_via, strip_hop_by_hop};
+use crate::metrics::Outcome;
+use crate::upstream::Upstream;
+
+/// Streams requests to the endpoint and answers back.
+pub struct Passthrough {
+    upstream: Arc<Upstream>,
+    idle_timeout: Duration,
+}
+
+impl Passthrough {
+    /// `idle_timeout`: the longest that an exchange may stay without a byte in either direction.
+    pub fn new(upstream: Arc<Upstream>, idle_timeout: Duration) -> Self {
+        Self { upstream, idle_timeout }
+    }
+
+    /// Sends `request` to the endpoint: raw path and query, Host rewritten, hop-by-hop headers gone, `Via` added.
+    pub async fn forward<B>(&self, mut request: Request<B>) -> Answered
+    where
+        B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+        B::Error: Into<BodyError>,
+    {
+        let version = request.version();
+        strip_hop_by_hop(request.headers_mut());
+        add_via(request.headers_mut(), version);
+        // hyper has told the client to continue by the time its body is read.
+        request.headers_mut().remove(EXPECT);
+
+        let (progress, mut seen) = watch::channel(Instant::now());
+        let progress = Arc::new(progress);
+        let request = request.map(|body| {
+            if body.is_end_stream() {
+                return crate::body::whole(bytes::Bytes::new());
+            }
+            stream(Paced::new(body, self.idle_timeout, Arc::clone(&progress)))
+        });
+        let answer = self.upstream.forward(request);
+        tokio::pin!(answer);
+        // While the upload moves, the endpoint need not have answered.
+        let answer = loop {
+            let last = *seen.borrow_and_update();
+            tokio::select! {
+                answer = &mut answer => break answer,
+                () = tokio::time::sleep_until(last + self.idle_timeout) => {
+                    if *seen.borrow() == last {
+                        break Err(Error::Deadline);
+                    }
+                }
+            }
+        };
+        let (mut head, body) = match answer {
+            Ok(response) => response.into_parts(),
+            Err(error) => return Answered::own(error),
+        };
+        strip_hop_by_hop(&mut head.headers);
+        add_via(&mut head.headers, head.version);
+        head.version = Version::HTTP_11;
+        let body = stream(Paced::new(body, self.idle_timeout, progress));
+        Answered::new(http::Response::from_parts(head, body), Outcome::Bypass)
+    }
+}
+
+pin_project! {
+    /// A body that fails once nothing has come for too long, and tells of each piece that does.
+    struct Paced<B> {
+        #[pin]
+        body: B,
+        #[pin]
+        patience: Sleep,
+        idle: Duration,
+        // Time counts only while someone waits: a slow reader on the other side is not this side's silence.
+        waiting: bool,
+        progress: Arc<watch::Sender<Instant>>,
+    }
+}
+
+impl<B> Paced<B> {
+    fn new(body: B, idle: Duration, progress: Arc<watch::Sender<Instant>>) -> Self {
+        Self { body, patience: tokio::time::sleep(idle), idle, waiting: false, progress }
+    }
+}
+
+impl<B> http_body::Body for Paced<B>
+where
+    B: http_body::Body,
+    B::Error: Into<BodyError>,
+{
+    type Data = B::Data;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, BodyError>>> {
+        let mut this = self.project();
+        if let Poll::Ready(frame) = this.body.poll_frame(cx) {
+            *this.waiting = false;
+            this.progress.send_replace(Instant::now());
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        if !std::mem::replace(this.waiting, true) {
+            this.patience.as_mut().reset(Instant::now() + *this.idle);
+        }
+        ready!(this.patience.poll(cx));
+        Poll::Ready(Some(Err("nothing came for upstream.idle_timeout".into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

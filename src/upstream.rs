@@ -1,0 +1,276 @@
+//! The client of the one endpoint: hyper over TCP or TLS, pooled, HTTP/1.1 or HTTP/2 by ALPN.
+//!
+//! Two ways in: [`Upstream::call`] for a batch's misses, with a deadline and a whole, decoded answer; and
+//! [`Upstream::forward`] for everything else, streaming.
+
+mod coding;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HOST, USER_AGENT, VIA};
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::time::{Instant, timeout_at};
+use tracing::warn;
+
+use crate::body::{Body, whole};
+use crate::clock::{Clock, Moment};
+use crate::config;
+use crate::error::{Error, NoAnswer};
+use crate::headers::NAME;
+use crate::metrics::Metrics;
+
+/// How long an idle connection to the endpoint is kept.
+const POOL_IDLE: Duration = Duration::from_secs(60);
+
+/// Why the client could not be built.
+#[derive(Debug)]
+pub enum SetupError {
+    /// The CA file cannot be read or holds no certificate.
+    CaFile(String),
+    /// The platform has no certificate authorities; `upstream.ca_file` can name some.
+    NoRoots(String),
+}
+
+impl std::fmt::Display for SetupError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            SetupError::CaFile(reason) => write!(f, "upstream.ca_file: {reason}"),
+            SetupError::NoRoots(reason) => {
+                write!(
+                    f,
+                    "the platform has no certificate authorities ({reason}); install them or set upstream.ca_file"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for SetupError {}
+
+/// One request to the endpoint for a batch's misses.
+pub struct Call {
+    /// Path and query.
+    pub target: String,
+    /// Empty for the query forms.
+    pub body: Bytes,
+    /// The caller's credential and scope headers, and its traceparent.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Sidelinks that the batch had passed before this one.
+    pub hops: usize,
+    /// How many ids it asks for.
+    pub ids: usize,
+}
+
+/// What the endpoint answered to a call: whole and decoded.
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers; `Content-Encoding` is gone where the body was decoded.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+    /// When the call was sent.
+    pub sent: Moment,
+}
+
+/// The endpoint's client.
+pub struct Upstream {
+    client: Client<HttpsConnector<HttpConnector>, Body>,
+    endpoint: config::Endpoint,
+    answer_bytes: usize,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+}
+
+impl Upstream {
+    /// A client of `config.endpoint`. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// If there are no certificate authorities to trust.
+    pub fn new(config: &config::Upstream, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, SetupError> {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(config.connect_timeout));
+        tcp.set_keepalive(Some(POOL_IDLE));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls(config)?)
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .timer(TokioTimer::new())
+            .pool_idle_timeout(POOL_IDLE)
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .build(connector);
+        Ok(Self { client, endpoint: config.endpoint.clone(), answer_bytes: config.answer_bytes, clock, metrics })
+    }
+
+    /// The endpoint's authority, as it stands in `Host`.
+    pub fn authority(&self) -> &http::uri::Authority {
+        &self.endpoint.authority
+    }
+
+    /// Whether `authority` names the endpoint, the scheme's port being the same as none.
+    pub fn is_endpoint(&self, authority: &http::uri::Authority) -> bool {
+        let port = |authority: &http::uri::Authority| authority.port_u16().unwrap_or(self.default_port());
+        // A userinfo is not part of a name; nobody needs one here.
+        !authority.as_str().contains('@')
+            && authority.host().eq_ignore_ascii_case(self.endpoint.authority.host())
+            && port(authority) == port(&self.endpoint.authority)
+    }
+
+    fn default_port(&self) -> u16 {
+        if self.endpoint.scheme == Scheme::HTTPS { 443 } else { 80 }
+    }
+
+    /// Sends a call and waits for its whole answer, until `deadline` at most.
+    ///
+    /// # Errors
+    /// If there is no answer: no connection, a broken one, an endless or undecodable body, or none in time.
+    pub async fn call(&self, call: Call, deadline: Instant) -> Result<Answer, Error> {
+        self.metrics.upstream_call_ids.observe(call.ids as f64);
+        self.metrics.upstream_in_flight.inc();
+        let _in_flight = scopeguard(|| self.metrics.upstream_in_flight.dec());
+        let departed = Instant::now();
+        let answer = timeout_at(deadline, self.exchange(call)).await.unwrap_or(Err(Error::Deadline));
+        self.metrics.upstream_call_duration.observe(departed.elapsed().as_secs_f64());
+        answer
+    }
+
+    async fn exchange(&self, call: Call) -> Result<Answer, Error> {
+        let request = self.request_of(call)?;
+        let sent = self.clock.now();
+        let (head, body) = self.client.request(request).await.map_err(no_connection)?.into_parts();
+        let body = match Limited::new(body, self.answer_bytes).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) if error.is::<LengthLimitError>() => return Err(Error::NoAnswer(NoAnswer::TooLong)),
+            Err(error) => {
+                warn!(reason = %chain(&*error), "the endpoint's answer broke off");
+                return Err(Error::NoAnswer(NoAnswer::Broken));
+            }
+        };
+        let mut headers = head.headers;
+        let body = coding::decode(&mut headers, body, self.answer_bytes).map_err(Error::NoAnswer)?;
+        Ok(Answer { status: head.status, headers, body, sent })
+    }
+
+    fn request_of(&self, call: Call) -> Result<Request<Body>, Error> {
+        let target = PathAndQuery::try_from(call.target).map_err(|_| Error::NoAnswer(NoAnswer::Lost))?;
+        let mut request = Request::new(whole(call.body));
+        *request.method_mut() = Method::GET;
+        *request.uri_mut() = self.uri(target)?;
+        let headers = request.headers_mut();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("sidelink/", env!("CARGO_PKG_VERSION"))));
+        for _ in 0..=call.hops {
+            headers.append(VIA, HeaderValue::from_static("1.1 sidelink"));
+        }
+        for (name, value) in call.headers {
+            headers.append(name, value);
+        }
+        Ok(request)
+    }
+
+    /// Sends any other request, its hop-by-hop headers gone already, and hands back the answer as it streams in.
+    ///
+    /// # Errors
+    /// If there is no answer's head. A request of which nothing was sent is sent again by the client's own accord.
+    pub async fn forward(&self, mut request: Request<Body>) -> Result<Response<Incoming>, Error> {
+        let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        *request.uri_mut() = self.uri(target)?;
+        *request.version_mut() = Version::HTTP_11;
+        // Set by the client from the URI, as HTTP/1.1's Host or HTTP/2's :authority.
+        request.headers_mut().remove(HOST);
+        self.client.request(request).await.map_err(no_connection)
+    }
+
+    fn uri(&self, target: PathAndQuery) -> Result<Uri, Error> {
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(self.endpoint.scheme.clone());
+        parts.authority = Some(self.endpoint.authority.clone());
+        parts.path_and_query = Some(target);
+        Uri::from_parts(parts).map_err(|_| Error::Malformed("the request target cannot be forwarded"))
+    }
+}
+
+/// What to trust: the CA file alone, else the platform's roots.
+fn tls(config: &config::Upstream) -> Result<rustls::ClientConfig, SetupError> {
+    let mut roots = rustls::RootCertStore::empty();
+    if let Some(path) = &config.ca_file {
+        for certificate in read_certificates(path)? {
+            roots.add(certificate).map_err(|error| SetupError::CaFile(format!("{}: {error}", path.display())))?;
+        }
+    } else if config.endpoint.scheme == Scheme::HTTPS {
+        let native = rustls_native_certs::load_native_certs();
+        let (_, _) = roots.add_parsable_certificates(native.certs);
+        if roots.is_empty() {
+            let reason = native.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
+            return Err(SetupError::NoRoots(reason));
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| SetupError::NoRoots(error.to_string()))?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, SetupError> {
+    let fail = |reason: String| SetupError::CaFile(format!("{}: {reason}", path.display()));
+    let certificates: Vec<_> =
+        CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|error| fail(error.to_string()))?;
+    if certificates.is_empty() {
+        return Err(fail("holds no certificate".to_owned()));
+    }
+    Ok(certificates)
+}
+
+fn no_connection(error: hyper_util::client::legacy::Error) -> Error {
+    warn!(reason = %chain(&error), "no answer from the endpoint");
+    Error::NoAnswer(if error.is_connect() { NoAnswer::Connect } else { NoAnswer::Broken })
+}
+
+/// An error with its causes. hyper's and rustls' texts name no header, body or query.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Runs `end` when dropped, also when the task is cancelled.
+fn scopeguard<F: Fn()>(end: F) -> impl Drop {
+    struct Guard<F: Fn()>(F);
+    impl<F: Fn()> Drop for Guard<F> {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+    Guard(end)
+}
+
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct(NAME).field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}

@@ -1,6 +1,5 @@
 //! The composition root: a [`Config`] builds everything, runs it, and drains it.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -9,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hyper::Request;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -143,22 +141,22 @@ impl App {
         let permits = Arc::new(Semaphore::new(config.limits.connections));
         for listener in listeners {
             let router = Arc::clone(&self.router);
-            let service = service_fn(move |request: Request<Incoming>| {
+            let answer = move |request: Request<Incoming>| {
                 let router = Arc::clone(&router);
-                async move { Ok::<_, Infallible>(router.answer(request).await) }
-            });
+                async move { router.answer(request).await }
+            };
             let gauge = metrics.connections.clone();
-            self.clients.spawn(server::run(listener, limits, Arc::clone(&permits), gauge, self.stop.clone(), service));
+            self.clients.spawn(server::run(listener, limits, Arc::clone(&permits), gauge, self.stop.clone(), answer));
         }
-        let service = service_fn(move |request: Request<Incoming>| {
+        let answer = move |request: Request<Incoming>| {
             let response = admin.answer(&request);
-            async move { Ok::<_, Infallible>(response) }
-        });
+            async move { response }
+        };
         let permits = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
         // Admin connections are nobody's clients: they are not in the gauge.
         let uncounted =
             prometheus::IntGauge::new("admin_connections", "not registered").map_err(StartError::Metrics)?;
-        self.admin.spawn(server::run(admin_listener, limits, permits, uncounted, self.stop_admin.clone(), service));
+        self.admin.spawn(server::run(admin_listener, limits, permits, uncounted, self.stop_admin.clone(), answer));
         Ok(())
     }
 

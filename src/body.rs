@@ -1,20 +1,95 @@
 //! One body type for whatever goes out: bytes at hand, or a stream.
 
+use std::convert::Infallible;
 use std::error::Error;
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Either, Full};
+use http_body_util::{BodyExt, Full};
 
-/// Why a streamed body ended early.
-pub type BodyError = Box<dyn Error + Send + Sync>;
+/// Why a streamed body ended early. A type of its own, so that its bounds hold in any future (a boxed error's lifetime
+/// gets lost on the way through one).
+#[derive(Debug)]
+pub struct BodyError(Box<dyn Error + Send + Sync>);
+
+impl BodyError {
+    /// A body ends early because of `reason`.
+    pub fn new(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(reason.into())
+    }
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for BodyError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
+impl From<Infallible> for BodyError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+impl From<hyper::Error> for BodyError {
+    fn from(error: hyper::Error) -> Self {
+        Self::new(error)
+    }
+}
+
+impl From<std::io::Error> for BodyError {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(error)
+    }
+}
 
 /// A body that is sent, to a client or to the endpoint.
-pub type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, BodyError>>;
+pub enum Body {
+    /// Bytes at hand.
+    Whole(Full<Bytes>),
+    /// Piece by piece.
+    Stream(UnsyncBoxBody<Bytes, BodyError>),
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Body::Whole(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Body::Stream(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Body::Whole(body) => body.is_end_stream(),
+            Body::Stream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Body::Whole(body) => body.size_hint(),
+            Body::Stream(body) => body.size_hint(),
+        }
+    }
+}
 
 /// A body of these bytes.
 pub fn whole(bytes: Bytes) -> Body {
-    Either::Left(Full::new(bytes))
+    Body::Whole(Full::new(bytes))
 }
 
 /// A body that comes piece by piece.
@@ -23,5 +98,5 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BodyError>,
 {
-    Either::Right(body.map_err(Into::into).boxed_unsync())
+    Body::Stream(body.map_err(Into::into).boxed_unsync())
 }

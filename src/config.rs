@@ -1,16 +1,24 @@
 //! What an operator may set: one small struct per concern, already validated.
 //!
-//! A file is TOML text ([`load`]); `config/toml.rs` reads it key by key with the place of each in the file, so that every
+//! A file is TOML text ([`Config::load`]); `config/reader.rs` reads it key by key with the place of each in the file, so that every
 //! error of a file is reported at once, with its line, its key and the nearest key that exists. The structs here
 //! hold only what has passed: a port is a port, a share lies between 0 and 1. `config/sidelink.toml` ships every key
 //! with its default; a test holds the two equal.
 
+mod error;
+mod file;
+mod reader;
+mod render;
+
+use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::HeaderName;
 use http::uri::{Authority, Scheme};
+
+pub use error::{ConfigError, ConfigErrors};
 
 /// Everything a running sidelink is built from.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +39,115 @@ pub struct Config {
     pub limits: Limits,
     /// What is logged.
     pub log: Log,
+}
+
+impl Config {
+    /// Reads and validates the file at `path`.
+    ///
+    /// # Errors
+    /// Every error of the file, each with its line and key.
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text).map_err(|errors| errors.of_file(path)),
+            Err(error) => Err(ConfigErrors::unreadable(path, &error)),
+        }
+    }
+
+    /// Validates TOML text.
+    ///
+    /// # Errors
+    /// Every error of the text, each with its line and key.
+    pub fn parse(text: &str) -> Result<Self, ConfigErrors> {
+        file::read(text)
+    }
+
+    /// The defaults, in front of `endpoint`.
+    pub fn for_endpoint(endpoint: Endpoint) -> Self {
+        Self {
+            listen: Listen { address: vec![SocketAddr::from(([127, 0, 0, 1], 8080))] },
+            admin: Admin { address: SocketAddr::from(([127, 0, 0, 1], 8081)) },
+            upstream: Upstream {
+                endpoint,
+                deadline: Duration::from_secs(10),
+                connect_timeout: Duration::from_secs(2),
+                idle_timeout: Duration::from_secs(60),
+                ids_per_call: 100,
+                uri_bytes: 6 << 10,
+                calls_per_scope: 4,
+                calls: 256,
+                answer_bytes: 8 << 20,
+                ca_file: None,
+            },
+            cache: Cache { capacity: 256 << 20 },
+            freshness: Freshness {
+                max: Duration::from_secs(600),
+                min_remaining: Duration::from_secs(60),
+                unsigned: Duration::from_secs(60),
+                absent: Duration::from_secs(5),
+                stale_if_error: Duration::from_secs(300),
+                honour_no_store: true,
+            },
+            callers: Callers { revalidate: Duration::from_secs(300), cache_control: true, scope_headers: Vec::new() },
+            limits: Limits {
+                connections: 10_000,
+                in_flight: 20_000,
+                waiters: 10_000,
+                batch_ids: 1000,
+                batch_body: 256 << 10,
+                header_bytes: 64 << 10,
+                header_timeout: Duration::from_secs(10),
+                idle_timeout: Duration::from_secs(60),
+                drain: Duration::from_secs(30),
+            },
+            log: Log { level: Level::Info, format: LogFormat::Json, access: true },
+        }
+    }
+}
+
+impl Endpoint {
+    /// Reads `http(s)://host[:port]`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let uri: http::Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
+        let parts = uri.into_parts();
+        let scheme = match parts.scheme {
+            Some(scheme) if scheme == Scheme::HTTP || scheme == Scheme::HTTPS => scheme,
+            _ => return Err("must begin with http:// or https://".to_owned()),
+        };
+        if parts.path_and_query.is_some_and(|path| path.as_str() != "/") || text.contains('#') {
+            return Err("must be scheme, host and port only, without a path, query or fragment".to_owned());
+        }
+        let authority = parts.authority.ok_or("names no host")?;
+        if authority.as_str().contains('@') {
+            return Err("must not carry a user or password".to_owned());
+        }
+        let host = authority.host().to_ascii_lowercase();
+        let rest = authority.as_str().get(host.len()..).unwrap_or_default();
+        if host.is_empty() || rest == ":" || (!rest.is_empty() && authority.port_u16().is_none_or(|port| port == 0)) {
+            return Err("names no host, or a port that is none".to_owned());
+        }
+        let default = if scheme == Scheme::HTTPS { 443 } else { 80 };
+        let plain = match authority.port_u16() {
+            Some(port) if port != default => format!("{host}:{port}"),
+            _ => host,
+        };
+        let authority = plain.parse().map_err(|error| format!("not a host: {error}"))?;
+        Ok(Self { scheme, authority })
+    }
+
+    /// Its port, the scheme's own where none is named.
+    pub fn port(&self) -> u16 {
+        let default = if self.scheme == Scheme::HTTPS { 443 } else { 80 };
+        self.authority.port_u16().unwrap_or(default)
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.scheme, self.authority)
+    }
 }
 
 /// `[listen]`
@@ -79,32 +196,6 @@ pub struct Upstream {
     pub answer_bytes: usize,
     /// PEM file of certificate authorities that replaces the platform's; none by default.
     pub ca_file: Option<PathBuf>,
-    /// `[upstream.retry]`
-    pub retry: Retry,
-    /// `[upstream.breaker]`
-    pub breaker: Breaker,
-}
-
-/// `[upstream.retry]`
-#[derive(Clone, Debug, PartialEq)]
-pub struct Retry {
-    /// Further attempts for one call at most, 0 to 10. Default 2.
-    pub attempts: u32,
-    /// Retries as a share of recent calls, 0 to 1. Default 0.2.
-    pub budget: f64,
-}
-
-/// `[upstream.breaker]`
-#[derive(Clone, Debug, PartialEq)]
-pub struct Breaker {
-    /// Failures in a row that open it, 1 or more. Default 5.
-    pub consecutive: u32,
-    /// Share of failed calls that opens it, above 0 to 1. Default 0.5.
-    pub ratio: f64,
-    /// Calls in the ratio's window before it counts, 1 or more. Default 20.
-    pub min_calls: u32,
-    /// How long it stays open before a probe. Default 2 s.
-    pub open: Duration,
 }
 
 /// `[cache]`
@@ -127,8 +218,6 @@ pub struct Freshness {
     pub absent: Duration,
     /// How long past its freshness a usable link may answer for a failing endpoint. Default 5 min.
     pub stale_if_error: Duration,
-    /// Whether a hit late in a link's freshness fetches it again in the background. Default true.
-    pub refresh_ahead: bool,
     /// Whether the endpoint's `no-store` keeps its links out of the cache. Default true.
     pub honour_no_store: bool,
 }
@@ -200,9 +289,4 @@ pub enum LogFormat {
     Json,
     /// For people.
     Text,
-}
-impl std::fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}://{}", self.scheme, self.authority)
-    }
 }

@@ -1,1 +1,153 @@
-fn main() {}
+//! The command line: `serve`, `check`, `demo`, `origin`.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use sidelink::app::App;
+use sidelink::config::Config;
+use sidelink::origin::{self, Origin};
+use sidelink::{demo, log};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Bad usage or a bad configuration.
+const BAD_USAGE: u8 = 2;
+
+/// A sidecar that makes batch link look-ups cheap.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve as the configuration file says.
+    Serve {
+        /// TOML file; config/sidelink.toml shows every key.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Validate a configuration file and print what it comes to.
+    Check {
+        /// TOML file; config/sidelink.toml shows every key.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Show it working: a simulated endpoint, a sidelink, and a replay of overlapping batches.
+    Demo {
+        /// Exit after the replay: 0 only if every answer was right.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Run the simulated endpoint alone.
+    Origin(origin::Options),
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Serve { config } => serve(&config),
+        Command::Check { config } => check(&config),
+        Command::Demo { once } => run(async move {
+            match demo::run(once).await {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                Err(error) => fail(&format!("demo: {error}")),
+            }
+        }),
+        Command::Origin(options) => run(simulate(options)),
+    }
+}
+
+fn serve(path: &std::path::Path) -> ExitCode {
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(errors) => return refuse(&errors.to_string()),
+    };
+    log::init(&config.log);
+    run(async move {
+        let app = match App::start(config).await {
+            Ok(app) => app,
+            Err(error) => return fail(&error.to_string()),
+        };
+        if let Err(error) = asked_to_stop().await {
+            return fail(&format!("signals: {error}"));
+        }
+        // A second signal ends it at once.
+        tokio::select! {
+            () = app.drain() => ExitCode::SUCCESS,
+            _ = asked_to_stop() => ExitCode::FAILURE,
+        }
+    })
+}
+
+fn check(path: &std::path::Path) -> ExitCode {
+    match Config::load(path) {
+        Ok(config) => match writeln!(std::io::stdout().lock(), "{config}") {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        },
+        Err(errors) => refuse(&errors.to_string()),
+    }
+}
+
+async fn simulate(options: origin::Options) -> ExitCode {
+    let origin = match Origin::start(options).await {
+        Ok(origin) => origin,
+        Err(error) => return fail(&format!("origin: {error}")),
+    };
+    let _ = writeln!(std::io::stdout().lock(), "the simulated endpoint listens on http://{}", origin.address());
+    if let Err(error) = asked_to_stop().await {
+        return fail(&format!("signals: {error}"));
+    }
+    origin.stop().await;
+    ExitCode::SUCCESS
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn asked_to_stop() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+fn run(main: impl Future<Output = ExitCode>) -> ExitCode {
+    match Runtime::new() {
+        Ok(runtime) => {
+            let code = runtime.block_on(main);
+            // Flights that nobody waits for any more do not hold up the exit.
+            runtime.shutdown_background();
+            code
+        }
+        Err(error) => fail(&format!("the runtime does not start: {error}")),
+    }
+}
+
+fn refuse(message: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr().lock(), "{}", message.trim_end());
+    ExitCode::from(BAD_USAGE)
+}
+
+fn fail(message: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr().lock(), "sidelink: {message}");
+    ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Arguments;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+}

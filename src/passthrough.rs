@@ -116,7 +116,7 @@ where
             this.patience.as_mut().reset(Instant::now() + *this.idle);
         }
         ready!(this.patience.poll(cx));
-        Poll::Ready(Some(Err("nothing came for upstream.idle_timeout".into())))
+        Poll::Ready(Some(Err(BodyError::new("nothing came for upstream.idle_timeout"))))
     }
 
     fn is_end_stream(&self) -> bool {

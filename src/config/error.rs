@@ -1,0 +1,61 @@
+//! What is wrong with a configuration: where, which key, and what to do.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Every error of one file, in the order of their lines.
+#[derive(Debug)]
+pub struct ConfigErrors {
+    file: Option<PathBuf>,
+    /// At least one.
+    pub errors: Vec<ConfigError>,
+}
+
+/// One error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// From 1; 0 where it is about the file as a whole.
+    pub line: usize,
+    /// Dotted, such as `upstream.deadline`; empty where the text is not even TOML.
+    pub key: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl ConfigErrors {
+    pub(super) fn new(mut errors: Vec<ConfigError>) -> Self {
+        errors.sort_by(|one, other| (one.line, &one.key).cmp(&(other.line, &other.key)));
+        Self { file: None, errors }
+    }
+
+    pub(super) fn unreadable(path: &Path, error: &io::Error) -> Self {
+        let message = format!("cannot be read: {error}");
+        Self { file: Some(path.to_owned()), errors: vec![ConfigError { line: 0, key: String::new(), message }] }
+    }
+
+    pub(super) fn of_file(self, path: &Path) -> Self {
+        Self { file: Some(path.to_owned()), ..self }
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for error in &self.errors {
+            match &self.file {
+                Some(file) => write!(f, "{}", file.display())?,
+                None => f.write_str("configuration")?,
+            }
+            if error.line > 0 {
+                write!(f, ":{}", error.line)?;
+            }
+            if !error.key.is_empty() {
+                write!(f, ": {}", error.key)?;
+            }
+            writeln!(f, ": {}", error.message)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}

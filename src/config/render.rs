@@ -1,0 +1,90 @@
+//! The effective configuration as TOML: what `check` prints. It reads back as the same configuration.
+
+use std::fmt::{self, Display};
+use std::time::Duration;
+
+use super::{Config, Level, LogFormat};
+
+impl Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "[listen]")?;
+        writeln!(f, "address = {}", strings(&self.listen.address))?;
+        writeln!(f, "\n[admin]")?;
+        writeln!(f, "address = {}", string(&self.admin.address))?;
+
+        let upstream = &self.upstream;
+        writeln!(f, "\n[upstream]")?;
+        writeln!(f, "endpoint = {}", string(&upstream.endpoint))?;
+        writeln!(f, "deadline = {}", duration(upstream.deadline))?;
+        writeln!(f, "connect_timeout = {}", duration(upstream.connect_timeout))?;
+        writeln!(f, "idle_timeout = {}", duration(upstream.idle_timeout))?;
+        writeln!(f, "ids_per_call = {}", upstream.ids_per_call)?;
+        writeln!(f, "uri_bytes = {}", string(size(upstream.uri_bytes as u64)))?;
+        writeln!(f, "calls_per_scope = {}", upstream.calls_per_scope)?;
+        writeln!(f, "calls = {}", upstream.calls)?;
+        writeln!(f, "answer_bytes = {}", string(size(upstream.answer_bytes as u64)))?;
+        if let Some(path) = &upstream.ca_file {
+            writeln!(f, "ca_file = {}", string(path.display()))?;
+        }
+
+        writeln!(f, "\n[cache]")?;
+        writeln!(f, "capacity = {}", string(size(self.cache.capacity)))?;
+
+        let freshness = &self.freshness;
+        writeln!(f, "\n[freshness]")?;
+        writeln!(f, "max = {}", duration(freshness.max))?;
+        writeln!(f, "min_remaining = {}", duration(freshness.min_remaining))?;
+        writeln!(f, "unsigned = {}", duration(freshness.unsigned))?;
+        writeln!(f, "absent = {}", duration(freshness.absent))?;
+        writeln!(f, "stale_if_error = {}", duration(freshness.stale_if_error))?;
+        writeln!(f, "honour_no_store = {}", freshness.honour_no_store)?;
+
+        writeln!(f, "\n[callers]")?;
+        writeln!(f, "revalidate = {}", duration(self.callers.revalidate))?;
+        writeln!(f, "cache_control = {}", self.callers.cache_control)?;
+        writeln!(f, "scope_headers = {}", strings(&self.callers.scope_headers))?;
+
+        let limits = &self.limits;
+        writeln!(f, "\n[limits]")?;
+        writeln!(f, "connections = {}", limits.connections)?;
+        writeln!(f, "in_flight = {}", limits.in_flight)?;
+        writeln!(f, "waiters = {}", limits.waiters)?;
+        writeln!(f, "batch_ids = {}", limits.batch_ids)?;
+        writeln!(f, "batch_body = {}", string(size(limits.batch_body as u64)))?;
+        writeln!(f, "header_bytes = {}", string(size(limits.header_bytes as u64)))?;
+        writeln!(f, "header_timeout = {}", duration(limits.header_timeout))?;
+        writeln!(f, "idle_timeout = {}", duration(limits.idle_timeout))?;
+        writeln!(f, "drain = {}", duration(limits.drain))?;
+
+        writeln!(f, "\n[log]")?;
+        writeln!(f, "level = {}", string(word(&Level::WORDS, self.log.level)))?;
+        writeln!(f, "format = {}", string(word(&LogFormat::WORDS, self.log.format)))?;
+        write!(f, "access = {}", self.log.access)
+    }
+}
+
+fn string(value: impl Display) -> toml::Value {
+    toml::Value::String(value.to_string())
+}
+
+fn strings<T: Display>(values: &[T]) -> toml::Value {
+    toml::Value::Array(values.iter().map(string).collect())
+}
+
+fn duration(duration: Duration) -> toml::Value {
+    string(humantime::format_duration(duration))
+}
+
+/// A size in the largest binary unit that leaves no remainder.
+pub(super) fn size(bytes: u64) -> String {
+    for (unit, name) in [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
+        if bytes > 0 && bytes % unit == 0 {
+            return format!("{}{name}", bytes / unit);
+        }
+    }
+    format!("{bytes}B")
+}
+
+fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
+    words.iter().find(|(_, known)| *known == value).map_or("", |(word, _)| word)
+}

@@ -1,0 +1,282 @@
+//! The simulated endpoint: faithful to the public API reference, with switches for delay, faults and link life.
+//!
+//! `sidelink origin` runs it alone, the demonstration runs it inside, and the tests drive it in-process: it records
+//! what it was asked, holds calls at a gate until told to go on, and answers as scripted.
+
+mod answers;
+mod links;
+mod routes;
+
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::access_urls::request::Form;
+
+pub use links::{Signer, link_is_for};
+
+/// How the simulated endpoint behaves.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Where it listens; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:9090")]
+    pub address: SocketAddr,
+    /// How long its links live.
+    #[arg(long, default_value = "15m", value_parser = humantime::parse_duration)]
+    pub link_life: Duration,
+    /// How its links are signed.
+    #[arg(long, value_enum, default_value_t = Signer::V2)]
+    pub signer: Signer,
+    /// How long it takes to answer.
+    #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
+    pub delay: Duration,
+    /// Ids that it leaves out of its answers.
+    #[arg(long, value_delimiter = ',')]
+    pub missing: Vec<String>,
+    /// Tokens that it refuses with a 401.
+    #[arg(long, value_delimiter = ',')]
+    pub refuse: Vec<String>,
+    /// Ids that make it fail the whole call.
+    #[arg(long, value_delimiter = ',')]
+    pub poison: Vec<String>,
+    /// With which status: 200 is an error body that comes with a 200, as older codes do.
+    #[arg(long, default_value_t = 500)]
+    pub poison_status: u16,
+    /// Share of calls that fail with a 503, 0 to 1.
+    #[arg(long, default_value_t = 0.0)]
+    pub fail_ratio: f64,
+    /// Seconds that its clock is ahead of this machine's; it dates its answers and its links by it.
+    #[arg(long, default_value_t = 0, allow_hyphen_values = true)]
+    pub clock_offset: i64,
+    /// `Cache-Control` of its answers.
+    #[arg(long)]
+    pub cache_control: Option<String>,
+    /// Whether it answers in the reverse of the order asked.
+    #[arg(long)]
+    pub reversed: bool,
+    /// Whether it never compresses, even where the client accepts gzip.
+    #[arg(long)]
+    pub no_gzip: bool,
+    /// Whether calls are recorded (memory grows with each).
+    #[arg(skip)]
+    pub record: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            link_life: Duration::from_secs(15 * 60),
+            signer: Signer::V2,
+            delay: Duration::ZERO,
+            missing: Vec::new(),
+            refuse: Vec::new(),
+            poison: Vec::new(),
+            poison_status: 500,
+            fail_ratio: 0.0,
+            clock_offset: 0,
+            cache_control: None,
+            reversed: false,
+            no_gzip: false,
+            record: false,
+        }
+    }
+}
+
+/// A call on the batch route, as it arrived.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Its method.
+    pub method: Method,
+    /// Path and query, raw.
+    pub target: String,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+    /// The ids it asked for, in that order; none where it could not be read.
+    pub ids: Vec<String>,
+    /// The group it named.
+    pub group: Option<String>,
+    /// The form it had, where it could be read.
+    pub form: Option<Form>,
+}
+
+/// A canned reply to one call on the batch route.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// This status, these headers and this body.
+    Whole(StatusCode, HeaderMap, Bytes),
+    /// A 200 that breaks off in the middle of this body.
+    Truncated(Bytes),
+    /// The connection ends with no answer.
+    Reset,
+}
+
+impl Reply {
+    /// A reply of JSON text.
+    pub fn json(status: u16, body: impl Into<Bytes>) -> Self {
+        let headers =
+            HeaderMap::from_iter([(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"))]);
+        Self::Whole(StatusCode::from_u16(status).unwrap_or(StatusCode::OK), headers, body.into())
+    }
+}
+
+/// A running simulated endpoint. Clones are handles on the same one.
+#[derive(Clone)]
+pub struct Origin(Arc<Inner>);
+
+struct Inner {
+    address: SocketAddr,
+    options: Mutex<Options>,
+    calls: Mutex<Vec<Call>>,
+    script: Mutex<VecDeque<Reply>>,
+    /// Calls on the batch route that have arrived.
+    arrived: watch::Sender<usize>,
+    /// Whether calls may go on.
+    gate: watch::Sender<bool>,
+    ids_asked: AtomicUsize,
+    serial: AtomicUsize,
+    stop: CancellationToken,
+    /// Dropped clones tell when every connection has ended.
+    connections: watch::Sender<()>,
+}
+
+impl Origin {
+    /// Binds and begins to serve.
+    ///
+    /// # Errors
+    /// If the address cannot be had.
+    pub async fn start(options: Options) -> io::Result<Self> {
+        let listener = TcpListener::bind(options.address).await?;
+        let origin = Self(Arc::new(Inner {
+            address: listener.local_addr()?,
+            options: Mutex::new(options),
+            calls: Mutex::default(),
+            script: Mutex::default(),
+            arrived: watch::Sender::new(0),
+            gate: watch::Sender::new(true),
+            ids_asked: AtomicUsize::new(0),
+            serial: AtomicUsize::new(0),
+            stop: CancellationToken::new(),
+            connections: watch::Sender::new(()),
+        }));
+        tokio::spawn(origin.clone().accept(listener));
+        Ok(origin)
+    }
+
+    async fn accept(self, listener: TcpListener) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.0.stop.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let _ = stream.set_nodelay(true);
+                    let origin = self.clone();
+                    let alive = self.0.connections.subscribe();
+                    tokio::spawn(async move {
+                        tokio::select! {
+                            () = origin.serve_connection(stream) => {}
+                            () = origin.0.stop.cancelled() => {}
+                        }
+                        drop(alive);
+                    });
+                }
+                // Out of file descriptors, say: some end soon.
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    /// Serves one connection over any stream, HTTP/1.1 or HTTP/2.
+    pub async fn serve_connection(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let origin = self.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let origin = origin.clone();
+            // An error ends the connection: that is how a reset is played.
+            async move { routes::answer(&origin, request).await }
+        });
+        // However a connection ends, it is the client's to judge.
+        let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(io), service).await;
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.0.address
+    }
+
+    /// Changes its behaviour from the next call on.
+    pub fn update(&self, change: impl FnOnce(&mut Options)) {
+        change(&mut lock(&self.0.options));
+    }
+
+    /// The recorded calls on the batch route.
+    pub fn calls(&self) -> Vec<Call> {
+        lock(&self.0.calls).clone()
+    }
+
+    /// Calls on the batch route.
+    pub fn batch_calls(&self) -> usize {
+        *self.0.arrived.borrow()
+    }
+
+    /// Ids that those calls asked for in all.
+    pub fn ids_asked(&self) -> usize {
+        self.0.ids_asked.load(Ordering::Relaxed)
+    }
+
+    /// Distinct ids in the recorded calls.
+    pub fn distinct_ids(&self) -> usize {
+        lock(&self.0.calls).iter().flat_map(|call| call.ids.clone()).collect::<HashSet<_>>().len()
+    }
+
+    /// Holds calls on the batch route after they have arrived, until [`Origin::release`].
+    pub fn hold(&self) {
+        self.0.gate.send_replace(false);
+    }
+
+    /// Lets held calls go on.
+    pub fn release(&self) {
+        self.0.gate.send_replace(true);
+    }
+
+    /// Waits until `count` calls on the batch route have arrived since the start.
+    pub async fn arrived(&self, count: usize) {
+        // The sender lives in self.
+        let _ = self.0.arrived.subscribe().wait_for(|arrived| *arrived >= count).await;
+    }
+
+    /// Has the next call on the batch route that finds no earlier one waiting answered by `reply`.
+    pub fn script(&self, reply: Reply) {
+        lock(&self.0.script).push_back(reply);
+    }
+
+    /// Closes the listener and every connection, and returns when they are gone.
+    pub async fn stop(&self) {
+        self.0.stop.cancel();
+        self.0.connections.closed().await;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a connection's service may fail with: only a reset.
+pub(crate) type Broken = io::Error;

@@ -1,0 +1,96 @@
+//! The links that the simulated endpoint makes.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+/// How a link is signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Signer {
+    /// `AccessKeyId`, `Expires`, `Signature`.
+    V2,
+    /// `X-Amz-Date`, `X-Amz-Expires`, `X-Amz-Signature`.
+    V4,
+    /// As V4, with `X-Obs-…`.
+    Obs,
+    /// Not at all.
+    Unsigned,
+    /// With an expiry that cannot be read.
+    Unreadable,
+}
+
+/// For whom a link is made.
+pub(super) struct Owner<'a> {
+    pub(super) token: &'a str,
+    pub(super) group: Option<&'a str>,
+    pub(super) language: Option<&'a str>,
+    pub(super) site: Option<&'a str>,
+}
+
+/// The object key: it shows for whom and for which id a link is.
+fn object_key(owner: &Owner<'_>, id: &str) -> String {
+    let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+    format!(
+        "/{:016x}/{}/{}/{}/{}",
+        fingerprint(owner.token),
+        encode(owner.group.unwrap_or("-")),
+        encode(owner.language.unwrap_or("-")),
+        encode(owner.site.unwrap_or("-")),
+        encode(id),
+    )
+}
+
+/// FNV-1a: not a secret, only a name.
+fn fingerprint(token: &str) -> u64 {
+    token.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Whether `url` was made for this id and this owner.
+pub fn link_is_for(
+    url: &str,
+    id: &str,
+    group: Option<&str>,
+    token: &str,
+    language: Option<&str>,
+    site: Option<&str>,
+) -> bool {
+    let key = object_key(&Owner { token, group, language, site }, id);
+    url.strip_prefix(BASE).and_then(|rest| rest.strip_prefix(key.as_str())).is_some_and(|rest| rest.starts_with('?'))
+}
+
+const BASE: &str = "https://bucket-osm.obs.cn-south-1.myhuaweicloud.com:443";
+/// As long as a temporary credential's token is in part, so that a link has its usual size.
+const FILLER: &str = "gQpjbi1ub3J0aC00jPAxmqXHzOhZkGvZ8H2mqG4oVqL0mT6xQyq1y0bM3q2dQJbQ5l7Yg0wVt4r0Vq1aE8fZ2n6k";
+
+/// A link made at `now` (Unix seconds); `serial` differs for each call.
+pub(super) fn link(signer: Signer, owner: &Owner<'_>, id: &str, now: u64, life: Duration, serial: usize) -> String {
+    let mut url = format!("{BASE}{}?serial={serial}", object_key(owner, id));
+    let life = life.as_secs();
+    // Writing to a string does not fail.
+    let _ = match signer {
+        Signer::Unsigned => Ok(()),
+        Signer::V2 => write!(
+            url,
+            "&AccessKeyId=HPUAEXAMPLE000000001&Expires={}&response-expires=1&x-obs-security-token={FILLER}&Signature={serial:028}%3D",
+            now + life
+        ),
+        Signer::Unreadable => {
+            write!(url, "&AccessKeyId=HPUAEXAMPLE000000001&response-expires=1&Signature={serial:028}%3D")
+        }
+        Signer::V4 => write!(
+            url,
+            "&X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={}&X-Amz-Expires={life}&X-Amz-Signature={serial:064}",
+            basic_date(now)
+        ),
+        Signer::Obs => {
+            write!(url, "&X-Obs-Date={}&X-Obs-Expires={life}&X-Obs-Signature={serial:064}", basic_date(now))
+        }
+    };
+    url
+}
+
+fn basic_date(unix_seconds: u64) -> String {
+    let timestamp = i64::try_from(unix_seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    timestamp.unwrap_or_default().strftime("%Y%m%dT%H%M%SZ").to_string()
+}

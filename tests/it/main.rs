@@ -1,0 +1,17 @@
+//! sidelink by behaviour, over real sockets: one file a behaviour, its invariant on top.
+
+#![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod answers;
+mod bad_input;
+mod batches;
+mod cache_control;
+mod callers;
+mod command_line;
+mod config;
+mod freshness;
+mod isolation;
+mod once;
+mod pass_through;
+mod sdk;
+mod support;

@@ -15,7 +15,7 @@ use http::request::Parts;
 use http::{HeaderValue, Request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use crate::answered::Answered;
@@ -207,7 +207,11 @@ impl AccessUrls {
             return Err(Error::BodyTooLarge);
         }
         let mut body = body;
-        match Limited::new(&mut body, limit).collect().await {
+        let read = Limited::new(&mut body, limit).collect();
+        let Ok(read) = timeout(self.config.limits.idle_timeout, read).await else {
+            return Err(Error::Malformed("the request's body did not come in time"));
+        };
+        match read {
             Ok(read) => Ok(read.to_bytes()),
             Err(error) if error.is::<LengthLimitError>() => {
                 crate::server::drain(body);

@@ -10,6 +10,8 @@ pub const PATH: &str = "/v2/servicerequest/accessorys/access-urls";
 pub const IDS: &str = "accessory_ids";
 /// Query parameter and body field: the group that the ids belong to.
 pub const GROUP: &str = "group_id";
+/// The code, coming with a 200, that says parameters did not pass validation.
+pub const VALIDATION_FAILED: &str = "OSM.01010001";
 /// Most characters that an id may have.
 pub const ID_CHARS: usize = 64;
 /// Most characters that a group may have.

@@ -76,6 +76,13 @@ pub fn read(body: &[u8], ids: &[&str]) -> Read {
     Read::Links(links)
 }
 
+/// Whether `body` is an error of this code.
+pub fn has_error_code(body: &[u8], code: &str) -> bool {
+    let envelope = serde_json::from_slice::<Envelope<'_>>(body);
+    let found = envelope.ok().and_then(|envelope| envelope.error_code);
+    found.and_then(|found| serde_json::from_str::<Text<'_>>(found.get()).ok()).is_some_and(|found| found.0 == code)
+}
+
 const HEAD: &str = r#"{"accessory_urls":["#;
 const TAIL: &str = "]}";
 

@@ -10,7 +10,7 @@ impl Display for Config {
         writeln!(f, "[listen]")?;
         writeln!(f, "address = {}", strings(&self.listen.address))?;
         writeln!(f, "\n[admin]")?;
-        writeln!(f, "address = {}", string(&self.admin.address))?;
+        writeln!(f, "address = {}", string(self.admin.address))?;
 
         let upstream = &self.upstream;
         writeln!(f, "\n[upstream]")?;
@@ -78,7 +78,7 @@ fn duration(duration: Duration) -> toml::Value {
 /// A size in the largest binary unit that leaves no remainder.
 pub(super) fn size(bytes: u64) -> String {
     for (unit, name) in [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
-        if bytes > 0 && bytes % unit == 0 {
+        if bytes > 0 && bytes.is_multiple_of(unit) {
             return format!("{}{name}", bytes / unit);
         }
     }

@@ -192,8 +192,11 @@ impl Inner {
                         Ok(self.file(&answer, wanted, items, keep))
                     }
                     Read::NoList => {
-                        // Older error codes come with a 200, "no permission" among them.
-                        self.withdraw(terms, wanted);
+                        // Older codes come with a 200, "no permission" among them; which is which is documented for
+                        // one alone, so any other counts as that.
+                        if !answer::has_error_code(&answer.body, api::VALIDATION_FAILED) {
+                            self.withdraw(terms, wanted);
+                        }
                         Err(Cause::Answer(answer))
                     }
                     Read::Unmatched => {

@@ -1,1 +1,120 @@
+//! The binary: exit 0 when all is well, 2 with one clear line on bad usage or configuration; what it logs holds no secret.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+use sidelink::origin::Origin;
+
+use crate::support::{TestClient, origin_options, query};
+
+fn sidelink(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sidelink")).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn check_prints_the_effective_configuration() {
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/config/sidelink.toml");
+    let output = sidelink(&["check", "--config", shipped]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("min_remaining = \"1m\""));
+}
+
+#[test]
+fn a_broken_configuration_is_an_exit_2_that_names_file_line_and_key() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "[upstream]\nendpont = \"http://h\"\ncalls = -1\n").unwrap();
+    let path = file.path().to_str().unwrap();
+    for command in ["check", "serve"] {
+        let output = sidelink(&[command, "--config", path]);
+        assert_eq!(output.status.code(), Some(2));
+        let errors = text(&output.stderr);
+        assert!(
+            errors.contains(&format!("{path}:2: upstream.endpont: unknown key; did you mean \"endpoint\"?")),
+            "{errors}"
+        );
+        assert!(errors.contains(&format!("{path}:3: upstream.calls: must be between")), "{errors}");
+    }
+}
+
+#[test]
+fn bad_usage_is_an_exit_2() {
+    for arguments in [&[][..], &["serve"], &["check", "--confg", "x"], &["dance"], &["origin", "--delay", "soon"]] {
+        let output = sidelink(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(!output.stderr.is_empty());
+    }
+    let version = sidelink(&["--version"]);
+    assert_eq!(
+        (version.status.code(), text(&version.stdout).trim()),
+        (Some(0), concat!("sidelink ", env!("CARGO_PKG_VERSION")))
+    );
+}
+
+/// A running `sidelink serve`; killed when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn serve_serves_logs_without_secrets_and_drains_on_sigterm() {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let config = format!(
+        "[upstream]\nendpoint = \"http://{}\"\n[listen]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"trace\"\n",
+        origin.address()
+    );
+    std::fs::write(file.path(), config).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sidelink"));
+    command.args(["serve", "--config", file.path().to_str().unwrap()]).stdout(Stdio::piped());
+    let mut running = Running(command.spawn().unwrap());
+    let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
+    let serving: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(serving["message"], "serving");
+    let address = serving["addresses"].as_str().unwrap().trim_matches(['[', ']']).parse().unwrap();
+    let admin = TestClient::new(serving["admin"].as_str().unwrap().parse().unwrap());
+    assert_eq!(admin.get("/readyz", &[]).await.status, 200);
+    assert_eq!(admin.get("/livez", &[]).await.status, 200);
+    assert_eq!(admin.get("/nothing", &[]).await.status, 404);
+    assert_eq!(admin.send(http::Method::POST, "/metrics", &[], "").await.status, 405);
+
+    let client = TestClient::new(address);
+    let link = client.batch("MARKED-TOKEN", &["1", "2"]).await.links().remove(0).1;
+    client.batch("MARKED-TOKEN", &["1"]).await;
+    let signed =
+        [("authorization", "SDK-HMAC-SHA256 Access=MARKED-KEY, SignedHeaders=host, Signature=MARKED-SIGNATURE")];
+    client.get(&query(&["MARKED-ID"]), &signed).await;
+    let metrics = text(&admin.get("/metrics", &[]).await.body);
+
+    let killed = Command::new("kill").args(["-TERM", &running.0.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let log: Vec<String> = lines.map(Result::unwrap).collect();
+    assert_eq!(running.0.wait().unwrap().code(), Some(0));
+
+    let access: Vec<Value> = log
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|line: &Value| line["target"] == "access")
+        .collect();
+    assert_eq!(access.len(), 3, "one line a request");
+    assert_eq!(
+        (&access[0]["outcome"], &access[0]["fetched"], &access[0]["status"]),
+        (&"miss".into(), &2.into(), &200.into())
+    );
+    assert_eq!((&access[1]["outcome"], &access[1]["hit"]), (&"hit".into(), &1.into()));
+    assert_eq!(access[2]["outcome"], "bypass");
+    let signature = link.rsplit_once("Signature=").unwrap().1;
+    for secret in ["MARKED", signature, "x-obs-security-token"] {
+        assert!(!log.join("\n").contains(secret), "{secret} in the log");
+        assert!(!metrics.contains(secret), "{secret} in the metrics");
+    }
+}

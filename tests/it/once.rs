@@ -164,8 +164,7 @@ async fn overlapping_batches_ask_for_each_id_exactly_once() {
 fn draw(random: &mut impl Rng, count: usize, most: usize) -> Vec<String> {
     let mut batch: Vec<String> = Vec::new();
     while batch.len() < count {
-        let share: f64 = random.random();
-        let id = ((share * share) * most as f64) as usize;
+        let id = random.random_range(0..most).min(random.random_range(0..most));
         if !batch.contains(&id.to_string()) {
             batch.push(id.to_string());
         }

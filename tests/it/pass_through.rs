@@ -1,1 +1,118 @@
+//! Every other route streams through, untouched but for what a proxy must touch.
 
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
+
+use crate::support::{Stack, raw};
+
+const ECHO: &str = "/v2/servicerequest/echo";
+
+fn names(echo: &Value) -> Vec<String> {
+    let pairs = echo["headers"].as_array().unwrap().iter();
+    let mut names: Vec<String> = pairs.map(|pair| pair[0].as_str().unwrap().to_owned()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn method_target_headers_and_body_come_through_as_they_are() {
+    let stack = Stack::start().await;
+    let target = format!("{ECHO}?a=%2f%2F&b=x+y&c=%E9&&=;d");
+    let headers = [("authorization", "SDK-HMAC-SHA256 x"), ("cookie", "a=b"), ("x-twice", "1"), ("x-twice", "2")];
+    for method in [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::PATCH] {
+        let reply = stack.client.send(method.clone(), &target, &headers, "body").await;
+        let echo = reply.json();
+        assert_eq!(echo["method"], method.as_str());
+        assert_eq!(echo["target"], target);
+        assert_eq!(echo["body"], "body");
+        let pairs: Vec<(String, String)> = serde_json::from_value(echo["headers"].clone()).unwrap();
+        for (name, value) in headers {
+            assert!(pairs.contains(&(name.to_owned(), value.to_owned())), "{name}: {value}");
+        }
+        assert!(pairs.contains(&("host".to_owned(), stack.origin.address().to_string())));
+        assert!(pairs.contains(&("via".to_owned(), "1.1 sidelink".to_owned())));
+        assert_eq!(reply.header("via"), "1.1 sidelink");
+        assert!(!reply.headers.contains_key("cache-status"));
+    }
+}
+
+#[tokio::test]
+async fn headers_of_one_connection_do_not_cross_it() {
+    let stack = Stack::start().await;
+    let request = format!(
+        "GET {ECHO} HTTP/1.1\r\nhost: a\r\nconnection: close, x-mine\r\nx-mine: 1\r\nte: trailers\r\nkeep-alive: 5\r\nproxy-connection: x\r\nupgrade: h2c\r\nx-kept: 1\r\n\r\n"
+    );
+    let answer = raw(stack.client.address, request.as_bytes()).await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(!head.contains("x-hop"), "the endpoint named it in Connection: {head}");
+    let echo: Value = serde_json::from_str(body).unwrap();
+    assert_eq!(names(&echo), ["host", "via", "x-kept"]);
+}
+
+#[tokio::test]
+async fn a_large_upload_streams_through() {
+    let stack = Stack::start().await;
+    let chunks = (0..512).map(|_| Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![b'x'; 64 << 10]))));
+    let body = StreamBody::new(futures_util::stream::iter(chunks));
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let uri = format!("http://{}/v2/servicerequest/accessorys", stack.client.address);
+    let request = Request::post(uri).body(body).unwrap();
+    let reply = client.request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    let reply: Value = serde_json::from_slice(&reply).unwrap();
+    assert_eq!(reply["bytes"], 32 << 20);
+}
+
+#[tokio::test]
+async fn a_slow_download_arrives_piece_by_piece() {
+    let stack = Stack::start().await;
+    let client = Client::builder(TokioExecutor::new()).build_http::<http_body_util::Empty<Bytes>>();
+    let target = "/v2/servicerequest/accessorys/1,2?bytes=65536&chunk_delay_ms=100";
+    let uri = format!("http://{}{target}", stack.client.address).parse().unwrap();
+    let response = client.get(uri).await.unwrap();
+    assert_eq!(response.headers()["content-length"], "65536");
+    let mut body = response.into_body();
+    let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert!(first.len() < 65536, "the first piece does not wait for the last");
+    let rest = body.collect().await.unwrap().to_bytes();
+    assert_eq!(first.len() + rest.len(), 65536);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_exchange_without_a_byte_is_given_up_after_its_time() {
+    let stack = Stack::with(
+        |endpoint| endpoint.delay = Duration::from_secs(1000),
+        |config| {
+            config.upstream.idle_timeout = Duration::from_secs(5);
+        },
+    )
+    .await;
+    // A request that is nobody's batch is forwarded, and the endpoint sits on it.
+    let reply = stack.client.get(&crate::support::query(&["1"]), &[]).await;
+    assert_eq!((reply.status.as_u16(), reply.json()["error_code"].as_str()), (504, Some("SIDELINK.1002")));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_gone_is_a_502_in_the_apis_shape() {
+    let stack = Stack::start().await;
+    stack.origin.stop().await;
+    let reply = stack.client.get(ECHO, &[]).await;
+    assert_eq!((reply.status.as_u16(), reply.json()["error_code"].as_str()), (502, Some("SIDELINK.1001")));
+}
+
+#[tokio::test]
+async fn an_expectation_is_met_and_the_body_follows() {
+    let stack = Stack::start().await;
+    let request = format!(
+        "POST {ECHO} HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\nhi"
+    );
+    let answer = raw(stack.client.address, request.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 100 Continue"), "{answer}");
+    assert!(answer.contains(r#""body":"hi""#), "{answer}");
+}

@@ -4,6 +4,7 @@
 //! [`Upstream::forward`] for everything else, streaming.
 
 mod coding;
+mod connector;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,12 +16,14 @@ use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use tokio::io::DuplexStream;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
@@ -30,6 +33,7 @@ use crate::config;
 use crate::error::{Error, NoAnswer};
 use crate::headers::NAME;
 use crate::metrics::Metrics;
+use connector::Connector;
 
 /// How long an idle connection to the endpoint is kept.
 const POOL_IDLE: Duration = Duration::from_secs(60);
@@ -87,7 +91,7 @@ pub struct Answer {
 
 /// The endpoint's client.
 pub struct Upstream {
-    client: Client<HttpsConnector<HttpConnector>, Body>,
+    client: Client<Connector, Body>,
     endpoint: config::Endpoint,
     answer_bytes: usize,
     clock: Clock,
@@ -103,20 +107,34 @@ impl Upstream {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(config.connect_timeout));
         tcp.set_keepalive(Some(POOL_IDLE));
-        let connector = HttpsConnectorBuilder::new()
+        let network = HttpsConnectorBuilder::new()
             .with_tls_config(tls(config)?)
             .https_or_http()
             .enable_all_versions()
             .wrap_connector(tcp);
+        let connector = Connector::Network(network, config.connect_timeout);
+        Ok(Self::over(connector, config, clock, metrics))
+    }
+
+    /// A client whose connections are made in memory: `accept` gets the endpoint's side of each.
+    pub fn in_memory(
+        accept: UnboundedSender<DuplexStream>,
+        config: &config::Upstream,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self::over(Connector::Memory(accept), config, clock, metrics)
+    }
+
+    fn over(connector: Connector, config: &config::Upstream, clock: Clock, metrics: Arc<Metrics>) -> Self {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
             .http2_keep_alive_interval(Duration::from_secs(20))
             .build(connector);
-        Ok(Self { client, endpoint: config.endpoint.clone(), answer_bytes: config.answer_bytes, clock, metrics })
+        Self { client, endpoint: config.endpoint.clone(), answer_bytes: config.answer_bytes, clock, metrics }
     }
 
     /// The endpoint's authority, as it stands in `Host`.

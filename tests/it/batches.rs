@@ -148,3 +148,22 @@ async fn a_call_carries_the_credential_and_the_scope_headers_and_nothing_else_of
     assert_eq!(call.headers["host"], stack.origin.address().to_string());
     assert!(call.target.starts_with(api::PATH));
 }
+
+#[tokio::test]
+async fn a_client_of_http2_with_prior_knowledge_gets_the_same_answers() {
+    let stack = Stack::start().await;
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let client = hyper_util::client::legacy::Client::builder(executor).http2_only(true).build_http();
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let uri = format!("http://{}{}", stack.client.address, query(&["1", "2"]));
+        let request = http::Request::get(uri).header("x-auth-token", "t");
+        let response =
+            client.request(request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap()).await.unwrap();
+        assert_eq!((response.status().as_u16(), response.version()), (200, http::Version::HTTP_2));
+        answers.push(http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes());
+    }
+    assert_eq!(answers[0], answers[1]);
+    assert_eq!(stack.client.batch("t", &["2", "1"]).await.header("cache-status"), "sidelink; hit");
+    assert_eq!(stack.asked(), [["1", "2"]]);
+}

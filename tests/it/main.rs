@@ -15,3 +15,4 @@ mod once;
 mod pass_through;
 mod sdk;
 mod support;
+mod tls;

@@ -165,6 +165,7 @@ impl AccessUrls {
 
         let demand = self.demand(&directives, &terms);
         let mut slots = self.look_up(batch.ids, &terms, &demand, &directives);
+        self.refresh_ahead(&slots, &terms);
         let from_memory = slots.slots.iter().filter(|slot| slot.had.is_some()).count();
         let mut fetched = Fetched::default();
         if from_memory < slots.slots.len() {
@@ -273,6 +274,24 @@ impl AccessUrls {
         Slots { slots, metrics: &self.metrics }
     }
 
+    /// Fetches again, in the background, what was just handed out and is about to go cold.
+    fn refresh_ahead(&self, slots: &Slots<'_>, terms: &Arc<Terms>) {
+        if !self.config.freshness.refresh_ahead {
+            return;
+        }
+        let now = self.clock.now();
+        let ageing = |slot: &&Slot| {
+            let link = slot.had.as_ref().filter(|link| link.text.is_some());
+            let deadlines = link.and_then(|link| link.deadlines);
+            deadlines.is_some_and(|deadlines| deadlines.is_ageing(now, slot.wanted.key.spread()))
+        };
+        let ageing: Vec<Wanted> = slots.slots.iter().filter(ageing).map(|slot| slot.wanted.clone()).collect();
+        if !ageing.is_empty() {
+            let refreshed = self.fetch.refresh(terms, &ageing);
+            self.metrics.refetched.with_label_values(&["refresh"]).inc_by(refreshed as u64);
+        }
+    }
+
     /// Fetches what lacks; where a shared call failed, once more apart, so that only a batch at fault sees its error.
     async fn fetch_lacking(
         &self,
@@ -289,7 +308,7 @@ impl AccessUrls {
         let serves = |kept: &Kept| demand.serves(kept, self.clock.now());
         let fetched = settle(slots, self.fetch.fetch(terms, &lacking, serves).await?.into_iter());
         match &fetched.failure {
-            Some(failure) if failure.shared && !matches!(failure.cause, Cause::Unmatched(_)) => {
+            Some(failure) if failure.may_be_anothers_fault() && self.fetch.affords_extra() => {
                 let lacking = slots.lacking();
                 let landed = self.fetch.fetch_apart(terms, &lacking, true).await?;
                 Ok(settle(slots, landed.into_iter().map(|landed| Had::Landed { joined: false, landed })))

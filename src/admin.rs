@@ -10,19 +10,27 @@ use prometheus::{Encoder, Registry, TextEncoder};
 use crate::body::{Body, whole};
 use crate::cache::Cache;
 use crate::metrics::Metrics;
+use crate::upstream::Upstream;
 
 /// Answers on the admin listener.
 pub struct Admin {
     registry: Registry,
     metrics: Arc<Metrics>,
     cache: Arc<Cache>,
+    upstream: Arc<Upstream>,
     ready: Arc<AtomicBool>,
 }
 
 impl Admin {
     /// `ready` says whether clients are being served.
-    pub fn new(registry: Registry, metrics: Arc<Metrics>, cache: Arc<Cache>, ready: Arc<AtomicBool>) -> Self {
-        Self { registry, metrics, cache, ready }
+    pub fn new(
+        registry: Registry,
+        metrics: Arc<Metrics>,
+        cache: Arc<Cache>,
+        upstream: Arc<Upstream>,
+        ready: Arc<AtomicBool>,
+    ) -> Self {
+        Self { registry, metrics, cache, upstream, ready }
     }
 
     /// Answers `/metrics`, `/livez` and `/readyz`; another method is a 405, another path a 404.
@@ -42,6 +50,7 @@ impl Admin {
     }
 
     fn scrape(&self) -> Response<Body> {
+        self.upstream.show_breaker();
         let (links, bytes) = self.cache.size();
         self.metrics.cache_links.set(i64::try_from(links).unwrap_or(i64::MAX));
         self.metrics.cache_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));

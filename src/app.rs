@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use hyper::Request;
 use hyper::body::Incoming;
 use prometheus::Registry;
+use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -20,7 +22,7 @@ use crate::admin::Admin;
 use crate::cache::Cache;
 use crate::caller::Callers;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::fetch::Fetch;
 use crate::metrics::Metrics;
 use crate::passthrough::Passthrough;
@@ -54,9 +56,76 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
+/// Everything between a client's request and the endpoint, without listeners.
+pub struct Proxy {
+    /// Answers clients.
+    pub router: Arc<Router>,
+    /// Answers operators.
+    pub admin: Arc<Admin>,
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+    ready: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    /// Builds everything, to reach the endpoint over the network. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// If the endpoint's client cannot be built.
+    pub fn new(config: Config, clock: Clock) -> Result<Self, StartError> {
+        Self::build(config, clock, |config, clock, metrics| Upstream::new(config, clock, metrics))
+    }
+
+    /// Builds everything, to reach the endpoint in memory: `accept` gets its side of each connection.
+    ///
+    /// # Errors
+    /// If the metrics cannot be registered.
+    pub fn in_memory(config: Config, clock: Clock, accept: UnboundedSender<DuplexStream>) -> Result<Self, StartError> {
+        Self::build(config, clock, |config, clock, metrics| Ok(Upstream::in_memory(accept, config, clock, metrics)))
+    }
+
+    fn build(
+        config: Config,
+        clock: Clock,
+        upstream: impl FnOnce(&config::Upstream, Clock, Arc<Metrics>) -> Result<Upstream, SetupError>,
+    ) -> Result<Self, StartError> {
+        let config = Arc::new(config);
+        let registry = Registry::new();
+        let metrics = Arc::new(Metrics::new(&registry).map_err(StartError::Metrics)?);
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        registry.register(Box::new(process)).map_err(StartError::Metrics)?;
+
+        let upstream = upstream(&config.upstream, clock.clone(), Arc::clone(&metrics));
+        let upstream = Arc::new(upstream.map_err(StartError::Upstream)?);
+        let callers = Arc::new(Callers::new(&config.callers, rand::random(), clock.clone()));
+        let cache = Arc::new(Cache::new(&config.cache, &config.freshness, &metrics));
+        let fetch = Fetch::new(
+            Arc::clone(&upstream),
+            Arc::clone(&callers),
+            Arc::clone(&cache),
+            Arc::clone(&metrics),
+            Arc::clone(&config),
+            clock.clone(),
+        );
+        let passthrough = Arc::new(Passthrough::new(Arc::clone(&upstream), config.upstream.idle_timeout));
+        let access_urls = AccessUrls::new(
+            callers,
+            Arc::clone(&cache),
+            fetch,
+            Arc::clone(&passthrough),
+            Arc::clone(&config),
+            Arc::clone(&metrics),
+            clock,
+        );
+        let ready = Arc::new(AtomicBool::new(false));
+        let admin = Admin::new(registry, Arc::clone(&metrics), cache, Arc::clone(&upstream), Arc::clone(&ready));
+        let router = Router::new(access_urls, passthrough, upstream, Arc::clone(&metrics), config.log.access);
+        Ok(Self { router: Arc::new(router), admin: Arc::new(admin), config, metrics, ready })
+    }
+}
+
 /// A sidelink that is listening.
 pub struct App {
-    router: Arc<Router>,
     addresses: Vec<SocketAddr>,
     admin_address: SocketAddr,
     ready: Arc<AtomicBool>,
@@ -80,54 +149,25 @@ impl App {
     /// # Errors
     /// As there.
     pub async fn start_with(config: Config, clock: Clock) -> Result<Self, StartError> {
-        let config = Arc::new(config);
-        let registry = Registry::new();
-        let metrics = Arc::new(Metrics::new(&registry).map_err(StartError::Metrics)?);
-        let process = prometheus::process_collector::ProcessCollector::for_self();
-        registry.register(Box::new(process)).map_err(StartError::Metrics)?;
-
-        let upstream = Upstream::new(&config.upstream, clock.clone(), Arc::clone(&metrics));
-        let upstream = Arc::new(upstream.map_err(StartError::Upstream)?);
-        let callers = Arc::new(Callers::new(&config.callers, rand::random(), clock.clone()));
-        let cache = Arc::new(Cache::new(&config.cache, &config.freshness, &metrics));
-        let fetch = Fetch::new(
-            Arc::clone(&upstream),
-            Arc::clone(&callers),
-            Arc::clone(&cache),
-            Arc::clone(&metrics),
-            Arc::clone(&config),
-        );
-        let passthrough = Arc::new(Passthrough::new(Arc::clone(&upstream), config.upstream.idle_timeout));
-        let access_urls = AccessUrls::new(
-            callers,
-            Arc::clone(&cache),
-            fetch,
-            Arc::clone(&passthrough),
-            Arc::clone(&config),
-            Arc::clone(&metrics),
-            clock,
-        );
-        let router = Arc::new(Router::new(access_urls, passthrough, upstream, Arc::clone(&metrics), config.log.access));
-        let ready = Arc::new(AtomicBool::new(false));
-        let admin = Arc::new(Admin::new(registry, Arc::clone(&metrics), cache, Arc::clone(&ready)));
-
+        let proxy = Proxy::new(config, clock)?;
         let mut app = Self {
-            router,
             addresses: Vec::new(),
-            admin_address: config.admin.address,
-            ready,
+            admin_address: proxy.config.admin.address,
+            ready: Arc::clone(&proxy.ready),
             stop: CancellationToken::new(),
             stop_admin: CancellationToken::new(),
             clients: JoinSet::new(),
             admin: JoinSet::new(),
         };
-        app.listen(&config, &metrics, admin).await?;
+        app.listen(&proxy).await?;
         app.ready.store(true, Ordering::Release);
-        info!(endpoint = %config.upstream.endpoint, addresses = ?app.addresses, admin = %app.admin_address, "serving");
+        let endpoint = &proxy.config.upstream.endpoint;
+        info!(%endpoint, addresses = ?app.addresses, admin = %app.admin_address, "serving");
         Ok(app)
     }
 
-    async fn listen(&mut self, config: &Config, metrics: &Arc<Metrics>, admin: Arc<Admin>) -> Result<(), StartError> {
+    async fn listen(&mut self, proxy: &Proxy) -> Result<(), StartError> {
+        let config = &proxy.config;
         // All are bound before any is served: half a sidelink helps nobody.
         let admin_listener = bind(config.admin.address).await?;
         self.admin_address = admin_listener.local_addr().unwrap_or(config.admin.address);
@@ -140,14 +180,15 @@ impl App {
         let limits = server::Limits::from(&config.limits);
         let permits = Arc::new(Semaphore::new(config.limits.connections));
         for listener in listeners {
-            let router = Arc::clone(&self.router);
+            let router = Arc::clone(&proxy.router);
             let answer = move |request: Request<Incoming>| {
                 let router = Arc::clone(&router);
                 async move { router.answer(request).await }
             };
-            let gauge = metrics.connections.clone();
+            let gauge = proxy.metrics.connections.clone();
             self.clients.spawn(server::run(listener, limits, Arc::clone(&permits), gauge, self.stop.clone(), answer));
         }
+        let admin = Arc::clone(&proxy.admin);
         let answer = move |request: Request<Incoming>| {
             let response = admin.answer(&request);
             async move { response }

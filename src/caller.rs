@@ -16,6 +16,7 @@ use siphasher::sip128::{Hasher128, SipHasher24};
 use crate::api;
 use crate::clock::{Clock, Moment, millis};
 use crate::config;
+use crate::hold::Hold;
 
 /// Most callers remembered at a time. The least recently seen is forgotten, and its links with it.
 const CALLERS: u64 = 50_000;
@@ -39,6 +40,14 @@ pub struct Scope(u128);
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key(u128);
 
+impl Key {
+    /// A number from 0 to 1 that is this key's own, so that links fetched together need not be refreshed together.
+    pub fn spread(self) -> f64 {
+        let [low, ..] = self.0.to_le_bytes();
+        f64::from(low) / 255.0
+    }
+}
+
 /// What is remembered of a caller besides its links.
 pub struct Standing {
     generation: AtomicU64,
@@ -46,6 +55,8 @@ pub struct Standing {
     accepted: [AtomicU64; 2],
     /// Ids being fetched for this caller right now.
     pub(crate) flights: AtomicUsize,
+    /// The endpoint has asked this caller to hold back.
+    pub(crate) hold: Hold,
 }
 
 impl Standing {
@@ -54,6 +65,7 @@ impl Standing {
             generation: AtomicU64::new(generation),
             accepted: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
             flights: AtomicUsize::new(0),
+            hold: Hold::default(),
         }
     }
 

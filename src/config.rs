@@ -77,6 +77,8 @@ impl Config {
                 calls: 256,
                 answer_bytes: 8 << 20,
                 ca_file: None,
+                retry: Retry { attempts: 2, budget: 0.2 },
+                breaker: Breaker { consecutive: 5, ratio: 0.5, min_calls: 20, open: Duration::from_secs(2) },
             },
             cache: Cache { capacity: 256 << 20 },
             freshness: Freshness {
@@ -85,6 +87,7 @@ impl Config {
                 unsigned: Duration::from_secs(60),
                 absent: Duration::from_secs(5),
                 stale_if_error: Duration::from_secs(300),
+                refresh_ahead: true,
                 honour_no_store: true,
             },
             callers: Callers { revalidate: Duration::from_secs(300), cache_control: true, scope_headers: Vec::new() },
@@ -196,6 +199,32 @@ pub struct Upstream {
     pub answer_bytes: usize,
     /// PEM file of certificate authorities that replaces the platform's; none by default.
     pub ca_file: Option<PathBuf>,
+    /// `[upstream.retry]`
+    pub retry: Retry,
+    /// `[upstream.breaker]`
+    pub breaker: Breaker,
+}
+
+/// `[upstream.retry]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    /// Further attempts for one call at most, 0 to 10. Default 2.
+    pub attempts: usize,
+    /// Retries as a share of recent calls, 0 to 1; a share above 0 also allows one a second. Default 0.2.
+    pub budget: f64,
+}
+
+/// `[upstream.breaker]`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Breaker {
+    /// Failures in a row that open it, 1 or more. Default 5.
+    pub consecutive: u32,
+    /// Share of failed calls that opens it, 0.01 to 1. Default 0.5.
+    pub ratio: f64,
+    /// Calls in the ratio's window (5 to 10 s) before it counts, 1 or more. Default 20.
+    pub min_calls: u32,
+    /// How long it stays open before a probe; up to a fifth more. Default 2 s.
+    pub open: Duration,
 }
 
 /// `[cache]`
@@ -218,6 +247,8 @@ pub struct Freshness {
     pub absent: Duration,
     /// How long past its freshness a usable link may answer for a failing endpoint. Default 5 min.
     pub stale_if_error: Duration,
+    /// Whether a hit late in a link's freshness fetches it again in the background. Default true.
+    pub refresh_ahead: bool,
     /// Whether the endpoint's `no-store` keeps its links out of the cache. Default true.
     pub honour_no_store: bool,
 }

@@ -10,20 +10,28 @@ mod calls;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use http::HeaderValue;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
+use tower::retry::budget::{Budget, TpsBudget};
 
 use crate::access_urls::request::Form;
 use crate::cache::freshness::Deadlines;
 use crate::cache::{Cache, Kept};
 use crate::caller::{Callers, Key, Requester, Scope, Standing};
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::{Error, Limit, NoAnswer};
 use crate::metrics::Metrics;
 use crate::upstream::{Answer, Upstream};
 use calls::{Lane, LaneKey, Passenger};
+
+/// Refreshes ahead, as a share of recent calls; one a second is allowed besides, or a cache that answers everything
+/// from memory, and so makes no other calls, could not keep its links from going cold.
+const REFRESH_SHARE: f32 = 0.1;
+const REFRESH_WINDOW: Duration = Duration::from_secs(10);
 
 /// On whose behalf, and how, a batch's ids are fetched.
 pub struct Terms {
@@ -41,6 +49,13 @@ pub struct Terms {
     pub hops: usize,
     /// The client's trace context.
     pub traceparent: Option<HeaderValue>,
+}
+
+impl Terms {
+    /// Where its owned ids queue.
+    fn lane(&self) -> LaneKey {
+        LaneKey { scope: self.scope, form: self.form }
+    }
 }
 
 /// An id to fetch.
@@ -106,6 +121,15 @@ pub enum Cause {
 }
 
 impl Failure {
+    /// Whether another call, for one batch alone, may show that this batch is not at fault. Not where the fault is the
+    /// caller's as a whole, or nobody's: no answer, a token refused, a throttled caller, an endpoint that is down.
+    pub fn may_be_anothers_fault(&self) -> bool {
+        match &self.cause {
+            Cause::Answer(answer) => self.shared && !matches!(answer.status.as_u16(), 401 | 429 | 502..=504),
+            Cause::Unmatched(_) | Cause::NoAnswer(_) => false,
+        }
+    }
+
     /// Whether a stale link may answer for it: the endpoint failed, it did not refuse.
     pub fn allows_stale(&self) -> bool {
         match &self.cause {
@@ -126,6 +150,9 @@ struct Inner {
     cache: Arc<Cache>,
     metrics: Arc<Metrics>,
     config: Arc<Config>,
+    clock: Clock,
+    /// Allows refreshes ahead as a share of calls.
+    refreshes: TpsBudget,
     runtime: tokio::runtime::Handle,
     state: Mutex<State>,
     /// Permits of calls under way.
@@ -141,6 +168,26 @@ struct Inner {
 struct State {
     flights: HashMap<Key, Arc<Flight>>,
     lanes: HashMap<LaneKey, Lane>,
+}
+
+impl State {
+    /// A new flight, queued for a call.
+    fn begin(&mut self, terms: &Arc<Terms>, wanted: &Wanted, permit: Permit) -> Arc<Flight> {
+        let flight = Arc::new(Flight {
+            landed: OnceLock::new(),
+            bell: Notify::new(),
+            awaited: AtomicUsize::new(0),
+            joined: AtomicBool::new(false),
+            _permit: permit,
+        });
+        self.flights.insert(wanted.key, Arc::clone(&flight));
+        self.lanes.entry(terms.lane()).or_default().queue.push_back(Passenger {
+            wanted: wanted.clone(),
+            flight: Arc::clone(&flight),
+            terms: Arc::clone(terms),
+        });
+        flight
+    }
 }
 
 /// One id being fetched.
@@ -215,6 +262,8 @@ impl Drop for Waiting<'_> {
 enum Source {
     Memory(Kept),
     Flight(Place),
+    /// No call may be made now; queueing behind calls that hang would only hide it.
+    Refused(Error),
 }
 
 impl Fetch {
@@ -225,6 +274,7 @@ impl Fetch {
         cache: Arc<Cache>,
         metrics: Arc<Metrics>,
         config: Arc<Config>,
+        clock: Clock,
     ) -> Self {
         let calls = Semaphore::new(config.upstream.calls);
         Self(Arc::new(Inner {
@@ -233,6 +283,8 @@ impl Fetch {
             cache,
             metrics,
             config,
+            clock,
+            refreshes: TpsBudget::new(REFRESH_WINDOW, 1, REFRESH_SHARE),
             runtime: tokio::runtime::Handle::current(),
             state: Mutex::default(),
             calls,
@@ -259,6 +311,7 @@ impl Fetch {
         for source in sources {
             had.push(match source {
                 Source::Memory(kept) => Had::InMemory(kept),
+                Source::Refused(error) => Had::Landed { joined: false, landed: failed(error) },
                 Source::Flight(place) => {
                     let landed = timeout_at(terms.deadline, place.flight.land()).await;
                     Had::Landed { joined: place.joined, landed: landed.unwrap_or_else(|_| failed(Error::Deadline)) }
@@ -266,6 +319,17 @@ impl Fetch {
             });
         }
         Ok(had)
+    }
+
+    /// Fetches `wanted` again in the background, while what is in memory is still fresh. Ids that are in flight, and any
+    /// beyond what refreshes may cost, are left as they are; how many were not.
+    pub fn refresh(&self, terms: &Arc<Terms>, wanted: &[Wanted]) -> usize {
+        self.0.refresh(terms, wanted)
+    }
+
+    /// Whether the endpoint may be asked once more to find out whose fault a failed call was.
+    pub fn affords_extra(&self) -> bool {
+        self.0.upstream.affords_extra()
     }
 
     /// Has every id of `wanted` by calls of its own, which nobody joins: where a shared call has failed and the one at
@@ -312,6 +376,7 @@ impl Inner {
         wanted: &[Wanted],
         serves: impl Fn(&Kept) -> bool,
     ) -> Result<Vec<Source>, Error> {
+        let refusal = self.refusal(terms);
         let mut state = self.state();
         let found: Vec<Option<Source>> = wanted
             .iter()
@@ -319,13 +384,13 @@ impl Inner {
                 if let Some(flight) = state.flights.get(&wanted.key) {
                     return Some(Source::Flight(Place::on(flight, true)));
                 }
-                self.cache.look_up(wanted.key).filter(&serves).map(Source::Memory)
+                let kept = self.cache.look_up(wanted.key).filter(&serves).map(Source::Memory);
+                kept.or(refusal.map(Source::Refused))
             })
             .collect();
         let owned = found.iter().filter(|source| source.is_none()).count();
         let mut permits = self.permits(owned, &terms.requester.standing)?.into_iter();
 
-        let lane_key = LaneKey { scope: terms.scope, form: terms.form };
         let mut sources = Vec::with_capacity(wanted.len());
         for (wanted, source) in wanted.iter().zip(found) {
             if let Some(source) = source {
@@ -333,25 +398,36 @@ impl Inner {
                 continue;
             }
             let Some(permit) = permits.next() else { break };
-            let flight = Arc::new(Flight {
-                landed: OnceLock::new(),
-                bell: Notify::new(),
-                awaited: AtomicUsize::new(0),
-                joined: AtomicBool::new(false),
-                _permit: permit,
-            });
+            let flight = state.begin(terms, wanted, permit);
             sources.push(Source::Flight(Place::on(&flight, false)));
-            state.flights.insert(wanted.key, Arc::clone(&flight));
-            state.lanes.entry(lane_key).or_default().queue.push_back(Passenger {
-                wanted: wanted.clone(),
-                flight,
-                terms: Arc::clone(terms),
-            });
         }
+        let lane_key = terms.lane();
         let departing = self.departures(&mut state, lane_key);
         drop(state);
         self.depart(departing);
         Ok(sources)
+    }
+
+    fn refresh(self: &Arc<Self>, terms: &Arc<Terms>, wanted: &[Wanted]) -> usize {
+        if self.refusal(terms).is_some() {
+            return 0;
+        }
+        let mut state = self.state();
+        let grounded: Vec<&Wanted> = wanted.iter().filter(|wanted| !state.flights.contains_key(&wanted.key)).collect();
+        if grounded.is_empty() || !self.refreshes.withdraw() {
+            return 0;
+        }
+        let Ok(permits) = self.permits(grounded.len(), &terms.requester.standing) else { return 0 };
+        let count = permits.len();
+        for (wanted, permit) in grounded.into_iter().zip(permits) {
+            let flight = state.begin(terms, wanted, permit);
+            // Nobody waits for it, and yet it is wanted.
+            flight.awaited.fetch_add(1, Ordering::Relaxed);
+        }
+        let departing = self.departures(&mut state, terms.lane());
+        drop(state);
+        self.depart(departing);
+        count
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -33,6 +33,7 @@ pub mod config;
 pub mod demo;
 pub mod error;
 pub mod headers;
+pub mod hold;
 pub mod log;
 pub mod metrics;
 pub mod origin;

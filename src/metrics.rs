@@ -131,6 +131,31 @@ impl Route {
     }
 }
 
+/// What the breaker lets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// Every call.
+    Closed,
+    /// One probe.
+    HalfOpen,
+    /// None.
+    Open,
+}
+
+impl Position {
+    /// Every position, for metrics.
+    pub const ALL: [Position; 3] = [Position::Closed, Position::HalfOpen, Position::Open];
+
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Position::Closed => "closed",
+            Position::HalfOpen => "half_open",
+            Position::Open => "open",
+        }
+    }
+}
+
 /// Counters of evictions.
 #[derive(Clone)]
 pub struct Evictions {
@@ -157,6 +182,10 @@ pub struct Metrics {
     pub upstream_call_ids: Histogram,
     /// Calls under way.
     pub upstream_in_flight: IntGauge,
+    /// Further attempts of calls.
+    pub upstream_retries: IntCounter,
+    /// 1 at the breaker's position.
+    pub breaker_state: IntGaugeVec,
     /// Links and absences in memory.
     pub cache_links: IntGauge,
     /// Bytes of them, bookkeeping included.
@@ -179,8 +208,9 @@ pub struct Metrics {
     pub shed: IntCounterVec,
 }
 
-/// The results of a call, in `upstream_calls_total`.
-pub const CALL_RESULTS: [&str; 6] = ["ok", "client_error", "server_error", "error_in_200", "no_answer", "deadline"];
+/// The results of a call, in `upstream_calls_total`; refused: by the breaker or a hold, before anything was sent.
+pub const CALL_RESULTS: [&str; 7] =
+    ["ok", "client_error", "server_error", "error_in_200", "no_answer", "deadline", "refused"];
 
 impl Metrics {
     /// Registers every family on `registry`.
@@ -264,6 +294,24 @@ impl Metrics {
                 &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0],
             )?,
             upstream_in_flight: gauge(registry, "upstream_in_flight", "Calls to the endpoint under way.")?,
+            upstream_retries: {
+                let retries =
+                    IntCounter::new("sidelink_upstream_retries_total", "Further attempts of calls that had failed.")?;
+                registry.register(Box::new(retries.clone()))?;
+                retries
+            },
+            breaker_state: {
+                let opts = Opts::new(
+                    "sidelink_breaker_state",
+                    "1 at what the breaker lets through: every call, one probe, or none.",
+                );
+                let state = IntGaugeVec::new(opts, &["state"])?;
+                for position in Position::ALL {
+                    state.with_label_values(&[position.name()]).set(i64::from(position == Position::Closed));
+                }
+                registry.register(Box::new(state.clone()))?;
+                state
+            },
             cache_links: gauge(registry, "cache_links", "Links and remembered absences in memory.")?,
             cache_bytes: gauge(registry, "cache_bytes", "Bytes of links in memory, their bookkeeping included.")?,
             cache_evictions: Evictions { size, expired, explicit },

@@ -20,12 +20,14 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::access_urls::request::Form;
+use crate::clock::Clock;
 
 pub use links::{Signer, link_is_for};
 
@@ -142,6 +144,7 @@ pub struct Origin(Arc<Inner>);
 
 struct Inner {
     address: SocketAddr,
+    clock: Clock,
     options: Mutex<Options>,
     calls: Mutex<Vec<Call>>,
     script: Mutex<VecDeque<Reply>>,
@@ -163,8 +166,30 @@ impl Origin {
     /// If the address cannot be had.
     pub async fn start(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(options.address).await?;
-        let origin = Self(Arc::new(Inner {
-            address: listener.local_addr()?,
+        let origin = Self::new(listener.local_addr()?, options, Clock::system());
+        tokio::spawn(origin.clone().accept(listener));
+        Ok(origin)
+    }
+
+    /// Serves connections that are made in memory, on a clock of the caller's.
+    pub fn in_memory(options: Options, clock: Clock, mut connections: UnboundedReceiver<DuplexStream>) -> Self {
+        let origin = Self::new(options.address, options, clock);
+        let accepting = origin.clone();
+        tokio::spawn(async move {
+            while let Some(stream) = connections.recv().await {
+                // A dropped stream is a refused connection.
+                if !accepting.0.stop.is_cancelled() {
+                    accepting.serve(stream);
+                }
+            }
+        });
+        origin
+    }
+
+    fn new(address: SocketAddr, options: Options, clock: Clock) -> Self {
+        Self(Arc::new(Inner {
+            address,
+            clock,
             options: Mutex::new(options),
             calls: Mutex::default(),
             script: Mutex::default(),
@@ -174,9 +199,20 @@ impl Origin {
             serial: AtomicUsize::new(0),
             stop: CancellationToken::new(),
             connections: watch::Sender::new(()),
-        }));
-        tokio::spawn(origin.clone().accept(listener));
-        Ok(origin)
+        }))
+    }
+
+    /// Serves a connection in the background, until it or the origin ends.
+    fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let origin = self.clone();
+        let alive = self.0.connections.subscribe();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = origin.serve_connection(stream) => {}
+                () = origin.0.stop.cancelled() => {}
+            }
+            drop(alive);
+        });
     }
 
     async fn accept(self, listener: TcpListener) {
@@ -188,15 +224,7 @@ impl Origin {
             match accepted {
                 Ok((stream, _)) => {
                     let _ = stream.set_nodelay(true);
-                    let origin = self.clone();
-                    let alive = self.0.connections.subscribe();
-                    tokio::spawn(async move {
-                        tokio::select! {
-                            () = origin.serve_connection(stream) => {}
-                            () = origin.0.stop.cancelled() => {}
-                        }
-                        drop(alive);
-                    });
+                    self.serve(stream);
                 }
                 // Out of file descriptors, say: some end soon.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,

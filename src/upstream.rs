@@ -3,6 +3,7 @@
 //! Two ways in: [`Upstream::call`] for a batch's misses, with a deadline and a whole, decoded answer; and
 //! [`Upstream::forward`] for everything else, streaming.
 
+mod breaker;
 mod coding;
 mod connector;
 
@@ -10,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HOST, USER_AGENT, VIA};
 use http::uri::{PathAndQuery, Scheme};
@@ -25,6 +27,7 @@ use rustls::pki_types::pem::PemObject;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, timeout_at};
+use tower::retry::budget::{Budget, TpsBudget};
 use tracing::warn;
 
 use crate::body::{Body, whole};
@@ -32,7 +35,9 @@ use crate::clock::{Clock, Moment};
 use crate::config;
 use crate::error::{Error, NoAnswer};
 use crate::headers::NAME;
-use crate::metrics::Metrics;
+use crate::hold::{self, Hold};
+use crate::metrics::{Metrics, Position};
+use breaker::{Breaker, Health};
 use connector::Connector;
 
 /// How long an idle connection to the endpoint is kept.
@@ -94,6 +99,12 @@ pub struct Upstream {
     client: Client<Connector, Body>,
     endpoint: config::Endpoint,
     answer_bytes: usize,
+    attempts: usize,
+    /// Allows retries as a share of calls.
+    budget: TpsBudget,
+    breaker: Breaker,
+    /// The endpoint has asked everyone to hold back.
+    hold: Hold,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
@@ -134,7 +145,17 @@ impl Upstream {
             .pool_idle_timeout(POOL_IDLE)
             .http2_keep_alive_interval(Duration::from_secs(20))
             .build(connector);
-        Self { client, endpoint: config.endpoint.clone(), answer_bytes: config.answer_bytes, clock, metrics }
+        Self {
+            client,
+            endpoint: config.endpoint.clone(),
+            answer_bytes: config.answer_bytes,
+            attempts: config.retry.attempts,
+            budget: retry_budget(config.retry.budget),
+            breaker: Breaker::new(&config.breaker),
+            hold: Hold::default(),
+            clock,
+            metrics,
+        }
     }
 
     /// The endpoint's authority, as it stands in `Host`.
@@ -155,11 +176,61 @@ impl Upstream {
         if self.endpoint.scheme == Scheme::HTTPS { 443 } else { 80 }
     }
 
-    /// Sends a call and waits for its whole answer, until `deadline` at most.
+    /// Sends a call and waits for its whole answer, until `deadline` at most. What may pass is tried again.
     ///
     /// # Errors
-    /// If there is no answer: no connection, a broken one, an endless or undecodable body, or none in time.
-    pub async fn call(&self, call: Call, deadline: Instant) -> Result<Answer, Error> {
+    /// If there is no answer: refused by the breaker or a hold, no connection, a broken one, an endless or undecodable
+    /// body, or none in time.
+    pub async fn call(&self, call: &Call, deadline: Instant) -> Result<Answer, Error> {
+        if let Some(refusal) = self.refusal() {
+            return Err(refusal);
+        }
+        self.budget.deposit();
+        let mut pass = self.breaker.pass().map_err(Error::BreakerOpen)?;
+        let mut pauses = PAUSES.with_max_times(self.attempts).build();
+        loop {
+            let outcome = self.attempt(call, deadline).await;
+            pass.record(health(&outcome));
+            self.show_breaker();
+            if let Ok(answer) = &outcome
+                && answer.status == StatusCode::SERVICE_UNAVAILABLE
+                && let Some(span) = hold::retry_after(&answer.headers, self.clock.now())
+            {
+                self.hold.set(self.clock.now(), span);
+                return outcome;
+            }
+            let Some(pause) = pauses.next().filter(|_| may_pass(&outcome)) else { return outcome };
+            if Instant::now() + pause >= deadline || !self.budget.withdraw() {
+                return outcome;
+            }
+            tokio::time::sleep(pause).await;
+            let Ok(next) = self.breaker.pass() else { return outcome };
+            pass = next;
+            self.metrics.upstream_retries.inc();
+        }
+    }
+
+    /// Why no call may be made now: the endpoint is taken to be down, or has asked everyone for a pause.
+    pub fn refusal(&self) -> Option<Error> {
+        let hold = self.hold.left(self.clock.now()).map(Error::HeldBack);
+        hold.or_else(|| self.breaker.refusal().map(Error::BreakerOpen))
+    }
+
+    /// Whether one more call may be made beyond what clients ask for.
+    pub fn affords_extra(&self) -> bool {
+        self.budget.withdraw()
+    }
+
+    /// What the breaker lets through, as shown in metrics.
+    pub fn show_breaker(&self) {
+        let now = self.breaker.position();
+        for position in Position::ALL {
+            let shown = i64::from(position == now);
+            self.metrics.breaker_state.with_label_values(&[position.name()]).set(shown);
+        }
+    }
+
+    async fn attempt(&self, call: &Call, deadline: Instant) -> Result<Answer, Error> {
         self.metrics.upstream_call_ids.observe(call.ids as f64);
         self.metrics.upstream_in_flight.inc();
         let _in_flight = scopeguard(|| self.metrics.upstream_in_flight.dec());
@@ -169,7 +240,7 @@ impl Upstream {
         answer
     }
 
-    async fn exchange(&self, call: Call) -> Result<Answer, Error> {
+    async fn exchange(&self, call: &Call) -> Result<Answer, Error> {
         let request = self.request_of(call)?;
         let sent = self.clock.now();
         let (head, body) = self.client.request(request).await.map_err(no_connection)?.into_parts();
@@ -186,9 +257,9 @@ impl Upstream {
         Ok(Answer { status: head.status, headers, body, sent })
     }
 
-    fn request_of(&self, call: Call) -> Result<Request<Body>, Error> {
-        let target = PathAndQuery::try_from(call.target).map_err(|_| Error::NoAnswer(NoAnswer::Lost))?;
-        let mut request = Request::new(whole(call.body));
+    fn request_of(&self, call: &Call) -> Result<Request<Body>, Error> {
+        let target = PathAndQuery::try_from(call.target.as_str()).map_err(|_| Error::NoAnswer(NoAnswer::Lost))?;
+        let mut request = Request::new(whole(call.body.clone()));
         *request.method_mut() = Method::GET;
         *request.uri_mut() = self.uri(target)?;
         let headers = request.headers_mut();
@@ -199,8 +270,8 @@ impl Upstream {
         for _ in 0..=call.hops {
             headers.append(VIA, HeaderValue::from_static("1.1 sidelink"));
         }
-        for (name, value) in call.headers {
-            headers.append(name, value);
+        for (name, value) in &call.headers {
+            headers.append(name, value.clone());
         }
         Ok(request)
     }
@@ -224,6 +295,42 @@ impl Upstream {
         parts.authority = Some(self.endpoint.authority.clone());
         parts.path_and_query = Some(target);
         Uri::from_parts(parts).map_err(|_| Error::Malformed("the request target cannot be forwarded"))
+    }
+}
+
+/// Between one attempt and the next.
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(50))
+    .with_max_delay(Duration::from_secs(2))
+    .with_factor(3.0)
+    .with_jitter();
+
+fn retry_budget(share: f64) -> TpsBudget {
+    // The share of a quiet endpoint's calls is none at all: one a second is allowed besides.
+    let a_second = u32::from(share > 0.0);
+    #[allow(clippy::cast_possible_truncation)] // A share, of which seven digits are enough.
+    TpsBudget::new(Duration::from_secs(10), a_second, share as f32)
+}
+
+/// Whether the same call may well succeed if made again.
+fn may_pass(outcome: &Result<Answer, Error>) -> bool {
+    match outcome {
+        Ok(answer) => matches!(answer.status.as_u16(), 502..=504),
+        Err(Error::NoAnswer(reason)) => matches!(reason, NoAnswer::Connect | NoAnswer::Broken),
+        Err(_) => false,
+    }
+}
+
+/// What an attempt says of the endpoint. A 429 is about a caller, a 500 perhaps about one id: they move no breaker.
+fn health(outcome: &Result<Answer, Error>) -> Health {
+    match outcome {
+        Ok(answer) => match answer.status.as_u16() {
+            429 | 500 => Health::Unknown,
+            502..=504 => Health::Ill,
+            _ => Health::Well,
+        },
+        Err(Error::Deadline | Error::NoAnswer(NoAnswer::Connect | NoAnswer::Broken)) => Health::Ill,
+        Err(_) => Health::Unknown,
     }
 }
 

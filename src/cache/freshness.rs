@@ -58,9 +58,11 @@ impl Deadlines {
         now.since(self.sent)
     }
 
-    /// Whether the last fifth of its freshness has begun.
-    pub fn ageing(&self, now: Moment) -> bool {
-        now.since(self.sent) >= u64::from(self.fresh) / 5 * 4
+    /// Whether the last fifth of its freshness has begun; by up to half of that fifth later for a greater `spread`, from 0
+    /// to 1, so that links fetched together are not refreshed together.
+    pub fn is_ageing(&self, now: Moment, spread: f64) -> bool {
+        let begin = f64::from(self.fresh) * (0.8 + 0.1 * spread);
+        now.since(self.sent) as f64 >= begin
     }
 }
 

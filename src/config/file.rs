@@ -18,7 +18,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Key by key; for a key that stands in the wrong table.
-const KEYS: [(&str, &str); 38] = [
+const KEYS: [(&str, &str); 45] = [
     ("listen", "address"),
     ("upstream", "endpoint"),
     ("upstream", "deadline"),
@@ -36,7 +36,14 @@ const KEYS: [(&str, &str); 38] = [
     ("freshness", "unsigned"),
     ("freshness", "absent"),
     ("freshness", "stale_if_error"),
+    ("freshness", "refresh_ahead"),
     ("freshness", "honour_no_store"),
+    ("upstream.retry", "attempts"),
+    ("upstream.retry", "budget"),
+    ("upstream.breaker", "consecutive"),
+    ("upstream.breaker", "ratio"),
+    ("upstream.breaker", "min_calls"),
+    ("upstream.breaker", "open"),
     ("callers", "revalidate"),
     ("callers", "cache_control"),
     ("callers", "scope_headers"),
@@ -73,7 +80,7 @@ pub(super) fn read(text: &str) -> Result<Config, ConfigErrors> {
 fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Option<Config> {
     let mut root = Section::root(document);
 
-    let mut section = root.section("upstream", report);
+    let mut section = root.section("upstream", "upstream", report);
     let found = section.require("endpoint", report);
     let endpoint = found.as_ref().and_then(|found| {
         let text = found.text(report, "a URL")?;
@@ -102,9 +109,19 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
             Err(error) => found.wrong(report, format!("cannot be read: {error}")),
         }
     }
+    let mut retry = section.section("retry", "upstream.retry", report);
+    retry.count("attempts", &mut upstream.retry.attempts, 0..=10, report);
+    retry.share("budget", &mut upstream.retry.budget, 0.0..=1.0, report);
+    retry.finish(&KEYS, report);
+    let mut breaker = section.section("breaker", "upstream.breaker", report);
+    breaker.number("consecutive", &mut upstream.breaker.consecutive, 1..=1_000_000, report);
+    breaker.share("ratio", &mut upstream.breaker.ratio, 0.01..=1.0, report);
+    breaker.number("min_calls", &mut upstream.breaker.min_calls, 1..=1_000_000, report);
+    breaker.duration("open", &mut upstream.breaker.open, MILLISECOND..=MINUTE, report);
+    breaker.finish(&KEYS, report);
     section.finish(&KEYS, report);
 
-    let mut section = root.section("listen", report);
+    let mut section = root.section("listen", "listen", report);
     section.list("address", &mut config.listen.address, address, report);
     let listen = section.find("address");
     if let Some(found) = &listen
@@ -121,7 +138,7 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
     }
     section.finish(&KEYS, report);
 
-    let mut section = root.section("admin", report);
+    let mut section = root.section("admin", "admin", report);
     if let Some(found) = section.find("address")
         && let Some(text) = found.text(report, "an address such as \"127.0.0.1:8081\"")
     {
@@ -140,28 +157,29 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
         found.wrong(report, "is this sidelink's own listener: requests would go round in circles");
     }
 
-    let mut section = root.section("cache", report);
+    let mut section = root.section("cache", "cache", report);
     section.size("capacity", &mut config.cache.capacity, 1 << 20..=1 << 40, report);
     section.finish(&KEYS, report);
 
-    let mut section = root.section("freshness", report);
+    let mut section = root.section("freshness", "freshness", report);
     let freshness = &mut config.freshness;
     section.duration("max", &mut freshness.max, SECOND..=DAY, report);
     section.duration("min_remaining", &mut freshness.min_remaining, Duration::ZERO..=DAY, report);
     section.duration("unsigned", &mut freshness.unsigned, Duration::ZERO..=DAY, report);
     section.duration("absent", &mut freshness.absent, Duration::ZERO..=HOUR, report);
     section.duration("stale_if_error", &mut freshness.stale_if_error, Duration::ZERO..=DAY, report);
+    section.flag("refresh_ahead", &mut freshness.refresh_ahead, report);
     section.flag("honour_no_store", &mut freshness.honour_no_store, report);
     section.finish(&KEYS, report);
 
-    let mut section = root.section("callers", report);
+    let mut section = root.section("callers", "callers", report);
     let callers = &mut config.callers;
     section.duration("revalidate", &mut callers.revalidate, SECOND..=DAY, report);
     section.flag("cache_control", &mut callers.cache_control, report);
     section.list("scope_headers", &mut callers.scope_headers, scope_header, report);
     section.finish(&KEYS, report);
 
-    let mut section = root.section("limits", report);
+    let mut section = root.section("limits", "limits", report);
     let limits = &mut config.limits;
     section.count("connections", &mut limits.connections, 1..=1_000_000, report);
     section.count("in_flight", &mut limits.in_flight, 1..=10_000_000, report);
@@ -174,7 +192,7 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
     section.duration("drain", &mut limits.drain, Duration::ZERO..=HOUR, report);
     section.finish(&KEYS, report);
 
-    let mut section = root.section("log", report);
+    let mut section = root.section("log", "log", report);
     section.choice("level", &mut config.log.level, &Level::WORDS, report);
     section.choice("format", &mut config.log.format, &LogFormat::WORDS, report);
     section.flag("access", &mut config.log.access, report);

@@ -78,9 +78,14 @@ impl<'a, 'i> Section<'a, 'i> {
         Self { name: "", table: Some(document.get_ref()), at: 0, known: Vec::new() }
     }
 
-    /// The table `[name]`; one that is not there reads as empty.
-    pub(super) fn section(&mut self, name: &'static str, report: &mut Report<'_>) -> Section<'a, 'i> {
-        let found = self.find(name);
+    /// The table under `key`, called `name` in full; one that is not there reads as empty.
+    pub(super) fn section(
+        &mut self,
+        key: &'static str,
+        name: &'static str,
+        report: &mut Report<'_>,
+    ) -> Section<'a, 'i> {
+        let found = self.find(key);
         let (table, at) = match &found {
             Some(found) => match found.value {
                 DeValue::Table(table) => (Some(table), found.span.start),
@@ -188,6 +193,43 @@ impl<'a, 'i> Section<'a, 'i> {
             return;
         };
         match integer(found.value).and_then(|number| usize::try_from(number).ok()) {
+            Some(read) if bounds.contains(&read) => *value = read,
+            _ => found.wrong(report, format!("must be between {} and {}", bounds.start(), bounds.end())),
+        }
+    }
+
+    /// As [`Section::count`], for small numbers.
+    pub(super) fn number(
+        &mut self,
+        key: &'static str,
+        value: &mut u32,
+        bounds: RangeInclusive<u32>,
+        report: &mut Report<'_>,
+    ) {
+        let widen = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        let mut count = widen(*value);
+        self.count(key, &mut count, widen(*bounds.start())..=widen(*bounds.end()), report);
+        *value = u32::try_from(count).unwrap_or(*value);
+    }
+
+    pub(super) fn share(
+        &mut self,
+        key: &'static str,
+        value: &mut f64,
+        bounds: RangeInclusive<f64>,
+        report: &mut Report<'_>,
+    ) {
+        let Some(found) = self.find(key) else { return };
+        let read = match found.value {
+            DeValue::Float(float) => float.as_str().replace('_', "").parse::<f64>().ok(),
+            // A whole share is easily written without its point.
+            DeValue::Integer(_) => integer(found.value).and_then(|number| i32::try_from(number).ok()).map(f64::from),
+            other => {
+                found.wrong(report, format!("must be a number, is {}", article(other.type_str())));
+                return;
+            }
+        };
+        match read {
             Some(read) if bounds.contains(&read) => *value = read,
             _ => found.wrong(report, format!("must be between {} and {}", bounds.start(), bounds.end())),
         }

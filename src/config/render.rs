@@ -27,6 +27,15 @@ impl Display for Config {
             writeln!(f, "ca_file = {}", string(path.display()))?;
         }
 
+        writeln!(f, "\n[upstream.retry]")?;
+        writeln!(f, "attempts = {}", upstream.retry.attempts)?;
+        writeln!(f, "budget = {:?}", upstream.retry.budget)?;
+        writeln!(f, "\n[upstream.breaker]")?;
+        writeln!(f, "consecutive = {}", upstream.breaker.consecutive)?;
+        writeln!(f, "ratio = {:?}", upstream.breaker.ratio)?;
+        writeln!(f, "min_calls = {}", upstream.breaker.min_calls)?;
+        writeln!(f, "open = {}", duration(upstream.breaker.open))?;
+
         writeln!(f, "\n[cache]")?;
         writeln!(f, "capacity = {}", string(size(self.cache.capacity)))?;
 
@@ -37,6 +46,7 @@ impl Display for Config {
         writeln!(f, "unsigned = {}", duration(freshness.unsigned))?;
         writeln!(f, "absent = {}", duration(freshness.absent))?;
         writeln!(f, "stale_if_error = {}", duration(freshness.stale_if_error))?;
+        writeln!(f, "refresh_ahead = {}", freshness.refresh_ahead)?;
         writeln!(f, "honour_no_store = {}", freshness.honour_no_store)?;
 
         writeln!(f, "\n[callers]")?;

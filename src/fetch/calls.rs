@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use http::{HeaderValue, StatusCode};
 use tokio::time::{Instant, timeout_at};
+use tower::retry::budget::Budget;
 use tracing::{error, warn};
 
 use super::{Arrival, Cause, Failure, Flight, Inner, Landed, State, Terms, Wanted};
@@ -20,6 +21,7 @@ use crate::cache::freshness::{self, Deadlines, Reason, Verdict};
 use crate::caller::Scope;
 use crate::config;
 use crate::error::{Error, NoAnswer};
+use crate::hold;
 use crate::upstream::{Answer, Call};
 
 /// Ids that may ride together: same caller, group, scope headers and form.
@@ -158,8 +160,11 @@ impl Inner {
     }
 
     async fn call(&self, terms: &Terms, wanted: &[Wanted], deadline: Instant, keep: bool) -> Report {
+        if let Some(refusal) = self.refusal(terms) {
+            return self.reported(Report::failed(Cause::NoAnswer(refusal)));
+        }
         let Ok(Ok(_permit)) = timeout_at(deadline, self.calls.acquire()).await else {
-            return Report::failed(Cause::NoAnswer(Error::Deadline));
+            return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
         };
         let ids = || wanted.iter().map(|wanted| &*wanted.id);
         let mut headers = terms.requester.headers.clone();
@@ -171,10 +176,20 @@ impl Inner {
             hops: terms.hops,
             ids: wanted.len(),
         };
-        let report = match self.upstream.call(call, deadline).await {
+        self.refreshes.deposit();
+        self.reported(match self.upstream.call(&call, deadline).await {
             Ok(answer) => self.digest(answer, terms, wanted, keep),
             Err(error) => Report::failed(Cause::NoAnswer(error)),
-        };
+        })
+    }
+
+    /// Why no call may be made for this caller now.
+    pub(super) fn refusal(&self, terms: &Terms) -> Option<Error> {
+        let hold = terms.requester.standing.hold.left(self.clock.now()).map(Error::HeldBack);
+        hold.or_else(|| self.upstream.refusal())
+    }
+
+    fn reported(&self, report: Report) -> Report {
         self.metrics.upstream_calls.with_label_values(&[result_name(&report)]).inc();
         report
     }
@@ -215,6 +230,11 @@ impl Inner {
             }
             StatusCode::FORBIDDEN => {
                 self.withdraw(terms, wanted);
+                Err(Cause::Answer(answer))
+            }
+            StatusCode::TOO_MANY_REQUESTS => {
+                let now = self.clock.now();
+                requester.standing.hold.set(now, hold::throttled(&answer.headers, now));
                 Err(Cause::Answer(answer))
             }
             _ => Err(Cause::Answer(answer)),
@@ -356,6 +376,7 @@ fn result_name(report: &Report) -> &'static str {
             _ => "client_error",
         },
         Err(Cause::NoAnswer(Error::Deadline)) => "deadline",
+        Err(Cause::NoAnswer(Error::BreakerOpen(_) | Error::HeldBack(_))) => "refused",
         Err(Cause::NoAnswer(_)) => "no_answer",
     }
 }

@@ -1,7 +1,7 @@
 //! The routes of the simulated endpoint.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -75,7 +75,7 @@ async fn batch(origin: &Origin, parts: &Parts, body: Bytes, serial: usize) -> Re
     if let Some(reply) = scripted {
         return play(reply);
     }
-    let now = now(&options);
+    let now = now(origin, &options);
     let mut response = match refusal(&options, parts, ids, serial) {
         Some(refusal) => refusal,
         None => match &asked {
@@ -88,9 +88,8 @@ async fn batch(origin: &Origin, parts: &Parts, body: Bytes, serial: usize) -> Re
 }
 
 /// The endpoint's clock, in Unix seconds.
-fn now(options: &Options) -> u64 {
-    let here = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    here.saturating_add_signed(options.clock_offset)
+fn now(origin: &Origin, options: &Options) -> u64 {
+    (origin.0.clock.now().unix_millis() / 1000).saturating_add_signed(options.clock_offset)
 }
 
 /// What a call asks for.

@@ -29,7 +29,8 @@ async fn a_link_under_the_floor_is_passed_on_and_asked_again() {
 async fn a_link_is_asked_again_once_its_life_nears_its_end() {
     let clock = clock(0);
     let life = Duration::from_secs(100);
-    let stack = Stack::on(clock.clone(), |endpoint| endpoint.link_life = life, |_| {}).await;
+    let configure = |config: &mut sidelink::config::Config| config.freshness.refresh_ahead = false;
+    let stack = Stack::on(clock.clone(), |endpoint| endpoint.link_life = life, configure).await;
     stack.client.batch("t", &["1"]).await;
     clock.step(37_000);
     assert_eq!(stack.client.batch("t", &["1"]).await.header("cache-status"), "sidelink; hit");

@@ -11,6 +11,7 @@ fn config() -> config::Freshness {
         unsigned: Duration::from_secs(60),
         absent: Duration::from_secs(5),
         stale_if_error: Duration::from_secs(300),
+        refresh_ahead: true,
         honour_no_store: true,
     }
 }

@@ -1,0 +1,98 @@
+//! A whole sidelink and its endpoint in one process, on one paused clock, over connections in memory.
+
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use sidelink::app::Proxy;
+use sidelink::clock::Clock;
+use sidelink::config::Config;
+use sidelink::origin::{self, Origin};
+use sidelink::server::{self, Limits};
+use tokio::io::duplex;
+use tokio::sync::mpsc;
+
+use crate::support::{LOOPBACK, Reply, config, origin_options, query};
+
+/// 2026-11-24, midnight.
+const EPOCH: i64 = 1_795_478_400_000;
+
+pub struct World {
+    pub origin: Origin,
+    /// The proxy's.
+    pub clock: Clock,
+    pub endpoint_clock: Clock,
+    pub proxy: std::sync::Arc<Proxy>,
+    limits: Limits,
+}
+
+impl World {
+    /// Must be called in a runtime whose clock is paused.
+    pub fn new(endpoint: impl FnOnce(&mut origin::Options), configure: impl FnOnce(&mut Config)) -> Self {
+        let clock = Clock::simulated(EPOCH);
+        let mut options = origin_options();
+        endpoint(&mut options);
+        let mut config = config(LOOPBACK.to_string().replace(":0", ":80").parse().unwrap());
+        // Simulated clients keep their connections through hours that pass in no time.
+        config.limits.idle_timeout = std::time::Duration::from_secs(24 * 3600);
+        configure(&mut config);
+        let limits = Limits::from(&config.limits);
+        let (accept, connections) = mpsc::unbounded_channel();
+        let endpoint_clock = Clock::simulated(EPOCH);
+        let origin = Origin::in_memory(options, endpoint_clock.clone(), connections);
+        let proxy = std::sync::Arc::new(Proxy::in_memory(config, clock.clone(), accept).unwrap());
+        Self { origin, clock, endpoint_clock, proxy, limits }
+    }
+
+    pub fn update(&self, change: impl FnOnce(&mut origin::Options)) {
+        self.origin.update(change);
+    }
+
+    /// The proxy's machine sleeps for `span`: its monotonic clock stands still, everyone's wall clock goes on.
+    pub fn suspend(&self, span: std::time::Duration) {
+        let millis = i64::try_from(span.as_millis()).unwrap();
+        self.clock.step(millis);
+        self.endpoint_clock.step(millis);
+    }
+
+    pub async fn client(&self) -> Client {
+        let (near, far) = duplex(64 << 10);
+        let (proxy, limits) = (self.proxy.clone(), self.limits);
+        tokio::spawn(server::serve_connection(far, limits, move |request| {
+            let proxy = proxy.clone();
+            async move { proxy.router.answer(request).await }
+        }));
+        let (sender, connection) = handshake(TokioIo::new(near)).await.unwrap();
+        tokio::spawn(connection);
+        Client(sender)
+    }
+
+    pub fn metric(&self, series: &str) -> f64 {
+        let page = self.proxy.admin.answer(&Request::get("/metrics").body(()).unwrap());
+        let sidelink::body::Body::Whole(body) = page.into_body() else { panic!("a page in pieces") };
+        let body = futures_util::FutureExt::now_or_never(body.collect()).unwrap().unwrap().to_bytes();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        line.unwrap_or_else(|| panic!("no series {series} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+/// One connection of a client.
+pub struct Client(SendRequest<Full<Bytes>>);
+
+impl Client {
+    pub async fn batch(&mut self, token: &str, ids: &[&str]) -> Reply {
+        self.get(&query(ids), &[("x-auth-token", token)]).await.unwrap()
+    }
+
+    pub async fn get(&mut self, target: &str, headers: &[(&str, &str)]) -> hyper::Result<Reply> {
+        let mut request = Request::builder().method(Method::GET).uri(target).header("host", "sidelink");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.0.ready().await?;
+        let (head, body) = self.0.send_request(request.body(Full::default()).unwrap()).await?.into_parts();
+        Ok(Reply { status: head.status, headers: head.headers, body: body.collect().await?.to_bytes() })
+    }
+}

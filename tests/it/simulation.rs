@@ -1,0 +1,281 @@
+//! Random schedules against an oracle: whatever clients, the endpoint, the connections and the clocks do, the laws hold
+//! after every answer.
+//!
+//! A seed is a whole run: it decides clients, batches, faults and times, and everything happens on one paused clock and
+//! connections in memory, so a seed that fails fails again: `SIDELINK_SEED=n cargo test simulation`. `SIDELINK_SEEDS=n`
+//! runs so many (`make soak`).
+//!
+//! The oracle:
+//! - *isolation*: every link is for the id, caller, group and language that asked;
+//! - *no dead links*: every link that did not come with a call of this very moment has its floor of life left, by the
+//!   endpoint's clock;
+//! - *well-formed*: each batch gets one answer; a 200 has each id once, in the order asked, but for those the endpoint
+//!   leaves out; anything else is an error in the API's shape;
+//! - *nobody waits in vain*: without faults, every answer is a 200;
+- *once*: without faults, no id is asked again while the first answer is fresh;
+//! - *conservation*: the ids counted are the ids asked.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use sidelink::api;
+use sidelink::cache::freshness::{Expiry, expiry};
+use sidelink::metrics::IdResult;
+use sidelink::origin::{Reply, Signer, link_is_for};
+use tokio::time::{Instant, sleep};
+
+use crate::simulated::World;
+use crate::support::query;
+
+const SEEDS: u64 = 500;
+const FLOOR: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const DELAY: Duration = Duration::from_millis(40);
+const TOKENS: [&str; 3] = ["alice", "alic", "bob"];
+const GROUPS: [Option<&str>; 2] = [None, Some("g")];
+const LANGUAGES: [Option<&str>; 2] = [None, Some("en-us")];
+const MISSING: &str = "7";
+
+#[derive(Clone, Copy, PartialEq)]
+enum Trouble {
+    Steps,
+    Sleeps,
+}
+
+/// What one run is like.
+struct Plan {
+    faults: bool,
+    /// The proxy's wall clock steps, or its machine sleeps. Not both in one run: a sleep that a step back hides is seen
+    /// by neither clock.
+    clock: Option<Trouble>,
+    clients: usize,
+    batches: usize,
+    link_life: Duration,
+}
+
+impl Plan {
+    fn draw(random: &mut StdRng) -> Self {
+        Self {
+            faults: random.random_bool(0.6),
+            clock: *[None, None, Some(Trouble::Steps), Some(Trouble::Sleeps)].choose(random).unwrap(),
+            clients: random.random_range(1..8),
+            batches: random.random_range(1..12),
+            link_life: Duration::from_secs(*[40, 90, 200, 900, 100_000].choose(random).unwrap()),
+        }
+    }
+
+    /// Nothing happens that could make anyone ask twice.
+    fn is_calm(&self) -> bool {
+        !self.faults && self.clock.is_none() && self.link_life > DAY
+    }
+}
+
+/// What the clients have seen together.
+#[derive(Default)]
+struct Seen {
+    asked: usize,
+    /// By scope and id, the serial numbers of links handed out.
+    serials: HashMap<(usize, usize, usize, String), Vec<String>>,
+}
+
+async fn run(seed: u64) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let plan = Plan::draw(&mut random);
+    let offset = random.random_range(-4000..4000);
+    let signer = *[Signer::V2, Signer::V4, Signer::Obs].choose(&mut random).unwrap();
+    let calls_per_scope = random.random_range(1..4);
+    let ids_per_call = random.random_range(2..20);
+    let world = Arc::new(World::new(
+        |options| {
+            options.delay = DELAY;
+            options.link_life = plan.link_life;
+            options.signer = signer;
+            options.clock_offset = offset;
+            options.missing = vec![MISSING.into()];
+        },
+        |config| {
+            config.upstream.calls_per_scope = calls_per_scope;
+            config.upstream.ids_per_call = ids_per_call;
+            config.upstream.deadline = Duration::from_secs(5);
+            config.freshness.min_remaining = FLOOR;
+            config.freshness.refresh_ahead = plan.faults;
+            if plan.is_calm() {
+                config.freshness.max = DAY;
+                config.callers.revalidate = DAY;
+            }
+            config.limits.in_flight = 1000;
+        },
+    ));
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let mut clients = Vec::new();
+    for _ in 0..plan.clients {
+        let random = StdRng::seed_from_u64(random.random());
+        clients.push(tokio::spawn(client(world.clone(), seen.clone(), random, plan.batches, offset, plan.faults)));
+    }
+    let mut trouble = StdRng::seed_from_u64(random.random());
+    let (clock, faults) = (plan.clock, plan.faults);
+    let troubled = world.clone();
+    let troubles = tokio::spawn(async move {
+        loop {
+            sleep(Duration::from_millis(trouble.random_range(1..3000))).await;
+            if faults {
+                cause(&troubled, &mut trouble);
+            }
+            match clock {
+                Some(Trouble::Steps) => troubled.clock.step(trouble.random_range(-4_000_000..60_000)),
+                Some(Trouble::Sleeps) => troubled.suspend(Duration::from_secs(trouble.random_range(1..200))),
+                None => {}
+            }
+        }
+    });
+    for client in clients {
+        client.await.unwrap();
+    }
+    troubles.abort();
+    world.update(|options| options.fail_ratio = 0.0);
+    // What clients left behind lands.
+    sleep(Duration::from_secs(10)).await;
+
+    let counted: f64 = IdResult::ALL
+        .iter()
+        .map(|result| world.metric(&format!("sidelink_ids_total{{result=\"{}\"}}", result.name())))
+        .sum();
+    let seen = seen.lock().unwrap();
+    assert_eq!(counted, seen.asked as f64, "conservation");
+    assert_eq!(world.metric("sidelink_upstream_in_flight"), 0.0, "a call was lost");
+    if plan.is_calm() {
+        for (which, serials) in &seen.serials {
+            let mut distinct = serials.clone();
+            distinct.sort();
+            distinct.dedup();
+            assert_eq!(distinct.len(), 1, "once: {which:?} was fetched {} times", distinct.len());
+        }
+    }
+}
+
+/// Something goes wrong at the endpoint.
+fn cause(world: &World, random: &mut StdRng) {
+    let error = r#"{"error_code":"OSM.0004","error_msg":"failed"}"#;
+    match random.random_range(0..12) {
+        0 => world.origin.script(Reply::Reset),
+        1 => world.origin.script(Reply::Truncated(r#"{"accessory_urls":[{"acc"#.into())),
+        2 => world.origin.script(Reply::json(200, r#"{"accessory_urls":[{"accessory_id":"1""#)),
+        3 => world.origin.script(Reply::json(200, r#"{"accessory_urls":[{"accessory_id":9999,"accessory_url":"u"}]}"#)),
+        4 => world.origin.script(Reply::json(200, r#"{"error_code":"OSM.01010002","error_msg":"no permission"}"#)),
+        status @ 5..=8 => {
+            let status = [400, 403, 500, 503][status - 5];
+            world.origin.script(Reply::json(status, error));
+        }
+        9 => world.update(|options| options.fail_ratio = 0.5),
+        10 => {
+            let poison = random.random_range(0..12).to_string();
+            world.update(|options| options.poison = vec![poison]);
+        }
+        _ => world.update(|options| {
+            options.fail_ratio = 0.0;
+            options.poison.clear();
+        }),
+    }
+}
+
+async fn client(world: Arc<World>, seen: Arc<Mutex<Seen>>, mut random: StdRng, batches: usize, offset: i64, faults: bool) {
+    let mut connection = world.client().await;
+    for _ in 0..batches {
+        sleep(Duration::from_millis(*[0, 5, 100, 5_000, 100_000].choose(&mut random).unwrap())).await;
+        let scope = (random.random_range(0..3), random.random_range(0..2), random.random_range(0..2));
+        let (token, group, language) = (TOKENS[scope.0], GROUPS[scope.1], LANGUAGES[scope.2]);
+        let mut ids: Vec<String> = Vec::new();
+        for _ in 0..random.random_range(1..10) {
+            let id = random.random_range(0..12).to_string();
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        let mut target = query(&ids.iter().map(String::as_str).collect::<Vec<_>>());
+        if let Some(group) = group {
+            target.push_str(&format!("&{}={group}", api::GROUP));
+        }
+        let mut headers = vec![("x-auth-token", token)];
+        headers.extend(language.map(|language| ("x-language", language)));
+        if random.random_bool(0.05) {
+            // Leaves before its answer; its ids are counted all the same. A connection of its own is dropped for it.
+            let mut leaving = world.client().await;
+            let patience = Duration::from_millis(random.random_range(1..60));
+            seen.lock().unwrap().asked += ids.len();
+            let reply = tokio::time::timeout(patience, leaving.get(&target, &headers)).await;
+            drop(leaving);
+            if let Ok(reply) = reply {
+                reply.unwrap();
+            }
+            continue;
+        }
+        seen.lock().unwrap().asked += ids.len();
+        let began = Instant::now();
+        let reply = connection.get(&target, &headers).await.expect("one answer for each batch");
+        assert!(began.elapsed() <= Duration::from_secs(6), "an answer after its deadline");
+        if reply.header("cache-status").contains("fwd=bypass") {
+            continue; // The endpoint's own, as it came.
+        }
+        let body = reply.json();
+        assert!(faults || reply.status == 200, "an error with no fault: {body}");
+        if reply.status != 200 || body.get("error_code").is_some() {
+            assert!(body["error_code"].is_string(), "an error in no shape: {body}");
+            continue;
+        }
+        let answered = reply.ids();
+        let expected: Vec<&String> = ids.iter().filter(|id| *id != MISSING).collect();
+        assert_eq!(answered.iter().collect::<Vec<_>>(), expected, "each id once, in the order asked");
+        let from_memory =
+            reply.header("cache-status") == "sidelink; hit" || reply.header("cache-status").contains("stale");
+        let endpoint_now = world.endpoint_clock.now().unix_millis().saturating_add_signed(offset * 1000);
+        for (id, link) in reply.links() {
+            assert!(link_is_for(&link, &id, group, token, language, None), "isolation: {token} {group:?} got {link}");
+            let Expiry::At(end) = expiry(&link) else { panic!("an end that cannot be read: {link}") };
+            if from_memory {
+                let left = end.saturating_sub(endpoint_now);
+                assert!(left >= 60_000, "a link with {left} ms to live was served from memory: {link}");
+            }
+            let serial = link.split_once("serial=").unwrap().1.split('&').next().unwrap().to_owned();
+            let key = (scope.0, scope.1, scope.2, id);
+            seen.lock().unwrap().serials.entry(key).or_default().push(serial);
+        }
+    }
+}
+
+/// Runs seeds until one fails; says which.
+fn run_seeds(seeds: impl Iterator<Item = u64>) -> Result<u64, u64> {
+    let mut count = 0;
+    for seed in seeds {
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+            runtime.block_on(run(seed));
+        }));
+        if outcome.is_err() {
+            return Err(seed);
+        }
+        count += 1;
+    }
+    Ok(count)
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+#[test]
+fn no_schedule_breaks_a_law() {
+    let seeds = match from_environment("SIDELINK_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..from_environment("SIDELINK_SEEDS").unwrap_or(SEEDS),
+    };
+    match run_seeds(seeds) {
+        Ok(count) => println!("simulation: {count} seeds, no law broken"),
+        Err(seed) => panic!("seed {seed} breaks a law; SIDELINK_SEED={seed} cargo test simulation runs it again"),
+    }
+}

@@ -12,7 +12,7 @@
 //! - *well-formed*: each batch gets one answer; a 200 has each id once, in the order asked, but for those the endpoint
 //!   leaves out; anything else is an error in the API's shape;
 //! - *nobody waits in vain*: without faults, every answer is a 200;
-- *once*: without faults, no id is asked again while the first answer is fresh;
+//! - *once*: without faults, no id is asked again while the first answer is fresh;
 //! - *conservation*: the ids counted are the ids asked.
 
 use std::collections::HashMap;
@@ -183,7 +183,14 @@ fn cause(world: &World, random: &mut StdRng) {
     }
 }
 
-async fn client(world: Arc<World>, seen: Arc<Mutex<Seen>>, mut random: StdRng, batches: usize, offset: i64, faults: bool) {
+async fn client(
+    world: Arc<World>,
+    seen: Arc<Mutex<Seen>>,
+    mut random: StdRng,
+    batches: usize,
+    offset: i64,
+    faults: bool,
+) {
     let mut connection = world.client().await;
     for _ in 0..batches {
         sleep(Duration::from_millis(*[0, 5, 100, 5_000, 100_000].choose(&mut random).unwrap())).await;

@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := test
 .NOTPARALLEL:
-.PHONY: test lint fmt clippy doc deny demo tools clean
+.PHONY: test lint fmt clippy doc deny demo stampede soak planted tools clean
 
 ## Everything: tools, format, lints, tests, documentation, dependency policy (where cargo-deny is installed).
 test: tools lint
@@ -28,6 +28,18 @@ deny:
 
 demo:
 	cargo run --release --locked -- demo
+
+## 64 different cold batches over 40 ids at once: prints what the endpoint was asked.
+stampede:
+	cargo test --locked --test it stampede -- --nocapture
+
+## The simulation over many more schedules than `make test` has time for: make soak SEEDS=10000.
+soak:
+	SIDELINK_SEEDS=$(or $(SEEDS),10000) cargo test --locked --test it simulation:: -- --nocapture
+
+## Plants bugs and shows that the simulation catches each.
+planted:
+	scripts/planted.sh
 
 ## Installs what is absent: the official SDK in .venv, and system packages.
 tools:

@@ -172,7 +172,7 @@ impl AccessUrls {
             if directives.only_if_cached {
                 return Answered { tally: slots.tally(), caller, ..Answered::own(Error::NotCached) };
             }
-            fetched = match self.fetch_lacking(&mut slots, &terms, &demand, &directives).await {
+            fetched = match self.fetch_lacking(&mut slots, &terms, &directives).await {
                 Ok(fetched) => fetched,
                 Err(error) => return Answered { tally: slots.tally(), caller, ..Answered::own(error) },
             };
@@ -297,7 +297,6 @@ impl AccessUrls {
         &self,
         slots: &mut Slots<'_>,
         terms: &Arc<Terms>,
-        demand: &Demand,
         directives: &Directives,
     ) -> Result<Fetched, Error> {
         let lacking = slots.lacking();
@@ -305,7 +304,8 @@ impl AccessUrls {
             let landed = self.fetch.fetch_apart(terms, &lacking, false).await?;
             return Ok(settle(slots, landed.into_iter().map(|landed| Had::Landed { joined: false, landed })));
         }
-        let serves = |kept: &Kept| demand.serves(kept, self.clock.now());
+        // Asked anew: the call that has brought a link meanwhile has shown, too, that the caller is accepted.
+        let serves = |kept: &Kept| self.demand(directives, terms).serves(kept, self.clock.now());
         let fetched = settle(slots, self.fetch.fetch(terms, &lacking, serves).await?.into_iter());
         match &fetched.failure {
             Some(failure) if failure.may_be_anothers_fault() && self.fetch.affords_extra() => {

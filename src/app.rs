@@ -73,7 +73,7 @@ impl Proxy {
     /// # Errors
     /// If the endpoint's client cannot be built.
     pub fn new(config: Config, clock: Clock) -> Result<Self, StartError> {
-        Self::build(config, clock, |config, clock, metrics| Upstream::new(config, clock, metrics))
+        Self::build(config, clock, Upstream::new)
     }
 
     /// Builds everything, to reach the endpoint in memory: `accept` gets its side of each connection.

@@ -31,7 +31,10 @@ use calls::{Lane, LaneKey, Passenger};
 /// Refreshes ahead, as a share of recent calls; one a second is allowed besides, or a cache that answers everything
 /// from memory, and so makes no other calls, could not keep its links from going cold.
 const REFRESH_SHARE: f32 = 0.1;
-const REFRESH_WINDOW: Duration = Duration::from_secs(10);
+/// Calls that find out whose fault a failed one was: at worst, and beyond these few, as many again as all others, so that
+/// an endpoint that answers everyone with a 500 gets no storm.
+const EXTRA_CALLS_A_SECOND: u32 = 10;
+const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 
 /// On whose behalf, and how, a batch's ids are fetched.
 pub struct Terms {
@@ -151,6 +154,8 @@ struct Inner {
     metrics: Arc<Metrics>,
     config: Arc<Config>,
     clock: Clock,
+    /// Allows calls that find out whose fault a failed one was, as a share of calls.
+    extra_calls: TpsBudget,
     /// Allows refreshes ahead as a share of calls.
     refreshes: TpsBudget,
     runtime: tokio::runtime::Handle,
@@ -284,7 +289,8 @@ impl Fetch {
             metrics,
             config,
             clock,
-            refreshes: TpsBudget::new(REFRESH_WINDOW, 1, REFRESH_SHARE),
+            extra_calls: TpsBudget::new(BUDGET_WINDOW, EXTRA_CALLS_A_SECOND, 1.0),
+            refreshes: TpsBudget::new(BUDGET_WINDOW, 1, REFRESH_SHARE),
             runtime: tokio::runtime::Handle::current(),
             state: Mutex::default(),
             calls,
@@ -329,7 +335,7 @@ impl Fetch {
 
     /// Whether the endpoint may be asked once more to find out whose fault a failed call was.
     pub fn affords_extra(&self) -> bool {
-        self.0.upstream.affords_extra()
+        self.0.extra_calls.withdraw()
     }
 
     /// Has every id of `wanted` by calls of its own, which nobody joins: where a shared call has failed and the one at

@@ -216,11 +216,6 @@ impl Upstream {
         hold.or_else(|| self.breaker.refusal().map(Error::BreakerOpen))
     }
 
-    /// Whether one more call may be made beyond what clients ask for.
-    pub fn affords_extra(&self) -> bool {
-        self.budget.withdraw()
-    }
-
     /// What the breaker lets through, as shown in metrics.
     pub fn show_breaker(&self) {
         let now = self.breaker.position();

@@ -177,6 +177,7 @@ impl Inner {
             ids: wanted.len(),
         };
         self.refreshes.deposit();
+        self.extra_calls.deposit();
         self.reported(match self.upstream.call(&call, deadline).await {
             Ok(answer) => self.digest(answer, terms, wanted, keep),
             Err(error) => Report::failed(Cause::NoAnswer(error)),

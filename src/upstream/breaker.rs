@@ -185,7 +185,7 @@ mod tests {
     }
 
     fn record(breaker: &Breaker, health: Health) {
-        breaker.pass().ok().expect("refused").record(health);
+        breaker.pass().expect("refused").record(health);
     }
 
     #[tokio::test(start_paused = true)]
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(breaker.position(), Position::Open);
         assert!(breaker.pass().is_err_and(|wait| (2.0..=2.4).contains(&wait.as_secs_f64())));
         advance(Duration::from_millis(2400)).await;
-        let probe = breaker.pass().ok().expect("a probe");
+        let probe = breaker.pass().expect("a probe");
         assert!(breaker.pass().is_err(), "one probe at a time");
         probe.record(Health::Ill);
         assert_eq!(breaker.position(), Position::Open);

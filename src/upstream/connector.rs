@@ -48,7 +48,7 @@ impl Service<Uri> for Connector {
                 let connecting = tokio::time::timeout(*timeout, connector.call(uri));
                 Box::pin(async move {
                     match connecting.await {
-                        Ok(stream) => Ok(Stream::Network(stream?)),
+                        Ok(stream) => Ok(Stream::Network(Box::new(stream?))),
                         Err(_) => Err("upstream.connect_timeout is over".into()),
                     }
                 })
@@ -64,7 +64,7 @@ impl Service<Uri> for Connector {
 
 /// A connection to the endpoint.
 pub(super) enum Stream {
-    Network(MaybeHttpsStream<TokioIo<TcpStream>>),
+    Network(Box<MaybeHttpsStream<TokioIo<TcpStream>>>),
     Memory(TokioIo<DuplexStream>),
 }
 

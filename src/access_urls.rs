@@ -138,7 +138,7 @@ impl AccessUrls {
         let (parts, body) = request.into_parts();
         let body = match self.read_body(&parts, body).await {
             Ok(body) => body,
-            Err(error) => return Answered::own(error),
+            Err(error) => return respond::own(error),
         };
         let requester = match self.callers.identify(&parts.headers) {
             Ok(requester) => requester,
@@ -147,7 +147,7 @@ impl AccessUrls {
         let batch = match Batch::read(parts.uri.query(), &parts.headers, &body, self.config.limits.batch_ids) {
             Ok(batch) => batch,
             Err(NotABatch::Unreadable) => return self.bypass(parts, body, Bypass::Unreadable).await,
-            Err(NotABatch::TooManyIds) => return Answered::own(Error::TooManyIds),
+            Err(NotABatch::TooManyIds) => return respond::own(Error::TooManyIds),
         };
         self.metrics.batch_ids.observe(batch.ids.len() as f64);
         let directives = self.directives(&parts);
@@ -170,11 +170,11 @@ impl AccessUrls {
         let mut fetched = Fetched::default();
         if from_memory < slots.slots.len() {
             if directives.only_if_cached {
-                return Answered { tally: slots.tally(), caller, ..Answered::own(Error::NotCached) };
+                return Answered { tally: slots.tally(), caller, ..respond::own(Error::NotCached) };
             }
             fetched = match self.fetch_lacking(&mut slots, &terms, &directives).await {
                 Ok(fetched) => fetched,
-                Err(error) => return Answered { tally: slots.tally(), caller, ..Answered::own(error) },
+                Err(error) => return Answered { tally: slots.tally(), caller, ..respond::own(error) },
             };
         }
         if let Some(failure) = &fetched.failure
@@ -228,7 +228,8 @@ impl AccessUrls {
         // The body has been read: there is nothing left to expect.
         parts.headers.remove(EXPECT);
         let answered = self.passthrough.forward(Request::from_parts(parts, whole(body))).await;
-        Answered::new(respond::bypassed(answered.response, reason), answered.outcome)
+        let detail = answered.detail.or(Some(reason.name()));
+        Answered { detail, ..Answered::new(respond::bypassed(answered.response, reason), answered.outcome) }
     }
 
     fn directives(&self, parts: &Parts) -> Directives {

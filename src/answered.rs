@@ -19,12 +19,14 @@ pub struct Answered {
     pub tally: Tally,
     /// The caller's short hash, if it was told.
     pub caller: Option<String>,
+    /// The code of an error of sidelink's own, or why a batch was forwarded untouched.
+    pub detail: Option<&'static str>,
 }
 
 impl Answered {
     /// An answer that was not made from links.
     pub fn new(response: Response<Body>, outcome: Outcome) -> Self {
-        Self { response, outcome, tally: Tally::default(), caller: None }
+        Self { response, outcome, tally: Tally::default(), caller: None, detail: None }
     }
 
     /// An answer of sidelink's own.
@@ -38,6 +40,6 @@ impl Answered {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         add_via(headers, Version::HTTP_11);
-        Self::new(response, Outcome::Error)
+        Self { detail: Some(error.code()), ..Self::new(response, Outcome::Error) }
     }
 }

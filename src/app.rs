@@ -215,10 +215,12 @@ impl App {
     /// there until the end.
     pub async fn drain(mut self) {
         self.ready.store(false, Ordering::Release);
+        info!("draining");
         self.stop.cancel();
         while self.clients.join_next().await.is_some() {}
         self.stop_admin.cancel();
         while self.admin.join_next().await.is_some() {}
+        info!("stopped");
     }
 }
 

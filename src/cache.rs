@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use freshness::Deadlines;
 
 /// Bytes that an entry takes besides its text: key and value in moka's table, its bookkeeping (frequency sketch, two
-/// queues' nodes, reference counts) and the allocator's rounding. Measured with 400,000 links; see `docs/ARCHITECTURE.md`.
+/// queues' nodes, reference counts) and the allocator's rounding. An estimate on the high side.
 const ENTRY_BYTES: u32 = 400;
 
 /// What is kept of an id.

@@ -5,19 +5,20 @@
 //! hold only what has passed: a port is a port, a share lies between 0 and 1. `config/sidelink.toml` ships every key
 //! with its default; a test holds the two equal.
 
+mod endpoint;
 mod error;
 mod file;
 mod reader;
 mod render;
+mod report;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::HeaderName;
-use http::uri::{Authority, Scheme};
 
+pub use endpoint::Endpoint;
 pub use error::{ConfigError, ConfigErrors};
 
 /// Everything a running sidelink is built from.
@@ -42,15 +43,13 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads and validates the file at `path`.
+    /// Reads and validates the file at `path`, of 1 MiB at most.
     ///
     /// # Errors
-    /// Every error of the file, each with its line and key.
+    /// Every error of the file, each with its line and key; or the one reason why it cannot be read.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text).map_err(|errors| errors.of_file(path)),
-            Err(error) => Err(ConfigErrors::unreadable(path, &error)),
-        }
+        let text = file::text(path).map_err(|message| ConfigErrors::whole_file(path, message))?;
+        Self::parse(&text).map_err(|errors| errors.of_file(path))
     }
 
     /// Validates TOML text.
@@ -64,100 +63,29 @@ impl Config {
     /// The defaults, in front of `endpoint`.
     pub fn for_endpoint(endpoint: Endpoint) -> Self {
         Self {
-            listen: Listen { address: vec![SocketAddr::from(([127, 0, 0, 1], 8080))] },
-            admin: Admin { address: SocketAddr::from(([127, 0, 0, 1], 8081)) },
-            upstream: Upstream {
-                endpoint,
-                deadline: Duration::from_secs(10),
-                connect_timeout: Duration::from_secs(2),
-                idle_timeout: Duration::from_secs(60),
-                ids_per_call: 100,
-                uri_bytes: 6 << 10,
-                calls_per_scope: 4,
-                calls: 256,
-                answer_bytes: 8 << 20,
-                ca_file: None,
-                retry: Retry { attempts: 2, budget: 0.2 },
-                breaker: Breaker { consecutive: 5, ratio: 0.5, min_calls: 20, open: Duration::from_secs(2) },
-            },
-            cache: Cache { capacity: 256 << 20 },
-            freshness: Freshness {
-                max: Duration::from_secs(600),
-                min_remaining: Duration::from_secs(60),
-                unsigned: Duration::from_secs(60),
-                absent: Duration::from_secs(5),
-                stale_if_error: Duration::from_secs(300),
-                refresh_ahead: true,
-                honour_no_store: true,
-            },
-            callers: Callers { revalidate: Duration::from_secs(300), cache_control: true, scope_headers: Vec::new() },
-            limits: Limits {
-                connections: 10_000,
-                in_flight: 20_000,
-                waiters: 10_000,
-                batch_ids: 1000,
-                batch_body: 256 << 10,
-                header_bytes: 64 << 10,
-                header_timeout: Duration::from_secs(10),
-                idle_timeout: Duration::from_secs(60),
-                drain: Duration::from_secs(30),
-            },
-            log: Log { level: Level::Info, format: LogFormat::Json, access: true },
+            listen: Listen::default(),
+            admin: Admin::default(),
+            upstream: Upstream::for_endpoint(endpoint),
+            cache: Cache::default(),
+            freshness: Freshness::default(),
+            callers: Callers::default(),
+            limits: Limits::default(),
+            log: Log::default(),
         }
-    }
-}
-
-impl Endpoint {
-    /// Reads `http(s)://host[:port]`.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let uri: http::Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
-        let parts = uri.into_parts();
-        let scheme = match parts.scheme {
-            Some(scheme) if scheme == Scheme::HTTP || scheme == Scheme::HTTPS => scheme,
-            _ => return Err("must begin with http:// or https://".to_owned()),
-        };
-        if parts.path_and_query.is_some_and(|path| path.as_str() != "/") || text.contains('#') {
-            return Err("must be scheme, host and port only, without a path, query or fragment".to_owned());
-        }
-        let authority = parts.authority.ok_or("names no host")?;
-        if authority.as_str().contains('@') {
-            return Err("must not carry a user or password".to_owned());
-        }
-        let host = authority.host().to_ascii_lowercase();
-        let rest = authority.as_str().get(host.len()..).unwrap_or_default();
-        if host.is_empty() || rest == ":" || (!rest.is_empty() && authority.port_u16().is_none_or(|port| port == 0)) {
-            return Err("names no host, or a port that is none".to_owned());
-        }
-        let default = if scheme == Scheme::HTTPS { 443 } else { 80 };
-        let plain = match authority.port_u16() {
-            Some(port) if port != default => format!("{host}:{port}"),
-            _ => host,
-        };
-        let authority = plain.parse().map_err(|error| format!("not a host: {error}"))?;
-        Ok(Self { scheme, authority })
-    }
-
-    /// Its port, the scheme's own where none is named.
-    pub fn port(&self) -> u16 {
-        let default = if self.scheme == Scheme::HTTPS { 443 } else { 80 };
-        self.authority.port_u16().unwrap_or(default)
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", self.scheme, self.authority)
     }
 }
 
 /// `[listen]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// One or more TCP addresses; port 0 takes a free one. Default `127.0.0.1:8080`.
+    /// One or more TCP addresses, none of which clash; port 0 takes a free one. Default `127.0.0.1:8080`.
     pub address: Vec<SocketAddr>,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self { address: vec![SocketAddr::from(([127, 0, 0, 1], 8080))] }
+    }
 }
 
 /// `[admin]`
@@ -167,13 +95,10 @@ pub struct Admin {
     pub address: SocketAddr,
 }
 
-/// The one endpoint that sidelink stands in front of: `scheme://host[:port]`, nothing more.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// `http` or `https`.
-    pub scheme: Scheme,
-    /// Host and port; the port is left out where it is the scheme's own.
-    pub authority: Authority,
+impl Default for Admin {
+    fn default() -> Self {
+        Self { address: SocketAddr::from(([127, 0, 0, 1], 8081)) }
+    }
 }
 
 /// `[upstream]`
@@ -181,28 +106,49 @@ pub struct Endpoint {
 pub struct Upstream {
     /// The endpoint. The only mandatory key.
     pub endpoint: Endpoint,
-    /// The longest a batch may take, from its last byte read to its answer. Default 10 s.
+    /// The longest a batch may take, from its last byte read to its answer, 1 ms to 10 min. Default 10 s.
     pub deadline: Duration,
-    /// The longest that connecting (TCP and TLS) may take. Default 2 s.
+    /// The longest that connecting (TCP and TLS) may take, 1 ms to 1 min. Default 2 s.
     pub connect_timeout: Duration,
-    /// Other routes: the longest without a byte in either direction. Default 60 s.
+    /// Other routes: the longest without a byte in either direction, 1 ms to 1 h. Default 60 s.
     pub idle_timeout: Duration,
     /// Ids that the endpoint takes in one call, 1 to 1000. Default 100.
     pub ids_per_call: usize,
     /// Bytes of a call's request target at most, 1 KiB to 64 KiB. Default 6 KiB.
     pub uri_bytes: usize,
-    /// Calls at a time for one scope and form; further ids gather meanwhile. Default 4.
+    /// Calls at a time for one scope and form; further ids gather meanwhile; 1 to 1000. Default 4.
     pub calls_per_scope: usize,
-    /// Calls at a time in all. Default 256.
+    /// Calls at a time in all, 1 to 100 000. Default 256.
     pub calls: usize,
-    /// Bytes of one answer at most, after decoding; a longer one is no answer. Default 8 MiB.
+    /// Bytes of one answer at most, after decoding, 64 KiB to 256 MiB; a longer one is no answer. Default 8 MiB.
     pub answer_bytes: usize,
-    /// PEM file of certificate authorities that replaces the platform's; none by default.
+    /// PEM file of certificate authorities that replaces the platform's; it can be read when the configuration is. None
+    /// by default.
     pub ca_file: Option<PathBuf>,
     /// `[upstream.retry]`
     pub retry: Retry,
     /// `[upstream.breaker]`
     pub breaker: Breaker,
+}
+
+impl Upstream {
+    /// The defaults, in front of `endpoint`.
+    pub fn for_endpoint(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            deadline: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(2),
+            idle_timeout: Duration::from_secs(60),
+            ids_per_call: 100,
+            uri_bytes: 6 << 10,
+            calls_per_scope: 4,
+            calls: 256,
+            answer_bytes: 8 << 20,
+            ca_file: None,
+            retry: Retry::default(),
+            breaker: Breaker::default(),
+        }
+    }
 }
 
 /// `[upstream.retry]`
@@ -214,38 +160,56 @@ pub struct Retry {
     pub budget: f64,
 }
 
+impl Default for Retry {
+    fn default() -> Self {
+        Self { attempts: 2, budget: 0.2 }
+    }
+}
+
 /// `[upstream.breaker]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct Breaker {
-    /// Failures in a row that open it, 1 or more. Default 5.
+    /// Failures in a row that open it, 1 to 1 000 000. Default 5.
     pub consecutive: u32,
     /// Share of failed calls that opens it, 0.01 to 1. Default 0.5.
     pub ratio: f64,
-    /// Calls in the ratio's window (5 to 10 s) before it counts, 1 or more. Default 20.
+    /// Calls in the ratio's window (5 to 10 s) before it counts, 1 to 1 000 000. Default 20.
     pub min_calls: u32,
-    /// How long it stays open before a probe; up to a fifth more. Default 2 s.
+    /// How long it stays open before a probe, 1 ms to 1 min; up to a fifth more. Default 2 s.
     pub open: Duration,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self { consecutive: 5, ratio: 0.5, min_calls: 20, open: Duration::from_secs(2) }
+    }
 }
 
 /// `[cache]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cache {
-    /// Bytes of links and their bookkeeping. Default 256 MiB.
+    /// Bytes of links and their bookkeeping, 1 MiB to 1 TiB. Default 256 MiB.
     pub capacity: u64,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { capacity: 256 << 20 }
+    }
 }
 
 /// `[freshness]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Freshness {
-    /// The longest that a link is served without asking again. Default 10 min.
+    /// The longest that a link is served without asking again, 1 s to 24 h. Default 10 min.
     pub max: Duration,
-    /// Life that a link from memory must have left. Default 60 s.
+    /// Life that a link from memory must have left, 0 to 24 h. Default 60 s.
     pub min_remaining: Duration,
-    /// Freshness of a link that carries no signature. Default 60 s.
+    /// Freshness of a link that carries no signature, 0 to 24 h. Default 60 s.
     pub unsigned: Duration,
-    /// How long a left-out id is remembered as absent. Default 5 s.
+    /// How long a left-out id is remembered as absent, 0 to 1 h. Default 5 s.
     pub absent: Duration,
-    /// How long past its freshness a usable link may answer for a failing endpoint. Default 5 min.
+    /// How long past its freshness a usable link may answer for a failing endpoint, 0 to 24 h. Default 5 min.
     pub stale_if_error: Duration,
     /// Whether a hit late in a link's freshness fetches it again in the background. Default true.
     pub refresh_ahead: bool,
@@ -253,38 +217,76 @@ pub struct Freshness {
     pub honour_no_store: bool,
 }
 
+impl Default for Freshness {
+    fn default() -> Self {
+        Self {
+            max: Duration::from_secs(600),
+            min_remaining: Duration::from_secs(60),
+            unsigned: Duration::from_secs(60),
+            absent: Duration::from_secs(5),
+            stale_if_error: Duration::from_secs(300),
+            refresh_ahead: true,
+            honour_no_store: true,
+        }
+    }
+}
+
 /// `[callers]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Callers {
-    /// How long the endpoint's acceptance of a caller counts. Default 5 min.
+    /// How long the endpoint's acceptance of a caller counts, 1 s to 24 h. Default 5 min.
     pub revalidate: Duration,
     /// Whether a request's `Cache-Control` is honoured. Default true.
     pub cache_control: bool,
-    /// Request headers, beyond the built-in ones, whose values may change an answer. Default none.
+    /// Request headers, beyond the built-in ones, whose values may change an answer: none twice, no credential, none
+    /// that is about one connection or that sidelink sets. Default none.
     pub scope_headers: Vec<HeaderName>,
+}
+
+impl Default for Callers {
+    fn default() -> Self {
+        Self { revalidate: Duration::from_secs(300), cache_control: true, scope_headers: Vec::new() }
+    }
 }
 
 /// `[limits]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Client connections at a time; at the limit none is accepted until one ends. Default 10 000.
+    /// Client connections at a time; at the limit none is accepted until one ends; 1 to
+    /// 1 000 000. Default 10 000.
     pub connections: usize,
-    /// Ids being fetched at a time; one caller may hold half of them. Default 20 000.
+    /// Ids being fetched at a time; one caller may hold half of them; 1 to 10 000 000. Default 20 000.
     pub in_flight: usize,
-    /// Batches waiting for a fetch at a time. Default 10 000.
+    /// Batches waiting for a fetch at a time, 1 to 10 000 000. Default 10 000.
     pub waiters: usize,
-    /// Distinct ids in one batch. Default 1000.
+    /// Distinct ids in one batch, 1 to 10 000. Default 1000.
     pub batch_ids: usize,
-    /// Bytes of a batch's body. Default 256 KiB.
+    /// Bytes of a batch's body, 1 KiB to 16 MiB. Default 256 KiB.
     pub batch_body: usize,
     /// Bytes of a request's head, target included, 8 KiB to 1 MiB. Default 64 KiB.
     pub header_bytes: usize,
-    /// The longest a client may take to send a request's head. Default 10 s.
+    /// The longest a client may take to send a request's head, 1 ms to 1 h. Default 10 s.
     pub header_timeout: Duration,
-    /// The longest that a client connection may stay without a byte. Default 60 s.
+    /// The longest that a client connection may stay without a byte, 1 ms to 24 h. Default 60 s.
     pub idle_timeout: Duration,
-    /// The longest that shutting down waits for answers in flight. Default 30 s.
+    /// The longest that shutting down waits for answers in flight, 0 to 1 h. Default 30 s.
     pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            in_flight: 20_000,
+            waiters: 10_000,
+            batch_ids: 1000,
+            batch_body: 256 << 10,
+            header_bytes: 64 << 10,
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            drain: Duration::from_secs(30),
+        }
+    }
 }
 
 /// `[log]`
@@ -296,6 +298,12 @@ pub struct Log {
     pub format: LogFormat,
     /// Whether every request gets a line. Default true.
     pub access: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: Level::Info, format: LogFormat::Json, access: true }
+    }
 }
 
 /// Severity of log lines.

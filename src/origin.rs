@@ -196,7 +196,7 @@ impl Origin {
             arrived: watch::Sender::new(0),
             gate: watch::Sender::new(true),
             ids_asked: AtomicUsize::new(0),
-            serial: AtomicUsize::new(0),
+            serial: AtomicUsize::new(1),
             stop: CancellationToken::new(),
             connections: watch::Sender::new(()),
         }))

@@ -44,19 +44,20 @@ impl Router {
 
     /// Answers a request, counts it, and writes its line into the access log.
     pub async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        let began = Instant::now();
         let route = route(&request);
-        let logged = self.access_log.then(|| (request.method().clone(), request.uri().path().to_owned()));
+        let mut request_log = RequestLog {
+            metrics: &self.metrics,
+            route,
+            began: Instant::now(),
+            line: self.access_log.then(|| (request.method().clone(), request.uri().path().to_owned())),
+            over: false,
+        };
         let answered = match self.refusal(&request) {
             Some(error) => refuse(error, request),
             None if route == Route::Batch => self.access_urls.answer(request).await,
             None => self.passthrough.forward(request).await,
         };
-        let elapsed = began.elapsed();
-        self.metrics.count_request(route, answered.outcome, elapsed.as_secs_f64());
-        if let Some((method, path)) = logged {
-            log(route, &method, &path, &answered, elapsed);
-        }
+        request_log.end(Some(&answered));
         answered.response
     }
 
@@ -98,34 +99,55 @@ fn refuse(error: Error, request: Request<Incoming>) -> Answered {
     Answered::own(error)
 }
 
-/// One line a request: no query, no header but the request id, no link.
-fn log(route: Route, method: &Method, path: &str, answered: &Answered, elapsed: std::time::Duration) {
-    let tally = &answered.tally;
-    let request_id = answered.response.headers().get(api::REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or("");
-    let milliseconds = elapsed.as_secs_f64() * 1000.0;
-    let status = answered.response.status().as_u16();
-    let outcome = answered.outcome.name();
-    let has_tally = route == Route::Batch && answered.outcome != Outcome::Bypass && tally.total() > 0;
-    if has_tally {
+/// Counts a request and writes its line, once: at its answer, or when its client has left before.
+struct RequestLog<'m> {
+    metrics: &'m Metrics,
+    route: Route,
+    began: Instant,
+    /// Method and path, where there is an access log.
+    line: Option<(Method, String)>,
+    over: bool,
+}
+
+/// What the access log gives as the status of a request whose client has left.
+const CLIENT_LEFT: u16 = 499;
+
+impl RequestLog<'_> {
+    /// No query, no header but the request id, no link.
+    fn end(&mut self, answered: Option<&Answered>) {
+        self.over = true;
+        let elapsed = self.began.elapsed();
+        let outcome = answered.map_or(Outcome::Error, |answered| answered.outcome);
+        self.metrics.count_request(self.route, outcome, elapsed.as_secs_f64());
+        let Some((method, path)) = &self.line else { return };
+        let status = answered.map_or(CLIENT_LEFT, |answered| answered.response.status().as_u16());
+        let request_id = answered.and_then(|answered| answered.response.headers().get(api::REQUEST_ID)?.to_str().ok());
+        let detail = answered.map_or(Some("client-left"), |answered| answered.detail);
+        let milliseconds = (elapsed.as_secs_f64() * 1_000_000.0).round() / 1000.0;
+        let tally = answered.map(|answered| answered.tally).filter(|tally| tally.total() > 0);
+        let count = |result| tally.map(|tally| tally.count(result));
         info!(
             target: "access",
-            method = %method, path, status, route = route.name(), outcome, milliseconds, request_id,
-            caller = answered.caller.as_deref().unwrap_or(""),
-            ids = tally.total(),
-            hit = tally.count(IdResult::Hit),
-            stale = tally.count(IdResult::Stale),
-            joined = tally.count(IdResult::Joined),
-            shared = tally.count(IdResult::Shared),
-            fetched = tally.count(IdResult::Fetched),
-            absent = tally.count(IdResult::Absent),
-            failed = tally.count(IdResult::Failed),
+            %method, path, status, route = self.route.name(), outcome = outcome.name(), milliseconds, detail,
+            request_id,
+            caller = answered.and_then(|answered| answered.caller.as_deref()),
+            ids = tally.map(|tally| tally.total()),
+            hit = count(IdResult::Hit),
+            stale = count(IdResult::Stale),
+            joined = count(IdResult::Joined),
+            shared = count(IdResult::Shared),
+            fetched = count(IdResult::Fetched),
+            absent = count(IdResult::Absent),
+            failed = count(IdResult::Failed),
             "request",
         );
-    } else {
-        info!(
-            target: "access",
-            method = %method, path, status, route = route.name(), outcome, milliseconds, request_id,
-            "request",
-        );
+    }
+}
+
+impl Drop for RequestLog<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            self.end(None);
+        }
     }
 }

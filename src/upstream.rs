@@ -8,7 +8,7 @@ mod coding;
 mod connector;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -103,6 +103,8 @@ pub struct Upstream {
     /// Allows retries as a share of calls.
     budget: TpsBudget,
     breaker: Breaker,
+    /// The breaker's position as last shown.
+    shown: Mutex<Position>,
     /// The endpoint has asked everyone to hold back.
     hold: Hold,
     clock: Clock,
@@ -152,6 +154,7 @@ impl Upstream {
             attempts: config.retry.attempts,
             budget: retry_budget(config.retry.budget),
             breaker: Breaker::new(&config.breaker),
+            shown: Mutex::new(Position::Closed),
             hold: Hold::default(),
             clock,
             metrics,
@@ -197,6 +200,7 @@ impl Upstream {
                 && let Some(span) = hold::retry_after(&answer.headers, self.clock.now())
             {
                 self.hold.set(self.clock.now(), span);
+                warn!(seconds = span.as_secs_f64(), "the endpoint asks for a pause; everyone is held back");
                 return outcome;
             }
             let Some(pause) = pauses.next().filter(|_| may_pass(&outcome)) else { return outcome };
@@ -216,9 +220,13 @@ impl Upstream {
         hold.or_else(|| self.breaker.refusal().map(Error::BreakerOpen))
     }
 
-    /// What the breaker lets through, as shown in metrics.
+    /// Shows in metrics, and on a change in the log, what the breaker lets through.
     pub fn show_breaker(&self) {
         let now = self.breaker.position();
+        let before = std::mem::replace(&mut *self.shown.lock().unwrap_or_else(PoisonError::into_inner), now);
+        if before != now {
+            warn!(before = before.name(), now = now.name(), "the breaker has moved");
+        }
         for position in Position::ALL {
             let shown = i64::from(position == now);
             self.metrics.breaker_state.with_label_values(&[position.name()]).set(shown);

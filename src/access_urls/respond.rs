@@ -48,7 +48,7 @@ pub(super) fn links(
     }
     headers.insert(api::REQUEST_ID, fetched.request_id.clone().unwrap_or_else(request_id));
     add_via(headers, Version::HTTP_11);
-    Answered { response, outcome, tally, caller: None }
+    Answered { tally, ..Answered::new(response, outcome) }
 }
 
 /// What an answer's links have left.
@@ -136,7 +136,7 @@ fn cache_status(tally: &Tally, life: &Life, fetched: &Fetched, from_memory: usiz
 pub(super) fn failure(failure: &Failure) -> Answered {
     let answer = match &failure.cause {
         Cause::Answer(answer) | Cause::Unmatched(answer) => answer,
-        Cause::NoAnswer(error) => return Answered::own(*error),
+        Cause::NoAnswer(error) => return own(*error),
     };
     let mut response = Response::new(whole(answer.body.clone()));
     *response.status_mut() = answer.status;
@@ -151,6 +151,14 @@ pub(super) fn failure(failure: &Failure) -> Answered {
     };
     append_status(headers, &status);
     Answered::new(response, outcome)
+}
+
+/// Marks an answer of sidelink's own on the batch route.
+pub(super) fn own(error: Error) -> Answered {
+    let mut answered = Answered::own(error);
+    let forwarded = if matches!(error, Error::NoAnswer(_) | Error::Deadline) { "; fwd=miss" } else { "" };
+    append_status(answered.response.headers_mut(), &format!("sidelink{forwarded}; detail={}", error.code()));
+    answered
 }
 
 /// Marks an answer to a batch that was forwarded untouched.

@@ -1,10 +1,9 @@
 //! What is wrong with a configuration: where, which key, and what to do.
 
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 
-/// Every error of one file, in the order of their lines.
+/// Every error of one file, in the order of their places.
 #[derive(Debug)]
 pub struct ConfigErrors {
     file: Option<PathBuf>,
@@ -17,21 +16,24 @@ pub struct ConfigErrors {
 pub struct ConfigError {
     /// From 1; 0 where it is about the file as a whole.
     pub line: usize,
+    /// In characters, from 1; 0 where it is about the file as a whole.
+    pub column: usize,
     /// Dotted, such as `upstream.deadline`; empty where the text is not even TOML.
     pub key: String,
-    /// What is wrong.
+    /// What is wrong, in one line.
     pub message: String,
 }
 
 impl ConfigErrors {
     pub(super) fn new(mut errors: Vec<ConfigError>) -> Self {
-        errors.sort_by(|one, other| (one.line, &one.key).cmp(&(other.line, &other.key)));
+        errors.sort_by(|one, other| (one.line, one.column, &one.key).cmp(&(other.line, other.column, &other.key)));
         Self { file: None, errors }
     }
 
-    pub(super) fn unreadable(path: &Path, error: &io::Error) -> Self {
-        let message = format!("cannot be read: {error}");
-        Self { file: Some(path.to_owned()), errors: vec![ConfigError { line: 0, key: String::new(), message }] }
+    /// About the file as a whole.
+    pub(super) fn whole_file(path: &Path, message: String) -> Self {
+        let error = ConfigError { line: 0, column: 0, key: String::new(), message };
+        Self { file: Some(path.to_owned()), errors: vec![error] }
     }
 
     pub(super) fn of_file(self, path: &Path) -> Self {
@@ -39,6 +41,7 @@ impl ConfigErrors {
     }
 }
 
+/// One line an error: `FILE:LINE: KEY: MESSAGE`, beginning with `configuration` where no file is known.
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for error in &self.errors {

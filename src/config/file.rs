@@ -1,15 +1,22 @@
 //! The file's tables and keys, one by one.
 
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::HeaderName;
 use toml::de::DeTable;
 
 use super::error::ConfigErrors;
-use super::reader::{Report, Section};
+use super::reader::{Found, Section};
+use super::report::Report;
 use super::{Config, Endpoint, Level, LogFormat};
+use crate::api;
+
+/// A configuration is a page or two: what is longer is some other file.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -17,70 +24,40 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// Key by key; for a key that stands in the wrong table.
-const KEYS: [(&str, &str); 45] = [
-    ("listen", "address"),
-    ("upstream", "endpoint"),
-    ("upstream", "deadline"),
-    ("upstream", "connect_timeout"),
-    ("upstream", "idle_timeout"),
-    ("upstream", "ids_per_call"),
-    ("upstream", "uri_bytes"),
-    ("upstream", "calls_per_scope"),
-    ("upstream", "calls"),
-    ("upstream", "answer_bytes"),
-    ("upstream", "ca_file"),
-    ("cache", "capacity"),
-    ("freshness", "max"),
-    ("freshness", "min_remaining"),
-    ("freshness", "unsigned"),
-    ("freshness", "absent"),
-    ("freshness", "stale_if_error"),
-    ("freshness", "refresh_ahead"),
-    ("freshness", "honour_no_store"),
-    ("upstream.retry", "attempts"),
-    ("upstream.retry", "budget"),
-    ("upstream.breaker", "consecutive"),
-    ("upstream.breaker", "ratio"),
-    ("upstream.breaker", "min_calls"),
-    ("upstream.breaker", "open"),
-    ("callers", "revalidate"),
-    ("callers", "cache_control"),
-    ("callers", "scope_headers"),
-    ("limits", "connections"),
-    ("limits", "in_flight"),
-    ("limits", "waiters"),
-    ("limits", "batch_ids"),
-    ("limits", "batch_body"),
-    ("limits", "header_bytes"),
-    ("limits", "header_timeout"),
-    ("limits", "idle_timeout"),
-    ("limits", "drain"),
-    ("log", "level"),
-    ("log", "format"),
-    ("log", "access"),
-    // Sections, met as keys of another table.
-    ("", "listen"),
-    ("", "admin"),
-    ("", "upstream"),
-    ("", "cache"),
-    ("", "freshness"),
-];
+/// The text of the file at `path`, or why there is none.
+pub(super) fn text(path: &Path) -> Result<String, String> {
+    let unreadable = |error: io::Error| format!("cannot be read: {error}");
+    let mut bytes = Vec::new();
+    // One byte too many tells that the file is too long, also where it has no end.
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err("is longer than 1 MiB".to_owned());
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let before = error.as_bytes().iter().take(error.utf8_error().valid_up_to());
+        format!("is not UTF-8 text: see line {}", 1 + before.filter(|byte| **byte == b'\n').count())
+    })
+}
 
 pub(super) fn read(text: &str) -> Result<Config, ConfigErrors> {
     let mut report = Report::new(text);
+    let config = read_into(&mut report, text);
+    report.finish(config)
+}
+
+fn read_into(report: &mut Report<'_>, text: &str) -> Option<Config> {
     let (document, syntax) = DeTable::parse_recoverable(text);
     for error in syntax {
-        report.add(error.span().map_or(0, |span| span.start), "", format!("not TOML: {}", error.message()));
+        report.not_toml(error.span(), error.message());
     }
-    let config = config(&document, &mut report);
-    report.finish(config)
+    config(&document, report)
 }
 
 fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Option<Config> {
     let mut root = Section::root(document);
 
-    let mut section = root.section("upstream", "upstream", report);
+    let mut section = root.section("upstream", report);
     let found = section.require("endpoint", report);
     let endpoint = found.as_ref().and_then(|found| {
         let text = found.text(report, "a URL")?;
@@ -104,64 +81,58 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
     if let Some(found) = section.find("ca_file")
         && let Some(path) = found.text(report, "a file's path")
     {
-        match std::fs::File::open(path) {
-            Ok(_) => upstream.ca_file = Some(PathBuf::from(path)),
-            Err(error) => found.wrong(report, format!("cannot be read: {error}")),
+        match readable(path) {
+            Ok(()) => upstream.ca_file = Some(PathBuf::from(path)),
+            Err(message) => found.wrong(report, message),
         }
     }
-    let mut retry = section.section("retry", "upstream.retry", report);
+    let mut retry = section.section("retry", report);
     retry.count("attempts", &mut upstream.retry.attempts, 0..=10, report);
     retry.share("budget", &mut upstream.retry.budget, 0.0..=1.0, report);
-    retry.finish(&KEYS, report);
-    let mut breaker = section.section("breaker", "upstream.breaker", report);
+    retry.finish(report);
+    let mut breaker = section.section("breaker", report);
     breaker.number("consecutive", &mut upstream.breaker.consecutive, 1..=1_000_000, report);
     breaker.share("ratio", &mut upstream.breaker.ratio, 0.01..=1.0, report);
     breaker.number("min_calls", &mut upstream.breaker.min_calls, 1..=1_000_000, report);
     breaker.duration("open", &mut upstream.breaker.open, MILLISECOND..=MINUTE, report);
-    breaker.finish(&KEYS, report);
-    section.finish(&KEYS, report);
+    breaker.finish(report);
+    section.finish(report);
 
-    let mut section = root.section("listen", "listen", report);
-    section.list("address", &mut config.listen.address, address, report);
-    let listen = section.find("address");
-    if let Some(found) = &listen
-        && config.listen.address.is_empty()
+    let mut section = root.section("listen", report);
+    let listeners = section.list("address", &mut config.listen.address, address, report);
+    if let Some(found) = section.find("address")
         && found.value.as_array().is_some_and(|array| array.is_empty())
     {
         found.wrong(report, "names no address");
     }
-    let twice = config.listen.address.iter().enumerate().find(|(at, address)| {
-        address.port() != 0 && config.listen.address.iter().take(*at).any(|other| other == *address)
-    });
-    if let (Some(found), Some((_, address))) = (&listen, twice) {
-        found.wrong(report, format!("names {address} twice"));
-    }
-    section.finish(&KEYS, report);
+    section.finish(report);
 
-    let mut section = root.section("admin", "admin", report);
-    if let Some(found) = section.find("address")
-        && let Some(text) = found.text(report, "an address such as \"127.0.0.1:8081\"")
-    {
-        match address(text) {
-            Ok(read) if read.port() != 0 && config.listen.address.contains(&read) => {
-                found.wrong(report, format!("{read} is listen.address already"));
-            }
-            Ok(read) => config.admin.address = read,
-            Err(message) => found.wrong(report, message),
+    let mut section = root.section("admin", report);
+    let admin = section.find("address");
+    let mut admin_is_read = true;
+    if let Some(found) = &admin {
+        let text = found.text(report, "an address such as \"127.0.0.1:8081\"");
+        match text.map(address) {
+            Some(Ok(read)) => config.admin.address = read,
+            Some(Err(message)) => found.wrong(report, message),
+            None => {}
         }
+        admin_is_read = text.is_some_and(|text| address(text).is_ok());
     }
-    section.finish(&KEYS, report);
+    section.finish(report);
+    let admin_address = admin_is_read.then_some(config.admin.address);
+    listeners_apart(&config.listen.address, &listeners, admin_address, admin.as_ref(), report);
     if let (Some(found), Some(endpoint)) = (&found, &endpoint)
-        && config.listen.address.iter().any(|listener| is_own(endpoint, *listener))
+        && config.listen.address.iter().chain(&admin_address).any(|listener| is_own(endpoint, *listener))
     {
         found.wrong(report, "is this sidelink's own listener: requests would go round in circles");
     }
 
-    let mut section = root.section("cache", "cache", report);
+    let mut section = root.section("cache", report);
     section.size("capacity", &mut config.cache.capacity, 1 << 20..=1 << 40, report);
-    section.finish(&KEYS, report);
+    section.finish(report);
 
-    let mut section = root.section("freshness", "freshness", report);
+    let mut section = root.section("freshness", report);
     let freshness = &mut config.freshness;
     section.duration("max", &mut freshness.max, SECOND..=DAY, report);
     section.duration("min_remaining", &mut freshness.min_remaining, Duration::ZERO..=DAY, report);
@@ -170,16 +141,21 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
     section.duration("stale_if_error", &mut freshness.stale_if_error, Duration::ZERO..=DAY, report);
     section.flag("refresh_ahead", &mut freshness.refresh_ahead, report);
     section.flag("honour_no_store", &mut freshness.honour_no_store, report);
-    section.finish(&KEYS, report);
+    section.finish(report);
 
-    let mut section = root.section("callers", "callers", report);
+    let mut section = root.section("callers", report);
     let callers = &mut config.callers;
     section.duration("revalidate", &mut callers.revalidate, SECOND..=DAY, report);
     section.flag("cache_control", &mut callers.cache_control, report);
-    section.list("scope_headers", &mut callers.scope_headers, scope_header, report);
-    section.finish(&KEYS, report);
+    let places = section.list("scope_headers", &mut callers.scope_headers, scope_header, report);
+    for (at, (name, found)) in callers.scope_headers.iter().zip(&places).enumerate() {
+        if callers.scope_headers.iter().take(at).any(|other| other == name) {
+            found.wrong(report, format!("names {name} twice"));
+        }
+    }
+    section.finish(report);
 
-    let mut section = root.section("limits", "limits", report);
+    let mut section = root.section("limits", report);
     let limits = &mut config.limits;
     section.count("connections", &mut limits.connections, 1..=1_000_000, report);
     section.count("in_flight", &mut limits.in_flight, 1..=10_000_000, report);
@@ -190,15 +166,15 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
     section.duration("header_timeout", &mut limits.header_timeout, MILLISECOND..=HOUR, report);
     section.duration("idle_timeout", &mut limits.idle_timeout, MILLISECOND..=DAY, report);
     section.duration("drain", &mut limits.drain, Duration::ZERO..=HOUR, report);
-    section.finish(&KEYS, report);
+    section.finish(report);
 
-    let mut section = root.section("log", "log", report);
+    let mut section = root.section("log", report);
     section.choice("level", &mut config.log.level, &Level::WORDS, report);
     section.choice("format", &mut config.log.format, &LogFormat::WORDS, report);
     section.flag("access", &mut config.log.access, report);
-    section.finish(&KEYS, report);
+    section.finish(report);
 
-    root.finish(&KEYS, report);
+    root.finish(report);
     endpoint.map(|_| config)
 }
 
@@ -206,31 +182,87 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("\"{}\" is not an address such as \"127.0.0.1:8080\"", text.escape_debug()))
 }
 
+/// No two listeners share an address. The error is at a key that stands in the file.
+fn listeners_apart(
+    addresses: &[SocketAddr],
+    places: &[Found<'_, '_>],
+    admin_address: Option<SocketAddr>,
+    admin: Option<&Found<'_, '_>>,
+    report: &mut Report<'_>,
+) {
+    for (at, (address, found)) in addresses.iter().zip(places).enumerate() {
+        if let Some(other) = addresses.iter().take(at).find(|other| clash(*address, **other)) {
+            found.wrong(report, format!("{address} clashes with {other}, named before"));
+        }
+    }
+    let Some(admin_address) = admin_address else { return };
+    let Some((at, address)) = addresses.iter().enumerate().find(|(_, address)| clash(**address, admin_address)) else {
+        return;
+    };
+    match (admin, places.get(at)) {
+        (Some(admin), _) => admin.wrong(report, format!("{admin_address} clashes with {address}, a listen.address")),
+        (None, Some(found)) => {
+            found.wrong(report, format!("{address} clashes with {admin_address}, the default of admin.address"));
+        }
+        // The defaults do not clash.
+        (None, None) => {}
+    }
+}
+
+/// Whether the system would refuse the second of two listeners. Port 0 takes a free one.
+fn clash(one: SocketAddr, other: SocketAddr) -> bool {
+    let any = one.is_ipv4() == other.is_ipv4() && (one.ip().is_unspecified() || other.ip().is_unspecified());
+    one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || any)
+}
+
 /// Whether the endpoint is a listener of this very process, as far as addresses tell without asking a resolver.
 fn is_own(endpoint: &Endpoint, listener: SocketAddr) -> bool {
     if listener.port() == 0 || listener.port() != endpoint.port() {
         return false;
     }
-    let host = endpoint.authority.host();
-    let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
-    let loopback = host == "localhost" || ip.is_some_and(|ip| ip.is_loopback() || ip.is_unspecified());
-    ip == Some(listener.ip()) || (loopback && (listener.ip().is_loopback() || listener.ip().is_unspecified()))
+    let host = endpoint.authority.host().trim_end_matches('.');
+    let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
+    // To connect to the unspecified address is to connect to this machine.
+    let this_machine = host == "localhost" || host.ends_with(".localhost") || ip.is_some_and(|ip| ip.is_unspecified());
+    match listener.ip().to_canonical() {
+        listener if Some(listener) == ip => true,
+        listener if listener.is_unspecified() => this_machine || ip.is_some_and(|ip| ip.is_loopback()),
+        listener => this_machine && (listener == Ipv4Addr::LOCALHOST || listener == Ipv6Addr::LOCALHOST),
+    }
 }
 
 fn scope_header(text: &str) -> Result<HeaderName, String> {
     let name: HeaderName = text.parse().map_err(|_| format!("\"{}\" is not a header's name", text.escape_debug()))?;
     let reason = match name.as_str() {
         "authorization" | "x-auth-token" | "x-security-token" | "cookie" => "a credential, and always told apart",
-        "connection" | "keep-alive" | "proxy-connection" | "te" | "trailer" | "transfer-encoding" | "upgrade" => {
-            "about one connection, and not forwarded"
-        }
+        "connection"
+        | "keep-alive"
+        | "proxy-connection"
+        | "proxy-authorization"
+        | "proxy-authenticate"
+        | "te"
+        | "trailer"
+        | "transfer-encoding"
+        | "upgrade"
+        | "http2-settings" => "about one connection, and not forwarded",
         "host" | "content-length" | "content-type" | "content-encoding" | "accept" | "accept-encoding"
         | "user-agent" | "via" | "range" | "expect" | "traceparent" | "cache-control" => {
             "set by sidelink itself on every call"
         }
+        "x-sdk-date" | "x-sdk-content-sha256" | "x-request-id" | "date" => "another one with every request",
+        _ if api::SCOPE_HEADERS.contains(&name) => "told apart without being named",
         _ => return Ok(name),
     };
     Err(format!("{name} is {reason}"))
+}
+
+/// Only a file is opened: opening a named pipe would wait for its writer.
+fn readable(path: &str) -> Result<(), String> {
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => Err("is not a file".to_owned()),
+        Ok(_) => File::open(path).map(drop).map_err(|error| format!("cannot be read: {error}")),
+        Err(error) => Err(format!("cannot be read: {error}")),
+    }
 }
 
 impl Level {
@@ -245,4 +277,33 @@ impl Level {
 
 impl LogFormat {
     pub(super) const WORDS: [(&'static str, LogFormat); 2] = [("json", LogFormat::Json), ("text", LogFormat::Text)];
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_key_that_is_accepted_stands_in_the_shipped_file() {
+        let shipped = include_str!("../../config/sidelink.toml");
+        let mut report = Report::new(shipped);
+        assert!(read_into(&mut report, shipped).is_some());
+
+        let mut table = "";
+        let mut written = BTreeSet::new();
+        for line in shipped.lines() {
+            if let Some(heading) = line.strip_prefix('[') {
+                table = heading.trim_end_matches(']');
+            }
+            // A key without a default stands commented out.
+            if let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ")
+                && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+            {
+                written.insert(format!("{table}.{key}"));
+            }
+        }
+        assert_eq!(report.keys(), written);
+    }
 }

@@ -6,35 +6,8 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::error::{ConfigError, ConfigErrors};
-
-/// Names that are not like any known key are not worth a suggestion below this (Jaro-Winkler, 0 to 1).
-const SIMILAR: f64 = 0.7;
-
-/// The errors found so far, and where lines begin.
-pub(super) struct Report<'t> {
-    text: &'t str,
-    errors: Vec<ConfigError>,
-}
-
-impl<'t> Report<'t> {
-    pub(super) fn new(text: &'t str) -> Self {
-        Self { text, errors: Vec::new() }
-    }
-
-    pub(super) fn add(&mut self, at: usize, key: &str, message: impl Into<String>) {
-        let before = self.text.as_bytes().iter().take(at);
-        let line = 1 + before.filter(|byte| **byte == b'\n').count();
-        self.errors.push(ConfigError { line, key: key.to_owned(), message: message.into() });
-    }
-
-    pub(super) fn finish<T>(self, value: Option<T>) -> Result<T, ConfigErrors> {
-        match value {
-            Some(value) if self.errors.is_empty() => Ok(value),
-            _ => Err(ConfigErrors::new(self.errors)),
-        }
-    }
-}
+use super::render::size;
+use super::report::{Report, Unknown, path};
 
 /// A value with its key's path and its place.
 pub(super) struct Found<'a, 'i> {
@@ -44,7 +17,7 @@ pub(super) struct Found<'a, 'i> {
 }
 
 impl Found<'_, '_> {
-    pub(super) fn wrong(&self, report: &mut Report<'_>, message: impl Into<String>) {
+    pub(super) fn wrong(&self, report: &mut Report<'_>, message: impl AsRef<str>) {
         report.add(self.span.start, &self.key, message);
     }
 
@@ -65,58 +38,57 @@ fn article(kind: &str) -> String {
 
 /// One table of the document. Every key that is read counts as known; [`Section::finish`] reports the others.
 pub(super) struct Section<'a, 'i> {
-    name: &'static str,
-    table: Option<&'a DeTable<'i>>,
+    /// Dotted; empty for the whole document.
+    name: String,
+    state: State<'a, 'i>,
     /// Where the table begins.
     at: usize,
     known: Vec<&'static str>,
 }
 
+enum State<'a, 'i> {
+    There(&'a DeTable<'i>),
+    Absent,
+    /// Something else stands in its place, which has been reported.
+    NoTable,
+}
+
 impl<'a, 'i> Section<'a, 'i> {
     /// The whole document.
     pub(super) fn root(document: &'a Spanned<DeTable<'i>>) -> Self {
-        Self { name: "", table: Some(document.get_ref()), at: 0, known: Vec::new() }
+        Self { name: String::new(), state: State::There(document.get_ref()), at: 0, known: Vec::new() }
     }
 
-    /// The table under `key`, called `name` in full; one that is not there reads as empty.
-    pub(super) fn section(
-        &mut self,
-        key: &'static str,
-        name: &'static str,
-        report: &mut Report<'_>,
-    ) -> Section<'a, 'i> {
-        let found = self.find(key);
-        let (table, at) = match &found {
+    /// The table `[name]` within this one; one that is not there reads as empty.
+    pub(super) fn section(&mut self, name: &'static str, report: &mut Report<'_>) -> Section<'a, 'i> {
+        let (state, at) = match self.find(name) {
             Some(found) => match found.value {
-                DeValue::Table(table) => (Some(table), found.span.start),
+                DeValue::Table(table) => (State::There(table), found.span.start),
                 other => {
                     found.wrong(report, format!("must be a table, is {}", article(other.type_str())));
-                    (None, found.span.start)
+                    (State::NoTable, found.span.start)
                 }
             },
-            None => (None, self.at),
+            None => (State::Absent, self.at),
         };
-        Section { name, table, at, known: Vec::new() }
-    }
-
-    fn path(&self, key: &str) -> String {
-        if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
+        Section { name: path(&self.name, name), state, at, known: Vec::new() }
     }
 
     /// The value of `key`, if it is there.
     pub(super) fn find(&mut self, key: &'static str) -> Option<Found<'a, 'i>> {
         self.known.push(key);
-        let (name, value) = self.table?.iter().find(|(name, _)| name.get_ref() == key)?;
+        let State::There(table) = self.state else { return None };
+        let (name, value) = table.iter().find(|(name, _)| name.get_ref() == key)?;
         // A table's own span covers its contents; its key is what an operator looks for.
         let span = if value.get_ref().is_table() { name.span() } else { value.span() };
-        Some(Found { key: self.path(key), span, value: value.get_ref() })
+        Some(Found { key: path(&self.name, key), span, value: value.get_ref() })
     }
 
     /// As [`Section::find`], for a key that must be there.
     pub(super) fn require(&mut self, key: &'static str, report: &mut Report<'_>) -> Option<Found<'a, 'i>> {
         let found = self.find(key);
-        if found.is_none() {
-            report.add(self.at, &self.path(key), "is missing; it has no default");
+        if found.is_none() && !matches!(self.state, State::NoTable) {
+            report.missing(&self.name, key, self.at);
         }
         found
     }
@@ -129,6 +101,10 @@ impl<'a, 'i> Section<'a, 'i> {
         report: &mut Report<'_>,
     ) {
         let Some(found) = self.find(key) else { return };
+        if let Some(seconds) = integer(found.value).filter(|seconds| *seconds >= 0) {
+            found.wrong(report, format!("must be a duration such as \"10s\", is an integer; write \"{seconds}s\""));
+            return;
+        }
         let Some(text) = found.text(report, "a duration such as \"10s\"") else { return };
         match humantime::parse_duration(text) {
             Ok(read) if bounds.contains(&read) => *value = read,
@@ -148,22 +124,28 @@ impl<'a, 'i> Section<'a, 'i> {
         report: &mut Report<'_>,
     ) {
         let Some(found) = self.find(key) else { return };
-        let read = match found.value {
-            DeValue::Integer(_) => integer(found.value)
-                .and_then(|number| u64::try_from(number).ok())
-                .ok_or_else(|| "out of range".to_owned()),
-            _ => match found.text(report, "a size such as \"256MiB\"") {
-                Some(text) => text.parse::<bytesize::ByteSize>().map(|size| size.as_u64()),
-                None => return,
-            },
+        let (read, written) = match found.value {
+            DeValue::Integer(number) => {
+                (integer(found.value).and_then(|number| u64::try_from(number).ok()), number.as_str())
+            }
+            _ => {
+                let Some(text) = found.text(report, "a size such as \"256MiB\"") else { return };
+                match text.parse::<bytesize::ByteSize>() {
+                    Ok(read) => (Some(read.as_u64()), text),
+                    Err(_) => {
+                        let text = text.escape_debug();
+                        found.wrong(report, format!("not a size such as \"256MiB\" or \"64KiB\": \"{text}\""));
+                        return;
+                    }
+                }
+            }
         };
         match read {
-            Ok(read) if bounds.contains(&read) => *value = read,
-            Ok(read) => {
-                let (least, most) = (bytes(*bounds.start()), bytes(*bounds.end()));
-                found.wrong(report, format!("must be between {least} and {most}, is {}", bytes(read)));
+            Some(read) if bounds.contains(&read) => *value = read,
+            _ => {
+                let (least, most) = (size(*bounds.start()), size(*bounds.end()));
+                found.wrong(report, format!("must be between {least} and {most}, is {written}"));
             }
-            Err(error) => found.wrong(report, format!("not a size such as \"256MiB\": {error}")),
         }
     }
 
@@ -188,13 +170,16 @@ impl<'a, 'i> Section<'a, 'i> {
         report: &mut Report<'_>,
     ) {
         let Some(found) = self.find(key) else { return };
-        let DeValue::Integer(_) = found.value else {
+        let DeValue::Integer(number) = found.value else {
             found.wrong(report, format!("must be a whole number, is {}", article(found.value.type_str())));
             return;
         };
         match integer(found.value).and_then(|number| usize::try_from(number).ok()) {
             Some(read) if bounds.contains(&read) => *value = read,
-            _ => found.wrong(report, format!("must be between {} and {}", bounds.start(), bounds.end())),
+            _ => {
+                let (least, most) = (bounds.start(), bounds.end());
+                found.wrong(report, format!("must be between {least} and {most}, is {}", number.as_str()));
+            }
         }
     }
 
@@ -220,10 +205,13 @@ impl<'a, 'i> Section<'a, 'i> {
         report: &mut Report<'_>,
     ) {
         let Some(found) = self.find(key) else { return };
-        let read = match found.value {
-            DeValue::Float(float) => float.as_str().replace('_', "").parse::<f64>().ok(),
+        let (read, written) = match found.value {
+            DeValue::Float(float) => (float.as_str().replace('_', "").parse::<f64>().ok(), float.as_str()),
             // A whole share is easily written without its point.
-            DeValue::Integer(_) => integer(found.value).and_then(|number| i32::try_from(number).ok()).map(f64::from),
+            DeValue::Integer(number) => {
+                let read = integer(found.value).and_then(|number| i32::try_from(number).ok());
+                (read.map(f64::from), number.as_str())
+            }
             other => {
                 found.wrong(report, format!("must be a number, is {}", article(other.type_str())));
                 return;
@@ -231,7 +219,10 @@ impl<'a, 'i> Section<'a, 'i> {
         };
         match read {
             Some(read) if bounds.contains(&read) => *value = read,
-            _ => found.wrong(report, format!("must be between {} and {}", bounds.start(), bounds.end())),
+            _ => {
+                let (least, most) = (bounds.start(), bounds.end());
+                found.wrong(report, format!("must be between {least} and {most}, is {written}"));
+            }
         }
     }
 
@@ -262,49 +253,47 @@ impl<'a, 'i> Section<'a, 'i> {
         }
     }
 
-    /// A string, or an array of strings, each read by `read`.
+    /// A string, or an array of strings, each read by `read`. Returns the places of those that were read, in order.
     pub(super) fn list<T>(
         &mut self,
         key: &'static str,
         value: &mut Vec<T>,
         read: impl Fn(&str) -> Result<T, String>,
         report: &mut Report<'_>,
-    ) {
-        let Some(found) = self.find(key) else { return };
+    ) -> Vec<Found<'a, 'i>> {
+        let Some(found) = self.find(key) else { return Vec::new() };
         let elements: Vec<(Range<usize>, &DeValue<'_>)> = match found.value {
             DeValue::Array(array) => array.iter().map(|element| (element.span(), element.get_ref())).collect(),
             single => vec![(found.span.clone(), single)],
         };
         value.clear();
+        let mut places = Vec::with_capacity(elements.len());
         for (span, element) in elements {
             let element = Found { key: found.key.clone(), span, value: element };
             let Some(text) = element.text(report, "a string, or an array of strings") else { continue };
             match read(text) {
-                Ok(read) => value.push(read),
+                Ok(read) => {
+                    value.push(read);
+                    places.push(element);
+                }
                 Err(message) => element.wrong(report, message),
             }
         }
+        places
     }
 
-    /// Reports every key that nobody has read.
-    pub(super) fn finish(self, elsewhere: &[(&'static str, &'static str)], report: &mut Report<'_>) {
-        for (name, _) in self.table.into_iter().flatten() {
-            let key = name.get_ref().as_ref();
-            if self.known.contains(&key) {
-                continue;
+    /// Hands in the keys that are known here, and every key that nobody has read.
+    pub(super) fn finish(self, report: &mut Report<'_>) {
+        let mut unknown = Vec::new();
+        if let State::There(table) = self.state {
+            for (name, value) in table {
+                if !self.known.contains(&name.get_ref().as_ref()) {
+                    let (table, key) = (self.name.clone(), name.get_ref().to_string());
+                    unknown.push(Unknown { table, key, at: name.span().start, is_table: value.get_ref().is_table() });
+                }
             }
-            let home = elsewhere.iter().find(|(section, known)| *known == key && *section != self.name);
-            let nearest = self.known.iter().map(|known| (strsim::jaro_winkler(known, key), known));
-            let nearest =
-                nearest.filter(|(likeness, _)| *likeness > SIMILAR).max_by(|one, other| one.0.total_cmp(&other.0));
-            let what = if self.name.is_empty() { "section or key" } else { "key" };
-            let message = match (home, nearest) {
-                (Some((section, _)), _) => format!("unknown {what}; it belongs into [{section}]"),
-                (None, Some((_, nearest))) => format!("unknown {what}; did you mean \"{nearest}\"?"),
-                (None, None) => format!("unknown {what}; known here: {}", self.known.join(", ")),
-            };
-            report.add(name.span().start, &self.path(key), message);
         }
+        report.table(self.name, self.known, unknown);
     }
 }
 
@@ -315,8 +304,4 @@ fn integer(value: &DeValue<'_>) -> Option<i64> {
 
 fn plain(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
-}
-
-fn bytes(size: u64) -> String {
-    super::render::size(size)
 }

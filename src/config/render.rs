@@ -1,4 +1,5 @@
-//! The effective configuration as TOML: what `check` prints. It reads back as the same configuration.
+//! The effective configuration as TOML: what `check` prints. It reads back as the same configuration. Each key is
+//! written out by hand, so that no secret is printed for having been added to a struct.
 
 use std::fmt::{self, Display};
 use std::time::Duration;
@@ -87,7 +88,7 @@ fn duration(duration: Duration) -> toml::Value {
 
 /// A size in the largest binary unit that leaves no remainder.
 pub(super) fn size(bytes: u64) -> String {
-    for (unit, name) in [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
+    for (unit, name) in [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
         if bytes > 0 && bytes.is_multiple_of(unit) {
             return format!("{}{name}", bytes / unit);
         }

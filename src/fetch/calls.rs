@@ -235,7 +235,13 @@ impl Inner {
             }
             StatusCode::TOO_MANY_REQUESTS => {
                 let now = self.clock.now();
-                requester.standing.hold.set(now, hold::throttled(&answer.headers, now));
+                let span = hold::throttled(&answer.headers, now);
+                requester.standing.hold.set(now, span);
+                warn!(
+                    caller = requester.caller.short(),
+                    seconds = span.as_secs_f64(),
+                    "the endpoint throttles a caller; it is held back"
+                );
                 Err(Cause::Answer(answer))
             }
             _ => Err(Cause::Answer(answer)),
@@ -302,7 +308,7 @@ impl Inner {
     fn say_once_that_nothing_is_stored(&self) {
         if !self.warned_no_store.swap(true, Ordering::Relaxed) {
             warn!(
-                "the endpoint's Cache-Control forbids storing its links, so every batch is fetched;                  freshness.honour_no_store = false overrules it"
+                "the endpoint's Cache-Control forbids storing its links: every batch is fetched, unless freshness.honour_no_store is false"
             );
         }
     }

@@ -26,7 +26,7 @@ async fn an_answer_says_what_it_is_and_how_it_came_about() {
         assert!(vary.contains(name), "{name}");
     }
     // The endpoint's own name for the call; a new one where there was none.
-    assert_eq!(miss.header("x-request-id"), format!("{:032x}", 0));
+    assert_eq!(miss.header("x-request-id"), format!("{:032x}", 1));
     let names: HashSet<String> = [
         stack.client.batch("t", &["1"]).await.header("x-request-id").to_owned(),
         stack.client.batch("t", &["1"]).await.header("x-request-id").to_owned(),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use sidelink::config::{Config, Endpoint};
+use sidelink::config::{Config, Endpoint, Level, LogFormat};
 
 const SHIPPED: &str = include_str!("../../config/sidelink.toml");
 
@@ -17,6 +17,11 @@ fn defaults() -> Config {
 fn errors(text: &str) -> Vec<(usize, String, String)> {
     let errors = Config::parse(text).expect_err(text).errors;
     errors.into_iter().map(|error| (error.line, error.key, error.message)).collect()
+}
+
+/// A file with an endpoint in line 2 and more from line 3 on.
+fn errors_of(rest: &str) -> Vec<(usize, String, String)> {
+    errors(&format!("[upstream]\nendpoint = \"http://h\"\n{rest}"))
 }
 
 #[test]
@@ -56,7 +61,7 @@ fn ten_broken_files_name_line_key_and_remedy() {
             "[upstream]\nendpoint = \"http://h\"\ndeadline = 10",
             3,
             "upstream.deadline",
-            "must be a duration such as \"10s\", is an integer",
+            "must be a duration such as \"10s\", is an integer; write \"10s\"",
         ),
         ("[upstream]\nendpoint = \"http://h\"\ndeadlin = \"10s\"", 3, "upstream.deadlin", "did you mean \"deadline\"?"),
         (
@@ -91,16 +96,22 @@ fn ten_broken_files_name_line_key_and_remedy() {
             "log.level",
             "must be one of error, warn, info",
         ),
-        ("[upstream]\nendpoint = \"http://h\"\n[cache]\nmax = \"1m\"", 4, "cache.max", "belongs into [freshness]"),
+        ("[upstream]\nendpoint = \"http://h\"\n[cache]\nmax = \"1m\"", 4, "cache.max", "belongs in [freshness]"),
         ("[upstream]\nendpoint = \"http://127.0.0.1:8080\"", 2, "upstream.endpoint", "own listener"),
         ("[upstream]\nendpoint = \"http://h\"\nca_file = \"/no/such/file\"", 3, "upstream.ca_file", "cannot be read"),
         (
             "[upstream]\nendpoint = \"http://h\"\n[admin]\naddress = \"127.0.0.1:8080\"",
             4,
             "admin.address",
-            "is listen.address already",
+            "clashes with 127.0.0.1:8080",
         ),
         ("upstream = 3", 1, "upstream", "must be a table, is an integer"),
+        (
+            "[upstream]\nendpoint = \"http://h\"\n[upstream.retry]\nbudget = 1.5",
+            4,
+            "upstream.retry.budget",
+            "must be between 0 and 1, is 1.5",
+        ),
         (
             "[upstream]\nendpoint = \"http://h\"\ndeadline = \"99999999999y\"",
             3,
@@ -131,9 +142,201 @@ fn all_errors_of_a_file_are_reported_at_once_in_the_order_of_their_lines() {
 }
 
 #[test]
-fn a_file_that_is_not_there_is_named() {
-    let errors = Config::load(Path::new("no/such/sidelink.toml")).expect_err("loaded").to_string();
-    assert!(errors.starts_with("no/such/sidelink.toml: cannot be read"), "{errors}");
+fn an_error_is_one_line_with_file_line_and_key() {
+    let text = "[upstream]\nendpoint = \"http://h\"\n[upstream.retry]\nbudget =  1.5\n\"a\\n\\u001b\" = 1\n";
+    let errors = Config::parse(text).expect_err(text);
+    let printed = errors.to_string();
+    let lines: Vec<&str> = printed.lines().collect();
+    assert_eq!(lines[0], "configuration:4: upstream.retry.budget: must be between 0 and 1, is 1.5");
+    assert_eq!(errors.errors[0].column, 11);
+    assert!(lines[1].starts_with("configuration:5: upstream.retry.a\\n\\u{1b}: unknown key"), "{printed}");
+    assert_eq!(lines.len(), 2);
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let printed = Config::load(file.path()).expect_err(text).to_string();
+    assert!(printed.starts_with(&format!("{}:4: upstream.retry.budget: ", file.path().display())), "{printed}");
+}
+
+#[test]
+fn an_unknown_key_names_the_one_that_was_meant() {
+    for (rest, message) in [
+        ("[freshness]\nmin_remaning = \"1m\"", "unknown key; did you mean \"min_remaining\"?"),
+        ("[cache]\nmin_remaining = \"1m\"", "unknown key; it belongs in [freshness]"),
+        ("[cache]\nmin_remaning = \"1m\"", "unknown key; did you mean \"min_remaining\" in [freshness]?"),
+        ("[cache]\nidle_timeout = \"1m\"", "unknown key; it belongs in [upstream] or [limits]"),
+        ("[cache.limits]\nbatch_ids = 1", "unknown table; [limits] is a table of its own"),
+        ("[retry]\nattempts = 1", "unknown table; it belongs in [upstream]"),
+        ("[upstream.braker]\nratio = 1", "unknown table; did you mean \"breaker\"?"),
+        ("[log]\nqqq = 1", "unknown key; known here: level, format, access"),
+    ] {
+        let errors = errors_of(rest);
+        assert_eq!(errors.len(), 1, "{rest}: {errors:?}");
+        assert_eq!(errors[0].2, message, "{rest}");
+    }
+}
+
+#[test]
+fn one_fault_is_one_error() {
+    for text in [
+        "[upstream]\nendpoint = 7",
+        "[upstream]\nendpoint = http://h",
+        "[upstream]\nendpoint = \n",
+        "[upstream\nendpoint = \"http://h\"\ncalls = 1",
+        "[upstream]\nendpint = \"http://h\"",
+        "[upstrem]\nendpoint = \"http://h\"",
+        "endpoint = \"http://h\"",
+        "upstream = \"http://h\"",
+        "[upstream]\nendpoint = \"http://h\"\nendpoint = \"http://h\"",
+        "[upstream]\nendpoint = \"http://h\"\n[listen]\naddress = \"127.0.0.1:8081\"\n[admin]\naddress = \"x\"",
+        "[upstream]\nendpoint = \"http://h\"\n[listen]\naddress = []",
+    ] {
+        let errors = errors(text);
+        assert_eq!(errors.len(), 1, "{text}\ngave {errors:?}");
+    }
+}
+
+#[test]
+fn what_is_not_toml_hides_no_other_error() {
+    let errors = errors_of("calls = 0\n[cache]\ncapacity = 256MiB\n[limits]\ndrain = \"2h\"\n[lgo]\nlevel = \"x\"\n");
+    let places: Vec<(usize, &str)> = errors.iter().map(|(line, key, _)| (*line, key.as_str())).collect();
+    assert_eq!(places, [(3, "upstream.calls"), (5, ""), (7, "limits.drain"), (8, "lgo")]);
+}
+
+#[test]
+fn a_value_out_of_bounds_is_refused_and_the_bound_itself_is_not() {
+    for (table, key, good, bad) in [
+        ("upstream", "deadline", "\"1ms\"", "\"999us\""),
+        ("upstream", "deadline", "\"10m\"", "\"10m 1ns\""),
+        ("upstream", "connect_timeout", "\"1m\"", "\"61s\""),
+        ("upstream", "ids_per_call", "1000", "1001"),
+        ("upstream", "uri_bytes", "\"64KiB\"", "65537"),
+        ("upstream", "uri_bytes", "1024", "\"1KB\""),
+        ("upstream", "calls", "1", "0"),
+        ("upstream", "calls", "100_000", "99999999999999999999"),
+        ("upstream", "answer_bytes", "\"256MiB\"", "\"99999999999EiB\""),
+        ("upstream.retry", "attempts", "0", "-1"),
+        ("upstream.retry", "budget", "1", "nan"),
+        ("upstream.retry", "budget", "0.0", "-0.1"),
+        ("upstream.breaker", "ratio", "0.01", "0"),
+        ("cache", "capacity", "\"1MiB\"", "1048575"),
+        ("freshness", "min_remaining", "\"0s\"", "\"25h\""),
+        ("freshness", "max", "\"24h\"", "\"99999999999999999999y\""),
+        ("limits", "batch_ids", "0x2710", "10001"),
+        ("limits", "header_bytes", "\"1MiB\"", "\"2MiB\""),
+        ("limits", "drain", "\"1h\"", "\"1h 1s\""),
+    ] {
+        let text = |value: &str| match table {
+            "upstream" => format!("[upstream]\nendpoint = \"http://h\"\n{key} = {value}"),
+            _ => format!("[upstream]\nendpoint = \"http://h\"\n[{table}]\n{key} = {value}"),
+        };
+        assert!(Config::parse(&text(good)).is_ok(), "{key} = {good}");
+        let errors = errors(&text(bad));
+        assert_eq!(errors.len(), 1, "{key} = {bad}: {errors:?}");
+        assert_eq!(errors[0].1, format!("{table}.{key}"));
+    }
+}
+
+#[test]
+fn the_endpoint_is_not_sidelink_itself() {
+    let of = |endpoint: &str, listener: &str| {
+        let text = format!("[upstream]\nendpoint = \"{endpoint}\"\n[listen]\naddress = \"{listener}\"");
+        Config::parse(&text).map(drop).map_err(|errors| errors.to_string())
+    };
+    for (endpoint, listener) in [
+        ("http://127.0.0.1:9000", "127.0.0.1:9000"),
+        ("http://localhost:9000", "127.0.0.1:9000"),
+        ("http://LOCALHOST.:9000", "[::1]:9000"),
+        ("http://127.0.0.1:9000", "0.0.0.0:9000"),
+        ("http://0.0.0.0:9000", "127.0.0.1:9000"),
+        ("http://[::ffff:127.0.0.1]:9000", "127.0.0.1:9000"),
+        ("http://[::1]:9000", "[::]:9000"),
+        ("http://10.0.0.1", "10.0.0.1:80"),
+        ("https://10.0.0.1", "10.0.0.1:443"),
+        ("http://localhost:8081", "127.0.0.1:9000"),
+    ] {
+        let error = of(endpoint, listener).expect_err(endpoint);
+        assert!(error.starts_with("configuration:2: upstream.endpoint: is this sidelink's own"), "{error}");
+    }
+    for (endpoint, listener) in [
+        ("http://127.0.0.1:9000", "127.0.0.1:9001"),
+        ("http://127.0.0.1:9000", "127.0.0.2:9000"),
+        ("http://10.0.0.1:9000", "127.0.0.1:9000"),
+        ("http://h:9000", "0.0.0.0:9000"),
+    ] {
+        assert_eq!(of(endpoint, listener), Ok(()), "{endpoint} behind {listener}");
+    }
+}
+
+#[test]
+fn listeners_do_not_clash() {
+    for (rest, line, key) in [
+        ("[listen]\naddress = [\n\"127.0.0.1:1\",\n\"127.0.0.1:1\"]", 6, "listen.address"),
+        ("[listen]\naddress = [\"0.0.0.0:1\",\n\"127.0.0.1:1\"]", 5, "listen.address"),
+        ("[listen]\naddress = \"127.0.0.1:8081\"", 4, "listen.address"),
+        ("[admin]\naddress = \"0.0.0.0:8080\"", 4, "admin.address"),
+    ] {
+        let errors = errors_of(rest);
+        assert!(matches!(&errors[..], [(at, name, _)] if *at == line && name == key), "{rest}: {errors:?}");
+    }
+    let free_ports = "[listen]\naddress = [\"127.0.0.1:0\", \"127.0.0.1:0\"]\n[admin]\naddress = \"127.0.0.1:0\"";
+    assert!(Config::parse(&format!("[upstream]\nendpoint = \"http://h\"\n{free_ports}")).is_ok());
+}
+
+#[test]
+fn a_scope_header_is_none_that_sidelink_handles_itself() {
+    for (name, reason) in [
+        ("Authorization", "a credential"),
+        ("x-auth-token", "a credential"),
+        ("cookie", "a credential"),
+        ("Transfer-Encoding", "about one connection"),
+        ("host", "set by sidelink itself"),
+        ("content-length", "set by sidelink itself"),
+        ("x-sdk-date", "another one with every request"),
+        ("X-Language", "told apart without being named"),
+        ("x tenant", "is not a header's name"),
+    ] {
+        let errors = errors_of(&format!("[callers]\nscope_headers = [\"x-tenant\", \"{name}\"]"));
+        assert!(matches!(&errors[..], [(4, _, message)] if message.contains(reason)), "{name}: {errors:?}");
+    }
+    let twice = errors_of("[callers]\nscope_headers = [\"x-tenant\", \"X-Tenant\"]");
+    assert_eq!(twice, [(4, "callers.scope_headers".into(), "names x-tenant twice".into())]);
+}
+
+#[test]
+fn a_file_of_authorities_has_to_be_a_file() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = |path: &Path| format!("[upstream]\nendpoint = \"http://h\"\nca_file = '{}'", path.display());
+    let config = Config::parse(&text(file.path())).unwrap();
+    assert_eq!(Config::parse(&config.to_string()).unwrap(), config);
+    let directory = errors(&text(file.path().parent().unwrap()));
+    assert_eq!(directory, [(3, "upstream.ca_file".into(), "is not a file".into())]);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_with_the_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    for (path, reason) in [
+        (directory.path().join("missing.toml"), "cannot be read: "),
+        (directory.path().to_owned(), "cannot be read: "),
+        (write("latin.toml", b"[upstream]\n# \xe9t\xe9\n"), "is not UTF-8 text: see line 2"),
+        (write("long.toml", &vec![b'#'; (1 << 20) + 1]), "is longer than 1 MiB"),
+    ] {
+        let printed = Config::load(&path).expect_err(reason).to_string();
+        assert!(printed.starts_with(&format!("{}: {reason}", path.display())), "{printed}");
+        assert_eq!(printed.lines().count(), 1);
+    }
+}
+
+#[test]
+fn an_error_repeats_no_password() {
+    let errors = errors("[upstream]\nendpoint = \"https://user:hunter2@h\"");
+    assert!(matches!(&errors[..], [(2, _, message)] if !message.contains("hunter2")), "{errors:?}");
 }
 
 #[test]
@@ -157,29 +360,103 @@ fn endpoints_are_compared_in_one_spelling() {
         "http://h:0",
         "http://h:",
         "http://h:99999",
+        "http://h:+80",
         "http://:80",
+        "http://.",
+        "http://h..x",
+        "http://[]",
+        "http://[h]",
+        "http://127.1",
+        "http://256.0.0.1",
+        "http://h$",
     ] {
         assert!(Endpoint::parse(text).is_err(), "{text}");
     }
 }
 
+/// Whatever the text: no panic, and errors in order, each in one line that is there.
+fn errors_are_in_order_and_in_the_text(text: &str) {
+    let Err(errors) = Config::parse(text) else { return };
+    assert!(!errors.errors.is_empty());
+    assert_eq!(errors.to_string().lines().count(), errors.errors.len());
+    assert!(errors.errors.is_sorted_by_key(|error| (error.line, error.column)));
+    let lines = 1 + text.matches('\n').count();
+    assert!(errors.errors.iter().all(|error| (1..=lines).contains(&error.line) && error.column > 0), "{errors}");
+}
+
 proptest! {
     #[test]
-    fn no_text_panics(text in "(\\[[a-z]{1,9}\\]\n|[a-z_]{1,9} = (\"[^\"\n]{0,9}\"|[0-9]{1,25}|true|\\[\"x\"\\])\n|\\PC{0,9}\n){0,9}") {
-        let _ = Config::parse(&text).map_err(|errors| errors.to_string());
+    fn no_text_panics(text: String) {
+        errors_are_in_order_and_in_the_text(&text);
+    }
+
+    #[test]
+    fn no_text_that_looks_like_toml_panics(text in "(\\[[a-z]{1,9}\\]\n|[a-z_]{1,9} = (\"[^\"\n]{0,9}\"|[0-9]{1,25}|true|\\[\"x\"\\])\n|\\PC{0,9}\n){0,9}") {
+        errors_are_in_order_and_in_the_text(&text);
+    }
+
+    #[test]
+    fn no_damage_to_the_shipped_file_panics(at in 0..SHIPPED.len(), gone in 0usize..40, junk in "[\\[\\]\"'=.\n#a-z0-9é{}-]{0,6}") {
+        let end = (at + gone).min(SHIPPED.len());
+        errors_are_in_order_and_in_the_text(&format!("{}{junk}{}", &SHIPPED[..at], &SHIPPED[end..]));
     }
 
     #[test]
     fn what_check_prints_reads_back_as_the_same(
-        deadline in 1u64..600_000, capacity in (1u64 << 20)..(1 << 40), ids in 1usize..1000, port in 1u16.., access: bool,
+        endpoint in "https?://[a-z]{1,9}[.][a-z]{2}(:[1-9][0-9]{0,3})?",
+        nanos in prop::collection::vec(1_000_000u64..60_000_000_000, 10),
+        counts in prop::collection::vec(1usize..1000, 9),
+        bytes in prop::collection::vec(64usize << 10..(16 << 20), 3),
+        uri in 1usize << 10..(64 << 10),
+        capacity in (1u64 << 20)..=(1 << 40),
+        shares in (0.0f64..=1.0, 0.01f64..=1.0),
+        port in 1u16..8080,
+        flags: [bool; 4],
+        level in prop::sample::select(vec![Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace]),
     ) {
-        let mut config = defaults();
-        config.upstream.deadline = Duration::from_millis(deadline);
-        config.cache.capacity = capacity;
-        config.upstream.ids_per_call = ids;
+        let mut config = Config::for_endpoint(Endpoint::parse(&endpoint).unwrap());
         config.listen.address = vec![([127, 0, 0, 2], port).into(), ([127, 0, 0, 3], port).into()];
+        config.admin.address = ([127, 0, 0, 4], port).into();
+        let durations = [
+            &mut config.upstream.deadline,
+            &mut config.upstream.connect_timeout,
+            &mut config.upstream.idle_timeout,
+            &mut config.upstream.breaker.open,
+            &mut config.freshness.min_remaining,
+            &mut config.freshness.absent,
+            &mut config.freshness.stale_if_error,
+            &mut config.limits.header_timeout,
+            &mut config.limits.idle_timeout,
+            &mut config.limits.drain,
+        ];
+        for (field, nanos) in durations.into_iter().zip(nanos) {
+            *field = Duration::from_nanos(nanos);
+        }
+        config.freshness.max = Duration::from_secs(port.into());
+        config.callers.revalidate = Duration::from_secs(port.into());
+        let fields = [
+            &mut config.upstream.ids_per_call,
+            &mut config.upstream.calls_per_scope,
+            &mut config.upstream.calls,
+            &mut config.limits.connections,
+            &mut config.limits.in_flight,
+            &mut config.limits.waiters,
+            &mut config.limits.batch_ids,
+        ];
+        for (field, count) in fields.into_iter().zip(&counts) {
+            *field = *count;
+        }
+        config.upstream.retry.attempts = counts[7] % 11;
+        config.upstream.breaker.min_calls = u32::try_from(counts[8]).unwrap();
+        (config.upstream.answer_bytes, config.limits.batch_body) = (bytes[0], bytes[1]);
+        config.limits.header_bytes = bytes[2].min(1 << 20);
+        config.upstream.uri_bytes = uri;
+        config.cache.capacity = capacity;
+        (config.upstream.retry.budget, config.upstream.breaker.ratio) = shares;
         config.callers.scope_headers = vec!["x-tenant".parse().unwrap()];
-        config.log.access = access;
+        [config.log.access, config.callers.cache_control, config.freshness.refresh_ahead, config.freshness.honour_no_store] = flags;
+        config.log.level = level;
+        config.log.format = if flags[0] { LogFormat::Text } else { LogFormat::Json };
         prop_assert_eq!(Config::parse(&config.to_string()).map_err(|errors| errors.to_string()), Ok(config));
     }
 }

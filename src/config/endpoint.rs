@@ -1,0 +1,83 @@
+//! The one endpoint that sidelink stands in front of.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use http::uri::{Authority, Scheme};
+
+/// The one endpoint that sidelink stands in front of: `scheme://host[:port]`, nothing more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `http` or `https`.
+    pub scheme: Scheme,
+    /// Host, in lower case, and port; the port is left out where it is the scheme's own.
+    pub authority: Authority,
+}
+
+impl Endpoint {
+    /// Reads `http(s)://host[:port]`, with or without a final `/`.
+    ///
+    /// # Errors
+    /// What is wrong with it, without a word of it: it may carry a password.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let uri: http::Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
+        let parts = uri.into_parts();
+        let scheme = match parts.scheme {
+            Some(scheme) if scheme == Scheme::HTTP || scheme == Scheme::HTTPS => scheme,
+            _ => return Err("must begin with http:// or https://".to_owned()),
+        };
+        if parts.path_and_query.is_some_and(|path| path.as_str() != "/") || text.contains('#') {
+            return Err("must be scheme, host and port only, without a path, query or fragment".to_owned());
+        }
+        let authority = parts.authority.ok_or("names no host")?;
+        if authority.as_str().contains('@') {
+            return Err("must not carry a user or password".to_owned());
+        }
+        let host = authority.host().to_ascii_lowercase();
+        if !is_host(&host) {
+            return Err("names no host: expected a name, an IPv4 address or an IPv6 address in brackets".to_owned());
+        }
+        let port = match authority.as_str().get(host.len()..).unwrap_or_default() {
+            "" => own_port(&scheme),
+            port => read_port(port).ok_or("names a port that is none: expected 1 to 65535")?,
+        };
+        let plain = if port == own_port(&scheme) { host } else { format!("{host}:{port}") };
+        let authority = plain.parse().map_err(|error| format!("not a host: {error}"))?;
+        Ok(Self { scheme, authority })
+    }
+
+    /// Its port, the scheme's own where none is named.
+    pub fn port(&self) -> u16 {
+        self.authority.port_u16().unwrap_or_else(|| own_port(&self.scheme))
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.scheme, self.authority)
+    }
+}
+
+fn own_port(scheme: &Scheme) -> u16 {
+    if *scheme == Scheme::HTTPS { 443 } else { 80 }
+}
+
+/// `:port`, digits only: a sign is none of a port's.
+fn read_port(text: &str) -> Option<u16> {
+    let digits = text.strip_prefix(':').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+    digits.parse().ok().filter(|port| *port != 0)
+}
+
+fn is_host(host: &str) -> bool {
+    if let Some(rest) = host.strip_prefix('[') {
+        return rest.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok());
+    }
+    let is_label = |label: &str| {
+        let named = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+        named && !label.is_empty() && label.len() <= 63
+    };
+    let name = host.strip_suffix('.').unwrap_or(host);
+    // A name that ends in a number is an address in one of its old spellings (127.1), or none at all.
+    let numeric = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    if numeric { host.parse::<Ipv4Addr>().is_ok() } else { name.len() <= 253 && name.split('.').all(is_label) }
+}

@@ -38,7 +38,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const DELAY: Duration = Duration::from_millis(40);
 const TOKENS: [&str; 3] = ["alice", "alic", "bob"];
 const GROUPS: [Option<&str>; 2] = [None, Some("g")];
-const LANGUAGES: [Option<&str>; 2] = [None, Some("en-us")];
+const LANGUAGES: [Option<&str>; 3] = [None, Some("en-us"), Some("zh-cn")];
 const MISSING: &str = "7";
 
 #[derive(Clone, Copy, PartialEq)]
@@ -194,7 +194,7 @@ async fn client(
     let mut connection = world.client().await;
     for _ in 0..batches {
         sleep(Duration::from_millis(*[0, 5, 100, 5_000, 100_000].choose(&mut random).unwrap())).await;
-        let scope = (random.random_range(0..3), random.random_range(0..2), random.random_range(0..2));
+        let scope = (random.random_range(0..3), random.random_range(0..2), random.random_range(0..3));
         let (token, group, language) = (TOKENS[scope.0], GROUPS[scope.1], LANGUAGES[scope.2]);
         let mut ids: Vec<String> = Vec::new();
         for _ in 0..random.random_range(1..10) {

@@ -2,12 +2,22 @@
 //!
 //! `sidelink origin` runs it alone, the demonstration runs it inside, and the tests drive it in-process: it records
 //! what it was asked, holds calls at a gate until told to go on, and answers as scripted.
+//!
+//! It stands in for the real service, and is not it: signatures are taken as given (see `credential`), nothing that is
+//! uploaded is kept, and where the reference is silent (the order of items, unknown ids) an option says what it does.
 
 mod answers;
+mod asked;
+mod credential;
 mod links;
+mod neighbours;
 mod routes;
+#[cfg(test)]
+mod tests;
 
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashSet, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,36 +41,48 @@ use crate::clock::Clock;
 
 pub use links::{Signer, link_is_for};
 
-/// How the simulated endpoint behaves.
+/// Most distinct ids that are told apart; so many hashes take some 16 MiB.
+const MOST_DISTINCT: usize = 1 << 20;
+
+/// How the simulated endpoint behaves; also the arguments of `sidelink origin`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Where it listens; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:9090")]
     pub address: SocketAddr,
-    /// How long its links live.
+    /// How long its links live, in whole seconds.
     #[arg(long, default_value = "15m", value_parser = humantime::parse_duration)]
     pub link_life: Duration,
     /// How its links are signed.
     #[arg(long, value_enum, default_value_t = Signer::V2)]
     pub signer: Signer,
-    /// How long it takes to answer.
+    /// How long it takes to answer a batch.
     #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
     pub delay: Duration,
-    /// Ids that it leaves out of its answers.
+    /// Most ids that it takes in one call.
+    #[arg(long, default_value_t = 100)]
+    pub max_ids: usize,
+    /// Ids that it does not know.
     #[arg(long, value_delimiter = ',')]
     pub missing: Vec<String>,
+    /// What it does with a batch that has some of those.
+    #[arg(long, value_enum, default_value_t = UnknownIds::LeaveOut)]
+    pub unknown_ids: UnknownIds,
     /// Tokens that it refuses with a 401.
     #[arg(long, value_delimiter = ',')]
     pub refuse: Vec<String>,
     /// Ids that make it fail the whole call.
     #[arg(long, value_delimiter = ',')]
     pub poison: Vec<String>,
-    /// With which status: 200 is an error body that comes with a 200, as older codes do.
-    #[arg(long, default_value_t = 500)]
+    /// With which status, 200 to 599: 200 is an error body that comes with a 200, as older codes do.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(200..=599))]
     pub poison_status: u16,
-    /// Share of calls that fail with a 503, 0 to 1.
-    #[arg(long, default_value_t = 0.0)]
+    /// Share of calls that fail by chance, 0 to 1.
+    #[arg(long, default_value_t = 0.0, value_parser = share)]
     pub fail_ratio: f64,
+    /// With which status those fail, 200 to 599.
+    #[arg(long, default_value_t = 503, value_parser = clap::value_parser!(u16).range(200..=599))]
+    pub fail_status: u16,
     /// Seconds that its clock is ahead of this machine's; it dates its answers and its links by it.
     #[arg(long, default_value_t = 0, allow_hyphen_values = true)]
     pub clock_offset: i64,
@@ -85,11 +107,14 @@ impl Default for Options {
             link_life: Duration::from_secs(15 * 60),
             signer: Signer::V2,
             delay: Duration::ZERO,
+            max_ids: 100,
             missing: Vec::new(),
+            unknown_ids: UnknownIds::LeaveOut,
             refuse: Vec::new(),
             poison: Vec::new(),
             poison_status: 500,
             fail_ratio: 0.0,
+            fail_status: 503,
             clock_offset: 0,
             cache_control: None,
             reversed: false,
@@ -97,6 +122,22 @@ impl Default for Options {
             record: false,
         }
     }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("a share is a number from 0 to 1".to_owned()),
+    }
+}
+
+/// What the endpoint does with ids that it does not know: the reference does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum UnknownIds {
+    /// They are left out of the answer.
+    LeaveOut,
+    /// The batch fails with a 400, `OSM.0001`.
+    Fail,
 }
 
 /// A call on the batch route, as it arrived.
@@ -118,19 +159,19 @@ pub struct Call {
     pub form: Option<Form>,
 }
 
-/// A canned reply to one call on the batch route.
+/// A canned reply to one call on the batch route, sent as it is (hyper adds a `Date` and a length where it has none).
 #[derive(Clone, Debug)]
 pub enum Reply {
-    /// This status, these headers and this body.
+    /// This status, these headers and this body, whose length the headers leave out or state rightly.
     Whole(StatusCode, HeaderMap, Bytes),
-    /// A 200 that breaks off in the middle of this body.
+    /// A 200 that announces more than this body, and breaks off after it.
     Truncated(Bytes),
-    /// The connection ends with no answer.
+    /// The connection (on HTTP/2: the stream) ends with no answer.
     Reset,
 }
 
 impl Reply {
-    /// A reply of JSON text.
+    /// A reply of JSON text; a `status` that is none becomes a 200.
     pub fn json(status: u16, body: impl Into<Bytes>) -> Self {
         let headers =
             HeaderMap::from_iter([(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"))]);
@@ -138,7 +179,8 @@ impl Reply {
     }
 }
 
-/// A running simulated endpoint. Clones are handles on the same one.
+/// A running simulated endpoint. Clones are handles on the same one; it runs until [`Origin::stop`], or as long as its
+/// runtime.
 #[derive(Clone)]
 pub struct Origin(Arc<Inner>);
 
@@ -153,9 +195,11 @@ struct Inner {
     /// Whether calls may go on.
     gate: watch::Sender<bool>,
     ids_asked: AtomicUsize,
+    /// Hashes of (credential, group, id).
+    distinct: Mutex<HashSet<u64>>,
     serial: AtomicUsize,
     stop: CancellationToken,
-    /// Dropped clones tell when every connection has ended.
+    /// Dropped receivers tell when the listener and every connection have ended.
     connections: watch::Sender<()>,
 }
 
@@ -167,11 +211,13 @@ impl Origin {
     pub async fn start(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(options.address).await?;
         let origin = Self::new(listener.local_addr()?, options, Clock::system());
-        tokio::spawn(origin.clone().accept(listener));
+        let alive = origin.0.connections.subscribe();
+        tokio::spawn(origin.clone().accept(alive, listener));
         Ok(origin)
     }
 
-    /// Serves connections that are made in memory, on a clock of the caller's.
+    /// Serves the connections that come through `connections`, made in memory, on a clock of the caller's. No socket
+    /// listens: [`Origin::address`] is what the options say.
     pub fn in_memory(options: Options, clock: Clock, mut connections: UnboundedReceiver<DuplexStream>) -> Self {
         let origin = Self::new(options.address, options, clock);
         let accepting = origin.clone();
@@ -196,6 +242,7 @@ impl Origin {
             arrived: watch::Sender::new(0),
             gate: watch::Sender::new(true),
             ids_asked: AtomicUsize::new(0),
+            distinct: Mutex::default(),
             serial: AtomicUsize::new(1),
             stop: CancellationToken::new(),
             connections: watch::Sender::new(()),
@@ -204,18 +251,12 @@ impl Origin {
 
     /// Serves a connection in the background, until it or the origin ends.
     fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let origin = self.clone();
-        let alive = self.0.connections.subscribe();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = origin.serve_connection(stream) => {}
-                () = origin.0.stop.cancelled() => {}
-            }
-            drop(alive);
-        });
+        let (origin, alive) = (self.clone(), self.0.connections.subscribe());
+        tokio::spawn(async move { origin.drive(stream, alive).await });
     }
 
-    async fn accept(self, listener: TcpListener) {
+    /// Parameters are dropped from the last to the first: `_alive` once the listener is closed.
+    async fn accept(self, _alive: watch::Receiver<()>, listener: TcpListener) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -232,16 +273,29 @@ impl Origin {
         }
     }
 
-    /// Serves one connection over any stream, HTTP/1.1 or HTTP/2.
+    /// Serves one connection over any stream, HTTP/1.1 or HTTP/2, until either side ends it or [`Origin::stop`].
     pub async fn serve_connection(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        self.drive(io, self.0.connections.subscribe()).await;
+    }
+
+    async fn drive(
+        &self,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        // Dropped last, when the stream is closed.
+        _alive: watch::Receiver<()>,
+    ) {
         let origin = self.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let origin = origin.clone();
             // An error ends the connection: that is how a reset is played.
             async move { routes::answer(&origin, request).await }
         });
-        // However a connection ends, it is the client's to judge.
-        let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(io), service).await;
+        let server = auto::Builder::new(TokioExecutor::new());
+        tokio::select! {
+            // However a connection ends, it is the client's to judge.
+            _ = server.serve_connection(TokioIo::new(io), service) => {}
+            () = self.0.stop.cancelled() => {}
+        }
     }
 
     /// Where it listens.
@@ -254,24 +308,30 @@ impl Origin {
         change(&mut lock(&self.0.options));
     }
 
-    /// The recorded calls on the batch route.
+    /// The recorded calls on the batch route, in the order of their arrival; empty unless [`Options::record`].
     pub fn calls(&self) -> Vec<Call> {
         lock(&self.0.calls).clone()
     }
 
-    /// Calls on the batch route.
+    /// Forgets the recorded calls. The counts go on.
+    pub fn forget_calls(&self) {
+        lock(&self.0.calls).clear();
+    }
+
+    /// Calls on the batch route since the start, recorded or not.
     pub fn batch_calls(&self) -> usize {
         *self.0.arrived.borrow()
     }
 
-    /// Ids that those calls asked for in all.
+    /// Ids that those calls asked for in all; a call that could not be read asked for none.
     pub fn ids_asked(&self) -> usize {
         self.0.ids_asked.load(Ordering::Relaxed)
     }
 
-    /// Distinct ids in the recorded calls.
+    /// Distinct ids among those, where an id of another group or of another credential is another id. Stops counting
+    /// at a million (2^20), so that it stays small.
     pub fn distinct_ids(&self) -> usize {
-        lock(&self.0.calls).iter().flat_map(|call| call.ids.clone()).collect::<HashSet<_>>().len()
+        lock(&self.0.distinct).len()
     }
 
     /// Holds calls on the batch route after they have arrived, until [`Origin::release`].
@@ -290,15 +350,32 @@ impl Origin {
         let _ = self.0.arrived.subscribe().wait_for(|arrived| *arrived >= count).await;
     }
 
-    /// Has the next call on the batch route that finds no earlier one waiting answered by `reply`.
+    /// Has the next call that arrives on the batch route answered by `reply`, in place of its own answer; several
+    /// replies serve as many calls, first come, first served.
     pub fn script(&self, reply: Reply) {
         lock(&self.0.script).push_back(reply);
     }
 
-    /// Closes the listener and every connection, and returns when they are gone.
+    /// Closes the listener and every connection, in the middle of whatever they do, and returns when they are gone: the
+    /// endpoint is down. To have it up again, start another one at the same address.
     pub async fn stop(&self) {
         self.0.stop.cancel();
         self.0.connections.closed().await;
+    }
+}
+
+impl Inner {
+    fn count(&self, credential: &str, group: Option<&str>, ids: &[String]) {
+        self.ids_asked.fetch_add(ids.len(), Ordering::Relaxed);
+        let mut distinct = lock(&self.distinct);
+        for id in ids {
+            if distinct.len() >= MOST_DISTINCT {
+                return;
+            }
+            let mut hasher = DefaultHasher::new();
+            (credential, group, id).hash(&mut hasher);
+            distinct.insert(hasher.finish());
+        }
     }
 }
 

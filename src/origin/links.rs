@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 
 /// How a link is signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -22,18 +22,19 @@ pub enum Signer {
 
 /// For whom a link is made.
 pub(super) struct Owner<'a> {
-    pub(super) token: &'a str,
+    /// Its token, or its access key.
+    pub(super) credential: &'a str,
     pub(super) group: Option<&'a str>,
     pub(super) language: Option<&'a str>,
     pub(super) site: Option<&'a str>,
+    pub(super) time_zone: Option<&'a str>,
 }
 
 /// The object key: it shows for whom and for which id a link is.
 fn object_key(owner: &Owner<'_>, id: &str) -> String {
-    let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     format!(
         "/{:016x}/{}/{}/{}/{}",
-        fingerprint(owner.token),
+        fingerprint(owner.credential),
         encode(owner.group.unwrap_or("-")),
         encode(owner.language.unwrap_or("-")),
         encode(owner.site.unwrap_or("-")),
@@ -41,12 +42,18 @@ fn object_key(owner: &Owner<'_>, id: &str) -> String {
     )
 }
 
-/// FNV-1a: not a secret, only a name.
-fn fingerprint(token: &str) -> u64 {
-    token.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+/// An encoded value never equals the `-` of an absent one.
+fn encode(text: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(text, NON_ALPHANUMERIC)
 }
 
-/// Whether `url` was made for this id and this owner.
+/// FNV-1a: not a secret, only a name.
+fn fingerprint(credential: &str) -> u64 {
+    credential.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Whether `url` was made for this id, group, credential (a token; of a signed call its access key) and values of
+/// `X-Language` and `X-Site`. Which call it came with, and how it is signed, does not matter.
 pub fn link_is_for(
     url: &str,
     id: &str,
@@ -55,37 +62,49 @@ pub fn link_is_for(
     language: Option<&str>,
     site: Option<&str>,
 ) -> bool {
-    let key = object_key(&Owner { token, group, language, site }, id);
+    let key = object_key(&Owner { credential: token, group, language, site, time_zone: None }, id);
     url.strip_prefix(BASE).and_then(|rest| rest.strip_prefix(key.as_str())).is_some_and(|rest| rest.starts_with('?'))
 }
 
 const BASE: &str = "https://bucket-osm.obs.cn-south-1.myhuaweicloud.com:443";
-/// As long as a temporary credential's token is in part, so that a link has its usual size.
-const FILLER: &str = "gQpjbi1ub3J0aC00jPAxmqXHzOhZkGvZ8H2mqG4oVqL0mT6xQyq1y0bM3q2dQJbQ5l7Yg0wVt4r0Vq1aE8fZ2n6k";
+/// In place of a temporary credential's token: with it a link is about 447 bytes long, as in life.
+const FILLER: &str = "gQpjbi1ub3J0aC00jPAxmqXHzOhZkGvZ8H2mqG4oVqL0mT6xQyq1y0bM3q2dQJbQ5l7Yg0wVt4r0Vq1aE8fZ2n6kA1sD3fG5hJ7kL9zX2cV4bN6mQ8wE1rT3yU5iO7pA9sD2fG4hJ6kL8";
 
-/// A link made at `now` (Unix seconds); `serial` differs for each call.
+/// A link made at `now` (Unix seconds); `serial` differs for each call. The query shows the time zone, if one was sent.
 pub(super) fn link(signer: Signer, owner: &Owner<'_>, id: &str, now: u64, life: Duration, serial: usize) -> String {
     let mut url = format!("{BASE}{}?serial={serial}", object_key(owner, id));
-    let life = life.as_secs();
+    let (life, name) = (life.as_secs(), encode(id));
     // Writing to a string does not fail.
+    if let Some(time_zone) = owner.time_zone {
+        let _ = write!(url, "&time-zone={}", encode(time_zone));
+    }
     let _ = match signer {
         Signer::Unsigned => Ok(()),
         Signer::V2 => write!(
             url,
-            "&AccessKeyId=HPUAEXAMPLE000000001&Expires={}&response-expires=1&x-obs-security-token={FILLER}&Signature={serial:028}%3D",
-            now + life
+            "&AccessKeyId=HPUAEXAMPLE000000001&Expires={}&response-expires=1\
+             &response-content-disposition=attachment%3Bfilename%3D{name}.png\
+             &x-obs-security-token={FILLER}&Signature={serial:028}%3D",
+            now.saturating_add(life),
         ),
-        Signer::Unreadable => {
-            write!(url, "&AccessKeyId=HPUAEXAMPLE000000001&response-expires=1&Signature={serial:028}%3D")
-        }
+        Signer::Unreadable => write!(
+            url,
+            "&AccessKeyId=HPUAEXAMPLE000000001&response-expires=1\
+             &x-obs-security-token={FILLER}&Signature={serial:028}%3D"
+        ),
         Signer::V4 => write!(
             url,
-            "&X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={}&X-Amz-Expires={life}&X-Amz-Signature={serial:064}",
+            "&X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={}&X-Amz-Expires={life}&X-Amz-SignedHeaders=host\
+             &X-Amz-Security-Token={FILLER}&X-Amz-Signature={serial:064}",
             basic_date(now)
         ),
-        Signer::Obs => {
-            write!(url, "&X-Obs-Date={}&X-Obs-Expires={life}&X-Obs-Signature={serial:064}", basic_date(now))
-        }
+        Signer::Obs => write!(
+            url,
+            "&X-Obs-Date={}&X-Obs-Expires={life}\
+             &response-content-disposition=attachment%3Bfilename%3D{name}.png\
+             &x-obs-security-token={FILLER}&X-Obs-Signature={serial:064}",
+            basic_date(now)
+        ),
     };
     url
 }

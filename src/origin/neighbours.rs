@@ -1,0 +1,121 @@
+//! The neighbouring routes of the simulated endpoint, for what a proxy only passes through; they ask for no credential.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE};
+use http::request::Parts;
+use http::{HeaderValue, Method, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Incoming;
+use serde_json::json;
+
+use super::Broken;
+use super::answers::{error, json as json_answer};
+use crate::body::{Body, stream as streamed, whole};
+
+const ACCESSORYS: &str = "/v2/servicerequest/accessorys";
+const ECHO: &str = "/v2/servicerequest/echo";
+/// Most bytes of a body that are echoed.
+const MOST_ECHOED: usize = 64 << 10;
+/// A piece of a download.
+static CHUNK: [u8; 16 << 10] = [b'x'; 16 << 10];
+
+/// Answers a request that is no batch.
+///
+/// # Errors
+/// [`Broken`] if its body breaks off.
+pub(super) async fn answer(parts: &Parts, body: Incoming, serial: usize) -> Result<Response<Body>, Broken> {
+    Ok(match (&parts.method, parts.uri.path()) {
+        (_, ECHO) => echo(parts, body).await?,
+        (&Method::POST, ACCESSORYS) => upload(body, serial).await?,
+        (&Method::GET, path) if is_accessory(path) => download(parts),
+        (&Method::DELETE, path) if is_accessory(path) => {
+            let mut response = Response::new(whole(Bytes::new()));
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            response
+        }
+        _ => error(404, "APIGW.0101", "The API does not exist", serial),
+    })
+}
+
+/// Whether it is `…/accessorys/{ids}`.
+fn is_accessory(path: &str) -> bool {
+    let ids = path.strip_prefix(ACCESSORYS).and_then(|rest| rest.strip_prefix('/'));
+    ids.is_some_and(|ids| !ids.is_empty() && !ids.contains('/'))
+}
+
+/// Counts what is uploaded, as it streams in.
+async fn upload(body: Incoming, serial: usize) -> Result<Response<Body>, Broken> {
+    let mut bytes = 0;
+    each_piece(body, |piece| bytes += piece.len()).await?;
+    Ok(json_answer(200, &json!({"accessory_id": format!("up-{serial}"), "bytes": bytes})))
+}
+
+/// Streams `?bytes=N` bytes (1 MiB) in chunks, `?chunk_delay_ms=` apart (0).
+fn download(parts: &Parts) -> Response<Body> {
+    let parameter = |name: &str| {
+        let mut pairs = parts.uri.query().unwrap_or("").split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(known, _)| *known == name).and_then(|(_, value)| value.parse::<usize>().ok())
+    };
+    let total = parameter("bytes").unwrap_or(1 << 20);
+    let delay = Duration::from_millis(parameter("chunk_delay_ms").unwrap_or(0) as u64);
+    let chunks = stream::unfold(total, move |left| async move {
+        if left == 0 {
+            return None;
+        }
+        if left < total && !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        let mut chunk = Bytes::from_static(&CHUNK);
+        chunk.truncate(left);
+        let left = left - chunk.len();
+        Some((Ok::<_, Broken>(Frame::data(chunk)), left))
+    });
+    let mut response = Response::new(streamed(StreamBody::new(chunks)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(total));
+    response
+}
+
+/// Tells what it was sent: `method`, `target` (path and query, raw), `headers` (pairs), `body_bytes` and `body` (its
+/// first 64 KiB, as text).
+async fn echo(parts: &Parts, body: Incoming) -> Result<Response<Body>, Broken> {
+    let (mut bytes, mut kept) = (0, Vec::new());
+    each_piece(body, |piece| {
+        bytes += piece.len();
+        let room = MOST_ECHOED - kept.len();
+        kept.extend(piece.iter().take(room));
+    })
+    .await?;
+    let headers: Vec<[String; 2]> = parts
+        .headers
+        .iter()
+        .map(|(name, value)| [name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()])
+        .collect();
+    let mut response = json_answer(
+        200,
+        &json!({
+            "method": parts.method.as_str(),
+            "target": parts.uri.path_and_query().map(ToString::to_string),
+            "headers": headers,
+            "body_bytes": bytes,
+            "body": String::from_utf8_lossy(&kept),
+        }),
+    );
+    // Headers of one connection, for a proxy to remove.
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("x-hop"));
+    response.headers_mut().insert("x-hop", HeaderValue::from_static("1"));
+    Ok(response)
+}
+
+async fn each_piece(mut body: Incoming, mut take: impl FnMut(&Bytes)) -> Result<(), Broken> {
+    while let Some(frame) = body.frame().await {
+        if let Some(piece) = frame.map_err(Broken::other)?.data_ref() {
+            take(piece);
+        }
+    }
+    Ok(())
+}

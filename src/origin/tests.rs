@@ -1,0 +1,478 @@
+//! The simulated endpoint over real sockets, and over streams in memory.
+
+use std::io::Read;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use clap::Parser;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::Value;
+
+use super::*;
+use crate::api;
+
+const TOKEN: (&str, &str) = ("x-auth-token", "t");
+
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    fn code(&self) -> String {
+        self.json()["error_code"].as_str().unwrap_or("").to_owned()
+    }
+
+    fn links(&self) -> Vec<(String, String)> {
+        let text = |item: &Value, name: &str| item[name].as_str().unwrap().to_owned();
+        let answer = self.json();
+        let items = answer["accessory_urls"].as_array().unwrap();
+        items.iter().map(|item| (text(item, "accessory_id"), text(item, "accessory_url"))).collect()
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.links().into_iter().map(|(id, _)| id).collect()
+    }
+}
+
+fn options() -> Options {
+    Options { address: SocketAddr::from(([127, 0, 0, 1], 0)), record: true, ..Options::default() }
+}
+
+async fn start() -> Origin {
+    Origin::start(options()).await.unwrap()
+}
+
+fn client() -> Client<HttpConnector, Full<Bytes>> {
+    Client::builder(TokioExecutor::new()).build_http()
+}
+
+fn request(
+    origin: &Origin,
+    method: Method,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Request<Full<Bytes>> {
+    let mut request = Request::builder().method(method).uri(format!("http://{}{target}", origin.address()));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(Full::new(Bytes::copy_from_slice(body))).unwrap()
+}
+
+async fn send(origin: &Origin, method: Method, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    let response = client().request(request(origin, method, target, headers, body)).await.unwrap();
+    let (head, body) = response.into_parts();
+    Answer { status: head.status.as_u16(), headers: head.headers, body: body.collect().await.unwrap().to_bytes() }
+}
+
+/// A batch by query, as the caller `t`.
+async fn ask(origin: &Origin, query: &str) -> Answer {
+    ask_with(origin, query, &[TOKEN]).await
+}
+
+async fn ask_with(origin: &Origin, query: &str, headers: &[(&str, &str)]) -> Answer {
+    send(origin, Method::GET, &format!("{}?{query}", api::PATH), headers, b"").await
+}
+
+async fn ask_by_body(origin: &Origin, headers: &[(&str, &str)], body: &str) -> Answer {
+    send(origin, Method::GET, api::PATH, headers, body.as_bytes()).await
+}
+
+#[test]
+fn the_defaults_are_those_of_the_command_line() {
+    #[derive(Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        options: Options,
+    }
+    let parsed = Arguments::parse_from(["origin"]).options;
+    assert_eq!(format!("{parsed:?}"), format!("{:?}", Options::default()));
+    for wrong in ["--fail-ratio=1.5", "--fail-ratio=nan", "--poison-status=99", "--link-life=x"] {
+        assert!(Arguments::try_parse_from(["origin", wrong]).is_err(), "{wrong}");
+    }
+    let some = Arguments::parse_from(["origin", "--missing=1,2", "--unknown-ids=fail", "--clock-offset=-5"]).options;
+    assert_eq!((some.missing.len(), some.unknown_ids, some.clock_offset), (2, UnknownIds::Fail, -5));
+}
+
+#[tokio::test]
+async fn the_three_forms_are_read() {
+    let origin = start().await;
+    let target = format!("{}?accessory_ids=1&accessory_ids=3%20x&accessory_ids=b%2F2,c&group_id=g+1", api::PATH);
+    let answer = send(&origin, Method::GET, &target, &[TOKEN], b"").await;
+    assert_eq!(answer.ids(), ["1", "3 x", "b/2,c"]);
+    assert_eq!(ask(&origin, "accessory_ids=1,a%2Cb,+").await.ids(), ["1", "a,b", " "]);
+    let body = r#"{ "group_id" : "1", "accessory_ids" : [ "1", "ü" ], "other": 1 }"#;
+    let json = ("content-type", "application/json; charset=utf-8");
+    assert_eq!(ask_by_body(&origin, &[TOKEN, json], body).await.ids(), ["1", "ü"]);
+
+    let calls = origin.calls();
+    let forms: Vec<_> = calls.iter().map(|call| call.form).collect();
+    assert_eq!(forms, [Some(Form::Repeated), Some(Form::Comma), Some(Form::Body)]);
+    let groups: Vec<_> = calls.iter().map(|call| call.group.as_deref()).collect();
+    assert_eq!(groups, [Some("g 1"), None, Some("1")]);
+    assert_eq!((calls[0].target.as_str(), &calls[0].method), (target.as_str(), &Method::GET));
+    assert_eq!(calls[0].headers["x-auth-token"], "t");
+    assert_eq!((&calls[1].ids[..], &calls[2].body[..]), (&["1", "a,b", " "].map(String::from)[..], body.as_bytes()));
+}
+
+#[tokio::test]
+async fn what_the_reference_forbids_is_a_400() {
+    let origin = start().await;
+    let many = |count: usize| vec!["accessory_ids=1"; count].join("&");
+    let id = |length: usize| format!("accessory_ids={}", "ü".repeat(length).replace('ü', "%C3%BC"));
+    let group = |length: usize| format!("accessory_ids=1&group_id={}", "g".repeat(length));
+    for good in [many(100), id(64), group(32)] {
+        assert_eq!(ask(&origin, &good).await.status, 200, "{good}");
+    }
+    let none = "group_id=1".to_owned();
+    for bad in [
+        many(101),
+        id(65),
+        group(33),
+        group(0),
+        none,
+        "accessory_ids=".to_owned(),
+        "accessory_ids=1,,2".to_owned(),
+        "accessory_ids=%FF".to_owned(),
+        String::new(),
+    ] {
+        let answer = ask(&origin, &bad).await;
+        assert_eq!((answer.status, answer.code().as_str()), (400, "OSM.0001"), "{bad}");
+        assert_eq!(answer.json()["request_id"], answer.headers["x-request-id"].to_str().unwrap());
+    }
+    for body in
+        ["{", "[]", r#"[["1"],"g"]"#, r#"{"accessory_ids":[1]}"#, r#"{"accessory_ids":[]}"#, r#"{"group_id":"1"}"#]
+    {
+        assert_eq!(ask_by_body(&origin, &[TOKEN], body).await.code(), "OSM.0001", "{body}");
+    }
+    let body = r#"{"accessory_ids":["1"]}"#;
+    assert_eq!(ask_by_body(&origin, &[TOKEN], body).await.status, 200);
+    for other in [("content-type", "text/plain"), ("content-encoding", "gzip")] {
+        assert_eq!(ask_by_body(&origin, &[TOKEN, other], body).await.code(), "OSM.0001", "{other:?}");
+    }
+    let both = format!("{}?accessory_ids=1", api::PATH);
+    assert_eq!(send(&origin, Method::GET, &both, &[TOKEN], body.as_bytes()).await.code(), "OSM.0001");
+    assert_eq!(ask_by_body(&origin, &[TOKEN], &" ".repeat((1 << 20) + 1)).await.status, 413);
+
+    origin.update(|options| options.max_ids = 2);
+    assert_eq!(ask(&origin, &many(3)).await.code(), "OSM.0001");
+    assert_eq!(origin.calls().last().unwrap().form, None);
+}
+
+#[tokio::test]
+async fn a_call_needs_a_credential() {
+    let origin = start().await;
+    origin.update(|options| options.refuse = vec!["old".to_owned()]);
+    let signed = ("authorization", "SDK-HMAC-SHA256 Access=AK1, SignedHeaders=host, Signature=00");
+    for (headers, status, code) in [
+        (vec![], 401, "OSM.0002"),
+        (vec![("x-auth-token", "")], 401, "OSM.0002"),
+        (vec![("authorization", "V11-HMAC-SHA256 Access=a")], 401, "OSM.0002"),
+        (vec![("x-auth-token", "old")], 401, "APIGW.0301"),
+        (vec![signed], 200, ""),
+        (vec![TOKEN], 200, ""),
+    ] {
+        let answer = ask_with(&origin, "accessory_ids=1", &headers).await;
+        assert_eq!((answer.status, answer.code().as_str()), (status, code), "{headers:?}");
+    }
+    let (_, link) = ask_with(&origin, "accessory_ids=1", &[signed]).await.links().remove(0);
+    assert!(link_is_for(&link, "1", None, "AK1", None, None), "{link}");
+}
+
+#[tokio::test]
+async fn a_link_tells_whom_it_is_for() {
+    let origin = start().await;
+    let query = "accessory_ids=b%2F2%2C%3F&group_id=g";
+    let headers = [TOKEN, ("x-language", "en-us"), ("x-site", "1"), ("x-time-zone", "GMT+8")];
+    let (id, link) = ask_with(&origin, query, &headers).await.links().remove(0);
+    assert_eq!(id, "b/2,?");
+    let whose = (id.as_str(), Some("g"), "t", Some("en-us"), Some("1"));
+    let is_for = |(id, group, token, language, site)| link_is_for(&link, id, group, token, language, site);
+    assert!(is_for(whose), "{link}");
+    for other in [
+        ("b/2,", whose.1, whose.2, whose.3, whose.4),
+        (whose.0, None, whose.2, whose.3, whose.4),
+        (whose.0, whose.1, "T", whose.3, whose.4),
+        (whose.0, whose.1, whose.2, None, whose.4),
+        (whose.0, whose.1, whose.2, whose.3, Some("-")),
+    ] {
+        assert!(!is_for(other), "{other:?} {link}");
+    }
+    assert!(link.contains("&time-zone=GMT%2B8&"), "{link}");
+    let again = ask_with(&origin, query, &headers).await.links().remove(0).1;
+    assert_ne!(link, again, "a link that is fetched again is another one");
+}
+
+#[tokio::test]
+async fn a_link_has_its_usual_size_and_expiry_whoever_signs_it() {
+    let origin = start().await;
+    for (signer, expiry) in [
+        (Signer::V2, Some("&Expires=")),
+        (Signer::V4, Some("&X-Amz-Expires=900&")),
+        (Signer::Obs, Some("&X-Obs-Expires=900&")),
+        (Signer::Unreadable, None),
+        (Signer::Unsigned, None),
+    ] {
+        origin.update(|options| options.signer = signer);
+        let (_, link) = ask(&origin, "accessory_ids=1234567890&group_id=1").await.links().remove(0);
+        assert!(link_is_for(&link, "1234567890", Some("1"), "t", None, None), "{link}");
+        assert_eq!(link.contains("Signature="), signer != Signer::Unsigned, "{link}");
+        match expiry {
+            Some(expiry) => {
+                assert!(link.contains(expiry) && (430..=470).contains(&link.len()), "{} {link}", link.len());
+            }
+            None => assert!(!link.contains("Expires="), "{link}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn its_clock_dates_answers_and_links() {
+    let origin = start().await;
+    for offset in [3600, -3600] {
+        origin.update(|options| options.clock_offset = offset);
+        let answer = ask(&origin, "accessory_ids=1").await;
+        let date = httpdate::parse_http_date(answer.headers["date"].to_str().unwrap()).unwrap();
+        let unix = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        assert!(unix(date).abs_diff(unix(SystemTime::now()).saturating_add_signed(offset)) <= 5);
+        let expires = answer.links()[0].1.split("&Expires=").nth(1).unwrap().split('&').next().unwrap().to_owned();
+        assert!(expires.parse::<u64>().unwrap().abs_diff(unix(date) + 900) <= 1);
+    }
+    for offset in [i64::MAX, i64::MIN] {
+        origin.update(|options| {
+            (options.clock_offset, options.link_life) = (offset, Duration::MAX);
+        });
+        for signer in [Signer::V2, Signer::V4] {
+            origin.update(|options| options.signer = signer);
+            assert_eq!(ask(&origin, "accessory_ids=1").await.status, 200);
+        }
+    }
+}
+
+#[tokio::test]
+async fn ids_that_it_does_not_know_are_left_out_or_fail_the_batch() {
+    let origin = start().await;
+    origin.update(|options| options.missing = vec!["2".to_owned()]);
+    assert_eq!(ask(&origin, "accessory_ids=1,2,3").await.ids(), ["1", "3"]);
+    origin.update(|options| options.reversed = true);
+    assert_eq!(ask(&origin, "accessory_ids=1,2,3").await.ids(), ["3", "1"]);
+    origin.update(|options| options.unknown_ids = UnknownIds::Fail);
+    assert_eq!(ask(&origin, "accessory_ids=1,2,3").await.code(), "OSM.0001");
+    assert_eq!(ask(&origin, "accessory_ids=1").await.ids(), ["1"]);
+}
+
+#[tokio::test]
+async fn a_poison_id_fails_its_whole_batch_and_no_other() {
+    let origin = start().await;
+    origin.update(|options| options.poison = vec!["bad".to_owned()]);
+    for (status, code) in
+        [(200, "OSM.01010001"), (400, "OSM.0001"), (403, "OSM.0003"), (429, "APIGW.0308"), (500, "OSM.0004")]
+    {
+        origin.update(|options| options.poison_status = status);
+        let answer = ask(&origin, "accessory_ids=1,bad").await;
+        assert_eq!((answer.status, answer.code().as_str()), (status, code));
+        assert_eq!(answer.headers.contains_key("retry-after"), status == 429);
+        assert!(answer.json().get("accessory_urls").is_none());
+    }
+    assert_eq!(ask(&origin, "accessory_ids=1").await.ids(), ["1"]);
+    origin.update(|options| options.fail_ratio = 1.0);
+    for (status, code) in [(503, "APIGW.0202"), (500, "OSM.0004")] {
+        let failed = ask(&origin, "accessory_ids=1").await;
+        assert_eq!((failed.status, failed.code().as_str()), (status, code));
+        origin.update(|options| options.fail_status = 500);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_compressed_only_where_that_is_accepted() {
+    let origin = start().await;
+    for (accepted, coded) in [("gzip", true), ("br, GZIP;q=0.5", true), ("gzip;q=0", false), ("br", false)] {
+        let answer = ask_with(&origin, "accessory_ids=1", &[TOKEN, ("accept-encoding", accepted)]).await;
+        assert_eq!(answer.headers.contains_key("content-encoding"), coded, "{accepted}");
+        if coded {
+            let mut text = String::new();
+            flate2::read::GzDecoder::new(&answer.body[..]).read_to_string(&mut text).unwrap();
+            assert!(text.contains("accessory_urls"));
+        } else {
+            assert_eq!(answer.ids(), ["1"]);
+        }
+    }
+    origin.update(|options| {
+        options.no_gzip = true;
+        options.cache_control = Some("no-store".to_owned());
+    });
+    let plain = ask_with(&origin, "accessory_ids=1", &[TOKEN, ("accept-encoding", "gzip")]).await;
+    assert_eq!((plain.ids(), &plain.headers["cache-control"]), (vec!["1".to_owned()], &"no-store".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn what_is_asked_is_counted_whether_or_not_it_is_recorded() {
+    let origin = start().await;
+    ask(&origin, "accessory_ids=1,2").await;
+    ask(&origin, "accessory_ids=2,3").await;
+    ask(&origin, "accessory_ids=").await;
+    assert_eq!((origin.batch_calls(), origin.ids_asked(), origin.distinct_ids()), (3, 4, 3));
+    origin.forget_calls();
+    assert!(origin.calls().is_empty());
+    origin.update(|options| options.record = false);
+    ask(&origin, "accessory_ids=2,3&group_id=g").await;
+    ask_with(&origin, "accessory_ids=1", &[("x-auth-token", "u")]).await;
+    assert!(origin.calls().is_empty());
+    assert_eq!((origin.batch_calls(), origin.ids_asked(), origin.distinct_ids()), (5, 7, 6));
+}
+
+#[tokio::test]
+async fn a_held_call_waits_for_its_release() {
+    let origin = start().await;
+    origin.hold();
+    let asking = |query: &'static str| {
+        let origin = origin.clone();
+        tokio::spawn(async move { ask(&origin, query).await.ids() })
+    };
+    let (first, second) = (asking("accessory_ids=1"), asking("accessory_ids=2"));
+    origin.arrived(2).await;
+    // Scripted after they have arrived: it is not for them.
+    origin.script(Reply::json(200, "{}"));
+    assert!(!first.is_finished() && !second.is_finished());
+    assert_eq!(send(&origin, Method::GET, "/v2/servicerequest/echo", &[], b"").await.status, 200, "only batches");
+    origin.release();
+    assert_eq!((first.await.unwrap(), second.await.unwrap()), (vec!["1".to_owned()], vec!["2".to_owned()]));
+    assert_eq!(&ask(&origin, "accessory_ids=3").await.body[..], b"{}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delay_delays_batches() {
+    let origin = start().await;
+    origin.update(|options| options.delay = Duration::from_secs(3));
+    let before = tokio::time::Instant::now();
+    ask(&origin, "accessory_ids=1").await;
+    assert!(before.elapsed() >= Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn scripted_replies_go_out_in_their_order_and_as_they_are() {
+    let origin = start().await;
+    let headers = HeaderMap::from_iter([("x-own".parse().unwrap(), "1".parse().unwrap())]);
+    origin.script(Reply::Whole(StatusCode::IM_A_TEAPOT, headers, Bytes::from_static(b"tea")));
+    origin.script(Reply::Truncated(Bytes::from_static(b"{\"accessory_urls\":[")));
+    origin.script(Reply::Reset);
+
+    let whole = ask(&origin, "accessory_ids=1").await;
+    assert_eq!((whole.status, &whole.body[..], &whole.headers["x-own"]), (418, &b"tea"[..], &"1".parse().unwrap()));
+    assert!(!whole.headers.contains_key("x-request-id"));
+
+    let target = format!("{}?accessory_ids=1", api::PATH);
+    let batch = || request(&origin, Method::GET, &target, &[TOKEN], b"");
+    let cut = client().request(batch()).await.unwrap();
+    assert_eq!((cut.status(), &cut.headers()["content-length"]), (StatusCode::OK, &"83".parse().unwrap()));
+    let mut body = cut.into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "{\"accessory_urls\":[");
+    body.frame().await.unwrap().unwrap_err();
+
+    client().request(batch()).await.unwrap_err();
+    assert_eq!(ask(&origin, "accessory_ids=1").await.ids(), ["1"]);
+    assert_eq!(origin.batch_calls(), 4);
+}
+
+#[tokio::test]
+async fn a_stopped_endpoint_is_down_until_another_starts_there() {
+    let origin = start().await;
+    origin.hold();
+    let held = tokio::spawn(client().request(request(
+        &origin,
+        Method::GET,
+        &format!("{}?accessory_ids=1", api::PATH),
+        &[TOKEN],
+        b"",
+    )));
+    origin.arrived(1).await;
+    origin.stop().await;
+    held.await.unwrap().unwrap_err();
+    assert!(client().request(request(&origin, Method::GET, "/", &[], b"")).await.unwrap_err().is_connect());
+
+    let again = Origin::start(Options { address: origin.address(), ..options() }).await.unwrap();
+    assert_eq!(ask(&again, "accessory_ids=1").await.ids(), ["1"]);
+    // A connection in memory ends too.
+    let (_client, server) = tokio::io::duplex(64);
+    let serving = again.clone();
+    let served = tokio::spawn(async move { serving.serve_connection(server).await });
+    again.stop().await;
+    served.await.unwrap();
+}
+
+#[tokio::test]
+async fn it_is_served_over_http_2_and_over_streams_in_memory() {
+    let origin = start().await;
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let serving = origin.clone();
+    tokio::spawn(async move { serving.serve_connection(far).await });
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(near)).await.unwrap();
+    tokio::spawn(connection);
+    let target = format!("{}?accessory_ids=1", api::PATH);
+    let response = sender.send_request(request(&origin, Method::GET, &target, &[TOKEN], b"")).await.unwrap();
+    assert_eq!((response.status(), response.version()), (StatusCode::OK, http::Version::HTTP_2));
+    assert_eq!(origin.calls()[0].target, target);
+    origin.script(Reply::Reset);
+    sender.send_request(request(&origin, Method::GET, &target, &[TOKEN], b"")).await.unwrap_err();
+    let echo = request(&origin, Method::PUT, "/v2/servicerequest/echo", &[], b"x");
+    assert_eq!(sender.send_request(echo).await.unwrap().status(), StatusCode::OK, "only the stream was reset");
+
+    let held = sender.send_request(request(&origin, Method::GET, &target, &[TOKEN], b""));
+    origin.hold();
+    let held = tokio::spawn(held);
+    origin.arrived(3).await;
+    origin.stop().await;
+    held.await.unwrap().unwrap_err();
+}
+
+#[tokio::test]
+async fn the_neighbouring_routes_answer() {
+    let origin = start().await;
+    let upload = send(&origin, Method::POST, "/v2/servicerequest/accessorys", &[], &[b'x'; 200_000]).await;
+    assert_eq!((upload.status, upload.json()["bytes"].as_u64()), (200, Some(200_000)));
+    assert!(upload.json()["accessory_id"].is_string());
+
+    let path = "/v2/servicerequest/accessorys/1,2";
+    for (query, length) in [("", 1 << 20), ("?bytes=0", 0), ("?bytes=20000&chunk_delay_ms=1", 20_000)] {
+        let download = send(&origin, Method::GET, &format!("{path}{query}"), &[], b"").await;
+        assert_eq!((download.body.len(), download.body.iter().all(|byte| *byte == b'x')), (length, true));
+        assert!(download.headers.contains_key("x-request-id") && download.headers.contains_key("date"));
+    }
+    assert_eq!(send(&origin, Method::DELETE, path, &[], b"").await.status, 204);
+
+    let target = "/v2/servicerequest/echo?b=%2f&a=1+2";
+    let echo = send(&origin, Method::PATCH, target, &[("x-own", "1"), ("x-own", "2")], &[b'y'; 70_000]).await.json();
+    assert_eq!(
+        (&echo["method"], &echo["target"], &echo["body_bytes"]),
+        (&"PATCH".into(), &target.into(), &70_000.into())
+    );
+    assert_eq!(echo["body"].as_str().unwrap(), "y".repeat(64 << 10));
+    let pairs: Vec<(String, String)> = serde_json::from_value(echo["headers"].clone()).unwrap();
+    let own: Vec<_> = pairs.iter().filter(|(name, _)| name == "x-own").map(|(_, value)| value.as_str()).collect();
+    assert_eq!(own, ["1", "2"]);
+
+    for (method, target) in [
+        (Method::GET, "/"),
+        (Method::GET, "/v2/servicerequest/accessorys"),
+        (Method::GET, "/v2/servicerequest/accessorysx"),
+        (Method::GET, "/v2/servicerequest/accessorys/access-urls/"),
+        (Method::POST, api::PATH),
+        (Method::DELETE, "/v2/servicerequest/accessorys/"),
+    ] {
+        let answer = send(&origin, method, target, &[], b"").await;
+        assert_eq!((answer.status, answer.code().as_str()), (404, "APIGW.0101"), "{target}");
+    }
+    assert_eq!(origin.batch_calls(), 0);
+}

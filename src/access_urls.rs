@@ -10,7 +10,7 @@ mod respond;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, EXPECT};
+use http::header::CONTENT_LENGTH;
 use http::request::Parts;
 use http::{HeaderValue, Request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -20,7 +20,7 @@ use tracing::debug;
 
 use crate::answered::Answered;
 use crate::api;
-use crate::body::whole;
+use crate::body::{BodyError, whole};
 use crate::cache::freshness::Deadlines;
 use crate::cache::{Cache, Kept};
 use crate::cache_control::Directives;
@@ -136,17 +136,18 @@ impl AccessUrls {
     /// Answers a GET on the batch route.
     pub async fn answer(&self, request: Request<Incoming>) -> Answered {
         let (parts, body) = request.into_parts();
+        let requester = match self.callers.identify(&parts.headers) {
+            Ok(requester) => requester,
+            Err(reason) => return self.bypass(Request::from_parts(parts, body), reason).await,
+        };
         let body = match self.read_body(&parts, body).await {
             Ok(body) => body,
             Err(error) => return respond::own(error),
         };
-        let requester = match self.callers.identify(&parts.headers) {
-            Ok(requester) => requester,
-            Err(reason) => return self.bypass(parts, body, reason).await,
-        };
+        let untouched = |parts, body| Request::from_parts(parts, whole(body));
         let batch = match Batch::read(parts.uri.query(), &parts.headers, &body, self.config.limits.batch_ids) {
             Ok(batch) => batch,
-            Err(NotABatch::Unreadable) => return self.bypass(parts, body, Bypass::Unreadable).await,
+            Err(NotABatch::Unreadable) => return self.bypass(untouched(parts, body), Bypass::Unreadable).await,
             Err(NotABatch::TooManyIds) => return respond::own(Error::TooManyIds),
         };
         self.metrics.batch_ids.observe(batch.ids.len() as f64);
@@ -186,7 +187,7 @@ impl AccessUrls {
                 // Not to be guessed at, and not this batch's own answer: fetched whole, passed on as it comes.
                 slots.lacking_slots().for_each(|slot| slot.result = IdResult::Fetched);
                 let tally = slots.tally();
-                return Answered { tally, caller, ..self.bypass(parts, body, Bypass::Unmatched).await };
+                return Answered { tally, caller, ..self.bypass(untouched(parts, body), Bypass::Unmatched).await };
             }
             return Answered { tally: slots.tally(), caller, ..respond::failure(failure) };
         }
@@ -222,12 +223,14 @@ impl AccessUrls {
         }
     }
 
-    async fn bypass(&self, mut parts: Parts, body: Bytes, reason: Bypass) -> Answered {
+    async fn bypass<B>(&self, request: Request<B>, reason: Bypass) -> Answered
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError>,
+    {
         debug!(reason = reason.name(), "forwarded untouched");
         self.metrics.bypass.with_label_values(&[reason.name()]).inc();
-        // The body has been read: there is nothing left to expect.
-        parts.headers.remove(EXPECT);
-        let answered = self.passthrough.forward(Request::from_parts(parts, whole(body))).await;
+        let answered = self.passthrough.forward(request).await;
         let detail = answered.detail.or(Some(reason.name()));
         Answered { detail, ..Answered::new(respond::bypassed(answered.response, reason), answered.outcome) }
     }
@@ -311,7 +314,8 @@ impl AccessUrls {
         match &fetched.failure {
             Some(failure) if failure.may_be_anothers_fault() && self.fetch.affords_extra() => {
                 let lacking = slots.lacking();
-                let landed = self.fetch.fetch_apart(terms, &lacking, true).await?;
+                // At a limit, the failure that is known says more than the limit.
+                let Ok(landed) = self.fetch.fetch_apart(terms, &lacking, true).await else { return Ok(fetched) };
                 Ok(settle(slots, landed.into_iter().map(|landed| Had::Landed { joined: false, landed })))
             }
             _ => Ok(fetched),

@@ -97,7 +97,8 @@ impl Proxy {
 
         let upstream = upstream(&config.upstream, clock.clone(), Arc::clone(&metrics));
         let upstream = Arc::new(upstream.map_err(StartError::Upstream)?);
-        let callers = Arc::new(Callers::new(&config.callers, rand::random(), clock.clone()));
+        let callers =
+            Arc::new(Callers::new(&config.callers, config.upstream.calls.div_ceil(2), rand::random(), clock.clone()));
         let cache = Arc::new(Cache::new(&config.cache, &config.freshness, &metrics));
         let fetch = Fetch::new(
             Arc::clone(&upstream),

@@ -12,13 +12,15 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, COOKIE, RANGE, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use siphasher::sip128::{Hasher128, SipHasher24};
+use tokio::sync::Semaphore;
 
 use crate::api;
 use crate::clock::{Clock, Moment, millis};
 use crate::config;
 use crate::hold::Hold;
 
-/// Most callers remembered at a time. The least recently seen is forgotten, and its links with it.
+/// Most callers remembered at a time: so many that the endpoint has accepted, and so many that it has not, apart, so that
+/// nobody crowds out callers by making up tokens. The least recently seen is forgotten, and its links with it.
 const CALLERS: u64 = 50_000;
 
 /// Who asks: a token's keyed hash. Never the token itself.
@@ -53,6 +55,10 @@ pub struct Standing {
     generation: AtomicU64,
     /// Send time of the last call that the endpoint accepted, on both clocks; `u64::MAX`: never.
     accepted: [AtomicU64; 2],
+    /// A millisecond after the last doubt, on the monotonic clock; 0: never.
+    doubted: AtomicU64,
+    /// Permits of calls under way for this caller: no one may take all there are.
+    pub(crate) calls: Semaphore,
     /// Ids being fetched for this caller right now.
     pub(crate) flights: AtomicUsize,
     /// The endpoint has asked this caller to hold back.
@@ -60,8 +66,10 @@ pub struct Standing {
 }
 
 impl Standing {
-    fn new(generation: u64) -> Self {
+    fn new(generation: u64, calls: usize) -> Self {
         Self {
+            doubted: AtomicU64::new(0),
+            calls: Semaphore::new(calls),
             generation: AtomicU64::new(generation),
             accepted: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
             flights: AtomicUsize::new(0),
@@ -69,17 +77,28 @@ impl Standing {
         }
     }
 
-    fn accept(&self, sent: Moment) {
+    /// Whether an acceptance by a call sent at `sent` counts: not if it left before a doubt was raised.
+    fn accept(&self, sent: Moment) -> bool {
+        if self.is_doubtful(sent) {
+            return false;
+        }
         let [monotonic, wall] = &self.accepted;
         monotonic.store(sent.monotonic, Ordering::Relaxed);
         wall.store(sent.wall, Ordering::Relaxed);
+        true
     }
 
-    /// Makes the next batch ask the endpoint, whatever is in memory.
-    pub fn doubt(&self) {
+    /// Makes the next batch ask the endpoint, whatever is in memory, and whatever calls bring that left before `now`.
+    pub fn doubt(&self, now: Moment) {
+        self.doubted.fetch_max(now.monotonic.saturating_add(1), Ordering::AcqRel);
         for clock in &self.accepted {
             clock.store(u64::MAX, Ordering::Relaxed);
         }
+    }
+
+    /// Whether a call sent at `sent` left before the last doubt.
+    pub fn is_doubtful(&self, sent: Moment) -> bool {
+        sent.monotonic < self.doubted.load(Ordering::Acquire)
     }
 
     fn accepted_within(&self, span: u64, now: Moment) -> bool {
@@ -153,15 +172,19 @@ pub struct Callers {
     /// Credentials, then scope headers.
     vary: Vec<HeaderName>,
     revalidate: u64,
+    calls_per_caller: usize,
+    /// Of callers that the endpoint has accepted once.
     standings: moka::sync::Cache<Caller, Arc<Standing>>,
+    /// Of those that it has not.
+    strangers: moka::sync::Cache<Caller, Arc<Standing>>,
     /// Generations are never used twice, so a caller forgotten and met again finds none of its old links.
     next_generation: AtomicU64,
     clock: Clock,
 }
 
 impl Callers {
-    /// `key` must be random and secret.
-    pub fn new(config: &config::Callers, key: [u8; 16], clock: Clock) -> Self {
+    /// `key` must be random and secret; `calls_per_caller` is how many calls one caller may have under way.
+    pub fn new(config: &config::Callers, calls_per_caller: usize, key: [u8; 16], clock: Clock) -> Self {
         let mut scope_headers = api::SCOPE_HEADERS.to_vec();
         scope_headers.extend(config.scope_headers.iter().cloned());
         let mut vary = vec![api::TOKEN, AUTHORIZATION];
@@ -171,10 +194,9 @@ impl Callers {
             scope_headers,
             vary,
             revalidate: millis(config.revalidate),
-            standings: moka::sync::Cache::builder()
-                .max_capacity(CALLERS)
-                .eviction_policy(moka::policy::EvictionPolicy::lru())
-                .build(),
+            standings: standings(),
+            strangers: standings(),
+            calls_per_caller,
             next_generation: AtomicU64::new(1),
             clock,
         }
@@ -210,7 +232,7 @@ impl Callers {
         let mut hash = Fields::new(&self.key, b"caller/token");
         hash.field(token.as_bytes());
         let caller = Caller(hash.finish());
-        let standing = self.standings.get_with(caller, || Arc::new(Standing::new(self.generation())));
+        let standing = self.standing(caller);
 
         let mut carried = Vec::with_capacity(1 + self.scope_headers.len());
         let mut secret = token.clone();
@@ -257,9 +279,15 @@ impl Callers {
 
     /// The endpoint has accepted a caller in a call sent at `sent`. A call that left before a drop proves nothing.
     pub fn accept(&self, requester: &Requester, sent: Moment) {
-        if self.is_current(requester) {
-            requester.standing.accept(sent);
+        if self.is_current(requester) && requester.standing.accept(sent) {
+            // No stranger any more.
+            self.standings.entry(requester.caller).or_insert_with(|| Arc::clone(&requester.standing));
         }
+    }
+
+    fn standing(&self, caller: Caller) -> Arc<Standing> {
+        let stranger = || Arc::new(Standing::new(self.generation(), self.calls_per_caller));
+        self.standings.get(&caller).unwrap_or_else(|| self.strangers.get_with(caller, stranger))
     }
 
     /// Whether nothing was dropped for the caller since `requester` was identified.
@@ -270,7 +298,7 @@ impl Callers {
     /// Drops everything kept for a caller, at once.
     pub fn drop_links(&self, requester: &Requester) {
         requester.standing.generation.store(self.generation(), Ordering::Release);
-        requester.standing.doubt();
+        requester.standing.doubt(self.clock.now());
     }
 
     /// The names that `Vary` lists, and that an endpoint's `Vary` may name: the credential and the scope headers.
@@ -294,6 +322,11 @@ impl Callers {
     fn generation(&self) -> u64 {
         self.next_generation.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+fn standings() -> moka::sync::Cache<Caller, Arc<Standing>> {
+    let builder = moka::sync::Cache::builder().max_capacity(CALLERS);
+    builder.eviction_policy(moka::policy::EvictionPolicy::lru()).build()
 }
 
 /// A keyed hash over fields, each preceded by its length.
@@ -336,7 +369,7 @@ mod tests {
             cache_control: true,
             scope_headers: vec![HeaderName::from_static("x-tenant")],
         };
-        Callers::new(&config, [7; 16], Clock::simulated(1_000_000))
+        Callers::new(&config, 2, [7; 16], Clock::simulated(1_000_000))
     }
 
     fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
@@ -386,6 +419,35 @@ mod tests {
         ] {
             assert_eq!(callers.identify(&headers(list)).err(), Some(expected), "{list:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn made_up_tokens_crowd_out_no_caller() {
+        let callers = callers();
+        let list = headers(&[("x-auth-token", "good")]);
+        let requester = callers.identify(&list).ok().unwrap();
+        callers.accept(&requester, callers.clock.now());
+        for stranger in 0..CALLERS + 1000 {
+            let _ = callers.identify(&headers(&[("x-auth-token", &stranger.to_string())]));
+        }
+        callers.standings.run_pending_tasks();
+        callers.strangers.run_pending_tasks();
+        assert!(callers.strangers.entry_count() <= CALLERS);
+        let again = callers.identify(&list).ok().unwrap();
+        assert!(Arc::ptr_eq(&requester.standing, &again.standing));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_left_before_a_doubt_does_not_undo_it() {
+        let callers = callers();
+        let requester = callers.identify(&headers(&[("x-auth-token", "t")])).ok().unwrap();
+        let sent = callers.clock.now();
+        requester.standing.doubt(callers.clock.now());
+        callers.accept(&requester, sent);
+        assert!(callers.must_revalidate(&requester));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        callers.accept(&requester, callers.clock.now());
+        assert!(!callers.must_revalidate(&requester));
     }
 
     #[tokio::test(start_paused = true)]

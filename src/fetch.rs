@@ -183,6 +183,7 @@ impl State {
             bell: Notify::new(),
             awaited: AtomicUsize::new(0),
             joined: AtomicBool::new(false),
+            hops: terms.hops,
             _permit: permit,
         });
         self.flights.insert(wanted.key, Arc::clone(&flight));
@@ -202,6 +203,8 @@ struct Flight {
     /// Batches that wait for it.
     awaited: AtomicUsize,
     joined: AtomicBool,
+    /// Sidelinks that its batch had passed.
+    hops: usize,
     /// Freed when the flight is forgotten by all: a client that leaves gains nothing.
     _permit: Permit,
 }
@@ -311,6 +314,10 @@ impl Fetch {
         wanted: &[Wanted],
         serves: impl Fn(&Kept) -> bool,
     ) -> Result<Vec<Had>, Error> {
+        if self.0.would_wait_for_itself(terms, wanted) {
+            let landed = self.fetch_apart(terms, wanted, true).await?;
+            return Ok(landed.into_iter().map(|landed| Had::Landed { joined: false, landed }).collect());
+        }
         let _waiting = self.0.wait()?;
         let sources = self.0.board(terms, wanted, serves)?;
         let mut had = Vec::with_capacity(sources.len());
@@ -412,6 +419,16 @@ impl Inner {
         drop(state);
         self.depart(departing);
         Ok(sources)
+    }
+
+    /// Whether a flight of a batch that has passed fewer sidelinks carries one of these ids: this batch may be that
+    /// flight's own call, come round. It goes on instead of waiting, so that `Via` grows and tells the loop.
+    fn would_wait_for_itself(&self, terms: &Terms, wanted: &[Wanted]) -> bool {
+        terms.hops > 0 && {
+            let state = self.state();
+            let mut flights = wanted.iter().filter_map(|wanted| state.flights.get(&wanted.key));
+            flights.any(|flight| flight.hops < terms.hops)
+        }
     }
 
     fn refresh(self: &Arc<Self>, terms: &Arc<Terms>, wanted: &[Wanted]) -> usize {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::header::EXPECT;
-use http::{Request, Version};
+use http::header::{EXPECT, TRANSFER_ENCODING};
+use http::{HeaderValue, Request, Version};
 use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::sync::watch;
@@ -42,6 +42,11 @@ impl Passthrough {
         add_via(request.headers_mut(), version);
         // hyper has told the client to continue by the time its body is read.
         request.headers_mut().remove(EXPECT);
+
+        if !request.body().is_end_stream() && request.body().size_hint().exact().is_none() {
+            // Said outright: hyper takes a GET of unknown length for one without a body. (HTTP/2 drops the header.)
+            request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
 
         let (progress, mut seen) = watch::channel(Instant::now());
         let progress = Arc::new(progress);

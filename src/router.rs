@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::HOST;
 use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -74,9 +74,6 @@ impl Router {
                 (None, _) if request.version() < Version::HTTP_11 => {}
                 (None, _) => return Some(Error::Malformed("the request has no Host header")),
                 (Some(_), Some(_)) => return Some(Error::Malformed("the request has more than one Host header")),
-            }
-            if headers.contains_key(CONTENT_LENGTH) && headers.contains_key(TRANSFER_ENCODING) {
-                return Some(Error::Malformed("the request has both Content-Length and Transfer-Encoding"));
             }
             // HTTP/2 always names an authority; in HTTP/1 that is a proxy's form, and this is no open proxy.
             if request.uri().authority().is_some_and(|authority| !self.upstream.is_endpoint(authority)) {

@@ -96,7 +96,11 @@ pub struct Answer {
 
 /// The endpoint's client.
 pub struct Upstream {
+    /// For calls.
     client: Client<Connector, Body>,
+    /// For all else, over HTTP/1.1 alone: on HTTP/2's one connection, a client that does not read its download would hold
+    /// up everyone's.
+    streams: Client<Connector, Body>,
     endpoint: config::Endpoint,
     answer_bytes: usize,
     attempts: usize,
@@ -121,13 +125,12 @@ impl Upstream {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(POOL_IDLE));
-        let network = HttpsConnectorBuilder::new()
-            .with_tls_config(tls(config)?)
-            .https_or_http()
-            .enable_all_versions()
-            .wrap_connector(tcp);
-        let connector = Connector::Network(network, config.connect_timeout);
-        Ok(Self::over(connector, config, clock, metrics))
+        let tls = tls(config)?;
+        let secured = || HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http();
+        let calls = secured().enable_all_versions().wrap_connector(tcp.clone());
+        let streams = secured().enable_http1().wrap_connector(tcp);
+        let network = |connector| Connector::Network(connector, config.connect_timeout);
+        Ok(Self::over([network(calls), network(streams)], config, clock, metrics))
     }
 
     /// A client whose connections are made in memory: `accept` gets the endpoint's side of each.
@@ -137,18 +140,21 @@ impl Upstream {
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self::over(Connector::Memory(accept), config, clock, metrics)
+        Self::over([Connector::Memory(accept.clone()), Connector::Memory(accept)], config, clock, metrics)
     }
 
-    fn over(connector: Connector, config: &config::Upstream, clock: Clock, metrics: Arc<Metrics>) -> Self {
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .build(connector);
+    fn over(connectors: [Connector; 2], config: &config::Upstream, clock: Clock, metrics: Arc<Metrics>) -> Self {
+        let [client, streams] = connectors.map(|connector| {
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .timer(TokioTimer::new())
+                .pool_idle_timeout(POOL_IDLE)
+                .http2_keep_alive_interval(Duration::from_secs(20))
+                .build(connector)
+        });
         Self {
             client,
+            streams,
             endpoint: config.endpoint.clone(),
             answer_bytes: config.answer_bytes,
             attempts: config.retry.attempts,
@@ -287,9 +293,9 @@ impl Upstream {
         let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         *request.uri_mut() = self.uri(target)?;
         *request.version_mut() = Version::HTTP_11;
-        // Set by the client from the URI, as HTTP/1.1's Host or HTTP/2's :authority.
+        // Set by the client from the URI.
         request.headers_mut().remove(HOST);
-        self.client.request(request).await.map_err(no_connection)
+        self.streams.request(request).await.map_err(no_connection)
     }
 
     fn uri(&self, target: PathAndQuery) -> Result<Uri, Error> {

@@ -8,7 +8,7 @@
 //! names are matched whole, so `response-expires` (a header of the download) is no expiry.
 
 use std::borrow::Cow;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 use http::header::{AGE, DATE};
@@ -33,7 +33,7 @@ pub struct Deadlines {
 
 impl Deadlines {
     /// Deadlines of an id that was left out: fresh for `span`, never stale.
-    pub fn absent(sent: Moment, span: std::time::Duration) -> Self {
+    pub fn absent(sent: Moment, span: Duration) -> Self {
         let fresh = saturate(millis(span));
         Self { sent, fresh, stale: fresh, life: u32::MAX }
     }
@@ -102,6 +102,12 @@ impl Source {
     pub fn forbids_storing(&self, config: &config::Freshness) -> bool {
         let directives = self.heeded(config);
         directives.no_store || directives.no_cache
+    }
+
+    /// How long a left-out id may be remembered as absent.
+    pub fn absence(&self, config: &config::Freshness) -> Duration {
+        let most = self.heeded(config).max_age.map(|seconds| Duration::from_secs(seconds.saturating_sub(self.age)));
+        most.map_or(config.absent, |most| most.min(config.absent))
     }
 
     /// The directives that count. An operator who overrules `no-store` means the boilerplate around it too.

@@ -163,6 +163,11 @@ impl Inner {
         if let Some(refusal) = self.refusal(terms) {
             return self.reported(Report::failed(Cause::NoAnswer(refusal)));
         }
+        // The caller's own first: who waits for that one keeps nobody else waiting.
+        let standing = &terms.requester.standing;
+        let Ok(Ok(_own)) = timeout_at(deadline, standing.calls.acquire()).await else {
+            return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
+        };
         let Ok(Ok(_permit)) = timeout_at(deadline, self.calls.acquire()).await else {
             return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
         };
@@ -205,6 +210,8 @@ impl Inner {
                 match answer::read(&answer.body, &ids) {
                     Read::Links(items) => {
                         self.callers.accept(requester, answer.sent);
+                        // What left before a doubt was raised proves nothing, and fills nothing.
+                        let keep = keep && !requester.standing.is_doubtful(answer.sent);
                         Ok(self.file(&answer, wanted, items, keep))
                     }
                     Read::NoList => {
@@ -254,7 +261,7 @@ impl Inner {
         for wanted in wanted {
             self.cache.forget(wanted.key);
         }
-        terms.requester.standing.doubt();
+        terms.requester.standing.doubt(self.clock.now());
     }
 
     /// Keeps what may be kept of an answer.
@@ -297,7 +304,7 @@ impl Inner {
                     Arrival::LeftOut(None)
                 }
                 None => {
-                    let deadlines = Deadlines::absent(answer.sent, policy.absent);
+                    let deadlines = Deadlines::absent(answer.sent, source.absence(policy));
                     store(wanted, None, deadlines);
                     Arrival::LeftOut(keep.then_some(deadlines))
                 }

@@ -116,3 +116,13 @@ async fn an_expectation_is_met_and_the_body_follows() {
     assert!(answer.starts_with("HTTP/1.1 100 Continue"), "{answer}");
     assert!(answer.contains(r#""body":"hi""#), "{answer}");
 }
+
+#[tokio::test]
+async fn a_chunked_body_of_a_get_is_not_lost() {
+    let stack = Stack::start().await;
+    let request = format!(
+        "GET {ECHO} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+    );
+    let answer = raw(stack.client.address, request.as_bytes()).await;
+    assert!(answer.contains(r#""body":"hi""#), "{answer}");
+}

@@ -161,6 +161,13 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
     section.count("in_flight", &mut limits.in_flight, 1..=10_000_000, report);
     section.count("waiters", &mut limits.waiters, 1..=10_000_000, report);
     section.count("batch_ids", &mut limits.batch_ids, 1..=10_000, report);
+    if limits.in_flight / 2 < limits.batch_ids
+        && let Some(found) = section.find("in_flight").or_else(|| section.find("batch_ids"))
+    {
+        let least = 2 * limits.batch_ids;
+        let why = "one caller may hold half of it, and a whole batch has to fit";
+        found.wrong(report, format!("limits.in_flight must be at least {least}, twice limits.batch_ids: {why}"));
+    }
     section.bytes("batch_body", &mut limits.batch_body, 1 << 10..=16 << 20, report);
     section.bytes("header_bytes", &mut limits.header_bytes, 8 << 10..=1 << 20, report);
     section.duration("header_timeout", &mut limits.header_timeout, MILLISECOND..=HOUR, report);

@@ -460,3 +460,13 @@ proptest! {
         prop_assert_eq!(Config::parse(&config.to_string()).map_err(|errors| errors.to_string()), Ok(config));
     }
 }
+
+#[test]
+fn a_batch_that_could_never_be_fetched_is_seen_at_once() {
+    for limits in ["in_flight = 100", "batch_ids = 10000\nin_flight = 19999"] {
+        let text = format!("[upstream]\nendpoint = \"http://h\"\n[limits]\n{limits}\n");
+        let errors = Config::parse(&text).expect_err(limits).to_string();
+        assert!(errors.contains("limits.in_flight must be at least"), "{errors}");
+    }
+    assert!(Config::parse("[upstream]\nendpoint = \"http://h\"\n[limits]\nin_flight = 2000\n").is_ok());
+}

@@ -255,7 +255,8 @@ pub struct Limits {
     /// Client connections at a time; at the limit none is accepted until one ends; 1 to
     /// 1 000 000. Default 10 000.
     pub connections: usize,
-    /// Ids being fetched at a time; one caller may hold half of them; 1 to 10 000 000. Default 20 000.
+    /// Ids being fetched at a time; one caller may hold half of them; at least twice `batch_ids`, to 10 000 000. Default
+    /// 20 000.
     pub in_flight: usize,
     /// Batches waiting for a fetch at a time, 1 to 10 000 000. Default 10 000.
     pub waiters: usize,

@@ -446,6 +446,7 @@ proptest! {
         for (field, count) in fields.into_iter().zip(&counts) {
             *field = *count;
         }
+        config.limits.in_flight += 2 * config.limits.batch_ids;
         config.upstream.retry.attempts = counts[7] % 11;
         config.upstream.breaker.min_calls = u32::try_from(counts[8]).unwrap();
         (config.upstream.answer_bytes, config.limits.batch_body) = (bytes[0], bytes[1]);

@@ -15,7 +15,7 @@ use http::request::Parts;
 use http::{HeaderValue, Request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use crate::answered::Answered;
@@ -187,7 +187,9 @@ impl AccessUrls {
                 // Not to be guessed at, and not this batch's own answer: fetched whole, passed on as it comes.
                 slots.lacking_slots().for_each(|slot| slot.result = IdResult::Fetched);
                 let tally = slots.tally();
-                return Answered { tally, caller, ..self.bypass(untouched(parts, body), Bypass::Unmatched).await };
+                let whole = self.bypass(untouched(parts, body), Bypass::Unmatched);
+                let answered = timeout_at(terms.deadline, whole).await;
+                return Answered { tally, caller, ..answered.unwrap_or_else(|_| respond::own(Error::Deadline)) };
             }
             return Answered { tally: slots.tally(), caller, ..respond::failure(failure) };
         }

@@ -55,8 +55,8 @@ pub struct Standing {
     generation: AtomicU64,
     /// Send time of the last call that the endpoint accepted, on both clocks; `u64::MAX`: never.
     accepted: [AtomicU64; 2],
-    /// A millisecond after the last doubt, on the monotonic clock; 0: never.
-    doubted: AtomicU64,
+    /// How often its acceptance has been doubted.
+    doubts: AtomicU64,
     /// Permits of calls under way for this caller: no one may take all there are.
     pub(crate) calls: Semaphore,
     /// Ids being fetched for this caller right now.
@@ -68,7 +68,7 @@ pub struct Standing {
 impl Standing {
     fn new(generation: u64, calls: usize) -> Self {
         Self {
-            doubted: AtomicU64::new(0),
+            doubts: AtomicU64::new(0),
             calls: Semaphore::new(calls),
             generation: AtomicU64::new(generation),
             accepted: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
@@ -77,28 +77,23 @@ impl Standing {
         }
     }
 
-    /// Whether an acceptance by a call sent at `sent` counts: not if it left before a doubt was raised.
-    fn accept(&self, sent: Moment) -> bool {
-        if self.is_doubtful(sent) {
-            return false;
-        }
+    fn accept(&self, sent: Moment) {
         let [monotonic, wall] = &self.accepted;
         monotonic.store(sent.monotonic, Ordering::Relaxed);
         wall.store(sent.wall, Ordering::Relaxed);
-        true
     }
 
-    /// Makes the next batch ask the endpoint, whatever is in memory, and whatever calls bring that left before `now`.
-    pub fn doubt(&self, now: Moment) {
-        self.doubted.fetch_max(now.monotonic.saturating_add(1), Ordering::AcqRel);
+    /// Makes the next batch ask the endpoint, whatever is in memory.
+    pub fn doubt(&self) {
+        self.doubts.fetch_add(1, Ordering::AcqRel);
         for clock in &self.accepted {
             clock.store(u64::MAX, Ordering::Relaxed);
         }
     }
 
-    /// Whether a call sent at `sent` left before the last doubt.
-    pub fn is_doubtful(&self, sent: Moment) -> bool {
-        sent.monotonic < self.doubted.load(Ordering::Acquire)
+    /// Changes with each doubt. What a call brings counts only if this is as it was when the call left.
+    pub fn doubts(&self) -> u64 {
+        self.doubts.load(Ordering::Acquire)
     }
 
     fn accepted_within(&self, span: u64, now: Moment) -> bool {
@@ -277,12 +272,16 @@ impl Callers {
         !requester.standing.accepted_within(self.revalidate, self.clock.now())
     }
 
-    /// The endpoint has accepted a caller in a call sent at `sent`. A call that left before a drop proves nothing.
-    pub fn accept(&self, requester: &Requester, sent: Moment) {
-        if self.is_current(requester) && requester.standing.accept(sent) {
+    /// The endpoint has accepted a caller in a call sent at `sent`, when its doubts were `doubts`. A call that left before
+    /// a drop or a doubt proves nothing; whether it does.
+    pub fn accept(&self, requester: &Requester, sent: Moment, doubts: u64) -> bool {
+        let proves = self.is_current(requester) && requester.standing.doubts() == doubts;
+        if proves {
+            requester.standing.accept(sent);
             // No stranger any more.
             self.standings.entry(requester.caller).or_insert_with(|| Arc::clone(&requester.standing));
         }
+        proves
     }
 
     fn standing(&self, caller: Caller) -> Arc<Standing> {
@@ -298,7 +297,7 @@ impl Callers {
     /// Drops everything kept for a caller, at once.
     pub fn drop_links(&self, requester: &Requester) {
         requester.standing.generation.store(self.generation(), Ordering::Release);
-        requester.standing.doubt(self.clock.now());
+        requester.standing.doubt();
     }
 
     /// The names that `Vary` lists, and that an endpoint's `Vary` may name: the credential and the scope headers.
@@ -426,7 +425,7 @@ mod tests {
         let callers = callers();
         let list = headers(&[("x-auth-token", "good")]);
         let requester = callers.identify(&list).ok().unwrap();
-        callers.accept(&requester, callers.clock.now());
+        callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
         for stranger in 0..CALLERS + 1000 {
             let _ = callers.identify(&headers(&[("x-auth-token", &stranger.to_string())]));
         }
@@ -441,12 +440,11 @@ mod tests {
     async fn a_call_that_left_before_a_doubt_does_not_undo_it() {
         let callers = callers();
         let requester = callers.identify(&headers(&[("x-auth-token", "t")])).ok().unwrap();
-        let sent = callers.clock.now();
-        requester.standing.doubt(callers.clock.now());
-        callers.accept(&requester, sent);
+        let before = requester.standing.doubts();
+        requester.standing.doubt();
+        assert!(!callers.accept(&requester, callers.clock.now(), before));
         assert!(callers.must_revalidate(&requester));
-        tokio::time::advance(Duration::from_millis(1)).await;
-        callers.accept(&requester, callers.clock.now());
+        assert!(callers.accept(&requester, callers.clock.now(), requester.standing.doubts()));
         assert!(!callers.must_revalidate(&requester));
     }
 
@@ -456,13 +454,13 @@ mod tests {
         let list = headers(&[("x-auth-token", "t")]);
         let requester = callers.identify(&list).ok().unwrap();
         assert!(callers.must_revalidate(&requester), "a caller never met has not been accepted");
-        callers.accept(&requester, callers.clock.now());
+        callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
         tokio::time::advance(Duration::from_secs(299)).await;
         assert!(!callers.must_revalidate(&requester));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(callers.must_revalidate(&requester));
 
-        callers.accept(&requester, callers.clock.now());
+        callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
         let before = callers.scope(&requester, None);
         callers.drop_links(&requester);
         let again = callers.identify(&list).ok().unwrap();

@@ -493,3 +493,6 @@ fn failed(error: Error) -> Landed {
     let failure = Failure { cause: Cause::NoAnswer(error), shared: false, ids: 0 };
     Landed { result: Arrival::Failed(Arc::new(failure)), request_id: None }
 }
+
+#[cfg(test)]
+mod tests;

@@ -181,10 +181,11 @@ impl Inner {
             hops: terms.hops,
             ids: wanted.len(),
         };
+        let doubts = standing.doubts();
         self.refreshes.deposit();
         self.extra_calls.deposit();
         self.reported(match self.upstream.call(&call, deadline).await {
-            Ok(answer) => self.digest(answer, terms, wanted, keep),
+            Ok(answer) => self.digest(answer, doubts, terms, wanted, keep),
             Err(error) => Report::failed(Cause::NoAnswer(error)),
         })
     }
@@ -201,7 +202,7 @@ impl Inner {
     }
 
     /// Reads an answer, fills the cache, and learns about the caller.
-    fn digest(&self, answer: Answer, terms: &Terms, wanted: &[Wanted], keep: bool) -> Report {
+    fn digest(&self, answer: Answer, doubts: u64, terms: &Terms, wanted: &[Wanted], keep: bool) -> Report {
         let request_id = answer.headers.get(api::REQUEST_ID).cloned();
         let requester = &terms.requester;
         let result = match answer.status {
@@ -209,9 +210,9 @@ impl Inner {
                 let ids: Vec<&str> = wanted.iter().map(|wanted| &*wanted.id).collect();
                 match answer::read(&answer.body, &ids) {
                     Read::Links(items) => {
-                        self.callers.accept(requester, answer.sent);
-                        // What left before a doubt was raised proves nothing, and fills nothing.
-                        let keep = keep && !requester.standing.is_doubtful(answer.sent);
+                        // What left before a doubt was raised fills nothing.
+                        let proves = self.callers.accept(requester, answer.sent, doubts);
+                        let keep = keep && proves;
                         Ok(self.file(&answer, wanted, items, keep))
                     }
                     Read::NoList => {
@@ -261,7 +262,7 @@ impl Inner {
         for wanted in wanted {
             self.cache.forget(wanted.key);
         }
-        terms.requester.standing.doubt(self.clock.now());
+        terms.requester.standing.doubt();
     }
 
     /// Keeps what may be kept of an answer.

@@ -190,3 +190,18 @@ async fn a_slow_client_holds_up_nobody() {
     assert_eq!(reply.unwrap().status, 200);
     drop(slow);
 }
+
+#[tokio::test]
+async fn at_the_limit_of_waiting_batches_the_next_is_shed() {
+    let stack = Stack::with(|_| {}, |config| config.limits.waiters = 1).await;
+    stack.origin.hold();
+    let client = stack.client.clone();
+    let first = tokio::spawn(async move { client.batch("a", &["1"]).await });
+    stack.origin.arrived(1).await;
+    let shed = stack.client.batch("b", &["1"]).await;
+    assert_eq!((shed.status.as_u16(), shed.json()["error_code"].as_str()), (503, Some("SIDELINK.1004")));
+    assert_eq!(stack.metric(r#"sidelink_shed_total{limit="waiters"}"#).await, 1.0);
+    stack.origin.release();
+    assert_eq!(first.await.unwrap().ids(), ["1"]);
+    assert_eq!(stack.client.batch("b", &["1"]).await.ids(), ["1"]);
+}

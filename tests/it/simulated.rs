@@ -57,7 +57,8 @@ impl World {
     }
 
     pub async fn client(&self) -> Client {
-        let (near, far) = duplex(64 << 10);
+        // Less than an answer, so that a slow reader is felt.
+        let (near, far) = duplex(1 << 10);
         let (proxy, limits) = (self.proxy.clone(), self.limits);
         tokio::spawn(server::serve_connection(far, limits, move |request| {
             let proxy = proxy.clone();
@@ -65,7 +66,7 @@ impl World {
         }));
         let (sender, connection) = handshake(TokioIo::new(near)).await.unwrap();
         tokio::spawn(connection);
-        Client(sender)
+        Client { sender, pause: std::time::Duration::ZERO }
     }
 
     pub fn metric(&self, series: &str) -> f64 {
@@ -79,7 +80,11 @@ impl World {
 }
 
 /// One connection of a client.
-pub struct Client(SendRequest<Full<Bytes>>);
+pub struct Client {
+    sender: SendRequest<Full<Bytes>>,
+    /// Between an answer's head and its body.
+    pub pause: std::time::Duration,
+}
 
 impl Client {
     pub async fn batch(&mut self, token: &str, ids: &[&str]) -> Reply {
@@ -91,8 +96,8 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        self.0.ready().await?;
-        let (head, body) = self.0.send_request(request.body(Full::default()).unwrap()).await?.into_parts();
+        self.sender.ready().await?;
+        let (head, body) = self.sender.send_request(request.body(Full::default()).unwrap()).await?.into_parts();
         let bypass =
             head.headers.get("cache-status").is_some_and(|status| status.to_str().unwrap().contains("fwd=bypass"));
         let body = match body.collect().await {

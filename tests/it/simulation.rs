@@ -161,7 +161,7 @@ async fn run(seed: u64) {
 /// Something goes wrong at the endpoint.
 fn cause(world: &World, random: &mut StdRng) {
     let error = r#"{"error_code":"OSM.0004","error_msg":"failed"}"#;
-    match random.random_range(0..12) {
+    match random.random_range(0..14) {
         0 => world.origin.script(Reply::Reset),
         1 => world.origin.script(Reply::Truncated(r#"{"accessory_urls":[{"acc"#.into())),
         2 => world.origin.script(Reply::json(200, r#"{"accessory_urls":[{"accessory_id":"1""#)),
@@ -176,9 +176,19 @@ fn cause(world: &World, random: &mut StdRng) {
             let poison = random.random_range(0..12).to_string();
             world.update(|options| options.poison = vec![poison]);
         }
+        11 => {
+            let headers = http::HeaderMap::from_iter([(http::header::RETRY_AFTER, "2".parse().unwrap())]);
+            world.origin.script(Reply::Whole(http::StatusCode::TOO_MANY_REQUESTS, headers, error.into()));
+        }
+        12 => {
+            // Up to a call that is as good as lost.
+            let delay = Duration::from_millis(*[0, 300, 2_000, 20_000].choose(random).unwrap());
+            world.update(|options| options.delay = delay);
+        }
         _ => world.update(|options| {
             options.fail_ratio = 0.0;
             options.poison.clear();
+            options.delay = DELAY;
         }),
     }
 }
@@ -222,9 +232,11 @@ async fn client(
             continue;
         }
         seen.lock().unwrap().asked += ids.len();
+        // A slow reader.
+        connection.pause = Duration::from_millis(if random.random_bool(0.1) { 3_000 } else { 0 });
         let began = Instant::now();
         let reply = connection.get(&target, &headers).await.expect("one answer for each batch");
-        assert!(began.elapsed() <= Duration::from_secs(6), "an answer after its deadline");
+        assert!(began.elapsed() <= Duration::from_secs(6) + connection.pause, "an answer after its deadline");
         if reply.header("cache-status").contains("fwd=bypass") {
             // The endpoint's own, as it came; perhaps broken off, and the connection with it.
             connection = world.client().await;

@@ -1,0 +1,97 @@
+use http::HeaderMap;
+use prometheus::Registry;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::api;
+use crate::config::Endpoint;
+
+/// A fetcher whose endpoint refuses every connection.
+fn fetch() -> (Fetch, Arc<Terms>) {
+    let config = Arc::new(Config::for_endpoint(Endpoint::parse("http://h").unwrap()));
+    let clock = Clock::simulated(1_000_000);
+    let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
+    let (accept, _) = mpsc::unbounded_channel();
+    let upstream = Arc::new(Upstream::in_memory(accept, &config.upstream, clock.clone(), Arc::clone(&metrics)));
+    let callers = Arc::new(Callers::new(&config.callers, 4, [7; 16], clock.clone()));
+    let cache = Arc::new(Cache::new(&config.cache, &config.freshness, &metrics));
+    let token = HeaderMap::from_iter([(api::TOKEN, HeaderValue::from_static("t"))]);
+    let requester = callers.identify(&token).ok().unwrap();
+    let terms = Terms {
+        scope: callers.scope(&requester, None),
+        requester,
+        group: None,
+        form: Form::Repeated,
+        deadline: Instant::now() + config.upstream.deadline,
+        hops: 0,
+        traceparent: None,
+    };
+    (Fetch::new(upstream, callers, cache, metrics, config, clock), Arc::new(terms))
+}
+
+fn wanted(fetch: &Fetch, terms: &Terms, id: &str) -> Wanted {
+    Wanted { id: id.into(), key: fetch.0.callers.key(terms.scope, id) }
+}
+
+fn is_lost(landed: &Landed) -> bool {
+    let Arrival::Failed(failure) = &landed.result else { return false };
+    matches!(failure.cause, Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_whose_task_panics_frees_its_waiters_and_its_permit() {
+    let (fetch, terms) = fetch();
+    let wanted = wanted(&fetch, &terms, "1");
+    let (flight, mut departing) = {
+        let mut state = fetch.0.state();
+        let permit = fetch.0.permits(1, &terms.requester.standing).unwrap().remove(0);
+        let flight = state.begin(&terms, &wanted, permit);
+        flight.awaited.fetch_add(1, Ordering::Relaxed);
+        let departing = fetch.0.departures(&mut state, terms.lane());
+        (flight, departing)
+    };
+    let manifest = departing.remove(0);
+    let waiter = tokio::spawn({
+        let flight = Arc::clone(&flight);
+        async move { flight.land().await }
+    });
+    let call = tokio::spawn(async move {
+        let _manifest = manifest;
+        panic!("planted");
+    });
+    assert!(call.await.unwrap_err().is_panic());
+    assert!(is_lost(&waiter.await.unwrap()));
+    drop(flight);
+    assert!(fetch.0.state().flights.is_empty() && fetch.0.state().lanes.is_empty());
+    assert_eq!(fetch.0.in_flight.load(Ordering::Relaxed), 0);
+    assert_eq!(terms.requester.standing.flights.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queued_id_that_nobody_awaits_any_more_is_dropped() {
+    let (fetch, terms) = fetch();
+    let mut state = fetch.0.state();
+    for id in ["left", "stays"] {
+        let permit = fetch.0.permits(1, &terms.requester.standing).unwrap().remove(0);
+        let flight = state.begin(&terms, &wanted(&fetch, &terms, id), permit);
+        flight.awaited.fetch_add(usize::from(id == "stays"), Ordering::Relaxed);
+    }
+    let departing = fetch.0.departures(&mut state, terms.lane());
+    assert_eq!(departing.len(), 1);
+    assert!(state.flights.contains_key(&wanted(&fetch, &terms, "stays").key));
+    assert!(!state.flights.contains_key(&wanted(&fetch, &terms, "left").key));
+    drop(state);
+    drop(departing);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_is_shed_leaves_nothing_behind() {
+    let (fetch, terms) = fetch();
+    let most = fetch.0.config.limits.in_flight;
+    let many: Vec<Wanted> = (0..=most / 2).map(|id| wanted(&fetch, &terms, &id.to_string())).collect();
+    let shed = fetch.fetch(&terms, &many, |_| true).await;
+    assert_eq!(shed.err(), Some(Error::Shed(Limit::CallerInFlight)));
+    assert!(fetch.0.state().flights.is_empty() && fetch.0.state().lanes.is_empty());
+    assert_eq!(fetch.0.in_flight.load(Ordering::Relaxed), 0);
+    assert_eq!(fetch.0.waiters.load(Ordering::Relaxed), 0);
+}

@@ -1,7 +1,7 @@
 //! The batch route: split what is asked into ids that are here and ids that are not, fetch those, merge.
 //!
 //! [`AccessUrls::answer`] tells it as a story; each step has its own place: [`request`] reads, `caller` scopes, `cache` keeps,
-//! `fetch` fetches, [`answer`] merges, [`respond`] dresses the answer.
+//! `fetch` fetches, [`answer`] merges, `respond` dresses the answer.
 
 pub mod answer;
 pub mod request;

@@ -1,6 +1,6 @@
 //! One flight per id: whoever wants an id that is being fetched joins its flight.
 //!
-//! A batch's missing ids are those it joins and those it owns; what it owns leaves in calls ([`calls`]). Flights run
+//! A batch's missing ids are those it joins and those it owns; what it owns leaves in calls (`calls`). Flights run
 //! detached: a client that goes away costs its joiners nothing. What a call brings fills the cache *before* its
 //! flights end, and ownership is decided under one lock after a last look into the cache, so that between "not in
 //! memory" and "not in flight" there is no gap through which an id could be asked twice.

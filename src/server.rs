@@ -8,6 +8,7 @@ mod timed;
 mod tests;
 
 use std::convert::Infallible;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,9 +22,11 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use prometheus::IntGauge;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use crate::config;
@@ -37,11 +40,17 @@ const DRAIN_BYTES: usize = 1 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// Pause after a failed accept: out of file descriptors, say, and some are freed soon.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
+/// At most one warning about failed accepts in this time.
+const ACCEPT_WARNINGS: Duration = Duration::from_secs(60);
+/// Streams that an HTTP/2 client may reset before they are looked at; more is an attack (CVE-2023-44487).
+const STREAM_RESETS: usize = 20;
+/// The least that hyper takes for `max_buf_size`: it panics below.
+const LEAST_HEADER_BYTES: usize = 8 << 10;
 
 /// The limits of a listener's connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of a request's head.
+    /// Bytes of a request's head; 8 KiB at the least.
     pub header_bytes: usize,
     /// From a head's first byte to its last.
     pub header_timeout: Duration,
@@ -63,7 +72,11 @@ impl From<&config::Limits> for Limits {
 }
 
 /// Serves `listener` until `stop`, then drains: no new connection, open ones are told to close, answers in flight are
-/// finished, all within `limits.drain`. While no permit is left in `connections`, none is accepted.
+/// finished, all within `limits.drain`; what is left then is cut off. No connection of `listener`'s is left when this
+/// returns, nor soon after it is dropped.
+///
+/// Each connection holds one of the permits in `connections`, which listeners may share. While there is none, a listener
+/// keeps the one client that it has accepted waiting and accepts no other. `open` counts the connections that are served.
 pub async fn run<S, F, B>(
     listener: TcpListener,
     limits: Limits,
@@ -79,9 +92,13 @@ pub async fn run<S, F, B>(
 {
     let graceful = GracefulShutdown::new();
     let builder = builder(&limits);
+    let tasks = TaskTracker::new();
+    let cut = CancellationToken::new();
+    let cut_on_drop = cut.clone().drop_guard();
+    let mut failures = Failures::default();
     loop {
         let accepted = tokio::select! {
-            accepted = accept(&listener, &connections) => accepted,
+            accepted = accept(&listener, &connections, &mut failures) => accepted,
             () = stop.cancelled() => break,
         };
         let Some((stream, permit)) = accepted else { continue };
@@ -91,32 +108,85 @@ pub async fn run<S, F, B>(
         let io = TokioIo::new(Timed::new(stream, Arc::clone(&phase), limits));
         let connection = builder.serve_connection(io, service(phase, answer.clone())).into_owned();
         let connection = graceful.watch(connection);
-        let open = open.clone();
-        open.inc();
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(reason = %error, "a client's connection ended early");
+        let slot = Slot::new(open.clone(), permit);
+        let cut = cut.clone();
+        tasks.spawn(async move {
+            let _slot = slot;
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    debug!(reason = %error, "a client's connection ended early");
+                },
+                () = cut.cancelled() => {}
             }
-            open.dec();
-            drop(permit);
         });
     }
     drop(listener);
-    if tokio::time::timeout(limits.drain, graceful.shutdown()).await.is_err() {
+    tasks.close();
+    let drained = async {
+        graceful.shutdown().await;
+        tasks.wait().await;
+    };
+    if tokio::time::timeout(limits.drain, drained).await.is_err() {
         info!("limits.drain is over; what is still in flight is cut off");
+        drop(cut_on_drop);
+        tasks.wait().await;
     }
 }
 
+/// A served connection's place, given back even if its handler panics.
+struct Slot {
+    open: IntGauge,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Slot {
+    fn new(open: IntGauge, permit: OwnedSemaphorePermit) -> Self {
+        open.inc();
+        Self { open, _permit: permit }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.open.dec();
+    }
+}
+
+/// Accept errors, most of which go unsaid: there may be several a second for hours.
+#[derive(Default)]
+struct Failures {
+    logged: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Failures {
+    fn log(&mut self, error: &io::Error) {
+        if self.logged.is_some_and(|logged| logged.elapsed() < ACCEPT_WARNINGS) {
+            self.unsaid += 1;
+            return;
+        }
+        warn!(reason = %error, unsaid = self.unsaid, "a connection could not be accepted");
+        *self = Self { logged: Some(Instant::now()), unsaid: 0 };
+    }
+}
+
+/// A client and its permit; `None` if there was none to be had, after a pause where it would be the same again.
 async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
-) -> Option<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    // The semaphore is never closed.
-    let permit = Arc::clone(connections).acquire_owned().await.ok()?;
+    failures: &mut Failures,
+) -> Option<(TcpStream, OwnedSemaphorePermit)> {
     match listener.accept().await {
-        Ok((stream, _)) => Some((stream, permit)),
+        Ok((stream, _)) => {
+            // After, not before: a listener that waits for clients must not hold what another could use. The semaphore
+            // is never closed.
+            let permit = Arc::clone(connections).acquire_owned().await.ok()?;
+            Some((stream, permit))
+        }
+        // The client has left before its turn: nothing is wrong here.
+        Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => None,
         Err(error) => {
-            warn!(reason = %error, "a connection could not be accepted");
+            failures.log(&error);
             tokio::time::sleep(ACCEPT_PAUSE).await;
             None
         }
@@ -155,7 +225,7 @@ where
     B::Error: std::error::Error + Send + Sync,
 {
     service_fn(move |request: Request<Incoming>| {
-        let in_service = phase.enter(request.version());
+        let in_service = phase.enter();
         let answer = answer(request);
         async move { Ok::<_, Infallible>(answer.await.map(|body| Counted::new(body, in_service))) }
     })
@@ -169,14 +239,17 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
         // `Timed` tells a slow head from an idle connection; hyper's own timer does not.
         .header_read_timeout(None)
         .half_close(true)
-        .max_buf_size(limits.header_bytes);
+        .max_buf_size(limits.header_bytes.max(LEAST_HEADER_BYTES));
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .max_concurrent_streams(STREAMS)
-        .keep_alive_interval(Some(limits.idle_timeout / 2))
-        .keep_alive_timeout(limits.idle_timeout / 2);
+        .max_pending_accept_reset_streams(STREAM_RESETS)
+        // For clients that vanish while they are served. Pings also go out on idle connections, so they must come later
+        // than `idle_timeout`: their answers would count as a sign of life.
+        .keep_alive_interval(Some(limits.idle_timeout * 2))
+        .keep_alive_timeout(limits.idle_timeout);
     builder
 }
 

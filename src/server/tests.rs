@@ -3,9 +3,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, advance};
+use tokio::time::advance;
 
 use super::*;
 
@@ -160,11 +159,18 @@ where
     S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
+    listen_with(LIMITS, Arc::new(Semaphore::new(connections)), answer).await
+}
+
+async fn listen_with<S, F>(limits: Limits, permits: Arc<Semaphore>, answer: S) -> Listening
+where
+    S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, open) = (CancellationToken::new(), IntGauge::new("open", "open").unwrap());
-    let permits = Arc::new(Semaphore::new(connections));
-    let running = tokio::spawn(run(listener, LIMITS, permits, open.clone(), stop.clone(), answer));
+    let running = tokio::spawn(run(listener, limits, permits, open.clone(), stop.clone(), answer));
     Listening { address, stop, open, running }
 }
 
@@ -220,4 +226,156 @@ async fn draining_finishes_what_is_in_flight_and_closes_the_rest() {
     assert!(answer.contains("connection: close") && answer.ends_with("/slow"), "{answer}");
     listening.running.await.unwrap();
     assert!(TcpStream::connect(listening.address).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_read_slowly_but_steadily_is_not_cut_off() {
+    let (mut client, server) = duplex(1024);
+    tokio::spawn(serve_connection(server, LIMITS, |_| async {
+        Response::new(Full::new(Bytes::from(vec![b'x'; 64 << 10])))
+    }));
+    client.write_all(GET).await.unwrap();
+    read_until(&mut client, "\r\n\r\n").await;
+    let mut body = vec![0; 64 << 10];
+    // Every piece is in time, all of them together are not.
+    for piece in body.chunks_mut(1 << 10) {
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        client.read_exact(piece).await.unwrap();
+    }
+}
+
+/// A connection whose handler reads the request's body to its end.
+fn connect_reader() -> DuplexStream {
+    let (client, server) = duplex(64 << 10);
+    tokio::spawn(serve_connection(server, LIMITS, |request: Request<Incoming>| async {
+        let status = if request.into_body().collect().await.is_ok() { 200 } else { 400 };
+        Response::builder().status(status).body(Full::<Bytes>::default()).unwrap()
+    }));
+    client
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_may_trickle_in_but_not_stall() {
+    let mut client = connect_reader();
+    client.write_all(b"GET /a HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n").await.unwrap();
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        client.write_all(b"x").await.unwrap();
+    }
+    assert!(read_until(&mut client, "\r\n\r\n").await.starts_with("HTTP/1.1 200 "));
+
+    client.write_all(b"GET /a HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nx").await.unwrap();
+    assert_eq!(closed_after(&mut client).await.as_secs(), 60);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_its_handler_asks_for_late_gets_its_whole_time() {
+    let (mut client, server) = duplex(64 << 10);
+    tokio::spawn(serve_connection(server, LIMITS, |request: Request<Incoming>| async {
+        tokio::time::sleep(Duration::from_secs(500)).await;
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        Response::new(Full::new(body))
+    }));
+    client.write_all(b"GET /a HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n").await.unwrap();
+    assert!(read_until(&mut client, "\r\n\r\n").await.starts_with("HTTP/1.1 100 "));
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    client.write_all(b"abc").await.unwrap();
+    read_until(&mut client, "abc").await;
+}
+
+type H2 = hyper::client::conn::http2::SendRequest<Full<Bytes>>;
+
+/// An HTTP/2 client, and its connection's task, which ends with it.
+async fn connect_http2(server: DuplexStream) -> (H2, tokio::task::JoinHandle<()>) {
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(server)).await.unwrap();
+    (sender, tokio::spawn(async move { drop(connection.await) }))
+}
+
+fn get() -> Request<Full<Bytes>> {
+    Request::get("http://x/a").body(Full::default()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_http2_connection_is_kept_for_the_idle_time_and_no_longer() {
+    let (mut sender, ended) = connect_http2(connect()).await;
+    // Beyond the time that a head may take: the preface is not one.
+    tokio::time::sleep(Duration::from_secs(59)).await;
+    for _ in 0..2 {
+        sender.send_request(get()).await.unwrap().into_body().collect().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(59)).await;
+    }
+    sender.send_request(get()).await.unwrap().into_body().collect().await.unwrap();
+    let began = Instant::now();
+    ended.await.unwrap();
+    assert_eq!(began.elapsed().as_secs(), 60);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_handler_is_not_cut_off_over_http2() {
+    let (client, server) = duplex(64 << 10);
+    tokio::spawn(serve_connection(server, LIMITS, |request| async {
+        tokio::time::sleep(Duration::from_secs(500)).await;
+        path(request).await
+    }));
+    let (mut sender, _ended) = connect_http2(client).await;
+    for _ in 0..2 {
+        let body = sender.send_request(get()).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, "/a");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http2_preface_that_does_not_end_is_cut_off_as_a_head() {
+    let mut client = connect();
+    client.write_all(b"PRI * HTTP/2.0\r\n\r\n").await.unwrap();
+    assert_eq!(closed_after(&mut client).await.as_secs(), 10);
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_costs_its_connection_and_nothing_else() {
+    let listening = listen(1, |request| async move {
+        assert_ne!(request.uri().path(), "/panic");
+        path(request).await
+    })
+    .await;
+    let mut first = TcpStream::connect(listening.address).await.unwrap();
+    first.write_all(b"GET /panic HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    closed_after(&mut first).await;
+    let mut second = TcpStream::connect(listening.address).await.unwrap();
+    second.write_all(GET).await.unwrap();
+    read_until(&mut second, "/a").await;
+    assert_eq!(listening.open.get(), 1);
+}
+
+#[tokio::test]
+async fn a_listener_without_clients_takes_nothing_from_another() {
+    let permits = Arc::new(Semaphore::new(1));
+    let _quiet = listen_with(LIMITS, Arc::clone(&permits), path).await;
+    // The quiet one has had its turn: it waits for a client.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    let busy = listen_with(LIMITS, permits, path).await;
+    let mut client = TcpStream::connect(busy.address).await.unwrap();
+    client.write_all(GET).await.unwrap();
+    read_until(&mut client, "/a").await;
+}
+
+#[tokio::test]
+async fn draining_ends_in_time_and_cuts_off_what_is_left() {
+    let (arrived, mut arrivals) = mpsc::unbounded_channel();
+    let limits = Limits { drain: Duration::from_millis(20), ..LIMITS };
+    let listening = listen_with(limits, Arc::new(Semaphore::new(10)), move |_| {
+        arrived.send(()).unwrap();
+        std::future::pending()
+    })
+    .await;
+    let mut client = TcpStream::connect(listening.address).await.unwrap();
+    client.write_all(GET).await.unwrap();
+    arrivals.recv().await.unwrap();
+    listening.stop.cancel();
+    listening.running.await.unwrap();
+    assert_eq!(listening.open.get(), 0);
+    closed_after(&mut client).await;
 }

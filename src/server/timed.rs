@@ -2,12 +2,15 @@
 //!
 //! hyper's own header timeout also runs on an idle connection, so it cannot tell a slow sender from a quiet client. Here
 //! a connection is in one of three phases:
-//! - *idle*: no byte since the last answer; may stay so for `idle_timeout`;
-//! - *in a head*: its first byte is here, its request is not; must be over within `header_timeout`;
-//! - *in service*: a request is being answered; reading has no limit (the handler's own limits hold), and writing must
-//!   move within `idle_timeout`.
+//! - *idle*: no byte either way since the last one, or since the last answer ended; may stay so for `idle_timeout`;
+//! - *in a head*: its first byte is here, its request is not; must be over within `header_timeout`. A pipelined head that
+//!   came in part with the request before it is timed from its next byte;
+//! - *in service*: a request is being answered. While the handler works there is no limit (its own limits hold), but
+//!   once it asks for more of the request's body, a byte of it must come within `idle_timeout`.
 //!
-//! HTTP/2 interleaves, so only idle and in service are told apart there.
+//! Whatever the phase, a write that is blocked must move within `idle_timeout`.
+//!
+//! HTTP/2 interleaves, so after its preface (which counts as a head) only idle and in service are told apart.
 
 use std::future::Future;
 use std::io;
@@ -17,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Version;
+use futures_util::task::AtomicWaker;
 use hyper::body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -25,6 +28,9 @@ use tokio::time::{Instant, Sleep};
 
 use super::Limits;
 use crate::clock::millis;
+
+/// How HTTP/2 with prior knowledge begins (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What a connection's service tells its stream.
 pub(super) struct Phase {
@@ -35,6 +41,8 @@ pub(super) struct Phase {
     /// Milliseconds from `began` to the end of the last answer.
     ended: AtomicU64,
     http2: AtomicBool,
+    /// The connection's task, which on HTTP/2 is another than that of the answer that ends.
+    reader: AtomicWaker,
 }
 
 impl Phase {
@@ -45,17 +53,20 @@ impl Phase {
             requests: AtomicUsize::new(0),
             ended: AtomicU64::new(0),
             http2: AtomicBool::new(false),
+            reader: AtomicWaker::new(),
         }
     }
 
     /// A request is in service until the ticket is dropped.
-    pub(super) fn enter(self: &Arc<Self>, version: Version) -> InService {
-        if version == Version::HTTP_2 {
-            self.http2.store(true, Ordering::Relaxed);
-        }
+    pub(super) fn enter(self: &Arc<Self>) -> InService {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.in_service.fetch_add(1, Ordering::Relaxed);
         InService(Arc::clone(self))
+    }
+
+    fn serves(&self) -> bool {
+        // With `drop`'s: whoever sees that an answer has ended also sees when.
+        self.in_service.load(Ordering::Acquire) > 0
     }
 
     fn last_end(&self) -> Instant {
@@ -68,7 +79,10 @@ pub(super) struct InService(Arc<Phase>);
 impl Drop for InService {
     fn drop(&mut self) {
         self.0.ended.store(millis(self.0.began.elapsed()), Ordering::Relaxed);
-        self.0.in_service.fetch_sub(1, Ordering::Relaxed);
+        self.0.in_service.fetch_sub(1, Ordering::Release);
+        if self.0.http2.load(Ordering::Relaxed) {
+            self.0.reader.wake();
+        }
     }
 }
 
@@ -99,9 +113,14 @@ pub(super) struct Timed<IO> {
     io: IO,
     phase: Arc<Phase>,
     limits: Limits,
+    /// The last byte in either direction.
     last_byte: Instant,
+    /// How much of the HTTP/2 preface the connection has begun with; `None` once it has not, or has with all of it.
+    preface: Option<usize>,
     /// The first byte of a head, and how many requests there had been then.
     head: Option<(Instant, usize)>,
+    /// Since when a read has been waiting.
+    waiting: Option<Instant>,
     reading: Alarm,
     /// Since when a write has been blocked.
     blocked: Option<Instant>,
@@ -116,37 +135,58 @@ impl<IO> Timed<IO> {
             phase,
             limits,
             last_byte,
+            preface: Some(0),
             head: None,
+            waiting: None,
             reading: Alarm::default(),
             blocked: None,
             writing: Alarm::default(),
         }
     }
 
-    /// When reading must have brought something; `None` while a request is in service.
-    fn read_deadline(&mut self) -> Option<Instant> {
-        let requests = self.phase.requests.load(Ordering::Relaxed);
-        if self.head.is_some_and(|(_, before)| before != requests) || self.phase.http2.load(Ordering::Relaxed) {
-            self.head = None;
+    /// When a read that has been waiting since `since` must have brought something, if it must.
+    fn read_deadline(&mut self, since: Instant) -> Option<Instant> {
+        if self.phase.serves() {
+            // In service, HTTP/1 reads only when the handler wants more of a body (`half_close` sees to it that hyper does
+            // not read just to learn of an end); HTTP/2 always reads.
+            return (!self.phase.http2.load(Ordering::Relaxed)).then(|| since + self.limits.idle_timeout);
         }
-        if self.phase.in_service.load(Ordering::Relaxed) > 0 {
+        if self.blocked.is_some() {
+            // The end of an answer is still on its way: that has its own deadline.
             return None;
         }
-        Some(match self.head {
-            Some((began, _)) => began + self.limits.header_timeout,
-            None => self.last_byte.max(self.phase.last_end()) + self.limits.idle_timeout,
-        })
+        match self.head {
+            Some((began, before)) if before == self.phase.requests.load(Ordering::Relaxed) => {
+                Some(began + self.limits.header_timeout)
+            }
+            _ => Some(self.last_byte.max(self.phase.last_end()) + self.limits.idle_timeout),
+        }
     }
 
-    fn note_bytes(&mut self) {
+    fn note_read(&mut self, bytes: &[u8]) {
         self.last_byte = Instant::now();
-        if self.phase.in_service.load(Ordering::Relaxed) == 0 {
+        self.waiting = None;
+        if self.is_http2(bytes) {
+            self.head = None;
+        } else if !self.phase.serves() {
             let requests = self.phase.requests.load(Ordering::Relaxed);
             match self.head {
                 Some((_, before)) if before == requests => {}
                 _ => self.head = Some((self.last_byte, requests)),
             }
         }
+    }
+
+    /// Whether the connection has turned out to be HTTP/2, `bytes` being the next of it.
+    fn is_http2(&mut self, bytes: &[u8]) -> bool {
+        if let Some(rest) = self.preface.and_then(|matched| PREFACE.get(matched..)) {
+            let same = rest.iter().zip(bytes).take_while(|(ours, theirs)| ours == theirs).count();
+            if same == rest.len() {
+                self.phase.http2.store(true, Ordering::Relaxed);
+            }
+            self.preface = (same == bytes.len() && same < rest.len()).then(|| PREFACE.len() - rest.len() + same);
+        }
+        self.phase.http2.load(Ordering::Relaxed)
     }
 
     /// Ends a write that has been blocked for too long.
@@ -161,6 +201,14 @@ impl<IO> Timed<IO> {
         }
         Poll::Pending
     }
+
+    /// As `watch_write`, for what moves bytes; a flush need not.
+    fn watch_bytes(&mut self, wrote: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(1..)) = wrote {
+            self.last_byte = Instant::now();
+        }
+        self.watch_write(wrote, cx)
+    }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Timed<IO> {
@@ -168,12 +216,16 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Timed<IO> {
         let this = self.get_mut();
         let before = buf.filled().len();
         if let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, buf) {
-            if buf.filled().len() > before {
-                this.note_bytes();
+            match buf.filled().get(before..) {
+                Some(bytes) if !bytes.is_empty() => this.note_read(bytes),
+                _ => {}
             }
             return Poll::Ready(read);
         }
-        if let Some(deadline) = this.read_deadline()
+        // Before the phase is looked at, so that an answer that ends meanwhile is not missed.
+        this.phase.reader.register(cx.waker());
+        let since = *this.waiting.get_or_insert_with(Instant::now);
+        if let Some(deadline) = this.read_deadline(since)
             && this.reading.is_past(deadline, cx)
         {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -186,7 +238,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Timed<IO> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let wrote = Pin::new(&mut this.io).poll_write(cx, buf);
-        this.watch_write(wrote, cx)
+        this.watch_bytes(wrote, cx)
     }
 
     fn poll_write_vectored(
@@ -196,7 +248,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Timed<IO> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let wrote = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
-        this.watch_write(wrote, cx)
+        this.watch_bytes(wrote, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -210,7 +262,9 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Timed<IO> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        let this = self.get_mut();
+        let shut = Pin::new(&mut this.io).poll_shutdown(cx);
+        this.watch_write(shut, cx)
     }
 }
 

@@ -35,7 +35,8 @@ stampede:
 
 ## The simulation over many more schedules than `make test` has time for: make soak SEEDS=10000.
 soak:
-	SIDELINK_SEEDS=$(or $(SEEDS),10000) cargo test --locked --test it simulation:: -- --nocapture
+	SIDELINK_SEEDS=$(or $(SEEDS),10000) CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_TARGET_DIR=target/soak \
+		cargo test --locked --test it simulation:: -- --nocapture
 
 ## Plants bugs and shows that the simulation catches each.
 planted:

@@ -1,19 +1,9 @@
-use std::time::Duration;
-
 use proptest::prelude::*;
 
 use super::*;
 
 fn config() -> config::Freshness {
-    config::Freshness {
-        max: Duration::from_secs(600),
-        min_remaining: Duration::from_secs(60),
-        unsigned: Duration::from_secs(60),
-        absent: Duration::from_secs(5),
-        stale_if_error: Duration::from_secs(300),
-        refresh_ahead: true,
-        honour_no_store: true,
-    }
+    config::Freshness::default()
 }
 
 const NOW: u64 = 1_790_000_000_000;

@@ -22,6 +22,12 @@ async fn a_401_drops_everything_kept_for_that_caller_and_nobody_elses() {
     let old = stack.client.batch("revoked", &["1"]).await;
     assert_eq!(old.status, 401, "what was kept is gone");
     assert_eq!(stack.client.batch("good", &["1", "2"]).await.header("cache-status"), "sidelink; hit");
+
+    // Gone for good: accepted again, the caller finds nothing of what was kept before.
+    stack.origin.update(|options| options.refuse.clear());
+    stack.client.batch("revoked", &["3"]).await;
+    let anew = stack.client.batch("revoked", &["1"]).await;
+    assert_eq!(anew.header("cache-status"), "sidelink; fwd=miss; stored");
 }
 
 #[tokio::test]

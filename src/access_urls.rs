@@ -24,7 +24,7 @@ use crate::body::{BodyError, whole};
 use crate::cache::freshness::Deadlines;
 use crate::cache::{Cache, Kept};
 use crate::cache_control::Directives;
-use crate::caller::{Bypass, Callers};
+use crate::caller::{Bypass, Callers, Stranger};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::Error;
@@ -136,8 +136,8 @@ impl AccessUrls {
     /// Answers a GET on the batch route.
     pub async fn answer(&self, request: Request<Incoming>) -> Answered {
         let (parts, body) = request.into_parts();
-        let requester = match self.callers.identify(&parts.headers) {
-            Ok(requester) => requester,
+        let credential = match self.callers.credential(&parts.headers) {
+            Ok(credential) => credential,
             Err(reason) => return self.bypass(Request::from_parts(parts, body), reason).await,
         };
         let body = match self.read_body(&parts, body).await {
@@ -145,6 +145,11 @@ impl AccessUrls {
             Err(error) => return respond::own(error),
         };
         let untouched = |parts, body| Request::from_parts(parts, whole(body));
+        let requester = match self.callers.identify(&credential, &parts, &body) {
+            Ok(requester) => requester,
+            Err(Stranger::Bypass(reason)) => return self.bypass(untouched(parts, body), reason).await,
+            Err(Stranger::Forged(fault)) => return respond::own(Error::Signature(fault)),
+        };
         let batch = match Batch::read(parts.uri.query(), &parts.headers, &body, self.config.limits.batch_ids) {
             Ok(batch) => batch,
             Err(NotABatch::Unreadable) => return self.bypass(untouched(parts, body), Bypass::Unreadable).await,

@@ -36,7 +36,7 @@ impl Answered {
         let headers = response.headers_mut();
         headers.insert(api::REQUEST_ID, request_id());
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if matches!(error, Error::BodyTooLarge | Error::Malformed(_)) {
+        if matches!(error, Error::BodyTooLarge | Error::SignedBodyTooLarge | Error::Malformed(_)) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         add_via(headers, Version::HTTP_11);

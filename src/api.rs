@@ -21,6 +21,14 @@ pub const GROUP_CHARS: usize = 32;
 pub const TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 /// Header of the session token that goes with temporary access keys.
 pub const SECURITY_TOKEN: HeaderName = HeaderName::from_static("x-security-token");
+/// Header of a signed request's date, `20261124T151707Z`.
+pub const SDK_DATE: HeaderName = HeaderName::from_static("x-sdk-date");
+/// Header of what a signed request states in place of its body's hash.
+pub const SDK_CONTENT: HeaderName = HeaderName::from_static("x-sdk-content-sha256");
+/// Header of the account that signs, for global services.
+pub const DOMAIN_ID: HeaderName = HeaderName::from_static("x-domain-id");
+/// Header of the project that signs, for regional services.
+pub const PROJECT_ID: HeaderName = HeaderName::from_static("x-project-id");
 /// Header of the endpoint's name for a request.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// W3C Trace Context header, taken over from the client.
@@ -31,7 +39,7 @@ pub const SCOPE_HEADERS: [HeaderName; 6] = [
     HeaderName::from_static("x-language"),
     HeaderName::from_static("x-time-zone"),
     HeaderName::from_static("x-site"),
-    HeaderName::from_static("x-domain-id"),
-    HeaderName::from_static("x-project-id"),
+    DOMAIN_ID,
+    PROJECT_ID,
     HeaderName::from_static("x-enterprise-project-id"),
 ];

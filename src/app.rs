@@ -21,11 +21,12 @@ use crate::access_urls::AccessUrls;
 use crate::admin::Admin;
 use crate::cache::Cache;
 use crate::caller::Callers;
+use crate::caller::signature::Keys;
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::fetch::Fetch;
 use crate::metrics::Metrics;
-use crate::passthrough::Passthrough;
+use crate::passthrough::{Passthrough, Resign};
 use crate::router::Router;
 use crate::server;
 use crate::upstream::{SetupError, Upstream};
@@ -97,8 +98,10 @@ impl Proxy {
 
         let upstream = upstream(&config.upstream, clock.clone(), Arc::clone(&metrics));
         let upstream = Arc::new(upstream.map_err(StartError::Upstream)?);
-        let callers =
-            Arc::new(Callers::new(&config.callers, config.upstream.calls.div_ceil(2), rand::random(), clock.clone()));
+        let keys = Arc::new(Keys::new(config.callers.keys.iter().map(|key| &key.pair)));
+        let calls_per_caller = config.upstream.calls.div_ceil(2);
+        let callers = Callers::new(&config.callers, Arc::clone(&keys), calls_per_caller, rand::random(), clock.clone());
+        let callers = Arc::new(callers);
         let cache = Arc::new(Cache::new(&config.cache, &config.freshness, &metrics));
         let fetch = Fetch::new(
             Arc::clone(&upstream),
@@ -108,7 +111,8 @@ impl Proxy {
             Arc::clone(&config),
             clock.clone(),
         );
-        let passthrough = Arc::new(Passthrough::new(Arc::clone(&upstream), config.upstream.idle_timeout));
+        let resign = Resign::new(keys, Arc::clone(&upstream), &config.limits, clock.clone(), Arc::clone(&metrics));
+        let passthrough = Arc::new(Passthrough::new(Arc::clone(&upstream), resign, config.upstream.idle_timeout));
         let access_urls = AccessUrls::new(
             callers,
             Arc::clone(&cache),

@@ -1,29 +1,35 @@
 //! Who asks: credentials → [`Caller`] → [`Scope`] → [`Key`].
 //!
+//! A token is a secret that only its caller has; a signature proves that its sender has the secret key, once it is verified
+//! with the configured one ([`signature`]). Whoever shows neither is no caller, and gets nothing from memory.
+//!
 //! Everything here is a keyed 128-bit hash over length-prefixed fields (SipHash-2-4-128, key drawn at start), so neither
 //! two field lists that run together nor a token and its prefix can meet, and a dump of memory's keys names nobody.
 //! A scope holds its caller's *generation*: dropping everything kept for a caller is drawing a new one, at once and
 //! whatever the number of links; what a call brings that left before is filed under the old one, where nobody looks.
 
+pub mod signature;
+mod standing;
+
 use std::hash::Hasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, COOKIE, RANGE, VARY};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use siphasher::sip128::{Hasher128, SipHasher24};
-use tokio::sync::Semaphore;
 
 use crate::api;
 use crate::clock::{Clock, Moment, millis};
-use crate::config;
-use crate::hold::Hold;
+use crate::config::{self, KeyPair};
+use crate::error::Fault;
+use signature::{Claim, Keys, Signer};
+use standing::Standings;
 
-/// Most callers remembered at a time: so many that the endpoint has accepted, and so many that it has not, apart, so that
-/// nobody crowds out callers by making up tokens. The least recently seen is forgotten, and its links with it.
-const CALLERS: u64 = 50_000;
+pub use standing::Standing;
 
-/// Who asks: a token's keyed hash. Never the token itself.
+/// Who asks: a keyed hash of a token, or of a verified access key with what was signed beside it. Never the token itself.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Caller(u128);
 
@@ -50,59 +56,6 @@ impl Key {
     }
 }
 
-/// What is remembered of a caller besides its links.
-pub struct Standing {
-    generation: AtomicU64,
-    /// Send time of the last call that the endpoint accepted, on both clocks; `u64::MAX`: never.
-    accepted: [AtomicU64; 2],
-    /// How often its acceptance has been doubted.
-    doubts: AtomicU64,
-    /// Permits of calls under way for this caller: no one may take all there are.
-    pub(crate) calls: Semaphore,
-    /// Ids being fetched for this caller right now.
-    pub(crate) flights: AtomicUsize,
-    /// The endpoint has asked this caller to hold back.
-    pub(crate) hold: Hold,
-}
-
-impl Standing {
-    fn new(generation: u64, calls: usize) -> Self {
-        Self {
-            doubts: AtomicU64::new(0),
-            calls: Semaphore::new(calls),
-            generation: AtomicU64::new(generation),
-            accepted: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
-            flights: AtomicUsize::new(0),
-            hold: Hold::default(),
-        }
-    }
-
-    fn accept(&self, sent: Moment) {
-        let [monotonic, wall] = &self.accepted;
-        monotonic.store(sent.monotonic, Ordering::Relaxed);
-        wall.store(sent.wall, Ordering::Relaxed);
-    }
-
-    /// Makes the next batch ask the endpoint, whatever is in memory.
-    pub fn doubt(&self) {
-        self.doubts.fetch_add(1, Ordering::AcqRel);
-        for clock in &self.accepted {
-            clock.store(u64::MAX, Ordering::Relaxed);
-        }
-    }
-
-    /// Changes with each doubt. What a call brings counts only if this is as it was when the call left.
-    pub fn doubts(&self) -> u64 {
-        self.doubts.load(Ordering::Acquire)
-    }
-
-    fn accepted_within(&self, span: u64, now: Moment) -> bool {
-        let [monotonic, wall] = &self.accepted;
-        let at = Moment { monotonic: monotonic.load(Ordering::Relaxed), wall: wall.load(Ordering::Relaxed) };
-        at.monotonic != u64::MAX && at.wall != u64::MAX && now.since(at) < span
-    }
-}
-
 /// A caller with what its calls carry.
 #[derive(Clone)]
 pub struct Requester {
@@ -110,9 +63,37 @@ pub struct Requester {
     pub caller: Caller,
     /// What is remembered of it.
     pub standing: Arc<Standing>,
-    /// Credential and scope headers, as the client sent them: all of a client's headers that a call carries.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Signs its calls, where its own request was signed.
+    pub signer: Option<Signer>,
+    /// What shows who it is, besides a signature.
+    credential: Option<(HeaderName, HeaderValue)>,
+    /// The headers that may change an answer, as the client sent them.
+    scope_headers: Vec<(HeaderName, HeaderValue)>,
     generation: u64,
+}
+
+impl Requester {
+    /// All of a client's headers that a call carries.
+    pub fn headers(&self) -> impl Iterator<Item = &(HeaderName, HeaderValue)> {
+        self.credential.iter().chain(&self.scope_headers)
+    }
+}
+
+/// What a request shows to say who it is from.
+pub enum Credential<'r> {
+    /// A token: whoever has it is its caller.
+    Token(&'r HeaderValue),
+    /// A signature by one of the configured keys, yet to be verified.
+    Signed(Claim<'r>, &'r Arc<KeyPair>),
+}
+
+/// Why a request has no caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stranger {
+    /// It is to be forwarded untouched.
+    Bypass(Bypass),
+    /// It claims to be signed with a known key, and is not.
+    Forged(Fault),
 }
 
 /// Why a batch is forwarded untouched.
@@ -122,8 +103,14 @@ pub enum Bypass {
     NoCredential,
     /// More than one credential.
     Credentials,
-    /// An `Authorization` whose signature sidelink cannot make again.
-    Signed,
+    /// An `Authorization` of a scheme that sidelink does not know.
+    Algorithm,
+    /// Signed with a key that is not configured.
+    UnknownKey,
+    /// Signed, but not over a header that says who asks, or that may change the answer.
+    UnsignedHeader,
+    /// Signed, but not over its body.
+    UnsignedPayload,
     /// A Cookie may shape the answer.
     Cookie,
     /// A Range asks for a piece.
@@ -136,10 +123,13 @@ pub enum Bypass {
 
 impl Bypass {
     /// Every reason, for metrics.
-    pub const ALL: [Bypass; 7] = [
+    pub const ALL: [Bypass; 10] = [
         Bypass::NoCredential,
         Bypass::Credentials,
-        Bypass::Signed,
+        Bypass::Algorithm,
+        Bypass::UnknownKey,
+        Bypass::UnsignedHeader,
+        Bypass::UnsignedPayload,
         Bypass::Cookie,
         Bypass::Range,
         Bypass::Unreadable,
@@ -151,7 +141,10 @@ impl Bypass {
         match self {
             Bypass::NoCredential => "no-credential",
             Bypass::Credentials => "credentials",
-            Bypass::Signed => "signed",
+            Bypass::Algorithm => "algorithm",
+            Bypass::UnknownKey => "unknown-key",
+            Bypass::UnsignedHeader => "unsigned-header",
+            Bypass::UnsignedPayload => "unsigned-payload",
             Bypass::Cookie => "cookie",
             Bypass::Range => "range",
             Bypass::Unreadable => "unreadable",
@@ -163,83 +156,121 @@ impl Bypass {
 /// Tells callers apart and remembers their standing.
 pub struct Callers {
     key: [u8; 16],
+    keys: Arc<Keys>,
     scope_headers: Vec<HeaderName>,
     /// Credentials, then scope headers.
     vary: Vec<HeaderName>,
     revalidate: u64,
-    calls_per_caller: usize,
-    /// Of callers that the endpoint has accepted once.
-    standings: moka::sync::Cache<Caller, Arc<Standing>>,
-    /// Of those that it has not.
-    strangers: moka::sync::Cache<Caller, Arc<Standing>>,
-    /// Generations are never used twice, so a caller forgotten and met again finds none of its old links.
-    next_generation: AtomicU64,
+    standings: Standings,
     clock: Clock,
 }
 
 impl Callers {
     /// `key` must be random and secret; `calls_per_caller` is how many calls one caller may have under way.
-    pub fn new(config: &config::Callers, calls_per_caller: usize, key: [u8; 16], clock: Clock) -> Self {
+    pub fn new(
+        config: &config::Callers,
+        keys: Arc<Keys>,
+        calls_per_caller: usize,
+        key: [u8; 16],
+        clock: Clock,
+    ) -> Self {
         let mut scope_headers = api::SCOPE_HEADERS.to_vec();
         scope_headers.extend(config.scope_headers.iter().cloned());
-        let mut vary = vec![api::TOKEN, AUTHORIZATION];
+        let mut vary = vec![api::TOKEN, AUTHORIZATION, api::SECURITY_TOKEN];
         vary.extend(scope_headers.iter().cloned());
-        Self {
-            key,
-            scope_headers,
-            vary,
-            revalidate: millis(config.revalidate),
-            standings: standings(),
-            strangers: standings(),
-            calls_per_caller,
-            next_generation: AtomicU64::new(1),
-            clock,
-        }
+        let revalidate = millis(config.revalidate);
+        Self { key, keys, scope_headers, vary, revalidate, standings: Standings::new(calls_per_caller), clock }
     }
 
-    /// Reads the credential of a batch.
+    /// Finds the credential of a batch.
     ///
     /// # Errors
     /// Why the request cannot be anyone's batch: it is to be forwarded untouched.
-    pub fn identify(&self, headers: &HeaderMap) -> Result<Requester, Bypass> {
+    pub fn credential<'r>(&'r self, headers: &'r HeaderMap) -> Result<Credential<'r>, Bypass> {
         if headers.contains_key(COOKIE) {
             return Err(Bypass::Cookie);
         }
         if headers.contains_key(RANGE) {
             return Err(Bypass::Range);
         }
-        let token = match (headers.contains_key(AUTHORIZATION), headers.contains_key(api::TOKEN)) {
-            (true, false) => return Err(Bypass::Signed),
-            (true, true) => return Err(Bypass::Credentials),
-            (false, false) => return Err(Bypass::NoCredential),
+        match (headers.contains_key(AUTHORIZATION), headers.contains_key(api::TOKEN)) {
+            (true, true) => Err(Bypass::Credentials),
+            (false, false) => Err(Bypass::NoCredential),
+            (true, false) => {
+                let claim = Claim::read(headers).ok_or(Bypass::Algorithm)?;
+                let pair = self.keys.of(&claim).ok_or(Bypass::UnknownKey)?;
+                Ok(Credential::Signed(claim, pair))
+            }
+            (false, true) if headers.contains_key(api::SECURITY_TOKEN) => Err(Bypass::Credentials),
             (false, true) => {
                 let mut tokens = headers.get_all(api::TOKEN).iter();
                 match (tokens.next(), tokens.next()) {
-                    (Some(token), None) if !token.is_empty() => token,
-                    (Some(_), None) => return Err(Bypass::NoCredential),
-                    _ => return Err(Bypass::Credentials),
+                    (Some(token), None) if !token.is_empty() => Ok(Credential::Token(token)),
+                    (Some(_), None) => Err(Bypass::NoCredential),
+                    _ => Err(Bypass::Credentials),
                 }
             }
-        };
-        if headers.contains_key(api::SECURITY_TOKEN) {
-            return Err(Bypass::Credentials);
         }
-        let mut hash = Fields::new(&self.key, b"caller/token");
-        hash.field(token.as_bytes());
-        let caller = Caller(hash.finish());
-        let standing = self.standing(caller);
+    }
 
-        let mut carried = Vec::with_capacity(1 + self.scope_headers.len());
-        let mut secret = token.clone();
-        secret.set_sensitive(true);
-        carried.push((api::TOKEN, secret));
+    /// Who shows `credential` in a request of this head and this body.
+    ///
+    /// # Errors
+    /// Why that is nobody.
+    pub fn identify(&self, credential: &Credential<'_>, head: &Parts, body: &[u8]) -> Result<Requester, Stranger> {
+        let mut scope_headers = Vec::with_capacity(self.scope_headers.len());
         for name in &self.scope_headers {
-            for value in headers.get_all(name) {
-                carried.push((name.clone(), value.clone()));
+            for value in head.headers.get_all(name) {
+                scope_headers.push((name.clone(), value.clone()));
             }
         }
+        let (caller, credential, signer) = match credential {
+            Credential::Token(token) => {
+                let mut hash = Fields::new(&self.key, b"caller/token");
+                hash.field(token.as_bytes());
+                (hash.finish(), Some((api::TOKEN, *token)), None)
+            }
+            Credential::Signed(claim, pair) => {
+                let signer = self.verify(claim, pair, head, body)?;
+                let security_token = head.headers.get(api::SECURITY_TOKEN);
+                let token_covered = security_token.is_none() || signer.covers(&api::SECURITY_TOKEN);
+                if !token_covered || scope_headers.iter().any(|(name, _)| !signer.covers(name)) {
+                    return Err(Stranger::Bypass(Bypass::UnsignedHeader));
+                }
+                let mut hash = Fields::new(&self.key, b"caller/key");
+                hash.field(signer.access_key().as_bytes());
+                for name in [&api::SECURITY_TOKEN, &api::DOMAIN_ID, &api::PROJECT_ID] {
+                    // Once at most: it is signed.
+                    match head.headers.get(name) {
+                        Some(value) => hash.field(value.as_bytes()),
+                        None => hash.absent(),
+                    }
+                }
+                (hash.finish(), security_token.map(|token| (api::SECURITY_TOKEN, token)), Some(signer))
+            }
+        };
+        let caller = Caller(caller);
+        let credential = credential.map(|(name, value)| {
+            let mut secret = value.clone();
+            secret.set_sensitive(true);
+            (name, secret)
+        });
+        let standing = self.standings.of(caller);
         let generation = standing.generation.load(Ordering::Acquire);
-        Ok(Requester { caller, standing, headers: carried, generation })
+        Ok(Requester { caller, standing, signer, credential, scope_headers, generation })
+    }
+
+    fn verify(&self, claim: &Claim<'_>, pair: &Arc<KeyPair>, head: &Parts, body: &[u8]) -> Result<Signer, Stranger> {
+        let hash = signature::hash(body);
+        // Without a body there is nothing to state.
+        let stated = signature::stated_payload(&head.headers).map_err(Stranger::Forged)?.filter(|_| !body.is_empty());
+        let now = self.clock.now().unix_seconds();
+        let signer = signature::verify(claim, pair, head, stated.unwrap_or(&hash), now).map_err(Stranger::Forged)?;
+        match stated {
+            Some(signature::UNSIGNED_PAYLOAD) => Err(Stranger::Bypass(Bypass::UnsignedPayload)),
+            Some(stated) if stated != hash => Err(Stranger::Forged(Fault::Payload)),
+            _ => Ok(signer),
+        }
     }
 
     /// The scope of a requester's batch in `group`.
@@ -251,8 +282,7 @@ impl Callers {
             Some(group) => hash.field(group.as_bytes()),
             None => hash.absent(),
         }
-        // The credential comes first and is in the caller already.
-        for (name, value) in requester.headers.iter().skip(1) {
+        for (name, value) in &requester.scope_headers {
             hash.field(name.as_str().as_bytes());
             hash.field(value.as_bytes());
         }
@@ -278,15 +308,9 @@ impl Callers {
         let proves = self.is_current(requester) && requester.standing.doubts() == doubts;
         if proves {
             requester.standing.accept(sent);
-            // No stranger any more.
-            self.standings.entry(requester.caller).or_insert_with(|| Arc::clone(&requester.standing));
+            self.standings.promote(requester.caller, &requester.standing);
         }
         proves
-    }
-
-    fn standing(&self, caller: Caller) -> Arc<Standing> {
-        let stranger = || Arc::new(Standing::new(self.generation(), self.calls_per_caller));
-        self.standings.get(&caller).unwrap_or_else(|| self.strangers.get_with(caller, stranger))
     }
 
     /// Whether nothing was dropped for the caller since `requester` was identified.
@@ -296,7 +320,7 @@ impl Callers {
 
     /// Drops everything kept for a caller, at once.
     pub fn drop_links(&self, requester: &Requester) {
-        requester.standing.generation.store(self.generation(), Ordering::Release);
+        requester.standing.generation.store(self.standings.generation(), Ordering::Release);
         requester.standing.doubt();
     }
 
@@ -317,15 +341,6 @@ impl Callers {
             })
         })
     }
-
-    fn generation(&self) -> u64 {
-        self.next_generation.fetch_add(1, Ordering::Relaxed)
-    }
-}
-
-fn standings() -> moka::sync::Cache<Caller, Arc<Standing>> {
-    let builder = moka::sync::Cache::builder().max_capacity(CALLERS);
-    builder.eviction_policy(moka::policy::EvictionPolicy::lru()).build()
 }
 
 /// A keyed hash over fields, each preceded by its length.
@@ -354,131 +369,4 @@ impl Fields {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-    use std::time::Duration;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn callers() -> Callers {
-        let config = config::Callers {
-            revalidate: Duration::from_secs(300),
-            cache_control: true,
-            scope_headers: vec![HeaderName::from_static("x-tenant")],
-        };
-        Callers::new(&config, 2, [7; 16], Clock::simulated(1_000_000))
-    }
-
-    fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
-        list.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
-    }
-
-    fn key(callers: &Callers, list: &[(&'static str, &str)], group: Option<&str>, id: &str) -> Key {
-        let requester = callers.identify(&headers(list)).ok().unwrap();
-        callers.key(callers.scope(&requester, group), id)
-    }
-
-    #[test]
-    fn whatever_may_change_an_answer_changes_the_key() {
-        let callers = callers();
-        let keys: HashSet<Key> = [
-            key(&callers, &[("x-auth-token", "t")], None, "1"),
-            key(&callers, &[("x-auth-token", "t")], Some("g"), "1"),
-            key(&callers, &[("x-auth-token", "t")], Some("g"), "2"),
-            key(&callers, &[("x-auth-token", "t")], Some("g1"), ""),
-            key(&callers, &[("x-auth-token", "tt")], None, "1"),
-            key(&callers, &[("x-auth-token", "t"), ("x-language", "en-us")], None, "1"),
-            key(&callers, &[("x-auth-token", "t"), ("x-time-zone", "en-us")], None, "1"),
-            key(&callers, &[("x-auth-token", "t"), ("x-site", "0")], None, "1"),
-            key(&callers, &[("x-auth-token", "t"), ("x-site", "1")], None, "1"),
-            key(&callers, &[("x-auth-token", "t"), ("x-tenant", "1")], None, "1"),
-            key(&callers, &[("x-auth-token", "t"), ("x-site", "")], None, "1"),
-        ]
-        .into_iter()
-        .collect();
-        assert_eq!(keys.len(), 11);
-        let same = key(&callers, &[("x-auth-token", "t"), ("accept", "*/*")], None, "1");
-        assert!(keys.contains(&same), "other headers are not part of a scope");
-    }
-
-    #[test]
-    fn requests_that_are_nobodys_batch_are_told_apart() {
-        let callers = callers();
-        for (list, expected) in [
-            (&[][..], Bypass::NoCredential),
-            (&[("x-auth-token", "")][..], Bypass::NoCredential),
-            (&[("authorization", "SDK-HMAC-SHA256 x")], Bypass::Signed),
-            (&[("authorization", "x"), ("x-auth-token", "t")], Bypass::Credentials),
-            (&[("x-security-token", "x"), ("x-auth-token", "t")], Bypass::Credentials),
-            (&[("x-auth-token", "t"), ("x-auth-token", "u")], Bypass::Credentials),
-            (&[("cookie", "a=b"), ("x-auth-token", "t")], Bypass::Cookie),
-            (&[("range", "bytes=0-"), ("x-auth-token", "t")], Bypass::Range),
-        ] {
-            assert_eq!(callers.identify(&headers(list)).err(), Some(expected), "{list:?}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn made_up_tokens_crowd_out_no_caller() {
-        let callers = callers();
-        let list = headers(&[("x-auth-token", "good")]);
-        let requester = callers.identify(&list).ok().unwrap();
-        callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
-        for stranger in 0..CALLERS + 1000 {
-            let _ = callers.identify(&headers(&[("x-auth-token", &stranger.to_string())]));
-        }
-        callers.standings.run_pending_tasks();
-        callers.strangers.run_pending_tasks();
-        assert!(callers.strangers.entry_count() <= CALLERS);
-        let again = callers.identify(&list).ok().unwrap();
-        assert!(Arc::ptr_eq(&requester.standing, &again.standing));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_call_that_left_before_a_doubt_does_not_undo_it() {
-        let callers = callers();
-        let requester = callers.identify(&headers(&[("x-auth-token", "t")])).ok().unwrap();
-        let before = requester.standing.doubts();
-        requester.standing.doubt();
-        assert!(!callers.accept(&requester, callers.clock.now(), before));
-        assert!(callers.must_revalidate(&requester));
-        assert!(callers.accept(&requester, callers.clock.now(), requester.standing.doubts()));
-        assert!(!callers.must_revalidate(&requester));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_acceptance_counts_for_its_time_and_a_drop_ends_it() {
-        let callers = callers();
-        let list = headers(&[("x-auth-token", "t")]);
-        let requester = callers.identify(&list).ok().unwrap();
-        assert!(callers.must_revalidate(&requester), "a caller never met has not been accepted");
-        callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
-        tokio::time::advance(Duration::from_secs(299)).await;
-        assert!(!callers.must_revalidate(&requester));
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(callers.must_revalidate(&requester));
-
-        callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
-        let before = callers.scope(&requester, None);
-        callers.drop_links(&requester);
-        let again = callers.identify(&list).ok().unwrap();
-        assert!(callers.must_revalidate(&again));
-        assert!(before != callers.scope(&again, None));
-        assert!(before == callers.scope(&requester, None), "a call that had left files under the old generation");
-    }
-
-    proptest! {
-        /// Lists of fields that differ never hash alike, however their bytes run together.
-        #[test]
-        fn fields_do_not_run_together(a in proptest::collection::vec(".{0,4}", 0..4), b in proptest::collection::vec(".{0,4}", 0..4)) {
-            let hash = |list: &[String]| {
-                let mut fields = Fields::new(&[1; 16], b"test");
-                list.iter().for_each(|field| fields.field(field.as_bytes()));
-                fields.finish()
-            };
-            prop_assert_eq!(a == b, hash(&a) == hash(&b));
-        }
-    }
-}
+mod tests;

@@ -30,6 +30,11 @@ impl Moment {
     pub fn unix_millis(self) -> u64 {
         self.wall
     }
+
+    /// Seconds since the Unix epoch on the wall clock.
+    pub fn unix_seconds(self) -> u64 {
+        self.wall / 1000
+    }
 }
 
 /// The source of [`Moment`]s. Clones share one wall clock.
@@ -74,6 +79,24 @@ impl Clock {
         Moment { monotonic, wall }
     }
 }
+
+/// Unix seconds as a date in ISO 8601's basic format, UTC: `20261124T151707Z`. What lies beyond the year 9999 reads as 1970.
+pub fn basic_date(unix_seconds: u64) -> String {
+    let timestamp = i64::try_from(unix_seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    timestamp.unwrap_or_default().strftime(BASIC_DATE).to_string()
+}
+
+/// Reads what [`basic_date`] writes, to the letter.
+pub fn read_basic_date(text: &str) -> Option<u64> {
+    if text.len() != 16 || !text.is_ascii() {
+        return None;
+    }
+    let date = jiff::civil::DateTime::strptime(BASIC_DATE, text).ok()?;
+    let timestamp = jiff::tz::TimeZone::UTC.to_timestamp(date).ok()?;
+    u64::try_from(timestamp.as_second()).ok()
+}
+
+const BASIC_DATE: &str = "%Y%m%dT%H%M%SZ";
 
 /// A duration as whole milliseconds, saturating.
 pub(crate) fn millis(duration: Duration) -> u64 {

@@ -11,6 +11,7 @@ mod file;
 mod reader;
 mod render;
 mod report;
+mod secret;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,8 @@ use std::time::Duration;
 use http::HeaderName;
 
 pub use endpoint::Endpoint;
-pub use error::{ConfigError, ConfigErrors};
+pub use error::{ConfigError, ConfigErrors, Warning};
+pub use secret::{KeyPair, Secret, SecretSource};
 
 /// Everything a running sidelink is built from.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +42,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is logged.
     pub log: Log,
+    /// What is allowed and yet not right; for an operator to read.
+    pub warnings: Vec<Warning>,
 }
 
 impl Config {
@@ -71,6 +75,7 @@ impl Config {
             callers: Callers::default(),
             limits: Limits::default(),
             log: Log::default(),
+            warnings: Vec::new(),
         }
     }
 }
@@ -241,11 +246,23 @@ pub struct Callers {
     /// Request headers, beyond the built-in ones, whose values may change an answer: none twice, no credential, none
     /// that is about one connection or that sidelink sets. Default none.
     pub scope_headers: Vec<HeaderName>,
+    /// `[[callers.keys]]`: the keys whose signatures are verified and made again; no access key twice. Default none.
+    pub keys: Vec<Key>,
+}
+
+/// One table of `[[callers.keys]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The key, as it was read with the configuration.
+    pub pair: KeyPair,
+    /// Where its secret key was read.
+    pub source: SecretSource,
 }
 
 impl Default for Callers {
     fn default() -> Self {
-        Self { revalidate: Duration::from_secs(300), cache_control: true, scope_headers: Vec::new() }
+        let revalidate = Duration::from_secs(300);
+        Self { revalidate, cache_control: true, scope_headers: Vec::new(), keys: Vec::new() }
     }
 }
 
@@ -264,6 +281,11 @@ pub struct Limits {
     pub batch_ids: usize,
     /// Bytes of a batch's body, 1 KiB to 16 MiB. Default 256 KiB.
     pub batch_body: usize,
+    /// Bytes of a body that has to be hashed before it is passed on, because its request is signed again, 1 KiB to 256 MiB.
+    /// Default 4 MiB.
+    pub signed_body: usize,
+    /// Bytes of such bodies at a time in all; at least `signed_body`, to 1 TiB. Default 64 MiB.
+    pub signed_bodies: usize,
     /// Bytes of a request's head, target included, 8 KiB to 1 MiB. Default 64 KiB.
     pub header_bytes: usize,
     /// The longest a client may take to send a request's head, 1 ms to 1 h. Default 10 s.
@@ -282,6 +304,8 @@ impl Default for Limits {
             waiters: 10_000,
             batch_ids: 1000,
             batch_body: 256 << 10,
+            signed_body: 4 << 20,
+            signed_bodies: 64 << 20,
             header_bytes: 64 << 10,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
 /// Why a request gets an answer of sidelink's own.
@@ -14,8 +14,12 @@ use http::{HeaderValue, Response, StatusCode};
 pub enum Error {
     /// More distinct ids than `limits.batch_ids`.
     TooManyIds,
-    /// A body over a limit.
+    /// A batch's body over `limits.batch_body`.
     BodyTooLarge,
+    /// A body that has to be hashed to be signed again, over `limits.signed_body`.
+    SignedBodyTooLarge,
+    /// A signature by a known key that proves nothing.
+    Signature(Fault),
     /// `only-if-cached`, and not all ids are here.
     NotCached,
     /// Not a request that HTTP allows.
@@ -53,6 +57,23 @@ pub enum NoAnswer {
     Lost,
 }
 
+/// Why a signature proves nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A part is missing or unreadable, or a header that it covers is missing or there twice.
+    Malformed,
+    /// No `X-Sdk-Date`, or an unreadable one.
+    Date,
+    /// More than 15 minutes before or after now.
+    Expired,
+    /// It does not cover the host.
+    Host,
+    /// The body is not the one whose hash is stated.
+    Payload,
+    /// It is not what the key makes of the request.
+    Mismatch,
+}
+
 /// The limits that shed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
@@ -62,11 +83,13 @@ pub enum Limit {
     CallerInFlight,
     /// `limits.waiters`
     Waiters,
+    /// `limits.signed_bodies`
+    SignedBodies,
 }
 
 impl Limit {
     /// Every limit, for metrics.
-    pub const ALL: [Limit; 3] = [Limit::InFlight, Limit::CallerInFlight, Limit::Waiters];
+    pub const ALL: [Limit; 4] = [Limit::InFlight, Limit::CallerInFlight, Limit::Waiters, Limit::SignedBodies];
 
     /// Its name in metrics.
     pub fn name(self) -> &'static str {
@@ -74,6 +97,7 @@ impl Limit {
             Limit::InFlight => "in_flight",
             Limit::CallerInFlight => "caller_in_flight",
             Limit::Waiters => "waiters",
+            Limit::SignedBodies => "signed_bodies",
         }
     }
 }
@@ -83,7 +107,8 @@ impl Error {
     pub fn status(self) -> StatusCode {
         match self {
             Error::TooManyIds | Error::Malformed(_) => StatusCode::BAD_REQUEST,
-            Error::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Error::BodyTooLarge | Error::SignedBodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Error::Signature(_) => StatusCode::UNAUTHORIZED,
             Error::NotCached | Error::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Error::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Error::Misdirected => StatusCode::MISDIRECTED_REQUEST,
@@ -97,7 +122,8 @@ impl Error {
     pub fn code(self) -> &'static str {
         match self {
             Error::TooManyIds => "SIDELINK.0001",
-            Error::BodyTooLarge => "SIDELINK.0002",
+            Error::BodyTooLarge | Error::SignedBodyTooLarge => "SIDELINK.0002",
+            Error::Signature(_) => "SIDELINK.0003",
             Error::NotCached => "SIDELINK.0004",
             Error::Malformed(_) | Error::Connect | Error::Misdirected => "SIDELINK.0005",
             Error::Loop => "SIDELINK.0006",
@@ -113,6 +139,21 @@ impl Error {
         match self {
             Error::TooManyIds => "the batch has more ids than this sidelink allows; ask in smaller batches",
             Error::BodyTooLarge => "the body is larger than this sidelink allows; ask in smaller batches",
+            Error::SignedBodyTooLarge => {
+                "the body is larger than this sidelink signs again; send it as UNSIGNED-PAYLOAD, or sign for the endpoint's own host"
+            }
+            Error::Signature(Fault::Malformed) => {
+                "the signature cannot be read, or a header that it covers is missing or there twice; see docs/SDK.md"
+            }
+            Error::Signature(Fault::Date) => "the signed request has no X-Sdk-Date such as 20261124T151707Z",
+            Error::Signature(Fault::Expired) => {
+                "the signature's date is more than 15 minutes from this sidelink's; set the clock that is wrong"
+            }
+            Error::Signature(Fault::Host) => "the signature does not cover the Host header; sign it too",
+            Error::Signature(Fault::Payload) => "the body is not the one whose hash X-Sdk-Content-Sha256 states",
+            Error::Signature(Fault::Mismatch) => {
+                "the signature does not match the request; the secret key differs, or something on the way changed the request"
+            }
             Error::NotCached => "only-if-cached was asked, and not all links are in memory",
             Error::Malformed(message) => message,
             Error::Connect => "sidelink is no tunnel; use an http:// base URL",
@@ -152,6 +193,10 @@ impl Error {
             let allowed = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
             response.headers_mut().insert(ALLOW, allowed);
         }
+        if matches!(self, Error::Signature(_)) {
+            // RFC 9110 §15.5.2: a 401 says how to authenticate.
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("SDK-HMAC-SHA256"));
+        }
         if let Some(seconds) = self.retry_after() {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -169,6 +214,13 @@ mod tests {
         for error in [
             Error::TooManyIds,
             Error::BodyTooLarge,
+            Error::SignedBodyTooLarge,
+            Error::Signature(Fault::Malformed),
+            Error::Signature(Fault::Date),
+            Error::Signature(Fault::Expired),
+            Error::Signature(Fault::Host),
+            Error::Signature(Fault::Payload),
+            Error::Signature(Fault::Mismatch),
             Error::NotCached,
             Error::Malformed("no Host header"),
             Error::Connect,

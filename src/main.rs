@@ -68,6 +68,9 @@ fn serve(path: &std::path::Path) -> ExitCode {
         Err(errors) => return refuse(&errors.to_string()),
     };
     log::init(&config.log);
+    for warning in &config.warnings {
+        tracing::warn!("{}: {warning}", path.display());
+    }
     run(async move {
         let app = match App::start(config).await {
             Ok(app) => app,
@@ -86,10 +89,15 @@ fn serve(path: &std::path::Path) -> ExitCode {
 
 fn check(path: &std::path::Path) -> ExitCode {
     match Config::load(path) {
-        Ok(config) => match writeln!(std::io::stdout().lock(), "{config}") {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        },
+        Ok(config) => {
+            for warning in &config.warnings {
+                let _ = writeln!(std::io::stderr().lock(), "{}: {warning} (a warning)", path.display());
+            }
+            match writeln!(std::io::stdout().lock(), "{config}") {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::FAILURE,
+            }
+        }
         Err(errors) => refuse(&errors.to_string()),
     }
 }

@@ -3,8 +3,8 @@
 //! `sidelink origin` runs it alone, the demonstration runs it inside, and the tests drive it in-process: it records
 //! what it was asked, holds calls at a gate until told to go on, and answers as scripted.
 //!
-//! It stands in for the real service, and is not it: signatures are taken as given (see `credential`), nothing that is
-//! uploaded is kept, and where the reference is silent (the order of items, unknown ids) an option says what it does.
+//! It stands in for the real service, and is not it: any token will do (signatures are verified), nothing that is uploaded
+//! is kept, and where the reference is silent (the order of items, unknown ids) an option says what it does.
 
 mod answers;
 mod asked;
@@ -38,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access_urls::request::Form;
 use crate::clock::Clock;
+use crate::config::{KeyPair, Secret};
 
 pub use links::{Signer, link_is_for};
 
@@ -71,6 +72,9 @@ pub struct Options {
     /// Tokens that it refuses with a 401.
     #[arg(long, value_delimiter = ',')]
     pub refuse: Vec<String>,
+    /// A key pair whose signatures it accepts, as ACCESS_KEY:SECRET_KEY; may be given several times.
+    #[arg(long = "key", value_name = "ACCESS_KEY:SECRET_KEY", value_parser = key_pair)]
+    pub keys: Vec<KeyPair>,
     /// Ids that make it fail the whole call.
     #[arg(long, value_delimiter = ',')]
     pub poison: Vec<String>,
@@ -111,6 +115,7 @@ impl Default for Options {
             missing: Vec::new(),
             unknown_ids: UnknownIds::LeaveOut,
             refuse: Vec::new(),
+            keys: Vec::new(),
             poison: Vec::new(),
             poison_status: 500,
             fail_ratio: 0.0,
@@ -129,6 +134,11 @@ fn share(text: &str) -> Result<f64, String> {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
         _ => Err("a share is a number from 0 to 1".to_owned()),
     }
+}
+
+fn key_pair(text: &str) -> Result<KeyPair, String> {
+    let (access_key, secret_key) = text.split_once(':').ok_or("a key pair is ACCESS_KEY:SECRET_KEY")?;
+    Ok(KeyPair { access_key: access_key.to_owned(), secret_key: Secret::new(secret_key.into()) })
 }
 
 /// What the endpoint does with ids that it does not know: the reference does not say.

@@ -1,13 +1,19 @@
 //! Every other route: streamed both ways, untouched but for what a proxy must touch.
+//!
+//! Host is such a thing, and a signature covers it. So the Host of a client that names the endpoint itself is left as it
+//! is; else the request is signed again ([`resign`]), if its key is known.
+
+mod resign;
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::header::{EXPECT, TRANSFER_ENCODING};
+use http::header::{EXPECT, HOST, TRANSFER_ENCODING};
+use http::uri::Authority;
 use http::{HeaderValue, Request, Version};
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
@@ -19,25 +25,42 @@ use crate::headers::{add_via, strip_hop_by_hop};
 use crate::metrics::Outcome;
 use crate::upstream::Upstream;
 
+pub use resign::Resign;
+
 /// Streams requests to the endpoint and answers back.
 pub struct Passthrough {
     upstream: Arc<Upstream>,
+    resign: Resign,
     idle_timeout: Duration,
 }
 
 impl Passthrough {
     /// `idle_timeout`: the longest that an exchange may stay without a byte in either direction.
-    pub fn new(upstream: Arc<Upstream>, idle_timeout: Duration) -> Self {
-        Self { upstream, idle_timeout }
+    pub fn new(upstream: Arc<Upstream>, resign: Resign, idle_timeout: Duration) -> Self {
+        Self { upstream, resign, idle_timeout }
     }
 
-    /// Sends `request` to the endpoint: raw path and query, Host rewritten, hop-by-hop headers gone, `Via` added.
-    pub async fn forward<B>(&self, mut request: Request<B>) -> Answered
+    /// Sends `request` to the endpoint: raw path and query, Host rewritten unless it names the endpoint, hop-by-hop headers
+    /// gone, `Via` added.
+    pub async fn forward<B>(&self, request: Request<B>) -> Answered
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BodyError>,
     {
         let version = request.version();
+        let own_host = self.host_of_endpoint(&request);
+        let (mut request, proof) = if own_host.is_some() {
+            (request.map(stream), None)
+        } else {
+            match self.resign.verify(request).await {
+                Ok(verified) => verified,
+                Err(error) => return Answered::own(error),
+            }
+        };
+        request.headers_mut().remove(HOST);
+        if let Some(host) = own_host {
+            request.headers_mut().insert(HOST, host);
+        }
         strip_hop_by_hop(request.headers_mut());
         add_via(request.headers_mut(), version);
         // hyper has told the client to continue by the time its body is read.
@@ -46,6 +69,10 @@ impl Passthrough {
         if !request.body().is_end_stream() && request.body().size_hint().exact().is_none() {
             // Said outright: hyper takes a GET of unknown length for one without a body. (HTTP/2 drops the header.)
             request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+
+        if let Some(proof) = proof {
+            self.resign.sign(&mut request, &proof);
         }
 
         let (progress, mut seen) = watch::channel(Instant::now());
@@ -79,6 +106,17 @@ impl Passthrough {
         head.version = Version::HTTP_11;
         let body = stream(Paced::new(body, self.idle_timeout, progress));
         Answered::new(http::Response::from_parts(head, body), Outcome::Bypass)
+    }
+
+    /// The request's Host as it was sent, if it names the endpoint: a signature may cover its very bytes.
+    fn host_of_endpoint<B>(&self, request: &Request<B>) -> Option<HeaderValue> {
+        let host = match request.headers().get(HOST) {
+            Some(host) => host.clone(),
+            // HTTP/2 has an authority in its place.
+            None => HeaderValue::from_str(request.uri().authority()?.as_str()).ok()?,
+        };
+        let authority = Authority::try_from(host.as_bytes()).ok()?;
+        self.upstream.is_endpoint(&authority).then_some(host)
     }
 }
 

@@ -254,11 +254,16 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
 }
 
 /// Reads on, for a while and into nothing, what the sender of a refused request is still sending.
-pub fn drain(mut body: Incoming) {
+pub fn drain<B>(body: B)
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Send,
+{
     if body.is_end_stream() {
         return;
     }
     tokio::spawn(tokio::time::timeout(DRAIN_TIME, async move {
+        let mut body = std::pin::pin!(body);
         let mut left = DRAIN_BYTES;
         while let Some(Ok(frame)) = body.frame().await {
             left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));

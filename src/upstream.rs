@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HOST, USER_AGENT, VIA};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT, VIA};
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -31,6 +31,7 @@ use tower::retry::budget::{Budget, TpsBudget};
 use tracing::warn;
 
 use crate::body::{Body, whole};
+use crate::caller::signature::{self, Signer};
 use crate::clock::{Clock, Moment};
 use crate::config;
 use crate::error::{Error, NoAnswer};
@@ -76,6 +77,8 @@ pub struct Call {
     pub body: Bytes,
     /// The caller's credential and scope headers, and its traceparent.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Signs it, each time that it is sent, if the batch was signed.
+    pub signer: Option<Signer>,
     /// Sidelinks that the batch had passed before this one.
     pub hops: usize,
     /// How many ids it asks for.
@@ -270,7 +273,7 @@ impl Upstream {
         let target = PathAndQuery::try_from(call.target.as_str()).map_err(|_| Error::NoAnswer(NoAnswer::Lost))?;
         let mut request = Request::new(whole(call.body.clone()));
         *request.method_mut() = Method::GET;
-        *request.uri_mut() = self.uri(target)?;
+        *request.uri_mut() = self.uri(target.clone())?;
         let headers = request.headers_mut();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
@@ -282,10 +285,15 @@ impl Upstream {
         for (name, value) in &call.headers {
             headers.append(name, value.clone());
         }
+        if let Some(signer) = &call.signer {
+            let (host, now) = (self.endpoint.authority.as_str(), self.clock.now().unix_seconds());
+            signer.sign(&Method::GET, &target, headers, host, &signature::hash(&call.body), now);
+        }
         Ok(request)
     }
 
-    /// Sends any other request, its hop-by-hop headers gone already, and hands back the answer as it streams in.
+    /// Sends any other request, its hop-by-hop headers gone already, and hands back the answer as it streams in. Its Host
+    /// stays as it is; where it has none, it is the endpoint's.
     ///
     /// # Errors
     /// If there is no answer's head. A request of which nothing was sent is sent again by the client's own accord.
@@ -293,8 +301,6 @@ impl Upstream {
         let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         *request.uri_mut() = self.uri(target)?;
         *request.version_mut() = Version::HTTP_11;
-        // Set by the client from the URI.
-        request.headers_mut().remove(HOST);
         self.streams.request(request).await.map_err(no_connection)
     }
 

@@ -15,7 +15,7 @@ use http::header::{AGE, DATE};
 use percent_encoding::percent_decode_str;
 
 use crate::cache_control::Directives;
-use crate::clock::{Moment, millis};
+use crate::clock::{Moment, millis, read_basic_date};
 use crate::config;
 
 /// When a kept link stops being fresh, and when it stops being usable at all.
@@ -323,18 +323,8 @@ pub fn expiry(url: &str) -> Expiry {
 /// `20261124T000000Z` plus seconds, as Unix milliseconds.
 fn end_of(date: &Once<'_>, span: &Once<'_>) -> Option<u64> {
     let Once::Read(text) = date else { return None };
-    let begin = basic_date(text)?;
+    let begin = read_basic_date(text)?;
     begin.checked_add(span.number()?)?.checked_mul(1000)
-}
-
-/// ISO 8601 basic format in UTC, to Unix seconds.
-fn basic_date(text: &str) -> Option<u64> {
-    if text.len() != 16 || !text.is_ascii() {
-        return None;
-    }
-    let date = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", text).ok()?;
-    let timestamp = jiff::tz::TimeZone::UTC.to_timestamp(date).ok()?;
-    u64::try_from(timestamp.as_second()).ok()
 }
 
 #[cfg(test)]

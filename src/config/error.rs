@@ -41,6 +41,18 @@ impl ConfigErrors {
     }
 }
 
+/// What is allowed and yet not right: as an error, and none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning(pub ConfigError);
+
+/// `line N: KEY: MESSAGE`
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ConfigError { line, key, message, .. } = &self.0;
+        write!(f, "line {line}: {key}: {message}")
+    }
+}
+
 /// One line an error: `FILE:LINE: KEY: MESSAGE`, beginning with `configuration` where no file is known.
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

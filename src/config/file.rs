@@ -12,7 +12,8 @@ use toml::de::DeTable;
 use super::error::ConfigErrors;
 use super::reader::{Found, Section};
 use super::report::Report;
-use super::{Config, Endpoint, Level, LogFormat};
+use super::secret::{self, KeyPair, SecretSource};
+use super::{Config, Endpoint, Key, Level, LogFormat};
 use crate::api;
 
 /// A configuration is a page or two: what is longer is some other file.
@@ -43,7 +44,8 @@ pub(super) fn text(path: &Path) -> Result<String, String> {
 pub(super) fn read(text: &str) -> Result<Config, ConfigErrors> {
     let mut report = Report::new(text);
     let config = read_into(&mut report, text);
-    report.finish(config)
+    let warnings = report.take_warnings();
+    report.finish(config.map(|config| Config { warnings, ..config }))
 }
 
 fn read_into(report: &mut Report<'_>, text: &str) -> Option<Config> {
@@ -153,6 +155,10 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
             found.wrong(report, format!("names {name} twice"));
         }
     }
+    for mut table in section.tables("keys", report) {
+        callers.keys.extend(key(&mut table, &callers.keys, report));
+        table.finish(report);
+    }
     section.finish(report);
 
     let mut section = root.section("limits", report);
@@ -169,6 +175,13 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
         found.wrong(report, format!("limits.in_flight must be at least {least}, twice limits.batch_ids: {why}"));
     }
     section.bytes("batch_body", &mut limits.batch_body, 1 << 10..=16 << 20, report);
+    section.bytes("signed_body", &mut limits.signed_body, 1 << 10..=256 << 20, report);
+    section.bytes("signed_bodies", &mut limits.signed_bodies, 1 << 10..=1 << 40, report);
+    if limits.signed_bodies < limits.signed_body
+        && let Some(found) = section.find("signed_bodies").or_else(|| section.find("signed_body"))
+    {
+        found.wrong(report, "limits.signed_bodies must be at least limits.signed_body: one such body has to fit");
+    }
     section.bytes("header_bytes", &mut limits.header_bytes, 8 << 10..=1 << 20, report);
     section.duration("header_timeout", &mut limits.header_timeout, MILLISECOND..=HOUR, report);
     section.duration("idle_timeout", &mut limits.idle_timeout, MILLISECOND..=DAY, report);
@@ -263,6 +276,66 @@ fn scope_header(text: &str) -> Result<HeaderName, String> {
     Err(format!("{name} is {reason}"))
 }
 
+/// One table of `[[callers.keys]]`, after those before it.
+fn key(table: &mut Section<'_, '_>, before: &[Key], report: &mut Report<'_>) -> Option<Key> {
+    let access_key = table.find("access_key");
+    let file = table.find("secret_key_file");
+    let variable = table.find("secret_key_env");
+    if !table.is_there() {
+        return None;
+    }
+    let access_key = table.require("access_key", report).and(access_key).and_then(|found| {
+        let text = found.text(report, "an access key")?;
+        if text.is_empty() || text.len() > 128 || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        {
+            found.wrong(report, "must be an access key: 1 to 128 letters, digits and underscores");
+            return None;
+        }
+        if before.iter().any(|key| key.pair.access_key == text) {
+            found.wrong(report, "the same access key has a table before");
+        }
+        Some(text.to_owned())
+    });
+    let (secret_key, source) = match (file, variable) {
+        (Some(file), None) => {
+            let path = Path::new(file.text(report, "a file's path")?);
+            match secret::from_file(path) {
+                Ok((secret_key, everyones)) => {
+                    if everyones {
+                        let shown = path.display();
+                        let message = format!("everyone on this machine may read {shown}; chmod o-rwx takes that away");
+                        report.warn(file.span.start, &file.key, &message);
+                    }
+                    (secret_key, SecretSource::File(path.to_owned()))
+                }
+                Err(message) => {
+                    file.wrong(report, message);
+                    return None;
+                }
+            }
+        }
+        (None, Some(variable)) => {
+            let name = variable.text(report, "the name of an environment variable")?;
+            match secret::from_environment(name) {
+                Ok(secret_key) => (secret_key, SecretSource::Environment(name.to_owned())),
+                Err(message) => {
+                    variable.wrong(report, message);
+                    return None;
+                }
+            }
+        }
+        (Some(_), Some(_)) => {
+            table.wrong(report, "has both secret_key_file and secret_key_env: the secret key can be in one place only");
+            return None;
+        }
+        (None, None) => {
+            table.wrong(report, "has no secret key: secret_key_file or secret_key_env says where it is");
+            return None;
+        }
+    };
+    Some(Key { pair: KeyPair { access_key: access_key?, secret_key }, source })
+}
+
 /// Only a file is opened: opening a named pipe would wait for its writer.
 fn readable(path: &str) -> Result<(), String> {
     match std::fs::metadata(path) {
@@ -301,8 +374,8 @@ mod tests {
         let mut table = "";
         let mut written = BTreeSet::new();
         for line in shipped.lines() {
-            if let Some(heading) = line.strip_prefix('[') {
-                table = heading.trim_end_matches(']');
+            if let Some(heading) = line.trim_start_matches("# ").strip_prefix('[') {
+                table = heading.trim_matches(['[', ']']);
             }
             // A key without a default stands commented out.
             if let Some((key, _)) = line.trim_start_matches("# ").split_once(" = ")

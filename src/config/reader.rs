@@ -74,6 +74,44 @@ impl<'a, 'i> Section<'a, 'i> {
         Section { name: path(&self.name, name), state, at, known: Vec::new() }
     }
 
+    /// The tables `[[name]]` within this one, in their order. Where there is none, one that reads as empty, so that its
+    /// keys are known all the same.
+    pub(super) fn tables(&mut self, name: &'static str, report: &mut Report<'_>) -> Vec<Section<'a, 'i>> {
+        let path = path(&self.name, name);
+        let section = |state, at| Section { name: path.clone(), state, at, known: Vec::new() };
+        let Some(found) = self.find(name) else { return vec![section(State::Absent, self.at)] };
+        let wrong = |report: &mut Report<'_>, at, kind: &str| {
+            report.add(
+                at,
+                &path,
+                format!("must be a list of tables: write [[{path}]] above each; is {}", article(kind)),
+            );
+        };
+        let DeValue::Array(array) = found.value else {
+            wrong(report, found.span.start, found.value.type_str());
+            return vec![section(State::NoTable, found.span.start)];
+        };
+        let mut sections = Vec::with_capacity(array.len());
+        for element in array.iter() {
+            let at = element.span().start;
+            match element.get_ref() {
+                DeValue::Table(table) => sections.push(section(State::There(table), at)),
+                other => wrong(report, at, other.type_str()),
+            }
+        }
+        sections
+    }
+
+    /// Whether it stands in the document.
+    pub(super) fn is_there(&self) -> bool {
+        matches!(self.state, State::There(_))
+    }
+
+    /// Reports what is wrong with the table as a whole.
+    pub(super) fn wrong(&self, report: &mut Report<'_>, message: &str) {
+        report.add(self.at, &self.name, message);
+    }
+
     /// The value of `key`, if it is there.
     pub(super) fn find(&mut self, key: &'static str) -> Option<Found<'a, 'i>> {
         self.known.push(key);

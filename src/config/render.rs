@@ -4,7 +4,7 @@
 use std::fmt::{self, Display};
 use std::time::Duration;
 
-use super::{Config, Level, LogFormat};
+use super::{Config, Level, LogFormat, SecretSource};
 
 impl Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -55,6 +55,15 @@ impl Display for Config {
         writeln!(f, "cache_control = {}", self.callers.cache_control)?;
         writeln!(f, "scope_headers = {}", strings(&self.callers.scope_headers))?;
 
+        for key in &self.callers.keys {
+            writeln!(f, "\n[[callers.keys]]")?;
+            writeln!(f, "access_key = {}", string(&key.pair.access_key))?;
+            match &key.source {
+                SecretSource::File(path) => writeln!(f, "secret_key_file = {}", string(path.display()))?,
+                SecretSource::Environment(name) => writeln!(f, "secret_key_env = {}", string(name))?,
+            }
+        }
+
         let limits = &self.limits;
         writeln!(f, "\n[limits]")?;
         writeln!(f, "connections = {}", limits.connections)?;
@@ -62,6 +71,8 @@ impl Display for Config {
         writeln!(f, "waiters = {}", limits.waiters)?;
         writeln!(f, "batch_ids = {}", limits.batch_ids)?;
         writeln!(f, "batch_body = {}", string(size(limits.batch_body as u64)))?;
+        writeln!(f, "signed_body = {}", string(size(limits.signed_body as u64)))?;
+        writeln!(f, "signed_bodies = {}", string(size(limits.signed_bodies as u64)))?;
         writeln!(f, "header_bytes = {}", string(size(limits.header_bytes as u64)))?;
         writeln!(f, "header_timeout = {}", duration(limits.header_timeout))?;
         writeln!(f, "idle_timeout = {}", duration(limits.idle_timeout))?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::error::{ConfigError, ConfigErrors};
+use super::error::{ConfigError, ConfigErrors, Warning};
 
 /// Names that are not like any known key are not worth a suggestion below this (Jaro-Winkler, 0 to 1).
 const SIMILAR: f64 = 0.7;
@@ -16,6 +16,7 @@ pub(super) struct Report<'t> {
     /// Where lines begin, so that a place is found without reading the text again.
     lines: Vec<usize>,
     errors: Vec<ConfigError>,
+    warnings: Vec<Warning>,
     /// Lines that are not TOML: what the parser made of them is not worth an error of its own.
     not_toml: BTreeSet<usize>,
     /// Tables, each with the keys that it may have.
@@ -48,6 +49,7 @@ impl<'t> Report<'t> {
             text,
             lines: std::iter::once(0).chain(breaks).collect(),
             errors: Vec::new(),
+            warnings: Vec::new(),
             not_toml: BTreeSet::new(),
             known: Vec::new(),
             unknown: Vec::new(),
@@ -72,12 +74,25 @@ impl<'t> Report<'t> {
         }
     }
 
+    /// For what is allowed and yet not right.
+    pub(super) fn warn(&mut self, at: usize, key: &str, message: &str) {
+        let warning = self.at(at, key, message);
+        self.warnings.push(Warning(warning));
+    }
+
+    pub(super) fn take_warnings(&mut self) -> Vec<Warning> {
+        std::mem::take(&mut self.warnings)
+    }
+
     pub(super) fn missing(&mut self, table: &str, key: &'static str, at: usize) {
         self.missing.push(Missing { table: table.to_owned(), key, at });
     }
 
     pub(super) fn table(&mut self, table: String, known: Vec<&'static str>, unknown: Vec<Unknown>) {
-        self.known.push((table, known));
+        // Of a list of tables, each knows the same.
+        if !self.known.iter().any(|(other, _)| *other == table) {
+            self.known.push((table, known));
+        }
         self.unknown.extend(unknown);
     }
 
@@ -154,8 +169,13 @@ impl<'t> Report<'t> {
     }
 
     fn push(&mut self, at: usize, key: &str, message: &str) {
+        let error = self.at(at, key, message);
+        self.errors.push(error);
+    }
+
+    fn at(&self, at: usize, key: &str, message: &str) -> ConfigError {
         let (line, column) = self.place(at);
-        self.errors.push(ConfigError { line, column, key: one_line(key), message: one_line(message) });
+        ConfigError { line, column, key: one_line(key), message: one_line(message) }
     }
 
     /// Whether the key at a byte stands in a heading, such as `[limits]`.

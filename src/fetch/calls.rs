@@ -172,12 +172,13 @@ impl Inner {
             return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
         };
         let ids = || wanted.iter().map(|wanted| &*wanted.id);
-        let mut headers = terms.requester.headers.clone();
+        let mut headers: Vec<_> = terms.requester.headers().cloned().collect();
         headers.extend(terms.traceparent.clone().map(|value| (api::TRACEPARENT, value)));
         let call = Call {
             target: request::target(terms.form, terms.group.as_deref(), ids()),
             body: request::body(terms.form, terms.group.as_deref(), ids()),
             headers,
+            signer: terms.requester.signer.clone(),
             hops: terms.hops,
             ids: wanted.len(),
         };

@@ -1,4 +1,3 @@
-use http::HeaderMap;
 use prometheus::Registry;
 use tokio::sync::mpsc;
 
@@ -13,10 +12,11 @@ fn fetch() -> (Fetch, Arc<Terms>) {
     let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
     let (accept, _) = mpsc::unbounded_channel();
     let upstream = Arc::new(Upstream::in_memory(accept, &config.upstream, clock.clone(), Arc::clone(&metrics)));
-    let callers = Arc::new(Callers::new(&config.callers, 4, [7; 16], clock.clone()));
+    let callers = Arc::new(Callers::new(&config.callers, Arc::default(), 4, [7; 16], clock.clone()));
     let cache = Arc::new(Cache::new(&config.cache, &config.freshness, &metrics));
-    let token = HeaderMap::from_iter([(api::TOKEN, HeaderValue::from_static("t"))]);
-    let requester = callers.identify(&token).ok().unwrap();
+    let (head, ()) = http::Request::get("/").header(api::TOKEN, "t").body(()).unwrap().into_parts();
+    let credential = callers.credential(&head.headers).ok().unwrap();
+    let requester = callers.identify(&credential, &head, b"").ok().unwrap();
     let terms = Terms {
         scope: callers.scope(&requester, None),
         requester,

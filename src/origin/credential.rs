@@ -1,37 +1,59 @@
 //! Who calls the simulated endpoint.
 
-use http::HeaderMap;
-use http::header::AUTHORIZATION;
+use http::request::Parts;
 
 use crate::api;
+use crate::caller::signature::{self, Claim, Keys};
+use crate::config::KeyPair;
 
-const SIGNED: &str = "SDK-HMAC-SHA256 ";
-
-/// What a call shows for itself. It is also what the call's links are made for.
+/// What a call has shown for itself. It is also what the call's links are made for.
 pub(super) enum Credential<'a> {
     /// An IAM token.
     Token(&'a str),
-    /// The access key that says it signed the request. Nobody has checked that: a verifier belongs where
-    /// [`Credential::of`] makes this variant, and turns a bad signature into `None`.
-    Unverified(&'a str),
+    /// The access key that signed it.
+    Signed(&'a str),
 }
 
+/// Why a call is not authenticated: the API's code and its message.
+pub(super) type Refusal = (&'static str, &'static str);
+
+const NONE: Refusal = ("OSM.0002", "not authenticated");
+const FORGED: Refusal = ("APIGW.0301", "Incorrect IAM authentication information: verify aksk signature fail");
+
 impl<'a> Credential<'a> {
-    /// Reads the credential of a request; an `X-Auth-Token` goes before a signature. `None`: not authenticated.
-    pub(super) fn of(headers: &'a HeaderMap) -> Option<Self> {
-        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        if let Some(token) = text(api::TOKEN).filter(|token| !token.is_empty()) {
-            return Some(Self::Token(token));
+    /// Reads the credential of a request whose body has this hash; an `X-Auth-Token` goes before a signature. `now` is in
+    /// Unix seconds.
+    pub(super) fn of(head: &'a Parts, hash: &str, pairs: &[KeyPair], now: u64) -> Result<Self, Refusal> {
+        let token = head.headers.get(api::TOKEN).and_then(|value| value.to_str().ok());
+        if let Some(token) = token.filter(|token| !token.is_empty()) {
+            return Ok(Self::Token(token));
         }
-        let fields = text(AUTHORIZATION)?.strip_prefix(SIGNED)?;
-        let access_key = fields.split(',').find_map(|field| field.trim().strip_prefix("Access="));
-        Some(Self::Unverified(access_key.unwrap_or("")))
+        signed_by(head, hash, pairs, now)?.map(Self::Signed).ok_or(NONE)
     }
 
     /// Its text: the token or the access key.
     pub(super) fn text(&self) -> &'a str {
         match self {
-            Self::Token(text) | Self::Unverified(text) => text,
+            Self::Token(text) | Self::Signed(text) => text,
         }
+    }
+}
+
+/// The access key that signed a request whose body has this hash, if any claims to have.
+pub(super) fn signed_by<'a>(
+    head: &'a Parts,
+    hash: &str,
+    pairs: &[KeyPair],
+    now: u64,
+) -> Result<Option<&'a str>, Refusal> {
+    let Some(claim) = Claim::read(&head.headers) else { return Ok(None) };
+    let keys = Keys::new(pairs);
+    let pair = keys.of(&claim).ok_or(FORGED)?;
+    let stated = signature::stated_payload(&head.headers).map_err(|_| FORGED)?;
+    let stated = stated.filter(|_| hash != signature::hash(b""));
+    signature::verify(&claim, pair, head, stated.unwrap_or(hash), now).map_err(|_| FORGED)?;
+    match stated {
+        Some(stated) if stated != hash && stated != signature::UNSIGNED_PAYLOAD => Err(FORGED),
+        _ => Ok(Some(claim.access_key)),
     }
 }

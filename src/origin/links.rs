@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 
+use crate::clock::basic_date;
+
 /// How a link is signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Signer {
@@ -107,9 +109,4 @@ pub(super) fn link(signer: Signer, owner: &Owner<'_>, id: &str, now: u64, life: 
         ),
     };
     url
-}
-
-fn basic_date(unix_seconds: u64) -> String {
-    let timestamp = i64::try_from(unix_seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
-    timestamp.unwrap_or_default().strftime("%Y%m%dT%H%M%SZ").to_string()
 }

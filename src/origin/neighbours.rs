@@ -1,4 +1,5 @@
-//! The neighbouring routes of the simulated endpoint, for what a proxy only passes through; they ask for no credential.
+//! The neighbouring routes of the simulated endpoint, for what a proxy only passes through; they ask for no credential, and
+//! refuse a signature that is wrong.
 
 use std::time::Duration;
 
@@ -11,10 +12,13 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use super::Broken;
 use super::answers::{error, json as json_answer};
+use super::credential::signed_by;
 use crate::body::{Body, stream as streamed, whole};
+use crate::config::KeyPair;
 
 const ACCESSORYS: &str = "/v2/servicerequest/accessorys";
 const ECHO: &str = "/v2/servicerequest/echo";
@@ -23,14 +27,26 @@ const MOST_ECHOED: usize = 64 << 10;
 /// A piece of a download.
 static CHUNK: [u8; 16 << 10] = [b'x'; 16 << 10];
 
-/// Answers a request that is no batch.
+/// Answers a request that is no batch; a signature is verified with `keys` at `now`, in Unix seconds.
 ///
 /// # Errors
 /// [`Broken`] if its body breaks off.
-pub(super) async fn answer(parts: &Parts, body: Incoming, serial: usize) -> Result<Response<Body>, Broken> {
+pub(super) async fn answer(
+    parts: &Parts,
+    body: Incoming,
+    keys: &[KeyPair],
+    now: u64,
+    serial: usize,
+) -> Result<Response<Body>, Broken> {
+    let taken = Taken::read(body).await?;
+    if let Err((code, message)) = signed_by(parts, &taken.hash, keys, now) {
+        return Ok(error(401, code, message, serial));
+    }
     Ok(match (&parts.method, parts.uri.path()) {
-        (_, ECHO) => echo(parts, body).await?,
-        (&Method::POST, ACCESSORYS) => upload(body, serial).await?,
+        (_, ECHO) => echo(parts, &taken),
+        (&Method::POST, ACCESSORYS) => {
+            json_answer(200, &json!({"accessory_id": format!("up-{serial}"), "bytes": taken.bytes}))
+        }
         (&Method::GET, path) if is_accessory(path) => download(parts),
         (&Method::DELETE, path) if is_accessory(path) => {
             let mut response = Response::new(whole(Bytes::new()));
@@ -41,17 +57,33 @@ pub(super) async fn answer(parts: &Parts, body: Incoming, serial: usize) -> Resu
     })
 }
 
+/// What is left of a body that streamed in.
+struct Taken {
+    bytes: usize,
+    /// Its first 64 KiB.
+    kept: Vec<u8>,
+    hash: String,
+}
+
+impl Taken {
+    async fn read(mut body: Incoming) -> Result<Self, Broken> {
+        let (mut bytes, mut kept, mut hash) = (0, Vec::new(), Sha256::new());
+        while let Some(frame) = body.frame().await {
+            if let Some(piece) = frame.map_err(Broken::other)?.data_ref() {
+                bytes += piece.len();
+                hash.update(piece);
+                let room = MOST_ECHOED - kept.len();
+                kept.extend(piece.iter().take(room));
+            }
+        }
+        Ok(Self { bytes, kept, hash: hex::encode(hash.finalize()) })
+    }
+}
+
 /// Whether it is `…/accessorys/{ids}`.
 fn is_accessory(path: &str) -> bool {
     let ids = path.strip_prefix(ACCESSORYS).and_then(|rest| rest.strip_prefix('/'));
     ids.is_some_and(|ids| !ids.is_empty() && !ids.contains('/'))
-}
-
-/// Counts what is uploaded, as it streams in.
-async fn upload(body: Incoming, serial: usize) -> Result<Response<Body>, Broken> {
-    let mut bytes = 0;
-    each_piece(body, |piece| bytes += piece.len()).await?;
-    Ok(json_answer(200, &json!({"accessory_id": format!("up-{serial}"), "bytes": bytes})))
 }
 
 /// Streams `?bytes=N` bytes (1 MiB) in chunks, `?chunk_delay_ms=` apart (0).
@@ -82,14 +114,7 @@ fn download(parts: &Parts) -> Response<Body> {
 
 /// Tells what it was sent: `method`, `target` (path and query, raw), `headers` (pairs), `body_bytes` and `body` (its
 /// first 64 KiB, as text).
-async fn echo(parts: &Parts, body: Incoming) -> Result<Response<Body>, Broken> {
-    let (mut bytes, mut kept) = (0, Vec::new());
-    each_piece(body, |piece| {
-        bytes += piece.len();
-        let room = MOST_ECHOED - kept.len();
-        kept.extend(piece.iter().take(room));
-    })
-    .await?;
+fn echo(parts: &Parts, taken: &Taken) -> Response<Body> {
     let headers: Vec<[String; 2]> = parts
         .headers
         .iter()
@@ -101,21 +126,12 @@ async fn echo(parts: &Parts, body: Incoming) -> Result<Response<Body>, Broken> {
             "method": parts.method.as_str(),
             "target": parts.uri.path_and_query().map(ToString::to_string),
             "headers": headers,
-            "body_bytes": bytes,
-            "body": String::from_utf8_lossy(&kept),
+            "body_bytes": taken.bytes,
+            "body": String::from_utf8_lossy(&taken.kept),
         }),
     );
     // Headers of one connection, for a proxy to remove.
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("x-hop"));
     response.headers_mut().insert("x-hop", HeaderValue::from_static("1"));
-    Ok(response)
-}
-
-async fn each_piece(mut body: Incoming, mut take: impl FnMut(&Bytes)) -> Result<(), Broken> {
-    while let Some(frame) = body.frame().await {
-        if let Some(piece) = frame.map_err(Broken::other)?.data_ref() {
-            take(piece);
-        }
-    }
-    Ok(())
+    response
 }

@@ -14,11 +14,12 @@ use serde_json::{Value, json};
 
 use super::answers::{self, error, gzip};
 use super::asked::{self, Asked};
-use super::credential::Credential;
+use super::credential::{Credential, Refusal};
 use super::links::{Owner, link};
 use super::{Broken, Call, Options, Origin, Reply, UnknownIds, lock, neighbours};
 use crate::api;
 use crate::body::{Body, whole};
+use crate::caller::signature;
 
 /// Most bytes of a batch's body.
 const MOST_BYTES: usize = 1 << 20;
@@ -39,10 +40,13 @@ pub(super) async fn answer(origin: &Origin, request: Request<Incoming>) -> Resul
             Ok(body) => {
                 let body = body.to_bytes();
                 let asked = asked::read(&parts, &body, options.max_ids);
-                if let Some(reply) = arrive(origin, &options, &parts, body, asked.as_ref().ok()).await? {
+                let now = now(origin, &options);
+                let credential = Credential::of(&parts, &signature::hash(&body), &options.keys, now);
+                let whose = credential.as_ref().map_or("", Credential::text);
+                if let Some(reply) = arrive(origin, &options, &parts, body, asked.as_ref().ok(), whose).await? {
                     return play(reply);
                 }
-                batch(&options, &parts, asked, now(origin, &options), serial)
+                batch(&options, &parts, credential, asked, now, serial)
             }
             Err(reason) if reason.is::<LengthLimitError>() => {
                 error(413, "APIGW.0201", "Request entity too large", serial)
@@ -50,7 +54,7 @@ pub(super) async fn answer(origin: &Origin, request: Request<Incoming>) -> Resul
             Err(reason) => return Err(Broken::other(reason)),
         }
     } else {
-        neighbours::answer(&parts, body, serial).await?
+        neighbours::answer(&parts, body, &options.keys, now(origin, &options), serial).await?
     };
     answers::stamp(response.headers_mut(), now(origin, &options), serial);
     Ok(response)
@@ -68,11 +72,11 @@ async fn arrive(
     parts: &Parts,
     body: Bytes,
     asked: Option<&Asked>,
+    whose: &str,
 ) -> Result<Option<Reply>, Broken> {
     let origin = &origin.0;
     if let Some(asked) = asked {
-        let credential = Credential::of(&parts.headers);
-        origin.count(credential.map_or("", |credential| credential.text()), asked.group.as_deref(), &asked.ids);
+        origin.count(whose, asked.group.as_deref(), &asked.ids);
     }
     if options.record {
         lock(&origin.calls).push(Call {
@@ -105,12 +109,14 @@ async fn arrive(
 fn batch(
     options: &Options,
     parts: &Parts,
+    credential: Result<Credential<'_>, Refusal>,
     asked: Result<Asked, &'static str>,
     now: u64,
     serial: usize,
 ) -> Response<Body> {
-    let Some(credential) = Credential::of(&parts.headers) else {
-        return error(401, "OSM.0002", "not authenticated", serial);
+    let credential = match credential {
+        Ok(credential) => credential,
+        Err((code, message)) => return error(401, code, message, serial),
     };
     let ids = asked.as_ref().map_or(&[][..], |asked| &asked.ids);
     if let Some(refusal) = refusal(options, &credential, ids, serial) {

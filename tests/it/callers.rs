@@ -100,8 +100,8 @@ async fn what_a_call_brings_that_left_before_a_401_fills_nothing() {
 async fn who_is_no_caller_is_forwarded_untouched_and_nothing_is_stored() {
     let token = ("x-auth-token", "t");
     for (headers, reason) in [
-        (vec![("authorization", "SDK-HMAC-SHA256 Access=a, SignedHeaders=host, Signature=00")], "signed"),
-        (vec![("authorization", "V11-HMAC-SHA256 x")], "signed"),
+        (vec![("authorization", "SDK-HMAC-SHA256 Access=a, SignedHeaders=host, Signature=00")], "unknown-key"),
+        (vec![("authorization", "V11-HMAC-SHA256 x")], "algorithm"),
         (vec![("authorization", "x"), token], "credentials"),
         (vec![token, ("x-security-token", "s")], "credentials"),
         (vec![token, ("cookie", "a=b")], "cookie"),

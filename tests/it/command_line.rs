@@ -4,8 +4,10 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
+use sidelink::clock::Clock;
 use sidelink::origin::Origin;
 
+use crate::signing::{ACCESS_KEY, Unsigned, pair};
 use crate::support::{TestClient, origin_options, query};
 
 fn sidelink(arguments: &[&str]) -> Output {
@@ -67,15 +69,19 @@ impl Drop for Running {
 
 #[tokio::test]
 async fn serve_serves_logs_without_secrets_and_drains_on_sigterm() {
-    let origin = Origin::start(origin_options()).await.unwrap();
+    let mut options = origin_options();
+    options.keys = vec![pair(ACCESS_KEY, "MARKED-SECRET")];
+    let origin = Origin::start(options).await.unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     let config = format!(
-        "[upstream]\nendpoint = \"http://{}\"\n[listen]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"trace\"\n",
+        "[upstream]\nendpoint = \"http://{}\"\n[listen]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"trace\"\n\
+         [[callers.keys]]\naccess_key = \"{ACCESS_KEY}\"\nsecret_key_env = \"SIDELINK_TEST_SECRET\"\n",
         origin.address()
     );
     std::fs::write(file.path(), config).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_sidelink"));
     command.args(["serve", "--config", file.path().to_str().unwrap()]).stdout(Stdio::piped());
+    command.env("SIDELINK_TEST_SECRET", "MARKED-SECRET");
     let mut running = Running(command.spawn().unwrap());
     let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
     let serving: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
@@ -93,6 +99,14 @@ async fn serve_serves_logs_without_secrets_and_drains_on_sigterm() {
     let signed =
         [("authorization", "SDK-HMAC-SHA256 Access=MARKED-KEY, SignedHeaders=host, Signature=MARKED-SIGNATURE")];
     client.get(&query(&["MARKED-ID"]), &signed).await;
+    let by_key = Unsigned {
+        secret_key: "MARKED-SECRET",
+        ..Unsigned::get(address, &query(&["1"]), &Clock::system()).header("x-security-token", "MARKED-STS")
+    };
+    let by_key = by_key.sign();
+    let headers: Vec<(&str, &str)> = by_key.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    assert_eq!(client.get(&query(&["1"]), &headers).await.ids(), ["1"]);
+    let made = origin.calls().pop().unwrap().headers["authorization"].to_str().unwrap().to_owned();
     let metrics = text(&admin.get("/metrics", &[]).await.body);
 
     let killed = Command::new("kill").args(["-TERM", &running.0.id().to_string()]).status().unwrap();
@@ -105,7 +119,7 @@ async fn serve_serves_logs_without_secrets_and_drains_on_sigterm() {
         .map(|line| serde_json::from_str(line).unwrap())
         .filter(|line: &Value| line["target"] == "access")
         .collect();
-    assert_eq!(access.len(), 3, "one line a request");
+    assert_eq!(access.len(), 4, "one line a request");
     assert_eq!(
         (&access[0]["outcome"], &access[0]["fetched"], &access[0]["status"]),
         (&"miss".into(), &2.into(), &200.into())
@@ -113,7 +127,8 @@ async fn serve_serves_logs_without_secrets_and_drains_on_sigterm() {
     assert_eq!((&access[1]["outcome"], &access[1]["hit"]), (&"hit".into(), &1.into()));
     assert_eq!(access[2]["outcome"], "bypass");
     let signature = link.rsplit_once("Signature=").unwrap().1;
-    for secret in ["MARKED", signature, "x-obs-security-token"] {
+    let signatures = [&made, &by_key.last().unwrap().1].map(|value| value.rsplit_once("Signature=").unwrap().1);
+    for secret in ["MARKED", signature, "x-obs-security-token", signatures[0], signatures[1]] {
         assert!(!log.join("\n").contains(secret), "{secret} in the log");
         assert!(!metrics.contains(secret), "{secret} in the metrics");
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use sidelink::config::{Config, Endpoint, Level, LogFormat};
+use sidelink::config::{Config, Endpoint, Key, KeyPair, Level, LogFormat, Secret, SecretSource};
 
 const SHIPPED: &str = include_str!("../../config/sidelink.toml");
 
@@ -37,7 +37,17 @@ fn the_shipped_file_names_every_key_and_each_has_a_comment() {
     };
     let mut config = defaults();
     config.upstream.ca_file = Some("/etc/sidelink/ca.pem".into());
-    assert_eq!(keys(SHIPPED), keys(&config.to_string()));
+    let pair = KeyPair { access_key: "AKEXAMPLE0000000001".into(), secret_key: Secret::new(Vec::new()) };
+    let file = SecretSource::File("/etc/sidelink/secret-key".into());
+    config.callers.keys = vec![Key { pair: pair.clone(), source: file }];
+    let with_file = keys(&config.to_string());
+    config.callers.keys = vec![Key { pair, source: SecretSource::Environment("SIDELINK_SECRET_KEY".into()) }];
+    let with_variable = keys(&config.to_string());
+    // A secret key is in one place only; the shipped file shows both.
+    let shipped = keys(SHIPPED);
+    let but = |key: &str| shipped.iter().filter(|shipped| *shipped != key).cloned().collect::<Vec<_>>();
+    assert_eq!(but("secret_key_env"), with_file);
+    assert_eq!(but("secret_key_file"), with_variable);
     let lines: Vec<&str> = SHIPPED.lines().collect();
     for pair in lines.windows(2) {
         let is_key = pair[1].contains(" = ") && !pair[1].starts_with("# Whether");
@@ -470,4 +480,102 @@ fn a_batch_that_could_never_be_fetched_is_seen_at_once() {
         assert!(errors.contains("limits.in_flight must be at least"), "{errors}");
     }
     assert!(Config::parse("[upstream]\nendpoint = \"http://h\"\n[limits]\nin_flight = 2000\n").is_ok());
+}
+
+/// A file with one key, whose table begins in line 3, and what it comes to.
+fn with_key(table: &str) -> Result<Config, Vec<(usize, String, String)>> {
+    let text = format!("[upstream]\nendpoint = \"http://h\"\n[[callers.keys]]\n{table}");
+    let errors = |error: sidelink::config::ConfigError| (error.line, error.key, error.message);
+    Config::parse(&text).map_err(|found| found.errors.into_iter().map(errors).collect())
+}
+
+fn secret_file(text: &str, mode: u32) -> tempfile::NamedTempFile {
+    use std::os::unix::fs::PermissionsExt;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    file
+}
+
+#[test]
+fn keys_are_read_with_the_file_and_shown_without_their_secrets() {
+    let file = secret_file("MARKED-secret\n", 0o600);
+    let path = file.path().display();
+    let config = with_key(&format!("access_key = \"AK1\"\nsecret_key_file = \"{path}\"")).unwrap();
+    assert_eq!(config.callers.keys[0].pair.secret_key.expose(), b"MARKED-secret");
+    assert_eq!(config.warnings, []);
+    let shown = config.to_string();
+    assert!(shown.contains("AK1") && !shown.contains("MARKED"), "{shown}");
+    assert!(!format!("{config:?}").contains("MARKED"));
+    assert_eq!(Config::parse(&shown).unwrap(), config, "it reads back as the same");
+}
+
+#[test]
+fn a_secret_file_that_everyone_may_read_is_a_warning() {
+    let file = secret_file("s", 0o644);
+    let config = with_key(&format!("access_key = \"AK1\"\nsecret_key_file = \"{}\"", file.path().display())).unwrap();
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings.len(), 1);
+    assert!(
+        warnings[0].starts_with("line 5: callers.keys.secret_key_file: everyone on this machine may read"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn a_secret_may_come_from_an_environment_variable() {
+    // One that every test process has.
+    let config = with_key("access_key = \"AK1\"\nsecret_key_env = \"CARGO_PKG_NAME\"").unwrap();
+    assert_eq!(config.callers.keys[0].pair.secret_key.expose(), b"sidelink");
+}
+
+#[test]
+fn broken_keys_name_line_and_remedy() {
+    let (good, empty, long) =
+        (secret_file("s", 0o600), secret_file("\n", 0o600), secret_file(&"x".repeat(5000), 0o600));
+    let two = secret_file("a b", 0o600);
+    let file = |file: &tempfile::NamedTempFile| format!("secret_key_file = \"{}\"", file.path().display());
+    let ak = "access_key = \"AK1\"\n";
+    for (table, line, key, message) in [
+        (String::new(), 3, "callers.keys", "has no secret key"),
+        (file(&good), 3, "callers.keys.access_key", "is missing"),
+        (ak.to_owned(), 3, "callers.keys", "has no secret key: secret_key_file or secret_key_env"),
+        (format!("{ak}{}\nsecret_key_env = \"HOME\"", file(&good)), 3, "callers.keys", "has both"),
+        (
+            format!("{ak}secret_key_file = \"/nowhere/at/all\""),
+            5,
+            "callers.keys.secret_key_file",
+            "cannot be read: No such file",
+        ),
+        (format!("{ak}secret_key_file = \"/\""), 5, "callers.keys.secret_key_file", "is not a file"),
+        (format!("{ak}{}", file(&empty)), 5, "callers.keys.secret_key_file", "is empty"),
+        (format!("{ak}{}", file(&long)), 5, "callers.keys.secret_key_file", "is longer than 4 KiB"),
+        (format!("{ak}{}", file(&two)), 5, "callers.keys.secret_key_file", "one line of visible ASCII"),
+        (
+            format!("{ak}secret_key_env = \"NOT_SET_ANYWHERE\""),
+            5,
+            "callers.keys.secret_key_env",
+            "the environment has no variable",
+        ),
+        (
+            format!("{ak}secret_key = \"in the open\""),
+            5,
+            "callers.keys.secret_key",
+            "unknown key; did you mean \"secret_key_",
+        ),
+        (format!("access_key = \"A,B\"\n{}", file(&good)), 4, "callers.keys.access_key", "must be an access key"),
+        (
+            format!("{ak}{0}\n[[callers.keys]]\n{ak}{0}", file(&good)),
+            7,
+            "callers.keys.access_key",
+            "has a table before",
+        ),
+    ] {
+        let errors = with_key(&table).expect_err(&table);
+        let found = errors.iter().any(|(l, k, m)| *l == line && k == key && m.contains(message));
+        assert!(found, "{table}\n{errors:?}");
+        assert!(!errors.iter().any(|(_, _, message)| message.contains("in the open")), "{errors:?}");
+    }
+    let single = errors_of("[callers.keys]\naccess_key = \"AK1\"");
+    assert!(single[0].2.contains("write [[callers.keys]] above each"), "{single:?}");
 }

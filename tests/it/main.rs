@@ -15,6 +15,8 @@ mod isolation;
 mod once;
 mod pass_through;
 mod sdk;
+mod signed;
+mod signing;
 mod simulated;
 mod simulation;
 mod support;

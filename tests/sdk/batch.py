@@ -54,6 +54,7 @@ def parse_arguments():
     parser.add_argument("--sk", help="… and this secret key")
     parser.add_argument("--domain-id", help="X-Domain-Id, when signing")
     parser.add_argument("--security-token", help="X-Security-Token of a temporary key, when signing")
+    parser.add_argument("--proxy", metavar="HOST:PORT", help="go through this HTTP proxy")
     parser.add_argument("--group", help="group_id")
     parser.add_argument("--language", help="X-Language")
     parser.add_argument("--time-zone", help="X-Time-Zone")
@@ -93,9 +94,11 @@ def ask(arguments):
 
 
 def main():
-    # Straight to the given address, whatever proxy the environment names.
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
     arguments = parse_arguments()
+    # Straight to the given address or proxy, whatever proxy the environment names. The SDK's own proxy settings are for
+    # https:// alone.
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*" if arguments.proxy is None else ""
+    os.environ["HTTP_PROXY"] = os.environ["http_proxy"] = f"http://{arguments.proxy or ''}"
     try:
         response = ask(arguments)
     except ServiceResponseException as refused:

@@ -1,0 +1,104 @@
+//! What is remembered of callers besides their links: when the endpoint accepted them, and what they hold.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use tokio::sync::Semaphore;
+
+use super::Caller;
+use crate::clock::Moment;
+use crate::hold::Hold;
+
+/// Most callers remembered at a time: so many that the endpoint has accepted, and so many that it has not, apart, so that
+/// nobody crowds out callers by making up tokens. The least recently seen is forgotten, and its links with it.
+pub(super) const CALLERS: u64 = 50_000;
+
+/// What is remembered of a caller besides its links.
+pub struct Standing {
+    pub(super) generation: AtomicU64,
+    /// Send time of the last call that the endpoint accepted, on both clocks; `u64::MAX`: never.
+    accepted: [AtomicU64; 2],
+    /// How often its acceptance has been doubted.
+    doubts: AtomicU64,
+    /// Permits of calls under way for this caller: no one may take all there are.
+    pub(crate) calls: Semaphore,
+    /// Ids being fetched for this caller right now.
+    pub(crate) flights: AtomicUsize,
+    /// The endpoint has asked this caller to hold back.
+    pub(crate) hold: Hold,
+}
+
+impl Standing {
+    fn new(generation: u64, calls: usize) -> Self {
+        Self {
+            doubts: AtomicU64::new(0),
+            calls: Semaphore::new(calls),
+            generation: AtomicU64::new(generation),
+            accepted: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
+            flights: AtomicUsize::new(0),
+            hold: Hold::default(),
+        }
+    }
+
+    pub(super) fn accept(&self, sent: Moment) {
+        let [monotonic, wall] = &self.accepted;
+        monotonic.store(sent.monotonic, Ordering::Relaxed);
+        wall.store(sent.wall, Ordering::Relaxed);
+    }
+
+    /// Makes the next batch ask the endpoint, whatever is in memory.
+    pub fn doubt(&self) {
+        self.doubts.fetch_add(1, Ordering::AcqRel);
+        for clock in &self.accepted {
+            clock.store(u64::MAX, Ordering::Relaxed);
+        }
+    }
+
+    /// Changes with each doubt. What a call brings counts only if this is as it was when the call left.
+    pub fn doubts(&self) -> u64 {
+        self.doubts.load(Ordering::Acquire)
+    }
+
+    pub(super) fn accepted_within(&self, span: u64, now: Moment) -> bool {
+        let [monotonic, wall] = &self.accepted;
+        let at = Moment { monotonic: monotonic.load(Ordering::Relaxed), wall: wall.load(Ordering::Relaxed) };
+        at.monotonic != u64::MAX && at.wall != u64::MAX && now.since(at) < span
+    }
+}
+
+/// The standings of all callers.
+pub(super) struct Standings {
+    calls_per_caller: usize,
+    /// Of callers that the endpoint has accepted once.
+    pub(super) accepted: moka::sync::Cache<Caller, Arc<Standing>>,
+    /// Of those that it has not.
+    pub(super) strangers: moka::sync::Cache<Caller, Arc<Standing>>,
+    /// Generations are never used twice, so a caller forgotten and met again finds none of its old links.
+    next_generation: AtomicU64,
+}
+
+impl Standings {
+    pub(super) fn new(calls_per_caller: usize) -> Self {
+        Self { calls_per_caller, accepted: table(), strangers: table(), next_generation: AtomicU64::new(1) }
+    }
+
+    pub(super) fn of(&self, caller: Caller) -> Arc<Standing> {
+        let stranger = || Arc::new(Standing::new(self.generation(), self.calls_per_caller));
+        self.accepted.get(&caller).unwrap_or_else(|| self.strangers.get_with(caller, stranger))
+    }
+
+    /// The caller is no stranger any more.
+    pub(super) fn promote(&self, caller: Caller, standing: &Arc<Standing>) {
+        self.accepted.entry(caller).or_insert_with(|| Arc::clone(standing));
+    }
+
+    /// One that was never used.
+    pub(super) fn generation(&self) -> u64 {
+        self.next_generation.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+fn table() -> moka::sync::Cache<Caller, Arc<Standing>> {
+    let builder = moka::sync::Cache::builder().max_capacity(CALLERS);
+    builder.eviction_policy(moka::policy::EvictionPolicy::lru()).build()
+}

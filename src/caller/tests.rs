@@ -1,0 +1,137 @@
+use std::collections::HashSet;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::standing::CALLERS;
+use super::*;
+
+fn callers() -> Callers {
+    let config = config::Callers {
+        revalidate: Duration::from_secs(300),
+        cache_control: true,
+        scope_headers: vec![HeaderName::from_static("x-tenant")],
+        keys: Vec::new(),
+    };
+    Callers::new(&config, Arc::default(), 2, [7; 16], Clock::simulated(1_000_000))
+}
+
+fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
+    list.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+}
+
+fn identify(callers: &Callers, headers: &HeaderMap) -> Result<Requester, Bypass> {
+    let (mut head, ()) = http::Request::new(()).into_parts();
+    head.headers = headers.clone();
+    let credential = callers.credential(headers)?;
+    Ok(callers.identify(&credential, &head, b"").ok().unwrap())
+}
+
+fn key(callers: &Callers, list: &[(&'static str, &str)], group: Option<&str>, id: &str) -> Key {
+    let requester = identify(callers, &headers(list)).ok().unwrap();
+    callers.key(callers.scope(&requester, group), id)
+}
+
+#[test]
+fn whatever_may_change_an_answer_changes_the_key() {
+    let callers = callers();
+    let keys: HashSet<Key> = [
+        key(&callers, &[("x-auth-token", "t")], None, "1"),
+        key(&callers, &[("x-auth-token", "t")], Some("g"), "1"),
+        key(&callers, &[("x-auth-token", "t")], Some("g"), "2"),
+        key(&callers, &[("x-auth-token", "t")], Some("g1"), ""),
+        key(&callers, &[("x-auth-token", "tt")], None, "1"),
+        key(&callers, &[("x-auth-token", "t"), ("x-language", "en-us")], None, "1"),
+        key(&callers, &[("x-auth-token", "t"), ("x-time-zone", "en-us")], None, "1"),
+        key(&callers, &[("x-auth-token", "t"), ("x-site", "0")], None, "1"),
+        key(&callers, &[("x-auth-token", "t"), ("x-site", "1")], None, "1"),
+        key(&callers, &[("x-auth-token", "t"), ("x-tenant", "1")], None, "1"),
+        key(&callers, &[("x-auth-token", "t"), ("x-site", "")], None, "1"),
+    ]
+    .into_iter()
+    .collect();
+    assert_eq!(keys.len(), 11);
+    let same = key(&callers, &[("x-auth-token", "t"), ("accept", "*/*")], None, "1");
+    assert!(keys.contains(&same), "other headers are not part of a scope");
+}
+
+#[test]
+fn requests_that_are_nobodys_batch_are_told_apart() {
+    let callers = callers();
+    for (list, expected) in [
+        (&[][..], Bypass::NoCredential),
+        (&[("x-auth-token", "")][..], Bypass::NoCredential),
+        (&[("authorization", "SDK-HMAC-SHA256 x")], Bypass::Algorithm),
+        (&[("authorization", "V11-HMAC-SHA256 Access=a")], Bypass::Algorithm),
+        (&[("authorization", "SDK-HMAC-SHA256 Access=a, x")], Bypass::UnknownKey),
+        (&[("authorization", "x"), ("x-auth-token", "t")], Bypass::Credentials),
+        (&[("x-security-token", "x"), ("x-auth-token", "t")], Bypass::Credentials),
+        (&[("x-auth-token", "t"), ("x-auth-token", "u")], Bypass::Credentials),
+        (&[("cookie", "a=b"), ("x-auth-token", "t")], Bypass::Cookie),
+        (&[("range", "bytes=0-"), ("x-auth-token", "t")], Bypass::Range),
+    ] {
+        assert_eq!(identify(&callers, &headers(list)).err(), Some(expected), "{list:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn made_up_tokens_crowd_out_no_caller() {
+    let callers = callers();
+    let list = headers(&[("x-auth-token", "good")]);
+    let requester = identify(&callers, &list).ok().unwrap();
+    callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
+    for stranger in 0..CALLERS + 1000 {
+        let _ = identify(&callers, &headers(&[("x-auth-token", &stranger.to_string())]));
+    }
+    callers.standings.accepted.run_pending_tasks();
+    callers.standings.strangers.run_pending_tasks();
+    assert!(callers.standings.strangers.entry_count() <= CALLERS);
+    let again = identify(&callers, &list).ok().unwrap();
+    assert!(Arc::ptr_eq(&requester.standing, &again.standing));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_left_before_a_doubt_does_not_undo_it() {
+    let callers = callers();
+    let requester = identify(&callers, &headers(&[("x-auth-token", "t")])).ok().unwrap();
+    let before = requester.standing.doubts();
+    requester.standing.doubt();
+    assert!(!callers.accept(&requester, callers.clock.now(), before));
+    assert!(callers.must_revalidate(&requester));
+    assert!(callers.accept(&requester, callers.clock.now(), requester.standing.doubts()));
+    assert!(!callers.must_revalidate(&requester));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acceptance_counts_for_its_time_and_a_drop_ends_it() {
+    let callers = callers();
+    let list = headers(&[("x-auth-token", "t")]);
+    let requester = identify(&callers, &list).ok().unwrap();
+    assert!(callers.must_revalidate(&requester), "a caller never met has not been accepted");
+    callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
+    tokio::time::advance(Duration::from_secs(299)).await;
+    assert!(!callers.must_revalidate(&requester));
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(callers.must_revalidate(&requester));
+
+    callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
+    let before = callers.scope(&requester, None);
+    callers.drop_links(&requester);
+    let again = identify(&callers, &list).ok().unwrap();
+    assert!(callers.must_revalidate(&again));
+    assert!(before != callers.scope(&again, None));
+    assert!(before == callers.scope(&requester, None), "a call that had left files under the old generation");
+}
+
+proptest! {
+    /// Lists of fields that differ never hash alike, however their bytes run together.
+    #[test]
+    fn fields_do_not_run_together(a in proptest::collection::vec(".{0,4}", 0..4), b in proptest::collection::vec(".{0,4}", 0..4)) {
+        let hash = |list: &[String]| {
+            let mut fields = Fields::new(&[1; 16], b"test");
+            list.iter().for_each(|field| fields.field(field.as_bytes()));
+            fields.finish()
+        };
+        prop_assert_eq!(a == b, hash(&a) == hash(&b));
+    }
+}

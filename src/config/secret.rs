@@ -1,0 +1,106 @@
+//! Secret keys: read once, zeroed when dropped, never printable.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+/// Most bytes of a secret: what is longer is some other file.
+const MOST_BYTES: usize = 4 << 10;
+/// Mode bits that let everyone on the machine read a file.
+const EVERYONE: u32 = 0o004;
+
+/// A secret. Debug shows that there is one; nothing shows what it is.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl Secret {
+    /// A secret of these bytes, which are zeroed when it is dropped.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// Its bytes, to be used at once and copied nowhere.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// What `bytes` hold but for a line's end; why not, if that is no secret.
+    fn of_text(mut bytes: Zeroizing<Vec<u8>>) -> Result<Self, &'static str> {
+        while bytes.pop_if(|byte| matches!(byte, b'\n' | b'\r')).is_some() {}
+        if bytes.is_empty() {
+            return Err("is empty");
+        }
+        if !bytes.iter().all(u8::is_ascii_graphic) {
+            return Err("must hold one secret and nothing else: one line of visible ASCII characters");
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// An access key with its secret key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyPair {
+    /// The access key: a name, no secret.
+    pub access_key: String,
+    /// The secret key.
+    pub secret_key: Secret,
+}
+
+/// Where a secret was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretSource {
+    /// A file that holds nothing else.
+    File(PathBuf),
+    /// The environment variable of this name.
+    Environment(String),
+}
+
+/// Reads a secret from a file. With it: whether everyone may read that file.
+pub(super) fn from_file(path: &Path) -> Result<(Secret, bool), String> {
+    let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
+    // Opening a named pipe would wait for its writer.
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err("is not a file".to_owned());
+    }
+    let file = File::open(path).map_err(unreadable)?;
+    let everyones = file.metadata().map_err(unreadable)?.permissions().mode() & EVERYONE != 0;
+    // All its room at once: growing would leave copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(1 + MOST_BYTES));
+    file.take(1 + MOST_BYTES as u64).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() > MOST_BYTES {
+        return Err("is longer than 4 KiB: it must hold the secret alone".to_owned());
+    }
+    Ok((Secret::of_text(bytes)?, everyones))
+}
+
+/// Reads a secret from an environment variable. The process's environment itself keeps it as well.
+pub(super) fn from_environment(name: &str) -> Result<Secret, String> {
+    let shown = name.escape_debug();
+    if name.is_empty() || name.contains(['=', '\0']) {
+        return Err(format!("\"{shown}\" is not the name of an environment variable"));
+    }
+    let value = std::env::var_os(name).ok_or_else(|| format!("the environment has no variable \"{shown}\""))?;
+    let bytes = Zeroizing::new(std::os::unix::ffi::OsStringExt::into_vec(value));
+    Secret::of_text(bytes).map_err(|reason| format!("the variable \"{shown}\" {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_shows_in_no_debug_output() {
+        let pair = KeyPair { access_key: "AK".into(), secret_key: Secret::new(b"MARKED".to_vec()) };
+        assert_eq!(format!("{pair:?}"), r#"KeyPair { access_key: "AK", secret_key: Secret(…) }"#);
+    }
+}

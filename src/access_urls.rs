@@ -237,9 +237,7 @@ impl AccessUrls {
     {
         debug!(reason = reason.name(), "forwarded untouched");
         self.metrics.bypass.with_label_values(&[reason.name()]).inc();
-        let answered = self.passthrough.forward(request).await;
-        let detail = answered.detail.or(Some(reason.name()));
-        Answered { detail, ..Answered::new(respond::bypassed(answered.response, reason), answered.outcome) }
+        respond::bypassed(self.passthrough.forward(request).await, reason)
     }
 
     fn directives(&self, parts: &Parts) -> Directives {

@@ -261,16 +261,13 @@ impl Callers {
     }
 
     fn verify(&self, claim: &Claim<'_>, pair: &Arc<KeyPair>, head: &Parts, body: &[u8]) -> Result<Signer, Stranger> {
-        let hash = signature::hash(body);
-        // Without a body there is nothing to state.
-        let stated = signature::stated_payload(&head.headers).map_err(Stranger::Forged)?.filter(|_| !body.is_empty());
         let now = self.clock.now().unix_seconds();
-        let signer = signature::verify(claim, pair, head, stated.unwrap_or(&hash), now).map_err(Stranger::Forged)?;
-        match stated {
-            Some(signature::UNSIGNED_PAYLOAD) => Err(Stranger::Bypass(Bypass::UnsignedPayload)),
-            Some(stated) if stated != hash => Err(Stranger::Forged(Fault::Payload)),
-            _ => Ok(signer),
+        let (signer, payload) = signature::verify_whole(claim, pair, head, body, now).map_err(Stranger::Forged)?;
+        // Without a body there is nothing that could have been swapped.
+        if payload == signature::UNSIGNED_PAYLOAD && !body.is_empty() {
+            return Err(Stranger::Bypass(Bypass::UnsignedPayload));
         }
+        Ok(signer)
     }
 
     /// The scope of a requester's batch in `group`.

@@ -60,7 +60,7 @@ pub enum NoAnswer {
 /// Why a signature proves nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// A part is missing or unreadable, or a header that it covers is missing or there twice.
+    /// A part is missing or unreadable, or a header that it covers is missing, there twice or named by `Connection`.
     Malformed,
     /// No `X-Sdk-Date`, or an unreadable one.
     Date,
@@ -143,7 +143,7 @@ impl Error {
                 "the body is larger than this sidelink signs again; send it as UNSIGNED-PAYLOAD, or sign for the endpoint's own host"
             }
             Error::Signature(Fault::Malformed) => {
-                "the signature cannot be read, or a header that it covers is missing or there twice; see docs/SDK.md"
+                "the signature cannot be read, or a header that it covers is missing, there twice or named by Connection; see docs/SDK.md"
             }
             Error::Signature(Fault::Date) => "the signed request has no X-Sdk-Date such as 20261124T151707Z",
             Error::Signature(Fault::Expired) => {

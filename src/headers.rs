@@ -18,16 +18,24 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 
 /// Removes the headers that are about one connection: the known ones and those that `Connection` names.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
+    let named: Vec<HeaderName> = named_by_connection(headers).collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+/// The headers that are about one connection only because `Connection` says so.
+pub fn made_hop_by_hop(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    named_by_connection(headers).filter(|name| !HOP_BY_HOP.contains(name))
+}
+
+fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    headers
         .get_all(CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
-    }
 }
 
 /// Appends this hop to `Via`; `version` is that of the message received.

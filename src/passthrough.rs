@@ -71,8 +71,9 @@ impl Passthrough {
             request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
 
-        if let Some(proof) = proof {
-            self.resign.sign(&mut request, &proof);
+        // Kept to the end: a body that was read has its place until the endpoint answers.
+        if let Some(proof) = &proof {
+            self.resign.sign(&mut request, proof);
         }
 
         let (progress, mut seen) = watch::channel(Instant::now());

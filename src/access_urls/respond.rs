@@ -10,10 +10,10 @@ use super::request::Form;
 use super::{Fetched, Slots};
 use crate::answered::Answered;
 use crate::api;
-use crate::body::{Body, whole};
+use crate::body::whole;
 use crate::caller::{Bypass, Callers};
 use crate::clock::Moment;
-use crate::error::Error;
+use crate::error::{Error, NoAnswer};
 use crate::fetch::{Cause, Failure, Terms};
 use crate::headers::{add_via, request_id, strip_hop_by_hop};
 use crate::metrics::{IdResult, Metrics, Outcome, Tally};
@@ -161,10 +161,15 @@ pub(super) fn own(error: Error) -> Answered {
     answered
 }
 
-/// Marks an answer to a batch that was forwarded untouched.
-pub(super) fn bypassed(mut response: Response<Body>, reason: Bypass) -> Response<Body> {
-    append_status(response.headers_mut(), &format!("sidelink; fwd=bypass; detail={}", reason.name()));
-    response
+/// Marks an answer to a batch that was forwarded untouched, or that was refused on its way.
+pub(super) fn bypassed(mut answered: Answered, reason: Bypass) -> Answered {
+    let forwarded = [Error::NoAnswer(NoAnswer::Broken).code(), Error::Deadline.code()];
+    let status = match answered.detail {
+        Some(code) if !forwarded.contains(&code) => format!("sidelink; detail={code}"),
+        _ => format!("sidelink; fwd=bypass; detail={}", reason.name()),
+    };
+    append_status(answered.response.headers_mut(), &status);
+    Answered { detail: answered.detail.or(Some(reason.name())), ..answered }
 }
 
 /// Appends to the field that the endpoint may have sent: nearest the client comes last (RFC 9211 §2).

@@ -132,6 +132,35 @@ pub fn verify(claim: &Claim<'_>, pair: &Arc<KeyPair>, head: &Parts, payload: &st
     Ok(Signer { pair: Arc::clone(pair), headers: headers.into() })
 }
 
+/// Verifies what a request with this whole body claims; `now` is in Unix seconds. With the signer: the payload that is
+/// signed, the body's hash or [`UNSIGNED_PAYLOAD`].
+///
+/// # Errors
+/// Why the signature proves nothing.
+pub fn verify_whole(
+    claim: &Claim<'_>,
+    pair: &Arc<KeyPair>,
+    head: &Parts,
+    body: &[u8],
+    now: u64,
+) -> Result<(Signer, String), Fault> {
+    let hash = hash(body);
+    let stated = stated_payload(&head.headers)?;
+    let mut payload = stated.filter(|_| !body.is_empty()).unwrap_or(&hash);
+    let signer = match verify(claim, pair, head, payload, now) {
+        // Without a body some SDKs sign the hash of nothing, and others what they state all the same.
+        Err(Fault::Mismatch) if body.is_empty() && stated == Some(UNSIGNED_PAYLOAD) => {
+            payload = UNSIGNED_PAYLOAD;
+            verify(claim, pair, head, payload, now)?
+        }
+        verified => verified?,
+    };
+    if payload != UNSIGNED_PAYLOAD && payload != hash {
+        return Err(Fault::Payload);
+    }
+    Ok((signer, payload.to_owned()))
+}
+
 fn once<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<&'h HeaderValue, Fault> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {

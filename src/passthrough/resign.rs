@@ -2,18 +2,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::Request;
 use http::uri::PathAndQuery;
+use http_body::Body as _;
 use http_body_util::BodyExt;
+use tokio::time::timeout;
 use tracing::warn;
 
 use crate::body::{Body, BodyError, stream, whole};
 use crate::caller::signature::{self, Claim, Keys, Signer};
 use crate::clock::Clock;
 use crate::config;
-use crate::error::{Error, Limit};
+use crate::error::{Error, Fault, Limit};
+use crate::headers::made_hop_by_hop;
 use crate::metrics::Metrics;
 use crate::upstream::Upstream;
 
@@ -23,8 +27,10 @@ pub struct Resign {
     upstream: Arc<Upstream>,
     body_limit: usize,
     bodies_limit: usize,
-    /// Bytes of bodies that are held to be hashed.
-    held: AtomicUsize,
+    /// The longest that a body may take to come.
+    body_timeout: Duration,
+    /// Bytes of bodies that are held to be hashed, and then until the endpoint answers.
+    held: Arc<AtomicUsize>,
     clock: Clock,
     metrics: Arc<Metrics>,
     warned: AtomicBool,
@@ -34,6 +40,8 @@ pub struct Resign {
 pub(super) struct Proof {
     signer: Signer,
     payload: String,
+    /// Of a body that was read: its place under `limits.signed_bodies`.
+    _held: Option<Held>,
 }
 
 impl Resign {
@@ -50,7 +58,8 @@ impl Resign {
             upstream,
             body_limit: limits.signed_body,
             bodies_limit: limits.signed_bodies,
-            held: AtomicUsize::new(0),
+            body_timeout: limits.idle_timeout,
+            held: Arc::default(),
             clock,
             metrics,
             warned: AtomicBool::new(false),
@@ -75,18 +84,30 @@ impl Resign {
             self.say_once_that_a_key_is_unknown();
             return Ok((Request::from_parts(head, stream(body)), None));
         };
-        let stated = signature::stated_payload(&head.headers).map_err(Error::Signature)?;
-        let (payload, body) = match stated {
-            // Whether a body has the hash that is stated is the endpoint's to check.
-            Some(stated) if !body.is_end_stream() => (stated.to_owned(), stream(body)),
-            _ => {
-                let body = self.read(body).await?;
-                (signature::hash(&body), whole(body))
-            }
-        };
         let now = self.clock.now().unix_seconds();
-        let signer = signature::verify(&claim, pair, &head, &payload, now).map_err(Error::Signature)?;
-        Ok((Request::from_parts(head, body), Some(Proof { signer, payload })))
+        let unsigned = matches!(signature::stated_payload(&head.headers), Ok(Some(signature::UNSIGNED_PAYLOAD)));
+        let (verified, body, held) = if unsigned && !body.is_end_stream() {
+            let payload = signature::UNSIGNED_PAYLOAD;
+            let verified = signature::verify(&claim, pair, &head, payload, now);
+            (verified.map(|signer| (signer, payload.to_owned())), stream(body), None)
+        } else {
+            let (body, held) = self.read(body).await?;
+            (signature::verify_whole(&claim, pair, &head, &body, now), whole(body), Some(held))
+        };
+        // Such headers go no further than here, and whoever signed them did not say so.
+        let verified = verified.and_then(|(signer, payload)| {
+            let takes_away = made_hop_by_hop(&head.headers).any(|name| signer.covers(&name));
+            if takes_away { Err(Fault::Malformed) } else { Ok((signer, payload)) }
+        });
+        match verified {
+            Ok((signer, payload)) => {
+                Ok((Request::from_parts(head, body), Some(Proof { signer, payload, _held: held })))
+            }
+            Err(fault) => {
+                crate::server::drain(body);
+                Err(Error::Signature(fault))
+            }
+        }
     }
 
     /// Signs a request that is about to be sent to the endpoint, its headers as they will be.
@@ -97,32 +118,41 @@ impl Resign {
         proof.signer.sign(&method, &target, request.headers_mut(), host, &proof.payload, now);
     }
 
-    async fn read<B>(&self, body: B) -> Result<Bytes, Error>
+    /// The whole body, and its place under `limits.signed_bodies`.
+    async fn read<B>(&self, body: B) -> Result<(Bytes, Held), Error>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError>,
     {
         let mut body = stream(body);
-        let mut held = Held { total: &self.held, bytes: 0 };
+        let read = timeout(self.body_timeout, self.read_on(&mut body)).await;
+        let read = read.unwrap_or(Err(Error::Malformed("the request's body did not come in time")));
+        if let Err(Error::SignedBodyTooLarge | Error::Shed(_)) = read {
+            crate::server::drain(body);
+        }
+        read
+    }
+
+    async fn read_on(&self, body: &mut Body) -> Result<(Bytes, Held), Error> {
+        // What is declared need not be sent to be refused.
+        if usize::try_from(body.size_hint().lower()).is_ok_and(|length| length > self.body_limit) {
+            return Err(Error::SignedBodyTooLarge);
+        }
+        let mut held = Held { total: Arc::clone(&self.held), bytes: 0 };
         let mut read = BytesMut::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| Error::Malformed("the request's body broke off"))?;
             let Some(piece) = frame.data_ref() else { continue };
-            let refusal = if read.len() + piece.len() > self.body_limit {
-                Some(Error::SignedBodyTooLarge)
-            } else if !held.grow(piece.len(), self.bodies_limit) {
+            if read.len() + piece.len() > self.body_limit {
+                return Err(Error::SignedBodyTooLarge);
+            }
+            if !held.grow(piece.len(), self.bodies_limit) {
                 self.metrics.shed.with_label_values(&[Limit::SignedBodies.name()]).inc();
-                Some(Error::Shed(Limit::SignedBodies))
-            } else {
-                None
-            };
-            if let Some(refusal) = refusal {
-                crate::server::drain(body);
-                return Err(refusal);
+                return Err(Error::Shed(Limit::SignedBodies));
             }
             read.extend_from_slice(piece);
         }
-        Ok(read.freeze())
+        Ok((read.freeze(), held))
     }
 
     fn say_once_that_a_key_is_unknown(&self) {
@@ -134,20 +164,20 @@ impl Resign {
     }
 }
 
-/// Bytes of bodies that are held at a time.
-struct Held<'r> {
-    total: &'r AtomicUsize,
+/// A body's place among the bytes of bodies that are held at a time.
+struct Held {
+    total: Arc<AtomicUsize>,
     bytes: usize,
 }
 
-impl Held<'_> {
+impl Held {
     fn grow(&mut self, bytes: usize, most: usize) -> bool {
         self.bytes += bytes;
         self.total.fetch_add(bytes, Ordering::Relaxed) + bytes <= most
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Held {
     fn drop(&mut self) {
         self.total.fetch_sub(self.bytes, Ordering::Relaxed);
     }

@@ -16,6 +16,7 @@ mod once;
 mod pass_through;
 mod sdk;
 mod signed;
+mod signed_attacks;
 mod signing;
 mod simulated;
 mod simulation;

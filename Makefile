@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := test
 .NOTPARALLEL:
-.PHONY: test lint fmt clippy doc deny demo stampede soak planted tools clean
+.PHONY: test lint fmt clippy doc deny demo stampede soak planted bench bench-peers tools clean
 
 ## Everything: tools, format, lints, tests, documentation, dependency policy (where cargo-deny is installed).
 test: tools lint
@@ -41,6 +41,17 @@ soak:
 ## Plants bugs and shows that the simulation catches each.
 planted:
 	scripts/planted.sh
+
+## The hit path and its parts (criterion), and instructions for a batch against the record (valgrind).
+bench:
+	command -v valgrind >/dev/null || { apt-get -qq update && apt-get -qq install -y valgrind >/dev/null; }
+	cargo bench --locked --bench hit_path
+	cargo bench --locked --bench instructions
+
+## sidelink beside nginx and Varnish, each on one core: prints tables, draws docs/bench-peers.svg. Installs what is absent.
+bench-peers:
+	command -v python3 >/dev/null || { apt-get -qq update && apt-get -qq install -y python3 >/dev/null; }
+	benches/peers/run.py
 
 ## Installs what is absent: the official SDK in .venv, and system packages.
 tools:

@@ -7,24 +7,25 @@ pub mod answer;
 pub mod request;
 mod respond;
 
+use std::collections::HashSet;
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
-use http::{HeaderValue, Request};
+use http::{HeaderMap, HeaderValue, Request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::Incoming;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use crate::answered::Answered;
 use crate::api;
-use crate::body::{BodyError, whole};
+use crate::body::{BodyError, stream, whole};
 use crate::cache::freshness::Deadlines;
-use crate::cache::{Cache, Kept};
+use crate::cache::{Cache, Kept, KeyHasher};
 use crate::cache_control::Directives;
-use crate::caller::{Bypass, Callers, Stranger};
+use crate::caller::{Bypass, Callers, Requester, Scope, Stranger};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::Error;
@@ -32,7 +33,7 @@ use crate::fetch::{Arrival, Cause, Failure, Fetch, Had, Landed, Terms, Wanted};
 use crate::headers;
 use crate::metrics::{IdResult, Metrics, Tally};
 use crate::passthrough::Passthrough;
-use request::{Batch, NotABatch};
+use request::Batch;
 
 /// Answers batches.
 pub struct AccessUrls {
@@ -66,7 +67,8 @@ impl Demand {
 
 /// One id of a batch on its way to an answer.
 struct Slot {
-    wanted: Wanted,
+    /// The id, while it lacks.
+    wanted: Option<Wanted>,
     had: Option<Link>,
     result: IdResult,
 }
@@ -83,6 +85,8 @@ struct Link {
 /// The ids of a batch that was read and admitted. Counts each once, also when the client leaves before its answer.
 struct Slots<'m> {
     slots: Vec<Slot>,
+    /// Ids that were had and are about to go cold.
+    ageing: Vec<Wanted>,
     metrics: &'m Metrics,
 }
 
@@ -95,8 +99,16 @@ impl Slots<'_> {
         tally
     }
 
+    fn from_memory(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.had.is_some()).count()
+    }
+
+    fn need_calls(&self) -> bool {
+        !self.ageing.is_empty() || self.from_memory() < self.slots.len()
+    }
+
     fn lacking(&self) -> Vec<Wanted> {
-        self.slots.iter().filter(|slot| slot.had.is_none()).map(|slot| slot.wanted.clone()).collect()
+        self.slots.iter().filter(|slot| slot.had.is_none()).filter_map(|slot| slot.wanted.clone()).collect()
     }
 
     fn lacking_slots(&mut self) -> impl Iterator<Item = &mut Slot> {
@@ -134,7 +146,11 @@ impl AccessUrls {
     }
 
     /// Answers a GET on the batch route.
-    pub async fn answer(&self, request: Request<Incoming>) -> Answered {
+    pub async fn answer<B>(&self, request: Request<B>) -> Answered
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError> + Send,
+    {
         let (parts, body) = request.into_parts();
         let credential = match self.callers.credential(&parts.headers) {
             Ok(credential) => credential,
@@ -150,62 +166,59 @@ impl AccessUrls {
             Err(Stranger::Bypass(reason)) => return self.bypass(untouched(parts, body), reason).await,
             Err(Stranger::Forged(fault)) => return respond::own(Error::Signature(fault)),
         };
-        let batch = match Batch::read(parts.uri.query(), &parts.headers, &body, self.config.limits.batch_ids) {
-            Ok(batch) => batch,
-            Err(NotABatch::Unreadable) => return self.bypass(untouched(parts, body), Bypass::Unreadable).await,
-            Err(NotABatch::TooManyIds) => return respond::own(Error::TooManyIds),
+        let Ok(batch) = Batch::read(parts.uri.query(), &parts.headers, &body) else {
+            return self.bypass(untouched(parts, body), Bypass::Unreadable).await;
         };
-        self.metrics.batch_ids.observe(batch.ids.len() as f64);
+        let (now, form) = (self.clock.now(), batch.form);
+        let scope = self.callers.scope(&requester, &parts.headers, batch.group.as_deref());
         let directives = self.directives(&parts);
-        let scope = self.callers.scope(&requester, batch.group.as_deref());
-        let terms = Arc::new(Terms {
-            scope,
-            group: batch.group,
-            form: batch.form,
-            deadline: Instant::now() + self.config.upstream.deadline,
-            hops: headers::sidelinks(&parts.headers),
-            traceparent: parts.headers.get(api::TRACEPARENT).cloned(),
-            requester,
-        });
-        let caller = Some(terms.requester.caller.short());
-
-        let demand = self.demand(&directives, &terms);
-        let mut slots = self.look_up(batch.ids, &terms, &demand, &directives);
-        self.refresh_ahead(&slots, &terms);
-        let from_memory = slots.slots.iter().filter(|slot| slot.had.is_some()).count();
+        let demand = self.demand(&directives, &requester, now);
+        let Some(mut slots) = self.look_up(&batch, scope, &demand, &directives, now) else {
+            return respond::own(Error::TooManyIds);
+        };
+        let caller = Some(requester.caller.short());
+        let from_memory = slots.from_memory();
         let mut fetched = Fetched::default();
-        if from_memory < slots.slots.len() {
-            if directives.only_if_cached {
-                return Answered { tally: slots.tally(), caller, ..respond::own(Error::NotCached) };
+        if slots.need_calls() {
+            let terms = Arc::new(self.terms(&batch, scope, requester, &parts.headers));
+            self.refresh_ahead(&slots.ageing, &terms);
+            if from_memory < slots.slots.len() {
+                if directives.only_if_cached {
+                    return Answered { tally: slots.tally(), caller, ..respond::own(Error::NotCached) };
+                }
+                fetched = match self.fetch_lacking(&mut slots, &terms, &directives).await {
+                    Ok(fetched) => fetched,
+                    Err(error) => return Answered { tally: slots.tally(), caller, ..respond::own(error) },
+                };
             }
-            fetched = match self.fetch_lacking(&mut slots, &terms, &directives).await {
-                Ok(fetched) => fetched,
-                Err(error) => return Answered { tally: slots.tally(), caller, ..respond::own(error) },
-            };
-        }
-        if let Some(failure) = &fetched.failure
-            && !self.serve_stale(&mut slots, &terms, failure, &directives)
-        {
-            if let Cause::Unmatched(_) = failure.cause
-                && (failure.shared || failure.ids != slots.slots.len())
+            if let Some(failure) = &fetched.failure
+                && !self.serve_stale(&mut slots, &terms, failure, &directives)
             {
-                // Not to be guessed at, and not this batch's own answer: fetched whole, passed on as it comes.
-                slots.lacking_slots().for_each(|slot| slot.result = IdResult::Fetched);
-                let tally = slots.tally();
-                let whole = self.bypass(untouched(parts, body), Bypass::Unmatched);
-                let answered = timeout_at(terms.deadline, whole).await;
-                return Answered { tally, caller, ..answered.unwrap_or_else(|_| respond::own(Error::Deadline)) };
+                if let Cause::Unmatched(_) = failure.cause
+                    && (failure.shared || failure.ids != slots.slots.len())
+                {
+                    // Not to be guessed at, and not this batch's own answer: fetched whole, passed on as it comes.
+                    slots.lacking_slots().for_each(|slot| slot.result = IdResult::Fetched);
+                    let tally = slots.tally();
+                    let whole = self.bypass(untouched(parts, body), Bypass::Unmatched);
+                    let answered = timeout_at(terms.deadline, whole).await;
+                    return Answered { tally, caller, ..answered.unwrap_or_else(|_| respond::own(Error::Deadline)) };
+                }
+                return Answered { tally: slots.tally(), caller, ..respond::failure(failure) };
             }
-            return Answered { tally: slots.tally(), caller, ..respond::failure(failure) };
         }
-        let answered =
-            respond::links(&slots, &fetched, from_memory, &terms, &self.callers, &self.metrics, self.clock.now());
+        // What was not fetched has not aged meanwhile.
+        let now = if slots.slots.len() == from_memory { now } else { self.clock.now() };
+        let answered = respond::links(&slots, &fetched, from_memory, form, &self.callers, &self.metrics, now);
         Answered { caller, ..answered }
     }
 
     /// The whole body, bounded; what a client sends on beyond is drained for a while so that it gets to read the refusal.
-    async fn read_body(&self, parts: &Parts, body: Incoming) -> Result<Bytes, Error> {
-        use http_body::Body;
+    async fn read_body<B>(&self, parts: &Parts, body: B) -> Result<Bytes, Error>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError> + Send,
+    {
         if body.is_end_stream() {
             return Ok(Bytes::new());
         }
@@ -215,7 +228,7 @@ impl AccessUrls {
             crate::server::drain(body);
             return Err(Error::BodyTooLarge);
         }
-        let mut body = body;
+        let mut body = stream(body);
         let read = Limited::new(&mut body, limit).collect();
         let Ok(read) = timeout(self.config.limits.idle_timeout, read).await else {
             return Err(Error::Malformed("the request's body did not come in time"));
@@ -244,34 +257,67 @@ impl AccessUrls {
         if self.config.callers.cache_control { Directives::read(&parts.headers) } else { Directives::default() }
     }
 
-    fn demand(&self, directives: &Directives, terms: &Terms) -> Demand {
+    fn demand(&self, directives: &Directives, requester: &Requester, now: Moment) -> Demand {
         Demand {
-            nothing: directives.no_cache || directives.no_store || self.callers.must_revalidate(&terms.requester),
+            nothing: directives.no_cache || directives.no_store || self.callers.must_revalidate(requester, now),
             max_age: directives.max_age.map(|seconds| seconds.saturating_mul(1000)),
             min_fresh: directives.min_fresh.map(|seconds| seconds.saturating_mul(1000)),
         }
     }
 
-    /// Answers what memory can, and counts what it could but may not.
-    fn look_up(&self, ids: Vec<Box<str>>, terms: &Terms, demand: &Demand, directives: &Directives) -> Slots<'_> {
-        let now = self.clock.now();
-        let (mut refetched, mut slots) = (0, Vec::with_capacity(ids.len()));
-        for id in ids {
-            let key = self.callers.key(terms.scope, &id);
+    /// On whose behalf, and how, calls are made for a batch. A batch that is all in memory does without.
+    fn terms(&self, batch: &Batch<'_>, scope: Scope, requester: Requester, headers: &HeaderMap) -> Terms {
+        Terms {
+            headers: self.callers.carried(headers),
+            scope,
+            group: batch.group.as_deref().map(Box::from),
+            form: batch.form,
+            deadline: Instant::now() + self.config.upstream.deadline,
+            hops: headers::sidelinks(headers),
+            traceparent: headers.get(api::TRACEPARENT).cloned(),
+            requester,
+        }
+    }
+
+    /// Answers what memory can, each distinct id once, and counts what it could but may not. `None`: there are more ids
+    /// than `limits.batch_ids`.
+    fn look_up(
+        &self,
+        batch: &Batch<'_>,
+        scope: Scope,
+        demand: &Demand,
+        directives: &Directives,
+        now: Moment,
+    ) -> Option<Slots<'_>> {
+        let (most, count) = (self.config.limits.batch_ids, batch.ids.len());
+        let room = count.min(most);
+        let mut seen = HashSet::with_capacity_and_hasher(room, BuildHasherDefault::<KeyHasher>::default());
+        let (mut refetched, mut slots, mut ageing) = (0, Vec::with_capacity(room), Vec::new());
+        for id in &batch.ids {
+            let key = scope.key(id);
+            if count > 1 && !seen.insert(key) {
+                continue;
+            }
+            if slots.len() == most {
+                return None;
+            }
+            let wanted = || Wanted { id: Box::from(id.as_ref()), key };
             let kept = self.cache.look_up(key).filter(|kept| kept.deadlines.fresh_left(now).is_some());
-            let (had, result) = match kept {
+            slots.push(match kept {
                 Some(kept) if demand.serves(&kept, now) => {
                     let result = if kept.text.is_some() { IdResult::Hit } else { IdResult::Absent };
-                    (Some(Link::kept(kept)), result)
+                    if kept.text.is_some() && kept.deadlines.is_ageing(now, key.spread()) {
+                        ageing.push(wanted());
+                    }
+                    Slot { wanted: None, had: Some(Link::kept(kept)), result }
                 }
-                Some(_) => {
-                    refetched += 1;
-                    (None, IdResult::Failed)
+                kept => {
+                    refetched += u64::from(kept.is_some());
+                    Slot { wanted: Some(wanted()), had: None, result: IdResult::Failed }
                 }
-                None => (None, IdResult::Failed),
-            };
-            slots.push(Slot { wanted: Wanted { id, key }, had, result });
+            });
         }
+        self.metrics.batch_ids.observe(slots.len() as f64);
         if refetched > 0 && !directives.only_if_cached {
             let by_client = directives.no_cache
                 || directives.no_store
@@ -280,23 +326,16 @@ impl AccessUrls {
             let cause = if by_client { "client" } else { "revalidate" };
             self.metrics.refetched.with_label_values(&[cause]).inc_by(refetched);
         }
-        Slots { slots, metrics: &self.metrics }
+        if !self.config.freshness.refresh_ahead {
+            ageing.clear();
+        }
+        Some(Slots { slots, ageing, metrics: &self.metrics })
     }
 
     /// Fetches again, in the background, what was just handed out and is about to go cold.
-    fn refresh_ahead(&self, slots: &Slots<'_>, terms: &Arc<Terms>) {
-        if !self.config.freshness.refresh_ahead {
-            return;
-        }
-        let now = self.clock.now();
-        let ageing = |slot: &&Slot| {
-            let link = slot.had.as_ref().filter(|link| link.text.is_some());
-            let deadlines = link.and_then(|link| link.deadlines);
-            deadlines.is_some_and(|deadlines| deadlines.is_ageing(now, slot.wanted.key.spread()))
-        };
-        let ageing: Vec<Wanted> = slots.slots.iter().filter(ageing).map(|slot| slot.wanted.clone()).collect();
+    fn refresh_ahead(&self, ageing: &[Wanted], terms: &Arc<Terms>) {
         if !ageing.is_empty() {
-            let refreshed = self.fetch.refresh(terms, &ageing);
+            let refreshed = self.fetch.refresh(terms, ageing);
             self.metrics.refetched.with_label_values(&["refresh"]).inc_by(refreshed as u64);
         }
     }
@@ -314,7 +353,10 @@ impl AccessUrls {
             return Ok(settle(slots, landed.into_iter().map(|landed| Had::Landed { joined: false, landed })));
         }
         // Asked anew: the call that has brought a link meanwhile has shown, too, that the caller is accepted.
-        let serves = |kept: &Kept| self.demand(directives, terms).serves(kept, self.clock.now());
+        let serves = |kept: &Kept| {
+            let now = self.clock.now();
+            self.demand(directives, &terms.requester, now).serves(kept, now)
+        };
         let fetched = settle(slots, self.fetch.fetch(terms, &lacking, serves).await?.into_iter());
         match &fetched.failure {
             Some(failure) if failure.may_be_anothers_fault() && self.fetch.affords_extra() => {
@@ -335,7 +377,7 @@ impl AccessUrls {
         }
         let now = self.clock.now();
         for slot in slots.lacking_slots() {
-            let kept = self.cache.look_up(slot.wanted.key);
+            let kept = slot.wanted.as_ref().and_then(|wanted| self.cache.look_up(wanted.key));
             if let Some(kept) = kept.filter(|kept| kept.text.is_some() && kept.deadlines.usable(now)) {
                 slot.had = Some(Link::kept(kept));
                 slot.result = IdResult::Stale;

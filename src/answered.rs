@@ -18,7 +18,7 @@ pub struct Answered {
     /// What became of the ids of a batch.
     pub tally: Tally,
     /// The caller's short hash, if it was told.
-    pub caller: Option<String>,
+    pub caller: Option<u32>,
     /// The code of an error of sidelink's own, or why a batch was forwarded untouched.
     pub detail: Option<&'static str>,
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use hyper::Request;
 use hyper::body::Incoming;
@@ -33,6 +34,9 @@ use crate::upstream::{SetupError, Upstream};
 
 /// Connections that the admin listener serves at a time.
 const ADMIN_CONNECTIONS: usize = 64;
+
+/// Between one sweep of dead links and the next.
+const SWEEP: Duration = Duration::from_secs(60);
 
 /// Why sidelink does not start.
 #[derive(Debug)]
@@ -63,6 +67,8 @@ pub struct Proxy {
     pub router: Arc<Router>,
     /// Answers operators.
     pub admin: Arc<Admin>,
+    cache: Arc<Cache>,
+    clock: Clock,
     config: Arc<Config>,
     metrics: Arc<Metrics>,
     ready: Arc<AtomicBool>,
@@ -102,7 +108,7 @@ impl Proxy {
         let calls_per_caller = config.upstream.calls.div_ceil(2);
         let callers = Callers::new(&config.callers, Arc::clone(&keys), calls_per_caller, rand::random(), clock.clone());
         let callers = Arc::new(callers);
-        let cache = Arc::new(Cache::new(&config.cache, &config.freshness, &metrics));
+        let cache = Arc::new(Cache::new(&config.cache, &metrics));
         let fetch = Fetch::new(
             Arc::clone(&upstream),
             Arc::clone(&callers),
@@ -120,12 +126,13 @@ impl Proxy {
             Arc::clone(&passthrough),
             Arc::clone(&config),
             Arc::clone(&metrics),
-            clock,
+            clock.clone(),
         );
         let ready = Arc::new(AtomicBool::new(false));
-        let admin = Admin::new(registry, Arc::clone(&metrics), cache, Arc::clone(&upstream), Arc::clone(&ready));
+        let admin =
+            Admin::new(registry, Arc::clone(&metrics), Arc::clone(&cache), Arc::clone(&upstream), Arc::clone(&ready));
         let router = Router::new(access_urls, passthrough, upstream, Arc::clone(&metrics), config.log.access);
-        Ok(Self { router: Arc::new(router), admin: Arc::new(admin), config, metrics, ready })
+        Ok(Self { router: Arc::new(router), admin: Arc::new(admin), cache, clock, config, metrics, ready })
     }
 }
 
@@ -193,6 +200,7 @@ impl App {
             let gauge = proxy.metrics.connections.clone();
             self.clients.spawn(server::run(listener, limits, Arc::clone(&permits), gauge, self.stop.clone(), answer));
         }
+        self.admin.spawn(sweep(Arc::clone(&proxy.cache), proxy.clock.clone(), self.stop_admin.clone()));
         let admin = Arc::clone(&proxy.admin);
         let answer = move |request: Request<Incoming>| {
             let response = admin.answer(&request);
@@ -226,6 +234,15 @@ impl App {
         self.stop_admin.cancel();
         while self.admin.join_next().await.is_some() {}
         info!("stopped");
+    }
+}
+
+/// Forgets dead links now and then, until `stop`.
+async fn sweep(cache: Arc<Cache>, clock: Clock, stop: CancellationToken) {
+    while tokio::time::timeout(SWEEP, stop.cancelled()).await.is_err() {
+        let (cache, clock) = (Arc::clone(&cache), clock.clone());
+        // Apart from the answers: a large table takes a while.
+        let _ = tokio::task::spawn_blocking(move || cache.sweep(clock.now())).await;
     }
 }
 

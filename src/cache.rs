@@ -1,23 +1,28 @@
 //! The embedded tier: links by [`Key`], bounded by bytes.
 //!
 //! A link is kept as the JSON text that the endpoint sent, so that answering is copying. Nothing here decides whether a
-//! link may be served: that is asked of its [`Deadlines`] at every look-up. Eviction (TinyLFU by weight, and by age
-//! once nothing can be served any more) only ever makes room.
+//! link may be served: that is asked of its [`Deadlines`] at every look-up. Eviction (S3-FIFO by weight) and the sweep of
+//! what is dead only ever make room.
 
 pub mod freshness;
 
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
-use moka::notification::RemovalCause;
+use prometheus::IntCounter;
+use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
 
 use crate::caller::Key;
+use crate::clock::Moment;
 use crate::config;
-use crate::metrics::Metrics;
+use crate::metrics::{Evictions, Metrics};
 use freshness::Deadlines;
 
-/// Bytes that an entry takes besides its text: key and value in moka's table, its bookkeeping (frequency sketch, two
-/// queues' nodes, reference counts) and the allocator's rounding. An estimate on the high side.
-const ENTRY_BYTES: u32 = 400;
+/// Bytes that an entry takes besides its text: key, value and bookkeeping in the table, the text's reference counts, and
+/// the allocator's rounding. Measured: docs/BENCHMARKS.md, "Memory".
+const ENTRY_BYTES: u64 = 160;
+/// A guess at a text's bytes, by which the table's shards and its memory of evicted keys are sized.
+const USUAL_TEXT: u64 = 480;
 
 /// What is kept of an id.
 #[derive(Clone)]
@@ -30,30 +35,28 @@ pub struct Kept {
 
 /// The links that this process has.
 pub struct Cache {
-    entries: moka::sync::Cache<Key, Kept>,
+    entries: quick_cache::sync::Cache<Key, Kept, Weight, BuildHasherDefault<KeyHasher>, Evicted>,
+    evictions: Evictions,
 }
 
 impl Cache {
-    /// An empty cache of `config.capacity` bytes.
-    pub fn new(config: &config::Cache, freshness: &config::Freshness, metrics: &Metrics) -> Self {
+    /// An empty cache of `config.capacity` bytes. It allocates as it fills.
+    pub fn new(config: &config::Cache, metrics: &Metrics) -> Self {
         let evictions = metrics.cache_evictions.clone();
-        // Past this age nothing can be served, fresh or stale.
-        let oldest = freshness.max.max(freshness.absent) + freshness.stale_if_error;
-        let entries = moka::sync::Cache::builder()
-            .max_capacity(config.capacity)
-            .weigher(|_: &Key, kept: &Kept| {
-                let text = kept.text.as_ref().map_or(0, |text| text.len());
-                u32::try_from(text).unwrap_or(u32::MAX).saturating_add(ENTRY_BYTES)
-            })
-            .time_to_live(oldest.max(std::time::Duration::from_secs(1)))
-            .eviction_listener(move |_, _, cause| match cause {
-                RemovalCause::Size => evictions.size.inc(),
-                RemovalCause::Expired => evictions.expired.inc(),
-                RemovalCause::Explicit => evictions.explicit.inc(),
-                RemovalCause::Replaced => {}
-            })
-            .build();
-        Self { entries }
+        let items = usize::try_from(config.capacity / (ENTRY_BYTES + USUAL_TEXT)).unwrap_or(usize::MAX);
+        let mut options = OptionsBuilder::new();
+        options.weight_capacity(config.capacity).estimated_items_capacity(items);
+        let evicted = Evicted(evictions.size.clone());
+        let entries = match options.build() {
+            Ok(options) => {
+                quick_cache::sync::Cache::with_options(options, Weight, BuildHasherDefault::default(), evicted)
+            }
+            // Never: both of the mandatory options are there.
+            Err(_) => {
+                quick_cache::sync::Cache::with(items, config.capacity, Weight, BuildHasherDefault::default(), evicted)
+            }
+        };
+        Self { entries, evictions }
     }
 
     /// What is kept under `key`, whether or not it may still be served.
@@ -68,12 +71,107 @@ impl Cache {
 
     /// Forgets what is kept under `key`.
     pub fn forget(&self, key: Key) {
-        self.entries.invalidate(&key);
+        if self.entries.remove(&key).is_some() {
+            self.evictions.explicit.inc();
+        }
     }
 
-    /// Entries, and their bytes; lags behind by a few writes.
+    /// Forgets what can be served no more, fresh or stale. Takes a while, and each part of the table for a part of it.
+    pub fn sweep(&self, now: Moment) {
+        let before = self.entries.len();
+        self.entries.retain(|_, kept| kept.deadlines.usable(now));
+        self.evictions.expired.inc_by(before.saturating_sub(self.entries.len()) as u64);
+    }
+
+    /// Entries, and their bytes.
     pub fn size(&self) -> (u64, u64) {
-        self.entries.run_pending_tasks();
-        (self.entries.entry_count(), self.entries.weighted_size())
+        (self.entries.len() as u64, self.entries.weight())
+    }
+}
+
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<Key, Kept> for Weight {
+    fn weight(&self, _: &Key, kept: &Kept) -> u64 {
+        kept.text.as_ref().map_or(0, |text| text.len() as u64) + ENTRY_BYTES
+    }
+}
+
+/// Counts what had to make room.
+#[derive(Clone)]
+struct Evicted(IntCounter);
+
+impl Lifecycle<Key, Kept> for Evicted {
+    type RequestState = ();
+
+    fn begin_request(&self) {}
+
+    fn on_evict(&self, (): &mut (), _: Key, _: Kept) {
+        self.0.inc();
+    }
+}
+
+/// Takes a [`Key`] for its own hash: it is a keyed one already.
+#[derive(Default)]
+pub struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, half: u64) {
+        self.0 = half;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use prometheus::Registry;
+
+    use super::*;
+    use crate::caller::Scope;
+    use crate::clock::Clock;
+
+    fn cache(capacity: u64) -> (Cache, Metrics) {
+        let metrics = Metrics::new(&Registry::new()).unwrap();
+        (Cache::new(&config::Cache { capacity }, &metrics), metrics)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sweep_forgets_what_is_dead_and_nothing_else() {
+        let (cache, metrics) = cache(1 << 20);
+        let clock = Clock::simulated(0);
+        let scope = Scope::of_test(1);
+        for seconds in [10, 20] {
+            let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(seconds));
+            cache.keep(scope.key(&seconds.to_string()), Kept { text: None, deadlines });
+        }
+        tokio::time::advance(Duration::from_secs(10)).await;
+        cache.sweep(clock.now());
+        assert!(cache.look_up(scope.key("10")).is_none() && cache.look_up(scope.key("20")).is_some());
+        assert_eq!((metrics.cache_evictions.expired.get(), cache.size()), (1, (1, ENTRY_BYTES)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_stays_within_capacity() {
+        let (cache, metrics) = cache(1 << 20);
+        let scope = Scope::of_test(1);
+        let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
+        for id in 0..10_000 {
+            cache.keep(scope.key(&id.to_string()), Kept { text: Some(Arc::from("x".repeat(440))), deadlines });
+        }
+        let (links, bytes) = cache.size();
+        assert!(bytes <= 1 << 20 && links > 1500, "{links} links of {bytes} bytes");
+        assert_eq!(metrics.cache_evictions.size.get(), 10_000 - links);
     }
 }

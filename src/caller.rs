@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, COOKIE, RANGE, VARY};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use siphasher::sip128::{Hasher128, SipHasher24};
+use siphasher::sip128::{Hasher128, SipHasher13, SipHasher24};
 
 use crate::api;
 use crate::clock::{Clock, Moment, millis};
@@ -34,9 +34,10 @@ pub use standing::Standing;
 pub struct Caller(u128);
 
 impl Caller {
-    /// Eight hex digits for a log line: enough to follow a caller, useless to become one.
-    pub fn short(self) -> String {
-        format!("{:08x}", self.0 >> 96)
+    /// What stands for it in a log line, as eight hex digits: enough to follow a caller, useless to become one.
+    pub fn short(self) -> u32 {
+        let [a, b, c, d, ..] = self.0.to_be_bytes();
+        u32::from_be_bytes([a, b, c, d])
     }
 }
 
@@ -44,9 +45,32 @@ impl Caller {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Scope(u128);
 
+impl Scope {
+    /// The key of `id` in this scope: the scope itself is the key of the hash, and nobody can guess it.
+    pub fn key(self, id: &str) -> Key {
+        // One round and three, as the standard library's: the hashes are secret, so two that meet cannot be looked for.
+        let mut hash = SipHasher13::new_with_key(&self.0.to_be_bytes());
+        hash.write(id.as_bytes());
+        Key(hash.finish128().as_u128())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_test(number: u128) -> Self {
+        Self(number)
+    }
+}
+
 /// One id in one scope.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key(u128);
+
+impl std::hash::Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // Half of a keyed hash is one still.
+        let [a, b, c, d, e, f, g, h, ..] = self.0.to_be_bytes();
+        state.write_u64(u64::from_be_bytes([a, b, c, d, e, f, g, h]));
+    }
+}
 
 impl Key {
     /// A number from 0 to 1 that is this key's own, so that links fetched together need not be refreshed together.
@@ -56,7 +80,7 @@ impl Key {
     }
 }
 
-/// A caller with what its calls carry.
+/// A caller as one request has shown it.
 #[derive(Clone)]
 pub struct Requester {
     /// Who asks.
@@ -65,18 +89,7 @@ pub struct Requester {
     pub standing: Arc<Standing>,
     /// Signs its calls, where its own request was signed.
     pub signer: Option<Signer>,
-    /// What shows who it is, besides a signature.
-    credential: Option<(HeaderName, HeaderValue)>,
-    /// The headers that may change an answer, as the client sent them.
-    scope_headers: Vec<(HeaderName, HeaderValue)>,
     generation: u64,
-}
-
-impl Requester {
-    /// All of a client's headers that a call carries.
-    pub fn headers(&self) -> impl Iterator<Item = &(HeaderName, HeaderValue)> {
-        self.credential.iter().chain(&self.scope_headers)
-    }
 }
 
 /// What a request shows to say who it is from.
@@ -158,8 +171,10 @@ pub struct Callers {
     key: [u8; 16],
     keys: Arc<Keys>,
     scope_headers: Vec<HeaderName>,
+    security_token: HeaderName,
     /// Credentials, then scope headers.
-    vary: Vec<HeaderName>,
+    varies: Vec<HeaderName>,
+    vary: HeaderValue,
     revalidate: u64,
     standings: Standings,
     clock: Clock,
@@ -176,10 +191,22 @@ impl Callers {
     ) -> Self {
         let mut scope_headers = api::SCOPE_HEADERS.to_vec();
         scope_headers.extend(config.scope_headers.iter().cloned());
-        let mut vary = vec![api::TOKEN, AUTHORIZATION, api::SECURITY_TOKEN];
-        vary.extend(scope_headers.iter().cloned());
-        let revalidate = millis(config.revalidate);
-        Self { key, keys, scope_headers, vary, revalidate, standings: Standings::new(calls_per_caller), clock }
+        let mut varies = vec![api::TOKEN, AUTHORIZATION, api::SECURITY_TOKEN];
+        varies.extend(scope_headers.iter().cloned());
+        let names: Vec<&str> = varies.iter().map(HeaderName::as_str).collect();
+        // Never the star: names of headers make a value of one.
+        let vary = HeaderValue::from_str(&names.join(", ")).unwrap_or(HeaderValue::from_static("*"));
+        Self {
+            key,
+            keys,
+            scope_headers,
+            security_token: api::SECURITY_TOKEN,
+            varies,
+            vary,
+            revalidate: millis(config.revalidate),
+            standings: Standings::new(calls_per_caller),
+            clock,
+        }
     }
 
     /// Finds the credential of a batch.
@@ -218,23 +245,16 @@ impl Callers {
     /// # Errors
     /// Why that is nobody.
     pub fn identify(&self, credential: &Credential<'_>, head: &Parts, body: &[u8]) -> Result<Requester, Stranger> {
-        let mut scope_headers = Vec::with_capacity(self.scope_headers.len());
-        for name in &self.scope_headers {
-            for value in head.headers.get_all(name) {
-                scope_headers.push((name.clone(), value.clone()));
-            }
-        }
-        let (caller, credential, signer) = match credential {
+        let (hash, signer) = match credential {
             Credential::Token(token) => {
                 let mut hash = Fields::new(&self.key, b"caller/token");
                 hash.field(token.as_bytes());
-                (hash.finish(), Some((api::TOKEN, *token)), None)
+                (hash, None)
             }
             Credential::Signed(claim, pair) => {
                 let signer = self.verify(claim, pair, head, body)?;
-                let security_token = head.headers.get(api::SECURITY_TOKEN);
-                let token_covered = security_token.is_none() || signer.covers(&api::SECURITY_TOKEN);
-                if !token_covered || scope_headers.iter().any(|(name, _)| !signer.covers(name)) {
+                let mut names = self.scope_headers.iter().chain([&self.security_token]);
+                if names.any(|name| head.headers.contains_key(name) && !signer.covers(name)) {
                     return Err(Stranger::Bypass(Bypass::UnsignedHeader));
                 }
                 let mut hash = Fields::new(&self.key, b"caller/key");
@@ -246,18 +266,30 @@ impl Callers {
                         None => hash.absent(),
                     }
                 }
-                (hash.finish(), security_token.map(|token| (api::SECURITY_TOKEN, token)), Some(signer))
+                (hash, Some(signer))
             }
         };
-        let caller = Caller(caller);
-        let credential = credential.map(|(name, value)| {
-            let mut secret = value.clone();
-            secret.set_sensitive(true);
-            (name, secret)
-        });
+        let caller = Caller(hash.finish());
         let standing = self.standings.of(caller);
         let generation = standing.generation.load(Ordering::Acquire);
-        Ok(Requester { caller, standing, signer, credential, scope_headers, generation })
+        Ok(Requester { caller, standing, signer, generation })
+    }
+
+    /// All of a request's headers that its calls carry: what shows who asks, besides a signature, and the scope headers.
+    pub fn carried(&self, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+        let mut carried = Vec::new();
+        for name in [api::TOKEN, api::SECURITY_TOKEN] {
+            // Once at most, or it is no credential.
+            if let Some(secret) = headers.get(&name) {
+                let mut secret = secret.clone();
+                secret.set_sensitive(true);
+                carried.push((name, secret));
+            }
+        }
+        for name in &self.scope_headers {
+            carried.extend(headers.get_all(name).iter().map(|value| (name.clone(), value.clone())));
+        }
+        carried
     }
 
     fn verify(&self, claim: &Claim<'_>, pair: &Arc<KeyPair>, head: &Parts, body: &[u8]) -> Result<Signer, Stranger> {
@@ -270,8 +302,8 @@ impl Callers {
         Ok(signer)
     }
 
-    /// The scope of a requester's batch in `group`.
-    pub fn scope(&self, requester: &Requester, group: Option<&str>) -> Scope {
+    /// The scope of a requester's batch in `group`, with these headers.
+    pub fn scope(&self, requester: &Requester, headers: &HeaderMap, group: Option<&str>) -> Scope {
         let mut hash = Fields::new(&self.key, b"scope");
         hash.field(&requester.caller.0.to_be_bytes());
         hash.field(&requester.generation.to_be_bytes());
@@ -279,24 +311,18 @@ impl Callers {
             Some(group) => hash.field(group.as_bytes()),
             None => hash.absent(),
         }
-        for (name, value) in &requester.scope_headers {
-            hash.field(name.as_str().as_bytes());
-            hash.field(value.as_bytes());
+        for name in &self.scope_headers {
+            for value in headers.get_all(name) {
+                hash.field(name.as_str().as_bytes());
+                hash.field(value.as_bytes());
+            }
         }
         Scope(hash.finish())
     }
 
-    /// The key of `id` in `scope`.
-    pub fn key(&self, scope: Scope, id: &str) -> Key {
-        let mut hash = Fields::new(&self.key, b"link");
-        hash.field(&scope.0.to_be_bytes());
-        hash.field(id.as_bytes());
-        Key(hash.finish())
-    }
-
     /// Whether the endpoint's acceptance of this caller is too old to answer from memory.
-    pub fn must_revalidate(&self, requester: &Requester) -> bool {
-        !requester.standing.accepted_within(self.revalidate, self.clock.now())
+    pub fn must_revalidate(&self, requester: &Requester, now: Moment) -> bool {
+        !requester.standing.accepted_within(self.revalidate, now)
     }
 
     /// The endpoint has accepted a caller in a call sent at `sent`, when its doubts were `doubts`. A call that left before
@@ -321,8 +347,8 @@ impl Callers {
         requester.standing.doubt();
     }
 
-    /// The names that `Vary` lists, and that an endpoint's `Vary` may name: the credential and the scope headers.
-    pub fn vary(&self) -> &[HeaderName] {
+    /// What `Vary` says: the credential and the scope headers.
+    pub fn vary(&self) -> &HeaderValue {
         &self.vary
     }
 
@@ -333,7 +359,7 @@ impl Callers {
                 line.split(',').map(str::trim).filter(|name| !name.is_empty()).any(|name| {
                     // Codings are undone, so what they vary by cannot be seen in a link.
                     let coding = name.eq_ignore_ascii_case(ACCEPT_ENCODING.as_str());
-                    !coding && !self.vary.iter().any(|known| name.eq_ignore_ascii_case(known.as_str()))
+                    !coding && !self.varies.iter().any(|known| name.eq_ignore_ascii_case(known.as_str()))
                 })
             })
         })

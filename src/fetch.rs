@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::{Budget, TpsBudget};
@@ -40,6 +40,8 @@ const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 pub struct Terms {
     /// Who asks.
     pub requester: Requester,
+    /// What its calls carry of the client's headers.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Caller, group and scope headers.
     pub scope: Scope,
     /// The group, if named.

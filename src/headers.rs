@@ -61,8 +61,10 @@ pub fn sidelinks(headers: &HeaderMap) -> usize {
 
 /// 128 random bits in hex: a name for a request that the endpoint has not named.
 pub fn request_id() -> HeaderValue {
-    let id = format!("{:032x}", rand::random::<u128>());
-    HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("0"))
+    let mut text = [0; 32];
+    // Never fails: sixteen bytes are thirty-two digits, and digits are a value.
+    let _ = hex::encode_to_slice(rand::random::<[u8; 16]>(), &mut text);
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }
 
 #[cfg(test)]

@@ -171,7 +171,9 @@ pub struct Evictions {
 pub struct Metrics {
     ids: [IntCounter; 7],
     batches: [IntCounter; 6],
-    durations: HistogramVec,
+    batch_durations: [Histogram; 6],
+    /// Of other routes: forwarded, and failed.
+    passthrough_durations: [Histogram; 2],
     /// Distinct ids of each batch.
     pub batch_ids: Histogram,
     /// Calls by what became of them.
@@ -242,12 +244,10 @@ impl Metrics {
             ]),
             &["route", "outcome"],
         )?;
-        for outcome in Outcome::ALL {
-            durations.with_label_values(&[Route::Batch.name(), outcome.name()]);
-        }
-        for outcome in [Outcome::Bypass, Outcome::Error] {
-            durations.with_label_values(&[Route::Passthrough.name(), outcome.name()]);
-        }
+        let duration = |route: Route, outcome: Outcome| durations.with_label_values(&[route.name(), outcome.name()]);
+        let batch_durations = Outcome::ALL.map(|outcome| duration(Route::Batch, outcome));
+        let passthrough_durations =
+            [Outcome::Bypass, Outcome::Error].map(|outcome| duration(Route::Passthrough, outcome));
         registry.register(Box::new(durations.clone()))?;
 
         let evictions = counters(
@@ -267,7 +267,8 @@ impl Metrics {
         Ok(Self {
             ids,
             batches,
-            durations,
+            batch_durations,
+            passthrough_durations,
             batch_ids: histogram(
                 registry,
                 "batch_ids",
@@ -372,12 +373,20 @@ impl Metrics {
 
     /// Counts a request and its duration.
     pub fn count_request(&self, route: Route, outcome: Outcome, seconds: f64) {
+        let [forwarded, failed] = &self.passthrough_durations;
+        let duration = match (route, outcome) {
+            (Route::Passthrough, Outcome::Error) => Some(failed),
+            (Route::Passthrough, _) => Some(forwarded),
+            (Route::Batch, outcome) => self.batch_durations.get(outcome as usize),
+        };
         if route == Route::Batch
             && let Some(counter) = self.batches.get(outcome as usize)
         {
             counter.inc();
         }
-        self.durations.with_label_values(&[route.name(), outcome.name()]).observe(seconds);
+        if let Some(duration) = duration {
+            duration.observe(seconds);
+        }
     }
 }
 

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::HOST;
 use http::{Method, Request, Response, Version};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 use tracing::info;
 
 use crate::access_urls::AccessUrls;
 use crate::answered::Answered;
 use crate::api;
-use crate::body::Body;
+use crate::body::{Body, BodyError};
 use crate::error::Error;
 use crate::headers::sidelinks;
 use crate::metrics::{IdResult, Metrics, Outcome, Route};
@@ -43,7 +43,11 @@ impl Router {
     }
 
     /// Answers a request, counts it, and writes its line into the access log.
-    pub async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    pub async fn answer<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError> + Send,
+    {
         let route = route(&request);
         let mut request_log = RequestLog {
             metrics: &self.metrics,
@@ -62,7 +66,7 @@ impl Router {
     }
 
     /// Why a request gets no further than here.
-    fn refusal(&self, request: &Request<Incoming>) -> Option<Error> {
+    fn refusal<B>(&self, request: &Request<B>) -> Option<Error> {
         let headers = request.headers();
         if request.method() == Method::CONNECT {
             return Some(Error::Connect);
@@ -87,11 +91,15 @@ impl Router {
     }
 }
 
-fn route(request: &Request<Incoming>) -> Route {
+fn route<B>(request: &Request<B>) -> Route {
     if request.method() == Method::GET && request.uri().path() == api::PATH { Route::Batch } else { Route::Passthrough }
 }
 
-fn refuse(error: Error, request: Request<Incoming>) -> Answered {
+fn refuse<B>(error: Error, request: Request<B>) -> Answered
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Send,
+{
     crate::server::drain(request.into_body());
     Answered::own(error)
 }
@@ -127,7 +135,7 @@ impl RequestLog<'_> {
             target: "access",
             %method, path, status, route = self.route.name(), outcome = outcome.name(), milliseconds, detail,
             request_id,
-            caller = answered.and_then(|answered| answered.caller.as_deref()),
+            caller = answered.and_then(|answered| answered.caller).map(|caller| format!("{caller:08x}")),
             ids = tally.map(|tally| tally.total()),
             hit = count(IdResult::Hit),
             stale = count(IdResult::Stale),

@@ -88,8 +88,9 @@ const TAIL: &str = "]}";
 
 /// One answer out of the items' texts, in the order given.
 pub fn merge<'a>(texts: impl Iterator<Item = &'a str> + Clone) -> Bytes {
+    // To the byte: a buffer that is not full would be copied, or its end carried along.
     let length: usize = texts.clone().map(|text| text.len() + 1).sum();
-    let mut body = String::with_capacity(HEAD.len() + length + TAIL.len());
+    let mut body = String::with_capacity(HEAD.len() + length.saturating_sub(1) + TAIL.len());
     body.push_str(HEAD);
     for (index, text) in texts.enumerate() {
         if index > 0 {

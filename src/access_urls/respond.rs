@@ -14,19 +14,22 @@ use crate::body::whole;
 use crate::caller::{Bypass, Callers};
 use crate::clock::Moment;
 use crate::error::{Error, NoAnswer};
-use crate::fetch::{Cause, Failure, Terms};
+use crate::fetch::{Cause, Failure};
 use crate::headers::{add_via, request_id, strip_hop_by_hop};
 use crate::metrics::{IdResult, Metrics, Outcome, Tally};
 
 /// RFC 9211.
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
+/// Room for the headers of an answer and the few that hyper adds, so that the map need not grow.
+const HEADERS: usize = 12;
+
 /// One answer out of a batch's links; `from_memory` of them were there at once.
 pub(super) fn links(
     slots: &Slots<'_>,
     fetched: &Fetched,
     from_memory: usize,
-    terms: &Terms,
+    form: Form,
     callers: &Callers,
     metrics: &Metrics,
     now: Moment,
@@ -37,17 +40,16 @@ pub(super) fn links(
     let life = Life::of(slots, metrics, now);
     let outcome = outcome(&tally);
 
-    let mut response = Response::new(whole(body.clone()));
-    let headers = response.headers_mut();
+    let mut headers = HeaderMap::with_capacity(HEADERS);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
-    headers.insert(CACHE_CONTROL, cache_control(&life, &tally, terms.form));
+    headers.insert(CACHE_CONTROL, cache_control(&life, &tally, form));
     headers.insert(CACHE_STATUS, cache_status(&tally, &life, fetched, from_memory));
-    for name in callers.vary() {
-        headers.append(VARY, HeaderValue::from(name.clone()));
-    }
+    headers.insert(VARY, callers.vary().clone());
     headers.insert(api::REQUEST_ID, fetched.request_id.clone().unwrap_or_else(request_id));
-    add_via(headers, Version::HTTP_11);
+    add_via(&mut headers, Version::HTTP_11);
+    let mut response = Response::new(whole(body));
+    *response.headers_mut() = headers;
     Answered { tally, ..Answered::new(response, outcome) }
 }
 
@@ -62,6 +64,8 @@ struct Life {
 impl Life {
     fn of(slots: &Slots<'_>, metrics: &Metrics, now: Moment) -> Self {
         let mut life = Life { fresh: u64::MAX, stored: true };
+        // Gathered and added at once: the histogram itself is shared by all.
+        let lives = metrics.link_life_left.local();
         for slot in &slots.slots {
             let Some(deadlines) = slot.had.as_ref().and_then(|link| link.deadlines) else {
                 life.stored = false;
@@ -71,7 +75,7 @@ impl Life {
             if matches!(slot.result, IdResult::Hit | IdResult::Stale)
                 && let Some(left) = deadlines.life_left(now)
             {
-                metrics.link_life_left.observe(left as f64 / 1000.0);
+                lives.observe(left as f64 / 1000.0);
             }
         }
         life
@@ -100,8 +104,11 @@ fn cache_control(life: &Life, tally: &Tally, form: Form) -> HeaderValue {
 }
 
 fn cache_status(tally: &Tally, life: &Life, fetched: &Fetched, from_memory: usize) -> HeaderValue {
-    let mut status = String::from("sidelink");
     let missing = tally.total() as usize - from_memory.min(tally.total() as usize);
+    if missing == 0 && tally.count(IdResult::Stale) == 0 {
+        return HeaderValue::from_static("sidelink; hit");
+    }
+    let mut status = String::from("sidelink");
     if tally.count(IdResult::Stale) > 0 {
         match fetched.failure.as_ref().map(|failure| &failure.cause) {
             Some(Cause::Answer(answer)) => {
@@ -110,8 +117,6 @@ fn cache_status(tally: &Tally, life: &Life, fetched: &Fetched, from_memory: usiz
             Some(Cause::NoAnswer(Error::BreakerOpen(_) | Error::HeldBack(_))) => status.push_str("; hit; detail=stale"),
             _ => status.push_str("; fwd=stale; detail=stale"),
         }
-    } else if missing == 0 {
-        status.push_str("; hit");
     } else {
         let joined = tally.count(IdResult::Joined) as usize;
         status.push_str(if from_memory > 0 { "; fwd=partial" } else { "; fwd=miss" });

@@ -1,5 +1,6 @@
 //! What is remembered of callers besides their links: when the endpoint accepted them, and what they hold.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -10,8 +11,8 @@ use crate::clock::Moment;
 use crate::hold::Hold;
 
 /// Most callers remembered at a time: so many that the endpoint has accepted, and so many that it has not, apart, so that
-/// nobody crowds out callers by making up tokens. The least recently seen is forgotten, and its links with it.
-pub(super) const CALLERS: u64 = 50_000;
+/// nobody crowds out callers by making up tokens. The least seen is forgotten, and its links with it.
+pub(super) const CALLERS: usize = 50_000;
 
 /// What is remembered of a caller besides its links.
 pub struct Standing {
@@ -66,39 +67,45 @@ impl Standing {
     }
 }
 
+type Table = quick_cache::sync::Cache<Caller, Arc<Standing>>;
+
 /// The standings of all callers.
 pub(super) struct Standings {
     calls_per_caller: usize,
     /// Of callers that the endpoint has accepted once.
-    pub(super) accepted: moka::sync::Cache<Caller, Arc<Standing>>,
+    pub(super) accepted: Table,
     /// Of those that it has not.
-    pub(super) strangers: moka::sync::Cache<Caller, Arc<Standing>>,
+    pub(super) strangers: Table,
     /// Generations are never used twice, so a caller forgotten and met again finds none of its old links.
     next_generation: AtomicU64,
 }
 
 impl Standings {
     pub(super) fn new(calls_per_caller: usize) -> Self {
-        Self { calls_per_caller, accepted: table(), strangers: table(), next_generation: AtomicU64::new(1) }
+        Self {
+            calls_per_caller,
+            accepted: Table::new(CALLERS),
+            strangers: Table::new(CALLERS),
+            next_generation: AtomicU64::new(1),
+        }
     }
 
     pub(super) fn of(&self, caller: Caller) -> Arc<Standing> {
-        let stranger = || Arc::new(Standing::new(self.generation(), self.calls_per_caller));
-        self.accepted.get(&caller).unwrap_or_else(|| self.strangers.get_with(caller, stranger))
+        if let Some(standing) = self.accepted.get(&caller) {
+            return standing;
+        }
+        let stranger = || Ok::<_, Infallible>(Arc::new(Standing::new(self.generation(), self.calls_per_caller)));
+        let Ok(standing) = self.strangers.get_or_insert_with(&caller, stranger);
+        standing
     }
 
     /// The caller is no stranger any more.
     pub(super) fn promote(&self, caller: Caller, standing: &Arc<Standing>) {
-        self.accepted.entry(caller).or_insert_with(|| Arc::clone(standing));
+        let Ok(_) = self.accepted.get_or_insert_with(&caller, || Ok::<_, Infallible>(Arc::clone(standing)));
     }
 
     /// One that was never used.
     pub(super) fn generation(&self) -> u64 {
         self.next_generation.fetch_add(1, Ordering::Relaxed)
     }
-}
-
-fn table() -> moka::sync::Cache<Caller, Arc<Standing>> {
-    let builder = moka::sync::Cache::builder().max_capacity(CALLERS);
-    builder.eviction_policy(moka::policy::EvictionPolicy::lru()).build()
 }

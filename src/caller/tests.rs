@@ -28,8 +28,9 @@ fn identify(callers: &Callers, headers: &HeaderMap) -> Result<Requester, Bypass>
 }
 
 fn key(callers: &Callers, list: &[(&'static str, &str)], group: Option<&str>, id: &str) -> Key {
-    let requester = identify(callers, &headers(list)).ok().unwrap();
-    callers.key(callers.scope(&requester, group), id)
+    let list = headers(list);
+    let requester = identify(callers, &list).ok().unwrap();
+    callers.scope(&requester, &list, group).key(id)
 }
 
 #[test]
@@ -83,9 +84,7 @@ async fn made_up_tokens_crowd_out_no_caller() {
     for stranger in 0..CALLERS + 1000 {
         let _ = identify(&callers, &headers(&[("x-auth-token", &stranger.to_string())]));
     }
-    callers.standings.accepted.run_pending_tasks();
-    callers.standings.strangers.run_pending_tasks();
-    assert!(callers.standings.strangers.entry_count() <= CALLERS);
+    assert!(callers.standings.strangers.len() <= CALLERS);
     let again = identify(&callers, &list).ok().unwrap();
     assert!(Arc::ptr_eq(&requester.standing, &again.standing));
 }
@@ -97,9 +96,9 @@ async fn a_call_that_left_before_a_doubt_does_not_undo_it() {
     let before = requester.standing.doubts();
     requester.standing.doubt();
     assert!(!callers.accept(&requester, callers.clock.now(), before));
-    assert!(callers.must_revalidate(&requester));
+    assert!(callers.must_revalidate(&requester, callers.clock.now()));
     assert!(callers.accept(&requester, callers.clock.now(), requester.standing.doubts()));
-    assert!(!callers.must_revalidate(&requester));
+    assert!(!callers.must_revalidate(&requester, callers.clock.now()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -107,20 +106,20 @@ async fn an_acceptance_counts_for_its_time_and_a_drop_ends_it() {
     let callers = callers();
     let list = headers(&[("x-auth-token", "t")]);
     let requester = identify(&callers, &list).ok().unwrap();
-    assert!(callers.must_revalidate(&requester), "a caller never met has not been accepted");
+    assert!(callers.must_revalidate(&requester, callers.clock.now()), "a caller never met has not been accepted");
     callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
     tokio::time::advance(Duration::from_secs(299)).await;
-    assert!(!callers.must_revalidate(&requester));
+    assert!(!callers.must_revalidate(&requester, callers.clock.now()));
     tokio::time::advance(Duration::from_secs(1)).await;
-    assert!(callers.must_revalidate(&requester));
+    assert!(callers.must_revalidate(&requester, callers.clock.now()));
 
     callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
-    let before = callers.scope(&requester, None);
+    let before = callers.scope(&requester, &list, None);
     callers.drop_links(&requester);
     let again = identify(&callers, &list).ok().unwrap();
-    assert!(callers.must_revalidate(&again));
-    assert!(before != callers.scope(&again, None));
-    assert!(before == callers.scope(&requester, None), "a call that had left files under the old generation");
+    assert!(callers.must_revalidate(&again, callers.clock.now()));
+    assert!(before != callers.scope(&again, &list, None));
+    assert!(before == callers.scope(&requester, &list, None), "a call that had left files under the old generation");
 }
 
 proptest! {

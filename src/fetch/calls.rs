@@ -172,7 +172,7 @@ impl Inner {
             return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
         };
         let ids = || wanted.iter().map(|wanted| &*wanted.id);
-        let mut headers: Vec<_> = terms.requester.headers().cloned().collect();
+        let mut headers = terms.headers.clone();
         headers.extend(terms.traceparent.clone().map(|value| (api::TRACEPARENT, value)));
         let call = Call {
             target: request::target(terms.form, terms.group.as_deref(), ids()),
@@ -247,7 +247,7 @@ impl Inner {
                 let span = hold::throttled(&answer.headers, now);
                 requester.standing.hold.set(now, span);
                 warn!(
-                    caller = requester.caller.short(),
+                    caller = format_args!("{:08x}", requester.caller.short()),
                     seconds = span.as_secs_f64(),
                     "the endpoint throttles a caller; it is held back"
                 );

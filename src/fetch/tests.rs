@@ -13,12 +13,13 @@ fn fetch() -> (Fetch, Arc<Terms>) {
     let (accept, _) = mpsc::unbounded_channel();
     let upstream = Arc::new(Upstream::in_memory(accept, &config.upstream, clock.clone(), Arc::clone(&metrics)));
     let callers = Arc::new(Callers::new(&config.callers, Arc::default(), 4, [7; 16], clock.clone()));
-    let cache = Arc::new(Cache::new(&config.cache, &config.freshness, &metrics));
+    let cache = Arc::new(Cache::new(&config.cache, &metrics));
     let (head, ()) = http::Request::get("/").header(api::TOKEN, "t").body(()).unwrap().into_parts();
     let credential = callers.credential(&head.headers).ok().unwrap();
     let requester = callers.identify(&credential, &head, b"").ok().unwrap();
     let terms = Terms {
-        scope: callers.scope(&requester, None),
+        headers: callers.carried(&head.headers),
+        scope: callers.scope(&requester, &head.headers, None),
         requester,
         group: None,
         form: Form::Repeated,
@@ -29,8 +30,8 @@ fn fetch() -> (Fetch, Arc<Terms>) {
     (Fetch::new(upstream, callers, cache, metrics, config, clock), Arc::new(terms))
 }
 
-fn wanted(fetch: &Fetch, terms: &Terms, id: &str) -> Wanted {
-    Wanted { id: id.into(), key: fetch.0.callers.key(terms.scope, id) }
+fn wanted(terms: &Terms, id: &str) -> Wanted {
+    Wanted { id: id.into(), key: terms.scope.key(id) }
 }
 
 fn is_lost(landed: &Landed) -> bool {
@@ -41,7 +42,7 @@ fn is_lost(landed: &Landed) -> bool {
 #[tokio::test(start_paused = true)]
 async fn a_flight_whose_task_panics_frees_its_waiters_and_its_permit() {
     let (fetch, terms) = fetch();
-    let wanted = wanted(&fetch, &terms, "1");
+    let wanted = wanted(&terms, "1");
     let (flight, mut departing) = {
         let mut state = fetch.0.state();
         let permit = fetch.0.permits(1, &terms.requester.standing).unwrap().remove(0);
@@ -73,13 +74,13 @@ async fn a_queued_id_that_nobody_awaits_any_more_is_dropped() {
     let mut state = fetch.0.state();
     for id in ["left", "stays"] {
         let permit = fetch.0.permits(1, &terms.requester.standing).unwrap().remove(0);
-        let flight = state.begin(&terms, &wanted(&fetch, &terms, id), permit);
+        let flight = state.begin(&terms, &wanted(&terms, id), permit);
         flight.awaited.fetch_add(usize::from(id == "stays"), Ordering::Relaxed);
     }
     let departing = fetch.0.departures(&mut state, terms.lane());
     assert_eq!(departing.len(), 1);
-    assert!(state.flights.contains_key(&wanted(&fetch, &terms, "stays").key));
-    assert!(!state.flights.contains_key(&wanted(&fetch, &terms, "left").key));
+    assert!(state.flights.contains_key(&wanted(&terms, "stays").key));
+    assert!(!state.flights.contains_key(&wanted(&terms, "left").key));
     drop(state);
     drop(departing);
 }
@@ -88,7 +89,7 @@ async fn a_queued_id_that_nobody_awaits_any_more_is_dropped() {
 async fn a_batch_that_is_shed_leaves_nothing_behind() {
     let (fetch, terms) = fetch();
     let most = fetch.0.config.limits.in_flight;
-    let many: Vec<Wanted> = (0..=most / 2).map(|id| wanted(&fetch, &terms, &id.to_string())).collect();
+    let many: Vec<Wanted> = (0..=most / 2).map(|id| wanted(&terms, &id.to_string())).collect();
     let shed = fetch.fetch(&terms, &many, |_| true).await;
     assert_eq!(shed.err(), Some(Error::Shed(Limit::CallerInFlight)));
     assert!(fetch.0.state().flights.is_empty() && fetch.0.state().lanes.is_empty());

@@ -1,5 +1,5 @@
 //! The neighbouring routes of the simulated endpoint, for what a proxy only passes through; they ask for no credential, and
-//! refuse a signature that is wrong.
+//! refuse a signature that is wrong. And a route of no API: what it was asked.
 
 use std::time::Duration;
 
@@ -14,14 +14,16 @@ use hyper::body::Incoming;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::Broken;
 use super::answers::{error, json as json_answer};
 use super::credential::signed_by;
+use super::{Broken, Origin};
 use crate::body::{Body, stream as streamed, whole};
 use crate::config::KeyPair;
 
 const ACCESSORYS: &str = "/v2/servicerequest/accessorys";
 const ECHO: &str = "/v2/servicerequest/echo";
+/// Of no API: tells whoever compares what stands before it how much still came through.
+const COUNTS: &str = "/counts";
 /// Most bytes of a body that are echoed.
 const MOST_ECHOED: usize = 64 << 10;
 /// A piece of a download.
@@ -32,6 +34,7 @@ static CHUNK: [u8; 16 << 10] = [b'x'; 16 << 10];
 /// # Errors
 /// [`Broken`] if its body breaks off.
 pub(super) async fn answer(
+    origin: &Origin,
     parts: &Parts,
     body: Incoming,
     keys: &[KeyPair],
@@ -43,6 +46,7 @@ pub(super) async fn answer(
         return Ok(error(401, code, message, serial));
     }
     Ok(match (&parts.method, parts.uri.path()) {
+        (&Method::GET, COUNTS) => counts(origin),
         (_, ECHO) => echo(parts, &taken),
         (&Method::POST, ACCESSORYS) => {
             json_answer(200, &json!({"accessory_id": format!("up-{serial}"), "bytes": taken.bytes}))
@@ -55,6 +59,12 @@ pub(super) async fn answer(
         }
         _ => error(404, "APIGW.0101", "The API does not exist", serial),
     })
+}
+
+/// What the batch route was asked since the start.
+fn counts(origin: &Origin) -> Response<Body> {
+    let (calls, asked, distinct) = (origin.batch_calls(), origin.ids_asked(), origin.distinct_ids());
+    json_answer(200, &json!({"batch_calls": calls, "ids_asked": asked, "distinct_ids": distinct}))
 }
 
 /// What is left of a body that streamed in.

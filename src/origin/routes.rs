@@ -54,7 +54,7 @@ pub(super) async fn answer(origin: &Origin, request: Request<Incoming>) -> Resul
             Err(reason) => return Err(Broken::other(reason)),
         }
     } else {
-        neighbours::answer(&parts, body, &options.keys, now(origin, &options), serial).await?
+        neighbours::answer(origin, &parts, body, &options.keys, now(origin, &options), serial).await?
     };
     answers::stamp(response.headers_mut(), now(origin, &options), serial);
     Ok(response)

@@ -328,6 +328,8 @@ async fn what_is_asked_is_counted_whether_or_not_it_is_recorded() {
     ask_with(&origin, "accessory_ids=1", &[("x-auth-token", "u")]).await;
     assert!(origin.calls().is_empty());
     assert_eq!((origin.batch_calls(), origin.ids_asked(), origin.distinct_ids()), (5, 7, 6));
+    let counts = send(&origin, Method::GET, "/counts", &[], b"").await.json();
+    assert_eq!(counts, serde_json::json!({"batch_calls": 5, "ids_asked": 7, "distinct_ids": 6}));
 }
 
 #[tokio::test]

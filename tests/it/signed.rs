@@ -92,7 +92,7 @@ async fn a_signed_batch_misses_hits_and_asks_for_what_lacks() {
     assert_eq!(partial.header("cache-status"), r#"sidelink; fwd=partial; stored; detail="hit=1 fetched=1""#);
     assert_eq!(signed.stack.asked()[2], ["3"]);
     for name in ["authorization", "x-security-token"] {
-        assert!(partial.headers.get_all("vary").iter().any(|vary| vary == name), "{name}");
+        assert!(partial.header("vary").split(", ").any(|vary| vary == name), "{name}");
     }
 }
 

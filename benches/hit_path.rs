@@ -1,0 +1,118 @@
+//! The hit path and its parts: reading a batch, deriving keys, looking up, merging, and the whole handler.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use http::HeaderMap;
+use prometheus::Registry;
+use sidelink::access_urls::answer::merge;
+use sidelink::access_urls::request::Batch;
+use sidelink::cache::freshness::Deadlines;
+use sidelink::cache::{Cache, Kept};
+use sidelink::caller::{Callers, Key, Scope};
+use sidelink::clock::Clock;
+use sidelink::config::{self, Config, Endpoint};
+use sidelink::metrics::Metrics;
+use support::{Form, SIZES, Warm, body, ids, query, request};
+
+fn reading(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("read");
+    for size in SIZES {
+        let (query, body) = (query(&ids(0, size)), body(&ids(0, size)));
+        group.throughput(Throughput::Elements(size as u64));
+        group.bench_with_input(BenchmarkId::new("query", size), &query, |bencher, query| {
+            bencher.iter(|| Batch::read(Some(query), &HeaderMap::new(), b"").is_ok());
+        });
+        group.bench_with_input(BenchmarkId::new("body", size), &body, |bencher, body| {
+            bencher.iter(|| Batch::read(None, &HeaderMap::new(), body.as_bytes()).is_ok());
+        });
+    }
+}
+
+fn callers() -> (Callers, Scope) {
+    let callers = Callers::new(&config::Callers::default(), Arc::default(), 1, [7; 16], Clock::system());
+    let (head, ()) = http::Request::get("/").header("x-auth-token", "t").body(()).unwrap().into_parts();
+    let credential = callers.credential(&head.headers).ok().unwrap();
+    let requester = callers.identify(&credential, &head, b"").ok().unwrap();
+    let scope = callers.scope(&requester, &head.headers, Some("g1"));
+    (callers, scope)
+}
+
+fn keys(criterion: &mut Criterion) {
+    let (_, scope) = callers();
+    let mut group = criterion.benchmark_group("key");
+    for size in SIZES {
+        let ids = ids(0, size);
+        group.throughput(Throughput::Elements(size as u64));
+        group.bench_with_input(BenchmarkId::from_parameter(size), &ids, |bencher, ids| {
+            bencher.iter(|| ids.iter().map(|id| black_box(scope.key(id))).count());
+        });
+    }
+}
+
+fn looking_up(criterion: &mut Criterion) {
+    let (_, scope) = callers();
+    let config = Config::for_endpoint(Endpoint::parse("http://h").unwrap());
+    let metrics = Metrics::new(&Registry::new()).unwrap();
+    let mut group = criterion.benchmark_group("look_up");
+    for links in [2_000, 400_000] {
+        let cache = Cache::new(&config::Cache { capacity: 1 << 30 }, &metrics);
+        let keys: Vec<Key> = ids(0, links).iter().map(|id| scope.key(id)).collect();
+        let deadlines = Deadlines::absent(Clock::system().now(), config.freshness.max);
+        for key in &keys {
+            cache.keep(*key, Kept { text: Some(Arc::from("x".repeat(447))), deadlines });
+        }
+        for size in SIZES {
+            group.throughput(Throughput::Elements(size as u64));
+            group.bench_function(BenchmarkId::new(links.to_string(), size), |bencher| {
+                let mut first = 0;
+                bencher.iter(|| {
+                    first = (first + 7919) % (links - size);
+                    keys.iter().skip(first).take(size).filter(|key| cache.look_up(**key).is_some()).count()
+                });
+            });
+        }
+    }
+}
+
+fn merging(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("merge");
+    for size in SIZES {
+        let texts = vec!["x".repeat(447); size];
+        group.throughput(Throughput::Elements(size as u64));
+        group.bench_with_input(BenchmarkId::from_parameter(size), &texts, |bencher, texts| {
+            bencher.iter(|| -> Bytes { merge(texts.iter().map(String::as_str)) });
+        });
+    }
+}
+
+fn handler(criterion: &mut Criterion) {
+    let warm = Warm::new(2_000);
+    let mut group = criterion.benchmark_group("handler");
+    for (name, form) in [("query", Form::Query), ("body", Form::Body)] {
+        for size in SIZES {
+            group.throughput(Throughput::Elements(size as u64));
+            group.bench_function(BenchmarkId::new(name, size), |bencher| {
+                bencher.iter_batched(
+                    || request(form, &ids(0, size)),
+                    |request| warm.runtime.block_on(warm.hit(request)),
+                    criterion::BatchSize::SmallInput,
+                );
+            });
+        }
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    targets = reading, keys, looking_up, merging, handler
+}
+criterion_main!(benches);

@@ -1,0 +1,92 @@
+//! A sidelink whose memory is warm, in this process, and requests that it answers from there.
+
+#![allow(clippy::unwrap_used, clippy::panic, dead_code, unreachable_pub)]
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use sidelink::api;
+use sidelink::app::Proxy;
+use sidelink::clock::Clock;
+use sidelink::config::{Config, Endpoint};
+use sidelink::origin::{Options, Origin};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+
+/// A batch in the repeated form, or in the body form.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    Query,
+    Body,
+}
+
+pub const SIZES: [usize; 3] = [1, 20, 100];
+
+/// Ids as they are in life: `first`, and those after it.
+pub fn ids(first: usize, count: usize) -> Vec<String> {
+    (first..first + count).map(|number| format!("attachment-{number:07}")).collect()
+}
+
+/// A batch's query.
+pub fn query(ids: &[String]) -> String {
+    let pairs: Vec<String> = ids.iter().map(|id| format!("{}={id}", api::IDS)).collect();
+    format!("{}&{}=g1", pairs.join("&"), api::GROUP)
+}
+
+/// A batch's body.
+pub fn body(ids: &[String]) -> String {
+    let ids: Vec<String> = ids.iter().map(|id| format!("\"{id}\"")).collect();
+    format!("{{\"{}\":\"g1\",\"{}\":[{}]}}", api::GROUP, api::IDS, ids.join(","))
+}
+
+pub fn request(form: Form, ids: &[String]) -> Request<Full<Bytes>> {
+    let (target, body) = match form {
+        Form::Query => (format!("{}?{}", api::PATH, query(ids)), String::new()),
+        Form::Body => (api::PATH.to_owned(), body(ids)),
+    };
+    let request = Request::get(target).header("host", "127.0.0.1:8080").header(api::TOKEN, "a-token");
+    let request = request.header("accept", "*/*").header("user-agent", "bench").header("x-language", "en-us");
+    request.body(Full::from(body)).unwrap()
+}
+
+/// A proxy in front of an endpoint in memory.
+pub struct Warm {
+    pub runtime: Runtime,
+    pub proxy: Proxy,
+}
+
+impl Warm {
+    /// With the links of the ids 0 to `links` in memory.
+    pub fn new(links: usize) -> Self {
+        Self::on(tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(), links)
+    }
+
+    pub fn on(runtime: Runtime, links: usize) -> Self {
+        let proxy = runtime.block_on(async {
+            let mut config = Config::for_endpoint(Endpoint::parse("http://endpoint").unwrap());
+            config.log.access = false;
+            config.cache.capacity = 1 << 30;
+            let (accept, connections) = mpsc::unbounded_channel();
+            let clock = Clock::system();
+            // Leaked with the runtime: it ends with the process.
+            let _origin = Origin::in_memory(Options::default(), clock.clone(), connections);
+            let proxy = Proxy::in_memory(config, clock, accept).unwrap();
+            for first in (0..links).step_by(100) {
+                let request = request(Form::Query, &ids(first, 100.min(links - first)));
+                assert_eq!(proxy.router.answer(request).await.status(), 200);
+            }
+            proxy
+        });
+        Self { runtime, proxy }
+    }
+
+    /// Answers a request, which must be a hit, to its last byte.
+    pub async fn hit(&self, request: Request<Full<Bytes>>) -> Bytes {
+        let response = self.proxy.router.answer(request).await;
+        assert_eq!(response.headers()["cache-status"], "sidelink; hit");
+        match response.into_body().collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}

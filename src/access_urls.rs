@@ -99,12 +99,13 @@ impl Slots<'_> {
         tally
     }
 
-    fn from_memory(&self) -> usize {
+    /// How many are had.
+    fn had(&self) -> usize {
         self.slots.iter().filter(|slot| slot.had.is_some()).count()
     }
 
     fn need_calls(&self) -> bool {
-        !self.ageing.is_empty() || self.from_memory() < self.slots.len()
+        !self.ageing.is_empty() || self.had() < self.slots.len()
     }
 
     fn lacking(&self) -> Vec<Wanted> {
@@ -177,7 +178,7 @@ impl AccessUrls {
             return respond::own(Error::TooManyIds);
         };
         let caller = Some(requester.caller.short());
-        let from_memory = slots.from_memory();
+        let from_memory = slots.had();
         let mut fetched = Fetched::default();
         if slots.need_calls() {
             let terms = Arc::new(self.terms(&batch, scope, requester, &parts.headers));

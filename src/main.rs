@@ -9,7 +9,7 @@ use sidelink::app::App;
 use sidelink::config::Config;
 use sidelink::origin::{self, Origin};
 use sidelink::{demo, log};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Bad usage or a bad configuration.
@@ -127,7 +127,7 @@ async fn asked_to_stop() -> std::io::Result<()> {
 }
 
 fn run(main: impl Future<Output = ExitCode>) -> ExitCode {
-    match Runtime::new() {
+    match runtime() {
         Ok(runtime) => {
             let code = runtime.block_on(main);
             // Flights that nobody waits for any more do not hold up the exit.
@@ -136,6 +136,13 @@ fn run(main: impl Future<Output = ExitCode>) -> ExitCode {
         }
         Err(error) => fail(&format!("the runtime does not start: {error}")),
     }
+}
+
+/// A thread for each core that this process may use. With one, tasks need no way from thread to thread, which costs.
+fn runtime() -> std::io::Result<Runtime> {
+    let one_core = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
+    let mut builder = if one_core { Builder::new_current_thread() } else { Builder::new_multi_thread() };
+    builder.enable_all().build()
 }
 
 fn refuse(message: &str) -> ExitCode {

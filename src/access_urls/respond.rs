@@ -24,6 +24,9 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// Room for the headers of an answer and the few that hyper adds, so that the map need not grow.
 const HEADERS: usize = 12;
 
+/// So few links that it does not pay to gather what is observed of them.
+const FEW: usize = 4;
+
 /// One answer out of a batch's links; `from_memory` of them were there at once.
 pub(super) fn links(
     slots: &Slots<'_>,
@@ -64,8 +67,8 @@ struct Life {
 impl Life {
     fn of(slots: &Slots<'_>, metrics: &Metrics, now: Moment) -> Self {
         let mut life = Life { fresh: u64::MAX, stored: true };
-        // Gathered and added at once: the histogram itself is shared by all.
-        let lives = metrics.link_life_left.local();
+        // Of many links gathered and added at once, for the histogram itself is shared by all.
+        let lives = (slots.slots.len() > FEW).then(|| metrics.link_life_left.local());
         for slot in &slots.slots {
             let Some(deadlines) = slot.had.as_ref().and_then(|link| link.deadlines) else {
                 life.stored = false;
@@ -75,7 +78,11 @@ impl Life {
             if matches!(slot.result, IdResult::Hit | IdResult::Stale)
                 && let Some(left) = deadlines.life_left(now)
             {
-                lives.observe(left as f64 / 1000.0);
+                let seconds = left as f64 / 1000.0;
+                match &lives {
+                    Some(lives) => lives.observe(seconds),
+                    None => metrics.link_life_left.observe(seconds),
+                }
             }
         }
         life

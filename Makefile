@@ -47,6 +47,7 @@ bench:
 	command -v valgrind >/dev/null || { apt-get -qq update && apt-get -qq install -y valgrind >/dev/null; }
 	cargo bench --locked --bench hit_path
 	cargo bench --locked --bench instructions
+	cargo bench --locked --bench scaling
 
 ## sidelink beside nginx and Varnish, each on one core: prints tables, draws docs/bench-peers.svg. Installs what is absent.
 bench-peers:

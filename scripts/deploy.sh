@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Checks deploy/: the files against their schemas and linters, the configurations in them with sidelink itself, and what a
+# container would hold by running it in there. Containers, pods and units are not started: README says so.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+venv=.venv/bin
+sidelink=${1:-target/debug/sidelink}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+step() { printf 'deploy: %s\n' "$*"; }
+
+step "Dockerfile"
+"$venv/hadolint" deploy/Dockerfile
+sh -n deploy/rootfs.sh
+
+step "kubernetes"
+# The first version with native sidecars that is on by default, and the newest known.
+for version in 1.29.0 1.37.0; do
+    "$venv/kubernetes-validate" --strict --quiet -k "$version" deploy/kubernetes/*.yaml
+done
+"$venv/python" - "$work" <<'PYTHON'
+import pathlib, sys, yaml
+for path in pathlib.Path("deploy/kubernetes").glob("*.yaml"):
+    for document in yaml.safe_load_all(path.read_text()):
+        if document["kind"] == "ConfigMap":
+            for name, text in document["data"].items():
+                pathlib.Path(sys.argv[1], f"kubernetes-{name}").write_text(text)
+PYTHON
+
+step "systemd"
+sed "s#/usr/local/bin/sidelink#$(realpath "$sidelink")#" deploy/systemd/sidelink.service >"$work/sidelink.service"
+systemd-analyze verify --man=no "$work/sidelink.service"
+# 20 of 100 is well within "OK".
+systemd-analyze security --offline=true --threshold=20 --no-pager "$work/sidelink.service" >"$work/security" ||
+    { cat "$work/security"; exit 1; }
+
+step "configurations"
+for file in config/sidelink.toml "$work"/kubernetes-*.toml; do
+    "$sidelink" check --config "$file" >/dev/null
+done
+
+step "what a container holds"
+deploy/rootfs.sh "$sidelink" "$work/root"
+if [ "$(id -u)" -eq 0 ]; then
+    chroot --userspec=65532:65532 "$work/root" /usr/local/bin/sidelink check --config /etc/sidelink/sidelink.toml >/dev/null
+else
+    step "NOT RUN in its folder: only root may change the root"
+fi

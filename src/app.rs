@@ -99,6 +99,7 @@ impl Proxy {
         let config = Arc::new(config);
         let registry = Registry::new();
         let metrics = Arc::new(Metrics::new(&registry).map_err(StartError::Metrics)?);
+        metrics.reload.succeeded(clock.now().unix_seconds());
         let process = prometheus::process_collector::ProcessCollector::for_self();
         registry.register(Box::new(process)).map_err(StartError::Metrics)?;
 

@@ -2,6 +2,10 @@
 //!
 //! Label sets are closed: no id, path or caller is ever a label.
 
+mod reload;
+mod shared;
+mod words;
+
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
@@ -9,152 +13,9 @@ use prometheus::{
 use crate::cache::freshness::Reason;
 use crate::caller::Bypass;
 use crate::error::Limit;
-
-/// What became of one id of a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IdResult {
-    /// From memory, fresh.
-    Hit,
-    /// From memory, past its freshness, for an endpoint that failed.
-    Stale,
-    /// From a flight that another batch had started.
-    Joined,
-    /// From the shared tier.
-    Shared,
-    /// From a call for this batch.
-    Fetched,
-    /// Remembered as left out.
-    Absent,
-    /// Not to be had.
-    Failed,
-}
-
-impl IdResult {
-    /// Every result, in the order of [`Tally`]'s counts.
-    pub const ALL: [IdResult; 7] = [
-        IdResult::Hit,
-        IdResult::Stale,
-        IdResult::Joined,
-        IdResult::Shared,
-        IdResult::Fetched,
-        IdResult::Absent,
-        IdResult::Failed,
-    ];
-
-    /// Its name in metrics and logs.
-    pub fn name(self) -> &'static str {
-        match self {
-            IdResult::Hit => "hit",
-            IdResult::Stale => "stale",
-            IdResult::Joined => "joined",
-            IdResult::Shared => "shared",
-            IdResult::Fetched => "fetched",
-            IdResult::Absent => "absent",
-            IdResult::Failed => "failed",
-        }
-    }
-}
-
-/// The results of one batch's distinct ids.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally([u32; 7]);
-
-impl Tally {
-    /// Counts one id.
-    pub fn add(&mut self, result: IdResult) {
-        if let Some(count) = self.0.get_mut(result as usize) {
-            *count += 1;
-        }
-    }
-
-    /// The count of `result`.
-    pub fn count(&self, result: IdResult) -> u32 {
-        self.0.get(result as usize).copied().unwrap_or(0)
-    }
-
-    /// All ids.
-    pub fn total(&self) -> u32 {
-        self.0.iter().sum()
-    }
-}
-
-/// How a batch was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// All from memory.
-    Hit,
-    /// Some from memory, some fetched or joined.
-    Partial,
-    /// None from memory.
-    Miss,
-    /// At least one link past its freshness.
-    Stale,
-    /// Forwarded untouched.
-    Bypass,
-    /// An error, the endpoint's or sidelink's own.
-    Error,
-}
-
-impl Outcome {
-    const ALL: [Outcome; 6] =
-        [Outcome::Hit, Outcome::Partial, Outcome::Miss, Outcome::Stale, Outcome::Bypass, Outcome::Error];
-
-    /// Its name in metrics and logs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Outcome::Hit => "hit",
-            Outcome::Partial => "partial",
-            Outcome::Miss => "miss",
-            Outcome::Stale => "stale",
-            Outcome::Bypass => "bypass",
-            Outcome::Error => "error",
-        }
-    }
-}
-
-/// Which way a request went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
-    /// The batch route.
-    Batch,
-    /// Any other route of the endpoint.
-    Passthrough,
-}
-
-impl Route {
-    /// Its name in metrics and logs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Route::Batch => "batch",
-            Route::Passthrough => "passthrough",
-        }
-    }
-}
-
-/// What the breaker lets through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Position {
-    /// Every call.
-    Closed,
-    /// One probe.
-    HalfOpen,
-    /// None.
-    Open,
-}
-
-impl Position {
-    /// Every position, for metrics.
-    pub const ALL: [Position; 3] = [Position::Closed, Position::HalfOpen, Position::Open];
-
-    /// Its name in metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Position::Closed => "closed",
-            Position::HalfOpen => "half_open",
-            Position::Open => "open",
-        }
-    }
-}
+pub use reload::Reload;
+pub use shared::{Kind, Operation, Shared};
+pub use words::{IdResult, Outcome, Position, Route, Tally};
 
 /// Counters of evictions.
 #[derive(Clone)]
@@ -208,6 +69,12 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Batches refused, by limit.
     pub shed: IntCounterVec,
+    /// The last reload of the configuration.
+    pub reload: Reload,
+    /// The shared tier.
+    pub shared: Shared,
+    /// Tasks alive in the runtime; set at each scrape.
+    pub tasks: IntGauge,
 }
 
 /// The results of a call, in `upstream_calls_total`; refused: by the breaker or a hold, before anything was sent.
@@ -295,24 +162,16 @@ impl Metrics {
                 &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0],
             )?,
             upstream_in_flight: gauge(registry, "upstream_in_flight", "Calls to the endpoint under way.")?,
-            upstream_retries: {
-                let retries =
-                    IntCounter::new("sidelink_upstream_retries_total", "Further attempts of calls that had failed.")?;
-                registry.register(Box::new(retries.clone()))?;
-                retries
-            },
-            breaker_state: {
-                let opts = Opts::new(
-                    "sidelink_breaker_state",
-                    "1 at what the breaker lets through: every call, one probe, or none.",
-                );
-                let state = IntGaugeVec::new(opts, &["state"])?;
-                for position in Position::ALL {
-                    state.with_label_values(&[position.name()]).set(i64::from(position == Position::Closed));
-                }
-                registry.register(Box::new(state.clone()))?;
-                state
-            },
+            upstream_retries: counter(
+                registry,
+                "upstream_retries_total",
+                "Further attempts of calls that had failed.",
+            )?,
+            breaker_state: breaker(
+                registry,
+                "breaker_state",
+                "1 at what the breaker lets through: every call, one probe, or none.",
+            )?,
             cache_links: gauge(registry, "cache_links", "Links and remembered absences in memory.")?,
             cache_bytes: gauge(registry, "cache_bytes", "Bytes of links in memory, their bookkeeping included.")?,
             cache_evictions: Evictions { size, expired, explicit },
@@ -358,6 +217,13 @@ impl Metrics {
                 "Batches refused because a limit was reached, by limit.",
                 "limit",
                 &Limit::ALL.map(Limit::name),
+            )?,
+            reload: Reload::new(registry)?,
+            shared: Shared::new(registry)?,
+            tasks: gauge(
+                registry,
+                "tasks",
+                "Tasks alive in the runtime: listeners, connections, calls and housekeeping.",
             )?,
         })
     }
@@ -427,4 +293,25 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntG
     let gauge = IntGauge::new(format!("sidelink_{name}"), help)?;
     registry.register(Box::new(gauge.clone()))?;
     Ok(gauge)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+    let counter = IntCounter::new(format!("sidelink_{name}"), help)?;
+    registry.register(Box::new(counter.clone()))?;
+    Ok(counter)
+}
+
+/// A series for each position, 1 at where a breaker stands.
+fn breaker(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGaugeVec> {
+    let state = IntGaugeVec::new(Opts::new(format!("sidelink_{name}"), help), &["state"])?;
+    show_position(&state, Position::Closed);
+    registry.register(Box::new(state.clone()))?;
+    Ok(state)
+}
+
+/// Shows in `state` where a breaker stands.
+pub fn show_position(state: &IntGaugeVec, now: Position) {
+    for position in Position::ALL {
+        state.with_label_values(&[position.name()]).set(i64::from(position == now));
+    }
 }

@@ -37,7 +37,7 @@ use crate::config;
 use crate::error::{Error, NoAnswer};
 use crate::headers::NAME;
 use crate::hold::{self, Hold};
-use crate::metrics::{Metrics, Position};
+use crate::metrics::{Metrics, Position, show_position};
 use breaker::{Breaker, Health};
 use connector::Connector;
 
@@ -236,10 +236,7 @@ impl Upstream {
         if before != now {
             warn!(before = before.name(), now = now.name(), "the breaker has moved");
         }
-        for position in Position::ALL {
-            let shown = i64::from(position == now);
-            self.metrics.breaker_state.with_label_values(&[position.name()]).set(shown);
-        }
+        show_position(&self.metrics.breaker_state, now);
     }
 
     async fn attempt(&self, call: &Call, deadline: Instant) -> Result<Answer, Error> {

@@ -12,6 +12,7 @@ mod config;
 mod failures;
 mod freshness;
 mod isolation;
+mod metrics;
 mod once;
 mod pass_through;
 mod sdk;

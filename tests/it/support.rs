@@ -69,10 +69,15 @@ impl Stack {
         self.origin.calls().into_iter().map(|call| call.ids).collect()
     }
 
+    /// `/metrics`, as it stands now.
+    pub async fn metrics(&self) -> String {
+        let page = TestClient::new(self.app.admin_address()).get("/metrics", &[]).await;
+        String::from_utf8(page.body.to_vec()).unwrap()
+    }
+
     /// The value of one series of `/metrics`, as it stands there.
     pub async fn metric(&self, series: &str) -> f64 {
-        let page = TestClient::new(self.app.admin_address()).get("/metrics", &[]).await;
-        let text = String::from_utf8(page.body.to_vec()).unwrap();
+        let text = self.metrics().await;
         let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
         line.unwrap_or_else(|| panic!("no series {series} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
     }

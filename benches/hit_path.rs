@@ -16,7 +16,7 @@ use sidelink::access_urls::answer::merge;
 use sidelink::access_urls::request::Batch;
 use sidelink::cache::freshness::Deadlines;
 use sidelink::cache::{Cache, Kept};
-use sidelink::caller::{Callers, Key, Scope};
+use sidelink::caller::{Callers, Key, Scope, Standings};
 use sidelink::clock::Clock;
 use sidelink::config::{self, Config, Endpoint};
 use sidelink::metrics::Metrics;
@@ -37,7 +37,9 @@ fn reading(criterion: &mut Criterion) {
 }
 
 fn callers() -> (Callers, Scope) {
-    let callers = Callers::new(&config::Callers::default(), Arc::default(), 1, [7; 16], Clock::system());
+    let standings = Arc::new(Standings::new([7; 16]));
+    let endpoint = Endpoint::parse("http://endpoint").unwrap();
+    let callers = Callers::new(&config::Callers::default(), Arc::default(), standings, &endpoint, Clock::system());
     let (head, ()) = http::Request::get("/").header("x-auth-token", "t").body(()).unwrap().into_parts();
     let credential = callers.credential(&head.headers).ok().unwrap();
     let requester = callers.identify(&credential, &head, b"").ok().unwrap();

@@ -83,6 +83,11 @@ impl Cache {
         self.evictions.expired.inc_by(before.saturating_sub(self.entries.len()) as u64);
     }
 
+    /// Changes how much is kept. What is too much goes at once, and each part of the table is locked for its part of it.
+    pub fn resize(&self, capacity: u64) {
+        self.entries.set_capacity(capacity);
+    }
+
     /// Entries, and their bytes.
     pub fn size(&self) -> (u64, u64) {
         (self.entries.len() as u64, self.entries.weight())
@@ -160,6 +165,25 @@ mod tests {
         cache.sweep(clock.now());
         assert!(cache.look_up(scope.key("10")).is_none() && cache.look_up(scope.key("20")).is_some());
         assert_eq!((metrics.cache_evictions.expired.get(), cache.size()), (1, (1, ENTRY_BYTES)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_capacity_counts_at_once() {
+        let (cache, _) = cache(4 << 20);
+        let scope = Scope::of_test(1);
+        let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
+        let fill = || {
+            for id in 0..10_000 {
+                cache.keep(scope.key(&id.to_string()), Kept { text: Some(Arc::from("x".repeat(440))), deadlines });
+            }
+            cache.size().1
+        };
+        assert!(fill() > 3 << 20);
+        cache.resize(1 << 20);
+        assert!((1..=1 << 20).contains(&cache.size().1));
+        assert!(fill() <= 1 << 20);
+        cache.resize(4 << 20);
+        assert!(fill() > 3 << 20);
     }
 
     #[tokio::test(start_paused = true)]

@@ -25,9 +25,7 @@ use crate::clock::{Clock, Moment, millis};
 use crate::config::{self, KeyPair};
 use crate::error::Fault;
 use signature::{Claim, Keys, Signer};
-use standing::Standings;
-
-pub use standing::Standing;
+pub use standing::{Standing, Standings};
 
 /// Who asks: a keyed hash of a token, or of a verified access key with what was signed beside it. Never the token itself.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -176,19 +174,23 @@ pub struct Callers {
     varies: Vec<HeaderName>,
     vary: HeaderValue,
     revalidate: u64,
-    standings: Standings,
+    standings: Arc<Standings>,
     clock: Clock,
 }
 
 impl Callers {
-    /// `key` must be random and secret; `calls_per_caller` is how many calls one caller may have under way.
+    /// Of those who ask `endpoint`. What is kept of a caller's at one endpoint is nobody's at another: each has a key of
+    /// its own, made of that of `standings`.
     pub fn new(
         config: &config::Callers,
         keys: Arc<Keys>,
-        calls_per_caller: usize,
-        key: [u8; 16],
+        standings: Arc<Standings>,
+        endpoint: &config::Endpoint,
         clock: Clock,
     ) -> Self {
+        let mut key = Fields::new(&standings.key, b"endpoint");
+        key.field(endpoint.to_string().as_bytes());
+        let key = key.finish().to_be_bytes();
         let mut scope_headers = api::SCOPE_HEADERS.to_vec();
         scope_headers.extend(config.scope_headers.iter().cloned());
         let mut varies = vec![api::TOKEN, AUTHORIZATION, api::SECURITY_TOKEN];
@@ -204,7 +206,7 @@ impl Callers {
             varies,
             vary,
             revalidate: millis(config.revalidate),
-            standings: Standings::new(calls_per_caller),
+            standings,
             clock,
         }
     }

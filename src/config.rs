@@ -9,6 +9,7 @@ mod endpoint;
 mod error;
 mod file;
 mod reader;
+mod reload;
 mod render;
 mod report;
 mod secret;
@@ -21,6 +22,7 @@ use http::HeaderName;
 
 pub use endpoint::Endpoint;
 pub use error::{ConfigError, ConfigErrors, Warning};
+pub use reload::{Reload, ReloadState};
 pub use secret::{KeyPair, Secret, SecretSource};
 
 /// Everything a running sidelink is built from.

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::{Budget, TpsBudget};
 
@@ -25,6 +25,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::{Error, Limit, NoAnswer};
 use crate::metrics::Metrics;
+use crate::permits::Permits;
 use crate::upstream::{Answer, Upstream};
 use calls::{Lane, LaneKey, Passenger};
 
@@ -156,6 +157,12 @@ struct Inner {
     metrics: Arc<Metrics>,
     config: Arc<Config>,
     clock: Clock,
+    flights: Arc<Flights>,
+    warned_no_store: AtomicBool,
+}
+
+/// What is in flight, and what it may cost. It outlasts a configuration: an id is fetched once, also over a reload.
+pub struct Flights {
     /// Allows calls that find out whose fault a failed one was, as a share of calls.
     extra_calls: TpsBudget,
     /// Allows refreshes ahead as a share of calls.
@@ -163,12 +170,35 @@ struct Inner {
     runtime: tokio::runtime::Handle,
     state: Mutex<State>,
     /// Permits of calls under way.
-    calls: Semaphore,
+    calls: Permits,
+    /// Calls that one caller may have under way.
+    calls_per_caller: AtomicUsize,
     /// Ids in flight.
     in_flight: AtomicUsize,
     /// Batches waiting.
     waiters: AtomicUsize,
-    warned_no_store: AtomicBool,
+}
+
+impl Flights {
+    /// None yet, and `calls` calls at a time. Must be called within a tokio runtime, on which they then run.
+    pub fn new(calls: usize) -> Self {
+        Self {
+            extra_calls: TpsBudget::new(BUDGET_WINDOW, EXTRA_CALLS_A_SECOND, 1.0),
+            refreshes: TpsBudget::new(BUDGET_WINDOW, 1, REFRESH_SHARE),
+            runtime: tokio::runtime::Handle::current(),
+            state: Mutex::default(),
+            calls: Permits::new(calls),
+            calls_per_caller: AtomicUsize::new(calls.div_ceil(2)),
+            in_flight: AtomicUsize::new(0),
+            waiters: AtomicUsize::new(0),
+        }
+    }
+
+    /// From now on, `calls` calls at a time, of which one caller may have half.
+    pub fn resize(&self, calls: usize) {
+        self.calls.resize(calls);
+        self.calls_per_caller.store(calls.div_ceil(2), Ordering::Relaxed);
+    }
 }
 
 #[derive(Default)]
@@ -178,8 +208,8 @@ struct State {
 }
 
 impl State {
-    /// A new flight, queued for a call.
-    fn begin(&mut self, terms: &Arc<Terms>, wanted: &Wanted, permit: Permit) -> Arc<Flight> {
+    /// A new flight, queued for a call of `inner`'s.
+    fn begin(&mut self, inner: &Arc<Inner>, terms: &Arc<Terms>, wanted: &Wanted, permit: Permit) -> Arc<Flight> {
         let flight = Arc::new(Flight {
             landed: OnceLock::new(),
             bell: Notify::new(),
@@ -193,6 +223,7 @@ impl State {
             wanted: wanted.clone(),
             flight: Arc::clone(&flight),
             terms: Arc::clone(terms),
+            inner: Arc::clone(inner),
         });
         flight
     }
@@ -249,14 +280,14 @@ impl Drop for Place {
 
 /// The right to have one id in flight.
 struct Permit {
-    inner: Arc<Inner>,
+    flights: Arc<Flights>,
     standing: Arc<Standing>,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.standing.flights.fetch_sub(1, Ordering::Relaxed);
-        self.inner.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.flights.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -277,16 +308,16 @@ enum Source {
 }
 
 impl Fetch {
-    /// A fetcher that fills `cache`. Must be called within a tokio runtime, on which its flights then run.
+    /// A fetcher that fills `cache`. Its flights are among `flights`, which fetchers of other configurations share.
     pub fn new(
         upstream: Arc<Upstream>,
         callers: Arc<Callers>,
         cache: Arc<Cache>,
+        flights: Arc<Flights>,
         metrics: Arc<Metrics>,
         config: Arc<Config>,
         clock: Clock,
     ) -> Self {
-        let calls = Semaphore::new(config.upstream.calls);
         Self(Arc::new(Inner {
             upstream,
             callers,
@@ -294,13 +325,7 @@ impl Fetch {
             metrics,
             config,
             clock,
-            extra_calls: TpsBudget::new(BUDGET_WINDOW, EXTRA_CALLS_A_SECOND, 1.0),
-            refreshes: TpsBudget::new(BUDGET_WINDOW, 1, REFRESH_SHARE),
-            runtime: tokio::runtime::Handle::current(),
-            state: Mutex::default(),
-            calls,
-            in_flight: AtomicUsize::new(0),
-            waiters: AtomicUsize::new(0),
+            flights,
             warned_no_store: AtomicBool::new(false),
         }))
     }
@@ -344,7 +369,7 @@ impl Fetch {
 
     /// Whether the endpoint may be asked once more to find out whose fault a failed call was.
     pub fn affords_extra(&self) -> bool {
-        self.0.extra_calls.withdraw()
+        self.0.flights.extra_calls.withdraw()
     }
 
     /// Has every id of `wanted` by calls of its own, which nobody joins: where a shared call has failed and the one at
@@ -363,7 +388,7 @@ impl Fetch {
                 let permits: Vec<Permit> = permits.by_ref().take(wanted.len()).collect();
                 let count = wanted.len();
                 // Detached like any flight, so that leaving frees no permit early.
-                let task = self.0.runtime.spawn(async move {
+                let task = self.0.flights.runtime.spawn(async move {
                     let landed = inner.call_apart(&terms, &wanted, keep).await;
                     drop(permits);
                     landed
@@ -413,7 +438,7 @@ impl Inner {
                 continue;
             }
             let Some(permit) = permits.next() else { break };
-            let flight = state.begin(terms, wanted, permit);
+            let flight = state.begin(self, terms, wanted, permit);
             sources.push(Source::Flight(Place::on(&flight, false)));
         }
         let lane_key = terms.lane();
@@ -439,13 +464,13 @@ impl Inner {
         }
         let mut state = self.state();
         let grounded: Vec<&Wanted> = wanted.iter().filter(|wanted| !state.flights.contains_key(&wanted.key)).collect();
-        if grounded.is_empty() || !self.refreshes.withdraw() {
+        if grounded.is_empty() || !self.flights.refreshes.withdraw() {
             return 0;
         }
         let Ok(permits) = self.permits(grounded.len(), &terms.requester.standing) else { return 0 };
         let count = permits.len();
         for (wanted, permit) in grounded.into_iter().zip(permits) {
-            let flight = state.begin(terms, wanted, permit);
+            let flight = state.begin(self, terms, wanted, permit);
             // Nobody waits for it, and yet it is wanted.
             flight.awaited.fetch_add(1, Ordering::Relaxed);
         }
@@ -457,12 +482,12 @@ impl Inner {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing in here is left half-done by a panic: each step leaves the maps whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.flights.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait(&self) -> Result<Waiting<'_>, Error> {
-        let waiting = Waiting(&self.waiters);
-        if self.waiters.fetch_add(1, Ordering::Relaxed) >= self.config.limits.waiters {
+        let waiting = Waiting(&self.flights.waiters);
+        if self.flights.waiters.fetch_add(1, Ordering::Relaxed) >= self.config.limits.waiters {
             return Err(self.shed(Limit::Waiters));
         }
         Ok(waiting)
@@ -471,11 +496,11 @@ impl Inner {
     /// `count` permits, or none.
     fn permits(self: &Arc<Self>, count: usize, standing: &Arc<Standing>) -> Result<Vec<Permit>, Error> {
         let most = self.config.limits.in_flight;
-        let before = self.in_flight.fetch_add(count, Ordering::Relaxed);
+        let before = self.flights.in_flight.fetch_add(count, Ordering::Relaxed);
         let before_caller = standing.flights.fetch_add(count, Ordering::Relaxed);
         // Made first, so that giving up gives back.
         let permits: Vec<Permit> =
-            (0..count).map(|_| Permit { inner: Arc::clone(self), standing: Arc::clone(standing) }).collect();
+            (0..count).map(|_| Permit { flights: Arc::clone(&self.flights), standing: Arc::clone(standing) }).collect();
         if count > 0 && before + count > most {
             return Err(self.shed(Limit::InFlight));
         }

@@ -37,3 +37,4 @@ pub mod hold;
 pub mod log;
 pub mod metrics;
 pub mod origin;
+pub mod permits;

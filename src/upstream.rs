@@ -105,6 +105,8 @@ pub struct Upstream {
     /// up everyone's.
     streams: Client<Connector, Body>,
     endpoint: config::Endpoint,
+    /// What its certificate is held against, over the network.
+    roots: Option<rustls::RootCertStore>,
     answer_bytes: usize,
     attempts: usize,
     /// Allows retries as a share of calls.
@@ -128,12 +130,14 @@ impl Upstream {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(POOL_IDLE));
-        let tls = tls(config)?;
+        let roots = roots(config)?;
+        let tls = tls(roots.clone())?;
         let secured = || HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http();
         let calls = secured().enable_all_versions().wrap_connector(tcp.clone());
         let streams = secured().enable_http1().wrap_connector(tcp);
         let network = |connector| Connector::Network(connector, config.connect_timeout);
-        Ok(Self::over([network(calls), network(streams)], config, clock, metrics))
+        let upstream = Self::over([network(calls), network(streams)], config, clock, metrics);
+        Ok(Self { roots: Some(roots), ..upstream })
     }
 
     /// A client whose connections are made in memory: `accept` gets the endpoint's side of each.
@@ -159,6 +163,7 @@ impl Upstream {
             client,
             streams,
             endpoint: config.endpoint.clone(),
+            roots: None,
             answer_bytes: config.answer_bytes,
             attempts: config.retry.attempts,
             budget: retry_budget(config.retry.budget),
@@ -168,6 +173,12 @@ impl Upstream {
             clock,
             metrics,
         }
+    }
+
+    /// Whether the files behind `config` still hold the authorities that this client trusts.
+    pub fn trust_is_unchanged(&self, config: &config::Upstream) -> bool {
+        let Some(mine) = &self.roots else { return true };
+        roots(config).is_ok_and(|roots| roots.roots == mine.roots)
     }
 
     /// The endpoint's authority, as it stands in `Host`.
@@ -347,7 +358,7 @@ fn health(outcome: &Result<Answer, Error>) -> Health {
 }
 
 /// What to trust: the CA file alone, else the platform's roots.
-fn tls(config: &config::Upstream) -> Result<rustls::ClientConfig, SetupError> {
+fn roots(config: &config::Upstream) -> Result<rustls::RootCertStore, SetupError> {
     let mut roots = rustls::RootCertStore::empty();
     if let Some(path) = &config.ca_file {
         for certificate in read_certificates(path)? {
@@ -361,6 +372,10 @@ fn tls(config: &config::Upstream) -> Result<rustls::ClientConfig, SetupError> {
             return Err(SetupError::NoRoots(reason));
         }
     }
+    Ok(roots)
+}
+
+fn tls(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig, SetupError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -73,7 +73,7 @@ impl Warm {
             let proxy = Proxy::in_memory(config, clock, accept).unwrap();
             for first in (0..links).step_by(100) {
                 let request = request(Form::Query, &ids(first, 100.min(links - first)));
-                assert_eq!(proxy.router.answer(request).await.status(), 200);
+                assert_eq!(proxy.current().router.answer(request).await.status(), 200);
             }
             proxy
         });
@@ -82,7 +82,7 @@ impl Warm {
 
     /// Answers a request, which must be a hit, to its last byte.
     pub async fn hit(&self, request: Request<Full<Bytes>>) -> Bytes {
-        let response = self.proxy.router.answer(request).await;
+        let response = self.proxy.current().router.answer(request).await;
         assert_eq!(response.headers()["cache-status"], "sidelink; hit");
         match response.into_body().collect().await {
             Ok(body) => body.to_bytes(),

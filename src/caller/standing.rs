@@ -4,11 +4,10 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use tokio::sync::Semaphore;
-
 use super::Caller;
 use crate::clock::Moment;
 use crate::hold::Hold;
+use crate::permits::Permits;
 
 /// Most callers remembered at a time: so many that the endpoint has accepted, and so many that it has not, apart, so that
 /// nobody crowds out callers by making up tokens. The least seen is forgotten, and its links with it.
@@ -21,8 +20,8 @@ pub struct Standing {
     accepted: [AtomicU64; 2],
     /// How often its acceptance has been doubted.
     doubts: AtomicU64,
-    /// Permits of calls under way for this caller: no one may take all there are.
-    pub(crate) calls: Semaphore,
+    /// Permits of calls under way for this caller: no one may take all there are. How many, who asks for one says.
+    pub(crate) calls: Permits,
     /// Ids being fetched for this caller right now.
     pub(crate) flights: AtomicUsize,
     /// The endpoint has asked this caller to hold back.
@@ -30,10 +29,10 @@ pub struct Standing {
 }
 
 impl Standing {
-    fn new(generation: u64, calls: usize) -> Self {
+    fn new(generation: u64) -> Self {
         Self {
             doubts: AtomicU64::new(0),
-            calls: Semaphore::new(calls),
+            calls: Permits::new(0),
             generation: AtomicU64::new(generation),
             accepted: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
             flights: AtomicUsize::new(0),
@@ -69,9 +68,9 @@ impl Standing {
 
 type Table = quick_cache::sync::Cache<Caller, Arc<Standing>>;
 
-/// The standings of all callers.
-pub(super) struct Standings {
-    calls_per_caller: usize,
+/// The standings of all callers, and the key by which they are told apart. They outlast a configuration.
+pub struct Standings {
+    pub(super) key: [u8; 16],
     /// Of callers that the endpoint has accepted once.
     pub(super) accepted: Table,
     /// Of those that it has not.
@@ -81,20 +80,16 @@ pub(super) struct Standings {
 }
 
 impl Standings {
-    pub(super) fn new(calls_per_caller: usize) -> Self {
-        Self {
-            calls_per_caller,
-            accepted: Table::new(CALLERS),
-            strangers: Table::new(CALLERS),
-            next_generation: AtomicU64::new(1),
-        }
+    /// Of nobody yet. `key` must be random and secret.
+    pub fn new(key: [u8; 16]) -> Self {
+        Self { key, accepted: Table::new(CALLERS), strangers: Table::new(CALLERS), next_generation: AtomicU64::new(1) }
     }
 
     pub(super) fn of(&self, caller: Caller) -> Arc<Standing> {
         if let Some(standing) = self.accepted.get(&caller) {
             return standing;
         }
-        let stranger = || Ok::<_, Infallible>(Arc::new(Standing::new(self.generation(), self.calls_per_caller)));
+        let stranger = || Ok::<_, Infallible>(Arc::new(Standing::new(self.generation())));
         let Ok(standing) = self.strangers.get_or_insert_with(&caller, stranger);
         standing
     }

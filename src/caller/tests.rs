@@ -13,7 +13,12 @@ fn callers() -> Callers {
         scope_headers: vec![HeaderName::from_static("x-tenant")],
         keys: Vec::new(),
     };
-    Callers::new(&config, Arc::default(), 2, [7; 16], Clock::simulated(1_000_000))
+    at("http://h", Arc::new(Standings::new([7; 16])), &config)
+}
+
+fn at(endpoint: &str, standings: Arc<Standings>, config: &config::Callers) -> Callers {
+    let endpoint = config::Endpoint::parse(endpoint).unwrap();
+    Callers::new(config, Arc::default(), standings, &endpoint, Clock::simulated(1_000_000))
 }
 
 fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
@@ -133,4 +138,18 @@ proptest! {
         };
         prop_assert_eq!(a == b, hash(&a) == hash(&b));
     }
+}
+
+#[test]
+fn a_caller_at_one_endpoint_is_nobody_at_another() {
+    let standings = Arc::new(Standings::new([7; 16]));
+    let at = |endpoint| at(endpoint, Arc::clone(&standings), &config::Callers::default());
+    let scope = |callers: &Callers| {
+        let headers = headers(&[("x-auth-token", "t")]);
+        let requester = identify(callers, &headers).unwrap();
+        callers.scope(&requester, &headers, None)
+    };
+    assert!(scope(&at("http://one")) == scope(&at("http://one")));
+    assert!(scope(&at("http://one")) != scope(&at("http://other")));
+    assert!(scope(&at("http://one")) != scope(&at("https://one")));
 }

@@ -43,6 +43,8 @@ pub(super) struct Passenger {
     pub(super) wanted: Wanted,
     pub(super) flight: Arc<Flight>,
     pub(super) terms: Arc<Terms>,
+    /// Of the configuration that its batch was read under.
+    pub(super) inner: Arc<Inner>,
 }
 
 /// One call's load. However its task ends, its flights land and its lane moves on.
@@ -116,8 +118,10 @@ impl Inner {
         let mut departing = Vec::new();
         let State { flights, lanes } = state;
         let Some(lane) = lanes.get_mut(&key) else { return departing };
-        while lane.calls < self.config.upstream.calls_per_scope {
-            let mut load = Load::new(&self.config.upstream, key.form);
+        // Of two configurations, that of who came last.
+        let inner = Arc::clone(lane.queue.back().map_or(self, |last| &last.inner));
+        while lane.calls < inner.config.upstream.calls_per_scope {
+            let mut load = Load::new(&inner.config.upstream, key.form);
             let mut passengers = Vec::new();
             while let Some(next) = lane.queue.front() {
                 let abandoned = next.flight.awaited.load(Ordering::Relaxed) == 0;
@@ -135,7 +139,7 @@ impl Inner {
                 break;
             }
             lane.calls += 1;
-            departing.push(Manifest { inner: Arc::clone(self), lane: key, passengers });
+            departing.push(Manifest { inner: Arc::clone(&inner), lane: key, passengers });
         }
         if lane.calls == 0 {
             lanes.remove(&key);
@@ -146,7 +150,7 @@ impl Inner {
     /// Sets calls going. Must not be called with the state locked: a runtime that shuts down drops them on the spot.
     pub(super) fn depart(&self, departing: Vec<Manifest>) {
         for mut manifest in departing {
-            self.runtime.spawn(async move {
+            self.flights.runtime.spawn(async move {
                 let report = manifest.run().await;
                 manifest.land(report);
             });
@@ -165,10 +169,11 @@ impl Inner {
         }
         // The caller's own first: who waits for that one keeps nobody else waiting.
         let standing = &terms.requester.standing;
+        standing.calls.resize(self.flights.calls_per_caller.load(Ordering::Relaxed));
         let Ok(Ok(_own)) = timeout_at(deadline, standing.calls.acquire()).await else {
             return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
         };
-        let Ok(Ok(_permit)) = timeout_at(deadline, self.calls.acquire()).await else {
+        let Ok(Ok(_permit)) = timeout_at(deadline, self.flights.calls.acquire()).await else {
             return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
         };
         let ids = || wanted.iter().map(|wanted| &*wanted.id);
@@ -183,8 +188,8 @@ impl Inner {
             ids: wanted.len(),
         };
         let doubts = standing.doubts();
-        self.refreshes.deposit();
-        self.extra_calls.deposit();
+        self.flights.refreshes.deposit();
+        self.flights.extra_calls.deposit();
         self.reported(match self.upstream.call(&call, deadline).await {
             Ok(answer) => self.digest(answer, doubts, terms, wanted, keep),
             Err(error) => Report::failed(Cause::NoAnswer(error)),

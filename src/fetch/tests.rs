@@ -3,6 +3,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::api;
+use crate::caller::Standings;
 use crate::config::Endpoint;
 
 /// A fetcher whose endpoint refuses every connection.
@@ -12,7 +13,8 @@ fn fetch() -> (Fetch, Arc<Terms>) {
     let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
     let (accept, _) = mpsc::unbounded_channel();
     let upstream = Arc::new(Upstream::in_memory(accept, &config.upstream, clock.clone(), Arc::clone(&metrics)));
-    let callers = Arc::new(Callers::new(&config.callers, Arc::default(), 4, [7; 16], clock.clone()));
+    let (standings, endpoint) = (Arc::new(Standings::new([7; 16])), &config.upstream.endpoint);
+    let callers = Arc::new(Callers::new(&config.callers, Arc::default(), standings, endpoint, clock.clone()));
     let cache = Arc::new(Cache::new(&config.cache, &metrics));
     let (head, ()) = http::Request::get("/").header(api::TOKEN, "t").body(()).unwrap().into_parts();
     let credential = callers.credential(&head.headers).ok().unwrap();
@@ -27,7 +29,8 @@ fn fetch() -> (Fetch, Arc<Terms>) {
         hops: 0,
         traceparent: None,
     };
-    (Fetch::new(upstream, callers, cache, metrics, config, clock), Arc::new(terms))
+    let flights = Arc::new(Flights::new(config.upstream.calls));
+    (Fetch::new(upstream, callers, cache, flights, metrics, config, clock), Arc::new(terms))
 }
 
 fn wanted(terms: &Terms, id: &str) -> Wanted {
@@ -46,7 +49,7 @@ async fn a_flight_whose_task_panics_frees_its_waiters_and_its_permit() {
     let (flight, mut departing) = {
         let mut state = fetch.0.state();
         let permit = fetch.0.permits(1, &terms.requester.standing).unwrap().remove(0);
-        let flight = state.begin(&terms, &wanted, permit);
+        let flight = state.begin(&fetch.0, &terms, &wanted, permit);
         flight.awaited.fetch_add(1, Ordering::Relaxed);
         let departing = fetch.0.departures(&mut state, terms.lane());
         (flight, departing)
@@ -64,7 +67,7 @@ async fn a_flight_whose_task_panics_frees_its_waiters_and_its_permit() {
     assert!(is_lost(&waiter.await.unwrap()));
     drop(flight);
     assert!(fetch.0.state().flights.is_empty() && fetch.0.state().lanes.is_empty());
-    assert_eq!(fetch.0.in_flight.load(Ordering::Relaxed), 0);
+    assert_eq!(fetch.0.flights.in_flight.load(Ordering::Relaxed), 0);
     assert_eq!(terms.requester.standing.flights.load(Ordering::Relaxed), 0);
 }
 
@@ -74,7 +77,7 @@ async fn a_queued_id_that_nobody_awaits_any_more_is_dropped() {
     let mut state = fetch.0.state();
     for id in ["left", "stays"] {
         let permit = fetch.0.permits(1, &terms.requester.standing).unwrap().remove(0);
-        let flight = state.begin(&terms, &wanted(&terms, id), permit);
+        let flight = state.begin(&fetch.0, &terms, &wanted(&terms, id), permit);
         flight.awaited.fetch_add(usize::from(id == "stays"), Ordering::Relaxed);
     }
     let departing = fetch.0.departures(&mut state, terms.lane());
@@ -93,6 +96,6 @@ async fn a_batch_that_is_shed_leaves_nothing_behind() {
     let shed = fetch.fetch(&terms, &many, |_| true).await;
     assert_eq!(shed.err(), Some(Error::Shed(Limit::CallerInFlight)));
     assert!(fetch.0.state().flights.is_empty() && fetch.0.state().lanes.is_empty());
-    assert_eq!(fetch.0.in_flight.load(Ordering::Relaxed), 0);
-    assert_eq!(fetch.0.waiters.load(Ordering::Relaxed), 0);
+    assert_eq!(fetch.0.flights.in_flight.load(Ordering::Relaxed), 0);
+    assert_eq!(fetch.0.flights.waiters.load(Ordering::Relaxed), 0);
 }

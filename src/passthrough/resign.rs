@@ -45,11 +45,12 @@ pub(super) struct Proof {
 }
 
 impl Resign {
-    /// Over what the composition root has built.
+    /// Over what the composition root has built. `held` counts the bytes of bodies, whatever the configuration.
     pub fn new(
         keys: Arc<Keys>,
         upstream: Arc<Upstream>,
         limits: &config::Limits,
+        held: Arc<AtomicUsize>,
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -59,7 +60,7 @@ impl Resign {
             body_limit: limits.signed_body,
             bodies_limit: limits.signed_bodies,
             body_timeout: limits.idle_timeout,
-            held: Arc::default(),
+            held,
             clock,
             metrics,
             warned: AtomicBool::new(false),

@@ -62,7 +62,7 @@ impl World {
         let (proxy, limits) = (self.proxy.clone(), self.limits);
         tokio::spawn(server::serve_connection(far, limits, move |request| {
             let proxy = proxy.clone();
-            async move { proxy.router.answer(request).await }
+            async move { proxy.current().router.answer(request).await }
         }));
         let (sender, connection) = handshake(TokioIo::new(near)).await.unwrap();
         tokio::spawn(connection);
@@ -70,7 +70,7 @@ impl World {
     }
 
     pub fn metric(&self, series: &str) -> f64 {
-        let page = self.proxy.admin.answer(&Request::get("/metrics").body(()).unwrap());
+        let page = self.proxy.current().admin.answer(&Request::get("/metrics").body(()).unwrap());
         let sidelink::body::Body::Whole(body) = page.into_body() else { panic!("a page in pieces") };
         let body = futures_util::FutureExt::now_or_never(body.collect()).unwrap().unwrap().to_bytes();
         let text = String::from_utf8(body.to_vec()).unwrap();

@@ -1,0 +1,217 @@
+//! Everything between a client's request and the endpoint: what one configuration comes to, over what outlasts it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use arc_swap::ArcSwap;
+use prometheus::Registry;
+use tokio::io::DuplexStream;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::StartError;
+use crate::access_urls::AccessUrls;
+use crate::admin::Admin;
+use crate::cache::Cache;
+use crate::caller::signature::Keys;
+use crate::caller::{Callers, Standings};
+use crate::clock::Clock;
+use crate::config::{Config, Reload, ReloadState};
+use crate::fetch::{Fetch, Flights};
+use crate::metrics::Metrics;
+use crate::passthrough::{Passthrough, Resign};
+use crate::router::Router;
+use crate::upstream::{SetupError, Upstream};
+
+/// Everything between a client's request and the endpoint, without listeners.
+pub struct Proxy {
+    lasting: Lasting,
+    /// A request takes one and is answered by it to its end, whatever is loaded meanwhile.
+    current: ArcSwap<Assembly>,
+}
+
+/// What one configuration comes to. It does not change.
+pub struct Assembly {
+    /// Answers clients.
+    pub router: Router,
+    /// Answers operators.
+    pub admin: Admin,
+    /// What it was built from.
+    pub config: Arc<Config>,
+    upstream: Arc<Upstream>,
+}
+
+/// What outlasts a configuration: what is kept, what is in flight, what is counted.
+pub(super) struct Lasting {
+    pub(super) cache: Arc<Cache>,
+    standings: Arc<Standings>,
+    flights: Arc<Flights>,
+    /// Bytes of bodies that are held to be signed again.
+    held: Arc<AtomicUsize>,
+    registry: Registry,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) ready: Arc<AtomicBool>,
+    reloads: ReloadState,
+    pub(super) clock: Clock,
+    reach: Reach,
+}
+
+/// How the endpoint is reached.
+enum Reach {
+    Network,
+    /// In memory: this gets its side of each connection.
+    Memory(UnboundedSender<DuplexStream>),
+}
+
+impl Proxy {
+    /// Builds everything, to reach the endpoint over the network. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// If the endpoint's client cannot be built.
+    pub fn new(config: Config, clock: Clock) -> Result<Self, StartError> {
+        Self::build(config, clock, Reach::Network)
+    }
+
+    /// Builds everything, to reach the endpoint in memory: `accept` gets its side of each connection.
+    ///
+    /// # Errors
+    /// If the metrics cannot be registered.
+    pub fn in_memory(config: Config, clock: Clock, accept: UnboundedSender<DuplexStream>) -> Result<Self, StartError> {
+        Self::build(config, clock, Reach::Memory(accept))
+    }
+
+    fn build(config: Config, clock: Clock, reach: Reach) -> Result<Self, StartError> {
+        let registry = Registry::new();
+        let metrics = Arc::new(Metrics::new(&registry).map_err(StartError::Metrics)?);
+        metrics.reload.succeeded(clock.now().unix_seconds());
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        registry.register(Box::new(process)).map_err(StartError::Metrics)?;
+        let lasting = Lasting {
+            cache: Arc::new(Cache::new(&config.cache, &metrics)),
+            standings: Arc::new(Standings::new(rand::random())),
+            flights: Arc::new(Flights::new(config.upstream.calls)),
+            held: Arc::default(),
+            registry,
+            metrics,
+            ready: Arc::new(AtomicBool::new(false)),
+            reloads: ReloadState::started(clock.now().wall_time()),
+            clock,
+            reach,
+        };
+        let upstream = lasting.upstream(&config, None).map_err(StartError::Upstream)?;
+        let current = ArcSwap::from_pointee(lasting.assemble(Arc::new(config), upstream));
+        Ok(Self { lasting, current })
+    }
+
+    /// What answers now.
+    pub fn current(&self) -> Arc<Assembly> {
+        self.current.load_full()
+    }
+
+    /// Puts `config` in force for whatever is asked from now on. What is kept stays, what is in flight is joined; under
+    /// another endpoint, neither is to be found.
+    ///
+    /// # Errors
+    /// If the endpoint's client cannot be built. Nothing has changed then.
+    pub fn reload(&self, config: Config) -> Result<(), SetupError> {
+        let before = self.current();
+        let upstream = match self.lasting.upstream(&config, Some(&before)) {
+            Ok(upstream) => upstream,
+            Err(error) => {
+                self.refuse(vec![error.to_string()]);
+                return Err(error);
+            }
+        };
+        self.lasting.cache.resize(config.cache.capacity);
+        self.lasting.flights.resize(config.upstream.calls);
+        self.current.store(Arc::new(self.lasting.assemble(Arc::new(config), upstream)));
+        self.lasting.metrics.reload.succeeded(self.lasting.clock.now().unix_seconds());
+        self.note(Vec::new());
+        Ok(())
+    }
+
+    /// Notes that a configuration was refused, for what is wrong with it; what is in force stays.
+    pub fn refuse(&self, errors: Vec<String>) {
+        self.lasting.metrics.reload.failed();
+        self.note(errors);
+    }
+
+    /// How reloading has gone.
+    pub fn reloads(&self) -> &ReloadState {
+        &self.lasting.reloads
+    }
+
+    fn note(&self, errors: Vec<String>) {
+        self.lasting.reloads.note(Reload { at: self.lasting.clock.now().wall_time(), errors });
+    }
+
+    pub(super) fn lasting(&self) -> &Lasting {
+        &self.lasting
+    }
+}
+
+impl Lasting {
+    /// The endpoint's client: that of `before`, with its connections, where it would be the same again.
+    fn upstream(&self, config: &Config, before: Option<&Assembly>) -> Result<Arc<Upstream>, SetupError> {
+        if let Some(before) = before
+            && before.config.upstream == config.upstream
+            && before.upstream.trust_is_unchanged(&config.upstream)
+        {
+            return Ok(Arc::clone(&before.upstream));
+        }
+        let (clock, metrics) = (self.clock.clone(), Arc::clone(&self.metrics));
+        let upstream = match &self.reach {
+            Reach::Network => Upstream::new(&config.upstream, clock, metrics)?,
+            Reach::Memory(accept) => Upstream::in_memory(accept.clone(), &config.upstream, clock, metrics),
+        };
+        Ok(Arc::new(upstream))
+    }
+
+    fn assemble(&self, config: Arc<Config>, upstream: Arc<Upstream>) -> Assembly {
+        let (clock, metrics) = (&self.clock, &self.metrics);
+        let keys = Arc::new(Keys::new(config.callers.keys.iter().map(|key| &key.pair)));
+        let callers = Arc::new(Callers::new(
+            &config.callers,
+            Arc::clone(&keys),
+            Arc::clone(&self.standings),
+            &config.upstream.endpoint,
+            clock.clone(),
+        ));
+        let fetch = Fetch::new(
+            Arc::clone(&upstream),
+            Arc::clone(&callers),
+            Arc::clone(&self.cache),
+            Arc::clone(&self.flights),
+            Arc::clone(metrics),
+            Arc::clone(&config),
+            clock.clone(),
+        );
+        let resign = Resign::new(
+            keys,
+            Arc::clone(&upstream),
+            &config.limits,
+            Arc::clone(&self.held),
+            clock.clone(),
+            Arc::clone(metrics),
+        );
+        let passthrough = Arc::new(Passthrough::new(Arc::clone(&upstream), resign, config.upstream.idle_timeout));
+        let access_urls = AccessUrls::new(
+            callers,
+            Arc::clone(&self.cache),
+            fetch,
+            Arc::clone(&passthrough),
+            Arc::clone(&config),
+            Arc::clone(metrics),
+            clock.clone(),
+        );
+        let admin = Admin::new(
+            self.registry.clone(),
+            Arc::clone(metrics),
+            Arc::clone(&self.cache),
+            Arc::clone(&upstream),
+            Arc::clone(&self.ready),
+        );
+        let router =
+            Router::new(access_urls, passthrough, Arc::clone(&upstream), Arc::clone(metrics), config.log.access);
+        Assembly { router, admin, config, upstream }
+    }
+}

@@ -1,0 +1,143 @@
+//! A new configuration is in force for whatever is asked from then on, and costs nobody anything: links stay, what is in
+//! flight is joined, connections live on. A configuration that will not do changes nothing.
+
+use std::time::Duration;
+
+use sidelink::clock::Clock;
+use sidelink::config::{Config, Endpoint};
+use sidelink::origin::{Origin, link_is_for};
+
+use crate::signing::{ACCESS_KEY, SECRET_KEY, Unsigned, knows, pair};
+use crate::support::{Reply, Stack, origin_options, query};
+
+fn change(stack: &Stack, change: impl FnOnce(&mut Config)) {
+    let mut config = Config::clone(&stack.app.config());
+    change(&mut config);
+    stack.app.reload(config).unwrap();
+}
+
+#[tokio::test]
+async fn links_stay_and_what_is_asked_from_then_on_follows_the_new_configuration() {
+    let stack = Stack::start().await;
+    stack.client.batch("t", &["1", "2"]).await;
+    change(&stack, |config| {
+        config.limits.batch_ids = 3;
+        config.freshness.max = Duration::from_secs(20);
+        config.upstream.ids_per_call = 1;
+    });
+    assert_eq!(stack.client.batch("t", &["1", "2"]).await.header("cache-status"), "sidelink; hit");
+    assert_eq!(stack.client.batch("t", &["1", "2", "3", "4"]).await.json()["error_code"], "SIDELINK.0001");
+    stack.client.batch("t", &["5", "6"]).await;
+    assert_eq!(stack.asked().len(), 3, "one id a call");
+    let max_age = |reply: Reply| reply.header("cache-control").rsplit('=').next().unwrap().parse::<u64>().unwrap();
+    // The deadlines of a link are fixed when it is fetched.
+    assert!(max_age(stack.client.batch("t", &["1", "2"]).await) > 500);
+    assert!(max_age(stack.client.batch("t", &["5", "6"]).await) <= 20);
+    assert_eq!(stack.metric("sidelink_config_last_reload_successful").await, 1.0);
+    assert!(stack.metric("sidelink_config_last_reload_success_timestamp_seconds").await > 1e9);
+}
+
+#[tokio::test]
+async fn an_id_in_flight_is_joined_over_a_reload() {
+    let stack = Stack::start().await;
+    stack.origin.hold();
+    let client = stack.client.clone();
+    let leader = tokio::spawn(async move { client.batch("t", &["1", "2"]).await });
+    stack.origin.arrived(1).await;
+    change(&stack, |config| config.upstream.deadline = Duration::from_secs(60));
+    let client = stack.client.clone();
+    let joiner = tokio::spawn(async move { client.batch("t", &["2", "3"]).await });
+    stack.origin.arrived(2).await;
+    stack.origin.release();
+    assert_eq!(leader.await.unwrap().ids(), ["1", "2"]);
+    assert_eq!(joiner.await.unwrap().ids(), ["2", "3"]);
+    assert_eq!(stack.asked(), [vec!["1", "2"], vec!["3"]]);
+}
+
+#[tokio::test]
+async fn what_queued_before_a_reload_leaves_as_the_last_batch_would() {
+    let stack = Stack::with(|_| {}, |config| config.upstream.calls_per_scope = 1).await;
+    stack.origin.hold();
+    let ask = |ids: &'static [&'static str]| {
+        let client = stack.client.clone();
+        tokio::spawn(async move { client.batch("t", ids).await })
+    };
+    let first = ask(&["1"]);
+    stack.origin.arrived(1).await;
+    change(&stack, |config| config.upstream.ids_per_call = 2);
+    let queued = ask(&["2", "3", "4", "5"]);
+    // A batch is counted and boards its flights in one go.
+    while stack.metric("sidelink_batch_ids_count").await < 2.0 {}
+    stack.origin.release();
+    first.await.unwrap();
+    assert_eq!(queued.await.unwrap().ids().len(), 4);
+    assert_eq!(stack.asked(), [vec!["1"], vec!["2", "3"], vec!["4", "5"]]);
+}
+
+#[tokio::test]
+async fn another_endpoint_is_asked_anew_and_its_links_are_kept_apart() {
+    let stack = Stack::start().await;
+    let before = stack.client.batch("t", &["1"]).await.links();
+    let mut options = origin_options();
+    options.signer = sidelink::origin::Signer::V4;
+    let other = Origin::start(options).await.unwrap();
+    let first = stack.app.config().upstream.endpoint.clone();
+
+    stack.origin.hold();
+    let client = stack.client.clone();
+    let old = tokio::spawn(async move { client.batch("t", &["2"]).await });
+    stack.origin.arrived(2).await;
+    let endpoint = Endpoint::parse(&format!("http://{}", other.address())).unwrap();
+    change(&stack, |config| config.upstream.endpoint = endpoint);
+    // Neither memory nor the flight of the same id at the first endpoint has what this one is asked for.
+    let reply = stack.client.batch("t", &["1", "2"]).await;
+    assert_eq!(reply.header("cache-status"), "sidelink; fwd=miss; stored");
+    assert_eq!(other.calls().len(), 1);
+    assert!(
+        reply.links().iter().all(|(id, link)| link.contains("X-Amz") && link_is_for(link, id, None, "t", None, None))
+    );
+    stack.origin.release();
+    assert!(!old.await.unwrap().links()[0].1.contains("X-Amz"));
+
+    // Back again: what the first endpoint gave is its own still.
+    change(&stack, |config| config.upstream.endpoint = first);
+    assert_eq!(stack.client.batch("t", &["1"]).await.links(), before);
+    assert_eq!(stack.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn a_key_pair_that_is_taken_out_loses_access_at_once() {
+    let clock = Clock::system();
+    let keys = |options: &mut sidelink::origin::Options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
+    let stack = Stack::on(clock.clone(), keys, |config| knows(config, ACCESS_KEY, SECRET_KEY)).await;
+    let send = async || {
+        let headers = Unsigned::get(stack.client.address, &query(&["1"]), &clock).sign();
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        stack.client.get(&query(&["1"]), &headers).await
+    };
+    send().await;
+    assert_eq!(send().await.header("cache-status"), "sidelink; hit");
+    change(&stack, |config| config.callers.keys[0].pair = pair(ACCESS_KEY, "sk-another"));
+    assert_eq!(send().await.json()["error_code"], "SIDELINK.0003");
+    change(&stack, |config| config.callers.keys.clear());
+    let reply = send().await;
+    assert_eq!(reply.header("cache-status"), "sidelink; fwd=bypass; detail=unknown-key");
+    assert_eq!(reply.status, 401, "the endpoint judges a signature that is not for it");
+    // With its key back, what it had is its own still.
+    change(&stack, |config| knows(config, ACCESS_KEY, SECRET_KEY));
+    assert_eq!(send().await.header("cache-status"), "sidelink; hit");
+}
+
+#[tokio::test]
+async fn a_smaller_cache_lets_go_of_links_at_once() {
+    let stack = Stack::with(|_| {}, |config| config.cache.capacity = 64 << 20).await;
+    for first in (0..4000).step_by(100) {
+        let ids: Vec<String> = (first..first + 100).map(|id| id.to_string()).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        stack.client.batch("t", &ids).await;
+    }
+    assert!(stack.metric("sidelink_cache_bytes").await > f64::from(1 << 20));
+    change(&stack, |config| config.cache.capacity = 1 << 20);
+    let bytes = stack.metric("sidelink_cache_bytes").await;
+    assert!(bytes > 0.0 && bytes <= f64::from(1 << 20), "{bytes}");
+}

@@ -15,6 +15,7 @@ use prometheus::Registry;
 use sidelink::access_urls::answer::merge;
 use sidelink::access_urls::request::Batch;
 use sidelink::cache::freshness::Deadlines;
+use sidelink::cache::purges::Purges;
 use sidelink::cache::{Cache, Kept};
 use sidelink::caller::{Callers, Key, Scope, Standings};
 use sidelink::clock::Clock;
@@ -69,10 +70,12 @@ fn looking_up(criterion: &mut Criterion) {
     let metrics = Metrics::new(&Registry::new()).unwrap();
     let mut group = criterion.benchmark_group("look_up");
     for links in [2_000, 400_000] {
-        let cache = Cache::new(&config::Cache { capacity: 1 << 30 }, &metrics);
-        let keys: Vec<Key> = ids(0, links).iter().map(|id| scope.key(id)).collect();
+        let purges = Arc::new(Purges::new([7; 16], Duration::from_secs(60)));
+        let cache = Cache::new(&config::Cache { capacity: 1 << 30 }, purges, &metrics);
+        let ids = ids(0, links);
+        let keys: Vec<(Key, &String)> = ids.iter().map(|id| (scope.key(id), id)).collect();
         let deadlines = Deadlines::absent(Clock::system().now(), config.freshness.max);
-        for key in &keys {
+        for (key, _) in &keys {
             cache.keep(*key, Kept { text: Some(Arc::from("x".repeat(447))), deadlines });
         }
         for size in SIZES {
@@ -81,7 +84,9 @@ fn looking_up(criterion: &mut Criterion) {
                 let mut first = 0;
                 bencher.iter(|| {
                     first = (first + 7919) % (links - size);
-                    keys.iter().skip(first).take(size).filter(|key| cache.look_up(**key).is_some()).count()
+                    let marks = cache.purges().of_group(None);
+                    let some = keys.iter().skip(first).take(size);
+                    some.filter(|(key, id)| cache.look_up(*key, id, &marks).is_some()).count()
                 });
             });
         }

@@ -294,6 +294,7 @@ impl AccessUrls {
         let room = count.min(most);
         let mut seen = HashSet::with_capacity_and_hasher(room, BuildHasherDefault::<KeyHasher>::default());
         let (mut refetched, mut slots, mut ageing) = (0, Vec::with_capacity(room), Vec::new());
+        let marks = self.cache.purges().of_group(batch.group.as_deref());
         for id in &batch.ids {
             let key = scope.key(id);
             if count > 1 && !seen.insert(key) {
@@ -303,7 +304,7 @@ impl AccessUrls {
                 return None;
             }
             let wanted = || Wanted { id: Box::from(id.as_ref()), key };
-            let kept = self.cache.look_up(key).filter(|kept| kept.deadlines.fresh_left(now).is_some());
+            let kept = self.cache.look_up(key, id, &marks).filter(|kept| kept.deadlines.fresh_left(now).is_some());
             slots.push(match kept {
                 Some(kept) if demand.serves(&kept, now) => {
                     let result = if kept.text.is_some() { IdResult::Hit } else { IdResult::Absent };
@@ -377,8 +378,9 @@ impl AccessUrls {
             return false;
         }
         let now = self.clock.now();
+        let marks = self.cache.purges().of_group(terms.group.as_deref());
         for slot in slots.lacking_slots() {
-            let kept = slot.wanted.as_ref().and_then(|wanted| self.cache.look_up(wanted.key));
+            let kept = slot.wanted.as_ref().and_then(|wanted| self.cache.look_up(wanted.key, &wanted.id, &marks));
             if let Some(kept) = kept.filter(|kept| kept.text.is_some() && kept.deadlines.usable(now)) {
                 slot.had = Some(Link::kept(kept));
                 slot.result = IdResult::Stale;

@@ -57,6 +57,7 @@ impl Admin {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             self.metrics.tasks.set(i64::try_from(runtime.metrics().num_alive_tasks()).unwrap_or(i64::MAX));
         }
+        self.metrics.purge_marks.set(i64::try_from(self.cache.purges().count()).unwrap_or(i64::MAX));
         let mut page = Vec::new();
         match TextEncoder::new().encode(&self.registry.gather(), &mut page) {
             Ok(()) => typed(StatusCode::OK, page.into(), HeaderValue::from_static(prometheus::TEXT_FORMAT)),

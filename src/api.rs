@@ -6,6 +6,8 @@ use http::HeaderName;
 
 /// The batch route, to the letter ("accessorys" is the service's own spelling).
 pub const PATH: &str = "/v2/servicerequest/accessorys/access-urls";
+/// Above the batch route, and above each id's own: the route of a single one is `{ACCESSORIES}/{id}`.
+pub const ACCESSORIES: &str = "/v2/servicerequest/accessorys";
 /// Query parameter and body field: the ids asked for.
 pub const IDS: &str = "accessory_ids";
 /// Query parameter and body field: the group that the ids belong to.

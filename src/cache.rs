@@ -5,6 +5,7 @@
 //! what is dead only ever make room.
 
 pub mod freshness;
+pub mod purges;
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::clock::Moment;
 use crate::config;
 use crate::metrics::{Evictions, Metrics};
 use freshness::Deadlines;
+use purges::{Marks, Purges};
 
 /// Bytes that an entry takes besides its text: key, value and bookkeeping in the table, the text's reference counts, and
 /// the allocator's rounding. Measured: docs/BENCHMARKS.md, "Memory".
@@ -36,12 +38,13 @@ pub struct Kept {
 /// The links that this process has.
 pub struct Cache {
     entries: quick_cache::sync::Cache<Key, Kept, Weight, BuildHasherDefault<KeyHasher>, Evicted>,
+    purges: Arc<Purges>,
     evictions: Evictions,
 }
 
 impl Cache {
     /// An empty cache of `config.capacity` bytes. It allocates as it fills.
-    pub fn new(config: &config::Cache, metrics: &Metrics) -> Self {
+    pub fn new(config: &config::Cache, purges: Arc<Purges>, metrics: &Metrics) -> Self {
         let evictions = metrics.cache_evictions.clone();
         let items = usize::try_from(config.capacity / (ENTRY_BYTES + USUAL_TEXT)).unwrap_or(usize::MAX);
         let mut options = OptionsBuilder::new();
@@ -56,12 +59,17 @@ impl Cache {
                 quick_cache::sync::Cache::with(items, config.capacity, Weight, BuildHasherDefault::default(), evicted)
             }
         };
-        Self { entries, evictions }
+        Self { entries, purges, evictions }
     }
 
-    /// What is kept under `key`, whether or not it may still be served.
-    pub fn look_up(&self, key: Key) -> Option<Kept> {
-        self.entries.get(&key)
+    /// What is kept under `key`, that of `id`, and not purged; whether or not it may still be served.
+    pub fn look_up(&self, key: Key, id: &str, marks: &Marks<'_>) -> Option<Kept> {
+        self.entries.get(&key).filter(|kept| !marks.cover(id, kept.deadlines.sent()))
+    }
+
+    /// What was purged.
+    pub fn purges(&self) -> &Purges {
+        &self.purges
     }
 
     /// Keeps `kept` under `key`, in place of what was there.
@@ -81,6 +89,7 @@ impl Cache {
         let before = self.entries.len();
         self.entries.retain(|_, kept| kept.deadlines.usable(now));
         self.evictions.expired.inc_by(before.saturating_sub(self.entries.len()) as u64);
+        self.purges.sweep(now);
     }
 
     /// Changes how much is kept. What is too much goes at once, and each part of the table is locked for its part of it.
@@ -149,7 +158,8 @@ mod tests {
 
     fn cache(capacity: u64) -> (Cache, Metrics) {
         let metrics = Metrics::new(&Registry::new()).unwrap();
-        (Cache::new(&config::Cache { capacity }, &metrics), metrics)
+        let purges = Arc::new(Purges::new([7; 16], Duration::from_secs(60)));
+        (Cache::new(&config::Cache { capacity }, purges, &metrics), metrics)
     }
 
     #[tokio::test(start_paused = true)]
@@ -163,7 +173,9 @@ mod tests {
         }
         tokio::time::advance(Duration::from_secs(10)).await;
         cache.sweep(clock.now());
-        assert!(cache.look_up(scope.key("10")).is_none() && cache.look_up(scope.key("20")).is_some());
+        let marks = cache.purges().of_group(None);
+        let look_up = |id: &str| cache.look_up(scope.key(id), id, &marks);
+        assert!(look_up("10").is_none() && look_up("20").is_some());
         assert_eq!((metrics.cache_evictions.expired.get(), cache.size()), (1, (1, ENTRY_BYTES)));
     }
 

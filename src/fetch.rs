@@ -8,6 +8,7 @@
 mod calls;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -19,9 +20,10 @@ use tower::retry::budget::{Budget, TpsBudget};
 
 use crate::access_urls::request::Form;
 use crate::cache::freshness::Deadlines;
+use crate::cache::purges::Marks;
 use crate::cache::{Cache, Kept};
 use crate::caller::{Callers, Key, Requester, Scope, Standing};
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::{Error, Limit, NoAnswer};
 use crate::metrics::Metrics;
@@ -208,6 +210,15 @@ struct State {
 }
 
 impl State {
+    /// Forgets `flight`, unless another one has taken its place.
+    fn forget(&mut self, key: Key, flight: &Arc<Flight>) {
+        if let Entry::Occupied(entry) = self.flights.entry(key)
+            && Arc::ptr_eq(entry.get(), flight)
+        {
+            entry.remove();
+        }
+    }
+
     /// A new flight, queued for a call of `inner`'s.
     fn begin(&mut self, inner: &Arc<Inner>, terms: &Arc<Terms>, wanted: &Wanted, permit: Permit) -> Arc<Flight> {
         let flight = Arc::new(Flight {
@@ -215,6 +226,7 @@ impl State {
             bell: Notify::new(),
             awaited: AtomicUsize::new(0),
             joined: AtomicBool::new(false),
+            left: OnceLock::new(),
             hops: terms.hops,
             _permit: permit,
         });
@@ -236,6 +248,8 @@ struct Flight {
     /// Batches that wait for it.
     awaited: AtomicUsize,
     joined: AtomicBool,
+    /// When its call left the queue.
+    left: OnceLock<Moment>,
     /// Sidelinks that its batch had passed.
     hops: usize,
     /// Freed when the flight is forgotten by all: a client that leaves gains nothing.
@@ -243,6 +257,11 @@ struct Flight {
 }
 
 impl Flight {
+    /// Whether what it brings of `id` is purged: its call left before. What still waits for its call does not.
+    fn is_purged(&self, id: &str, marks: &Marks<'_>) -> bool {
+        self.left.get().is_some_and(|left| marks.cover(id, *left))
+    }
+
     async fn land(&self) -> Landed {
         loop {
             let bell = self.bell.notified();
@@ -417,14 +436,17 @@ impl Inner {
         serves: impl Fn(&Kept) -> bool,
     ) -> Result<Vec<Source>, Error> {
         let refusal = self.refusal(terms);
+        let marks = self.cache.purges().of_group(terms.group.as_deref());
         let mut state = self.state();
         let found: Vec<Option<Source>> = wanted
             .iter()
             .map(|wanted| {
-                if let Some(flight) = state.flights.get(&wanted.key) {
+                // Nobody joins a flight from before a purge: another one takes its place.
+                let flight = state.flights.get(&wanted.key);
+                if let Some(flight) = flight.filter(|flight| !flight.is_purged(&wanted.id, &marks)) {
                     return Some(Source::Flight(Place::on(flight, true)));
                 }
-                let kept = self.cache.look_up(wanted.key).filter(&serves).map(Source::Memory);
+                let kept = self.cache.look_up(wanted.key, &wanted.id, &marks).filter(&serves).map(Source::Memory);
                 kept.or(refusal.map(Source::Refused))
             })
             .collect();

@@ -75,11 +75,18 @@ pub struct Metrics {
     pub shared: Shared,
     /// Tasks alive in the runtime; set at each scrape.
     pub tasks: IntGauge,
+    /// Purges, by what they were of.
+    pub purges: IntCounterVec,
+    /// Marks that purges have left.
+    pub purge_marks: IntGauge,
 }
 
 /// The results of a call, in `upstream_calls_total`; refused: by the breaker or a hold, before anything was sent.
 pub const CALL_RESULTS: [&str; 7] =
     ["ok", "client_error", "server_error", "error_in_200", "no_answer", "deadline", "refused"];
+
+/// What a purge may be of, in `purges_total`: an operator's, or an id that was deleted through sidelink.
+pub const PURGES: [&str; 4] = ["ids", "group", "all", "delete"];
 
 impl Metrics {
     /// Registers every family on `registry`.
@@ -224,6 +231,18 @@ impl Metrics {
                 registry,
                 "tasks",
                 "Tasks alive in the runtime: listeners, connections, calls and housekeeping.",
+            )?,
+            purges: vector(
+                registry,
+                "purges_total",
+                "Purges by what they were of: ids, a group or all at an operator's demand, or an id whose DELETE has passed through.",
+                "target",
+                &PURGES,
+            )?,
+            purge_marks: gauge(
+                registry,
+                "purge_marks",
+                "Marks that purges have left; beyond 65536 the oldest make way for one over everything.",
             )?,
         })
     }

@@ -3,6 +3,7 @@
 //! Host is such a thing, and a signature covers it. So the Host of a client that names the endpoint itself is left as it
 //! is; else the request is signed again (`resign`), if its key is known.
 
+mod deletion;
 mod resign;
 
 use std::pin::Pin;
@@ -25,19 +26,21 @@ use crate::headers::{add_via, strip_hop_by_hop};
 use crate::metrics::Outcome;
 use crate::upstream::Upstream;
 
+pub use deletion::Deletions;
 pub use resign::Resign;
 
 /// Streams requests to the endpoint and answers back.
 pub struct Passthrough {
     upstream: Arc<Upstream>,
     resign: Resign,
+    deletions: Deletions,
     idle_timeout: Duration,
 }
 
 impl Passthrough {
     /// `idle_timeout`: the longest that an exchange may stay without a byte in either direction.
-    pub fn new(upstream: Arc<Upstream>, resign: Resign, idle_timeout: Duration) -> Self {
-        Self { upstream, resign, idle_timeout }
+    pub fn new(upstream: Arc<Upstream>, resign: Resign, deletions: Deletions, idle_timeout: Duration) -> Self {
+        Self { upstream, resign, deletions, idle_timeout }
     }
 
     /// Sends `request` to the endpoint: raw path and query, Host rewritten unless it names the endpoint, hop-by-hop headers
@@ -48,6 +51,7 @@ impl Passthrough {
         B::Error: Into<BodyError>,
     {
         let version = request.version();
+        let deleted = deletion::ids(&request);
         let own_host = self.host_of_endpoint(&request);
         let (mut request, proof) = if own_host.is_some() {
             (request.map(stream), None)
@@ -102,6 +106,7 @@ impl Passthrough {
             Ok(response) => response.into_parts(),
             Err(error) => return Answered::own(error),
         };
+        self.deletions.answered(&deleted, head.status).await;
         strip_hop_by_hop(&mut head.headers);
         add_via(&mut head.headers, head.version);
         head.version = Version::HTTP_11;

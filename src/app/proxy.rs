@@ -12,13 +12,14 @@ use super::StartError;
 use crate::access_urls::AccessUrls;
 use crate::admin::Admin;
 use crate::cache::Cache;
+use crate::cache::purges::{self, Purges};
 use crate::caller::signature::Keys;
 use crate::caller::{Callers, Standings};
 use crate::clock::Clock;
 use crate::config::{Config, Reload, ReloadState};
 use crate::fetch::{Fetch, Flights};
 use crate::metrics::Metrics;
-use crate::passthrough::{Passthrough, Resign};
+use crate::passthrough::{Deletions, Passthrough, Resign};
 use crate::router::Router;
 use crate::upstream::{SetupError, Upstream};
 
@@ -43,6 +44,7 @@ pub struct Assembly {
 /// What outlasts a configuration: what is kept, what is in flight, what is counted.
 pub(super) struct Lasting {
     pub(super) cache: Arc<Cache>,
+    purges: Arc<Purges>,
     standings: Arc<Standings>,
     flights: Arc<Flights>,
     /// Bytes of bodies that are held to be signed again.
@@ -85,8 +87,10 @@ impl Proxy {
         metrics.reload.succeeded(clock.now().unix_seconds());
         let process = prometheus::process_collector::ProcessCollector::for_self();
         registry.register(Box::new(process)).map_err(StartError::Metrics)?;
+        let purges = Arc::new(Purges::new(rand::random(), purges::span_of(&config)));
         let lasting = Lasting {
-            cache: Arc::new(Cache::new(&config.cache, &metrics)),
+            cache: Arc::new(Cache::new(&config.cache, Arc::clone(&purges), &metrics)),
+            purges,
             standings: Arc::new(Standings::new(rand::random())),
             flights: Arc::new(Flights::new(config.upstream.calls)),
             held: Arc::default(),
@@ -121,6 +125,7 @@ impl Proxy {
                 return Err(error);
             }
         };
+        self.lasting.purges.lengthen(purges::span_of(&config));
         self.lasting.cache.resize(config.cache.capacity);
         self.lasting.flights.resize(config.upstream.calls);
         self.current.store(Arc::new(self.lasting.assemble(Arc::new(config), upstream)));
@@ -193,7 +198,9 @@ impl Lasting {
             clock.clone(),
             Arc::clone(metrics),
         );
-        let passthrough = Arc::new(Passthrough::new(Arc::clone(&upstream), resign, config.upstream.idle_timeout));
+        let deletions = Deletions::new(Arc::clone(&self.purges), clock.clone(), Arc::clone(metrics));
+        let idle_timeout = config.upstream.idle_timeout;
+        let passthrough = Arc::new(Passthrough::new(Arc::clone(&upstream), resign, deletions, idle_timeout));
         let access_urls = AccessUrls::new(
             callers,
             Arc::clone(&self.cache),

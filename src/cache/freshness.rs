@@ -53,6 +53,11 @@ impl Deadlines {
         (self.life != u32::MAX).then(|| u64::from(self.life).saturating_sub(now.since(self.sent)))
     }
 
+    /// When the call that brought it was sent.
+    pub fn sent(&self) -> Moment {
+        self.sent
+    }
+
     /// Milliseconds since the call that brought it was sent.
     pub fn age(&self, now: Moment) -> u64 {
         now.since(self.sent)

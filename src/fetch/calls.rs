@@ -80,7 +80,7 @@ impl Manifest {
         let passengers = std::mem::take(&mut self.passengers);
         let mut state = self.inner.state();
         for passenger in &passengers {
-            state.flights.remove(&passenger.wanted.key);
+            state.forget(passenger.wanted.key, &passenger.flight);
         }
         drop(state);
         // From here on nobody joins any more, so who shares a failure is settled.
@@ -116,8 +116,8 @@ impl Inner {
     /// The calls that may leave a lane now. To be handed to [`Inner::depart`] once the state is unlocked.
     pub(super) fn departures(self: &Arc<Self>, state: &mut State, key: LaneKey) -> Vec<Manifest> {
         let mut departing = Vec::new();
-        let State { flights, lanes } = state;
-        let Some(lane) = lanes.get_mut(&key) else { return departing };
+        let mut abandoned_flights = Vec::new();
+        let Some(lane) = state.lanes.get_mut(&key) else { return departing };
         // Of two configurations, that of who came last.
         let inner = Arc::clone(lane.queue.back().map_or(self, |last| &last.inner));
         while lane.calls < inner.config.upstream.calls_per_scope {
@@ -130,7 +130,7 @@ impl Inner {
                 }
                 let Some(next) = lane.queue.pop_front() else { break };
                 if abandoned {
-                    flights.remove(&next.wanted.key);
+                    abandoned_flights.push(next);
                 } else {
                     passengers.push(next);
                 }
@@ -138,11 +138,19 @@ impl Inner {
             if passengers.is_empty() {
                 break;
             }
+            let now = self.clock.now();
+            for passenger in &passengers {
+                // Once: whoever leaves the queue does not come back.
+                let _ = passenger.flight.left.set(now);
+            }
             lane.calls += 1;
             departing.push(Manifest { inner: Arc::clone(&inner), lane: key, passengers });
         }
         if lane.calls == 0 {
-            lanes.remove(&key);
+            state.lanes.remove(&key);
+        }
+        for abandoned in abandoned_flights {
+            state.forget(abandoned.wanted.key, &abandoned.flight);
         }
         departing
     }
@@ -219,7 +227,7 @@ impl Inner {
                         // What left before a doubt was raised fills nothing.
                         let proves = self.callers.accept(requester, answer.sent, doubts);
                         let keep = keep && proves;
-                        Ok(self.file(&answer, wanted, items, keep))
+                        Ok(self.file(&answer, terms, wanted, items, keep))
                     }
                     Read::NoList => {
                         // Older codes come with a 200, "no permission" among them; which is which is documented for
@@ -271,16 +279,27 @@ impl Inner {
         terms.requester.standing.doubt();
     }
 
-    /// Keeps what may be kept of an answer.
-    fn file(&self, answer: &Answer, wanted: &[Wanted], items: Vec<Option<Item>>, keep: bool) -> Vec<Arrival> {
+    /// Keeps what may be kept of an answer: nothing that was purged after its call had left.
+    fn file(
+        &self,
+        answer: &Answer,
+        terms: &Terms,
+        wanted: &[Wanted],
+        items: Vec<Option<Item>>,
+        keep: bool,
+    ) -> Vec<Arrival> {
         let source = freshness::Source::read(&answer.headers, answer.sent);
         self.metrics.clock_skew.set(source.skew() as f64 / 1000.0);
         let foreign_vary = self.callers.varies_outside(&answer.headers);
         let policy = &self.config.freshness;
+        let marks = self.cache.purges().of_group(terms.group.as_deref());
+        let may_keep = |wanted: &Wanted| keep && !marks.cover(&wanted.id, answer.sent);
         let store = |wanted: &Wanted, text: Option<Arc<str>>, deadlines: Deadlines| {
+            let keep = may_keep(wanted);
             if keep {
                 self.cache.keep(wanted.key, Kept { text, deadlines });
             }
+            keep.then_some(deadlines)
         };
         wanted
             .iter()
@@ -293,8 +312,8 @@ impl Inner {
                     };
                     match verdict {
                         Verdict::Keep(deadlines) => {
-                            store(wanted, Some(Arc::clone(&item.text)), deadlines);
-                            Arrival::Link(item.text, keep.then_some(deadlines))
+                            let kept = store(wanted, Some(Arc::clone(&item.text)), deadlines);
+                            Arrival::Link(item.text, kept)
                         }
                         Verdict::Pass(reason) => {
                             self.metrics.uncacheable.with_label_values(&[reason.name()]).inc();
@@ -307,13 +326,14 @@ impl Inner {
                     }
                 }
                 None if source.forbids_storing(policy) || foreign_vary => {
-                    self.cache.forget(wanted.key);
+                    if may_keep(wanted) {
+                        self.cache.forget(wanted.key);
+                    }
                     Arrival::LeftOut(None)
                 }
                 None => {
                     let deadlines = Deadlines::absent(answer.sent, source.absence(policy));
-                    store(wanted, None, deadlines);
-                    Arrival::LeftOut(keep.then_some(deadlines))
+                    Arrival::LeftOut(store(wanted, None, deadlines))
                 }
             })
             .collect()

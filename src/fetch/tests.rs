@@ -3,6 +3,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::api;
+use crate::cache::purges::Purges;
 use crate::caller::Standings;
 use crate::config::Endpoint;
 
@@ -15,7 +16,8 @@ fn fetch() -> (Fetch, Arc<Terms>) {
     let upstream = Arc::new(Upstream::in_memory(accept, &config.upstream, clock.clone(), Arc::clone(&metrics)));
     let (standings, endpoint) = (Arc::new(Standings::new([7; 16])), &config.upstream.endpoint);
     let callers = Arc::new(Callers::new(&config.callers, Arc::default(), standings, endpoint, clock.clone()));
-    let cache = Arc::new(Cache::new(&config.cache, &metrics));
+    let purges = Arc::new(Purges::new([7; 16], config.upstream.deadline));
+    let cache = Arc::new(Cache::new(&config.cache, purges, &metrics));
     let (head, ()) = http::Request::get("/").header(api::TOKEN, "t").body(()).unwrap().into_parts();
     let credential = callers.credential(&head.headers).ok().unwrap();
     let requester = callers.identify(&credential, &head, b"").ok().unwrap();

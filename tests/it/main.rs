@@ -15,6 +15,7 @@ mod isolation;
 mod metrics;
 mod once;
 mod pass_through;
+mod purge;
 mod reload;
 mod sdk;
 mod signed;

@@ -1,52 +1,149 @@
-//! The operators' listener: metrics and probes.
+//! The operators' listener: metrics and probes for everyone who reaches it, the rest for those whom `guard` lets in.
+
+mod guard;
+mod purge;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use http::header::{ALLOW, CONTENT_TYPE};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use bytes::Bytes;
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use prometheus::{Encoder, Registry, TextEncoder};
+use serde_json::{Value, json};
 
-use crate::body::{Body, whole};
+use crate::body::{Body, BodyError, stream, whole};
 use crate::cache::Cache;
+use crate::clock::Clock;
+use crate::config;
 use crate::metrics::Metrics;
+use crate::server::{self, Peer};
 use crate::upstream::Upstream;
+use guard::{Guard, Refusal};
+use purge::Purge;
+
+/// Most bytes of a request's body.
+const MOST_BODY: usize = 256 << 10;
+
+/// Nothing of an answer is to be run, framed, or fetched from elsewhere.
+const NO_CONTENT: HeaderValue =
+    HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'");
 
 /// Answers on the admin listener.
 pub struct Admin {
+    guard: Guard,
     registry: Registry,
     metrics: Arc<Metrics>,
     cache: Arc<Cache>,
     upstream: Arc<Upstream>,
     ready: Arc<AtomicBool>,
+    clock: Clock,
+}
+
+/// What there is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Route {
+    Metrics,
+    Livez,
+    Readyz,
+    Purge,
+}
+
+impl Route {
+    fn of(path: &str) -> Option<Self> {
+        match path {
+            "/metrics" => Some(Route::Metrics),
+            "/livez" => Some(Route::Livez),
+            "/readyz" => Some(Route::Readyz),
+            "/purge" => Some(Route::Purge),
+            _ => None,
+        }
+    }
+
+    /// Whether `guard` has a say.
+    fn is_guarded(self) -> bool {
+        !matches!(self, Route::Metrics | Route::Livez | Route::Readyz)
+    }
+
+    /// The methods that it takes, as `Allow` has them.
+    fn allowed(self) -> &'static str {
+        if self == Route::Purge { "POST" } else { "GET, HEAD" }
+    }
+
+    fn takes(self, method: &Method) -> bool {
+        self.allowed().split(", ").any(|allowed| allowed == method.as_str())
+    }
 }
 
 impl Admin {
     /// `ready` says whether clients are being served.
     pub fn new(
+        config: &config::Admin,
         registry: Registry,
         metrics: Arc<Metrics>,
         cache: Arc<Cache>,
         upstream: Arc<Upstream>,
         ready: Arc<AtomicBool>,
+        clock: Clock,
     ) -> Self {
-        Self { registry, metrics, cache, upstream, ready }
+        Self { guard: Guard::new(config), registry, metrics, cache, upstream, ready, clock }
     }
 
-    /// Answers `/metrics`, `/livez` and `/readyz`; another method is a 405, another path a 404.
-    pub fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
-        let answer: fn(&Self) -> Response<Body> = match request.uri().path() {
-            "/metrics" => Self::scrape,
-            "/livez" => |_| text(StatusCode::OK, "alive\n"),
-            "/readyz" => Self::readiness,
-            _ => return text(StatusCode::NOT_FOUND, "not found: there are /metrics, /livez and /readyz\n"),
+    /// Answers a request from `peer`: another method than a route's own is a 405, another path a 404.
+    pub async fn answer<B>(&self, peer: Peer, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError> + Send,
+    {
+        let (head, body) = request.into_parts();
+        let mut response = match self.admit(peer, &head) {
+            Ok(route) => self.routed(route, &head, body).await,
+            Err(no) => {
+                server::drain(body);
+                no.response()
+            }
         };
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
+        protect(response.headers_mut());
+        response
+    }
+
+    /// The route that a request may take, or why none.
+    fn admit(&self, peer: Peer, head: &Parts) -> Result<Route, No> {
+        let route = Route::of(head.uri.path()).ok_or(No::Route)?;
+        if !route.takes(&head.method) {
+            return Err(No::Method(route));
         }
-        answer(self)
+        if route.is_guarded() {
+            self.guard.admit(peer, head).map_err(No::Guard)?;
+        }
+        if head.method == Method::POST && !is_json(&head.headers) {
+            return Err(No::ContentType);
+        }
+        Ok(route)
+    }
+
+    async fn routed<B>(&self, route: Route, head: &Parts, body: B) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError> + Send,
+    {
+        match route {
+            Route::Metrics => self.scrape(),
+            Route::Livez => text(StatusCode::OK, "alive\n"),
+            Route::Readyz => self.readiness(),
+            Route::Purge => match read(&head.headers, body).await {
+                Ok(body) => match Purge::read(&body) {
+                    Ok(purge) => answer(&purge.run(&self.cache, &self.clock, &self.metrics).await),
+                    Err(wrong) => refusal(StatusCode::BAD_REQUEST, &wrong),
+                },
+                Err(no) => no.response(),
+            },
+        }
     }
 
     fn scrape(&self) -> Response<Body> {
@@ -74,11 +171,100 @@ impl Admin {
     }
 }
 
+/// Why a request gets nothing.
+#[derive(Clone, Copy)]
+enum No {
+    Route,
+    Method(Route),
+    Guard(Refusal),
+    ContentType,
+    Coded,
+    TooLarge,
+    Broken,
+}
+
+impl No {
+    fn response(self) -> Response<Body> {
+        match self {
+            No::Route => refusal(StatusCode::NOT_FOUND, "there are /metrics, /livez, /readyz and /purge"),
+            No::Method(route) => {
+                let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, &format!("only {}", route.allowed()));
+                response.headers_mut().insert(ALLOW, HeaderValue::from_static(route.allowed()));
+                response
+            }
+            No::Guard(refused) => {
+                let mut response = refusal(refused.status(), refused.message());
+                if let Some(challenge) = refused.challenge() {
+                    response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+                }
+                response
+            }
+            No::ContentType => refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json"),
+            No::Coded => refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a body with a Content-Encoding is not read"),
+            No::TooLarge => refusal(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 256 KiB; use several"),
+            No::Broken => refusal(StatusCode::BAD_REQUEST, "the body broke off"),
+        }
+    }
+}
+
+/// The whole body, within [`MOST_BODY`], or why there is none.
+async fn read<B>(headers: &HeaderMap, body: B) -> Result<Bytes, No>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BodyError> + Send,
+{
+    let coded = headers.contains_key(CONTENT_ENCODING);
+    if coded || body.size_hint().lower() > MOST_BODY as u64 {
+        server::drain(body);
+        return Err(if coded { No::Coded } else { No::TooLarge });
+    }
+    let mut body = stream(body);
+    match Limited::new(&mut body, MOST_BODY).collect().await {
+        Ok(read) => Ok(read.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            server::drain(body);
+            Err(No::TooLarge)
+        }
+        Err(_) => Err(No::Broken),
+    }
+}
+
+/// Whether the body is said to be JSON, with whatever parameters. A page of another origin cannot say so unasked.
+fn is_json(headers: &HeaderMap) -> bool {
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(one), None) = (types.next(), types.next()) else { return false };
+    let essence = one.to_str().ok().and_then(|text| text.split(';').next());
+    essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// What a browser is told about every answer: keep nothing, guess nothing, frame nothing, tell nobody.
+fn protect(headers: &mut HeaderMap) {
+    headers.entry(CONTENT_SECURITY_POLICY).or_insert(NO_CONTENT);
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let resource_policy = HeaderName::from_static("cross-origin-resource-policy");
+    headers.insert(resource_policy, HeaderValue::from_static("same-origin"));
+}
+
+fn refusal(status: StatusCode, message: &str) -> Response<Body> {
+    json_of(status, &json!({ "error": message }))
+}
+
+fn answer(value: &Value) -> Response<Body> {
+    json_of(StatusCode::OK, value)
+}
+
+fn json_of(status: StatusCode, value: &Value) -> Response<Body> {
+    typed(status, format!("{value}\n").into(), HeaderValue::from_static("application/json"))
+}
+
 fn text(status: StatusCode, text: &'static str) -> Response<Body> {
     typed(status, text.into(), HeaderValue::from_static("text/plain; charset=utf-8"))
 }
 
-fn typed(status: StatusCode, body: bytes::Bytes, content_type: HeaderValue) -> Response<Body> {
+fn typed(status: StatusCode, body: Bytes, content_type: HeaderValue) -> Response<Body> {
     let mut response = Response::new(whole(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, content_type);

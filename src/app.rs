@@ -20,7 +20,7 @@ use tracing::info;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::server;
+use crate::server::{self, Peer};
 use crate::upstream::SetupError;
 
 pub use proxy::{Assembly, Proxy};
@@ -111,7 +111,7 @@ impl App {
         let permits = Arc::new(Semaphore::new(config.limits.connections));
         for listener in listeners {
             let proxy = Arc::clone(&self.proxy);
-            let answer = move |request: Request<Incoming>| {
+            let answer = move |_: Peer, request: Request<Incoming>| {
                 let current = proxy.current();
                 async move { current.router.answer(request).await }
             };
@@ -121,9 +121,9 @@ impl App {
         let lasting = self.proxy.lasting();
         self.admin.spawn(sweep(Arc::clone(&lasting.cache), lasting.clock.clone(), self.stop_admin.clone()));
         let proxy = Arc::clone(&self.proxy);
-        let answer = move |request: Request<Incoming>| {
-            let response = proxy.current().admin.answer(&request);
-            async move { response }
+        let answer = move |peer: Peer, request: Request<Incoming>| {
+            let current = proxy.current();
+            async move { current.admin.answer(peer, request).await }
         };
         let permits = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
         // Admin connections are nobody's clients: they are not in the gauge.

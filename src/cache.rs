@@ -7,6 +7,7 @@
 pub mod freshness;
 pub mod purges;
 
+use std::cell::Cell;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
@@ -84,12 +85,26 @@ impl Cache {
         }
     }
 
-    /// Forgets what can be served no more, fresh or stale. Takes a while, and each part of the table for a part of it.
-    pub fn sweep(&self, now: Moment) {
-        let before = self.entries.len();
-        self.entries.retain(|_, kept| kept.deadlines.usable(now));
-        self.evictions.expired.inc_by(before.saturating_sub(self.entries.len()) as u64);
+    /// Forgets what can be served no more, fresh or stale, and what a purge of everything covers; says how many the latter
+    /// were. Takes a while, and each part of the table for a part of it.
+    pub fn sweep(&self, now: Moment) -> u64 {
+        let (expired, purged) = (Cell::new(0), Cell::new(0));
+        let all = self.purges.of_all();
+        self.entries.retain(|_, kept| {
+            let reason = if all.cover_all(kept.deadlines.sent()) {
+                &purged
+            } else if !kept.deadlines.usable(now) {
+                &expired
+            } else {
+                return true;
+            };
+            reason.set(reason.get() + 1);
+            false
+        });
+        self.evictions.expired.inc_by(expired.get());
+        self.evictions.explicit.inc_by(purged.get());
         self.purges.sweep(now);
+        purged.get()
     }
 
     /// Changes how much is kept. What is too much goes at once, and each part of the table is locked for its part of it.

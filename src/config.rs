@@ -98,13 +98,24 @@ impl Default for Listen {
 /// `[admin]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
-    /// TCP address of metrics and probes. Default `127.0.0.1:8081`.
+    /// TCP address of metrics, probes and all else for operators. Default `127.0.0.1:8081`.
     pub address: SocketAddr,
+    /// What lets operators in from elsewhere than loopback. Default none: only loopback.
+    pub token: Option<AdminToken>,
+}
+
+/// The operators' token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminToken {
+    /// The token, as it was read with the configuration.
+    pub secret: Secret,
+    /// Where.
+    pub file: PathBuf,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { address: SocketAddr::from(([127, 0, 0, 1], 8081)) }
+        Self { address: SocketAddr::from(([127, 0, 0, 1], 8081)), token: None }
     }
 }
 

@@ -7,6 +7,8 @@
 pub mod app;
 pub mod server;
 
+pub mod admin;
+
 pub mod router;
 
 pub mod passthrough;
@@ -20,8 +22,6 @@ pub mod cache;
 pub mod fetch;
 
 pub mod upstream;
-
-pub mod admin;
 
 // Leaves: anyone may import them.
 pub mod answered;

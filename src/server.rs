@@ -9,6 +9,7 @@ mod tests;
 
 use std::convert::Infallible;
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +48,15 @@ const STREAM_RESETS: usize = 20;
 /// The least that hyper takes for `max_buf_size`: it panics below.
 const LEAST_HEADER_BYTES: usize = 8 << 10;
 
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Whoever has this address.
+    Tcp(SocketAddr),
+    /// Someone on this machine, who got there by other ways than the network: a Unix socket, or memory.
+    Local,
+}
+
 /// The limits of a listener's connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -77,6 +87,7 @@ impl From<&config::Limits> for Limits {
 ///
 /// Each connection holds one of the permits in `connections`, which listeners may share. While there is none, a listener
 /// keeps the one client that it has accepted waiting and accepts no other. `open` counts the connections that are served.
+/// `answer` is told who asks.
 pub async fn run<S, F, B>(
     listener: TcpListener,
     limits: Limits,
@@ -85,7 +96,7 @@ pub async fn run<S, F, B>(
     stop: CancellationToken,
     answer: S,
 ) where
-    S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: std::error::Error + Send + Sync,
@@ -101,12 +112,14 @@ pub async fn run<S, F, B>(
             accepted = accept(&listener, &connections, &mut failures) => accepted,
             () = stop.cancelled() => break,
         };
-        let Some((stream, permit)) = accepted else { continue };
+        let Some((stream, peer, permit)) = accepted else { continue };
         // An optimisation: without it, answers are as right, only later.
         let _ = stream.set_nodelay(true);
         let phase = Arc::new(Phase::new());
         let io = TokioIo::new(Timed::new(stream, Arc::clone(&phase), limits));
-        let connection = builder.serve_connection(io, service(phase, answer.clone())).into_owned();
+        let answer = answer.clone();
+        let answer = move |request| answer(peer, request);
+        let connection = builder.serve_connection(io, service(phase, answer)).into_owned();
         let connection = graceful.watch(connection);
         let slot = Slot::new(open.clone(), permit);
         let cut = cut.clone();
@@ -175,13 +188,13 @@ async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
     failures: &mut Failures,
-) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+) -> Option<(TcpStream, Peer, OwnedSemaphorePermit)> {
     match listener.accept().await {
-        Ok((stream, _)) => {
+        Ok((stream, address)) => {
             // After, not before: a listener that waits for clients must not hold what another could use. The semaphore
             // is never closed.
             let permit = Arc::clone(connections).acquire_owned().await.ok()?;
-            Some((stream, permit))
+            Some((stream, Peer::Tcp(address), permit))
         }
         // The client has left before its turn: nothing is wrong here.
         Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => None,

@@ -105,8 +105,7 @@ impl<'r> Batch<'r> {
     }
 
     fn build(form: Form, group: Option<Cow<'r, str>>, ids: Vec<Cow<'r, str>>) -> Result<Self, Unreadable> {
-        let group_fits = group.as_deref().is_none_or(|group| has_length(group, api::GROUP_CHARS));
-        if ids.is_empty() || !group_fits || !ids.iter().all(|id| has_length(id, api::ID_CHARS)) {
+        if ids.is_empty() || !group.as_deref().is_none_or(is_group) || !ids.iter().all(|id| is_id(id)) {
             return Err(Unreadable);
         }
         Ok(Self { form, group, ids })
@@ -122,6 +121,16 @@ fn pieces(text: &str, separator: u8) -> impl Iterator<Item = &str> {
         *begin = end + 1;
         piece
     })
+}
+
+/// Whether `text` may be an id: 1 to 64 characters.
+pub fn is_id(text: &str) -> bool {
+    has_length(text, api::ID_CHARS)
+}
+
+/// Whether `text` may be a group: 1 to 32 characters.
+pub fn is_group(text: &str) -> bool {
+    has_length(text, api::GROUP_CHARS)
 }
 
 fn has_length(text: &str, most: usize) -> bool {

@@ -211,11 +211,13 @@ impl Lasting {
             clock.clone(),
         );
         let admin = Admin::new(
+            &config.admin,
             self.registry.clone(),
             Arc::clone(metrics),
             Arc::clone(&self.cache),
             Arc::clone(&upstream),
             Arc::clone(&self.ready),
+            clock.clone(),
         );
         let router =
             Router::new(access_urls, passthrough, Arc::clone(&upstream), Arc::clone(metrics), config.log.access);

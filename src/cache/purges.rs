@@ -152,6 +152,11 @@ impl Purges {
         Marks { floor: marked.map_or(floor, |last| floor.max(last.saturating_add(1))), table: Some(self) }
     }
 
+    /// The mark over everything alone.
+    pub fn of_all(&self) -> Marks<'_> {
+        Marks { floor: self.floor.load(Ordering::Acquire), table: None }
+    }
+
     /// Forgets marks that no link can be old enough for.
     pub fn sweep(&self, now: Moment) {
         for part in &self.parts {
@@ -234,6 +239,11 @@ pub struct Marks<'p> {
 }
 
 impl Marks<'_> {
+    /// Whether what a call sent at `sent` brings is purged, whatever its id.
+    pub fn cover_all(&self, sent: Moment) -> bool {
+        sent.monotonic < self.floor
+    }
+
     /// Whether what a call sent at `sent` brings of `id` is purged.
     pub fn cover(&self, id: &str, sent: Moment) -> bool {
         sent.monotonic < self.floor

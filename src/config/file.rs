@@ -12,12 +12,15 @@ use toml::de::DeTable;
 use super::error::ConfigErrors;
 use super::reader::{Found, Section};
 use super::report::Report;
-use super::secret::{self, KeyPair, SecretSource};
-use super::{Config, Endpoint, Key, Level, LogFormat};
+use super::secret::{self, KeyPair, Secret, SecretSource};
+use super::{AdminToken, Config, Endpoint, Key, Level, LogFormat};
 use crate::api;
 
 /// A configuration is a page or two: what is longer is some other file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// A token that is shorter gets a warning.
+const GUESSABLE: usize = 16;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -120,6 +123,9 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
             None => {}
         }
         admin_is_read = text.is_some_and(|text| address(text).is_ok());
+    }
+    if let Some(found) = section.find("token_file") {
+        config.admin.token = admin_token(&found, report);
     }
     section.finish(report);
     let admin_address = admin_is_read.then_some(config.admin.address);
@@ -276,6 +282,34 @@ fn scope_header(text: &str) -> Result<HeaderName, String> {
     Err(format!("{name} is {reason}"))
 }
 
+/// The secret in the file that a value names, and the file's path.
+fn secret_file(found: &Found<'_, '_>, report: &mut Report<'_>) -> Option<(Secret, PathBuf)> {
+    let path = Path::new(found.text(report, "a file's path")?);
+    match secret::from_file(path) {
+        Ok((secret, everyones)) => {
+            if everyones {
+                let shown = path.display();
+                let message = format!("everyone on this machine may read {shown}; chmod o-rwx takes that away");
+                report.warn(found.span.start, &found.key, &message);
+            }
+            Some((secret, path.to_owned()))
+        }
+        Err(message) => {
+            found.wrong(report, message);
+            None
+        }
+    }
+}
+
+fn admin_token(found: &Found<'_, '_>, report: &mut Report<'_>) -> Option<AdminToken> {
+    let (secret, file) = secret_file(found, report)?;
+    if secret.expose().len() < GUESSABLE {
+        let message = format!("a token of fewer than {GUESSABLE} characters may be guessed");
+        report.warn(found.span.start, &found.key, &message);
+    }
+    Some(AdminToken { secret, file })
+}
+
 /// One table of `[[callers.keys]]`, after those before it.
 fn key(table: &mut Section<'_, '_>, before: &[Key], report: &mut Report<'_>) -> Option<Key> {
     let access_key = table.find("access_key");
@@ -298,21 +332,8 @@ fn key(table: &mut Section<'_, '_>, before: &[Key], report: &mut Report<'_>) -> 
     });
     let (secret_key, source) = match (file, variable) {
         (Some(file), None) => {
-            let path = Path::new(file.text(report, "a file's path")?);
-            match secret::from_file(path) {
-                Ok((secret_key, everyones)) => {
-                    if everyones {
-                        let shown = path.display();
-                        let message = format!("everyone on this machine may read {shown}; chmod o-rwx takes that away");
-                        report.warn(file.span.start, &file.key, &message);
-                    }
-                    (secret_key, SecretSource::File(path.to_owned()))
-                }
-                Err(message) => {
-                    file.wrong(report, message);
-                    return None;
-                }
-            }
+            let (secret_key, path) = secret_file(&file, report)?;
+            (secret_key, SecretSource::File(path))
         }
         (None, Some(variable)) => {
             let name = variable.text(report, "the name of an environment variable")?;

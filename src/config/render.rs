@@ -12,6 +12,9 @@ impl Display for Config {
         writeln!(f, "address = {}", strings(&self.listen.address))?;
         writeln!(f, "\n[admin]")?;
         writeln!(f, "address = {}", string(self.admin.address))?;
+        if let Some(token) = &self.admin.token {
+            writeln!(f, "token_file = {}", string(token.file.display()))?;
+        }
 
         let upstream = &self.upstream;
         writeln!(f, "\n[upstream]")?;

@@ -148,7 +148,7 @@ async fn a_client_that_does_not_read_its_answer_is_cut_off() {
 }
 
 struct Listening {
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     stop: CancellationToken,
     open: IntGauge,
     running: tokio::task::JoinHandle<()>,
@@ -170,6 +170,7 @@ where
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, open) = (CancellationToken::new(), IntGauge::new("open", "open").unwrap());
+    let answer = move |_, request| answer(request);
     let running = tokio::spawn(run(listener, limits, permits, open.clone(), stop.clone(), answer));
     Listening { address, stop, open, running }
 }

@@ -58,7 +58,7 @@ fn bad_usage_is_an_exit_2() {
 }
 
 /// A running `sidelink serve`; killed when dropped.
-struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use sidelink::config::{Config, Endpoint, Key, KeyPair, Level, LogFormat, Secret, SecretSource};
+use sidelink::config::{AdminToken, Config, Endpoint, Key, KeyPair, Level, LogFormat, Secret, SecretSource};
 
 const SHIPPED: &str = include_str!("../../config/sidelink.toml");
 
@@ -37,6 +37,8 @@ fn the_shipped_file_names_every_key_and_each_has_a_comment() {
     };
     let mut config = defaults();
     config.upstream.ca_file = Some("/etc/sidelink/ca.pem".into());
+    let (secret, file) = (Secret::new(Vec::new()), "/etc/sidelink/admin-token".into());
+    config.admin.token = Some(AdminToken { secret, file });
     let pair = KeyPair { access_key: "AKEXAMPLE0000000001".into(), secret_key: Secret::new(Vec::new()) };
     let file = SecretSource::File("/etc/sidelink/secret-key".into());
     config.callers.keys = vec![Key { pair: pair.clone(), source: file }];
@@ -520,6 +522,29 @@ fn a_secret_file_that_everyone_may_read_is_a_warning() {
         warnings[0].starts_with("line 5: callers.keys.secret_key_file: everyone on this machine may read"),
         "{warnings:?}"
     );
+}
+
+#[test]
+fn the_admin_token_is_read_with_the_file_and_not_shown() {
+    let read = |file: &tempfile::NamedTempFile| {
+        let path = file.path().display();
+        Config::parse(&format!("[upstream]\nendpoint = \"http://h\"\n[admin]\ntoken_file = \"{path}\""))
+    };
+    let config = read(&secret_file("MARKED-token-of-an-operator\n", 0o600)).unwrap();
+    assert_eq!(config.admin.token.as_ref().unwrap().secret.expose(), b"MARKED-token-of-an-operator");
+    assert_eq!(config.warnings, []);
+    assert!(config.to_string().contains("token_file") && !config.to_string().contains("MARKED"));
+    assert!(!format!("{config:?}").contains("MARKED"));
+
+    let config = read(&secret_file("short", 0o604)).unwrap();
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    assert!(warnings[0].starts_with("line 4: admin.token_file: everyone on this machine may read"), "{warnings:?}");
+    assert!(warnings[1].starts_with("line 4: admin.token_file: a token of fewer than 16"), "{warnings:?}");
+    for (text, said) in [("", "is empty"), ("two words", "must hold one secret")] {
+        let errors = read(&secret_file(text, 0o600)).unwrap_err().errors;
+        assert_eq!((errors[0].line, &*errors[0].key), (4, "admin.token_file"));
+        assert!(errors[0].message.contains(said), "{}", errors[0].message);
+    }
 }
 
 #[test]

@@ -1,10 +1,17 @@
 //! What was purged is served to nobody who asks afterwards: not from memory, not by a call that had left before, not as
 //! stale or absent. What was not purged stays.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
 use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use sidelink::clock::Clock;
 use sidelink::origin::link_is_for;
 
-use crate::support::Stack;
+use crate::command_line::Running;
+use crate::support::{Stack, TestClient, query};
 
 const HIT: &str = "sidelink; hit";
 
@@ -100,7 +107,7 @@ async fn an_id_that_waits_for_its_call_is_asked_once_whatever_is_purged() {
 
 #[tokio::test]
 async fn what_was_purged_is_no_stale_link_either() {
-    let configure = |config: &mut sidelink::config::Config| config.freshness.max = std::time::Duration::from_secs(1);
+    let configure = |config: &mut sidelink::config::Config| config.freshness.max = Duration::from_secs(1);
     let stack = Stack::with(|_| {}, configure).await;
     stack.client.batch("t", &["1", "2"]).await;
     delete(&stack, "1", &[]).await;
@@ -112,7 +119,7 @@ async fn what_was_purged_is_no_stale_link_either() {
 async fn a_remembered_absence_is_purged_too() {
     let stack = Stack::with(
         |endpoint| endpoint.missing = vec!["1".into()],
-        |config| config.freshness.absent = std::time::Duration::from_secs(60),
+        |config| config.freshness.absent = Duration::from_secs(60),
     )
     .await;
     assert!(stack.client.batch("t", &["1"]).await.ids().is_empty());
@@ -120,4 +127,121 @@ async fn a_remembered_absence_is_purged_too() {
     assert!(stack.client.batch("t", &["1"]).await.ids().is_empty());
     delete(&stack, "1", &[]).await;
     assert_eq!(stack.client.batch("t", &["1"]).await.ids(), ["1"]);
+}
+
+async fn purge(stack: &Stack, body: &str) -> Value {
+    let client = TestClient::new(stack.app.admin_address());
+    let reply = client.send(Method::POST, "/purge", &[("content-type", "application/json")], body.to_owned()).await;
+    assert_eq!(reply.status, 200, "{:?}", reply.body);
+    reply.json()
+}
+
+/// What memory has of 1 and 2 for two callers, in no group and in two.
+async fn in_memory(stack: &Stack) -> Vec<String> {
+    let mut found = Vec::new();
+    for token in ["t", "u"] {
+        for group in ["", "g", "h"] {
+            for id in ["1", "2"] {
+                let group_id = if group.is_empty() { String::new() } else { format!("&group_id={group}") };
+                let headers = [("x-auth-token", token), ("cache-control", "only-if-cached")];
+                let reply = stack.client.get(&format!("{}{group_id}", query(&[id])), &headers).await;
+                if reply.status == 200 {
+                    found.push(format!("{token}{group}{id}"));
+                }
+            }
+        }
+    }
+    found
+}
+
+async fn fill(stack: &Stack) {
+    for token in ["t", "u"] {
+        for group in ["", "&group_id=g", "&group_id=h"] {
+            stack.client.get(&format!("{}{group}", query(&["1", "2"])), &[("x-auth-token", token)]).await;
+        }
+    }
+    assert_eq!(in_memory(stack).await.len(), 12);
+}
+
+#[tokio::test]
+async fn a_purge_takes_what_it_names_from_everyone_and_nothing_else() {
+    let stack = Stack::start().await;
+    fill(&stack).await;
+    assert_eq!(purge(&stack, r#"{"accessory_ids":["1","3"]}"#).await, json!({"purged": "ids", "ids": 2}));
+    assert_eq!(in_memory(&stack).await, ["t2", "tg2", "th2", "u2", "ug2", "uh2"]);
+    assert_eq!(purge(&stack, r#"{"group_id":"g"}"#).await, json!({"purged": "group"}));
+    assert_eq!(in_memory(&stack).await, ["t2", "th2", "u2", "uh2"]);
+    fill(&stack).await;
+    assert_eq!(purge(&stack, r#"{"all":true}"#).await, json!({"purged": "all", "links": 12}));
+    assert_eq!(in_memory(&stack).await, Vec::<String>::new());
+    assert_eq!(stack.metric("sidelink_cache_links").await, 0.0, "gone from memory, not only out of reach");
+    assert_eq!(stack.metric("sidelink_cache_bytes").await, 0.0);
+    fill(&stack).await;
+    for target in ["ids", "group", "all"] {
+        assert_eq!(stack.metric(&format!("sidelink_purges_total{{target=\"{target}\"}}")).await, 1.0);
+    }
+}
+
+#[tokio::test]
+async fn no_kind_of_purge_is_outlived_by_a_call_under_way() {
+    for body in [r#"{"accessory_ids":["1"]}"#, r#"{"group_id":"g"}"#, r#"{"all":true}"#] {
+        let stack = Stack::start().await;
+        stack.origin.hold();
+        let target = format!("{}&group_id=g", query(&["1"]));
+        let ask = || {
+            let (client, target) = (stack.client.clone(), target.clone());
+            tokio::spawn(async move { client.get(&target, &[("x-auth-token", "t")]).await })
+        };
+        let before = ask();
+        stack.origin.arrived(1).await;
+        purge(&stack, body).await;
+        let after = ask();
+        stack.origin.arrived(2).await;
+        stack.origin.release();
+        let (before, after) = (before.await.unwrap(), after.await.unwrap());
+        assert_eq!(before.header("cache-control"), "no-store", "{body}");
+        assert_ne!(after.header("cache-control"), "no-store", "{body}");
+        let again = ask().await.unwrap();
+        assert_eq!((again.header("cache-status"), again.links()), (HIT, after.links()), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_refresh_ahead_that_left_before_a_purge_fills_nothing() {
+    let clock = Clock::simulated(1_795_478_400_000);
+    let configure = |config: &mut sidelink::config::Config| config.callers.revalidate = Duration::from_secs(3600);
+    let stack = Stack::on(clock.clone(), |_| {}, configure).await;
+    stack.client.batch("t", &["1"]).await;
+    // freshness.max is 10 min, its last fifth begins after 8, or up to a minute later.
+    clock.step(570_000);
+    stack.origin.hold();
+    assert_eq!(stack.client.batch("t", &["1"]).await.header("cache-status"), HIT);
+    stack.origin.arrived(2).await;
+    purge(&stack, r#"{"accessory_ids":["1"]}"#).await;
+    stack.origin.release();
+    while stack.metric("sidelink_upstream_calls_total{result=\"ok\"}").await < 2.0 {}
+    assert_eq!(stack.client.batch("t", &["1"]).await.header("cache-status"), "sidelink; fwd=miss; stored");
+}
+
+#[tokio::test]
+async fn a_purge_is_told_of_in_the_log_without_its_ids() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let listen = "[listen]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n";
+    std::fs::write(file.path(), format!("[upstream]\nendpoint = \"http://h\"\n{listen}[log]\nlevel = \"trace\"\n"))
+        .unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sidelink"));
+    command.args(["serve", "--config", file.path().to_str().unwrap()]).stdout(Stdio::piped());
+    let mut running = Running(command.spawn().unwrap());
+    let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
+    let serving: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    let client = TestClient::new(serving["admin"].as_str().unwrap().parse().unwrap());
+    for body in [r#"{"accessory_ids":["MARKED"]}"#, r#"{"group_id":"MARKED"}"#, r#"{"all":true}"#] {
+        let reply = client.send(Method::POST, "/purge", &[("content-type", "application/json")], body).await;
+        assert_eq!(reply.status, 200);
+    }
+    let mut said = Vec::new();
+    while said.iter().filter(|line: &&String| line.contains("purged")).count() < 3 {
+        said.push(lines.next().unwrap().unwrap());
+    }
+    assert!(!said.join("\n").contains("MARKED"), "{said:?}");
 }

@@ -1,6 +1,7 @@
 //! A whole sidelink and its endpoint in one process, on one paused clock, over connections in memory.
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -70,9 +71,12 @@ impl World {
     }
 
     pub fn metric(&self, series: &str) -> f64 {
-        let page = self.proxy.current().admin.answer(&Request::get("/metrics").body(()).unwrap());
-        let sidelink::body::Body::Whole(body) = page.into_body() else { panic!("a page in pieces") };
-        let body = futures_util::FutureExt::now_or_never(body.collect()).unwrap().unwrap().to_bytes();
+        let (current, request) = (self.proxy.current(), Request::get("/metrics").body(Full::<Bytes>::default()));
+        let page = async {
+            let page = current.admin.answer(server::Peer::Local, request.unwrap()).await;
+            page.into_body().collect().await.unwrap().to_bytes()
+        };
+        let body = page.now_or_never().unwrap();
         let text = String::from_utf8(body.to_vec()).unwrap();
         let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
         line.unwrap_or_else(|| panic!("no series {series} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()

@@ -1,0 +1,294 @@
+//! Who may see more than metrics and probes, or change something: this machine's own users, and whoever has the token.
+//!
+//! A browser on this machine connects from loopback too, and it acts on behalf of whatever page it shows. So that no page
+//! from elsewhere gets in by it, whoever comes without the token must name this machine in `Host` (a foreign name may have
+//! been rebound to loopback), and nobody may come from a page of another origin.
+
+use std::net::IpAddr;
+
+use hmac::{Hmac, KeyInit, Mac};
+use http::header::{AUTHORIZATION, HOST, ORIGIN};
+use http::request::Parts;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use sha2::Sha256;
+
+use crate::config;
+use crate::server::Peer;
+
+const SCHEME: &str = "Bearer";
+/// Fetch Metadata: how a browser's request relates to the page that made it.
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// A token would help, and there is none.
+    NoToken,
+    /// It is not the token.
+    WrongToken,
+    /// Not from loopback, and no token is configured.
+    Elsewhere,
+    /// From loopback, in the name of another host, and no token is configured.
+    ForeignHost,
+    /// A page of another origin has a browser ask.
+    ForeignOrigin,
+}
+
+impl Refusal {
+    pub(super) fn status(self) -> StatusCode {
+        match self {
+            Refusal::NoToken | Refusal::WrongToken => StatusCode::UNAUTHORIZED,
+            Refusal::Elsewhere | Refusal::ForeignHost | Refusal::ForeignOrigin => StatusCode::FORBIDDEN,
+        }
+    }
+
+    /// For `WWW-Authenticate`, as RFC 6750 §3 has it.
+    pub(super) fn challenge(self) -> Option<HeaderValue> {
+        match self {
+            Refusal::NoToken => Some(HeaderValue::from_static(r#"Bearer realm="sidelink""#)),
+            Refusal::WrongToken => Some(HeaderValue::from_static(r#"Bearer realm="sidelink", error="invalid_token""#)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn message(self) -> &'static str {
+        match self {
+            Refusal::NoToken => "from elsewhere than loopback, or in another host's name, this needs the admin token",
+            Refusal::WrongToken => "this is not the admin token",
+            Refusal::Elsewhere => "this is for loopback alone; admin.token_file lets others in",
+            Refusal::ForeignHost => "Host names another host; from loopback, ask for localhost or 127.0.0.1",
+            Refusal::ForeignOrigin => "a page of another origin may not ask for this; enter the address by hand",
+        }
+    }
+}
+
+/// Lets in, or not.
+pub(super) struct Guard {
+    /// The configured token's hash, under a key of this guard's own.
+    token: Option<Hmac<Sha256>>,
+    key: [u8; 32],
+    listener: IpAddr,
+}
+
+impl Guard {
+    pub(super) fn new(config: &config::Admin) -> Self {
+        let key: [u8; 32] = rand::random();
+        let token = config.token.as_ref().and_then(|token| hash(&key, token.secret.expose()));
+        Self { token, key, listener: config.address.ip() }
+    }
+
+    /// Whether who sends this head from `peer` may see and change things.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn admit(&self, peer: Peer, head: &Parts) -> Result<(), Refusal> {
+        let authority = authority(head);
+        if is_foreign(&head.headers, authority.as_ref()) {
+            return Err(Refusal::ForeignOrigin);
+        }
+        let shown = bearer(&head.headers);
+        match (&self.token, shown) {
+            (Some(_), Some(shown)) if self.is_token(shown) => return Ok(()),
+            (Some(_), Some(_)) => return Err(Refusal::WrongToken),
+            _ => {}
+        }
+        let names_this = match peer {
+            // No browser, and no other machine, has a way to it.
+            Peer::Local => true,
+            Peer::Tcp(address) if address.ip().to_canonical().is_loopback() => {
+                authority.is_some_and(|authority| self.is_this(&authority))
+            }
+            Peer::Tcp(_) => return Err(if self.token.is_some() { Refusal::NoToken } else { Refusal::Elsewhere }),
+        };
+        match (names_this, &self.token) {
+            (true, _) => Ok(()),
+            (false, Some(_)) => Err(Refusal::NoToken),
+            (false, None) => Err(Refusal::ForeignHost),
+        }
+    }
+
+    fn is_token(&self, shown: &[u8]) -> bool {
+        let (Some(token), Some(shown)) = (self.token.clone(), hash(&self.key, shown)) else { return false };
+        // In constant time, and hashes tell no length either.
+        shown.verify_slice(&token.finalize().into_bytes()).is_ok()
+    }
+
+    /// Whether `authority` names loopback, or the very address of the listener. Any port: it may have been forwarded.
+    fn is_this(&self, authority: &Authority) -> bool {
+        let host = authority.host();
+        let name = host.trim_end_matches('.');
+        if authority.as_str().contains('@') {
+            return false;
+        }
+        match name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+            Ok(ip) => ip.to_canonical().is_loopback() || ip == self.listener,
+            // RFC 6761 §6.3.
+            Err(_) => {
+                name.eq_ignore_ascii_case("localhost")
+                    || name.rsplit_once('.').is_some_and(|(_, last)| last.eq_ignore_ascii_case("localhost"))
+            }
+        }
+    }
+}
+
+/// `None`: never, as HMAC takes a key of any length.
+fn hash(key: &[u8], text: &[u8]) -> Option<Hmac<Sha256>> {
+    let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key).ok()?;
+    mac.update(text);
+    Some(mac)
+}
+
+/// The admin token that a request shows, if any: the one `Authorization` of that scheme. Another may be there besides, for
+/// `/explain` takes a batch's own credential.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut tokens = headers.get_all(AUTHORIZATION).iter().filter_map(|value| token_of(value));
+    match (tokens.next(), tokens.next()) {
+        (Some(token), None) => Some(token),
+        // Two are none: nothing is the token.
+        (Some(_), Some(_)) => Some(&[]),
+        (None, _) => None,
+    }
+}
+
+/// What an `Authorization` of the scheme Bearer shows; its name is not case-sensitive (RFC 9110 §11.1).
+pub(super) fn token_of(value: &HeaderValue) -> Option<&[u8]> {
+    let (scheme, token) = value.as_bytes().split_at_checked(SCHEME.len())?;
+    // No token at all is the wrong one.
+    let ends = token.first().is_none_or(|next| *next == b' ');
+    (ends && scheme.eq_ignore_ascii_case(SCHEME.as_bytes())).then(|| token.trim_ascii())
+}
+
+/// Whom a request is for: the target's authority, which counts before `Host` (RFC 9112 §3.2.2), else the one `Host`.
+fn authority(head: &Parts) -> Option<Authority> {
+    if let Some(authority) = head.uri.authority() {
+        return Some(authority.clone());
+    }
+    let mut hosts = head.headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => Authority::try_from(host.as_bytes()).ok(),
+        _ => None,
+    }
+}
+
+/// Whether a browser says that a page of another origin asks.
+fn is_foreign(headers: &HeaderMap, authority: Option<&Authority>) -> bool {
+    let site_is_foreign =
+        headers.get_all(FETCH_SITE).iter().any(|site| !matches!(site.as_bytes(), b"same-origin" | b"none"));
+    site_is_foreign
+        || headers.get_all(ORIGIN).iter().any(|origin| {
+            let origin = origin.to_str().ok();
+            let host = origin.and_then(|origin| origin.split_once("://")).and_then(|(scheme, host)| {
+                // A browser leaves the scheme's own port out of both.
+                matches!(scheme, "http" | "https").then_some(host)
+            });
+            !host.zip(authority).is_some_and(|(host, authority)| host.eq_ignore_ascii_case(authority.as_str()))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use http::Request;
+
+    use super::*;
+    use crate::config::Secret;
+
+    fn guard(token: Option<&str>) -> Guard {
+        let token = token
+            .map(|token| config::AdminToken { secret: Secret::new(token.into()), file: PathBuf::from("/run/token") });
+        Guard::new(&config::Admin { address: "10.0.0.7:8081".parse().unwrap(), token })
+    }
+
+    fn admit(guard: &Guard, peer: &str, headers: &[(&str, &str)]) -> Result<(), Refusal> {
+        let mut request = Request::post("/purge");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        guard.admit(Peer::Tcp(peer.parse().unwrap()), &request.body(()).unwrap().into_parts().0)
+    }
+
+    #[test]
+    fn loopback_is_let_in_under_its_own_names() {
+        let guard = guard(None);
+        for host in [
+            "localhost",
+            "LOCALHOST:9",
+            "a.localhost",
+            "localhost.",
+            "127.0.0.1:8081",
+            "127.8.8.8",
+            "[::1]:8081",
+            "[::ffff:127.0.0.1]",
+            "10.0.0.7:8081",
+        ] {
+            for peer in ["127.0.0.1:5", "[::1]:5", "[::ffff:127.0.0.1]:5"] {
+                assert_eq!(admit(&guard, peer, &[("host", host)]), Ok(()), "{host} {peer}");
+            }
+            assert_eq!(admit(&guard, "10.0.0.8:5", &[("host", host)]), Err(Refusal::Elsewhere), "{host}");
+        }
+        for host in ["evil.example", "localhost.evil.example", "notlocalhost", "10.0.0.8", "a@localhost", "", "a b"] {
+            assert_eq!(admit(&guard, "127.0.0.1:5", &[("host", host)]), Err(Refusal::ForeignHost), "{host}");
+        }
+        let twice = [("host", "localhost"), ("host", "localhost")];
+        assert_eq!(admit(&guard, "127.0.0.1:5", &twice), Err(Refusal::ForeignHost));
+        assert_eq!(admit(&guard, "127.0.0.1:5", &[]), Err(Refusal::ForeignHost));
+        let (head, ()) =
+            Request::get("http://evil.example/").header("host", "localhost").body(()).unwrap().into_parts();
+        assert_eq!(guard.admit(Peer::Tcp("127.0.0.1:5".parse().unwrap()), &head), Err(Refusal::ForeignHost));
+        assert_eq!(guard.admit(Peer::Local, &head), Ok(()));
+    }
+
+    #[test]
+    fn pages_of_another_origin_are_kept_out_whatever_they_show() {
+        let guard = guard(Some("token-of-an-operator"));
+        let bearer = ("authorization", "Bearer token-of-an-operator");
+        let host = ("host", "localhost:8081");
+        for foreign in [
+            ("origin", "http://evil.example"),
+            ("origin", "http://localhost:3000"),
+            ("origin", "http://localhost"),
+            ("origin", "null"),
+            ("origin", ""),
+            ("origin", "file://localhost:8081"),
+            ("sec-fetch-site", "cross-site"),
+            ("sec-fetch-site", "same-site"),
+        ] {
+            for headers in [&[host, foreign][..], &[host, foreign, bearer]] {
+                assert_eq!(admit(&guard, "127.0.0.1:5", headers), Err(Refusal::ForeignOrigin), "{foreign:?}");
+            }
+        }
+        for own in [
+            ("origin", "http://localhost:8081"),
+            ("origin", "https://LOCALHOST:8081"),
+            ("sec-fetch-site", "same-origin"),
+            ("sec-fetch-site", "none"),
+        ] {
+            assert_eq!(admit(&guard, "127.0.0.1:5", &[host, own]), Ok(()), "{own:?}");
+        }
+    }
+
+    #[test]
+    fn the_token_lets_in_from_anywhere_and_another_one_from_nowhere() {
+        let guard = guard(Some("token-of-an-operator"));
+        let host = ("host", "sidelink.example");
+        for shown in ["Bearer token-of-an-operator", "bearer  token-of-an-operator "] {
+            assert_eq!(admit(&guard, "10.0.0.8:5", &[host, ("authorization", shown)]), Ok(()), "{shown}");
+        }
+        for shown in ["Bearer token-of-an-operato", "Bearer token-of-an-operatorr", "Bearer x", "Bearer ", "Bearer"] {
+            for peer in ["10.0.0.8:5", "127.0.0.1:5"] {
+                let headers = [("host", "localhost"), ("authorization", shown)];
+                assert_eq!(admit(&guard, peer, &headers), Err(Refusal::WrongToken), "{shown}");
+            }
+        }
+        let right = ("authorization", "Bearer token-of-an-operator");
+        assert_eq!(admit(&guard, "10.0.0.8:5", &[host, right, right]), Err(Refusal::WrongToken));
+        let basic = ("authorization", "Basic token-of-an-operator");
+        for headers in [&[host][..], &[host, basic]] {
+            assert_eq!(admit(&guard, "10.0.0.8:5", headers), Err(Refusal::NoToken));
+            assert_eq!(admit(&guard, "127.0.0.1:5", headers), Err(Refusal::NoToken), "in another host's name");
+        }
+        assert_eq!(admit(&guard, "127.0.0.1:5", &[("host", "localhost")]), Ok(()));
+    }
+}

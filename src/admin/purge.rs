@@ -1,0 +1,151 @@
+//! `POST /purge`: `{"accessory_ids":[…]}`, `{"group_id":"…"}` or `{"all":true}`, and nothing else.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tracing::info;
+
+use crate::access_urls::request::{is_group, is_id};
+use crate::api;
+use crate::cache::Cache;
+use crate::cache::purges::Target;
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+
+/// What is to be purged.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Purge {
+    Ids(Vec<String>),
+    Group(String),
+    All,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    accessory_ids: Option<Vec<String>>,
+    group_id: Option<String>,
+    all: Option<bool>,
+}
+
+impl Purge {
+    /// Reads a request's body.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn read(body: &[u8]) -> Result<Self, String> {
+        // serde reads an array as an object whose names are left out.
+        if !body.trim_ascii_start().starts_with(b"{") {
+            return Err(format!("the body must be a JSON object: {FORMS}"));
+        }
+        let text: Text = serde_json::from_slice(body).map_err(|error| format!("{error}; the body must be {FORMS}"))?;
+        match text {
+            Text { accessory_ids: Some(ids), group_id: None, all: None } => {
+                if ids.is_empty() {
+                    return Err("accessory_ids names no id".to_owned());
+                }
+                if !ids.iter().all(|id| is_id(id)) {
+                    return Err(format!("an id in accessory_ids is not of 1 to {} characters", api::ID_CHARS));
+                }
+                Ok(Purge::Ids(ids))
+            }
+            Text { accessory_ids: None, group_id: Some(group), all: None } => {
+                if !is_group(&group) {
+                    return Err(format!("group_id is not of 1 to {} characters", api::GROUP_CHARS));
+                }
+                Ok(Purge::Group(group))
+            }
+            Text { accessory_ids: None, group_id: None, all: Some(true) } => Ok(Purge::All),
+            Text { accessory_ids: None, group_id: None, all: Some(false) } => {
+                Err("all must be true, or be left out".to_owned())
+            }
+            _ => Err(format!("the body must be one of three: {FORMS}")),
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Purge::Ids(_) => "ids",
+            Purge::Group(_) => "group",
+            Purge::All => "all",
+        }
+    }
+
+    /// Purges, and tells what was done. Which ids or group is nobody's business but the asker's: it is not logged.
+    pub(super) async fn run(&self, cache: &Arc<Cache>, clock: &Clock, metrics: &Metrics) -> Value {
+        let purges = cache.purges();
+        let kind = self.kind();
+        let mut done = json!({ "purged": kind });
+        match self {
+            Purge::Ids(ids) => {
+                purges.purge(ids.iter().map(|id| Target::Id(id)), clock).await;
+                add(&mut done, "ids", ids.len() as u64);
+                info!(ids = ids.len(), "purged by id");
+            }
+            Purge::Group(group) => {
+                purges.purge([Target::Group(group)], clock).await;
+                info!("purged by group");
+            }
+            Purge::All => {
+                purges.purge([Target::All], clock).await;
+                // They count no more by now; this is so that they are gone from memory too. Apart from the answers: a large
+                // table takes a while.
+                let (swept, now) = (Arc::clone(cache), clock.now());
+                let gone = tokio::task::spawn_blocking(move || swept.sweep(now)).await.unwrap_or_default();
+                add(&mut done, "links", gone);
+                info!(links = gone, "all is purged");
+            }
+        }
+        metrics.purges.with_label_values(&[kind]).inc();
+        done
+    }
+}
+
+const FORMS: &str = r#"{"accessory_ids":["…"]}, {"group_id":"…"} or {"all":true}"#;
+
+fn add(object: &mut Value, name: &str, count: u64) {
+    if let Value::Object(fields) = object {
+        fields.insert(name.to_owned(), count.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_three_forms_are_read_and_nothing_else() {
+        let ids = |list: &[&str]| Ok(Purge::Ids(list.iter().map(|id| (*id).to_owned()).collect()));
+        assert_eq!(Purge::read(br#"{"accessory_ids":["1","a/b"]}"#), ids(&["1", "a/b"]));
+        assert_eq!(Purge::read(br#" { "group_id" : "g" } "#), Ok(Purge::Group("g".into())));
+        assert_eq!(Purge::read(br#"{"all":true}"#), Ok(Purge::All));
+        let long = format!(r#"{{"accessory_ids":["{}"]}}"#, "x".repeat(65));
+        let long_group = format!(r#"{{"group_id":"{}"}}"#, "x".repeat(33));
+        for (body, said) in [
+            ("", "must be a JSON object"),
+            ("[[\"1\"],null,null]", "must be a JSON object"),
+            ("\"all\"", "must be a JSON object"),
+            ("{", "EOF"),
+            ("{}", "one of three"),
+            (r#"{"all":null}"#, "one of three"),
+            (r#"{"all":true,"group_id":"g"}"#, "one of three"),
+            (r#"{"accessory_ids":["1"],"group_id":"g"}"#, "one of three"),
+            (r#"{"all":false}"#, "must be true"),
+            (r#"{"all":1}"#, "expected a boolean"),
+            (r#"{"all":true,"all":true}"#, "duplicate field"),
+            (r#"{"all":true} x"#, "trailing characters"),
+            (r#"{"ids":["1"]}"#, "unknown field `ids`"),
+            (r#"{"accessory_ids":[]}"#, "no id"),
+            (r#"{"accessory_ids":[""]}"#, "characters"),
+            (r#"{"accessory_ids":"1"}"#, "expected a sequence"),
+            (r#"{"accessory_ids":[1]}"#, "expected a string"),
+            (r#"{"group_id":""}"#, "characters"),
+            (&long, "characters"),
+            (&long_group, "characters"),
+        ] {
+            let error = Purge::read(body.as_bytes()).unwrap_err();
+            assert!(error.contains(said), "{body}: {error}");
+        }
+    }
+}

@@ -151,6 +151,7 @@ impl Admin {
         let (links, bytes) = self.cache.size();
         self.metrics.cache_links.set(i64::try_from(links).unwrap_or(i64::MAX));
         self.metrics.cache_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.metrics.cache_capacity.set(i64::try_from(self.cache.capacity()).unwrap_or(i64::MAX));
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             self.metrics.tasks.set(i64::try_from(runtime.metrics().num_alive_tasks()).unwrap_or(i64::MAX));
         }

@@ -112,6 +112,11 @@ impl Cache {
         self.entries.set_capacity(capacity);
     }
 
+    /// Bytes that it may come to.
+    pub fn capacity(&self) -> u64 {
+        self.entries.capacity()
+    }
+
     /// Entries, and their bytes.
     pub fn size(&self) -> (u64, u64) {
         (self.entries.len() as u64, self.entries.weight())

@@ -28,6 +28,23 @@ pub struct Evictions {
     pub explicit: IntCounter,
 }
 
+/// Buckets of requests' durations. A hit takes tens of microseconds, a miss as long as the endpoint, a batch at most
+/// `upstream.deadline`; two to three buckets a decade tell a quantile to within a factor of 2.5.
+const REQUEST_SECONDS: [f64; 18] = [
+    0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+    2.5, 5.0, 10.0,
+];
+/// Buckets of calls' durations: no endpoint answers within less than a millisecond, none may take longer than
+/// `upstream.deadline`; finest where they usually are.
+const CALL_SECONDS: [f64; 15] =
+    [0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Up to `limits.batch_ids`; 100 is what the endpoint takes in one call.
+const BATCH_IDS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
+/// Up to `upstream.ids_per_call`: calls of one id do not profit from gathering, those of the last bucket are full.
+const CALL_IDS: [f64; 7] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
+/// Links live for minutes. Finest above `freshness.min_remaining`, below which none may be.
+const LIFE_SECONDS: [f64; 10] = [30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0, 900.0, 1800.0, 3600.0];
+
 /// Every family that the product counts in.
 pub struct Metrics {
     ids: [IntCounter; 7],
@@ -53,6 +70,8 @@ pub struct Metrics {
     pub cache_links: IntGauge,
     /// Bytes of them, bookkeeping included.
     pub cache_bytes: IntGauge,
+    /// Bytes that `cache_bytes` may come to.
+    pub cache_capacity: IntGauge,
     /// Evictions by cause.
     pub cache_evictions: Evictions,
     /// Seconds until their own expiry of links handed out from memory.
@@ -97,25 +116,23 @@ impl Metrics {
         let ids = counters(
             registry,
             "ids_total",
-            "Distinct ids of batches by what became of them; each is counted once.",
+            "Distinct ids of batches that were read and admitted, by what became of them. Each is counted once, when its batch ends.",
             "result",
             &IdResult::ALL.map(IdResult::name),
         )?;
         let batches = counters(
             registry,
             "batches_total",
-            "Batches by how they were answered.",
+            "Requests of the batch route, by how they were answered.",
             "outcome",
             &Outcome::ALL.map(Outcome::name),
         )?;
         let durations = HistogramVec::new(
             HistogramOpts::new(
                 "sidelink_request_duration_seconds",
-                "Seconds from a request's head read to its answer's head, by route and outcome.",
+                "Seconds from a request's head to its answer's head, by route and outcome. A client that leaves before counts as an error.",
             )
-            .buckets(vec![
-                0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-            ]),
+            .buckets(REQUEST_SECONDS.to_vec()),
             &["route", "outcome"],
         )?;
         let duration = |route: Route, outcome: Outcome| durations.with_label_values(&[route.name(), outcome.name()]);
@@ -127,14 +144,16 @@ impl Metrics {
         let evictions = counters(
             registry,
             "cache_evictions_total",
-            "Entries that left memory, by cause.",
+            "Links and remembered absences that left memory, by cause.",
             "cause",
             &["size", "expired", "explicit"],
         )?;
         let [size, expired, explicit] = evictions;
 
-        let build =
-            IntGaugeVec::new(Opts::new("sidelink_build_info", "1, with the version as a label."), &["version"])?;
+        let build = IntGaugeVec::new(
+            Opts::new("sidelink_build_info", "Always 1; the label is the version that runs."),
+            &["version"],
+        )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(build))?;
 
@@ -146,59 +165,64 @@ impl Metrics {
             batch_ids: histogram(
                 registry,
                 "batch_ids",
-                "Distinct ids of each batch.",
-                &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0],
+                "Distinct ids of each batch that was read and admitted; the sum is all ids asked for.",
+                &BATCH_IDS,
             )?,
             upstream_calls: vector(
                 registry,
                 "upstream_calls_total",
-                "Calls to the endpoint by what became of them.",
+                "Calls to the endpoint, by what became of them. A call counts once, however often it is tried.",
                 "result",
                 &CALL_RESULTS,
             )?,
             upstream_call_duration: histogram(
                 registry,
                 "upstream_call_duration_seconds",
-                "Seconds from a call's departure to its whole answer.",
-                &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0],
+                "Seconds from an attempt's departure to its whole answer, or to its failure.",
+                &CALL_SECONDS,
             )?,
             upstream_call_ids: histogram(
                 registry,
                 "upstream_call_ids",
-                "Ids of each call; its sum is the ids sent upstream.",
-                &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0],
+                "Ids in each attempt of a call; the sum is all ids sent to the endpoint.",
+                &CALL_IDS,
             )?,
-            upstream_in_flight: gauge(registry, "upstream_in_flight", "Calls to the endpoint under way.")?,
+            upstream_in_flight: gauge(registry, "upstream_in_flight", "Calls to the endpoint that are under way now.")?,
             upstream_retries: counter(
                 registry,
                 "upstream_retries_total",
-                "Further attempts of calls that had failed.",
+                "Attempts of calls beyond the first, after no answer, a 502, 503 or 504.",
             )?,
             breaker_state: breaker(
                 registry,
                 "breaker_state",
-                "1 at what the breaker lets through: every call, one probe, or none.",
+                "1 at what the breaker before the endpoint lets through: every call (closed), one probe (half_open), none (open).",
             )?,
-            cache_links: gauge(registry, "cache_links", "Links and remembered absences in memory.")?,
-            cache_bytes: gauge(registry, "cache_bytes", "Bytes of links in memory, their bookkeeping included.")?,
+            cache_links: gauge(registry, "cache_links", "Links and remembered absences in memory now.")?,
+            cache_bytes: gauge(registry, "cache_bytes", "Bytes of what is in memory now, its bookkeeping included.")?,
+            cache_capacity: gauge(
+                registry,
+                "cache_capacity_bytes",
+                "Bytes that cache_bytes may come to (cache.capacity); beyond that, what is asked for least makes room.",
+            )?,
             cache_evictions: Evictions { size, expired, explicit },
             link_life_left: histogram(
                 registry,
                 "link_life_left_seconds",
-                "Seconds until their own expiry of links handed out from memory.",
-                &[30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0],
+                "Seconds that links handed out from memory have left until their own expiry.",
+                &LIFE_SECONDS,
             )?,
             refetched: vector(
                 registry,
                 "refetched_total",
-                "Ids asked again while fresh, by cause.",
+                "Ids that were fresh in memory and fetched all the same, by cause.",
                 "cause",
                 &["refresh", "revalidate", "client"],
             )?,
             clock_skew: {
                 let skew = Gauge::new(
                     "sidelink_clock_skew_seconds",
-                    "Local clock minus the endpoint's, as of the last call.",
+                    "Seconds that the local clock is ahead of the endpoint's, as of the last call; 0 before the first.",
                 )?;
                 registry.register(Box::new(skew.clone()))?;
                 skew
@@ -206,22 +230,22 @@ impl Metrics {
             uncacheable: vector(
                 registry,
                 "uncacheable_total",
-                "Links passed on and not stored, by reason.",
+                "Links passed on and not kept, by reason.",
                 "reason",
                 &Reason::ALL.map(Reason::name),
             )?,
             bypass: vector(
                 registry,
                 "bypass_total",
-                "Batch requests forwarded untouched, by reason.",
+                "Requests of the batch route that were forwarded untouched, by reason.",
                 "reason",
                 &Bypass::ALL.map(Bypass::name),
             )?,
-            connections: gauge(registry, "connections", "Client connections open.")?,
+            connections: gauge(registry, "connections", "Client connections that are open now.")?,
             shed: vector(
                 registry,
                 "shed_total",
-                "Batches refused because a limit was reached, by limit.",
+                "Requests refused because a limit was reached, by limit.",
                 "limit",
                 &Limit::ALL.map(Limit::name),
             )?,
@@ -230,7 +254,7 @@ impl Metrics {
             tasks: gauge(
                 registry,
                 "tasks",
-                "Tasks alive in the runtime: listeners, connections, calls and housekeeping.",
+                "Tasks alive in the runtime now: listeners, connections, calls and housekeeping.",
             )?,
             purges: vector(
                 registry,

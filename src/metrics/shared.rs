@@ -85,7 +85,7 @@ impl Shared {
             breaker_state: breaker(
                 registry,
                 "shared_breaker_state",
-                "1 at what the breaker before the shared tier lets through: every round trip, one probe, or none.",
+                "1 at what the breaker before the shared tier lets through: every round trip (closed), one probe (half_open), none (open).",
             )?,
             operations: vector(
                 registry,
@@ -107,8 +107,8 @@ impl Shared {
                 "shared_misses_total",
                 "Ids looked up in the shared tier that were not there, or of no use.",
             )?,
-            // A round trip within one network takes a quarter of a millisecond; `shared.timeout` is 5 ms by default, and
-            // its neighbours tell a slow tier from one that is given up on.
+            // A round trip within one network takes a fraction of a millisecond; the buckets around `shared.timeout`, 5 ms
+            // by default, tell a slow tier from one that is given up on.
             duration: histogram(
                 registry,
                 "shared_duration_seconds",

@@ -1,10 +1,11 @@
 //! What is counted is told in series that are there from the start, and that no client can make more of.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::StreamExt;
 use futures_util::stream;
 
+use crate::exposition::{Family, Labels, families};
 use crate::support::Stack;
 
 /// Each series of a page: its name and labels.
@@ -30,6 +31,7 @@ async fn every_series_is_there_from_the_start_and_counts_from_0() {
         [
             "sidelink_breaker_state{state=\"closed\"}",
             &format!("sidelink_build_info{{version=\"{version}\"}}"),
+            "sidelink_cache_capacity_bytes",
             "sidelink_config_last_reload_success_timestamp_seconds",
             "sidelink_config_last_reload_successful",
             "sidelink_shared_breaker_state{state=\"closed\"}",
@@ -61,4 +63,63 @@ async fn no_caller_id_or_path_makes_a_series() {
     assert_eq!(stack.metric(forwarded).await, 1000.0);
     assert_eq!(series(&after), series(&before));
     assert!(!after.contains("marked"));
+}
+
+/// What docs/METRICS.md says of each family; a value that is not quoted there stands for any.
+fn documented(page: &str) -> BTreeMap<String, Family> {
+    let quoted = |text: &str| text.trim().strip_prefix('`').and_then(|text| text.strip_suffix('`')).map(str::to_owned);
+    let mut families = BTreeMap::new();
+    for section in page.split("\n### ").skip(1) {
+        let mut lines = section.lines().take_while(|line| !line.starts_with("## "));
+        let name = quoted(lines.next().unwrap()).unwrap();
+        let mut family = Family::default();
+        let (mut labels, mut in_table) = (Vec::new(), false);
+        for line in lines {
+            if let Some(help) = line.strip_prefix("> ") {
+                assert!(family.help.is_empty(), "{name} has two help texts");
+                help.clone_into(&mut family.help);
+            } else if line.starts_with("| ") {
+                let cells = line.trim_matches('|').split(" | ").map(str::trim);
+                if !in_table {
+                    in_table = true;
+                    assert_eq!(cells.map_while(quoted).collect::<Vec<_>>(), labels, "{name}");
+                    continue;
+                }
+                let values = cells.clone().map(|cell| quoted(cell).unwrap_or_else(|| "any".to_owned()));
+                let new = family.series.insert(labels.iter().cloned().zip(values).collect());
+                assert!(new, "{name} has a row twice: {line}");
+                assert!(cells.skip(labels.len()).all(|meaning| meaning.len() > 1), "{name}: {line}");
+            } else if family.kind.is_empty() && !line.is_empty() {
+                let (kind, buckets) = line.split_once("; buckets ").unwrap_or((line, ""));
+                let (kind, by) = kind.split_once(" by ").unwrap_or((kind, ""));
+                kind.clone_into(&mut family.kind);
+                family.buckets = buckets.split(", ").filter(|bucket| !bucket.is_empty()).map(str::to_owned).collect();
+                labels = by.split(", ").filter_map(quoted).collect();
+                if labels.is_empty() {
+                    family.series.insert(Labels::new());
+                }
+            }
+        }
+        assert!(families.insert(name.clone(), family).is_none(), "{name} has two sections");
+    }
+    families
+}
+
+#[tokio::test]
+async fn the_page_on_metrics_says_what_the_program_does() {
+    let stack = Stack::start().await;
+    let mut program = families(&stack.metrics().await);
+    let page = documented(&std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/METRICS.md")).unwrap());
+    // The one label whose values are not known in advance.
+    let build = program.get_mut("sidelink_build_info").unwrap();
+    build.series = std::mem::take(&mut build.series)
+        .into_iter()
+        .map(|labels| labels.into_keys().map(|name| (name, "any".to_owned())).collect())
+        .collect();
+    let names = |families: &BTreeMap<String, Family>| families.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&page), names(&program));
+    for (name, family) in &program {
+        assert_eq!(&page[name], family, "{name}: left the page, right the program");
+        assert!(family.help.len() > 20 && family.help.ends_with('.'), "{name}: {}", family.help);
+    }
 }

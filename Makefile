@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := test
 .NOTPARALLEL:
-.PHONY: test lint fmt clippy doc deny demo stampede soak planted bench bench-peers tools clean
+.PHONY: test lint fmt clippy doc deny demo stampede simulate soak planted bench bench-peers tools clean
 
 ## Everything: tools, format, lints, tests, what deploy/ holds, documentation, dependency policy (where cargo-deny is installed).
 test: tools lint
@@ -34,10 +34,15 @@ demo:
 stampede:
 	cargo test --locked --test it stampede -- --nocapture
 
-## The simulation over many more schedules than `make test` has time for: make soak SEEDS=10000.
-soak:
-	SIDELINK_SEEDS=$(or $(SEEDS),10000) CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_TARGET_DIR=target/soak \
+## The simulation over many more schedules than `make test` has time for: make simulate SEEDS=10000.
+simulate:
+	SIDELINK_SEEDS=$(or $(SEEDS),10000) CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_TARGET_DIR=target/simulate \
 		cargo test --locked --test it simulation:: -- --nocapture
+
+## A real sidelink under mixed traffic and faults, its memory, files and tasks watched: an hour, or make soak TIME=20m.
+soak:
+	cargo build --release --locked --bin sidelink --example soak
+	target/release/examples/soak $(or $(TIME),1h)
 
 ## Plants bugs and shows that the simulation catches each.
 planted:

@@ -3,7 +3,7 @@
 //!
 //! A seed is a whole run: it decides clients, batches, faults and times, and everything happens on one paused clock and
 //! connections in memory, so a seed that fails fails again: `SIDELINK_SEED=n cargo test simulation`. `SIDELINK_SEEDS=n`
-//! runs so many (`make soak`).
+//! runs so many (`make simulate`).
 //!
 //! The oracle:
 //! - *isolation*: every link is for the id, caller, group and language that asked;

@@ -1,0 +1,201 @@
+//! What a fleet asks of the endpoint and of its shared tier: the model behind `docs/SCALE.md`.
+//!
+//! `cargo run --release --example fleet` prints the page's tables. One service account's batches reach 1 to 1,000
+//! sidelinks; each keeps links until they are no longer fresh, and asks the tier, where there is one, before the
+//! endpoint. Nothing is measured here and nothing is awaited: time is a number, chance has a seed, and the same tables
+//! come out each time.
+
+#![allow(clippy::cast_possible_truncation, reason = "the numbers of this model are small")]
+
+use std::io::{self, Write};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use rand_distr::{Distribution, Exp, Zipf};
+
+/// Ids that are asked for, the more often the lower; the draws are those of the demonstration.
+const IDS: usize = 10_000;
+const EXPONENT: f64 = 0.99;
+/// Batches that one sidelink answers in a second, and their distinct ids.
+const BATCHES_A_SECOND: f64 = 2.0;
+const BATCH_IDS: usize = 20;
+/// From a call's start until its links are in the tier, in seconds: a WAN round trip and what the endpoint takes.
+const CALL: f64 = 0.060;
+/// Between one look of a waiter at the tier and the next, in seconds (`fetch` backs off; this is its longest pause).
+const POLL: f64 = 0.020;
+/// `freshness.min_remaining` and `freshness.max`, in seconds.
+const MIN_REMAINING: f64 = 60.0;
+const MAX_FRESH: f64 = 600.0;
+/// Bytes of a key, and of a value: a link of 447 bytes with its deadlines, sealed, in base64.
+const KEY_BYTES: f64 = 48.0;
+const VALUE_BYTES: f64 = 684.0;
+
+/// What stands behind a sidelink's memory.
+#[derive(Clone, Copy, PartialEq)]
+enum Behind {
+    /// The endpoint alone.
+    Endpoint,
+    /// A shared tier without leases: whoever finds nothing there asks the endpoint.
+    Tier,
+    /// The shared tier as it is: who holds an id's lease asks, the others wait.
+    TierWithLeases,
+}
+
+/// What is counted once the first period is over.
+#[derive(Default)]
+struct Counts {
+    ids: usize,
+    asked: usize,
+    /// What one memory for the whole fleet would have asked.
+    floor: usize,
+    round_trips: usize,
+    keys: usize,
+    read: f64,
+    written: f64,
+}
+
+/// An id as the tier has it.
+#[derive(Clone, Copy)]
+struct Entry {
+    /// When its link is there to be read.
+    readable: f64,
+    /// Until when it is fresh.
+    fresh: f64,
+}
+
+/// A fleet of `sidelinks` whose links are fresh for `period` seconds, for three periods; the first one is not counted.
+fn simulate(sidelinks: usize, period: f64, behind: Behind) -> Result<(Counts, f64), Box<dyn std::error::Error>> {
+    let mut random = StdRng::seed_from_u64(1);
+    let popularity = Zipf::new(IDS as f64, EXPONENT)?;
+    let between = Exp::new(BATCHES_A_SECOND * sidelinks as f64)?;
+    // Seconds since the start, until which a sidelink serves an id from memory.
+    let mut memory = vec![0_f64; sidelinks * IDS];
+    let mut tier = vec![Entry { readable: f64::INFINITY, fresh: 0.0 }; IDS];
+    let mut one_memory = vec![0_f64; IDS];
+    let (mut counts, mut now, end) = (Counts::default(), 0.0, 3.0 * period);
+    let (mut batch, mut lacking) = (Vec::with_capacity(BATCH_IDS), Vec::with_capacity(BATCH_IDS));
+    loop {
+        now += between.sample(&mut random);
+        if now >= end {
+            return Ok((counts, end - period));
+        }
+        let sidelink = random.random_range(0..sidelinks);
+        batch.clear();
+        while batch.len() < BATCH_IDS {
+            // From 1 to IDS.
+            let id = popularity.sample(&mut random) as usize - 1;
+            if !batch.contains(&id) {
+                batch.push(id);
+            }
+        }
+        let mine = memory.get_mut(sidelink * IDS..(sidelink + 1) * IDS).unwrap_or_default();
+        lacking.clear();
+        lacking.extend(batch.iter().copied().filter(|id| mine.get(*id).is_none_or(|fresh| *fresh <= now)));
+        let mut step = Counts { ids: BATCH_IDS, ..Counts::default() };
+        for id in &batch {
+            if let Some(fresh) = one_memory.get_mut(*id).filter(|fresh| **fresh <= now) {
+                *fresh = now + period;
+                step.floor += 1;
+            }
+        }
+        if behind != Behind::Endpoint && !lacking.is_empty() {
+            step.get(lacking.len());
+        }
+        let (mut owned, mut longest_wait) = (0, 0_f64);
+        for id in &lacking {
+            let (Some(kept), Some(entry)) = (mine.get_mut(*id), tier.get_mut(*id)) else { continue };
+            let (there, in_flight) = (entry.fresh > now && entry.readable <= now, entry.fresh > now);
+            match behind {
+                Behind::Tier | Behind::TierWithLeases if there => {
+                    step.read += VALUE_BYTES;
+                    *kept = entry.fresh;
+                    continue;
+                }
+                Behind::TierWithLeases if in_flight => {
+                    longest_wait = longest_wait.max(entry.readable - now);
+                    step.read += VALUE_BYTES;
+                    *kept = entry.fresh;
+                    owned += 1; // It has tried to get the lease, too.
+                    continue;
+                }
+                // A second writer's link replaces the first's; both are good.
+                Behind::Tier if in_flight => entry.fresh = now + period,
+                _ => *entry = Entry { readable: now + CALL, fresh: now + period },
+            }
+            *kept = now + period;
+            step.asked += 1;
+            owned += 1;
+        }
+        if behind == Behind::TierWithLeases && owned > 0 {
+            step.get(owned);
+            let polls = (longest_wait / POLL).ceil() as usize;
+            step.round_trips += polls;
+            step.keys += polls * (owned - step.asked);
+        }
+        if behind != Behind::Endpoint && step.asked > 0 {
+            step.get(step.asked);
+            step.written += step.asked as f64 * VALUE_BYTES;
+        }
+        if now >= period {
+            counts.add(&step);
+        }
+    }
+}
+
+impl Counts {
+    /// One round trip for `keys` keys.
+    fn get(&mut self, keys: usize) {
+        self.round_trips += 1;
+        self.keys += keys;
+        self.written += keys as f64 * KEY_BYTES;
+    }
+
+    fn add(&mut self, step: &Counts) {
+        self.ids += step.ids;
+        self.asked += step.asked;
+        self.floor += step.floor;
+        self.round_trips += step.round_trips;
+        self.keys += step.keys;
+        self.read += step.read;
+        self.written += step.written;
+    }
+
+    fn hit_rate(&self) -> f64 {
+        100.0 * (self.ids - self.asked) as f64 / self.ids as f64
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut out = io::stdout().lock();
+    for life in [300.0, 900.0] {
+        let period = (life - MIN_REMAINING).min(MAX_FRESH);
+        writeln!(out, "Links live {:.0} minutes and are fresh for {period:.0} s.\n", life / 60.0)?;
+        writeln!(
+            out,
+            "| sidelinks | ids asked by clients /s | hit rate alone | with the tier | ids asked of the endpoint /s: alone \
+             | tier, no leases | tier | floor | tier: round trips /s | keys /s | MB/s |"
+        )?;
+        writeln!(out, "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")?;
+        for sidelinks in [1, 10, 100, 1000] {
+            let (alone, seconds) = simulate(sidelinks, period, Behind::Endpoint)?;
+            let (unleased, _) = simulate(sidelinks, period, Behind::Tier)?;
+            let (tier, _) = simulate(sidelinks, period, Behind::TierWithLeases)?;
+            writeln!(
+                out,
+                "| {sidelinks} | {:.0} | {:.1} % | {:.1} % | {:.1} | {:.1} | {:.1} | {:.1} | {:.0} | {:.0} | {:.2} |",
+                alone.ids as f64 / seconds,
+                alone.hit_rate(),
+                tier.hit_rate(),
+                alone.asked as f64 / seconds,
+                unleased.asked as f64 / seconds,
+                tier.asked as f64 / seconds,
+                tier.floor as f64 / seconds,
+                tier.round_trips as f64 / seconds,
+                tier.keys as f64 / seconds,
+                (tier.read + tier.written) / seconds / 1e6,
+            )?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}

@@ -1,6 +1,9 @@
-//! The composition root: a [`Config`] builds everything (`proxy`), runs it, and drains it.
+//! The composition root: a [`Config`] builds everything (`proxy`), runs it (`serve`), puts another in its place (`watch`),
+//! and drains it.
 
 mod proxy;
+mod serve;
+mod watch;
 
 use std::fmt;
 use std::io;
@@ -12,18 +15,20 @@ use std::time::Duration;
 use hyper::Request;
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{error, info, warn};
 
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::server::{self, Peer};
+use crate::log;
+use crate::server::{self, Peer, Reception};
 use crate::upstream::SetupError;
 
 pub use proxy::{Assembly, Proxy};
+pub use serve::{End, serve};
+pub use watch::Watch;
 
 /// Connections that the admin listener serves at a time.
 const ADMIN_CONNECTIONS: usize = 64;
@@ -38,6 +43,8 @@ pub enum StartError {
     Bind(SocketAddr, io::Error),
     /// The endpoint's client cannot be built.
     Upstream(SetupError),
+    /// Signals cannot be heard.
+    Signals(io::Error),
     /// The metrics cannot be registered: a fault of sidelink's own.
     Metrics(prometheus::Error),
 }
@@ -47,6 +54,7 @@ impl fmt::Display for StartError {
         match self {
             StartError::Bind(address, error) => write!(f, "cannot listen on {address}: {error}"),
             StartError::Upstream(error) => error.fmt(f),
+            StartError::Signals(error) => write!(f, "signals: {error}"),
             StartError::Metrics(error) => write!(f, "metrics: {error}"),
         }
     }
@@ -58,11 +66,18 @@ impl std::error::Error for StartError {}
 pub struct App {
     addresses: Vec<SocketAddr>,
     admin_address: SocketAddr,
-    proxy: Arc<Proxy>,
+    running: Arc<Running>,
     stop: CancellationToken,
     stop_admin: CancellationToken,
     clients: JoinSet<()>,
     admin: JoinSet<()>,
+}
+
+/// What a configuration can be put in force in.
+struct Running {
+    proxy: Proxy,
+    clients: Arc<Reception>,
+    operators: Arc<Reception>,
 }
 
 impl App {
@@ -79,19 +94,27 @@ impl App {
     /// # Errors
     /// As there.
     pub async fn start_with(config: Config, clock: Clock) -> Result<Self, StartError> {
-        let proxy = Arc::new(Proxy::new(config, clock)?);
+        let proxy = Proxy::new(config, clock)?;
         let config = Arc::clone(&proxy.current().config);
+        let limits = server::Limits::from(&config.limits);
+        let (stop, stop_admin) = (CancellationToken::new(), CancellationToken::new());
+        let open = proxy.lasting().metrics.connections.clone();
+        let clients = Reception::new(limits, config.limits.connections, open, stop.clone());
+        // Admin connections are nobody's clients: they are not in the gauge.
+        let uncounted =
+            prometheus::IntGauge::new("admin_connections", "not registered").map_err(StartError::Metrics)?;
+        let operators = Reception::new(limits, ADMIN_CONNECTIONS, uncounted, stop_admin.clone());
         let mut app = Self {
             addresses: Vec::new(),
             admin_address: config.admin.address,
-            proxy,
-            stop: CancellationToken::new(),
-            stop_admin: CancellationToken::new(),
+            running: Arc::new(Running { proxy, clients: Arc::new(clients), operators: Arc::new(operators) }),
+            stop,
+            stop_admin,
             clients: JoinSet::new(),
             admin: JoinSet::new(),
         };
         app.listen(&config).await?;
-        app.proxy.lasting().ready.store(true, Ordering::Release);
+        app.running.proxy.lasting().ready.store(true, Ordering::Release);
         let endpoint = &config.upstream.endpoint;
         info!(%endpoint, addresses = ?app.addresses, admin = %app.admin_address, "serving");
         Ok(app)
@@ -107,29 +130,22 @@ impl App {
             self.addresses.push(listener.local_addr().unwrap_or(*address));
             listeners.push(listener);
         }
-        let limits = server::Limits::from(&config.limits);
-        let permits = Arc::new(Semaphore::new(config.limits.connections));
         for listener in listeners {
-            let proxy = Arc::clone(&self.proxy);
+            let running = Arc::clone(&self.running);
             let answer = move |_: Peer, request: Request<Incoming>| {
-                let current = proxy.current();
+                let current = running.proxy.current();
                 async move { current.router.answer(request).await }
             };
-            let gauge = self.proxy.lasting().metrics.connections.clone();
-            self.clients.spawn(server::run(listener, limits, Arc::clone(&permits), gauge, self.stop.clone(), answer));
+            self.clients.spawn(server::run(listener, Arc::clone(&self.running.clients), answer));
         }
-        let lasting = self.proxy.lasting();
+        let lasting = self.running.proxy.lasting();
         self.admin.spawn(sweep(Arc::clone(&lasting.cache), lasting.clock.clone(), self.stop_admin.clone()));
-        let proxy = Arc::clone(&self.proxy);
+        let running = Arc::clone(&self.running);
         let answer = move |peer: Peer, request: Request<Incoming>| {
-            let current = proxy.current();
+            let current = running.proxy.current();
             async move { current.admin.answer(peer, request).await }
         };
-        let permits = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
-        // Admin connections are nobody's clients: they are not in the gauge.
-        let uncounted =
-            prometheus::IntGauge::new("admin_connections", "not registered").map_err(StartError::Metrics)?;
-        self.admin.spawn(server::run(admin_listener, limits, permits, uncounted, self.stop_admin.clone(), answer));
+        self.admin.spawn(server::run(admin_listener, Arc::clone(&self.running.operators), answer));
         Ok(())
     }
 
@@ -145,27 +161,72 @@ impl App {
 
     /// What is in force.
     pub fn config(&self) -> Arc<Config> {
-        Arc::clone(&self.proxy.current().config)
+        Arc::clone(&self.running.proxy.current().config)
     }
 
-    /// Puts `config` in force, but for listeners and limits of connections, which stay as they are.
+    /// Puts `config` in force. Listeners stay as they are, whatever it says of them.
     ///
     /// # Errors
-    /// As [`Proxy::reload`].
+    /// If the endpoint's client cannot be built. Nothing has changed then.
     pub fn reload(&self, config: Config) -> Result<(), SetupError> {
-        self.proxy.reload(config)
+        self.running.put_in_force(config)
     }
 
     /// Stops taking connections, finishes what is in flight within `limits.drain`, and returns. Metrics and probes are
     /// there until the end.
     pub async fn drain(mut self) {
-        self.proxy.lasting().ready.store(false, Ordering::Release);
+        self.running.proxy.lasting().ready.store(false, Ordering::Release);
         info!("draining");
         self.stop.cancel();
         while self.clients.join_next().await.is_some() {}
         self.stop_admin.cancel();
         while self.admin.join_next().await.is_some() {}
         info!("stopped");
+    }
+}
+
+impl Running {
+    fn put_in_force(&self, config: Config) -> Result<(), SetupError> {
+        let (limits, connections) = (server::Limits::from(&config.limits), config.limits.connections);
+        let level = config.log.level;
+        self.proxy.reload(config)?;
+        self.clients.change(limits, connections);
+        self.operators.change(limits, ADMIN_CONNECTIONS);
+        log::set_level(level);
+        Ok(())
+    }
+
+    /// Loads the file anew and puts it in force; where it will not do, all stays as it is. Says what has come of it. Reads
+    /// files, so it must not be called where others wait for the thread.
+    fn reload(&self, watch: &mut Watch) {
+        let (running, path) = (self.proxy.current().config.clone(), watch.path().display().to_string());
+        let errors = match watch.load(Some(&running)) {
+            Ok(config) => {
+                let warnings = config.warnings.clone();
+                match self.put_in_force(config) {
+                    Ok(()) => {
+                        for warning in warnings {
+                            warn!("{path}: {warning}");
+                        }
+                        info!(file = path, "the configuration was reloaded");
+                        return;
+                    }
+                    Err(error) => {
+                        watch.refuse();
+                        vec![error.to_string()]
+                    }
+                }
+            }
+            Err(errors) => errors.to_string().lines().map(str::to_owned).collect(),
+        };
+        // What is tried again and again is said once.
+        if self.proxy.reloads().last().errors != errors {
+            for line in &errors {
+                error!("{line}");
+            }
+            error!(file = path, errors = errors.len(), "the configuration was refused; what was in force stays");
+        }
+        self.proxy.refuse(errors);
     }
 }
 

@@ -8,6 +8,8 @@
 mod endpoint;
 mod error;
 mod file;
+mod files;
+mod fixed;
 mod reader;
 mod reload;
 mod render;
@@ -58,12 +60,21 @@ impl Config {
         Self::parse(&text).map_err(|errors| errors.of_file(path))
     }
 
+    /// As [`Config::load`], to take the place of one that is in force.
+    ///
+    /// # Errors
+    /// As there; also each key that cannot change while sidelink runs.
+    pub fn reload(path: &Path, running: &Self) -> Result<Self, ConfigErrors> {
+        let text = file::text(path).map_err(|message| ConfigErrors::whole_file(path, message))?;
+        file::read(&text, Some(running)).map_err(|errors| errors.of_file(path))
+    }
+
     /// Validates TOML text.
     ///
     /// # Errors
     /// Every error of the text, each with its line and key.
     pub fn parse(text: &str) -> Result<Self, ConfigErrors> {
-        file::read(text)
+        file::read(text, None)
     }
 
     /// The defaults, in front of `endpoint`.

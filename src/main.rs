@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sidelink::app::App;
+use sidelink::app::{self, End, Watch};
 use sidelink::config::Config;
 use sidelink::origin::{self, Origin};
 use sidelink::{demo, log};
@@ -63,7 +63,8 @@ fn main() -> ExitCode {
 }
 
 fn serve(path: &std::path::Path) -> ExitCode {
-    let config = match Config::load(path) {
+    let mut watch = Watch::new(path);
+    let config = match watch.load(None) {
         Ok(config) => config,
         Err(errors) => return refuse(&errors.to_string()),
     };
@@ -72,17 +73,10 @@ fn serve(path: &std::path::Path) -> ExitCode {
         tracing::warn!("{}: {warning}", path.display());
     }
     run(async move {
-        let app = match App::start(config).await {
-            Ok(app) => app,
-            Err(error) => return fail(&error.to_string()),
-        };
-        if let Err(error) = asked_to_stop().await {
-            return fail(&format!("signals: {error}"));
-        }
-        // A second signal ends it at once.
-        tokio::select! {
-            () = app.drain() => ExitCode::SUCCESS,
-            _ = asked_to_stop() => ExitCode::FAILURE,
+        match app::serve(config, watch).await {
+            Ok(End::Drained) => ExitCode::SUCCESS,
+            Ok(End::CutShort) => ExitCode::FAILURE,
+            Err(error) => fail(&error.to_string()),
         }
     })
 }

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -24,13 +25,14 @@ use hyper_util::server::graceful::GracefulShutdown;
 use prometheus::IntGauge;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use crate::config;
+use crate::permits::Permits;
 use timed::{Counted, Phase, Timed};
 
 /// Streams that one HTTP/2 connection may have open.
@@ -81,47 +83,62 @@ impl From<&config::Limits> for Limits {
     }
 }
 
-/// Serves `listener` until `stop`, then drains: no new connection, open ones are told to close, answers in flight are
-/// finished, all within `limits.drain`; what is left then is cut off. No connection of `listener`'s is left when this
-/// returns, nor soon after it is dropped.
-///
-/// Each connection holds one of the permits in `connections`, which listeners may share. While there is none, a listener
-/// keeps the one client that it has accepted waiting and accepts no other. `open` counts the connections that are served.
-/// `answer` is told who asks.
-pub async fn run<S, F, B>(
-    listener: TcpListener,
-    limits: Limits,
-    connections: Arc<Semaphore>,
+/// What listeners share.
+pub struct Reception {
+    /// Of connections that are accepted from now on.
+    limits: ArcSwap<Limits>,
+    /// One for each connection. While there is none, a listener keeps the one client that it has accepted waiting and
+    /// accepts no other.
+    connections: Permits,
+    /// Counts the connections that are served.
     open: IntGauge,
     stop: CancellationToken,
-    answer: S,
-) where
+}
+
+impl Reception {
+    /// For so many connections at a time. Once `stop` is cancelled, they are drained.
+    pub fn new(limits: Limits, connections: usize, open: IntGauge, stop: CancellationToken) -> Self {
+        Self { limits: ArcSwap::from_pointee(limits), connections: Permits::new(connections), open, stop }
+    }
+
+    /// Changes limits, of connections to come, and of their number. Must be called within a tokio runtime.
+    pub fn change(&self, limits: Limits, connections: usize) {
+        self.limits.store(Arc::new(limits));
+        self.connections.resize(connections);
+    }
+}
+
+/// Serves `listener` until told to stop, then drains: no new connection, open ones are told to close, answers in flight
+/// are finished, all within `limits.drain`; what is left then is cut off. No connection of `listener`'s is left when this
+/// returns, nor soon after it is dropped. `answer` is told who asks.
+pub async fn run<S, F, B>(listener: TcpListener, reception: Arc<Reception>, answer: S)
+where
     S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: std::error::Error + Send + Sync,
 {
     let graceful = GracefulShutdown::new();
-    let builder = builder(&limits);
     let tasks = TaskTracker::new();
     let cut = CancellationToken::new();
     let cut_on_drop = cut.clone().drop_guard();
     let mut failures = Failures::default();
     loop {
         let accepted = tokio::select! {
-            accepted = accept(&listener, &connections, &mut failures) => accepted,
-            () = stop.cancelled() => break,
+            accepted = accept(&listener, &reception.connections, &mut failures) => accepted,
+            () = reception.stop.cancelled() => break,
         };
         let Some((stream, peer, permit)) = accepted else { continue };
         // An optimisation: without it, answers are as right, only later.
         let _ = stream.set_nodelay(true);
+        let limits = **reception.limits.load();
         let phase = Arc::new(Phase::new());
         let io = TokioIo::new(Timed::new(stream, Arc::clone(&phase), limits));
         let answer = answer.clone();
         let answer = move |request| answer(peer, request);
-        let connection = builder.serve_connection(io, service(phase, answer)).into_owned();
+        let connection = builder(&limits).serve_connection(io, service(phase, answer)).into_owned();
         let connection = graceful.watch(connection);
-        let slot = Slot::new(open.clone(), permit);
+        let slot = Slot::new(reception.open.clone(), permit);
         let cut = cut.clone();
         tasks.spawn(async move {
             let _slot = slot;
@@ -139,7 +156,7 @@ pub async fn run<S, F, B>(
         graceful.shutdown().await;
         tasks.wait().await;
     };
-    if tokio::time::timeout(limits.drain, drained).await.is_err() {
+    if tokio::time::timeout(reception.limits.load().drain, drained).await.is_err() {
         info!("limits.drain is over; what is still in flight is cut off");
         drop(cut_on_drop);
         tasks.wait().await;
@@ -186,14 +203,14 @@ impl Failures {
 /// A client and its permit; `None` if there was none to be had, after a pause where it would be the same again.
 async fn accept(
     listener: &TcpListener,
-    connections: &Arc<Semaphore>,
+    connections: &Permits,
     failures: &mut Failures,
 ) -> Option<(TcpStream, Peer, OwnedSemaphorePermit)> {
     match listener.accept().await {
         Ok((stream, address)) => {
             // After, not before: a listener that waits for clients must not hold what another could use. The semaphore
             // is never closed.
-            let permit = Arc::clone(connections).acquire_owned().await.ok()?;
+            let permit = connections.acquire_owned().await.ok()?;
             Some((stream, Peer::Tcp(address), permit))
         }
         // The client has left before its turn: nothing is wrong here.

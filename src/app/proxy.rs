@@ -118,13 +118,7 @@ impl Proxy {
     /// If the endpoint's client cannot be built. Nothing has changed then.
     pub fn reload(&self, config: Config) -> Result<(), SetupError> {
         let before = self.current();
-        let upstream = match self.lasting.upstream(&config, Some(&before)) {
-            Ok(upstream) => upstream,
-            Err(error) => {
-                self.refuse(vec![error.to_string()]);
-                return Err(error);
-            }
-        };
+        let upstream = self.lasting.upstream(&config, Some(&before))?;
         self.lasting.purges.lengthen(purges::span_of(&config));
         self.lasting.cache.resize(config.cache.capacity);
         self.lasting.flights.resize(config.upstream.calls);

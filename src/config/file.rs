@@ -10,6 +10,7 @@ use http::HeaderName;
 use toml::de::DeTable;
 
 use super::error::ConfigErrors;
+use super::fixed;
 use super::reader::{Found, Section};
 use super::report::Report;
 use super::secret::{self, KeyPair, Secret, SecretSource};
@@ -44,19 +45,24 @@ pub(super) fn text(path: &Path) -> Result<String, String> {
     })
 }
 
-pub(super) fn read(text: &str) -> Result<Config, ConfigErrors> {
+/// Reads a whole file; `running` is what is in force already, if it is to take its place.
+pub(super) fn read(text: &str, running: Option<&Config>) -> Result<Config, ConfigErrors> {
     let mut report = Report::new(text);
-    let config = read_into(&mut report, text);
+    let config = read_into(&mut report, text, running);
     let warnings = report.take_warnings();
     report.finish(config.map(|config| Config { warnings, ..config }))
 }
 
-fn read_into(report: &mut Report<'_>, text: &str) -> Option<Config> {
+fn read_into(report: &mut Report<'_>, text: &str, running: Option<&Config>) -> Option<Config> {
     let (document, syntax) = DeTable::parse_recoverable(text);
     for error in syntax {
         report.not_toml(error.span(), error.message());
     }
-    config(&document, report)
+    let config = config(&document, report)?;
+    if let Some(running) = running {
+        fixed::check(running, &config, document.get_ref(), report);
+    }
+    Some(config)
 }
 
 fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Option<Config> {
@@ -390,7 +396,7 @@ mod tests {
     fn every_key_that_is_accepted_stands_in_the_shipped_file() {
         let shipped = include_str!("../../config/sidelink.toml");
         let mut report = Report::new(shipped);
-        assert!(read_into(&mut report, shipped).is_some());
+        assert!(read_into(&mut report, shipped, None).is_some());
 
         let mut table = "";
         let mut written = BTreeSet::new();

@@ -159,19 +159,24 @@ where
     S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
-    listen_with(LIMITS, Arc::new(Semaphore::new(connections)), answer).await
+    listen_at(reception(LIMITS, connections), answer).await
 }
 
-async fn listen_with<S, F>(limits: Limits, permits: Arc<Semaphore>, answer: S) -> Listening
+fn reception(limits: Limits, connections: usize) -> Arc<Reception> {
+    let open = IntGauge::new("open", "open").unwrap();
+    Arc::new(Reception::new(limits, connections, open, CancellationToken::new()))
+}
+
+async fn listen_at<S, F>(reception: Arc<Reception>, answer: S) -> Listening
 where
     S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (stop, open) = (CancellationToken::new(), IntGauge::new("open", "open").unwrap());
+    let (stop, open) = (reception.stop.clone(), reception.open.clone());
     let answer = move |_, request| answer(request);
-    let running = tokio::spawn(run(listener, limits, permits, open.clone(), stop.clone(), answer));
+    let running = tokio::spawn(run(listener, reception, answer));
     Listening { address, stop, open, running }
 }
 
@@ -351,13 +356,13 @@ async fn a_handler_that_panics_costs_its_connection_and_nothing_else() {
 
 #[tokio::test]
 async fn a_listener_without_clients_takes_nothing_from_another() {
-    let permits = Arc::new(Semaphore::new(1));
-    let _quiet = listen_with(LIMITS, Arc::clone(&permits), path).await;
+    let reception = reception(LIMITS, 1);
+    let _quiet = listen_at(Arc::clone(&reception), path).await;
     // The quiet one has had its turn: it waits for a client.
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }
-    let busy = listen_with(LIMITS, permits, path).await;
+    let busy = listen_at(reception, path).await;
     let mut client = TcpStream::connect(busy.address).await.unwrap();
     client.write_all(GET).await.unwrap();
     read_until(&mut client, "/a").await;
@@ -367,7 +372,7 @@ async fn a_listener_without_clients_takes_nothing_from_another() {
 async fn draining_ends_in_time_and_cuts_off_what_is_left() {
     let (arrived, mut arrivals) = mpsc::unbounded_channel();
     let limits = Limits { drain: Duration::from_millis(20), ..LIMITS };
-    let listening = listen_with(limits, Arc::new(Semaphore::new(10)), move |_| {
+    let listening = listen_at(reception(limits, 10), move |_| {
         arrived.send(()).unwrap();
         std::future::pending()
     })
@@ -379,4 +384,21 @@ async fn draining_ends_in_time_and_cuts_off_what_is_left() {
     listening.running.await.unwrap();
     assert_eq!(listening.open.get(), 0);
     closed_after(&mut client).await;
+}
+
+#[tokio::test]
+async fn new_limits_count_for_connections_to_come() {
+    let reception = reception(LIMITS, 1);
+    let listening = listen_at(Arc::clone(&reception), path).await;
+    let head = format!("GET /a HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(12 << 10));
+    let mut before = TcpStream::connect(listening.address).await.unwrap();
+    before.write_all(GET).await.unwrap();
+    read_until(&mut before, "/a").await;
+    // A second one waits until there may be two.
+    let mut waiting = TcpStream::connect(listening.address).await.unwrap();
+    waiting.write_all(head.as_bytes()).await.unwrap();
+    reception.change(Limits { header_bytes: 64 << 10, ..LIMITS }, 2);
+    read_until(&mut waiting, "/a").await;
+    before.write_all(head.as_bytes()).await.unwrap();
+    assert!(read_until(&mut before, "\r\n\r\n").await.starts_with("HTTP/1.1 431 "));
 }

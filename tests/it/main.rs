@@ -17,6 +17,7 @@ mod isolation;
 mod metrics;
 mod once;
 mod pass_through;
+mod process;
 mod purge;
 mod reload;
 mod sdk;

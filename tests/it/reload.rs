@@ -1,12 +1,14 @@
 //! A new configuration is in force for whatever is asked from then on, and costs nobody anything: links stay, what is in
 //! flight is joined, connections live on. A configuration that will not do changes nothing.
 
+use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint};
 use sidelink::origin::{Origin, link_is_for};
 
+use crate::process::{Files, Process};
 use crate::signing::{ACCESS_KEY, SECRET_KEY, Unsigned, knows, pair};
 use crate::support::{Reply, Stack, origin_options, query};
 
@@ -140,4 +142,154 @@ async fn a_smaller_cache_lets_go_of_links_at_once() {
     change(&stack, |config| config.cache.capacity = 1 << 20);
     let bytes = stack.metric("sidelink_cache_bytes").await;
     assert!(bytes > 0.0 && bytes <= f64::from(1 << 20), "{bytes}");
+}
+
+const RELOADED: &str = "the configuration was reloaded";
+const REFUSED: &str = "the configuration was refused; what was in force stays";
+
+/// How many ids a batch may have, as the process under test sees it: a key that is easily changed and seen.
+async fn batch_ids(process: &Process) -> usize {
+    for count in 1..=5 {
+        let ids: Vec<String> = (1..=count + 1).map(|id| id.to_string()).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        if process.client.batch("t", &ids).await.status == 400 {
+            return count;
+        }
+    }
+    panic!("more than are asked for")
+}
+
+async fn before_an_endpoint(more: &str) -> (Origin, Files, Process) {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    let process = Process::start(&files.write(more)).await;
+    (origin, files, process)
+}
+
+#[tokio::test]
+async fn sighup_loads_the_file_anew() {
+    let (origin, files, mut process) = before_an_endpoint("limits.batch_ids = 2").await;
+    assert_eq!(batch_ids(&process).await, 2);
+    let asked = origin.ids_asked();
+    files.write("limits.batch_ids = 3\nlog.level = \"warn\"");
+    process.signal("HUP");
+    while batch_ids(&process).await == 2 {}
+    assert_eq!(origin.ids_asked(), asked + 1, "links stay");
+    process.client.get("/after", &[]).await;
+    process.signal("TERM");
+    assert_eq!(process.exit().await, Some(0));
+    assert!(process.log.iter().any(|line| line["target"] == "access"));
+    assert!(!process.log.iter().any(|line| line["path"] == "/after"), "the level has changed");
+}
+
+#[tokio::test]
+async fn a_change_of_the_file_is_seen_once_it_is_whole() {
+    let (_origin, files, mut process) = before_an_endpoint("limits.batch_ids = 2").await;
+    // As an editor writes that truncates first and is slow.
+    std::fs::write(files.path(), "[limits").unwrap();
+    files.write("limits.batch_ids = 3");
+    process.says(RELOADED).await;
+    assert_eq!(batch_ids(&process).await, 3);
+    // As one writes that moves a new file over the old one.
+    let beside = files.directory.path().join("new");
+    std::fs::write(&beside, files.text("limits.batch_ids = 4")).unwrap();
+    std::fs::rename(beside, files.path()).unwrap();
+    process.says(RELOADED).await;
+    assert_eq!(batch_ids(&process).await, 4);
+    assert!(!process.log.iter().any(|line| line["message"] == REFUSED));
+}
+
+#[tokio::test]
+async fn kubernetes_swaps_a_whole_mounted_directory() {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    let mount = files.directory.path();
+    // What the kubelet does: data lies in a directory named after the time, `..data` points at it, and is swapped.
+    let publish = |version: &str, more: &str| {
+        std::fs::create_dir(mount.join(version)).unwrap();
+        std::fs::write(mount.join(version).join("sidelink.toml"), files.text(more)).unwrap();
+        symlink(version, mount.join("..data_tmp")).unwrap();
+        std::fs::rename(mount.join("..data_tmp"), mount.join("..data")).unwrap();
+    };
+    publish("..2026_11_24_10_00_00.1", "limits.batch_ids = 2");
+    symlink("..data/sidelink.toml", files.path()).unwrap();
+    let mut process = Process::start(&files.path()).await;
+    assert_eq!(batch_ids(&process).await, 2);
+    publish("..2026_11_24_10_01_00.2", "limits.batch_ids = 3");
+    std::fs::remove_dir_all(mount.join("..2026_11_24_10_00_00.1")).unwrap();
+    process.says(RELOADED).await;
+    assert_eq!(batch_ids(&process).await, 3);
+}
+
+#[tokio::test]
+async fn a_broken_file_changes_nothing_and_is_seen_in_log_and_metric() {
+    let (_origin, files, mut process) = before_an_endpoint("limits.batch_ids = 2").await;
+    let path = files.write("limits.batch_ids = 3\nlimits.batch_idz = 4\nlog.level = \"loud\"");
+    process.signal("HUP");
+    assert_eq!(process.says(REFUSED).await["errors"], 2);
+    let said: Vec<&str> = process.log.iter().filter_map(|line| line["message"].as_str()).collect();
+    for (line, key) in [(5, "limits.batch_idz: unknown key"), (6, "log.level: must be one of")] {
+        let begin = format!("{}:{line}: {key}", path.display());
+        assert!(said.iter().any(|said| said.starts_with(&begin)), "{said:?}");
+    }
+    assert_eq!(process.metric("sidelink_config_last_reload_successful").await, 0.0);
+    assert_eq!(batch_ids(&process).await, 2);
+    files.write("limits.batch_ids = 3");
+    process.says(RELOADED).await;
+    assert_eq!(process.metric("sidelink_config_last_reload_successful").await, 1.0);
+    assert_eq!(batch_ids(&process).await, 3);
+}
+
+#[tokio::test]
+async fn what_cannot_change_while_it_runs_is_named_with_its_line() {
+    let (_origin, files, mut process) = before_an_endpoint("").await;
+    let text =
+        files.text("log.format = \"text\"\nlimits.batch_ids = 3").replace("listen.address = \"127.0.0.1:0\"\n", "");
+    std::fs::write(files.path(), text.replace("admin.address = \"127.0.0.1:0\"", "admin.address = \"127.0.0.1:1\""))
+        .unwrap();
+    process.signal("HUP");
+    assert_eq!(process.says(REFUSED).await["errors"], 3);
+    let said: Vec<&str> = process.log.iter().filter_map(|line| line["message"].as_str()).collect();
+    for (line, key) in [(1, "admin.address"), (1, "listen.address"), (3, "log.format")] {
+        let error = format!("{}:{line}: {key}: cannot change at run time: restart", files.path().display());
+        assert!(said.contains(&error.as_str()), "{error} in {said:?}");
+    }
+    assert!(process.client.batch("t", &["1", "2", "3", "4"]).await.status.is_success());
+}
+
+#[tokio::test]
+async fn a_secret_key_is_read_anew_when_its_file_changes() {
+    let mut options = origin_options();
+    options.keys = vec![pair(ACCESS_KEY, "sk-first"), pair("AKSECOND", "sk-second")];
+    let origin = Origin::start(options).await.unwrap();
+    let files = Files::new(origin.address());
+    let secret = files.directory.path().join("secret-key");
+    std::fs::write(&secret, "sk-wrong\n").unwrap();
+    let table = format!("[[callers.keys]]\naccess_key = \"{ACCESS_KEY}\"\nsecret_key_file = \"{}\"", secret.display());
+    let mut process = Process::start(&files.write(&table)).await;
+    let client = process.client.clone();
+    let send = async |secret_key| {
+        let request = Unsigned::get(client.address, &query(&["1"]), &Clock::system());
+        let headers = Unsigned { secret_key, ..request }.sign();
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        client.get(&query(&["1"]), &headers).await
+    };
+    assert_eq!(send("sk-first").await.json()["error_code"], "SIDELINK.0003");
+    std::fs::write(&secret, "sk-first\n").unwrap();
+    process.says(RELOADED).await;
+    assert_eq!(send("sk-first").await.ids(), ["1"]);
+    assert_eq!(send("sk-wrong").await.json()["error_code"], "SIDELINK.0003");
+}
+
+#[tokio::test]
+async fn what_was_refused_for_lack_of_a_file_is_tried_again() {
+    let (_origin, files, mut process) = before_an_endpoint("limits.batch_ids = 2").await;
+    let secret = files.directory.path().join("secret-key");
+    let table = format!("[[callers.keys]]\naccess_key = \"AK\"\nsecret_key_file = \"{}\"", secret.display());
+    files.write(&format!("limits.batch_ids = 3\n{table}"));
+    process.says(REFUSED).await;
+    // As a Secret that comes later than the ConfigMap that names it.
+    std::fs::write(secret, "sk").unwrap();
+    process.says(RELOADED).await;
+    assert_eq!(batch_ids(&process).await, 3);
 }

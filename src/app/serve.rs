@@ -1,0 +1,98 @@
+//! A process's life: it starts, reloads when told to or when its files change, drains when asked to stop.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, warn};
+
+use super::{App, StartError, Watch};
+use crate::config::Config;
+
+/// How a process's life has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// All was finished, or `limits.drain` was over.
+    Drained,
+    /// A second signal came.
+    CutShort,
+}
+
+/// The signals that it heeds. Handlers are there from the start: the first process of a container has no others.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// What the next signal asks for.
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.hang_up.recv() => Asked::Reload,
+        }
+    }
+
+    /// Until one asks to stop.
+    async fn stop(&mut self) {
+        while self.next().await != Asked::Stop {}
+    }
+}
+
+/// What a process is asked to do.
+#[derive(PartialEq, Eq)]
+enum Asked {
+    /// SIGTERM, SIGINT.
+    Stop,
+    /// SIGHUP.
+    Reload,
+}
+
+/// Serves as `config` says, which `watch` has loaded, until SIGTERM or SIGINT. SIGHUP, and a change of what it watches,
+/// load it anew.
+///
+/// # Errors
+/// If it does not start.
+pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> {
+    let mut signals = Signals::new().map_err(StartError::Signals)?;
+    let app = App::start(config).await?;
+    loop {
+        let asked = tokio::select! {
+            asked = signals.next() => asked,
+            () = watch.changed() => Asked::Reload,
+        };
+        if asked == Asked::Stop {
+            break;
+        }
+        let running = Arc::clone(&app.running);
+        let path = watch.path().to_owned();
+        let reload = tokio::task::spawn_blocking(move || {
+            running.reload(&mut watch);
+            watch
+        });
+        watch = match reload.await {
+            Ok(watch) => watch,
+            Err(error) => {
+                error!(reason = %error, "reloading failed: a fault of sidelink's own");
+                Watch::new(&path)
+            }
+        };
+    }
+    tokio::select! {
+        () = app.drain() => Ok(End::Drained),
+        () = signals.stop() => {
+            warn!("a second signal: what is in flight is cut off");
+            Ok(End::CutShort)
+        }
+    }
+}

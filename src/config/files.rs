@@ -1,0 +1,17 @@
+//! The files that a configuration is read from besides its own.
+
+use std::path::Path;
+
+use super::{Config, SecretSource};
+
+impl Config {
+    /// Every file that it names and that sidelink reads: a change of one is a change of the configuration.
+    pub fn files(&self) -> Vec<&Path> {
+        let secrets = self.callers.keys.iter().filter_map(|key| match &key.source {
+            SecretSource::File(path) => Some(path.as_path()),
+            SecretSource::Environment(_) => None,
+        });
+        let token = self.admin.token.as_ref().map(|token| token.file.as_path());
+        self.upstream.ca_file.as_deref().into_iter().chain(token).chain(secrets).collect()
+    }
+}

@@ -4,6 +4,7 @@
 //! `fetch` fetches, [`answer`] merges, `respond` dresses the answer.
 
 pub mod answer;
+mod explain;
 pub mod request;
 mod respond;
 
@@ -34,6 +35,8 @@ use crate::headers;
 use crate::metrics::{IdResult, Metrics, Tally};
 use crate::passthrough::Passthrough;
 use request::Batch;
+
+pub use explain::Explanation;
 
 /// Answers batches.
 pub struct AccessUrls {
@@ -259,8 +262,12 @@ impl AccessUrls {
     }
 
     fn demand(&self, directives: &Directives, requester: &Requester, now: Moment) -> Demand {
+        self.demand_of(directives, self.callers.must_revalidate(requester, now))
+    }
+
+    fn demand_of(&self, directives: &Directives, must_revalidate: bool) -> Demand {
         Demand {
-            nothing: directives.no_cache || directives.no_store || self.callers.must_revalidate(requester, now),
+            nothing: directives.no_cache || directives.no_store || must_revalidate,
             max_age: directives.max_age.map(|seconds| seconds.saturating_mul(1000)),
             min_fresh: directives.min_fresh.map(|seconds| seconds.saturating_mul(1000)),
         }

@@ -17,6 +17,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use prometheus::{Encoder, Registry, TextEncoder};
 use serde_json::{Value, json};
 
+use crate::access_urls::AccessUrls;
 use crate::body::{Body, BodyError, stream, whole};
 use crate::cache::Cache;
 use crate::clock::Clock;
@@ -37,12 +38,41 @@ const NO_CONTENT: HeaderValue =
 /// Answers on the admin listener.
 pub struct Admin {
     guard: Guard,
-    registry: Registry,
-    metrics: Arc<Metrics>,
-    cache: Arc<Cache>,
-    upstream: Arc<Upstream>,
-    ready: Arc<AtomicBool>,
-    clock: Clock,
+    workings: Workings,
+}
+
+/// What operators look into.
+pub struct Workings {
+    /// Where all metrics are registered.
+    pub registry: Registry,
+    /// Those of sidelink's own.
+    pub metrics: Arc<Metrics>,
+    /// What is kept.
+    pub cache: Arc<Cache>,
+    /// The endpoint's client.
+    pub upstream: Arc<Upstream>,
+    /// The batch route.
+    pub access_urls: Arc<AccessUrls>,
+    /// Whether clients are being served.
+    pub ready: Arc<AtomicBool>,
+    /// The clock of all these.
+    pub clock: Clock,
+}
+
+impl Workings {
+    /// Sets the gauges of what is not counted as it changes.
+    fn measure(&self) {
+        self.upstream.show_breaker();
+        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let (links, bytes) = self.cache.size();
+        self.metrics.cache_links.set(number(links));
+        self.metrics.cache_bytes.set(number(bytes));
+        self.metrics.cache_capacity.set(number(self.cache.capacity()));
+        self.metrics.purge_marks.set(number(self.cache.purges().count() as u64));
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.metrics.tasks.set(number(runtime.metrics().num_alive_tasks() as u64));
+        }
+    }
 }
 
 /// What there is.
@@ -51,6 +81,7 @@ enum Route {
     Metrics,
     Livez,
     Readyz,
+    Explain,
     Purge,
 }
 
@@ -60,6 +91,7 @@ impl Route {
             "/metrics" => Some(Route::Metrics),
             "/livez" => Some(Route::Livez),
             "/readyz" => Some(Route::Readyz),
+            "/explain" => Some(Route::Explain),
             "/purge" => Some(Route::Purge),
             _ => None,
         }
@@ -81,17 +113,9 @@ impl Route {
 }
 
 impl Admin {
-    /// `ready` says whether clients are being served.
-    pub fn new(
-        config: &config::Admin,
-        registry: Registry,
-        metrics: Arc<Metrics>,
-        cache: Arc<Cache>,
-        upstream: Arc<Upstream>,
-        ready: Arc<AtomicBool>,
-        clock: Clock,
-    ) -> Self {
-        Self { guard: Guard::new(config), registry, metrics, cache, upstream, ready, clock }
+    /// Lets in whom `config` says, and shows `workings`.
+    pub fn new(config: &config::Admin, workings: Workings) -> Self {
+        Self { guard: Guard::new(config), workings }
     }
 
     /// Answers a request from `peer`: another method than a route's own is a 405, another path a 404.
@@ -102,7 +126,7 @@ impl Admin {
     {
         let (head, body) = request.into_parts();
         let mut response = match self.admit(peer, &head) {
-            Ok(route) => self.routed(route, &head, body).await,
+            Ok(route) => self.routed(route, head, body).await,
             Err(no) => {
                 server::drain(body);
                 no.response()
@@ -124,10 +148,13 @@ impl Admin {
         if head.method == Method::POST && !is_json(&head.headers) {
             return Err(No::ContentType);
         }
+        if head.method == Method::POST && head.headers.contains_key(CONTENT_ENCODING) {
+            return Err(No::Coded);
+        }
         Ok(route)
     }
 
-    async fn routed<B>(&self, route: Route, head: &Parts, body: B) -> Response<Body>
+    async fn routed<B>(&self, route: Route, mut head: Parts, body: B) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -136,9 +163,19 @@ impl Admin {
             Route::Metrics => self.scrape(),
             Route::Livez => text(StatusCode::OK, "alive\n"),
             Route::Readyz => self.readiness(),
-            Route::Purge => match read(&head.headers, body).await {
+            Route::Explain => match read(body).await {
+                Ok(body) => {
+                    self.guard.take_token(&mut head.headers);
+                    match serde_json::to_value(self.workings.access_urls.explain(head, &body)) {
+                        Ok(explanation) => answer(&explanation),
+                        Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the explanation could not be written\n"),
+                    }
+                }
+                Err(no) => no.response(),
+            },
+            Route::Purge => match read(body).await {
                 Ok(body) => match Purge::read(&body) {
-                    Ok(purge) => answer(&purge.run(&self.cache, &self.clock, &self.metrics).await),
+                    Ok(purge) => answer(&self.purge(&purge).await),
                     Err(wrong) => refusal(StatusCode::BAD_REQUEST, &wrong),
                 },
                 Err(no) => no.response(),
@@ -146,25 +183,21 @@ impl Admin {
         }
     }
 
+    async fn purge(&self, purge: &Purge) -> Value {
+        purge.run(&self.workings.cache, &self.workings.clock, &self.workings.metrics).await
+    }
+
     fn scrape(&self) -> Response<Body> {
-        self.upstream.show_breaker();
-        let (links, bytes) = self.cache.size();
-        self.metrics.cache_links.set(i64::try_from(links).unwrap_or(i64::MAX));
-        self.metrics.cache_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        self.metrics.cache_capacity.set(i64::try_from(self.cache.capacity()).unwrap_or(i64::MAX));
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            self.metrics.tasks.set(i64::try_from(runtime.metrics().num_alive_tasks()).unwrap_or(i64::MAX));
-        }
-        self.metrics.purge_marks.set(i64::try_from(self.cache.purges().count()).unwrap_or(i64::MAX));
+        self.workings.measure();
         let mut page = Vec::new();
-        match TextEncoder::new().encode(&self.registry.gather(), &mut page) {
+        match TextEncoder::new().encode(&self.workings.registry.gather(), &mut page) {
             Ok(()) => typed(StatusCode::OK, page.into(), HeaderValue::from_static(prometheus::TEXT_FORMAT)),
             Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written\n"),
         }
     }
 
     fn readiness(&self) -> Response<Body> {
-        if self.ready.load(Ordering::Acquire) {
+        if self.workings.ready.load(Ordering::Acquire) {
             text(StatusCode::OK, "ready\n")
         } else {
             text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n")
@@ -187,7 +220,7 @@ enum No {
 impl No {
     fn response(self) -> Response<Body> {
         match self {
-            No::Route => refusal(StatusCode::NOT_FOUND, "there are /metrics, /livez, /readyz and /purge"),
+            No::Route => refusal(StatusCode::NOT_FOUND, "there are /metrics, /livez, /readyz, /explain and /purge"),
             No::Method(route) => {
                 let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, &format!("only {}", route.allowed()));
                 response.headers_mut().insert(ALLOW, HeaderValue::from_static(route.allowed()));
@@ -209,15 +242,14 @@ impl No {
 }
 
 /// The whole body, within [`MOST_BODY`], or why there is none.
-async fn read<B>(headers: &HeaderMap, body: B) -> Result<Bytes, No>
+async fn read<B>(body: B) -> Result<Bytes, No>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BodyError> + Send,
 {
-    let coded = headers.contains_key(CONTENT_ENCODING);
-    if coded || body.size_hint().lower() > MOST_BODY as u64 {
+    if body.size_hint().lower() > MOST_BODY as u64 {
         server::drain(body);
-        return Err(if coded { No::Coded } else { No::TooLarge });
+        return Err(No::TooLarge);
     }
     let mut body = stream(body);
     match Limited::new(&mut body, MOST_BODY).collect().await {

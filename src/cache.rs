@@ -68,6 +68,11 @@ impl Cache {
         self.entries.get(&key).filter(|kept| !marks.cover(id, kept.deadlines.sent()))
     }
 
+    /// What is kept under `key`, purged or not, which does not make it any more wanted than it was.
+    pub fn peek(&self, key: Key) -> Option<Kept> {
+        self.entries.peek(&key)
+    }
+
     /// What was purged.
     pub fn purges(&self) -> &Purges {
         &self.purges

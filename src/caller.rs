@@ -90,6 +90,13 @@ pub struct Requester {
     generation: u64,
 }
 
+impl Requester {
+    fn new(caller: Caller, standing: Arc<Standing>, signer: Option<Signer>) -> Self {
+        let generation = standing.generation.load(Ordering::Acquire);
+        Self { caller, standing, signer, generation }
+    }
+}
+
 /// What a request shows to say who it is from.
 pub enum Credential<'r> {
     /// A token: whoever has it is its caller.
@@ -247,6 +254,31 @@ impl Callers {
     /// # Errors
     /// Why that is nobody.
     pub fn identify(&self, credential: &Credential<'_>, head: &Parts, body: &[u8]) -> Result<Requester, Stranger> {
+        let (caller, signer) = self.caller_of(credential, head, body)?;
+        let standing = self.standings.of(caller);
+        Ok(Requester::new(caller, standing, signer))
+    }
+
+    /// As [`Callers::identify`], with no trace: whoever is not remembered does not become so.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn known(
+        &self,
+        credential: &Credential<'_>,
+        head: &Parts,
+        body: &[u8],
+    ) -> Result<(Caller, Option<Requester>), Stranger> {
+        let (caller, signer) = self.caller_of(credential, head, body)?;
+        Ok((caller, self.standings.peek(caller).map(|standing| Requester::new(caller, standing, signer))))
+    }
+
+    fn caller_of(
+        &self,
+        credential: &Credential<'_>,
+        head: &Parts,
+        body: &[u8],
+    ) -> Result<(Caller, Option<Signer>), Stranger> {
         let (hash, signer) = match credential {
             Credential::Token(token) => {
                 let mut hash = Fields::new(&self.key, b"caller/token");
@@ -271,10 +303,7 @@ impl Callers {
                 (hash, Some(signer))
             }
         };
-        let caller = Caller(hash.finish());
-        let standing = self.standings.of(caller);
-        let generation = standing.generation.load(Ordering::Acquire);
-        Ok(Requester { caller, standing, signer, generation })
+        Ok((Caller(hash.finish()), signer))
     }
 
     /// All of a request's headers that its calls carry: what shows who asks, besides a signature, and the scope headers.
@@ -325,6 +354,11 @@ impl Callers {
     /// Whether the endpoint's acceptance of this caller is too old to answer from memory.
     pub fn must_revalidate(&self, requester: &Requester, now: Moment) -> bool {
         !requester.standing.accepted_within(self.revalidate, now)
+    }
+
+    /// Milliseconds until the endpoint's acceptance of this caller is too old; `None` once it is.
+    pub fn accepted_left(&self, requester: &Requester, now: Moment) -> Option<u64> {
+        requester.standing.accepted_left(self.revalidate, now)
     }
 
     /// The endpoint has accepted a caller in a call sent at `sent`, when its doubts were `doubts`. A call that left before

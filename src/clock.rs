@@ -91,6 +91,12 @@ pub fn basic_date(unix_seconds: u64) -> String {
     timestamp.unwrap_or_default().strftime(BASIC_DATE).to_string()
 }
 
+/// Unix milliseconds as RFC 3339 has a time, UTC: `2026-11-24T15:17:07.25Z`. What lies beyond the year 9999 reads as 1970.
+pub fn rfc3339(unix_millis: u64) -> String {
+    let timestamp = i64::try_from(unix_millis).ok().and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
+    timestamp.unwrap_or_default().to_string()
+}
+
 /// Reads what [`basic_date`] writes, to the letter.
 pub fn read_basic_date(text: &str) -> Option<u64> {
     if text.len() != 16 || !text.is_ascii() {

@@ -386,6 +386,19 @@ impl Fetch {
         self.0.refresh(terms, wanted)
     }
 
+    /// Whether a batch of these marks would join a flight for `id`.
+    pub fn is_in_flight(&self, key: Key, id: &str, marks: &Marks<'_>) -> bool {
+        self.0.state().flights.get(&key).is_some_and(|flight| !flight.is_purged(id, marks))
+    }
+
+    /// Why no call may be made now, for this caller if it is known, else for anyone.
+    pub fn refusal_for(&self, requester: Option<&Requester>) -> Option<Error> {
+        match requester {
+            Some(requester) => self.0.refusal(&requester.standing),
+            None => self.0.upstream.refusal(),
+        }
+    }
+
     /// Whether the endpoint may be asked once more to find out whose fault a failed call was.
     pub fn affords_extra(&self) -> bool {
         self.0.flights.extra_calls.withdraw()
@@ -435,7 +448,7 @@ impl Inner {
         wanted: &[Wanted],
         serves: impl Fn(&Kept) -> bool,
     ) -> Result<Vec<Source>, Error> {
-        let refusal = self.refusal(terms);
+        let refusal = self.refusal(&terms.requester.standing);
         let marks = self.cache.purges().of_group(terms.group.as_deref());
         let mut state = self.state();
         let found: Vec<Option<Source>> = wanted
@@ -481,7 +494,7 @@ impl Inner {
     }
 
     fn refresh(self: &Arc<Self>, terms: &Arc<Terms>, wanted: &[Wanted]) -> usize {
-        if self.refusal(terms).is_some() {
+        if self.refusal(&terms.requester.standing).is_some() {
             return 0;
         }
         let mut state = self.state();

@@ -23,7 +23,7 @@ const MOST_HOPS: usize = 3;
 
 /// The first to see a request, and the last to see its answer.
 pub struct Router {
-    access_urls: AccessUrls,
+    access_urls: Arc<AccessUrls>,
     passthrough: Arc<Passthrough>,
     upstream: Arc<Upstream>,
     metrics: Arc<Metrics>,
@@ -33,7 +33,7 @@ pub struct Router {
 impl Router {
     /// A router over what the composition root has built.
     pub fn new(
-        access_urls: AccessUrls,
+        access_urls: Arc<AccessUrls>,
         passthrough: Arc<Passthrough>,
         upstream: Arc<Upstream>,
         metrics: Arc<Metrics>,

@@ -76,6 +76,13 @@ pub fn read(body: &[u8], ids: &[&str]) -> Read {
     Read::Links(links)
 }
 
+/// The link of an item, as it was kept.
+pub fn url_of(item: &str) -> Option<String> {
+    let fields = serde_json::from_str::<ItemFields<'_>>(item).ok()?;
+    let url = serde_json::from_str::<Text<'_>>(fields.accessory_url?.get()).ok()?;
+    Some(url.0.into_owned())
+}
+
 /// Whether `body` is an error of this code.
 pub fn has_error_code(body: &[u8], code: &str) -> bool {
     let envelope = serde_json::from_slice::<Envelope<'_>>(body);

@@ -108,6 +108,18 @@ impl Guard {
         }
     }
 
+    /// Takes the admin token out of a batch's headers, where there is one to show: it is no credential of a batch.
+    pub(super) fn take_token(&self, headers: &mut HeaderMap) {
+        if self.token.is_some() && headers.contains_key(AUTHORIZATION) {
+            let others: Vec<HeaderValue> =
+                headers.get_all(AUTHORIZATION).iter().filter(|value| token_of(value).is_none()).cloned().collect();
+            headers.remove(AUTHORIZATION);
+            for other in others {
+                headers.append(AUTHORIZATION, other);
+            }
+        }
+    }
+
     fn is_token(&self, shown: &[u8]) -> bool {
         let (Some(token), Some(shown)) = (self.token.clone(), hash(&self.key, shown)) else { return false };
         // In constant time, and hashes tell no length either.
@@ -152,7 +164,7 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 /// What an `Authorization` of the scheme Bearer shows; its name is not case-sensitive (RFC 9110 §11.1).
-pub(super) fn token_of(value: &HeaderValue) -> Option<&[u8]> {
+fn token_of(value: &HeaderValue) -> Option<&[u8]> {
     let (scheme, token) = value.as_bytes().split_at_checked(SCHEME.len())?;
     // No token at all is the wrong one.
     let ends = token.first().is_none_or(|next| *next == b' ');

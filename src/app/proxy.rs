@@ -10,7 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::StartError;
 use crate::access_urls::AccessUrls;
-use crate::admin::Admin;
+use crate::admin::{Admin, Workings};
 use crate::cache::Cache;
 use crate::cache::purges::{self, Purges};
 use crate::caller::signature::Keys;
@@ -195,7 +195,7 @@ impl Lasting {
         let deletions = Deletions::new(Arc::clone(&self.purges), clock.clone(), Arc::clone(metrics));
         let idle_timeout = config.upstream.idle_timeout;
         let passthrough = Arc::new(Passthrough::new(Arc::clone(&upstream), resign, deletions, idle_timeout));
-        let access_urls = AccessUrls::new(
+        let access_urls = Arc::new(AccessUrls::new(
             callers,
             Arc::clone(&self.cache),
             fetch,
@@ -203,16 +203,17 @@ impl Lasting {
             Arc::clone(&config),
             Arc::clone(metrics),
             clock.clone(),
-        );
-        let admin = Admin::new(
-            &config.admin,
-            self.registry.clone(),
-            Arc::clone(metrics),
-            Arc::clone(&self.cache),
-            Arc::clone(&upstream),
-            Arc::clone(&self.ready),
-            clock.clone(),
-        );
+        ));
+        let workings = Workings {
+            registry: self.registry.clone(),
+            metrics: Arc::clone(metrics),
+            cache: Arc::clone(&self.cache),
+            upstream: Arc::clone(&upstream),
+            access_urls: Arc::clone(&access_urls),
+            ready: Arc::clone(&self.ready),
+            clock: clock.clone(),
+        };
+        let admin = Admin::new(&config.admin, workings);
         let router =
             Router::new(access_urls, passthrough, Arc::clone(&upstream), Arc::clone(metrics), config.log.access);
         Assembly { router, admin, config, upstream }

@@ -45,7 +45,12 @@ impl Deadlines {
 
     /// Whether a failing endpoint may be answered for with this link.
     pub fn usable(&self, now: Moment) -> bool {
-        left(self.stale, now.since(self.sent)).is_some()
+        self.usable_left(now).is_some()
+    }
+
+    /// Milliseconds for which it may be; `None` once that is over.
+    pub fn usable_left(&self, now: Moment) -> Option<u64> {
+        left(self.stale, now.since(self.sent))
     }
 
     /// Milliseconds until the URL itself expires, if it says.

@@ -60,9 +60,14 @@ impl Standing {
     }
 
     pub(super) fn accepted_within(&self, span: u64, now: Moment) -> bool {
+        self.accepted_left(span, now).is_some()
+    }
+
+    pub(super) fn accepted_left(&self, span: u64, now: Moment) -> Option<u64> {
         let [monotonic, wall] = &self.accepted;
         let at = Moment { monotonic: monotonic.load(Ordering::Relaxed), wall: wall.load(Ordering::Relaxed) };
-        at.monotonic != u64::MAX && at.wall != u64::MAX && now.since(at) < span
+        let is_accepted = at.monotonic != u64::MAX && at.wall != u64::MAX;
+        is_accepted.then(|| now.since(at)).filter(|since| *since < span).map(|since| span - since)
     }
 }
 
@@ -92,6 +97,11 @@ impl Standings {
         let stranger = || Ok::<_, Infallible>(Arc::new(Standing::new(self.generation())));
         let Ok(standing) = self.strangers.get_or_insert_with(&caller, stranger);
         standing
+    }
+
+    /// What is remembered of `caller`, if anything, which does not become more by it.
+    pub(super) fn peek(&self, caller: Caller) -> Option<Arc<Standing>> {
+        self.accepted.peek(&caller).or_else(|| self.strangers.peek(&caller))
     }
 
     /// The caller is no stranger any more.

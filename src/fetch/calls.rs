@@ -18,7 +18,7 @@ use crate::access_urls::request::{self, Form};
 use crate::api;
 use crate::cache::Kept;
 use crate::cache::freshness::{self, Deadlines, Reason, Verdict};
-use crate::caller::Scope;
+use crate::caller::{Scope, Standing};
 use crate::config;
 use crate::error::{Error, NoAnswer};
 use crate::hold;
@@ -172,7 +172,7 @@ impl Inner {
     }
 
     async fn call(&self, terms: &Terms, wanted: &[Wanted], deadline: Instant, keep: bool) -> Report {
-        if let Some(refusal) = self.refusal(terms) {
+        if let Some(refusal) = self.refusal(&terms.requester.standing) {
             return self.reported(Report::failed(Cause::NoAnswer(refusal)));
         }
         // The caller's own first: who waits for that one keeps nobody else waiting.
@@ -205,8 +205,8 @@ impl Inner {
     }
 
     /// Why no call may be made for this caller now.
-    pub(super) fn refusal(&self, terms: &Terms) -> Option<Error> {
-        let hold = terms.requester.standing.hold.left(self.clock.now()).map(Error::HeldBack);
+    pub(super) fn refusal(&self, standing: &Standing) -> Option<Error> {
+        let hold = standing.hold.left(self.clock.now()).map(Error::HeldBack);
         hold.or_else(|| self.upstream.refusal())
     }
 

@@ -11,6 +11,8 @@ use crate::support::{Reply, Stack, TestClient, raw};
 
 const TOKEN: &str = "token-of-an-operator";
 const JSON: (&str, &str) = ("content-type", "application/json");
+/// What is guarded, and read.
+const GUARDED: [&str; 1] = ["/explain?accessory_ids=1"];
 const ALL: &str = r#"{"all":true}"#;
 
 pub fn token(config: &mut sidelink::config::Config) {
@@ -39,7 +41,7 @@ fn admin(stack: &Stack) -> TestClient {
 #[tokio::test]
 async fn every_answer_tells_browsers_to_keep_run_and_frame_nothing() {
     let stack = Stack::start().await;
-    for path in ["/metrics", "/livez", "/readyz", "/purge", "/nowhere"] {
+    for path in ["/metrics", "/livez", "/readyz", "/explain", "/purge", "/nowhere"] {
         let reply = admin(&stack).get(path, &[]).await;
         assert!(reply.header("content-security-policy").contains("default-src 'none'"), "{path}");
         assert!(reply.header("content-security-policy").contains("frame-ancestors 'none'"), "{path}");
@@ -121,6 +123,10 @@ async fn a_page_of_another_origin_gets_nothing_through_a_browser() {
             assert!(!reply.headers.contains_key("www-authenticate"));
         }
         assert_eq!(client.get("/metrics", &[foreign]).await.status, 200, "metrics are for everyone");
+        for path in GUARDED {
+            assert_eq!(client.get(path, &[foreign]).await.status, 403, "{path}");
+            assert_eq!(client.get(path, &[]).await.status, 200, "{path}");
+        }
     }
     let own = format!("http://{}", stack.app.admin_address());
     assert_eq!(purge(&client, &[JSON, ("origin", &own), ("sec-fetch-site", "same-origin")], ALL).await.status, 200);
@@ -168,6 +174,9 @@ async fn who_comes_from_elsewhere_needs_the_token() {
         assert_eq!(reply.header("www-authenticate"), if status == 401 { "Bearer realm=\"sidelink\"" } else { "" });
         let reply = purge(&client, &[JSON, ("host", "localhost")], ALL).await;
         assert_eq!(reply.status, status, "whatever it says in Host");
+        for path in GUARDED {
+            assert_eq!(client.get(path, &[]).await.status, status, "{path}");
+        }
         let bearer = format!("Bearer {TOKEN}");
         let reply = purge(&client, &[JSON, ("authorization", &bearer)], ALL).await;
         assert_eq!(reply.status, if status == 401 { 200 } else { 403 });

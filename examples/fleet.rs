@@ -26,9 +26,9 @@ const POLL: f64 = 0.020;
 /// `freshness.min_remaining` and `freshness.max`, in seconds.
 const MIN_REMAINING: f64 = 60.0;
 const MAX_FRESH: f64 = 600.0;
-/// Bytes of a key, and of a value: a link of 447 bytes with its deadlines, sealed, in base64.
-const KEY_BYTES: f64 = 48.0;
-const VALUE_BYTES: f64 = 684.0;
+/// Bytes of a key, and of a value: an item of 568 bytes, its deadlines and its stamp, sealed, in base64.
+const KEY_BYTES: f64 = 44.0;
+const VALUE_BYTES: f64 = 892.0;
 
 /// What stands behind a sidelink's memory.
 #[derive(Clone, Copy, PartialEq)]

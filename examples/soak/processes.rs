@@ -61,7 +61,8 @@ impl Stage {
         let endpoint = endpoint(&binary, endpoint_address)?;
         let redis = redis(redis_address, folder.path()).ok();
         std::fs::write(folder.path().join("secret"), format!("{:064x}\n", 7))?;
-        configure(folder.path(), &text(address, admin, endpoint_address, redis.is_some().then_some(redis_address)))?;
+        let tier = redis.is_some().then_some(redis_address);
+        configure(folder.path(), &text(folder.path(), [address, admin, endpoint_address], tier))?;
         up(endpoint_address).await?;
         if redis.is_some() {
             up(redis_address).await?;
@@ -125,7 +126,8 @@ impl Stage {
 
     async fn reload(&self) -> Result<(), Box<dyn Error>> {
         let tier = self.redis.is_some().then_some(self.redis_address);
-        configure(self.folder.path(), &text(self.address, self.admin, self.endpoint_address, tier))?;
+        let addresses = [self.address, self.admin, self.endpoint_address];
+        configure(self.folder.path(), &text(self.folder.path(), addresses, tier))?;
         signal(&self.sidelink, "HUP").await
     }
 
@@ -155,9 +157,11 @@ fn redis(address: SocketAddr, folder: &Path) -> std::io::Result<Child> {
         .spawn()
 }
 
-fn text(address: SocketAddr, admin: SocketAddr, endpoint: SocketAddr, redis: Option<SocketAddr>) -> String {
-    let shared =
-        redis.map_or(String::new(), |redis| format!("[shared]\nurl = \"redis://{redis}\"\nsecret_file = \"secret\"\n"));
+fn text(folder: &Path, [address, admin, endpoint]: [SocketAddr; 3], redis: Option<SocketAddr>) -> String {
+    let secret = folder.join("secret");
+    let shared = redis.map_or(String::new(), |redis| {
+        format!("[shared]\nurl = \"redis://{redis}\"\nsecret_file = \"{}\"\n", secret.display())
+    });
     format!(
         "[listen]\naddress = \"{address}\"\n[admin]\naddress = \"{admin}\"\n\
          [upstream]\nendpoint = \"http://{endpoint}\"\ndeadline = \"2s\"\n\

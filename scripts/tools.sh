@@ -21,6 +21,19 @@ apt_install() {
     DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@" </dev/null >/dev/null
 }
 
+# A package that brings a service of its name, which is not wanted here: it is neither started now nor with the machine.
+apt_install_idle() {
+    local package=$1 policy=/usr/sbin/policy-rc.d
+    if [ "$(id -u)" -eq 0 ] && [ ! -e "$policy" ]; then
+        # invoke-rc.d(8): asked before a package starts its service; 101 forbids it.
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
+    apt_install "$package"
+    if command -v systemctl >/dev/null; then systemctl --quiet disable "$package" >/dev/null 2>&1 || true; fi
+}
+
 # rustls' cryptography has parts in C and assembly.
 command -v cc >/dev/null || apt_install gcc libc6-dev
 
@@ -52,3 +65,5 @@ pip_install "./python -c 'import huaweicloudsdkosm.v2'" tests/sdk/requirements.t
 pip_install "./hadolint --version && ./check-jsonschema --version && ./kubernetes-validate --version" \
     deploy/requirements.txt
 command -v systemd-analyze >/dev/null || apt_install systemd
+# What tests/it/prometheus.rs scrapes with, and promtool, with which tests/it/rules.rs checks deploy/prometheus/.
+command -v prometheus >/dev/null && command -v promtool >/dev/null || apt_install_idle prometheus

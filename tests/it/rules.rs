@@ -1,0 +1,186 @@
+//! What `deploy/` makes of the metrics holds together: every series that a rule or the dashboard asks for exists, every alert
+//! has its section in the runbook, and has been seen to fire and to be quiet.
+//!
+//! `promtool` comes with `make tools`; without it these tests fail.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::exposition::{Family, families};
+use crate::promql::{Selector, selectors};
+use crate::support::Stack;
+
+/// Labels that Prometheus gives to all series of a target.
+const TARGET: [&str; 4] = ["job", "instance", "namespace", "pod"];
+
+/// A path in the repository.
+pub fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn text(name: &str) -> String {
+    fs::read_to_string(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn yaml(name: &str) -> Value {
+    serde_saphyr::from_str(&text(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn string<'v>(value: &'v Value, key: &str) -> &'v str {
+    value[key].as_str().unwrap_or_else(|| panic!("no {key} in {value:#}"))
+}
+
+/// The rules of a file.
+fn rules(name: &str) -> Vec<Value> {
+    list(&yaml(name)["groups"]).iter().flat_map(|group| list(&group["rules"]).to_vec()).collect()
+}
+
+fn recorded() -> BTreeSet<String> {
+    rules("deploy/prometheus/recording.yml").iter().map(|rule| string(rule, "record").to_owned()).collect()
+}
+
+fn alerts() -> Vec<Value> {
+    rules("deploy/prometheus/alerts.yml")
+}
+
+fn promtool(arguments: &[&str], input: &str) {
+    let mut command = Command::new("promtool");
+    command.args(arguments).current_dir(path("deploy/prometheus"));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("promtool is not there: run `make tools`");
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "promtool {arguments:?}: {said}");
+    if input.is_empty() {
+        return;
+    }
+    assert!(said.is_empty(), "promtool has a complaint, if not an error: {said}");
+}
+
+#[test]
+fn promtool_accepts_configuration_and_rules() {
+    promtool(&["check", "config", "prometheus.yml"], "");
+    promtool(&["check", "rules", "recording.yml", "alerts.yml"], "");
+}
+
+#[test]
+fn the_rules_come_to_what_their_cases_say() {
+    promtool(&["test", "rules", "tests/recording.yml", "tests/alerts.yml"], "");
+}
+
+#[tokio::test]
+async fn promtool_has_no_complaint_about_a_scrape() {
+    let stack = Stack::start().await;
+    assert_eq!(stack.client.batch("t", &["1", "2"]).await.ids(), ["1", "2"]);
+    promtool(&["check", "metrics"], &stack.metrics().await);
+}
+
+#[test]
+fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_quiet() {
+    // Of each alert: the names of the series that its cases bring, of those that fire and of those that are quiet.
+    type Cases = Vec<BTreeSet<String>>;
+    let mut cases: BTreeMap<String, (Cases, Cases)> = BTreeMap::new();
+    for case in list(&yaml("deploy/prometheus/tests/alerts.yml")["tests"]) {
+        let series = list(&case["input_series"]).iter().map(|series| string(series, "series"));
+        let series: BTreeSet<String> = series.map(|series| series.split('{').next().unwrap().to_owned()).collect();
+        let expected = list(&case["alert_rule_test"]);
+        let name = string(&expected[0], "alertname");
+        assert!(expected.iter().all(|expected| string(expected, "alertname") == name), "{case:#}");
+        let fires = expected.iter().any(|expected| !list(&expected["exp_alerts"]).is_empty());
+        let verb = if fires { "fires" } else { "is quiet" };
+        assert!(string(case, "name").starts_with(&format!("{name} {verb}: ")), "{}", string(case, "name"));
+        let (firing, quiet) = cases.entry(name.to_owned()).or_default();
+        if fires { firing } else { quiet }.push(series);
+    }
+    let alerts: BTreeSet<String> = alerts().iter().map(|alert| string(alert, "alert").to_owned()).collect();
+    assert_eq!(cases.keys().cloned().collect::<BTreeSet<_>>(), alerts);
+    for (alert, (firing, quiet)) in &cases {
+        assert!(!firing.is_empty(), "{alert} is nowhere seen to fire");
+        // Quiet for what the series say, not for their absence.
+        assert!(quiet.iter().any(|quiet| firing.contains(quiet)), "{alert} is nowhere seen to be quiet");
+    }
+}
+
+#[test]
+fn every_alert_says_what_it_is_and_has_its_section_in_the_runbook() {
+    let mut sections = BTreeMap::new();
+    for section in text("docs/RUNBOOK.md").split("\n## ").skip(1) {
+        let (name, said) = section.split_once('\n').unwrap();
+        assert!(sections.insert(name.to_owned(), said.to_owned()).is_none(), "{name} has two sections");
+    }
+    let alerts = alerts();
+    let names: Vec<&str> = alerts.iter().map(|alert| string(alert, "alert")).collect();
+    assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
+    assert_eq!(sections.keys().map(String::as_str).collect::<BTreeSet<_>>(), names.iter().copied().collect());
+    for (name, said) in &sections {
+        let parts = ["Means", "Users notice", "Confirm", "Do", "Leave alone"];
+        let found: Vec<&str> = said.split("\n**").skip(1).map(|part| part.split(".**").next().unwrap()).collect();
+        assert_eq!(found, parts, "{name}");
+    }
+    for alert in &alerts {
+        let (name, annotations) = (string(alert, "alert"), &alert["annotations"]);
+        assert!(["critical", "warning"].contains(&string(&alert["labels"], "severity")), "{name}");
+        assert!(!string(annotations, "summary").is_empty() && !string(annotations, "description").is_empty(), "{name}");
+        assert_eq!(string(annotations, "runbook"), format!("docs/RUNBOOK.md#{}", name.to_lowercase()));
+    }
+}
+
+/// Panics where `selector` asks for what the families do not have.
+fn exists(selector: &Selector, families: &BTreeMap<String, Family>, recorded: &BTreeSet<String>) {
+    let owned = selector.matchers.iter().filter(|(label, ..)| !TARGET.contains(&label.as_str()));
+    if selector.name == "up" || recorded.contains(&selector.name) {
+        assert_eq!(owned.count(), 0, "{selector:?}: no such label");
+        return;
+    }
+    let family = families.iter().find(|(name, family)| family.names(name).contains(&selector.name));
+    let (_, family) = family.unwrap_or_else(|| panic!("{selector:?}: no such series"));
+    for (label, operator, value) in owned {
+        let known: BTreeSet<&str> = match label.as_str() {
+            "le" => family.buckets.iter().map(String::as_str).collect(),
+            label => family.series.iter().filter_map(|labels| labels.get(label)).map(String::as_str).collect(),
+        };
+        let values: Vec<String> = match operator.as_str() {
+            "=" | "!=" => vec![value.clone()],
+            // Nothing but alternatives is used here, and how two versions of Prometheus write a bucket.
+            _ => value.replace(r"(\.0)?", "").split('|').map(str::to_owned).collect(),
+        };
+        for value in values {
+            assert!(known.contains(value.as_str()), "{selector:?}: {label} is one of {known:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_series_that_a_rule_asks_for_exists() {
+    let (families, recorded) = (families(&Stack::start().await.metrics().await), recorded());
+    let mut asked = BTreeSet::new();
+    for rule in rules("deploy/prometheus/recording.yml").iter().chain(&alerts()) {
+        let selectors = selectors(string(rule, "expr"));
+        assert!(!selectors.is_empty(), "{rule:#}");
+        selectors.iter().for_each(|selector| exists(selector, &families, &recorded));
+        asked.extend(selectors.into_iter().map(|selector| selector.name));
+    }
+    // Cases are about series that exist, too.
+    for file in ["deploy/prometheus/tests/recording.yml", "deploy/prometheus/tests/alerts.yml"] {
+        for case in list(&yaml(file)["tests"]) {
+            let series = list(&case["input_series"]).iter().map(|series| string(series, "series"));
+            for selector in series.flat_map(selectors).filter(|selector| selector.matchers[0].2 == "sidelink") {
+                let as_written = |selector: &Selector| selector.matchers.iter().all(|(label, ..)| label != "le");
+                if as_written(&selector) {
+                    exists(&selector, &families, &recorded);
+                }
+                assert!(asked.contains(&selector.name), "{selector:?}: no rule asks for it");
+            }
+        }
+    }
+}

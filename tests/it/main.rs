@@ -19,6 +19,7 @@ mod metrics;
 mod once;
 mod pass_through;
 mod process;
+mod prometheus;
 mod promql;
 mod purge;
 mod reload;

@@ -139,6 +139,14 @@ impl TestClient {
         self.send(Method::GET, target, headers, "").await
     }
 
+    /// As [`TestClient::get`]; `None` where nobody answers.
+    pub async fn try_get(&self, target: &str) -> Option<Reply> {
+        let request = Request::builder().uri(format!("http://{}{target}", self.address));
+        let response = self.client.request(request.body(Full::default()).unwrap()).await.ok()?;
+        let (head, body) = response.into_parts();
+        Some(Reply { status: head.status, headers: head.headers, body: body.collect().await.ok()?.to_bytes() })
+    }
+
     /// The batch `ids`, by query, as the caller `token`.
     pub async fn batch(&self, token: &str, ids: &[&str]) -> Reply {
         self.get(&query(ids), &[("x-auth-token", token)]).await

@@ -1,0 +1,173 @@
+//! A real Prometheus that scrapes a running sidelink sees what clients were given.
+//!
+//! It comes with `make tools`; without it these tests fail.
+
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::rules::path;
+use crate::support::{LOOPBACK, Stack, TestClient};
+
+/// Scrapes and evaluations a second apart: by far long enough for a few of them.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A running Prometheus, configured as `deploy/prometheus` has it; killed when dropped.
+struct Prometheus {
+    process: Child,
+    client: TestClient,
+    home: TempDir,
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Prometheus {
+    /// Scrapes `target`, and both scrapes and evaluates every second.
+    async fn start(target: SocketAddr) -> Self {
+        // It takes no port 0. One that is free now may be taken by the time it listens: then it ends, and another is tried.
+        for _ in 0..20 {
+            let mut prometheus = Self::spawn(target, TcpListener::bind(LOOPBACK).unwrap().local_addr().unwrap());
+            if prometheus.is_ready().await {
+                return prometheus;
+            }
+            let log = fs::read_to_string(prometheus.home.path().join("log")).unwrap();
+            assert!(log.contains("address already in use"), "{log}");
+        }
+        panic!("no port to be had");
+    }
+
+    fn spawn(target: SocketAddr, address: SocketAddr) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path();
+        for file in ["prometheus.yml", "recording.yml", "alerts.yml"] {
+            let shipped = fs::read_to_string(path("deploy/prometheus").join(file)).unwrap();
+            let text =
+                shipped.replace("\"sidelink:8081\"", &format!("\"{target}\"")).replace("interval: 15s", "interval: 1s");
+            assert_eq!(text != shipped, file == "prometheus.yml");
+            fs::write(folder.join(file), text).unwrap();
+        }
+        let log = File::create(folder.join("log")).unwrap();
+        let process = Command::new("prometheus")
+            .arg(format!("--config.file={}", folder.join("prometheus.yml").display()))
+            .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
+            .arg(format!("--web.listen-address={address}"))
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("prometheus is not there: run `make tools`");
+        Self { process, client: TestClient::new(address), home }
+    }
+
+    /// Waits until it answers; `false` if it has ended.
+    async fn is_ready(&mut self) -> bool {
+        let folder = self.home.path().join("data").display().to_string();
+        let began = Instant::now();
+        while self.process.try_wait().unwrap().is_none() {
+            // Whoever else may have got the port has another folder.
+            if let Some(flags) = self.get("/api/v1/status/flags").await
+                && flags["data"]["storage.tsdb.path"] == folder.as_str()
+                && self.get("/-/ready").await.is_some()
+            {
+                return true;
+            }
+            assert!(began.elapsed() < PATIENCE, "Prometheus is not ready");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        false
+    }
+
+    /// The body of a 200, if that is what there is: parsed if it is JSON.
+    async fn get(&self, target: &str) -> Option<Value> {
+        let reply = self.client.try_get(target).await?;
+        reply.status.is_success().then(|| serde_json::from_slice(&reply.body).unwrap_or_default())
+    }
+
+    /// Each sample of an instant query.
+    async fn query(&self, expression: &str) -> Vec<f64> {
+        let target = format!("/api/v1/query?query={}", utf8_percent_encode(expression, NON_ALPHANUMERIC));
+        let reply = self.client.get(&target, &[]).await.json();
+        assert_eq!(reply["status"], "success", "{expression}: {reply:#}");
+        let samples = reply["data"]["result"].as_array().unwrap().iter();
+        samples.map(|sample| sample["value"][1].as_str().unwrap().parse().unwrap()).collect()
+    }
+
+    /// Asks until `met`, or for as long as patience lasts: the last samples.
+    async fn wait(&self, expression: &str, met: impl Fn(&[f64]) -> bool) -> Vec<f64> {
+        let began = Instant::now();
+        loop {
+            let samples = self.query(expression).await;
+            if met(&samples) || began.elapsed() > PATIENCE {
+                return samples;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// Whether `samples` is the one `value`, give or take rounding.
+fn is(samples: &[f64], value: f64) -> bool {
+    matches!(samples, [sample] if (sample - value).abs() < 1e-9)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_prometheus_records_the_hit_rate_that_clients_had() {
+    let stack = Stack::with(|endpoint| endpoint.missing = vec!["gone".to_owned()], |_| {}).await;
+    let prometheus = Prometheus::start(stack.app.admin_address()).await;
+    // What it has not seen at 0 it could not see rise.
+    assert_eq!(prometheus.wait("count(sidelink_ids_total == 0)", |samples| samples == [7.0]).await, [7.0]);
+
+    // Ten ids that are fetched once and hit seven times; one that is not there, and is remembered as absent.
+    let ids = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
+    for _ in 0..8 {
+        assert_eq!(stack.client.batch("t", &ids).await.ids(), ids);
+    }
+    for _ in 0..2 {
+        assert!(stack.client.batch("t", &["gone"]).await.ids().is_empty());
+    }
+    let asked = 8.0 * 10.0 + 2.0;
+    let spared = 7.0 * 10.0;
+
+    let seen = prometheus.wait("sum(sidelink_ids_total)", |samples| samples == [asked]).await;
+    assert_eq!(seen, [asked]);
+    for ratio in ["instance:sidelink_hit_ratio:rate5m", "job:sidelink_hit_ratio:rate5m"] {
+        let recorded = prometheus.wait(ratio, |samples| is(samples, spared / asked)).await;
+        assert!(is(&recorded, spared / asked), "{ratio}: {recorded:?}");
+    }
+    // From the first scrape to the last, no moment's rate has passed 1.
+    let most = prometheus.query("max_over_time(instance:sidelink_hit_ratio:rate5m[5m])").await;
+    assert!(matches!(most[..], [most] if most <= 1.0), "{most:?}");
+    // Every id that was asked for has become something.
+    let under_way = prometheus.wait("instance:sidelink_ids_under_way", |samples| samples == [0.0]).await;
+    assert_eq!(under_way, [0.0]);
+    let sent = prometheus.query("instance:sidelink_ids_sent_ratio:rate5m").await;
+    assert!(is(&sent, 11.0 / asked), "{sent:?}");
+
+    let groups = prometheus.get("/api/v1/rules").await.unwrap();
+    let groups = groups["data"]["groups"].as_array().unwrap();
+    let rules: Vec<&Value> = groups.iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();
+    assert!(rules.len() > 30);
+    for rule in &rules {
+        assert_eq!(rule["health"], "ok", "{rule:#}");
+        assert_ne!(rule["state"], "firing", "all is well: {rule:#}");
+    }
+    assert_eq!(prometheus.query("up{job=\"sidelink\"}").await, [1.0]);
+
+    // And what it sees when sidelink has gone.
+    stack.app.drain().await;
+    let up = prometheus.wait("up{job=\"sidelink\"}", |samples| samples == [0.0]).await;
+    assert_eq!(up, [0.0]);
+    let pending = prometheus.wait("ALERTS{alertname=\"SidelinkAbsent\"}", |samples| samples == [1.0]).await;
+    assert_eq!(pending, [1.0]);
+}

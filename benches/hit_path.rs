@@ -76,7 +76,7 @@ fn looking_up(criterion: &mut Criterion) {
         let keys: Vec<(Key, &String)> = ids.iter().map(|id| (scope.key(id), id)).collect();
         let deadlines = Deadlines::absent(Clock::system().now(), config.freshness.max);
         for (key, _) in &keys {
-            cache.keep(*key, Kept { text: Some(Arc::from("x".repeat(447))), deadlines });
+            cache.keep(*key, Kept::new(Some(&"x".repeat(447)), deadlines));
         }
         for size in SIZES {
             group.throughput(Throughput::Elements(size as u64));
@@ -99,7 +99,7 @@ fn merging(criterion: &mut Criterion) {
         let texts = vec!["x".repeat(447); size];
         group.throughput(Throughput::Elements(size as u64));
         group.bench_with_input(BenchmarkId::from_parameter(size), &texts, |bencher, texts| {
-            bencher.iter(|| -> Bytes { merge(texts.iter().map(String::as_str)) });
+            bencher.iter(|| -> Bytes { merge(texts.iter().map(String::as_bytes)) });
         });
     }
 }

@@ -26,7 +26,7 @@ use crate::body::{BodyError, stream, whole};
 use crate::cache::freshness::Deadlines;
 use crate::cache::{Cache, Kept, KeyHasher};
 use crate::cache_control::Directives;
-use crate::caller::{Bypass, Callers, Requester, Scope, Stranger};
+use crate::caller::{Bypass, Callers, Key, Requester, Scope, Stranger};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::Error;
@@ -62,9 +62,10 @@ struct Demand {
 
 impl Demand {
     fn serves(&self, kept: &Kept, now: Moment) -> bool {
+        let deadlines = kept.deadlines();
         !self.nothing
-            && kept.deadlines.fresh_left(now).is_some_and(|left| left >= self.min_fresh.unwrap_or(0))
-            && self.max_age.is_none_or(|most| kept.deadlines.age(now) <= most)
+            && deadlines.fresh_left(now).is_some_and(|left| left >= self.min_fresh.unwrap_or(0))
+            && self.max_age.is_none_or(|most| deadlines.age(now) <= most)
     }
 }
 
@@ -78,11 +79,35 @@ struct Slot {
 
 /// What an id is answered with.
 #[derive(Clone)]
-struct Link {
-    /// The item; `None`: left out.
-    text: Option<Arc<str>>,
-    /// `None`: not stored.
-    deadlines: Option<Deadlines>,
+enum Link {
+    /// What is kept of it.
+    Kept(Kept),
+    /// What has just been brought: the item, `None` if it was left out; without deadlines, it is not stored.
+    Brought(Option<Arc<str>>, Option<Deadlines>),
+}
+
+impl Link {
+    fn text(&self) -> Option<&[u8]> {
+        match self {
+            Link::Kept(kept) => kept.text(),
+            Link::Brought(text, _) => text.as_deref().map(str::as_bytes),
+        }
+    }
+
+    fn deadlines(&self) -> Option<&Deadlines> {
+        match self {
+            Link::Kept(kept) => Some(kept.deadlines()),
+            Link::Brought(_, deadlines) => deadlines.as_ref(),
+        }
+    }
+}
+
+/// What memory has for a batch.
+enum LookedUp<'m> {
+    /// All of it: the answer, whose ids are counted.
+    Answer(Answered),
+    /// Not all, or something that is about to go cold.
+    Slots(Slots<'m>),
 }
 
 /// The ids of a batch that was read and admitted. Counts each once, also when the client leaves before its answer.
@@ -100,6 +125,15 @@ impl Slots<'_> {
             tally.add(slot.result);
         }
         tally
+    }
+
+    /// The answer's items, in the order asked.
+    fn items(&self) -> impl Iterator<Item = respond::Item<'_>> + Clone {
+        self.slots.iter().map(|slot| respond::Item {
+            text: slot.had.as_ref().and_then(Link::text),
+            deadlines: slot.had.as_ref().and_then(Link::deadlines),
+            result: slot.result,
+        })
     }
 
     /// How many are had.
@@ -177,10 +211,12 @@ impl AccessUrls {
         let scope = self.callers.scope(&requester, &parts.headers, batch.group.as_deref());
         let directives = self.directives(&parts);
         let demand = self.demand(&directives, &requester, now);
-        let Some(mut slots) = self.look_up(&batch, scope, &demand, &directives, now) else {
-            return respond::own(Error::TooManyIds);
-        };
         let caller = Some(requester.caller.short());
+        let mut slots = match self.look_up(&batch, scope, &demand, &directives, now) {
+            Some(LookedUp::Answer(answered)) => return Answered { caller, ..answered },
+            Some(LookedUp::Slots(slots)) => slots,
+            None => return respond::own(Error::TooManyIds),
+        };
         let from_memory = slots.had();
         let mut fetched = Fetched::default();
         if slots.need_calls() {
@@ -213,7 +249,7 @@ impl AccessUrls {
         }
         // What was not fetched has not aged meanwhile.
         let now = if slots.slots.len() == from_memory { now } else { self.clock.now() };
-        let answered = respond::links(&slots, &fetched, from_memory, form, &self.callers, &self.metrics, now);
+        let answered = respond::links(slots.items(), &fetched, from_memory, form, &self.callers, &self.metrics, now);
         Answered { caller, ..answered }
     }
 
@@ -296,37 +332,44 @@ impl AccessUrls {
         demand: &Demand,
         directives: &Directives,
         now: Moment,
-    ) -> Option<Slots<'_>> {
-        let (most, count) = (self.config.limits.batch_ids, batch.ids.len());
-        let room = count.min(most);
-        let mut seen = HashSet::with_capacity_and_hasher(room, BuildHasherDefault::<KeyHasher>::default());
-        let (mut refetched, mut slots, mut ageing) = (0, Vec::with_capacity(room), Vec::new());
+    ) -> Option<LookedUp<'_>> {
+        let ids = distinct(batch, scope, self.config.limits.batch_ids)?;
         let marks = self.cache.purges().of_group(batch.group.as_deref());
-        for id in &batch.ids {
-            let key = scope.key(id);
-            if count > 1 && !seen.insert(key) {
-                continue;
-            }
-            if slots.len() == most {
-                return None;
-            }
-            let wanted = || Wanted { id: Box::from(id.as_ref()), key };
-            let kept = self.cache.look_up(key, id, &marks).filter(|kept| kept.deadlines.fresh_left(now).is_some());
-            slots.push(match kept {
-                Some(kept) if demand.serves(&kept, now) => {
-                    let result = if kept.text.is_some() { IdResult::Hit } else { IdResult::Absent };
-                    if kept.text.is_some() && kept.deadlines.is_ageing(now, key.spread()) {
-                        ageing.push(wanted());
+        let view = self.cache.open(ids.iter().map(|(_, key)| *key));
+        let found = view.look_up(&ids, &marks);
+        self.metrics.batch_ids.observe(ids.len() as f64);
+
+        let ageing = |kept: &Kept, key: Key| {
+            let refreshes = self.config.freshness.refresh_ahead && kept.text().is_some();
+            refreshes && kept.deadlines().is_ageing(now, key.spread())
+        };
+        let all = || ids.iter().zip(&found);
+        if all().all(|((_, key), kept)| kept.is_some_and(|kept| demand.serves(kept, now) && !ageing(kept, *key))) {
+            // What is lent by the view becomes the answer's body as it is.
+            let items = found.iter().flatten().map(|kept| respond::Item::kept(kept));
+            let (count, fetched) = (ids.len(), Fetched::default());
+            let answered = respond::links(items, &fetched, count, batch.form, &self.callers, &self.metrics, now);
+            self.metrics.count_ids(&answered.tally);
+            return Some(LookedUp::Answer(answered));
+        }
+
+        let mut refetched = 0;
+        let mut slots = Slots { slots: Vec::with_capacity(ids.len()), ageing: Vec::new(), metrics: &self.metrics };
+        for ((id, key), kept) in all() {
+            let wanted = || Wanted { id: Box::from(*id), key: *key };
+            slots.slots.push(match kept {
+                Some(kept) if demand.serves(kept, now) => {
+                    if ageing(kept, *key) {
+                        slots.ageing.push(wanted());
                     }
-                    Slot { wanted: None, had: Some(Link::kept(kept)), result }
+                    Slot { wanted: None, result: from_memory(kept), had: Some(Link::Kept((*kept).clone())) }
                 }
                 kept => {
-                    refetched += u64::from(kept.is_some());
+                    refetched += u64::from(kept.is_some_and(|kept| kept.deadlines().fresh_left(now).is_some()));
                     Slot { wanted: Some(wanted()), had: None, result: IdResult::Failed }
                 }
             });
         }
-        self.metrics.batch_ids.observe(slots.len() as f64);
         if refetched > 0 && !directives.only_if_cached {
             let by_client = directives.no_cache
                 || directives.no_store
@@ -335,10 +378,7 @@ impl AccessUrls {
             let cause = if by_client { "client" } else { "revalidate" };
             self.metrics.refetched.with_label_values(&[cause]).inc_by(refetched);
         }
-        if !self.config.freshness.refresh_ahead {
-            ageing.clear();
-        }
-        Some(Slots { slots, ageing, metrics: &self.metrics })
+        Some(LookedUp::Slots(slots))
     }
 
     /// Fetches again, in the background, what was just handed out and is about to go cold.
@@ -388,8 +428,8 @@ impl AccessUrls {
         let marks = self.cache.purges().of_group(terms.group.as_deref());
         for slot in slots.lacking_slots() {
             let kept = slot.wanted.as_ref().and_then(|wanted| self.cache.look_up(wanted.key, &wanted.id, &marks));
-            if let Some(kept) = kept.filter(|kept| kept.text.is_some() && kept.deadlines.usable(now)) {
-                slot.had = Some(Link::kept(kept));
+            if let Some(kept) = kept.filter(|kept| kept.text().is_some() && kept.deadlines().usable(now)) {
+                slot.had = Some(Link::Kept(kept));
                 slot.result = IdResult::Stale;
             }
         }
@@ -397,10 +437,28 @@ impl AccessUrls {
     }
 }
 
-impl Link {
-    fn kept(kept: Kept) -> Self {
-        Self { text: kept.text, deadlines: Some(kept.deadlines) }
+/// The ids of a batch, each once, in the order asked, with their keys. `None`: there are more than `most`.
+fn distinct<'b>(batch: &'b Batch<'_>, scope: Scope, most: usize) -> Option<Vec<(&'b str, Key)>> {
+    let count = batch.ids.len();
+    let room = count.min(most);
+    let mut seen = HashSet::with_capacity_and_hasher(room, BuildHasherDefault::<KeyHasher>::default());
+    let mut ids = Vec::with_capacity(room);
+    for id in &batch.ids {
+        let key = scope.key(id);
+        if count > 1 && !seen.insert(key) {
+            continue;
+        }
+        if ids.len() == most {
+            return None;
+        }
+        ids.push((id.as_ref(), key));
     }
+    Some(ids)
+}
+
+/// What has become of an id that memory answers.
+fn from_memory(kept: &Kept) -> IdResult {
+    if kept.text().is_some() { IdResult::Hit } else { IdResult::Absent }
 }
 
 /// Puts what was fetched into the lacking slots, in order.
@@ -409,8 +467,8 @@ fn settle(slots: &mut Slots<'_>, had: impl Iterator<Item = Had>) -> Fetched {
     for (slot, had) in slots.lacking_slots().zip(had.collect::<Vec<_>>()) {
         let (joined, Landed { result, request_id }) = match had {
             Had::InMemory(kept) => {
-                slot.result = if kept.text.is_some() { IdResult::Hit } else { IdResult::Absent };
-                slot.had = Some(Link::kept(kept));
+                slot.result = from_memory(&kept);
+                slot.had = Some(Link::Kept(kept));
                 continue;
             }
             Had::Landed { joined, landed } => (joined, landed),
@@ -427,7 +485,7 @@ fn settle(slots: &mut Slots<'_>, had: impl Iterator<Item = Had>) -> Fetched {
             }
         };
         slot.result = if joined { IdResult::Joined } else { IdResult::Fetched };
-        slot.had = Some(Link { text, deadlines });
+        slot.had = Some(Link::Brought(text, deadlines));
         if fetched.failure.is_none() && fetched.request_id.is_none() {
             fetched.request_id = request_id;
         }

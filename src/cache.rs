@@ -1,7 +1,7 @@
 //! The embedded tier: links by [`Key`], bounded by bytes.
 //!
 //! A link is kept as the JSON text that the endpoint sent, so that answering is copying. Nothing here decides whether a
-//! link may be served: that is asked of its [`Deadlines`] at every look-up. Eviction (S3-FIFO by weight) and the sweep of
+//! link may be served: that is asked of its [`Deadlines`] at every look-up. Eviction (CLOCK-PRO by weight) and the sweep of
 //! what is dead only ever make room.
 
 pub mod freshness;
@@ -9,10 +9,11 @@ pub mod purges;
 
 use std::cell::Cell;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use prometheus::IntCounter;
-use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
+use quick_cache::{Lifecycle, Weighter, unsync};
+use triomphe::ThinArc;
 
 use crate::caller::Key;
 use crate::clock::Moment;
@@ -21,24 +22,44 @@ use crate::metrics::{Evictions, Metrics};
 use freshness::Deadlines;
 use purges::{Marks, Purges};
 
-/// Bytes that an entry takes besides its text: key, value and bookkeeping in the table, the text's reference counts, and
-/// the allocator's rounding. Measured: docs/BENCHMARKS.md, "Memory".
+/// Bytes that an entry takes besides its text: key and bookkeeping in the table, the deadlines and counts beside the text,
+/// and the allocator's rounding. Measured: docs/BENCHMARKS.md, "Memory".
 const ENTRY_BYTES: u64 = 160;
-/// A guess at a text's bytes, by which the table's shards and its memory of evicted keys are sized.
+/// A guess at a text's bytes, by which the table's parts and their memory of evicted keys are sized.
 const USUAL_TEXT: u64 = 480;
+/// Most parts of the table, each with a lock and a share of the capacity of its own.
+const PARTS: usize = 16;
+/// And the least that a part has room for.
+const LEAST_ENTRIES: u64 = 32;
 
-/// What is kept of an id.
+/// What is kept of an id: its text, and until when it counts. Both lie side by side, in one place to be waited for.
 #[derive(Clone)]
-pub struct Kept {
+pub struct Kept(ThinArc<Deadlines, u8>);
+
+impl Kept {
+    /// Of an item's JSON text; `None`: the endpoint left the id out.
+    pub fn new(text: Option<&str>, deadlines: Deadlines) -> Self {
+        // No item is empty: JSON never is.
+        Self(ThinArc::from_header_and_slice(deadlines, text.unwrap_or_default().as_bytes()))
+    }
+
     /// The item's JSON text; `None`: the endpoint left the id out.
-    pub text: Option<Arc<str>>,
+    pub fn text(&self) -> Option<&[u8]> {
+        Some(&self.0.slice).filter(|text| !text.is_empty())
+    }
+
     /// Until when it counts.
-    pub deadlines: Deadlines,
+    pub fn deadlines(&self) -> &Deadlines {
+        &self.0.header.header
+    }
 }
+
+type Part = unsync::Cache<Key, Kept, Weight, BuildHasherDefault<KeyHasher>, Evicted>;
 
 /// The links that this process has.
 pub struct Cache {
-    entries: quick_cache::sync::Cache<Key, Kept, Weight, BuildHasherDefault<KeyHasher>, Evicted>,
+    /// A power of two of them.
+    parts: Box<[RwLock<Part>]>,
     purges: Arc<Purges>,
     evictions: Evictions,
 }
@@ -47,30 +68,47 @@ impl Cache {
     /// An empty cache of `config.capacity` bytes. It allocates as it fills.
     pub fn new(config: &config::Cache, purges: Arc<Purges>, metrics: &Metrics) -> Self {
         let evictions = metrics.cache_evictions.clone();
-        let items = usize::try_from(config.capacity / (ENTRY_BYTES + USUAL_TEXT)).unwrap_or(usize::MAX);
-        let mut options = OptionsBuilder::new();
-        options.weight_capacity(config.capacity).estimated_items_capacity(items);
-        let evicted = Evicted(evictions.size.clone());
-        let entries = match options.build() {
-            Ok(options) => {
-                quick_cache::sync::Cache::with_options(options, Weight, BuildHasherDefault::default(), evicted)
-            }
-            // Never: both of the mandatory options are there.
-            Err(_) => {
-                quick_cache::sync::Cache::with(items, config.capacity, Weight, BuildHasherDefault::default(), evicted)
-            }
+        let entries = config.capacity / (ENTRY_BYTES + USUAL_TEXT);
+        let mut count = PARTS;
+        while count > 1 && entries / (count as u64) < LEAST_ENTRIES {
+            count /= 2;
+        }
+        let entries = usize::try_from(entries).unwrap_or(usize::MAX).div_ceil(count);
+        let part = || {
+            let evicted = Evicted(evictions.size.clone());
+            Part::with(entries, share(config.capacity, count), Weight, BuildHasherDefault::default(), evicted)
         };
-        Self { entries, purges, evictions }
+        let parts = (0..count).map(|_| RwLock::new(part())).collect();
+        Self { parts, purges, evictions }
+    }
+
+    /// Opens the table for looking up some of `keys`, each of its parts at most once, however many keys lie there. Whoever
+    /// opens it twice at a time, or writes meanwhile, waits for itself.
+    pub fn open(&self, keys: impl Iterator<Item = Key>) -> View<'_> {
+        let mut wanted = [false; PARTS];
+        for key in keys {
+            if let Some(wanted) = wanted.get_mut(self.part_of(key)) {
+                *wanted = true;
+            }
+        }
+        // All go through the parts in the same order, and who writes holds one alone: so nobody waits in a circle.
+        let mut parts = [const { None }; PARTS];
+        for ((open, wanted), part) in parts.iter_mut().zip(wanted).zip(&self.parts) {
+            if wanted {
+                *open = Some(read(part));
+            }
+        }
+        View { cache: self, parts }
     }
 
     /// What is kept under `key`, that of `id`, and not purged; whether or not it may still be served.
     pub fn look_up(&self, key: Key, id: &str, marks: &Marks<'_>) -> Option<Kept> {
-        self.entries.get(&key).filter(|kept| !marks.cover(id, kept.deadlines.sent()))
+        self.open([key].into_iter()).look_up(&[(id, key)], marks).pop().flatten().cloned()
     }
 
     /// What is kept under `key`, purged or not, which does not make it any more wanted than it was.
     pub fn peek(&self, key: Key) -> Option<Kept> {
-        self.entries.peek(&key)
+        read(self.parts.get(self.part_of(key))?).peek(&key).cloned()
     }
 
     /// What was purged.
@@ -80,12 +118,15 @@ impl Cache {
 
     /// Keeps `kept` under `key`, in place of what was there.
     pub fn keep(&self, key: Key, kept: Kept) {
-        self.entries.insert(key, kept);
+        if let Some(part) = self.parts.get(self.part_of(key)) {
+            write(part).insert(key, kept);
+        }
     }
 
     /// Forgets what is kept under `key`.
     pub fn forget(&self, key: Key) {
-        if self.entries.remove(&key).is_some() {
+        let forgotten = self.parts.get(self.part_of(key)).and_then(|part| write(part).remove(&key));
+        if forgotten.is_some() {
             self.evictions.explicit.inc();
         }
     }
@@ -95,17 +136,19 @@ impl Cache {
     pub fn sweep(&self, now: Moment) -> u64 {
         let (expired, purged) = (Cell::new(0), Cell::new(0));
         let all = self.purges.of_all();
-        self.entries.retain(|_, kept| {
-            let reason = if all.cover_all(kept.deadlines.sent()) {
-                &purged
-            } else if !kept.deadlines.usable(now) {
-                &expired
-            } else {
-                return true;
-            };
-            reason.set(reason.get() + 1);
-            false
-        });
+        for part in &self.parts {
+            write(part).retain(|_, kept| {
+                let reason = if all.cover_all(kept.deadlines().sent()) {
+                    &purged
+                } else if !kept.deadlines().usable(now) {
+                    &expired
+                } else {
+                    return true;
+                };
+                reason.set(reason.get() + 1);
+                false
+            });
+        }
         self.evictions.expired.inc_by(expired.get());
         self.evictions.explicit.inc_by(purged.get());
         self.purges.sweep(now);
@@ -114,31 +157,80 @@ impl Cache {
 
     /// Changes how much is kept. What is too much goes at once, and each part of the table is locked for its part of it.
     pub fn resize(&self, capacity: u64) {
-        self.entries.set_capacity(capacity);
+        for part in &self.parts {
+            write(part).set_capacity(share(capacity, self.parts.len()));
+        }
     }
 
     /// Bytes that it may come to.
     pub fn capacity(&self) -> u64 {
-        self.entries.capacity()
+        self.parts.iter().map(|part| read(part).capacity()).sum()
     }
 
     /// Entries, and their bytes.
     pub fn size(&self) -> (u64, u64) {
-        (self.entries.len() as u64, self.entries.weight())
+        self.parts.iter().fold((0, 0), |(entries, bytes), part| {
+            let part = read(part);
+            (entries + part.len() as u64, bytes + part.weight())
+        })
+    }
+
+    /// By other bits of the key than its table goes by: those of [`KeyHasher`].
+    fn part_of(&self, key: Key) -> usize {
+        let [low, ..] = key.low().to_le_bytes();
+        usize::from(low) & (self.parts.len() - 1)
     }
 }
 
-#[derive(Clone)]
+fn share(capacity: u64, parts: usize) -> u64 {
+    capacity / parts as u64
+}
+
+// What panicked within a part was the table itself, and it leaves no entry half-done: going on is better than never
+// answering again.
+fn read(part: &RwLock<Part>) -> RwLockReadGuard<'_, Part> {
+    part.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write(part: &RwLock<Part>) -> RwLockWriteGuard<'_, Part> {
+    part.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Parts of the table, open for looking up. Nothing is written to them meanwhile.
+///
+/// A batch opens each part once, and what it finds is lent, not counted: the processor fetches several links from main
+/// memory at a time, where each locked instruction would have it wait (docs/BENCHMARKS.md).
+pub struct View<'c> {
+    cache: &'c Cache,
+    parts: [Option<RwLockReadGuard<'c, Part>>; PARTS],
+}
+
+impl View<'_> {
+    /// What is kept of each of these ids under its key, and not purged; whether or not it may still be served. Nothing of
+    /// those that the view was not opened for.
+    pub fn look_up(&self, ids: &[(&str, Key)], marks: &Marks<'_>) -> Vec<Option<&Kept>> {
+        let mut found: Vec<_> = ids.iter().map(|(_, key)| self.find(*key)).collect();
+        // Only now, so that what is found is fetched from memory while the next is looked for.
+        for (kept, (id, _)) in found.iter_mut().zip(ids) {
+            *kept = kept.filter(|kept| !marks.cover(id, kept.deadlines().sent()));
+        }
+        found
+    }
+
+    fn find(&self, key: Key) -> Option<&Kept> {
+        self.parts.get(self.cache.part_of(key))?.as_ref()?.get(&key)
+    }
+}
+
 struct Weight;
 
 impl Weighter<Key, Kept> for Weight {
     fn weight(&self, _: &Key, kept: &Kept) -> u64 {
-        kept.text.as_ref().map_or(0, |text| text.len() as u64) + ENTRY_BYTES
+        kept.0.slice.len() as u64 + ENTRY_BYTES
     }
 }
 
 /// Counts what had to make room.
-#[derive(Clone)]
 struct Evicted(IntCounter);
 
 impl Lifecycle<Key, Kept> for Evicted {
@@ -194,7 +286,7 @@ mod tests {
         let scope = Scope::of_test(1);
         for seconds in [10, 20] {
             let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(seconds));
-            cache.keep(scope.key(&seconds.to_string()), Kept { text: None, deadlines });
+            cache.keep(scope.key(&seconds.to_string()), Kept::new(None, deadlines));
         }
         tokio::time::advance(Duration::from_secs(10)).await;
         cache.sweep(clock.now());
@@ -211,7 +303,7 @@ mod tests {
         let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
         let fill = || {
             for id in 0..10_000 {
-                cache.keep(scope.key(&id.to_string()), Kept { text: Some(Arc::from("x".repeat(440))), deadlines });
+                cache.keep(scope.key(&id.to_string()), Kept::new(Some(&"x".repeat(440)), deadlines));
             }
             cache.size().1
         };
@@ -229,7 +321,7 @@ mod tests {
         let scope = Scope::of_test(1);
         let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
         for id in 0..10_000 {
-            cache.keep(scope.key(&id.to_string()), Kept { text: Some(Arc::from("x".repeat(440))), deadlines });
+            cache.keep(scope.key(&id.to_string()), Kept::new(Some(&"x".repeat(440)), deadlines));
         }
         let (links, bytes) = cache.size();
         assert!(bytes <= 1 << 20 && links > 1500, "{links} links of {bytes} bytes");

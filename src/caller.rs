@@ -47,9 +47,8 @@ impl Scope {
     /// The key of `id` in this scope: the scope itself is the key of the hash, and nobody can guess it.
     pub fn key(self, id: &str) -> Key {
         // One round and three, as the standard library's: the hashes are secret, so two that meet cannot be looked for.
-        let mut hash = SipHasher13::new_with_key(&self.0.to_be_bytes());
-        hash.write(id.as_bytes());
-        Key(hash.finish128().as_u128())
+        let Halves(low, high) = Halves::of(self.0);
+        Key(Halves::of(SipHasher13::new_with_keys(low, high).hash(id.as_bytes()).as_u128()))
     }
 
     #[cfg(test)]
@@ -60,20 +59,35 @@ impl Scope {
 
 /// One id in one scope.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Key(u128);
+pub struct Key(Halves);
+
+/// 128 bits, low and high half: aligned as one half is, which saves a table room.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Halves(u64, u64);
+
+impl Halves {
+    fn of(whole: u128) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = whole.to_le_bytes();
+        Self(u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([i, j, k, l, m, n, o, p]))
+    }
+}
 
 impl std::hash::Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         // Half of a keyed hash is one still.
-        let [a, b, c, d, e, f, g, h, ..] = self.0.to_be_bytes();
-        state.write_u64(u64::from_be_bytes([a, b, c, d, e, f, g, h]));
+        state.write_u64(self.0.1);
     }
 }
 
 impl Key {
+    /// The half that is not its hash in a table.
+    pub(crate) fn low(self) -> u64 {
+        self.0.0
+    }
+
     /// A number from 0 to 1 that is this key's own, so that links fetched together need not be refreshed together.
     pub fn spread(self) -> f64 {
-        let [low, ..] = self.0.to_le_bytes();
+        let [low, ..] = self.low().to_le_bytes();
         f64::from(low) / 255.0
     }
 }

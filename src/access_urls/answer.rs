@@ -77,8 +77,8 @@ pub fn read(body: &[u8], ids: &[&str]) -> Read {
 }
 
 /// The link of an item, as it was kept.
-pub fn url_of(item: &str) -> Option<String> {
-    let fields = serde_json::from_str::<ItemFields<'_>>(item).ok()?;
+pub fn url_of(item: &[u8]) -> Option<String> {
+    let fields = serde_json::from_slice::<ItemFields<'_>>(item).ok()?;
     let url = serde_json::from_str::<Text<'_>>(fields.accessory_url?.get()).ok()?;
     Some(url.0.into_owned())
 }
@@ -90,22 +90,22 @@ pub fn has_error_code(body: &[u8], code: &str) -> bool {
     found.and_then(|found| serde_json::from_str::<Text<'_>>(found.get()).ok()).is_some_and(|found| found.0 == code)
 }
 
-const HEAD: &str = r#"{"accessory_urls":["#;
-const TAIL: &str = "]}";
+const HEAD: &[u8] = br#"{"accessory_urls":["#;
+const TAIL: &[u8] = b"]}";
 
 /// One answer out of the items' texts, in the order given.
-pub fn merge<'a>(texts: impl Iterator<Item = &'a str> + Clone) -> Bytes {
+pub fn merge<'a>(texts: impl Iterator<Item = &'a [u8]> + Clone) -> Bytes {
     // To the byte: a buffer that is not full would be copied, or its end carried along.
     let length: usize = texts.clone().map(|text| text.len() + 1).sum();
-    let mut body = String::with_capacity(HEAD.len() + length.saturating_sub(1) + TAIL.len());
-    body.push_str(HEAD);
+    let mut body = Vec::with_capacity(HEAD.len() + length.saturating_sub(1) + TAIL.len());
+    body.extend_from_slice(HEAD);
     for (index, text) in texts.enumerate() {
         if index > 0 {
-            body.push(',');
+            body.push(b',');
         }
-        body.push_str(text);
+        body.extend_from_slice(text);
     }
-    body.push_str(TAIL);
+    body.extend_from_slice(TAIL);
     Bytes::from(body)
 }
 
@@ -209,7 +209,7 @@ mod tests {
                 .filter_map(|id| items.iter().find(|item| item["accessory_id"] == **id))
                 .collect();
             let texts = texts(&read);
-            let merged = merge(texts.iter().flatten().copied());
+            let merged = merge(texts.iter().flatten().map(|text| text.as_bytes()));
             prop_assert_eq!(serde_json::from_slice::<Value>(&merged).unwrap(), json!({"accessory_urls": expected}));
         }
 

@@ -268,7 +268,7 @@ impl AccessUrls {
 
     fn id_now(&self, id: &str, key: Option<Key>, now: &Circumstances<'_>) -> IdNow {
         let kept = key.and_then(|key| self.cache.peek(key));
-        let is_purged = kept.as_ref().is_some_and(|kept| now.marks.cover(id, kept.deadlines.sent()));
+        let is_purged = kept.as_ref().is_some_and(|kept| now.marks.cover(id, kept.deadlines().sent()));
         let in_flight = key.is_some_and(|key| self.fetch.is_in_flight(key, id, &now.marks));
         let mut said = IdNow {
             id: id.to_owned(),
@@ -291,15 +291,15 @@ impl AccessUrls {
         let serves = kept.as_ref().is_some_and(|kept| !is_purged && now.demand.serves(kept, now.now));
         said.state = match &kept {
             _ if is_purged => "purged",
-            Some(kept) if kept.deadlines.fresh_left(now.now).is_some() => {
-                if kept.text.is_some() {
+            Some(kept) if kept.deadlines().fresh_left(now.now).is_some() => {
+                if kept.text().is_some() {
                     "fresh"
                 } else {
                     "absent"
                 }
             }
-            Some(kept) if kept.text.is_some() && kept.deadlines.usable(now.now) => "stale",
-            Some(kept) if kept.text.is_some() && self.is_past_floor(kept, now.now) => "past_floor",
+            Some(kept) if kept.text().is_some() && kept.deadlines().usable(now.now) => "stale",
+            Some(kept) if kept.text().is_some() && self.is_past_floor(kept, now.now) => "past_floor",
             Some(_) => "expired",
             None if in_flight => "in_flight",
             None => "unknown",
@@ -310,13 +310,13 @@ impl AccessUrls {
             && self.config.freshness.refresh_ahead
             && kept
                 .zip(key)
-                .is_some_and(|(kept, key)| kept.text.is_some() && kept.deadlines.is_ageing(now.now, key.spread()));
+                .is_some_and(|(kept, key)| kept.text().is_some() && kept.deadlines().is_ageing(now.now, key.spread()));
         said
     }
 
     fn is_past_floor(&self, kept: &Kept, now: Moment) -> bool {
         let floor = crate::clock::millis(self.config.freshness.min_remaining);
-        kept.deadlines.life_left(now).is_some_and(|left| left <= floor)
+        kept.deadlines().life_left(now).is_some_and(|left| left <= floor)
     }
 
     fn verdict(&self, said: &IdNow, serves: bool, now: &Circumstances<'_>) -> (IdResult, &'static str) {
@@ -357,12 +357,12 @@ impl AccessUrls {
 
 impl IdNow {
     fn describe(&mut self, kept: &Kept, now: Moment) {
-        let deadlines = &kept.deadlines;
+        let deadlines = kept.deadlines();
         self.age_seconds = Some(seconds(deadlines.age(now)));
         let fresh = deadlines.fresh_left(now);
         self.fresh_until = fresh.map(|left| until(now, left));
         self.fresh_seconds = fresh.map(seconds);
-        if let Some(text) = &kept.text {
+        if let Some(text) = kept.text() {
             let usable = deadlines.usable_left(now);
             self.usable_until = usable.map(|left| until(now, left));
             self.usable_seconds = usable.map(seconds);

@@ -7,10 +7,12 @@ use http::{HeaderMap, HeaderValue, Response, Version};
 
 use super::answer::merge;
 use super::request::Form;
-use super::{Fetched, Slots};
+use super::{Fetched, from_memory};
 use crate::answered::Answered;
 use crate::api;
 use crate::body::whole;
+use crate::cache::Kept;
+use crate::cache::freshness::Deadlines;
 use crate::caller::{Bypass, Callers};
 use crate::clock::Moment;
 use crate::error::{Error, NoAnswer};
@@ -27,9 +29,24 @@ const HEADERS: usize = 12;
 /// So few links that it does not pay to gather what is observed of them.
 const FEW: usize = 4;
 
-/// One answer out of a batch's links; `from_memory` of them were there at once.
-pub(super) fn links(
-    slots: &Slots<'_>,
+/// One id's part of an answer.
+pub(super) struct Item<'l> {
+    /// `None`: left out.
+    pub(super) text: Option<&'l [u8]>,
+    /// `None`: not stored.
+    pub(super) deadlines: Option<&'l Deadlines>,
+    pub(super) result: IdResult,
+}
+
+impl<'l> Item<'l> {
+    pub(super) fn kept(kept: &'l Kept) -> Self {
+        Self { text: kept.text(), deadlines: Some(kept.deadlines()), result: from_memory(kept) }
+    }
+}
+
+/// One answer out of a batch's items; `from_memory` of them were there at once.
+pub(super) fn links<'l>(
+    items: impl Iterator<Item = Item<'l>> + Clone,
     fetched: &Fetched,
     from_memory: usize,
     form: Form,
@@ -37,10 +54,8 @@ pub(super) fn links(
     metrics: &Metrics,
     now: Moment,
 ) -> Answered {
-    let tally = slots.tally();
-    let texts = slots.slots.iter().filter_map(|slot| slot.had.as_ref()?.text.as_deref());
-    let body = merge(texts);
-    let life = Life::of(slots, metrics, now);
+    let body = merge(items.clone().filter_map(|item| item.text));
+    let (tally, life) = take_stock(items, metrics, now);
     let outcome = outcome(&tally);
 
     let mut headers = HeaderMap::with_capacity(HEADERS);
@@ -64,29 +79,29 @@ struct Life {
     stored: bool,
 }
 
-impl Life {
-    fn of(slots: &Slots<'_>, metrics: &Metrics, now: Moment) -> Self {
-        let mut life = Life { fresh: u64::MAX, stored: true };
-        // Of many links gathered and added at once, for the histogram itself is shared by all.
-        let lives = (slots.slots.len() > FEW).then(|| metrics.link_life_left.local());
-        for slot in &slots.slots {
-            let Some(deadlines) = slot.had.as_ref().and_then(|link| link.deadlines) else {
-                life.stored = false;
-                continue;
-            };
-            life.fresh = life.fresh.min(deadlines.fresh_left(now).unwrap_or(0) / 1000);
-            if matches!(slot.result, IdResult::Hit | IdResult::Stale)
-                && let Some(left) = deadlines.life_left(now)
-            {
-                let seconds = left as f64 / 1000.0;
-                match &lives {
-                    Some(lives) => lives.observe(seconds),
-                    None => metrics.link_life_left.observe(seconds),
-                }
+/// Counts an answer's items, and what they have left.
+fn take_stock<'l>(items: impl Iterator<Item = Item<'l>> + Clone, metrics: &Metrics, now: Moment) -> (Tally, Life) {
+    let (mut tally, mut life) = (Tally::default(), Life { fresh: u64::MAX, stored: true });
+    // Of many links gathered and added at once, for the histogram itself is shared by all.
+    let lives = items.clone().nth(FEW).map(|_| metrics.link_life_left.local());
+    for item in items {
+        tally.add(item.result);
+        let Some(deadlines) = item.deadlines else {
+            life.stored = false;
+            continue;
+        };
+        life.fresh = life.fresh.min(deadlines.fresh_left(now).unwrap_or(0) / 1000);
+        if matches!(item.result, IdResult::Hit | IdResult::Stale)
+            && let Some(left) = deadlines.life_left(now)
+        {
+            let seconds = left as f64 / 1000.0;
+            match &lives {
+                Some(lives) => lives.observe(seconds),
+                None => metrics.link_life_left.observe(seconds),
             }
         }
-        life
     }
+    (tally, life)
 }
 
 fn outcome(tally: &Tally) -> Outcome {

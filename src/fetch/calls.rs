@@ -297,7 +297,7 @@ impl Inner {
         let store = |wanted: &Wanted, text: Option<Arc<str>>, deadlines: Deadlines| {
             let keep = may_keep(wanted);
             if keep {
-                self.cache.keep(wanted.key, Kept { text, deadlines });
+                self.cache.keep(wanted.key, Kept::new(text.as_deref(), deadlines));
             }
             keep.then_some(deadlines)
         };

@@ -33,6 +33,9 @@ pub use watch::Watch;
 /// Connections that the admin listener serves at a time.
 const ADMIN_CONNECTIONS: usize = 64;
 
+/// The longest that answers to operators hold up the end.
+const ADMIN_DRAIN: Duration = Duration::from_secs(1);
+
 /// Between one sweep of dead links and the next.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -103,7 +106,8 @@ impl App {
         // Admin connections are nobody's clients: they are not in the gauge.
         let uncounted =
             prometheus::IntGauge::new("admin_connections", "not registered").map_err(StartError::Metrics)?;
-        let operators = Reception::new(limits, ADMIN_CONNECTIONS, uncounted, stop_admin.clone());
+        let operators = Reception::new(operators_limits(limits), ADMIN_CONNECTIONS, uncounted, stop_admin.clone());
+        let operators = operators.without_linger();
         let mut app = Self {
             addresses: Vec::new(),
             admin_address: config.admin.address,
@@ -191,7 +195,7 @@ impl Running {
         let level = config.log.level;
         self.proxy.reload(config)?;
         self.clients.change(limits, connections);
-        self.operators.change(limits, ADMIN_CONNECTIONS);
+        self.operators.change(operators_limits(limits), ADMIN_CONNECTIONS);
         log::set_level(level);
         Ok(())
     }
@@ -220,14 +224,20 @@ impl Running {
             Err(errors) => errors.to_string().lines().map(str::to_owned).collect(),
         };
         // What is tried again and again is said once.
-        if self.proxy.reloads().last().errors != errors {
+        let is_known = self.proxy.reloads().last().errors == errors;
+        self.proxy.refuse(errors.clone());
+        if !is_known {
             for line in &errors {
                 error!("{line}");
             }
             error!(file = path, errors = errors.len(), "the configuration was refused; what was in force stays");
         }
-        self.proxy.refuse(errors);
     }
+}
+
+/// Operators are drained after clients, who have taken their time already.
+fn operators_limits(limits: server::Limits) -> server::Limits {
+    server::Limits { drain: limits.drain.min(ADMIN_DRAIN), ..limits }
 }
 
 /// Forgets dead links now and then, until `stop`.

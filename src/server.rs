@@ -10,22 +10,25 @@ mod tests;
 use std::convert::Infallible;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Request, Response};
+use futures_util::FutureExt;
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response, Version};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use prometheus::IntGauge;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,6 +44,10 @@ const STREAMS: u32 = 100;
 const DRAIN_BYTES: usize = 1 << 20;
 /// And for how long.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
+/// How long an idle connection is left open when draining: longer than a request that is on its way takes to come.
+const LINGER: Duration = Duration::from_secs(1);
+/// Connections that are accepted at most once a listener is told to stop: as many as the system has queued.
+const BACKLOG: usize = 4096;
 /// Pause after a failed accept: out of file descriptors, say, and some are freed soon.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 /// At most one warning about failed accepts in this time.
@@ -49,6 +56,8 @@ const ACCEPT_WARNINGS: Duration = Duration::from_secs(60);
 const STREAM_RESETS: usize = 20;
 /// The least that hyper takes for `max_buf_size`: it panics below.
 const LEAST_HEADER_BYTES: usize = 8 << 10;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,13 +101,22 @@ pub struct Reception {
     connections: Permits,
     /// Counts the connections that are served.
     open: IntGauge,
+    /// Once cancelled, connections are drained.
     stop: CancellationToken,
+    /// How long an idle connection is left open then.
+    linger: Duration,
 }
 
 impl Reception {
-    /// For so many connections at a time. Once `stop` is cancelled, they are drained.
+    /// For so many connections at a time, which are counted in `open`. Once `stop` is cancelled, they are drained.
     pub fn new(limits: Limits, connections: usize, open: IntGauge, stop: CancellationToken) -> Self {
-        Self { limits: ArcSwap::from_pointee(limits), connections: Permits::new(connections), open, stop }
+        let connections = Permits::new(connections);
+        Self { limits: ArcSwap::from_pointee(limits), connections, open, stop, linger: LINGER }
+    }
+
+    /// Idle connections are closed at once when draining.
+    pub fn without_linger(self) -> Self {
+        Self { linger: Duration::ZERO, ..self }
     }
 
     /// Changes limits, of connections to come, and of their number. Must be called within a tokio runtime.
@@ -118,26 +136,31 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: std::error::Error + Send + Sync,
 {
-    let graceful = GracefulShutdown::new();
     let tasks = TaskTracker::new();
     let cut = CancellationToken::new();
     let cut_on_drop = cut.clone().drop_guard();
     let mut failures = Failures::default();
+    let mut last_ones = BACKLOG;
     loop {
-        let accepted = tokio::select! {
-            accepted = accept(&listener, &reception.connections, &mut failures) => accepted,
-            () = reception.stop.cancelled() => break,
+        let accepting = accept(&listener, &reception.connections, &mut failures);
+        let accepted = if reception.stop.is_cancelled() {
+            // Who has connected by now is not turned away unheard.
+            last_ones -= 1;
+            match unconstrained(accepting).now_or_never() {
+                Some(accepted) if last_ones > 0 => accepted,
+                _ => break,
+            }
+        } else {
+            tokio::select! {
+                accepted = accepting => accepted,
+                () = reception.stop.cancelled() => continue,
+            }
         };
         let Some((stream, peer, permit)) = accepted else { continue };
         // An optimisation: without it, answers are as right, only later.
         let _ = stream.set_nodelay(true);
-        let limits = **reception.limits.load();
-        let phase = Arc::new(Phase::new());
-        let io = TokioIo::new(Timed::new(stream, Arc::clone(&phase), limits));
         let answer = answer.clone();
-        let answer = move |request| answer(peer, request);
-        let connection = builder(&limits).serve_connection(io, service(phase, answer)).into_owned();
-        let connection = graceful.watch(connection);
+        let connection = converse(stream, Arc::clone(&reception), move |request| answer(peer, request));
         let slot = Slot::new(reception.open.clone(), permit);
         let cut = cut.clone();
         tasks.spawn(async move {
@@ -152,15 +175,45 @@ where
     }
     drop(listener);
     tasks.close();
-    let drained = async {
-        graceful.shutdown().await;
-        tasks.wait().await;
-    };
-    if tokio::time::timeout(reception.limits.load().drain, drained).await.is_err() {
+    if tokio::time::timeout(reception.limits.load().drain, tasks.wait()).await.is_err() {
         info!("limits.drain is over; what is still in flight is cut off");
         drop(cut_on_drop);
         tasks.wait().await;
     }
+}
+
+/// Serves one connection of a listener's; once told to stop, to the end of what is in flight.
+///
+/// An idle connection of HTTP/1 cannot be closed without harm: its client may be sending a request this very moment. So it
+/// lingers, and whoever asks meanwhile is answered, and told by `Connection: close`. HTTP/2 has GOAWAY for that.
+async fn converse<S, F, B>(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    reception: Arc<Reception>,
+    answer: S,
+) -> Result<(), BoxError>
+where
+    S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: std::error::Error + Send + Sync,
+{
+    let limits = **reception.limits.load();
+    let phase = Arc::new(Phase::new());
+    let io = TokioIo::new(Timed::new(io, Arc::clone(&phase), limits));
+    let service = service(Arc::clone(&phase), answer);
+    let builder = builder(&limits);
+    let mut connection = pin!(builder.serve_connection(io, service));
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = reception.stop.cancelled() => phase.leave(),
+    }
+    let linger = reception.linger.min(reception.limits.load().drain / 2);
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = phase.quiet(linger) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
 }
 
 /// A served connection's place, given back even if its handler panics.
@@ -231,7 +284,7 @@ pub async fn serve_connection<S, F, B>(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     limits: Limits,
     answer: S,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+) -> Result<(), BoxError>
 where
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
@@ -243,7 +296,7 @@ where
     builder(&limits).serve_connection(io, service(phase, answer)).await
 }
 
-/// Tells the connection's clock when a request is in service.
+/// Tells the connection's clock when a request is in service, and its client when that is the last.
 fn service<S, F, B>(
     phase: Arc<Phase>,
     answer: S,
@@ -256,8 +309,15 @@ where
 {
     service_fn(move |request: Request<Incoming>| {
         let in_service = phase.enter();
+        let is_http1 = request.version() <= Version::HTTP_11;
         let answer = answer(request);
-        async move { Ok::<_, Infallible>(answer.await.map(|body| Counted::new(body, in_service))) }
+        async move {
+            let mut response = answer.await;
+            if is_http1 && in_service.is_last() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response.map(|body| Counted::new(body, in_service)))
+        }
     })
 }
 

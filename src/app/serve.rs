@@ -3,8 +3,9 @@
 use std::io;
 use std::sync::Arc;
 
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::{App, StartError, Watch};
 use crate::config::Config;
@@ -66,6 +67,7 @@ enum Asked {
 pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> {
     let mut signals = Signals::new().map_err(StartError::Signals)?;
     let app = App::start(config).await?;
+    tell(&[NotifyState::Ready]);
     loop {
         let asked = tokio::select! {
             asked = signals.next() => asked,
@@ -76,6 +78,7 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
         }
         let running = Arc::clone(&app.running);
         let path = watch.path().to_owned();
+        tell_of_reload();
         let reload = tokio::task::spawn_blocking(move || {
             running.reload(&mut watch);
             watch
@@ -87,12 +90,28 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
                 Watch::new(&path)
             }
         };
+        tell(&[NotifyState::Ready]);
     }
+    tell(&[NotifyState::Stopping]);
     tokio::select! {
         () = app.drain() => Ok(End::Drained),
         () = signals.stop() => {
             warn!("a second signal: what is in flight is cut off");
             Ok(End::CutShort)
         }
+    }
+}
+
+/// Tells systemd, where it is what has started this process.
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        debug!(reason = %error, "the service manager could not be told");
+    }
+}
+
+fn tell_of_reload() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(_) => tell(&[NotifyState::Reloading]),
     }
 }

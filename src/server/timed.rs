@@ -41,6 +41,10 @@ pub(super) struct Phase {
     /// Milliseconds from `began` to the end of the last answer.
     ended: AtomicU64,
     http2: AtomicBool,
+    /// The first bytes of a head have come, the rest has not (HTTP/1).
+    in_head: AtomicBool,
+    /// The listener is to stop.
+    leaves: AtomicBool,
     /// The connection's task, which on HTTP/2 is another than that of the answer that ends.
     reader: AtomicWaker,
 }
@@ -53,6 +57,8 @@ impl Phase {
             requests: AtomicUsize::new(0),
             ended: AtomicU64::new(0),
             http2: AtomicBool::new(false),
+            in_head: AtomicBool::new(false),
+            leaves: AtomicBool::new(false),
             reader: AtomicWaker::new(),
         }
     }
@@ -60,8 +66,29 @@ impl Phase {
     /// A request is in service until the ticket is dropped.
     pub(super) fn enter(self: &Arc<Self>) -> InService {
         self.requests.fetch_add(1, Ordering::Relaxed);
+        self.in_head.store(false, Ordering::Relaxed);
         self.in_service.fetch_add(1, Ordering::Relaxed);
         InService(Arc::clone(self))
+    }
+
+    /// From now on, requests are told that they are the last.
+    pub(super) fn leave(&self) {
+        self.leaves.store(true, Ordering::Relaxed);
+    }
+
+    /// Until it has had nothing to do for `span`, from now on; an HTTP/2 connection need not be waited for, as it can tell
+    /// its client where it ends.
+    pub(super) async fn quiet(&self, span: Duration) {
+        let mut since = Instant::now();
+        while !self.http2.load(Ordering::Relaxed) {
+            since = since.max(self.last_end());
+            let now = Instant::now();
+            let busy = self.serves() || self.in_head.load(Ordering::Relaxed);
+            if !busy && since + span <= now {
+                break;
+            }
+            tokio::time::sleep_until((since + span).max(now + span / 4).max(now + Duration::from_millis(1))).await;
+        }
     }
 
     fn serves(&self) -> bool {
@@ -75,6 +102,13 @@ impl Phase {
 }
 
 pub(super) struct InService(Arc<Phase>);
+
+impl InService {
+    /// Whether the connection is to end with this request.
+    pub(super) fn is_last(&self) -> bool {
+        self.0.leaves.load(Ordering::Relaxed)
+    }
+}
 
 impl Drop for InService {
     fn drop(&mut self) {
@@ -172,7 +206,10 @@ impl<IO> Timed<IO> {
             let requests = self.phase.requests.load(Ordering::Relaxed);
             match self.head {
                 Some((_, before)) if before == requests => {}
-                _ => self.head = Some((self.last_byte, requests)),
+                _ => {
+                    self.head = Some((self.last_byte, requests));
+                    self.phase.in_head.store(true, Ordering::Relaxed);
+                }
             }
         }
     }

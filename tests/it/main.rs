@@ -15,6 +15,8 @@ mod exposition;
 mod failures;
 mod freshness;
 mod isolation;
+mod life_cycle;
+mod load;
 mod metrics;
 mod once;
 mod pass_through;

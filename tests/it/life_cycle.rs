@@ -1,0 +1,183 @@
+//! A process is ready while it serves, and asked to stop it loses nothing: what is in flight is finished, clients are told,
+//! and it is over in time.
+
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use sidelink::origin::Origin;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::load::{Load, Way};
+use crate::process::{Files, Process, signal};
+use crate::support::{origin_options, query, raw};
+
+async fn before_an_endpoint(more: &str) -> (Origin, Files, Process) {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    let process = Process::start(&files.write(more)).await;
+    (origin, files, process)
+}
+
+fn request(ids: &[&str]) -> String {
+    format!("GET {} HTTP/1.1\r\nhost: sidelink\r\nx-auth-token: t\r\n\r\n", query(ids))
+}
+
+/// One answer's head and body.
+async fn answer(stream: &mut TcpStream) -> String {
+    let mut text = String::new();
+    while !text.ends_with("]}") {
+        let mut byte = [0];
+        assert_eq!(stream.read(&mut byte).await.unwrap(), 1, "closed after {text:?}");
+        text.push(byte[0] as char);
+    }
+    text
+}
+
+#[tokio::test]
+async fn asked_to_stop_it_finishes_what_is_in_flight_and_tells_idle_clients() {
+    let (origin, _files, mut process) = before_an_endpoint("").await;
+    assert_eq!(process.admin.get("/readyz", &[]).await.status, 200);
+    process.client.batch("t", &["1"]).await;
+    let mut idle = TcpStream::connect(process.address).await.unwrap();
+    idle.write_all(request(&["1"]).as_bytes()).await.unwrap();
+    assert!(!answer(&mut idle).await.contains("connection: close"));
+    origin.hold();
+    let mut busy = TcpStream::connect(process.address).await.unwrap();
+    busy.write_all(request(&["1", "2"]).as_bytes()).await.unwrap();
+    origin.arrived(2).await;
+
+    process.signal("TERM");
+    process.says("draining").await;
+    assert_eq!(process.admin.get("/readyz", &[]).await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(process.admin.get("/livez", &[]).await.status, 200);
+    // Its client had not been told yet.
+    idle.write_all(request(&["1"]).as_bytes()).await.unwrap();
+    assert!(answer(&mut idle).await.contains("connection: close"));
+    assert_eq!(idle.read(&mut [0]).await.unwrap(), 0);
+    assert!(process.metric("sidelink_connections").await > 0.0, "operators see it to the end");
+    origin.release();
+    assert!(answer(&mut busy).await.contains("connection: close"));
+    assert_eq!(process.exit().await, Some(0));
+}
+
+#[tokio::test]
+async fn what_goes_on_after_limits_drain_is_cut_off() {
+    let (origin, _files, mut process) = before_an_endpoint("limits.drain = \"300ms\"").await;
+    origin.hold();
+    let mut busy = TcpStream::connect(process.address).await.unwrap();
+    busy.write_all(request(&["1"]).as_bytes()).await.unwrap();
+    origin.arrived(1).await;
+    process.signal("INT");
+    process.says("draining").await;
+    assert_eq!(process.exit().await, Some(0));
+    assert!(process.log.iter().any(|line| line["message"].as_str().unwrap().starts_with("limits.drain is over")));
+    let mut rest = Vec::new();
+    let _ = busy.read_to_end(&mut rest).await;
+    assert!(rest.is_empty());
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let (origin, _files, mut process) = before_an_endpoint("limits.drain = \"1h\"").await;
+    origin.hold();
+    let mut busy = TcpStream::connect(process.address).await.unwrap();
+    busy.write_all(request(&["1"]).as_bytes()).await.unwrap();
+    origin.arrived(1).await;
+    process.signal("TERM");
+    process.says("draining").await;
+    process.signal("TERM");
+    assert_eq!(process.exit().await, Some(1));
+}
+
+#[tokio::test]
+async fn the_same_port_is_free_for_the_next_one_at_once() {
+    let (_origin, files, mut process) = before_an_endpoint("").await;
+    // Closed from sidelink's side, so the system remembers the connection for a minute.
+    let close = request(&["1"]).replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n");
+    assert!(raw(process.address, close.as_bytes()).await.starts_with("HTTP/1.1 200"));
+    let text = files.text("").replacen("127.0.0.1:0", &process.address.to_string(), 1);
+    process.signal("TERM");
+    assert_eq!(process.exit().await, Some(0));
+    std::fs::write(files.path(), text).unwrap();
+    let next = Process::start(&files.path()).await;
+    assert_eq!(next.address, process.address);
+    assert_eq!(next.client.batch("t", &["1"]).await.ids(), ["1"]);
+}
+
+#[tokio::test]
+async fn systemd_is_told_of_each_step() {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    let path = files.directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let told = || {
+        let mut bytes = [0; 1024];
+        let length = socket.recv(&mut bytes).unwrap();
+        String::from_utf8(bytes[..length].to_vec()).unwrap()
+    };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sidelink"));
+    command.args(["serve", "--config"]).arg(files.write("")).env("NOTIFY_SOCKET", &path);
+    let mut process = Process::spawn(&mut command).await;
+    assert_eq!(told(), "READY=1\n");
+    process.signal("HUP");
+    let reloading = told();
+    let at = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().trim_end();
+    assert!(at.parse::<u64>().unwrap() > 0);
+    assert_eq!(told(), "READY=1\n");
+    process.signal("TERM");
+    assert_eq!(told(), "STOPPING=1\n");
+    assert_eq!(process.exit().await, Some(0));
+}
+
+#[tokio::test]
+async fn as_the_first_process_of_a_container_it_heeds_signals() {
+    // The first process of a namespace is spared what a signal does by default: only handlers count.
+    let unshare = || {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--kill-child"]);
+        command
+    };
+    if !unshare().arg("true").status().is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: this machine lets nobody make a pid namespace");
+        return;
+    }
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    let mut command = unshare();
+    command.args([env!("CARGO_BIN_EXE_sidelink"), "serve", "--config"]).arg(files.write(""));
+    let mut process = Process::spawn(&mut command).await;
+    let outside = process.id();
+    let children = std::fs::read_to_string(format!("/proc/{outside}/task/{outside}/children")).unwrap();
+    let sidelink: u32 = children.trim().parse().unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{sidelink}/status")).unwrap();
+    assert!(status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1")), "{status}");
+    signal(sidelink, "HUP");
+    process.says("the configuration was reloaded").await;
+    signal(sidelink, "TERM");
+    assert_eq!(process.exit().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_load_neither_a_reload_nor_a_broken_one_nor_the_end_loses_a_request() {
+    let (_origin, files, mut process) = before_an_endpoint("log.access = false").await;
+    let load = Load::start(&[Way::Tcp(process.address)]);
+    load.goes_on(200).await;
+    files.write("log.access = false\nfreshness.max = \"5m\"\nupstream.calls = 8\nlimits.connections = 500");
+    process.signal("HUP");
+    process.says("the configuration was reloaded").await;
+    load.goes_on(200).await;
+    files.write("log.access = false\nfreshness.max = \"forever\"");
+    process.signal("HUP");
+    process.says("the configuration was refused; what was in force stays").await;
+    load.goes_on(200).await;
+    load.may_end();
+    let began = Instant::now();
+    process.signal("TERM");
+    load.all_told().await;
+    assert_eq!(process.exit().await, Some(0));
+    assert!(began.elapsed() < Duration::from_secs(25), "not before limits.drain cut it off");
+}

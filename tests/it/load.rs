@@ -1,0 +1,170 @@
+//! Clients that never stop asking, and lose nothing: every request that is sent is answered, and right.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use sidelink::origin::link_is_for;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::support::{Reply, query};
+
+/// Both directions of a connection.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<IO: AsyncRead + AsyncWrite + Send + Unpin> Stream for IO {}
+
+/// How clients connect.
+#[derive(Clone)]
+pub enum Way {
+    Tcp(SocketAddr),
+}
+
+impl Way {
+    pub async fn connect(&self, _version: Version) -> Box<dyn Stream> {
+        match self {
+            Way::Tcp(address) => Box::new(TcpStream::connect(address).await.unwrap()),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Version {
+    Http1,
+    Http2,
+}
+
+/// Clients at work.
+pub struct Load {
+    clients: JoinSet<()>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    answered: AtomicUsize,
+    leaving: AtomicBool,
+}
+
+impl Load {
+    /// Some clients over each way and version, each on a connection that it keeps.
+    pub fn start(ways: &[Way]) -> Self {
+        let mut load = Self { clients: JoinSet::new(), shared: Arc::default() };
+        for way in ways {
+            for version in [Version::Http1, Version::Http2] {
+                for client in 0..3 {
+                    load.clients.spawn(ask(way.clone(), version, client, Arc::clone(&load.shared)));
+                }
+            }
+        }
+        load
+    }
+
+    /// Until so many more requests were answered.
+    pub async fn goes_on(&self, requests: usize) {
+        let enough = self.shared.answered.load(Ordering::SeqCst) + requests;
+        while self.shared.answered.load(Ordering::SeqCst) < enough {
+            assert!(!self.clients.is_empty());
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// From now on, a client whose connection ends as it was announced does not come again.
+    pub fn may_end(&self) {
+        self.shared.leaving.store(true, Ordering::SeqCst);
+    }
+
+    /// Until the last client has been told that its connection ends.
+    pub async fn all_told(mut self) {
+        while let Some(client) = self.clients.join_next().await {
+            client.unwrap();
+        }
+    }
+}
+
+/// A connection of either version.
+enum Sender {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+}
+
+impl Sender {
+    async fn connect(way: &Way, version: Version) -> Self {
+        let io = TokioIo::new(way.connect(version).await);
+        match version {
+            Version::Http1 => {
+                let (sender, connection) = http1::handshake(io).await.unwrap();
+                tokio::spawn(connection);
+                Sender::Http1(sender)
+            }
+            Version::Http2 => {
+                let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+                tokio::spawn(connection);
+                Sender::Http2(sender)
+            }
+        }
+    }
+
+    /// `None`: the connection had ended before, as it had said it would; nothing was sent.
+    async fn send(&mut self, request: Request<Full<Bytes>>) -> Option<Response<Incoming>> {
+        match self {
+            Sender::Http1(sender) => {
+                sender.ready().await.expect("a connection of HTTP/1 that ends says so");
+                Some(sender.send_request(request).await.unwrap())
+            }
+            Sender::Http2(sender) => {
+                sender.ready().await.ok()?;
+                match sender.try_send_request(request).await {
+                    Ok(response) => Some(response),
+                    // GOAWAY came between: the request has not left.
+                    Err(mut error) => {
+                        error.take_message().unwrap_or_else(|| panic!("{:?}", error.into_error()));
+                        None
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn ask(way: Way, version: Version, client: usize, shared: Arc<Shared>) {
+    let token = format!("t{client}");
+    let mut sender = Sender::connect(&way, version).await;
+    for round in 0.. {
+        // Some in memory, some not.
+        let ids: Vec<String> = (0..5).map(|id| (id * 7 + round / 3).to_string()).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let mut request = Request::get(query(&ids)).header("x-auth-token", &token);
+        request = match version {
+            Version::Http1 => request.header("host", "sidelink"),
+            Version::Http2 => request.uri(format!("http://sidelink{}", query(&ids))),
+        };
+        let response = sender.send(request.body(Full::default()).unwrap()).await;
+        let mut ends = response.is_none();
+        if let Some(response) = response {
+            let (head, body) = response.into_parts();
+            ends = head.headers.get("connection").is_some_and(|value| value == "close");
+            let body = body.collect().await.unwrap().to_bytes();
+            let reply = Reply { status: head.status, headers: head.headers, body };
+            let links = reply.links();
+            assert_eq!(links.len(), ids.len());
+            for ((id, link), asked) in links.iter().zip(&ids) {
+                assert!(id == asked && link_is_for(link, id, None, &token, None, None), "{link}");
+            }
+            shared.answered.fetch_add(1, Ordering::SeqCst);
+        }
+        if ends {
+            if shared.leaving.load(Ordering::SeqCst) {
+                return;
+            }
+            sender = Sender::connect(&way, version).await;
+        }
+    }
+}

@@ -10,6 +10,8 @@ mod error;
 mod file;
 mod files;
 mod fixed;
+pub mod pem;
+mod reach;
 mod reader;
 mod reload;
 mod render;
@@ -24,6 +26,7 @@ use http::HeaderName;
 
 pub use endpoint::Endpoint;
 pub use error::{ConfigError, ConfigErrors, Warning};
+pub use reach::{ClientCertificate, Proxy};
 pub use reload::{Reload, ReloadState};
 pub use secret::{KeyPair, Secret, SecretSource};
 
@@ -154,6 +157,11 @@ pub struct Upstream {
     /// PEM file of certificate authorities that replaces the platform's; it can be read when the configuration is. None
     /// by default.
     pub ca_file: Option<PathBuf>,
+    /// Certificate and key by which the endpoint knows sidelink. None by default.
+    pub client: Option<ClientCertificate>,
+    /// The HTTP proxy through which the endpoint is reached. None by default; the environment's `HTTPS_PROXY` and the like
+    /// have no say.
+    pub proxy: Option<Proxy>,
     /// `[upstream.retry]`
     pub retry: Retry,
     /// `[upstream.breaker]`
@@ -174,6 +182,8 @@ impl Upstream {
             calls: 256,
             answer_bytes: 8 << 20,
             ca_file: None,
+            client: None,
+            proxy: None,
             retry: Retry::default(),
             breaker: Breaker::default(),
         }

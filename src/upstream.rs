@@ -6,8 +6,8 @@
 mod breaker;
 mod coding;
 mod connector;
+mod trust;
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +22,6 @@ use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, timeout_at};
@@ -39,35 +37,13 @@ use crate::headers::NAME;
 use crate::hold::{self, Hold};
 use crate::metrics::{Metrics, Position, show_position};
 use breaker::{Breaker, Health};
-use connector::Connector;
+use connector::{Connector, Network, tunnel};
+use trust::Trust;
+
+pub use trust::SetupError;
 
 /// How long an idle connection to the endpoint is kept.
 const POOL_IDLE: Duration = Duration::from_secs(60);
-
-/// Why the client could not be built.
-#[derive(Debug)]
-pub enum SetupError {
-    /// The CA file cannot be read or holds no certificate.
-    CaFile(String),
-    /// The platform has no certificate authorities; `upstream.ca_file` can name some.
-    NoRoots(String),
-}
-
-impl std::fmt::Display for SetupError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            SetupError::CaFile(reason) => write!(f, "upstream.ca_file: {reason}"),
-            SetupError::NoRoots(reason) => {
-                write!(
-                    f,
-                    "the platform has no certificate authorities ({reason}); install them or set upstream.ca_file"
-                )
-            }
-        }
-    }
-}
-
-impl std::error::Error for SetupError {}
 
 /// One request to the endpoint for a batch's misses.
 pub struct Call {
@@ -105,8 +81,8 @@ pub struct Upstream {
     /// up everyone's.
     streams: Client<Connector, Body>,
     endpoint: config::Endpoint,
-    /// What its certificate is held against, over the network.
-    roots: Option<rustls::RootCertStore>,
+    /// Whom it trusts, over the network.
+    trust: Option<Trust>,
     answer_bytes: usize,
     attempts: usize,
     /// Allows retries as a share of calls.
@@ -124,20 +100,28 @@ impl Upstream {
     /// A client of `config.endpoint`. Connects to nothing yet.
     ///
     /// # Errors
-    /// If there are no certificate authorities to trust.
+    /// If there are no certificate authorities to trust, or a file does not hold what it should.
     pub fn new(config: &config::Upstream, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, SetupError> {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(POOL_IDLE));
-        let roots = roots(config)?;
-        let tls = tls(roots.clone())?;
+        let trust = Trust::read(config)?;
+        let tls = trust.client()?;
         let secured = || HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http();
-        let calls = secured().enable_all_versions().wrap_connector(tcp.clone());
-        let streams = secured().enable_http1().wrap_connector(tcp);
-        let network = |connector| Connector::Network(connector, config.connect_timeout);
-        let upstream = Self::over([network(calls), network(streams)], config, clock, metrics);
-        Ok(Self { roots: Some(roots), ..upstream })
+        let network = |all_versions: bool| {
+            let connection = match &config.proxy {
+                None if all_versions => Network::Direct(secured().enable_all_versions().wrap_connector(tcp.clone())),
+                None => Network::Direct(secured().enable_http1().wrap_connector(tcp.clone())),
+                Some(proxy) if all_versions => {
+                    Network::Tunnel(secured().enable_all_versions().wrap_connector(tunnel(proxy, tcp.clone())))
+                }
+                Some(proxy) => Network::Tunnel(secured().enable_http1().wrap_connector(tunnel(proxy, tcp.clone()))),
+            };
+            Connector::Network(connection, config.connect_timeout)
+        };
+        let upstream = Self::over([network(true), network(false)], config, clock, metrics);
+        Ok(Self { trust: Some(trust), ..upstream })
     }
 
     /// A client whose connections are made in memory: `accept` gets the endpoint's side of each.
@@ -163,7 +147,7 @@ impl Upstream {
             client,
             streams,
             endpoint: config.endpoint.clone(),
-            roots: None,
+            trust: None,
             answer_bytes: config.answer_bytes,
             attempts: config.retry.attempts,
             budget: retry_budget(config.retry.budget),
@@ -175,10 +159,10 @@ impl Upstream {
         }
     }
 
-    /// Whether the files behind `config` still hold the authorities that this client trusts.
+    /// Whether the files behind `config` still hold what this client was built from.
     pub fn trust_is_unchanged(&self, config: &config::Upstream) -> bool {
-        let Some(mine) = &self.roots else { return true };
-        roots(config).is_ok_and(|roots| roots.roots == mine.roots)
+        let Some(mine) = &self.trust else { return true };
+        Trust::read(config).is_ok_and(|trust| trust.is(mine))
     }
 
     /// The endpoint's authority, as it stands in `Host`.
@@ -358,41 +342,6 @@ fn health(outcome: &Result<Answer, Error>) -> Health {
 }
 
 /// What to trust: the CA file alone, else the platform's roots.
-fn roots(config: &config::Upstream) -> Result<rustls::RootCertStore, SetupError> {
-    let mut roots = rustls::RootCertStore::empty();
-    if let Some(path) = &config.ca_file {
-        for certificate in read_certificates(path)? {
-            roots.add(certificate).map_err(|error| SetupError::CaFile(format!("{}: {error}", path.display())))?;
-        }
-    } else if config.endpoint.scheme == Scheme::HTTPS {
-        let native = rustls_native_certs::load_native_certs();
-        let (_, _) = roots.add_parsable_certificates(native.certs);
-        if roots.is_empty() {
-            let reason = native.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
-            return Err(SetupError::NoRoots(reason));
-        }
-    }
-    Ok(roots)
-}
-
-fn tls(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig, SetupError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| SetupError::NoRoots(error.to_string()))?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
-}
-
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, SetupError> {
-    let fail = |reason: String| SetupError::CaFile(format!("{}: {reason}", path.display()));
-    let certificates: Vec<_> =
-        CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|error| fail(error.to_string()))?;
-    if certificates.is_empty() {
-        return Err(fail("holds no certificate".to_owned()));
-    }
-    Ok(certificates)
-}
-
 fn no_connection(error: hyper_util::client::legacy::Error) -> Error {
     warn!(reason = %chain(&error), "no answer from the endpoint");
     Error::NoAnswer(if error.is_connect() { NoAnswer::Connect } else { NoAnswer::Broken })

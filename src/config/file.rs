@@ -11,6 +11,7 @@ use toml::de::DeTable;
 
 use super::error::ConfigErrors;
 use super::fixed;
+use super::reach;
 use super::reader::{Found, Section};
 use super::report::Report;
 use super::secret::{self, KeyPair, Secret, SecretSource};
@@ -89,14 +90,7 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
     section.count("calls_per_scope", &mut upstream.calls_per_scope, 1..=1000, report);
     section.count("calls", &mut upstream.calls, 1..=100_000, report);
     section.bytes("answer_bytes", &mut upstream.answer_bytes, 64 << 10..=256 << 20, report);
-    if let Some(found) = section.find("ca_file")
-        && let Some(path) = found.text(report, "a file's path")
-    {
-        match readable(path) {
-            Ok(()) => upstream.ca_file = Some(PathBuf::from(path)),
-            Err(message) => found.wrong(report, message),
-        }
-    }
+    reach::read(&mut section, upstream, report);
     let mut retry = section.section("retry", report);
     retry.count("attempts", &mut upstream.retry.attempts, 0..=10, report);
     retry.share("budget", &mut upstream.retry.budget, 0.0..=1.0, report);
@@ -289,7 +283,7 @@ fn scope_header(text: &str) -> Result<HeaderName, String> {
 }
 
 /// The secret in the file that a value names, and the file's path.
-fn secret_file(found: &Found<'_, '_>, report: &mut Report<'_>) -> Option<(Secret, PathBuf)> {
+pub(super) fn secret_file(found: &Found<'_, '_>, report: &mut Report<'_>) -> Option<(Secret, PathBuf)> {
     let path = Path::new(found.text(report, "a file's path")?);
     match secret::from_file(path) {
         Ok((secret, everyones)) => {
@@ -361,15 +355,6 @@ fn key(table: &mut Section<'_, '_>, before: &[Key], report: &mut Report<'_>) -> 
         }
     };
     Some(Key { pair: KeyPair { access_key: access_key?, secret_key }, source })
-}
-
-/// Only a file is opened: opening a named pipe would wait for its writer.
-fn readable(path: &str) -> Result<(), String> {
-    match std::fs::metadata(path) {
-        Ok(found) if !found.is_file() => Err("is not a file".to_owned()),
-        Ok(_) => File::open(path).map(drop).map_err(|error| format!("cannot be read: {error}")),
-        Err(error) => Err(format!("cannot be read: {error}")),
-    }
 }
 
 impl Level {

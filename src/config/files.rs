@@ -12,6 +12,10 @@ impl Config {
             SecretSource::Environment(_) => None,
         });
         let token = self.admin.token.as_ref().map(|token| token.file.as_path());
-        self.upstream.ca_file.as_deref().into_iter().chain(token).chain(secrets).collect()
+        let upstream = &self.upstream;
+        let client = upstream.client.iter().flat_map(|client| [client.cert.as_path(), client.key.as_path()]);
+        let proxy =
+            upstream.proxy.iter().filter_map(|proxy| proxy.credentials.as_ref()).map(|(_, file)| file.as_path());
+        upstream.ca_file.as_deref().into_iter().chain(client).chain(proxy).chain(token).chain(secrets).collect()
     }
 }

@@ -30,6 +30,16 @@ impl Display for Config {
         if let Some(path) = &upstream.ca_file {
             writeln!(f, "ca_file = {}", string(path.display()))?;
         }
+        if let Some(client) = &upstream.client {
+            writeln!(f, "client_cert = {}", string(client.cert.display()))?;
+            writeln!(f, "client_key = {}", string(client.key.display()))?;
+        }
+        if let Some(proxy) = &upstream.proxy {
+            writeln!(f, "proxy = {}", string(&proxy.address))?;
+            if let Some((_, file)) = &proxy.credentials {
+                writeln!(f, "proxy_credentials_file = {}", string(file.display()))?;
+            }
+        }
 
         writeln!(f, "\n[upstream.retry]")?;
         writeln!(f, "attempts = {}", upstream.retry.attempts)?;

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 /// Most bytes of a secret: what is longer is some other file.
 const MOST_BYTES: usize = 4 << 10;
 /// Mode bits that let everyone on the machine read a file.
-const EVERYONE: u32 = 0o004;
+pub(super) const EVERYONE: u32 = 0o004;
 
 /// A secret. Debug shows that there is one; nothing shows what it is.
 #[derive(Clone, PartialEq, Eq)]

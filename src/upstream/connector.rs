@@ -9,12 +9,15 @@ use std::time::Duration;
 use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::TokioIo;
 use tokio::io::{DuplexStream, duplex};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedSender;
 use tower_service::Service;
+
+use crate::config;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -24,10 +27,28 @@ const MEMORY_BUFFER: usize = 64 << 10;
 /// Makes connections.
 #[derive(Clone)]
 pub(super) enum Connector {
-    /// TCP, and TLS where the endpoint's scheme asks for it; both together within the duration.
-    Network(HttpsConnector<HttpConnector>, Duration),
+    /// TCP, a proxy's tunnel if there is one, and TLS where the endpoint's scheme asks for it; all together within the
+    /// duration.
+    Network(Network, Duration),
     /// Hands the endpoint's side of each connection to a simulation. Once that is gone, connecting fails.
     Memory(UnboundedSender<DuplexStream>),
+}
+
+/// Over the network, straight to the endpoint or through an egress proxy.
+#[derive(Clone)]
+pub(super) enum Network {
+    Direct(HttpsConnector<HttpConnector>),
+    Tunnel(HttpsConnector<Tunnel<HttpConnector>>),
+}
+
+/// A tunnel through `proxy`: for either scheme, so that what is sent stays the same with and
+/// without a proxy (CONNECT, RFC 9110 §9.3.6).
+pub(super) fn tunnel(proxy: &config::Proxy, tcp: HttpConnector) -> Tunnel<HttpConnector> {
+    let tunnel = Tunnel::new(proxy.uri(), tcp);
+    match proxy.authorization() {
+        Some(value) => tunnel.with_auth(value),
+        None => tunnel,
+    }
 }
 
 impl Service<Uri> for Connector {
@@ -37,15 +58,20 @@ impl Service<Uri> for Connector {
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         match self {
-            Connector::Network(connector, _) => connector.poll_ready(cx),
+            Connector::Network(Network::Direct(connector), _) => connector.poll_ready(cx),
+            Connector::Network(Network::Tunnel(connector), _) => connector.poll_ready(cx),
             Connector::Memory(_) => Poll::Ready(Ok(())),
         }
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         match self {
-            Connector::Network(connector, timeout) => {
-                let connecting = tokio::time::timeout(*timeout, connector.call(uri));
+            Connector::Network(network, timeout) => {
+                let connecting = match network {
+                    Network::Direct(connector) => connector.call(uri),
+                    Network::Tunnel(connector) => connector.call(with_port(uri)),
+                };
+                let connecting = tokio::time::timeout(*timeout, connecting);
                 Box::pin(async move {
                     match connecting.await {
                         Ok(stream) => Ok(Stream::Network(Box::new(stream?))),
@@ -60,6 +86,15 @@ impl Service<Uri> for Connector {
             }
         }
     }
+}
+
+/// A tunnel needs its target's port, and takes 443 for granted.
+fn with_port(uri: Uri) -> Uri {
+    let (Some(host), None, Some("http")) = (uri.host(), uri.port(), uri.scheme_str()) else { return uri };
+    let authority = format!("{host}:80").parse();
+    let mut parts = uri.clone().into_parts();
+    parts.authority = authority.ok();
+    Uri::from_parts(parts).unwrap_or(uri)
 }
 
 /// A connection to the endpoint.

@@ -1,0 +1,91 @@
+//! Whom sidelink trusts over TLS, and as whom it is known there: certificate authorities, and a client certificate.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::uri::Scheme;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::config::{self, pem};
+
+/// Why the client could not be built.
+#[derive(Debug)]
+pub enum SetupError {
+    /// A file cannot be read, or does not hold what it should: the key that names it, and why.
+    File(&'static str, String),
+    /// The platform has no certificate authorities; `upstream.ca_file` can name some.
+    NoRoots(String),
+}
+
+impl fmt::Display for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SetupError::File(key, reason) => write!(f, "{key}: {reason}"),
+            SetupError::NoRoots(reason) => {
+                write!(
+                    f,
+                    "the platform has no certificate authorities ({reason}); install them or set upstream.ca_file"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for SetupError {}
+
+/// What the files behind a configuration held when it was put in force.
+pub(super) struct Trust {
+    roots: RootCertStore,
+    identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+}
+
+impl Trust {
+    /// Reads the files, or the platform's authorities.
+    pub(super) fn read(config: &config::Upstream) -> Result<Self, SetupError> {
+        let mut roots = RootCertStore::empty();
+        if let Some(path) = &config.ca_file {
+            let wrong = |reason| SetupError::File("upstream.ca_file", reason);
+            for certificate in pem::certificates(path).map_err(wrong)? {
+                roots.add(certificate).map_err(|error| wrong(format!("{}: {error}", path.display())))?;
+            }
+        } else if config.endpoint.scheme == Scheme::HTTPS {
+            let native = rustls_native_certs::load_native_certs();
+            let (_, _) = roots.add_parsable_certificates(native.certs);
+            if roots.is_empty() {
+                let reason = native.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
+                return Err(SetupError::NoRoots(reason));
+            }
+        }
+        let identity = match &config.client {
+            Some(files) => {
+                let chain = pem::certificates(&files.cert);
+                let key = pem::private_key(&files.key);
+                let named = |key: &'static str| move |reason| SetupError::File(key, reason);
+                Some((chain.map_err(named("upstream.client_cert"))?, key.map_err(named("upstream.client_key"))?))
+            }
+            None => None,
+        };
+        Ok(Self { roots, identity })
+    }
+
+    /// Whether both say the same.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.roots.roots == other.roots.roots && self.identity == other.identity
+    }
+
+    /// How TLS toward the endpoint is spoken.
+    pub(super) fn client(&self) -> Result<ClientConfig, SetupError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| SetupError::NoRoots(error.to_string()))?
+            .with_root_certificates(self.roots.clone());
+        match &self.identity {
+            Some((chain, key)) => builder
+                .with_client_auth_cert(chain.clone(), key.clone_key())
+                .map_err(|error| SetupError::File("upstream.client_key", format!("does not fit client_cert: {error}"))),
+            None => Ok(builder.with_no_client_auth()),
+        }
+    }
+}

@@ -118,7 +118,7 @@ impl Upstream {
                 }
                 Some(proxy) => Network::Tunnel(secured().enable_http1().wrap_connector(tunnel(proxy, tcp.clone()))),
             };
-            Connector::Network(connection, config.connect_timeout)
+            Connector::Network(Box::new(connection), config.connect_timeout)
         };
         let upstream = Self::over([network(true), network(false)], config, clock, metrics);
         Ok(Self { trust: Some(trust), ..upstream })

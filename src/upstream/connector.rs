@@ -29,7 +29,7 @@ const MEMORY_BUFFER: usize = 64 << 10;
 pub(super) enum Connector {
     /// TCP, a proxy's tunnel if there is one, and TLS where the endpoint's scheme asks for it; all together within the
     /// duration.
-    Network(Network, Duration),
+    Network(Box<Network>, Duration),
     /// Hands the endpoint's side of each connection to a simulation. Once that is gone, connecting fails.
     Memory(UnboundedSender<DuplexStream>),
 }
@@ -58,8 +58,10 @@ impl Service<Uri> for Connector {
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         match self {
-            Connector::Network(Network::Direct(connector), _) => connector.poll_ready(cx),
-            Connector::Network(Network::Tunnel(connector), _) => connector.poll_ready(cx),
+            Connector::Network(network, _) => match network.as_mut() {
+                Network::Direct(connector) => connector.poll_ready(cx),
+                Network::Tunnel(connector) => connector.poll_ready(cx),
+            },
             Connector::Memory(_) => Poll::Ready(Ok(())),
         }
     }
@@ -67,7 +69,7 @@ impl Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         match self {
             Connector::Network(network, timeout) => {
-                let connecting = match network {
+                let connecting = match network.as_mut() {
                     Network::Direct(connector) => connector.call(uri),
                     Network::Tunnel(connector) => connector.call(with_port(uri)),
                 };

@@ -1,7 +1,6 @@
 //! A configuration is taken whole or refused with every error at once, each with its line, its key and what to do; the
 //! shipped file is the code's defaults.
 
-use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;

@@ -10,6 +10,7 @@ mod cache_control;
 mod callers;
 mod command_line;
 mod config;
+mod dashboard;
 mod egress;
 mod explain;
 mod exposition;

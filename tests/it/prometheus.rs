@@ -11,6 +11,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::dashboard::queries;
 use crate::rules::path;
 use crate::support::{LOOPBACK, Stack, TestClient};
 
@@ -94,13 +95,17 @@ impl Prometheus {
         reply.status.is_success().then(|| serde_json::from_slice(&reply.body).unwrap_or_default())
     }
 
-    /// Each sample of an instant query.
+    /// The values of an instant query's samples.
     async fn query(&self, expression: &str) -> Vec<f64> {
+        let samples = self.samples(expression).await;
+        samples.iter().map(|sample| sample["value"][1].as_str().unwrap().parse().unwrap()).collect()
+    }
+
+    async fn samples(&self, expression: &str) -> Vec<Value> {
         let target = format!("/api/v1/query?query={}", utf8_percent_encode(expression, NON_ALPHANUMERIC));
         let reply = self.client.get(&target, &[]).await.json();
         assert_eq!(reply["status"], "success", "{expression}: {reply:#}");
-        let samples = reply["data"]["result"].as_array().unwrap().iter();
-        samples.map(|sample| sample["value"][1].as_str().unwrap().parse().unwrap()).collect()
+        reply["data"]["result"].as_array().unwrap().clone()
     }
 
     /// Asks until `met`, or for as long as patience lasts: the last samples.
@@ -164,10 +169,24 @@ async fn a_real_prometheus_records_the_hit_rate_that_clients_had() {
     }
     assert_eq!(prometheus.query("up{job=\"sidelink\"}").await, [1.0]);
 
+    dashboard_has_something_to_show(&prometheus).await;
+
     // And what it sees when sidelink has gone.
     stack.app.drain().await;
     let up = prometheus.wait("up{job=\"sidelink\"}", |samples| samples == [0.0]).await;
     assert_eq!(up, [0.0]);
     let pending = prometheus.wait("ALERTS{alertname=\"SidelinkAbsent\"}", |samples| samples == [1.0]).await;
     assert_eq!(pending, [1.0]);
+}
+
+/// But for a shared tier, which is not there, every query of the dashboard has an answer, with the labels that its legend
+/// names.
+async fn dashboard_has_something_to_show(prometheus: &Prometheus) {
+    for (expression, legend) in queries() {
+        let samples = prometheus.samples(&expression).await;
+        assert_eq!(samples.is_empty(), expression.contains("sidelink_shared_hit_ratio"), "{expression}");
+        for label in legend.split("{{").skip(1).map(|label| label.split("}}").next().unwrap()) {
+            assert!(samples.iter().all(|sample| sample["metric"][label].is_string()), "{expression}: {legend}");
+        }
+    }
 }

@@ -23,19 +23,20 @@ pub fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-fn text(name: &str) -> String {
+/// The text of a file in the repository.
+pub fn text(name: &str) -> String {
     fs::read_to_string(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-fn yaml(name: &str) -> Value {
+pub fn yaml(name: &str) -> Value {
     serde_saphyr::from_str(&text(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-fn list(value: &Value) -> &[Value] {
+pub fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-fn string<'v>(value: &'v Value, key: &str) -> &'v str {
+pub fn string<'v>(value: &'v Value, key: &str) -> &'v str {
     value[key].as_str().unwrap_or_else(|| panic!("no {key} in {value:#}"))
 }
 
@@ -44,11 +45,12 @@ fn rules(name: &str) -> Vec<Value> {
     list(&yaml(name)["groups"]).iter().flat_map(|group| list(&group["rules"]).to_vec()).collect()
 }
 
-fn recorded() -> BTreeSet<String> {
+/// The series that rules record.
+pub fn recorded() -> BTreeSet<String> {
     rules("deploy/prometheus/recording.yml").iter().map(|rule| string(rule, "record").to_owned()).collect()
 }
 
-fn alerts() -> Vec<Value> {
+pub fn alerts() -> Vec<Value> {
     rules("deploy/prometheus/alerts.yml")
 }
 
@@ -136,7 +138,7 @@ fn every_alert_says_what_it_is_and_has_its_section_in_the_runbook() {
 }
 
 /// Panics where `selector` asks for what the families do not have.
-fn exists(selector: &Selector, families: &BTreeMap<String, Family>, recorded: &BTreeSet<String>) {
+pub fn exists(selector: &Selector, families: &BTreeMap<String, Family>, recorded: &BTreeSet<String>) {
     let owned = selector.matchers.iter().filter(|(label, ..)| !TARGET.contains(&label.as_str()));
     if selector.name == "up" || recorded.contains(&selector.name) {
         assert_eq!(owned.count(), 0, "{selector:?}: no such label");

@@ -8,6 +8,7 @@ mod resign;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use http::header::{EXPECT, HOST, TRANSFER_ENCODING};
 use http::uri::Authority;
 use http::{HeaderValue, Request, Version};
 use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
 use pin_project_lite::pin_project;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
@@ -82,11 +84,16 @@ impl Passthrough {
 
         let (progress, mut seen) = watch::channel(Instant::now());
         let progress = Arc::new(progress);
+        let broken_off = Arc::new(AtomicBool::new(false));
         let request = request.map(|body| {
             if body.is_end_stream() {
                 return crate::body::whole(bytes::Bytes::new());
             }
-            stream(Paced::new(body, self.idle_timeout, Arc::clone(&progress)))
+            let broken_off = Arc::clone(&broken_off);
+            stream(Paced::new(body, self.idle_timeout, Arc::clone(&progress)).map_err(move |error| {
+                broken_off.store(true, Ordering::Relaxed);
+                error
+            }))
         });
         let answer = self.upstream.forward(request);
         tokio::pin!(answer);
@@ -104,6 +111,10 @@ impl Passthrough {
         };
         let (mut head, body) = match answer {
             Ok(response) => response.into_parts(),
+            // The client's fault, though it is the endpoint's connection that ends.
+            Err(_) if broken_off.load(Ordering::Relaxed) => {
+                return Answered::own(Error::Malformed("the request's body broke off"));
+            }
             Err(error) => return Answered::own(error),
         };
         self.deletions.answered(&deleted, head.status).await;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::HOST;
-use http::{Method, Request, Response, Version};
+use http::header::{HOST, TRANSFER_ENCODING};
+use http::{HeaderValue, Method, Request, Response, Version};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -74,6 +74,9 @@ impl Router {
         if request.version() <= Version::HTTP_11 {
             let mut hosts = headers.get_all(HOST).iter();
             match (hosts.next(), hosts.next()) {
+                (Some(host), None) if !is_host(host) => {
+                    return Some(Error::Malformed("the Host header is no host and port"));
+                }
                 (Some(_), None) => {}
                 (None, _) if request.version() < Version::HTTP_11 => {}
                 (None, _) => return Some(Error::Malformed("the request has no Host header")),
@@ -84,11 +87,23 @@ impl Router {
                 return Some(Error::Misdirected);
             }
         }
+        // Another coding would have to be undone: what is forwarded is framed anew, and has this one alone.
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        if codings.next().is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+            || codings.next().is_some()
+        {
+            return Some(Error::Malformed("the only Transfer-Encoding that is taken is chunked"));
+        }
         if request.uri().path() == "*" {
             return Some(Error::Malformed("the asterisk form is not forwarded"));
         }
         (sidelinks(headers) > MOST_HOPS).then_some(Error::Loop)
     }
+}
+
+/// Whether a Host header's value has the characters of one (RFC 9112 §3.2, RFC 3986 §3.2.2); an empty one is allowed.
+fn is_host(value: &HeaderValue) -> bool {
+    value.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
 }
 
 fn route<B>(request: &Request<B>) -> Route {

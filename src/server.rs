@@ -2,6 +2,7 @@
 //!
 //! HTTP/1.1 and HTTP/2 with prior knowledge share a port. The same code serves clients and operators.
 
+mod framing;
 mod timed;
 
 #[cfg(test)]
@@ -40,7 +41,7 @@ use timed::{Counted, Phase, Timed};
 
 /// Streams that one HTTP/2 connection may have open.
 const STREAMS: u32 = 100;
-/// What is read of a refused request's body, so that its sender gets to read the refusal (RFC 9112 §9.6).
+/// What is still read of a refused request, so that its sender gets to read the refusal (RFC 9112 §9.6).
 const DRAIN_BYTES: usize = 1 << 20;
 /// And for how long.
 const DRAIN_TIME: Duration = Duration::from_secs(5);

@@ -343,7 +343,11 @@ fn health(outcome: &Result<Answer, Error>) -> Health {
 
 /// What to trust: the CA file alone, else the platform's roots.
 fn no_connection(error: hyper_util::client::legacy::Error) -> Error {
-    warn!(reason = %chain(&error), "no answer from the endpoint");
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<hyper::Error>());
+    // A client whose upload breaks off says nothing about the endpoint.
+    if !cause.is_some_and(hyper::Error::is_user) {
+        warn!(reason = %chain(&error), "no answer from the endpoint");
+    }
     Error::NoAnswer(if error.is_connect() { NoAnswer::Connect } else { NoAnswer::Broken })
 }
 

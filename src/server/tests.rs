@@ -402,3 +402,53 @@ async fn new_limits_count_for_connections_to_come() {
     before.write_all(head.as_bytes()).await.unwrap();
     assert!(read_until(&mut before, "\r\n\r\n").await.starts_with("HTTP/1.1 431 "));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_refused_while_it_sends_gets_to_read_why() {
+    let (mut client, server) = duplex(1 << 10);
+    tokio::spawn(serve_connection(server, LIMITS, path));
+    // Far more than the connection holds: it is all read, and the answer is there still.
+    let head = format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(512 << 10));
+    client.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_read_of_a_refused_client_is_bounded_in_bytes_and_in_time() {
+    let (mut client, server) = duplex(64 << 10);
+    let served = tokio::spawn(serve_connection(server, LIMITS, path));
+    let began = Instant::now();
+    client.write_all(b"nonsense").await.unwrap();
+    client.write_all(b"\r\n\r\nGET /").await.unwrap();
+    let _ = served.await.unwrap();
+    assert_eq!(began.elapsed(), DRAIN_TIME, "it says nothing more, and does not close either");
+
+    let (mut client, server) = duplex(64 << 10);
+    tokio::spawn(serve_connection(server, LIMITS, path));
+    client.write_all(b"nonsense\r\n\r\n").await.unwrap();
+    let mut sent = 0;
+    while client.write_all(&[b'x'; 1 << 10]).await.is_ok() {
+        sent += 1 << 10;
+    }
+    assert!((DRAIN_BYTES..2 * DRAIN_BYTES).contains(&sent), "{sent}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_asks_on_and_does_not_read_is_not_served_ahead_and_is_cut_off() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&count);
+    let (mut client, server) = duplex(16 << 10);
+    let served = tokio::spawn(serve_connection(server, LIMITS, move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        async { Response::new(Full::new(Bytes::from(vec![b'x'; 16 << 10]))) }
+    }));
+    let mut asked = 0;
+    while client.write_all(GET).await.is_ok() {
+        asked += 1;
+    }
+    assert!(served.await.unwrap().is_err());
+    assert!(asked < 4000, "{asked} requests were taken");
+    assert!(count.load(Ordering::SeqCst) <= 4, "{count:?} answers were made for nobody");
+}

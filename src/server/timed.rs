@@ -10,6 +10,9 @@
 //!
 //! Whatever the phase, a write that is blocked must move within `idle_timeout`.
 //!
+//! A connection that is closed while its client may still be sending is shut on our side alone, and then read for a while,
+//! into nothing: closed at once, it would be reset, and the client might never see what it was told (RFC 9112 §9.6).
+//!
 //! HTTP/2 interleaves, so after its preface (which counts as a head) only idle and in service are told apart.
 
 use std::future::Future;
@@ -17,7 +20,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
@@ -26,7 +29,8 @@ use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use super::Limits;
+use super::framing::Framing;
+use super::{DRAIN_BYTES, DRAIN_TIME, Limits};
 use crate::clock::millis;
 
 /// How HTTP/2 with prior knowledge begins (RFC 9113 §3.4).
@@ -151,6 +155,7 @@ pub(super) struct Timed<IO> {
     last_byte: Instant,
     /// How much of the HTTP/2 preface the connection has begun with; `None` once it has not, or has with all of it.
     preface: Option<usize>,
+    framing: Framing,
     /// The first byte of a head, and how many requests there had been then.
     head: Option<(Instant, usize)>,
     /// Since when a read has been waiting.
@@ -159,6 +164,37 @@ pub(super) struct Timed<IO> {
     /// Since when a write has been blocked.
     blocked: Option<Instant>,
     writing: Alarm,
+    /// Whether the client has closed its side.
+    ended: bool,
+    closing: Option<Closing>,
+}
+
+/// Our side of a connection is shut; what the client is still sending is read into nothing.
+struct Closing {
+    until: Instant,
+    alarm: Alarm,
+    /// Bytes that will be read at most.
+    left: usize,
+    /// Whether more must be expected.
+    sending: bool,
+}
+
+impl Closing {
+    fn poll(&mut self, io: &mut (impl AsyncRead + Unpin), cx: &mut Context<'_>) -> Poll<()> {
+        let mut bytes = [0; 4 << 10];
+        loop {
+            let mut buf = ReadBuf::new(&mut bytes);
+            match Pin::new(&mut *io).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() && buf.filled().len() < self.left => {
+                    self.left -= buf.filled().len();
+                    self.sending = true;
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending if self.sending && !self.alarm.is_past(self.until, cx) => return Poll::Pending,
+                Poll::Pending => return Poll::Ready(()),
+            }
+        }
+    }
 }
 
 impl<IO> Timed<IO> {
@@ -170,11 +206,14 @@ impl<IO> Timed<IO> {
             limits,
             last_byte,
             preface: Some(0),
+            framing: Framing::new(),
             head: None,
             waiting: None,
             reading: Alarm::default(),
             blocked: None,
             writing: Alarm::default(),
+            ended: false,
+            closing: None,
         }
     }
 
@@ -197,12 +236,15 @@ impl<IO> Timed<IO> {
         }
     }
 
-    fn note_read(&mut self, bytes: &[u8]) {
+    fn note_read(&mut self, bytes: &mut [u8]) {
         self.last_byte = Instant::now();
         self.waiting = None;
         if self.is_http2(bytes) {
             self.head = None;
-        } else if !self.phase.serves() {
+            return;
+        }
+        self.framing.watch(bytes);
+        if !self.phase.serves() {
             let requests = self.phase.requests.load(Ordering::Relaxed);
             match self.head {
                 Some((_, before)) if before == requests => {}
@@ -253,9 +295,9 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Timed<IO> {
         let this = self.get_mut();
         let before = buf.filled().len();
         if let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, buf) {
-            match buf.filled().get(before..) {
+            match buf.filled_mut().get_mut(before..) {
                 Some(bytes) if !bytes.is_empty() => this.note_read(bytes),
-                _ => {}
+                _ => this.ended = read.is_err() || buf.remaining() > 0,
             }
             return Poll::Ready(read);
         }
@@ -271,7 +313,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Timed<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Timed<IO> {
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<IO> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let wrote = Pin::new(&mut this.io).poll_write(cx, buf);
@@ -300,8 +342,18 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Timed<IO> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let shut = Pin::new(&mut this.io).poll_shutdown(cx);
-        this.watch_write(shut, cx)
+        if this.closing.is_none() {
+            let shut = Pin::new(&mut this.io).poll_shutdown(cx);
+            ready!(this.watch_write(shut, cx))?;
+        }
+        if this.ended {
+            return Poll::Ready(Ok(()));
+        }
+        let sending = !this.framing.is_between_requests();
+        let until = Instant::now() + DRAIN_TIME;
+        let closing =
+            this.closing.get_or_insert(Closing { until, alarm: Alarm::default(), left: DRAIN_BYTES, sending });
+        closing.poll(&mut this.io, cx).map(Ok)
     }
 }
 

@@ -91,23 +91,6 @@ async fn a_body_on_a_query_batch_is_read_to_its_end_so_that_it_is_no_second_requ
     assert!(answers.contains("fwd=bypass; detail=unreadable") && answers.contains("/v2/servicerequest/echo"));
 }
 
-/// hyper takes a body with both as chunked and closes (RFC 9112 §6.3); what is forwarded has one framing alone.
-#[tokio::test]
-async fn of_two_framings_one_counts_and_the_connection_ends() {
-    let stack = Stack::start().await;
-    for lengths in
-        ["content-length: 3\r\ntransfer-encoding: chunked", "transfer-encoding: chunked\r\ncontent-length: 3"]
-    {
-        let smuggled = "GET /v2/smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
-        let request = format!(
-            "POST /v2/servicerequest/echo HTTP/1.1\r\nhost: a\r\n{lengths}\r\n\r\n2\r\nhi\r\n0\r\n\r\n{smuggled}"
-        );
-        let answers = raw(stack.client.address, request.as_bytes()).await;
-        assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{answers}");
-        assert!(answers.contains(r#""body":"hi""#) && !answers.contains("content-length\",\"3"), "{answers}");
-    }
-}
-
 #[tokio::test]
 async fn a_sidelink_that_is_its_own_endpoint_is_told_so_at_once() {
     let listener = std::net::TcpListener::bind(crate::support::LOOPBACK).unwrap();

@@ -26,6 +26,7 @@ mod process;
 mod prometheus;
 mod promql;
 mod purge;
+mod raw_http;
 mod reload;
 mod rules;
 mod sdk;

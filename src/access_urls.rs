@@ -194,9 +194,15 @@ impl AccessUrls {
             Ok(credential) => credential,
             Err(reason) => return self.bypass(Request::from_parts(parts, body), reason).await,
         };
-        let body = match self.read_body(&parts, body).await {
-            Ok(body) => body,
-            Err(error) => return respond::own(error),
+        let body = if body.is_end_stream() {
+            Bytes::new()
+        } else {
+            // What few batches need is boxed, here and below: a future is moved as a whole, and room for all that it may
+            // ever need is several KiB (docs/BENCHMARKS.md).
+            match Box::pin(self.read_body(&parts, body)).await {
+                Ok(body) => body,
+                Err(error) => return respond::own(error),
+            }
         };
         let untouched = |parts, body| Request::from_parts(parts, whole(body));
         let requester = match self.callers.identify(&credential, &parts, &body) {
@@ -226,7 +232,7 @@ impl AccessUrls {
                 if directives.only_if_cached {
                     return Answered { tally: slots.tally(), caller, ..respond::own(Error::NotCached) };
                 }
-                fetched = match self.fetch_lacking(&mut slots, &terms, &directives).await {
+                fetched = match Box::pin(self.fetch_lacking(&mut slots, &terms, &directives)).await {
                     Ok(fetched) => fetched,
                     Err(error) => return Answered { tally: slots.tally(), caller, ..respond::own(error) },
                 };
@@ -241,7 +247,7 @@ impl AccessUrls {
                     slots.lacking_slots().for_each(|slot| slot.result = IdResult::Fetched);
                     let tally = slots.tally();
                     let whole = self.bypass(untouched(parts, body), Bypass::Unmatched);
-                    let answered = timeout_at(terms.deadline, whole).await;
+                    let answered = Box::pin(timeout_at(terms.deadline, whole)).await;
                     return Answered { tally, caller, ..answered.unwrap_or_else(|_| respond::own(Error::Deadline)) };
                 }
                 return Answered { tally: slots.tally(), caller, ..respond::failure(failure) };
@@ -259,9 +265,6 @@ impl AccessUrls {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
-        if body.is_end_stream() {
-            return Ok(Bytes::new());
-        }
         let limit = self.config.limits.batch_body;
         let declared = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
         if declared.is_some_and(|length| length > limit) {
@@ -290,7 +293,7 @@ impl AccessUrls {
     {
         debug!(reason = reason.name(), "forwarded untouched");
         self.metrics.bypass.with_label_values(&[reason.name()]).inc();
-        respond::bypassed(self.passthrough.forward(request).await, reason)
+        respond::bypassed(Box::pin(self.passthrough.forward(request)).await, reason)
     }
 
     fn directives(&self, parts: &Parts) -> Directives {
@@ -441,7 +444,9 @@ impl AccessUrls {
 fn distinct<'b>(batch: &'b Batch<'_>, scope: Scope, most: usize) -> Option<Vec<(&'b str, Key)>> {
     let count = batch.ids.len();
     let room = count.min(most);
-    let mut seen = HashSet::with_capacity_and_hasher(room, BuildHasherDefault::<KeyHasher>::default());
+    // A batch of one, as there are many, needs no set (nor the allocation of one).
+    let room_to_see = if count > 1 { room } else { 0 };
+    let mut seen = HashSet::with_capacity_and_hasher(room_to_see, BuildHasherDefault::<KeyHasher>::default());
     let mut ids = Vec::with_capacity(room);
     for id in &batch.ids {
         let key = scope.key(id);

@@ -187,7 +187,10 @@ impl Bypass {
 
 /// Tells callers apart and remembers their standing.
 pub struct Callers {
-    key: [u8; 16],
+    /// The beginnings of the hashes that callers and scopes are, each with its purpose told.
+    by_token: Fields,
+    by_key: Fields,
+    by_scope: Fields,
     keys: Arc<Keys>,
     scope_headers: Vec<HeaderName>,
     security_token: HeaderName,
@@ -220,7 +223,9 @@ impl Callers {
         // Never the star: names of headers make a value of one.
         let vary = HeaderValue::from_str(&names.join(", ")).unwrap_or(HeaderValue::from_static("*"));
         Self {
-            key,
+            by_token: Fields::new(&key, b"caller/token"),
+            by_key: Fields::new(&key, b"caller/key"),
+            by_scope: Fields::new(&key, b"scope"),
             keys,
             scope_headers,
             security_token: api::SECURITY_TOKEN,
@@ -295,7 +300,7 @@ impl Callers {
     ) -> Result<(Caller, Option<Signer>), Stranger> {
         let (hash, signer) = match credential {
             Credential::Token(token) => {
-                let mut hash = Fields::new(&self.key, b"caller/token");
+                let mut hash = self.by_token;
                 hash.field(token.as_bytes());
                 (hash, None)
             }
@@ -305,7 +310,7 @@ impl Callers {
                 if names.any(|name| head.headers.contains_key(name) && !signer.covers(name)) {
                     return Err(Stranger::Bypass(Bypass::UnsignedHeader));
                 }
-                let mut hash = Fields::new(&self.key, b"caller/key");
+                let mut hash = self.by_key;
                 hash.field(signer.access_key().as_bytes());
                 for name in [&api::SECURITY_TOKEN, &api::DOMAIN_ID, &api::PROJECT_ID] {
                     // Once at most: it is signed.
@@ -349,9 +354,11 @@ impl Callers {
 
     /// The scope of a requester's batch in `group`, with these headers.
     pub fn scope(&self, requester: &Requester, headers: &HeaderMap, group: Option<&str>) -> Scope {
-        let mut hash = Fields::new(&self.key, b"scope");
-        hash.field(&requester.caller.0.to_be_bytes());
-        hash.field(&requester.generation.to_be_bytes());
+        let mut hash = self.by_scope;
+        let Halves(low, high) = Halves::of(requester.caller.0);
+        for number in [low, high, requester.generation] {
+            hash.number(number);
+        }
         match group {
             Some(group) => hash.field(group.as_bytes()),
             None => hash.absent(),
@@ -416,7 +423,8 @@ impl Callers {
     }
 }
 
-/// A keyed hash over fields, each preceded by its length.
+/// A keyed hash over fields, each preceded by its length, and numbers.
+#[derive(Clone, Copy)]
 struct Fields(SipHasher24);
 
 impl Fields {
@@ -429,6 +437,11 @@ impl Fields {
     fn field(&mut self, bytes: &[u8]) {
         self.0.write_u64(bytes.len() as u64);
         self.0.write(bytes);
+    }
+
+    /// A field of one length, which need not be told.
+    fn number(&mut self, number: u64) {
+        self.0.write_u64(number);
     }
 
     /// A field that is not there differs from one that is empty.

@@ -59,7 +59,8 @@ impl Router {
         let answered = match self.refusal(&request) {
             Some(error) => refuse(error, request),
             None if route == Route::Batch => self.access_urls.answer(request).await,
-            None => self.passthrough.forward(request).await,
+            // Boxed, so that a batch's future has no room for it.
+            None => Box::pin(self.passthrough.forward(request)).await,
         };
         request_log.end(Some(&answered));
         answered.response

@@ -122,7 +122,9 @@ fn cache_control(life: &Life, tally: &Tally, form: Form) -> HeaderValue {
     if form == Form::Body || !life.stored || tally.count(IdResult::Stale) > 0 {
         return HeaderValue::from_static("no-store");
     }
-    HeaderValue::from_str(&format!("private, max-age={}", life.fresh)).unwrap_or(HeaderValue::from_static("no-store"))
+    let mut digits = itoa::Buffer::new();
+    let value = ["private, max-age=", digits.format(life.fresh)].concat();
+    HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("no-store"))
 }
 
 fn cache_status(tally: &Tally, life: &Life, fetched: &Fetched, from_memory: usize) -> HeaderValue {

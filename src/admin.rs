@@ -1,7 +1,9 @@
 //! The operators' listener: metrics and probes for everyone who reaches it, the rest for those whom `guard` lets in.
 
 mod guard;
+mod history;
 mod purge;
+mod status;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,12 +23,14 @@ use crate::access_urls::AccessUrls;
 use crate::body::{Body, BodyError, stream, whole};
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config;
+use crate::config::{self, Config, ReloadState};
 use crate::metrics::Metrics;
 use crate::server::{self, Peer};
 use crate::upstream::Upstream;
 use guard::{Guard, Refusal};
 use purge::Purge;
+
+pub use history::{EVERY, History};
 
 /// Most bytes of a request's body.
 const MOST_BODY: usize = 256 << 10;
@@ -53,6 +57,12 @@ pub struct Workings {
     pub upstream: Arc<Upstream>,
     /// The batch route.
     pub access_urls: Arc<AccessUrls>,
+    /// The last ten minutes.
+    pub history: Arc<History>,
+    /// What is in force.
+    pub config: Arc<Config>,
+    /// How reloading has gone.
+    pub reloads: ReloadState,
     /// Whether clients are being served.
     pub ready: Arc<AtomicBool>,
     /// The clock of all these.
@@ -81,6 +91,8 @@ enum Route {
     Metrics,
     Livez,
     Readyz,
+    Page,
+    Status,
     Explain,
     Purge,
 }
@@ -91,6 +103,8 @@ impl Route {
             "/metrics" => Some(Route::Metrics),
             "/livez" => Some(Route::Livez),
             "/readyz" => Some(Route::Readyz),
+            "/" => Some(Route::Page),
+            "/status.json" => Some(Route::Status),
             "/explain" => Some(Route::Explain),
             "/purge" => Some(Route::Purge),
             _ => None,
@@ -163,6 +177,8 @@ impl Admin {
             Route::Metrics => self.scrape(),
             Route::Livez => text(StatusCode::OK, "alive\n"),
             Route::Readyz => self.readiness(),
+            Route::Page => status::page(),
+            Route::Status => answer(&status::status(&self.workings, head.uri.query())),
             Route::Explain => match read(body).await {
                 Ok(body) => {
                     self.guard.take_token(&mut head.headers);
@@ -220,7 +236,10 @@ enum No {
 impl No {
     fn response(self) -> Response<Body> {
         match self {
-            No::Route => refusal(StatusCode::NOT_FOUND, "there are /metrics, /livez, /readyz, /explain and /purge"),
+            No::Route => refusal(
+                StatusCode::NOT_FOUND,
+                "there are /, /status.json, /explain, /purge, /metrics, /livez and /readyz",
+            ),
             No::Method(route) => {
                 let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, &format!("only {}", route.allowed()));
                 response.headers_mut().insert(ALLOW, HeaderValue::from_static(route.allowed()));

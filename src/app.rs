@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::admin::{self, History};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -144,6 +145,7 @@ impl App {
         }
         let lasting = self.running.proxy.lasting();
         self.admin.spawn(sweep(Arc::clone(&lasting.cache), lasting.clock.clone(), self.stop_admin.clone()));
+        self.admin.spawn(sample(Arc::clone(&lasting.history), Arc::clone(&lasting.cache), self.stop_admin.clone()));
         let running = Arc::clone(&self.running);
         let answer = move |peer: Peer, request: Request<Incoming>| {
             let current = running.proxy.current();
@@ -246,6 +248,14 @@ async fn sweep(cache: Arc<Cache>, clock: Clock, stop: CancellationToken) {
         let (cache, clock) = (Arc::clone(&cache), clock.clone());
         // Apart from the answers: a large table takes a while.
         let _ = tokio::task::spawn_blocking(move || cache.sweep(clock.now())).await;
+    }
+}
+
+/// Keeps the last ten minutes for the status page, until `stop`.
+async fn sample(history: Arc<History>, cache: Arc<Cache>, stop: CancellationToken) {
+    while tokio::time::timeout(admin::EVERY, stop.cancelled()).await.is_err() {
+        let (links, bytes) = cache.size();
+        history.sample(links, bytes);
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Label sets are closed: no id, path or caller is ever a label.
 
+mod reading;
 mod reload;
 mod shared;
 mod words;
@@ -13,6 +14,7 @@ use prometheus::{
 use crate::cache::freshness::Reason;
 use crate::caller::Bypass;
 use crate::error::Limit;
+pub use reading::{Buckets, Reading};
 pub use reload::Reload;
 pub use shared::{Kind, Operation, Shared};
 pub use words::{IdResult, Outcome, Position, Route, Tally};
@@ -103,6 +105,9 @@ pub struct Metrics {
 /// The results of a call, in `upstream_calls_total`; refused: by the breaker or a hold, before anything was sent.
 pub const CALL_RESULTS: [&str; 7] =
     ["ok", "client_error", "server_error", "error_in_200", "no_answer", "deadline", "refused"];
+
+/// Why fresh ids are asked again, in `refetched_total`.
+pub const REFETCH_CAUSES: [&str; 3] = ["refresh", "revalidate", "client"];
 
 /// What a purge may be of, in `purges_total`: an operator's, or an id that was deleted through sidelink.
 pub const PURGES: [&str; 4] = ["ids", "group", "all", "delete"];
@@ -217,7 +222,7 @@ impl Metrics {
                 "refetched_total",
                 "Ids that were fresh in memory and fetched all the same, by cause.",
                 "cause",
-                &["refresh", "revalidate", "client"],
+                &REFETCH_CAUSES,
             )?,
             clock_skew: {
                 let skew = Gauge::new(

@@ -10,7 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::StartError;
 use crate::access_urls::AccessUrls;
-use crate::admin::{Admin, Workings};
+use crate::admin::{Admin, History, Workings};
 use crate::cache::Cache;
 use crate::cache::purges::{self, Purges};
 use crate::caller::signature::Keys;
@@ -53,6 +53,7 @@ pub(super) struct Lasting {
     pub(super) metrics: Arc<Metrics>,
     pub(super) ready: Arc<AtomicBool>,
     reloads: ReloadState,
+    pub(super) history: Arc<History>,
     pub(super) clock: Clock,
     reach: Reach,
 }
@@ -88,6 +89,7 @@ impl Proxy {
         let process = prometheus::process_collector::ProcessCollector::for_self();
         registry.register(Box::new(process)).map_err(StartError::Metrics)?;
         let purges = Arc::new(Purges::new(rand::random(), purges::span_of(&config)));
+        let history = Arc::new(History::new(Arc::clone(&metrics), clock.clone()));
         let lasting = Lasting {
             cache: Arc::new(Cache::new(&config.cache, Arc::clone(&purges), &metrics)),
             purges,
@@ -98,6 +100,7 @@ impl Proxy {
             metrics,
             ready: Arc::new(AtomicBool::new(false)),
             reloads: ReloadState::started(clock.now().wall_time()),
+            history,
             clock,
             reach,
         };
@@ -210,6 +213,9 @@ impl Lasting {
             cache: Arc::clone(&self.cache),
             upstream: Arc::clone(&upstream),
             access_urls: Arc::clone(&access_urls),
+            history: Arc::clone(&self.history),
+            config: Arc::clone(&config),
+            reloads: self.reloads.clone(),
             ready: Arc::clone(&self.ready),
             clock: clock.clone(),
         };

@@ -12,7 +12,7 @@ use crate::support::{Reply, Stack, TestClient, raw};
 const TOKEN: &str = "token-of-an-operator";
 const JSON: (&str, &str) = ("content-type", "application/json");
 /// What is guarded, and read.
-const GUARDED: [&str; 1] = ["/explain?accessory_ids=1"];
+const GUARDED: [&str; 3] = ["/", "/status.json", "/explain?accessory_ids=1"];
 const ALL: &str = r#"{"all":true}"#;
 
 pub fn token(config: &mut sidelink::config::Config) {
@@ -41,7 +41,7 @@ fn admin(stack: &Stack) -> TestClient {
 #[tokio::test]
 async fn every_answer_tells_browsers_to_keep_run_and_frame_nothing() {
     let stack = Stack::start().await;
-    for path in ["/metrics", "/livez", "/readyz", "/explain", "/purge", "/nowhere"] {
+    for path in ["/", "/status.json", "/metrics", "/livez", "/readyz", "/explain", "/purge", "/nowhere"] {
         let reply = admin(&stack).get(path, &[]).await;
         assert!(reply.header("content-security-policy").contains("default-src 'none'"), "{path}");
         assert!(reply.header("content-security-policy").contains("frame-ancestors 'none'"), "{path}");

@@ -1,0 +1,361 @@
+"use strict";
+(() => {
+  const EVERY = 2000;
+  const WINDOW = 600_000;
+  const RESULTS = ["hit", "joined", "shared", "stale", "absent", "fetched", "failed"];
+  const BATCHES = ["hit", "partial", "miss", "stale", "bypass", "error"];
+  const CALLS = ["ok", "client_error", "server_error", "error_in_200", "no_answer", "deadline", "refused"];
+  const HITS = ["hit", "joined", "shared", "stale"];
+  const byId = (id) => document.getElementById(id);
+
+  // What is known: columns of samples, oldest first, and the last status.
+  let samples = [];
+  let last = 0;
+  let status = null;
+  let config = "";
+  let lostAt = null;
+  let paused = false;
+  let cursor = null; // The time of the sample that is read; null: the latest.
+  let timer = null;
+
+  // Numbers
+  const count = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+  const rate = (value) => {
+    if (value === null) return "–";
+    if (value >= 10_000) return `${(value / 1000).toFixed(value >= 100_000 ? 0 : 1)} k`;
+    return value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value === 0 ? "0" : value.toFixed(2);
+  };
+  const time = (seconds) => {
+    if (seconds === null || seconds === undefined) return "–";
+    if (seconds < 0.001) return `${(seconds * 1e6).toFixed(0)} µs`;
+    if (seconds < 1) return `${(seconds * 1e3).toFixed(seconds < 0.01 ? 2 : seconds < 0.1 ? 1 : 0)} ms`;
+    return `${seconds.toFixed(seconds < 10 ? 2 : 1)} s`;
+  };
+  const bytes = (value) => {
+    if (value === null || value === undefined) return "–";
+    const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let unit = 0;
+    while (value >= 1024 && unit < units.length - 1) { value /= 1024; unit += 1; }
+    return `${value >= 100 || unit === 0 ? value.toFixed(0) : value.toFixed(1)} ${units[unit]}`;
+  };
+  const share = (value) => {
+    if (value === null) return "–";
+    const text = (value * 100).toFixed(1);
+    // Never all where something lacks.
+    return `${text === "100.0" && value < 1 ? "99.9" : text.replace(".0", "")} %`;
+  };
+  const span = (seconds) => {
+    const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]].map(([size, name]) => {
+      const whole = Math.floor(seconds / size);
+      seconds -= whole * size;
+      return [whole, name];
+    });
+    const from = parts.findIndex(([whole]) => whole > 0);
+    return from < 0 ? "0 s" : parts.slice(from, from + 2).filter(([whole]) => whole > 0).map(([whole, name]) => `${whole} ${name}`).join(" ");
+  };
+  const clock = (millis) => new Date(millis).toLocaleTimeString([], { hour12: false });
+  const sum = (list) => list.reduce((total, value) => total + value, 0);
+  const perSecond = (of) => (sample) => (sample.span > 0 ? (of(sample) * 1000) / sample.span : 0);
+  const hitRate = (sample) => {
+    const all = sum(RESULTS.map((name) => sample.ids[name]));
+    return all > 0 ? sum(HITS.map((name) => sample.ids[name])) / all : null;
+  };
+
+  // Elements
+  const make = (name, attributes = {}, ...children) => {
+    const element = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    element.append(...children.filter((child) => child !== null));
+    return element;
+  };
+  const draw = (name, attributes = {}, text = null) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    if (text !== null) element.textContent = text;
+    return element;
+  };
+
+  // Charts: each has series, of which some are stacked, and says how its values are written.
+  const series = (name, label, of, extra = {}) => ({ name, label, of, ...extra });
+  const CHARTS = [
+    { id: "hit-rate", title: "Hit rate", unit: "share of ids answered without a call of their own", write: share, top: 1,
+      series: [series("hit", "hit rate", hitRate, { wash: true })] },
+    { id: "ids", title: "Ids by result", unit: "ids a second", write: rate, stacked: true,
+      series: RESULTS.map((name) => series(name, name, perSecond((sample) => sample.ids[name]))) },
+    { id: "answers", title: "Answers", unit: "time to answer a batch", write: time,
+      series: [series("hit", "median", (sample) => sample.answer_seconds.p50),
+        series("fetched", "99th percentile", (sample) => sample.answer_seconds.p99, { dashed: true })] },
+    { id: "endpoint", title: "The endpoint", unit: "time of a call to it", write: time,
+      series: [series("hit", "median", (sample) => sample.call_seconds.p50),
+        series("fetched", "99th percentile", (sample) => sample.call_seconds.p99, { dashed: true })] },
+    { id: "load", title: "Calls to the endpoint", unit: "calls a second", write: rate,
+      series: [series("hit", "all", perSecond((sample) => sample.calls), { wash: true }),
+        series("failed", "failed or refused", perSecond((sample) => sample.calls_failed), { dashed: true })] },
+    { id: "memory", title: "Links in memory", unit: "bytes, their bookkeeping included", write: bytes, binary: true,
+      series: [series("hit", "in use", (sample) => sample.bytes, { wash: true })] },
+  ];
+
+  const key = (chart, one) => {
+    const svg = draw("svg", { viewBox: "0 0 12 10", "aria-hidden": "true" });
+    if (chart.stacked) svg.append(draw("rect", { x: 1, y: 0, width: 10, height: 10, rx: 2, class: `f-${one.name}` }));
+    else svg.append(draw("line", { x1: 0, x2: 12, y1: 5, y2: 5, class: `line l-${one.name}${one.dashed ? " dashed" : ""}` }));
+    return svg;
+  };
+
+  for (const chart of CHARTS) {
+    chart.when = make("span", { class: "quiet" });
+    chart.svg = draw("svg", { class: "plot", role: "img", tabindex: "0", id: `plot-${chart.id}`, "aria-label": chart.title });
+    chart.values = chart.series.map(() => make("b", {}, "–"));
+    const legend = make("ul", { class: "legend" },
+      ...chart.series.map((one, at) => make("li", {}, key(chart, one), `${one.label} `, chart.values[at])));
+    chart.table = make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${chart.title}, as a table` });
+    chart.details = make("details", { class: "figure-table" }, make("summary", {}, "As a table"), chart.table);
+    chart.details.addEventListener("toggle", () => tabulate(chart));
+    const title = make("h3", {}, chart.title, " ", make("span", { class: "quiet" }, `· ${chart.unit}`));
+    byId("figures").append(make("figure", { class: "card", id: `chart-${chart.id}` },
+      make("figcaption", {}, title, chart.when), chart.svg, legend, chart.details));
+    chart.svg.addEventListener("pointermove", (event) => point(chart, event.clientX));
+    chart.svg.addEventListener("pointerdown", (event) => point(chart, event.clientX));
+    chart.svg.addEventListener("pointerleave", () => read(null));
+    chart.svg.addEventListener("blur", () => read(null));
+    chart.svg.addEventListener("keydown", (event) => {
+      const steps = { ArrowLeft: -1, ArrowRight: 1, PageUp: -15, PageDown: 15, Home: -Infinity, End: Infinity };
+      if (event.key === "Escape") read(null);
+      else if (event.key in steps && samples.length > 0) {
+        event.preventDefault();
+        const at = cursor === null ? samples.length - 1 : samples.findIndex((sample) => sample.at === cursor);
+        const next = Math.min(samples.length - 1, Math.max(0, at + steps[event.key]));
+        read(samples[next].at);
+        byId("said-moment").textContent = describe(chart, samples[next]);
+      }
+    });
+  }
+  // What the arrow keys come to, for a screen reader.
+  document.body.append(make("p", { id: "said-moment", class: "unseen", "aria-live": "polite" }));
+
+  const describe = (chart, sample) =>
+    `${clock(sample.at)}: ${chart.series.map((one) => `${one.label} ${chart.write(one.of(sample))}`).join(", ")}`;
+  const read = (at) => { cursor = at; drawAll(); };
+  const newest = () => (samples.length > 0 ? samples[samples.length - 1].at : Date.now());
+  const LEFT = 52;
+  const point = (chart, x) => {
+    if (samples.length === 0) return;
+    const box = chart.svg.getBoundingClientRect();
+    const at = newest() - WINDOW * (1 - (x - box.left - LEFT) / Math.max(1, box.width - LEFT - 8));
+    read(samples.reduce((best, sample) => (Math.abs(sample.at - at) < Math.abs(best.at - at) ? sample : best)).at);
+  };
+
+  // The least of 1, 2, 2.5, 5 times a power that is no less.
+  const ceiling = (value, base) => {
+    if (!(value > 0)) return 1;
+    const power = base ** Math.floor(Math.log(value) / Math.log(base));
+    const steps = base === 2 ? [1, 2] : [1, 2, 2.5, 5, 10];
+    return power * steps.find((step) => step * power >= value * 0.999);
+  };
+
+  const plot = (chart) => {
+    const svg = chart.svg;
+    const width = Math.max(120, svg.clientWidth);
+    const height = svg.clientHeight || 150;
+    const [top, bottom, right] = [8, 20, 8];
+    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    svg.replaceChildren();
+    const values = samples.map((sample) => chart.series.map((one) => one.of(sample)));
+    const heights = values.map((row) => (chart.stacked ? [sum(row)] : row)).flat().filter((value) => value !== null);
+    const most = chart.top ?? ceiling(Math.max(0, ...heights), chart.binary ? 2 : 10);
+    const x = (at) => LEFT + (width - LEFT - right) * (1 - (newest() - at) / WINDOW);
+    const y = (value) => top + (height - top - bottom) * (1 - value / most);
+    for (const part of [0, 0.5, 1]) {
+      svg.append(draw("line", { x1: LEFT, x2: width - right, y1: y(most * part), y2: y(most * part), class: part === 0 ? "base" : "rule" }));
+      svg.append(draw("text", { x: LEFT - 6, y: y(most * part) + 4, "text-anchor": "end" }, heights.length || chart.top ? chart.write(most * part) : ""));
+    }
+    for (const minutes of width < 420 ? [10, 5, 0] : [10, 8, 6, 4, 2, 0]) {
+      const label = minutes === 0 ? "now" : `−${minutes} min`;
+      const anchor = minutes === 0 ? "end" : "middle";
+      svg.append(draw("text", { x: x(newest() - minutes * 60_000), y: height - 5, "text-anchor": anchor }, label));
+    }
+    if (heights.length === 0) {
+      svg.append(draw("text", { x: (LEFT + width - right) / 2, y: y(most / 2) - 6, "text-anchor": "middle", class: "none" }, "nothing yet"));
+    }
+    const place = (value, at) => `${x(at).toFixed(1)},${y(value).toFixed(1)}`;
+    if (chart.stacked) {
+      let floor = values.map(() => 0);
+      chart.series.forEach((one, at) => {
+        const roof = values.map((row, index) => floor[index] + row[at]);
+        if (values.some((row) => row[at] > 0)) {
+          const up = roof.map((value, index) => place(value, samples[index].at));
+          const down = floor.map((value, index) => place(value, samples[index].at)).reverse();
+          svg.append(draw("path", { d: `M${[...up, ...down].join("L")}Z`, class: `area f-${one.name}` }));
+        }
+        floor = roof;
+      });
+    } else {
+      chart.series.forEach((one, at) => {
+        // A line for each stretch of samples that have a value.
+        const stretches = [[]];
+        values.forEach((row, index) => {
+          if (row[at] === null) stretches.push([]);
+          else stretches[stretches.length - 1].push([row[at], samples[index].at]);
+        });
+        for (const stretch of stretches.filter((stretch) => stretch.length > 0)) {
+          const [first, final] = [stretch[0], stretch[stretch.length - 1]];
+          const line = stretch.map(([value, when]) => place(value, when)).join("L");
+          if (one.wash) svg.append(draw("path", { d: `M${place(0, first[1])}L${line}L${place(0, final[1])}Z`, class: `wash f-${one.name}` }));
+          // A lone sample is a dot, as wide as the line.
+          const dot = stretch.length === 1 ? "h0.01" : "";
+          svg.append(draw("path", { d: `M${line}${dot}`, class: `line l-${one.name}${one.dashed ? " dashed" : ""}` }));
+        }
+      });
+    }
+    const shown = cursor === null ? samples[samples.length - 1] : samples.find((sample) => sample.at === cursor);
+    if (cursor !== null && shown) svg.append(draw("line", { x1: x(cursor), x2: x(cursor), y1: top, y2: height - bottom, class: "cursor" }));
+    chart.when.textContent = cursor !== null && shown ? clock(cursor) : "";
+    chart.series.forEach((one, at) => { chart.values[at].textContent = shown ? chart.write(one.of(shown)) : "–"; });
+    svg.setAttribute("aria-label", `${chart.title}: ${chart.unit}. ${shown ? describe(chart, shown) : "Nothing yet."} Arrow keys read other moments.`);
+    if (chart.details.open) tabulate(chart);
+  };
+  const drawAll = () => CHARTS.forEach(plot);
+
+  // Twenty rows, newest first: enough to follow a curve.
+  const tabulate = (chart) => {
+    if (!chart.details.open) return;
+    const step = Math.max(1, Math.ceil(samples.length / 20));
+    const rows = samples.filter((_, index) => (samples.length - 1 - index) % step === 0).reverse();
+    const head = make("tr", {}, make("th", { scope: "col" }, "time"), ...chart.series.map((one) => make("th", { scope: "col" }, one.label)));
+    const cells = rows.map((sample) => make("tr", {}, make("th", { scope: "row" }, clock(sample.at)),
+      ...chart.series.map((one) => make("td", {}, chart.write(one.of(sample))))));
+    const caption = make("caption", { class: "unseen" }, `${chart.title}: ${chart.unit}`);
+    chart.table.replaceChildren(make("table", {}, caption, make("thead", {}, head), make("tbody", {}, ...cells)));
+  };
+
+  // The rest of the page
+  const lastMinute = (of) => sum(samples.slice(-30).map(of));
+  const tiles = () => {
+    const seconds = lastMinute((sample) => sample.span) / 1000;
+    const per = (of) => (seconds > 0 ? lastMinute(of) / seconds : null);
+    const ids = (names) => lastMinute((sample) => sum(names.map((name) => sample.ids[name])));
+    const all = ids(RESULTS);
+    const latest = [...samples].reverse().find((sample) => sample.answer_seconds.p99 !== null);
+    const called = [...samples].reverse().find((sample) => sample.call_seconds.p99 !== null);
+    const fill = status.cache.capacity > 0 ? status.cache.bytes / status.cache.capacity : 0;
+    const list = [
+      ["Hit rate", share(all > 0 ? ids(HITS) / all : null), "ids, last minute"],
+      ["Batches", rate(per((sample) => sample.batches)), all > 0 ? `a second; ${rate(all / seconds)} ids` : "a second"],
+      ["Calls", rate(per((sample) => sample.calls)), seconds > 0 ? `a second; ${rate(per((sample) => sample.call_ids))} ids` : "a second"],
+      ["Answers, p99", time(latest?.answer_seconds.p99), latest ? `median ${time(latest.answer_seconds.p50)}` : "no batch lately"],
+      ["Endpoint, p99", time(called?.call_seconds.p99), called ? `median ${time(called.call_seconds.p50)}` : "no call lately"],
+      ["Memory", share(fill), `${bytes(status.cache.bytes)} of ${bytes(status.cache.capacity)}`],
+    ];
+    byId("tiles").replaceChildren(...list.map(([name, value, hint]) =>
+      make("div", {}, make("dt", {}, name), make("dd", {}, value), make("dd", { class: "hint" }, hint))));
+  };
+
+  const pairs = (id, list) => byId(id).replaceChildren(...list.flatMap(([name, value, extra]) => {
+    if (name === null) return [make("dd", { class: `wide ${extra ?? ""}` }, value)];
+    return [make("dt", {}, name), make("dd", extra ? { class: extra } : {}, value)];
+  }));
+  const spoken = (name) => name.replaceAll("_", " ").replaceAll("-", " ");
+  const counted = (counts, names) => names.map((name) => [spoken(name), count.format(counts[name])]);
+
+  const state = () => {
+    const reload = status.reload;
+    const breaker = { closed: ["closed", "good"], half_open: ["half-open", "warn"], open: ["open", "bad"] }[status.breaker];
+    pairs("health", [
+      ["clients", status.ready ? "served" : "not served", status.ready ? "good" : "bad"],
+      ["breaker", breaker[0], breaker[1]],
+      ...(status.calls_refused ? [[null, status.calls_refused, "bad"]] : []),
+      ["configuration", reload.succeeded ? "in force" : "refused", reload.succeeded ? "good" : "bad"],
+      ["read", reload.at ? clock(Date.parse(reload.at)) : "–"],
+      ...reload.errors.map((error) => [null, error, "bad"]),
+      ...(status.shared ? Object.entries(status.shared).map(([name, value]) => [`shared tier: ${spoken(name)}`, String(value)]) : [["shared tier", "none"]]),
+      ["connections", count.format(status.connections)],
+      ["calls under way", count.format(status.calls_in_flight)],
+      ["links in memory", count.format(status.cache.links)],
+      ["evicted for room", count.format(status.cache.evicted)],
+      ["purge marks", count.format(status.cache.purge_marks)],
+      ["process memory", bytes(status.memory_bytes)],
+      ["clock, of the endpoint's", status.totals.calls.ok > 0 ? `${status.clock_skew_seconds < 0 ? "−" : "+"}${time(Math.abs(status.clock_skew_seconds))}` : "–"],
+    ]);
+    const totals = status.totals;
+    const total = sum(Object.values(totals.ids));
+    pairs("ids", [...counted(totals.ids, RESULTS), ["all", count.format(total)], ["sent to the endpoint", count.format(totals.call_ids)]]);
+    pairs("batches", counted(totals.batches, BATCHES));
+    pairs("calls", counted(totals.calls, CALLS));
+    const others = [["bypass", totals.bypass], ["not kept", totals.uncacheable], ["asked again", totals.refetched], ["shed", totals.shed], ["purges", totals.purges]]
+      .flatMap(([kind, counts]) => Object.entries(counts).filter(([, value]) => value > 0).map(([name, value]) => [`${kind}: ${spoken(name)}`, count.format(value)]));
+    pairs("others", others.length > 0 ? others : [[null, "Nothing was bypassed, shed, purged or not kept.", "quiet"]]);
+    byId("about").textContent = `${status.version} · up ${span(status.uptime_seconds)} · in front of ${status.endpoint}`;
+    if (byId("config").textContent !== config) byId("config").textContent = config;
+    document.title = `sidelink · ${byId("tiles").querySelector("dd").textContent}`;
+  };
+
+  // Announced once each time that it changes, not each time that it is so.
+  const say = (text) => {
+    const said = byId("said");
+    if ((text ?? "") === said.textContent) return;
+    said.textContent = text ?? "";
+  };
+  const badge = (name, text) => {
+    const link = byId("link");
+    link.dataset.state = name;
+    if (link.textContent !== text) link.textContent = text;
+  };
+
+  const take = (next) => {
+    status = next;
+    if (next.config !== undefined) config = next.config;
+    const history = next.history;
+    history.at.forEach((at, index) => {
+      const pick = (column) => Array.isArray(column) ? column[index]
+        : Object.fromEntries(Object.entries(column).map(([name, inner]) => [name, pick(inner)]));
+      const { last: _, most: __, ...columns } = history;
+      samples.push(pick(columns));
+    });
+    samples = samples.slice(-history.most);
+    last = history.last;
+    if (cursor !== null && !samples.some((sample) => sample.at === cursor)) cursor = null;
+  };
+
+  const poll = async () => {
+    clearTimeout(timer);
+    if (paused || document.hidden) return;
+    try {
+      const response = await fetch(last > 0 ? `status.json?since=${last}` : "status.json", { cache: "no-store", signal: AbortSignal.timeout(8000) });
+      if (!response.ok) throw new Error(response.status === 401 || response.status === 403 ? "sidelink does not let this page in" : `sidelink answers with ${response.status}`);
+      const next = await response.json();
+      // Of another process, or under another configuration: all of it anew.
+      if (last > 0 && (next.started !== status.started || next.reload.at !== status.reload.at)) {
+        samples = [];
+        last = 0;
+        timer = setTimeout(poll, 0);
+        return;
+      }
+      take(next);
+      lostAt = null;
+      document.body.classList.remove("lost");
+      badge("live", "live");
+      say(status.breaker === "open" ? "The breaker is open: the endpoint fails, and is not asked for a while." : null);
+      tiles();
+      state();
+      drawAll();
+    } catch (error) {
+      lostAt ??= Date.now();
+      document.body.classList.add("lost");
+      badge("lost", "connection lost");
+      const why = error instanceof TypeError || error.name === "TimeoutError" ? "there is no answer" : error.message;
+      say(`Connection lost at ${clock(lostAt)}: ${why}. What is shown is from before; trying again.`);
+    }
+    timer = setTimeout(poll, EVERY);
+  };
+
+  byId("pause").addEventListener("click", () => {
+    paused = !paused;
+    byId("pause").setAttribute("aria-pressed", String(paused));
+    byId("pause").textContent = paused ? "Resume" : "Pause";
+    if (paused) badge("paused", "paused");
+    poll();
+  });
+  document.addEventListener("visibilitychange", poll);
+  new ResizeObserver(() => drawAll()).observe(byId("figures"));
+  poll();
+})();

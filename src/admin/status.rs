@@ -1,0 +1,116 @@
+//! `/status.json` and the page that shows it.
+//!
+//! The page is one answer with nothing to load from elsewhere, and a policy that would not let it.
+
+use http::header::CONTENT_SECURITY_POLICY;
+use http::{HeaderValue, Response, StatusCode};
+use prometheus::{IntCounterVec, Registry};
+use serde_json::{Map, Value, json};
+
+use super::{Workings, typed};
+use crate::body::Body;
+use crate::cache::freshness::Reason;
+use crate::caller::Bypass;
+use crate::clock::rfc3339;
+use crate::error::Limit;
+use crate::metrics::{CALL_RESULTS, IdResult, Outcome, PURGES, Position, REFETCH_CAUSES};
+
+const PAGE: &str = include_str!("page.html");
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+
+/// The page, for which only its own style and script run.
+pub(super) fn page() -> Response<Body> {
+    let nonce = hex::encode(rand::random::<[u8; 16]>());
+    let page = PAGE.replace("{nonce}", &nonce).replace("{style}", STYLE).replace("{script}", SCRIPT);
+    let mut response = typed(StatusCode::OK, page.into(), HeaderValue::from_static("text/html; charset=utf-8"));
+    let policy = format!(
+        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    );
+    if let Ok(policy) = HeaderValue::from_str(&policy) {
+        response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    }
+    response
+}
+
+/// How things stand. `query` may name the last sample that the asker has, as `since=N`; without it, it also gets what does
+/// not change by itself: the configuration, secrets left out.
+pub(super) fn status(workings: &Workings, query: Option<&str>) -> Value {
+    workings.measure();
+    let since = query.and_then(|query| {
+        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(name, _)| *name == "since").and_then(|(_, value)| value.parse::<u64>().ok())
+    });
+    let (metrics, history, now) = (&workings.metrics, &workings.history, workings.clock.now());
+    let started = history.started();
+    let reading = metrics.reading();
+    let reload = workings.reloads.last();
+    let config = &workings.config;
+    let mut status = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "now": now.unix_millis(),
+        "started": started.unix_millis(),
+        "uptime_seconds": now.since(started) / 1000,
+        "ready": workings.ready.load(std::sync::atomic::Ordering::Acquire),
+        "endpoint": config.upstream.endpoint.to_string(),
+        "breaker": position(&metrics.breaker_state),
+        "calls_refused": workings.upstream.refusal().map(crate::error::Error::message),
+        "calls_in_flight": metrics.upstream_in_flight.get(),
+        "connections": metrics.connections.get(),
+        "reload": {
+            "succeeded": reload.succeeded(),
+            "at": reload.at.duration_since(std::time::UNIX_EPOCH).ok().map(|at| rfc3339(crate::clock::millis(at))),
+            "errors": reload.errors,
+        },
+        "cache": {
+            "links": metrics.cache_links.get(),
+            "bytes": metrics.cache_bytes.get(),
+            "capacity": metrics.cache_capacity.get(),
+            "evicted": metrics.cache_evictions.size.get(),
+            "purge_marks": metrics.purge_marks.get(),
+        },
+        "clock_skew_seconds": metrics.clock_skew.get(),
+        "memory_bytes": resident(&workings.registry),
+        "totals": {
+            "ids": named(IdResult::ALL.map(IdResult::name), reading.ids),
+            "batches": named(Outcome::ALL.map(Outcome::name), reading.batches),
+            "calls": named(CALL_RESULTS, reading.calls),
+            "call_ids": reading.call_ids,
+            "bypass": by_label(&metrics.bypass, Bypass::ALL.map(Bypass::name)),
+            "uncacheable": by_label(&metrics.uncacheable, Reason::ALL.map(Reason::name)),
+            "refetched": by_label(&metrics.refetched, REFETCH_CAUSES),
+            "shed": by_label(&metrics.shed, Limit::ALL.map(Limit::name)),
+            "purges": by_label(&metrics.purges, PURGES),
+        },
+        "history": history.after(since.unwrap_or(0)),
+    });
+    if since.is_none()
+        && let Value::Object(fields) = &mut status
+    {
+        fields.insert("config".to_owned(), config.to_string().into());
+    }
+    status
+}
+
+/// What a breaker's gauges say.
+fn position(gauges: &prometheus::IntGaugeVec) -> &'static str {
+    let here = Position::ALL.into_iter().find(|position| gauges.with_label_values(&[position.name()]).get() == 1);
+    here.unwrap_or(Position::Closed).name()
+}
+
+fn named<const N: usize>(names: [&str; N], counts: [u64; N]) -> Value {
+    names.into_iter().zip(counts).map(|(name, count)| (name.to_owned(), count.into())).collect::<Map<_, _>>().into()
+}
+
+/// The counts of a family with one label, by its values.
+fn by_label<const N: usize>(counters: &IntCounterVec, names: [&str; N]) -> Value {
+    named(names, names.map(|name| counters.with_label_values(&[name]).get()))
+}
+
+/// Bytes of this process in memory, where the system tells.
+fn resident(registry: &Registry) -> Option<f64> {
+    let families = registry.gather();
+    let family = families.iter().find(|family| family.name() == "process_resident_memory_bytes")?;
+    family.get_metric().first().map(|metric| metric.get_gauge().get_value())
+}

@@ -1,0 +1,262 @@
+//! The status page, in a real browser: its numbers are the metrics', they move as traffic flows, and it loads nothing, keeps
+//! nothing and gives nothing away.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand_distr::Distribution;
+use serde_json::{Value, json};
+use sidelink::config::Config;
+
+use crate::admin::token;
+use crate::browser::Browser;
+use crate::signing::knows;
+use crate::support::{Stack, TestClient};
+
+async fn status(stack: &Stack, query: &str) -> Value {
+    let reply = TestClient::new(stack.app.admin_address()).get(&format!("/status.json{query}"), &[]).await;
+    assert_eq!(reply.status, 200);
+    reply.json()
+}
+
+#[tokio::test]
+async fn the_status_says_what_the_metrics_say() {
+    let stack = Stack::start().await;
+    stack.client.batch("t", &["1", "2"]).await;
+    stack.client.batch("t", &["1", "3"]).await;
+    stack.client.get("/v2/servicerequest/accessorys/access-urls?accessory_ids=1", &[]).await;
+    let said = status(&stack, "").await;
+    let totals = &said["totals"];
+    assert_eq!(
+        (&totals["ids"]["hit"], &totals["ids"]["fetched"], &totals["call_ids"]),
+        (&json!(1), &json!(3), &json!(3))
+    );
+    assert_eq!((&totals["batches"]["miss"], &totals["batches"]["partial"]), (&json!(1), &json!(1)));
+    assert_eq!((&totals["calls"]["ok"], &totals["bypass"]["no-credential"]), (&json!(2), &json!(1)));
+    assert_eq!(
+        (&said["cache"]["links"], &said["breaker"], &said["ready"]),
+        (&json!(3), &json!("closed"), &json!(true))
+    );
+    assert_eq!((&said["cache"]["capacity"], &said["calls_refused"]), (&json!(256 << 20), &Value::Null));
+    assert_eq!((&said["reload"]["succeeded"], &said["reload"]["errors"]), (&json!(true), &json!([])));
+    assert!(said["memory_bytes"].as_f64().unwrap() > 1e6);
+    assert_eq!(said["endpoint"], format!("http://{}", stack.origin.address()));
+}
+
+#[tokio::test]
+async fn the_history_is_told_from_where_the_asker_left_it() {
+    let stack = Stack::start().await;
+    stack.client.batch("t", &["1", "2"]).await;
+    let first = loop {
+        let said = status(&stack, "").await;
+        if said["history"]["last"] != 0 {
+            break said;
+        }
+    };
+    let ids: u64 = first["history"]["ids"]["fetched"].as_array().unwrap().iter().map(|ids| ids.as_u64().unwrap()).sum();
+    assert_eq!(ids, 2);
+    assert!(first["config"].as_str().unwrap().contains("[upstream]"));
+    let next = status(&stack, &format!("?since={}", first["history"]["last"])).await;
+    let known = first["history"]["at"].as_array().unwrap();
+    assert!(next["history"]["at"].as_array().unwrap().iter().all(|at| !known.contains(at)));
+    assert!(next.get("config").is_none(), "what does not change is told once");
+}
+
+#[tokio::test]
+async fn a_breaker_that_opens_and_a_reload_that_fails_are_told() {
+    let configure = |config: &mut Config| {
+        config.upstream.breaker.consecutive = 1;
+        config.upstream.breaker.open = Duration::from_secs(60);
+        config.upstream.retry.attempts = 0;
+    };
+    let stack = Stack::with(|_| {}, configure).await;
+    stack.origin.stop().await;
+    stack.client.batch("t", &["1"]).await;
+    let said = status(&stack, "").await;
+    assert_eq!(said["breaker"], "open");
+    assert!(said["calls_refused"].as_str().unwrap().contains("failing"));
+}
+
+#[tokio::test]
+async fn no_secret_is_in_the_status() {
+    let configure = |config: &mut Config| {
+        token(config);
+        knows(config, "AK1", "MARKED-secret-key");
+    };
+    let stack = Stack::with(|_| {}, configure).await;
+    let links = stack.client.batch("MARKED-token", &["MARKED-id"]).await.links();
+    let said = status(&stack, "").await.to_string();
+    let secret = links[0].1.split_once('?').unwrap().1;
+    for secret in ["MARKED", "token-of-an-operator", secret] {
+        assert!(!said.contains(secret), "{secret}");
+    }
+    assert!(said.contains("AK1"), "what is no secret is there");
+}
+
+#[tokio::test]
+async fn the_page_has_a_policy_that_lets_nothing_else_run() {
+    let stack = Stack::start().await;
+    let client = TestClient::new(stack.app.admin_address());
+    let (one, other) = (client.get("/", &[]).await, client.get("/", &[]).await);
+    assert_eq!(one.header("content-type"), "text/html; charset=utf-8");
+    assert!(one.body.len() < 64 << 10, "{} bytes", one.body.len());
+    let policy = one.header("content-security-policy");
+    for part in ["default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'", "base-uri 'none'"] {
+        assert!(policy.contains(part), "{policy}");
+    }
+    assert!(!policy.contains("unsafe"));
+    let nonce = |policy: &str| policy.split_once("script-src 'nonce-").unwrap().1[..32].to_owned();
+    assert_ne!(nonce(policy), nonce(other.header("content-security-policy")), "drawn for each answer");
+    let page = String::from_utf8(one.body.to_vec()).unwrap();
+    assert_eq!(page.matches(&format!("nonce=\"{}\"", nonce(policy))).count(), 2, "one style, one script");
+    assert!(!page.contains("{nonce}") && !page.contains("{style}") && !page.contains("{script}"));
+    for outside in ["//cdn", "https://", "src=", "@import", "url("] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+}
+
+/// The page in a browser is one test: a browser takes seconds to start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn numbers_move_as_traffic_flows_and_the_page_keeps_to_itself() {
+    let stack = Stack::start().await;
+    let address = stack.app.admin_address();
+    let mut browser = Browser::start();
+    browser.look(1280, 900, "light");
+    browser.open(address, "/");
+    browser.until("document.querySelector('#link').textContent === 'live'");
+    assert_eq!(browser.text("#tiles dd"), "–", "with no traffic there is no rate");
+    assert_eq!(browser.text("#ids dd"), "0");
+
+    // What the page says is what flowed.
+    stack.client.batch("t", &["1", "2", "3", "4"]).await;
+    for _ in 0..4 {
+        stack.client.batch("t", &["1", "2", "3", "4"]).await;
+    }
+    browser.until("document.querySelector('#tiles dd').textContent === '80 %'");
+    assert_eq!(browser.text("#ids dd"), "16");
+    browser.until("document.querySelector('#plot-ids path.f-hit') !== null");
+    for id in ["hit-rate", "ids", "answers", "endpoint", "load", "memory"] {
+        browser.until(&format!("document.querySelector('#plot-{id} path') !== null"));
+        assert!(!browser.text(&format!("#plot-{id}")).contains("NaN"));
+    }
+    // A page opened later has the same past.
+    browser.open(address, "/");
+    browser.until("document.querySelector('#tiles dd').textContent === '80 %'");
+    assert!(browser.text("#config").contains("min_remaining"));
+
+    // By keyboard, and for a screen reader.
+    browser.eval("document.querySelector('#plot-ids').focus()");
+    browser.press("End");
+    browser.until("/hit .*fetched/.test(document.querySelector('#said-moment').textContent)");
+    assert_eq!(browser.eval("document.querySelector('#plot-ids .cursor') !== null"), json!(true));
+    browser.press("Escape");
+    assert_eq!(browser.eval("document.querySelector('#plot-ids .cursor')"), Value::Null);
+    browser.eval("document.querySelector('#chart-ids details').open = true");
+    browser.until("document.querySelectorAll('#chart-ids tbody tr').length > 0");
+    let heads = browser.eval("[...document.querySelectorAll('#chart-ids thead th')].map((head) => head.textContent)");
+    assert_eq!(heads, json!(["time", "hit", "joined", "shared", "stale", "absent", "fetched", "failed"]));
+    let tree = browser.call("Accessibility.getFullAXTree", json!({}));
+    let roles: BTreeSet<String> = tree["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|node| node["ignored"] != true)
+        .map(|node| node["role"]["value"].as_str().unwrap_or("").to_owned())
+        .collect();
+    for role in ["banner", "main", "contentinfo", "heading", "button", "image", "table", "status"] {
+        assert!(roles.contains(role), "no {role} among {roles:?}");
+    }
+    let unnamed = "[...document.querySelectorAll('button, a, [role=img], [tabindex]')].filter((one) => \
+                   !(one.getAttribute('aria-label') || one.textContent.trim() || one.getAttribute('aria-labelledby'))).length";
+    assert_eq!(browser.eval(unnamed), json!(0));
+
+    // Nothing is wider than a phone.
+    browser.look(390, 844, "dark");
+    browser.until("document.documentElement.scrollWidth <= 390");
+
+    // Paused, it asks for nothing.
+    browser.eval("document.querySelector('#pause').click()");
+    assert_eq!(browser.text("#link"), "paused");
+    browser.eval("document.querySelector('#pause').click()");
+    browser.until("document.querySelector('#link').textContent === 'live'");
+
+    assert_eq!(browser.complaints(), Vec::<String>::new());
+    let own = format!("http://{address}/");
+    let strays: Vec<String> =
+        browser.requests().into_iter().filter(|url| !url.starts_with(&own) && !url.starts_with("data:")).collect();
+    assert_eq!(strays, Vec::<String>::new());
+    // The policy holds: what someone slips in does not run.
+    let slipped = "const script = document.createElement('script'); document.body.append(script); \
+                   try { script.textContent = 'window.slipped = true'; } catch (error) {} \
+                   fetch('http://127.0.0.1:9/').catch(() => { window.refused = true; }); 0";
+    browser.eval(slipped);
+    browser.until("window.refused === true");
+    assert_eq!(browser.eval("window.slipped"), Value::Null);
+    assert!(browser.complaints().iter().any(|complaint| complaint.contains("Content Security Policy")));
+
+    // It tells when the connection is lost.
+    drop(stack);
+    browser.until("document.querySelector('#link').textContent === 'connection lost'");
+    browser.until("document.querySelector('#said').textContent.startsWith('Connection lost at ')");
+    assert_eq!(browser.text("#ids dd"), "16", "what was known stays");
+}
+
+/// Not a test: draws the page for a human to look at, empty and after a few minutes of mixed traffic, into the folder that
+/// `SIDELINK_PICTURES` names. `make status-page` keeps one for README.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes, and shows nothing by itself"]
+async fn pictures() {
+    let Some(folder) = std::env::var_os("SIDELINK_PICTURES").map(std::path::PathBuf::from) else { return };
+    let minutes: u64 = std::env::var("SIDELINK_PICTURES_MINUTES").map_or(5, |minutes| minutes.parse().unwrap());
+    let delay = |endpoint: &mut sidelink::origin::Options| {
+        endpoint.delay = Duration::from_millis(20);
+        endpoint.record = false;
+        endpoint.missing = (0..5000).step_by(40).map(|id: u32| id.to_string()).collect();
+    };
+    let configure = |config: &mut Config| {
+        config.freshness.max = Duration::from_secs(60);
+        config.cache.capacity = 8 << 20;
+    };
+    let stack = Stack::with(delay, configure).await;
+    let address = stack.app.admin_address();
+    let mut browser = Browser::start();
+    let mut take = |name: &str| {
+        for (width, height) in [(1280, 900), (390, 844)] {
+            for scheme in ["light", "dark"] {
+                browser.look(width, height, scheme);
+                browser.open(address, "/");
+                browser.until("document.querySelector('#link').textContent === 'live'");
+                let file = folder.join(format!("{name}-{width}-{scheme}.png"));
+                std::fs::write(&file, browser.picture(false)).unwrap();
+                std::fs::write(file.with_extension("whole.png"), browser.picture(true)).unwrap();
+            }
+        }
+    };
+    take("empty");
+    let end = tokio::time::Instant::now() + Duration::from_secs(60 * minutes);
+    let clients: Vec<_> = (0..8_u64)
+        .map(|seed| {
+            let (client, origin) = (stack.client.clone(), stack.origin.clone());
+            tokio::spawn(async move {
+                let mut random = StdRng::seed_from_u64(seed);
+                let zipf = rand_distr::Zipf::new(5000.0_f64, 0.99).unwrap();
+                while tokio::time::Instant::now() < end {
+                    let ids: BTreeSet<String> = (0..20).map(|_| zipf.sample(&mut random).floor().to_string()).collect();
+                    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+                    client.batch(&format!("t{}", seed % 2), &ids).await;
+                    // Busier and quieter, and once in a while an endpoint that fails.
+                    let phase = (end - tokio::time::Instant::now()).as_secs_f64();
+                    tokio::time::sleep(Duration::from_secs_f64(0.03 + 0.02 * (phase / 25.0).sin())).await;
+                    let fails = (phase % 120.0) < 8.0;
+                    origin.update(|endpoint| endpoint.fail_ratio = if fails { 0.6 } else { 0.0 });
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    take("load");
+}

@@ -28,6 +28,24 @@ for path in pathlib.Path("deploy/kubernetes").glob("*.yaml"):
                 pathlib.Path(sys.argv[1], f"kubernetes-{name}").write_text(text)
 PYTHON
 
+step "compose"
+"$venv/check-jsonschema" --builtin-schema vendor.compose-spec deploy/compose/compose.yaml
+"$venv/python" - <<'PYTHON'
+import ast, pathlib, yaml
+folder = pathlib.Path("deploy/compose")
+compose = yaml.safe_load((folder / "compose.yaml").read_text())
+for name, service in compose["services"].items():
+    for volume in service.get("volumes", []):
+        source = volume.split(":")[0]
+        if source.startswith("."):
+            assert (folder / source).exists(), f"{name}: {source} is not there"
+        else:
+            assert source in compose["volumes"], f"{name}: no volume {source}"
+    assert set(service.get("depends_on", [])) <= set(compose["services"]), name
+ast.parse((folder / "app.py").read_text())
+PYTHON
+cp deploy/compose/sidelink/sidelink.toml "$work/compose.toml"
+
 step "systemd"
 sed "s#/usr/local/bin/sidelink#$(realpath "$sidelink")#" deploy/systemd/sidelink.service >"$work/sidelink.service"
 systemd-analyze verify --man=no "$work/sidelink.service"
@@ -36,7 +54,7 @@ systemd-analyze security --offline=true --threshold=20 --no-pager "$work/sidelin
     { cat "$work/security"; exit 1; }
 
 step "configurations"
-for file in config/sidelink.toml "$work"/kubernetes-*.toml; do
+for file in config/sidelink.toml "$work"/*.toml; do
     "$sidelink" check --config "$file" >/dev/null
 done
 

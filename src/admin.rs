@@ -6,7 +6,7 @@ mod purge;
 mod status;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use http::header::{
@@ -16,7 +16,7 @@ use http::header::{
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use prometheus::{Encoder, Registry, TextEncoder};
+use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
 use serde_json::{Value, json};
 
 use crate::access_urls::AccessUrls;
@@ -24,7 +24,8 @@ use crate::body::{Body, BodyError, stream, whole};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config, ReloadState};
-use crate::metrics::Metrics;
+use crate::fetch::Flights;
+use crate::metrics::{Bounded, Metrics};
 use crate::server::{self, Peer};
 use crate::upstream::Upstream;
 use guard::{Guard, Refusal};
@@ -63,6 +64,10 @@ pub struct Workings {
     pub config: Arc<Config>,
     /// How reloading has gone.
     pub reloads: ReloadState,
+    /// What is in flight.
+    pub flights: Arc<Flights>,
+    /// Bytes of bodies that are held to be signed again.
+    pub held: Arc<AtomicUsize>,
     /// Whether clients are being served.
     pub ready: Arc<AtomicBool>,
     /// The clock of all these.
@@ -73,6 +78,17 @@ impl Workings {
     /// Sets the gauges of what is not counted as it changes.
     fn measure(&self) {
         self.upstream.show_breaker();
+        let (in_flight, waiters) = self.flights.in_use();
+        let gauge = |gauge: &IntGauge| usize::try_from(gauge.get()).unwrap_or(0);
+        for (bounded, used) in [
+            (Bounded::Connections, gauge(&self.metrics.connections)),
+            (Bounded::InFlight, in_flight),
+            (Bounded::Waiters, waiters),
+            (Bounded::SignedBodies, self.held.load(Ordering::Relaxed)),
+            (Bounded::Calls, gauge(&self.metrics.upstream_in_flight)),
+        ] {
+            self.metrics.limits.show_use(bounded, used);
+        }
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         let (links, bytes) = self.cache.size();
         self.metrics.cache_links.set(number(links));

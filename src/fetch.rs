@@ -196,6 +196,11 @@ impl Flights {
         }
     }
 
+    /// Ids in flight, and batches waiting.
+    pub fn in_use(&self) -> (usize, usize) {
+        (self.in_flight.load(Ordering::Relaxed), self.waiters.load(Ordering::Relaxed))
+    }
+
     /// From now on, `calls` calls at a time, of which one caller may have half.
     pub fn resize(&self, calls: usize) {
         self.calls.resize(calls);

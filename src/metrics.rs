@@ -2,6 +2,7 @@
 //!
 //! Label sets are closed: no id, path or caller is ever a label.
 
+mod limits;
 mod reading;
 mod reload;
 mod shared;
@@ -14,6 +15,7 @@ use prometheus::{
 use crate::cache::freshness::Reason;
 use crate::caller::Bypass;
 use crate::error::Limit;
+pub use limits::{Bounded, Limits};
 pub use reading::{Buckets, Reading};
 pub use reload::Reload;
 pub use shared::{Kind, Operation, Shared};
@@ -90,6 +92,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Batches refused, by limit.
     pub shed: IntCounterVec,
+    /// What is bounded, and how much of it is in use.
+    pub limits: Limits,
     /// The last reload of the configuration.
     pub reload: Reload,
     /// The shared tier.
@@ -254,6 +258,7 @@ impl Metrics {
                 "limit",
                 &Limit::ALL.map(Limit::name),
             )?,
+            limits: Limits::new(registry)?,
             reload: Reload::new(registry)?,
             shared: Shared::new(registry)?,
             tasks: gauge(

@@ -207,6 +207,7 @@ impl Lasting {
             Arc::clone(metrics),
             clock.clone(),
         ));
+        metrics.limits.show(&config);
         let workings = Workings {
             registry: self.registry.clone(),
             metrics: Arc::clone(metrics),
@@ -216,6 +217,8 @@ impl Lasting {
             history: Arc::clone(&self.history),
             config: Arc::clone(&config),
             reloads: self.reloads.clone(),
+            flights: Arc::clone(&self.flights),
+            held: Arc::clone(&self.held),
             ready: Arc::clone(&self.ready),
             clock: clock.clone(),
         };

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::StreamExt;
 use futures_util::stream;
+use sidelink::config::Config;
 
 use crate::exposition::{Family, Labels, families};
 use crate::support::Stack;
@@ -34,6 +35,11 @@ async fn every_series_is_there_from_the_start_and_counts_from_0() {
             "sidelink_cache_capacity_bytes",
             "sidelink_config_last_reload_success_timestamp_seconds",
             "sidelink_config_last_reload_successful",
+            "sidelink_limit{limit=\"calls\"}",
+            "sidelink_limit{limit=\"connections\"}",
+            "sidelink_limit{limit=\"in_flight\"}",
+            "sidelink_limit{limit=\"signed_bodies\"}",
+            "sidelink_limit{limit=\"waiters\"}",
             "sidelink_shared_breaker_state{state=\"closed\"}",
             "sidelink_tasks",
         ]
@@ -122,4 +128,34 @@ async fn the_page_on_metrics_says_what_the_program_does() {
         assert_eq!(&page[name], family, "{name}: left the page, right the program");
         assert!(family.help.len() > 20 && family.help.ends_with('.'), "{name}: {}", family.help);
     }
+}
+
+#[tokio::test]
+async fn what_is_in_use_stands_beside_its_limit_which_follows_a_reload() {
+    let stack = Stack::start().await;
+    let defaults = stack.app.config();
+    stack.origin.hold();
+    let client = stack.client.clone();
+    let waiting = tokio::spawn(async move { client.batch("t", &["1", "2", "3"]).await });
+    stack.origin.arrived(1).await;
+    for (limit, used, most) in [
+        ("connections", 1, defaults.limits.connections),
+        ("in_flight", 3, defaults.limits.in_flight),
+        ("waiters", 1, defaults.limits.waiters),
+        ("signed_bodies", 0, defaults.limits.signed_bodies),
+        ("calls", 1, defaults.upstream.calls),
+    ] {
+        assert_eq!(
+            stack.metric(&format!("sidelink_limit_used{{limit=\"{limit}\"}}")).await,
+            f64::from(used),
+            "{limit}"
+        );
+        assert_eq!(stack.metric(&format!("sidelink_limit{{limit=\"{limit}\"}}")).await, most as f64, "{limit}");
+    }
+    stack.origin.release();
+    waiting.await.unwrap();
+    let mut fewer = Config::clone(&defaults);
+    fewer.upstream.calls = 16;
+    stack.app.reload(fewer).unwrap();
+    assert_eq!(stack.metric("sidelink_limit{limit=\"calls\"}").await, 16.0);
 }

@@ -61,6 +61,8 @@ pip_install() {
 
 # The official SDK, which tests/it/sdk.rs drives.
 pip_install "./python -c 'import huaweicloudsdkosm.v2'" tests/sdk/requirements.txt
+# The shared tier's server, which tests/it/fleet.rs starts.
+command -v redis-server >/dev/null || apt_install redis-server
 # What scripts/deploy.sh checks deploy/ with.
 pip_install "./hadolint --version && ./check-jsonschema --version && ./kubernetes-validate --version" \
     deploy/requirements.txt

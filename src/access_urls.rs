@@ -26,11 +26,11 @@ use crate::body::{BodyError, stream, whole};
 use crate::cache::freshness::Deadlines;
 use crate::cache::{Cache, Kept, KeyHasher};
 use crate::cache_control::Directives;
-use crate::caller::{Bypass, Callers, Key, Requester, Scope, Stranger};
+use crate::caller::{Bypass, Callers, Credential, Key, Requester, Scope, Stranger};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::Error;
-use crate::fetch::{Arrival, Cause, Failure, Fetch, Had, Landed, Terms, Wanted};
+use crate::fetch::{Arrival, Cause, Demand, Failure, Fetch, Had, Landed, Terms, Wanted};
 use crate::headers;
 use crate::metrics::{IdResult, Metrics, Tally};
 use crate::passthrough::Passthrough;
@@ -47,26 +47,6 @@ pub struct AccessUrls {
     config: Arc<Config>,
     metrics: Arc<Metrics>,
     clock: Clock,
-}
-
-/// What a client allows to be answered from memory.
-#[derive(Clone, Copy)]
-struct Demand {
-    /// Nothing: the client said no-cache or no-store, or the caller must be accepted anew.
-    nothing: bool,
-    /// Milliseconds that a link's call may lie back.
-    max_age: Option<u64>,
-    /// Milliseconds of freshness that must be left.
-    min_fresh: Option<u64>,
-}
-
-impl Demand {
-    fn serves(&self, kept: &Kept, now: Moment) -> bool {
-        let deadlines = kept.deadlines();
-        !self.nothing
-            && deadlines.fresh_left(now).is_some_and(|left| left >= self.min_fresh.unwrap_or(0))
-            && self.max_age.is_none_or(|most| deadlines.age(now) <= most)
-    }
 }
 
 /// One id of a batch on its way to an answer.
@@ -226,7 +206,7 @@ impl AccessUrls {
         let from_memory = slots.had();
         let mut fetched = Fetched::default();
         if slots.need_calls() {
-            let terms = Arc::new(self.terms(&batch, scope, requester, &parts.headers));
+            let terms = Arc::new(self.terms(&batch, scope, requester, &credential, &directives, &parts.headers));
             self.refresh_ahead(&slots.ageing, &terms);
             if from_memory < slots.slots.len() {
                 if directives.only_if_cached {
@@ -300,24 +280,38 @@ impl AccessUrls {
         if self.config.callers.cache_control { Directives::read(&parts.headers) } else { Directives::default() }
     }
 
+    /// What may be answered from memory.
     fn demand(&self, directives: &Directives, requester: &Requester, now: Moment) -> Demand {
         self.demand_of(directives, self.callers.must_revalidate(requester, now))
     }
 
     fn demand_of(&self, directives: &Directives, must_revalidate: bool) -> Demand {
-        Demand {
-            nothing: directives.no_cache || directives.no_store || must_revalidate,
-            max_age: directives.max_age.map(|seconds| seconds.saturating_mul(1000)),
-            min_fresh: directives.min_fresh.map(|seconds| seconds.saturating_mul(1000)),
-        }
+        let demand = demand_of_client(directives);
+        Demand { nothing: demand.nothing || must_revalidate, ..demand }
     }
 
     /// On whose behalf, and how, calls are made for a batch. A batch that is all in memory does without.
-    fn terms(&self, batch: &Batch<'_>, scope: Scope, requester: Requester, headers: &HeaderMap) -> Terms {
+    fn terms(
+        &self,
+        batch: &Batch<'_>,
+        scope: Scope,
+        requester: Requester,
+        credential: &Credential<'_>,
+        directives: &Directives,
+        headers: &HeaderMap,
+    ) -> Terms {
+        let group = batch.group.as_deref();
+        let share = self.fetch.tier().map(|tier| {
+            let (kind, fields) = self.callers.made_up_of(credential, headers);
+            let scope: Vec<_> = self.callers.scope_fields(headers, group).collect();
+            Arc::new(tier.share(&requester, (kind, &fields), &scope, group))
+        });
         Terms {
+            demand: demand_of_client(directives),
+            share,
             headers: self.callers.carried(headers),
             scope,
-            group: batch.group.as_deref().map(Box::from),
+            group: group.map(Box::from),
             form: batch.form,
             deadline: Instant::now() + self.config.upstream.deadline,
             hops: headers::sidelinks(headers),
@@ -404,12 +398,7 @@ impl AccessUrls {
             let landed = self.fetch.fetch_apart(terms, &lacking, false).await?;
             return Ok(settle(slots, landed.into_iter().map(|landed| Had::Landed { joined: false, landed })));
         }
-        // Asked anew: the call that has brought a link meanwhile has shown, too, that the caller is accepted.
-        let serves = |kept: &Kept| {
-            let now = self.clock.now();
-            self.demand(directives, &terms.requester, now).serves(kept, now)
-        };
-        let fetched = settle(slots, self.fetch.fetch(terms, &lacking, serves).await?.into_iter());
+        let fetched = settle(slots, self.fetch.fetch(terms, &lacking).await?.into_iter());
         match &fetched.failure {
             Some(failure) if failure.may_be_anothers_fault() && self.fetch.affords_extra() => {
                 let lacking = slots.lacking();
@@ -437,6 +426,14 @@ impl AccessUrls {
             }
         }
         slots.lacking_slots().next().is_none()
+    }
+}
+
+fn demand_of_client(directives: &Directives) -> Demand {
+    Demand {
+        nothing: directives.no_cache || directives.no_store,
+        max_age: directives.max_age.map(|seconds| seconds.saturating_mul(1000)),
+        min_fresh: directives.min_fresh.map(|seconds| seconds.saturating_mul(1000)),
     }
 }
 
@@ -470,7 +467,7 @@ fn from_memory(kept: &Kept) -> IdResult {
 fn settle(slots: &mut Slots<'_>, had: impl Iterator<Item = Had>) -> Fetched {
     let mut fetched = Fetched::default();
     for (slot, had) in slots.lacking_slots().zip(had.collect::<Vec<_>>()) {
-        let (joined, Landed { result, request_id }) = match had {
+        let (joined, Landed { result, request_id, shared }) = match had {
             Had::InMemory(kept) => {
                 slot.result = from_memory(&kept);
                 slot.had = Some(Link::Kept(kept));
@@ -489,7 +486,12 @@ fn settle(slots: &mut Slots<'_>, had: impl Iterator<Item = Had>) -> Fetched {
                 continue;
             }
         };
-        slot.result = if joined { IdResult::Joined } else { IdResult::Fetched };
+        slot.result = match (joined, shared) {
+            (true, _) => IdResult::Joined,
+            (false, true) if text.is_none() => IdResult::Absent,
+            (false, true) => IdResult::Shared,
+            (false, false) => IdResult::Fetched,
+        };
         slot.had = Some(Link::Brought(text, deadlines));
         if fetched.failure.is_none() && fetched.request_id.is_none() {
             fetched.request_id = request_id;

@@ -6,6 +6,7 @@
 
 pub mod freshness;
 pub mod purges;
+pub mod shared;
 
 use std::cell::Cell;
 use std::hash::{BuildHasherDefault, Hasher};

@@ -359,14 +359,10 @@ impl Callers {
         for number in [low, high, requester.generation] {
             hash.number(number);
         }
-        match group {
-            Some(group) => hash.field(group.as_bytes()),
-            None => hash.absent(),
-        }
-        for name in &self.scope_headers {
-            for value in headers.get_all(name) {
-                hash.field(name.as_str().as_bytes());
-                hash.field(value.as_bytes());
+        for field in self.scope_fields(headers, group) {
+            match field {
+                Some(field) => hash.field(field),
+                None => hash.absent(),
             }
         }
         Scope(hash.finish())
@@ -393,6 +389,46 @@ impl Callers {
         proves
     }
 
+    /// The endpoint has accepted a caller elsewhere in the fleet, in a call sent at `sent`.
+    pub fn accept_elsewhere(&self, requester: &Requester, sent: Moment) {
+        if self.is_current(requester) && requester.standing.accept_elsewhere(sent) {
+            self.standings.promote(requester.caller, &requester.standing);
+        }
+    }
+
+    /// What a credential is made up of, for those who must know it again elsewhere: its kind, and its fields.
+    pub fn made_up_of<'r>(
+        &self,
+        credential: &Credential<'r>,
+        headers: &'r HeaderMap,
+    ) -> (&'static str, Vec<Option<&'r [u8]>>)
+    where
+        Self: 'r,
+    {
+        match credential {
+            Credential::Token(token) => ("token", vec![Some(token.as_bytes())]),
+            Credential::Signed(_, pair) => {
+                let mut fields = vec![Some(pair.access_key.as_bytes()), Some(pair.secret_key.expose())];
+                let names = [&api::SECURITY_TOKEN, &api::DOMAIN_ID, &api::PROJECT_ID];
+                fields.extend(names.map(|name| headers.get(name).map(HeaderValue::as_bytes)));
+                ("key", fields)
+            }
+        }
+    }
+
+    /// What a scope is made up of besides its caller: the group, and each scope header by name and value.
+    pub fn scope_fields<'r>(
+        &'r self,
+        headers: &'r HeaderMap,
+        group: Option<&'r str>,
+    ) -> impl Iterator<Item = Option<&'r [u8]>> {
+        let group = std::iter::once(group.map(str::as_bytes));
+        group.chain(self.scope_headers.iter().flat_map(|name| {
+            let values = headers.get_all(name).iter();
+            values.flat_map(|value| [Some(name.as_str().as_bytes()), Some(value.as_bytes())])
+        }))
+    }
+
     /// Whether nothing was dropped for the caller since `requester` was identified.
     pub fn is_current(&self, requester: &Requester) -> bool {
         requester.standing.generation.load(Ordering::Acquire) == requester.generation
@@ -401,7 +437,7 @@ impl Callers {
     /// Drops everything kept for a caller, at once.
     pub fn drop_links(&self, requester: &Requester) {
         requester.standing.generation.store(self.standings.generation(), Ordering::Release);
-        requester.standing.doubt();
+        requester.standing.doubt(self.clock.now());
     }
 
     /// What `Vary` says: the credential and the scope headers.

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 /// A point in time on both clocks, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
-    /// Since the clock was made.
+    /// Since some moment before the clock was made.
     pub(crate) monotonic: u64,
     /// Since the Unix epoch.
     pub(crate) wall: u64,
@@ -24,6 +24,11 @@ impl Moment {
         let monotonic = self.monotonic.saturating_sub(earlier.monotonic);
         let wall = self.wall.saturating_sub(earlier.wall);
         monotonic.max(wall)
+    }
+
+    /// The moment `millis` before this one, on both clocks.
+    pub fn before(self, millis: u64) -> Moment {
+        Moment { monotonic: self.monotonic.saturating_sub(millis), wall: self.wall.saturating_sub(millis) }
     }
 
     /// Milliseconds since the Unix epoch on the wall clock.
@@ -41,6 +46,9 @@ impl Moment {
         self.wall / 1000
     }
 }
+
+/// Milliseconds on the monotonic clock when a clock is made: what was fetched elsewhere may be older than this process.
+const BEFORE: u64 = 7 * 24 * 3600 * 1000;
 
 /// The source of [`Moment`]s. Clones share one wall clock.
 #[derive(Clone, Debug)]
@@ -76,12 +84,12 @@ impl Clock {
 
     /// Both clocks, now.
     pub fn now(&self) -> Moment {
-        let monotonic = millis(self.start.elapsed());
+        let elapsed = millis(self.start.elapsed());
         let wall = match &self.wall {
             Wall::System => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
-            Wall::Simulated(base) => monotonic.saturating_add_signed(base.load(Ordering::SeqCst)),
+            Wall::Simulated(base) => elapsed.saturating_add_signed(base.load(Ordering::SeqCst)),
         };
-        Moment { monotonic, wall }
+        Moment { monotonic: BEFORE + elapsed, wall }
     }
 }
 

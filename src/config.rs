@@ -17,6 +17,7 @@ mod reload;
 mod render;
 mod report;
 mod secret;
+mod shared;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ pub use error::{ConfigError, ConfigErrors, Warning};
 pub use reach::{ClientCertificate, Proxy};
 pub use reload::{Reload, ReloadState};
 pub use secret::{KeyPair, Secret, SecretSource};
+pub use shared::{Address, Shared};
 
 /// Everything a running sidelink is built from.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +47,8 @@ pub struct Config {
     pub freshness: Freshness,
     /// Who may see what.
     pub callers: Callers,
+    /// What a fleet shares; none by default.
+    pub shared: Option<Shared>,
     /// What a client may ask of this process.
     pub limits: Limits,
     /// What is logged.
@@ -89,6 +93,7 @@ impl Config {
             cache: Cache::default(),
             freshness: Freshness::default(),
             callers: Callers::default(),
+            shared: None,
             limits: Limits::default(),
             log: Log::default(),
             warnings: Vec::new(),

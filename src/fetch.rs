@@ -6,6 +6,7 @@
 //! memory" and "not in flight" there is no gap through which an id could be asked twice.
 
 mod calls;
+mod sharing;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,6 +22,7 @@ use tower::retry::budget::{Budget, TpsBudget};
 use crate::access_urls::request::Form;
 use crate::cache::freshness::Deadlines;
 use crate::cache::purges::Marks;
+use crate::cache::shared::{Share, Tier};
 use crate::cache::{Cache, Kept};
 use crate::caller::{Callers, Key, Requester, Scope, Standing};
 use crate::clock::{Clock, Moment};
@@ -57,6 +59,30 @@ pub struct Terms {
     pub hops: usize,
     /// The client's trace context.
     pub traceparent: Option<HeaderValue>,
+    /// What the client allows to be answered without a call.
+    pub demand: Demand,
+    /// Its scope in the shared tier, if there is one.
+    pub share: Option<Arc<Share>>,
+}
+
+/// What a client allows to be answered without a call.
+#[derive(Clone, Copy, Default)]
+pub struct Demand {
+    /// Nothing.
+    pub nothing: bool,
+    /// Milliseconds that a link's call may lie back.
+    pub max_age: Option<u64>,
+    /// Milliseconds of freshness that must be left.
+    pub min_fresh: Option<u64>,
+}
+
+impl Demand {
+    /// Whether `kept` may be served now.
+    pub fn serves(&self, kept: &Kept, now: Moment) -> bool {
+        !self.nothing
+            && kept.deadlines().fresh_left(now).is_some_and(|left| left >= self.min_fresh.unwrap_or(0))
+            && self.max_age.is_none_or(|most| kept.deadlines().age(now) <= most)
+    }
 }
 
 impl Terms {
@@ -95,6 +121,8 @@ pub struct Landed {
     pub result: Arrival,
     /// The endpoint's name for the call.
     pub request_id: Option<HeaderValue>,
+    /// Whether it came from the shared tier, and no call was made.
+    pub shared: bool,
 }
 
 /// The result of fetching one id.
@@ -160,6 +188,7 @@ struct Inner {
     config: Arc<Config>,
     clock: Clock,
     flights: Arc<Flights>,
+    tier: Option<Arc<Tier>>,
     warned_no_store: AtomicBool,
 }
 
@@ -224,8 +253,8 @@ impl State {
         }
     }
 
-    /// A new flight, queued for a call of `inner`'s.
-    fn begin(&mut self, inner: &Arc<Inner>, terms: &Arc<Terms>, wanted: &Wanted, permit: Permit) -> Arc<Flight> {
+    /// A new flight, for a call of `inner`'s.
+    fn begin(&mut self, inner: &Arc<Inner>, terms: &Arc<Terms>, wanted: &Wanted, permit: Permit) -> Passenger {
         let flight = Arc::new(Flight {
             landed: OnceLock::new(),
             bell: Notify::new(),
@@ -236,13 +265,14 @@ impl State {
             _permit: permit,
         });
         self.flights.insert(wanted.key, Arc::clone(&flight));
-        self.lanes.entry(terms.lane()).or_default().queue.push_back(Passenger {
-            wanted: wanted.clone(),
-            flight: Arc::clone(&flight),
-            terms: Arc::clone(terms),
-            inner: Arc::clone(inner),
-        });
-        flight
+        Passenger { wanted: wanted.clone(), flight, terms: Arc::clone(terms), inner: Arc::clone(inner), leased: false }
+    }
+
+    /// Queues flights of one lane for a call.
+    fn queue(&mut self, lane: LaneKey, passengers: Vec<Passenger>) {
+        if !passengers.is_empty() {
+            self.lanes.entry(lane).or_default().queue.extend(passengers);
+        }
     }
 }
 
@@ -265,6 +295,12 @@ impl Flight {
     /// Whether what it brings of `id` is purged: its call left before. What still waits for its call does not.
     fn is_purged(&self, id: &str, marks: &Marks<'_>) -> bool {
         self.left.get().is_some_and(|left| marks.cover(id, *left))
+    }
+
+    /// Ends it, once.
+    fn arrive(&self, landed: Landed) {
+        let _ = self.landed.set(landed);
+        self.bell.notify_waiters();
     }
 
     async fn land(&self) -> Landed {
@@ -333,11 +369,13 @@ enum Source {
 
 impl Fetch {
     /// A fetcher that fills `cache`. Its flights are among `flights`, which fetchers of other configurations share.
+    #[expect(clippy::too_many_arguments, reason = "the composition root hands over what it has built")]
     pub fn new(
         upstream: Arc<Upstream>,
         callers: Arc<Callers>,
         cache: Arc<Cache>,
         flights: Arc<Flights>,
+        tier: Option<Arc<Tier>>,
         metrics: Arc<Metrics>,
         config: Arc<Config>,
         clock: Clock,
@@ -350,27 +388,23 @@ impl Fetch {
             config,
             clock,
             flights,
+            tier,
             warned_no_store: AtomicBool::new(false),
         }))
     }
 
-    /// Has every id of `wanted`, in that order, by the deadline of `terms`. `serves` says whether what has come into
-    /// memory meanwhile will do.
+    /// Has every id of `wanted`, in that order, by the deadline of `terms`: from memory, where it has come there meanwhile
+    /// and serves, from a flight, from the shared tier, or by a call.
     ///
     /// # Errors
     /// If a limit is reached; nothing has been asked then.
-    pub async fn fetch(
-        &self,
-        terms: &Arc<Terms>,
-        wanted: &[Wanted],
-        serves: impl Fn(&Kept) -> bool,
-    ) -> Result<Vec<Had>, Error> {
+    pub async fn fetch(&self, terms: &Arc<Terms>, wanted: &[Wanted]) -> Result<Vec<Had>, Error> {
         if self.0.would_wait_for_itself(terms, wanted) {
             let landed = self.fetch_apart(terms, wanted, true).await?;
             return Ok(landed.into_iter().map(|landed| Had::Landed { joined: false, landed }).collect());
         }
         let _waiting = self.0.wait()?;
-        let sources = self.0.board(terms, wanted, serves)?;
+        let sources = self.0.board(terms, wanted)?;
         let mut had = Vec::with_capacity(sources.len());
         for source in sources {
             had.push(match source {
@@ -383,6 +417,11 @@ impl Fetch {
             });
         }
         Ok(had)
+    }
+
+    /// The shared tier, if there is one.
+    pub fn tier(&self) -> Option<&Arc<Tier>> {
+        self.0.tier.as_ref()
     }
 
     /// Fetches `wanted` again in the background, while what is in memory is still fresh. Ids that are in flight, and any
@@ -447,13 +486,11 @@ impl Fetch {
 
 impl Inner {
     /// Finds a source for every wanted id: a flight to join, memory, or a new flight, which is queued for a call.
-    fn board(
-        self: &Arc<Self>,
-        terms: &Arc<Terms>,
-        wanted: &[Wanted],
-        serves: impl Fn(&Kept) -> bool,
-    ) -> Result<Vec<Source>, Error> {
-        let refusal = self.refusal(&terms.requester.standing);
+    fn board(self: &Arc<Self>, terms: &Arc<Terms>, wanted: &[Wanted]) -> Result<Vec<Source>, Error> {
+        let seeks = self.seeks(terms);
+        // The shared tier may have it, whatever the endpoint does.
+        let refusal = if seeks { None } else { self.refusal(&terms.requester.standing) };
+        let serves = |kept: &Kept| self.serves(terms, kept);
         let marks = self.cache.purges().of_group(terms.group.as_deref());
         let mut state = self.state();
         let found: Vec<Option<Source>> = wanted
@@ -464,7 +501,7 @@ impl Inner {
                 if let Some(flight) = flight.filter(|flight| !flight.is_purged(&wanted.id, &marks)) {
                     return Some(Source::Flight(Place::on(flight, true)));
                 }
-                let kept = self.cache.look_up(wanted.key, &wanted.id, &marks).filter(&serves).map(Source::Memory);
+                let kept = self.cache.look_up(wanted.key, &wanted.id, &marks).filter(serves).map(Source::Memory);
                 kept.or(refusal.map(Source::Refused))
             })
             .collect();
@@ -472,20 +509,46 @@ impl Inner {
         let mut permits = self.permits(owned, &terms.requester.standing)?.into_iter();
 
         let mut sources = Vec::with_capacity(wanted.len());
+        let mut aboard = Vec::with_capacity(owned);
         for (wanted, source) in wanted.iter().zip(found) {
             if let Some(source) = source {
                 sources.push(source);
                 continue;
             }
             let Some(permit) = permits.next() else { break };
-            let flight = state.begin(self, terms, wanted, permit);
-            sources.push(Source::Flight(Place::on(&flight, false)));
+            let passenger = state.begin(self, terms, wanted, permit);
+            sources.push(Source::Flight(Place::on(&passenger.flight, false)));
+            aboard.push(passenger);
         }
-        let lane_key = terms.lane();
-        let departing = self.departures(&mut state, lane_key);
+        if seeks {
+            drop(state);
+            self.seek(terms, aboard, false);
+            return Ok(sources);
+        }
+        state.queue(terms.lane(), aboard);
+        let departing = self.departures(&mut state, terms.lane());
         drop(state);
         self.depart(departing);
         Ok(sources)
+    }
+
+    /// Queues flights on these terms for a call. Not with the state locked.
+    fn board_calls(self: &Arc<Self>, terms: &Terms, passengers: Vec<Passenger>) {
+        if passengers.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        state.queue(terms.lane(), passengers);
+        let departing = self.departures(&mut state, terms.lane());
+        drop(state);
+        self.depart(departing);
+    }
+
+    /// Whether what is kept will do for a batch on these terms. Asked anew each time: the call that has brought a link has
+    /// shown, too, that the caller is accepted.
+    fn serves(&self, terms: &Terms, kept: &Kept) -> bool {
+        let now = self.clock.now();
+        terms.demand.serves(kept, now) && !self.callers.must_revalidate(&terms.requester, now)
     }
 
     /// Whether a flight of a batch that has passed fewer sidelinks carries one of these ids: this batch may be that
@@ -509,14 +572,19 @@ impl Inner {
         }
         let Ok(permits) = self.permits(grounded.len(), &terms.requester.standing) else { return 0 };
         let count = permits.len();
+        let mut aboard = Vec::with_capacity(count);
         for (wanted, permit) in grounded.into_iter().zip(permits) {
-            let flight = state.begin(self, terms, wanted, permit);
+            let passenger = state.begin(self, terms, wanted, permit);
             // Nobody waits for it, and yet it is wanted.
-            flight.awaited.fetch_add(1, Ordering::Relaxed);
+            passenger.flight.awaited.fetch_add(1, Ordering::Relaxed);
+            aboard.push(passenger);
         }
-        let departing = self.departures(&mut state, terms.lane());
         drop(state);
-        self.depart(departing);
+        if self.seeks(terms) {
+            self.seek(terms, aboard, true);
+        } else {
+            self.board_calls(terms, aboard);
+        }
         count
     }
 
@@ -558,7 +626,7 @@ impl Inner {
 
 fn failed(error: Error) -> Landed {
     let failure = Failure { cause: Cause::NoAnswer(error), shared: false, ids: 0 };
-    Landed { result: Arrival::Failed(Arc::new(failure)), request_id: None }
+    Landed { result: Arrival::Failed(Arc::new(failure)), request_id: None, shared: false }
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ use connector::{Connector, Network, tunnel};
 use trust::Trust;
 
 pub use trust::SetupError;
+pub(crate) use trust::trusted_client;
 
 /// How long an idle connection to the endpoint is kept.
 const POOL_IDLE: Duration = Duration::from_secs(60);

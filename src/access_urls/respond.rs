@@ -91,7 +91,7 @@ fn take_stock<'l>(items: impl Iterator<Item = Item<'l>> + Clone, metrics: &Metri
             continue;
         };
         life.fresh = life.fresh.min(deadlines.fresh_left(now).unwrap_or(0) / 1000);
-        if matches!(item.result, IdResult::Hit | IdResult::Stale)
+        if matches!(item.result, IdResult::Hit | IdResult::Stale | IdResult::Shared)
             && let Some(left) = deadlines.life_left(now)
         {
             let seconds = left as f64 / 1000.0;
@@ -105,7 +105,7 @@ fn take_stock<'l>(items: impl Iterator<Item = Item<'l>> + Clone, metrics: &Metri
 }
 
 fn outcome(tally: &Tally) -> Outcome {
-    let here = tally.count(IdResult::Hit) + tally.count(IdResult::Absent);
+    let here = tally.count(IdResult::Hit) + tally.count(IdResult::Shared) + tally.count(IdResult::Absent);
     if tally.count(IdResult::Stale) > 0 {
         Outcome::Stale
     } else if here == tally.total() {
@@ -128,9 +128,12 @@ fn cache_control(life: &Life, tally: &Tally, form: Form) -> HeaderValue {
 }
 
 fn cache_status(tally: &Tally, life: &Life, fetched: &Fetched, from_memory: usize) -> HeaderValue {
-    let missing = tally.total() as usize - from_memory.min(tally.total() as usize);
+    let shared = tally.count(IdResult::Shared) as usize;
+    let had = from_memory + shared;
+    let missing = (tally.total() as usize).saturating_sub(had);
     if missing == 0 && tally.count(IdResult::Stale) == 0 {
-        return HeaderValue::from_static("sidelink; hit");
+        // The shared tier is a part of the cache like memory.
+        return HeaderValue::from_static(if shared > 0 { "sidelink; hit; detail=shared" } else { "sidelink; hit" });
     }
     let mut status = String::from("sidelink");
     if tally.count(IdResult::Stale) > 0 {
@@ -143,15 +146,18 @@ fn cache_status(tally: &Tally, life: &Life, fetched: &Fetched, from_memory: usiz
         }
     } else {
         let joined = tally.count(IdResult::Joined) as usize;
-        status.push_str(if from_memory > 0 { "; fwd=partial" } else { "; fwd=miss" });
+        status.push_str(if had > 0 { "; fwd=partial" } else { "; fwd=miss" });
         if life.stored {
             status.push_str("; stored");
         }
         if joined == missing {
             status.push_str("; collapsed");
         }
-        if from_memory > 0 {
+        if had > 0 {
             let _ = write!(status, "; detail=\"hit={from_memory} fetched={}", missing - joined);
+            if shared > 0 {
+                let _ = write!(status, " shared={shared}");
+            }
             if joined > 0 {
                 let _ = write!(status, " joined={joined}");
             }

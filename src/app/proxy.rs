@@ -13,6 +13,7 @@ use crate::access_urls::AccessUrls;
 use crate::admin::{Admin, History, Workings};
 use crate::cache::Cache;
 use crate::cache::purges::{self, Purges};
+use crate::cache::shared::Tier;
 use crate::caller::signature::Keys;
 use crate::caller::{Callers, Standings};
 use crate::clock::Clock;
@@ -21,7 +22,7 @@ use crate::fetch::{Fetch, Flights};
 use crate::metrics::Metrics;
 use crate::passthrough::{Deletions, Passthrough, Resign};
 use crate::router::Router;
-use crate::upstream::{SetupError, Upstream};
+use crate::upstream::{SetupError, Upstream, trusted_client};
 
 /// Everything between a client's request and the endpoint, without listeners.
 pub struct Proxy {
@@ -39,6 +40,7 @@ pub struct Assembly {
     /// What it was built from.
     pub config: Arc<Config>,
     upstream: Arc<Upstream>,
+    tier: Option<Arc<Tier>>,
 }
 
 /// What outlasts a configuration: what is kept, what is in flight, what is counted.
@@ -88,7 +90,7 @@ impl Proxy {
         metrics.reload.succeeded(clock.now().unix_seconds());
         let process = prometheus::process_collector::ProcessCollector::for_self();
         registry.register(Box::new(process)).map_err(StartError::Metrics)?;
-        let purges = Arc::new(Purges::new(rand::random(), purges::span_of(&config)));
+        let purges = Arc::new(Purges::new(purge_key(&config).unwrap_or_else(rand::random), purges::span_of(&config)));
         let history = Arc::new(History::new(Arc::clone(&metrics), clock.clone()));
         let lasting = Lasting {
             cache: Arc::new(Cache::new(&config.cache, Arc::clone(&purges), &metrics)),
@@ -105,7 +107,8 @@ impl Proxy {
             reach,
         };
         let upstream = lasting.upstream(&config, None).map_err(StartError::Upstream)?;
-        let current = ArcSwap::from_pointee(lasting.assemble(Arc::new(config), upstream));
+        let tier = lasting.tier(&config, None).map_err(StartError::Upstream)?;
+        let current = ArcSwap::from_pointee(lasting.assemble(Arc::new(config), upstream, tier));
         Ok(Self { lasting, current })
     }
 
@@ -122,10 +125,11 @@ impl Proxy {
     pub fn reload(&self, config: Config) -> Result<(), SetupError> {
         let before = self.current();
         let upstream = self.lasting.upstream(&config, Some(&before))?;
+        let tier = self.lasting.tier(&config, Some(&before))?;
         self.lasting.purges.lengthen(purges::span_of(&config));
         self.lasting.cache.resize(config.cache.capacity);
         self.lasting.flights.resize(config.upstream.calls);
-        self.current.store(Arc::new(self.lasting.assemble(Arc::new(config), upstream)));
+        self.current.store(Arc::new(self.lasting.assemble(Arc::new(config), upstream, tier)));
         self.lasting.metrics.reload.succeeded(self.lasting.clock.now().unix_seconds());
         self.note(Vec::new());
         Ok(())
@@ -168,7 +172,38 @@ impl Lasting {
         Ok(Arc::new(upstream))
     }
 
-    fn assemble(&self, config: Arc<Config>, upstream: Arc<Upstream>) -> Assembly {
+    /// The shared tier, if there is one: that of `before`, with all that it knows, where it would be the same again.
+    fn tier(&self, config: &Config, before: Option<&Assembly>) -> Result<Option<Arc<Tier>>, SetupError> {
+        let alike = |before: &Config| {
+            before.shared == config.shared
+                && before.upstream.endpoint == config.upstream.endpoint
+                && before.freshness == config.freshness
+                && before.callers.revalidate == config.callers.revalidate
+        };
+        if let Some(before) = before.filter(|before| alike(&before.config)) {
+            return Ok(before.tier.clone());
+        }
+        let Some(shared) = &config.shared else {
+            self.purges.tell(None);
+            return Ok(None);
+        };
+        let tls = if shared.tls { Some(trusted_client("shared.ca_file", shared.ca_file.as_deref())?) } else { None };
+        if let Some(key) = purge_key(config) {
+            self.purges.rename(key, self.clock.now());
+        }
+        let (standings, purges) = (Arc::clone(&self.standings), Arc::clone(&self.purges));
+        let metrics = Arc::clone(&self.metrics);
+        let tier = Arc::new(Tier::new(shared, config, tls, standings, purges, metrics, self.clock.clone()));
+        let told = Arc::downgrade(&tier);
+        self.purges.tell(Some(Box::new(move |target| {
+            if let Some(tier) = told.upgrade() {
+                tier.purge(target);
+            }
+        })));
+        Ok(Some(tier))
+    }
+
+    fn assemble(&self, config: Arc<Config>, upstream: Arc<Upstream>, tier: Option<Arc<Tier>>) -> Assembly {
         let (clock, metrics) = (&self.clock, &self.metrics);
         let keys = Arc::new(Keys::new(config.callers.keys.iter().map(|key| &key.pair)));
         let callers = Arc::new(Callers::new(
@@ -183,6 +218,7 @@ impl Lasting {
             Arc::clone(&callers),
             Arc::clone(&self.cache),
             Arc::clone(&self.flights),
+            tier.clone(),
             Arc::clone(metrics),
             Arc::clone(&config),
             clock.clone(),
@@ -225,6 +261,11 @@ impl Lasting {
         let admin = Admin::new(&config.admin, workings);
         let router =
             Router::new(access_urls, passthrough, Arc::clone(&upstream), Arc::clone(metrics), config.log.access);
-        Assembly { router, admin, config, upstream }
+        Assembly { router, admin, config, upstream, tier }
     }
+}
+
+/// The key by which purges name their targets: the fleet's, where there is one.
+fn purge_key(config: &Config) -> Option<[u8; 16]> {
+    config.shared.as_ref().and_then(|shared| Tier::purge_key(shared, &config.upstream.endpoint))
 }

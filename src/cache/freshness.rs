@@ -38,6 +38,21 @@ impl Deadlines {
         Self { sent, fresh, stale: fresh, life: u32::MAX }
     }
 
+    /// Deadlines as they were set elsewhere, for a call sent at `sent` with these spans; shortened to what `config` allows
+    /// here. `None`: it allows nothing.
+    pub(super) fn elsewhere(sent: Moment, [fresh, stale, life]: [u32; 3], config: &config::Freshness) -> Option<Self> {
+        let most = |span: Duration| saturate(millis(span));
+        let usable = if life == u32::MAX { u32::MAX } else { life.saturating_sub(most(config.min_remaining)) };
+        let fresh = fresh.min(usable).min(most(config.max));
+        let stale = stale.min(usable).min(fresh.saturating_add(most(config.stale_if_error))).max(fresh);
+        (fresh > 0).then_some(Self { sent, fresh, stale, life })
+    }
+
+    /// When its call was sent, and the milliseconds from there that it is fresh, that it is usable, and until its URL expires.
+    pub(super) fn parts(&self) -> (Moment, [u32; 3]) {
+        (self.sent, [self.fresh, self.stale, self.life])
+    }
+
     /// Milliseconds of freshness left; `None` once it is over.
     pub fn fresh_left(&self, now: Moment) -> Option<u64> {
         left(self.fresh, now.since(self.sent))

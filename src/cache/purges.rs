@@ -10,15 +10,17 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use arc_swap::{ArcSwap, ArcSwapOption};
 use siphasher::sip128::{Hasher128, SipHasher24};
 
 use super::KeyHasher;
 use crate::clock::{Clock, Moment, millis};
-use crate::config::Config;
+use crate::config::{self, Config};
 
 /// Most marks at a time; each takes 32 bytes and its share of a table's room.
 pub const MOST: usize = 1 << 16;
@@ -58,11 +60,15 @@ pub enum Mark {
     All,
 }
 
+/// Hears of every purge made here before it counts here.
+pub type Listener = Box<dyn Fn(Target<'_>) + Send + Sync>;
+
 type Part = HashMap<Name, u64, BuildHasherDefault<KeyHasher>>;
 
 /// The marks that purges have left. Moments are compared by the monotonic clock, which no step of the wall clock disturbs.
 pub struct Purges {
-    key: [u8; 16],
+    key: ArcSwap<[u8; 16]>,
+    listener: ArcSwapOption<Listener>,
     /// Milliseconds that a mark counts.
     span: AtomicU64,
     /// Everything sent before this monotonic millisecond is covered.
@@ -78,7 +84,8 @@ impl Purges {
     /// least as long as any link or call may last: [`span_of`].
     pub fn new(key: [u8; 16], span: Duration) -> Self {
         Self {
-            key,
+            key: ArcSwap::from_pointee(key),
+            listener: ArcSwapOption::empty(),
             span: AtomicU64::new(millis(span)),
             floor: AtomicU64::new(0),
             count: AtomicUsize::new(0),
@@ -92,20 +99,35 @@ impl Purges {
         self.span.fetch_max(millis(span), Ordering::Relaxed);
     }
 
+    /// Names targets by `key` from here on. Marks by another one are found no more, so all that is there now is covered.
+    pub fn rename(&self, key: [u8; 16], now: Moment) {
+        if **self.key.load() != key {
+            self.key.store(Arc::new(key));
+            self.raise_floor(now.monotonic);
+        }
+    }
+
+    /// Lets `listener` hear of purges, in place of the one before.
+    pub fn tell(&self, listener: Option<Listener>) {
+        self.listener.store(listener.map(Arc::new));
+    }
+
     /// The mark for `target`.
     pub fn of(&self, target: Target<'_>) -> Mark {
+        Self::name_under(**self.key.load(), target)
+    }
+
+    /// The mark for `target` where targets are named by `key`.
+    pub fn name_under(key: [u8; 16], target: Target<'_>) -> Mark {
         match target {
-            Target::Id(id) => Mark::Over(self.name(b'i', id)),
-            Target::Group(group) => Mark::Over(self.name(b'g', group)),
+            Target::Id(id) => Mark::Over(name(&key, b'i', id)),
+            Target::Group(group) => Mark::Over(name(&key, b'g', group)),
             Target::All => Mark::All,
         }
     }
 
     fn name(&self, kind: u8, text: &str) -> Name {
-        let mut hash = SipHasher24::new_with_key(&self.key);
-        hash.write_u8(kind);
-        hash.write(text.as_bytes());
-        Name(hash.finish128().as_u128())
+        name(&self.key.load(), kind, text)
     }
 
     /// Leaves `mark`: what was sent at `at` or before is covered from here on. A mark is never moved back.
@@ -132,7 +154,11 @@ impl Purges {
     /// covered.
     pub async fn purge<'t>(&self, targets: impl IntoIterator<Item = Target<'t>>, clock: &Clock) -> Moment {
         let at = clock.now();
+        let listener = self.listener.load_full();
         for target in targets {
+            if let Some(listener) = &listener {
+                listener(target);
+            }
             self.mark(self.of(target), at);
         }
         while clock.now().monotonic <= at.monotonic {
@@ -222,10 +248,21 @@ impl Purges {
     }
 }
 
+fn name(key: &[u8; 16], kind: u8, text: &str) -> Name {
+    let mut hash = SipHasher24::new_with_key(key);
+    hash.write_u8(kind);
+    hash.write(text.as_bytes());
+    Name(hash.finish128().as_u128())
+}
+
+/// The longest that any link may be served.
+pub fn span_of_links(freshness: &config::Freshness) -> Duration {
+    freshness.max.saturating_add(freshness.stale_if_error).max(freshness.absent)
+}
+
 /// How long marks have to count under `config`: as long as any link may be served, or any call may last.
 pub fn span_of(config: &Config) -> Duration {
-    let freshness = &config.freshness;
-    let link = freshness.max.saturating_add(freshness.stale_if_error).max(freshness.absent);
+    let link = span_of_links(&config.freshness);
     link.max(config.upstream.deadline).saturating_add(SLACK)
 }
 

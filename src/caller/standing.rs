@@ -4,7 +4,10 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use arc_swap::ArcSwapOption;
+
 use super::Caller;
+use crate::cache::shared::CallerKeys;
 use crate::clock::Moment;
 use crate::hold::Hold;
 use crate::permits::Permits;
@@ -24,6 +27,10 @@ pub struct Standing {
     pub(crate) calls: Permits,
     /// Ids being fetched for this caller right now.
     pub(crate) flights: AtomicUsize,
+    /// Its keys in the shared tier, once it has been looked for there.
+    pub(crate) fleet: ArcSwapOption<CallerKeys>,
+    /// Unix milliseconds of the last doubt: an acceptance elsewhere must be later.
+    doubted: AtomicU64,
     /// The endpoint has asked this caller to hold back.
     pub(crate) hold: Hold,
 }
@@ -36,8 +43,28 @@ impl Standing {
             generation: AtomicU64::new(generation),
             accepted: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
             flights: AtomicUsize::new(0),
+            fleet: ArcSwapOption::empty(),
+            doubted: AtomicU64::new(0),
             hold: Hold::default(),
         }
+    }
+
+    /// Takes over an acceptance from elsewhere, in a call sent at `sent`. Whether it says more than what is known.
+    pub(super) fn accept_elsewhere(&self, sent: Moment) -> bool {
+        let [_, wall] = &self.accepted;
+        let known = wall.load(Ordering::Relaxed);
+        let newer = known == u64::MAX || known < sent.wall;
+        let undoubted = sent.wall > self.doubted.load(Ordering::Acquire);
+        if newer && undoubted {
+            self.accept(sent);
+        }
+        newer && undoubted
+    }
+
+    /// Whether the endpoint was known to accept it, and that is not in doubt.
+    pub(crate) fn is_accepted(&self) -> bool {
+        let [monotonic, _] = &self.accepted;
+        monotonic.load(Ordering::Relaxed) != u64::MAX
     }
 
     pub(super) fn accept(&self, sent: Moment) {
@@ -47,7 +74,8 @@ impl Standing {
     }
 
     /// Makes the next batch ask the endpoint, whatever is in memory.
-    pub fn doubt(&self) {
+    pub fn doubt(&self, now: Moment) {
+        self.doubted.fetch_max(now.wall, Ordering::AcqRel);
         self.doubts.fetch_add(1, Ordering::AcqRel);
         for clock in &self.accepted {
             clock.store(u64::MAX, Ordering::Relaxed);
@@ -107,6 +135,16 @@ impl Standings {
     /// The caller is no stranger any more.
     pub(super) fn promote(&self, caller: Caller, standing: &Arc<Standing>) {
         let Ok(_) = self.accepted.get_or_insert_with(&caller, || Ok::<_, Infallible>(Arc::clone(standing)));
+    }
+
+    /// Drops everything kept for the caller that the fleet's journal calls so, if it is known here.
+    pub(crate) fn drop_named(&self, name: u128, now: Moment) {
+        for (_, standing) in self.accepted.iter().chain(self.strangers.iter()) {
+            if standing.fleet.load().as_ref().is_some_and(|keys| keys.is_called(name)) {
+                standing.generation.store(self.generation(), Ordering::Release);
+                standing.doubt(now);
+            }
+        }
     }
 
     /// One that was never used.

@@ -99,7 +99,7 @@ async fn a_call_that_left_before_a_doubt_does_not_undo_it() {
     let callers = callers();
     let requester = identify(&callers, &headers(&[("x-auth-token", "t")])).ok().unwrap();
     let before = requester.standing.doubts();
-    requester.standing.doubt();
+    requester.standing.doubt(callers.clock.now());
     assert!(!callers.accept(&requester, callers.clock.now(), before));
     assert!(callers.must_revalidate(&requester, callers.clock.now()));
     assert!(callers.accept(&requester, callers.clock.now(), requester.standing.doubts()));

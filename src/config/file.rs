@@ -167,6 +167,10 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
     }
     section.finish(report);
 
+    let mut section = root.section("shared", report);
+    config.shared = super::shared::read(&mut section, report);
+    section.finish(report);
+
     let mut section = root.section("limits", report);
     let limits = &mut config.limits;
     section.count("connections", &mut limits.connections, 1..=1_000_000, report);

@@ -16,6 +16,19 @@ impl Config {
         let client = upstream.client.iter().flat_map(|client| [client.cert.as_path(), client.key.as_path()]);
         let proxy =
             upstream.proxy.iter().filter_map(|proxy| proxy.credentials.as_ref()).map(|(_, file)| file.as_path());
-        upstream.ca_file.as_deref().into_iter().chain(client).chain(proxy).chain(token).chain(secrets).collect()
+        let shared = self.shared.iter().flat_map(|shared| {
+            // Whom it trusts is settled when its connections are first made.
+            std::iter::once(shared.secret_file.as_path()).chain(shared.password_file.as_deref())
+        });
+        upstream
+            .ca_file
+            .as_deref()
+            .into_iter()
+            .chain(client)
+            .chain(proxy)
+            .chain(token)
+            .chain(secrets)
+            .chain(shared)
+            .collect()
     }
 }

@@ -77,6 +77,25 @@ impl Display for Config {
             }
         }
 
+        if let Some(shared) = &self.shared {
+            writeln!(f, "\n[shared]")?;
+            writeln!(f, "url = {}", strings(&shared.urls()))?;
+            writeln!(f, "cluster = {}", shared.cluster)?;
+            writeln!(f, "secret_file = {}", string(shared.secret_file.display()))?;
+            if let Some(username) = &shared.username {
+                writeln!(f, "username = {}", string(username))?;
+            }
+            if let Some(path) = &shared.password_file {
+                writeln!(f, "password_file = {}", string(path.display()))?;
+            }
+            if let Some(path) = &shared.ca_file {
+                writeln!(f, "ca_file = {}", string(path.display()))?;
+            }
+            writeln!(f, "prefix = {}", string(&shared.prefix))?;
+            writeln!(f, "timeout = {}", duration(shared.timeout))?;
+            writeln!(f, "lease_wait = {}", duration(shared.lease_wait))?;
+        }
+
         let limits = &self.limits;
         writeln!(f, "\n[limits]")?;
         writeln!(f, "connections = {}", limits.connections)?;

@@ -67,6 +67,24 @@ pub enum SecretSource {
 
 /// Reads a secret from a file. With it: whether everyone may read that file.
 pub(super) fn from_file(path: &Path) -> Result<(Secret, bool), String> {
+    let (bytes, everyones) = whole_file(path)?;
+    Ok((Secret::of_text(bytes)?, everyones))
+}
+
+/// Reads secrets from a file, one a line, `most` at most. With them: whether everyone may read that file.
+pub(super) fn lines_of_file(path: &Path, most: usize) -> Result<(Vec<Secret>, bool), String> {
+    let (bytes, everyones) = whole_file(path)?;
+    let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
+    let secrets = lines.map(|line| Secret::of_text(Zeroizing::new(line.to_vec()))).collect::<Result<Vec<_>, _>>()?;
+    match secrets.len() {
+        0 => Err("is empty".to_owned()),
+        count if count > most => Err(format!("holds {count} lines: {most} at most, one secret each")),
+        _ => Ok((secrets, everyones)),
+    }
+}
+
+/// The bytes of a file that may hold secrets.
+fn whole_file(path: &Path) -> Result<(Zeroizing<Vec<u8>>, bool), String> {
     let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
     // Opening a named pipe would wait for its writer.
     if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
@@ -80,7 +98,7 @@ pub(super) fn from_file(path: &Path) -> Result<(Secret, bool), String> {
     if bytes.len() > MOST_BYTES {
         return Err("is longer than 4 KiB: it must hold the secret alone".to_owned());
     }
-    Ok((Secret::of_text(bytes)?, everyones))
+    Ok((bytes, everyones))
 }
 
 /// Reads a secret from an environment variable. The process's environment itself keeps it as well.

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::Budget;
 use tracing::{error, warn};
 
+use super::sharing::Proof;
 use super::{Arrival, Cause, Failure, Flight, Inner, Landed, State, Terms, Wanted};
 use crate::access_urls::answer::{self, Item, Read};
 use crate::access_urls::request::{self, Form};
@@ -43,6 +44,8 @@ pub(super) struct Passenger {
     pub(super) wanted: Wanted,
     pub(super) flight: Arc<Flight>,
     pub(super) terms: Arc<Terms>,
+    /// Whether its id is leased, so that no other sidecar fetches it.
+    pub(super) leased: bool,
     /// Of the configuration that its batch was read under.
     pub(super) inner: Arc<Inner>,
 }
@@ -55,14 +58,16 @@ pub(super) struct Manifest {
 }
 
 /// What came of a call, for the ids it carried, in their order.
-struct Report {
-    result: Result<Vec<Arrival>, Cause>,
+pub(super) struct Report {
+    pub(super) result: Result<Vec<Arrival>, Cause>,
     request_id: Option<HeaderValue>,
+    /// What may be shared of it.
+    pub(super) proof: Option<Proof>,
 }
 
 impl Report {
     fn failed(cause: Cause) -> Self {
-        Self { result: Err(cause), request_id: None }
+        Self { result: Err(cause), request_id: None, proof: None }
     }
 
     /// One result for each of `ids`.
@@ -70,7 +75,7 @@ impl Report {
         let request_id = self.request_id;
         let arrivals =
             self.result.unwrap_or_else(|cause| vec![Arrival::Failed(Arc::new(Failure { cause, shared, ids })); ids]);
-        arrivals.into_iter().map(|result| Landed { result, request_id: request_id.clone() }).collect()
+        arrivals.into_iter().map(|result| Landed { result, request_id: request_id.clone(), shared: false }).collect()
     }
 }
 
@@ -89,9 +94,7 @@ impl Manifest {
         let shared = terms.any(|other| Some(other) != first)
             || passengers.iter().any(|passenger| passenger.flight.joined.load(Ordering::Relaxed));
         for (passenger, landed) in passengers.iter().zip(report.each(passengers.len(), shared)) {
-            // Set once: the passenger list was taken.
-            let _ = passenger.flight.landed.set(landed);
-            passenger.flight.bell.notify_waiters();
+            passenger.flight.arrive(landed);
         }
     }
 }
@@ -168,6 +171,7 @@ impl Inner {
     /// One call for one batch alone.
     pub(super) async fn call_apart(&self, terms: &Terms, wanted: &[Wanted], keep: bool) -> Vec<Landed> {
         let report = self.call(terms, wanted, terms.deadline, keep).await;
+        self.share(terms, wanted, &[], &report);
         report.each(wanted.len(), false)
     }
 
@@ -196,10 +200,18 @@ impl Inner {
             ids: wanted.len(),
         };
         let doubts = standing.doubts();
+        // Before it is sent, so that whatever is purged or revoked from here on concerns what it brings.
+        let stamp = self.tier.as_ref().and_then(|tier| tier.stamp());
         self.flights.refreshes.deposit();
         self.flights.extra_calls.deposit();
         self.reported(match self.upstream.call(&call, deadline).await {
-            Ok(answer) => self.digest(answer, doubts, terms, wanted, keep),
+            Ok(answer) => {
+                let sent = answer.sent;
+                let mut report = self.digest(answer, doubts, terms, wanted, keep);
+                let shown = report.result.is_ok() && keep;
+                report.proof = stamp.filter(|_| shown).map(|stamp| Proof { stamp, sent });
+                report
+            }
             Err(error) => Report::failed(Cause::NoAnswer(error)),
         })
     }
@@ -248,7 +260,11 @@ impl Inner {
                 }
             }
             StatusCode::UNAUTHORIZED => {
+                let known = requester.standing.is_accepted();
                 self.callers.drop_links(requester);
+                if let (Some(tier), Some(share)) = (&self.tier, &terms.share) {
+                    tier.revoke(share, known);
+                }
                 Err(Cause::Answer(answer))
             }
             StatusCode::FORBIDDEN => {
@@ -268,7 +284,7 @@ impl Inner {
             }
             _ => Err(Cause::Answer(answer)),
         };
-        Report { result, request_id }
+        Report { result, request_id, proof: None }
     }
 
     /// The caller may not see these ids any more, nor perhaps others.
@@ -276,7 +292,10 @@ impl Inner {
         for wanted in wanted {
             self.cache.forget(wanted.key);
         }
-        terms.requester.standing.doubt();
+        terms.requester.standing.doubt(self.clock.now());
+        if let (Some(tier), Some(share)) = (&self.tier, &terms.share) {
+            tier.withdraw(share, wanted.iter().map(|wanted| wanted.id.clone()).collect());
+        }
     }
 
     /// Keeps what may be kept of an answer: nothing that was purged after its call had left.
@@ -357,7 +376,10 @@ impl Manifest {
         let deadline = latest.unwrap_or(first.terms.deadline);
         let wanted: Vec<Wanted> = self.passengers.iter().map(|passenger| passenger.wanted.clone()).collect();
         let terms = Arc::clone(&first.terms);
-        self.inner.call(&terms, &wanted, deadline, true).await
+        let report = self.inner.call(&terms, &wanted, deadline, true).await;
+        let leased: Vec<bool> = self.passengers.iter().map(|passenger| passenger.leased).collect();
+        self.inner.share(&terms, &wanted, &leased, &report);
+        report
     }
 }
 

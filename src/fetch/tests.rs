@@ -30,9 +30,11 @@ fn fetch() -> (Fetch, Arc<Terms>) {
         deadline: Instant::now() + config.upstream.deadline,
         hops: 0,
         traceparent: None,
+        demand: Demand::default(),
+        share: None,
     };
     let flights = Arc::new(Flights::new(config.upstream.calls));
-    (Fetch::new(upstream, callers, cache, flights, metrics, config, clock), Arc::new(terms))
+    (Fetch::new(upstream, callers, cache, flights, None, metrics, config, clock), Arc::new(terms))
 }
 
 fn wanted(terms: &Terms, id: &str) -> Wanted {
@@ -51,8 +53,10 @@ async fn a_flight_whose_task_panics_frees_its_waiters_and_its_permit() {
     let (flight, mut departing) = {
         let mut state = fetch.0.state();
         let permit = fetch.0.permits(1, &terms.requester.standing).unwrap().remove(0);
-        let flight = state.begin(&fetch.0, &terms, &wanted, permit);
+        let passenger = state.begin(&fetch.0, &terms, &wanted, permit);
+        let flight = Arc::clone(&passenger.flight);
         flight.awaited.fetch_add(1, Ordering::Relaxed);
+        state.queue(terms.lane(), vec![passenger]);
         let departing = fetch.0.departures(&mut state, terms.lane());
         (flight, departing)
     };
@@ -79,8 +83,9 @@ async fn a_queued_id_that_nobody_awaits_any_more_is_dropped() {
     let mut state = fetch.0.state();
     for id in ["left", "stays"] {
         let permit = fetch.0.permits(1, &terms.requester.standing).unwrap().remove(0);
-        let flight = state.begin(&fetch.0, &terms, &wanted(&terms, id), permit);
-        flight.awaited.fetch_add(usize::from(id == "stays"), Ordering::Relaxed);
+        let passenger = state.begin(&fetch.0, &terms, &wanted(&terms, id), permit);
+        passenger.flight.awaited.fetch_add(usize::from(id == "stays"), Ordering::Relaxed);
+        state.queue(terms.lane(), vec![passenger]);
     }
     let departing = fetch.0.departures(&mut state, terms.lane());
     assert_eq!(departing.len(), 1);
@@ -95,7 +100,7 @@ async fn a_batch_that_is_shed_leaves_nothing_behind() {
     let (fetch, terms) = fetch();
     let most = fetch.0.config.limits.in_flight;
     let many: Vec<Wanted> = (0..=most / 2).map(|id| wanted(&terms, &id.to_string())).collect();
-    let shed = fetch.fetch(&terms, &many, |_| true).await;
+    let shed = fetch.fetch(&terms, &many).await;
     assert_eq!(shed.err(), Some(Error::Shed(Limit::CallerInFlight)));
     assert!(fetch.0.state().flights.is_empty() && fetch.0.state().lanes.is_empty());
     assert_eq!(fetch.0.flights.in_flight.load(Ordering::Relaxed), 0);

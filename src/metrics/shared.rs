@@ -15,11 +15,14 @@ pub enum Operation {
     Lease,
     /// A purge or a revocation is made known to the fleet.
     Revoke,
+    /// Purges and revocations of others, and a Cluster's layout, are read while nobody asks.
+    Sync,
 }
 
 impl Operation {
     /// Every operation, for metrics.
-    pub const ALL: [Operation; 4] = [Operation::Get, Operation::Put, Operation::Lease, Operation::Revoke];
+    pub const ALL: [Operation; 5] =
+        [Operation::Get, Operation::Put, Operation::Lease, Operation::Revoke, Operation::Sync];
 
     /// Its name in metrics.
     pub fn name(self) -> &'static str {
@@ -28,6 +31,7 @@ impl Operation {
             Operation::Put => "put",
             Operation::Lease => "lease",
             Operation::Revoke => "revoke",
+            Operation::Sync => "sync",
         }
     }
 }
@@ -45,11 +49,29 @@ pub enum Kind {
     Reply,
     /// A value that does not open: altered, moved, or sealed with another secret. It counts as a miss.
     Unsealed,
+    /// A value from before a purge, a revocation, or a loss of what the fleet knew of them. It counts as a miss.
+    Revoked,
+    /// A value past its end, or from the future: its writer's clock, or this one, is off. It counts as a miss.
+    Outlived,
+    /// Too much is being written already: what was fetched is not shared.
+    Busy,
+    /// What the fleet knew of purges was lost, went back, or was altered: what is there counts no more.
+    Journal,
 }
 
 impl Kind {
     /// Every kind, for metrics.
-    pub const ALL: [Kind; 5] = [Kind::Connect, Kind::Timeout, Kind::Broken, Kind::Reply, Kind::Unsealed];
+    pub const ALL: [Kind; 9] = [
+        Kind::Connect,
+        Kind::Timeout,
+        Kind::Broken,
+        Kind::Reply,
+        Kind::Unsealed,
+        Kind::Revoked,
+        Kind::Outlived,
+        Kind::Journal,
+        Kind::Busy,
+    ];
 
     /// Its name in metrics.
     pub fn name(self) -> &'static str {
@@ -59,6 +81,10 @@ impl Kind {
             Kind::Broken => "broken",
             Kind::Reply => "reply",
             Kind::Unsealed => "unsealed",
+            Kind::Revoked => "revoked",
+            Kind::Outlived => "outlived",
+            Kind::Journal => "journal",
+            Kind::Busy => "busy",
         }
     }
 }
@@ -97,7 +123,7 @@ impl Shared {
             failures: vector(
                 registry,
                 "shared_failures_total",
-                "Round trips to the shared tier that failed, and values in it that do not open, by kind.",
+                "Round trips to the shared tier that failed, and values in it that are of no use, by kind.",
                 "kind",
                 &Kind::ALL.map(Kind::name),
             )?,

@@ -1,11 +1,13 @@
 //! Whom sidelink trusts over TLS, and as whom it is known there: certificate authorities, and a client certificate.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use http::uri::Scheme;
+use rustls::client::WantsClientCert;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 
 use crate::config::{self, pem};
 
@@ -43,20 +45,11 @@ pub(super) struct Trust {
 impl Trust {
     /// Reads the files, or the platform's authorities.
     pub(super) fn read(config: &config::Upstream) -> Result<Self, SetupError> {
-        let mut roots = RootCertStore::empty();
-        if let Some(path) = &config.ca_file {
-            let wrong = |reason| SetupError::File("upstream.ca_file", reason);
-            for certificate in pem::certificates(path).map_err(wrong)? {
-                roots.add(certificate).map_err(|error| wrong(format!("{}: {error}", path.display())))?;
-            }
-        } else if config.endpoint.scheme == Scheme::HTTPS {
-            let native = rustls_native_certs::load_native_certs();
-            let (_, _) = roots.add_parsable_certificates(native.certs);
-            if roots.is_empty() {
-                let reason = native.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
-                return Err(SetupError::NoRoots(reason));
-            }
-        }
+        let roots = if config.ca_file.is_some() || config.endpoint.scheme == Scheme::HTTPS {
+            authorities("upstream.ca_file", config.ca_file.as_deref())?
+        } else {
+            RootCertStore::empty()
+        };
         let identity = match &config.client {
             Some(files) => {
                 let chain = pem::certificates(&files.cert);
@@ -76,11 +69,7 @@ impl Trust {
 
     /// How TLS toward the endpoint is spoken.
     pub(super) fn client(&self) -> Result<ClientConfig, SetupError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| SetupError::NoRoots(error.to_string()))?
-            .with_root_certificates(self.roots.clone());
+        let builder = builder(self.roots.clone())?;
         match &self.identity {
             Some((chain, key)) => builder
                 .with_client_auth_cert(chain.clone(), key.clone_key())
@@ -88,4 +77,39 @@ impl Trust {
             None => Ok(builder.with_no_client_auth()),
         }
     }
+}
+
+/// How TLS is spoken toward a server that `key`, a file of authorities, or else the platform vouches for.
+///
+/// # Errors
+/// If there is nothing to trust.
+pub(crate) fn trusted_client(key: &'static str, ca_file: Option<&Path>) -> Result<ClientConfig, SetupError> {
+    Ok(builder(authorities(key, ca_file)?)?.with_no_client_auth())
+}
+
+/// The authorities in the file that `key` names, or else the platform's.
+fn authorities(key: &'static str, ca_file: Option<&Path>) -> Result<RootCertStore, SetupError> {
+    let mut roots = RootCertStore::empty();
+    if let Some(path) = ca_file {
+        let wrong = |reason| SetupError::File(key, reason);
+        for certificate in pem::certificates(path).map_err(wrong)? {
+            roots.add(certificate).map_err(|error| wrong(format!("{}: {error}", path.display())))?;
+        }
+        return Ok(roots);
+    }
+    let native = rustls_native_certs::load_native_certs();
+    let (_, _) = roots.add_parsable_certificates(native.certs);
+    if roots.is_empty() {
+        let reason = native.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
+        return Err(SetupError::NoRoots(reason));
+    }
+    Ok(roots)
+}
+
+fn builder(roots: RootCertStore) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, SetupError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| SetupError::NoRoots(error.to_string()))?;
+    Ok(builder.with_root_certificates(roots))
 }

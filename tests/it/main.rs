@@ -16,6 +16,7 @@ mod egress;
 mod explain;
 mod exposition;
 mod failures;
+mod fleet;
 mod freshness;
 mod isolation;
 mod life_cycle;

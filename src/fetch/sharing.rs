@@ -1,0 +1,198 @@
+//! Before the endpoint is asked: the shared tier, and whoever in the fleet is asking already.
+//!
+//! New flights look there first, all of a batch's in one round trip. Those that lack there too are leased, so that of all
+//! sidecars that miss an id at the same time one fetches it; the others look again and again until it is there, for
+//! `shared.lease_wait` at most. Whatever comes in between, a flight goes on to the endpoint at last.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::calls::{Passenger, Report};
+use super::{Arrival, Inner, Landed, Terms, Wanted};
+use crate::cache::Kept;
+use crate::cache::shared::{Brought, Found, Share, Stamps, Tier};
+use crate::clock::Moment;
+
+/// Between one look for what another sidecar fetches and the next: at first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(4);
+const LONGEST_PAUSE: Duration = Duration::from_millis(40);
+
+/// What a call has shown that may be shared.
+pub(super) struct Proof {
+    pub(super) stamp: Stamps,
+    /// When it was sent.
+    pub(super) sent: Moment,
+}
+
+/// New flights of one batch that look into the shared tier. However that ends, those without a link go on to the endpoint.
+pub(super) struct Seekers {
+    inner: Arc<Inner>,
+    terms: Arc<Terms>,
+    passengers: Vec<Passenger>,
+    /// What is in memory is fresh still: only what is newer will do.
+    refresh: bool,
+}
+
+impl Drop for Seekers {
+    fn drop(&mut self) {
+        self.inner.board_calls(&self.terms, std::mem::take(&mut self.passengers));
+    }
+}
+
+impl Inner {
+    /// Whether a batch on these terms looks into the shared tier before it asks the endpoint.
+    pub(super) fn seeks(&self, terms: &Terms) -> bool {
+        // One that has passed a sidelink of this very fleet would wait for itself.
+        let may = !terms.demand.nothing && terms.hops == 0 && terms.share.is_some();
+        may && self.tier.as_ref().is_some_and(|tier| tier.is_usable())
+    }
+
+    /// Lets new flights look into the shared tier, in a task of their own like any flight. Not with the state locked.
+    pub(super) fn seek(self: &Arc<Self>, terms: &Arc<Terms>, passengers: Vec<Passenger>, refresh: bool) {
+        if passengers.is_empty() {
+            return;
+        }
+        let now = self.clock.now();
+        for passenger in &passengers {
+            // What is purged from here on may be what they find: nobody joins them then.
+            let _ = passenger.flight.left.set(now);
+        }
+        let mut seekers = Seekers { inner: Arc::clone(self), terms: Arc::clone(terms), passengers, refresh };
+        self.flights.runtime.spawn(async move { seekers.run().await });
+    }
+
+    /// Shares what a call for `wanted` has brought, and gives back their leases.
+    pub(super) fn share(&self, terms: &Terms, wanted: &[Wanted], leased: &[bool], report: &Report) {
+        let (Some(tier), Some(share)) = (&self.tier, &terms.share) else { return };
+        let mut brought = Brought::default();
+        let stamp = report.proof.as_ref().map(|proof| {
+            (brought.sent, brought.accepted) = (Some(proof.sent), true);
+            proof.stamp.clone()
+        });
+        let arrivals = report.result.as_deref().unwrap_or_default();
+        for (at, wanted) in wanted.iter().enumerate() {
+            let kept = match arrivals.get(at) {
+                Some(Arrival::Link(text, Some(deadlines))) => Some(Kept::new(Some(text), *deadlines)),
+                Some(Arrival::LeftOut(Some(deadlines))) => Some(Kept::new(None, *deadlines)),
+                _ => None,
+            };
+            brought.links.extend(kept.map(|kept| (wanted.id.clone(), kept)));
+            if leased.get(at).copied().unwrap_or(false) {
+                brought.released.push(wanted.id.clone());
+            }
+        }
+        tier.put(share, stamp, brought);
+    }
+}
+
+impl Seekers {
+    async fn run(&mut self) {
+        let (inner, terms) = (Arc::clone(&self.inner), Arc::clone(&self.terms));
+        let (Some(tier), Some(share)) = (&inner.tier, &terms.share) else { return };
+        let Some(found) = self.look_up(tier, share, false).await else { return };
+        self.take(&found);
+        // Who may make no call now leases nothing.
+        if self.passengers.is_empty()
+            || tier.lease_wait().is_zero()
+            || inner.refusal(&terms.requester.standing).is_some()
+        {
+            return;
+        }
+        let until = terms.deadline.min(Instant::now() + tier.lease_wait());
+        let leases = tier.lease(share, &self.ids()).await;
+        self.go_on(&leases, true);
+        let mut pause = FIRST_PAUSE;
+        while !self.passengers.is_empty() && self.is_awaited() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            sleep(pause.min(left)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            let Some(mut found) = self.look_up(tier, share, true).await else { return };
+            let landed = self.take(&found);
+            let mut at = landed.iter();
+            found.leased.retain(|_| !at.next().copied().unwrap_or(false));
+            // A lease that is gone, and nothing there: its holder has failed, or keeps nothing.
+            let free: Vec<bool> = found.leased.iter().map(|leased| !leased).collect();
+            self.go_on(&free, false);
+        }
+    }
+
+    fn ids(&self) -> Vec<&str> {
+        self.passengers.iter().map(|passenger| &*passenger.wanted.id).collect()
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.passengers.iter().any(|passenger| passenger.flight.awaited.load(Ordering::Relaxed) > 0)
+    }
+
+    async fn look_up(&self, tier: &Tier, share: &Share, leases: bool) -> Option<Found> {
+        tier.look_up(share, &self.ids(), leases).await
+    }
+
+    /// Lands those whose link was found, or has come into memory; says of each whether it was.
+    fn take(&mut self, found: &Found) -> Vec<bool> {
+        let (inner, terms) = (&self.inner, &self.terms);
+        if let Some(accepted) = found.accepted {
+            inner.callers.accept_elsewhere(&terms.requester, accepted);
+        }
+        let now = inner.clock.now();
+        let marks = inner.cache.purges().of_group(terms.group.as_deref());
+        let passengers = std::mem::take(&mut self.passengers);
+        let mut landed = Vec::with_capacity(passengers.len());
+        let mut arrived = Vec::new();
+        for (at, passenger) in passengers.into_iter().enumerate() {
+            let Wanted { id, key } = &passenger.wanted;
+            let mut here = inner.cache.look_up(*key, id, &marks);
+            if let Some(link) = found.links.get(at).cloned().flatten() {
+                // Also one past its freshness: it may answer for an endpoint that fails.
+                let newer = |here: &Kept| here.deadlines().age(now) > link.deadlines().age(now);
+                if here.as_ref().is_none_or(newer) {
+                    inner.cache.keep(*key, link.clone());
+                    here = Some(link);
+                }
+            }
+            let serves = |kept: &Kept| {
+                let is_new = || !self.refresh || !kept.deadlines().is_ageing(now, key.spread());
+                inner.serves(terms, kept) && is_new()
+            };
+            let link = here.filter(serves);
+            landed.push(link.is_some());
+            match link {
+                Some(link) => arrived.push((passenger, link)),
+                None => self.passengers.push(passenger),
+            }
+        }
+        let mut state = inner.state();
+        for (passenger, _) in &arrived {
+            state.forget(passenger.wanted.key, &passenger.flight);
+        }
+        drop(state);
+        for (passenger, kept) in arrived {
+            let deadlines = Some(*kept.deadlines());
+            // It was JSON when it was kept.
+            let result = match kept.text().and_then(|text| std::str::from_utf8(text).ok()) {
+                Some(text) => Arrival::Link(Arc::from(text), deadlines),
+                None => Arrival::LeftOut(deadlines),
+            };
+            passenger.flight.arrive(Landed { result, request_id: None, shared: true });
+        }
+        landed
+    }
+
+    /// Lets those go on to the endpoint of which `go` says so; `leased`: they have a lease.
+    fn go_on(&mut self, go: &[bool], leased: bool) {
+        let mut go = go.iter().copied();
+        let (mut going, staying): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.passengers).into_iter().partition(|_| go.next().unwrap_or(true));
+        for passenger in &mut going {
+            passenger.leased = leased;
+        }
+        self.passengers = staying;
+        self.inner.board_calls(&self.terms, going);
+    }
+}

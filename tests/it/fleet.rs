@@ -1,0 +1,216 @@
+//! Sidecars that share a tier: real servers, on free ports, of Debian's redis-server.
+
+mod faults;
+mod secrecy;
+mod servers;
+mod sharing;
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use sidelink::app::App;
+use sidelink::clock::Clock;
+use sidelink::config::{Address, Config, Secret, Shared};
+use sidelink::origin::{self, Origin};
+use tokio::time::{Instant, sleep};
+
+use crate::support::{TestClient, config, origin_options};
+
+pub const SECRET: &str = "a-fleet-secret-of-forty-characters-or-so";
+
+/// Far beyond what any step here takes, also on a machine that is busy.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A redis-server of its own.
+pub struct Redis {
+    child: Child,
+    pub port: u16,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        // A stopped process takes this signal too.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Redis {
+    pub async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// With these arguments beyond the usual ones.
+    pub async fn with(arguments: &[&str]) -> Self {
+        Self::at(free_port(), arguments).await
+    }
+
+    pub async fn at(port: u16, arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new("redis-server");
+        let usual = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"];
+        command.args(usual).arg(port.to_string()).arg("--dir").arg(folder.path()).args(arguments);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("redis-server is installed");
+        let redis = Self { child, port, _folder: folder };
+        let begin = Instant::now();
+        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            assert!(begin.elapsed() < PATIENCE, "redis-server does not start");
+            sleep(Duration::from_millis(10)).await;
+        }
+        redis
+    }
+
+    pub fn address(&self) -> Address {
+        Address { host: "127.0.0.1".to_owned(), port: self.port }
+    }
+
+    /// One command's reply.
+    pub async fn ask(&self, command: &[&str]) -> redis::Value {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}/", self.port)).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut asked = redis::cmd(command[0]);
+        asked.arg(&command[1..]);
+        asked.query_async(&mut connection).await.unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    }
+
+    /// One command's reply, as strings.
+    pub async fn list(&self, command: &[&str]) -> Vec<String> {
+        redis::from_redis_value(self.ask(command).await).unwrap()
+    }
+
+    pub async fn number(&self, command: &[&str]) -> i64 {
+        redis::from_redis_value(self.ask(command).await).unwrap()
+    }
+
+    pub async fn text(&self, command: &[&str]) -> String {
+        redis::from_redis_value(self.ask(command).await).unwrap()
+    }
+
+    /// The keys of one kind: `l` of links, `c` of acceptances, `f` of leases, `j` of journals.
+    pub async fn keys(&self, kind: &str) -> Vec<String> {
+        let mut keys = self.list(&["KEYS", &format!("*:{kind}.*")]).await;
+        keys.sort();
+        keys
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A tier at `nodes`, with limits that a busy machine keeps.
+pub fn shared(nodes: Vec<Address>) -> Shared {
+    let mut shared = Shared::at(nodes, vec![Secret::new(SECRET.as_bytes().to_vec())]);
+    shared.timeout = Duration::from_secs(2);
+    shared.lease_wait = Duration::from_secs(10);
+    shared
+}
+
+/// One sidelink of a fleet.
+pub struct Sidecar {
+    pub app: App,
+    pub client: TestClient,
+}
+
+impl Sidecar {
+    pub async fn start(config: Config, clock: Clock) -> Self {
+        let app = App::start_with(config, clock).await.unwrap();
+        let client = TestClient::new(app.addresses()[0]);
+        Self { app, client }
+    }
+
+    pub async fn metric(&self, series: &str) -> f64 {
+        let page = TestClient::new(self.app.admin_address()).get("/metrics", &[]).await;
+        let text = String::from_utf8(page.body.to_vec()).unwrap();
+        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        line.unwrap_or_else(|| panic!("no series {series} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    pub async fn failures(&self, kind: &str) -> f64 {
+        self.metric(&format!("sidelink_shared_failures_total{{kind=\"{kind}\"}}")).await
+    }
+
+    pub async fn ids(&self, result: &str) -> f64 {
+        self.metric(&format!("sidelink_ids_total{{result=\"{result}\"}}")).await
+    }
+
+    /// Waits until the tier is in use, or is not.
+    pub async fn tier_is(&self, up: bool) {
+        let state = if up { "closed" } else { "open" };
+        let series = format!("sidelink_shared_breaker_state{{state=\"{state}\"}}");
+        let begin = Instant::now();
+        while self.metric(&series).await < 1.0 {
+            assert!(begin.elapsed() < PATIENCE, "the tier does not become {state}");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// Sidelinks before one endpoint, with one tier.
+pub struct Fleet {
+    pub origin: Origin,
+    pub sidecars: Vec<Sidecar>,
+    pub clock: Clock,
+}
+
+impl Fleet {
+    /// `count` of them, whose tier is in use.
+    pub async fn start(redis: &Redis, count: usize) -> Self {
+        Self::with(shared(vec![redis.address()]), count, |_| {}, |_| {}).await
+    }
+
+    pub async fn with(
+        shared: Shared,
+        count: usize,
+        endpoint: impl FnOnce(&mut origin::Options),
+        configure: impl Fn(&mut Config),
+    ) -> Self {
+        let fleet = Self::without_waiting(shared, count, endpoint, configure).await;
+        for sidecar in &fleet.sidecars {
+            sidecar.tier_is(true).await;
+        }
+        fleet
+    }
+
+    pub async fn without_waiting(
+        shared: Shared,
+        count: usize,
+        endpoint: impl FnOnce(&mut origin::Options),
+        configure: impl Fn(&mut Config),
+    ) -> Self {
+        let mut options = origin_options();
+        endpoint(&mut options);
+        let origin = Origin::start(options).await.unwrap();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let clock = Clock::simulated(i64::try_from(now.as_millis()).unwrap());
+        let mut sidecars = Vec::new();
+        for _ in 0..count {
+            let mut config = sidecar(origin.address(), &shared);
+            configure(&mut config);
+            sidecars.push(Sidecar::start(config, clock.clone()).await);
+        }
+        Self { origin, sidecars, clock }
+    }
+}
+
+pub fn sidecar(endpoint: SocketAddr, shared: &Shared) -> Config {
+    let mut config = config(endpoint);
+    config.shared = Some(shared.clone());
+    config
+}
+
+/// Waits for what becomes true, for a reason that no event tells here.
+pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let begin = Instant::now();
+    while !is_so().await {
+        assert!(begin.elapsed() < PATIENCE, "not so after a long while: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,142 @@
+//! Whoever has all that the server has learns nothing from it, and whoever changes it gets nothing served.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use sidelink::config::Config;
+use sidelink::origin;
+
+use super::{Fleet, Redis, SECRET, eventually, shared};
+use crate::signing::{Unsigned, knows, pair};
+
+const MARKED_KEY: &str = "AKMARKED00000000001";
+const MARKED_SECRET: &str = "SKMARKED-secret";
+
+/// What must not be found in any form.
+fn forms(text: &str) -> Vec<String> {
+    let mut forms = vec![
+        text.to_owned(),
+        utf8_percent_encode(text, NON_ALPHANUMERIC).to_string(),
+        hex::encode(text),
+        text.bytes().rev().map(char::from).collect(),
+    ];
+    // The inner characters of each of three ways in which the text may lie in what was encoded.
+    for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
+        for skip in 0..3 {
+            let encoded = engine.encode([&vec![0; skip], text.as_bytes()].concat());
+            forms.push(encoded[[0, 2, 3][skip]..encoded.len() - 1].to_owned());
+        }
+    }
+    forms.iter_mut().for_each(|form| form.make_ascii_lowercase());
+    forms
+}
+
+#[tokio::test]
+async fn a_thief_of_all_data_finds_nothing_in_it() {
+    let redis = Redis::start().await;
+    let endpoint = |options: &mut origin::Options| options.keys = vec![pair(MARKED_KEY, MARKED_SECRET)];
+    let knows = |config: &mut Config| knows(config, MARKED_KEY, MARKED_SECRET);
+    let fleet = Fleet::with(shared(vec![redis.address()]), 1, endpoint, knows).await;
+    let sidecar = &fleet.sidecars[0];
+    let target =
+        format!("{}?accessory_ids=marked-id-1&accessory_ids=marked-id-2&group_id=markedgroup", sidelink::api::PATH);
+    let reply =
+        sidecar.client.get(&target, &[("x-auth-token", "marked-token"), ("x-language", "marked-language")]).await;
+    let mut signed = Unsigned::get(sidecar.client.address, &target, &fleet.clock);
+    (signed.access_key, signed.secret_key) = (MARKED_KEY, MARKED_SECRET);
+    let signed = signed.sign();
+    let signed: Vec<(&str, &str)> = signed.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let by_key = sidecar.client.get(&target, &signed).await;
+    sidecar
+        .client
+        .send(http::Method::DELETE, "/v2/servicerequest/accessorys/marked-id-3", &[("x-auth-token", "t")], "")
+        .await;
+    eventually("all is shared", async || {
+        let journal = redis.keys("j").await;
+        redis.keys("l").await.len() == 4 && redis.number(&["STRLEN", &journal[0]]).await == 200
+    })
+    .await;
+
+    let mut all = String::new();
+    for key in redis.list(&["KEYS", "*"]).await {
+        assert_eq!(redis.text(&["TYPE", &key]).await, "string");
+        assert!(redis.number(&["PTTL", &key]).await > 0, "{key} expires");
+        let value = redis.text(&["GET", &key]).await;
+        assert!(key.bytes().chain(value.bytes()).all(|byte| byte.is_ascii_graphic()), "{key} {value}");
+        all.push_str(&format!("{key} {value}\n"));
+        if let Ok(bytes) = URL_SAFE_NO_PAD.decode(&value) {
+            all.push_str(&String::from_utf8_lossy(&bytes));
+        }
+    }
+    all.make_ascii_lowercase();
+    let links = [reply.links(), by_key.links()].concat();
+    assert_eq!(links.len(), 4);
+    let links = links.iter().flat_map(|(_, link)| link.split(['?', '&', '/', '=']).filter(|part| part.len() > 5));
+    let marked = ["marked-id-1", "marked-id-2", "marked-id-3", "markedgroup", "marked-token", "marked-language"];
+    let secrets = [MARKED_KEY, MARKED_SECRET, SECRET, "accessory_id", "https://bucket"];
+    for secret in marked.into_iter().chain(secrets).chain(links) {
+        for form in forms(secret) {
+            assert!(!all.contains(&form), "{secret} as {form}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn values_that_were_altered_swapped_or_have_outlived_themselves_are_never_served() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(&redis, 1).await;
+    let tier = shared(vec![redis.address()]);
+    fleet.sidecars[0].client.batch("t", &["1", "2"]).await;
+    fleet.sidecars[0].client.batch("u", &["1"]).await;
+    eventually("all is shared", async || redis.keys("l").await.len() == 3).await;
+    let keys = redis.keys("l").await;
+    let values = redis.list(&["MGET", &keys[0], &keys[1], &keys[2]]).await;
+    let lasting = redis.number(&["PTTL", &keys[0]]).await.to_string();
+    let put = async |values: &[String]| {
+        for (key, value) in keys.iter().zip(values) {
+            redis.ask(&["SET", key, value, "PX", &lasting]).await;
+        }
+    };
+    // A sidecar that has nothing in memory each time.
+    let mut calls = fleet.origin.batch_calls();
+    let mut asked = async |what: &str, kind: &str, count: f64| {
+        let config = super::sidecar(fleet.origin.address(), &tier);
+        let sidecar = super::Sidecar::start(config, fleet.clock.clone()).await;
+        sidecar.tier_is(true).await;
+        let reply = sidecar.client.batch("t", &["1", "2"]).await;
+        for (id, link) in reply.links() {
+            assert!(origin::link_is_for(&link, &id, None, "t", None, None), "{what}");
+        }
+        assert_eq!(sidecar.failures(kind).await, count, "{what}");
+        let made = fleet.origin.batch_calls() - calls;
+        calls = fleet.origin.batch_calls();
+        made
+    };
+    assert_eq!(asked("as they are", "unsealed", 0.0).await, 0);
+
+    put(&[values[1].clone(), values[2].clone(), values[0].clone()]).await;
+    assert_eq!(asked("swapped", "unsealed", 2.0).await, 1);
+    let altered: Vec<String> = values.iter().map(|value| format!("{}A{}", &value[..200], &value[201..])).collect();
+    let altered: Vec<String> = altered
+        .iter()
+        .zip(&values)
+        .map(|(altered, value)| if altered == value { value[1..].into() } else { altered.clone() })
+        .collect();
+    put(&altered).await;
+    assert_eq!(asked("altered", "unsealed", 2.0).await, 1);
+    put(&[String::new(), "A".repeat(20_000), "not base64 \u{e9}".to_owned()]).await;
+    asked("made up", "revoked", 0.0).await;
+    put(&values).await;
+    assert_eq!(asked("as they were", "unsealed", 0.0).await, 0);
+
+    // Kept and brought back by someone after their end: fresh for ten minutes, usable for fourteen.
+    fleet.clock.step(i64::try_from(Duration::from_secs(850).as_millis()).unwrap());
+    put(&values).await;
+    assert_eq!(asked("outlived", "outlived", 3.0).await, 1);
+    // From a future that no clock of the fleet's is in.
+    fleet.clock.step(-i64::try_from(Duration::from_secs(900).as_millis()).unwrap());
+    put(&values).await;
+    assert_eq!(asked("from the future", "outlived", 3.0).await, 1);
+}

@@ -1,0 +1,118 @@
+//! What one sidecar has fetched serves the same caller at the next, as long as it would have served there, and nobody else.
+
+use std::time::Duration;
+
+use sidelink::origin::link_is_for;
+
+use super::{Fleet, Redis, eventually, shared};
+
+#[tokio::test]
+async fn a_link_that_one_sidecar_fetched_serves_the_same_caller_at_the_next_with_no_call() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(&redis, 2).await;
+    let [one, other] = &fleet.sidecars[..] else { panic!() };
+    let first = one.client.batch("t", &["1", "2"]).await;
+    assert_eq!(first.header("cache-status"), "sidelink; fwd=miss; stored");
+    eventually("both links and the acceptance are shared", async || {
+        redis.keys("l").await.len() == 2 && redis.keys("c").await.len() == 1
+    })
+    .await;
+
+    let second = other.client.batch("t", &["2", "1"]).await;
+    assert_eq!(second.header("cache-status"), "sidelink; hit; detail=shared");
+    let mut links = second.links();
+    links.reverse();
+    assert_eq!(links, first.links());
+    assert_eq!(fleet.origin.batch_calls(), 1);
+    assert_eq!((other.ids("shared").await, other.metric("sidelink_shared_hits_total").await), (2.0, 2.0));
+
+    // Now in memory.
+    assert_eq!(other.client.batch("t", &["1"]).await.header("cache-status"), "sidelink; hit");
+    let partial = other.client.batch("t", &["1", "3"]).await;
+    assert_eq!(partial.header("cache-status"), "sidelink; fwd=partial; stored; detail=\"hit=1 fetched=1\"");
+    assert_eq!(fleet.origin.batch_calls(), 2);
+}
+
+#[tokio::test]
+async fn links_never_cross_callers_groups_or_scope_headers() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(&redis, 2).await;
+    let scopes = [("t", None, None), ("u", None, None), ("t", Some("g"), None), ("t", Some("g"), Some("en-us"))];
+    for sidecar in &fleet.sidecars {
+        for (token, group, language) in scopes {
+            let group_id = group.map(|group| format!("&group_id={group}")).unwrap_or_default();
+            let target = format!("{}?accessory_ids=1{group_id}", sidelink::api::PATH);
+            let mut headers = vec![("x-auth-token", token)];
+            headers.extend(language.map(|language| ("x-language", language)));
+            let reply = sidecar.client.get(&target, &headers).await;
+            let [(_, link)] = &reply.links()[..] else { panic!() };
+            assert!(link_is_for(link, "1", group, token, language, None), "{link}");
+        }
+        eventually("all are shared", async || redis.keys("l").await.len() == scopes.len()).await;
+    }
+    assert_eq!(fleet.origin.batch_calls(), scopes.len());
+}
+
+#[tokio::test]
+async fn what_is_shared_keeps_its_own_end() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(&redis, 3).await;
+    let [one, other, third] = &fleet.sidecars[..] else { panic!() };
+    let link = one.client.batch("t", &["1"]).await.links();
+    eventually("it is shared", async || redis.keys("c").await.len() == 1).await;
+    // Fresh for ten minutes, usable for fourteen of fifteen: kept that long and no longer.
+    let [key] = &redis.keys("l").await[..] else { panic!() };
+    let left = redis.number(&["PTTL", key]).await;
+    assert!((800_000..=840_000).contains(&left), "{left}");
+
+    fleet.clock.step(290_000);
+    assert_eq!(other.client.batch("t", &["1"]).await.links(), link);
+    fleet.clock.step(8_500);
+    // Accepted within five minutes, by any clock of a fleet's that agree within two seconds.
+    assert_eq!(third.client.batch("t", &["1"]).await.header("cache-status"), "sidelink; fwd=miss; stored");
+    assert_eq!(fleet.origin.batch_calls(), 2);
+}
+
+#[tokio::test]
+async fn an_absence_is_shared_for_as_long_as_it_counts() {
+    let redis = Redis::start().await;
+    let endpoint = |options: &mut sidelink::origin::Options| options.missing = vec!["9".into()];
+    let absent = |config: &mut sidelink::config::Config| config.freshness.absent = Duration::from_secs(60);
+    let fleet = Fleet::with(shared(vec![redis.address()]), 2, endpoint, absent).await;
+    let [one, other] = &fleet.sidecars[..] else { panic!() };
+    assert!(one.client.batch("t", &["9"]).await.ids().is_empty());
+    eventually("it is shared", async || redis.keys("c").await.len() == 1).await;
+    assert!(other.client.batch("t", &["9"]).await.ids().is_empty());
+    assert_eq!((fleet.origin.batch_calls(), other.ids("absent").await), (1, 1.0));
+}
+
+#[tokio::test]
+async fn a_client_that_wants_nothing_kept_or_all_anew_is_obeyed() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(&redis, 2).await;
+    let [one, other] = &fleet.sidecars[..] else { panic!() };
+    let ask = async |sidecar: &super::Sidecar, control| {
+        let headers = [("x-auth-token", "t"), ("cache-control", control)];
+        sidecar.client.get(&crate::support::query(&["1"]), &headers).await
+    };
+    ask(one, "no-store").await;
+    ask(one, "no-cache").await;
+    eventually("the second is shared", async || redis.keys("l").await.len() == 1).await;
+    assert_eq!(ask(other, "no-cache").await.header("cache-status"), "sidelink; fwd=miss; stored");
+    assert_eq!(fleet.origin.batch_calls(), 3);
+    assert_eq!(ask(other, "max-age=600").await.header("cache-status"), "sidelink; hit");
+}
+
+#[tokio::test]
+async fn a_stale_link_from_the_tier_answers_for_an_endpoint_that_is_down() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(&redis, 2).await;
+    let [one, other] = &fleet.sidecars[..] else { panic!() };
+    let links = one.client.batch("t", &["1"]).await.links();
+    eventually("it is shared", async || redis.keys("l").await.len() == 1).await;
+    fleet.origin.stop().await;
+    fleet.clock.step(660_000);
+    let stale = other.client.batch("t", &["1"]).await;
+    assert_eq!(stale.header("cache-status"), "sidelink; fwd=stale; detail=stale");
+    assert_eq!(stale.links(), links);
+}

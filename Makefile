@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := test
 .NOTPARALLEL:
-.PHONY: test lint fmt clippy doc deny demo stampede simulate soak planted bench bench-peers tools clean
+.PHONY: test lint fmt clippy doc deny demo stampede simulate soak fuzz planted bench bench-peers tools clean
 
 ## Everything: tools, format, lints, tests, what deploy/ holds, documentation, dependency policy (where cargo-deny is installed).
 test: tools lint
@@ -43,6 +43,10 @@ simulate:
 soak:
 	cargo build --release --locked --bin sidelink --example soak
 	target/release/examples/soak $(or $(TIME),1h)
+
+## Each fuzz target for a minute, or make fuzz TIME=600: parsers, connections, and the laws as a whole. Needs cargo-fuzz.
+fuzz:
+	scripts/fuzz.sh
 
 ## Plants bugs and shows that the simulation catches each.
 planted:

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::StreamExt;
 use futures_util::stream;
 use sidelink::config::Config;
+use sidelink::origin::Reply;
 
 use crate::exposition::{Family, Labels, families};
-use crate::support::Stack;
+use crate::support::{Stack, query};
 
 /// Each series of a page: its name and labels.
 fn series(page: &str) -> BTreeSet<&str> {
@@ -158,4 +159,52 @@ async fn what_is_in_use_stands_beside_its_limit_which_follows_a_reload() {
     fewer.upstream.calls = 16;
     stack.app.reload(fewer).unwrap();
     assert_eq!(stack.metric("sidelink_limit{limit=\"calls\"}").await, 16.0);
+}
+
+/// Ids asked for, and ids that have become something.
+async fn requested_and_counted(stack: &Stack) -> (f64, f64) {
+    let page = stack.metrics().await;
+    let sum = |prefix: &str| own(&page).filter(|(series, _)| series.starts_with(prefix)).map(|(_, value)| value).sum();
+    (sum("sidelink_batch_ids_sum"), sum("sidelink_ids_total{"))
+}
+
+#[tokio::test]
+async fn every_id_of_every_batch_that_was_admitted_becomes_exactly_one_result() {
+    let stack = Stack::with(|endpoint| endpoint.missing = vec!["gone".to_owned()], |c| c.limits.batch_ids = 10).await;
+    let client = &stack.client;
+    let with = |directive: &'static str| [("x-auth-token", "t"), ("cache-control", directive)];
+    // 3 fetched, of which one is left out and one came twice; 3 from memory; 2 and 1.
+    client.batch("t", &["1", "2", "gone", "1"]).await;
+    client.batch("t", &["1", "2", "gone"]).await;
+    client.batch("t", &["2", "3"]).await;
+    assert_eq!(requested_and_counted(&stack).await, (8.0, 8.0));
+    // An error of the endpoint's, and two of sidelink's own.
+    stack.origin.script(Reply::json(400, r#"{"error_code":"OSM.0001","error_msg":"failed"}"#));
+    assert_eq!(client.batch("t", &["4", "5"]).await.status, 400);
+    assert_eq!(client.get(&query(&["1", "6"]), &with("only-if-cached")).await.status, 504);
+    assert_eq!(client.get(&query(&["1", "6"]), &with("no-store")).await.status, 200);
+    assert_eq!(requested_and_counted(&stack).await, (14.0, 14.0));
+    // An answer that matches nothing: the batch is fetched whole.
+    for _ in 0..2 {
+        stack.origin.script(Reply::json(200, r#"{"accessory_urls":[{"accessory_id":"x","accessory_url":"u"}]}"#));
+    }
+    assert_eq!(client.batch("t", &["1", "7"]).await.status, 200);
+    // Not admitted: too many ids; not read: no batch.
+    let many: Vec<String> = (0..11).map(|id| id.to_string()).collect();
+    assert_eq!(client.batch("t", &many.iter().map(String::as_str).collect::<Vec<_>>()).await.status, 400);
+    client.get(&format!("{}&surprise=1", query(&["1"])), &with("max-age=1")).await;
+    assert_eq!(requested_and_counted(&stack).await, (16.0, 16.0));
+
+    // A client that leaves: under way, until its call has come to its end all the same.
+    stack.origin.hold();
+    let calls = stack.origin.batch_calls();
+    let leaver = client.clone();
+    let left = tokio::spawn(async move { leaver.batch("t", &["1", "8", "9"]).await });
+    stack.origin.arrived(calls + 1).await;
+    assert_eq!(requested_and_counted(&stack).await, (19.0, 16.0));
+    left.abort();
+    stack.origin.release();
+    while requested_and_counted(&stack).await != (19.0, 19.0) {
+        tokio::task::yield_now().await;
+    }
 }

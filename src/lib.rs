@@ -30,6 +30,7 @@ pub mod body;
 pub mod cache_control;
 pub mod clock;
 pub mod config;
+pub mod core_dumps;
 pub mod demo;
 pub mod error;
 pub mod headers;

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use sidelink::app::{self, End, Watch};
 use sidelink::config::Config;
 use sidelink::origin::{self, Origin};
-use sidelink::{demo, log};
+use sidelink::{core_dumps, demo, log};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -30,6 +30,10 @@ enum Command {
         /// TOML file; config/sidelink.toml shows every key.
         #[arg(long)]
         config: PathBuf,
+        /// Let the kernel dump this process's memory if it crashes, and others of its user look into it. Links and keys are
+        /// in there.
+        #[arg(long)]
+        core_dumps: bool,
     },
     /// Validate a configuration file and print what it comes to.
     Check {
@@ -49,7 +53,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Serve { config } => serve(&config),
+        Command::Serve { config, core_dumps } => serve(&config, core_dumps),
         Command::Check { config } => check(&config),
         Command::Demo { once } => run(async move {
             match demo::run(once).await {
@@ -62,7 +66,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(path: &std::path::Path) -> ExitCode {
+fn serve(path: &std::path::Path, core_dumps: bool) -> ExitCode {
+    // Before any secret is read.
+    if !core_dumps && let Err(error) = core_dumps::forbid() {
+        return fail(&format!("core dumps cannot be turned off ({error}); --core-dumps leaves them on"));
+    }
     let mut watch = Watch::new(path);
     let config = match watch.load(None) {
         Ok(config) => config,

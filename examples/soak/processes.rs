@@ -68,7 +68,7 @@ impl Stage {
             up(redis_address).await?;
         }
         let sidelink = Command::new(&binary)
-            .args(["serve", "--config"])
+            .args(["serve", "--core-dumps", "--config"])
             .arg(folder.path().join("sidelink.toml"))
             .stdout(std::fs::File::create(folder.path().join("log"))?)
             .kill_on_drop(true)

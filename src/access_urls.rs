@@ -205,6 +205,7 @@ impl AccessUrls {
         };
         let from_memory = slots.had();
         let mut fetched = Fetched::default();
+        let mut waited = None;
         if slots.need_calls() {
             let terms = Arc::new(self.terms(&batch, scope, requester, &credential, &directives, &parts.headers));
             self.refresh_ahead(&slots.ageing, &terms);
@@ -212,9 +213,12 @@ impl AccessUrls {
                 if directives.only_if_cached {
                     return Answered { tally: slots.tally(), caller, ..respond::own(Error::NotCached) };
                 }
-                fetched = match Box::pin(self.fetch_lacking(&mut slots, &terms, &directives)).await {
+                let asked = Instant::now();
+                let result = Box::pin(self.fetch_lacking(&mut slots, &terms, &directives)).await;
+                waited = Some(asked.elapsed());
+                fetched = match result {
                     Ok(fetched) => fetched,
-                    Err(error) => return Answered { tally: slots.tally(), caller, ..respond::own(error) },
+                    Err(error) => return Answered { tally: slots.tally(), caller, waited, ..respond::own(error) },
                 };
             }
             if let Some(failure) = &fetched.failure
@@ -227,16 +231,19 @@ impl AccessUrls {
                     slots.lacking_slots().for_each(|slot| slot.result = IdResult::Fetched);
                     let tally = slots.tally();
                     let whole = self.bypass(untouched(parts, body), Bypass::Unmatched);
+                    let asked = Instant::now();
                     let answered = Box::pin(timeout_at(terms.deadline, whole)).await;
-                    return Answered { tally, caller, ..answered.unwrap_or_else(|_| respond::own(Error::Deadline)) };
+                    let waited = waited.map(|waited| waited + asked.elapsed());
+                    let answered = answered.unwrap_or_else(|_| respond::own(Error::Deadline));
+                    return Answered { tally, caller, waited, ..answered };
                 }
-                return Answered { tally: slots.tally(), caller, ..respond::failure(failure) };
+                return Answered { tally: slots.tally(), caller, waited, ..respond::failure(failure) };
             }
         }
         // What was not fetched has not aged meanwhile.
         let now = if slots.slots.len() == from_memory { now } else { self.clock.now() };
         let answered = respond::links(slots.items(), &fetched, from_memory, form, &self.callers, &self.metrics, now);
-        Answered { caller, ..answered }
+        Answered { caller, waited, ..answered }
     }
 
     /// The whole body, bounded; what a client sends on beyond is drained for a while so that it gets to read the refusal.

@@ -1,5 +1,7 @@
 //! An answer on its way out, with what metrics and the access log want to know of it.
 
+use std::time::Duration;
+
 use http::header::{CACHE_CONTROL, CONNECTION};
 use http::{HeaderValue, Response, Version};
 
@@ -19,6 +21,8 @@ pub struct Answered {
     pub tally: Tally,
     /// The caller's short hash, if it was told.
     pub caller: Option<u32>,
+    /// How long the endpoint was waited for, if it was.
+    pub waited: Option<Duration>,
     /// The code of an error of sidelink's own, or why a batch was forwarded untouched.
     pub detail: Option<&'static str>,
 }
@@ -26,7 +30,7 @@ pub struct Answered {
 impl Answered {
     /// An answer that was not made from links.
     pub fn new(response: Response<Body>, outcome: Outcome) -> Self {
-        Self { response, outcome, tally: Tally::default(), caller: None, detail: None }
+        Self { response, outcome, tally: Tally::default(), caller: None, waited: None, detail: None }
     }
 
     /// An answer of sidelink's own.

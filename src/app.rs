@@ -212,7 +212,7 @@ impl Running {
                 match self.put_in_force(config) {
                     Ok(()) => {
                         for warning in warnings {
-                            warn!("{path}: {warning}");
+                            warn!(file = path, reason = %warning, "the configuration has a warning");
                         }
                         info!(file = path, "the configuration was reloaded");
                         return;
@@ -230,7 +230,7 @@ impl Running {
         self.proxy.refuse(errors.clone());
         if !is_known {
             for line in &errors {
-                error!("{line}");
+                error!(reason = line, "the configuration has an error");
             }
             error!(file = path, errors = errors.len(), "the configuration was refused; what was in force stays");
         }

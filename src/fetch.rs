@@ -28,6 +28,7 @@ use crate::caller::{Callers, Key, Requester, Scope, Standing};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::{Error, Limit, NoAnswer};
+use crate::log::Seldom;
 use crate::metrics::Metrics;
 use crate::permits::Permits;
 use crate::upstream::{Answer, Upstream};
@@ -190,6 +191,7 @@ struct Inner {
     flights: Arc<Flights>,
     tier: Option<Arc<Tier>>,
     warned_no_store: AtomicBool,
+    throttled: Seldom,
 }
 
 /// What is in flight, and what it may cost. It outlasts a configuration: an id is fetched once, also over a reload.
@@ -390,6 +392,7 @@ impl Fetch {
             flights,
             tier,
             warned_no_store: AtomicBool::new(false),
+            throttled: Seldom::default(),
         }))
     }
 

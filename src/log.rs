@@ -1,8 +1,10 @@
 //! Log lines to standard output.
 
 use std::io::IsTerminal;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Registry;
 use tracing_subscriber::filter::Targets;
@@ -38,6 +40,32 @@ pub fn set_level(level: Level) {
     }
 }
 
+/// At most one line of a kind in this time, where one may come with every call.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Says the same thing seldom: while the endpoint is down, there may be many such lines a second for hours.
+#[derive(Default)]
+pub struct Seldom(Mutex<Unsaid>);
+
+#[derive(Default)]
+struct Unsaid {
+    said: Option<Instant>,
+    times: u64,
+}
+
+impl Seldom {
+    /// Whether it may be said now; then, how often it went unsaid since the last time.
+    pub fn is_due(&self) -> Option<u64> {
+        let mut unsaid = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if unsaid.said.is_some_and(|said| said.elapsed() < PAUSE) {
+            unsaid.times += 1;
+            return None;
+        }
+        unsaid.said = Some(Instant::now());
+        Some(std::mem::take(&mut unsaid.times))
+    }
+}
+
 fn targets(level: Level) -> Targets {
     let level = match level {
         Level::Error => LevelFilter::ERROR,
@@ -51,4 +79,20 @@ fn targets(level: Level) -> Targets {
         .with_default(level.min(LevelFilter::WARN))
         .with_target("sidelink", level)
         .with_target("access", level)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_come_with_every_call_is_said_once_in_a_while_with_how_often_it_went_unsaid() {
+        let seldom = Seldom::default();
+        let burst = || (0..1000).filter_map(|_| seldom.is_due()).collect::<Vec<_>>();
+        assert_eq!(burst(), [0]);
+        tokio::time::advance(PAUSE - Duration::from_millis(1)).await;
+        assert!(burst().is_empty());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(burst(), [1999]);
+    }
 }

@@ -78,7 +78,7 @@ fn serve(path: &std::path::Path, core_dumps: bool) -> ExitCode {
     };
     log::init(&config.log);
     for warning in &config.warnings {
-        tracing::warn!("{}: {warning}", path.display());
+        tracing::warn!(file = %path.display(), reason = %warning, "the configuration has a warning");
     }
     run(async move {
         match app::serve(config, watch).await {

@@ -95,6 +95,7 @@ impl Passthrough {
                 error
             }))
         });
+        let asked = Instant::now();
         let answer = self.upstream.forward(request);
         tokio::pin!(answer);
         // While the upload moves, the endpoint need not have answered.
@@ -109,20 +110,21 @@ impl Passthrough {
                 }
             }
         };
+        let waited = Some(asked.elapsed());
         let (mut head, body) = match answer {
             Ok(response) => response.into_parts(),
             // The client's fault, though it is the endpoint's connection that ends.
             Err(_) if broken_off.load(Ordering::Relaxed) => {
-                return Answered::own(Error::Malformed("the request's body broke off"));
+                return Answered { waited, ..Answered::own(Error::Malformed("the request's body broke off")) };
             }
-            Err(error) => return Answered::own(error),
+            Err(error) => return Answered { waited, ..Answered::own(error) },
         };
         self.deletions.answered(&deleted, head.status).await;
         strip_hop_by_hop(&mut head.headers);
         add_via(&mut head.headers, head.version);
         head.version = Version::HTTP_11;
         let body = stream(Paced::new(body, self.idle_timeout, progress));
-        Answered::new(http::Response::from_parts(head, body), Outcome::Bypass)
+        Answered { waited, ..Answered::new(http::Response::from_parts(head, body), Outcome::Bypass) }
     }
 
     /// The request's Host as it was sent, if it names the endpoint: a signature may cover its very bytes.

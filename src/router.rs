@@ -1,6 +1,7 @@
 //! Batch route or pass-through; and what no route may be given.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HOST, TRANSFER_ENCODING};
@@ -133,6 +134,9 @@ struct RequestLog<'m> {
 /// What the access log gives as the status of a request whose client has left.
 const CLIENT_LEFT: u16 = 499;
 
+/// The longest request id that is logged: an endpoint names requests as it likes.
+const REQUEST_ID_BYTES: usize = 128;
+
 impl RequestLog<'_> {
     /// No query, no header but the request id, no link.
     fn end(&mut self, answered: Option<&Answered>) {
@@ -142,14 +146,23 @@ impl RequestLog<'_> {
         self.metrics.count_request(self.route, outcome, elapsed.as_secs_f64());
         let Some((method, path)) = &self.line else { return };
         let status = answered.map_or(CLIENT_LEFT, |answered| answered.response.status().as_u16());
-        let request_id = answered.and_then(|answered| answered.response.headers().get(api::REQUEST_ID)?.to_str().ok());
+        let request_id = answered
+            .and_then(|answered| answered.response.headers().get(api::REQUEST_ID)?.to_str().ok())
+            .filter(|id| id.len() <= REQUEST_ID_BYTES);
         let detail = answered.map_or(Some("client-left"), |answered| answered.detail);
-        let milliseconds = (elapsed.as_secs_f64() * 1_000_000.0).round() / 1000.0;
+        let milliseconds = |span: Duration| (span.as_secs_f64() * 1_000_000.0).round() / 1000.0;
         let tally = answered.map(|answered| answered.tally).filter(|tally| tally.total() > 0);
         let count = |result| tally.map(|tally| tally.count(result));
         info!(
             target: "access",
-            %method, path, status, route = self.route.name(), outcome = outcome.name(), milliseconds, detail,
+            %method,
+            path,
+            status,
+            route = self.route.name(),
+            outcome = outcome.name(),
+            milliseconds = milliseconds(elapsed),
+            waited_milliseconds = answered.and_then(|answered| answered.waited).map(milliseconds),
+            detail,
             request_id,
             caller = answered.and_then(|answered| answered.caller).map(|caller| format!("{caller:08x}")),
             ids = tally.map(|tally| tally.total()),

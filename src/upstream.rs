@@ -35,6 +35,7 @@ use crate::config;
 use crate::error::{Error, NoAnswer};
 use crate::headers::NAME;
 use crate::hold::{self, Hold};
+use crate::log::Seldom;
 use crate::metrics::{Metrics, Position, show_position};
 use breaker::{Breaker, Health};
 use connector::{Connector, Network, tunnel};
@@ -93,6 +94,10 @@ pub struct Upstream {
     shown: Mutex<Position>,
     /// The endpoint has asked everyone to hold back.
     hold: Hold,
+    /// What is logged of a failing endpoint, by kind.
+    pauses: Seldom,
+    broken_off: Seldom,
+    no_answer: Seldom,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
@@ -155,6 +160,9 @@ impl Upstream {
             breaker: Breaker::new(&config.breaker),
             shown: Mutex::new(Position::Closed),
             hold: Hold::default(),
+            pauses: Seldom::default(),
+            broken_off: Seldom::default(),
+            no_answer: Seldom::default(),
             clock,
             metrics,
         }
@@ -205,7 +213,10 @@ impl Upstream {
                 && let Some(span) = hold::retry_after(&answer.headers, self.clock.now())
             {
                 self.hold.set(self.clock.now(), span);
-                warn!(seconds = span.as_secs_f64(), "the endpoint asks for a pause; everyone is held back");
+                if let Some(unsaid) = self.pauses.is_due() {
+                    let seconds = span.as_secs_f64();
+                    warn!(seconds, unsaid, "the endpoint asks for a pause; everyone is held back");
+                }
                 return outcome;
             }
             let Some(pause) = pauses.next().filter(|_| may_pass(&outcome)) else { return outcome };
@@ -248,12 +259,14 @@ impl Upstream {
     async fn exchange(&self, call: &Call) -> Result<Answer, Error> {
         let request = self.request_of(call)?;
         let sent = self.clock.now();
-        let (head, body) = self.client.request(request).await.map_err(no_connection)?.into_parts();
+        let (head, body) = self.client.request(request).await.map_err(|error| self.unanswered(&error))?.into_parts();
         let body = match Limited::new(body, self.answer_bytes).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => return Err(Error::NoAnswer(NoAnswer::TooLong)),
             Err(error) => {
-                warn!(reason = %chain(&*error), "the endpoint's answer broke off");
+                if let Some(unsaid) = self.broken_off.is_due() {
+                    warn!(reason = %chain(&*error), unsaid, "the endpoint's answer broke off");
+                }
                 return Err(Error::NoAnswer(NoAnswer::Broken));
             }
         };
@@ -294,7 +307,19 @@ impl Upstream {
         let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         *request.uri_mut() = self.uri(target)?;
         *request.version_mut() = Version::HTTP_11;
-        self.streams.request(request).await.map_err(no_connection)
+        self.streams.request(request).await.map_err(|error| self.unanswered(&error))
+    }
+
+    /// Says why there is no answer, and what that is to the client.
+    fn unanswered(&self, error: &hyper_util::client::legacy::Error) -> Error {
+        let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<hyper::Error>());
+        // A client whose upload breaks off says nothing about the endpoint.
+        if !cause.is_some_and(hyper::Error::is_user)
+            && let Some(unsaid) = self.no_answer.is_due()
+        {
+            warn!(reason = %chain(error), unsaid, "no answer from the endpoint");
+        }
+        Error::NoAnswer(if error.is_connect() { NoAnswer::Connect } else { NoAnswer::Broken })
     }
 
     fn uri(&self, target: PathAndQuery) -> Result<Uri, Error> {
@@ -340,16 +365,6 @@ fn health(outcome: &Result<Answer, Error>) -> Health {
         Err(Error::Deadline | Error::NoAnswer(NoAnswer::Connect | NoAnswer::Broken)) => Health::Ill,
         Err(_) => Health::Unknown,
     }
-}
-
-/// What to trust: the CA file alone, else the platform's roots.
-fn no_connection(error: hyper_util::client::legacy::Error) -> Error {
-    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<hyper::Error>());
-    // A client whose upload breaks off says nothing about the endpoint.
-    if !cause.is_some_and(hyper::Error::is_user) {
-        warn!(reason = %chain(&error), "no answer from the endpoint");
-    }
-    Error::NoAnswer(if error.is_connect() { NoAnswer::Connect } else { NoAnswer::Broken })
 }
 
 /// An error with its causes. hyper's and rustls' texts name no header, body or query.

@@ -275,11 +275,14 @@ impl Inner {
                 let now = self.clock.now();
                 let span = hold::throttled(&answer.headers, now);
                 requester.standing.hold.set(now, span);
-                warn!(
-                    caller = format_args!("{:08x}", requester.caller.short()),
-                    seconds = span.as_secs_f64(),
-                    "the endpoint throttles a caller; it is held back"
-                );
+                if let Some(unsaid) = self.throttled.is_due() {
+                    warn!(
+                        caller = format_args!("{:08x}", requester.caller.short()),
+                        seconds = span.as_secs_f64(),
+                        unsaid,
+                        "the endpoint throttles a caller; it is held back"
+                    );
+                }
                 Err(Cause::Answer(answer))
             }
             _ => Err(Cause::Answer(answer)),

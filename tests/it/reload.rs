@@ -227,7 +227,7 @@ async fn a_broken_file_changes_nothing_and_is_seen_in_log_and_metric() {
     let path = files.write("limits.batch_ids = 3\nlimits.batch_idz = 4\nlog.level = \"loud\"");
     process.signal("HUP");
     assert_eq!(process.says(REFUSED).await["errors"], 2);
-    let said: Vec<&str> = process.log.iter().filter_map(|line| line["message"].as_str()).collect();
+    let said: Vec<&str> = process.log.iter().filter_map(|line| line["reason"].as_str()).collect();
     for (line, key) in [(5, "limits.batch_idz: unknown key"), (6, "log.level: must be one of")] {
         let begin = format!("{}:{line}: {key}", path.display());
         assert!(said.iter().any(|said| said.starts_with(&begin)), "{said:?}");
@@ -249,7 +249,7 @@ async fn what_cannot_change_while_it_runs_is_named_with_its_line() {
         .unwrap();
     process.signal("HUP");
     assert_eq!(process.says(REFUSED).await["errors"], 3);
-    let said: Vec<&str> = process.log.iter().filter_map(|line| line["message"].as_str()).collect();
+    let said: Vec<&str> = process.log.iter().filter_map(|line| line["reason"].as_str()).collect();
     for (line, key) in [(1, "admin.address"), (1, "listen.address"), (3, "log.format")] {
         let error = format!("{}:{line}: {key}: cannot change at run time: restart", files.path().display());
         assert!(said.contains(&error.as_str()), "{error} in {said:?}");

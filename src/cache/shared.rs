@@ -108,6 +108,17 @@ pub struct Share {
 #[derive(Clone)]
 pub struct Stamps(Stamp);
 
+/// What a look-up does about leases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leases {
+    /// Nothing.
+    Leave,
+    /// Takes those that are free, for [`Tier::lease_wait`] at most.
+    Take,
+    /// Sees which are taken.
+    See,
+}
+
 /// What a look-up has found.
 #[derive(Default)]
 pub struct Found {
@@ -115,7 +126,7 @@ pub struct Found {
     pub accepted: Option<Moment>,
     /// What is there for each id, fresh or stale.
     pub links: Vec<Option<Kept>>,
-    /// Of each id, whether someone has it leased; if that was asked.
+    /// Of each id, whether someone else has it leased; if that was asked.
     pub leased: Vec<bool>,
 }
 
@@ -152,7 +163,7 @@ impl Tier {
             login = login.set_username(username);
         }
         let way = Way {
-            login: login.set_lib_name("sidelink", env!("CARGO_PKG_VERSION")),
+            login: login.set_skip_set_lib_name(),
             tls: tls.map(|tls| TlsConnector::from(Arc::new(tls))),
             timeout: shared.timeout,
             metrics: Arc::clone(&metrics),
@@ -230,26 +241,11 @@ impl Tier {
         self.inner.journals().first().and_then(Journal::stamp).map(Stamps)
     }
 
-    /// Looks `ids` up, and the caller's acceptance; with `leases`, whether someone is fetching them. One round trip, and a
-    /// second where the journal has news. `None`: the tier is as good as not there.
-    pub async fn look_up(&self, share: &Share, ids: &[&str], leases: bool) -> Option<Found> {
+    /// Looks `ids` up, and the caller's acceptance. One round trip, and a second where the journal has news. `None`: the tier
+    /// is as good as not there.
+    pub async fn look_up(&self, share: &Share, ids: &[&str], leases: Leases) -> Option<Found> {
         self.is_usable().then_some(())?;
         self.inner.look_up(share, ids, leases).await
-    }
-
-    /// Tries to lease `ids`, for [`Tier::lease_wait`] at most: each is `true` if it may be fetched now, and `false` if someone
-    /// else is about to.
-    pub async fn lease(&self, share: &Share, ids: &[&str]) -> Vec<bool> {
-        let lease = millis(self.inner.config.lease_wait).max(1);
-        let Some(names) = share.names.first().filter(|_| self.is_usable()) else { return vec![true; ids.len()] };
-        let commands = ids.iter().map(|id| {
-            let key = names.lease(id);
-            let command = redis::cmd("SET").arg(&*key).arg("1").arg("NX").arg("PX").arg(lease).to_owned();
-            Command { key, command, most: 0 }
-        });
-        let replies = self.inner.store.run(Operation::Lease, commands.collect(), self.inner.config.timeout).await;
-        // Where there is no telling, the id is fetched: at worst it is fetched twice.
-        replies.into_iter().map(|reply| !matches!(reply, Some(Value::Nil))).collect()
     }
 
     /// Shares what a call brought that was sent when the journal said `stamp`, in the background; without a stamp, nothing but
@@ -335,12 +331,18 @@ impl Inner {
         self.kick.notify_one();
     }
 
-    async fn look_up(&self, share: &Share, ids: &[&str], leases: bool) -> Option<Found> {
+    async fn look_up(&self, share: &Share, ids: &[&str], leases: Leases) -> Option<Found> {
         // Taken before: what is purged from here on covers what is found.
         let now = self.clock.now();
         let mut names = Vec::with_capacity((ids.len() + 1) * (share.names.len() + 1));
         // First: a holder writes what it has, and then gives back its lease.
-        if leases && let Some(scope) = share.names.first() {
+        let mut takes = Vec::new();
+        if let Some(scope) = share.names.first().filter(|_| leases == Leases::Take) {
+            takes.extend(ids.iter().map(|id| self.take_lease(scope.lease(id))));
+        }
+        if leases == Leases::See
+            && let Some(scope) = share.names.first()
+        {
             names.extend(ids.iter().map(|id| scope.lease(id)));
         }
         let values = names.len();
@@ -349,12 +351,18 @@ impl Inner {
             names.extend(ids.iter().map(|id| scope.link(id)));
         }
         let journals = self.keys.iter().flat_map(|key| [head(key), length(key)]).collect();
-        let operation = if leases { Operation::Lease } else { Operation::Get };
-        let (mut leased, journals) = self.store.get(names.clone(), journals, operation, self.config.timeout).await;
+        let operation = if leases == Leases::Leave { Operation::Get } else { Operation::Lease };
+        let limit = self.config.timeout;
+        // Leases are taken first: what a holder has written before it gave back its own is found then.
+        let (taken, mut leased, journals) = self.store.get(takes, names.clone(), journals, operation, limit).await;
         self.read_on(&journals).await?;
 
         let found = leased.split_off(values);
-        let leased = leased.into_iter().map(|value| value.is_some()).collect();
+        let leased = match leases {
+            // Where there is no telling, the id is fetched: at worst it is fetched twice.
+            Leases::Take => taken.into_iter().map(|reply| matches!(reply, Some(Value::Nil))).collect(),
+            _ => leased.into_iter().map(|value| value.is_some()).collect(),
+        };
         let names = names.split_off(values);
         let mut result = Found { accepted: None, links: Vec::new(), leased };
         result.links.resize_with(ids.len(), || None);
@@ -372,12 +380,18 @@ impl Inner {
                 }
             }
         }
-        if !leases {
+        if leases == Leases::Leave {
             let hits = result.links.iter().flatten().filter(|kept| kept.deadlines().fresh_left(now).is_some()).count();
             self.metrics.shared.hits.inc_by(hits as u64);
             self.metrics.shared.misses.inc_by((ids.len() - hits) as u64);
         }
         Some(result)
+    }
+
+    fn take_lease(&self, key: Box<str>) -> Command {
+        let lease = millis(self.config.lease_wait).max(1);
+        let command = redis::cmd("SET").arg(&*key).arg("1").arg("NX").arg("PX").arg(lease).to_owned();
+        Command { key, command, most: 0 }
     }
 
     /// Reads on in each journal if it has news, given the beginning and the length of each. `None`: one is not what it was.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::calls::{Passenger, Report};
 use super::{Arrival, Inner, Landed, Terms, Wanted};
 use crate::cache::Kept;
-use crate::cache::shared::{Brought, Found, Share, Stamps, Tier};
+use crate::cache::shared::{Brought, Found, Leases, Share, Stamps, Tier};
 use crate::clock::Moment;
 
 /// Between one look for what another sidecar fetches and the next: at first, and at most.
@@ -92,7 +92,7 @@ impl Seekers {
     async fn run(&mut self) {
         let (inner, terms) = (Arc::clone(&self.inner), Arc::clone(&self.terms));
         let (Some(tier), Some(share)) = (&inner.tier, &terms.share) else { return };
-        let Some(found) = self.look_up(tier, share, false).await else { return };
+        let Some(found) = self.look_up(tier, share, Leases::Leave).await else { return };
         self.take(&found);
         // Who may make no call now leases nothing.
         if self.passengers.is_empty()
@@ -102,8 +102,15 @@ impl Seekers {
             return;
         }
         let until = terms.deadline.min(Instant::now() + tier.lease_wait());
-        let leases = tier.lease(share, &self.ids()).await;
-        self.go_on(&leases, true);
+        let Some(found) = self.look_up(tier, share, Leases::Take).await else { return };
+        let ids: Vec<Box<str>> = self.passengers.iter().map(|passenger| passenger.wanted.id.clone()).collect();
+        let landed = self.take(&found);
+        let mine = |at: &usize| found.leased.get(*at).is_some_and(|leased| !leased);
+        // What has come meanwhile is no reason to keep others waiting.
+        let came = landed.iter().enumerate().filter(|(at, landed)| **landed && mine(at));
+        let released = came.filter_map(|(at, _)| ids.get(at).cloned()).collect();
+        tier.put(share, None, Brought { released, ..Brought::default() });
+        self.go_on(&free(&found, &landed), true);
         let mut pause = FIRST_PAUSE;
         while !self.passengers.is_empty() && self.is_awaited() {
             let left = until.saturating_duration_since(Instant::now());
@@ -112,13 +119,10 @@ impl Seekers {
             }
             sleep(pause.min(left)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
-            let Some(mut found) = self.look_up(tier, share, true).await else { return };
+            let Some(found) = self.look_up(tier, share, Leases::See).await else { return };
             let landed = self.take(&found);
-            let mut at = landed.iter();
-            found.leased.retain(|_| !at.next().copied().unwrap_or(false));
             // A lease that is gone, and nothing there: its holder has failed, or keeps nothing.
-            let free: Vec<bool> = found.leased.iter().map(|leased| !leased).collect();
-            self.go_on(&free, false);
+            self.go_on(&free(&found, &landed), false);
         }
     }
 
@@ -130,7 +134,7 @@ impl Seekers {
         self.passengers.iter().any(|passenger| passenger.flight.awaited.load(Ordering::Relaxed) > 0)
     }
 
-    async fn look_up(&self, tier: &Tier, share: &Share, leases: bool) -> Option<Found> {
+    async fn look_up(&self, tier: &Tier, share: &Share, leases: Leases) -> Option<Found> {
         tier.look_up(share, &self.ids(), leases).await
     }
 
@@ -195,4 +199,10 @@ impl Seekers {
         self.passengers = staying;
         self.inner.board_calls(&self.terms, going);
     }
+}
+
+/// Of those that have not landed, whether nobody else has them leased.
+fn free(found: &Found, landed: &[bool]) -> Vec<bool> {
+    let waiting = found.leased.iter().zip(landed).filter(|(_, landed)| !**landed);
+    waiting.map(|(leased, _)| !leased).collect()
 }

@@ -1,6 +1,8 @@
 //! Sidecars that share a tier: real servers, on free ports, of Debian's redis-server.
 
 mod faults;
+mod once;
+mod purges;
 mod secrecy;
 mod servers;
 mod sharing;

@@ -204,17 +204,18 @@ impl Store {
         replies
     }
 
-    /// What stands under each of `keys`, with `others` in the same round trip: the values, and the others' replies. A value
-    /// that is no string reads as none.
+    /// What stands under each of `keys`, with other commands before and after in the same round trip: the replies to those
+    /// before, the values, and the replies to those after. A value that is no string reads as none.
     pub(super) async fn get(
         &self,
+        before: Vec<Command>,
         keys: Vec<Box<str>>,
-        others: Vec<Command>,
+        after: Vec<Command>,
         operation: Operation,
         limit: Duration,
-    ) -> (Vec<Option<Vec<u8>>>, Vec<Option<Value>>) {
-        let count = keys.len();
-        let mut commands = Vec::with_capacity(count + others.len());
+    ) -> (Vec<Option<Value>>, Vec<Option<Vec<u8>>>, Vec<Option<Value>>) {
+        let (count, first) = (keys.len(), before.len());
+        let mut commands = before;
         // A Cluster takes several keys in one command only if they share a slot.
         if self.cluster {
             for key in keys {
@@ -229,19 +230,18 @@ impl Store {
             commands.push(Command { key: first.clone(), command, most: count * (MOST_TEXT + 16) });
         }
         let own = commands.len();
-        commands.extend(others);
-        let mut replies = self.run(operation, commands, limit).await;
-        let others = replies.split_off(own);
-        let values = if self.cluster {
-            replies
-        } else {
-            match replies.pop().flatten() {
+        commands.extend(after);
+        let mut before = self.run(operation, commands, limit).await;
+        let after = before.split_off(own);
+        let mut values = before.split_off(first);
+        if !self.cluster {
+            values = match values.pop().flatten() {
                 Some(Value::Array(values)) if values.len() == count => values.into_iter().map(Some).collect(),
                 _ => vec![None; count],
             }
         };
         let text = |value| if let Some(Value::BulkString(bytes)) = value { Some(bytes) } else { None };
-        (values.into_iter().map(text).collect(), others)
+        (before, values.into_iter().map(text).collect(), after)
     }
 }
 

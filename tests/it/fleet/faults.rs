@@ -47,3 +47,137 @@ async fn a_server_that_is_frozen_costs_the_first_batches_a_little_and_is_used_ag
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_server_that_is_killed_and_comes_back_empty_is_used_again() {
+    let redis = Redis::start().await;
+    let port = redis.port;
+    let fleet = Fleet::start(&redis, 2).await;
+    let [one, other] = &fleet.sidecars[..] else { panic!() };
+    one.client.batch("t", &["1"]).await;
+    drop(redis);
+    other.tier_is(false).await;
+    assert_eq!(other.client.batch("t", &["1"]).await.ids(), ["1"]);
+    let redis = Redis::at(port, &[]).await;
+    one.tier_is(true).await;
+    other.tier_is(true).await;
+    one.client.batch("t", &["2"]).await;
+    eventually("it is shared", async || redis.keys("l").await.len() == 1).await;
+    assert_eq!(other.client.batch("t", &["2"]).await.header("cache-status"), "sidelink; hit; detail=shared");
+}
+
+#[tokio::test]
+async fn a_full_server_costs_hits_and_nothing_else() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(&redis, 1).await;
+    let sidecar = &fleet.sidecars[0];
+    redis.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    for id in ["1", "2", "3"] {
+        assert_eq!(sidecar.client.batch("t", &[id]).await.ids(), [id]);
+    }
+    eventually("it is seen", async || sidecar.failures("reply").await > 0.0).await;
+    redis.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    eventually("it is shared again", async || {
+        sidecar.client.batch("t", &[&rand::random::<u32>().to_string()]).await;
+        !redis.keys("l").await.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_read_only_replica_costs_hits_and_nothing_else() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(&redis, 2).await;
+    let [one, other] = &fleet.sidecars[..] else { panic!() };
+    one.client.batch("t", &["1"]).await;
+    eventually("it is shared", async || redis.keys("l").await.len() == 1).await;
+    // Of a master that is not there; what it has stays.
+    redis.ask(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    assert_eq!(other.client.batch("t", &["1"]).await.header("cache-status"), "sidelink; hit; detail=shared");
+    assert_eq!(other.client.batch("t", &["2"]).await.ids(), ["2"]);
+    eventually("it is seen", async || other.failures("reply").await > 0.0).await;
+}
+
+/// What a server between here and the real one does to what it says.
+#[derive(Clone, Copy, Debug)]
+enum Lie {
+    Delay,
+    Cut,
+    Corrupt,
+    Endless,
+    Garbage,
+}
+
+/// A relay to `port` that begins to lie once it is told to; its own port.
+async fn relay(port: u16, lie: Lie, lying: std::sync::Arc<std::sync::atomic::AtomicBool>) -> u16 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let lying = std::sync::Arc::clone(&lying);
+            tokio::spawn(async move {
+                let Ok(server) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else { return };
+                let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+                    (client.into_split(), server.into_split());
+                tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+                let mut bytes = vec![0; 64 << 10];
+                while let Ok(count @ 1..) = from_server.read(&mut bytes).await {
+                    let mut said = bytes[..count].to_vec();
+                    if lying.load(std::sync::atomic::Ordering::SeqCst) {
+                        match lie {
+                            Lie::Delay => tokio::time::sleep(Duration::from_millis(300)).await,
+                            Lie::Cut => {
+                                let _ = to_client.write_all(&said[..count / 2]).await;
+                                return;
+                            }
+                            // Every tenth byte is another letter: of lengths, types and values alike.
+                            Lie::Corrupt => said.iter_mut().step_by(10).for_each(|byte| *byte ^= 1),
+                            Lie::Endless => {
+                                if to_client.write_all(b"$536870912\r\n").await.is_err() {
+                                    return;
+                                }
+                                while to_client.write_all(&[b'x'; 64 << 10]).await.is_ok() {}
+                                return;
+                            }
+                            Lie::Garbage => said = b"*2\r\n:1\r\n*1\r\n+OK\r\n%1\r\n:1\r\n_\r\n".to_vec(),
+                        }
+                    }
+                    if to_client.write_all(&said).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    own
+}
+
+#[tokio::test]
+async fn a_server_that_lies_costs_hits_and_nothing_else() {
+    for lie in [Lie::Delay, Lie::Cut, Lie::Corrupt, Lie::Endless, Lie::Garbage] {
+        let redis = Redis::start().await;
+        let lying = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let port = relay(redis.port, lie, std::sync::Arc::clone(&lying)).await;
+        let mut tier = shared(vec![sidelink::config::Address { host: "127.0.0.1".into(), port }]);
+        tier.timeout = Duration::from_millis(100);
+        let fleet = Fleet::with(tier, 2, |_| {}, |_| {}).await;
+        let [one, other] = &fleet.sidecars[..] else { panic!() };
+        one.client.batch("t", &["1", "2"]).await;
+        lying.store(true, std::sync::atomic::Ordering::SeqCst);
+        for id in 0..6 {
+            let id = id.to_string();
+            let reply = other.client.batch("t", &[&id]).await;
+            let [(_, link)] = &reply.links()[..] else { panic!("{lie:?}") };
+            assert!(sidelink::origin::link_is_for(link, &id, None, "t", None, None), "{lie:?}");
+        }
+        let begin = Instant::now();
+        other.client.batch("t", &["9"]).await;
+        assert!(begin.elapsed() < Duration::from_secs(5), "{lie:?}");
+        if !matches!(lie, Lie::Corrupt) {
+            other.tier_is(false).await;
+        }
+        lying.store(false, std::sync::atomic::Ordering::SeqCst);
+        other.tier_is(true).await;
+    }
+}

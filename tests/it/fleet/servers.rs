@@ -19,3 +19,124 @@ async fn a_start_without_the_server_works_and_it_is_used_once_it_is_there() {
     eventually("it is shared", async || redis.keys("l").await.len() == 1).await;
     assert_eq!(other.client.batch("t", &["2"]).await.header("cache-status"), "sidelink; hit; detail=shared");
 }
+
+#[tokio::test]
+async fn a_user_of_the_acl_that_may_do_no_more_than_is_needed_will_do() {
+    let redis = Redis::start().await;
+    // As FLEET.md has it.
+    let page = include_str!("../../../docs/FLEET.md");
+    let user = page.lines().find(|line| line.starts_with("user sidelink ")).unwrap();
+    let rules: Vec<&str> = user.split(' ').skip(2).collect();
+    let mut command = vec!["ACL", "SETUSER", "sidelink"];
+    command.extend(rules);
+    redis.ask(&command).await;
+    redis.ask(&["ACL", "SETUSER", "default", "-@all", "+ping", "+client"]).await;
+    let mut tier = shared(vec![redis.address()]);
+    tier.username = Some("sidelink".into());
+    tier.password = Some(sidelink::config::Secret::new(b"PASSWORD".to_vec()));
+    let fleet = Fleet::with(tier.clone(), 2, |_| {}, |_| {}).await;
+    let [one, other] = &fleet.sidecars[..] else { panic!() };
+    one.client.batch("t", &["1"]).await;
+    let headers = [("x-auth-token", "t")];
+    one.client.send(http::Method::DELETE, "/v2/servicerequest/accessorys/2", &headers, "").await;
+    let shared_at_last = async || {
+        let status = other.client.batch("t", &["1"]).await.header("cache-status").to_owned();
+        status == "sidelink; hit; detail=shared" || status == "sidelink; hit"
+    };
+    eventually("it is shared", shared_at_last).await;
+    assert_eq!(one.failures("reply").await, 0.0);
+
+    tier.password = Some(sidelink::config::Secret::new(b"WRONG".to_vec()));
+    let stranger = Fleet::without_waiting(tier, 1, |_| {}, |_| {}).await;
+    assert_eq!(stranger.sidecars[0].client.batch("t", &["1"]).await.ids(), ["1"]);
+    eventually("it is refused", async || stranger.sidecars[0].failures("connect").await > 0.0).await;
+}
+
+#[tokio::test]
+async fn over_tls_only_a_server_that_is_trusted_will_do() {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority_key = KeyPair::generate().unwrap();
+    let ca = authority.self_signed(&authority_key).unwrap().pem();
+    let issuer = Issuer::new(authority, authority_key);
+    let key = KeyPair::generate().unwrap();
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let (ca, cert, key) = (file("ca", ca), file("cert", certificate.pem()), file("key", key.serialize_pem()));
+    let port = free_port().to_string();
+    let arguments = [
+        "--tls-port",
+        &port,
+        "--tls-auth-clients",
+        "no",
+        "--tls-ca-cert-file",
+        ca.to_str().unwrap(),
+        "--tls-cert-file",
+        cert.to_str().unwrap(),
+        "--tls-key-file",
+        key.to_str().unwrap(),
+    ];
+    let redis = Redis::with(&arguments).await;
+    let mut tier = shared(vec![sidelink::config::Address { host: "127.0.0.1".into(), port: port.parse().unwrap() }]);
+    tier.tls = true;
+    tier.ca_file = Some(ca);
+    let fleet = Fleet::with(tier.clone(), 2, |_| {}, |_| {}).await;
+    let [one, other] = &fleet.sidecars[..] else { panic!() };
+    one.client.batch("t", &["1"]).await;
+    eventually("it is shared", async || redis.keys("l").await.len() == 1).await;
+    assert_eq!(other.client.batch("t", &["1"]).await.header("cache-status"), "sidelink; hit; detail=shared");
+
+    let other_ca = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    tier.ca_file = Some(file("other", other_ca.cert.pem()));
+    let distrustful = Fleet::without_waiting(tier, 1, |_| {}, |_| {}).await;
+    eventually("it is refused", async || distrustful.sidecars[0].failures("connect").await > 0.0).await;
+    assert_eq!(distrustful.sidecars[0].client.batch("t", &["1"]).await.ids(), ["1"]);
+}
+
+#[tokio::test]
+async fn a_cluster_of_three_nodes_shares_over_all_of_them() {
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        nodes.push(Redis::with(&["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]).await);
+    }
+    let addresses: Vec<String> = nodes.iter().map(|node| node.address().to_string()).collect();
+    let created = std::process::Command::new("redis-cli")
+        .args(["--cluster", "create"])
+        .args(&addresses)
+        .args(["--cluster-replicas", "0", "--cluster-yes"])
+        .output()
+        .unwrap();
+    assert!(created.status.success(), "{created:?}");
+    let mut tier = shared(vec![nodes[0].address()]);
+    tier.cluster = true;
+    let fleet = Fleet::with(tier, 2, |_| {}, |_| {}).await;
+    let [one, other] = &fleet.sidecars[..] else { panic!() };
+    let ids: Vec<String> = (0..60).map(|id| id.to_string()).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let links = one.client.batch("t", &ids).await.links();
+    let count = async || {
+        let mut counts = Vec::new();
+        for node in &nodes {
+            counts.push(node.keys("l").await.len());
+        }
+        counts
+    };
+    eventually("all are shared", async || count().await.iter().sum::<usize>() == 60).await;
+    assert!(count().await.iter().all(|count| *count > 0), "{:?}", count().await);
+    let reply = other.client.batch("t", &ids).await;
+    assert_eq!((reply.links(), reply.header("cache-status")), (links, "sidelink; hit; detail=shared"));
+    let headers = [("x-auth-token", "t")];
+    one.client.send(http::Method::DELETE, "/v2/servicerequest/accessorys/7", &headers, "").await;
+    eventually("purges reach all", async || {
+        let asked = [("x-auth-token", "t"), ("cache-control", "only-if-cached")];
+        other.client.get(&crate::support::query(&["7"]), &asked).await.status == 504
+    })
+    .await;
+}

@@ -1,0 +1,158 @@
+//! What is purged or revoked at one sidecar is gone at all within a second, and no loss of data brings it back.
+
+use http::Method;
+
+use super::{Fleet, Redis, Sidecar, eventually, shared};
+use crate::support::TestClient;
+
+/// Three sidecars that all have `1` and `2` of two callers in memory, and the tier has them too.
+async fn warm(redis: &Redis) -> Fleet {
+    let fleet = Fleet::start(redis, 3).await;
+    for sidecar in &fleet.sidecars {
+        for token in ["t", "u"] {
+            sidecar.client.batch(token, &["1", "2"]).await;
+        }
+        eventually("all is shared", async || redis.keys("l").await.len() == 4 && redis.keys("c").await.len() == 2)
+            .await;
+    }
+    assert_eq!(fleet.origin.ids_asked(), 4);
+    fleet
+}
+
+async fn status(sidecar: &Sidecar, token: &str, id: &str) -> String {
+    let headers = [("x-auth-token", token), ("cache-control", "only-if-cached")];
+    sidecar.client.get(&crate::support::query(&[id]), &headers).await.status.as_u16().to_string()
+}
+
+/// Whether memory has the link.
+async fn has(sidecar: &Sidecar, token: &str, id: &str) -> bool {
+    status(sidecar, token, id).await == "200"
+}
+
+#[tokio::test]
+async fn a_delete_through_one_sidecar_drops_the_link_in_all() {
+    let redis = Redis::start().await;
+    let fleet = warm(&redis).await;
+    let target = "/v2/servicerequest/accessorys/1";
+    let reply = fleet.sidecars[0].client.send(Method::DELETE, target, &[("x-auth-token", "t")], "").await;
+    assert!(reply.status.is_success(), "{reply:?}");
+    for sidecar in &fleet.sidecars {
+        eventually("it is gone from memory", async || !has(sidecar, "t", "1").await && !has(sidecar, "u", "1").await)
+            .await;
+        assert!(has(sidecar, "t", "2").await);
+    }
+    // And from the tier: of two that ask anew, each caller's is fetched once.
+    for sidecar in &fleet.sidecars {
+        sidecar.client.batch("t", &["1"]).await;
+        eventually("it is written back", async || redis.keys("f").await.is_empty()).await;
+    }
+    assert_eq!(fleet.origin.ids_asked(), 5);
+}
+
+#[tokio::test]
+async fn a_purge_at_one_sidecar_reaches_all() {
+    let redis = Redis::start().await;
+    let fleet = warm(&redis).await;
+    let admin = TestClient::new(fleet.sidecars[0].app.admin_address());
+    let json = [("content-type", "application/json")];
+    let reply = admin.send(Method::POST, "/purge", &json, r#"{"all":true}"#).await;
+    assert_eq!(reply.status, 200);
+    for sidecar in &fleet.sidecars {
+        for (token, id) in [("t", "1"), ("t", "2"), ("u", "1"), ("u", "2")] {
+            eventually("it is gone", async || !has(sidecar, token, id).await).await;
+        }
+    }
+    fleet.sidecars[2].client.batch("t", &["1", "2"]).await;
+    assert_eq!(fleet.origin.ids_asked(), 6, "nor is it in the tier");
+}
+
+#[tokio::test]
+async fn a_401_at_one_sidecar_drops_that_caller_in_all() {
+    let redis = Redis::start().await;
+    let fleet = warm(&redis).await;
+    fleet.origin.update(|options| options.refuse = vec!["t".into()]);
+    assert_eq!(fleet.sidecars[0].client.batch("t", &["3"]).await.status, 401);
+    for sidecar in &fleet.sidecars {
+        eventually("the caller is dropped", async || !has(sidecar, "t", "1").await).await;
+        assert_eq!(sidecar.client.batch("t", &["1"]).await.status, 401);
+        assert!(has(sidecar, "u", "1").await, "nobody else is");
+    }
+}
+
+#[tokio::test]
+async fn a_403_takes_the_ids_and_the_acceptance_away() {
+    let redis = Redis::start().await;
+    let fleet = warm(&redis).await;
+    let refusal = r#"{"error_code":"OSM.0003","error_msg":"forbidden"}"#;
+    fleet.origin.script(sidelink::origin::Reply::json(403, refusal));
+    let anew = [("x-auth-token", "t"), ("cache-control", "no-cache")];
+    let reply = fleet.sidecars[0].client.get(&crate::support::query(&["1"]), &anew).await;
+    assert_eq!(reply.status, 403);
+    eventually("they are gone", async || redis.keys("l").await.len() == 3 && redis.keys("c").await.len() == 1).await;
+}
+
+#[tokio::test]
+async fn losing_all_data_brings_nothing_back() {
+    let redis = Redis::start().await;
+    let fleet = warm(&redis).await;
+    let mut before = Vec::new();
+    for kind in ["l", "c", "j"] {
+        for key in redis.keys(kind).await {
+            let value = redis.text(&["GET", &key]).await;
+            before.push((key, value));
+        }
+    }
+    let target = "/v2/servicerequest/accessorys/1";
+    fleet.sidecars[0].client.send(Method::DELETE, target, &[("x-auth-token", "t")], "").await;
+    eventually("it is told", async || !has(&fleet.sidecars[1], "t", "1").await).await;
+
+    // As an old replica would have it: everything is there, but for what was told.
+    redis.ask(&["FLUSHALL"]).await;
+    for (key, value) in &before {
+        redis.ask(&["SET", key, value, "PX", "600000"]).await;
+    }
+    let [(journal, old)] = &before.iter().filter(|(key, _)| key.contains(":j.")).collect::<Vec<_>>()[..] else {
+        panic!()
+    };
+    eventually("the journal begins anew", async || !redis.text(&["GET", journal]).await.starts_with(&**old)).await;
+    eventually("and the purge is told again", async || redis.number(&["STRLEN", journal]).await == 200).await;
+    let config = super::sidecar(fleet.origin.address(), &shared(vec![redis.address()]));
+    let fresh = Sidecar::start(config, fleet.clock.clone()).await;
+    fresh.tier_is(true).await;
+    let asked = fleet.origin.ids_asked();
+    fresh.client.batch("t", &["1", "2"]).await;
+    assert_eq!(fleet.origin.ids_asked(), asked + 2, "nothing of what was there counts");
+    assert!(fresh.failures("revoked").await > 0.0);
+
+    // All at once gone: the same.
+    redis.ask(&["FLUSHALL"]).await;
+    eventually("the journal is there again", async || redis.keys("j").await.len() == 1).await;
+}
+
+#[tokio::test]
+async fn a_secret_is_changed_in_three_steps_without_a_miss() {
+    let redis = Redis::start().await;
+    let secret = |text: &str| sidelink::config::Secret::new(text.repeat(20).into_bytes());
+    let (old, new) = (secret("old-"), secret("new-"));
+    let steps = [vec![old.clone()], vec![old.clone(), new.clone()], vec![new.clone(), old.clone()], vec![new.clone()]];
+    for (number, pair) in steps.windows(2).enumerate() {
+        let mut tier = shared(vec![redis.address()]);
+        tier.secrets = pair[0].clone();
+        let fleet = Fleet::with(tier.clone(), 1, |_| {}, |_| {}).await;
+        tier.secrets = pair[1].clone();
+        // The same fleet: the same endpoint.
+        let next = Sidecar::start(super::sidecar(fleet.origin.address(), &tier), fleet.clock.clone()).await;
+        next.tier_is(true).await;
+        for (at, (from, to)) in [(&fleet.sidecars[0], &next), (&next, &fleet.sidecars[0])].into_iter().enumerate() {
+            let id = format!("{number}{at}");
+            let before = redis.keys("l").await.len();
+            from.client.batch("t", &[&id]).await;
+            eventually("it is shared", async || redis.keys("l").await.len() > before).await;
+            let reply = to.client.batch("t", &[&id]).await;
+            assert_eq!(reply.header("cache-status"), "sidelink; hit; detail=shared", "step {number}, way {at}");
+            let target = format!("/v2/servicerequest/accessorys/{id}");
+            from.client.send(Method::DELETE, &target, &[("x-auth-token", "t")], "").await;
+            eventually("purges are heard too", async || !has(to, "t", &id).await).await;
+        }
+    }
+}

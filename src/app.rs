@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use hyper::Request;
 use hyper::body::Incoming;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -22,9 +21,9 @@ use tracing::{error, info, warn};
 use crate::admin::{self, History};
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, ListenAddress, Tls, TlsError};
 use crate::log;
-use crate::server::{self, Peer, Reception};
+use crate::server::{self, Listener, Peer, Reception};
 use crate::upstream::SetupError;
 
 pub use proxy::{Assembly, Proxy};
@@ -44,9 +43,11 @@ const SWEEP: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub enum StartError {
     /// A listener's address cannot be had.
-    Bind(SocketAddr, io::Error),
+    Bind(ListenAddress, io::Error),
     /// The endpoint's client cannot be built.
     Upstream(SetupError),
+    /// The listeners' certificate cannot be used.
+    Tls(TlsError),
     /// Signals cannot be heard.
     Signals(io::Error),
     /// The metrics cannot be registered: a fault of sidelink's own.
@@ -58,6 +59,7 @@ impl fmt::Display for StartError {
         match self {
             StartError::Bind(address, error) => write!(f, "cannot listen on {address}: {error}"),
             StartError::Upstream(error) => error.fmt(f),
+            StartError::Tls(error) => error.fmt(f),
             StartError::Signals(error) => write!(f, "signals: {error}"),
             StartError::Metrics(error) => write!(f, "metrics: {error}"),
         }
@@ -66,9 +68,29 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
+/// Why a configuration cannot be put in force.
+#[derive(Debug)]
+pub enum ReloadError {
+    /// The endpoint's client cannot be built.
+    Upstream(SetupError),
+    /// The listeners' certificate cannot be used.
+    Tls(TlsError),
+}
+
+impl fmt::Display for ReloadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ReloadError::Upstream(error) => error.fmt(f),
+            ReloadError::Tls(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ReloadError {}
+
 /// A sidelink that is listening.
 pub struct App {
-    addresses: Vec<SocketAddr>,
+    addresses: Vec<ListenAddress>,
     admin_address: SocketAddr,
     running: Arc<Running>,
     stop: CancellationToken,
@@ -121,19 +143,24 @@ impl App {
         app.listen(&config).await?;
         app.running.proxy.lasting().ready.store(true, Ordering::Release);
         let endpoint = &config.upstream.endpoint;
-        info!(%endpoint, addresses = ?app.addresses, admin = %app.admin_address, "serving");
+        let addresses: Vec<String> = app.addresses.iter().map(ToString::to_string).collect();
+        let addresses = addresses.join(", ");
+        info!(%endpoint, addresses, tls = config.listen.tls.is_some(), admin = %app.admin_address, "serving");
         Ok(app)
     }
 
     async fn listen(&mut self, config: &Config) -> Result<(), StartError> {
         // All are bound before any is served: half a sidelink helps nobody.
-        let admin_listener = bind(config.admin.address).await?;
+        let admin_listener = bind(&config.admin.address.into(), 0).await?;
         self.admin_address = admin_listener.local_addr().unwrap_or(config.admin.address);
         let mut listeners = Vec::new();
         for address in &config.listen.address {
-            let listener = bind(*address).await?;
-            self.addresses.push(listener.local_addr().unwrap_or(*address));
+            let listener = bind(address, config.listen.unix_mode).await?;
+            self.addresses.push(listener.local_addr().map_or_else(|| address.clone(), ListenAddress::Tcp));
             listeners.push(listener);
+        }
+        if let Some(tls) = &config.listen.tls {
+            self.running.clients.secure(tls.read().map_err(StartError::Tls)?);
         }
         for listener in listeners {
             let running = Arc::clone(&self.running);
@@ -155,9 +182,9 @@ impl App {
         Ok(())
     }
 
-    /// Where clients connect.
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+    /// Where clients connect in the network.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.addresses.iter().filter_map(ListenAddress::tcp).collect()
     }
 
     /// Where operators connect.
@@ -173,8 +200,8 @@ impl App {
     /// Puts `config` in force. Listeners stay as they are, whatever it says of them.
     ///
     /// # Errors
-    /// If the endpoint's client cannot be built. Nothing has changed then.
-    pub fn reload(&self, config: Config) -> Result<(), SetupError> {
+    /// If the endpoint's client cannot be built, or the listeners' certificate not be used. Nothing has changed then.
+    pub fn reload(&self, config: Config) -> Result<(), ReloadError> {
         self.running.put_in_force(config)
     }
 
@@ -192,10 +219,14 @@ impl App {
 }
 
 impl Running {
-    fn put_in_force(&self, config: Config) -> Result<(), SetupError> {
+    fn put_in_force(&self, config: Config) -> Result<(), ReloadError> {
+        let tls = config.listen.tls.as_ref().map(Tls::read).transpose().map_err(ReloadError::Tls)?;
         let (limits, connections) = (server::Limits::from(&config.limits), config.limits.connections);
         let level = config.log.level;
-        self.proxy.reload(config)?;
+        self.proxy.reload(config).map_err(ReloadError::Upstream)?;
+        if let Some(tls) = tls {
+            self.clients.secure(tls);
+        }
         self.clients.change(limits, connections);
         self.operators.change(operators_limits(limits), ADMIN_CONNECTIONS);
         log::set_level(level);
@@ -259,6 +290,6 @@ async fn sample(history: Arc<History>, cache: Arc<Cache>, stop: CancellationToke
     }
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|error| StartError::Bind(address, error))
+async fn bind(address: &ListenAddress, unix_mode: u32) -> Result<Listener, StartError> {
+    Listener::bind(address, unix_mode).await.map_err(|error| StartError::Bind(address.clone(), error))
 }

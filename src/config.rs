@@ -10,6 +10,8 @@ mod error;
 mod file;
 mod files;
 mod fixed;
+mod listen;
+mod own;
 pub mod pem;
 mod reach;
 mod reader;
@@ -27,6 +29,7 @@ use http::HeaderName;
 
 pub use endpoint::Endpoint;
 pub use error::{ConfigError, ConfigErrors, Warning};
+pub use listen::{Listen, ListenAddress, Tls, TlsError};
 pub use reach::{ClientCertificate, Proxy};
 pub use reload::{Reload, ReloadState};
 pub use secret::{KeyPair, Secret, SecretSource};
@@ -98,19 +101,6 @@ impl Config {
             log: Log::default(),
             warnings: Vec::new(),
         }
-    }
-}
-
-/// `[listen]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listen {
-    /// One or more TCP addresses, none of which clash; port 0 takes a free one. Default `127.0.0.1:8080`.
-    pub address: Vec<SocketAddr>,
-}
-
-impl Default for Listen {
-    fn default() -> Self {
-        Self { address: vec![SocketAddr::from(([127, 0, 0, 1], 8080))] }
     }
 }
 

@@ -37,7 +37,7 @@ pub async fn run(once: bool) -> io::Result<bool> {
     .await?;
     let endpoint = Endpoint::parse(&format!("http://{}", origin.address())).map_err(io::Error::other)?;
     let mut config = Config::for_endpoint(endpoint);
-    config.listen.address = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+    config.listen.address = vec![SocketAddr::from(([127, 0, 0, 1], 0)).into()];
     config.admin.address = SocketAddr::from(([127, 0, 0, 1], 0));
     config.log.access = false;
     let app = App::start(config).await.map_err(io::Error::other)?;

@@ -1,8 +1,9 @@
-//! Accepting connections: limits, time limits, hyper, and draining.
+//! Accepting connections: limits, time limits, TLS, hyper, and draining.
 //!
-//! HTTP/1.1 and HTTP/2 with prior knowledge share a port. The same code serves clients and operators.
+//! HTTP/1.1 and HTTP/2 (with prior knowledge or by ALPN) share a port. The same code serves clients and operators.
 
 mod framing;
+mod listener;
 mod timed;
 
 #[cfg(test)]
@@ -15,7 +16,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::CONNECTION;
@@ -26,18 +27,22 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use prometheus::IntGauge;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::unconstrained;
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use crate::config;
 use crate::permits::Permits;
+use listener::Stream;
 use timed::{Counted, Phase, Timed};
+
+pub use listener::Listener;
 
 /// Streams that one HTTP/2 connection may have open.
 const STREAMS: u32 = 100;
@@ -97,6 +102,8 @@ impl From<&config::Limits> for Limits {
 pub struct Reception {
     /// Of connections that are accepted from now on.
     limits: ArcSwap<Limits>,
+    /// TLS of TCP connections that are accepted from now on.
+    tls: ArcSwapOption<ServerConfig>,
     /// One for each connection. While there is none, a listener keeps the one client that it has accepted waiting and
     /// accepts no other.
     connections: Permits,
@@ -112,12 +119,18 @@ impl Reception {
     /// For so many connections at a time, which are counted in `open`. Once `stop` is cancelled, they are drained.
     pub fn new(limits: Limits, connections: usize, open: IntGauge, stop: CancellationToken) -> Self {
         let connections = Permits::new(connections);
-        Self { limits: ArcSwap::from_pointee(limits), connections, open, stop, linger: LINGER }
+        let limits = ArcSwap::from_pointee(limits);
+        Self { limits, tls: ArcSwapOption::empty(), connections, open, stop, linger: LINGER }
     }
 
     /// Idle connections are closed at once when draining.
     pub fn without_linger(self) -> Self {
         Self { linger: Duration::ZERO, ..self }
+    }
+
+    /// Speaks TLS on TCP connections to come, by this certificate.
+    pub fn secure(&self, tls: ServerConfig) {
+        self.tls.store(Some(Arc::new(tls)));
     }
 
     /// Changes limits, of connections to come, and of their number. Must be called within a tokio runtime.
@@ -130,7 +143,7 @@ impl Reception {
 /// Serves `listener` until told to stop, then drains: no new connection, open ones are told to close, answers in flight
 /// are finished, all within `limits.drain`; what is left then is cut off. No connection of `listener`'s is left when this
 /// returns, nor soon after it is dropped. `answer` is told who asks.
-pub async fn run<S, F, B>(listener: TcpListener, reception: Arc<Reception>, answer: S)
+pub async fn run<S, F, B>(listener: Listener, reception: Arc<Reception>, answer: S)
 where
     S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
@@ -158,10 +171,8 @@ where
             }
         };
         let Some((stream, peer, permit)) = accepted else { continue };
-        // An optimisation: without it, answers are as right, only later.
-        let _ = stream.set_nodelay(true);
         let answer = answer.clone();
-        let connection = converse(stream, Arc::clone(&reception), move |request| answer(peer, request));
+        let connection = serve_client(stream, Arc::clone(&reception), move |request| answer(peer, request));
         let slot = Slot::new(reception.open.clone(), permit);
         let cut = cut.clone();
         tasks.spawn(async move {
@@ -181,6 +192,27 @@ where
         drop(cut_on_drop);
         tasks.wait().await;
     }
+}
+
+/// Shakes hands first, where there is TLS. Who is slow in that has a connection's permit like anyone, and the time of a
+/// head; a bound of its own would let a few slow ones keep out all others.
+async fn serve_client<S, F, B>(stream: Stream, reception: Arc<Reception>, answer: S) -> Result<(), BoxError>
+where
+    S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: std::error::Error + Send + Sync,
+{
+    let tls = reception.tls.load_full();
+    let stream = match (stream, tls) {
+        (Stream::Tcp(stream), Some(tls)) => {
+            let within = reception.limits.load().header_timeout;
+            let shaken = tokio::time::timeout(within, TlsAcceptor::from(tls).accept(stream)).await;
+            Stream::Tls(Box::new(shaken.map_err(|_| "the TLS handshake took longer than limits.header_timeout")??))
+        }
+        (stream, _) => stream,
+    };
+    converse(stream, reception, answer).await
 }
 
 /// Serves one connection of a listener's; once told to stop, to the end of what is in flight.
@@ -256,16 +288,16 @@ impl Failures {
 
 /// A client and its permit; `None` if there was none to be had, after a pause where it would be the same again.
 async fn accept(
-    listener: &TcpListener,
+    listener: &Listener,
     connections: &Permits,
     failures: &mut Failures,
-) -> Option<(TcpStream, Peer, OwnedSemaphorePermit)> {
+) -> Option<(Stream, Peer, OwnedSemaphorePermit)> {
     match listener.accept().await {
-        Ok((stream, address)) => {
+        Ok((stream, peer)) => {
             // After, not before: a listener that waits for clients must not hold what another could use. The semaphore
             // is never closed.
             let permit = connections.acquire_owned().await.ok()?;
-            Some((stream, Peer::Tcp(address), permit))
+            Some((stream, peer, permit))
         }
         // The client has left before its turn: nothing is wrong here.
         Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => None,

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,11 +11,12 @@ use toml::de::DeTable;
 
 use super::error::ConfigErrors;
 use super::fixed;
+use super::own::is_own;
 use super::reach;
 use super::reader::{Found, Section};
 use super::report::Report;
 use super::secret::{self, KeyPair, Secret, SecretSource};
-use super::{AdminToken, Config, Endpoint, Key, Level, LogFormat};
+use super::{AdminToken, Config, Endpoint, Key, Level, ListenAddress, LogFormat, Tls};
 use crate::api;
 
 /// A configuration is a page or two: what is longer is some other file.
@@ -104,12 +105,25 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
     section.finish(report);
 
     let mut section = root.section("listen", report);
-    let listeners = section.list("address", &mut config.listen.address, address, report);
+    let listeners = section.list("address", &mut config.listen.address, ListenAddress::parse, report);
     if let Some(found) = section.find("address")
         && found.value.as_array().is_some_and(|array| array.is_empty())
     {
         found.wrong(report, "names no address");
     }
+    if let Some(found) = section.find("unix_mode")
+        && let Some(text) = found.text(report, "an octal mode such as \"0660\"")
+    {
+        match u32::from_str_radix(text, 8) {
+            Ok(mode) if mode <= 0o777 && text.bytes().all(|byte| byte.is_ascii_digit()) => {
+                config.listen.unix_mode = mode;
+            }
+            _ => found.wrong(report, "must be an octal mode such as \"0660\", between \"0000\" and \"0777\""),
+        }
+    }
+    let mut tls_section = section.section("tls", report);
+    config.listen.tls = tls(&mut tls_section, report);
+    tls_section.finish(report);
     section.finish(report);
 
     let mut section = root.section("admin", report);
@@ -131,7 +145,13 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
     let admin_address = admin_is_read.then_some(config.admin.address);
     listeners_apart(&config.listen.address, &listeners, admin_address, admin.as_ref(), report);
     if let (Some(found), Some(endpoint)) = (&found, &endpoint)
-        && config.listen.address.iter().chain(&admin_address).any(|listener| is_own(endpoint, *listener))
+        && config
+            .listen
+            .address
+            .iter()
+            .filter_map(ListenAddress::tcp)
+            .chain(admin_address)
+            .any(|listener| is_own(endpoint, listener))
     {
         found.wrong(report, "is this sidelink's own listener: requests would go round in circles");
     }
@@ -214,19 +234,23 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 
 /// No two listeners share an address. The error is at a key that stands in the file.
 fn listeners_apart(
-    addresses: &[SocketAddr],
+    addresses: &[ListenAddress],
     places: &[Found<'_, '_>],
     admin_address: Option<SocketAddr>,
     admin: Option<&Found<'_, '_>>,
     report: &mut Report<'_>,
 ) {
+    let clash = |one: &ListenAddress, other: &ListenAddress| match (one.tcp(), other.tcp()) {
+        (Some(one), Some(other)) => clash(one, other),
+        _ => one == other,
+    };
     for (at, (address, found)) in addresses.iter().zip(places).enumerate() {
-        if let Some(other) = addresses.iter().take(at).find(|other| clash(*address, **other)) {
+        if let Some(other) = addresses.iter().take(at).find(|other| clash(address, other)) {
             found.wrong(report, format!("{address} clashes with {other}, named before"));
         }
     }
-    let Some(admin_address) = admin_address else { return };
-    let Some((at, address)) = addresses.iter().enumerate().find(|(_, address)| clash(**address, admin_address)) else {
+    let Some(admin_address) = admin_address.map(ListenAddress::Tcp) else { return };
+    let Some((at, address)) = addresses.iter().enumerate().find(|(_, address)| clash(address, &admin_address)) else {
         return;
     };
     match (admin, places.get(at)) {
@@ -243,22 +267,6 @@ fn listeners_apart(
 fn clash(one: SocketAddr, other: SocketAddr) -> bool {
     let any = one.is_ipv4() == other.is_ipv4() && (one.ip().is_unspecified() || other.ip().is_unspecified());
     one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || any)
-}
-
-/// Whether the endpoint is a listener of this very process, as far as addresses tell without asking a resolver.
-fn is_own(endpoint: &Endpoint, listener: SocketAddr) -> bool {
-    if listener.port() == 0 || listener.port() != endpoint.port() {
-        return false;
-    }
-    let host = endpoint.authority.host().trim_end_matches('.');
-    let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
-    // To connect to the unspecified address is to connect to this machine.
-    let this_machine = host == "localhost" || host.ends_with(".localhost") || ip.is_some_and(|ip| ip.is_unspecified());
-    match listener.ip().to_canonical() {
-        listener if Some(listener) == ip => true,
-        listener if listener.is_unspecified() => this_machine || ip.is_some_and(|ip| ip.is_loopback()),
-        listener => this_machine && (listener == Ipv4Addr::LOCALHOST || listener == Ipv6Addr::LOCALHOST),
-    }
 }
 
 fn scope_header(text: &str) -> Result<HeaderName, String> {
@@ -292,9 +300,7 @@ pub(super) fn secret_file(found: &Found<'_, '_>, report: &mut Report<'_>) -> Opt
     match secret::from_file(path) {
         Ok((secret, everyones)) => {
             if everyones {
-                let shown = path.display();
-                let message = format!("everyone on this machine may read {shown}; chmod o-rwx takes that away");
-                report.warn(found.span.start, &found.key, &message);
+                report.warn(found.span.start, &found.key, &too_open(path));
             }
             Some((secret, path.to_owned()))
         }
@@ -303,6 +309,40 @@ pub(super) fn secret_file(found: &Found<'_, '_>, report: &mut Report<'_>) -> Opt
             None
         }
     }
+}
+
+/// `[listen.tls]`, whose files are read to see that they fit together.
+fn tls(section: &mut Section<'_, '_>, report: &mut Report<'_>) -> Option<Tls> {
+    let keys = ["cert", "key", "client_ca"];
+    let found = keys.map(|key| section.find(key));
+    if !section.is_there() {
+        return None;
+    }
+    for key in ["cert", "key"] {
+        section.require(key, report);
+    }
+    let [cert, key, client_ca] =
+        found.each_ref().map(|found| found.as_ref().and_then(|found| found.text(report, "a file's path")));
+    if client_ca.is_none() && found.last().is_some_and(Option::is_some) {
+        return None;
+    }
+    let tls = Tls { cert: cert?.into(), key: key?.into(), client_ca: client_ca.map(PathBuf::from) };
+    if let Err(error) = tls.read() {
+        if let Some((_, Some(found))) = keys.into_iter().zip(&found).find(|(key, _)| *key == error.key) {
+            found.wrong(report, error.message);
+        }
+        return None;
+    }
+    if secret::is_everyones(&tls.key)
+        && let [_, Some(key), _] = &found
+    {
+        report.warn(key.span.start, &key.key, &too_open(&tls.key));
+    }
+    Some(tls)
+}
+
+fn too_open(path: &Path) -> String {
+    format!("everyone on this machine may read {}; chmod o-rwx takes that away", path.display())
 }
 
 fn admin_token(found: &Found<'_, '_>, report: &mut Report<'_>) -> Option<AdminToken> {

@@ -1,6 +1,6 @@
 //! The files that a configuration is read from besides its own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Config, SecretSource};
 
@@ -11,6 +11,8 @@ impl Config {
             SecretSource::File(path) => Some(path.as_path()),
             SecretSource::Environment(_) => None,
         });
+        let tls = self.listen.tls.iter().flat_map(|tls| [Some(&tls.cert), Some(&tls.key), tls.client_ca.as_ref()]);
+        let tls = tls.flatten().map(PathBuf::as_path);
         let token = self.admin.token.as_ref().map(|token| token.file.as_path());
         let upstream = &self.upstream;
         let client = upstream.client.iter().flat_map(|client| [client.cert.as_path(), client.key.as_path()]);
@@ -29,6 +31,22 @@ impl Config {
             .chain(token)
             .chain(secrets)
             .chain(shared)
+            .chain(tls)
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_key_that_names_a_file_is_known_here() {
+        let shipped = include_str!("../../config/sidelink.toml");
+        let pairs = shipped.lines().filter_map(|line| line.trim_start_matches("# ").split_once(" = "));
+        let keys: Vec<&str> = pairs.filter(|(_, value)| value.starts_with("\"/")).map(|(key, _)| key).collect();
+        // Another one belongs into `Config::files` first, and then here.
+        let upstream = ["ca_file", "client_cert", "client_key", "proxy_credentials_file"];
+        let [listen, admin, callers] = [&["cert", "key", "client_ca"][..], &["token_file"], &["secret_key_file"]];
+        let shared = ["secret_file", "password_file", "ca_file"];
+        assert_eq!(keys, [listen, admin, &upstream, callers, &shared].concat());
     }
 }

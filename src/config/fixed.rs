@@ -9,6 +9,9 @@ use super::report::Report;
 pub(super) fn check(running: &Config, config: &Config, document: &DeTable<'_>, report: &mut Report<'_>) {
     let fixed = [
         ("listen.address", running.listen.address != config.listen.address),
+        ("listen.unix_mode", running.listen.unix_mode != config.listen.unix_mode),
+        // Clients that were let in without would stay.
+        ("listen.tls", running.listen.tls.is_some() != config.listen.tls.is_some()),
         ("admin.address", running.admin.address != config.admin.address),
         ("log.format", running.log.format != config.log.format),
     ];

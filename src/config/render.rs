@@ -10,6 +10,15 @@ impl Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "[listen]")?;
         writeln!(f, "address = {}", strings(&self.listen.address))?;
+        writeln!(f, "unix_mode = {}", string(format_args!("{:04o}", self.listen.unix_mode)))?;
+        if let Some(tls) = &self.listen.tls {
+            writeln!(f, "\n[listen.tls]")?;
+            writeln!(f, "cert = {}", string(tls.cert.display()))?;
+            writeln!(f, "key = {}", string(tls.key.display()))?;
+            if let Some(path) = &tls.client_ca {
+                writeln!(f, "client_ca = {}", string(path.display()))?;
+            }
+        }
         writeln!(f, "\n[admin]")?;
         writeln!(f, "address = {}", string(self.admin.address))?;
         if let Some(token) = &self.admin.token {

@@ -101,6 +101,11 @@ fn whole_file(path: &Path) -> Result<(Zeroizing<Vec<u8>>, bool), String> {
     Ok((bytes, everyones))
 }
 
+/// Whether everyone on this machine may read the file at `path`.
+pub(super) fn is_everyones(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & EVERYONE != 0)
+}
+
 /// Reads a secret from an environment variable. The process's environment itself keeps it as well.
 pub(super) fn from_environment(name: &str) -> Result<Secret, String> {
     let shown = name.escape_debug();

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::advance;
 
@@ -176,7 +177,7 @@ where
     let address = listener.local_addr().unwrap();
     let (stop, open) = (reception.stop.clone(), reception.open.clone());
     let answer = move |_, request| answer(request);
-    let running = tokio::spawn(run(listener, reception, answer));
+    let running = tokio::spawn(run(Listener::Tcp(listener), reception, answer));
     Listening { address, stop, open, running }
 }
 

@@ -97,7 +97,7 @@ async fn a_sidelink_that_is_its_own_endpoint_is_told_so_at_once() {
     let address = listener.local_addr().unwrap();
     drop(listener);
     let mut config = crate::support::config(address);
-    config.listen.address = vec![address];
+    config.listen.address = vec![address.into()];
     let app = sidelink::app::App::start(config).await.unwrap();
     let client = crate::support::TestClient::new(app.addresses()[0]);
     let reply =

@@ -1,6 +1,7 @@
 //! Clients that never stop asking, and lose nothing: every request that is sent is answered, and right.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -10,10 +11,13 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ClientConfig;
 use sidelink::origin::link_is_for;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::support::{Reply, query};
 
@@ -25,14 +29,31 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin> Stream for IO {}
 #[derive(Clone)]
 pub enum Way {
     Tcp(SocketAddr),
+    Unix(PathBuf),
+    Tls(SocketAddr, Arc<ClientConfig>),
 }
 
 impl Way {
-    pub async fn connect(&self, _version: Version) -> Box<dyn Stream> {
+    pub async fn connect(&self, version: Version) -> Box<dyn Stream> {
         match self {
             Way::Tcp(address) => Box::new(TcpStream::connect(address).await.unwrap()),
+            Way::Unix(path) => Box::new(UnixStream::connect(path).await.unwrap()),
+            Way::Tls(address, config) => {
+                let mut config = ClientConfig::clone(config);
+                let protocol: &[u8] = if version == Version::Http2 { b"h2" } else { b"http/1.1" };
+                config.alpn_protocols = vec![protocol.to_vec()];
+                let stream = tls(*address, config).await.unwrap();
+                assert_eq!(stream.get_ref().1.alpn_protocol(), Some(protocol));
+                Box::new(stream)
+            }
         }
     }
+}
+
+/// Shakes hands with `localhost` at `address`.
+pub async fn tls(address: SocketAddr, config: ClientConfig) -> std::io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    TlsConnector::from(Arc::new(config)).connect("localhost".try_into().unwrap(), stream).await
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

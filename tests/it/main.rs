@@ -21,6 +21,7 @@ mod fleet;
 mod freshness;
 mod isolation;
 mod life_cycle;
+mod listeners;
 mod load;
 mod logging;
 mod metrics;

@@ -27,7 +27,7 @@ pub fn origin_options() -> origin::Options {
 /// A configuration in front of `endpoint`, on free ports, quiet.
 pub fn config(endpoint: SocketAddr) -> Config {
     let mut config = Config::for_endpoint(Endpoint::parse(&format!("http://{endpoint}")).unwrap());
-    config.listen.address = vec![LOOPBACK];
+    config.listen.address = vec![LOOPBACK.into()];
     config.admin.address = LOOPBACK;
     config.log.access = false;
     config

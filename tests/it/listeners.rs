@@ -1,0 +1,274 @@
+//! Clients connect over TCP, TLS and Unix sockets, several at once, and are told apart by their credentials whichever way
+//! they come. A socket's file is never taken from anyone, and a certificate is changed under the clients' hands.
+
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+use sidelink::app::App;
+use sidelink::config::{Config, ListenAddress, Tls};
+use sidelink::origin::Origin;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::load::{Load, Stream, Version, Way, tls};
+use crate::process::{Files, Process};
+use crate::support::{LOOPBACK, TestClient, config, origin_options, query};
+
+/// Signs certificates.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// A new certificate for `localhost`, and its key, in PEM.
+    fn certificate(&self) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+
+    /// Writes a new certificate and its key into `directory`.
+    fn issue(&self, directory: &Path) -> Tls {
+        let (cert, key) = self.certificate();
+        let tls = Tls { cert: directory.join("tls.crt"), key: directory.join("tls.key"), client_ca: None };
+        std::fs::write(&tls.cert, cert).unwrap();
+        std::fs::write(&tls.key, key).unwrap();
+        std::fs::set_permissions(&tls.key, PermissionsExt::from_mode(0o600)).unwrap();
+        tls
+    }
+
+    /// A client that trusts this authority, and shows a certificate if it has one.
+    fn client(&self, certificate: Option<&(String, String)>) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
+        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        match certificate {
+            None => builder.with_no_client_auth(),
+            Some((cert, key)) => {
+                let cert = CertificateDer::from_pem_slice(cert.as_bytes()).unwrap();
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+                builder.with_client_auth_cert(vec![cert], key).unwrap()
+            }
+        }
+    }
+}
+
+/// Asks for one id over HTTP/1.1, and closes.
+async fn ask(stream: &mut (impl Stream + ?Sized), token: &str) -> std::io::Result<String> {
+    let target = query(&["1"]);
+    let request = format!("GET {target} HTTP/1.1\r\nhost: x\r\nx-auth-token: {token}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok(String::from_utf8(answer).unwrap())
+}
+
+async fn start(change: impl FnOnce(&mut Config)) -> (Origin, Result<App, String>) {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let mut config = config(origin.address());
+    change(&mut config);
+    let app = App::start(config).await.map_err(|error| error.to_string());
+    (origin, app)
+}
+
+#[tokio::test]
+async fn all_listeners_serve_the_same_links_to_the_same_callers() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("sidelink.sock");
+    let (origin, app) = start(|config| {
+        config.listen.address = vec![LOOPBACK.into(), ListenAddress::Unix(path.clone()), LOOPBACK.into()];
+    })
+    .await;
+    let app = app.unwrap();
+    for address in app.addresses() {
+        assert_eq!(TestClient::new(address).batch("t", &["1"]).await.ids(), ["1"]);
+    }
+    let hit = ask(&mut UnixStream::connect(&path).await.unwrap(), "t").await.unwrap();
+    assert!(hit.contains("cache-status: sidelink; hit"), "{hit}");
+    assert_eq!(origin.calls().len(), 1);
+    // Who has the socket has no more rights than its credential gives.
+    let other = ask(&mut UnixStream::connect(&path).await.unwrap(), "another").await.unwrap();
+    assert!(other.contains("fwd=miss"), "{other}");
+    app.drain().await;
+    assert!(!path.exists(), "the socket's file goes with it");
+}
+
+#[tokio::test]
+async fn a_socket_has_the_mode_that_is_configured() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("sidelink.sock");
+    for mode in [0o600, 0o660, 0o666] {
+        let (_origin, app) = start(|config| {
+            config.listen.address = vec![ListenAddress::Unix(path.clone())];
+            config.listen.unix_mode = mode;
+        })
+        .await;
+        let file = std::fs::symlink_metadata(&path).unwrap();
+        assert!(file.file_type().is_socket() && file.mode() & 0o777 == mode, "{:o}", file.mode());
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "nothing else is left there");
+        app.unwrap().drain().await;
+    }
+}
+
+#[tokio::test]
+async fn a_socket_that_is_left_over_makes_room_and_nothing_else_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("sidelink.sock");
+    let at = async || start(|config| config.listen.address = vec![ListenAddress::Unix(path.clone())]).await.1;
+
+    // Of a process that has died.
+    drop(UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    let app = at().await.unwrap();
+    assert!(ask(&mut UnixStream::connect(&path).await.unwrap(), "t").await.unwrap().starts_with("HTTP/1.1 200"));
+
+    // One that is in use stays in use.
+    assert!(at().await.err().unwrap().ends_with("another process listens there"));
+    assert!(ask(&mut UnixStream::connect(&path).await.unwrap(), "t").await.unwrap().starts_with("HTTP/1.1 200"));
+
+    // Another has taken the name meanwhile: it is not this process's to remove.
+    std::fs::remove_file(&path).unwrap();
+    let _other = UnixListener::bind(&path).unwrap();
+    app.drain().await;
+    assert!(path.exists());
+    std::fs::remove_file(&path).unwrap();
+
+    // A file, and a link to one.
+    let victim = directory.path().join("victim");
+    std::fs::write(&victim, "precious").unwrap();
+    for linked in [false, true] {
+        if linked {
+            symlink(&victim, &path).unwrap();
+        } else {
+            std::fs::copy(&victim, &path).unwrap();
+        }
+        assert!(at().await.err().unwrap().ends_with("is no socket; it is left alone"));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+        std::fs::remove_file(&path).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(victim).unwrap(), "precious");
+}
+
+#[tokio::test]
+async fn tls_speaks_both_versions_and_nothing_in_the_clear() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let (_origin, app) = start(|config| config.listen.tls = Some(authority.issue(directory.path()))).await;
+    let app = app.unwrap();
+    let address = app.addresses()[0];
+    let load = Load::start(&[Way::Tls(address, Arc::new(authority.client(None)))]);
+    load.goes_on(50).await;
+    let stranger = Authority::new();
+    assert!(tls(address, stranger.client(None)).await.is_err());
+    let mut plain = TcpStream::connect(address).await.unwrap();
+    assert!(!ask(&mut plain, "t").await.unwrap_or_default().contains("HTTP/1.1 2"));
+    load.may_end();
+    app.drain().await;
+    load.all_told().await;
+}
+
+#[tokio::test]
+async fn with_a_client_authority_nobody_gets_in_without_its_certificate() {
+    let directory = tempfile::tempdir().unwrap();
+    let (authority, clients, strangers) = (Authority::new(), Authority::new(), Authority::new());
+    let client_ca = directory.path().join("client-ca.pem");
+    std::fs::write(&client_ca, &clients.pem).unwrap();
+    let (_origin, app) = start(|config| {
+        config.listen.tls = Some(Tls { client_ca: Some(client_ca), ..authority.issue(directory.path()) });
+    })
+    .await;
+    let app = app.unwrap();
+    let asks = async |certificate: Option<(String, String)>| {
+        // In TLS 1.3 a client learns with its first read that it is not let in.
+        let mut stream = tls(app.addresses()[0], authority.client(certificate.as_ref())).await?;
+        ask(&mut stream, "t").await
+    };
+    assert!(asks(Some(clients.certificate())).await.unwrap().starts_with("HTTP/1.1 200"));
+    assert!(asks(Some(strangers.certificate())).await.is_err());
+    assert!(asks(None).await.is_err());
+}
+
+#[tokio::test]
+async fn a_handshake_that_does_not_end_is_cut_off() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let (_origin, app) = start(|config| {
+        config.listen.tls = Some(authority.issue(directory.path()));
+        config.limits.header_timeout = Duration::from_millis(200);
+        config.limits.connections = 2;
+    })
+    .await;
+    let app = app.unwrap();
+    let address = app.addresses()[0];
+    let mut slow = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+    for stream in &mut slow {
+        // A record's head, and no more.
+        stream.write_all(&[22, 3, 1, 1, 0]).await.unwrap();
+    }
+    // They hold all the places there are, for as long as they may.
+    let mut patient = tls(address, authority.client(None)).await.unwrap();
+    assert!(ask(&mut patient, "t").await.unwrap().starts_with("HTTP/1.1 200"));
+    for mut stream in slow {
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_load_a_new_certificate_costs_no_request_and_needs_no_signal() {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    let (before, after) = (Authority::new(), Authority::new());
+    let socket = files.directory.path().join("sidelink.sock");
+    let table = |tls: &Tls| {
+        let (cert, key) = (tls.cert.display(), tls.key.display());
+        files.text(&format!("log.access = false\n[listen.tls]\ncert = \"{cert}\"\nkey = \"{key}\"")).replacen(
+            "\"127.0.0.1:0\"",
+            &format!("[\"127.0.0.1:0\", \"unix:{}\"]", socket.display()),
+            1,
+        )
+    };
+    std::fs::write(files.path(), table(&before.issue(files.directory.path()))).unwrap();
+    let mut process = Process::start(&files.path()).await;
+    let address = process.address;
+    let load = Load::start(&[Way::Tls(address, Arc::new(before.client(None))), Way::Unix(socket.clone())]);
+    load.goes_on(100).await;
+    assert!(tls(address, after.client(None)).await.is_err());
+    after.issue(files.directory.path());
+    process.says("the configuration was reloaded").await;
+    load.goes_on(100).await;
+    assert!(tls(address, before.client(None)).await.is_err());
+    Way::Tls(address, Arc::new(after.client(None))).connect(Version::Http2).await;
+
+    // A key that is another certificate's changes nothing.
+    std::fs::write(files.directory.path().join("tls.key"), before.certificate().1).unwrap();
+    process.says("the configuration was refused; what was in force stays").await;
+    let said =
+        process.log.iter().filter_map(|line| line["message"].as_str()).find(|said| said.contains("listen.tls.key"));
+    assert!(said.unwrap().contains(":7: listen.tls.key: does not go with the certificate"), "{said:?}");
+    tls(address, after.client(None)).await.unwrap();
+    load.goes_on(100).await;
+    load.may_end();
+    process.signal("TERM");
+    load.all_told().await;
+    assert_eq!(process.exit().await, Some(0));
+    assert!(!socket.exists());
+}

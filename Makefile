@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := test
 .NOTPARALLEL:
-.PHONY: test lint fmt clippy doc deny demo stampede simulate soak fuzz planted bench bench-peers tools clean
+.PHONY: test lint fmt clippy doc deny demo stampede simulate soak fuzz planted bench bench-peers status-page tools clean
 
 ## Everything: tools, format, lints, tests, what deploy/ holds, documentation, dependency policy (where cargo-deny is installed).
 test: tools lint
@@ -63,6 +63,11 @@ bench:
 bench-peers:
 	command -v python3 >/dev/null || { apt-get -qq update && apt-get -qq install -y python3 >/dev/null; }
 	benches/peers/run.py
+
+## Draws docs/status-page.png: the status page after some minutes of mixed traffic. MINUTES=10 fills its charts.
+status-page:
+	dir=$$(mktemp -d) && SIDELINK_PICTURES=$$dir SIDELINK_PICTURES_MINUTES=$(or $(MINUTES),10) \
+		cargo test --locked --test it status_page::pictures -- --ignored && cp $$dir/load-1280-light.whole.png docs/status-page.png
 
 ## Installs what is absent: the official SDK in .venv, and system packages.
 tools:

@@ -1,7 +1,8 @@
 "use strict";
 (() => {
   const EVERY = 2000;
-  const WINDOW = 600_000;
+  // Milliseconds that the charts show: the least that holds all samples.
+  const WINDOWS = [60_000, 120_000, 300_000, 600_000];
   const RESULTS = ["hit", "joined", "shared", "stale", "absent", "fetched", "failed"];
   const BATCHES = ["hit", "partial", "miss", "stale", "bypass", "error"];
   const CALLS = ["ok", "client_error", "server_error", "error_in_200", "no_answer", "deadline", "refused"];
@@ -22,21 +23,22 @@
   const count = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
   const rate = (value) => {
     if (value === null) return "–";
-    if (value >= 10_000) return `${(value / 1000).toFixed(value >= 100_000 ? 0 : 1)} k`;
-    return value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value === 0 ? "0" : value.toFixed(2);
+    if (value >= 10_000) return `${(value / 1000).toFixed(value >= 100_000 || value % 1000 === 0 ? 0 : 1)} k`;
+    return value >= 100 ? count.format(value) : value >= 1 ? value.toFixed(1).replace(".0", "") : value === 0 ? "0" : value.toFixed(2);
   };
   const time = (seconds) => {
     if (seconds === null || seconds === undefined) return "–";
+    if (seconds === 0) return "0";
     if (seconds < 0.001) return `${(seconds * 1e6).toFixed(0)} µs`;
-    if (seconds < 1) return `${(seconds * 1e3).toFixed(seconds < 0.01 ? 2 : seconds < 0.1 ? 1 : 0)} ms`;
-    return `${seconds.toFixed(seconds < 10 ? 2 : 1)} s`;
+    if (seconds < 1) return `${Number((seconds * 1e3).toFixed(seconds < 0.01 ? 2 : seconds < 0.1 ? 1 : 0))} ms`;
+    return `${Number(seconds.toFixed(seconds < 10 ? 2 : 1))} s`;
   };
   const bytes = (value) => {
     if (value === null || value === undefined) return "–";
     const units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let unit = 0;
     while (value >= 1024 && unit < units.length - 1) { value /= 1024; unit += 1; }
-    return `${value >= 100 || unit === 0 ? value.toFixed(0) : value.toFixed(1)} ${units[unit]}`;
+    return `${value >= 100 || unit === 0 ? value.toFixed(0) : Number(value.toFixed(1))} ${units[unit]}`;
   };
   const share = (value) => {
     if (value === null) return "–";
@@ -137,11 +139,15 @@
     `${clock(sample.at)}: ${chart.series.map((one) => `${one.label} ${chart.write(one.of(sample))}`).join(", ")}`;
   const read = (at) => { cursor = at; drawAll(); };
   const newest = () => (samples.length > 0 ? samples[samples.length - 1].at : Date.now());
+  const shown = () => {
+    const past = samples.length > 0 ? newest() - samples[0].at : 0;
+    return WINDOWS.find((window) => window >= past) ?? WINDOWS[WINDOWS.length - 1];
+  };
   const LEFT = 52;
   const point = (chart, x) => {
     if (samples.length === 0) return;
     const box = chart.svg.getBoundingClientRect();
-    const at = newest() - WINDOW * (1 - (x - box.left - LEFT) / Math.max(1, box.width - LEFT - 8));
+    const at = newest() - shown() * (1 - (x - box.left - LEFT) / Math.max(1, box.width - LEFT - 8));
     read(samples.reduce((best, sample) => (Math.abs(sample.at - at) < Math.abs(best.at - at) ? sample : best)).at);
   };
 
@@ -155,6 +161,7 @@
 
   const plot = (chart) => {
     const svg = chart.svg;
+    const window = shown();
     const width = Math.max(120, svg.clientWidth);
     const height = svg.clientHeight || 150;
     const [top, bottom, right] = [8, 20, 8];
@@ -163,16 +170,18 @@
     const values = samples.map((sample) => chart.series.map((one) => one.of(sample)));
     const heights = values.map((row) => (chart.stacked ? [sum(row)] : row)).flat().filter((value) => value !== null);
     const most = chart.top ?? ceiling(Math.max(0, ...heights), chart.binary ? 2 : 10);
-    const x = (at) => LEFT + (width - LEFT - right) * (1 - (newest() - at) / WINDOW);
+    const x = (at) => LEFT + (width - LEFT - right) * (1 - (newest() - at) / window);
     const y = (value) => top + (height - top - bottom) * (1 - value / most);
+    const rule = (value, name) => svg.append(draw("line", { x1: LEFT, x2: width - right, y1: y(value), y2: y(value), class: name }));
     for (const part of [0, 0.5, 1]) {
-      svg.append(draw("line", { x1: LEFT, x2: width - right, y1: y(most * part), y2: y(most * part), class: part === 0 ? "base" : "rule" }));
+      if (part > 0) rule(most * part, "rule");
       svg.append(draw("text", { x: LEFT - 6, y: y(most * part) + 4, "text-anchor": "end" }, heights.length || chart.top ? chart.write(most * part) : ""));
     }
-    for (const minutes of width < 420 ? [10, 5, 0] : [10, 8, 6, 4, 2, 0]) {
-      const label = minutes === 0 ? "now" : `−${minutes} min`;
-      const anchor = minutes === 0 ? "end" : "middle";
-      svg.append(draw("text", { x: x(newest() - minutes * 60_000), y: height - 5, "text-anchor": anchor }, label));
+    const parts = width < 420 ? 2 : window === 120_000 ? 4 : window === 60_000 ? 6 : 5;
+    for (let part = 0; part <= parts; part += 1) {
+      const ago = (window * part) / parts / 1000;
+      const label = part === 0 ? "now" : window > 120_000 ? `−${ago / 60} min` : `−${ago} s`;
+      svg.append(draw("text", { x: x(newest() - ago * 1000), y: height - 5, "text-anchor": part === 0 ? "end" : "middle" }, label));
     }
     if (heights.length === 0) {
       svg.append(draw("text", { x: (LEFT + width - right) / 2, y: y(most / 2) - 6, "text-anchor": "middle", class: "none" }, "nothing yet"));
@@ -207,11 +216,12 @@
         }
       });
     }
-    const shown = cursor === null ? samples[samples.length - 1] : samples.find((sample) => sample.at === cursor);
-    if (cursor !== null && shown) svg.append(draw("line", { x1: x(cursor), x2: x(cursor), y1: top, y2: height - bottom, class: "cursor" }));
-    chart.when.textContent = cursor !== null && shown ? clock(cursor) : "";
-    chart.series.forEach((one, at) => { chart.values[at].textContent = shown ? chart.write(one.of(shown)) : "–"; });
-    svg.setAttribute("aria-label", `${chart.title}: ${chart.unit}. ${shown ? describe(chart, shown) : "Nothing yet."} Arrow keys read other moments.`);
+    rule(0, "base");
+    const at = cursor === null ? samples[samples.length - 1] : samples.find((sample) => sample.at === cursor);
+    if (cursor !== null && at) svg.append(draw("line", { x1: x(cursor), x2: x(cursor), y1: top, y2: height - bottom, class: "cursor" }));
+    chart.when.textContent = cursor !== null && at ? clock(cursor) : "";
+    chart.series.forEach((one, index) => { chart.values[index].textContent = at ? chart.write(one.of(at)) : "–"; });
+    svg.setAttribute("aria-label", `${chart.title}: ${chart.unit}. ${at ? describe(chart, at) : "Nothing yet."} Arrow keys read other moments.`);
     if (chart.details.open) tabulate(chart);
   };
   const drawAll = () => CHARTS.forEach(plot);
@@ -267,7 +277,7 @@
       ["configuration", reload.succeeded ? "in force" : "refused", reload.succeeded ? "good" : "bad"],
       ["read", reload.at ? clock(Date.parse(reload.at)) : "–"],
       ...reload.errors.map((error) => [null, error, "bad"]),
-      ...(status.shared ? Object.entries(status.shared).map(([name, value]) => [`shared tier: ${spoken(name)}`, String(value)]) : [["shared tier", "none"]]),
+      ...(status.shared ? Object.entries(status.shared).map(([name, value]) => [`shared tier: ${spoken(name)}`, typeof value === "number" ? count.format(value) : spoken(value)]) : [["shared tier", "none"]]),
       ["connections", count.format(status.connections)],
       ["calls under way", count.format(status.calls_in_flight)],
       ["links in memory", count.format(status.cache.links)],

@@ -13,7 +13,7 @@ use crate::cache::freshness::Reason;
 use crate::caller::Bypass;
 use crate::clock::rfc3339;
 use crate::error::Limit;
-use crate::metrics::{CALL_RESULTS, IdResult, Outcome, PURGES, Position, REFETCH_CAUSES};
+use crate::metrics::{CALL_RESULTS, IdResult, Kind, Operation, Outcome, PURGES, Position, REFETCH_CAUSES, Shared};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -70,6 +70,7 @@ pub(super) fn status(workings: &Workings, query: Option<&str>) -> Value {
             "evicted": metrics.cache_evictions.size.get(),
             "purge_marks": metrics.purge_marks.get(),
         },
+        "shared": shared(&metrics.shared),
         "clock_skew_seconds": metrics.clock_skew.get(),
         "memory_bytes": resident(&workings.registry),
         "totals": {
@@ -91,6 +92,22 @@ pub(super) fn status(workings: &Workings, query: Option<&str>) -> Value {
         fields.insert("config".to_owned(), config.to_string().into());
     }
     status
+}
+
+/// The shared tier, once it has been asked anything.
+fn shared(shared: &Shared) -> Option<Value> {
+    let count = |operation: Operation| shared.operations.with_label_values(&[operation.name()]).get();
+    let asked: u64 = Operation::ALL.map(count).iter().sum();
+    let failed: u64 = Kind::ALL.map(|kind| shared.failures.with_label_values(&[kind.name()]).get()).iter().sum();
+    (asked > 0).then(|| {
+        json!({
+            "breaker": position(&shared.breaker_state),
+            "round_trips": asked,
+            "failures": failed,
+            "ids_found": shared.hits.get(),
+            "ids_not_found": shared.misses.get(),
+        })
+    })
 }
 
 /// What a breaker's gauges say.

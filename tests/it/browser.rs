@@ -60,6 +60,9 @@ impl Browser {
         for domain in ["Page", "Runtime", "Network", "Log", "Accessibility"] {
             browser.call(&format!("{domain}.enable"), json!({}));
         }
+        // Keys go to the page in front, and to what has the focus there.
+        browser.call("Page.bringToFront", json!({}));
+        browser.call("Emulation.setFocusEmulationEnabled", json!({"enabled": true}));
         browser
     }
 

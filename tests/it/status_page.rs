@@ -12,6 +12,7 @@ use sidelink::config::Config;
 
 use crate::admin::token;
 use crate::browser::Browser;
+use crate::process::{Files, Process};
 use crate::signing::knows;
 use crate::support::{Stack, TestClient};
 
@@ -65,7 +66,7 @@ async fn the_history_is_told_from_where_the_asker_left_it() {
 }
 
 #[tokio::test]
-async fn a_breaker_that_opens_and_a_reload_that_fails_are_told() {
+async fn a_breaker_that_opens_is_told() {
     let configure = |config: &mut Config| {
         config.upstream.breaker.consecutive = 1;
         config.upstream.breaker.open = Duration::from_secs(60);
@@ -77,6 +78,19 @@ async fn a_breaker_that_opens_and_a_reload_that_fails_are_told() {
     let said = status(&stack, "").await;
     assert_eq!(said["breaker"], "open");
     assert!(said["calls_refused"].as_str().unwrap().contains("failing"));
+    assert_eq!((&said["reload"]["succeeded"], &said["shared"]), (&json!(true), &Value::Null));
+}
+
+#[tokio::test]
+async fn a_reload_that_is_refused_is_told_with_what_is_wrong() {
+    let files = Files::new("127.0.0.1:9".parse().unwrap());
+    let mut process = Process::start(&files.write("limits.batch_ids = 2")).await;
+    files.write("limits.batch_idz = 4");
+    process.says("the configuration was refused; what was in force stays").await;
+    let said = process.admin.get("/status.json", &[]).await.json();
+    assert_eq!(said["reload"]["succeeded"], false);
+    assert!(said["reload"]["errors"][0].as_str().unwrap().contains("limits.batch_idz: unknown key"), "{said}");
+    assert!(said["config"].as_str().unwrap().contains("batch_ids = 2"), "what is in force is as before");
 }
 
 #[tokio::test]

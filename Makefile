@@ -67,7 +67,7 @@ bench-peers:
 ## Draws docs/status-page.png: the status page after some minutes of mixed traffic. MINUTES=10 fills its charts.
 status-page:
 	dir=$$(mktemp -d) && SIDELINK_PICTURES=$$dir SIDELINK_PICTURES_MINUTES=$(or $(MINUTES),10) \
-		cargo test --locked --test it status_page::pictures -- --ignored && cp $$dir/load-1280-light.whole.png docs/status-page.png
+		cargo test --locked --test it status_page::pictures -- --ignored && cp $$dir/load-1280-light.png docs/status-page.png
 
 ## Installs what is absent: the official SDK in .venv, and system packages.
 tools:

@@ -60,9 +60,10 @@ bench:
 	cargo bench --locked --bench scaling
 
 ## sidelink beside nginx and Varnish, each on one core: prints tables, draws docs/bench-peers.svg. Installs what is absent.
+## Several runs in a row: make bench-peers RUNS=3.
 bench-peers:
 	command -v python3 >/dev/null || { apt-get -qq update && apt-get -qq install -y python3 >/dev/null; }
-	benches/peers/run.py
+	PEERS_RUNS=$(or $(RUNS),1) benches/peers/run.py
 
 ## Draws docs/status-page.png: the status page after some minutes of mixed traffic. MINUTES=10 fills its charts.
 status-page:

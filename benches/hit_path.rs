@@ -1,4 +1,5 @@
-//! The hit path and its parts: reading a batch, deriving keys, looking up, merging, and the whole handler.
+//! The hit path and its parts: reading a batch, deriving keys, looking up, merging, and the whole handler. Looking up and
+//! merging are the same whichever form a batch has.
 
 #![allow(clippy::unwrap_used)]
 
@@ -52,15 +53,18 @@ fn keys(criterion: &mut Criterion) {
     let (_, scope) = callers();
     let mut group = criterion.benchmark_group("key");
     for size in SIZES {
-        let ids = ids(0, size);
+        let (query, body) = (query(&ids(0, size)), body(&ids(0, size)));
         group.throughput(Throughput::Elements(size as u64));
-        group.bench_with_input(BenchmarkId::from_parameter(size), &ids, |bencher, ids| {
-            bencher.iter(|| {
-                for id in ids {
-                    black_box(scope.key(id));
-                }
+        for (form, query, body) in [("query", Some(query.as_str()), ""), ("body", None, body.as_str())] {
+            let batch = Batch::read(query, &HeaderMap::new(), body.as_bytes()).ok().unwrap();
+            group.bench_with_input(BenchmarkId::new(form, size), &batch.ids, |bencher, ids| {
+                bencher.iter(|| {
+                    for id in ids {
+                        black_box(scope.key(id));
+                    }
+                });
             });
-        });
+        }
     }
 }
 
@@ -73,9 +77,9 @@ fn looking_up(criterion: &mut Criterion) {
         let purges = Arc::new(Purges::new([7; 16], Duration::from_secs(60)));
         let cache = Cache::new(&config::Cache { capacity: 1 << 30 }, purges, &metrics);
         let ids = ids(0, links);
-        let keys: Vec<(Key, &String)> = ids.iter().map(|id| (scope.key(id), id)).collect();
+        let keys: Vec<(&str, Key)> = ids.iter().map(|id| (id.as_str(), scope.key(id))).collect();
         let deadlines = Deadlines::absent(Clock::system().now(), config.freshness.max);
-        for (key, _) in &keys {
+        for (_, key) in &keys {
             cache.keep(*key, Kept::new(Some(&"x".repeat(447)), deadlines));
         }
         for size in SIZES {
@@ -85,8 +89,9 @@ fn looking_up(criterion: &mut Criterion) {
                 bencher.iter(|| {
                     first = (first + 7919) % (links - size);
                     let marks = cache.purges().of_group(None);
-                    let some = keys.iter().skip(first).take(size);
-                    some.filter(|(key, id)| cache.look_up(*key, id, &marks).is_some()).count()
+                    let some = keys.get(first..first + size).unwrap_or_default();
+                    let view = cache.open(some.iter().map(|(_, key)| *key));
+                    view.look_up(some, &marks).iter().flatten().count()
                 });
             });
         }

@@ -6,8 +6,9 @@ endpoint, and they take turns over several rounds, so that whatever else the mac
 something else disturbs is taken again. Every answer is checked before anything is measured, and meanwhile the endpoint
 must not be asked: all are hits.
 
-Prints Markdown and draws docs/bench-peers.svg; progress goes to standard error. PEERS_ROUNDS, PEERS_SECONDS,
-PEERS_CONNECTIONS, PEERS_SIZES, PEERS_REPLAYED and PEERS_PATIENCE (below) change what is run.
+Prints Markdown and draws docs/bench-peers.svg; progress goes to standard error. PEERS_RUNS, PEERS_ROUNDS, PEERS_SECONDS,
+PEERS_CONNECTIONS, PEERS_SIZES, PEERS_REPLAYED and PEERS_PATIENCE (below) change what is run. Of several runs in a row, all
+with servers of their own, the ratios of each are printed, and of the last everything.
 """
 
 import dataclasses
@@ -37,6 +38,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PICTURE = ROOT / "docs" / "bench-peers.svg"
 
+RUNS = int(os.environ.get("PEERS_RUNS", 1))
 ROUNDS = int(os.environ.get("PEERS_ROUNDS", 5))
 SECONDS = int(os.environ.get("PEERS_SECONDS", 4))
 CONNECTIONS = int(os.environ.get("PEERS_CONNECTIONS", 64))
@@ -541,6 +543,21 @@ def overview(results, memory, files, asked):
     return table(["requests/s", *sizes, "memory", "ids asked of the endpoint ÷ distinct ids"], rows)
 
 
+def ratios(runs):
+    """What sidelink is to proxy_cache and to the ceiling, in each of several runs."""
+    rows = []
+    for number, results in enumerate(runs, 1):
+        row = [str(number)]
+        for samples in results.values():
+            own, peer, top = (median_of(samples[name]) for name in (SIDELINK, PROXY_CACHE, CEILING))
+            row += [f"{own.rate / peer.rate:.2f}", f"{own.rate / top.rate:.2f}", f"{own.p99:.2f} : {peer.p99:.2f} ms"]
+        rows.append(row)
+    header = [f"{SIDELINK}, run"]
+    for size in runs[0]:
+        header += [f"{ids(size)}: ÷ proxy_cache", "÷ ceiling", "p99 : proxy_cache's"]
+    return table(header, rows)
+
+
 def details(size, samples):
     """All that was measured at one size."""
     medians = {name: median_of(turns) for name, turns in samples.items()}
@@ -569,8 +586,9 @@ def details(size, samples):
     return table(header, rows) + note
 
 
-def markdown(results, memory, files, asked, cores, facts):
-    parts = [overview(results, memory, files, asked)]
+def markdown(runs, memory, files, asked, cores, facts):
+    results = runs[-1]
+    parts = [overview(results, memory, files, asked), ratios(runs)]
     parts.append(f"“{CEILING}” answers with a constant of the same size: the ceiling of this stack.\n")
     if asked:
         distinct = next(iter(asked.values()))[2]
@@ -663,13 +681,17 @@ def main():
         bench = Bench(programs, work, cores)
         with bench.endpoint() as endpoint:
             bench.known = known_links(endpoint)
-        results, memory, files = hits(bench)
+        runs = []
+        for run in range(RUNS):
+            say(f"run {run + 1} of {RUNS}")
+            results, memory, files = hits(bench)
+            runs.append(results)
         asked = {}
         for name in COMMANDS if REPLAYED else ():
             asked[name] = amplification(bench, name)
             say(f"{name}: {asked[name][0]} ids asked of the endpoint for {asked[name][2]} distinct ones")
         facts = versions(programs)
-        print(markdown(results, memory, files, asked, cores, facts))
+        print(markdown(runs, memory, files, asked, cores, facts))
         PICTURE.write_text(picture(results, cores, facts))
         say(f"drew {PICTURE.relative_to(ROOT)}")
 

@@ -276,7 +276,7 @@ impl AccessUrls {
     async fn bypass<B>(&self, request: Request<B>, reason: Bypass) -> Answered
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BodyError>,
+        B::Error: Into<BodyError> + Send,
     {
         debug!(reason = reason.name(), "forwarded untouched");
         self.metrics.bypass.with_label_values(&[reason.name()]).inc();

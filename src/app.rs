@@ -33,6 +33,9 @@ pub use watch::Watch;
 /// Connections that the admin listener serves at a time.
 const ADMIN_CONNECTIONS: usize = 64;
 
+/// The longest that an operator's connection stays without a byte.
+const ADMIN_IDLE: Duration = Duration::from_secs(5);
+
 /// The longest that answers to operators hold up the end.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 
@@ -268,9 +271,12 @@ impl Running {
     }
 }
 
-/// Operators are drained after clients, who have taken their time already.
+/// Operators are drained after clients, who have taken their time already; and few connections serve them, so that nobody
+/// may hold one for nothing: probes come by there.
 fn operators_limits(limits: server::Limits) -> server::Limits {
-    server::Limits { drain: limits.drain.min(ADMIN_DRAIN), ..limits }
+    let [header_timeout, idle_timeout] =
+        [limits.header_timeout, limits.idle_timeout].map(|limit| limit.min(ADMIN_IDLE));
+    server::Limits { drain: limits.drain.min(ADMIN_DRAIN), header_timeout, idle_timeout, ..limits }
 }
 
 /// Forgets dead links now and then, until `stop`.

@@ -1,13 +1,17 @@
 //! What a proxy does to headers, whoever they are for (RFC 9110 §7.6).
 
-use http::header::{CONNECTION, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA};
+use http::header::{
+    CONNECTION, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+};
 use http::{HeaderMap, Version};
 
 /// The name that this proxy goes by in `Via`, `Cache-Status` and `User-Agent`.
 pub const NAME: &str = "sidelink";
 
-const HOP_BY_HOP: [HeaderName; 7] = [
+const HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
+    // Meant for the proxy that a client takes sidelink for.
+    PROXY_AUTHORIZATION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     TE,

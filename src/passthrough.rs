@@ -23,7 +23,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::answered::Answered;
 use crate::body::{BodyError, stream};
-use crate::error::Error;
+use crate::error::{Error, NoAnswer};
 use crate::headers::{add_via, strip_hop_by_hop};
 use crate::metrics::Outcome;
 use crate::upstream::Upstream;
@@ -47,13 +47,25 @@ impl Passthrough {
 
     /// Sends `request` to the endpoint: raw path and query, Host rewritten unless it names the endpoint, hop-by-hop headers
     /// gone, `Via` added.
-    pub async fn forward<B>(&self, request: Request<B>) -> Answered
+    pub async fn forward<B>(self: &Arc<Self>, request: Request<B>) -> Answered
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
-        B::Error: Into<BodyError>,
+        B::Error: Into<BodyError> + Send,
+    {
+        let Some(id) = deletion::id(&request) else { return self.exchange(request, None).await };
+        // Runs to its end, also when the client has left: what the endpoint deletes is not to be served on.
+        let this = Arc::clone(self);
+        let exchange = tokio::spawn(async move { this.exchange(request, Some(id)).await });
+        exchange.await.unwrap_or_else(|_| Answered::own(Error::NoAnswer(NoAnswer::Lost)))
+    }
+
+    /// One request and its answer; `deleted` is the id that it deletes.
+    async fn exchange<B>(&self, request: Request<B>, deleted: Option<String>) -> Answered
+    where
+        B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+        B::Error: Into<BodyError> + Send,
     {
         let version = request.version();
-        let deleted = deletion::ids(&request);
         let own_host = self.host_of_endpoint(&request);
         let (mut request, proof) = if own_host.is_some() {
             (request.map(stream), None)
@@ -119,7 +131,10 @@ impl Passthrough {
             }
             Err(error) => return Answered { waited, ..Answered::own(error) },
         };
-        self.deletions.answered(&deleted, head.status).await;
+        let body = match deleted {
+            Some(id) => self.deletions.answered(&id, head.status, body, self.idle_timeout).await,
+            None => stream(body),
+        };
         strip_hop_by_hop(&mut head.headers);
         add_via(&mut head.headers, head.version);
         head.version = Version::HTTP_11;

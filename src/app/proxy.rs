@@ -12,7 +12,7 @@ use super::StartError;
 use crate::access_urls::AccessUrls;
 use crate::admin::{Admin, History, Workings};
 use crate::cache::Cache;
-use crate::cache::purges::{self, Purges};
+use crate::cache::purges::{self, Mark, Purges};
 use crate::cache::shared::Tier;
 use crate::caller::signature::Keys;
 use crate::caller::{Callers, Standings};
@@ -126,6 +126,10 @@ impl Proxy {
         let before = self.current();
         let upstream = self.lasting.upstream(&config, Some(&before))?;
         let tier = self.lasting.tier(&config, Some(&before))?;
+        if config.freshness.min_remaining > before.config.freshness.min_remaining {
+            // What is kept was judged by the lower floor.
+            self.lasting.purges.mark(Mark::All, self.lasting.clock.now());
+        }
         self.lasting.purges.lengthen(purges::span_of(&config));
         self.lasting.cache.resize(config.cache.capacity);
         self.lasting.flights.resize(config.upstream.calls);

@@ -83,7 +83,12 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
             running.reload(&mut watch);
             watch
         });
-        watch = match reload.await {
+        // A file system that hangs does not keep it from ending.
+        let reloaded = tokio::select! {
+            reloaded = reload => reloaded,
+            () = signals.stop() => break,
+        };
+        watch = match reloaded {
             Ok(watch) => watch,
             Err(error) => {
                 error!(reason = %error, "reloading failed: a fault of sidelink's own");

@@ -32,6 +32,7 @@ use crate::clock::{Clock, Moment, millis};
 use crate::config::{self, Config};
 use crate::metrics::{Kind, Metrics, Operation, Position, show_position};
 use journal::{Journal, RECORD};
+use keeper::State;
 use node::Way;
 use record::{Acceptance, Link, Says, Stamp};
 use sealing::{CallerKey, FleetKey, ScopeNames};
@@ -355,7 +356,7 @@ impl Inner {
         let limit = self.config.timeout;
         // Leases are taken first: what a holder has written before it gave back its own is found then.
         let (taken, mut leased, journals) = self.store.get(takes, names.clone(), journals, operation, limit).await;
-        self.read_on(&journals).await?;
+        self.heed_journals(&journals).await?;
 
         let found = leased.split_off(values);
         let leased = match leases {
@@ -395,7 +396,7 @@ impl Inner {
     }
 
     /// Reads on in each journal if it has news, given the beginning and the length of each. `None`: one is not what it was.
-    async fn read_on(&self, replies: &[Option<Value>]) -> Option<()> {
+    async fn heed_journals(&self, replies: &[Option<Value>]) -> Option<()> {
         for (at, replies) in replies.chunks(2).enumerate() {
             let [Some(Value::BulkString(first)), Some(Value::Int(length))] = replies else { return None };
             let length = u64::try_from(*length).ok()?;
@@ -411,7 +412,14 @@ impl Inner {
                 length > known
             };
             if news {
-                self.read_journal(at, self.config.timeout).await.ok()?;
+                match self.read_on(at, self.config.timeout).await {
+                    Ok(State::Known | State::Full) => {}
+                    // Reading it anew takes longer than a batch has.
+                    Ok(State::Unknown | State::Lost) | Err(_) => {
+                        self.kick.notify_one();
+                        return None;
+                    }
+                }
             }
         }
         Some(())

@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use sidelink::app::App;
 use sidelink::clock::Clock;
 use sidelink::origin::link_is_for;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
+use tokio::net::TcpListener;
 
 use crate::command_line::Running;
-use crate::support::{Stack, TestClient, query};
+use crate::support::{LOOPBACK, Stack, TestClient, config, query};
 
 const HIT: &str = "sidelink; hit";
 
@@ -45,6 +48,43 @@ async fn a_deletion_that_passes_through_drops_its_link_in_every_scope() {
     assert_eq!(stack.client.batch("t", &["1", "2"]).await.header("cache-status"), HIT, "and once only");
     assert_eq!(stack.metric(r#"sidelink_purges_total{target="delete"}"#).await, 1.0);
     assert_eq!(stack.metric("sidelink_purge_marks").await, 1.0);
+}
+
+/// Older codes of the endpoint come with a 200 (regression: they passed for success).
+#[tokio::test]
+async fn a_deletion_that_is_refused_with_a_200_drops_nothing_and_one_with_another_body_does() {
+    let endpoint = TcpListener::bind(LOOPBACK).await.unwrap();
+    let app = App::start(config(endpoint.local_addr().unwrap())).await.unwrap();
+    let client = TestClient::new(app.addresses()[0]);
+    tokio::spawn(async move {
+        loop {
+            let mut stream = BufStream::new(endpoint.accept().await.unwrap().0);
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                stream.read_line(&mut head).await.unwrap();
+            }
+            let body = match head.split(' ').take(2).collect::<Vec<_>>()[..] {
+                ["GET", _] => r#"{"accessory_urls":[{"accessory_id":"1","accessory_url":"https://h/1"}]}"#.to_owned(),
+                ["DELETE", path] if path.ends_with('1') => {
+                    r#"{"error_code":"OSM.01010001","error_msg":"no"}"#.to_owned()
+                }
+                _ => format!(r#"{{"deleted":"{}"}}"#, "x".repeat(10_000)),
+            };
+            let answer =
+                format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.flush().await.unwrap();
+        }
+    });
+    assert_eq!(client.batch("t", &["1"]).await.ids(), ["1"]);
+    let refused = client.send(Method::DELETE, &path("1"), &[], "").await;
+    assert_eq!((refused.status, &refused.json()["error_code"]), (StatusCode::OK, &json!("OSM.01010001")));
+    assert_eq!(client.batch("t", &["1"]).await.header("cache-status"), HIT);
+    let done = client.send(Method::DELETE, &path("2"), &[], "").await;
+    assert_eq!(done.json()["deleted"].as_str().unwrap().len(), 10_000, "handed on whole");
+    let page = TestClient::new(app.admin_address()).get("/metrics", &[]).await;
+    let text = String::from_utf8(page.body.to_vec()).unwrap();
+    assert!(text.contains("sidelink_purges_total{target=\"delete\"} 1\n"), "{text}");
 }
 
 #[tokio::test]

@@ -39,6 +39,22 @@ async fn links_stay_and_what_is_asked_from_then_on_follows_the_new_configuration
     assert!(stack.metric("sidelink_config_last_reload_success_timestamp_seconds").await > 1e9);
 }
 
+/// Regression: what had been kept under a lower floor was served on.
+#[tokio::test]
+async fn a_higher_floor_counts_for_what_is_kept_already() {
+    let stack = Stack::with(|endpoint| endpoint.link_life = Duration::from_secs(200), |_| {}).await;
+    stack.client.batch("t", &["1"]).await;
+    change(&stack, |config| config.freshness.min_remaining = Duration::from_secs(30));
+    assert_eq!(
+        stack.client.batch("t", &["1"]).await.header("cache-status"),
+        "sidelink; hit",
+        "a lower one takes nothing"
+    );
+    change(&stack, |config| config.freshness.min_remaining = Duration::from_secs(190));
+    stack.client.batch("t", &["1"]).await;
+    assert_eq!(stack.asked(), [["1"], ["1"]]);
+}
+
 #[tokio::test]
 async fn an_id_in_flight_is_joined_over_a_reload() {
     let stack = Stack::start().await;

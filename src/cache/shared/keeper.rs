@@ -97,9 +97,9 @@ impl Keeper {
         let journals: Vec<&str> = inner.keys.iter().map(|key| &*key.journal).collect();
         inner.store.connect(&journals).await?;
         for at in 0..inner.keys.len() {
-            inner.read_journal(at, inner.config.timeout).await?;
+            inner.read_journal(at).await?;
             if self.tell(at).await {
-                inner.read_journal(at, inner.config.timeout).await?;
+                inner.read_journal(at).await?;
             }
         }
         if self.lengthened.is_none_or(|last| last.elapsed() > LENGTHEN) {
@@ -139,12 +139,37 @@ impl Keeper {
     }
 }
 
+/// How a journal stands after reading on in it.
+pub(super) enum State {
+    /// All of it is known.
+    Known,
+    /// So it is, and it has become too long.
+    Full,
+    /// It has not been read yet.
+    Unknown,
+    /// What was known does not stand there any more.
+    Lost,
+}
+
 impl Inner {
-    /// Reads on in a journal, or anew where it is another one, and heeds its news.
+    /// Reads on in a journal, or anew where it is another one, and heeds its news. No batch waits for this.
     ///
     /// # Errors
     /// Why it cannot be read, for an operator.
-    pub(super) async fn read_journal(&self, at: usize, limit: Duration) -> Result<(), String> {
+    pub(super) async fn read_journal(&self, at: usize) -> Result<(), String> {
+        match self.read_on(at, WHOLE).await? {
+            State::Known => Ok(()),
+            State::Full => self.begin_anew(at).await,
+            State::Unknown => self.read_whole(at, false).await,
+            State::Lost => self.read_whole(at, true).await,
+        }
+    }
+
+    /// Reads on in a journal that is known, in one round trip within `limit`, and heeds its news.
+    ///
+    /// # Errors
+    /// Why it cannot be read, for an operator. A server that says nothing has not lost a journal.
+    pub(super) async fn read_on(&self, at: usize, limit: Duration) -> Result<State, String> {
         let unreadable = || "the journal cannot be read or written".to_owned();
         let key = self.keys.get(at).ok_or_else(unreadable)?;
         let (known, from, full) = {
@@ -153,32 +178,41 @@ impl Inner {
             (journal.stamp().is_some(), journal.read_from(), journal.is_full())
         };
         if !known {
-            return self.read_whole(at, false).await;
+            return Ok(State::Unknown);
         }
         let on = vec![head(key), range(key, i64::try_from(from).unwrap_or(i64::MAX), -1, MOST)];
         let replies = self.store.run(Operation::Sync, on, limit).await;
         let [Some(Value::BulkString(first)), Some(Value::BulkString(text))] = replies.as_slice() else {
-            // Of another type, perhaps: then it is written anew.
-            return if self.store.is_up(&key.journal) { self.read_whole(at, true).await } else { Err(unreadable()) };
+            return if self.is_of_another_type(key, limit).await { Ok(State::Lost) } else { Err(unreadable()) };
         };
         let now = self.clock.now();
         let read = {
             let mut journals = self.journals();
             let journal = journals.get_mut(at).ok_or_else(unreadable)?;
             if journal.read_from() != from {
-                return Ok(()); // Someone else has read on meanwhile.
+                return Ok(State::Known); // Someone else has read on meanwhile.
             }
             journal.read(key, first, text, now)
         };
         match read {
             Read::News(news) => {
                 self.heed(at, &news);
-                if full { self.begin_anew(at).await } else { Ok(()) }
+                Ok(if full { State::Full } else { State::Known })
             }
             Read::Lost => {
                 self.metrics.shared.count_failure(Kind::Journal);
-                self.read_whole(at, true).await
+                Ok(State::Lost)
             }
+        }
+    }
+
+    /// Whether what stands in a journal's place is no string. Only an answer says so.
+    async fn is_of_another_type(&self, key: &super::FleetKey, limit: Duration) -> bool {
+        let command = redis::cmd("TYPE").arg(&*key.journal).to_owned();
+        let ask = vec![Command { key: key.journal.clone(), command, most: 64 }];
+        match self.store.run(Operation::Sync, ask, limit).await.as_slice() {
+            [Some(Value::SimpleString(kind))] => kind != "string" && kind != "none",
+            _ => false,
         }
     }
 
@@ -191,7 +225,7 @@ impl Inner {
             let replies = self.store.run(Operation::Sync, vec![range(key, 0, -1, MOST), length(key)], WHOLE).await;
             let text = match replies.as_slice() {
                 [Some(Value::BulkString(text)), Some(Value::Int(_))] => text.as_slice(),
-                _ if self.store.is_up(&key.journal) => b"of another type",
+                _ if self.is_of_another_type(key, WHOLE).await => b"of another type",
                 _ => return Err(unreadable()),
             };
             if text.is_empty() {

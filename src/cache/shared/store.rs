@@ -158,12 +158,6 @@ impl Store {
         (!layout.slots.is_empty()).then_some(layout)
     }
 
-    /// Whether the server that has `key` is connected.
-    pub(super) fn is_up(&self, key: &str) -> bool {
-        let layout = self.layout();
-        layout.node(key).and_then(|node| layout.nodes.get(node)).is_some_and(|node| node.is_up())
-    }
-
     /// One round trip within `limit`. For each command its reply; `None` where its server is down, has failed, or sent an
     /// error.
     pub(super) async fn run(

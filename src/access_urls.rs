@@ -21,7 +21,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use crate::answered::Answered;
-use crate::api;
 use crate::body::{BodyError, stream, whole};
 use crate::cache::freshness::Deadlines;
 use crate::cache::{Cache, Kept, KeyHasher};
@@ -34,6 +33,7 @@ use crate::fetch::{Arrival, Cause, Demand, Failure, Fetch, Had, Landed, Terms, W
 use crate::headers;
 use crate::metrics::{IdResult, Metrics, Tally};
 use crate::passthrough::Passthrough;
+use crate::trace_context::TraceContext;
 use request::Batch;
 
 pub use explain::Explanation;
@@ -322,7 +322,7 @@ impl AccessUrls {
             form: batch.form,
             deadline: Instant::now() + self.config.upstream.deadline,
             hops: headers::sidelinks(headers),
-            traceparent: headers.get(api::TRACEPARENT).cloned(),
+            trace: TraceContext::read(headers),
             requester,
         }
     }

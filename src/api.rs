@@ -33,8 +33,10 @@ pub const DOMAIN_ID: HeaderName = HeaderName::from_static("x-domain-id");
 pub const PROJECT_ID: HeaderName = HeaderName::from_static("x-project-id");
 /// Header of the endpoint's name for a request.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// W3C Trace Context header, taken over from the client.
+/// W3C Trace Context header of the client's trace and span.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// W3C Trace Context header of what tracing systems add to it.
+pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Request headers that may change an answer, so that links never cross their values.
 pub const SCOPE_HEADERS: [HeaderName; 6] = [

@@ -31,6 +31,7 @@ use crate::error::{Error, Limit, NoAnswer};
 use crate::log::Seldom;
 use crate::metrics::Metrics;
 use crate::permits::Permits;
+use crate::trace_context::TraceContext;
 use crate::upstream::{Answer, Upstream};
 use calls::{Lane, LaneKey, Passenger};
 
@@ -58,8 +59,8 @@ pub struct Terms {
     pub deadline: Instant,
     /// Sidelinks that the batch had passed.
     pub hops: usize,
-    /// The client's trace context.
-    pub traceparent: Option<HeaderValue>,
+    /// The client's trace, which its calls go on with.
+    pub trace: TraceContext,
     /// What the client allows to be answered without a call.
     pub demand: Demand,
     /// Its scope in the shared tier, if there is one.

@@ -39,3 +39,4 @@ pub mod log;
 pub mod metrics;
 pub mod origin;
 pub mod permits;
+pub mod trace_context;

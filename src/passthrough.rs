@@ -26,6 +26,7 @@ use crate::body::{BodyError, stream};
 use crate::error::{Error, NoAnswer};
 use crate::headers::{add_via, strip_hop_by_hop};
 use crate::metrics::Outcome;
+use crate::trace_context;
 use crate::upstream::Upstream;
 
 pub use deletion::Deletions;
@@ -80,6 +81,7 @@ impl Passthrough {
             request.headers_mut().insert(HOST, host);
         }
         strip_hop_by_hop(request.headers_mut());
+        trace_context::tidy(request.headers_mut());
         add_via(request.headers_mut(), version);
         // hyper has told the client to continue by the time its body is read.
         request.headers_mut().remove(EXPECT);

@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::headers::sidelinks;
 use crate::metrics::{IdResult, Metrics, Outcome, Route};
 use crate::passthrough::Passthrough;
+use crate::trace_context::TraceContext;
 use crate::upstream::Upstream;
 
 /// Most sidelinks that a request may have passed.
@@ -54,7 +55,7 @@ impl Router {
             metrics: &self.metrics,
             route,
             began: Instant::now(),
-            line: self.access_log.then(|| (request.method().clone(), request.uri().path().to_owned())),
+            line: self.access_log.then(|| Line::of(&request)),
             over: false,
         };
         let answered = match self.refusal(&request) {
@@ -121,13 +122,30 @@ where
     Answered::own(error)
 }
 
+/// What the access log has of a request.
+struct Line {
+    method: Method,
+    path: String,
+    trace: TraceContext,
+}
+
+impl Line {
+    fn of<B>(request: &Request<B>) -> Self {
+        Self {
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            trace: TraceContext::read(request.headers()),
+        }
+    }
+}
+
 /// Counts a request and writes its line, once: at its answer, or when its client has left before.
 struct RequestLog<'m> {
     metrics: &'m Metrics,
     route: Route,
     began: Instant,
-    /// Method and path, where there is an access log.
-    line: Option<(Method, String)>,
+    /// Where there is an access log.
+    line: Option<Line>,
     over: bool,
 }
 
@@ -144,7 +162,7 @@ impl RequestLog<'_> {
         let elapsed = self.began.elapsed();
         let outcome = answered.map_or(Outcome::Error, |answered| answered.outcome);
         self.metrics.count_request(self.route, outcome, elapsed.as_secs_f64());
-        let Some((method, path)) = &self.line else { return };
+        let Some(Line { method, path, trace }) = &self.line else { return };
         let status = answered.map_or(CLIENT_LEFT, |answered| answered.response.status().as_u16());
         let request_id = answered
             .and_then(|answered| answered.response.headers().get(api::REQUEST_ID)?.to_str().ok())
@@ -164,6 +182,7 @@ impl RequestLog<'_> {
             waited_milliseconds = answered.and_then(|answered| answered.waited).map(milliseconds),
             detail,
             request_id,
+            trace_id = trace.id(),
             caller = answered.and_then(|answered| answered.caller).map(|caller| format!("{caller:08x}")),
             ids = tally.map(|tally| tally.total()),
             hit = count(IdResult::Hit),

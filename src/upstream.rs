@@ -53,7 +53,7 @@ pub struct Call {
     pub target: String,
     /// Empty for the query forms.
     pub body: Bytes,
-    /// The caller's credential and scope headers, and its traceparent.
+    /// The caller's credential and scope headers, and its trace context.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Signs it, each time that it is sent, if the batch was signed.
     pub signer: Option<Signer>,

@@ -284,7 +284,7 @@ fn scope_header(text: &str) -> Result<HeaderName, String> {
         | "upgrade"
         | "http2-settings" => "about one connection, and not forwarded",
         "host" | "content-length" | "content-type" | "content-encoding" | "accept" | "accept-encoding"
-        | "user-agent" | "via" | "range" | "expect" | "traceparent" | "cache-control" => {
+        | "user-agent" | "via" | "range" | "expect" | "traceparent" | "tracestate" | "cache-control" => {
             "set by sidelink itself on every call"
         }
         "x-sdk-date" | "x-sdk-content-sha256" | "x-request-id" | "date" => "another one with every request",

@@ -190,7 +190,7 @@ impl Inner {
         };
         let ids = || wanted.iter().map(|wanted| &*wanted.id);
         let mut headers = terms.headers.clone();
-        headers.extend(terms.traceparent.clone().map(|value| (api::TRACEPARENT, value)));
+        headers.extend(terms.trace.headers());
         let call = Call {
             target: request::target(terms.form, terms.group.as_deref(), ids()),
             body: request::body(terms.form, terms.group.as_deref(), ids()),

@@ -29,7 +29,7 @@ fn fetch() -> (Fetch, Arc<Terms>) {
         form: Form::Repeated,
         deadline: Instant::now() + config.upstream.deadline,
         hops: 0,
-        traceparent: None,
+        trace: TraceContext::default(),
         demand: Demand::default(),
         share: None,
     };

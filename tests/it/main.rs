@@ -45,3 +45,4 @@ mod status_page;
 mod supply_chain;
 mod support;
 mod tls;
+mod tracing;

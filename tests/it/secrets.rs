@@ -148,8 +148,10 @@ impl Run {
         }
         assert_eq!(self.get(&format!("{}&accessory_ids={ID}-9", batch("1")), token).await, 200);
         self.signed(|request| request.headers.push(("x-security-token", SESSION.to_owned()))).await;
-        // Forwarded untouched, each for another reason.
         let with = |more| [(X_AUTH_TOKEN, TOKEN), more];
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        self.get(&batch("1"), &with(("traceparent", parent))).await;
+        // Forwarded untouched, each for another reason.
         self.get(&batch("1"), &with(("cookie", COOKIE))).await;
         self.get(&batch("1"), &with(("authorization", OPERATOR))).await;
         self.get(&batch("1"), &[("authorization", SESSION)]).await;

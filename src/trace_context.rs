@@ -1,0 +1,197 @@
+//! W3C Trace Context, taken over from a client and passed on as it is: sidelink makes no spans, so the endpoint's
+//! are children of the client's (https://www.w3.org/TR/trace-context/, as a forwarder that does not take part).
+//!
+//! It is part of no scope: who is traced gets the same links.
+
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::api::{TRACEPARENT, TRACESTATE};
+
+/// Length of a version 00 `traceparent`, and of what a later version begins with.
+const PARENT_BYTES: usize = 55;
+/// The longest `traceparent` of a later version that is passed on.
+const LATER_PARENT_BYTES: usize = 256;
+/// What of a `tracestate` is passed on at most.
+const STATE_BYTES: usize = 512;
+/// Most members of a `tracestate`; one with more is not valid.
+const MEMBERS: usize = 32;
+/// Members longer than this go first where a `tracestate` is too long.
+const LONG_MEMBER: usize = 128;
+
+/// A client's valid trace context, within bounds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TraceContext {
+    parent: Option<HeaderValue>,
+    /// Only beside a parent.
+    state: Option<HeaderValue>,
+}
+
+impl TraceContext {
+    /// What `headers` have of it; nothing without one valid `traceparent`.
+    pub fn read(headers: &HeaderMap) -> Self {
+        let mut parents = headers.get_all(&TRACEPARENT).iter();
+        match (parents.next(), parents.next()) {
+            (Some(parent), None) if is_parent(parent.as_bytes()) => {
+                Self { parent: Some(parent.clone()), state: state(headers) }
+            }
+            _ => Self::default(),
+        }
+    }
+
+    /// As headers of a request.
+    pub fn headers(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+        let parent = self.parent.clone().map(|parent| (TRACEPARENT, parent));
+        parent.into_iter().chain(self.state.clone().map(|state| (TRACESTATE, state)))
+    }
+
+    /// The trace's 32 hex digits.
+    pub fn id(&self) -> Option<&str> {
+        self.parent.as_ref()?.to_str().ok()?.get(3..35)
+    }
+}
+
+/// Leaves in a request's headers only what is valid of a trace context. One with a signature is left as it is, which may
+/// cover these headers.
+pub fn tidy(headers: &mut HeaderMap) {
+    if headers.contains_key(AUTHORIZATION) || !(headers.contains_key(&TRACEPARENT) || headers.contains_key(&TRACESTATE))
+    {
+        return;
+    }
+    let context = TraceContext::read(headers);
+    headers.remove(&TRACEPARENT);
+    headers.remove(&TRACESTATE);
+    headers.extend(context.headers());
+}
+
+fn is_parent(value: &[u8]) -> bool {
+    let Some((head, more)) = value.split_at_checked(PARENT_BYTES) else { return false };
+    let fields: Vec<&[u8]> = head.split(|byte| *byte == b'-').collect();
+    let [version, trace, span, flags] = *fields.as_slice() else { return false };
+    let is_hex = |field: &[u8], length| {
+        field.len() == length && field.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let is_set = |field: &[u8]| field.iter().any(|byte| *byte != b'0');
+    let well_formed = is_hex(version, 2) && is_hex(trace, 32) && is_hex(span, 16) && is_hex(flags, 2);
+    let ends = match version {
+        b"ff" => false,
+        b"00" => more.is_empty(),
+        // A later version may have more fields; what they are is not for this one to say.
+        _ => more.is_empty() || (more.starts_with(b"-") && value.len() <= LATER_PARENT_BYTES),
+    };
+    well_formed && is_set(trace) && is_set(span) && ends
+}
+
+/// The members of all lines in one, shortened as the specification says (§3.3.1.5); `None` if one is not valid.
+fn state(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut members = Vec::new();
+    for line in headers.get_all(&TRACESTATE) {
+        let line = line.to_str().ok()?;
+        for member in line.split(',').map(|member| member.trim_matches([' ', '\t'])) {
+            if member.is_empty() {
+                continue;
+            }
+            if !is_member(member) || members.len() == MEMBERS {
+                return None;
+            }
+            members.push(member);
+        }
+    }
+    let bytes = |members: &[&str]| members.iter().map(|member| member.len() + 1).sum::<usize>();
+    // One comma fewer than members.
+    let fits = |members: &[&str]| bytes(members) <= STATE_BYTES + 1;
+    if !fits(&members) {
+        members.retain(|member| member.len() <= LONG_MEMBER);
+    }
+    while !fits(&members) {
+        members.pop();
+    }
+    if members.is_empty() { None } else { HeaderValue::from_str(&members.join(",")).ok() }
+}
+
+fn is_member(member: &str) -> bool {
+    let Some((key, value)) = member.split_once('=') else { return false };
+    let is_key = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'*' | b'/' | b'@');
+    let begins_well = key.starts_with(|first: char| first.is_ascii_lowercase() || first.is_ascii_digit());
+    let is_value = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'=';
+    begins_well
+        && key.len() <= 256
+        && key.bytes().all(is_key)
+        && (1..=256).contains(&value.len())
+        && value.bytes().all(is_value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    fn read(lines: &[(&'static str, &str)]) -> Vec<(HeaderName, HeaderValue)> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(*name, value.parse().unwrap());
+        }
+        TraceContext::read(&headers).headers().collect()
+    }
+
+    fn parent(value: &str) -> bool {
+        !read(&[("traceparent", value)]).is_empty()
+    }
+
+    /// What becomes of these lines beside a valid parent.
+    fn states(lines: &[&str]) -> Option<String> {
+        let mut all = vec![("traceparent", PARENT)];
+        all.extend(lines.iter().map(|line| ("tracestate", *line)));
+        read(&all).get(1).map(|(_, value)| value.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn a_parent_is_taken_over_if_it_is_valid() {
+        assert!(parent(PARENT));
+        assert!(parent(&PARENT.replacen("00", "cc", 1)), "a later version");
+        assert!(parent(&format!("{}-what-comes-later", PARENT.replacen("00", "cc", 1))));
+        for wrong in [
+            "",
+            "00",
+            &PARENT.to_uppercase(),
+            &PARENT.replacen("00", "ff", 1),
+            &PARENT.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
+            &PARENT.replace("00f067aa0ba902b7", &"0".repeat(16)),
+            &PARENT.replace('-', "_"),
+            &format!("{PARENT}-01"),
+            &format!("{}.more", PARENT.replacen("00", "cc", 1)),
+            &format!("{}-{}", PARENT.replacen("00", "cc", 1), "a".repeat(LATER_PARENT_BYTES)),
+            &PARENT[..54],
+        ] {
+            assert!(!parent(wrong), "{wrong}");
+        }
+        assert!(read(&[("traceparent", PARENT), ("traceparent", PARENT)]).is_empty(), "whose it is cannot be told");
+    }
+
+    #[test]
+    fn a_state_goes_with_its_parent_in_one_line() {
+        assert_eq!(states(&["a=1, b@c=2", "", "d=3 4"]).as_deref(), Some("a=1,b@c=2,d=3 4"));
+        assert_eq!(states(&[]), None);
+        assert!(read(&[("tracestate", "a=1")]).is_empty());
+        assert!(read(&[("traceparent", "00"), ("tracestate", "a=1")]).is_empty());
+        for wrong in ["a", "A=1", "a=", "=1", "a=b=c", "a=1,b", "a b=1", "_a=1"] {
+            assert_eq!(states(&[wrong]), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_state_is_bounded() {
+        let members = |count| (0..count).map(|member| format!("m{member:02}=1234")).collect::<Vec<_>>().join(",");
+        assert_eq!(states(&[&members(32)]), Some(members(32)));
+        assert_eq!(states(&[&members(33)]), None);
+        let long = format!("long={}", "x".repeat(200));
+        let full = [format!("a={}", "x".repeat(120)), format!("b={}", "x".repeat(120)), long, "c=1".into()].join(",");
+        assert_eq!(states(&[&full]).as_deref(), Some(full.as_str()), "as long as it fits");
+        let over = states(&[&full, &format!("d={}", "x".repeat(120))]).unwrap();
+        assert!(over.len() <= STATE_BYTES && !over.contains("long") && over.contains("c=1,d="), "{over}");
+        let even = (0..6).map(|member| format!("m{member}={}", "x".repeat(120))).collect::<Vec<_>>().join(",");
+        let kept = states(&[&even]).unwrap();
+        assert!(even.starts_with(&kept) && kept.len() == 4 * 123 + 3, "{kept}");
+    }
+}

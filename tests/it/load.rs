@@ -144,15 +144,24 @@ impl Sender {
                 sender.ready().await.ok()?;
                 match sender.try_send_request(request).await {
                     Ok(response) => Some(response),
-                    // GOAWAY came between: the request has not left.
+                    // GOAWAY came between. Either the request has not left, or its stream is above the last one that GOAWAY
+                    // names: such a one was not and will not be processed (RFC 9113 §6.8).
                     Err(mut error) => {
-                        error.take_message().unwrap_or_else(|| panic!("{:?}", error.into_error()));
+                        let left = error.take_message().is_none();
+                        let error = error.into_error();
+                        assert!(!left || is_unprocessed(&error), "{error:?}");
                         None
                     }
                 }
             }
         }
     }
+}
+
+/// Of all streams, h2 ends with GOAWAY's own error just those above the last one that it names.
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let error = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    error.is_some_and(|error| error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR))
 }
 
 async fn ask(way: Way, version: Version, client: usize, shared: Arc<Shared>) {

@@ -51,12 +51,12 @@ async fn asked_to_stop_it_finishes_what_is_in_flight_and_tells_idle_clients() {
 
     process.signal("TERM");
     process.says("draining").await;
-    assert_eq!(process.admin.get("/readyz", &[]).await.status, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(process.admin.get("/livez", &[]).await.status, 200);
-    // Its client had not been told yet.
+    // Its client had not been told yet. It has a second for this.
     idle.write_all(request(&["1"]).as_bytes()).await.unwrap();
     assert!(answer(&mut idle).await.contains("connection: close"));
     assert_eq!(idle.read(&mut [0]).await.unwrap(), 0);
+    assert_eq!(process.admin.get("/readyz", &[]).await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(process.admin.get("/livez", &[]).await.status, 200);
     assert!(process.metric("sidelink_connections").await > 0.0, "operators see it to the end");
     origin.release();
     assert!(answer(&mut busy).await.contains("connection: close"));

@@ -1,5 +1,5 @@
 //! W3C Trace Context, taken over from a client and passed on as it is: sidelink makes no spans, so the endpoint's
-//! are children of the client's (https://www.w3.org/TR/trace-context/, as a forwarder that does not take part).
+//! are children of the client's (<https://www.w3.org/TR/trace-context/>, as a forwarder that does not take part).
 //!
 //! It is part of no scope: who is traced gets the same links.
 

@@ -2,12 +2,13 @@
 //!
 //! A browser on this machine connects from loopback too, and it acts on behalf of whatever page it shows. So that no page
 //! from elsewhere gets in by it, whoever comes without the token must name this machine in `Host` (a foreign name may have
-//! been rebound to loopback), and nobody may come from a page of another origin.
+//! been rebound to loopback), and nobody may come from a page of another origin. Nor is a request from here that says of
+//! itself that a proxy has passed it on: whose it is, is not known then.
 
 use std::net::IpAddr;
 
 use hmac::{Hmac, KeyInit, Mac};
-use http::header::{AUTHORIZATION, HOST, ORIGIN};
+use http::header::{AUTHORIZATION, FORWARDED, HOST, ORIGIN, VIA};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -20,6 +21,15 @@ const SCHEME: &str = "Bearer";
 /// Fetch Metadata: how a browser's request relates to the page that made it.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
+/// By which proxies say that they are some, beside `Forwarded` (RFC 7239) and `Via` (RFC 9110 §7.6.3).
+const FORWARDED_BY_PROXY: [HeaderName; 5] = [
+    FORWARDED,
+    VIA,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-real-ip"),
+];
+
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
@@ -31,6 +41,8 @@ pub(super) enum Refusal {
     Elsewhere,
     /// From loopback, in the name of another host, and no token is configured.
     ForeignHost,
+    /// From loopback, passed on by a proxy for who knows whom, and no token is configured.
+    Forwarded,
     /// A page of another origin has a browser ask.
     ForeignOrigin,
 }
@@ -39,7 +51,9 @@ impl Refusal {
     pub(super) fn status(self) -> StatusCode {
         match self {
             Refusal::NoToken | Refusal::WrongToken => StatusCode::UNAUTHORIZED,
-            Refusal::Elsewhere | Refusal::ForeignHost | Refusal::ForeignOrigin => StatusCode::FORBIDDEN,
+            Refusal::Elsewhere | Refusal::ForeignHost | Refusal::Forwarded | Refusal::ForeignOrigin => {
+                StatusCode::FORBIDDEN
+            }
         }
     }
 
@@ -54,10 +68,13 @@ impl Refusal {
 
     pub(super) fn message(self) -> &'static str {
         match self {
-            Refusal::NoToken => "from elsewhere than loopback, or in another host's name, this needs the admin token",
+            Refusal::NoToken => {
+                "from elsewhere than loopback, in another host's name, or by way of a proxy, this needs the admin token"
+            }
             Refusal::WrongToken => "this is not the admin token",
             Refusal::Elsewhere => "this is for loopback alone; admin.token_file lets others in",
             Refusal::ForeignHost => "Host names another host; from loopback, ask for localhost or 127.0.0.1",
+            Refusal::Forwarded => "a proxy has passed this on; admin.token_file lets its clients in",
             Refusal::ForeignOrigin => "a page of another origin may not ask for this; enter the address by hand",
         }
     }
@@ -93,19 +110,15 @@ impl Guard {
             (Some(_), Some(_)) => return Err(Refusal::WrongToken),
             _ => {}
         }
-        let names_this = match peer {
+        let refusal = match peer {
+            Peer::Tcp(address) if !address.ip().to_canonical().is_loopback() => Refusal::Elsewhere,
+            _ if FORWARDED_BY_PROXY.iter().any(|name| head.headers.contains_key(name)) => Refusal::Forwarded,
             // No browser, and no other machine, has a way to it.
-            Peer::Local => true,
-            Peer::Tcp(address) if address.ip().to_canonical().is_loopback() => {
-                authority.is_some_and(|authority| self.is_this(&authority))
-            }
-            Peer::Tcp(_) => return Err(if self.token.is_some() { Refusal::NoToken } else { Refusal::Elsewhere }),
+            Peer::Local => return Ok(()),
+            Peer::Tcp(_) if authority.is_some_and(|authority| self.is_this(&authority)) => return Ok(()),
+            Peer::Tcp(_) => Refusal::ForeignHost,
         };
-        match (names_this, &self.token) {
-            (true, _) => Ok(()),
-            (false, Some(_)) => Err(Refusal::NoToken),
-            (false, None) => Err(Refusal::ForeignHost),
-        }
+        Err(if self.token.is_some() { Refusal::NoToken } else { refusal })
     }
 
     /// Takes the admin token out of a batch's headers, where there is one to show: it is no credential of a batch.
@@ -250,6 +263,24 @@ mod tests {
             Request::get("http://evil.example/").header("host", "localhost").body(()).unwrap().into_parts();
         assert_eq!(guard.admit(Peer::Tcp("127.0.0.1:5".parse().unwrap()), &head), Err(Refusal::ForeignHost));
         assert_eq!(guard.admit(Peer::Local, &head), Ok(()));
+    }
+
+    #[test]
+    fn what_a_proxy_has_passed_on_needs_the_token_wherever_the_proxy_is() {
+        for said in [
+            ("forwarded", "for=10.0.0.8"),
+            ("x-forwarded-for", "127.0.0.1"),
+            ("x-forwarded-host", "localhost"),
+            ("x-real-ip", ""),
+            ("via", "1.1 proxy"),
+        ] {
+            let headers = [("host", "localhost"), said];
+            assert_eq!(admit(&guard(None), "127.0.0.1:5", &headers), Err(Refusal::Forwarded), "{said:?}");
+            let guard = guard(Some("token-of-an-operator"));
+            assert_eq!(admit(&guard, "127.0.0.1:5", &headers), Err(Refusal::NoToken), "{said:?}");
+            let shown = [headers[0], said, ("authorization", "Bearer token-of-an-operator")];
+            assert_eq!(admit(&guard, "127.0.0.1:5", &shown), Ok(()), "{said:?}");
+        }
     }
 
     #[test]

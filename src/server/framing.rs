@@ -4,8 +4,9 @@
 //! hyper takes such a body as chunked and closes, as the RFC allows; a handler cannot tell, since the length is gone by
 //! then. So a connection's bytes are watched on their way to hyper, and the second of the two headers is made unreadable:
 //! hyper answers that with a 400 and closes, before any handler sees it (RFC 9112 §6.3). So is a fragment in a target
-//! (§3.2), which hyper would cut off, so that what is forwarded would not be what was asked. Should this reading of a connection ever differ
-//! from hyper's, hyper's own rule is still there.
+//! (§3.2), which hyper would cut off, so that what is forwarded would not be what was asked. And a bare line feed among a
+//! chunked body's trailers, which ends a line to some and none to hyper, so that the next request would begin at another
+//! byte. Should this reading of a connection ever differ from hyper's, hyper's own rule is still there.
 
 use memchr::{memchr, memchr2};
 
@@ -37,6 +38,12 @@ enum Place {
     /// At the start of a trailer's line.
     Trailer,
     TrailerLine,
+    /// After the carriage return that ends such a line; an empty one ends the body.
+    TrailerEnd {
+        empty: bool,
+    },
+    /// After a line feed that was made a carriage return: nothing that may follow one is to follow it.
+    Spoilt,
     /// In what hyper refuses, and so no longer anywhere.
     Lost,
 }
@@ -62,7 +69,8 @@ impl Framing {
         self.place == Place::Start
     }
 
-    /// Follows `bytes`, the next of the connection, and spoils them where they hold a second framing or a fragment.
+    /// Follows `bytes`, the next of the connection, and spoils them where they hold a second framing, a fragment, or a
+    /// bare line feed among trailers.
     pub(super) fn watch(&mut self, bytes: &mut [u8]) {
         let mut at = 0;
         while let Some(rest) = bytes.get_mut(at..)
@@ -120,15 +128,22 @@ impl Framing {
                 };
                 taken
             }
-            Place::Trailer => {
+            Place::Trailer | Place::TrailerLine => self.trailer(rest),
+            Place::TrailerEnd { empty } => {
                 self.place = match byte {
-                    b'\n' => Place::Start,
-                    b'\r' => Place::Trailer,
-                    _ => Place::TrailerLine,
+                    b'\n' if empty => Place::Start,
+                    b'\n' => Place::Trailer,
+                    _ => Place::Lost,
                 };
                 1
             }
-            Place::TrailerLine => skip_line(rest, &mut self.place, Place::Trailer),
+            Place::Spoilt => {
+                if let Some(byte) = rest.first_mut() {
+                    *byte = UNREADABLE;
+                }
+                self.place = Place::Lost;
+                1
+            }
             Place::Lost => rest.len(),
         }
     }
@@ -141,6 +156,23 @@ impl Framing {
                 Place::Lost
             }
             _ => Place::Name(0),
+        };
+        end + 1
+    }
+
+    fn trailer(&mut self, rest: &mut [u8]) -> usize {
+        let begins = self.place == Place::Trailer;
+        let Some(end) = memchr2(b'\r', b'\n', rest) else {
+            self.place = Place::TrailerLine;
+            return rest.len();
+        };
+        self.place = match rest.get_mut(end) {
+            Some(bare) if *bare == b'\n' => {
+                // hyper reads a trailer to its carriage return and then insists on a line feed.
+                *bare = b'\r';
+                Place::Spoilt
+            }
+            _ => Place::TrailerEnd { empty: begins && end == 0 },
         };
         end + 1
     }
@@ -249,7 +281,8 @@ mod tests {
         let spoilt = |piece| {
             let after = watched(stream.as_bytes(), piece);
             let changed: Vec<(u8, u8)> = stream.bytes().zip(after).filter(|(before, after)| before != after).collect();
-            assert!(matches!(changed.as_slice(), [] | [(b':' | b'#', 0)]), "{changed:?}");
+            let spoilt = matches!(changed.as_slice(), [(b':' | b'#', 0)] | [(b'\n', b'\r')] | [(b'\n', b'\r'), (_, 0)]);
+            assert!(spoilt || changed.is_empty(), "{changed:?}");
             !changed.is_empty()
         };
         let whole = spoilt(stream.len());
@@ -275,6 +308,19 @@ mod tests {
     fn a_target_with_a_fragment_is_spoilt() {
         assert!(is_spoilt("GET /a#b HTTP/1.1\r\nhost: x\r\n\r\n"));
         assert!(!is_spoilt("GET /a HTTP/1.1\r\nhost: x\r\nx: #\r\n\r\n"));
+    }
+
+    #[test]
+    fn a_bare_line_feed_among_trailers_is_spoilt() {
+        let head = "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n";
+        for trailers in
+            ["\n", "\n\r\n", "x: y\n\n", "x: y\n\r\n", "x: y\r\n\n", "x: y\r\nz\n: \r\n\r\n", "x: y\nz: w\r\n\r\n"]
+        {
+            assert!(is_spoilt(&format!("{head}{trailers}GET / HTTP/1.1\r\n\r\n")), "{trailers:?}");
+        }
+        for trailers in ["\r\n", "x: y\r\n\r\n", "x: y\r\nz: w\r\n\r\n"] {
+            assert!(!is_spoilt(&format!("{head}{trailers}GET / HTTP/1.1\nhost: x\n\n")), "{trailers:?}");
+        }
     }
 
     #[test]

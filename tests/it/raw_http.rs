@@ -224,6 +224,9 @@ async fn chunks_that_cannot_be_read_are_the_clients_fault_on_every_route() {
         "2\r\nabc\r\n0\r\n\r\n".to_owned(),
         "3\nabc\n0\n\n".to_owned(), // A bare line feed is taken for a line's end in a head, not here.
         "3;a\nabc\r\n0\r\n\r\n".to_owned(),
+        "3\r\nabc\r\n0\r\nx: y\n\r\n".to_owned(),
+        "3\r\nabc\r\n0\r\nx: y\n\n".to_owned(),
+        "3\r\nabc\r\n0\r\n\n".to_owned(),
         format!("3;{long}\r\nabc\r\n0\r\n\r\n"),
         format!("3\r\nabc\r\n0\r\n{trailers}\r\n"),
     ] {

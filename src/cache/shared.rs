@@ -3,10 +3,7 @@
 //! It is asked for ids that memory lacks, in one round trip a batch, and gets what the endpoint brings in the background.
 //! It may be slow, full, gone, or lie, and all that costs is hits: each round trip has a limit, a server that fails is not
 //! asked again before the background has reached it (`keeper`), and a value counts only if it opens (`sealing`), is not past
-//! its end, and nothing was purged or revoked since its writer had asked the endpoint (`journal`).
-//!
-//! Clocks: how old a value is, is told by its writer's wall clock and this one. The clocks of a fleet are taken to agree
-//! within [`SKEW`], and each value to be that much older than it seems; one that comes from further in the future is refused.
+//! its end (`values`), and nothing was purged or revoked since its writer had asked the endpoint (`journal`).
 
 mod journal;
 mod keeper;
@@ -14,6 +11,8 @@ mod node;
 mod record;
 mod sealing;
 mod store;
+pub mod trial;
+mod values;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +24,6 @@ use tokio_rustls::TlsConnector;
 use tower::retry::budget::{Budget, TpsBudget};
 
 use super::Kept;
-use super::freshness::Deadlines;
 use super::purges::{Mark, Purges, Target};
 use crate::caller::{Requester, Standings};
 use crate::clock::{Clock, Moment, millis};
@@ -34,12 +32,11 @@ use crate::metrics::{Kind, Metrics, Operation, Position, show_position};
 use journal::{Journal, RECORD};
 use keeper::State;
 use node::Way;
-use record::{Acceptance, Link, Says, Stamp};
+use record::{Says, Stamp};
 use sealing::{CallerKey, FleetKey, ScopeNames};
 use store::{Command, Store};
+use values::Sealed;
 
-/// How far apart the clocks of a fleet may be, in milliseconds.
-pub const SKEW: u64 = 2000;
 /// Round trips that write at a time; what comes beyond is not written.
 const WRITES: usize = 64;
 /// Revocations a second of callers whom the endpoint is not known to have accepted: made-up tokens must not fill the journal.
@@ -156,42 +153,7 @@ impl Tier {
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Self {
-        let mut login = RedisConnectionInfo::default().set_db(shared.database);
-        if let Some(password) = &shared.password {
-            login = login.set_password(String::from_utf8_lossy(password.expose()));
-        }
-        if let Some(username) = &shared.username {
-            login = login.set_username(username);
-        }
-        let way = Way {
-            login: login.set_skip_set_lib_name(),
-            tls: tls.map(|tls| TlsConnector::from(Arc::new(tls))),
-            timeout: shared.timeout,
-            metrics: Arc::clone(&metrics),
-        };
-        let endpoint = &config.upstream.endpoint;
-        let keys: Vec<FleetKey> =
-            shared.secrets.iter().map(|secret| FleetKey::new(secret.clone(), endpoint, &shared.prefix)).collect();
-        // Until it has been reached.
-        show_position(&metrics.shared.breaker_state, Position::Open);
-        let inner = Arc::new(Inner {
-            number: rand::random(),
-            freshness: config.freshness.clone(),
-            revalidate: millis(config.callers.revalidate),
-            journals: Mutex::new(keys.iter().map(|_| Journal::new()).collect()),
-            keys,
-            store: Store::new(way, shared.nodes.clone(), shared.cluster),
-            config: shared.clone(),
-            usable: AtomicBool::new(false),
-            closing: AtomicBool::new(false),
-            kick: Notify::new(),
-            writes: Arc::new(Semaphore::new(WRITES)),
-            strangers: TpsBudget::new(Duration::from_secs(10), STRANGERS_A_SECOND, 0.0),
-            standings,
-            purges,
-            metrics,
-            clock,
-        });
+        let inner = Arc::new(Inner::new(shared, config, tls, standings, purges, metrics, clock));
         tokio::spawn(keeper::keep(Arc::clone(&inner)));
         Self { inner }
     }
@@ -229,9 +191,7 @@ impl Tier {
             fleet.store(Some(Arc::clone(&keys)));
             keys
         });
-        let names = keys.keys.iter().map(|key| key.scope(scope.iter().copied())).collect();
-        let group = |key: &FleetKey| group.map(|group| key.says(Target::Group(group)));
-        Share { groups: self.inner.keys.iter().map(group).collect(), keys, names }
+        self.inner.share(keys, scope, group)
     }
 
     /// What the journal says now, to go with what is asked of the endpoint from here on.
@@ -315,6 +275,54 @@ fn delete(key: Box<str>) -> Command {
 }
 
 impl Inner {
+    /// Of a tier that was not reached yet.
+    fn new(
+        shared: &config::Shared,
+        config: &Config,
+        tls: Option<rustls::ClientConfig>,
+        standings: Arc<Standings>,
+        purges: Arc<Purges>,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+    ) -> Self {
+        let mut login = RedisConnectionInfo::default().set_db(shared.database);
+        if let Some(password) = &shared.password {
+            login = login.set_password(String::from_utf8_lossy(password.expose()));
+        }
+        if let Some(username) = &shared.username {
+            login = login.set_username(username);
+        }
+        let way = Way {
+            login: login.set_skip_set_lib_name(),
+            tls: tls.map(|tls| TlsConnector::from(Arc::new(tls))),
+            timeout: shared.timeout,
+            metrics: Arc::clone(&metrics),
+        };
+        let endpoint = &config.upstream.endpoint;
+        let keys: Vec<FleetKey> =
+            shared.secrets.iter().map(|secret| FleetKey::new(secret.clone(), endpoint, &shared.prefix)).collect();
+        // Until it has been reached.
+        show_position(&metrics.shared.breaker_state, Position::Open);
+        Self {
+            number: rand::random(),
+            freshness: config.freshness.clone(),
+            revalidate: millis(config.callers.revalidate),
+            journals: Mutex::new(keys.iter().map(|_| Journal::new()).collect()),
+            keys,
+            store: Store::new(way, shared.nodes.clone(), shared.cluster),
+            config: shared.clone(),
+            usable: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            kick: Notify::new(),
+            writes: Arc::new(Semaphore::new(WRITES)),
+            strangers: TpsBudget::new(Duration::from_secs(10), STRANGERS_A_SECOND, 0.0),
+            standings,
+            purges,
+            metrics,
+            clock,
+        }
+    }
+
     fn journals(&self) -> MutexGuard<'_, Vec<Journal>> {
         // No step leaves a journal half-done.
         self.journals.lock().unwrap_or_else(PoisonError::into_inner)
@@ -330,6 +338,12 @@ impl Inner {
         }
         drop(journals);
         self.kick.notify_one();
+    }
+
+    fn share(&self, keys: Arc<CallerKeys>, scope: &[Option<&[u8]>], group: Option<&str>) -> Share {
+        let names = keys.keys.iter().map(|key| key.scope(scope.iter().copied())).collect();
+        let group = |key: &FleetKey| group.map(|group| key.says(Target::Group(group)));
+        Share { groups: self.keys.iter().map(group).collect(), keys, names }
     }
 
     async fn look_up(&self, share: &Share, ids: &[&str], leases: Leases) -> Option<Found> {
@@ -425,93 +439,23 @@ impl Inner {
         Some(())
     }
 
-    /// A caller's acceptance, if it counts.
-    fn acceptance(&self, at: usize, key: &CallerKey, name: &str, value: &[u8], now: Moment) -> Option<Moment> {
-        let opened = key.seal.open(name, value).and_then(|bytes| Acceptance::read(&bytes));
-        let acceptance = self.counted(opened, Kind::Unsealed)?;
-        self.counted(self.upholds(at, acceptance.stamp, &[Says::Caller(key.hash)]), Kind::Revoked)?;
-        let age = self.counted(age(acceptance.sent, now), Kind::Outlived)?;
-        self.counted((age < self.revalidate).then(|| now.before(age)), Kind::Outlived)
-    }
-
-    /// What is kept of an id, if it counts.
-    #[expect(clippy::too_many_arguments, reason = "one value with all that it has to agree with")]
-    fn link(
-        &self,
-        at: usize,
-        key: &CallerKey,
-        share: &Share,
-        id: &str,
-        name: &str,
-        value: &[u8],
-        now: Moment,
-    ) -> Option<Kept> {
-        let link = self.counted(key.seal.open(name, value).and_then(|bytes| Link::read(&bytes)), Kind::Unsealed)?;
-        let mut whom = vec![Says::Caller(key.hash), self.keys.get(at)?.says(Target::Id(id))];
-        whom.extend(share.groups.get(at).copied().flatten());
-        self.counted(self.upholds(at, link.stamp, &whom), Kind::Revoked)?;
-        let age = age(link.sent, now);
-        let deadlines = age.and_then(|age| Deadlines::elsewhere(now.before(age), link.spans, &self.freshness));
-        let deadlines = self.counted(deadlines.filter(|deadlines| deadlines.usable(now)), Kind::Outlived)?;
-        Some(Kept::new(link.text.as_deref(), deadlines))
-    }
-
-    fn upholds(&self, at: usize, stamp: Stamp, whom: &[Says]) -> Option<()> {
-        self.journals().get(at)?.upholds(stamp, whom).then_some(())
-    }
-
-    fn counted<T>(&self, value: Option<T>, failure: Kind) -> Option<T> {
-        if value.is_none() {
-            self.metrics.shared.count_failure(failure);
-        }
-        value
-    }
-
     async fn put(&self, share: &Share, stamp: Option<Stamp>, brought: Brought) {
-        let now = self.clock.now();
-        let (Some(key), Some(scope), Some(fleet)) = (share.keys.keys.first(), share.names.first(), self.keys.first())
-        else {
-            return;
-        };
         let mut commands = Vec::with_capacity(brought.links.len() + brought.released.len() + 1);
-        let mut set = |name: Box<str>, plain: &[u8], left: u64| {
-            if let Some(value) = key.seal.seal(&name, plain).filter(|_| left > 0) {
+        if let Some(stamp) = stamp {
+            commands.extend(self.sealed(share, stamp, &brought).into_iter().map(|sealed| {
+                let Sealed { name, value, left } = sealed;
                 let command = redis::cmd("SET").arg(&*name).arg(value).arg("PX").arg(left).to_owned();
-                commands.push(Command { key: name, command, most: 0 });
-            }
-        };
-        let links = if stamp.is_some() { brought.links } else { Vec::new() };
-        let stamp = stamp.unwrap_or(Stamp { epoch: 0, position: 0 });
-        if let Some(sent) = brought.sent.filter(|_| brought.accepted)
-            && self.upholds(0, stamp, &[Says::Caller(key.hash)]).is_some()
-        {
-            let acceptance = Acceptance { stamp, sent: sent.unix_millis() };
-            set(key.acceptance.clone(), &acceptance.write(), self.revalidate.saturating_sub(now.since(sent)));
-        }
-        for (id, kept) in links {
-            let deadlines = kept.deadlines();
-            let text = kept.text().and_then(|text| std::str::from_utf8(text).ok()).map(Arc::from);
-            let mut whom = vec![Says::Caller(key.hash), fleet.says(Target::Id(&id))];
-            whom.extend(share.groups.first().copied().flatten());
-            let (sent, spans) = deadlines.parts();
-            let left = deadlines.usable_left(now).unwrap_or(0);
-            let link = Link { stamp, sent: sent.unix_millis(), spans, text };
-            let upheld = self.upholds(0, stamp, &whom).is_some();
-            if upheld {
-                set(scope.link(&id), &link.write(), left);
-            }
+                Command { key: name, command, most: 0 }
+            }));
         }
         // After what was brought, for what names that has the same server.
-        commands.extend(brought.released.iter().map(|id| delete(scope.lease(id))));
+        if let Some(scope) = share.names.first() {
+            commands.extend(brought.released.iter().map(|id| delete(scope.lease(id))));
+        }
         if !commands.is_empty() {
             self.store.run(Operation::Put, commands, self.config.timeout).await;
         }
     }
-}
-
-/// How old what was sent at `sent`, on another clock, is at most; `None`: it is from the future.
-fn age(sent: u64, now: Moment) -> Option<u64> {
-    now.unix_millis().saturating_add(SKEW).checked_sub(sent)
 }
 
 /// The first record of a journal.

@@ -460,6 +460,11 @@ fn errors_are_in_order_and_in_the_text(text: &str) {
     assert!(errors.errors.iter().all(|error| (1..=lines).contains(&error.line) && error.column > 0), "{errors}");
 }
 
+/// The nearest place in the shipped file, at or before this one, at which it can be cut.
+fn before(at: usize) -> usize {
+    (0..=at).rev().find(|at| SHIPPED.is_char_boundary(*at)).unwrap()
+}
+
 proptest! {
     #[test]
     fn no_text_panics(text: String) {
@@ -473,7 +478,9 @@ proptest! {
 
     #[test]
     fn no_damage_to_the_shipped_file_panics(at in 0..SHIPPED.len(), gone in 0usize..40, junk in "[\\[\\]\"'=.\n#a-z0-9é{}-]{0,6}") {
-        let end = (at + gone).min(SHIPPED.len());
+        // A place within a character is that before it.
+        let at = before(at);
+        let end = before((at + gone).min(SHIPPED.len()));
         errors_are_in_order_and_in_the_text(&format!("{}{junk}{}", &SHIPPED[..at], &SHIPPED[end..]));
     }
 

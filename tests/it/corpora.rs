@@ -8,7 +8,7 @@ use std::path::Path;
 
 type Property = fn(&[u8]);
 
-const TARGETS: [(&str, Property); 9] = [
+const TARGETS: [(&str, Property); 10] = [
     ("batch", properties::batch),
     ("answer", properties::answer),
     ("freshness", properties::freshness),
@@ -18,6 +18,7 @@ const TARGETS: [(&str, Property); 9] = [
     ("admin", properties::admin),
     ("connection", properties::connection),
     ("laws", properties::laws),
+    ("shared", properties::shared),
 ];
 
 #[test]

@@ -33,7 +33,7 @@ use crate::fetch::{Arrival, Cause, Demand, Failure, Fetch, Had, Landed, Terms, W
 use crate::headers;
 use crate::metrics::{IdResult, Metrics, Tally};
 use crate::passthrough::Passthrough;
-use crate::trace_context::TraceContext;
+use crate::spans::Trace;
 use request::Batch;
 
 pub use explain::Explanation;
@@ -163,8 +163,8 @@ impl AccessUrls {
         Self { callers, cache, fetch, passthrough, config, metrics, clock }
     }
 
-    /// Answers a GET on the batch route.
-    pub async fn answer<B>(&self, request: Request<B>) -> Answered
+    /// Answers a GET on the batch route, whose place in its trace is `trace`.
+    pub async fn answer<B>(&self, request: Request<B>, trace: &Trace) -> Answered
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -172,7 +172,7 @@ impl AccessUrls {
         let (parts, body) = request.into_parts();
         let credential = match self.callers.credential(&parts.headers) {
             Ok(credential) => credential,
-            Err(reason) => return self.bypass(Request::from_parts(parts, body), reason).await,
+            Err(reason) => return self.bypass(Request::from_parts(parts, body), reason, trace).await,
         };
         let body = if body.is_end_stream() {
             Bytes::new()
@@ -187,11 +187,11 @@ impl AccessUrls {
         let untouched = |parts, body| Request::from_parts(parts, whole(body));
         let requester = match self.callers.identify(&credential, &parts, &body) {
             Ok(requester) => requester,
-            Err(Stranger::Bypass(reason)) => return self.bypass(untouched(parts, body), reason).await,
+            Err(Stranger::Bypass(reason)) => return self.bypass(untouched(parts, body), reason, trace).await,
             Err(Stranger::Forged(fault)) => return respond::own(Error::Signature(fault)),
         };
         let Ok(batch) = Batch::read(parts.uri.query(), &parts.headers, &body) else {
-            return self.bypass(untouched(parts, body), Bypass::Unreadable).await;
+            return self.bypass(untouched(parts, body), Bypass::Unreadable, trace).await;
         };
         let (now, form) = (self.clock.now(), batch.form);
         let scope = self.callers.scope(&requester, &parts.headers, batch.group.as_deref());
@@ -207,7 +207,7 @@ impl AccessUrls {
         let mut fetched = Fetched::default();
         let mut waited = None;
         if slots.need_calls() {
-            let terms = Arc::new(self.terms(&batch, scope, requester, &credential, &directives, &parts.headers));
+            let terms = Arc::new(self.terms(&batch, scope, requester, &credential, &directives, &parts.headers, trace));
             self.refresh_ahead(&slots.ageing, &terms);
             if from_memory < slots.slots.len() {
                 if directives.only_if_cached {
@@ -230,7 +230,7 @@ impl AccessUrls {
                     // Not to be guessed at, and not this batch's own answer: fetched whole, passed on as it comes.
                     slots.lacking_slots().for_each(|slot| slot.result = IdResult::Fetched);
                     let tally = slots.tally();
-                    let whole = self.bypass(untouched(parts, body), Bypass::Unmatched);
+                    let whole = self.bypass(untouched(parts, body), Bypass::Unmatched, trace);
                     let asked = Instant::now();
                     let answered = Box::pin(timeout_at(terms.deadline, whole)).await;
                     let waited = waited.map(|waited| waited + asked.elapsed());
@@ -273,14 +273,14 @@ impl AccessUrls {
         }
     }
 
-    async fn bypass<B>(&self, request: Request<B>, reason: Bypass) -> Answered
+    async fn bypass<B>(&self, request: Request<B>, reason: Bypass, trace: &Trace) -> Answered
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
         debug!(reason = reason.name(), "forwarded untouched");
         self.metrics.bypass.with_label_values(&[reason.name()]).inc();
-        respond::bypassed(Box::pin(self.passthrough.forward(request)).await, reason)
+        respond::bypassed(Box::pin(self.passthrough.forward(request, trace)).await, reason)
     }
 
     fn directives(&self, parts: &Parts) -> Directives {
@@ -298,6 +298,7 @@ impl AccessUrls {
     }
 
     /// On whose behalf, and how, calls are made for a batch. A batch that is all in memory does without.
+    #[expect(clippy::too_many_arguments, reason = "each is another side of the batch")]
     fn terms(
         &self,
         batch: &Batch<'_>,
@@ -306,6 +307,7 @@ impl AccessUrls {
         credential: &Credential<'_>,
         directives: &Directives,
         headers: &HeaderMap,
+        trace: &Trace,
     ) -> Terms {
         let group = batch.group.as_deref();
         let share = self.fetch.tier().map(|tier| {
@@ -322,7 +324,8 @@ impl AccessUrls {
             form: batch.form,
             deadline: Instant::now() + self.config.upstream.deadline,
             hops: headers::sidelinks(headers),
-            trace: TraceContext::read(headers),
+            context: trace.context(headers),
+            trace: trace.clone(),
             requester,
         }
     }
@@ -403,15 +406,17 @@ impl AccessUrls {
         let lacking = slots.lacking();
         if directives.no_store {
             let landed = self.fetch.fetch_apart(terms, &lacking, false).await?;
-            return Ok(settle(slots, landed.into_iter().map(|landed| Had::Landed { joined: false, landed })));
+            let landed = landed.into_iter().map(|landed| Had::Landed { joined: false, landed });
+            return Ok(settle(slots, &terms.trace, landed));
         }
-        let fetched = settle(slots, self.fetch.fetch(terms, &lacking).await?.into_iter());
+        let fetched = settle(slots, &terms.trace, self.fetch.fetch(terms, &lacking).await?.into_iter());
         match &fetched.failure {
             Some(failure) if failure.may_be_anothers_fault() && self.fetch.affords_extra() => {
                 let lacking = slots.lacking();
                 // At a limit, the failure that is known says more than the limit.
                 let Ok(landed) = self.fetch.fetch_apart(terms, &lacking, true).await else { return Ok(fetched) };
-                Ok(settle(slots, landed.into_iter().map(|landed| Had::Landed { joined: false, landed })))
+                let landed = landed.into_iter().map(|landed| Had::Landed { joined: false, landed });
+                Ok(settle(slots, &terms.trace, landed))
             }
             _ => Ok(fetched),
         }
@@ -471,10 +476,10 @@ fn from_memory(kept: &Kept) -> IdResult {
 }
 
 /// Puts what was fetched into the lacking slots, in order.
-fn settle(slots: &mut Slots<'_>, had: impl Iterator<Item = Had>) -> Fetched {
+fn settle(slots: &mut Slots<'_>, trace: &Trace, had: impl Iterator<Item = Had>) -> Fetched {
     let mut fetched = Fetched::default();
     for (slot, had) in slots.lacking_slots().zip(had.collect::<Vec<_>>()) {
-        let (joined, Landed { result, request_id, shared }) = match had {
+        let (joined, Landed { result, request_id, shared, call }) = match had {
             Had::InMemory(kept) => {
                 slot.result = from_memory(&kept);
                 slot.had = Some(Link::Kept(kept));
@@ -482,6 +487,7 @@ fn settle(slots: &mut Slots<'_>, had: impl Iterator<Item = Had>) -> Fetched {
             }
             Had::Landed { joined, landed } => (joined, landed),
         };
+        trace.brought_by(call);
         let (text, deadlines) = match result {
             Arrival::Link(text, deadlines) => (Some(text), deadlines),
             Arrival::LeftOut(deadlines) => (None, deadlines),

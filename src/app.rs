@@ -15,6 +15,7 @@ use std::time::Duration;
 use hyper::Request;
 use hyper::body::Incoming;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -213,8 +214,10 @@ impl App {
     pub async fn drain(mut self) {
         self.running.proxy.lasting().ready.store(false, Ordering::Release);
         info!("draining");
+        let (began, most) = (Instant::now(), self.config().limits.drain);
         self.stop.cancel();
         while self.clients.join_next().await.is_some() {}
+        self.running.proxy.lasting().exports.end(most.saturating_sub(began.elapsed())).await;
         self.stop_admin.cancel();
         while self.admin.join_next().await.is_some() {}
         info!("stopped");

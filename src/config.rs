@@ -20,6 +20,7 @@ mod render;
 mod report;
 mod secret;
 mod shared;
+mod trace;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ pub use reach::{ClientCertificate, Proxy};
 pub use reload::{Reload, ReloadState};
 pub use secret::{KeyPair, Secret, SecretSource};
 pub use shared::{Address, Shared};
+pub use trace::{Trace, TraceHeader};
 
 /// Everything a running sidelink is built from.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +58,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is logged.
     pub log: Log,
+    /// Where spans go; nowhere by default.
+    pub trace: Option<Trace>,
     /// What is allowed and yet not right; for an operator to read.
     pub warnings: Vec<Warning>,
 }
@@ -99,6 +103,7 @@ impl Config {
             shared: None,
             limits: Limits::default(),
             log: Log::default(),
+            trace: None,
             warnings: Vec::new(),
         }
     }

@@ -31,6 +31,7 @@ use crate::error::{Error, Limit, NoAnswer};
 use crate::log::Seldom;
 use crate::metrics::Metrics;
 use crate::permits::Permits;
+use crate::spans::{CallPlace, Trace};
 use crate::trace_context::TraceContext;
 use crate::upstream::{Answer, Upstream};
 use calls::{Lane, LaneKey, Passenger};
@@ -59,8 +60,10 @@ pub struct Terms {
     pub deadline: Instant,
     /// Sidelinks that the batch had passed.
     pub hops: usize,
-    /// The client's trace, which its calls go on with.
-    pub trace: TraceContext,
+    /// The batch's span, if it has one.
+    pub trace: Trace,
+    /// The context that its calls go on with, where they have no spans.
+    pub context: TraceContext,
     /// What the client allows to be answered without a call.
     pub demand: Demand,
     /// Its scope in the shared tier, if there is one.
@@ -125,6 +128,8 @@ pub struct Landed {
     pub request_id: Option<HeaderValue>,
     /// Whether it came from the shared tier, and no call was made.
     pub shared: bool,
+    /// The call's span, if it has one.
+    pub call: Option<CallPlace>,
 }
 
 /// The result of fetching one id.
@@ -630,7 +635,7 @@ impl Inner {
 
 fn failed(error: Error) -> Landed {
     let failure = Failure { cause: Cause::NoAnswer(error), shared: false, ids: 0 };
-    Landed { result: Arrival::Failed(Arc::new(failure)), request_id: None, shared: false }
+    Landed { result: Arrival::Failed(Arc::new(failure)), request_id: None, shared: false, call: None }
 }
 
 #[cfg(test)]

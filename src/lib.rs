@@ -39,4 +39,5 @@ pub mod log;
 pub mod metrics;
 pub mod origin;
 pub mod permits;
+pub mod spans;
 pub mod trace_context;

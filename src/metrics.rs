@@ -6,6 +6,7 @@ mod limits;
 mod reading;
 mod reload;
 mod shared;
+mod spans;
 mod words;
 
 use prometheus::{
@@ -19,6 +20,7 @@ pub use limits::{Bounded, Limits};
 pub use reading::{Buckets, Reading};
 pub use reload::Reload;
 pub use shared::{Kind, Operation, Shared};
+pub use spans::{SpanResult, Spans};
 pub use words::{IdResult, Outcome, Position, Route, Tally};
 
 /// Counters of evictions.
@@ -104,6 +106,8 @@ pub struct Metrics {
     pub purges: IntCounterVec,
     /// Marks that purges have left.
     pub purge_marks: IntGauge,
+    /// Spans, by what became of them.
+    pub spans: Spans,
 }
 
 /// The results of a call, in `upstream_calls_total`; refused: by the breaker or a hold, before anything was sent.
@@ -278,6 +282,7 @@ impl Metrics {
                 "purge_marks",
                 "Marks that purges have left; beyond 65536 the oldest make way for one over everything.",
             )?,
+            spans: Spans::new(registry)?,
         })
     }
 

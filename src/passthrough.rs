@@ -26,6 +26,7 @@ use crate::body::{BodyError, stream};
 use crate::error::{Error, NoAnswer};
 use crate::headers::{add_via, strip_hop_by_hop};
 use crate::metrics::Outcome;
+use crate::spans::Trace;
 use crate::trace_context;
 use crate::upstream::Upstream;
 
@@ -48,20 +49,20 @@ impl Passthrough {
 
     /// Sends `request` to the endpoint: raw path and query, Host rewritten unless it names the endpoint, hop-by-hop headers
     /// gone, `Via` added.
-    pub async fn forward<B>(self: &Arc<Self>, request: Request<B>) -> Answered
+    pub async fn forward<B>(self: &Arc<Self>, request: Request<B>, trace: &Trace) -> Answered
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
-        let Some(id) = deletion::id(&request) else { return self.exchange(request, None).await };
+        let Some(id) = deletion::id(&request) else { return self.exchange(request, None, trace).await };
         // Runs to its end, also when the client has left: what the endpoint deletes is not to be served on.
-        let this = Arc::clone(self);
-        let exchange = tokio::spawn(async move { this.exchange(request, Some(id)).await });
+        let (this, trace) = (Arc::clone(self), trace.clone());
+        let exchange = tokio::spawn(async move { this.exchange(request, Some(id), &trace).await });
         exchange.await.unwrap_or_else(|_| Answered::own(Error::NoAnswer(NoAnswer::Lost)))
     }
 
     /// One request and its answer; `deleted` is the id that it deletes.
-    async fn exchange<B>(&self, request: Request<B>, deleted: Option<String>) -> Answered
+    async fn exchange<B>(&self, request: Request<B>, deleted: Option<String>, trace: &Trace) -> Answered
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -81,7 +82,9 @@ impl Passthrough {
             request.headers_mut().insert(HOST, host);
         }
         strip_hop_by_hop(request.headers_mut());
-        trace_context::tidy(request.headers_mut());
+        let mut span = trace.exchange(self.upstream.endpoint(), request.method());
+        let context = span.context().unwrap_or_else(|| trace.context(request.headers()));
+        trace_context::pass_on(request.headers_mut(), &context);
         add_via(request.headers_mut(), version);
         // hyper has told the client to continue by the time its body is read.
         request.headers_mut().remove(EXPECT);
@@ -126,13 +129,21 @@ impl Passthrough {
         };
         let waited = Some(asked.elapsed());
         let (mut head, body) = match answer {
-            Ok(response) => response.into_parts(),
+            Ok(response) => {
+                span.answered(response.status(), "ok");
+                response.into_parts()
+            }
             // The client's fault, though it is the endpoint's connection that ends.
             Err(_) if broken_off.load(Ordering::Relaxed) => {
+                span.unanswered("client-broke-off");
                 return Answered { waited, ..Answered::own(Error::Malformed("the request's body broke off")) };
             }
-            Err(error) => return Answered { waited, ..Answered::own(error) },
+            Err(error) => {
+                span.unanswered(if error == Error::Deadline { "deadline" } else { "no_answer" });
+                return Answered { waited, ..Answered::own(error) };
+            }
         };
+        drop(span);
         let body = match deleted {
             Some(id) => self.deletions.answered(&id, head.status, body, self.idle_timeout).await,
             None => stream(body),

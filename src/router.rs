@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::headers::sidelinks;
 use crate::metrics::{IdResult, Metrics, Outcome, Route};
 use crate::passthrough::Passthrough;
+use crate::spans::{Trace, Tracer};
 use crate::trace_context::TraceContext;
 use crate::upstream::Upstream;
 
@@ -30,6 +31,7 @@ pub struct Router {
     upstream: Arc<Upstream>,
     metrics: Arc<Metrics>,
     access_log: bool,
+    tracer: Option<Tracer>,
 }
 
 impl Router {
@@ -40,29 +42,32 @@ impl Router {
         upstream: Arc<Upstream>,
         metrics: Arc<Metrics>,
         access_log: bool,
+        tracer: Option<Tracer>,
     ) -> Self {
-        Self { access_urls, passthrough, upstream, metrics, access_log }
+        Self { access_urls, passthrough, upstream, metrics, access_log, tracer }
     }
 
-    /// Answers a request, counts it, and writes its line into the access log.
+    /// Answers a request, counts it, writes its line into the access log, and ends its span.
     pub async fn answer<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
         let route = route(&request);
+        let trace = self.tracer.as_ref().map_or_else(Trace::default, |tracer| tracer.begin(&request));
         let mut request_log = RequestLog {
             metrics: &self.metrics,
             route,
             began: Instant::now(),
-            line: self.access_log.then(|| Line::of(&request)),
+            line: self.access_log.then(|| Line::of(&request, &trace)),
+            trace: &trace,
             over: false,
         };
         let answered = match self.refusal(&request) {
             Some(error) => refuse(error, request),
-            None if route == Route::Batch => self.access_urls.answer(request).await,
+            None if route == Route::Batch => self.access_urls.answer(request, &trace).await,
             // Boxed, so that a batch's future has no room for it.
-            None => Box::pin(self.passthrough.forward(request)).await,
+            None => Box::pin(self.passthrough.forward(request, &trace)).await,
         };
         request_log.end(Some(&answered));
         answered.response
@@ -130,22 +135,23 @@ struct Line {
 }
 
 impl Line {
-    fn of<B>(request: &Request<B>) -> Self {
+    fn of<B>(request: &Request<B>, trace: &Trace) -> Self {
         Self {
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
-            trace: TraceContext::read(request.headers()),
+            trace: trace.context(request.headers()),
         }
     }
 }
 
-/// Counts a request and writes its line, once: at its answer, or when its client has left before.
+/// Counts a request, writes its line and ends its span, once: at its answer, or when its client has left before.
 struct RequestLog<'m> {
     metrics: &'m Metrics,
     route: Route,
     began: Instant,
     /// Where there is an access log.
     line: Option<Line>,
+    trace: &'m Trace,
     over: bool,
 }
 
@@ -162,6 +168,7 @@ impl RequestLog<'_> {
         let elapsed = self.began.elapsed();
         let outcome = answered.map_or(Outcome::Error, |answered| answered.outcome);
         self.metrics.count_request(self.route, outcome, elapsed.as_secs_f64());
+        self.trace.end(self.route, answered);
         let Some(Line { method, path, trace }) = &self.line else { return };
         let status = answered.map_or(CLIENT_LEFT, |answered| answered.response.status().as_u16());
         let request_id = answered

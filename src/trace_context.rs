@@ -1,5 +1,5 @@
-//! W3C Trace Context, taken over from a client and passed on as it is: sidelink makes no spans, so the endpoint's
-//! are children of the client's (<https://www.w3.org/TR/trace-context/>, as a forwarder that does not take part).
+//! W3C Trace Context (<https://www.w3.org/TR/trace-context/>), taken over from a client and passed on as it is: the endpoint's
+//! spans are children of the client's, where sidelink makes none of its own (`spans`).
 //!
 //! It is part of no scope: who is traced gets the same links.
 
@@ -19,7 +19,29 @@ const MEMBERS: usize = 32;
 /// Members longer than this go first where a `tracestate` is too long.
 const LONG_MEMBER: usize = 128;
 
-/// A client's valid trace context, within bounds.
+/// The bit of the trace flags that says that the trace is recorded.
+pub const SAMPLED: u8 = 1;
+
+/// A span's place: its trace, itself, and the flags that go on with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The trace's id.
+    pub trace: u128,
+    /// The span's own.
+    pub span: u64,
+    /// W3C trace flags.
+    pub flags: u8,
+}
+
+impl Place {
+    /// A new span's, within `trace`.
+    pub fn within(trace: u128, flags: u8) -> Self {
+        // 0 stands for none.
+        Self { trace, span: rand::random::<u64>().max(1), flags }
+    }
+}
+
+/// A valid trace context, within bounds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TraceContext {
     parent: Option<HeaderValue>,
@@ -45,20 +67,39 @@ impl TraceContext {
         parent.into_iter().chain(self.state.clone().map(|state| (TRACESTATE, state)))
     }
 
+    /// That of a span here. Of the flags, those that version 00 and its successor know go on.
+    pub fn at(place: Place, state: Option<HeaderValue>) -> Self {
+        let Place { trace, span, flags } = place;
+        let text = format!("00-{trace:032x}-{span:016x}-{flags:02x}");
+        Self { parent: HeaderValue::try_from(text).ok(), state }
+    }
+
+    /// Where it says that its sender is. The flags are those of version 00 and its successor: sampled, and random.
+    pub fn place(&self) -> Option<Place> {
+        let text = self.parent.as_ref()?.to_str().ok()?;
+        let trace = u128::from_str_radix(text.get(3..35)?, 16).ok()?;
+        let span = u64::from_str_radix(text.get(36..52)?, 16).ok()?;
+        let flags = u8::from_str_radix(text.get(53..55)?, 16).ok()? & 3;
+        Some(Place { trace, span, flags })
+    }
+
+    /// What tracing systems have added to it.
+    pub fn state(&self) -> Option<HeaderValue> {
+        self.state.clone()
+    }
+
     /// The trace's 32 hex digits.
     pub fn id(&self) -> Option<&str> {
         self.parent.as_ref()?.to_str().ok()?.get(3..35)
     }
 }
 
-/// Leaves in a request's headers only what is valid of a trace context. One with a signature is left as it is, which may
+/// Puts `context` into a request's headers, for what they have of one. One with a signature is left as it is, which may
 /// cover these headers.
-pub fn tidy(headers: &mut HeaderMap) {
-    if headers.contains_key(AUTHORIZATION) || !(headers.contains_key(&TRACEPARENT) || headers.contains_key(&TRACESTATE))
-    {
+pub fn pass_on(headers: &mut HeaderMap, context: &TraceContext) {
+    if headers.contains_key(AUTHORIZATION) {
         return;
     }
-    let context = TraceContext::read(headers);
     headers.remove(&TRACEPARENT);
     headers.remove(&TRACESTATE);
     headers.extend(context.headers());

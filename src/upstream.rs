@@ -35,7 +35,7 @@ use crate::config;
 use crate::error::{Error, NoAnswer};
 use crate::headers::NAME;
 use crate::hold::{self, Hold};
-use crate::log::Seldom;
+use crate::log::{Seldom, chain};
 use crate::metrics::{Metrics, Position, show_position};
 use breaker::{Breaker, Health};
 use connector::{Connector, Network, tunnel};
@@ -174,6 +174,11 @@ impl Upstream {
         Trust::read(config).is_ok_and(|trust| trust.is(mine))
     }
 
+    /// The endpoint.
+    pub fn endpoint(&self) -> &config::Endpoint {
+        &self.endpoint
+    }
+
     /// The endpoint's authority, as it stands in `Host`.
     pub fn authority(&self) -> &http::uri::Authority {
         &self.endpoint.authority
@@ -192,12 +197,13 @@ impl Upstream {
         if self.endpoint.scheme == Scheme::HTTPS { 443 } else { 80 }
     }
 
-    /// Sends a call and waits for its whole answer, until `deadline` at most. What may pass is tried again.
+    /// Sends a call and waits for its whole answer, until `deadline` at most. What may pass is tried again; `retries` has how
+    /// often.
     ///
     /// # Errors
     /// If there is no answer: refused by the breaker or a hold, no connection, a broken one, an endless or undecodable
     /// body, or none in time.
-    pub async fn call(&self, call: &Call, deadline: Instant) -> Result<Answer, Error> {
+    pub async fn call(&self, call: &Call, deadline: Instant, retries: &mut u32) -> Result<Answer, Error> {
         if let Some(refusal) = self.refusal() {
             return Err(refusal);
         }
@@ -227,6 +233,7 @@ impl Upstream {
             let Ok(next) = self.breaker.pass() else { return outcome };
             pass = next;
             self.metrics.upstream_retries.inc();
+            *retries += 1;
         }
     }
 
@@ -365,18 +372,6 @@ fn health(outcome: &Result<Answer, Error>) -> Health {
         Err(Error::Deadline | Error::NoAnswer(NoAnswer::Connect | NoAnswer::Broken)) => Health::Ill,
         Err(_) => Health::Unknown,
     }
-}
-
-/// An error with its causes. hyper's and rustls' texts name no header, body or query.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// Runs `end` when dropped, also when the task is cancelled.

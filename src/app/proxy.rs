@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use arc_swap::ArcSwap;
+use http::uri::Scheme;
 use prometheus::Registry;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc::UnboundedSender;
@@ -22,6 +23,7 @@ use crate::fetch::{Fetch, Flights};
 use crate::metrics::Metrics;
 use crate::passthrough::{Deletions, Passthrough, Resign};
 use crate::router::Router;
+use crate::spans::{Exports, Tracer};
 use crate::upstream::{SetupError, Upstream, trusted_client};
 
 /// Everything between a client's request and the endpoint, without listeners.
@@ -41,6 +43,7 @@ pub struct Assembly {
     pub config: Arc<Config>,
     upstream: Arc<Upstream>,
     tier: Option<Arc<Tier>>,
+    tracer: Option<Tracer>,
 }
 
 /// What outlasts a configuration: what is kept, what is in flight, what is counted.
@@ -57,6 +60,7 @@ pub(super) struct Lasting {
     reloads: ReloadState,
     pub(super) history: Arc<History>,
     pub(super) clock: Clock,
+    pub(super) exports: Exports,
     reach: Reach,
 }
 
@@ -104,11 +108,13 @@ impl Proxy {
             reloads: ReloadState::started(clock.now().wall_time()),
             history,
             clock,
+            exports: Exports::default(),
             reach,
         };
         let upstream = lasting.upstream(&config, None).map_err(StartError::Upstream)?;
         let tier = lasting.tier(&config, None).map_err(StartError::Upstream)?;
-        let current = ArcSwap::from_pointee(lasting.assemble(Arc::new(config), upstream, tier));
+        let tracer = lasting.tracer(&config, None).map_err(StartError::Upstream)?;
+        let current = ArcSwap::from_pointee(lasting.assemble(Arc::new(config), upstream, tier, tracer));
         Ok(Self { lasting, current })
     }
 
@@ -125,6 +131,7 @@ impl Proxy {
     pub fn reload(&self, config: Config) -> Result<(), SetupError> {
         let before = self.current();
         let upstream = self.lasting.upstream(&config, Some(&before))?;
+        let tracer = self.lasting.tracer(&config, Some(&before))?;
         let tier = self.lasting.tier(&config, Some(&before))?;
         if config.freshness.min_remaining > before.config.freshness.min_remaining {
             // What is kept was judged by the lower floor.
@@ -133,7 +140,7 @@ impl Proxy {
         self.lasting.purges.lengthen(purges::span_of(&config));
         self.lasting.cache.resize(config.cache.capacity);
         self.lasting.flights.resize(config.upstream.calls);
-        self.current.store(Arc::new(self.lasting.assemble(Arc::new(config), upstream, tier)));
+        self.current.store(Arc::new(self.lasting.assemble(Arc::new(config), upstream, tier, tracer)));
         self.lasting.metrics.reload.succeeded(self.lasting.clock.now().unix_seconds());
         self.note(Vec::new());
         Ok(())
@@ -207,7 +214,24 @@ impl Lasting {
         Ok(Some(tier))
     }
 
-    fn assemble(&self, config: Arc<Config>, upstream: Arc<Upstream>, tier: Option<Arc<Tier>>) -> Assembly {
+    /// What begins spans, if anything does: that of `before`, with what it has queued, where it would be the same again.
+    fn tracer(&self, config: &Config, before: Option<&Assembly>) -> Result<Option<Tracer>, SetupError> {
+        if let Some(before) = before.filter(|before| before.config.trace == config.trace) {
+            return Ok(before.tracer.clone());
+        }
+        let Some(trace) = &config.trace else { return Ok(None) };
+        let secured = trace.endpoint.scheme == Scheme::HTTPS;
+        let tls = if secured { Some(trusted_client("trace.ca_file", trace.ca_file.as_deref())?) } else { None };
+        Ok(Tracer::start(trace, tls, &self.metrics, &self.exports))
+    }
+
+    fn assemble(
+        &self,
+        config: Arc<Config>,
+        upstream: Arc<Upstream>,
+        tier: Option<Arc<Tier>>,
+        tracer: Option<Tracer>,
+    ) -> Assembly {
         let (clock, metrics) = (&self.clock, &self.metrics);
         let keys = Arc::new(Keys::new(config.callers.keys.iter().map(|key| &key.pair)));
         let callers = Arc::new(Callers::new(
@@ -263,9 +287,15 @@ impl Lasting {
             clock: clock.clone(),
         };
         let admin = Admin::new(&config.admin, workings);
-        let router =
-            Router::new(access_urls, passthrough, Arc::clone(&upstream), Arc::clone(metrics), config.log.access);
-        Assembly { router, admin, config, upstream, tier }
+        let router = Router::new(
+            access_urls,
+            passthrough,
+            Arc::clone(&upstream),
+            Arc::clone(metrics),
+            config.log.access,
+            tracer.clone(),
+        );
+        Assembly { router, admin, config, upstream, tier, tracer }
     }
 }
 

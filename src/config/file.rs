@@ -224,6 +224,16 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
     section.flag("access", &mut config.log.access, report);
     section.finish(report);
 
+    let mut section = root.section("trace", report);
+    config.trace = super::trace::read(&mut section, report).map(|(trace, found)| {
+        let mut listeners = config.listen.address.iter().filter_map(ListenAddress::tcp).chain(admin_address);
+        if listeners.any(|listener| is_own(&trace.endpoint, listener)) {
+            found.wrong(report, "is this sidelink's own listener: every span would bring forth another");
+        }
+        trace
+    });
+    section.finish(report);
+
     root.finish(report);
     endpoint.map(|_| config)
 }
@@ -341,7 +351,7 @@ fn tls(section: &mut Section<'_, '_>, report: &mut Report<'_>) -> Option<Tls> {
     Some(tls)
 }
 
-fn too_open(path: &Path) -> String {
+pub(super) fn too_open(path: &Path) -> String {
     format!("everyone on this machine may read {}; chmod o-rwx takes that away", path.display())
 }
 

@@ -22,6 +22,7 @@ impl Config {
             // Whom it trusts is settled when its connections are first made.
             std::iter::once(shared.secret_file.as_path()).chain(shared.password_file.as_deref())
         });
+        let trace = self.trace.iter().flat_map(|trace| &trace.headers).map(|header| header.file.as_path());
         upstream
             .ca_file
             .as_deref()
@@ -31,6 +32,7 @@ impl Config {
             .chain(token)
             .chain(secrets)
             .chain(shared)
+            .chain(trace)
             .chain(tls)
             .collect()
     }
@@ -47,6 +49,7 @@ mod tests {
         let upstream = ["ca_file", "client_cert", "client_key", "proxy_credentials_file"];
         let [listen, admin, callers] = [&["cert", "key", "client_ca"][..], &["token_file"], &["secret_key_file"]];
         let shared = ["secret_file", "password_file", "ca_file"];
-        assert_eq!(keys, [listen, admin, &upstream, callers, &shared].concat());
+        let trace = ["ca_file", "value_file"];
+        assert_eq!(keys, [listen, admin, &upstream, callers, &shared, &trace].concat());
     }
 }

@@ -122,7 +122,23 @@ impl Display for Config {
         writeln!(f, "\n[log]")?;
         writeln!(f, "level = {}", string(word(&Level::WORDS, self.log.level)))?;
         writeln!(f, "format = {}", string(word(&LogFormat::WORDS, self.log.format)))?;
-        write!(f, "access = {}", self.log.access)
+        write!(f, "access = {}", self.log.access)?;
+
+        let Some(trace) = &self.trace else { return Ok(()) };
+        writeln!(f, "\n\n[trace]")?;
+        writeln!(f, "endpoint = {}", string(trace.uri()))?;
+        writeln!(f, "sample = {:?}", trace.sample)?;
+        writeln!(f, "service_name = {}", string(&trace.service_name))?;
+        if let Some(path) = &trace.ca_file {
+            writeln!(f, "ca_file = {}", string(path.display()))?;
+        }
+        write!(f, "timeout = {}", duration(trace.timeout))?;
+        for header in &trace.headers {
+            writeln!(f, "\n\n[[trace.headers]]")?;
+            writeln!(f, "name = {}", string(&header.name))?;
+            write!(f, "value_file = {}", string(header.file.display()))?;
+        }
+        Ok(())
     }
 }
 

@@ -29,12 +29,21 @@ impl Secret {
     }
 
     /// What `bytes` hold but for a line's end; why not, if that is no secret.
-    fn of_text(mut bytes: Zeroizing<Vec<u8>>) -> Result<Self, &'static str> {
+    fn of_text(bytes: Zeroizing<Vec<u8>>) -> Result<Self, &'static str> {
+        let secret = Self::of_line(bytes)?;
+        if !secret.0.iter().all(u8::is_ascii_graphic) {
+            return Err("must hold one secret and nothing else: one line of visible ASCII characters");
+        }
+        Ok(secret)
+    }
+
+    /// As [`Secret::of_text`], of several words.
+    fn of_line(mut bytes: Zeroizing<Vec<u8>>) -> Result<Self, &'static str> {
         while bytes.pop_if(|byte| matches!(byte, b'\n' | b'\r')).is_some() {}
         if bytes.is_empty() {
             return Err("is empty");
         }
-        if !bytes.iter().all(u8::is_ascii_graphic) {
+        if !bytes.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ') {
             return Err("must hold one secret and nothing else: one line of visible ASCII characters");
         }
         Ok(Self(bytes))
@@ -69,6 +78,13 @@ pub enum SecretSource {
 pub(super) fn from_file(path: &Path) -> Result<(Secret, bool), String> {
     let (bytes, everyones) = whole_file(path)?;
     Ok((Secret::of_text(bytes)?, everyones))
+}
+
+/// Reads a secret of several words from a file, such as a header's value: `Bearer …`. With it: whether everyone may read
+/// that file.
+pub(super) fn line_of_file(path: &Path) -> Result<(Secret, bool), String> {
+    let (bytes, everyones) = whole_file(path)?;
+    Ok((Secret::of_line(bytes)?, everyones))
 }
 
 /// Reads secrets from a file, one a line, `most` at most. With them: whether everyone may read that file.

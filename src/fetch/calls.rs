@@ -23,6 +23,7 @@ use crate::caller::{Scope, Standing};
 use crate::config;
 use crate::error::{Error, NoAnswer};
 use crate::hold;
+use crate::spans::{CallPlace, ClientSpan};
 use crate::upstream::{Answer, Call};
 
 /// Ids that may ride together: same caller, group, scope headers and form.
@@ -63,19 +64,22 @@ pub(super) struct Report {
     request_id: Option<HeaderValue>,
     /// What may be shared of it.
     pub(super) proof: Option<Proof>,
+    /// Its span, if it has one.
+    call: Option<CallPlace>,
 }
 
 impl Report {
     fn failed(cause: Cause) -> Self {
-        Self { result: Err(cause), request_id: None, proof: None }
+        Self { result: Err(cause), request_id: None, proof: None, call: None }
     }
 
     /// One result for each of `ids`.
     fn each(self, ids: usize, shared: bool) -> Vec<Landed> {
-        let request_id = self.request_id;
+        let (request_id, call) = (self.request_id, self.call);
         let arrivals =
             self.result.unwrap_or_else(|cause| vec![Arrival::Failed(Arc::new(Failure { cause, shared, ids })); ids]);
-        arrivals.into_iter().map(|result| Landed { result, request_id: request_id.clone(), shared: false }).collect()
+        let landed = |result| Landed { result, request_id: request_id.clone(), shared: false, call };
+        arrivals.into_iter().map(landed).collect()
     }
 }
 
@@ -170,12 +174,13 @@ impl Inner {
 
     /// One call for one batch alone.
     pub(super) async fn call_apart(&self, terms: &Terms, wanted: &[Wanted], keep: bool) -> Vec<Landed> {
-        let report = self.call(terms, wanted, terms.deadline, keep).await;
+        let report = self.call(terms, &[terms], wanted, terms.deadline, keep).await;
         self.share(terms, wanted, &[], &report);
         report.each(wanted.len(), false)
     }
 
-    async fn call(&self, terms: &Terms, wanted: &[Wanted], deadline: Instant, keep: bool) -> Report {
+    /// A call on `terms`, those of the first batch of `aboard`.
+    async fn call(&self, terms: &Terms, aboard: &[&Terms], wanted: &[Wanted], deadline: Instant, keep: bool) -> Report {
         if let Some(refusal) = self.refusal(&terms.requester.standing) {
             return self.reported(Report::failed(Cause::NoAnswer(refusal)));
         }
@@ -189,8 +194,9 @@ impl Inner {
             return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
         };
         let ids = || wanted.iter().map(|wanted| &*wanted.id);
+        let mut span = self.span(aboard, wanted.len());
         let mut headers = terms.headers.clone();
-        headers.extend(terms.trace.headers());
+        headers.extend(span.context().as_ref().unwrap_or(&terms.context).headers());
         let call = Call {
             target: request::target(terms.form, terms.group.as_deref(), ids()),
             body: request::body(terms.form, terms.group.as_deref(), ids()),
@@ -204,7 +210,11 @@ impl Inner {
         let stamp = self.tier.as_ref().and_then(|tier| tier.stamp());
         self.flights.refreshes.deposit();
         self.flights.extra_calls.deposit();
-        self.reported(match self.upstream.call(&call, deadline).await {
+        let mut retries = 0;
+        let outcome = self.upstream.call(&call, deadline, &mut retries).await;
+        span.resent(retries);
+        let status = outcome.as_ref().ok().map(|answer| answer.status);
+        let mut report = match outcome {
             Ok(answer) => {
                 let sent = answer.sent;
                 let mut report = self.digest(answer, doubts, terms, wanted, keep);
@@ -213,7 +223,20 @@ impl Inner {
                 report
             }
             Err(error) => Report::failed(Cause::NoAnswer(error)),
-        })
+        };
+        match status {
+            Some(status) => span.answered(status, result_name(&report)),
+            None => span.unanswered(result_name(&report)),
+        }
+        report.call = span.place();
+        self.reported(report)
+    }
+
+    /// Begins a call's span: part of the first batch aboard that has one, and linked with the others'.
+    fn span(&self, aboard: &[&Terms], ids: usize) -> ClientSpan {
+        let mut traces = aboard.iter().map(|terms| &terms.trace).filter(|trace| trace.is_recorded());
+        let Some(first) = traces.next() else { return ClientSpan::default() };
+        first.call(self.upstream.endpoint(), ids, traces)
     }
 
     /// Why no call may be made for this caller now.
@@ -287,7 +310,7 @@ impl Inner {
             }
             _ => Err(Cause::Answer(answer)),
         };
-        Report { result, request_id, proof: None }
+        Report { result, request_id, proof: None, call: None }
     }
 
     /// The caller may not see these ids any more, nor perhaps others.
@@ -379,7 +402,8 @@ impl Manifest {
         let deadline = latest.unwrap_or(first.terms.deadline);
         let wanted: Vec<Wanted> = self.passengers.iter().map(|passenger| passenger.wanted.clone()).collect();
         let terms = Arc::clone(&first.terms);
-        let report = self.inner.call(&terms, &wanted, deadline, true).await;
+        let aboard: Vec<&Terms> = self.passengers.iter().map(|passenger| &*passenger.terms).collect();
+        let report = self.inner.call(&terms, &aboard, &wanted, deadline, true).await;
         let leased: Vec<bool> = self.passengers.iter().map(|passenger| passenger.leased).collect();
         self.inner.share(&terms, &wanted, &leased, &report);
         report

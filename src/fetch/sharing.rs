@@ -183,7 +183,7 @@ impl Seekers {
                 Some(text) => Arrival::Link(Arc::from(text), deadlines),
                 None => Arrival::LeftOut(deadlines),
             };
-            passenger.flight.arrive(Landed { result, request_id: None, shared: true });
+            passenger.flight.arrive(Landed { result, request_id: None, shared: true, call: None });
         }
         landed
     }

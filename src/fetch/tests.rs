@@ -29,7 +29,8 @@ fn fetch() -> (Fetch, Arc<Terms>) {
         form: Form::Repeated,
         deadline: Instant::now() + config.upstream.deadline,
         hops: 0,
-        trace: TraceContext::default(),
+        trace: Trace::default(),
+        context: TraceContext::default(),
         demand: Demand::default(),
         share: None,
     };

@@ -9,6 +9,8 @@ mod batches;
 mod browser;
 mod cache_control;
 mod callers;
+#[cfg(feature = "otlp")]
+mod collector;
 mod command_line;
 mod config;
 mod corpora;
@@ -26,6 +28,8 @@ mod load;
 mod logging;
 mod metrics;
 mod once;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod pass_through;
 mod process;
 mod prometheus;

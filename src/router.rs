@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HOST, TRANSFER_ENCODING};
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -79,21 +80,29 @@ impl Router {
         if request.method() == Method::CONNECT {
             return Some(Error::Connect);
         }
-        if request.version() <= Version::HTTP_11 {
-            let mut hosts = headers.get_all(HOST).iter();
-            match (hosts.next(), hosts.next()) {
-                (Some(host), None) if !is_host(host) => {
-                    return Some(Error::Malformed("the Host header is no host and port"));
-                }
-                (Some(_), None) => {}
-                (None, _) if request.version() < Version::HTTP_11 => {}
-                (None, _) => return Some(Error::Malformed("the request has no Host header")),
-                (Some(_), Some(_)) => return Some(Error::Malformed("the request has more than one Host header")),
+        let (version, authority) = (request.version(), request.uri().authority());
+        let mut hosts = headers.get_all(HOST).iter();
+        match (hosts.next(), hosts.next()) {
+            (Some(_), Some(_)) => return Some(Error::Malformed("the request has more than one Host header")),
+            (Some(host), None) if !is_host(host) => {
+                return Some(Error::Malformed("the Host header is no host and port"));
             }
-            // HTTP/2 always names an authority; in HTTP/1 that is a proxy's form, and this is no open proxy.
-            if request.uri().authority().is_some_and(|authority| !self.upstream.is_endpoint(authority)) {
+            (Some(_), None) => {}
+            (None, _) if version < Version::HTTP_11 => {}
+            // HTTP/2 has an authority in its place.
+            (None, _) if version > Version::HTTP_11 && authority.is_some() => {}
+            (None, _) => return Some(Error::Malformed("the request has no Host header")),
+        }
+        match authority {
+            // In HTTP/1 that is a proxy's form, and this is no open proxy.
+            Some(authority) if version <= Version::HTTP_11 && !self.upstream.is_endpoint(authority) => {
                 return Some(Error::Misdirected);
             }
+            // RFC 9113 §8.3.1. Whoever reads one of two names takes the request for another.
+            Some(authority) if version > Version::HTTP_11 && !is_named(authority, headers) => {
+                return Some(Error::Malformed("the request's authority has a user in it, or is not its Host"));
+            }
+            _ => {}
         }
         // Another coding would have to be undone: what is forwarded is framed anew, and has this one alone.
         let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
@@ -112,6 +121,12 @@ impl Router {
 /// Whether a Host header's value has the characters of one (RFC 9112 §3.2, RFC 3986 §3.2.2); an empty one is allowed.
 fn is_host(value: &HeaderValue) -> bool {
     value.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
+}
+
+/// Whether `authority` is a host and port and, where there is a Host, the same.
+fn is_named(authority: &Authority, headers: &HeaderMap) -> bool {
+    let same = |host: &HeaderValue| host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes());
+    !authority.as_str().contains('@') && headers.get(HOST).is_none_or(same)
 }
 
 fn route<B>(request: &Request<B>) -> Route {

@@ -2,14 +2,17 @@
 //!
 //! HTTP/1.1 and HTTP/2 (with prior knowledge or by ALPN) share a port. The same code serves clients and operators.
 
+mod frames;
 mod framing;
 mod listener;
+mod streams;
 mod timed;
 
 #[cfg(test)]
 mod tests;
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -24,7 +27,7 @@ use http::{HeaderValue, Request, Response, Version};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use prometheus::IntGauge;
 use rustls::ServerConfig;
@@ -40,6 +43,7 @@ use tracing::{debug, info, warn};
 use crate::config;
 use crate::permits::Permits;
 use listener::Stream;
+use streams::Streams;
 use timed::{Counted, Phase, Timed};
 
 pub use listener::Listener;
@@ -58,8 +62,17 @@ const BACKLOG: usize = 4096;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 /// At most one warning about failed accepts in this time.
 const ACCEPT_WARNINGS: Duration = Duration::from_secs(60);
+/// Headers that a request of HTTP/1 may have; HTTP/2 bounds their bytes alone, with 32 more for each (RFC 9113 §6.5.2).
+const HEADERS: usize = 100;
 /// Streams that an HTTP/2 client may reset before they are looked at; more is an attack (CVE-2023-44487).
 const STREAM_RESETS: usize = 20;
+/// Streams that it may have us reset by what it must not send; more is an attack (CVE-2025-8671).
+const STREAM_ERRORS: usize = 100;
+/// Bytes of a request's body that are kept until its handler asks for them, and those of all on one HTTP/2 connection.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
+/// Bytes of an answer that wait in an HTTP/2 connection for their turn.
+const SEND_BUFFER: usize = 64 << 10;
 /// The least that hyper takes for `max_buf_size`: it panics below.
 const LEAST_HEADER_BYTES: usize = 8 << 10;
 
@@ -231,16 +244,40 @@ where
     B::Error: std::error::Error + Send + Sync,
 {
     let limits = **reception.limits.load();
+    let linger = async {
+        reception.stop.cancelled().await;
+        reception.linger.min(reception.limits.load().drain / 2)
+    };
+    converse_until(io, limits, linger, answer).await
+}
+
+/// Serves one connection; once `linger` tells how long an idle one is left open, to the end of what is in flight.
+async fn converse_until<S, F, B>(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    limits: Limits,
+    linger: impl Future<Output = Duration>,
+    answer: S,
+) -> Result<(), BoxError>
+where
+    S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: std::error::Error + Send + Sync,
+{
     let phase = Arc::new(Phase::new());
     let io = TokioIo::new(Timed::new(io, Arc::clone(&phase), limits));
     let service = service(Arc::clone(&phase), answer);
     let builder = builder(&limits);
     let mut connection = pin!(builder.serve_connection(io, service));
-    tokio::select! {
+    let linger = tokio::select! {
         ended = connection.as_mut() => return ended,
-        () = reception.stop.cancelled() => phase.leave(),
-    }
-    let linger = reception.linger.min(reception.limits.load().drain / 2);
+        linger = linger => {
+            phase.leave();
+            linger
+        }
+        // HTTP/2 alone, which need not be waited for.
+        () = phase.outstayed() => Duration::ZERO,
+    };
     tokio::select! {
         ended = connection.as_mut() => return ended,
         () = phase.quiet(linger) => {}
@@ -324,9 +361,7 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: std::error::Error + Send + Sync,
 {
-    let phase = Arc::new(Phase::new());
-    let io = TokioIo::new(Timed::new(io, Arc::clone(&phase), limits));
-    builder(&limits).serve_connection(io, service(phase, answer)).await
+    converse_until(io, limits, std::future::pending(), answer).await
 }
 
 /// Tells the connection's clock when a request is in service, and its client when that is the last.
@@ -354,14 +389,15 @@ where
     })
 }
 
-fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+fn builder(limits: &Limits) -> auto::Builder<Streams> {
+    let mut builder = auto::Builder::new(Streams { idle_timeout: limits.idle_timeout });
     builder
         .http1()
         .timer(TokioTimer::new())
         // `Timed` tells a slow head from an idle connection; hyper's own timer does not.
         .header_read_timeout(None)
         .half_close(true)
+        .max_headers(HEADERS)
         .max_buf_size(limits.header_bytes.max(LEAST_HEADER_BYTES));
     builder
         .http2()
@@ -369,9 +405,12 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .max_concurrent_streams(STREAMS)
         .max_pending_accept_reset_streams(STREAM_RESETS)
-        // For clients that vanish while they are served. Pings also go out on idle connections, so they must come later
-        // than `idle_timeout`: their answers would count as a sign of life.
-        .keep_alive_interval(Some(limits.idle_timeout * 2))
+        .max_local_error_reset_streams(STREAM_ERRORS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        // For clients that vanish while they are served.
+        .keep_alive_interval(Some(limits.idle_timeout))
         .keep_alive_timeout(limits.idle_timeout);
     builder
 }

@@ -13,7 +13,9 @@
 //! A connection that is closed while its client may still be sending is shut on our side alone, and then read for a while,
 //! into nothing: closed at once, it would be reset, and the client might never see what it was told (RFC 9112 §9.6).
 //!
-//! HTTP/2 interleaves, so after its preface (which counts as a head) only idle and in service are told apart.
+//! HTTP/2 interleaves, so after its preface (which counts as a head) a connection may be in a head and in service at once.
+//! Its bytes are no sign of life: they may be pings. What counts is an answer that ends, or moves (`frames`). A connection
+//! that is idle for too long is told so first, by GOAWAY, and has a while to take leave.
 
 use std::future::Future;
 use std::io;
@@ -23,18 +25,28 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use hyper::body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
+use super::frames::Frames;
 use super::framing::Framing;
+use super::streams::Flow;
 use super::{DRAIN_BYTES, DRAIN_TIME, Limits};
 use crate::clock::millis;
 
 /// How HTTP/2 with prior knowledge begins (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How long an HTTP/2 connection that was told to take leave has for it, and for whatever is still being served.
+const LEAVE: Duration = Duration::from_secs(5);
+/// The most that a stream of HTTP/2 is given to send at a time, for what hyper has it keeps until there is room: a frame's
+/// worth (RFC 9113 §4.2).
+const PIECE: usize = 16 << 10;
 
 /// What a connection's service tells its stream.
 pub(super) struct Phase {
@@ -51,6 +63,8 @@ pub(super) struct Phase {
     leaves: AtomicBool,
     /// The connection's task, which on HTTP/2 is another than that of the answer that ends.
     reader: AtomicWaker,
+    /// An HTTP/2 connection has been idle for too long.
+    outstayed: Notify,
 }
 
 impl Phase {
@@ -64,6 +78,7 @@ impl Phase {
             in_head: AtomicBool::new(false),
             leaves: AtomicBool::new(false),
             reader: AtomicWaker::new(),
+            outstayed: Notify::new(),
         }
     }
 
@@ -93,6 +108,11 @@ impl Phase {
             }
             tokio::time::sleep_until((since + span).max(now + span / 4).max(now + Duration::from_millis(1))).await;
         }
+    }
+
+    /// Until an HTTP/2 connection has been idle for too long.
+    pub(super) async fn outstayed(&self) {
+        self.outstayed.notified().await;
     }
 
     fn serves(&self) -> bool {
@@ -126,11 +146,11 @@ impl Drop for InService {
 
 /// A timer that is set often and fires seldom: moved only when it has to be.
 #[derive(Default)]
-struct Alarm(Option<Pin<Box<Sleep>>>);
+pub(super) struct Alarm(Option<Pin<Box<Sleep>>>);
 
 impl Alarm {
     /// Whether `deadline` has passed; otherwise the task is woken by then.
-    fn is_past(&mut self, deadline: Instant, cx: &mut Context<'_>) -> bool {
+    pub(super) fn is_past(&mut self, deadline: Instant, cx: &mut Context<'_>) -> bool {
         if Instant::now() >= deadline {
             return true;
         }
@@ -151,12 +171,16 @@ pub(super) struct Timed<IO> {
     io: IO,
     phase: Arc<Phase>,
     limits: Limits,
-    /// The last byte in either direction.
+    /// The last byte in either direction; on HTTP/2, of an answer's body.
     last_byte: Instant,
     /// How much of the HTTP/2 preface the connection has begun with; `None` once it has not, or has with all of it.
     preface: Option<usize>,
     framing: Framing,
-    /// The first byte of a head, and how many requests there had been then.
+    /// On HTTP/2, what comes and what goes.
+    frames: [Frames; 2],
+    /// When it was told to take leave, on HTTP/2.
+    leave: Option<Instant>,
+    /// The first byte of a head, and how many requests there had been then; on HTTP/2, the head's number.
     head: Option<(Instant, usize)>,
     /// Since when a read has been waiting.
     waiting: Option<Instant>,
@@ -207,6 +231,8 @@ impl<IO> Timed<IO> {
             last_byte,
             preface: Some(0),
             framing: Framing::new(),
+            frames: Default::default(),
+            leave: None,
             head: None,
             waiting: None,
             reading: Alarm::default(),
@@ -221,8 +247,8 @@ impl<IO> Timed<IO> {
     fn read_deadline(&mut self, since: Instant) -> Option<Instant> {
         if self.phase.serves() {
             // In service, HTTP/1 reads only when the handler wants more of a body (`half_close` sees to it that hyper does
-            // not read just to learn of an end); HTTP/2 always reads.
-            return (!self.phase.http2.load(Ordering::Relaxed)).then(|| since + self.limits.idle_timeout);
+            // not read just to learn of an end).
+            return Some(since + self.limits.idle_timeout);
         }
         if self.blocked.is_some() {
             // The end of an answer is still on its way: that has its own deadline.
@@ -236,13 +262,53 @@ impl<IO> Timed<IO> {
         }
     }
 
+    /// As `read_deadline`, on HTTP/2, which always reads.
+    fn read_deadline_http2(&self) -> Option<Instant> {
+        let head = self.head.map(|(began, _)| began + self.limits.header_timeout);
+        // Whoever is served has the handler's limits, and those of `streams`; and an answer that is still on its way has its
+        // own deadline.
+        let is_idle = !self.phase.serves() && self.blocked.is_none();
+        let idle = is_idle.then(|| {
+            let idle_since = self.last_byte.max(self.phase.last_end());
+            match self.leave {
+                Some(told) => told.max(idle_since) + LEAVE,
+                None => idle_since + self.limits.idle_timeout,
+            }
+        });
+        [head, idle].into_iter().flatten().min()
+    }
+
+    /// Whether a read has to end now, having brought nothing so far.
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        let since = *self.waiting.get_or_insert_with(Instant::now);
+        if !self.phase.http2.load(Ordering::Relaxed) {
+            return self.read_deadline(since).is_some_and(|deadline| self.reading.is_past(deadline, cx));
+        }
+        while let Some(deadline) = self.read_deadline_http2() {
+            if !self.reading.is_past(deadline, cx) {
+                return false;
+            }
+            if self.leave.is_some() || self.head.is_some() {
+                return true;
+            }
+            self.leave = Some(Instant::now());
+            self.phase.outstayed.notify_one();
+        }
+        false
+    }
+
     fn note_read(&mut self, bytes: &mut [u8]) {
-        self.last_byte = Instant::now();
         self.waiting = None;
-        if self.is_http2(bytes) {
-            self.head = None;
+        if let Some(frames) = self.http2(bytes) {
+            let [incoming, _] = &mut self.frames;
+            incoming.watch(frames);
+            self.head = incoming.open_head().map(|number| match self.head {
+                Some((began, same)) if same == number => (began, number),
+                _ => (Instant::now(), number),
+            });
             return;
         }
+        self.last_byte = Instant::now();
         self.framing.watch(bytes);
         if !self.phase.serves() {
             let requests = self.phase.requests.load(Ordering::Relaxed);
@@ -256,16 +322,32 @@ impl<IO> Timed<IO> {
         }
     }
 
-    /// Whether the connection has turned out to be HTTP/2, `bytes` being the next of it.
-    fn is_http2(&mut self, bytes: &[u8]) -> bool {
+    /// What of `bytes`, the next of the connection, is frames, if it has turned out to be HTTP/2.
+    fn http2<'b>(&mut self, bytes: &'b [u8]) -> Option<&'b [u8]> {
+        let mut frames = bytes;
         if let Some(rest) = self.preface.and_then(|matched| PREFACE.get(matched..)) {
             let same = rest.iter().zip(bytes).take_while(|(ours, theirs)| ours == theirs).count();
             if same == rest.len() {
                 self.phase.http2.store(true, Ordering::Relaxed);
+                self.last_byte = Instant::now();
+                self.head = None;
             }
             self.preface = (same == bytes.len() && same < rest.len()).then(|| PREFACE.len() - rest.len() + same);
+            frames = bytes.get(same..).unwrap_or_default();
         }
-        self.phase.http2.load(Ordering::Relaxed)
+        self.phase.http2.load(Ordering::Relaxed).then_some(frames)
+    }
+
+    /// Notes that `bytes` were sent.
+    fn note_sent(&mut self, bytes: &[u8]) {
+        if !self.phase.http2.load(Ordering::Relaxed) {
+            self.last_byte = Instant::now();
+            return;
+        }
+        let [_, outgoing] = &mut self.frames;
+        if outgoing.watch(bytes) {
+            self.last_byte = Instant::now();
+        }
     }
 
     /// Ends a write that has been blocked for too long.
@@ -279,14 +361,6 @@ impl<IO> Timed<IO> {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Poll::Pending
-    }
-
-    /// As `watch_write`, for what moves bytes; a flush need not.
-    fn watch_bytes(&mut self, wrote: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(1..)) = wrote {
-            self.last_byte = Instant::now();
-        }
-        self.watch_write(wrote, cx)
     }
 }
 
@@ -303,10 +377,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Timed<IO> {
         }
         // Before the phase is looked at, so that an answer that ends meanwhile is not missed.
         this.phase.reader.register(cx.waker());
-        let since = *this.waiting.get_or_insert_with(Instant::now);
-        if let Some(deadline) = this.read_deadline(since)
-            && this.reading.is_past(deadline, cx)
-        {
+        if this.is_late(cx) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Poll::Pending
@@ -317,7 +388,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<IO> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let wrote = Pin::new(&mut this.io).poll_write(cx, buf);
-        this.watch_bytes(wrote, cx)
+        if let Poll::Ready(Ok(count @ 1..)) = wrote {
+            this.note_sent(buf.get(..count).unwrap_or_default());
+        }
+        this.watch_write(wrote, cx)
     }
 
     fn poll_write_vectored(
@@ -327,7 +401,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<IO> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let wrote = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
-        this.watch_bytes(wrote, cx)
+        if let Poll::Ready(Ok(mut count @ 1..)) = wrote {
+            for buf in bufs {
+                let sent = buf.get(..count.min(buf.len())).unwrap_or_default();
+                count -= sent.len();
+                this.note_sent(sent);
+            }
+        }
+        this.watch_write(wrote, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -363,28 +444,57 @@ pin_project! {
         #[pin]
         body: B,
         in_service: InService,
+        // On HTTP/2: its stream's, and what is left of a piece that is larger than hyper should hold for it.
+        flow: Option<Arc<Flow>>,
+        rest: Bytes,
     }
 }
 
 impl<B> Counted<B> {
+    /// To be made in the task that sends it.
     pub(super) fn new(body: B, in_service: InService) -> Self {
-        Self { body, in_service }
+        Self { body, in_service, flow: Flow::current(), rest: Bytes::new() }
     }
 }
 
-impl<B: Body> Body for Counted<B> {
-    type Data = B::Data;
+impl<B: Body<Data = Bytes>> Body for Counted<B> {
+    type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        self.project().body.poll_frame(cx)
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.project();
+        let Some(flow) = this.flow else { return this.body.poll_frame(cx) };
+        if this.rest.is_empty() {
+            let Poll::Ready(frame) = this.body.poll_frame(cx) else {
+                flow.lacks();
+                return Poll::Pending;
+            };
+            flow.gave();
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => *this.rest = data,
+                Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
+        } else {
+            flow.gave();
+        }
+        let piece = this.rest.split_to(this.rest.len().min(PIECE));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (rest, hint) = (self.rest.len() as u64, self.body.size_hint());
+        let mut whole = SizeHint::new();
+        // The order keeps each bound within the other.
+        if let Some(upper) = hint.upper() {
+            whole.set_upper(upper.saturating_add(rest));
+        }
+        whole.set_lower(hint.lower().saturating_add(rest));
+        whole
     }
 }

@@ -36,6 +36,7 @@ mod prometheus;
 mod promql;
 mod purge;
 mod raw_http;
+mod raw_http2;
 mod reload;
 mod rules;
 mod sdk;

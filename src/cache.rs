@@ -8,7 +8,6 @@ pub mod freshness;
 pub mod purges;
 pub mod shared;
 
-use std::cell::Cell;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -32,6 +31,8 @@ const USUAL_TEXT: u64 = 480;
 const PARTS: usize = 16;
 /// And the least that a part has room for.
 const LEAST_ENTRIES: u64 = 32;
+/// Entries that a sweep looks at before it lets others at their part of the table: well below a millisecond.
+const SLICE: usize = 512;
 
 /// What is kept of an id: its text, and until when it counts. Both lie side by side, in one place to be waited for.
 #[derive(Clone)]
@@ -133,27 +134,39 @@ impl Cache {
     }
 
     /// Forgets what can be served no more, fresh or stale, and what a purge of everything covers; says how many the latter
-    /// were. Takes a while, and each part of the table for a part of it.
+    /// were. Takes a while, and locks a part of the table for [`SLICE`] entries at a time.
     pub fn sweep(&self, now: Moment) -> u64 {
-        let (expired, purged) = (Cell::new(0), Cell::new(0));
+        self.sweep_between(now, std::thread::yield_now)
+    }
+
+    /// As [`Cache::sweep`], with something to be done between slices, while nothing is locked.
+    fn sweep_between(&self, now: Moment, mut between: impl FnMut()) -> u64 {
+        let (mut expired, mut purged) = (0, 0);
         let all = self.purges.of_all();
         for part in &self.parts {
-            write(part).retain(|_, kept| {
-                let reason = if all.cover_all(kept.deadlines().sent()) {
-                    &purged
-                } else if !kept.deadlines().usable(now) {
-                    &expired
-                } else {
-                    return true;
-                };
-                reason.set(reason.get() + 1);
-                false
-            });
+            // Of all entries the keys alone, which lie side by side in the table: the entries themselves are waited for.
+            let keys: Vec<Key> = read(part).iter().map(|(key, _)| *key).collect();
+            for slice in keys.chunks(SLICE) {
+                between();
+                let mut part = write(part);
+                for key in slice {
+                    let Some(deadlines) = part.peek(key).map(Kept::deadlines) else { continue };
+                    let count = if all.cover_all(deadlines.sent()) {
+                        &mut purged
+                    } else if !deadlines.usable(now) {
+                        &mut expired
+                    } else {
+                        continue;
+                    };
+                    part.remove(key);
+                    *count += 1;
+                }
+            }
         }
-        self.evictions.expired.inc_by(expired.get());
-        self.evictions.explicit.inc_by(purged.get());
+        self.evictions.expired.inc_by(expired);
+        self.evictions.explicit.inc_by(purged);
         self.purges.sweep(now);
-        purged.get()
+        purged
     }
 
     /// Changes how much is kept. What is too much goes at once, and each part of the table is locked for its part of it.
@@ -295,6 +308,31 @@ mod tests {
         let look_up = |id: &str| cache.look_up(scope.key(id), id, &marks);
         assert!(look_up("10").is_none() && look_up("20").is_some());
         assert_eq!((metrics.cache_evictions.expired.get(), cache.size()), (1, (1, ENTRY_BYTES)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sweep_lets_others_in_between_its_slices() {
+        let (cache, metrics) = cache(64 << 20);
+        let clock = Clock::simulated(0);
+        let scope = Scope::of_test(1);
+        let count = 4 * PARTS * SLICE;
+        for id in 0..count {
+            let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(if id % 2 == 0 { 1 } else { 20 }));
+            cache.keep(scope.key(&id.to_string()), Kept::new(None, deadlines));
+        }
+        tokio::time::advance(Duration::from_secs(10)).await;
+        let mut slices = 0;
+        cache.sweep_between(clock.now(), || {
+            slices += 1;
+            // Whoever writes now, to any part, would wait for ever if one were locked.
+            for id in 0..64 {
+                let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(20));
+                cache.keep(scope.key(&format!("new{id}")), Kept::new(None, deadlines));
+            }
+        });
+        assert!(slices >= count / SLICE, "{slices}");
+        assert_eq!(metrics.cache_evictions.expired.get(), count as u64 / 2);
+        assert_eq!(cache.size().0, count as u64 / 2 + 64);
     }
 
     #[tokio::test(start_paused = true)]

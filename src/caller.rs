@@ -381,9 +381,9 @@ impl Callers {
     /// The endpoint has accepted a caller in a call sent at `sent`, when its doubts were `doubts`. A call that left before
     /// a drop or a doubt proves nothing; whether it does.
     pub fn accept(&self, requester: &Requester, sent: Moment, doubts: u64) -> bool {
-        let proves = self.is_current(requester) && requester.standing.doubts() == doubts;
+        let standing = &requester.standing;
+        let proves = standing.accept_if(sent, || self.is_current(requester) && standing.doubts() == doubts);
         if proves {
-            requester.standing.accept(sent);
             self.standings.promote(requester.caller, &requester.standing);
         }
         proves

@@ -6,18 +6,16 @@
 //! memory" and "not in flight" there is no gap through which an id could be asked twice.
 
 mod calls;
+mod flights;
+mod outcome;
 mod sharing;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use http::{HeaderName, HeaderValue};
-use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
-use tower::retry::budget::{Budget, TpsBudget};
+use tower::retry::budget::Budget;
 
 use crate::access_urls::request::Form;
 use crate::cache::freshness::Deadlines;
@@ -30,19 +28,13 @@ use crate::config::Config;
 use crate::error::{Error, Limit, NoAnswer};
 use crate::log::Seldom;
 use crate::metrics::Metrics;
-use crate::permits::Permits;
-use crate::spans::{CallPlace, Trace};
+use crate::spans::Trace;
 use crate::trace_context::TraceContext;
-use crate::upstream::{Answer, Upstream};
-use calls::{Lane, LaneKey, Passenger};
-
-/// Refreshes ahead, as a share of recent calls; one a second is allowed besides, or a cache that answers everything
-/// from memory, and so makes no other calls, could not keep its links from going cold.
-const REFRESH_SHARE: f32 = 0.1;
-/// Calls that find out whose fault a failed one was: at worst, and beyond these few, as many again as all others, so that
-/// an endpoint that answers everyone with a 500 gets no storm.
-const EXTRA_CALLS_A_SECOND: u32 = 10;
-const BUDGET_WINDOW: Duration = Duration::from_secs(10);
+use crate::upstream::Upstream;
+use calls::{LaneKey, Passenger};
+pub use flights::Flights;
+use flights::{Flight, Permit, Place, State, Waiting};
+pub use outcome::{Arrival, Cause, Failure, Had, Landed};
 
 /// On whose behalf, and how, a batch's ids are fetched.
 pub struct Terms {
@@ -84,9 +76,14 @@ pub struct Demand {
 impl Demand {
     /// Whether `kept` may be served now.
     pub fn serves(&self, kept: &Kept, now: Moment) -> bool {
+        self.allows(kept.deadlines(), now)
+    }
+
+    /// Whether a link of these deadlines may be served now.
+    fn allows(&self, deadlines: &Deadlines, now: Moment) -> bool {
         !self.nothing
-            && kept.deadlines().fresh_left(now).is_some_and(|left| left >= self.min_fresh.unwrap_or(0))
-            && self.max_age.is_none_or(|most| kept.deadlines().age(now) <= most)
+            && deadlines.fresh_left(now).is_some_and(|left| left >= self.min_fresh.unwrap_or(0))
+            && self.max_age.is_none_or(|most| deadlines.age(now) <= most)
     }
 }
 
@@ -106,83 +103,6 @@ pub struct Wanted {
     pub key: Key,
 }
 
-/// How a wanted id was had.
-pub enum Had {
-    /// It had come into memory meanwhile.
-    InMemory(Kept),
-    /// By a flight.
-    Landed {
-        /// Whether another batch had started the flight.
-        joined: bool,
-        /// What came of it.
-        landed: Landed,
-    },
-}
-
-/// What came of fetching one id.
-#[derive(Clone)]
-pub struct Landed {
-    /// The result.
-    pub result: Arrival,
-    /// The endpoint's name for the call.
-    pub request_id: Option<HeaderValue>,
-    /// Whether it came from the shared tier, and no call was made.
-    pub shared: bool,
-    /// The call's span, if it has one.
-    pub call: Option<CallPlace>,
-}
-
-/// The result of fetching one id.
-#[derive(Clone)]
-pub enum Arrival {
-    /// Its item; without deadlines where it may not be kept.
-    Link(Arc<str>, Option<Deadlines>),
-    /// The endpoint left it out; without deadlines where that is not remembered.
-    LeftOut(Option<Deadlines>),
-    /// It could not be had.
-    Failed(Arc<Failure>),
-}
-
-/// Why a call's ids could not be had.
-pub struct Failure {
-    /// What happened.
-    pub cause: Cause,
-    /// Whether the call carried other batches' ids too, or had joiners: then who is at fault is not known yet.
-    pub shared: bool,
-    /// Ids that the call carried.
-    pub ids: usize,
-}
-
-/// What a failed call came to.
-pub enum Cause {
-    /// The endpoint's own error, to be passed on as it came.
-    Answer(Answer),
-    /// An answer with items that match no id asked for.
-    Unmatched(Answer),
-    /// No answer.
-    NoAnswer(Error),
-}
-
-impl Failure {
-    /// Whether another call, for one batch alone, may show that this batch is not at fault. Not where the fault is the
-    /// caller's as a whole, or nobody's: no answer, a token refused, a throttled caller, an endpoint that is down.
-    pub fn may_be_anothers_fault(&self) -> bool {
-        match &self.cause {
-            Cause::Answer(answer) => self.shared && !matches!(answer.status.as_u16(), 401 | 429 | 502..=504),
-            Cause::Unmatched(_) | Cause::NoAnswer(_) => false,
-        }
-    }
-
-    /// Whether a stale link may answer for it: the endpoint failed, it did not refuse.
-    pub fn allows_stale(&self) -> bool {
-        match &self.cause {
-            Cause::Answer(answer) => matches!(answer.status.as_u16(), 429 | 500 | 502 | 503 | 504),
-            Cause::Unmatched(_) => false,
-            Cause::NoAnswer(error) => !matches!(error, Error::Shed(_)),
-        }
-    }
-}
-
 /// Fetches ids.
 #[derive(Clone)]
 pub struct Fetch(Arc<Inner>);
@@ -198,174 +118,6 @@ struct Inner {
     tier: Option<Arc<Tier>>,
     warned_no_store: AtomicBool,
     throttled: Seldom,
-}
-
-/// What is in flight, and what it may cost. It outlasts a configuration: an id is fetched once, also over a reload.
-pub struct Flights {
-    /// Allows calls that find out whose fault a failed one was, as a share of calls.
-    extra_calls: TpsBudget,
-    /// Allows refreshes ahead as a share of calls.
-    refreshes: TpsBudget,
-    runtime: tokio::runtime::Handle,
-    state: Mutex<State>,
-    /// Permits of calls under way.
-    calls: Permits,
-    /// Calls that one caller may have under way.
-    calls_per_caller: AtomicUsize,
-    /// Ids in flight.
-    in_flight: AtomicUsize,
-    /// Batches waiting.
-    waiters: AtomicUsize,
-}
-
-impl Flights {
-    /// None yet, and `calls` calls at a time. Must be called within a tokio runtime, on which they then run.
-    pub fn new(calls: usize) -> Self {
-        Self {
-            extra_calls: TpsBudget::new(BUDGET_WINDOW, EXTRA_CALLS_A_SECOND, 1.0),
-            refreshes: TpsBudget::new(BUDGET_WINDOW, 1, REFRESH_SHARE),
-            runtime: tokio::runtime::Handle::current(),
-            state: Mutex::default(),
-            calls: Permits::new(calls),
-            calls_per_caller: AtomicUsize::new(calls.div_ceil(2)),
-            in_flight: AtomicUsize::new(0),
-            waiters: AtomicUsize::new(0),
-        }
-    }
-
-    /// Ids in flight, and batches waiting.
-    pub fn in_use(&self) -> (usize, usize) {
-        (self.in_flight.load(Ordering::Relaxed), self.waiters.load(Ordering::Relaxed))
-    }
-
-    /// From now on, `calls` calls at a time, of which one caller may have half.
-    pub fn resize(&self, calls: usize) {
-        self.calls.resize(calls);
-        self.calls_per_caller.store(calls.div_ceil(2), Ordering::Relaxed);
-    }
-}
-
-#[derive(Default)]
-struct State {
-    flights: HashMap<Key, Arc<Flight>>,
-    lanes: HashMap<LaneKey, Lane>,
-}
-
-impl State {
-    /// Forgets `flight`, unless another one has taken its place.
-    fn forget(&mut self, key: Key, flight: &Arc<Flight>) {
-        if let Entry::Occupied(entry) = self.flights.entry(key)
-            && Arc::ptr_eq(entry.get(), flight)
-        {
-            entry.remove();
-        }
-    }
-
-    /// A new flight, for a call of `inner`'s.
-    fn begin(&mut self, inner: &Arc<Inner>, terms: &Arc<Terms>, wanted: &Wanted, permit: Permit) -> Passenger {
-        let flight = Arc::new(Flight {
-            landed: OnceLock::new(),
-            bell: Notify::new(),
-            awaited: AtomicUsize::new(0),
-            joined: AtomicBool::new(false),
-            left: OnceLock::new(),
-            hops: terms.hops,
-            _permit: permit,
-        });
-        self.flights.insert(wanted.key, Arc::clone(&flight));
-        Passenger { wanted: wanted.clone(), flight, terms: Arc::clone(terms), inner: Arc::clone(inner), leased: false }
-    }
-
-    /// Queues flights of one lane for a call.
-    fn queue(&mut self, lane: LaneKey, passengers: Vec<Passenger>) {
-        if !passengers.is_empty() {
-            self.lanes.entry(lane).or_default().queue.extend(passengers);
-        }
-    }
-}
-
-/// One id being fetched.
-struct Flight {
-    landed: OnceLock<Landed>,
-    bell: Notify,
-    /// Batches that wait for it.
-    awaited: AtomicUsize,
-    joined: AtomicBool,
-    /// When its call left the queue.
-    left: OnceLock<Moment>,
-    /// Sidelinks that its batch had passed.
-    hops: usize,
-    /// Freed when the flight is forgotten by all: a client that leaves gains nothing.
-    _permit: Permit,
-}
-
-impl Flight {
-    /// Whether what it brings of `id` is purged: its call left before. What still waits for its call does not.
-    fn is_purged(&self, id: &str, marks: &Marks<'_>) -> bool {
-        self.left.get().is_some_and(|left| marks.cover(id, *left))
-    }
-
-    /// Ends it, once.
-    fn arrive(&self, landed: Landed) {
-        let _ = self.landed.set(landed);
-        self.bell.notify_waiters();
-    }
-
-    async fn land(&self) -> Landed {
-        loop {
-            let bell = self.bell.notified();
-            tokio::pin!(bell);
-            bell.as_mut().enable();
-            if let Some(landed) = self.landed.get() {
-                return landed.clone();
-            }
-            bell.await;
-        }
-    }
-}
-
-/// A batch's place on a flight.
-struct Place {
-    flight: Arc<Flight>,
-    joined: bool,
-}
-
-impl Place {
-    fn on(flight: &Arc<Flight>, joined: bool) -> Self {
-        flight.awaited.fetch_add(1, Ordering::Relaxed);
-        if joined {
-            flight.joined.store(true, Ordering::Relaxed);
-        }
-        Self { flight: Arc::clone(flight), joined }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.flight.awaited.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The right to have one id in flight.
-struct Permit {
-    flights: Arc<Flights>,
-    standing: Arc<Standing>,
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.standing.flights.fetch_sub(1, Ordering::Relaxed);
-        self.flights.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A batch's right to wait.
-struct Waiting<'f>(&'f AtomicUsize);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 enum Source {
@@ -413,17 +165,24 @@ impl Fetch {
             return Ok(landed.into_iter().map(|landed| Had::Landed { joined: false, landed }).collect());
         }
         let _waiting = self.0.wait()?;
-        let sources = self.0.board(terms, wanted)?;
-        let mut had = Vec::with_capacity(sources.len());
-        for source in sources {
-            had.push(match source {
-                Source::Memory(kept) => Had::InMemory(kept),
-                Source::Refused(error) => Had::Landed { joined: false, landed: failed(error) },
-                Source::Flight(place) => {
-                    let landed = timeout_at(terms.deadline, place.flight.land()).await;
-                    Had::Landed { joined: place.joined, landed: landed.unwrap_or_else(|_| failed(Error::Deadline)) }
+        let mut had = self.0.have(terms, wanted).await?;
+        // At last by calls that nobody else may have land with what the shared tier has.
+        for apart in [false, true] {
+            let (places, declined) = self.0.declined(terms, wanted, &had);
+            if declined.is_empty() {
+                break;
+            }
+            let anew = if apart {
+                let landed = self.apart(terms, &declined, true).await?;
+                landed.into_iter().map(|landed| Had::Landed { joined: false, landed }).collect()
+            } else {
+                self.0.have(terms, &declined).await?
+            };
+            for (place, anew) in places.into_iter().zip(anew) {
+                if let Some(had) = had.get_mut(place) {
+                    *had = anew;
                 }
-            });
+            }
         }
         Ok(had)
     }
@@ -464,6 +223,10 @@ impl Fetch {
     /// If a limit is reached; nothing has been asked then.
     pub async fn fetch_apart(&self, terms: &Arc<Terms>, wanted: &[Wanted], keep: bool) -> Result<Vec<Landed>, Error> {
         let _waiting = self.0.wait()?;
+        self.apart(terms, wanted, keep).await
+    }
+
+    async fn apart(&self, terms: &Arc<Terms>, wanted: &[Wanted], keep: bool) -> Result<Vec<Landed>, Error> {
         let permits = self.0.permits(wanted.len(), &terms.requester.standing)?;
         let mut permits = permits.into_iter();
         let calls: Vec<_> = calls::split(&self.0.config.upstream, terms.form, wanted)
@@ -494,6 +257,40 @@ impl Fetch {
 }
 
 impl Inner {
+    /// Has every id of `wanted`, each from its source.
+    async fn have(self: &Arc<Self>, terms: &Arc<Terms>, wanted: &[Wanted]) -> Result<Vec<Had>, Error> {
+        let sources = self.board(terms, wanted)?;
+        let mut had = Vec::with_capacity(sources.len());
+        for source in sources {
+            had.push(match source {
+                Source::Memory(kept) => Had::InMemory(kept),
+                Source::Refused(error) => Had::Landed { joined: false, landed: failed(error) },
+                Source::Flight(place) => {
+                    let landed = timeout_at(terms.deadline, place.flight.land()).await;
+                    Had::Landed { joined: place.joined, landed: landed.unwrap_or_else(|_| failed(Error::Deadline)) }
+                }
+            });
+        }
+        Ok(had)
+    }
+
+    /// What this batch's client does not allow of what it had, and the places: another batch's flight has landed with what
+    /// the shared tier had, which may be older than this batch wants it. With a call's answer it would have made do.
+    fn declined(&self, terms: &Terms, wanted: &[Wanted], had: &[Had]) -> (Vec<usize>, Vec<Wanted>) {
+        let now = self.clock.now();
+        let declines = |had: &Had| match had {
+            Had::Landed { joined: true, landed: Landed { shared: true, result, .. } } => match result {
+                Arrival::Link(_, deadlines) | Arrival::LeftOut(deadlines) => {
+                    !deadlines.is_some_and(|deadlines| terms.demand.allows(&deadlines, now))
+                }
+                Arrival::Failed(_) => false,
+            },
+            _ => false,
+        };
+        let declined = wanted.iter().enumerate().zip(had).filter(|(_, had)| declines(had));
+        declined.map(|((place, wanted), _)| (place, wanted.clone())).unzip()
+    }
+
     /// Finds a source for every wanted id: a flight to join, memory, or a new flight, which is queued for a call.
     fn board(self: &Arc<Self>, terms: &Arc<Terms>, wanted: &[Wanted]) -> Result<Vec<Source>, Error> {
         let seeks = self.seeks(terms);

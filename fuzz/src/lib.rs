@@ -336,7 +336,7 @@ pub fn shared(data: &[u8]) {
         match kind {
             0 | 1 => fleet.write(argument % 2, argument / 2 % 4, next(), kind == 1),
             2 => fleet.stamp(argument % 2),
-            3 => fleet.look(argument % 2),
+            3 => fleet.look(argument % 2, false),
             4 => fleet.say(argument % 2, argument / 2),
             5 => fleet.tell(argument % 2),
             6 => fleet.read(argument % 2),
@@ -361,9 +361,9 @@ pub fn shared(data: &[u8]) {
         }
     }
     (0..2).for_each(|who| {
-        fleet.look(who);
+        fleet.look(who, false);
         fleet.read(who);
-        fleet.look(who);
+        fleet.look(who, true);
     });
 }
 
@@ -419,6 +419,7 @@ impl Fleet {
         [("alice", None), ("alice", Some("g")), ("alic", None), ("bob", Some("g"))];
     const IDS: [&str; 4] = ["1", "2", "12", "g"];
     const REVALIDATE: u64 = 300_000;
+    const MOST_VALUES: usize = 24;
 
     fn new(skew: u8) -> Self {
         static METRICS: LazyLock<Arc<Metrics>> =
@@ -475,6 +476,9 @@ impl Fleet {
             self.stamp(who);
         }
         let Some((stamp, said)) = self.stamps[who].last().cloned() else { return };
+        if self.values.len() >= Self::MOST_VALUES {
+            return;
+        }
         let now = self.endpoint_clock.now().unix_millis();
         let life = [30, 90, 200, 900][how / 4 % 4];
         let (id, url) = (how % 4, format!("u?n={}&Expires={}&Signature=s", self.values.len(), now / 1000 + life));
@@ -554,8 +558,8 @@ impl Fleet {
         self.altered.push(value);
     }
 
-    /// A sidecar is handed each value, in each place.
-    fn look(&self, who: usize) {
+    /// A sidecar is handed each value where it belongs, or in each place.
+    fn look(&self, who: usize, everywhere: bool) {
         let (sidecar, now) = (&self.sidecars[who], self.clocks[who].now());
         let opened = |scope: usize, id: Option<usize>, value: &[u8]| {
             let share = &self.shares[who][scope];
@@ -583,6 +587,9 @@ impl Fleet {
                 for id in ids() {
                     let here = id == written.id
                         && (scope == written.scope || (id.is_none() && Self::SCOPES[scope].0 == token));
+                    if !here && !everywhere {
+                        continue;
+                    }
                     let Some(text) = opened(scope, id, written.value.as_bytes()) else { continue };
                     assert!(here, "of {:?} and found for {:?}", Self::SCOPES[written.scope], Self::SCOPES[scope]);
                     if id.is_some() {

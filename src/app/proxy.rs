@@ -200,7 +200,7 @@ impl Lasting {
         };
         let tls = if shared.tls { Some(trusted_client("shared.ca_file", shared.ca_file.as_deref())?) } else { None };
         if let Some(key) = purge_key(config) {
-            self.purges.rename(key, self.clock.now());
+            self.purges.rename(key, || self.clock.now());
         }
         let (standings, purges) = (Arc::clone(&self.standings), Arc::clone(&self.purges));
         let metrics = Arc::clone(&self.metrics);

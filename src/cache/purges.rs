@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -68,6 +68,8 @@ type Part = HashMap<Name, u64, BuildHasherDefault<KeyHasher>>;
 /// The marks that purges have left. Moments are compared by the monotonic clock, which no step of the wall clock disturbs.
 pub struct Purges {
     key: ArcSwap<[u8; 16]>,
+    /// Held while the key changes, and from a mark's naming until it is there.
+    naming: Mutex<()>,
     listener: ArcSwapOption<Listener>,
     /// Milliseconds that a mark counts.
     span: AtomicU64,
@@ -85,6 +87,7 @@ impl Purges {
     pub fn new(key: [u8; 16], span: Duration) -> Self {
         Self {
             key: ArcSwap::from_pointee(key),
+            naming: Mutex::new(()),
             listener: ArcSwapOption::empty(),
             span: AtomicU64::new(millis(span)),
             floor: AtomicU64::new(0),
@@ -99,11 +102,13 @@ impl Purges {
         self.span.fetch_max(millis(span), Ordering::Relaxed);
     }
 
-    /// Names targets by `key` from here on. Marks by another one are found no more, so all that is there now is covered.
-    pub fn rename(&self, key: [u8; 16], now: Moment) {
+    /// Names targets by `key` from here on. Marks by another one are found no more, so all that is there `now` is covered:
+    /// first, since whoever looks by the new key finds none of them.
+    pub fn rename(&self, key: [u8; 16], now: impl Fn() -> Moment) {
+        let _naming = self.name_alone();
         if **self.key.load() != key {
+            self.raise_floor(now().monotonic);
             self.key.store(Arc::new(key));
-            self.raise_floor(now.monotonic);
         }
     }
 
@@ -159,12 +164,22 @@ impl Purges {
             if let Some(listener) = &listener {
                 listener(target);
             }
-            self.mark(self.of(target), at);
+            self.leave(target, at);
         }
         while clock.now().monotonic <= at.monotonic {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         at
+    }
+
+    /// Leaves the mark for `target`, under a name that does not change meanwhile.
+    fn leave(&self, target: Target<'_>, at: Moment) {
+        let _naming = self.name_alone();
+        self.mark(self.of(target), at);
+    }
+
+    fn name_alone(&self) -> MutexGuard<'_, ()> {
+        self.naming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The marks as they stand, for the links of one group, or of none.
@@ -294,9 +309,36 @@ impl Marks<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_purge_holds_while_its_name_changes() {
+        let purges = Purges::new([0; 16], Duration::from_secs(1000));
+        let (now, over) = (AtomicU64::new(1), AtomicBool::new(false));
+        let moment = || Moment { monotonic: now.load(Ordering::SeqCst), wall: 0 };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for key in (0..=255).cycle().take_while(|_| !over.load(Ordering::SeqCst)) {
+                    purges.rename([key; 16], moment);
+                }
+            });
+            for _ in 0..100_000 {
+                now.fetch_add(1, Ordering::SeqCst);
+                let at = moment();
+                purges.leave(Target::Id("x"), at);
+                let covered = purges.of_group(None).cover("x", at);
+                if !covered {
+                    over.store(true, Ordering::SeqCst);
+                }
+                assert!(covered, "what was sent before the purge is served after it");
+            }
+            over.store(true, Ordering::SeqCst);
+        });
+    }
 
     fn at(monotonic: u64) -> Moment {
         Moment { monotonic, wall: 1_000_000 + monotonic }

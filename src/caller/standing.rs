@@ -1,8 +1,8 @@
 //! What is remembered of callers besides their links: when the endpoint accepted them, and what they hold.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
 
@@ -23,6 +23,8 @@ pub struct Standing {
     accepted: [AtomicU64; 2],
     /// How often its acceptance has been doubted.
     doubts: AtomicU64,
+    /// Acceptances and doubts are noted one at a time: else one that is being noted would be put back over a doubt.
+    noting: Mutex<()>,
     /// Permits of calls under way for this caller: no one may take all there are. How many, who asks for one says.
     pub(crate) calls: Permits,
     /// Ids being fetched for this caller right now.
@@ -39,6 +41,7 @@ impl Standing {
     fn new(generation: u64) -> Self {
         Self {
             doubts: AtomicU64::new(0),
+            noting: Mutex::new(()),
             calls: Permits::new(0),
             generation: AtomicU64::new(generation),
             accepted: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
@@ -52,13 +55,11 @@ impl Standing {
     /// Takes over an acceptance from elsewhere, in a call sent at `sent`. Whether it says more than what is known.
     pub(super) fn accept_elsewhere(&self, sent: Moment) -> bool {
         let [_, wall] = &self.accepted;
-        let known = wall.load(Ordering::Relaxed);
-        let newer = known == u64::MAX || known < sent.wall;
-        let undoubted = sent.wall > self.doubted.load(Ordering::Acquire);
-        if newer && undoubted {
-            self.accept(sent);
-        }
-        newer && undoubted
+        self.accept_if(sent, || {
+            let known = wall.load(Ordering::Relaxed);
+            let newer = known == u64::MAX || known < sent.wall;
+            newer && sent.wall > self.doubted.load(Ordering::Acquire)
+        })
     }
 
     /// Whether the endpoint was known to accept it, and that is not in doubt.
@@ -67,19 +68,30 @@ impl Standing {
         monotonic.load(Ordering::Relaxed) != u64::MAX
     }
 
-    pub(super) fn accept(&self, sent: Moment) {
-        let [monotonic, wall] = &self.accepted;
-        monotonic.store(sent.monotonic, Ordering::Relaxed);
-        wall.store(sent.wall, Ordering::Relaxed);
+    /// Notes an acceptance by a call sent at `sent`, if that `proves` it; whether it does. No doubt comes in between.
+    pub(super) fn accept_if(&self, sent: Moment, proves: impl FnOnce() -> bool) -> bool {
+        let _noting = self.note();
+        let proves = proves();
+        if proves {
+            let [monotonic, wall] = &self.accepted;
+            monotonic.store(sent.monotonic, Ordering::Relaxed);
+            wall.store(sent.wall, Ordering::Relaxed);
+        }
+        proves
     }
 
     /// Makes the next batch ask the endpoint, whatever is in memory.
     pub fn doubt(&self, now: Moment) {
+        let _noting = self.note();
         self.doubted.fetch_max(now.wall, Ordering::AcqRel);
         self.doubts.fetch_add(1, Ordering::AcqRel);
         for clock in &self.accepted {
             clock.store(u64::MAX, Ordering::Relaxed);
         }
+    }
+
+    fn note(&self) -> MutexGuard<'_, ()> {
+        self.noting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes with each doubt. What a call brings counts only if this is as it was when the call left.

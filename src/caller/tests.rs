@@ -106,6 +106,29 @@ async fn a_call_that_left_before_a_doubt_does_not_undo_it() {
     assert!(!callers.must_revalidate(&requester, callers.clock.now()));
 }
 
+/// Regression: an acceptance that was being noted was put back over a doubt.
+#[tokio::test(start_paused = true)]
+async fn a_doubt_that_comes_while_an_acceptance_is_noted_is_not_forgotten() {
+    let callers = callers();
+    let requester = identify(&callers, &headers(&[("x-auth-token", "t")])).ok().unwrap();
+    let (standing, now) = (&requester.standing, callers.clock.now());
+    std::thread::scope(|scope| {
+        let mut doubting = None;
+        standing.accept_if(now, || {
+            doubting = Some(scope.spawn(|| standing.doubt(now)));
+            // As long as it would take, if it could.
+            let begin = std::time::Instant::now();
+            while standing.doubts() == 0 && begin.elapsed() < Duration::from_millis(100) {
+                std::thread::yield_now();
+            }
+            true
+        });
+        doubting.unwrap().join().unwrap();
+    });
+    assert_eq!(standing.doubts(), 1);
+    assert!(callers.must_revalidate(&requester, now));
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_acceptance_counts_for_its_time_and_a_drop_ends_it() {
     let callers = callers();

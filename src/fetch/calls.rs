@@ -217,8 +217,9 @@ impl Inner {
         let mut report = match outcome {
             Ok(answer) => {
                 let sent = answer.sent;
-                let mut report = self.digest(answer, doubts, terms, wanted, keep);
-                let shown = report.result.is_ok() && keep;
+                let (mut report, accepted) = self.digest(answer, doubts, terms, wanted, keep);
+                // A call that proves nothing of its caller here does not elsewhere.
+                let shown = accepted && keep;
                 report.proof = stamp.filter(|_| shown).map(|stamp| Proof { stamp, sent });
                 report
             }
@@ -250,8 +251,9 @@ impl Inner {
         report
     }
 
-    /// Reads an answer, fills the cache, and learns about the caller.
-    fn digest(&self, answer: Answer, doubts: u64, terms: &Terms, wanted: &[Wanted], keep: bool) -> Report {
+    /// Reads an answer, fills the cache, and learns about the caller; whether that it is accepted.
+    fn digest(&self, answer: Answer, doubts: u64, terms: &Terms, wanted: &[Wanted], keep: bool) -> (Report, bool) {
+        let mut accepted = false;
         let request_id = answer.headers.get(api::REQUEST_ID).cloned();
         let requester = &terms.requester;
         let result = match answer.status {
@@ -260,9 +262,15 @@ impl Inner {
                 match answer::read(&answer.body, &ids) {
                     Read::Links(items) => {
                         // What left before a doubt was raised fills nothing.
-                        let proves = self.callers.accept(requester, answer.sent, doubts);
-                        let keep = keep && proves;
-                        Ok(self.file(&answer, terms, wanted, items, keep))
+                        accepted = self.callers.accept(requester, answer.sent, doubts);
+                        let keep = keep && accepted;
+                        let arrivals = self.file(&answer, terms, wanted, items, keep);
+                        if keep && requester.standing.doubts() != doubts {
+                            // A doubt was raised meanwhile, perhaps over these very ids.
+                            accepted = false;
+                            wanted.iter().for_each(|wanted| self.cache.forget(wanted.key));
+                        }
+                        Ok(arrivals)
                     }
                     Read::NoList => {
                         // Older codes come with a 200, "no permission" among them; which is which is documented for
@@ -310,7 +318,7 @@ impl Inner {
             }
             _ => Err(Cause::Answer(answer)),
         };
-        Report { result, request_id, proof: None, call: None }
+        (Report { result, request_id, proof: None, call: None }, accepted)
     }
 
     /// The caller may not see these ids any more, nor perhaps others.

@@ -6,12 +6,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use sidelink::app::App;
 use sidelink::clock::Clock;
 use sidelink::origin::link_is_for;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::command_line::Running;
 use crate::support::{LOOPBACK, Stack, TestClient, config, query};
@@ -85,6 +86,59 @@ async fn a_deletion_that_is_refused_with_a_200_drops_nothing_and_one_with_anothe
     let page = TestClient::new(app.admin_address()).get("/metrics", &[]).await;
     let text = String::from_utf8(page.body.to_vec()).unwrap();
     assert!(text.contains("sidelink_purges_total{target=\"delete\"} 1\n"), "{text}");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_its_deletion_is_answered_leaves_no_link() {
+    let endpoint = TcpListener::bind(LOOPBACK).await.unwrap();
+    let app = App::start(config(endpoint.local_addr().unwrap())).await.unwrap();
+    let client = TestClient::new(app.addresses()[0]);
+    let (arrived, mut deletion) = tokio::sync::mpsc::channel(1);
+    let (answer, answered) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        loop {
+            let mut stream = BufStream::new(endpoint.accept().await.unwrap().0);
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                stream.read_line(&mut head).await.unwrap();
+            }
+            let (arrived, mut answered) = (arrived.clone(), answered.clone());
+            tokio::spawn(async move {
+                let mut body = r#"{"accessory_urls":[{"accessory_id":"1","accessory_url":"https://h/1"}]}"#;
+                if head.starts_with("DELETE") {
+                    arrived.send(()).await.unwrap();
+                    answered.wait_for(|answered| *answered).await.unwrap();
+                    body = "";
+                }
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
+                let _ = stream.flush().await;
+            });
+        }
+    });
+    let cached = async || {
+        let headers = [("x-auth-token", "t"), ("cache-control", "only-if-cached")];
+        client.get(&query(&["1"]), &headers).await.status == StatusCode::OK
+    };
+    assert_eq!(client.batch("t", &["1"]).await.ids(), ["1"]);
+    // Over HTTP/2, where leaving is seen at once: half a connection of HTTP/1.1 may still want its answer.
+    let stream = TokioIo::new(TcpStream::connect(client.address).await.unwrap());
+    let (mut leaving, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = http::Request::delete(format!("http://h{}", path("1"))).body(String::new()).unwrap();
+    let exchange = tokio::spawn(async move { leaving.send_request(request).await });
+    deletion.recv().await.unwrap();
+    exchange.abort();
+    connection.abort();
+    let admin = TestClient::new(app.admin_address());
+    let connections = async || {
+        let page = String::from_utf8(admin.get("/metrics", &[]).await.body.to_vec()).unwrap();
+        page.lines().find_map(|line| line.strip_prefix("sidelink_connections ")).unwrap().parse::<f64>().unwrap()
+    };
+    while connections().await > 1.0 {}
+    assert!(cached().await, "not yet");
+    answer.send_replace(true);
+    while cached().await {}
 }
 
 #[tokio::test]

@@ -309,3 +309,28 @@ async fn what_was_refused_for_lack_of_a_file_is_tried_again() {
     process.says(RELOADED).await;
     assert_eq!(batch_ids(&process).await, 3);
 }
+
+/// Regression: a reload that hung on a file kept SIGTERM waiting.
+#[tokio::test]
+async fn a_reload_that_hangs_on_a_file_keeps_no_end_waiting() {
+    use std::os::unix::fs::OpenOptionsExt;
+    const NONBLOCK: i32 = 0o4000;
+
+    let (_origin, files, mut process) = before_an_endpoint("").await;
+    let pipe = files.directory.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    std::fs::rename(&pipe, files.path()).unwrap();
+    process.signal("HUP");
+    // It can be opened so only once the reload reads it; and nothing comes for as long as it is open.
+    let mut open = std::fs::OpenOptions::new();
+    let open = open.write(true).custom_flags(NONBLOCK);
+    let _pipe = loop {
+        match open.open(files.path()) {
+            Ok(pipe) => break pipe,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    assert!(process.client.batch("t", &["1"]).await.status.is_success(), "it goes on answering");
+    process.signal("TERM");
+    assert_eq!(process.exit().await, Some(0));
+}

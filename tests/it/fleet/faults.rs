@@ -48,6 +48,28 @@ async fn a_server_that_is_frozen_costs_the_first_batches_a_little_and_is_used_ag
     .await;
 }
 
+/// Regression: a server that said nothing for a while passed for one that had lost the journal, and all links were void.
+#[tokio::test]
+async fn a_server_that_stalls_for_a_while_has_lost_nothing() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(&redis, 2).await;
+    let [one, other] = &fleet.sidecars[..] else { panic!() };
+    one.client.batch("t", &["1"]).await;
+    eventually("it is shared", async || redis.keys("l").await.len() == 1 && redis.keys("c").await.len() == 1).await;
+    let journal = redis.keys("j").await;
+    let before = redis.text(&["GET", &journal[0]]).await;
+    redis.signal("-STOP");
+    // Their looks into the journal fail.
+    one.tier_is(false).await;
+    other.tier_is(false).await;
+    redis.signal("-CONT");
+    one.tier_is(true).await;
+    other.tier_is(true).await;
+    assert_eq!(redis.text(&["GET", &journal[0]]).await, before, "the journal goes on");
+    assert_eq!(other.client.batch("t", &["1"]).await.header("cache-status"), "sidelink; hit; detail=shared");
+    assert_eq!((one.failures("journal").await, other.failures("journal").await), (0.0, 0.0));
+}
+
 #[tokio::test]
 async fn a_server_that_is_killed_and_comes_back_empty_is_used_again() {
     let redis = Redis::start().await;

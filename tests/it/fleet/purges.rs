@@ -1,5 +1,7 @@
 //! What is purged or revoked at one sidecar is gone at all within a second, and no loss of data brings it back.
 
+use std::time::Duration;
+
 use http::Method;
 
 use super::{Fleet, Redis, Sidecar, eventually, shared};
@@ -89,6 +91,30 @@ async fn a_403_takes_the_ids_and_the_acceptance_away() {
     let reply = fleet.sidecars[0].client.get(&crate::support::query(&["1"]), &anew).await;
     assert_eq!(reply.status, 403);
     eventually("they are gone", async || redis.keys("l").await.len() == 3 && redis.keys("c").await.len() == 1).await;
+}
+
+/// Regression: a call that had left before a 403 shared the acceptance again that the 403 had taken away.
+#[tokio::test]
+async fn a_call_that_left_before_a_403_gives_no_acceptance_back() {
+    let redis = Redis::start().await;
+    let fleet = warm(&redis).await;
+    let [one, ..] = &fleet.sidecars[..] else { panic!() };
+    // Long enough for what follows; were it not, there would be nothing to see here.
+    fleet.origin.update(|options| options.delay = Duration::from_secs(1));
+    let (client, calls) = (one.client.clone(), fleet.origin.batch_calls());
+    let before = tokio::spawn(async move { client.batch("t", &["3"]).await });
+    fleet.origin.arrived(calls + 1).await;
+    fleet.origin.update(|options| options.delay = Duration::ZERO);
+    let refusal = r#"{"error_code":"OSM.0003","error_msg":"forbidden"}"#;
+    fleet.origin.script(sidelink::origin::Reply::json(403, refusal));
+    assert_eq!(one.client.batch("t", &["4"]).await.status, 403);
+    eventually("the acceptance is taken away", async || redis.keys("c").await.len() == 1).await;
+    let of_the_other = redis.keys("c").await;
+    assert_eq!(before.await.unwrap().ids(), ["3"]);
+    // What is written afterwards is there: so would be what was written before.
+    one.client.batch("u", &["5"]).await;
+    eventually("it is shared", async || redis.keys("l").await.len() == 5).await;
+    assert_eq!(redis.keys("c").await, of_the_other);
 }
 
 #[tokio::test]

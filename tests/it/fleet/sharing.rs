@@ -116,3 +116,44 @@ async fn a_stale_link_from_the_tier_answers_for_an_endpoint_that_is_down() {
     assert_eq!(stale.header("cache-status"), "sidelink; fwd=stale; detail=stale");
     assert_eq!(stale.links(), links);
 }
+
+/// Regression: it was answered with what the tier had for another batch.
+#[tokio::test]
+async fn a_client_that_wants_all_anew_does_not_make_do_with_what_the_tier_had_for_another_batch() {
+    for control in ["no-cache", "max-age=0", "min-fresh=590"] {
+        let redis = Redis::start().await;
+        let mut tier = shared(vec![redis.address()]);
+        tier.timeout = Duration::from_secs(10);
+        let fleet = Fleet::with(tier, 2, |_| {}, |_| {}).await;
+        let [one, other] = &fleet.sidecars[..] else { panic!() };
+        one.client.batch("t", &["1", "2"]).await;
+        eventually("all is shared", async || redis.keys("l").await.len() == 2 && redis.keys("c").await.len() == 1)
+            .await;
+        fleet.clock.step(20_000);
+        // While it says nothing, batches gather.
+        redis.signal("-STOP");
+        let waiting = async |count| {
+            let series = "sidelink_limit_used{limit=\"waiters\"}";
+            eventually("a batch waits", async || other.metric(series).await == count).await;
+        };
+        let ask = |control: Option<&'static str>| {
+            let client = other.client.clone();
+            let headers = [Some(("x-auth-token", "t")), control.map(|control| ("cache-control", control))];
+            let headers: Vec<_> = headers.into_iter().flatten().collect();
+            tokio::spawn(async move { client.get(&crate::support::query(&["1", "2"]), &headers).await })
+        };
+        let plain = ask(None);
+        waiting(1.0).await;
+        let anew = [ask(Some(control)), ask(Some(control))];
+        waiting(3.0).await;
+        redis.signal("-CONT");
+        assert_eq!(plain.await.unwrap().header("cache-status"), "sidelink; hit; detail=shared", "{control}");
+        let [first, second] = anew.map(async |anew| anew.await.unwrap());
+        let (first, second) = (first.await, second.await);
+        assert_eq!(fleet.origin.batch_calls(), 2, "{control}: one call for both");
+        assert_eq!(first.links(), second.links());
+        for anew in [first, second] {
+            assert!(!anew.header("cache-status").contains("shared"), "{control}: {}", anew.header("cache-status"));
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What came of fetching.
+
+use std::sync::Arc;
+
+use http::HeaderValue;
+
+use crate::cache::Kept;
+use crate::cache::freshness::Deadlines;
+use crate::error::Error;
+use crate::spans::CallPlace;
+use crate::upstream::Answer;
+
+/// How a wanted id was had.
+pub enum Had {
+    /// It had come into memory meanwhile.
+    InMemory(Kept),
+    /// By a flight.
+    Landed {
+        /// Whether another batch had started the flight.
+        joined: bool,
+        /// What came of it.
+        landed: Landed,
+    },
+}
+
+/// What came of fetching one id.
+#[derive(Clone)]
+pub struct Landed {
+    /// The result.
+    pub result: Arrival,
+    /// The endpoint's name for the call.
+    pub request_id: Option<HeaderValue>,
+    /// Whether it came from the shared tier, and no call was made.
+    pub shared: bool,
+    /// The call's span, if it has one.
+    pub call: Option<CallPlace>,
+}
+
+/// The result of fetching one id.
+#[derive(Clone)]
+pub enum Arrival {
+    /// Its item; without deadlines where it may not be kept.
+    Link(Arc<str>, Option<Deadlines>),
+    /// The endpoint left it out; without deadlines where that is not remembered.
+    LeftOut(Option<Deadlines>),
+    /// It could not be had.
+    Failed(Arc<Failure>),
+}
+
+/// Why a call's ids could not be had.
+pub struct Failure {
+    /// What happened.
+    pub cause: Cause,
+    /// Whether the call carried other batches' ids too, or had joiners: then who is at fault is not known yet.
+    pub shared: bool,
+    /// Ids that the call carried.
+    pub ids: usize,
+}
+
+/// What a failed call came to.
+pub enum Cause {
+    /// The endpoint's own error, to be passed on as it came.
+    Answer(Answer),
+    /// An answer with items that match no id asked for.
+    Unmatched(Answer),
+    /// No answer.
+    NoAnswer(Error),
+}
+
+impl Failure {
+    /// Whether another call, for one batch alone, may show that this batch is not at fault. Not where the fault is the
+    /// caller's as a whole, or nobody's: no answer, a token refused, a throttled caller, an endpoint that is down.
+    pub fn may_be_anothers_fault(&self) -> bool {
+        match &self.cause {
+            Cause::Answer(answer) => self.shared && !matches!(answer.status.as_u16(), 401 | 429 | 502..=504),
+            Cause::Unmatched(_) | Cause::NoAnswer(_) => false,
+        }
+    }
+
+    /// Whether a stale link may answer for it: the endpoint failed, it did not refuse.
+    pub fn allows_stale(&self) -> bool {
+        match &self.cause {
+            Cause::Answer(answer) => matches!(answer.status.as_u16(), 429 | 500 | 502 | 503 | 504),
+            Cause::Unmatched(_) => false,
+            Cause::NoAnswer(error) => !matches!(error, Error::Shed(_)),
+        }
+    }
+}

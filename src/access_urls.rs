@@ -1,9 +1,10 @@
 //! The batch route: split what is asked into ids that are here and ids that are not, fetch those, merge.
 //!
 //! [`AccessUrls::answer`] tells it as a story; each step has its own place: [`request`] reads, `caller` scopes, `cache` keeps,
-//! `fetch` fetches, [`answer`] merges, `respond` dresses the answer.
+//! `fetch` fetches, [`answer`] merges, `respond` dresses the answer. Most batches take a shorter way: `at_hand`.
 
 pub mod answer;
+mod at_hand;
 mod explain;
 pub mod request;
 mod respond;
@@ -34,7 +35,7 @@ use crate::headers;
 use crate::metrics::{IdResult, Metrics, Tally};
 use crate::passthrough::Passthrough;
 use crate::spans::Trace;
-use request::Batch;
+use request::{Batch, Form};
 
 pub use explain::Explanation;
 
@@ -346,27 +347,17 @@ impl AccessUrls {
         let found = view.look_up(&ids, &marks);
         self.metrics.batch_ids.observe(ids.len() as f64);
 
-        let ageing = |kept: &Kept, key: Key| {
-            let refreshes = self.config.freshness.refresh_ahead && kept.text().is_some();
-            refreshes && kept.deadlines().is_ageing(now, key.spread())
-        };
-        let all = || ids.iter().zip(&found);
-        if all().all(|((_, key), kept)| kept.is_some_and(|kept| demand.serves(kept, now) && !ageing(kept, *key))) {
-            // What is lent by the view becomes the answer's body as it is.
-            let items = found.iter().flatten().map(|kept| respond::Item::kept(kept));
-            let (count, fetched) = (ids.len(), Fetched::default());
-            let answered = respond::links(items, &fetched, count, batch.form, &self.callers, &self.metrics, now);
-            self.metrics.count_ids(&answered.tally);
+        if let Some(answered) = self.all_of(&ids, &found, demand, batch.form, now) {
             return Some(LookedUp::Answer(answered));
         }
 
         let mut refetched = 0;
         let mut slots = Slots { slots: Vec::with_capacity(ids.len()), ageing: Vec::new(), metrics: &self.metrics };
-        for ((id, key), kept) in all() {
+        for ((id, key), kept) in ids.iter().zip(&found) {
             let wanted = || Wanted { id: Box::from(*id), key: *key };
             slots.slots.push(match kept {
                 Some(kept) if demand.serves(kept, now) => {
-                    if ageing(kept, *key) {
+                    if self.is_ageing(kept, *key, now) {
                         slots.ageing.push(wanted());
                     }
                     Slot { wanted: None, result: from_memory(kept), had: Some(Link::Kept((*kept).clone())) }
@@ -386,6 +377,30 @@ impl AccessUrls {
             self.metrics.refetched.with_label_values(&[cause]).inc_by(refetched);
         }
         Some(LookedUp::Slots(slots))
+    }
+
+    /// The answer, whose ids are counted, if all of it was found, may be served, and stays so for a while.
+    fn all_of(
+        &self,
+        ids: &[(&str, Key)],
+        found: &[Option<&Kept>],
+        demand: &Demand,
+        form: Form,
+        now: Moment,
+    ) -> Option<Answered> {
+        for ((_, key), kept) in ids.iter().zip(found) {
+            kept.filter(|kept| demand.serves(kept, now) && !self.is_ageing(kept, *key, now))?;
+        }
+        // What is lent by the cache becomes the answer's body as it is.
+        let items = found.iter().flatten().map(|kept| respond::Item::kept(kept));
+        let answered = respond::links(items, &Fetched::default(), ids.len(), form, &self.callers, &self.metrics, now);
+        self.metrics.count_ids(&answered.tally);
+        Some(answered)
+    }
+
+    /// Whether it is to be fetched again while it is still fresh.
+    fn is_ageing(&self, kept: &Kept, key: Key, now: Moment) -> bool {
+        self.config.freshness.refresh_ahead && kept.text().is_some() && kept.deadlines().is_ageing(now, key.spread())
     }
 
     /// Fetches again, in the background, what was just handed out and is about to go cold.

@@ -292,18 +292,26 @@ impl Callers {
         Ok((caller, self.standings.peek(caller).map(|standing| Requester::new(caller, standing, signer))))
     }
 
+    /// Whom a token shows, if the endpoint has once accepted it and it is remembered.
+    pub fn accepted(&self, token: &HeaderValue) -> Option<Requester> {
+        let caller = self.caller_by_token(token);
+        Some(Requester::new(caller, self.standings.accepted.get(&caller)?, None))
+    }
+
+    fn caller_by_token(&self, token: &HeaderValue) -> Caller {
+        let mut hash = self.by_token;
+        hash.field(token.as_bytes());
+        Caller(hash.finish())
+    }
+
     fn caller_of(
         &self,
         credential: &Credential<'_>,
         head: &Parts,
         body: &[u8],
     ) -> Result<(Caller, Option<Signer>), Stranger> {
-        let (hash, signer) = match credential {
-            Credential::Token(token) => {
-                let mut hash = self.by_token;
-                hash.field(token.as_bytes());
-                (hash, None)
-            }
+        match credential {
+            Credential::Token(token) => Ok((self.caller_by_token(token), None)),
             Credential::Signed(claim, pair) => {
                 let signer = self.verify(claim, pair, head, body)?;
                 let mut names = self.scope_headers.iter().chain([&self.security_token]);
@@ -319,10 +327,14 @@ impl Callers {
                         None => hash.absent(),
                     }
                 }
-                (hash, Some(signer))
+                Ok((Caller(hash.finish()), Some(signer)))
             }
-        };
-        Ok((Caller(hash.finish()), signer))
+        }
+    }
+
+    /// Whether a header of this name is part of scopes.
+    pub fn is_scope_header(&self, name: &HeaderName) -> bool {
+        self.scope_headers.contains(name)
     }
 
     /// All of a request's headers that its calls carry: what shows who asks, besides a signature, and the scope headers.

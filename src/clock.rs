@@ -84,7 +84,12 @@ impl Clock {
 
     /// Both clocks, now.
     pub fn now(&self) -> Moment {
-        let elapsed = millis(self.start.elapsed());
+        self.at(Instant::now())
+    }
+
+    /// Both clocks, where the monotonic one has just been read.
+    pub fn at(&self, now: Instant) -> Moment {
+        let elapsed = millis(now.saturating_duration_since(self.start));
         let wall = match &self.wall {
             Wall::System => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
             Wall::Simulated(base) => elapsed.saturating_add_signed(base.load(Ordering::SeqCst)),

@@ -63,6 +63,11 @@ pub fn sidelinks(headers: &HeaderMap) -> usize {
         .count()
 }
 
+/// Whether a Host header's value has the characters of one (RFC 9112 §3.2, RFC 3986 §3.2.2); an empty one is allowed.
+pub fn is_host(value: &HeaderValue) -> bool {
+    value.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
+}
+
 /// 128 random bits in hex: a name for a request that the endpoint has not named.
 pub fn request_id() -> HeaderValue {
     let mut text = [0; 32];

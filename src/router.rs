@@ -15,7 +15,7 @@ use crate::answered::Answered;
 use crate::api;
 use crate::body::{Body, BodyError};
 use crate::error::Error;
-use crate::headers::sidelinks;
+use crate::headers::{is_host, sidelinks};
 use crate::metrics::{IdResult, Metrics, Outcome, Route};
 use crate::passthrough::Passthrough;
 use crate::spans::{Trace, Tracer};
@@ -54,24 +54,35 @@ impl Router {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
-        let route = route(&request);
+        let began = Instant::now();
         let trace = self.tracer.as_ref().map_or_else(Trace::default, |tracer| tracer.begin(&request));
-        let mut request_log = RequestLog {
-            metrics: &self.metrics,
-            route,
-            began: Instant::now(),
-            line: self.access_log.then(|| Line::of(&request, &trace)),
-            trace: &trace,
-            over: false,
-        };
+        if let Some(answered) = self.access_urls.at_hand(&request, began) {
+            self.log(Route::Batch, began, &request, &trace).end(Some(&answered));
+            return answered.response;
+        }
+        // Boxed, so that what most batches do without is not moved with them: a future is moved as a whole.
+        Box::pin(self.dispatch(request, began, trace)).await
+    }
+
+    async fn dispatch<B>(&self, request: Request<B>, began: Instant, trace: Trace) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError> + Send,
+    {
+        let route = route(&request);
+        let mut request_log = self.log(route, began, &request, &trace);
         let answered = match self.refusal(&request) {
             Some(error) => refuse(error, request),
             None if route == Route::Batch => self.access_urls.answer(request, &trace).await,
-            // Boxed, so that a batch's future has no room for it.
-            None => Box::pin(self.passthrough.forward(request, &trace)).await,
+            None => self.passthrough.forward(request, &trace).await,
         };
         request_log.end(Some(&answered));
         answered.response
+    }
+
+    fn log<'l, B>(&'l self, route: Route, began: Instant, request: &Request<B>, trace: &'l Trace) -> RequestLog<'l> {
+        let line = self.access_log.then(|| Line::of(request, trace));
+        RequestLog { metrics: &self.metrics, route, began, line, trace, over: false }
     }
 
     /// Why a request gets no further than here.
@@ -116,11 +127,6 @@ impl Router {
         }
         (sidelinks(headers) > MOST_HOPS).then_some(Error::Loop)
     }
-}
-
-/// Whether a Host header's value has the characters of one (RFC 9112 §3.2, RFC 3986 §3.2.2); an empty one is allowed.
-fn is_host(value: &HeaderValue) -> bool {
-    value.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
 }
 
 /// Whether `authority` is a host and port and, where there is a Host, the same.

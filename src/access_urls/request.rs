@@ -65,7 +65,11 @@ impl<'r> Batch<'r> {
         }
     }
 
-    fn from_query(query: &'r str) -> Result<Self, Unreadable> {
+    /// Reads a batch that is in the query alone.
+    ///
+    /// # Errors
+    /// [`Unreadable`], if it is none.
+    pub fn from_query(query: &'r str) -> Result<Self, Unreadable> {
         let has = |byte| memchr(byte, query.as_bytes()).is_some();
         if has(b'+') {
             return Err(Unreadable);

@@ -4,6 +4,7 @@
 
 mod admin;
 mod answers;
+mod at_hand;
 mod bad_input;
 mod batches;
 mod browser;

@@ -14,11 +14,9 @@ use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use crate::answered::Answered;
@@ -32,6 +30,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::fetch::{Arrival, Cause, Demand, Failure, Fetch, Had, Landed, Terms, Wanted};
 use crate::headers;
+use crate::held::{Bound, Held};
 use crate::metrics::{IdResult, Metrics, Tally};
 use crate::passthrough::Passthrough;
 use crate::spans::Trace;
@@ -45,6 +44,8 @@ pub struct AccessUrls {
     cache: Arc<Cache>,
     fetch: Fetch,
     passthrough: Arc<Passthrough>,
+    /// Bodies of batches that are not answered yet.
+    bodies: Bound,
     config: Arc<Config>,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -152,16 +153,18 @@ struct Fetched {
 
 impl AccessUrls {
     /// A handler over what the composition root has built.
+    #[expect(clippy::too_many_arguments, reason = "the composition root hands over what it has built")]
     pub fn new(
         callers: Arc<Callers>,
         cache: Arc<Cache>,
         fetch: Fetch,
         passthrough: Arc<Passthrough>,
+        bodies: Bound,
         config: Arc<Config>,
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Self {
-        Self { callers, cache, fetch, passthrough, config, metrics, clock }
+        Self { callers, cache, fetch, passthrough, bodies, config, metrics, clock }
     }
 
     /// Answers a GET on the batch route, whose place in its trace is `trace`.
@@ -175,13 +178,14 @@ impl AccessUrls {
             Ok(credential) => credential,
             Err(reason) => return self.bypass(Request::from_parts(parts, body), reason, trace).await,
         };
-        let body = if body.is_end_stream() {
-            Bytes::new()
+        // Kept to the end: a body has its place until its batch is answered.
+        let (body, _place) = if body.is_end_stream() {
+            (Bytes::new(), None)
         } else {
             // What few batches need is boxed, here and below: a future is moved as a whole, and room for all that it may
             // ever need is several KiB (docs/BENCHMARKS.md).
-            match Box::pin(self.read_body(&parts, body)).await {
-                Ok(body) => body,
+            match Box::pin(self.read_body(body)).await {
+                Ok((body, place)) => (body, Some(place)),
                 Err(error) => return respond::own(error),
             }
         };
@@ -248,30 +252,18 @@ impl AccessUrls {
     }
 
     /// The whole body, bounded; what a client sends on beyond is drained for a while so that it gets to read the refusal.
-    async fn read_body<B>(&self, parts: &Parts, body: B) -> Result<Bytes, Error>
+    async fn read_body<B>(&self, body: B) -> Result<(Bytes, Held), Error>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
-        let limit = self.config.limits.batch_body;
-        let declared = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-        if declared.is_some_and(|length| length > limit) {
-            crate::server::drain(body);
-            return Err(Error::BodyTooLarge);
-        }
+        let limits = &self.config.limits;
         let mut body = stream(body);
-        let read = Limited::new(&mut body, limit).collect();
-        let Ok(read) = timeout(self.config.limits.idle_timeout, read).await else {
-            return Err(Error::Malformed("the request's body did not come in time"));
-        };
-        match read {
-            Ok(read) => Ok(read.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => {
-                crate::server::drain(body);
-                Err(Error::BodyTooLarge)
-            }
-            Err(_) => Err(Error::Malformed("the request's body broke off")),
+        let read = self.bodies.read(&mut body, limits.batch_body, Error::BodyTooLarge, limits.idle_timeout).await;
+        if let Err(Error::BodyTooLarge | Error::Shed(_)) = read {
+            crate::server::drain(body);
         }
+        read
     }
 
     async fn bypass<B>(&self, request: Request<B>, reason: Bypass, trace: &Trace) -> Answered

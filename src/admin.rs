@@ -6,7 +6,7 @@ mod purge;
 mod status;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use http::header::{
@@ -25,6 +25,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config, ReloadState};
 use crate::fetch::Flights;
+use crate::held::Totals;
 use crate::metrics::{Bounded, Metrics};
 use crate::server::{self, Peer};
 use crate::upstream::Upstream;
@@ -66,8 +67,8 @@ pub struct Workings {
     pub reloads: ReloadState,
     /// What is in flight.
     pub flights: Arc<Flights>,
-    /// Bytes of bodies that are held to be signed again.
-    pub held: Arc<AtomicUsize>,
+    /// What is held at a time.
+    pub totals: Totals,
     /// Whether clients are being served.
     pub ready: Arc<AtomicBool>,
     /// The clock of all these.
@@ -84,7 +85,9 @@ impl Workings {
             (Bounded::Connections, gauge(&self.metrics.connections)),
             (Bounded::InFlight, in_flight),
             (Bounded::Waiters, waiters),
-            (Bounded::SignedBodies, self.held.load(Ordering::Relaxed)),
+            (Bounded::Exchanges, self.totals.exchanges.now()),
+            (Bounded::BatchBodies, self.totals.batch_bodies.now()),
+            (Bounded::SignedBodies, self.totals.signed_bodies.now()),
             (Bounded::Calls, gauge(&self.metrics.upstream_in_flight)),
         ] {
             self.metrics.limits.show_use(bounded, used);

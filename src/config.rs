@@ -311,10 +311,15 @@ pub struct Limits {
     pub in_flight: usize,
     /// Batches waiting for a fetch at a time, 1 to 10 000 000. Default 10 000.
     pub waiters: usize,
+    /// Requests on other routes at a time, from their head to the end of their answer; 1 to 1 000 000. Default 2000.
+    pub exchanges: usize,
     /// Distinct ids in one batch, 1 to 10 000. Default 1000.
     pub batch_ids: usize,
     /// Bytes of a batch's body, 1 KiB to 16 MiB. Default 256 KiB.
     pub batch_body: usize,
+    /// Bytes of such bodies at a time in all, until their batches are answered; at least `batch_body`, to 1 TiB. Default
+    /// 64 MiB.
+    pub batch_bodies: usize,
     /// Bytes of a body that has to be hashed before it is passed on, because its request is signed again, 1 KiB to 256 MiB.
     /// Default 4 MiB.
     pub signed_body: usize,
@@ -336,8 +341,10 @@ impl Default for Limits {
             connections: 10_000,
             in_flight: 20_000,
             waiters: 10_000,
+            exchanges: 2000,
             batch_ids: 1000,
             batch_body: 256 << 10,
+            batch_bodies: 64 << 20,
             signed_body: 4 << 20,
             signed_bodies: 64 << 20,
             header_bytes: 64 << 10,

@@ -83,13 +83,24 @@ pub enum Limit {
     CallerInFlight,
     /// `limits.waiters`
     Waiters,
+    /// `limits.exchanges`
+    Exchanges,
+    /// `limits.batch_bodies`
+    BatchBodies,
     /// `limits.signed_bodies`
     SignedBodies,
 }
 
 impl Limit {
     /// Every limit, for metrics.
-    pub const ALL: [Limit; 4] = [Limit::InFlight, Limit::CallerInFlight, Limit::Waiters, Limit::SignedBodies];
+    pub const ALL: [Limit; 6] = [
+        Limit::InFlight,
+        Limit::CallerInFlight,
+        Limit::Waiters,
+        Limit::Exchanges,
+        Limit::BatchBodies,
+        Limit::SignedBodies,
+    ];
 
     /// Its name in metrics.
     pub fn name(self) -> &'static str {
@@ -97,6 +108,8 @@ impl Limit {
             Limit::InFlight => "in_flight",
             Limit::CallerInFlight => "caller_in_flight",
             Limit::Waiters => "waiters",
+            Limit::Exchanges => "exchanges",
+            Limit::BatchBodies => "batch_bodies",
             Limit::SignedBodies => "signed_bodies",
         }
     }

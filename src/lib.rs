@@ -34,6 +34,7 @@ pub mod core_dumps;
 pub mod demo;
 pub mod error;
 pub mod headers;
+pub mod held;
 pub mod hold;
 pub mod log;
 pub mod metrics;

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Buf;
 use http::header::{EXPECT, HOST, TRANSFER_ENCODING};
 use http::uri::Authority;
 use http::{HeaderValue, Request, Version};
@@ -25,6 +26,7 @@ use crate::answered::Answered;
 use crate::body::{BodyError, stream};
 use crate::error::{Error, NoAnswer};
 use crate::headers::{add_via, strip_hop_by_hop};
+use crate::held::{Bound, Held};
 use crate::metrics::Outcome;
 use crate::spans::Trace;
 use crate::trace_context;
@@ -39,12 +41,20 @@ pub struct Passthrough {
     resign: Resign,
     deletions: Deletions,
     idle_timeout: Duration,
+    exchanges: Bound,
 }
 
 impl Passthrough {
-    /// `idle_timeout`: the longest that an exchange may stay without a byte in either direction.
-    pub fn new(upstream: Arc<Upstream>, resign: Resign, deletions: Deletions, idle_timeout: Duration) -> Self {
-        Self { upstream, resign, deletions, idle_timeout }
+    /// `idle_timeout`: the longest that an exchange may stay without a byte in either direction. `exchanges` bounds how many
+    /// there are at a time.
+    pub fn new(
+        upstream: Arc<Upstream>,
+        resign: Resign,
+        deletions: Deletions,
+        idle_timeout: Duration,
+        exchanges: Bound,
+    ) -> Self {
+        Self { upstream, resign, deletions, idle_timeout, exchanges }
     }
 
     /// Sends `request` to the endpoint: raw path and query, Host rewritten unless it names the endpoint, hop-by-hop headers
@@ -54,15 +64,22 @@ impl Passthrough {
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
-        let Some(id) = deletion::id(&request) else { return self.exchange(request, None, trace).await };
+        let place = match self.exchanges.one() {
+            Ok(place) => place,
+            Err(error) => {
+                crate::server::drain(request.into_body());
+                return Answered::own(error);
+            }
+        };
+        let Some(id) = deletion::id(&request) else { return self.exchange(request, None, place, trace).await };
         // Runs to its end, also when the client has left: what the endpoint deletes is not to be served on.
         let (this, trace) = (Arc::clone(self), trace.clone());
-        let exchange = tokio::spawn(async move { this.exchange(request, Some(id), &trace).await });
+        let exchange = tokio::spawn(async move { this.exchange(request, Some(id), place, &trace).await });
         exchange.await.unwrap_or_else(|_| Answered::own(Error::NoAnswer(NoAnswer::Lost)))
     }
 
-    /// One request and its answer; `deleted` is the id that it deletes.
-    async fn exchange<B>(&self, request: Request<B>, deleted: Option<String>, trace: &Trace) -> Answered
+    /// One request and its answer, to whose end it has its `place`; `deleted` is the id that it deletes.
+    async fn exchange<B>(&self, request: Request<B>, deleted: Option<String>, place: Held, trace: &Trace) -> Answered
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -107,7 +124,7 @@ impl Passthrough {
                 return crate::body::whole(bytes::Bytes::new());
             }
             let broken_off = Arc::clone(&broken_off);
-            stream(Paced::new(body, self.idle_timeout, Arc::clone(&progress)).map_err(move |error| {
+            stream(Paced::new(body, self.idle_timeout, Arc::clone(&progress), None).map_err(move |error| {
                 broken_off.store(true, Ordering::Relaxed);
                 error
             }))
@@ -151,7 +168,7 @@ impl Passthrough {
         strip_hop_by_hop(&mut head.headers);
         add_via(&mut head.headers, head.version);
         head.version = Version::HTTP_11;
-        let body = stream(Paced::new(body, self.idle_timeout, progress));
+        let body = stream(Paced::new(body, self.idle_timeout, progress, Some(place)));
         Answered { waited, ..Answered::new(http::Response::from_parts(head, body), Outcome::Bypass) }
     }
 
@@ -178,12 +195,14 @@ pin_project! {
         // Time counts only while someone waits: a slow reader on the other side is not this side's silence.
         waiting: bool,
         progress: Arc<watch::Sender<Instant>>,
+        // Of the exchange that ends with it.
+        place: Option<Held>,
     }
 }
 
 impl<B> Paced<B> {
-    fn new(body: B, idle: Duration, progress: Arc<watch::Sender<Instant>>) -> Self {
-        Self { body, patience: tokio::time::sleep(idle), idle, waiting: false, progress }
+    fn new(body: B, idle: Duration, progress: Arc<watch::Sender<Instant>>, place: Option<Held>) -> Self {
+        Self { body, patience: tokio::time::sleep(idle), idle, waiting: false, progress, place }
     }
 }
 
@@ -198,8 +217,11 @@ where
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, BodyError>>> {
         let mut this = self.project();
         if let Poll::Ready(frame) = this.body.poll_frame(cx) {
-            *this.waiting = false;
-            this.progress.send_replace(Instant::now());
+            // A frame of HTTP/2 without data is none.
+            if !matches!(&frame, Some(Ok(frame)) if frame.data_ref().is_some_and(|data| !data.has_remaining())) {
+                *this.waiting = false;
+                this.progress.send_replace(Instant::now());
+            }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
         if !std::mem::replace(this.waiting, true) {

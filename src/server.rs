@@ -146,6 +146,13 @@ impl Reception {
         self.tls.store(Some(Arc::new(tls)));
     }
 
+    /// Until draining is over; `end` is when, once that is known.
+    async fn end(&self, end: &mut Option<Instant>) {
+        self.stop.cancelled().await;
+        let end = *end.get_or_insert_with(|| Instant::now() + self.limits.load().drain);
+        tokio::time::sleep_until(end).await;
+    }
+
     /// Changes limits, of connections to come, and of their number. Must be called within a tokio runtime.
     pub fn change(&self, limits: Limits, connections: usize) {
         self.limits.store(Arc::new(limits));
@@ -168,8 +175,9 @@ where
     let cut_on_drop = cut.clone().drop_guard();
     let mut failures = Failures::default();
     let mut last_ones = BACKLOG;
+    let mut end = None;
     loop {
-        let accepting = accept(&listener, &reception.connections, &mut failures);
+        let accepting = accept(&listener, &mut failures);
         let accepted = if reception.stop.is_cancelled() {
             // Who has connected by now is not turned away unheard.
             last_ones -= 1;
@@ -183,7 +191,14 @@ where
                 () = reception.stop.cancelled() => continue,
             }
         };
-        let Some((stream, peer, permit)) = accepted else { continue };
+        let Some((stream, peer)) = accepted else { continue };
+        // After, not before: a listener that waits for clients must not hold what another could use. Draining ends
+        // connections, and so lets those in that wait. The semaphore is never closed.
+        let permit = tokio::select! {
+            biased;
+            Ok(permit) = reception.connections.acquire_owned() => permit,
+            () = reception.end(&mut end) => break,
+        };
         let answer = answer.clone();
         let connection = serve_client(stream, Arc::clone(&reception), move |request| answer(peer, request));
         let slot = Slot::new(reception.open.clone(), permit);
@@ -200,10 +215,14 @@ where
     }
     drop(listener);
     tasks.close();
-    if tokio::time::timeout(reception.limits.load().drain, tasks.wait()).await.is_err() {
-        info!("limits.drain is over; what is still in flight is cut off");
-        drop(cut_on_drop);
-        tasks.wait().await;
+    tokio::select! {
+        biased;
+        () = tasks.wait() => {}
+        () = reception.end(&mut end) => {
+            info!("limits.drain is over; what is still in flight is cut off");
+            drop(cut_on_drop);
+            tasks.wait().await;
+        }
     }
 }
 
@@ -270,11 +289,13 @@ where
     let builder = builder(&limits);
     let mut connection = pin!(builder.serve_connection(io, service));
     let linger = tokio::select! {
-        ended = connection.as_mut() => return ended,
+        // First, so that whoever was let in while draining hears that its first request is its last.
+        biased;
         linger = linger => {
             phase.leave();
             linger
         }
+        ended = connection.as_mut() => return ended,
         // HTTP/2 alone, which need not be waited for.
         () = phase.outstayed() => Duration::ZERO,
     };
@@ -323,19 +344,10 @@ impl Failures {
     }
 }
 
-/// A client and its permit; `None` if there was none to be had, after a pause where it would be the same again.
-async fn accept(
-    listener: &Listener,
-    connections: &Permits,
-    failures: &mut Failures,
-) -> Option<(Stream, Peer, OwnedSemaphorePermit)> {
+/// A client; `None` if there was none to be had, after a pause where it would be the same again.
+async fn accept(listener: &Listener, failures: &mut Failures) -> Option<(Stream, Peer)> {
     match listener.accept().await {
-        Ok((stream, peer)) => {
-            // After, not before: a listener that waits for clients must not hold what another could use. The semaphore
-            // is never closed.
-            let permit = connections.acquire_owned().await.ok()?;
-            Some((stream, peer, permit))
-        }
+        Ok(accepted) => Some(accepted),
         // The client has left before its turn: nothing is wrong here.
         Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => None,
         Err(error) => {

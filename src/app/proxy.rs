@@ -1,7 +1,7 @@
 //! Everything between a client's request and the endpoint: what one configuration comes to, over what outlasts it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 use http::uri::Scheme;
@@ -19,7 +19,9 @@ use crate::caller::signature::Keys;
 use crate::caller::{Callers, Standings};
 use crate::clock::Clock;
 use crate::config::{Config, Reload, ReloadState};
+use crate::error::Limit;
 use crate::fetch::{Fetch, Flights};
+use crate::held::{Bound, Total, Totals};
 use crate::metrics::Metrics;
 use crate::passthrough::{Deletions, Passthrough, Resign};
 use crate::router::Router;
@@ -52,8 +54,7 @@ pub(super) struct Lasting {
     purges: Arc<Purges>,
     standings: Arc<Standings>,
     flights: Arc<Flights>,
-    /// Bytes of bodies that are held to be signed again.
-    held: Arc<AtomicUsize>,
+    totals: Totals,
     registry: Registry,
     pub(super) metrics: Arc<Metrics>,
     pub(super) ready: Arc<AtomicBool>,
@@ -101,7 +102,7 @@ impl Proxy {
             purges,
             standings: Arc::new(Standings::new(rand::random())),
             flights: Arc::new(Flights::new(config.upstream.calls)),
-            held: Arc::default(),
+            totals: Totals::default(),
             registry,
             metrics,
             ready: Arc::new(AtomicBool::new(false)),
@@ -251,22 +252,24 @@ impl Lasting {
             Arc::clone(&config),
             clock.clone(),
         );
+        let bound = |total: &Total, most, limit| Bound::new(total.clone(), most, limit, Arc::clone(metrics));
         let resign = Resign::new(
             keys,
             Arc::clone(&upstream),
             &config.limits,
-            Arc::clone(&self.held),
+            bound(&self.totals.signed_bodies, config.limits.signed_bodies, Limit::SignedBodies),
             clock.clone(),
-            Arc::clone(metrics),
         );
         let deletions = Deletions::new(Arc::clone(&self.purges), clock.clone(), Arc::clone(metrics));
         let idle_timeout = config.upstream.idle_timeout;
-        let passthrough = Arc::new(Passthrough::new(Arc::clone(&upstream), resign, deletions, idle_timeout));
+        let exchanges = bound(&self.totals.exchanges, config.limits.exchanges, Limit::Exchanges);
+        let passthrough = Arc::new(Passthrough::new(Arc::clone(&upstream), resign, deletions, idle_timeout, exchanges));
         let access_urls = Arc::new(AccessUrls::new(
             callers,
             Arc::clone(&self.cache),
             fetch,
             Arc::clone(&passthrough),
+            bound(&self.totals.batch_bodies, config.limits.batch_bodies, Limit::BatchBodies),
             Arc::clone(&config),
             Arc::clone(metrics),
             clock.clone(),
@@ -282,7 +285,7 @@ impl Lasting {
             config: Arc::clone(&config),
             reloads: self.reloads.clone(),
             flights: Arc::clone(&self.flights),
-            held: Arc::clone(&self.held),
+            totals: self.totals.clone(),
             ready: Arc::clone(&self.ready),
             clock: clock.clone(),
         };

@@ -196,6 +196,7 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
     section.count("connections", &mut limits.connections, 1..=1_000_000, report);
     section.count("in_flight", &mut limits.in_flight, 1..=10_000_000, report);
     section.count("waiters", &mut limits.waiters, 1..=10_000_000, report);
+    section.count("exchanges", &mut limits.exchanges, 1..=1_000_000, report);
     section.count("batch_ids", &mut limits.batch_ids, 1..=10_000, report);
     if limits.in_flight / 2 < limits.batch_ids
         && let Some(found) = section.find("in_flight").or_else(|| section.find("batch_ids"))
@@ -205,6 +206,12 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
         found.wrong(report, format!("limits.in_flight must be at least {least}, twice limits.batch_ids: {why}"));
     }
     section.bytes("batch_body", &mut limits.batch_body, 1 << 10..=16 << 20, report);
+    section.bytes("batch_bodies", &mut limits.batch_bodies, 1 << 10..=1 << 40, report);
+    if limits.batch_bodies < limits.batch_body
+        && let Some(found) = section.find("batch_bodies").or_else(|| section.find("batch_body"))
+    {
+        found.wrong(report, "limits.batch_bodies must be at least limits.batch_body: one such body has to fit");
+    }
     section.bytes("signed_body", &mut limits.signed_body, 1 << 10..=256 << 20, report);
     section.bytes("signed_bodies", &mut limits.signed_bodies, 1 << 10..=1 << 40, report);
     if limits.signed_bodies < limits.signed_body

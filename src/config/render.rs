@@ -110,8 +110,10 @@ impl Display for Config {
         writeln!(f, "connections = {}", limits.connections)?;
         writeln!(f, "in_flight = {}", limits.in_flight)?;
         writeln!(f, "waiters = {}", limits.waiters)?;
+        writeln!(f, "exchanges = {}", limits.exchanges)?;
         writeln!(f, "batch_ids = {}", limits.batch_ids)?;
         writeln!(f, "batch_body = {}", string(size(limits.batch_body as u64)))?;
+        writeln!(f, "batch_bodies = {}", string(size(limits.batch_bodies as u64)))?;
         writeln!(f, "signed_body = {}", string(size(limits.signed_body as u64)))?;
         writeln!(f, "signed_bodies = {}", string(size(limits.signed_bodies as u64)))?;
         writeln!(f, "header_bytes = {}", string(size(limits.header_bytes as u64)))?;

@@ -13,6 +13,10 @@ pub enum Bounded {
     InFlight,
     /// Batches waiting for a call, by `limits.waiters`.
     Waiters,
+    /// Requests on other routes, by `limits.exchanges`.
+    Exchanges,
+    /// Bytes of batches' bodies, by `limits.batch_bodies`.
+    BatchBodies,
     /// Bytes of bodies held to be signed again, by `limits.signed_bodies`.
     SignedBodies,
     /// Calls under way, by `upstream.calls`.
@@ -21,8 +25,15 @@ pub enum Bounded {
 
 impl Bounded {
     /// All of them, for metrics.
-    pub const ALL: [Bounded; 5] =
-        [Bounded::Connections, Bounded::InFlight, Bounded::Waiters, Bounded::SignedBodies, Bounded::Calls];
+    pub const ALL: [Bounded; 7] = [
+        Bounded::Connections,
+        Bounded::InFlight,
+        Bounded::Waiters,
+        Bounded::Exchanges,
+        Bounded::BatchBodies,
+        Bounded::SignedBodies,
+        Bounded::Calls,
+    ];
 
     /// Its name in metrics; that of what is refused at it, where something is.
     pub fn name(self) -> &'static str {
@@ -30,6 +41,8 @@ impl Bounded {
             Bounded::Connections => "connections",
             Bounded::InFlight => "in_flight",
             Bounded::Waiters => "waiters",
+            Bounded::Exchanges => "exchanges",
+            Bounded::BatchBodies => "batch_bodies",
             Bounded::SignedBodies => "signed_bodies",
             Bounded::Calls => "calls",
         }
@@ -41,6 +54,8 @@ impl Bounded {
             Bounded::Connections => config.limits.connections,
             Bounded::InFlight => config.limits.in_flight,
             Bounded::Waiters => config.limits.waiters,
+            Bounded::Exchanges => config.limits.exchanges,
+            Bounded::BatchBodies => config.limits.batch_bodies,
             Bounded::SignedBodies => config.limits.signed_bodies,
             Bounded::Calls => config.upstream.calls,
         }

@@ -1,24 +1,21 @@
 //! Signing again what was signed for this host: verified first, so that sidelink's key vouches for nobody else.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::Request;
 use http::uri::PathAndQuery;
-use http_body::Body as _;
-use http_body_util::BodyExt;
-use tokio::time::timeout;
 use tracing::warn;
 
 use crate::body::{Body, BodyError, stream, whole};
 use crate::caller::signature::{self, Claim, Keys, Signer};
 use crate::clock::Clock;
 use crate::config;
-use crate::error::{Error, Fault, Limit};
+use crate::error::{Error, Fault};
 use crate::headers::made_hop_by_hop;
-use crate::metrics::Metrics;
+use crate::held::{Bound, Held};
 use crate::upstream::Upstream;
 
 /// Verifies signatures and makes them again for the endpoint's host.
@@ -26,13 +23,11 @@ pub struct Resign {
     keys: Arc<Keys>,
     upstream: Arc<Upstream>,
     body_limit: usize,
-    bodies_limit: usize,
     /// The longest that a body may take to come.
     body_timeout: Duration,
-    /// Bytes of bodies that are held to be hashed, and then until the endpoint answers.
-    held: Arc<AtomicUsize>,
+    /// Those that are held to be hashed, and then until the endpoint answers.
+    bodies: Bound,
     clock: Clock,
-    metrics: Arc<Metrics>,
     warned: AtomicBool,
 }
 
@@ -45,24 +40,15 @@ pub(super) struct Proof {
 }
 
 impl Resign {
-    /// Over what the composition root has built. `held` counts the bytes of bodies, whatever the configuration.
-    pub fn new(
-        keys: Arc<Keys>,
-        upstream: Arc<Upstream>,
-        limits: &config::Limits,
-        held: Arc<AtomicUsize>,
-        clock: Clock,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    /// Over what the composition root has built. `bodies` bounds the bytes of bodies.
+    pub fn new(keys: Arc<Keys>, upstream: Arc<Upstream>, limits: &config::Limits, bodies: Bound, clock: Clock) -> Self {
         Self {
             keys,
             upstream,
             body_limit: limits.signed_body,
-            bodies_limit: limits.signed_bodies,
             body_timeout: limits.idle_timeout,
-            held,
+            bodies,
             clock,
-            metrics,
             warned: AtomicBool::new(false),
         }
     }
@@ -126,34 +112,11 @@ impl Resign {
         B::Error: Into<BodyError>,
     {
         let mut body = stream(body);
-        let read = timeout(self.body_timeout, self.read_on(&mut body)).await;
-        let read = read.unwrap_or(Err(Error::Malformed("the request's body did not come in time")));
+        let read = self.bodies.read(&mut body, self.body_limit, Error::SignedBodyTooLarge, self.body_timeout).await;
         if let Err(Error::SignedBodyTooLarge | Error::Shed(_)) = read {
             crate::server::drain(body);
         }
         read
-    }
-
-    async fn read_on(&self, body: &mut Body) -> Result<(Bytes, Held), Error> {
-        // What is declared need not be sent to be refused.
-        if usize::try_from(body.size_hint().lower()).is_ok_and(|length| length > self.body_limit) {
-            return Err(Error::SignedBodyTooLarge);
-        }
-        let mut held = Held { total: Arc::clone(&self.held), bytes: 0 };
-        let mut read = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Error::Malformed("the request's body broke off"))?;
-            let Some(piece) = frame.data_ref() else { continue };
-            if read.len() + piece.len() > self.body_limit {
-                return Err(Error::SignedBodyTooLarge);
-            }
-            if !held.grow(piece.len(), self.bodies_limit) {
-                self.metrics.shed.with_label_values(&[Limit::SignedBodies.name()]).inc();
-                return Err(Error::Shed(Limit::SignedBodies));
-            }
-            read.extend_from_slice(piece);
-        }
-        Ok((read.freeze(), held))
     }
 
     fn say_once_that_a_key_is_unknown(&self) {
@@ -162,24 +125,5 @@ impl Resign {
                 "a request is signed for another host than the endpoint's, with an access key that is not in callers.keys: the endpoint will refuse it; configure the key, or have clients sign for the endpoint's host"
             );
         }
-    }
-}
-
-/// A body's place among the bytes of bodies that are held at a time.
-struct Held {
-    total: Arc<AtomicUsize>,
-    bytes: usize,
-}
-
-impl Held {
-    fn grow(&mut self, bytes: usize, most: usize) -> bool {
-        self.bytes += bytes;
-        self.total.fetch_add(bytes, Ordering::Relaxed) + bytes <= most
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }

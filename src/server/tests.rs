@@ -236,6 +236,54 @@ async fn draining_finishes_what_is_in_flight_and_closes_the_rest() {
     assert!(TcpStream::connect(listening.address).await.is_err());
 }
 
+#[tokio::test]
+async fn who_waits_to_be_let_in_when_a_drain_begins_is_answered() {
+    let listening = listen(1, path).await;
+    let mut first = TcpStream::connect(listening.address).await.unwrap();
+    first.write_all(GET).await.unwrap();
+    read_until(&mut first, "/a").await;
+    let mut waiting = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(listening.address).await.unwrap();
+        stream.write_all(GET).await.unwrap();
+        waiting.push(stream);
+    }
+    // One has been accepted and waits, the other is in the system's queue.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    listening.stop.cancel();
+    for mut stream in waiting {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains("connection: close") && answer.ends_with("/a"), "{answer}");
+    }
+    listening.running.await.unwrap();
+}
+
+#[tokio::test]
+async fn who_waits_to_be_let_in_does_not_hold_up_the_end() {
+    let limits = Limits { drain: Duration::from_millis(20), ..LIMITS };
+    let (arrived, mut arrivals) = mpsc::unbounded_channel();
+    let listening = listen_at(reception(limits, 1), move |_| {
+        arrived.send(()).unwrap();
+        std::future::pending()
+    })
+    .await;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(listening.address).await.unwrap();
+        stream.write_all(GET).await.unwrap();
+        streams.push(stream);
+    }
+    arrivals.recv().await.unwrap();
+    listening.stop.cancel();
+    listening.running.await.unwrap();
+    for mut stream in streams {
+        closed_after(&mut stream).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_is_read_slowly_but_steadily_is_not_cut_off() {
     let (mut client, server) = duplex(1024);

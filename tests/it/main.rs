@@ -7,6 +7,7 @@ mod answers;
 mod at_hand;
 mod bad_input;
 mod batches;
+mod bounds;
 mod browser;
 mod cache_control;
 mod callers;

@@ -1,0 +1,124 @@
+//! Whatever is held for clients has a limit in all, and at the limit the next one is told so: 503, when to ask again, and which
+//! limit it was. Hits are never refused.
+
+use std::time::Duration;
+
+use http::Method;
+use sidelink::api;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::{Reply, Stack, query, raw};
+
+const ECHO: &str = "/v2/servicerequest/echo";
+
+fn is_shed(reply: &Reply) {
+    assert_eq!((reply.status.as_u16(), reply.json()["error_code"].as_str()), (503, Some("SIDELINK.1004")));
+    assert_eq!(reply.header("retry-after"), "1");
+}
+
+/// Waits for a gauge to stand at `value`.
+async fn stands(stack: &Stack, series: &str, value: f64) {
+    let seen = async {
+        while stack.metric(series).await != value {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), seen).await.unwrap_or_else(|_| panic!("{series} is never {value}"));
+}
+
+const EXCHANGES: &str = "sidelink_limit_used{limit=\"exchanges\"}";
+
+#[tokio::test]
+async fn requests_on_other_routes_have_a_limit_in_all_and_batches_go_on() {
+    let stack = Stack::with(|_| {}, |config| config.limits.exchanges = 2).await;
+    let batch = query(&["1"]);
+    stack.client.batch("t", &["1"]).await;
+    stack.origin.hold();
+    let arrived = stack.origin.batch_calls();
+    // A cookie makes a batch a request like any other.
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let (client, batch) = (stack.client.clone(), batch.clone());
+        let headers = [("x-auth-token", "t"), ("cookie", "a=b")];
+        held.push(tokio::spawn(async move { client.get(&batch, &headers).await }));
+    }
+    stack.origin.arrived(arrived + 2).await;
+    assert_eq!(stack.metric(EXCHANGES).await, 2.0);
+    is_shed(&stack.client.get(ECHO, &[]).await);
+    is_shed(&stack.client.send(Method::POST, ECHO, &[], "hello").await);
+    is_shed(&stack.client.send(Method::DELETE, "/v2/servicerequest/accessorys/1", &[("x-auth-token", "t")], "").await);
+    is_shed(&stack.client.get(&batch, &[("x-auth-token", "t"), ("range", "bytes=0-1")]).await);
+    assert_eq!(stack.metric("sidelink_shed_total{limit=\"exchanges\"}").await, 4.0);
+    assert_eq!(stack.client.batch("t", &["1"]).await.header("cache-status"), "sidelink; hit");
+    stack.origin.release();
+    for reply in held {
+        assert_eq!(reply.await.unwrap().status, 200);
+    }
+    assert_eq!(stack.client.get(ECHO, &[]).await.status, 200);
+    stands(&stack, EXCHANGES, 0.0).await;
+}
+
+#[tokio::test]
+async fn a_place_is_given_back_by_who_leaves_and_kept_by_who_does_not_read() {
+    let stack = Stack::with(|_| {}, |config| config.limits.exchanges = 1).await;
+    let mut idle = TcpStream::connect(stack.client.address).await.unwrap();
+    let download = "GET /v2/servicerequest/accessorys/1?bytes=50000000 HTTP/1.1\r\nhost: a\r\nx-auth-token: t\r\n\r\n";
+    idle.write_all(download.as_bytes()).await.unwrap();
+    idle.read_exact(&mut [0; 100]).await.unwrap();
+    is_shed(&stack.client.get(ECHO, &[]).await);
+    drop(idle);
+    stands(&stack, EXCHANGES, 0.0).await;
+    assert_eq!(stack.client.get(ECHO, &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_reload_moves_the_limit_and_counts_who_was_there_before() {
+    let stack = Stack::with(|_| {}, |config| config.limits.exchanges = 1).await;
+    stack.origin.hold();
+    let (client, batch) = (stack.client.clone(), query(&["1"]));
+    let held = tokio::spawn(async move { client.get(&batch, &[("cookie", "a=b")]).await });
+    stack.origin.arrived(1).await;
+    is_shed(&stack.client.get(ECHO, &[]).await);
+    let mut more = sidelink::config::Config::clone(&stack.app.config());
+    more.limits.exchanges = 2;
+    stack.app.reload(more).unwrap();
+    assert_eq!(stack.client.get(ECHO, &[]).await.status, 200);
+    assert_eq!(stack.metric("sidelink_limit{limit=\"exchanges\"}").await, 2.0);
+    stack.origin.release();
+    held.await.unwrap();
+}
+
+#[tokio::test]
+async fn bodies_of_batches_have_a_limit_in_all_and_those_without_one_go_on() {
+    let stack = Stack::with(
+        |_| {},
+        |config| {
+            config.limits.batch_body = 4 << 10;
+            config.limits.batch_bodies = 4 << 10;
+        },
+    )
+    .await;
+    stack.client.batch("t", &["1"]).await;
+    let body = format!("{{{}\"accessory_ids\":[\"1\"]}}", " ".repeat(3 << 10));
+    let headers = [("x-auth-token", "t"), ("content-type", "application/json")];
+    let in_body = || stack.client.send(Method::GET, api::PATH, &headers, body.clone());
+    assert_eq!(in_body().await.ids(), ["1"]);
+    // One that announces much and sends nothing takes nobody's room; one whose end does not come has what it sent.
+    let head =
+        format!("GET {} HTTP/1.1\r\nhost: a\r\nx-auth-token: t\r\ncontent-length: {}\r\n\r\n", api::PATH, body.len());
+    let mut slow = TcpStream::connect(stack.client.address).await.unwrap();
+    slow.write_all(head.as_bytes()).await.unwrap();
+    assert_eq!(in_body().await.ids(), ["1"]);
+    slow.write_all(&body.as_bytes()[1..]).await.unwrap();
+    stands(&stack, "sidelink_limit_used{limit=\"batch_bodies\"}", (body.len() - 1) as f64).await;
+    is_shed(&in_body().await);
+    assert_eq!(stack.metric("sidelink_shed_total{limit=\"batch_bodies\"}").await, 1.0);
+    assert_eq!(stack.client.batch("t", &["1"]).await.header("cache-status"), "sidelink; hit");
+    drop(slow);
+    stands(&stack, "sidelink_limit_used{limit=\"batch_bodies\"}", 0.0).await;
+    assert_eq!(in_body().await.ids(), ["1"]);
+    // Over its own limit it is refused before it is sent.
+    let refused = raw(stack.client.address, head.replace("content-length: 3", "content-length: 9").as_bytes()).await;
+    assert!(refused.starts_with("HTTP/1.1 413 "), "{refused}");
+}

@@ -26,7 +26,8 @@ fn root() -> &'static Path {
 
 /// The packages that are built for Linux.
 fn packages() -> Vec<Value> {
-    let arguments = ["metadata", "--format-version=1", "--locked", "--filter-platform=x86_64-unknown-linux-gnu"];
+    let platform = "--filter-platform=x86_64-unknown-linux-gnu";
+    let arguments = ["metadata", "--format-version=1", "--locked", "--all-features", platform];
     let metadata: Value = serde_json::from_str(&cargo(&arguments, root())).unwrap();
     let resolved: BTreeSet<&str> =
         metadata["resolve"]["nodes"].as_array().unwrap().iter().map(|node| node["id"].as_str().unwrap()).collect();

@@ -21,7 +21,8 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
-use futures_util::FutureExt;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, Response, Version};
 use http_body_util::BodyExt;
@@ -33,11 +34,10 @@ use prometheus::IntGauge;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::unconstrained;
+use tokio::task::{JoinSet, unconstrained};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use crate::config;
@@ -170,9 +170,8 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: std::error::Error + Send + Sync,
 {
-    let tasks = TaskTracker::new();
-    let cut = CancellationToken::new();
-    let cut_on_drop = cut.clone().drop_guard();
+    // Aborted when it is dropped.
+    let mut connections = JoinSet::new();
     let mut failures = Failures::default();
     let mut last_ones = BACKLOG;
     let mut end = None;
@@ -191,6 +190,8 @@ where
                 () = reception.stop.cancelled() => continue,
             }
         };
+        // What is over makes room.
+        while connections.try_join_next().is_some() {}
         let Some((stream, peer)) = accepted else { continue };
         // After, not before: a listener that waits for clients must not hold what another could use. Draining ends
         // connections, and so lets those in that wait. The semaphore is never closed.
@@ -202,27 +203,23 @@ where
         let answer = answer.clone();
         let connection = serve_client(stream, Arc::clone(&reception), move |request| answer(peer, request));
         let slot = Slot::new(reception.open.clone(), permit);
-        let cut = cut.clone();
-        tasks.spawn(async move {
+        connections.spawn(async move {
             let _slot = slot;
-            tokio::select! {
-                ended = connection => if let Err(error) = ended {
-                    debug!(reason = %error, "a client's connection ended early");
-                },
-                () = cut.cancelled() => {}
+            if let Err(error) = connection.await {
+                debug!(reason = %error, "a client's connection ended early");
             }
         });
     }
     drop(listener);
-    tasks.close();
-    tokio::select! {
+    let drained = async { while connections.join_next().await.is_some() {} };
+    let is_drained = tokio::select! {
         biased;
-        () = tasks.wait() => {}
-        () = reception.end(&mut end) => {
-            info!("limits.drain is over; what is still in flight is cut off");
-            drop(cut_on_drop);
-            tasks.wait().await;
-        }
+        () = drained => true,
+        () = reception.end(&mut end) => false,
+    };
+    if !is_drained {
+        info!("limits.drain is over; what is still in flight is cut off");
+        connections.shutdown().await;
     }
 }
 
@@ -288,16 +285,24 @@ where
     let service = service(Arc::clone(&phase), answer);
     let builder = builder(&limits);
     let mut connection = pin!(builder.serve_connection(io, service));
+    let told_to_end = async {
+        tokio::select! {
+            linger = linger => {
+                phase.leave();
+                linger
+            }
+            // HTTP/2 alone, which need not be waited for.
+            () = phase.outstayed() => Duration::ZERO,
+        }
+    };
+    // A set of one is asked only when it has been woken; by itself, each request would ask it, and take locks that all
+    // connections share.
+    let mut told_to_end: FuturesUnordered<_> = std::iter::once(told_to_end).collect();
     let linger = tokio::select! {
         // First, so that whoever was let in while draining hears that its first request is its last.
         biased;
-        linger = linger => {
-            phase.leave();
-            linger
-        }
+        Some(linger) = told_to_end.next() => linger,
         ended = connection.as_mut() => return ended,
-        // HTTP/2 alone, which need not be waited for.
-        () = phase.outstayed() => Duration::ZERO,
     };
     tokio::select! {
         ended = connection.as_mut() => return ended,

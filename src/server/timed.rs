@@ -54,7 +54,7 @@ pub(super) struct Phase {
     in_service: AtomicUsize,
     /// Requests so far.
     requests: AtomicUsize,
-    /// Milliseconds from `began` to the end of the last answer.
+    /// Milliseconds from `began` to the end of the last answer; on HTTP/1, to the last byte either way.
     ended: AtomicU64,
     http2: AtomicBool,
     /// The first bytes of a head have come, the rest has not (HTTP/1).
@@ -120,6 +120,10 @@ impl Phase {
         self.in_service.load(Ordering::Acquire) > 0
     }
 
+    fn note_end(&self, now: Instant) {
+        self.ended.store(millis(now.saturating_duration_since(self.began)), Ordering::Relaxed);
+    }
+
     fn last_end(&self) -> Instant {
         self.began + Duration::from_millis(self.ended.load(Ordering::Relaxed))
     }
@@ -136,9 +140,13 @@ impl InService {
 
 impl Drop for InService {
     fn drop(&mut self) {
-        self.0.ended.store(millis(self.0.began.elapsed()), Ordering::Relaxed);
+        // On HTTP/1 the connection's stream notes when, once the last of the answer is sent.
+        let is_http2 = self.0.http2.load(Ordering::Relaxed);
+        if is_http2 {
+            self.0.note_end(Instant::now());
+        }
         self.0.in_service.fetch_sub(1, Ordering::Release);
-        if self.0.http2.load(Ordering::Relaxed) {
+        if is_http2 {
             self.0.reader.wake();
         }
     }
@@ -151,7 +159,12 @@ pub(super) struct Alarm(Option<Pin<Box<Sleep>>>);
 impl Alarm {
     /// Whether `deadline` has passed; otherwise the task is woken by then.
     pub(super) fn is_past(&mut self, deadline: Instant, cx: &mut Context<'_>) -> bool {
-        if Instant::now() >= deadline {
+        self.is_past_at(Instant::now(), deadline, cx)
+    }
+
+    /// As `is_past`, where the clock has just been read.
+    fn is_past_at(&mut self, now: Instant, deadline: Instant, cx: &mut Context<'_>) -> bool {
+        if now >= deadline {
             return true;
         }
         let sleep = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
@@ -173,6 +186,9 @@ pub(super) struct Timed<IO> {
     limits: Limits,
     /// The last byte in either direction; on HTTP/2, of an answer's body.
     last_byte: Instant,
+    /// On HTTP/1: bytes have moved since the clock was read. It is read once there is something to be waited for, and not for
+    /// each piece that comes or goes.
+    moved: bool,
     /// How much of the HTTP/2 preface the connection has begun with; `None` once it has not, or has with all of it.
     preface: Option<usize>,
     framing: Framing,
@@ -180,8 +196,8 @@ pub(super) struct Timed<IO> {
     frames: [Frames; 2],
     /// When it was told to take leave, on HTTP/2.
     leave: Option<Instant>,
-    /// The first byte of a head, and how many requests there had been then; on HTTP/2, the head's number.
-    head: Option<(Instant, usize)>,
+    /// When a head began to be waited for, and how many requests there had been then; on HTTP/2, the head's number.
+    head: Option<(Option<Instant>, usize)>,
     /// Since when a read has been waiting.
     waiting: Option<Instant>,
     reading: Alarm,
@@ -229,6 +245,7 @@ impl<IO> Timed<IO> {
             phase,
             limits,
             last_byte,
+            moved: false,
             preface: Some(0),
             framing: Framing::new(),
             frames: Default::default(),
@@ -244,7 +261,7 @@ impl<IO> Timed<IO> {
     }
 
     /// When a read that has been waiting since `since` must have brought something, if it must.
-    fn read_deadline(&mut self, since: Instant) -> Option<Instant> {
+    fn read_deadline(&self, since: Instant) -> Option<Instant> {
         if self.phase.serves() {
             // In service, HTTP/1 reads only when the handler wants more of a body (`half_close` sees to it that hyper does
             // not read just to learn of an end).
@@ -255,16 +272,16 @@ impl<IO> Timed<IO> {
             return None;
         }
         match self.head {
-            Some((began, before)) if before == self.phase.requests.load(Ordering::Relaxed) => {
+            Some((Some(began), before)) if before == self.phase.requests.load(Ordering::Relaxed) => {
                 Some(began + self.limits.header_timeout)
             }
-            _ => Some(self.last_byte.max(self.phase.last_end()) + self.limits.idle_timeout),
+            _ => Some(self.last_byte + self.limits.idle_timeout),
         }
     }
 
     /// As `read_deadline`, on HTTP/2, which always reads.
     fn read_deadline_http2(&self) -> Option<Instant> {
-        let head = self.head.map(|(began, _)| began + self.limits.header_timeout);
+        let head = self.head.and_then(|(began, _)| Some(began? + self.limits.header_timeout));
         // Whoever is served has the handler's limits, and those of `streams`; and an answer that is still on its way has its
         // own deadline.
         let is_idle = !self.phase.serves() && self.blocked.is_none();
@@ -280,9 +297,17 @@ impl<IO> Timed<IO> {
 
     /// Whether a read has to end now, having brought nothing so far.
     fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
-        let since = *self.waiting.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        if let Some((began, _)) = &mut self.head {
+            began.get_or_insert(now);
+        }
         if !self.phase.http2.load(Ordering::Relaxed) {
-            return self.read_deadline(since).is_some_and(|deadline| self.reading.is_past(deadline, cx));
+            if std::mem::take(&mut self.moved) {
+                self.last_byte = now;
+                self.phase.note_end(now);
+            }
+            let since = *self.waiting.get_or_insert(now);
+            return self.read_deadline(since).is_some_and(|deadline| self.reading.is_past_at(now, deadline, cx));
         }
         while let Some(deadline) = self.read_deadline_http2() {
             if !self.reading.is_past(deadline, cx) {
@@ -304,18 +329,18 @@ impl<IO> Timed<IO> {
             incoming.watch(frames);
             self.head = incoming.open_head().map(|number| match self.head {
                 Some((began, same)) if same == number => (began, number),
-                _ => (Instant::now(), number),
+                _ => (None, number),
             });
             return;
         }
-        self.last_byte = Instant::now();
+        self.moved = true;
         self.framing.watch(bytes);
         if !self.phase.serves() {
             let requests = self.phase.requests.load(Ordering::Relaxed);
             match self.head {
                 Some((_, before)) if before == requests => {}
                 _ => {
-                    self.head = Some((self.last_byte, requests));
+                    self.head = Some((None, requests));
                     self.phase.in_head.store(true, Ordering::Relaxed);
                 }
             }
@@ -341,7 +366,7 @@ impl<IO> Timed<IO> {
     /// Notes that `bytes` were sent.
     fn note_sent(&mut self, bytes: &[u8]) {
         if !self.phase.http2.load(Ordering::Relaxed) {
-            self.last_byte = Instant::now();
+            self.moved = true;
             return;
         }
         let [_, outgoing] = &mut self.frames;

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Plants bugs, one at a time, in a copy of the tree, and shows that the simulation catches each.
+# Plants bugs, one at a time, in a copy of the tree, and shows that the simulation, or the test of isolation over a fleet,
+# catches each: planted.sh [PATTERN], those whose name has it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -7,21 +8,23 @@ copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 export CARGO_TARGET_DIR="$PWD/target/planted" RUST_BACKTRACE=0
 missed=0
+only=${1:-}
 
-# plant NAME FILE OLD NEW: OLD has to stand in FILE, to the letter.
+# plant NAME FILE OLD NEW [TEST]: OLD has to stand in FILE, to the letter.
 plant() {
-    local name=$1 file=$2
+    local name=$1 file=$2 test=${5:-simulation::}
+    [[ $name == *"$only"* ]] || return 0
     rm -rf "${copy:?}"/*
     git ls-files -z -- Cargo.toml Cargo.lock src tests config benches | tar --null -T - -c | tar -x -C "$copy"
     OLD=$3 NEW=$4 perl -0pi -e 's/\Q$ENV{OLD}\E/$ENV{NEW}/g or die "planted.sh: nothing to replace\n"' "$copy/$file" ||
         { printf 'planted: %-32s is out of date: %s\n' "$name" "$file"; exit 1; }
     cargo test --quiet --locked --manifest-path "$copy/Cargo.toml" --test it --no-run 2>/dev/null ||
         { printf 'planted: %-32s does not compile\n' "$name"; exit 1; }
-    if cargo test --quiet --locked --manifest-path "$copy/Cargo.toml" --test it simulation:: >"$copy/log" 2>&1; then
+    if cargo test --quiet --locked --manifest-path "$copy/Cargo.toml" --test it "$test" >"$copy/log" 2>&1; then
         printf 'planted: %-32s MISSED\n' "$name"
         missed=1
     else
-        printf 'planted: %-32s caught (%s)\n' "$name" "$(grep -o 'seed [0-9]* breaks a law' "$copy/log" | head -1)"
+        printf 'planted: %-32s caught (%s)\n' "$name" "$(grep -o 'seed [0-9]* breaks [a-z]* law' "$copy/log" | head -1)"
     fi
 }
 
@@ -45,4 +48,35 @@ plant "ids counted twice" src/metrics.rs \
     'counter.inc_by(u64::from(count));' 'counter.inc_by(2 * u64::from(count));'
 plant "an answer in another order" src/access_urls/respond.rs \
     'slots.slots.iter().filter_map(|slot| slot.had' 'slots.slots.iter().rev().filter_map(|slot| slot.had'
+
+# Over a fleet, with a shared tier.
+fleet="fleet::isolation::"
+plant "a scope without its group, in a fleet" src/cache/shared/sealing.rs \
+    'for each in fields {
+            field(each' 'for each in fields.into_iter().skip(1) {
+            field(each' "$fleet"
+plant "a tier's name without its scope" src/cache/shared/sealing.rs \
+    'field(each, |bytes| names.update(bytes));' 'field(each.and(None), |bytes| names.update(bytes));' "$fleet"
+plant "a tier's key without its caller" src/cache/shared/sealing.rs \
+    'first.iter().chain(fields)' 'first.iter().chain(&fields[..0])' "$fleet"
+plant "a scope header that is forgotten" src/api.rs \
+    'HeaderName::from_static("x-site")' 'HeaderName::from_static("x-sight")' "$fleet"
+plant "a value that opens anywhere" src/cache/shared/sealing.rs \
+    'aad: name.as_bytes()' 'aad: &name.as_bytes()[..0]' "$fleet"
+plant "a purge that is forgotten" src/cache/purges.rs \
+    '*last = at.monotonic.max(*last);' 'let _ = last;' "$fleet"
+plant "a purge that the fleet does not hear" src/cache/shared.rs \
+    'self.inner.say(|_, key| Some(key.says(target)));' 'let _ = target;' "$fleet"
+plant "a journal that nobody heeds" src/cache/shared/journal.rs \
+    'is_some_and(|at| *at >= stamp.position)' 'is_some_and(|at| *at > u64::MAX - stamp.position)' "$fleet"
+plant "a revocation that stays where it is" src/cache/shared.rs \
+    'if !known && !self.inner.strangers.withdraw() {' 'if known || !known {' "$fleet"
+plant "a 401 that drops nothing" src/caller.rs \
+    'requester.standing.generation.store(self.standings.generation(), Ordering::Release);' '' "$fleet"
+plant "a 403 that forgets nothing" src/fetch/calls.rs \
+    'for wanted in wanted {
+            self.cache.forget(wanted.key);
+        }' '' "$fleet"
+plant "an acceptance that never ends" src/caller.rs \
+    '!requester.standing.accepted_within(self.revalidate, now)' 'false && now.unix_millis() == self.revalidate && !requester.standing.is_accepted()' "$fleet"
 exit "$missed"

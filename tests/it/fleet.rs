@@ -1,6 +1,7 @@
 //! Sidecars that share a tier: real servers, on free ports, of Debian's redis-server.
 
 mod faults;
+mod isolation;
 mod once;
 mod purges;
 mod secrecy;

@@ -118,6 +118,31 @@ async fn a_call_that_left_before_a_403_gives_no_acceptance_back() {
 }
 
 #[tokio::test]
+async fn made_up_tokens_do_not_fill_the_journal() {
+    const TOKENS: usize = 200;
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(&redis, 1).await;
+    let client = &fleet.sidecars[0].client;
+    let tokens: Vec<String> = (0..TOKENS).map(|token| format!("made-up-{token}")).collect();
+    fleet.origin.update(|options| options.refuse = tokens.clone());
+    let begin = std::time::Instant::now();
+    for token in &tokens {
+        assert_eq!(client.batch(token, &["1"]).await.status, 401);
+    }
+    // One that is told after all of them.
+    let [journal] = &redis.keys("j").await[..] else { panic!() };
+    let said = async || redis.number(&["STRLEN", journal]).await / 100 - 1;
+    let admin = TestClient::new(fleet.sidecars[0].app.admin_address());
+    let json = [("content-type", "application/json")];
+    let before = said().await;
+    admin.send(Method::POST, "/purge", &json, r#"{"all":true}"#).await;
+    eventually("it is told", async || said().await > before).await;
+    let most = 12 + i64::try_from(begin.elapsed().as_secs()).unwrap();
+    let said = said().await;
+    assert!((1..=most).contains(&said), "{said} records");
+}
+
+#[tokio::test]
 async fn losing_all_data_brings_nothing_back() {
     let redis = Redis::start().await;
     let fleet = warm(&redis).await;

@@ -1,0 +1,522 @@
+//! Isolation over random schedules: whoever asks, wherever, however, and whatever is purged, revoked, refused, reloaded,
+//! lost or swapped meanwhile, nobody ever gets a link that the endpoint did not make for that caller, group and headers, nor
+//! one that was taken away, beyond the time defined for it.
+//!
+//! Real sidecars share a real server. The oracle:
+//! - *whose*: every link is for the id, credential, group and headers of the batch that got it;
+//! - *purged*: where a purge was made, no batch that is asked afterwards gets a link from before; elsewhere, none that is
+//!   asked once the purge has been heard (a mark that was told after it is seen to count there);
+//! - *revoked*: the same of a caller's links once a sidecar has seen it refused with a 401; and where none has, none of a
+//!   refused caller's links comes once `callers.revalidate` is over;
+//! - *forbidden*: where an id was refused with a 403, its links from before are gone for that scope; elsewhere, once
+//!   `freshness.max` is over.
+//!
+//! A seed decides the schedule, not how its batches interleave: `SIDELINK_SEED=n` runs one, `SIDELINK_SEEDS=n` so many.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+use http::Method;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use serde_json::json;
+use sidelink::access_urls::request::{self, Form};
+use sidelink::api;
+use sidelink::config::{Config, Secret};
+use sidelink::origin::link_is_for;
+
+use super::{Fleet, Redis, eventually, shared};
+use crate::signing::{ACCESS_KEY, SECRET_KEY, Unsigned, knows, pair};
+use crate::support::{Reply, TestClient};
+
+const SEEDS: u64 = 9;
+const STEPS: usize = 60;
+/// Seeds that run at a time, each with a server of its own.
+const LANES: usize = 3;
+const SIDECARS: usize = 2;
+const IDS: [&str; 5] = ["1", "2", "12", "a/b", "g"];
+/// The last is an access key: who has it signs.
+const CALLERS: [&str; 4] = ["alice", "alic", "bob", ACCESS_KEY];
+const GROUPS: [Option<&str>; 3] = [None, Some("g"), Some("1")];
+const HEADERS: [&str; 3] = ["x-language", "x-site", "x-time-zone"];
+const VALUES: [Option<&str>; 3] = [None, Some("g"), Some("en-us")];
+const CONTROLS: [Option<&str>; 6] = [None, None, None, Some("no-cache"), Some("max-age=30"), Some("no-store")];
+const REVALIDATE: Duration = Duration::from_secs(300);
+const FRESH: Duration = Duration::from_secs(600);
+/// By how much the clocks of a fleet may differ, and moments are rounded.
+const SLACK: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Scope {
+    caller: &'static str,
+    group: Option<&'static str>,
+    headers: [Option<&'static str>; 3],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Taken {
+    All,
+    Id(&'static str),
+    Group(&'static str),
+    Caller(&'static str),
+    Forbidden(Scope, &'static str),
+}
+
+impl Taken {
+    fn concerns(&self, scope: &Scope, id: &str) -> bool {
+        match self {
+            Taken::All => true,
+            Taken::Id(of) => *of == id,
+            Taken::Group(of) => scope.group == Some(of),
+            Taken::Caller(of) => scope.caller == *of,
+            Taken::Forbidden(of, which) => of == scope && *which == id,
+        }
+    }
+}
+
+/// Something that was taken away.
+#[derive(Clone, Debug)]
+struct Event {
+    taken: Taken,
+    /// The endpoint had made so many answers: links with lower numbers are from before.
+    serial: u64,
+    by: usize,
+    /// Where it is in force.
+    at: [bool; SIDECARS],
+    /// When, on the fleet's clock.
+    when: u64,
+}
+
+/// What was looked at.
+#[derive(Default)]
+struct Seen {
+    links: usize,
+    /// Batches answered without a call, by memory and by the tier.
+    hits: usize,
+    shared: usize,
+}
+
+struct Run {
+    seen: Seen,
+    fleet: Fleet,
+    redis: Arc<Redis>,
+    random: StdRng,
+    scopes: Vec<Scope>,
+    events: Vec<Event>,
+    /// Callers that the endpoint refuses, and since when.
+    refused: HashMap<&'static str, u64>,
+    origin: TestClient,
+    /// Names and values that someone has copied.
+    copied: Vec<(String, Vec<u8>)>,
+    probes: usize,
+}
+
+/// One batch as it was asked, and what was in force then.
+struct Asked {
+    scope: Scope,
+    ids: Vec<&'static str>,
+    sidecar: usize,
+    events: Vec<Event>,
+    refused: Option<u64>,
+}
+
+impl Run {
+    async fn new(seed: u64, redis: Arc<Redis>) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let configure = |config: &mut Config| {
+            config.freshness.max = FRESH;
+            config.callers.revalidate = REVALIDATE;
+            config.upstream.ids_per_call = 3;
+            config.upstream.calls_per_scope = 2;
+            config.limits.in_flight = 1000;
+            knows(config, ACCESS_KEY, SECRET_KEY);
+        };
+        // Other seeds share the server, and have an endpoint of their own, as another fleet would.
+        let endpoint = |options: &mut sidelink::origin::Options| {
+            options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
+            options.poison_status = 403;
+            options.link_life = Duration::from_secs(24 * 3600);
+        };
+        let mut tier = shared(vec![redis.address()]);
+        tier.lease_wait = Duration::from_millis(500);
+        let fleet = Fleet::with(tier, SIDECARS, endpoint, configure).await;
+        let mut pick = |list: &[Option<&'static str>]| *list.choose(&mut random).unwrap();
+        // Few enough to meet again, and neighbours of one another.
+        let (group, headers) = (pick(&GROUPS), [pick(&VALUES), pick(&VALUES), pick(&VALUES)]);
+        let first = Scope { caller: CALLERS.choose(&mut random).unwrap(), group, headers };
+        let mut scopes = vec![first];
+        for _ in 0..5 {
+            let mut scope = *scopes.choose(&mut random).unwrap();
+            match random.random_range(0..5) {
+                0 => scope.caller = CALLERS.choose(&mut random).unwrap(),
+                1 => scope.group = *GROUPS.choose(&mut random).unwrap(),
+                header => scope.headers[header - 2] = *VALUES.choose(&mut random).unwrap(),
+            }
+            scopes.push(scope);
+        }
+        let origin = TestClient::new(fleet.origin.address());
+        Self {
+            seen: Seen::default(),
+            fleet,
+            redis,
+            random,
+            scopes,
+            events: Vec::new(),
+            refused: HashMap::new(),
+            origin,
+            copied: Vec::new(),
+            probes: 0,
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.fleet.clock.now().unix_millis()
+    }
+
+    /// The number of the answer that the endpoint makes now: it is asked directly.
+    async fn serial(&self) -> u64 {
+        // A neighbour of the batch route: no id is poisoned there.
+        let reply = self.origin.batch("oracle", &["oracle"]).await;
+        serial(&reply.links()[0].1)
+    }
+
+    async fn run(mut self) -> Seen {
+        for _ in 0..STEPS {
+            match self.random.random_range(0..30) {
+                0 | 1 => {
+                    let purge = self.draw_purge();
+                    self.burst(Some(purge)).await;
+                }
+                2 => self.revoke().await,
+                3 => self.forbid().await,
+                4 => self.reload().await,
+                5 | 6 => {
+                    let span = self.random.random_range(1..400);
+                    self.fleet.clock.step(span * 1000);
+                    self.fleet.origin.update(|options| options.clock_offset += span);
+                }
+                7 => self.attack().await,
+                8 => {
+                    self.refused.clear();
+                    self.fleet.origin.update(|options| options.refuse.clear());
+                }
+                9 => {
+                    let by = self.random.random_range(0..SIDECARS);
+                    self.settle(by).await;
+                }
+                _ => self.burst(None).await,
+            }
+        }
+        for by in 0..SIDECARS {
+            self.settle(by).await;
+        }
+        self.burst(None).await;
+        self.burst(None).await;
+        self.seen
+    }
+
+    fn draw_purge(&mut self) -> (usize, Taken, bool) {
+        let id = IDS.choose(&mut self.random).unwrap();
+        let taken = match self.random.random_range(0..5) {
+            0 => Taken::All,
+            1 => Taken::Group(["g", "1"].choose(&mut self.random).unwrap()),
+            _ => Taken::Id(id),
+        };
+        (self.random.random_range(0..SIDECARS), taken, self.random.random_bool(0.5))
+    }
+
+    /// Some batches at a time, and perhaps a purge among them.
+    async fn burst(&mut self, purge: Option<(usize, Taken, bool)>) {
+        let count = self.random.random_range(1..8);
+        let asked: Vec<(Asked, Form, Option<&str>)> = (0..count)
+            .map(|_| {
+                let scope = *self.scopes.choose(&mut self.random).unwrap();
+                let sidecar = self.random.random_range(0..SIDECARS);
+                let mut ids = Vec::new();
+                for _ in 0..self.random.random_range(1..5) {
+                    let id = *IDS.choose(&mut self.random).unwrap();
+                    if !ids.contains(&id) {
+                        ids.push(id);
+                    }
+                }
+                let form = *[Form::Repeated, Form::Comma, Form::Body].choose(&mut self.random).unwrap();
+                let control = *CONTROLS.choose(&mut self.random).unwrap();
+                (self.asked(scope, ids, sidecar), form, control)
+            })
+            .collect();
+        let before = if purge.is_some() { self.serial().await } else { 0 };
+        let batches = join_all(asked.iter().map(|(asked, form, control)| self.ask(asked, *form, *control)));
+        let purging = async {
+            if let Some((by, taken, delete)) = purge {
+                self.purge(by, taken, delete).await;
+            }
+        };
+        let (replies, ()) = tokio::join!(batches, purging);
+        for ((asked, ..), reply) in asked.iter().zip(replies) {
+            self.check(asked, &reply);
+            self.seen.links += if reply.status == 200 { reply.ids().len() } else { 0 };
+            self.seen.hits += usize::from(reply.header("cache-status") == "sidelink; hit");
+            self.seen.shared += usize::from(reply.header("cache-status").contains("shared"));
+        }
+        if let Some((by, taken, _)) = purge {
+            self.note(taken, before, by);
+        }
+    }
+
+    fn asked(&self, scope: Scope, ids: Vec<&'static str>, sidecar: usize) -> Asked {
+        let in_force = self.events.iter().filter(|event| {
+            let over = |span: Duration| self.now() > event.when + u64::try_from((span + SLACK).as_millis()).unwrap();
+            event.at[sidecar] || (matches!(event.taken, Taken::Forbidden(..)) && over(FRESH))
+        });
+        let refused = self.refused.get(scope.caller).copied();
+        Asked { scope, ids, sidecar, events: in_force.cloned().collect(), refused }
+    }
+
+    async fn ask(&self, asked: &Asked, form: Form, control: Option<&str>) -> Reply {
+        let Asked { scope, ids, sidecar, .. } = asked;
+        let target = request::target(form, scope.group, ids.iter().copied());
+        let body = request::body(form, scope.group, ids.iter().copied());
+        let given = HEADERS.into_iter().zip(scope.headers).filter_map(|(name, value)| Some((name, value?)));
+        let client = &self.fleet.sidecars[*sidecar].client;
+        let mut headers: Vec<(&str, String)> = given.map(|(name, value)| (name, value.to_owned())).collect();
+        if scope.caller == ACCESS_KEY {
+            let mut unsigned = Unsigned::get(client.address, &target, &self.fleet.clock);
+            for (name, value) in &headers {
+                unsigned = unsigned.header(name, value);
+            }
+            let unsigned = Unsigned { body: &body, ..unsigned };
+            headers = unsigned.sign();
+        } else {
+            headers.push(("x-auth-token", scope.caller.to_owned()));
+        }
+        headers.extend(control.map(|control| ("cache-control", control.to_owned())));
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        client.send(Method::GET, &target, &headers, Bytes::copy_from_slice(&body)).await
+    }
+
+    fn check(&self, asked: &Asked, reply: &Reply) {
+        let how = reply.header("cache-status");
+        assert!(!how.contains("fwd=bypass"), "{:?} was not read: {reply:?}", asked.scope);
+        if reply.status != 200 || reply.json().get("error_code").is_some() {
+            return;
+        }
+        let Asked { scope, ids, .. } = asked;
+        for (id, link) in reply.links() {
+            assert!(ids.contains(&id.as_str()), "{id} was not asked for");
+            let [language, site, zone] = scope.headers;
+            let whose = link_is_for(&link, &id, scope.group, scope.caller, language, site);
+            let zoned = link.split('&').find_map(|pair| pair.strip_prefix("time-zone="));
+            let zoned = zoned.map(|zone| zone.replace("%2D", "-"));
+            assert!(whose && zoned.as_deref() == zone, "{scope:?} got {link}, {how}");
+            for event in &asked.events {
+                let taken = event.taken.concerns(scope, &id) && serial(&link) < event.serial;
+                assert!(!taken, "at {}, {scope:?} got {link}, {how}, after {event:?}", asked.sidecar);
+            }
+            if let Some(since) = asked.refused {
+                let span = u64::try_from((REVALIDATE + SLACK).as_millis()).unwrap();
+                assert!(self.now() <= since + span, "{scope:?}, refused, got {link}, {how}");
+            }
+        }
+    }
+
+    fn note(&mut self, taken: Taken, serial: u64, by: usize) {
+        let mut at = [false; SIDECARS];
+        at[by] = true;
+        self.events.push(Event { taken, serial, by, at, when: self.now() });
+    }
+
+    async fn purge(&self, by: usize, taken: Taken, delete: bool) {
+        let sidecar = &self.fleet.sidecars[by];
+        if let (Taken::Id(id), true) = (taken, delete) {
+            let target = format!("{}/{}", api::ACCESSORIES, id.replace('/', "%2F"));
+            let reply = sidecar.client.send(Method::DELETE, &target, &[("x-auth-token", "t")], "").await;
+            assert!(reply.status.is_success(), "{reply:?}");
+            return;
+        }
+        let body = match taken {
+            Taken::Id(id) => json!({"accessory_ids": [id]}),
+            Taken::Group(group) => json!({"group_id": group}),
+            _ => json!({"all": true}),
+        };
+        let admin = TestClient::new(sidecar.app.admin_address());
+        let json = [("content-type", "application/json")];
+        assert_eq!(admin.send(Method::POST, "/purge", &json, body.to_string()).await.status, 200);
+    }
+
+    /// The endpoint refuses a caller from here on, and perhaps one sidecar sees it.
+    async fn revoke(&mut self) {
+        let scope = *self.scopes.choose(&mut self.random).unwrap();
+        if scope.caller == ACCESS_KEY {
+            // It refuses tokens alone.
+            return;
+        }
+        let now = self.now();
+        self.refused.entry(scope.caller).or_insert(now);
+        self.fleet.origin.update(|options| options.refuse.push(scope.caller.into()));
+        if self.random.random_bool(0.3) {
+            return;
+        }
+        let (by, serial) = (self.random.random_range(0..SIDECARS), self.serial().await);
+        let asked = self.asked(scope, vec![IDS[0]], by);
+        let reply = self.ask(&asked, Form::Repeated, Some("no-cache")).await;
+        assert_eq!(reply.status, 401, "{reply:?}");
+        self.note(Taken::Caller(scope.caller), serial, by);
+    }
+
+    /// The endpoint keeps an id from a scope: one sidecar sees it.
+    async fn forbid(&mut self) {
+        let scope = *self.scopes.choose(&mut self.random).unwrap();
+        let id = *IDS.choose(&mut self.random).unwrap();
+        let (by, serial) = (self.random.random_range(0..SIDECARS), self.serial().await);
+        self.settle(by).await;
+        let told = r#"sidelink_shared_operations_total{operation="revoke"}"#;
+        let before = self.fleet.sidecars[by].metric(told).await;
+        self.fleet.origin.update(|options| options.poison = vec![id.into()]);
+        let asked = self.asked(scope, vec![id], by);
+        let reply = self.ask(&asked, Form::Repeated, Some("no-cache")).await;
+        self.fleet.origin.update(|options| options.poison.clear());
+        let refused = self.refused.contains_key(scope.caller);
+        assert!(reply.status == 403 || refused, "{reply:?}");
+        if refused {
+            self.note(Taken::Caller(scope.caller), serial, by);
+            return;
+        }
+        let sidecar = &self.fleet.sidecars[by];
+        eventually("it is taken from the tier", async || sidecar.metric(told).await > before).await;
+        self.note(Taken::Forbidden(scope, id), serial, by);
+    }
+
+    async fn reload(&mut self) {
+        let which = self.random.random_range(0..SIDECARS);
+        // What a tier has yet to tell when it goes, it tells in the background.
+        self.settle(which).await;
+        let sidecar = &self.fleet.sidecars[which];
+        let mut config = Config::clone(&sidecar.app.config());
+        match self.random.random_range(0..4) {
+            0 => config.upstream.ids_per_call = self.random.random_range(1..10),
+            1 => config.upstream.calls_per_scope = self.random.random_range(1..4),
+            // Another tier, with all to be read anew.
+            2 => config.freshness.absent = Duration::from_secs(self.random.random_range(1..10)),
+            _ => {
+                let tier = config.shared.as_mut().unwrap();
+                match tier.secrets.len() {
+                    1 => tier.secrets.push(Secret::new(b"another-secret-of-forty-characters-or-so".to_vec())),
+                    _ => tier.secrets.truncate(1),
+                }
+            }
+        }
+        sidecar.app.reload(config).unwrap();
+    }
+
+    /// Someone has the server.
+    async fn attack(&mut self) {
+        let links = self.redis.keys("l").await;
+        match self.random.random_range(0..4) {
+            0 => {
+                for key in links.sample(&mut self.random, 20) {
+                    if let redis::Value::BulkString(value) = self.redis.ask(&["GET", key]).await {
+                        self.copied.push((key.clone(), value));
+                    }
+                }
+            }
+            // Brings back what was there: it counts to its own end, but for what the journal says of it.
+            1 => {
+                for event in &mut self.events {
+                    if matches!(event.taken, Taken::Forbidden(..)) {
+                        event.at = [false; SIDECARS];
+                    }
+                }
+                for (key, value) in &self.copied {
+                    let value = String::from_utf8_lossy(value);
+                    self.redis.ask(&["SET", key, &value, "PX", "600000"]).await;
+                }
+            }
+            // Swaps what stands there.
+            2 => {
+                for pair in links.windows(2) {
+                    if let redis::Value::BulkString(value) = self.redis.ask(&["GET", &pair[0]]).await {
+                        let value = String::from_utf8_lossy(&value).into_owned();
+                        self.redis.ask(&["SET", &pair[1], &value, "PX", "600000"]).await;
+                    }
+                }
+            }
+            _ => {
+                self.redis.ask(&["FLUSHALL"]).await;
+            }
+        }
+    }
+
+    /// Until everything that was taken away at sidecar `by` is heard everywhere: the last thing that it tells is.
+    async fn settle(&mut self, by: usize) {
+        for sidecar in &self.fleet.sidecars {
+            sidecar.tier_is(true).await;
+        }
+        self.probes += 1;
+        let (group, id) = (format!("probe{}", self.probes), "probe");
+        let target = request::target(Form::Repeated, Some(&group), [id].into_iter());
+        let cached = [("x-auth-token", "probe"), ("cache-control", "only-if-cached")];
+        let others = || self.fleet.sidecars.iter().enumerate().filter(|(at, _)| *at != by).map(|(_, other)| other);
+        for other in others() {
+            assert_eq!(other.client.get(&target, &[("x-auth-token", "probe")]).await.status, 200);
+        }
+        let admin = TestClient::new(self.fleet.sidecars[by].app.admin_address());
+        let (json, body) = ([("content-type", "application/json")], json!({"group_id": group}).to_string());
+        assert_eq!(admin.send(Method::POST, "/purge", &json, body).await.status, 200);
+        for other in others() {
+            eventually("a purge is heard", async || other.client.get(&target, &cached).await.status == 504).await;
+        }
+        for event in self.events.iter_mut().filter(|event| event.by == by) {
+            if !matches!(event.taken, Taken::Forbidden(..)) {
+                event.at = [true; SIDECARS];
+            }
+        }
+    }
+}
+
+fn serial(link: &str) -> u64 {
+    let (_, rest) = link.split_once("serial=").unwrap();
+    rest.split('&').next().unwrap().parse().unwrap()
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_gets_what_is_not_theirs_or_was_taken_away() {
+    let seeds = match from_environment("SIDELINK_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..from_environment("SIDELINK_SEEDS").unwrap_or(SEEDS),
+    };
+    let seeds = Arc::new(Mutex::new(seeds));
+    let lanes = (0..LANES).map(|_| {
+        let seeds = seeds.clone();
+        async move {
+            let redis = Arc::new(Redis::start().await);
+            let mut seen = Seen::default();
+            loop {
+                let Some(seed) = seeds.lock().unwrap().next() else { return seen };
+                let begun =
+                    format!("seed {seed} breaks the law; SIDELINK_SEED={seed} cargo test isolation runs it again");
+                let run = async { Run::new(seed, redis.clone()).await.run().await };
+                let one = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| panic!("{begun}"));
+                seen = Seen {
+                    links: seen.links + one.links,
+                    shared: seen.shared + one.shared,
+                    hits: seen.hits + one.hits,
+                };
+            }
+        }
+    });
+    let seen = join_all(lanes).await.into_iter();
+    let [links, shared, hits] =
+        seen.fold([0; 3], |sum, seen| [sum[0] + seen.links, sum[1] + seen.shared, sum[2] + seen.hits]);
+    println!("isolation: {links} links; of the batches, {hits} were had from memory alone, {shared} from the tier");
+    assert!(links > 0 && hits > 0, "nothing was seen");
+}

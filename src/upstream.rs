@@ -46,6 +46,18 @@ pub(crate) use trust::trusted_client;
 
 /// How long an idle connection to the endpoint is kept.
 const POOL_IDLE: Duration = Duration::from_secs(60);
+/// How many are, for calls and for all else each.
+const POOL_MOST: usize = 1000;
+/// Headers of an answer, and bytes of its head, beyond which it is none; over HTTP/2 the bytes alone count.
+const HEADERS: usize = 100;
+const HEADER_BYTES: u32 = 64 << 10;
+/// Bytes that the endpoint may send ahead, over HTTP/2: for one call, and for all.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Answers over HTTP/2 that may be broken before their connection is given up.
+const STREAM_ERRORS: usize = 100;
+/// How often the endpoint is asked for a sign of life while it owes answers over HTTP/2, and how long it has for it.
+const PING: Duration = Duration::from_secs(20);
 
 /// One request to the endpoint for a batch's misses.
 pub struct Call {
@@ -146,7 +158,15 @@ impl Upstream {
                 .pool_timer(TokioTimer::new())
                 .timer(TokioTimer::new())
                 .pool_idle_timeout(POOL_IDLE)
-                .http2_keep_alive_interval(Duration::from_secs(20))
+                .pool_max_idle_per_host(POOL_MOST)
+                .http1_max_headers(HEADERS)
+                .http1_max_buf_size(HEADER_BYTES as usize)
+                .http2_max_header_list_size(HEADER_BYTES)
+                .http2_initial_stream_window_size(STREAM_WINDOW)
+                .http2_initial_connection_window_size(CONNECTION_WINDOW)
+                .http2_max_local_error_reset_streams(STREAM_ERRORS)
+                .http2_keep_alive_interval(PING)
+                .http2_keep_alive_timeout(PING)
                 .build(connector)
         });
         Self {
@@ -266,7 +286,7 @@ impl Upstream {
     async fn exchange(&self, call: &Call) -> Result<Answer, Error> {
         let request = self.request_of(call)?;
         let sent = self.clock.now();
-        let (head, body) = self.client.request(request).await.map_err(|error| self.unanswered(&error))?.into_parts();
+        let (head, body) = self.answered(self.client.request(request).await)?.into_parts();
         let body = match Limited::new(body, self.answer_bytes).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => return Err(Error::NoAnswer(NoAnswer::TooLong)),
@@ -314,7 +334,19 @@ impl Upstream {
         let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         *request.uri_mut() = self.uri(target)?;
         *request.version_mut() = Version::HTTP_11;
-        self.streams.request(request).await.map_err(|error| self.unanswered(&error))
+        self.answered(self.streams.request(request).await)
+    }
+
+    /// An answer, if it is one: a 101 is none to whoever has not asked for an upgrade, and nobody here does.
+    fn answered(
+        &self,
+        response: Result<Response<Incoming>, hyper_util::client::legacy::Error>,
+    ) -> Result<Response<Incoming>, Error> {
+        match response {
+            Ok(response) if response.status().is_informational() => Err(Error::NoAnswer(NoAnswer::Unreadable)),
+            Ok(response) => Ok(response),
+            Err(error) => Err(self.unanswered(&error)),
+        }
     }
 
     /// Says why there is no answer, and what that is to the client.

@@ -5,6 +5,7 @@
 mod admin;
 mod answers;
 mod at_hand;
+mod bad_endpoint;
 mod bad_input;
 mod batches;
 mod bounds;

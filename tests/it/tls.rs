@@ -57,6 +57,26 @@ impl Authority {
     }
 }
 
+/// Speaks TLS by this certificate; with `clients`, to those who have one of that authority.
+pub fn acceptor(clients: Option<&Authority>, issued: &Issued, alpn: &[&[u8]]) -> TlsAcceptor {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
+    let builder = builder.with_safe_default_protocol_versions().unwrap();
+    let builder = match clients {
+        Some(authority) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(authority.certificate.der().clone()).unwrap();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+            builder.with_client_cert_verifier(verifier)
+        }
+        None => builder.with_no_client_auth(),
+    };
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(issued.key.serialize_der()));
+    let mut tls = builder.with_single_cert(vec![issued.certificate.der().clone()], key).unwrap();
+    tls.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    TlsAcceptor::from(Arc::new(tls))
+}
+
 /// A simulated endpoint behind TLS, at `https://localhost:PORT`.
 pub struct Secured {
     pub origin: Origin,
@@ -71,26 +91,10 @@ impl Secured {
 
     /// Which lets in only who has a certificate of this authority.
     pub async fn for_clients_of(clients: Option<&Authority>, issued: &Issued, alpn: &[&[u8]]) -> Self {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
-        let builder = builder.with_safe_default_protocol_versions().unwrap();
-        let builder = match clients {
-            Some(authority) => {
-                let mut roots = RootCertStore::empty();
-                roots.add(authority.certificate.der().clone()).unwrap();
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
-                builder.with_client_cert_verifier(verifier)
-            }
-            None => builder.with_no_client_auth(),
-        };
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(issued.key.serialize_der()));
-        let mut tls = builder.with_single_cert(vec![issued.certificate.der().clone()], key).unwrap();
-        tls.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-
         let origin = Origin::start(origin_options()).await.unwrap();
         let listener = TcpListener::bind(LOOPBACK).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (acceptor, served) = (TlsAcceptor::from(Arc::new(tls)), origin.clone());
+        let (acceptor, served) = (acceptor(clients, issued, alpn), origin.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (acceptor, served) = (acceptor.clone(), served.clone());

@@ -16,6 +16,7 @@ test: tools lint
 	scripts/deny.sh
 
 lint: fmt clippy
+	scripts/planted.sh --check
 
 fmt:
 	cargo fmt --check
@@ -52,7 +53,7 @@ soak:
 fuzz:
 	scripts/fuzz.sh
 
-## Plants bugs and shows that the simulation catches each.
+## Plants bugs and shows that the simulation, or the test of isolation over a fleet, catches each: half an hour.
 planted:
 	scripts/planted.sh
 

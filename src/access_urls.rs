@@ -49,6 +49,7 @@ pub struct AccessUrls {
     config: Arc<Config>,
     metrics: Arc<Metrics>,
     clock: Clock,
+    dress: respond::Dress,
 }
 
 /// One id of a batch on its way to an answer.
@@ -164,7 +165,8 @@ impl AccessUrls {
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Self {
-        Self { callers, cache, fetch, passthrough, bodies, config, metrics, clock }
+        let dress = respond::Dress::new(&callers);
+        Self { callers, cache, fetch, passthrough, bodies, config, metrics, clock, dress }
     }
 
     /// Answers a GET on the batch route, whose place in its trace is `trace`.
@@ -247,7 +249,7 @@ impl AccessUrls {
         }
         // What was not fetched has not aged meanwhile.
         let now = if slots.slots.len() == from_memory { now } else { self.clock.now() };
-        let answered = respond::links(slots.items(), &fetched, from_memory, form, &self.callers, &self.metrics, now);
+        let answered = respond::links(slots.items(), &fetched, from_memory, form, &self.dress, &self.metrics, now);
         Answered { caller, waited, ..answered }
     }
 
@@ -385,7 +387,7 @@ impl AccessUrls {
         }
         // What is lent by the cache becomes the answer's body as it is.
         let items = found.iter().flatten().map(|kept| respond::Item::kept(kept));
-        let answered = respond::links(items, &Fetched::default(), ids.len(), form, &self.callers, &self.metrics, now);
+        let answered = respond::links(items, &Fetched::default(), ids.len(), form, &self.dress, &self.metrics, now);
         self.metrics.count_ids(&answered.tally);
         Some(answered)
     }

@@ -435,7 +435,8 @@ impl Callers {
         group: Option<&'r str>,
     ) -> impl Iterator<Item = Option<&'r [u8]>> {
         let group = std::iter::once(group.map(str::as_bytes));
-        group.chain(self.scope_headers.iter().flat_map(|name| {
+        let names = if headers.is_empty() { [].iter() } else { self.scope_headers.iter() };
+        group.chain(names.flat_map(|name| {
             let values = headers.get_all(name).iter();
             values.flat_map(|value| [Some(name.as_str().as_bytes()), Some(value.as_bytes())])
         }))

@@ -8,6 +8,9 @@ use http::{HeaderMap, Version};
 /// The name that this proxy goes by in `Via`, `Cache-Status` and `User-Agent`.
 pub const NAME: &str = "sidelink";
 
+/// This hop in `Via`, of a message that came by HTTP/1.1 or was made here.
+pub const VIA_HTTP_11: &str = "1.1 sidelink";
+
 const HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
     // Meant for the proxy that a client takes sidelink for.
@@ -47,7 +50,7 @@ pub fn add_via(headers: &mut HeaderMap, version: Version) {
     let hop = match version {
         Version::HTTP_2 => HeaderValue::from_static("2 sidelink"),
         Version::HTTP_10 => HeaderValue::from_static("1.0 sidelink"),
-        _ => HeaderValue::from_static("1.1 sidelink"),
+        _ => HeaderValue::from_static(VIA_HTTP_11),
     };
     headers.append(VIA, hop);
 }

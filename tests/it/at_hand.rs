@@ -70,7 +70,7 @@ async fn ask(stack: &Stack, line: &str, headers: &[&str]) -> String {
     let answer = raw(stack.client.address, request.as_bytes()).await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{request} got {answer:?}"));
     let is_hit = head.contains("cache-status: sidelink; hit");
-    let varies = ["date:", "x-request-id:", "age:"];
+    let varies = ["date:", "x-request-id:", "age:", if is_hit { "-" } else { "content-length:" }];
     let head = head.lines().filter(|line| !varies.iter().any(|name| line.starts_with(name)));
     let timeless =
         head.map(|line| if line.starts_with("cache-control") { line.trim_end_matches(char::is_numeric) } else { line });

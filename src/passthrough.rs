@@ -160,7 +160,7 @@ impl Passthrough {
                 return Answered { waited, ..Answered::own(error) };
             }
         };
-        drop(span);
+        span.end();
         let body = match deleted {
             Some(id) => self.deletions.answered(&id, head.status, body, self.idle_timeout).await,
             None => stream(body),

@@ -27,7 +27,7 @@ use crate::api;
 use crate::config::{self, Endpoint};
 use crate::metrics::{IdResult, Metrics, Outcome, Route};
 use crate::trace_context::{Place, SAMPLED, TraceContext};
-use exporter::{Exporter, Witness};
+use exporter::{Built, Exporter};
 
 /// Most links of one span; what is beyond is counted in it.
 pub const MOST_LINKS: usize = 32;
@@ -152,7 +152,7 @@ pub struct CallPlace {
 #[derive(Clone)]
 pub struct Tracer {
     /// Of 63 random bits of a trace's id: those below are sampled, as other samplers of OpenTelemetry's decide it.
-    below: u64,
+    below: Built<u64>,
     exporter: Exporter,
 }
 
@@ -182,7 +182,7 @@ impl Tracer {
         exports: &Exports,
     ) -> Option<Self> {
         let exporter = Exporter::start(config, tls, metrics, &exports.tasks, exports.stop.child_token())?;
-        Some(Self { below: below(config.sample), exporter })
+        Some(Self { below: exporter.built(below(config.sample)), exporter })
     }
 
     /// Decides whether a request is traced. A valid `traceparent` has decided it already.
@@ -194,9 +194,9 @@ impl Tracer {
             None => {
                 let trace = rand::random::<u128>().max(1);
                 #[expect(clippy::cast_possible_truncation, reason = "the lower half is what decides")]
-                let sampled = (trace as u64) >> 1 < self.below;
+                let sampled = (trace as u64) >> 1 < *self.below;
                 if !sampled {
-                    return Trace(Decision::Unsampled(Place::within(trace, 0), self.exporter.witness()));
+                    return Trace(Decision::Unsampled(self.exporter.built(Place::within(trace, 0))));
                 }
                 (trace, None, SAMPLED, None)
             }
@@ -209,8 +209,9 @@ impl Tracer {
             method: method(request.method()),
             version: version(request.version()),
             links: Mutex::default(),
+            exporter: self.exporter.clone(),
         };
-        Trace(Decision::Recorded(Arc::new(open), self.exporter.clone()))
+        Trace(Decision::Recorded(self.exporter.built(Arc::new(open))))
     }
 }
 
@@ -227,6 +228,10 @@ fn below(sample: f64) -> u64 {
     part.min(ALL)
 }
 
+// Without the feature there is nothing to carry along, and nothing to be done with it.
+#[cfg(not(feature = "otlp"))]
+const _: () = assert!(size_of::<(Trace, Option<Tracer>, ClientSpan)>() == 0);
+
 /// Where a request stands in its trace. Cheap to clone; what is not traced costs a comparison.
 #[derive(Clone, Default)]
 pub struct Trace(Decision);
@@ -237,8 +242,8 @@ enum Decision {
     #[default]
     AsItCame,
     /// No trace came, and none is recorded here; who is asked next is told so.
-    Unsampled(Place, Witness),
-    Recorded(Arc<Open>, Exporter),
+    Unsampled(Built<Place>),
+    Recorded(Built<Arc<Open>>),
 }
 
 /// A request's span while it lasts.
@@ -251,6 +256,7 @@ struct Open {
     method: &'static str,
     version: Option<&'static str>,
     links: Mutex<Links>,
+    exporter: Exporter,
 }
 
 struct Began {
@@ -267,13 +273,13 @@ impl Began {
 impl Trace {
     /// Whether there is a span.
     pub fn is_recorded(&self) -> bool {
-        matches!(self.0, Decision::Recorded(..))
+        matches!(self.0, Decision::Recorded(_))
     }
 
     /// The span's place, if there is one.
     pub fn place(&self) -> Option<Place> {
         match &self.0 {
-            Decision::Recorded(open, _) => Some(open.place),
+            Decision::Recorded(open) => Some(open.place),
             _ => None,
         }
     }
@@ -282,14 +288,14 @@ impl Trace {
     pub fn context(&self, headers: &HeaderMap) -> TraceContext {
         match &self.0 {
             Decision::AsItCame => TraceContext::read(headers),
-            Decision::Unsampled(place, _) => TraceContext::at(*place, None),
-            Decision::Recorded(open, _) => TraceContext::at(open.place, open.state.clone()),
+            Decision::Unsampled(place) => TraceContext::at(**place, None),
+            Decision::Recorded(open) => TraceContext::at(open.place, open.state.clone()),
         }
     }
 
     /// What a call has brought is part of this request's answer.
     pub fn brought_by(&self, call: Option<CallPlace>) {
-        if let (Decision::Recorded(open, _), Some(call)) = (&self.0, call)
+        if let (Decision::Recorded(open), Some(call)) = (&self.0, call)
             && call.parent != open.place.span
         {
             open.links.lock().unwrap_or_else(PoisonError::into_inner).add(call.place);
@@ -300,22 +306,28 @@ impl Trace {
     pub fn call<'t>(&self, endpoint: &Endpoint, ids: usize, others: impl Iterator<Item = &'t Trace>) -> ClientSpan {
         let name = Cow::Owned(format!("GET {}", api::PATH));
         let Some(mut span) = self.client(name, "GET", endpoint) else { return ClientSpan(None) };
-        for place in others.filter_map(Trace::place).filter(|place| Some(place.span) != span.record.parent) {
+        let parent = span.record.parent;
+        for place in others.filter_map(Trace::place).filter(|place| Some(place.span) != parent) {
             span.record.links.add(place);
         }
         let ids = i64::try_from(ids).unwrap_or(i64::MAX);
         span.record.attributes.extend([(key::TEMPLATE, api::PATH.into()), (key::IDS, Value::Number(ids))]);
-        ClientSpan(Some(Box::new(span)))
+        ClientSpan(Some(span))
     }
 
     /// Begins the span of an exchange on any other route.
     pub fn exchange(&self, endpoint: &Endpoint, asked: &Method) -> ClientSpan {
         let word = method(asked);
-        ClientSpan(self.client(Cow::Borrowed(name(word)), word, endpoint).map(Box::new))
+        ClientSpan(self.client(Cow::Borrowed(name(word)), word, endpoint))
     }
 
-    fn client(&self, name: Cow<'static, str>, method: &'static str, endpoint: &Endpoint) -> Option<Underway> {
-        let Decision::Recorded(open, exporter) = &self.0 else { return None };
+    fn client(
+        &self,
+        name: Cow<'static, str>,
+        method: &'static str,
+        endpoint: &Endpoint,
+    ) -> Option<Built<Box<Underway>>> {
+        let Decision::Recorded(open) = &self.0 else { return None };
         let host = endpoint.authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let record = Record {
             place: Place::within(open.place.trace, open.place.flags),
@@ -333,12 +345,14 @@ impl Trace {
             links: Links::default(),
             failed: false,
         };
-        Some(Underway { record, clock: Began::now(), state: open.state.clone(), exporter: exporter.clone() })
+        let exporter = open.exporter.clone();
+        let span = Underway { record, clock: Began::now(), state: open.state.clone(), exporter };
+        Some(open.exporter.built(Box::new(span)))
     }
 
     /// Ends the request's span; without an answer, its client has left before.
     pub fn end(&self, route: Route, answered: Option<&Answered>) {
-        let Decision::Recorded(open, exporter) = &self.0 else { return };
+        let Decision::Recorded(open) = &self.0 else { return };
         let mut attributes: Vec<(&'static str, Value)> = vec![(key::METHOD, open.method.into())];
         attributes.extend(open.version.map(|version| (key::VERSION, version.into())));
         let name = match route {
@@ -361,7 +375,7 @@ impl Trace {
             attributes.extend(counts);
         }
         let links = std::mem::take(&mut *open.links.lock().unwrap_or_else(PoisonError::into_inner));
-        exporter.take(Record {
+        open.exporter.take(Record {
             place: open.place,
             parent: open.parent,
             parent_is_remote: open.parent.is_some(),
@@ -376,9 +390,9 @@ impl Trace {
     }
 }
 
-/// The span of a call or an exchange, if its request has one. It ends when it is dropped.
+/// The span of a call or an exchange, if its request has one. It ends when it is dropped, at the latest.
 #[derive(Default)]
-pub struct ClientSpan(Option<Box<Underway>>);
+pub struct ClientSpan(Option<Built<Box<Underway>>>);
 
 struct Underway {
     record: Record,
@@ -416,6 +430,9 @@ impl ClientSpan {
             span.record.attributes.extend([(key::ERROR, reason.into()), (key::RESULT, reason.into())]);
         }
     }
+
+    /// It is over.
+    pub fn end(self) {}
 
     /// It was sent again so often.
     pub fn resent(&mut self, times: u32) {

@@ -3,6 +3,7 @@
 //! A bounded queue stands between requests and the one task that exports: where it is full, a span is dropped and counted,
 //! and nobody waits. What a collector does, or does not, concerns that task alone.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,9 +55,23 @@ pub(super) struct Exporter {
     metrics: Arc<Metrics>,
 }
 
-/// That there is an exporter.
+/// What only a build with the feature has.
 #[derive(Clone)]
-pub(super) struct Witness;
+pub(super) struct Built<T>(T);
+
+impl<T> Deref for Built<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for Built<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
 
 impl Exporter {
     /// Begins to export; ends when `stop` says so, or when every handle is gone, with what is queued by then.
@@ -82,10 +97,10 @@ impl Exporter {
         Some(Self { queue, metrics: Arc::clone(metrics) })
     }
 
-    /// A value that none but an exporter can give.
-    #[expect(clippy::unused_self, reason = "that there is one is what it shows")]
-    pub(super) fn witness(&self) -> Witness {
-        Witness
+    /// A value, as only a build with the feature has it.
+    #[expect(clippy::unused_self, reason = "that there is an exporter is what it shows")]
+    pub(super) fn built<T>(&self, value: T) -> Built<T> {
+        Built(value)
     }
 
     /// Takes a span over, if there is room for it.

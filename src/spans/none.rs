@@ -1,5 +1,7 @@
 //! A build without the feature `otlp`: there is no exporter, and none of this can be called.
 
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use rustls::ClientConfig;
@@ -17,9 +19,23 @@ enum Never {}
 #[derive(Clone)]
 pub(super) struct Exporter(Never);
 
-/// That there is an exporter.
+/// What only a build with the feature has: here, no value and no room for one.
 #[derive(Clone)]
-pub(super) struct Witness(Never);
+pub(super) struct Built<T>(Never, PhantomData<T>);
+
+impl<T> Deref for Built<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match self.0 {}
+    }
+}
+
+impl<T> DerefMut for Built<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        match self.0 {}
+    }
+}
 
 impl Exporter {
     pub(super) fn start(
@@ -32,7 +48,7 @@ impl Exporter {
         None
     }
 
-    pub(super) fn witness(&self) -> Witness {
+    pub(super) fn built<T>(&self, _value: T) -> Built<T> {
         match self.0 {}
     }
 

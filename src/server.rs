@@ -13,7 +13,7 @@ mod tests;
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -41,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::config;
+use crate::log::Seldom;
 use crate::permits::Permits;
 use listener::Stream;
 use streams::Streams;
@@ -60,8 +61,6 @@ const LINGER: Duration = Duration::from_secs(1);
 const BACKLOG: usize = 4096;
 /// Pause after a failed accept: out of file descriptors, say, and some are freed soon.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
-/// At most one warning about failed accepts in this time.
-const ACCEPT_WARNINGS: Duration = Duration::from_secs(60);
 /// Headers that a request of HTTP/1 may have; HTTP/2 bounds their bytes alone, with 32 more for each (RFC 9113 §6.5.2).
 const HEADERS: usize = 100;
 /// Streams that an HTTP/2 client may reset before they are looked at; more is an attack (CVE-2023-44487).
@@ -172,11 +171,11 @@ where
 {
     // Aborted when it is dropped.
     let mut connections = JoinSet::new();
-    let mut failures = Failures::default();
+    let failures = Seldom::default();
     let mut last_ones = BACKLOG;
     let mut end = None;
     loop {
-        let accepting = accept(&listener, &mut failures);
+        let accepting = accept(&listener, &failures);
         let accepted = if reception.stop.is_cancelled() {
             // Who has connected by now is not turned away unheard.
             last_ones -= 1;
@@ -331,32 +330,16 @@ impl Drop for Slot {
     }
 }
 
-/// Accept errors, most of which go unsaid: there may be several a second for hours.
-#[derive(Default)]
-struct Failures {
-    logged: Option<Instant>,
-    unsaid: u64,
-}
-
-impl Failures {
-    fn log(&mut self, error: &io::Error) {
-        if self.logged.is_some_and(|logged| logged.elapsed() < ACCEPT_WARNINGS) {
-            self.unsaid += 1;
-            return;
-        }
-        warn!(reason = %error, unsaid = self.unsaid, "a connection could not be accepted");
-        *self = Self { logged: Some(Instant::now()), unsaid: 0 };
-    }
-}
-
 /// A client; `None` if there was none to be had, after a pause where it would be the same again.
-async fn accept(listener: &Listener, failures: &mut Failures) -> Option<(Stream, Peer)> {
+async fn accept(listener: &Listener, failures: &Seldom) -> Option<(Stream, Peer)> {
     match listener.accept().await {
         Ok(accepted) => Some(accepted),
         // The client has left before its turn: nothing is wrong here.
         Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => None,
         Err(error) => {
-            failures.log(&error);
+            if let Some(unsaid) = failures.is_due() {
+                warn!(reason = %error, unsaid, "a connection could not be accepted");
+            }
             tokio::time::sleep(ACCEPT_PAUSE).await;
             None
         }

@@ -134,7 +134,7 @@ impl Cache {
     }
 
     /// Forgets what can be served no more, fresh or stale, and what a purge of everything covers; says how many the latter
-    /// were. Takes a while, and locks a part of the table for [`SLICE`] entries at a time.
+    /// were. Takes a while, and locks a part of the table for `SLICE` entries at a time.
     pub fn sweep(&self, now: Moment) -> u64 {
         self.sweep_between(now, std::thread::yield_now)
     }

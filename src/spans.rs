@@ -2,7 +2,7 @@
 //! calls and exchanges with the endpoint.
 //!
 //! What a span says is a closed set: words, counts and the endpoint's name; no id, path, query, header, link or caller.
-//! Without the cargo feature `otlp` there is no [`Exporter`], so no [`Tracer`] either, and all of this comes to nothing
+//! Without the cargo feature `otlp` there is no exporter, so no [`Tracer`] either, and all of this comes to nothing
 //! when it is compiled. Taking a span over never waits (`exporter`).
 
 #[cfg(feature = "otlp")]

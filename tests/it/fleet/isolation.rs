@@ -179,6 +179,12 @@ impl Run {
         self.fleet.clock.now().unix_millis()
     }
 
+    /// All clocks go on by so many seconds.
+    fn step(&self, seconds: i64) {
+        self.fleet.clock.step(seconds * 1000);
+        self.fleet.origin.update(|options| options.clock_offset += seconds);
+    }
+
     /// The number of the answer that the endpoint makes now: it is asked directly.
     async fn serial(&self) -> u64 {
         // A neighbour of the batch route: no id is poisoned there.
@@ -198,8 +204,7 @@ impl Run {
                 4 => self.reload().await,
                 5 | 6 => {
                     let span = self.random.random_range(1..400);
-                    self.fleet.clock.step(span * 1000);
-                    self.fleet.origin.update(|options| options.clock_offset += span);
+                    self.step(span);
                 }
                 7 => self.attack().await,
                 8 => {
@@ -359,7 +364,10 @@ impl Run {
         let now = self.now();
         self.refused.entry(scope.caller).or_insert(now);
         self.fleet.origin.update(|options| options.refuse.push(scope.caller.into()));
-        if self.random.random_bool(0.3) {
+        if self.random.random_bool(0.4) {
+            // Nobody sees it, until it is no matter any more whether anybody does.
+            self.step(i64::try_from((REVALIDATE + 2 * SLACK).as_secs()).unwrap());
+            self.burst(None).await;
             return;
         }
         let (by, serial) = (self.random.random_range(0..SIDECARS), self.serial().await);

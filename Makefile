@@ -5,7 +5,7 @@ SHELL := bash
 .NOTPARALLEL:
 # The tests that tell a build with the feature otlp from one without.
 OTLP := otlp:: config:: logging:: secrets:: tracing::
-.PHONY: test lint fmt clippy doc deny demo stampede simulate soak fuzz planted bench bench-peers status-page tools clean
+.PHONY: test lint fmt clippy doc deny demo stampede simulate soak pressure fuzz planted bench bench-peers status-page tools clean
 
 ## Everything: tools, format, lints, tests (what the feature otlp changes first, so that the default build is what is left), what deploy/ holds, documentation, dependency policy (where cargo-deny is installed).
 test: tools lint
@@ -48,6 +48,11 @@ simulate:
 soak:
 	cargo build --release --locked --bin sidelink --example soak
 	target/release/examples/soak $(or $(TIME),1h)
+
+## A real sidelink with more callers, connections and links than it has room for: prints its memory after each.
+pressure:
+	cargo build --release --locked --bin sidelink --example pressure
+	target/release/examples/pressure
 
 ## Each fuzz target for a minute, or make fuzz TIME=600: parsers, connections, and the laws as a whole. Needs cargo-fuzz.
 fuzz:

@@ -94,6 +94,16 @@ async fn made_up_tokens_crowd_out_no_caller() {
     assert!(Arc::ptr_eq(&requester.standing, &again.standing));
 }
 
+#[tokio::test]
+async fn callers_that_were_accepted_are_bounded_in_number_too() {
+    let callers = callers();
+    for caller in 0..CALLERS + 1000 {
+        let requester = identify(&callers, &headers(&[("x-auth-token", &caller.to_string())])).ok().unwrap();
+        callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
+    }
+    assert!((CALLERS / 2..=CALLERS).contains(&callers.standings.accepted.len()));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_call_that_left_before_a_doubt_does_not_undo_it() {
     let callers = callers();

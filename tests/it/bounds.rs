@@ -8,7 +8,7 @@ use sidelink::api;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{Reply, Stack, query, raw};
+use crate::support::{Reply, Stack, TestClient, query, raw};
 
 const ECHO: &str = "/v2/servicerequest/echo";
 
@@ -121,4 +121,77 @@ async fn bodies_of_batches_have_a_limit_in_all_and_those_without_one_go_on() {
     // Over its own limit it is refused before it is sent.
     let refused = raw(stack.client.address, head.replace("content-length: 3", "content-length: 9").as_bytes()).await;
     assert!(refused.starts_with("HTTP/1.1 413 "), "{refused}");
+}
+
+const CALLS: &str = "sidelink_limit_used{limit=\"calls\"}";
+const WAITERS: &str = "sidelink_limit_used{limit=\"waiters\"}";
+
+#[tokio::test]
+async fn calls_have_a_limit_in_all_and_what_is_over_it_waits_for_its_turn() {
+    let stack = Stack::with(|_| {}, |config| config.upstream.calls = 2).await;
+    stack.origin.hold();
+    let mut batches = Vec::new();
+    for caller in 0..5 {
+        let client = stack.client.clone();
+        batches.push(tokio::spawn(async move { client.batch(&caller.to_string(), &["1"]).await }));
+    }
+    stands(&stack, WAITERS, 5.0).await;
+    assert_eq!((stack.metric(CALLS).await, stack.asked().len()), (2.0, 2));
+    stack.origin.release();
+    for batch in batches {
+        assert_eq!(batch.await.unwrap().ids(), ["1"]);
+    }
+    assert_eq!(stack.asked().len(), 5);
+    stands(&stack, CALLS, 0.0).await;
+}
+
+#[tokio::test]
+async fn calls_of_one_scope_have_a_limit_and_what_is_over_it_gathers() {
+    let stack = Stack::with(|_| {}, |config| config.upstream.calls_per_scope = 1).await;
+    stack.origin.hold();
+    let mut batches = Vec::new();
+    for id in ["1", "2", "3", "4"] {
+        let client = stack.client.clone();
+        batches.push(tokio::spawn(async move { client.batch("t", &[id]).await }));
+        stands(&stack, WAITERS, batches.len() as f64).await;
+    }
+    assert_eq!(stack.asked(), [["1"]]);
+    stack.origin.release();
+    for batch in batches {
+        assert_eq!(batch.await.unwrap().status, 200);
+    }
+    assert_eq!(stack.asked(), [vec!["1"], vec!["2", "3", "4"]]);
+}
+
+#[tokio::test]
+async fn connections_have_a_limit_and_the_next_one_waits_until_one_leaves() {
+    let stack = Stack::with(|_| {}, |config| config.limits.connections = 2).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push(TcpStream::connect(stack.client.address).await.unwrap());
+    }
+    let used = "sidelink_limit_used{limit=\"connections\"}";
+    stands(&stack, used, 2.0).await;
+    let client = stack.client.clone();
+    let waits = tokio::spawn(async move { client.batch("t", &["1"]).await });
+    // Operators have places of their own.
+    for _ in 0..5 {
+        assert_eq!(stack.metric(used).await, 2.0);
+    }
+    assert!(!waits.is_finished() && stack.asked().is_empty());
+    held.pop();
+    assert_eq!(waits.await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn operators_connections_have_a_limit_and_who_holds_one_for_nothing_makes_room() {
+    let stack = Stack::with(|_| {}, |config| config.limits.idle_timeout = Duration::from_millis(500)).await;
+    let mut held = Vec::new();
+    for _ in 0..64 {
+        held.push(TcpStream::connect(stack.app.admin_address()).await.unwrap());
+    }
+    // It waits, and no longer than that time.
+    let probe = TestClient::new(stack.app.admin_address());
+    let answer = tokio::time::timeout(Duration::from_secs(60), probe.get("/livez", &[])).await;
+    assert_eq!(answer.expect("probes are kept out").status, 200);
 }

@@ -42,7 +42,7 @@ const CAPACITY_MIB: f64 = 16.0;
 /// and as much again for 20,000 ids in flight and their batches' answers, half a MiB for a thousand. All links that pass
 /// would be 450 MiB.
 const BESIDES_MIB: f64 = 192.0;
-/// What the system may have queued of connections: more would be refused by it.
+/// Places that are left to connections that come and go, twice over.
 const QUEUE: usize = 1_000;
 
 /// Batches that were told to ask again, for a limit was reached.

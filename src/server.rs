@@ -43,7 +43,7 @@ use tracing::{debug, info, warn};
 use crate::config;
 use crate::log::Seldom;
 use crate::permits::Permits;
-use listener::Stream;
+use listener::{QUEUE, Stream};
 use streams::Streams;
 use timed::{Counted, Phase, Timed};
 
@@ -57,8 +57,6 @@ const DRAIN_BYTES: usize = 1 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// How long an idle connection is left open when draining: longer than a request that is on its way takes to come.
 const LINGER: Duration = Duration::from_secs(1);
-/// Connections that are accepted at most once a listener is told to stop: as many as the system has queued.
-const BACKLOG: usize = 4096;
 /// Pause after a failed accept: out of file descriptors, say, and some are freed soon.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 /// Headers that a request of HTTP/1 may have; HTTP/2 bounds their bytes alone, with 32 more for each (RFC 9113 §6.5.2).
@@ -172,7 +170,8 @@ where
     // Aborted when it is dropped.
     let mut connections = JoinSet::new();
     let failures = Seldom::default();
-    let mut last_ones = BACKLOG;
+    // As many as the system has queued.
+    let mut last_ones = QUEUE;
     let mut end = None;
     loop {
         let accepting = accept(&listener, &failures);

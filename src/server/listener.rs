@@ -9,11 +9,15 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::server::TlsStream;
 
 use super::Peer;
 use crate::config::ListenAddress;
+
+/// Connections that the system keeps until they are accepted, if it does so many (`net.core.somaxconn`). Where there is no room
+/// left, it may reset one whose client takes it for made: a burst of clients needs some.
+pub(super) const QUEUE: u32 = 4096;
 
 /// Accepts connections.
 pub enum Listener {
@@ -31,8 +35,13 @@ impl Listener {
     /// If it cannot be had: someone listens there, or what has that name is no socket.
     pub async fn bind(address: &ListenAddress, unix_mode: u32) -> io::Result<Self> {
         match address {
-            // The system lets the next process have a port at once (SO_REUSEADDR, which tokio sets).
-            ListenAddress::Tcp(address) => TcpListener::bind(address).await.map(Listener::Tcp),
+            ListenAddress::Tcp(address) => {
+                let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+                // The system lets the next process have a port at once.
+                socket.set_reuseaddr(true)?;
+                socket.bind(*address)?;
+                socket.listen(QUEUE).map(Listener::Tcp)
+            }
             ListenAddress::Unix(path) => {
                 make_room(path).await?;
                 let (listener, file) = bind_unix(path, unix_mode)?;

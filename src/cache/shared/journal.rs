@@ -1,15 +1,18 @@
 //! The fleet's journal: what was purged and who was revoked, in the order in which it was told.
 //!
 //! It is one string of sealed records, all of one length, that sidecars append to and that only grows; its first record
-//! gives it a number of its own, its *epoch*. Whatever is sealed bears the epoch and the length that its writer knew when it
-//! asked the endpoint, so what concerns a value is what the journal says from there on: no clock has a say, and a message
-//! that was missed does not matter. Reading on is reading from the last known record, which has to be there unchanged.
+//! gives it a number of its own, its *epoch*. Whatever is sealed bears the length that its writer knew when it asked the
+//! endpoint, and a hash of the journal up to there, so what concerns a value is what the journal says from there on: no clock
+//! has a say, and a message that was missed does not matter. Reading on is reading from the last known record, which has to be there unchanged.
 //!
 //! A journal that is missing, shorter, altered, or another one means that what was said is lost (an eviction, a flush, an old
-//! copy): it begins anew, what bears the old epoch counts no more, and everyone says again what it had said itself.
+//! copy): it begins anew, what bears another hash counts no more, and everyone says again what it had said itself.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::Hasher;
 use std::time::Duration;
+
+use siphasher::sip128::{Hasher128, SipHasher24};
 
 use super::record::{ENTRY, Entry, Says, Stamp};
 use super::sealing::{FleetKey, sealed_len};
@@ -34,6 +37,8 @@ pub(super) struct Journal {
     first: Vec<u8>,
     /// The last one known.
     last: Vec<u8>,
+    /// The stamp's hash at the end of each record.
+    stories: Vec<u128>,
     /// What was said last where.
     marks: HashMap<Says, u64>,
     /// Told, or to be told, and not yet seen in the journal: it counts here already.
@@ -63,6 +68,7 @@ impl Journal {
             position: 0,
             first: Vec::new(),
             last: Vec::new(),
+            stories: Vec::new(),
             marks: HashMap::new(),
             pending: Vec::new(),
             said: VecDeque::new(),
@@ -71,7 +77,8 @@ impl Journal {
 
     /// The place up to which it is known.
     pub(super) fn stamp(&self) -> Option<Stamp> {
-        self.epoch.map(|epoch| Stamp { epoch, position: self.position })
+        let story = *self.stories.last()?;
+        self.epoch.map(|_| Stamp { story, position: self.position })
     }
 
     /// Its first record, if one is known.
@@ -89,11 +96,29 @@ impl Journal {
         self.position >= (MOST_RECORDS * RECORD) as u64
     }
 
+    /// Whether this journal stood just as `stamp` says, then.
+    fn has(&self, stamp: Stamp) -> bool {
+        let records = usize::try_from(stamp.position).unwrap_or(usize::MAX) / RECORD;
+        let story = records.checked_sub(1).and_then(|last| self.stories.get(last));
+        story == Some(&stamp.story) && stamp.position == (records * RECORD) as u64
+    }
+
+    /// Takes in one record more.
+    fn add(&mut self, key: &FleetKey, record: &[u8]) {
+        let mut hash = SipHasher24::new_with_key(&key.marks);
+        hash.write(b"story");
+        hash.write(&self.stories.last().unwrap_or(&0).to_be_bytes());
+        hash.write(record);
+        self.stories.push(hash.finish128().as_u128());
+        self.position += RECORD as u64;
+        self.last = record.to_vec();
+    }
+
     /// Whether what bears `stamp` is concerned by nothing that was said since, about everything or about `whom`.
     pub(super) fn upholds(&self, stamp: Stamp, whom: &[Says]) -> bool {
         let concerns = |says: &Says| *says == Says::All || whom.contains(says);
-        Some(stamp.epoch) == self.epoch
-            && stamp.position <= self.position
+        self.epoch.is_some()
+            && self.has(stamp)
             && !self.pending.iter().any(|pending| concerns(&pending.says))
             && !whom.iter().chain([&Says::All]).any(|says| self.marks.get(says).is_some_and(|at| *at >= stamp.position))
     }
@@ -125,8 +150,9 @@ impl Journal {
         self.marks.clear();
         self.epoch = Some(epoch);
         self.first = first.to_vec();
-        self.last = first.to_vec();
-        self.position = RECORD as u64;
+        self.stories.clear();
+        self.position = 0;
+        self.add(key, first);
         self.take_in(key, rest, now)
     }
 
@@ -142,8 +168,7 @@ impl Journal {
                 return Read::Lost;
             }
             self.marks.insert(says, self.position);
-            self.position += RECORD as u64;
-            self.last = record.to_vec();
+            self.add(key, record);
             let own = |pending: &Pending| pending.record.as_ref().is_some_and(|own| own.as_bytes() == record);
             match self.pending.iter().position(own) {
                 Some(at) => {
@@ -287,6 +312,33 @@ mod tests {
         ] {
             assert_eq!(sync(&mut journal, &key, lost), None, "{lost}");
         }
+    }
+
+    /// Regression: an old copy that had grown again passed for what it had been, and what was sealed by the other one counted.
+    #[test]
+    fn a_copy_that_was_brought_back_and_has_grown_in_another_way_upholds_nothing_of_the_first() {
+        let key = key();
+        let copy = begin(&key).unwrap();
+        let (mut journal, mut text) = (Journal::new(), copy.clone());
+        sync(&mut journal, &key, &text);
+        journal.say(Says::Over(1));
+        text.push_str(&journal.take_pending(&key).unwrap());
+        sync(&mut journal, &key, &text);
+        let stamp = journal.stamp().unwrap();
+        assert!(journal.upholds(stamp, &[Says::Over(1)]));
+        journal.say(Says::Over(1));
+        text.push_str(&journal.take_pending(&key).unwrap());
+        sync(&mut journal, &key, &text);
+
+        // Another journal, and then the copy: what was said is said again, where the first had other things.
+        journal.adopt(&key, begin(&key).unwrap().as_bytes(), NOW);
+        let mut grown = copy;
+        journal.adopt(&key, grown.as_bytes(), NOW);
+        grown.push_str(&journal.take_pending(&key).unwrap());
+        sync(&mut journal, &key, &grown);
+        assert_eq!(journal.stamp().unwrap().position, stamp.position);
+        assert!(!journal.upholds(stamp, &[Says::Over(1)]));
+        assert!(!journal.upholds(stamp, &[]));
     }
 
     #[test]

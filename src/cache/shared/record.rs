@@ -14,8 +14,8 @@ const JOURNAL: u8 = 4;
 /// journal says from there on concerns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
-    /// Which journal: it begins anew under another number when it was lost, or had become too long.
-    pub(super) epoch: u128,
+    /// A keyed hash of the journal up to there: two that have one beginning may have gone on in different ways.
+    pub(super) story: u128,
     /// Characters of it that were known.
     pub(super) position: u64,
 }
@@ -146,12 +146,12 @@ impl Entry {
 
 impl Stamp {
     fn write(self, bytes: &mut Vec<u8>) {
-        bytes.extend_from_slice(&self.epoch.to_be_bytes());
+        bytes.extend_from_slice(&self.story.to_be_bytes());
         bytes.extend_from_slice(&self.position.to_be_bytes());
     }
 
     fn read(rest: &mut Rest<'_>) -> Option<Self> {
-        Some(Self { epoch: rest.u128()?, position: rest.u64()? })
+        Some(Self { story: rest.u128()?, position: rest.u64()? })
     }
 }
 
@@ -194,7 +194,7 @@ mod tests {
             epoch in any::<u128>(), position in any::<u64>(), sent in any::<u64>(), spans in any::<[u32; 3]>(),
             text in proptest::option::of(".{0,200}"), hash in any::<u128>(),
         ) {
-            let stamp = Stamp { epoch, position };
+            let stamp = Stamp { story: epoch, position };
             let link = Link { stamp, sent, spans, text: text.map(Arc::from) };
             let bytes = link.write();
             prop_assert_eq!(bytes.len() % PAD, 0);

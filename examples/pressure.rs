@@ -1,4 +1,4 @@
-//! A real sidelink at its limits: `make pressure`, a minute or two. More callers than are usual, more connections than it may
+//! A real sidelink at its limits: `make pressure`, some minutes. More callers than are usual, more connections than it may
 //! have, and far more links than its cache holds; what it takes of memory is printed after each, and has a bound.
 //!
 //! Starts `sidelink origin` and `sidelink serve` as processes of their own. Ends with 0 only if every answer was right and

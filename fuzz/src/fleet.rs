@@ -38,7 +38,10 @@ pub fn shared(data: &[u8]) {
             5 => fleet.tell(argument % 2),
             6 => fleet.read(argument % 2),
             _ => match argument % 8 {
-                0 => fleet.journal.truncate(next() * fleet.journal.len() / 256),
+                0 => {
+                    fleet.journal.truncate(next() * fleet.journal.len() / 256);
+                    fleet.withheld = true;
+                }
                 1 => {
                     let at = next() * fleet.journal.len() / 256;
                     if let Some(byte) = fleet.journal.get_mut(at) {
@@ -74,6 +77,8 @@ struct Fleet {
     copies: Vec<Vec<u8>>,
     /// The journal of another time was brought back: of what others said, some may be unsaid.
     unsaid: bool,
+    /// Its end was cut off: until it begins anew, what others have said may not be there to be read.
+    withheld: bool,
     values: Vec<Written>,
     altered: Vec<Vec<u8>>,
     /// What was purged or revoked, in order.
@@ -151,6 +156,7 @@ impl Fleet {
             journal: Vec::new(),
             copies: Vec::new(),
             unsaid: false,
+            withheld: false,
             values: Vec::new(),
             altered: Vec::new(),
             said: Vec::new(),
@@ -232,6 +238,10 @@ impl Fleet {
             assert!(self.sidecars[who].read(&self.journal), "its own beginning");
             // What it says is to be told again.
             self.said.iter_mut().for_each(|said| said.told = false);
+            self.withheld = false;
+            return;
+        }
+        if self.withheld {
             return;
         }
         self.said.iter_mut().filter(|said| said.told).for_each(|said| said.known[who] = true);

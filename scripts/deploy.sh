@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks deploy/: the files against their schemas and linters, the configurations in them with sidelink itself, and what a
-# container would hold by running it in there. Containers, pods and units are not started: README says so.
+# container would hold by running it in there. Containers, pods and units are not started: deploy/README.md says so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -46,8 +46,8 @@ const SWEEP: Duration = Duration::from_secs(60);
 /// Why sidelink does not start.
 #[derive(Debug)]
 pub enum StartError {
-    /// A listener's address cannot be had.
-    Bind(ListenAddress, io::Error),
+    /// An address cannot be had; the key that names it comes first.
+    Bind(&'static str, ListenAddress, io::Error),
     /// The endpoint's client cannot be built.
     Upstream(SetupError),
     /// The listeners' certificate cannot be used.
@@ -61,7 +61,13 @@ pub enum StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            StartError::Bind(address, error) => write!(f, "cannot listen on {address}: {error}"),
+            StartError::Bind(key, address, error) => {
+                write!(f, "{key}: cannot listen on {address}: {error}")?;
+                if error.kind() == io::ErrorKind::AddrInUse {
+                    f.write_str("; another process has it: end that one, or name another address")?;
+                }
+                Ok(())
+            }
             StartError::Upstream(error) => error.fmt(f),
             StartError::Tls(error) => error.fmt(f),
             StartError::Signals(error) => write!(f, "signals: {error}"),
@@ -155,11 +161,11 @@ impl App {
 
     async fn listen(&mut self, config: &Config) -> Result<(), StartError> {
         // All are bound before any is served: half a sidelink helps nobody.
-        let admin_listener = bind(&config.admin.address.into(), 0).await?;
+        let admin_listener = bind("admin.address", &config.admin.address.into(), 0).await?;
         self.admin_address = admin_listener.local_addr().unwrap_or(config.admin.address);
         let mut listeners = Vec::new();
         for address in &config.listen.address {
-            let listener = bind(address, config.listen.unix_mode).await?;
+            let listener = bind("listen.address", address, config.listen.unix_mode).await?;
             self.addresses.push(listener.local_addr().map_or_else(|| address.clone(), ListenAddress::Tcp));
             listeners.push(listener);
         }
@@ -299,6 +305,6 @@ async fn sample(history: Arc<History>, cache: Arc<Cache>, stop: CancellationToke
     }
 }
 
-async fn bind(address: &ListenAddress, unix_mode: u32) -> Result<Listener, StartError> {
-    Listener::bind(address, unix_mode).await.map_err(|error| StartError::Bind(address.clone(), error))
+async fn bind(key: &'static str, address: &ListenAddress, unix_mode: u32) -> Result<Listener, StartError> {
+    Listener::bind(address, unix_mode).await.map_err(|error| StartError::Bind(key, address.clone(), error))
 }

@@ -134,7 +134,7 @@ fn invitation(address: SocketAddr, admin: SocketAddr) -> String {
     let batch =
         |ids: &str| format!("  curl -si -H 'X-Auth-Token: {}' 'http://{address}{}?{ids}'\n", replay::TOKEN, api::PATH);
     format!(
-        "\nStill up. Try, in another terminal:\n{}{}{}and the metrics at http://{admin}/metrics\nCtrl-C ends it.\n",
+        "\nStill up. Try, in another terminal:\n{}{}{}The status page is at http://{admin}/, the metrics at http://{admin}/metrics\nCtrl-C ends it.\n",
         batch("accessory_ids=1&accessory_ids=2"),
         batch("accessory_ids=2,1,new-one"),
         batch("accessory_ids=new-one&group_id=another"),

@@ -170,7 +170,9 @@ impl Error {
             Error::NotCached => "only-if-cached was asked, and not all links are in memory",
             Error::Malformed(message) => message,
             Error::Connect => "sidelink is no tunnel; use an http:// base URL",
-            Error::Misdirected => "sidelink forwards to its own endpoint only",
+            Error::Misdirected => {
+                "the URL names another host than upstream.endpoint, and sidelink forwards to that alone"
+            }
             Error::Loop => "the request has passed more than three sidelinks; the endpoint seems to be a sidelink",
             Error::NoAnswer(NoAnswer::Connect) => "the endpoint could not be reached; sidelink's log has the reason",
             Error::NoAnswer(NoAnswer::Broken) => "the connection to the endpoint broke before its answer was whole",

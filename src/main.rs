@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use sidelink::app::{self, End, Watch};
-use sidelink::config::Config;
+use sidelink::config::{Config, ConfigError, Warning};
 use sidelink::origin::{self, Origin};
 use sidelink::{core_dumps, demo, log};
 use tokio::runtime::{Builder, Runtime};
@@ -92,8 +92,8 @@ fn serve(path: &std::path::Path, core_dumps: bool) -> ExitCode {
 fn check(path: &std::path::Path) -> ExitCode {
     match Config::load(path) {
         Ok(config) => {
-            for warning in &config.warnings {
-                let _ = writeln!(std::io::stderr().lock(), "{}: {warning} (a warning)", path.display());
+            for Warning(ConfigError { line, key, message, .. }) in &config.warnings {
+                let _ = writeln!(std::io::stderr().lock(), "{}:{line}: {key}: {message} (a warning)", path.display());
             }
             match writeln!(std::io::stdout().lock(), "{config}") {
                 Ok(()) => ExitCode::SUCCESS,
@@ -105,9 +105,10 @@ fn check(path: &std::path::Path) -> ExitCode {
 }
 
 async fn simulate(options: origin::Options) -> ExitCode {
+    let address = options.address;
     let origin = match Origin::start(options).await {
         Ok(origin) => origin,
-        Err(error) => return fail(&format!("origin: {error}")),
+        Err(error) => return fail(&format!("cannot listen on {address}: {error}; --address names another")),
     };
     let _ = writeln!(std::io::stdout().lock(), "the simulated endpoint listens on http://{}", origin.address());
     if let Err(error) = asked_to_stop().await {

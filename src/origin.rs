@@ -49,34 +49,34 @@ const MOST_DISTINCT: usize = 1 << 20;
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Where it listens; port 0 takes a free one.
-    #[arg(long, default_value = "127.0.0.1:9090")]
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9090")]
     pub address: SocketAddr,
     /// How long its links live, in whole seconds.
-    #[arg(long, default_value = "15m", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = humantime::parse_duration)]
     pub link_life: Duration,
     /// How its links are signed.
     #[arg(long, value_enum, default_value_t = Signer::V2)]
     pub signer: Signer,
     /// How long it takes to answer a batch.
-    #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     pub delay: Duration,
     /// Most ids that it takes in one call.
     #[arg(long, default_value_t = 100)]
     pub max_ids: usize,
     /// Ids that it does not know.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_name = "ID,…", value_delimiter = ',')]
     pub missing: Vec<String>,
     /// What it does with a batch that has some of those.
     #[arg(long, value_enum, default_value_t = UnknownIds::LeaveOut)]
     pub unknown_ids: UnknownIds,
     /// Tokens that it refuses with a 401.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_name = "TOKEN,…", value_delimiter = ',')]
     pub refuse: Vec<String>,
     /// A key pair whose signatures it accepts, as ACCESS_KEY:SECRET_KEY; may be given several times.
     #[arg(long = "key", value_name = "ACCESS_KEY:SECRET_KEY", value_parser = key_pair)]
     pub keys: Vec<KeyPair>,
     /// Ids that make it fail the whole call.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_name = "ID,…", value_delimiter = ',')]
     pub poison: Vec<String>,
     /// With which status, 200 to 599: 200 is an error body that comes with a 200, as older codes do.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(200..=599))]
@@ -93,10 +93,10 @@ pub struct Options {
     /// `Cache-Control` of its answers.
     #[arg(long)]
     pub cache_control: Option<String>,
-    /// Whether it answers in the reverse of the order asked.
+    /// It answers in the reverse of the order asked.
     #[arg(long)]
     pub reversed: bool,
-    /// Whether it never compresses, even where the client accepts gzip.
+    /// It never compresses, even where the client accepts gzip.
     #[arg(long)]
     pub no_gzip: bool,
     /// Whether calls are recorded (memory grows with each).

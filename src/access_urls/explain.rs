@@ -394,7 +394,7 @@ fn until(now: Moment, left: u64) -> String {
 
 fn why_bypass(reason: Bypass) -> &'static str {
     match reason {
-        Bypass::NoCredential => "it shows no credential",
+        Bypass::NoCredential => "it shows no credential: neither X-Auth-Token nor a signed Authorization",
         Bypass::Credentials => "it shows more than one credential",
         Bypass::Algorithm => "its Authorization is of a scheme that sidelink does not know",
         Bypass::UnknownKey => "it is signed with a key that is not configured",
@@ -402,7 +402,10 @@ fn why_bypass(reason: Bypass) -> &'static str {
         Bypass::UnsignedPayload => "its body is not signed",
         Bypass::Cookie => "its Cookie may shape the answer",
         Bypass::Range => "it asks for a range",
-        Bypass::Unreadable => "it is not readable as a batch: see the three forms in README",
+        Bypass::Unreadable => {
+            "it is none of a batch's three forms: accessory_ids=1&accessory_ids=2, accessory_ids=1,2, or a JSON body of those \
+             names; group_id may stand beside, nothing else"
+        }
         Bypass::Unmatched => "the endpoint's answer could not be matched",
     }
 }

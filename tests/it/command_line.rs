@@ -44,6 +44,48 @@ fn a_broken_configuration_is_an_exit_2_that_names_file_line_and_key() {
 }
 
 #[test]
+fn check_tells_of_a_warning_with_file_line_and_key() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let directory = tempfile::tempdir().unwrap();
+    let (secret, file) = (directory.path().join("secret-key"), directory.path().join("sidelink.toml"));
+    std::fs::write(&secret, "SECRET").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let keys = format!("[[callers.keys]]\naccess_key = \"AK\"\nsecret_key_file = {secret:?}\n");
+    std::fs::write(&file, format!("[upstream]\nendpoint = \"http://h\"\n{keys}")).unwrap();
+    let output = sidelink(&["check", "--config", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0));
+    let warned = text(&output.stderr);
+    let place = format!("{}:5: callers.keys.secret_key_file: everyone on this machine may read", file.display());
+    assert!(warned.starts_with(&place), "{warned}");
+}
+
+#[test]
+fn an_address_that_is_taken_is_an_exit_1_that_names_it_and_what_to_change() {
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = other.local_addr().unwrap().to_string();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let serve = ["serve", "--config", file.path().to_str().unwrap()];
+    for (key, listen, admin) in
+        [("listen.address", taken.as_str(), "127.0.0.1:0"), ("admin.address", "127.0.0.1:0", taken.as_str())]
+    {
+        let config = format!(
+            "[upstream]\nendpoint = \"http://h\"\n[listen]\naddress = \"{listen}\"\n[admin]\naddress = \"{admin}\"\n"
+        );
+        std::fs::write(file.path(), config).unwrap();
+        let output = sidelink(&serve);
+        assert_eq!(output.status.code(), Some(1));
+        let error = text(&output.stderr);
+        assert!(error.contains(&format!("{key}: cannot listen on {taken}: ")), "{error}");
+        assert!(error.contains("name another address"), "{error}");
+    }
+    let output = sidelink(&["origin", "--address", &taken]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output.stderr);
+    assert!(error.contains(&format!("cannot listen on {taken}: ")) && error.contains("--address"), "{error}");
+}
+
+#[test]
 fn bad_usage_is_an_exit_2() {
     for arguments in [&[][..], &["serve"], &["check", "--confg", "x"], &["dance"], &["origin", "--delay", "soon"]] {
         let output = sidelink(arguments);

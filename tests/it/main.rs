@@ -18,6 +18,7 @@ mod command_line;
 mod config;
 mod corpora;
 mod dashboard;
+mod documents;
 mod egress;
 mod explain;
 mod exposition;

@@ -1,0 +1,90 @@
+//! README and the pages it leads to: what they link to is there, keys that they name exist, and what they show is what comes.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Path and text of each page.
+fn pages() -> Vec<(PathBuf, String)> {
+    let mut pages = vec![root().join("README.md"), root().join("CHANGELOG.md"), root().join("deploy/README.md")];
+    let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    pages.extend(docs.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
+    assert!(pages.len() > 10, "{pages:?}");
+    pages.into_iter().map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
+}
+
+/// What a heading's link ends with, as GitHub makes it.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().to_lowercase().replace(' ', "-");
+    kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
+}
+
+#[test]
+fn every_link_leads_to_a_file_or_a_heading_that_is_there() {
+    let mut seen = 0;
+    for (page, text) in pages() {
+        for link in text.split("](").skip(1) {
+            let link = link.split(')').next().unwrap();
+            if link.contains("://") {
+                continue;
+            }
+            seen += 1;
+            let (file, wanted) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
+            assert!(target.exists(), "{}: {link}", page.display());
+            if !wanted.is_empty() {
+                let headings = std::fs::read_to_string(target).unwrap();
+                let mut headings = headings.lines().filter(|line| line.starts_with('#'));
+                let there = headings.any(|line| anchor(line.trim_start_matches('#')) == wanted);
+                assert!(there, "{}: {link}", page.display());
+            }
+        }
+    }
+    assert!(seen > 50, "{seen}");
+}
+
+#[test]
+fn every_key_that_a_page_names_is_one_of_the_shipped_file() {
+    let shipped = std::fs::read_to_string(root().join("config/sidelink.toml")).unwrap();
+    let (mut table, mut tables, mut keys) = (String::new(), BTreeSet::new(), BTreeSet::new());
+    for line in shipped.lines().map(|line| line.trim_start_matches("# ")) {
+        if let Some(heading) = line.strip_prefix('[') {
+            table = heading.trim_matches(['[', ']']).to_owned();
+            tables.insert(table.split('.').next().unwrap().to_owned());
+            keys.insert(table.clone());
+        } else if let Some((key, _)) = line.split_once(" = ") {
+            keys.insert(format!("{table}.{key}"));
+        }
+    }
+    let mut seen = BTreeSet::new();
+    for (page, text) in pages() {
+        for name in text.lines().flat_map(|line| line.split('`').skip(1).step_by(2)) {
+            // `log.format = "text"` names a key as well.
+            let name = name.split(" = ").next().unwrap();
+            let plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || matches!(byte, b'_' | b'.'));
+            let of_a_table = name.split_once('.').is_some_and(|(first, key)| tables.contains(first) && key != "rs");
+            if plain && of_a_table {
+                assert!(keys.contains(name), "{}: there is no {name}", page.display());
+                seen.insert(name.to_owned());
+            }
+        }
+    }
+    assert!(seen.len() > 40, "{seen:?}");
+}
+
+#[test]
+fn readme_shows_the_errors_that_check_prints() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let shown: String =
+        readme.lines().filter(|line| line.starts_with("sidelink.toml:")).map(|line| format!("{line}\n")).collect();
+    let directory = tempfile::tempdir().unwrap();
+    let config = "[upstream]\nendpoint = \"https://h\"\ndeadlin = \"5s\"\nconnect_timeout = 2\n";
+    std::fs::write(directory.path().join("sidelink.toml"), config).unwrap();
+    let mut check = Command::new(env!("CARGO_BIN_EXE_sidelink"));
+    let output = check.args(["check", "--config", "sidelink.toml"]).current_dir(directory.path()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), shown);
+}

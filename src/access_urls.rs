@@ -6,6 +6,7 @@
 pub mod answer;
 mod at_hand;
 mod explain;
+mod pieces;
 pub mod request;
 mod respond;
 
@@ -35,6 +36,7 @@ use crate::metrics::{IdResult, Metrics, Tally};
 use crate::passthrough::Passthrough;
 use crate::spans::Trace;
 use request::{Batch, Form};
+use respond::Lent;
 
 pub use explain::Explanation;
 
@@ -70,17 +72,10 @@ enum Link {
 }
 
 impl Link {
-    fn text(&self) -> Option<&[u8]> {
+    fn lend(&self) -> Lent<'_> {
         match self {
-            Link::Kept(kept) => kept.text(),
-            Link::Brought(text, _) => text.as_deref().map(str::as_bytes),
-        }
-    }
-
-    fn deadlines(&self) -> Option<&Deadlines> {
-        match self {
-            Link::Kept(kept) => Some(kept.deadlines()),
-            Link::Brought(_, deadlines) => deadlines.as_ref(),
+            Link::Kept(kept) => Lent::Kept(kept),
+            Link::Brought(text, deadlines) => Lent::Brought(text.as_ref(), deadlines.as_ref()),
         }
     }
 }
@@ -112,11 +107,7 @@ impl Slots<'_> {
 
     /// The answer's items, in the order asked.
     fn items(&self) -> impl Iterator<Item = respond::Item<'_>> + Clone {
-        self.slots.iter().map(|slot| respond::Item {
-            text: slot.had.as_ref().and_then(Link::text),
-            deadlines: slot.had.as_ref().and_then(Link::deadlines),
-            result: slot.result,
-        })
+        self.slots.iter().map(|slot| respond::Item { link: slot.had.as_ref().map(Link::lend), result: slot.result })
     }
 
     /// How many are had.

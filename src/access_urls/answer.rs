@@ -90,8 +90,10 @@ pub fn has_error_code(body: &[u8], code: &str) -> bool {
     found.and_then(|found| serde_json::from_str::<Text<'_>>(found.get()).ok()).is_some_and(|found| found.0 == code)
 }
 
-const HEAD: &[u8] = br#"{"accessory_urls":["#;
-const TAIL: &[u8] = b"]}";
+/// How an answer begins.
+pub(super) const HEAD: &[u8] = br#"{"accessory_urls":["#;
+/// And how it ends.
+pub(super) const TAIL: &[u8] = b"]}";
 
 /// One answer out of the items' texts, in the order given.
 pub fn merge<'a>(texts: impl Iterator<Item = &'a [u8]> + Clone) -> Bytes {

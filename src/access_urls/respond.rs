@@ -1,16 +1,18 @@
 //! Dressing answers: the headers that say what they are and how they came about.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, VARY, VIA};
 use http::{HeaderMap, HeaderValue, Response, Version};
 
 use super::answer::merge;
+use super::pieces::{PIECE, Pieces, Text};
 use super::request::Form;
 use super::{Fetched, from_memory};
 use crate::answered::Answered;
 use crate::api;
-use crate::body::whole;
+use crate::body::{Body, stream, whole};
 use crate::cache::Kept;
 use crate::cache::freshness::Deadlines;
 use crate::caller::{Bypass, Callers};
@@ -31,17 +33,58 @@ const FEW: usize = 4;
 
 /// One id's part of an answer.
 pub(super) struct Item<'l> {
-    /// `None`: left out.
-    pub(super) text: Option<&'l [u8]>,
-    /// `None`: not stored.
-    pub(super) deadlines: Option<&'l Deadlines>,
+    /// `None`: it is not had.
+    pub(super) link: Option<Lent<'l>>,
     pub(super) result: IdResult,
+}
+
+/// What an id is answered with, where it lies.
+#[derive(Clone, Copy)]
+pub(super) enum Lent<'l> {
+    Kept(&'l Kept),
+    /// An item, `None` if it was left out; without deadlines, it is not stored.
+    Brought(Option<&'l Arc<str>>, Option<&'l Deadlines>),
 }
 
 impl<'l> Item<'l> {
     pub(super) fn kept(kept: &'l Kept) -> Self {
-        Self { text: kept.text(), deadlines: Some(kept.deadlines()), result: from_memory(kept) }
+        Self { link: Some(Lent::Kept(kept)), result: from_memory(kept) }
     }
+
+    fn text(&self) -> Option<&'l [u8]> {
+        match self.link? {
+            Lent::Kept(kept) => kept.text(),
+            Lent::Brought(text, _) => text.map(|text| text.as_bytes()),
+        }
+    }
+
+    /// The same, to stay.
+    fn held(&self) -> Option<Text> {
+        match self.link? {
+            Lent::Kept(kept) => kept.text().map(|_| Text::Kept(kept.clone())),
+            Lent::Brought(text, _) => text.cloned().map(Text::Brought),
+        }
+    }
+
+    fn deadlines(&self) -> Option<&'l Deadlines> {
+        match self.link? {
+            Lent::Kept(kept) => Some(kept.deadlines()),
+            Lent::Brought(_, deadlines) => deadlines,
+        }
+    }
+}
+
+/// The answer, and its length in bytes.
+fn body<'l>(items: impl Iterator<Item = Item<'l>> + Clone) -> (Body, usize) {
+    let bytes: usize = items.clone().filter_map(|item| item.text()).map(<[u8]>::len).sum();
+    if bytes > PIECE {
+        let pieces = Pieces::new(items.filter_map(|item| item.held()).collect());
+        let length = pieces.length();
+        return (stream(pieces), length);
+    }
+    let merged = merge(items.filter_map(|item| item.text()));
+    let length = merged.len();
+    (whole(merged), length)
 }
 
 /// The headers of a hit, those that differ from answer to answer filled in: a map is copied in less time than it is filled.
@@ -71,18 +114,18 @@ pub(super) fn links<'l>(
     metrics: &Metrics,
     now: Moment,
 ) -> Answered {
-    let body = merge(items.clone().filter_map(|item| item.text));
+    let (body, length) = body(items.clone());
     let (tally, life) = take_stock(items, metrics, now);
     let outcome = outcome(&tally);
 
     let mut headers = dress.0.clone();
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(CACHE_CONTROL, cache_control(&life, &tally, form));
     if outcome != Outcome::Hit || tally.count(IdResult::Shared) > 0 {
         headers.insert(CACHE_STATUS, cache_status(&tally, &life, fetched, from_memory));
     }
     headers.insert(api::REQUEST_ID, fetched.request_id.clone().unwrap_or_else(request_id));
-    let mut response = Response::new(whole(body));
+    let mut response = Response::new(body);
     *response.headers_mut() = headers;
     Answered { tally, ..Answered::new(response, outcome) }
 }
@@ -102,7 +145,7 @@ fn take_stock<'l>(items: impl Iterator<Item = Item<'l>> + Clone, metrics: &Metri
     let lives = items.clone().nth(FEW).map(|_| metrics.link_life_left.local());
     for item in items {
         tally.add(item.result);
-        let Some(deadlines) = item.deadlines else {
+        let Some(deadlines) = item.deadlines() else {
             life.stored = false;
             continue;
         };

@@ -205,6 +205,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Http2<IO> {
         }
     }
 
+    /// Waits until the answer's head has come for `stream`.
+    pub async fn begun(&mut self, stream: u32) {
+        while self.streams.get(&stream).is_none_or(|partial| partial.status.is_none()) {
+            self.read().await.expect("the connection stays open");
+        }
+    }
+
     /// Bytes of the body that have come for `stream` so far.
     pub fn received(&self, stream: u32) -> usize {
         self.streams.get(&stream).map_or(0, |partial| partial.body.len())

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use sidelink::api;
+use sidelink::origin::Origin;
 use tokio::time::timeout;
 
 use super::frames::*;
-use crate::support::{Stack, query};
+use crate::process::{Files, Process};
+use crate::support::{Stack, origin_options, query};
 
 const ECHO: &str = "/v2/servicerequest/echo";
 /// CANCEL, REFUSED_STREAM, ENHANCE_YOUR_CALM (RFC 9113 §7).
@@ -183,6 +185,38 @@ async fn an_answer_that_its_client_gives_no_room_is_given_up_and_what_it_held_is
             assert!(client.received(stream) <= 65_535);
         }
     }
+}
+
+/// Regression: each stream held a copy of its answer, half a megabyte for a thousand links, as long as nobody read it.
+#[tokio::test]
+async fn large_answers_that_nobody_reads_share_the_links_that_they_are_made_of() {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let process = Process::start(&Files::new(origin.address()).write("log.access = false")).await;
+    let ids: Vec<String> = (0..1000).map(|id| id.to_string()).collect();
+    let target = format!("{}?accessory_ids={}", api::PATH, ids.join(","));
+    let whole = process.client.get(&target, &[("x-auth-token", "t")]).await;
+    assert!(whole.body.len() > 400_000);
+    let before = process.metric("process_resident_memory_bytes").await;
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let mut client = Http2::connect_without_room(process.address).await;
+        let mut streams = Vec::new();
+        for _ in 0..100 {
+            streams.push(client.ask(&get(&target), true).await);
+        }
+        for stream in &streams {
+            client.begun(*stream).await;
+        }
+        clients.push((client, streams[99]));
+    }
+    let held = process.metric("process_resident_memory_bytes").await - before;
+    assert!(held < 100e6, "{held} bytes for 400 answers of {}", whole.body.len());
+    // And whoever reads at last gets all of it.
+    let (client, stream) = &mut clients[0];
+    client.room(0, 1 << 20).await;
+    client.room(*stream, 1 << 20).await;
+    let End::Answered(200, body) = client.end(*stream).await else { panic!("it was given up") };
+    assert_eq!(body, whole.body);
 }
 
 #[tokio::test]

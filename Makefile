@@ -5,7 +5,7 @@ SHELL := bash
 .NOTPARALLEL:
 # The tests that tell a build with the feature otlp from one without.
 OTLP := otlp:: config:: logging:: secrets:: tracing::
-.PHONY: test lint fmt clippy doc deny demo stampede simulate soak pressure fuzz planted bench bench-peers status-page tools clean
+.PHONY: test lint fmt clippy doc deny demo stampede simulate soak pressure fuzz planted bench bench-peers bench-links status-page tools clean
 
 ## Everything: tools, format, lints, tests (what the feature otlp changes first, so that the default build is what is left), what deploy/ holds, documentation, dependency policy (where cargo-deny is installed).
 test: tools lint
@@ -74,6 +74,10 @@ bench:
 bench-peers:
 	command -v python3 >/dev/null || { apt-get -qq update && apt-get -qq install -y python3 >/dev/null; }
 	PEERS_RUNS=$(or $(RUNS),1) benches/peers/run.py
+
+## What 400,000 links cost a running sidelink: memory at several capacities, and its pace.
+bench-links:
+	PYTHONDONTWRITEBYTECODE=1 benches/peers/links.py
 
 ## Draws docs/status-page.png: the status page after some minutes of mixed traffic. MINUTES=10 fills its charts.
 status-page:

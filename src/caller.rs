@@ -449,8 +449,26 @@ impl Callers {
 
     /// Drops everything kept for a caller, at once.
     pub fn drop_links(&self, requester: &Requester) {
-        requester.standing.generation.store(self.standings.generation(), Ordering::Release);
-        requester.standing.doubt(self.clock.now());
+        self.each_standing(requester, |standing| {
+            standing.generation.store(self.standings.generation(), Ordering::Release);
+            standing.doubt(self.clock.now());
+        });
+    }
+
+    /// Makes a caller's next batch ask the endpoint, whatever is in memory.
+    pub fn doubt(&self, requester: &Requester) {
+        self.each_standing(requester, |standing| standing.doubt(self.clock.now()));
+    }
+
+    /// All that is remembered of a caller: it may have been forgotten, and met again, since `requester` was identified.
+    fn each_standing(&self, requester: &Requester, refuse: impl Fn(&Standing)) {
+        refuse(&requester.standing);
+        for table in [&self.standings.accepted, &self.standings.strangers] {
+            if let Some(other) = table.peek(&requester.caller).filter(|other| !Arc::ptr_eq(other, &requester.standing))
+            {
+                refuse(&other);
+            }
+        }
     }
 
     /// What `Vary` says: the credential and the scope headers.

@@ -23,7 +23,7 @@ use crate::cache::purges::Marks;
 use crate::cache::shared::{Share, Tier};
 use crate::cache::{Cache, Kept};
 use crate::caller::{Callers, Key, Requester, Scope, Standing};
-use crate::clock::{Clock, Moment};
+use crate::clock::{Clock, Moment, millis};
 use crate::config::Config;
 use crate::error::{Error, Limit, NoAnswer};
 use crate::log::Seldom;
@@ -355,6 +355,12 @@ impl Inner {
     fn serves(&self, terms: &Terms, kept: &Kept) -> bool {
         let now = self.clock.now();
         terms.demand.serves(kept, now) && !self.callers.must_revalidate(&terms.requester, now)
+    }
+
+    /// Whether what is brought under this configuration may be kept: not where a reload has raised the floor since, by which
+    /// nobody would judge it.
+    fn may_keep(&self) -> bool {
+        millis(self.config.freshness.min_remaining) >= self.flights.floor.load(Ordering::Acquire)
     }
 
     /// Whether a flight of a batch that has passed fewer sidelinks carries one of these ids: this batch may be that

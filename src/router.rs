@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
+use percent_encoding::{CONTROLS, utf8_percent_encode};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -159,7 +160,8 @@ impl Line {
     fn of<B>(request: &Request<B>, trace: &Trace) -> Self {
         Self {
             method: request.method().clone(),
-            path: request.uri().path().to_owned(),
+            // Beyond ASCII there is what steers a terminal, or turns a line around.
+            path: utf8_percent_encode(request.uri().path(), CONTROLS).to_string(),
             trace: trace.context(request.headers()),
         }
     }

@@ -160,6 +160,28 @@ async fn an_acceptance_counts_for_its_time_and_a_drop_ends_it() {
     assert!(before == callers.scope(&requester, &list, None), "a call that had left files under the old generation");
 }
 
+/// Regression: a caller that was forgotten and met again while a call of its was under way was not concerned by what the
+/// endpoint said to that call.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_concerns_a_caller_that_was_forgotten_and_met_again_meanwhile() {
+    let refusals: [fn(&Callers, &Requester); 2] = [Callers::drop_links, Callers::doubt];
+    for refuse in refusals {
+        let callers = callers();
+        let list = headers(&[("x-auth-token", "t")]);
+        let asked = identify(&callers, &list).ok().unwrap();
+        callers.accept(&asked, callers.clock.now(), asked.standing.doubts());
+        callers.standings.accepted.remove(&asked.caller);
+        callers.standings.strangers.remove(&asked.caller);
+        let again = identify(&callers, &list).ok().unwrap();
+        assert!(!Arc::ptr_eq(&asked.standing, &again.standing));
+        callers.accept(&again, callers.clock.now(), again.standing.doubts());
+        assert!(!callers.must_revalidate(&again, callers.clock.now()));
+        refuse(&callers, &asked);
+        assert!(callers.must_revalidate(&again, callers.clock.now()));
+        assert!(callers.must_revalidate(&asked, callers.clock.now()));
+    }
+}
+
 proptest! {
     /// Lists of fields that differ never hash alike, however their bytes run together.
     #[test]

@@ -326,7 +326,7 @@ impl Inner {
         for wanted in wanted {
             self.cache.forget(wanted.key);
         }
-        terms.requester.standing.doubt(self.clock.now());
+        self.callers.doubt(&terms.requester);
         if let (Some(tier), Some(share)) = (&self.tier, &terms.share) {
             tier.withdraw(share, wanted.iter().map(|wanted| wanted.id.clone()).collect());
         }
@@ -346,6 +346,7 @@ impl Inner {
         let foreign_vary = self.callers.varies_outside(&answer.headers);
         let policy = &self.config.freshness;
         let marks = self.cache.purges().of_group(terms.group.as_deref());
+        let keep = keep && self.may_keep();
         let may_keep = |wanted: &Wanted| keep && !marks.cover(&wanted.id, answer.sent);
         let store = |wanted: &Wanted, text: Option<Arc<str>>, deadlines: Deadlines| {
             let keep = may_keep(wanted);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::calls::{Lane, LaneKey, Passenger};
 use super::{Inner, Landed, Terms, Wanted};
 use crate::cache::purges::Marks;
 use crate::caller::{Key, Standing};
-use crate::clock::Moment;
+use crate::clock::{Moment, millis};
 use crate::permits::Permits;
 
 /// Refreshes ahead, as a share of recent calls; one a second is allowed besides, or a cache that answers everything
@@ -40,6 +40,8 @@ pub struct Flights {
     pub(super) in_flight: AtomicUsize,
     /// Batches waiting.
     pub(super) waiters: AtomicUsize,
+    /// `freshness.min_remaining` of the configuration in force, in milliseconds.
+    pub(super) floor: AtomicU64,
 }
 
 impl Flights {
@@ -54,7 +56,13 @@ impl Flights {
             calls_per_caller: AtomicUsize::new(calls.div_ceil(2)),
             in_flight: AtomicUsize::new(0),
             waiters: AtomicUsize::new(0),
+            floor: AtomicU64::new(0),
         }
+    }
+
+    /// What is brought from now on is kept only under a configuration with this floor, or a higher one.
+    pub fn set_floor(&self, min_remaining: Duration) {
+        self.floor.store(millis(min_remaining), Ordering::Release);
     }
 
     /// Ids in flight, and batches waiting.

@@ -34,6 +34,8 @@ pub(super) struct Seekers {
     passengers: Vec<Passenger>,
     /// What is in memory is fresh still: only what is newer will do.
     refresh: bool,
+    /// The caller's, before anything was looked up: what was found before a doubt is not kept after it.
+    doubts: u64,
 }
 
 impl Drop for Seekers {
@@ -60,7 +62,7 @@ impl Inner {
             // What is purged from here on may be what they find: nobody joins them then.
             let _ = passenger.flight.left.set(now);
         }
-        let mut seekers = Seekers { inner: Arc::clone(self), terms: Arc::clone(terms), passengers, refresh };
+        let mut seekers = Seekers::new(self, terms, passengers, refresh);
         self.flights.runtime.spawn(async move { seekers.run().await });
     }
 
@@ -89,6 +91,12 @@ impl Inner {
 }
 
 impl Seekers {
+    /// Of one batch, on `terms`.
+    pub(super) fn new(inner: &Arc<Inner>, terms: &Arc<Terms>, passengers: Vec<Passenger>, refresh: bool) -> Self {
+        let doubts = terms.requester.standing.doubts();
+        Self { inner: Arc::clone(inner), terms: Arc::clone(terms), passengers, refresh, doubts }
+    }
+
     async fn run(&mut self) {
         let (inner, terms) = (Arc::clone(&self.inner), Arc::clone(&self.terms));
         let (Some(tier), Some(share)) = (&inner.tier, &terms.share) else { return };
@@ -139,7 +147,7 @@ impl Seekers {
     }
 
     /// Lands those whose link was found, or has come into memory; says of each whether it was.
-    fn take(&mut self, found: &Found) -> Vec<bool> {
+    pub(super) fn take(&mut self, found: &Found) -> Vec<bool> {
         let (inner, terms) = (&self.inner, &self.terms);
         if let Some(accepted) = found.accepted {
             inner.callers.accept_elsewhere(&terms.requester, accepted);
@@ -149,14 +157,18 @@ impl Seekers {
         let passengers = std::mem::take(&mut self.passengers);
         let mut landed = Vec::with_capacity(passengers.len());
         let mut arrived = Vec::new();
+        let mut kept = Vec::new();
+        let is_doubted = || terms.requester.standing.doubts() != self.doubts;
+        let may_keep = inner.may_keep() && !is_doubted();
         for (at, passenger) in passengers.into_iter().enumerate() {
             let Wanted { id, key } = &passenger.wanted;
             let mut here = inner.cache.look_up(*key, id, &marks);
-            if let Some(link) = found.links.get(at).cloned().flatten() {
+            if let Some(link) = found.links.get(at).cloned().flatten().filter(|_| may_keep) {
                 // Also one past its freshness: it may answer for an endpoint that fails.
                 let newer = |here: &Kept| here.deadlines().age(now) > link.deadlines().age(now);
                 if here.as_ref().is_none_or(newer) {
                     inner.cache.keep(*key, link.clone());
+                    kept.push(*key);
                     here = Some(link);
                 }
             }
@@ -170,6 +182,10 @@ impl Seekers {
                 Some(link) => arrived.push((passenger, link)),
                 None => self.passengers.push(passenger),
             }
+        }
+        if is_doubted() {
+            // A doubt was raised meanwhile, perhaps over these very ids.
+            kept.into_iter().for_each(|key| inner.cache.forget(key));
         }
         let mut state = inner.state();
         for (passenger, _) in &arrived {

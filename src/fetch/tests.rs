@@ -1,9 +1,11 @@
 use prometheus::Registry;
 use tokio::sync::mpsc;
 
+use super::sharing::Seekers;
 use super::*;
 use crate::api;
 use crate::cache::purges::Purges;
+use crate::cache::shared::Found;
 use crate::caller::Standings;
 use crate::config::Endpoint;
 
@@ -106,4 +108,28 @@ async fn a_batch_that_is_shed_leaves_nothing_behind() {
     assert!(fetch.0.state().flights.is_empty() && fetch.0.state().lanes.is_empty());
     assert_eq!(fetch.0.flights.in_flight.load(Ordering::Relaxed), 0);
     assert_eq!(fetch.0.flights.waiters.load(Ordering::Relaxed), 0);
+}
+
+/// Regression: what the shared tier had said before the endpoint refused the caller an id was kept after it.
+#[tokio::test(start_paused = true)]
+async fn what_was_found_before_a_doubt_is_not_kept_after_it() {
+    for doubted in [false, true] {
+        let (fetch, terms) = fetch();
+        let (inner, now) = (&fetch.0, fetch.0.clock.now());
+        inner.callers.accept(&terms.requester, now, terms.requester.standing.doubts());
+        let wanted = wanted(&terms, "1");
+        let permit = inner.permits(1, &terms.requester.standing).unwrap().remove(0);
+        let passenger = inner.state().begin(inner, &terms, &wanted, permit);
+        let mut seekers = Seekers::new(inner, &terms, vec![passenger], false);
+        if doubted {
+            inner.callers.doubt(&terms.requester);
+            // And is accepted again, by a call for something else.
+            inner.callers.accept(&terms.requester, now, terms.requester.standing.doubts());
+        }
+        let link = Kept::new(Some("{}"), Deadlines::absent(now, std::time::Duration::from_secs(60)));
+        let found = Found { links: vec![Some(link)], ..Found::default() };
+        assert_eq!(seekers.take(&found), [!doubted]);
+        let marks = inner.cache.purges().of_group(None);
+        assert_eq!(inner.cache.look_up(wanted.key, "1", &marks).is_none(), doubted);
+    }
 }

@@ -9,7 +9,7 @@ use sidelink::origin::Origin;
 
 use crate::process::{Files, Process};
 use crate::secrets;
-use crate::support::origin_options;
+use crate::support::{origin_options, raw};
 
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -152,6 +152,17 @@ async fn an_access_line_says_how_long_the_endpoint_was_waited_for() {
     assert_eq!((&miss["ids"], &miss["fetched"], &hit["hit"]), (&2.into(), &2.into(), &1.into()));
     assert_eq!(miss["caller"], hit["caller"]);
     assert!(other.get("caller").is_none() && other["route"] == "passthrough");
+}
+
+/// Regression: a path's characters beyond ASCII, of which some steer a terminal or turn a line around, came into the log raw.
+#[tokio::test]
+async fn a_path_in_the_log_steers_no_terminal() {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let mut process = Process::start(&Files::new(origin.address()).write("")).await;
+    let request = "GET /other/\u{9b}31m\u{202e}\u{2028}%0a\"x HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    raw(process.address, request.as_bytes()).await;
+    let line = process.says("request").await;
+    assert_eq!(line["path"], "/other/%C2%9B31m%E2%80%AE%E2%80%A8%0a\"x");
 }
 
 #[tokio::test]

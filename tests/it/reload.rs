@@ -55,6 +55,29 @@ async fn a_higher_floor_counts_for_what_is_kept_already() {
     assert_eq!(stack.asked(), [["1"], ["1"]]);
 }
 
+/// Regression: a batch of the time before, whose call had waited for its turn, had its links kept by the lower floor.
+#[tokio::test]
+async fn a_higher_floor_counts_for_what_a_batch_of_the_time_before_brings() {
+    let stack =
+        Stack::with(|endpoint| endpoint.link_life = Duration::from_secs(200), |config| config.upstream.calls = 1).await;
+    stack.origin.hold();
+    let ask = |token: &'static str| {
+        let client = stack.client.clone();
+        tokio::spawn(async move { client.batch(token, &["1"]).await })
+    };
+    let first = ask("a");
+    stack.origin.arrived(1).await;
+    let waits = ask("b");
+    while stack.metric("sidelink_limit_used{limit=\"in_flight\"}").await < 2.0 {
+        tokio::task::yield_now().await;
+    }
+    change(&stack, |config| config.freshness.min_remaining = Duration::from_secs(190));
+    stack.origin.release();
+    assert!(first.await.unwrap().status.is_success() && waits.await.unwrap().status.is_success());
+    assert_eq!(stack.client.batch("b", &["1"]).await.header("cache-status"), "sidelink; fwd=miss; stored");
+    assert_eq!(stack.asked().len(), 3);
+}
+
 #[tokio::test]
 async fn an_id_in_flight_is_joined_over_a_reload() {
     let stack = Stack::start().await;

@@ -69,6 +69,14 @@ impl Framing {
         self.place == Place::Start
     }
 
+    /// Whether the client is in the middle of a body.
+    pub(super) fn is_in_body(&self) -> bool {
+        !matches!(
+            self.place,
+            Place::Start | Place::RequestLine | Place::Name(_) | Place::Line | Place::Length | Place::Lost
+        )
+    }
+
     /// Follows `bytes`, the next of the connection, and spoils them where they hold a second framing, a fragment, or a
     /// bare line feed among trailers.
     pub(super) fn watch(&mut self, bytes: &mut [u8]) {

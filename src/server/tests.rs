@@ -124,6 +124,46 @@ async fn a_connection_that_never_says_anything_is_closed() {
     assert_eq!(closed_after(&mut connect()).await.as_secs(), 60);
 }
 
+/// Regression: the rest of a body that came while its answer was stuck passed for a head, and the connection's idle time began
+/// only when another alarm rang.
+#[tokio::test(start_paused = true)]
+async fn a_connection_whose_answer_was_stuck_when_its_body_ended_is_idle_afterwards() {
+    let (mut client, server) = duplex(64 << 10);
+    tokio::spawn(serve_connection(server, LIMITS, async |request: Request<Incoming>| {
+        tokio::spawn(request.into_body().collect());
+        Response::new(Full::new(Bytes::from(vec![b'x'; 1 << 20])))
+    }));
+    client.write_all(b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nhello").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    client.write_all(b"hello").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    read_until(&mut client, "\r\n\r\n").await;
+    client.read_exact(&mut vec![0; 1 << 20]).await.unwrap();
+    assert_eq!(closed_after(&mut client).await.as_secs(), 60);
+}
+
+/// Regression: it had the time of a head for the rest of its body.
+#[tokio::test(start_paused = true)]
+async fn who_is_answered_before_its_body_is_over_may_take_its_time_for_it() {
+    let mut client = {
+        let (client, server) = duplex(64 << 10);
+        tokio::spawn(serve_connection(server, LIMITS, async |request: Request<Incoming>| {
+            tokio::spawn(request.into_body().collect());
+            Response::new(Full::new(Bytes::from_static(b"early")))
+        }));
+        client
+    };
+    client.write_all(b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n").await.unwrap();
+    read_until(&mut client, "early").await;
+    for byte in b"helloyou!!" {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        client.write_all(&[*byte]).await.unwrap();
+    }
+    client.write_all(GET).await.unwrap();
+    read_until(&mut client, "early").await;
+    assert_eq!(closed_after(&mut client).await.as_secs(), 60);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_slow_handler_is_not_cut_off_and_its_connection_stays() {
     let (mut client, server) = duplex(1024);

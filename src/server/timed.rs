@@ -334,8 +334,11 @@ impl<IO> Timed<IO> {
             return;
         }
         self.moved = true;
+        let was_in_body = self.framing.is_in_body();
         self.framing.watch(bytes);
-        if !self.phase.serves() {
+        // What is left of a body whose answer has gone out already is no head.
+        let is_body = was_in_body && (self.framing.is_in_body() || self.framing.is_between_requests());
+        if !is_body && !self.phase.serves() {
             let requests = self.phase.requests.load(Ordering::Relaxed);
             match self.head {
                 Some((_, before)) if before == requests => {}
@@ -378,7 +381,10 @@ impl<IO> Timed<IO> {
     /// Ends a write that has been blocked for too long.
     fn watch_write<T>(&mut self, wrote: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         if wrote.is_ready() {
-            self.blocked = None;
+            if self.blocked.take().is_some() {
+                // A read that waits has had no deadline meanwhile.
+                self.phase.reader.wake();
+            }
             return wrote;
         }
         let since = *self.blocked.get_or_insert_with(Instant::now);

@@ -66,16 +66,17 @@ impl Seldom {
     }
 }
 
-/// An error with its causes. hyper's and rustls' texts name no header, body or query.
+/// An error with its causes. hyper's and rustls' texts name no header, body or query; what the other side has said in parting
+/// (RFC 9113 §6.8), which h2 appends as Rust writes bytes, may be anything.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
+    let mut texts = Vec::new();
+    let mut cause = Some(error);
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let text = error.to_string();
+        texts.push(text.split(" (b\"").next().unwrap_or_default().to_owned());
         cause = error.source();
     }
-    text
+    texts.join(": ")
 }
 
 fn targets(level: Level) -> Targets {
@@ -95,7 +96,33 @@ fn targets(level: Level) -> Targets {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use http::Request;
+    use http_body_util::Full;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+
+    /// Regression: what an endpoint says in parting over HTTP/2, up to 16 KiB of it, stood in the log.
+    #[tokio::test]
+    async fn what_the_other_side_says_in_parting_is_not_in_an_error() {
+        let (client, mut server) = tokio::io::duplex(64 << 10);
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client)).await.unwrap();
+        tokio::spawn(connection);
+        tokio::spawn(async move {
+            // SETTINGS, then GOAWAY with code 1 (RFC 9113 §6.8).
+            let said = [&[0, 0, 0, 0, 0, 0, 0, 1][..], b"token MARKED"].concat();
+            let length = u8::try_from(said.len()).unwrap();
+            let frames = [&[0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, length, 7, 0, 0, 0, 0, 0][..], &said].concat();
+            server.write_all(&frames).await.unwrap();
+            let _ = server.read_to_end(&mut Vec::new()).await;
+        });
+        let request = Request::get("http://h/").body(Full::<Bytes>::default()).unwrap();
+        let text = chain(&sender.send_request(request).await.unwrap_err());
+        assert!(text.contains("unspecific protocol error") && !text.contains("MARKED"), "{text}");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_may_come_with_every_call_is_said_once_in_a_while_with_how_often_it_went_unsaid() {

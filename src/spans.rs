@@ -48,7 +48,7 @@ mod key {
     pub(super) const DETAIL: &str = "sidelink.detail";
     pub(super) const RESULT: &str = "sidelink.result";
     pub(super) const IDS: &str = "sidelink.ids";
-    /// In the order of [`super::RESULTS`].
+    /// In the order of [`IdResult::ALL`](super::IdResult::ALL).
     pub(super) const RESULTS: [&str; 7] = [
         "sidelink.ids.hit",
         "sidelink.ids.stale",
@@ -59,16 +59,6 @@ mod key {
         "sidelink.ids.failed",
     ];
 }
-
-const RESULTS: [IdResult; 7] = [
-    IdResult::Hit,
-    IdResult::Stale,
-    IdResult::Joined,
-    IdResult::Shared,
-    IdResult::Fetched,
-    IdResult::Absent,
-    IdResult::Failed,
-];
 
 /// A span that is over.
 pub struct Record {
@@ -371,7 +361,8 @@ impl Trace {
         attributes.extend(detail.map(|detail| (key::DETAIL, detail.into())));
         if let Some(tally) = answered.map(|answered| answered.tally).filter(|tally| tally.total() > 0) {
             attributes.push((key::IDS, tally.total().into()));
-            let counts = key::RESULTS.into_iter().zip(RESULTS).map(|(key, result)| (key, tally.count(result).into()));
+            let counts =
+                key::RESULTS.into_iter().zip(IdResult::ALL).map(|(key, result)| (key, tally.count(result).into()));
             attributes.extend(counts);
         }
         let links = std::mem::take(&mut *open.links.lock().unwrap_or_else(PoisonError::into_inner));

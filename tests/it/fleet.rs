@@ -164,6 +164,16 @@ pub struct Fleet {
 }
 
 impl Fleet {
+    /// Waits until the first two sidecars use the tier, and what one of them fetches is the other's too.
+    pub async fn comes_to_share(&self, redis: &Redis) {
+        let [one, other, ..] = &self.sidecars[..] else { panic!("a fleet of one") };
+        one.tier_is(true).await;
+        other.tier_is(true).await;
+        one.client.batch("t", &["2"]).await;
+        eventually("it is shared", async || redis.keys("l").await.len() == 1).await;
+        assert_eq!(other.client.batch("t", &["2"]).await.header("cache-status"), "sidelink; hit; detail=shared");
+    }
+
     /// `count` of them, whose tier is in use.
     pub async fn start(redis: &Redis, count: usize) -> Self {
         Self::with(shared(vec![redis.address()]), count, |_| {}, |_| {}).await

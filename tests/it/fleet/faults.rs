@@ -84,11 +84,7 @@ async fn a_server_that_is_killed_and_comes_back_empty_is_used_again() {
     other.tier_is(false).await;
     assert_eq!(other.client.batch("t", &["1"]).await.ids(), ["1"]);
     let redis = Redis::at(port, &[]).await;
-    one.tier_is(true).await;
-    other.tier_is(true).await;
-    one.client.batch("t", &["2"]).await;
-    eventually("it is shared", async || redis.keys("l").await.len() == 1).await;
-    assert_eq!(other.client.batch("t", &["2"]).await.header("cache-status"), "sidelink; hit; detail=shared");
+    fleet.comes_to_share(&redis).await;
 }
 
 #[tokio::test]

@@ -13,11 +13,7 @@ async fn a_start_without_the_server_works_and_it_is_used_once_it_is_there() {
     assert_eq!(other.client.batch("t", &["1"]).await.ids(), ["1"]);
     assert_eq!(fleet.origin.batch_calls(), 2);
     let redis = Redis::at(port, &[]).await;
-    one.tier_is(true).await;
-    other.tier_is(true).await;
-    one.client.batch("t", &["2"]).await;
-    eventually("it is shared", async || redis.keys("l").await.len() == 1).await;
-    assert_eq!(other.client.batch("t", &["2"]).await.header("cache-status"), "sidelink; hit; detail=shared");
+    fleet.comes_to_share(&redis).await;
 }
 
 #[tokio::test]

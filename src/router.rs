@@ -160,11 +160,17 @@ impl Line {
     fn of<B>(request: &Request<B>, trace: &Trace) -> Self {
         Self {
             method: request.method().clone(),
-            // Beyond ASCII there is what steers a terminal, or turns a line around.
-            path: utf8_percent_encode(request.uri().path(), CONTROLS).to_string(),
+            path: shown(request.uri().path()),
             trace: trace.context(request.headers()),
         }
     }
+}
+
+/// A path as the log has it, of ASCII alone: beyond that there is what steers a terminal, or turns a line around.
+fn shown(path: &str) -> String {
+    let mut shown = utf8_percent_encode(path, CONTROLS).to_string();
+    shown.truncate(PATH_BYTES);
+    shown
 }
 
 /// Counts a request, writes its line and ends its span, once: at its answer, or when its client has left before.
@@ -183,6 +189,9 @@ const CLIENT_LEFT: u16 = 499;
 
 /// The longest request id that is logged: an endpoint names requests as it likes.
 const REQUEST_ID_BYTES: usize = 128;
+
+/// The longest path that is logged: a target may take all of a head.
+const PATH_BYTES: usize = 1024;
 
 impl RequestLog<'_> {
     /// No query, no header but the request id, no link.

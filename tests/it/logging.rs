@@ -163,6 +163,10 @@ async fn a_path_in_the_log_steers_no_terminal() {
     raw(process.address, request.as_bytes()).await;
     let line = process.says("request").await;
     assert_eq!(line["path"], "/other/%C2%9B31m%E2%80%AE%E2%80%A8%0a\"x");
+    let long = format!("GET /{} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", "é".repeat(10_000));
+    raw(process.address, long.as_bytes()).await;
+    let line = process.says("request").await;
+    assert_eq!(line["path"].as_str().map(str::len), Some(1024), "{line}");
 }
 
 #[tokio::test]

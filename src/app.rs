@@ -64,7 +64,7 @@ impl fmt::Display for StartError {
             StartError::Bind(key, address, error) => {
                 write!(f, "{key}: cannot listen on {address}: {error}")?;
                 if error.kind() == io::ErrorKind::AddrInUse {
-                    f.write_str("; another process has it: end that one, or name another address")?;
+                    f.write_str("; end what listens there, or name another address")?;
                 }
                 Ok(())
             }

@@ -6,6 +6,7 @@
 mod breaker;
 mod coding;
 mod connector;
+mod failures;
 mod trust;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,8 +40,10 @@ use crate::log::{Seldom, chain};
 use crate::metrics::{Metrics, Position, show_position};
 use breaker::{Breaker, Health};
 use connector::{Connector, Network, tunnel};
+use failures::Failures;
 use trust::Trust;
 
+pub use failures::Failure;
 pub use trust::SetupError;
 pub(crate) use trust::trusted_client;
 
@@ -58,6 +61,10 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 const STREAM_ERRORS: usize = 100;
 /// How often the endpoint is asked for a sign of life while it owes answers over HTTP/2, and how long it has for it.
 const PING: Duration = Duration::from_secs(20);
+/// Reasons that no library gives.
+const LATE: &str = "none within upstream.deadline";
+const UNREADABLE: &str = "it is no JSON that can be read, or its Content-Encoding cannot be undone";
+const TOO_LONG: &str = "it is longer than upstream.answer_bytes";
 
 /// One request to the endpoint for a batch's misses.
 pub struct Call {
@@ -106,10 +113,9 @@ pub struct Upstream {
     shown: Mutex<Position>,
     /// The endpoint has asked everyone to hold back.
     hold: Hold,
-    /// What is logged of a failing endpoint, by kind.
+    /// Pauses that it has asked for, as logged.
     pauses: Seldom,
-    broken_off: Seldom,
-    no_answer: Seldom,
+    failures: Failures,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
@@ -181,8 +187,7 @@ impl Upstream {
             shown: Mutex::new(Position::Closed),
             hold: Hold::default(),
             pauses: Seldom::default(),
-            broken_off: Seldom::default(),
-            no_answer: Seldom::default(),
+            failures: Failures::default(),
             clock,
             metrics,
         }
@@ -268,9 +273,24 @@ impl Upstream {
         let now = self.breaker.position();
         let before = std::mem::replace(&mut *self.shown.lock().unwrap_or_else(PoisonError::into_inner), now);
         if before != now {
-            warn!(before = before.name(), now = now.name(), "the breaker has moved");
+            let reason = match now {
+                Position::Open => self.last_failure().map(|failure| failure.reason).unwrap_or_default(),
+                Position::HalfOpen => "upstream.breaker.open is over: one call is let through to see".to_owned(),
+                Position::Closed => "the endpoint answers".to_owned(),
+            };
+            warn!(before = before.name(), now = now.name(), reason, "the breaker has moved");
         }
         show_position(&self.metrics.breaker_state, now);
+    }
+
+    /// By what a call, or a request on another route, last came to nothing for the endpoint's sake.
+    pub fn last_failure(&self) -> Option<Failure> {
+        self.failures.last()
+    }
+
+    /// Tells of a whole answer that says 200 and cannot be read.
+    pub fn cannot_be_read(&self) {
+        self.failures.unusable(&self.clock, UNREADABLE);
     }
 
     async fn attempt(&self, call: &Call, deadline: Instant) -> Result<Answer, Error> {
@@ -280,6 +300,13 @@ impl Upstream {
         let departed = Instant::now();
         let answer = timeout_at(deadline, self.exchange(call)).await.unwrap_or(Err(Error::Deadline));
         self.metrics.upstream_call_duration.observe(departed.elapsed().as_secs_f64());
+        match &answer {
+            Ok(answer) if answer.status.is_server_error() => self.failures.server_error(&self.clock, answer.status),
+            Err(Error::Deadline) => self.failures.no_answer(&self.clock, LATE),
+            Err(Error::NoAnswer(NoAnswer::Unreadable)) => self.failures.unusable(&self.clock, UNREADABLE),
+            Err(Error::NoAnswer(NoAnswer::TooLong)) => self.failures.unusable(&self.clock, TOO_LONG),
+            _ => {}
+        }
         answer
     }
 
@@ -291,9 +318,7 @@ impl Upstream {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => return Err(Error::NoAnswer(NoAnswer::TooLong)),
             Err(error) => {
-                if let Some(unsaid) = self.broken_off.is_due() {
-                    warn!(reason = %chain(&*error), unsaid, "the endpoint's answer broke off");
-                }
+                self.failures.broken_off(&self.clock, &chain(&*error));
                 return Err(Error::NoAnswer(NoAnswer::Broken));
             }
         };
@@ -353,10 +378,8 @@ impl Upstream {
     fn unanswered(&self, error: &hyper_util::client::legacy::Error) -> Error {
         let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<hyper::Error>());
         // A client whose upload breaks off says nothing about the endpoint.
-        if !cause.is_some_and(hyper::Error::is_user)
-            && let Some(unsaid) = self.no_answer.is_due()
-        {
-            warn!(reason = %chain(error), unsaid, "no answer from the endpoint");
+        if !cause.is_some_and(hyper::Error::is_user) {
+            self.failures.no_answer(&self.clock, &chain(error));
         }
         Error::NoAnswer(if error.is_connect() { NoAnswer::Connect } else { NoAnswer::Broken })
     }

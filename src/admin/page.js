@@ -274,6 +274,8 @@
       ["clients", status.ready ? "served" : "not served", status.ready ? "good" : "bad"],
       ["breaker", breaker[0], breaker[1]],
       ...(status.calls_refused ? [[null, status.calls_refused, "bad"]] : []),
+      ["last failure", status.last_failure ? clock(status.last_failure.at) : "none"],
+      ...(status.last_failure ? [[null, status.last_failure.reason]] : []),
       ["configuration", reload.succeeded ? "in force" : "refused", reload.succeeded ? "good" : "bad"],
       ["read", reload.at ? clock(Date.parse(reload.at)) : "–"],
       ...reload.errors.map((error) => [null, error, "bad"]),
@@ -344,7 +346,8 @@
       lostAt = null;
       document.body.classList.remove("lost");
       badge("live", "live");
-      say(status.breaker === "open" ? "The breaker is open: the endpoint fails, and is not asked for a while." : null);
+      const why = next.last_failure ? ` (${next.last_failure.reason})` : "";
+      say(next.breaker === "open" ? `The breaker is open: the endpoint fails${why}, and is not asked for a while.` : null);
       tiles();
       state();
       drawAll();

@@ -56,6 +56,10 @@ pub(super) fn status(workings: &Workings, query: Option<&str>) -> Value {
         "endpoint": config.upstream.endpoint.to_string(),
         "breaker": position(&metrics.breaker_state),
         "calls_refused": workings.upstream.refusal().map(crate::error::Error::message),
+        "last_failure": workings.upstream.last_failure().map(|failure| json!({
+            "at": failure.at.unix_millis(),
+            "reason": failure.reason,
+        })),
         "calls_in_flight": metrics.upstream_in_flight.get(),
         "connections": metrics.connections.get(),
         "reload": {

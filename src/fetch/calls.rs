@@ -287,7 +287,10 @@ impl Inner {
                             .inc_by(wanted.len() as u64);
                         Err(Cause::Unmatched(answer))
                     }
-                    Read::Broken => Err(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Unreadable))),
+                    Read::Broken => {
+                        self.upstream.cannot_be_read();
+                        Err(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Unreadable)))
+                    }
                 }
             }
             StatusCode::UNAUTHORIZED => {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sidelink::origin::Origin;
+use sidelink::origin::{Origin, Reply};
 
 use crate::process::{Files, Process};
 use crate::secrets;
@@ -189,4 +189,37 @@ async fn a_dead_endpoint_floods_no_log() {
     assert!((1..=spans).contains(&(lines.len() as u64)), "{spans} spans of ten seconds: {lines:#?}");
     assert!(process.log.len() as u64 <= spans + 5, "{:#?}", process.log);
     assert_eq!(lines[0]["unsaid"], 0);
+}
+
+#[tokio::test]
+async fn whatever_a_call_fails_by_is_in_the_log_and_in_the_status() {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let path = Files::new(origin.address());
+    let path = path.write("log.access = false\nupstream.retry.attempts = 0\nupstream.deadline = \"1s\"\nupstream.answer_bytes = \"64KiB\"\nupstream.breaker.consecutive = 1");
+    let mut process = Process::start(&path).await;
+
+    let long = format!(r#"{{"accessory_urls":[],"more":"{}"}}"#, "x".repeat(70 << 10));
+    for (answer, reason) in [(Reply::json(200, "{\"acc"), "no JSON"), (Reply::json(200, long), "answer_bytes")] {
+        let mut process = Process::start(&path).await;
+        origin.script(answer);
+        assert_eq!(process.client.batch("t", &["1"]).await.status, 502);
+        let line = process.says("the endpoint's answer cannot be used").await;
+        assert!(line["reason"].as_str().unwrap().contains(reason), "{line}");
+        assert_eq!(line["unsaid"], 0);
+    }
+
+    origin.script(Reply::json(500, "{}"));
+    assert_eq!(process.client.batch("t", &["1"]).await.status, 500);
+    assert_eq!(process.says("the endpoint answers with an error").await["status"], 500);
+    let status = process.admin.get("/status.json", &[]).await.json();
+    assert_eq!(status["last_failure"]["reason"], "it answers with 500");
+    assert!(status["last_failure"]["at"].as_u64().unwrap() > 1_700_000_000_000, "{status}");
+
+    origin.hold();
+    assert_eq!(process.client.batch("t", &["1"]).await.status, 504);
+    origin.release();
+    let line = process.says("no answer from the endpoint").await;
+    assert_eq!(line["reason"], "none within upstream.deadline");
+    let line = process.says("the breaker has moved").await;
+    assert_eq!((&line["now"], &line["reason"]), (&"open".into(), &"no answer: none within upstream.deadline".into()));
 }

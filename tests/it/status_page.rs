@@ -41,6 +41,7 @@ async fn the_status_says_what_the_metrics_say() {
         (&json!(3), &json!("closed"), &json!(true))
     );
     assert_eq!((&said["cache"]["capacity"], &said["calls_refused"]), (&json!(256 << 20), &Value::Null));
+    assert_eq!(said["last_failure"], Value::Null);
     assert_eq!((&said["reload"]["succeeded"], &said["reload"]["errors"]), (&json!(true), &json!([])));
     assert!(said["memory_bytes"].as_f64().unwrap() > 1e6);
     assert_eq!(said["endpoint"], format!("http://{}", stack.origin.address()));
@@ -78,6 +79,7 @@ async fn a_breaker_that_opens_is_told() {
     let said = status(&stack, "").await;
     assert_eq!(said["breaker"], "open");
     assert!(said["calls_refused"].as_str().unwrap().contains("failing"));
+    assert!(said["last_failure"]["reason"].as_str().unwrap().contains("no answer: client error"), "{said}");
     assert_eq!((&said["reload"]["succeeded"], &said["shared"]), (&json!(true), &Value::Null));
 }
 

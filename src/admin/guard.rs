@@ -69,9 +69,9 @@ impl Refusal {
     pub(super) fn message(self) -> &'static str {
         match self {
             Refusal::NoToken => {
-                "from elsewhere than loopback, in another host's name, or by way of a proxy, this needs the admin token"
+                "from elsewhere than loopback, in another host's name, or by way of a proxy, this needs the admin token, as Authorization: Bearer TOKEN"
             }
-            Refusal::WrongToken => "this is not the admin token",
+            Refusal::WrongToken => "this is not the admin token: admin.token_file names the file that holds it",
             Refusal::Elsewhere => "this is for loopback alone; admin.token_file lets others in",
             Refusal::ForeignHost => "Host names another host; from loopback, ask for localhost or 127.0.0.1",
             Refusal::Forwarded => "a proxy has passed this on; admin.token_file lets its clients in",

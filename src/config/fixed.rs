@@ -5,7 +5,8 @@ use toml::de::DeTable;
 use super::Config;
 use super::report::Report;
 
-/// Reports each key by which `config` would have to change what is settled in `running`.
+/// Reports each key by which `config` would have to change what is settled in `running`; not one whose value could not be
+/// read, since the default then stands in its place.
 pub(super) fn check(running: &Config, config: &Config, document: &DeTable<'_>, report: &mut Report<'_>) {
     let fixed = [
         ("listen.address", running.listen.address != config.listen.address),
@@ -16,7 +17,7 @@ pub(super) fn check(running: &Config, config: &Config, document: &DeTable<'_>, r
         ("log.format", running.log.format != config.log.format),
     ];
     for (key, differs) in fixed {
-        if differs {
+        if differs && !report.doubts(key) {
             report.add(place(document, key), key, "cannot change at run time: restart");
         }
     }

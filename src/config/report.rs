@@ -96,6 +96,16 @@ impl<'t> Report<'t> {
         self.unknown.extend(unknown);
     }
 
+    /// Whether it is not known what `key`, of a table of the first level, was meant to be: it or something below it has an
+    /// error, or something beside it is misspelt.
+    pub(super) fn doubts(&self, key: &str) -> bool {
+        let is_below = |path: &str| path.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        let table = key.split('.').next().unwrap_or_default();
+        let missing = || self.missing.iter().any(|missing| is_below(&path(&missing.table, missing.key)));
+        let unknown = || self.unknown.iter().any(|unknown| unknown.table.is_empty() || unknown.table == table);
+        self.errors.iter().any(|error| error.key.is_empty() || is_below(&error.key)) || missing() || unknown()
+    }
+
     /// The path of every known key that holds a value.
     #[cfg(test)]
     pub(super) fn keys(&self) -> BTreeSet<String> {

@@ -834,3 +834,36 @@ fn what_is_wrong_with_where_spans_go_is_said_with_its_place() {
         assert_eq!(error.contains(WITHOUT), cfg!(not(feature = "otlp")), "{error}");
     }
 }
+
+#[test]
+fn what_a_reload_cannot_read_is_not_said_to_be_unchangeable_as_well() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    std::fs::write(at("crt"), made.cert.pem()).unwrap();
+    std::fs::write(at("key"), made.signing_key.serialize_pem()).unwrap();
+    let text = format!(
+        "[upstream]\nendpoint = \"http://h\"\n[listen]\naddress = \"[::1]:1\"\n[listen.tls]\ncert = \"{}\"\nkey = \"{}\"\n",
+        at("crt"),
+        at("key")
+    );
+    let running = Config::parse(&text).unwrap();
+    let reload = |text: &str| {
+        std::fs::write(at("sidelink.toml"), text).unwrap();
+        let errors = Config::reload(&directory.path().join("sidelink.toml"), &running).unwrap_err().errors;
+        errors.into_iter().map(|error| format!("{}: {}", error.key, error.message)).collect::<Vec<_>>()
+    };
+    for (was, is, only) in [
+        (at("crt"), at("nothing"), "listen.tls.cert: "),
+        ("key = ".to_owned(), "# key = ".to_owned(), "listen.tls.key: is missing"),
+        ("[::1]:1".to_owned(), "nowhere".to_owned(), "listen.address: \"nowhere\" is not an address"),
+        ("address = ".to_owned(), "adress = ".to_owned(), "listen.adress: unknown key"),
+        ("[listen.tls]".to_owned(), "[listen.tsl]".to_owned(), "listen.tsl: unknown table"),
+        ("[::1]:1".to_owned(), "[::1]:2".to_owned(), "listen.address: cannot change at run time"),
+    ] {
+        let errors = reload(&text.replace(&was, &is));
+        assert!(matches!(&errors[..], [one] if one.starts_with(only)), "{is}: {errors:?}");
+    }
+    let without = text.split("[listen.tls]").next().unwrap();
+    assert_eq!(reload(without), ["listen.tls: cannot change at run time: restart"]);
+}

@@ -150,7 +150,7 @@ async fn numbers_move_as_traffic_flows_and_the_page_keeps_to_itself() {
     for _ in 0..4 {
         stack.client.batch("t", &["1", "2", "3", "4"]).await;
     }
-    browser.until("document.querySelector('#tiles dd').textContent === '80 %'");
+    browser.until("document.querySelector('#tiles dd')?.textContent === '80 %'");
     assert_eq!(browser.text("#ids dd"), "16");
     browser.until("document.querySelector('#plot-ids path.f-hit') !== null");
     for id in ["hit-rate", "ids", "answers", "endpoint", "load", "memory"] {
@@ -159,7 +159,7 @@ async fn numbers_move_as_traffic_flows_and_the_page_keeps_to_itself() {
     }
     // A page opened later has the same past.
     browser.open(address, "/");
-    browser.until("document.querySelector('#tiles dd').textContent === '80 %'");
+    browser.until("document.querySelector('#tiles dd')?.textContent === '80 %'");
     assert!(browser.text("#config").contains("min_remaining"));
 
     // By keyboard, and for a screen reader.

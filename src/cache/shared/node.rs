@@ -18,8 +18,10 @@ use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
+use tracing::warn;
 
 use crate::config::Address;
+use crate::log::Seldom;
 use crate::metrics::{Kind, Metrics, Operation};
 
 /// Failures in a row after which a connection is given up; of a new one, the first.
@@ -49,6 +51,7 @@ pub(super) struct Node {
     link: RwLock<Option<Link>>,
     /// In a row.
     failures: AtomicU32,
+    refused: Seldom,
 }
 
 #[derive(Clone)]
@@ -69,7 +72,7 @@ pub(super) struct Batch {
 
 impl Node {
     pub(super) fn new(address: Address, way: Arc<Way>) -> Self {
-        Self { address, way, link: RwLock::new(None), failures: AtomicU32::new(FAILURES) }
+        Self { address, way, link: RwLock::new(None), failures: AtomicU32::new(FAILURES), refused: Seldom::default() }
     }
 
     /// Whether there is a connection.
@@ -151,11 +154,14 @@ impl Node {
         metrics.count(operation, begin.elapsed().as_secs_f64());
         match replies {
             Ok(Ok(replies)) if replies.len() == batch.commands => {
-                if replies.iter().any(is_error) {
+                if let Some(code) = replies.iter().find_map(refusal) {
                     metrics.count_failure(Kind::Reply);
+                    if let Some(unsaid) = self.refused.is_due() {
+                        warn!(server = %self.address, code, unsaid, "the shared tier refuses a command");
+                    }
                 }
                 // A server that answers everything with an error (loading, no login) is as good as none.
-                if replies.iter().all(is_error) && operation == Operation::Get {
+                if replies.iter().all(|reply| refusal(reply).is_some()) && operation == Operation::Get {
                     self.failed();
                 } else {
                     self.failures.store(0, Ordering::Relaxed);
@@ -191,8 +197,9 @@ impl Node {
     }
 }
 
-fn is_error(value: &Value) -> bool {
-    matches!(value, Value::ServerError(_))
+/// What a server calls the reason for which it refuses a command, as `OOM`. What it says besides may name anything.
+fn refusal(value: &Value) -> Option<&str> {
+    if let Value::ServerError(error) = value { Some(error.code()) } else { None }
 }
 
 /// Ends a connection's task once nobody has the connection.

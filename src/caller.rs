@@ -28,7 +28,7 @@ use signature::{Claim, Keys, Signer};
 pub use standing::{Standing, Standings};
 
 /// Who asks: a keyed hash of a token, or of a verified access key with what was signed beside it. Never the token itself.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Caller(u128);
 
 impl Caller {
@@ -36,6 +36,11 @@ impl Caller {
     pub fn short(self) -> u32 {
         let [a, b, c, d, ..] = self.0.to_be_bytes();
         u32::from_be_bytes([a, b, c, d])
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_test(number: u128) -> Self {
+        Self(number)
     }
 }
 

@@ -140,8 +140,13 @@ pub struct Upstream {
     pub endpoint: Endpoint,
     /// The longest a batch may take, from its last byte read to its answer, 1 ms to 10 min. Default 10 s.
     pub deadline: Duration,
-    /// The longest that connecting (TCP and TLS) may take, 1 ms to 1 min. Default 2 s.
+    /// The longest that a TCP connection may take, 1 ms to 1 min; the addresses of the endpoint's name share it, and TLS has as
+    /// much again. Default 2 s.
     pub connect_timeout: Duration,
+    /// How old a connection may become, 1 s to 24 h; up to a fifth less, so that not all end together. Default 5 min.
+    pub max_connection_age: Duration,
+    /// How long an idle connection is kept, 1 s to 1 h: less than the endpoint and what is before it keep one. Default 30 s.
+    pub pool_idle: Duration,
     /// Other routes: the longest without a byte in either direction, 1 ms to 1 h. Default 60 s.
     pub idle_timeout: Duration,
     /// Ids that the endpoint takes in one call, 1 to 1000. Default 100.
@@ -175,6 +180,8 @@ impl Upstream {
             endpoint,
             deadline: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(2),
+            max_connection_age: Duration::from_secs(300),
+            pool_idle: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(60),
             ids_per_call: 100,
             uri_bytes: 6 << 10,

@@ -83,6 +83,8 @@ pub enum Limit {
     CallerInFlight,
     /// `limits.waiters`
     Waiters,
+    /// `upstream.calls`, or half of it for one caller: no call could be made in time.
+    Calls,
     /// `limits.exchanges`
     Exchanges,
     /// `limits.batch_bodies`
@@ -93,10 +95,11 @@ pub enum Limit {
 
 impl Limit {
     /// Every limit, for metrics.
-    pub const ALL: [Limit; 6] = [
+    pub const ALL: [Limit; 7] = [
         Limit::InFlight,
         Limit::CallerInFlight,
         Limit::Waiters,
+        Limit::Calls,
         Limit::Exchanges,
         Limit::BatchBodies,
         Limit::SignedBodies,
@@ -108,6 +111,7 @@ impl Limit {
             Limit::InFlight => "in_flight",
             Limit::CallerInFlight => "caller_in_flight",
             Limit::Waiters => "waiters",
+            Limit::Calls => "calls",
             Limit::Exchanges => "exchanges",
             Limit::BatchBodies => "batch_bodies",
             Limit::SignedBodies => "signed_bodies",

@@ -30,7 +30,7 @@ use crate::log::Seldom;
 use crate::metrics::Metrics;
 use crate::spans::Trace;
 use crate::trace_context::TraceContext;
-use crate::upstream::Upstream;
+use crate::upstream::{Refusal, Upstream};
 use calls::{LaneKey, Passenger};
 pub use flights::Flights;
 use flights::{Flight, Permit, Place, State, Waiting};
@@ -124,7 +124,7 @@ enum Source {
     Memory(Kept),
     Flight(Place),
     /// No call may be made now; queueing behind calls that hang would only hide it.
-    Refused(Error),
+    Refused(Arc<Failure>),
 }
 
 impl Fetch {
@@ -166,6 +166,16 @@ impl Fetch {
         }
         let _waiting = self.0.wait()?;
         let mut had = self.0.have(terms, wanted).await?;
+        // A flight ends by the deadline of the batch that began it; who joined it has its own.
+        while self.0.upstream.leaves_fair_time(terms.deadline) {
+            let (places, late) = select(wanted, &had, ended_by_another_deadline);
+            if late.is_empty() {
+                break;
+            }
+            // At a limit, the failure that is known says more than the limit.
+            let Ok(anew) = self.0.have(terms, &late).await else { break };
+            replace(&mut had, places, anew);
+        }
         // At last by calls that nobody else may have land with what the shared tier has.
         for apart in [false, true] {
             let (places, declined) = self.0.declined(terms, wanted, &had);
@@ -178,11 +188,7 @@ impl Fetch {
             } else {
                 self.0.have(terms, &declined).await?
             };
-            for (place, anew) in places.into_iter().zip(anew) {
-                if let Some(had) = had.get_mut(place) {
-                    *had = anew;
-                }
-            }
+            replace(&mut had, places, anew);
         }
         Ok(had)
     }
@@ -204,11 +210,16 @@ impl Fetch {
     }
 
     /// Why no call may be made now, for this caller if it is known, else for anyone.
-    pub fn refusal_for(&self, requester: Option<&Requester>) -> Option<Error> {
-        match requester {
-            Some(requester) => self.0.refusal(&requester.standing),
-            None => self.0.upstream.refusal(),
-        }
+    pub fn refusal_for(&self, requester: Option<&Requester>, ids: &[&str]) -> Option<Error> {
+        let upstream = &self.0.upstream;
+        let refusal = match requester {
+            Some(requester) => {
+                let paused = requester.standing.pause.lasting(self.0.clock.now()).map(Refusal::Pause);
+                paused.or_else(|| upstream.refusal(requester.caller, ids.iter().copied()))
+            }
+            None => upstream.refusal_of_all(),
+        };
+        refusal.map(|refusal| refusal.error())
     }
 
     /// Whether the endpoint may be asked once more to find out whose fault a failed call was.
@@ -264,7 +275,7 @@ impl Inner {
         for source in sources {
             had.push(match source {
                 Source::Memory(kept) => Had::InMemory(kept),
-                Source::Refused(error) => Had::Landed { joined: false, landed: failed(error) },
+                Source::Refused(failure) => Had::Landed { joined: false, landed: failed_by(failure) },
                 Source::Flight(place) => {
                     let landed = timeout_at(terms.deadline, place.flight.land()).await;
                     Had::Landed { joined: place.joined, landed: landed.unwrap_or_else(|_| failed(Error::Deadline)) }
@@ -287,15 +298,15 @@ impl Inner {
             },
             _ => false,
         };
-        let declined = wanted.iter().enumerate().zip(had).filter(|(_, had)| declines(had));
-        declined.map(|((place, wanted), _)| (place, wanted.clone())).unzip()
+        select(wanted, had, declines)
     }
 
     /// Finds a source for every wanted id: a flight to join, memory, or a new flight, which is queued for a call.
     fn board(self: &Arc<Self>, terms: &Arc<Terms>, wanted: &[Wanted]) -> Result<Vec<Source>, Error> {
         let seeks = self.seeks(terms);
         // The shared tier may have it, whatever the endpoint does.
-        let refusal = if seeks { None } else { self.refusal(&terms.requester.standing) };
+        let refusal = if seeks { None } else { self.refusal(terms, wanted) };
+        let refusal = refusal.map(|cause| Arc::new(Failure { cause, shared: false, ids: 0 }));
         let serves = |kept: &Kept| self.serves(terms, kept);
         let marks = self.cache.purges().of_group(terms.group.as_deref());
         let mut state = self.state();
@@ -308,7 +319,7 @@ impl Inner {
                     return Some(Source::Flight(Place::on(flight, true)));
                 }
                 let kept = self.cache.look_up(wanted.key, &wanted.id, &marks).filter(serves).map(Source::Memory);
-                kept.or(refusal.map(Source::Refused))
+                kept.or_else(|| refusal.clone().map(Source::Refused))
             })
             .collect();
         let owned = found.iter().filter(|source| source.is_none()).count();
@@ -374,7 +385,7 @@ impl Inner {
     }
 
     fn refresh(self: &Arc<Self>, terms: &Arc<Terms>, wanted: &[Wanted]) -> usize {
-        if self.refusal(&terms.requester.standing).is_some() {
+        if self.refusal(terms, wanted).is_some() {
             return 0;
         }
         let mut state = self.state();
@@ -436,9 +447,34 @@ impl Inner {
     }
 }
 
+/// The wanted ids whose results `is_selected`, and their places.
+fn select(wanted: &[Wanted], had: &[Had], is_selected: impl Fn(&Had) -> bool) -> (Vec<usize>, Vec<Wanted>) {
+    let selected = wanted.iter().enumerate().zip(had).filter(|(_, had)| is_selected(had));
+    selected.map(|((place, wanted), _)| (place, wanted.clone())).unzip()
+}
+
+fn replace(had: &mut [Had], places: Vec<usize>, anew: Vec<Had>) {
+    for (place, anew) in places.into_iter().zip(anew) {
+        if let Some(had) = had.get_mut(place) {
+            *had = anew;
+        }
+    }
+}
+
+/// Whether a flight that was joined has failed by the deadline of the batch that began it.
+fn ended_by_another_deadline(had: &Had) -> bool {
+    let Had::Landed { joined: true, landed: Landed { result: Arrival::Failed(failure), .. } } = had else {
+        return false;
+    };
+    matches!(failure.cause, Cause::NoAnswer(Error::Deadline))
+}
+
 fn failed(error: Error) -> Landed {
-    let failure = Failure { cause: Cause::NoAnswer(error), shared: false, ids: 0 };
-    Landed { result: Arrival::Failed(Arc::new(failure)), request_id: None, shared: false, call: None }
+    failed_by(Arc::new(Failure { cause: Cause::NoAnswer(error), shared: false, ids: 0 }))
+}
+
+fn failed_by(failure: Arc<Failure>) -> Landed {
+    Landed { result: Arrival::Failed(failure), request_id: None, shared: false, call: None }
 }
 
 #[cfg(test)]

@@ -70,8 +70,12 @@ pub struct Metrics {
     pub upstream_in_flight: IntGauge,
     /// Further attempts of calls.
     pub upstream_retries: IntCounter,
+    /// Requests that were sent again, their connection having been lost.
+    pub upstream_resends: IntCounter,
     /// 1 at the breaker's position.
     pub breaker_state: IntGaugeVec,
+    /// On what evidence the breaker has opened.
+    pub breaker_evidence: IntGaugeVec,
     /// Links and absences in memory.
     pub cache_links: IntGauge,
     /// Bytes of them, bookkeeping included.
@@ -113,6 +117,10 @@ pub struct Metrics {
 /// The results of a call, in `upstream_calls_total`; refused: by the breaker or a hold, before anything was sent.
 pub const CALL_RESULTS: [&str; 7] =
     ["ok", "client_error", "server_error", "error_in_200", "no_answer", "deadline", "refused"];
+
+/// What the breaker counts, in `breaker_evidence`.
+pub const EVIDENCE_KINDS: [&str; 7] =
+    ["callers", "id_sets", "failed_to_connect", "connections_lost", "failed_answers", "no_answers", "sources_refused"];
 
 /// Why fresh ids are asked again, in `refetched_total`.
 pub const REFETCH_CAUSES: [&str; 3] = ["refresh", "revalidate", "client"];
@@ -206,6 +214,21 @@ impl Metrics {
                 "upstream_retries_total",
                 "Attempts of calls beyond the first, after no answer, a 502, 503 or 504.",
             )?,
+            upstream_resends: counter(
+                registry,
+                "upstream_resends_total",
+                "Requests, of batches and of other routes, that were sent again on a new connection: theirs had been open before, and ended before any byte of an answer, or HTTP/2 said that they were not processed.",
+            )?,
+            breaker_evidence: {
+                let name = "sidelink_breaker_evidence";
+                let help = "On whose failures the breaker before the endpoint has opened, or refuses sources alone, by kind; 0 while it does neither.";
+                let evidence = IntGaugeVec::new(Opts::new(name, help), &["kind"])?;
+                for kind in EVIDENCE_KINDS {
+                    evidence.with_label_values(&[kind]);
+                }
+                registry.register(Box::new(evidence.clone()))?;
+                evidence
+            },
             breaker_state: breaker(
                 registry,
                 "breaker_state",
@@ -292,6 +315,13 @@ impl Metrics {
             if count > 0 {
                 counter.inc_by(u64::from(count));
             }
+        }
+    }
+
+    /// Shows on what evidence the breaker has opened, in the order of [`EVIDENCE_KINDS`].
+    pub fn show_breaker_evidence(&self, counts: [usize; EVIDENCE_KINDS.len()]) {
+        for (kind, count) in EVIDENCE_KINDS.iter().zip(counts) {
+            self.breaker_evidence.with_label_values(&[kind]).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 

@@ -4,117 +4,91 @@
 //! [`Upstream::forward`] for everything else, streaming.
 
 mod breaker;
+mod call;
+mod client;
 mod coding;
 mod connector;
+mod evidence;
 mod failures;
+mod forward;
+mod latency;
+mod pauses;
+mod resolver;
 mod trust;
 
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT, VIA};
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::io::DuplexStream;
-use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::{Budget, TpsBudget};
-use tracing::warn;
+use tracing::{info, warn};
 
-use crate::body::{Body, whole};
-use crate::caller::signature::{self, Signer};
-use crate::clock::{Clock, Moment};
+use crate::caller::Caller;
+use crate::clock::Clock;
 use crate::config;
 use crate::error::{Error, NoAnswer};
 use crate::headers::NAME;
-use crate::hold::{self, Hold};
 use crate::log::{Seldom, chain};
 use crate::metrics::{Metrics, Position, show_position};
-use breaker::{Breaker, Health};
-use connector::{Connector, Network, tunnel};
+use crate::pause::{self, Pause, Paused};
+use breaker::Breaker;
+use client::{HttpClient, Outgoing, Progress, SendError};
+use connector::{Connector, Protocols};
+use evidence::{CallOutcome, FailureKind, Source};
 use failures::Failures;
+use latency::Latency;
+use pauses::Pauses;
+use resolver::Resolver;
 use trust::Trust;
 
+pub use breaker::{BreakerStatus, Counts};
+pub use call::{Answer, Call, Refusal};
+pub use connector::MemoryEndpoint;
 pub use failures::Failure;
 pub use trust::SetupError;
 pub(crate) use trust::trusted_client;
 
-/// How long an idle connection to the endpoint is kept.
-const POOL_IDLE: Duration = Duration::from_secs(60);
-/// How many are, for calls and for all else each.
-const POOL_MOST: usize = 1000;
-/// Headers of an answer, and bytes of its head, beyond which it is none; over HTTP/2 the bytes alone count.
-const HEADERS: usize = 100;
-const HEADER_BYTES: u32 = 64 << 10;
-/// Bytes that the endpoint may send ahead, over HTTP/2: for one call, and for all.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
-/// Answers over HTTP/2 that may be broken before their connection is given up.
-const STREAM_ERRORS: usize = 100;
-/// How often the endpoint is asked for a sign of life while it owes answers over HTTP/2, and how long it has for it.
-const PING: Duration = Duration::from_secs(20);
 /// Reasons that no library gives.
 const LATE: &str = "none within upstream.deadline";
 const UNREADABLE: &str = "it is no JSON that can be read, or its Content-Encoding cannot be undone";
 const TOO_LONG: &str = "it is longer than upstream.answer_bytes";
 
-/// One request to the endpoint for a batch's misses.
-pub struct Call {
-    /// Path and query.
-    pub target: String,
-    /// Empty for the query forms.
-    pub body: Bytes,
-    /// The caller's credential and scope headers, and its trace context.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Signs it, each time that it is sent, if the batch was signed.
-    pub signer: Option<Signer>,
-    /// Sidelinks that the batch had passed before this one.
-    pub hops: usize,
-    /// How many ids it asks for.
-    pub ids: usize,
-}
-
-/// What the endpoint answered to a call: whole and decoded.
-pub struct Answer {
-    /// Its status.
-    pub status: StatusCode,
-    /// Its headers; `Content-Encoding` is gone where the body was decoded.
-    pub headers: HeaderMap,
-    /// Its body.
-    pub body: Bytes,
-    /// When the call was sent.
-    pub sent: Moment,
-}
-
 /// The endpoint's client.
 pub struct Upstream {
     /// For calls.
-    client: Client<Connector, Body>,
-    /// For all else, over HTTP/1.1 alone: on HTTP/2's one connection, a client that does not read its download would hold
-    /// up everyone's.
-    streams: Client<Connector, Body>,
+    calls: HttpClient,
+    /// For all else, over HTTP/1.1 alone: on HTTP/2's one connection, a client that does not read its download, or whose
+    /// headers make the endpoint close it, would fail everyone's calls.
+    streams: HttpClient,
+    /// The endpoint has asked for HTTP/1.1 (RFC 9113 §7): calls use the other client.
+    http1_only: AtomicBool,
     endpoint: config::Endpoint,
     /// Whom it trusts, over the network.
     trust: Option<Trust>,
     answer_bytes: usize,
+    deadline: Duration,
     attempts: usize,
     /// Allows retries as a share of calls.
     budget: TpsBudget,
     breaker: Breaker,
     /// The breaker's position as last shown.
     shown: Mutex<Position>,
-    /// The endpoint has asked everyone to hold back.
-    hold: Hold,
+    latency: Latency,
+    /// Hashes ids for the breaker, so that it keeps none.
+    id_hasher: RandomState,
+    /// The endpoint has asked everyone for a pause.
+    pause: Pause,
+    pauses: Pauses,
     /// Pauses that it has asked for, as logged.
-    pauses: Seldom,
+    pause_log: Seldom,
     failures: Failures,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -126,67 +100,41 @@ impl Upstream {
     /// # Errors
     /// If there are no certificate authorities to trust, or a file does not hold what it should.
     pub fn new(config: &config::Upstream, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, SetupError> {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_keepalive(Some(POOL_IDLE));
         let trust = Trust::read(config)?;
         let tls = trust.client()?;
-        let secured = || HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http();
-        let network = |all_versions: bool| {
-            let connection = match &config.proxy {
-                None if all_versions => Network::Direct(secured().enable_all_versions().wrap_connector(tcp.clone())),
-                None => Network::Direct(secured().enable_http1().wrap_connector(tcp.clone())),
-                Some(proxy) if all_versions => {
-                    Network::Tunnel(secured().enable_all_versions().wrap_connector(tunnel(proxy, tcp.clone())))
-                }
-                Some(proxy) => Network::Tunnel(secured().enable_http1().wrap_connector(tunnel(proxy, tcp.clone()))),
-            };
-            Connector::Network(Box::new(connection), config.connect_timeout)
-        };
-        let upstream = Self::over([network(true), network(false)], config, clock, metrics);
-        Ok(Self { trust: Some(trust), ..upstream })
+        let (resolver, next) = (Resolver::new(config.connect_timeout), Arc::new(AtomicU64::new(0)));
+        let connector = |protocols| Connector::network(config, tls.clone(), protocols, &resolver, &next);
+        let connectors = [connector(Protocols::All), connector(Protocols::Http1)];
+        Ok(Self { trust: Some(trust), ..Self::over(connectors, config, clock, metrics) })
     }
 
-    /// A client whose connections are made in memory: `accept` gets the endpoint's side of each.
-    pub fn in_memory(
-        accept: UnboundedSender<DuplexStream>,
-        config: &config::Upstream,
-        clock: Clock,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        Self::over([Connector::Memory(accept.clone()), Connector::Memory(accept)], config, clock, metrics)
+    /// A client whose connections are made in memory.
+    pub fn in_memory(endpoint: MemoryEndpoint, config: &config::Upstream, clock: Clock, metrics: Arc<Metrics>) -> Self {
+        let next = Arc::new(AtomicU64::new(0));
+        let connector = |protocols| Connector::memory(endpoint.clone(), config, protocols, &next);
+        Self::over([connector(Protocols::All), connector(Protocols::Http1)], config, clock, metrics)
     }
 
     fn over(connectors: [Connector; 2], config: &config::Upstream, clock: Clock, metrics: Arc<Metrics>) -> Self {
-        let [client, streams] = connectors.map(|connector| {
-            Client::builder(TokioExecutor::new())
-                .pool_timer(TokioTimer::new())
-                .timer(TokioTimer::new())
-                .pool_idle_timeout(POOL_IDLE)
-                .pool_max_idle_per_host(POOL_MOST)
-                .http1_max_headers(HEADERS)
-                .http1_max_buf_size(HEADER_BYTES as usize)
-                .http2_max_header_list_size(HEADER_BYTES)
-                .http2_initial_stream_window_size(STREAM_WINDOW)
-                .http2_initial_connection_window_size(CONNECTION_WINDOW)
-                .http2_max_local_error_reset_streams(STREAM_ERRORS)
-                .http2_keep_alive_interval(PING)
-                .http2_keep_alive_timeout(PING)
-                .build(connector)
-        });
+        let client = |connector| HttpClient::new(connector, config.pool_idle, metrics.upstream_resends.clone());
+        let [calls, streams] = connectors.map(client);
         Self {
-            client,
+            calls,
             streams,
+            http1_only: AtomicBool::new(false),
             endpoint: config.endpoint.clone(),
             trust: None,
             answer_bytes: config.answer_bytes,
+            deadline: config.deadline,
             attempts: config.retry.attempts,
             budget: retry_budget(config.retry.budget),
             breaker: Breaker::new(&config.breaker),
             shown: Mutex::new(Position::Closed),
-            hold: Hold::default(),
-            pauses: Seldom::default(),
+            latency: Latency::default(),
+            id_hasher: RandomState::new(),
+            pause: Pause::default(),
+            pauses: Pauses::default(),
+            pause_log: Seldom::default(),
             failures: Failures::default(),
             clock,
             metrics,
@@ -223,54 +171,112 @@ impl Upstream {
     }
 
     /// Sends a call and waits for its whole answer, until `deadline` at most. What may pass is tried again; `retries` has how
-    /// often.
+    /// often. `read` reads the body of a 200, and says whether it is an answer of links.
     ///
     /// # Errors
-    /// If there is no answer: refused by the breaker or a hold, no connection, a broken one, an endless or undecodable
+    /// If there is no answer: refused by the breaker or a pause, no connection, a broken one, an endless or undecodable
     /// body, or none in time.
-    pub async fn call(&self, call: &Call, deadline: Instant, retries: &mut u32) -> Result<Answer, Error> {
-        if let Some(refusal) = self.refusal() {
-            return Err(refusal);
+    pub async fn call<R>(
+        &self,
+        call: &Call,
+        deadline: Instant,
+        retries: &mut u32,
+        read: impl Fn(&[u8]) -> (R, bool),
+    ) -> Result<(Answer, Option<R>), Error> {
+        if let Some(paused) = self.paused() {
+            return Err(Error::HeldBack(paused.left));
         }
+        let source = self.source(call.caller, call.accepted, call.ids.iter().map(AsRef::as_ref));
         self.budget.deposit();
-        let mut pass = self.breaker.pass().map_err(Error::BreakerOpen)?;
-        let mut pauses = PAUSES.with_max_times(self.attempts).build();
-        loop {
-            let outcome = self.attempt(call, deadline).await;
-            pass.record(health(&outcome));
+        let mut permit = self.breaker.admit(&source, self.fair_time()).map_err(Error::BreakerOpen)?;
+        let mut delays = DELAYS.with_max_times(self.attempts).build();
+        // A call that could hardly be answered in time would only cost the endpoint.
+        let mut outcome = Err(Error::Deadline);
+        let mut reading = None;
+        while self.leaves_fair_time(deadline) {
+            let progress = Progress::default();
+            let probe = permit.is_probe();
+            let lost;
+            (outcome, lost) = self.attempt(call, deadline, probe, &progress).await;
+            let body =
+                outcome.as_ref().ok().filter(|answer| answer.status == StatusCode::OK).map(|answer| &answer.body);
+            let has_links;
+            (reading, has_links) = body.map(|body| read(body)).unzip();
+            if permit.record(self.judge(&outcome, has_links.unwrap_or(false), lost, &progress)) {
+                self.calls.drop_idle();
+            }
             self.show_breaker();
-            if let Ok(answer) = &outcome
-                && answer.status == StatusCode::SERVICE_UNAVAILABLE
-                && let Some(span) = hold::retry_after(&answer.headers, self.clock.now())
-            {
-                self.hold.set(self.clock.now(), span);
-                if let Some(unsaid) = self.pauses.is_due() {
-                    let seconds = span.as_secs_f64();
-                    warn!(seconds, unsaid, "the endpoint asks for a pause; everyone is held back");
-                }
-                return outcome;
+            let Some(delay) = delays.next().filter(|_| self.may_pass(&outcome)) else { break };
+            if !self.leaves_fair_time(deadline - delay) || !self.budget.withdraw() {
+                break;
             }
-            let Some(pause) = pauses.next().filter(|_| may_pass(&outcome)) else { return outcome };
-            if Instant::now() + pause >= deadline || !self.budget.withdraw() {
-                return outcome;
-            }
-            tokio::time::sleep(pause).await;
-            let Ok(next) = self.breaker.pass() else { return outcome };
-            pass = next;
+            tokio::time::sleep(delay).await;
+            let Ok(next) = self.breaker.admit(&source, self.fair_time()) else { break };
+            permit = next;
             self.metrics.upstream_retries.inc();
             *retries += 1;
         }
+        outcome.map(|answer| (answer, reading))
     }
 
-    /// Why no call may be made now: the endpoint is taken to be down, or has asked everyone for a pause.
-    pub fn refusal(&self) -> Option<Error> {
-        let hold = self.hold.left(self.clock.now()).map(Error::HeldBack);
-        hold.or_else(|| self.breaker.refusal().map(Error::BreakerOpen))
+    /// Who is behind a call, for the breaker.
+    fn source<'i>(&self, caller: Caller, accepted: bool, ids: impl Iterator<Item = &'i str>) -> Source {
+        Source { caller, accepted, ids: ids.map(|id| self.id_hasher.hash_one(id)).collect() }
+    }
+
+    /// Why no call of `caller` for these ids may be made now.
+    pub fn refusal<'i>(&self, caller: Caller, ids: impl Iterator<Item = &'i str>) -> Option<Refusal> {
+        if let Some(paused) = self.paused() {
+            return Some(Refusal::Pause(paused));
+        }
+        if self.breaker.is_idle() {
+            return None;
+        }
+        self.breaker.refusal(Some(&self.source(caller, true, ids))).map(Refusal::Breaker)
+    }
+
+    /// Why no call of anyone may be made now.
+    pub fn refusal_of_all(&self) -> Option<Refusal> {
+        let paused = self.paused().map(Refusal::Pause);
+        paused.or_else(|| self.breaker.refusal(None).map(Refusal::Breaker))
+    }
+
+    fn paused(&self) -> Option<Paused> {
+        self.pause.lasting(self.clock.now())
+    }
+
+    /// A caller has been told by a 503 to pause for `span`. If that concerns everyone, everyone is held back.
+    pub fn asked_to_pause(&self, call: &Call, answer: &Answer, span: Duration) {
+        let source = self.source(call.caller, call.accepted, call.ids.iter().map(AsRef::as_ref));
+        let now = self.clock.now();
+        let Some(span) = self.pauses.told(&source, now, span) else { return };
+        self.pause.set(now, span, answer.response());
+        if let Some(unsaid) = self.pause_log.is_due() {
+            warn!(
+                seconds = span.as_secs_f64(),
+                unsaid, "the endpoint asks several callers for a pause; everyone is held back"
+            );
+        }
+    }
+
+    /// The time that a call needs to have a fair chance of an answer.
+    fn fair_time(&self) -> Duration {
+        self.latency.fair(self.deadline)
+    }
+
+    /// Whether a call that is sent now has a fair chance of an answer by `deadline`.
+    pub fn leaves_fair_time(&self, deadline: Instant) -> bool {
+        Instant::now() + self.fair_time() <= deadline
+    }
+
+    /// How the breaker stands, and on what evidence.
+    pub fn breaker(&self) -> BreakerStatus {
+        self.breaker.status()
     }
 
     /// Shows in metrics, and on a change in the log, what the breaker lets through.
     pub fn show_breaker(&self) {
-        let now = self.breaker.position();
+        let BreakerStatus { position: now, counts, refused } = self.breaker.status();
         let before = std::mem::replace(&mut *self.shown.lock().unwrap_or_else(PoisonError::into_inner), now);
         if before != now {
             let reason = match now {
@@ -278,9 +284,22 @@ impl Upstream {
                 Position::HalfOpen => "upstream.breaker.open is over: one call is let through to see".to_owned(),
                 Position::Closed => "the endpoint answers".to_owned(),
             };
-            warn!(before = before.name(), now = now.name(), reason, "the breaker has moved");
+            warn!(
+                before = before.name(),
+                now = now.name(),
+                reason,
+                callers = counts.callers,
+                id_sets = counts.id_sets,
+                failed_to_connect = counts.connect,
+                connections_lost = counts.lost,
+                failed_answers = counts.answer,
+                no_answers = counts.silence,
+                "the breaker has moved"
+            );
         }
         show_position(&self.metrics.breaker_state, now);
+        let Counts { callers, id_sets, connect, lost, answer, silence } = counts;
+        self.metrics.show_breaker_evidence([callers, id_sets, connect, lost, answer, silence, refused]);
     }
 
     /// By what a call, or a request on another route, last came to nothing for the endpoint's sake.
@@ -293,13 +312,28 @@ impl Upstream {
         self.failures.unusable(&self.clock, UNREADABLE);
     }
 
-    async fn attempt(&self, call: &Call, deadline: Instant) -> Result<Answer, Error> {
-        self.metrics.upstream_call_ids.observe(call.ids as f64);
+    /// One attempt of a call; also the number of the connection that it lost.
+    async fn attempt(
+        &self,
+        call: &Call,
+        deadline: Instant,
+        new_connection: bool,
+        progress: &Progress,
+    ) -> (Result<Answer, Error>, Option<u64>) {
+        self.metrics.upstream_call_ids.observe(call.ids.len() as f64);
         self.metrics.upstream_in_flight.inc();
         let _in_flight = scopeguard(|| self.metrics.upstream_in_flight.dec());
         let departed = Instant::now();
-        let answer = timeout_at(deadline, self.exchange(call)).await.unwrap_or(Err(Error::Deadline));
+        let exchange = timeout_at(deadline, self.exchange(call, new_connection, progress)).await;
         self.metrics.upstream_call_duration.observe(departed.elapsed().as_secs_f64());
+        let (answer, lost) = match exchange {
+            Ok(Ok(answer)) => (Ok(answer), None),
+            Ok(Err((error, lost))) => (Err(error), lost),
+            Err(_) => {
+                progress.give_up();
+                (Err(Error::Deadline), None)
+            }
+        };
         match &answer {
             Ok(answer) if answer.status.is_server_error() => self.failures.server_error(&self.clock, answer.status),
             Err(Error::Deadline) => self.failures.no_answer(&self.clock, LATE),
@@ -307,81 +341,101 @@ impl Upstream {
             Err(Error::NoAnswer(NoAnswer::TooLong)) => self.failures.unusable(&self.clock, TOO_LONG),
             _ => {}
         }
-        answer
+        (answer, lost)
     }
 
-    async fn exchange(&self, call: &Call) -> Result<Answer, Error> {
-        let request = self.request_of(call)?;
+    async fn exchange(
+        &self,
+        call: &Call,
+        new_connection: bool,
+        progress: &Progress,
+    ) -> Result<Answer, (Error, Option<u64>)> {
+        let target =
+            PathAndQuery::try_from(call.target.as_str()).map_err(|_| (Error::NoAnswer(NoAnswer::Lost), None))?;
+        let uri = self.uri(target).map_err(|error| (error, None))?;
+        let request = call.request(uri, self.endpoint.authority.as_str(), self.clock.now().unix_seconds());
         let sent = self.clock.now();
-        let (head, body) = self.answered(self.client.request(request).await)?.into_parts();
+        let response = self.send_call(request, new_connection, progress).await;
+        let response = response.map_err(|error| (self.unanswered(&error), error.lost))?;
+        let (head, body) = self.answered(response).map_err(|error| (error, None))?.into_parts();
         let body = match Limited::new(body, self.answer_bytes).collect().await {
             Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<LengthLimitError>() => return Err(Error::NoAnswer(NoAnswer::TooLong)),
+            Err(error) if error.is::<LengthLimitError>() => return Err((Error::NoAnswer(NoAnswer::TooLong), None)),
             Err(error) => {
                 self.failures.broken_off(&self.clock, &chain(&*error));
-                return Err(Error::NoAnswer(NoAnswer::Broken));
+                return Err((Error::NoAnswer(NoAnswer::Broken), progress.connection()));
             }
         };
         let mut headers = head.headers;
-        let body = coding::decode(&mut headers, body, self.answer_bytes).map_err(Error::NoAnswer)?;
+        let body = coding::decode(&mut headers, body, self.answer_bytes);
+        let body = body.map_err(|error| (Error::NoAnswer(error), None))?;
         Ok(Answer { status: head.status, headers, body, sent })
     }
 
-    fn request_of(&self, call: &Call) -> Result<Request<Body>, Error> {
-        let target = PathAndQuery::try_from(call.target.as_str()).map_err(|_| Error::NoAnswer(NoAnswer::Lost))?;
-        let mut request = Request::new(whole(call.body.clone()));
-        *request.method_mut() = Method::GET;
-        *request.uri_mut() = self.uri(target.clone())?;
-        let headers = request.headers_mut();
-        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("sidelink/", env!("CARGO_PKG_VERSION"))));
-        for _ in 0..=call.hops {
-            headers.append(VIA, HeaderValue::from_static("1.1 sidelink"));
-        }
-        for (name, value) in &call.headers {
-            headers.append(name, value.clone());
-        }
-        if let Some(signer) = &call.signer {
-            let (host, now) = (self.endpoint.authority.as_str(), self.clock.now().unix_seconds());
-            signer.sign(&Method::GET, &target, headers, host, &signature::hash(&call.body), now);
-        }
-        Ok(request)
-    }
-
-    /// Sends any other request, its hop-by-hop headers gone already, and hands back the answer as it streams in. Its Host
-    /// stays as it is; where it has none, it is the endpoint's.
-    ///
-    /// # Errors
-    /// If there is no answer's head. A request of which nothing was sent is sent again by the client's own accord.
-    pub async fn forward(&self, mut request: Request<Body>) -> Result<Response<Incoming>, Error> {
-        let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        *request.uri_mut() = self.uri(target)?;
-        *request.version_mut() = Version::HTTP_11;
-        self.answered(self.streams.request(request).await)
-    }
-
-    /// An answer, if it is one: a 101 is none to whoever has not asked for an upgrade, and nobody here does.
-    fn answered(
+    /// Sends a call's request over HTTP/2 where that is spoken, until the endpoint asks for HTTP/1.1.
+    async fn send_call(
         &self,
-        response: Result<Response<Incoming>, hyper_util::client::legacy::Error>,
-    ) -> Result<Response<Incoming>, Error> {
-        match response {
-            Ok(response) if response.status().is_informational() => Err(Error::NoAnswer(NoAnswer::Unreadable)),
-            Ok(response) => Ok(response),
-            Err(error) => Err(self.unanswered(&error)),
+        request: Request<Bytes>,
+        new_connection: bool,
+        progress: &Progress,
+    ) -> Result<Response<Incoming>, SendError> {
+        if !self.http1_only.load(Ordering::Relaxed) {
+            let sent = self.calls.send(Outgoing::Repeatable(request.clone()), new_connection, progress).await;
+            match sent {
+                Err(error) if error.wants_http1 => {
+                    if !self.http1_only.swap(true, Ordering::Relaxed) {
+                        info!("the endpoint asks for HTTP/1.1: calls no longer use HTTP/2");
+                    }
+                }
+                sent => return sent,
+            }
+        }
+        self.streams.send(Outgoing::Repeatable(request), new_connection, progress).await
+    }
+
+    /// What an attempt says of the endpoint's health.
+    fn judge(
+        &self,
+        outcome: &Result<Answer, Error>,
+        has_links: bool,
+        lost: Option<u64>,
+        progress: &Progress,
+    ) -> CallOutcome {
+        let took = progress.sent().map(|sent| sent.elapsed());
+        match outcome {
+            Ok(_) if has_links => {
+                took.inspect(|took| self.latency.observe(*took));
+                CallOutcome::Success
+            }
+            // One that asks for a pause gets one; it is not down.
+            Ok(answer) if self.pause_of(answer).is_some() => CallOutcome::Neutral,
+            Ok(answer) if matches!(answer.status.as_u16(), 502..=504) => CallOutcome::Failure(FailureKind::Answer),
+            Err(Error::NoAnswer(NoAnswer::Connect)) => CallOutcome::Failure(FailureKind::Connect),
+            Err(Error::NoAnswer(NoAnswer::Broken)) => {
+                CallOutcome::Failure(lost.map_or(FailureKind::Answer, FailureKind::Lost))
+            }
+            Err(Error::Deadline) if took.is_some_and(|took| took >= self.fair_time()) => {
+                CallOutcome::Failure(FailureKind::Silence)
+            }
+            // No connection for that long is as good as none that can be made.
+            Err(Error::Deadline) if took.is_none() => CallOutcome::Failure(FailureKind::Silence),
+            _ => CallOutcome::Neutral,
         }
     }
 
-    /// Says why there is no answer, and what that is to the client.
-    fn unanswered(&self, error: &hyper_util::client::legacy::Error) -> Error {
-        let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<hyper::Error>());
-        // A client whose upload breaks off says nothing about the endpoint.
-        if !cause.is_some_and(hyper::Error::is_user) {
-            self.failures.no_answer(&self.clock, &chain(error));
+    /// The pause that a 503 with `Retry-After` asks for.
+    pub fn pause_of(&self, answer: &Answer) -> Option<Duration> {
+        let asks = answer.status == StatusCode::SERVICE_UNAVAILABLE;
+        asks.then(|| pause::retry_after(&answer.headers, self.clock.now())).flatten()
+    }
+
+    /// Whether the same call may well succeed if made again.
+    fn may_pass(&self, outcome: &Result<Answer, Error>) -> bool {
+        match outcome {
+            Ok(answer) => matches!(answer.status.as_u16(), 502..=504) && self.pause_of(answer).is_none(),
+            Err(Error::NoAnswer(reason)) => matches!(reason, NoAnswer::Connect | NoAnswer::Broken),
+            Err(_) => false,
         }
-        Error::NoAnswer(if error.is_connect() { NoAnswer::Connect } else { NoAnswer::Broken })
     }
 
     fn uri(&self, target: PathAndQuery) -> Result<Uri, Error> {
@@ -394,7 +448,7 @@ impl Upstream {
 }
 
 /// Between one attempt and the next.
-const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+const DELAYS: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(50))
     .with_max_delay(Duration::from_secs(2))
     .with_factor(3.0)
@@ -405,28 +459,6 @@ fn retry_budget(share: f64) -> TpsBudget {
     let a_second = u32::from(share > 0.0);
     #[allow(clippy::cast_possible_truncation)] // A share, of which seven digits are enough.
     TpsBudget::new(Duration::from_secs(10), a_second, share as f32)
-}
-
-/// Whether the same call may well succeed if made again.
-fn may_pass(outcome: &Result<Answer, Error>) -> bool {
-    match outcome {
-        Ok(answer) => matches!(answer.status.as_u16(), 502..=504),
-        Err(Error::NoAnswer(reason)) => matches!(reason, NoAnswer::Connect | NoAnswer::Broken),
-        Err(_) => false,
-    }
-}
-
-/// What an attempt says of the endpoint. A 429 is about a caller, a 500 perhaps about one id: they move no breaker.
-fn health(outcome: &Result<Answer, Error>) -> Health {
-    match outcome {
-        Ok(answer) => match answer.status.as_u16() {
-            429 | 500 => Health::Unknown,
-            502..=504 => Health::Ill,
-            _ => Health::Well,
-        },
-        Err(Error::Deadline | Error::NoAnswer(NoAnswer::Connect | NoAnswer::Broken)) => Health::Ill,
-        Err(_) => Health::Unknown,
-    }
 }
 
 /// Runs `end` when dropped, also when the task is cancelled.

@@ -167,8 +167,9 @@ impl AccessUrls {
         let (caller, must_revalidate) = self.caller_now(hash, requester.as_ref(), now);
         let mut demand = self.demand_of(&directives, must_revalidate);
         demand.nothing |= requester.is_none();
+        let ids: Vec<&str> = batch.ids.iter().map(AsRef::as_ref).collect();
         let circumstances = Circumstances {
-            refusal: self.fetch.refusal_for(requester.as_ref()),
+            refusal: self.fetch.refusal_for(requester.as_ref(), &ids),
             demand,
             directives: &directives,
             must_revalidate,

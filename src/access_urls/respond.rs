@@ -21,6 +21,7 @@ use crate::error::{Error, NoAnswer};
 use crate::fetch::{Cause, Failure};
 use crate::headers::{VIA_HTTP_11, add_via, request_id, strip_hop_by_hop};
 use crate::metrics::{IdResult, Metrics, Outcome, Tally};
+use crate::upstream::Refusal;
 
 /// RFC 9211.
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -200,7 +201,7 @@ fn cache_status(tally: &Tally, life: &Life, fetched: &Fetched, from_memory: usiz
             Some(Cause::Answer(answer)) => {
                 let _ = write!(status, "; fwd=stale; fwd-status={}; detail=stale", answer.status.as_u16());
             }
-            Some(Cause::NoAnswer(Error::BreakerOpen(_) | Error::HeldBack(_))) => status.push_str("; hit; detail=stale"),
+            Some(Cause::Refused(_)) => status.push_str("; hit; detail=stale"),
             _ => status.push_str("; fwd=stale; detail=stale"),
         }
     } else {
@@ -228,20 +229,27 @@ fn cache_status(tally: &Tally, life: &Life, fetched: &Fetched, from_memory: usiz
 
 /// What a batch whose ids could not be had is told: the endpoint's own words where it has spoken.
 pub(super) fn failure(failure: &Failure) -> Answered {
-    let answer = match &failure.cause {
-        Cause::Answer(answer) | Cause::Unmatched(answer) => answer,
+    let mut response = match &failure.cause {
+        Cause::Answer(answer) | Cause::Unmatched(answer) => answer.response(),
+        Cause::Refused(refusal) => match refusal {
+            Refusal::Pause(paused) => match paused.answer() {
+                Some(answer) => answer,
+                None => return own(refusal.error()),
+            },
+            Refusal::Breaker(_) => return own(refusal.error()),
+        },
         Cause::NoAnswer(error) => return own(*error),
-    };
-    let mut response = Response::new(whole(answer.body.clone()));
-    *response.status_mut() = answer.status;
-    *response.headers_mut() = answer.headers.clone();
+    }
+    .map(whole);
+    let code = response.status().as_u16();
     let headers = response.headers_mut();
     strip_hop_by_hop(headers);
     headers.remove(CONTENT_LENGTH); // Set anew from the body.
     add_via(headers, Version::HTTP_11);
     let (outcome, status) = match &failure.cause {
         Cause::Unmatched(_) => (Outcome::Bypass, "sidelink; fwd=bypass; detail=unmatched".to_owned()),
-        _ => (Outcome::Error, format!("sidelink; fwd=miss; fwd-status={}", answer.status.as_u16())),
+        Cause::Refused(_) => (Outcome::Error, "sidelink; detail=pause".to_owned()),
+        _ => (Outcome::Error, format!("sidelink; fwd=miss; fwd-status={code}")),
     };
     append_status(headers, &status);
     Answered::new(response, outcome)

@@ -267,12 +267,23 @@
   const spoken = (name) => name.replaceAll("_", " ").replaceAll("-", " ");
   const counted = (counts, names) => names.map((name) => [spoken(name), count.format(counts[name])]);
 
+  // On whose failures the breaker has opened, or refuses sources alone.
+  const breakerEvidence = (found) => {
+    const words = {
+      callers: "callers", id_sets: "sets of ids", failed_to_connect: "failed to connect", connections_lost: "connections lost",
+      failed_answers: "failed answers", no_answers: "not answered in time", sources_refused: "refused alone",
+    };
+    const parts = Object.entries(words).filter(([kind]) => found[kind] > 0).map(([kind, word]) => `${found[kind]} ${word}`);
+    return parts.length ? `on the failures of ${parts.join(", ")}` : "";
+  };
+
   const state = () => {
     const reload = status.reload;
     const breaker = { closed: ["closed", "good"], half_open: ["half-open", "warn"], open: ["open", "bad"] }[status.breaker];
     pairs("health", [
       ["clients", status.ready ? "served" : "not served", status.ready ? "good" : "bad"],
       ["breaker", breaker[0], breaker[1]],
+      ...(breakerEvidence(status.breaker_evidence) ? [[null, breakerEvidence(status.breaker_evidence)]] : []),
       ...(status.calls_refused ? [[null, status.calls_refused, "bad"]] : []),
       ["last failure", status.last_failure ? clock(status.last_failure.at) : "none"],
       ...(status.last_failure ? [[null, status.last_failure.reason]] : []),

@@ -14,6 +14,7 @@ use crate::caller::Bypass;
 use crate::clock::rfc3339;
 use crate::error::Limit;
 use crate::metrics::{CALL_RESULTS, IdResult, Kind, Operation, Outcome, PURGES, Position, REFETCH_CAUSES, Shared};
+use crate::upstream::{BreakerStatus, Counts};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -55,7 +56,8 @@ pub(super) fn status(workings: &Workings, query: Option<&str>) -> Value {
         "ready": workings.ready.load(std::sync::atomic::Ordering::Acquire),
         "endpoint": config.upstream.endpoint.to_string(),
         "breaker": position(&metrics.breaker_state),
-        "calls_refused": workings.upstream.refusal().map(crate::error::Error::message),
+        "breaker_evidence": breaker_evidence(&workings.upstream.breaker()),
+        "calls_refused": workings.upstream.refusal_of_all().map(|refusal| refusal.error().message()),
         "last_failure": workings.upstream.last_failure().map(|failure| json!({
             "at": failure.at.unix_millis(),
             "reason": failure.reason,
@@ -96,6 +98,20 @@ pub(super) fn status(workings: &Workings, query: Option<&str>) -> Value {
         fields.insert("config".to_owned(), config.to_string().into());
     }
     status
+}
+
+/// Whose failures the breaker has opened by, or refuses alone.
+fn breaker_evidence(status: &BreakerStatus) -> Value {
+    let Counts { callers, id_sets, connect, lost, answer, silence } = status.counts;
+    json!({
+        "callers": callers,
+        "id_sets": id_sets,
+        "failed_to_connect": connect,
+        "connections_lost": lost,
+        "failed_answers": answer,
+        "no_answers": silence,
+        "sources_refused": status.refused,
+    })
 }
 
 /// The shared tier, once it has been asked anything.

@@ -6,8 +6,6 @@ use std::sync::atomic::AtomicBool;
 use arc_swap::ArcSwap;
 use http::uri::Scheme;
 use prometheus::Registry;
-use tokio::io::DuplexStream;
-use tokio::sync::mpsc::UnboundedSender;
 
 use super::StartError;
 use crate::access_urls::AccessUrls;
@@ -26,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::passthrough::{Deletions, Passthrough, Resign};
 use crate::router::Router;
 use crate::spans::{Exports, Tracer};
-use crate::upstream::{SetupError, Upstream, trusted_client};
+use crate::upstream::{MemoryEndpoint, SetupError, Upstream, trusted_client};
 
 /// Everything between a client's request and the endpoint, without listeners.
 pub struct Proxy {
@@ -68,8 +66,7 @@ pub(super) struct Lasting {
 /// How the endpoint is reached.
 enum Reach {
     Network,
-    /// In memory: this gets its side of each connection.
-    Memory(UnboundedSender<DuplexStream>),
+    Memory(MemoryEndpoint),
 }
 
 impl Proxy {
@@ -81,12 +78,12 @@ impl Proxy {
         Self::build(config, clock, Reach::Network)
     }
 
-    /// Builds everything, to reach the endpoint in memory: `accept` gets its side of each connection.
+    /// Builds everything, to reach the endpoint in memory.
     ///
     /// # Errors
     /// If the metrics cannot be registered.
-    pub fn in_memory(config: Config, clock: Clock, accept: UnboundedSender<DuplexStream>) -> Result<Self, StartError> {
-        Self::build(config, clock, Reach::Memory(accept))
+    pub fn in_memory(config: Config, clock: Clock, endpoint: impl Into<MemoryEndpoint>) -> Result<Self, StartError> {
+        Self::build(config, clock, Reach::Memory(endpoint.into()))
     }
 
     fn build(config: Config, clock: Clock, reach: Reach) -> Result<Self, StartError> {
@@ -182,7 +179,7 @@ impl Lasting {
         let (clock, metrics) = (self.clock.clone(), Arc::clone(&self.metrics));
         let upstream = match &self.reach {
             Reach::Network => Upstream::new(&config.upstream, clock, metrics)?,
-            Reach::Memory(accept) => Upstream::in_memory(accept.clone(), &config.upstream, clock, metrics),
+            Reach::Memory(endpoint) => Upstream::in_memory(endpoint.clone(), &config.upstream, clock, metrics),
         };
         Ok(Arc::new(upstream))
     }

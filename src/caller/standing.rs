@@ -9,7 +9,7 @@ use arc_swap::ArcSwapOption;
 use super::Caller;
 use crate::cache::shared::CallerKeys;
 use crate::clock::Moment;
-use crate::hold::Hold;
+use crate::pause::Pause;
 use crate::permits::Permits;
 
 /// Most callers remembered at a time: so many that the endpoint has accepted, and so many that it has not, apart, so that
@@ -33,8 +33,8 @@ pub struct Standing {
     pub(crate) fleet: ArcSwapOption<CallerKeys>,
     /// Unix milliseconds of the last doubt: an acceptance elsewhere must be later.
     doubted: AtomicU64,
-    /// The endpoint has asked this caller to hold back.
-    pub(crate) hold: Hold,
+    /// The endpoint has asked this caller for a pause.
+    pub(crate) pause: Pause,
 }
 
 impl Standing {
@@ -48,7 +48,7 @@ impl Standing {
             flights: AtomicUsize::new(0),
             fleet: ArcSwapOption::empty(),
             doubted: AtomicU64::new(0),
-            hold: Hold::default(),
+            pause: Pause::default(),
         }
     }
 

@@ -85,6 +85,8 @@ fn config(document: &toml::Spanned<DeTable<'_>>, report: &mut Report<'_>) -> Opt
     let upstream = &mut config.upstream;
     section.duration("deadline", &mut upstream.deadline, MILLISECOND..=10 * MINUTE, report);
     section.duration("connect_timeout", &mut upstream.connect_timeout, MILLISECOND..=MINUTE, report);
+    section.duration("max_connection_age", &mut upstream.max_connection_age, SECOND..=24 * HOUR, report);
+    section.duration("pool_idle", &mut upstream.pool_idle, SECOND..=HOUR, report);
     section.duration("idle_timeout", &mut upstream.idle_timeout, MILLISECOND..=HOUR, report);
     section.count("ids_per_call", &mut upstream.ids_per_call, 1..=1000, report);
     section.bytes("uri_bytes", &mut upstream.uri_bytes, 1 << 10..=64 << 10, report);

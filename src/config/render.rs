@@ -30,6 +30,8 @@ impl Display for Config {
         writeln!(f, "endpoint = {}", string(&upstream.endpoint))?;
         writeln!(f, "deadline = {}", duration(upstream.deadline))?;
         writeln!(f, "connect_timeout = {}", duration(upstream.connect_timeout))?;
+        writeln!(f, "max_connection_age = {}", duration(upstream.max_connection_age))?;
+        writeln!(f, "pool_idle = {}", duration(upstream.pool_idle))?;
         writeln!(f, "idle_timeout = {}", duration(upstream.idle_timeout))?;
         writeln!(f, "ids_per_call = {}", upstream.ids_per_call)?;
         writeln!(f, "uri_bytes = {}", string(size(upstream.uri_bytes as u64)))?;

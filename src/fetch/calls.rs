@@ -19,12 +19,12 @@ use crate::access_urls::request::{self, Form};
 use crate::api;
 use crate::cache::Kept;
 use crate::cache::freshness::{self, Deadlines, Reason, Verdict};
-use crate::caller::{Scope, Standing};
+use crate::caller::{Requester, Scope};
 use crate::config;
-use crate::error::{Error, NoAnswer};
-use crate::hold;
+use crate::error::{Error, Limit, NoAnswer};
+use crate::pause;
 use crate::spans::{CallPlace, ClientSpan};
-use crate::upstream::{Answer, Call};
+use crate::upstream::{Answer, Call, Refusal};
 
 /// Ids that may ride together: same caller, group, scope headers and form.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -181,16 +181,17 @@ impl Inner {
 
     /// A call on `terms`, those of the first batch of `aboard`.
     async fn call(&self, terms: &Terms, aboard: &[&Terms], wanted: &[Wanted], deadline: Instant, keep: bool) -> Report {
-        if let Some(refusal) = self.refusal(&terms.requester.standing) {
-            return self.reported(Report::failed(Cause::NoAnswer(refusal)));
+        if let Some(refusal) = self.refusal(terms, wanted) {
+            return self.reported(Report::failed(refusal));
         }
         // The caller's own first: who waits for that one keeps nobody else waiting.
         let standing = &terms.requester.standing;
         standing.calls.resize(self.flights.calls_per_caller.load(Ordering::Relaxed));
-        let Ok(Ok(_own)) = timeout_at(deadline, standing.calls.acquire()).await else {
-            return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
-        };
-        let Ok(Ok(_permit)) = timeout_at(deadline, self.flights.calls.acquire()).await else {
+        let permits = async { (standing.calls.acquire().await, self.flights.calls.acquire().await) };
+        let permits = timeout_at(deadline, permits).await;
+        // Who has queued for too long is not sent: it would time out, and the endpoint would not be to blame.
+        let (Ok((Ok(_own), Ok(_permit))), true) = (permits, self.upstream.leaves_fair_time(deadline)) else {
+            self.shed(Limit::Calls);
             return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
         };
         let ids = || wanted.iter().map(|wanted| &*wanted.id);
@@ -203,7 +204,14 @@ impl Inner {
             headers,
             signer: terms.requester.signer.clone(),
             hops: terms.hops,
-            ids: wanted.len(),
+            caller: terms.requester.caller,
+            accepted: standing.is_accepted(),
+            ids: wanted.iter().map(|wanted| wanted.id.clone()).collect(),
+        };
+        let read = |body: &[u8]| {
+            let read = answer::read(body, &ids().collect::<Vec<_>>());
+            let has_links = matches!(read, Read::Links(_) | Read::Unmatched);
+            (read, has_links)
         };
         let doubts = standing.doubts();
         // Before it is sent, so that whatever is purged or revoked from here on concerns what it brings.
@@ -211,13 +219,14 @@ impl Inner {
         self.flights.refreshes.deposit();
         self.flights.extra_calls.deposit();
         let mut retries = 0;
-        let outcome = self.upstream.call(&call, deadline, &mut retries).await;
+        let outcome = self.upstream.call(&call, deadline, &mut retries, read).await;
         span.resent(retries);
-        let status = outcome.as_ref().ok().map(|answer| answer.status);
+        let status = outcome.as_ref().ok().map(|(answer, _)| answer.status);
         let mut report = match outcome {
-            Ok(answer) => {
+            Ok((answer, read)) => {
                 let sent = answer.sent;
-                let (mut report, accepted) = self.digest(answer, doubts, terms, wanted, keep);
+                self.note_pause(&call, &answer, &terms.requester);
+                let (mut report, accepted) = self.digest(answer, read, doubts, terms, wanted, keep);
                 // A call that proves nothing of its caller here does not elsewhere.
                 let shown = accepted && keep;
                 report.proof = stamp.filter(|_| shown).map(|stamp| Proof { stamp, sent });
@@ -240,10 +249,35 @@ impl Inner {
         first.call(self.upstream.endpoint(), ids, traces)
     }
 
-    /// Why no call may be made for this caller now.
-    pub(super) fn refusal(&self, standing: &Standing) -> Option<Error> {
-        let hold = standing.hold.left(self.clock.now()).map(Error::HeldBack);
-        hold.or_else(|| self.upstream.refusal())
+    /// Why no call for these ids may be made for this caller now.
+    pub(super) fn refusal(&self, terms: &Terms, wanted: &[Wanted]) -> Option<Cause> {
+        if let Some(paused) = terms.requester.standing.pause.lasting(self.clock.now()) {
+            return Some(Cause::Refused(Refusal::Pause(paused)));
+        }
+        let ids = wanted.iter().map(|wanted| &*wanted.id);
+        self.upstream.refusal(terms.requester.caller, ids).map(Cause::Refused)
+    }
+
+    /// A 429, and a 503 with `Retry-After`, hold back their caller: one id, or one bad token, may be the reason for them.
+    fn note_pause(&self, call: &Call, answer: &Answer, requester: &Requester) {
+        let now = self.clock.now();
+        let asked = self.upstream.pause_of(answer);
+        let throttled =
+            (answer.status == StatusCode::TOO_MANY_REQUESTS).then(|| pause::throttled(&answer.headers, now));
+        let Some(span) = asked.or(throttled) else { return };
+        requester.standing.pause.set(now, span, answer.response());
+        if asked.is_some() {
+            self.upstream.asked_to_pause(call, answer, span);
+        }
+        if let Some(unsaid) = self.throttled.is_due() {
+            warn!(
+                caller = format_args!("{:08x}", requester.caller.short()),
+                status = answer.status.as_u16(),
+                seconds = span.as_secs_f64(),
+                unsaid,
+                "the endpoint throttles a caller; it is held back"
+            );
+        }
     }
 
     fn reported(&self, report: Report) -> Report {
@@ -252,14 +286,21 @@ impl Inner {
     }
 
     /// Reads an answer, fills the cache, and learns about the caller; whether that it is accepted.
-    fn digest(&self, answer: Answer, doubts: u64, terms: &Terms, wanted: &[Wanted], keep: bool) -> (Report, bool) {
+    fn digest(
+        &self,
+        answer: Answer,
+        read: Option<Read>,
+        doubts: u64,
+        terms: &Terms,
+        wanted: &[Wanted],
+        keep: bool,
+    ) -> (Report, bool) {
         let mut accepted = false;
         let request_id = answer.headers.get(api::REQUEST_ID).cloned();
         let requester = &terms.requester;
         let result = match answer.status {
             StatusCode::OK => {
-                let ids: Vec<&str> = wanted.iter().map(|wanted| &*wanted.id).collect();
-                match answer::read(&answer.body, &ids) {
+                match read.unwrap_or(Read::Broken) {
                     Read::Links(items) => {
                         // What left before a doubt was raised fills nothing.
                         accepted = self.callers.accept(requester, answer.sent, doubts);
@@ -303,20 +344,6 @@ impl Inner {
             }
             StatusCode::FORBIDDEN => {
                 self.withdraw(terms, wanted);
-                Err(Cause::Answer(answer))
-            }
-            StatusCode::TOO_MANY_REQUESTS => {
-                let now = self.clock.now();
-                let span = hold::throttled(&answer.headers, now);
-                requester.standing.hold.set(now, span);
-                if let Some(unsaid) = self.throttled.is_due() {
-                    warn!(
-                        caller = format_args!("{:08x}", requester.caller.short()),
-                        seconds = span.as_secs_f64(),
-                        unsaid,
-                        "the endpoint throttles a caller; it is held back"
-                    );
-                }
                 Err(Cause::Answer(answer))
             }
             _ => Err(Cause::Answer(answer)),
@@ -478,7 +505,7 @@ fn result_name(report: &Report) -> &'static str {
             _ => "client_error",
         },
         Err(Cause::NoAnswer(Error::Deadline)) => "deadline",
-        Err(Cause::NoAnswer(Error::BreakerOpen(_) | Error::HeldBack(_))) => "refused",
+        Err(Cause::Refused(_) | Cause::NoAnswer(Error::BreakerOpen(_) | Error::HeldBack(_))) => "refused",
         Err(Cause::NoAnswer(_)) => "no_answer",
     }
 }

@@ -8,7 +8,7 @@ use crate::cache::Kept;
 use crate::cache::freshness::Deadlines;
 use crate::error::Error;
 use crate::spans::CallPlace;
-use crate::upstream::Answer;
+use crate::upstream::{Answer, Refusal};
 
 /// How a wanted id was had.
 pub enum Had {
@@ -63,6 +63,8 @@ pub enum Cause {
     Answer(Answer),
     /// An answer with items that match no id asked for.
     Unmatched(Answer),
+    /// No call was made.
+    Refused(Refusal),
     /// No answer.
     NoAnswer(Error),
 }
@@ -73,7 +75,7 @@ impl Failure {
     pub fn may_be_anothers_fault(&self) -> bool {
         match &self.cause {
             Cause::Answer(answer) => self.shared && !matches!(answer.status.as_u16(), 401 | 429 | 502..=504),
-            Cause::Unmatched(_) | Cause::NoAnswer(_) => false,
+            Cause::Unmatched(_) | Cause::Refused(_) | Cause::NoAnswer(_) => false,
         }
     }
 
@@ -82,6 +84,7 @@ impl Failure {
         match &self.cause {
             Cause::Answer(answer) => matches!(answer.status.as_u16(), 429 | 500 | 502 | 503 | 504),
             Cause::Unmatched(_) => false,
+            Cause::Refused(_) => true,
             Cause::NoAnswer(error) => !matches!(error, Error::Shed(_)),
         }
     }

@@ -103,9 +103,7 @@ impl Seekers {
         let Some(found) = self.look_up(tier, share, Leases::Leave).await else { return };
         self.take(&found);
         // Who may make no call now leases nothing.
-        if self.passengers.is_empty()
-            || tier.lease_wait().is_zero()
-            || inner.refusal(&terms.requester.standing).is_some()
+        if self.passengers.is_empty() || tier.lease_wait().is_zero() || inner.refusal(&terms, &self.wanted()).is_some()
         {
             return;
         }
@@ -132,6 +130,10 @@ impl Seekers {
             // A lease that is gone, and nothing there: its holder has failed, or keeps nothing.
             self.go_on(&free(&found, &landed), false);
         }
+    }
+
+    fn wanted(&self) -> Vec<Wanted> {
+        self.passengers.iter().map(|passenger| passenger.wanted.clone()).collect()
     }
 
     fn ids(&self) -> Vec<&str> {

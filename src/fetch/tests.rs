@@ -15,7 +15,7 @@ fn fetch() -> (Fetch, Arc<Terms>) {
     let clock = Clock::simulated(1_000_000);
     let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
     let (accept, _) = mpsc::unbounded_channel();
-    let upstream = Arc::new(Upstream::in_memory(accept, &config.upstream, clock.clone(), Arc::clone(&metrics)));
+    let upstream = Arc::new(Upstream::in_memory(accept.into(), &config.upstream, clock.clone(), Arc::clone(&metrics)));
     let (standings, endpoint) = (Arc::new(Standings::new([7; 16])), &config.upstream.endpoint);
     let callers = Arc::new(Callers::new(&config.callers, Arc::default(), standings, endpoint, clock.clone()));
     let purges = Arc::new(Purges::new([7; 16], config.upstream.deadline));

@@ -28,9 +28,9 @@ use super::Record;
 use super::otlp::{self, Resource};
 use crate::clock::Clock;
 use crate::config;
-use crate::hold::retry_after;
 use crate::log::{Seldom, chain};
 use crate::metrics::{Metrics, SpanResult};
+use crate::pause::retry_after;
 
 /// Spans that wait to be exported.
 const QUEUE: usize = 2048;

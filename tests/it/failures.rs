@@ -86,19 +86,24 @@ async fn while_calls_hang_an_open_breaker_lets_nobody_queue_behind_them() {
         |config| {
             config.upstream.retry.attempts = 0;
             config.upstream.calls_per_scope = 1;
-            config.upstream.breaker.consecutive = 1;
+            config.upstream.breaker.consecutive = 2;
         },
     );
-    world.origin.script(Reply::Reset);
-    world.client().await.batch("u", &["1"]).await;
+    for (token, id) in [("u", "1"), ("v", "2")] {
+        assert_eq!(world.client().await.batch(token, &[id]).await.status, 200);
+    }
+    for (token, id) in [("u", "3"), ("v", "4")] {
+        world.origin.script(Reply::json(503, "{}"));
+        world.client().await.batch(token, &[id]).await;
+    }
     advance(seconds(3)).await;
     world.origin.hold();
     let mut hanging = world.client().await;
     let probe = tokio::spawn(async move { hanging.batch("t", &["1"]).await });
-    world.origin.arrived(2).await;
+    world.origin.arrived(5).await;
     let mut client = world.client().await;
     let began = Instant::now();
-    is_refused(&mut client, "u", &["2"], "SIDELINK.1003").await;
+    is_refused(&mut client, "w", &["5"], "SIDELINK.1003").await;
     assert!(began.elapsed() < Duration::from_millis(1));
     world.origin.release();
     assert_eq!(probe.await.unwrap().ids(), ["1"]);
@@ -154,8 +159,13 @@ async fn a_throttled_caller_is_held_back_and_others_are_not() {
     assert_eq!((throttled.status.as_u16(), throttled.header("retry-after")), (429, "2"));
     let calls = world.origin.batch_calls();
     sleep(Duration::from_millis(1900)).await;
-    let held = is_refused(&mut client, "t", &["new"], "SIDELINK.1003").await;
-    assert_eq!(held.header("retry-after"), "1");
+    let paused = client.batch("t", &["new"]).await;
+    assert_eq!(
+        (paused.status, paused.json()),
+        (throttled.status, throttled.json()),
+        "the endpoint's answer as it came"
+    );
+    assert_eq!(paused.header("retry-after"), "1", "it says what is left");
     let stale = client.batch("t", &["kept"]).await;
     assert_eq!(stale.header("cache-status"), "sidelink; hit; detail=stale");
     assert_eq!(world.origin.batch_calls(), calls, "no call for two seconds");
@@ -165,17 +175,30 @@ async fn a_throttled_caller_is_held_back_and_others_are_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_endpoint_that_asks_for_a_pause_gets_it_from_all() {
+async fn a_503_with_retry_after_pauses_its_caller_and_everyone_once_two_callers_were_told() {
     let world = World::new(|_| {}, |_| {});
     let mut client = world.client().await;
+    for token in ["t", "u", "v"] {
+        client.batch(token, &["warm"]).await;
+    }
     let headers = http::HeaderMap::from_iter([(http::header::RETRY_AFTER, "3".parse().unwrap())]);
-    world.origin.script(Reply::Whole(StatusCode::SERVICE_UNAVAILABLE, headers, "{}".into()));
+    let asks = Reply::Whole(StatusCode::SERVICE_UNAVAILABLE, headers, r#"{"error_code":"BUSY"}"#.into());
+    world.origin.script(asks.clone());
     assert_eq!(client.batch("t", &["1"]).await.status, 503);
-    sleep(Duration::from_millis(2900)).await;
-    is_refused(&mut client, "u", &["1"], "SIDELINK.1003").await;
-    assert_eq!(world.origin.batch_calls(), 1);
+    let calls = world.origin.batch_calls();
+    is_refused(&mut client, "t", &["2"], "BUSY").await;
+    assert_eq!(world.origin.batch_calls(), calls, "the caller waits");
+    assert_eq!(client.batch("u", &["1"]).await.ids(), ["1"], "and nobody else");
+
+    sleep(Duration::from_secs(1)).await;
+    world.origin.script(asks);
+    assert_eq!(client.batch("u", &["3"]).await.status, 503);
+    let calls = world.origin.batch_calls();
+    sleep(Duration::from_millis(1900)).await;
+    is_refused(&mut client, "v", &["4"], "BUSY").await;
+    assert_eq!(world.origin.batch_calls(), calls);
     sleep(Duration::from_millis(200)).await;
-    assert_eq!(client.batch("u", &["1"]).await.ids(), ["1"]);
+    assert_eq!(client.batch("v", &["4"]).await.ids(), ["4"]);
 }
 
 #[tokio::test(start_paused = true)]

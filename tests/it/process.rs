@@ -21,6 +21,8 @@ pub struct Process {
     lines: UnboundedReceiver<Value>,
     /// Every line so far.
     pub log: Vec<Value>,
+    /// Lines from before it served that nobody has waited for.
+    early: Vec<Value>,
     pub address: SocketAddr,
     pub admin: TestClient,
     pub client: TestClient,
@@ -78,11 +80,14 @@ impl Process {
             child,
             lines,
             log: Vec::new(),
+            early: Vec::new(),
             address: nowhere,
             admin: TestClient::new(nowhere),
             client: TestClient::new(nowhere),
         };
         let serving = process.says("serving").await;
+        // What was said before may be waited for as well: tasks start beside each other.
+        process.early = process.log.iter().filter(|line| **line != serving).cloned().collect();
         let first = serving["addresses"].as_str().unwrap().trim_matches(['[', ']']).split(", ").next().unwrap();
         if let Ok(address) = first.parse() {
             process.address = address;
@@ -94,6 +99,9 @@ impl Process {
 
     /// Waits for a line with this message.
     pub async fn says(&mut self, message: &str) -> Value {
+        if let Some(at) = self.early.iter().position(|line| line["message"] == message) {
+            return self.early.remove(at);
+        }
         let said = async {
             while let Some(line) = self.lines.recv().await {
                 self.log.push(line.clone());

@@ -7,6 +7,7 @@ pub mod answer;
 mod at_hand;
 mod explain;
 mod pieces;
+mod refused;
 pub mod request;
 mod respond;
 
@@ -202,6 +203,9 @@ impl AccessUrls {
             None => return respond::own(Error::TooManyIds),
         };
         let from_memory = slots.had();
+        if let Some(answered) = self.remembered_refusal(&batch, scope, &slots, &demand_of_client(&directives), now) {
+            return Answered { tally: slots.tally(), caller, ..answered };
+        }
         let mut fetched = Fetched::default();
         let mut waited = None;
         if slots.need_calls() {
@@ -411,6 +415,8 @@ impl AccessUrls {
         }
         let fetched = settle(slots, &terms.trace, self.fetch.fetch(terms, &lacking).await?.into_iter());
         match &fetched.failure {
+            // A call for a batch's only id can have failed for no other's.
+            Some(failure) if failure.ids == 1 && slots.slots.len() == 1 => Ok(fetched),
             Some(failure) if failure.may_be_anothers_fault() && self.fetch.affords_extra() => {
                 let lacking = slots.lacking();
                 // At a limit, the failure that is known says more than the limit.

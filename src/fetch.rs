@@ -8,6 +8,7 @@
 mod calls;
 mod flights;
 mod outcome;
+mod refused;
 mod sharing;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -77,6 +78,11 @@ impl Demand {
     /// Whether `kept` may be served now.
     pub fn serves(&self, kept: &Kept, now: Moment) -> bool {
         self.allows(kept.deadlines(), now)
+    }
+
+    /// Whether a remembered refusal of these deadlines may be given again now; not to `max-age=0`, however young it is.
+    pub(crate) fn allows_refusal(&self, deadlines: &Deadlines, now: Moment) -> bool {
+        self.max_age != Some(0) && self.allows(deadlines, now)
     }
 
     /// Whether a link of these deadlines may be served now.

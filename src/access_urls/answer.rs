@@ -83,11 +83,10 @@ pub fn url_of(item: &[u8]) -> Option<String> {
     Some(url.0.into_owned())
 }
 
-/// Whether `body` is an error of this code.
-pub fn has_error_code(body: &[u8], code: &str) -> bool {
-    let envelope = serde_json::from_slice::<Envelope<'_>>(body);
-    let found = envelope.ok().and_then(|envelope| envelope.error_code);
-    found.and_then(|found| serde_json::from_str::<Text<'_>>(found.get()).ok()).is_some_and(|found| found.0 == code)
+/// The code of the error that `body` is, if it is one.
+pub fn error_code(body: &[u8]) -> Option<String> {
+    let code = serde_json::from_slice::<Envelope<'_>>(body).ok()?.error_code?;
+    Some(serde_json::from_str::<Text<'_>>(code.get()).ok()?.0.into_owned())
 }
 
 /// How an answer begins.

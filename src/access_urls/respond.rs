@@ -3,8 +3,9 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, VARY, VIA};
-use http::{HeaderMap, HeaderValue, Response, Version};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 
 use super::answer::merge;
 use super::pieces::{PIECE, Pieces, Text};
@@ -15,6 +16,7 @@ use crate::api;
 use crate::body::{Body, stream, whole};
 use crate::cache::Kept;
 use crate::cache::freshness::Deadlines;
+use crate::cache::refusals::Refusal;
 use crate::caller::{Bypass, Callers};
 use crate::clock::Moment;
 use crate::error::{Error, NoAnswer};
@@ -27,6 +29,9 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// How all of an answer came from this process's memory.
 const HIT: &str = "sidelink; hit";
+
+/// Says of an answer that it is the endpoint's refusal, remembered.
+const REFUSED: &str = "refused";
 
 /// So few links that it does not pay to gather what is observed of them.
 const FEW: usize = 4;
@@ -232,19 +237,32 @@ pub(super) fn failure(failure: &Failure) -> Answered {
         Cause::Answer(answer) | Cause::Unmatched(answer) => answer,
         Cause::NoAnswer(error) => return own(*error),
     };
-    let mut response = Response::new(whole(answer.body.clone()));
-    *response.status_mut() = answer.status;
-    *response.headers_mut() = answer.headers.clone();
-    let headers = response.headers_mut();
-    strip_hop_by_hop(headers);
-    headers.remove(CONTENT_LENGTH); // Set anew from the body.
-    add_via(headers, Version::HTTP_11);
+    let mut response = as_it_came(answer.status, &answer.headers, &answer.body);
     let (outcome, status) = match &failure.cause {
         Cause::Unmatched(_) => (Outcome::Bypass, "sidelink; fwd=bypass; detail=unmatched".to_owned()),
         _ => (Outcome::Error, format!("sidelink; fwd=miss; fwd-status={}", answer.status.as_u16())),
     };
-    append_status(headers, &status);
+    append_status(response.headers_mut(), &status);
     Answered::new(response, outcome)
+}
+
+/// What a batch of one id is told that the endpoint has refused lately: its answer of then.
+pub(super) fn refused(refusal: &Refusal) -> Answered {
+    let mut response = as_it_came(refusal.status, &refusal.headers, &refusal.body);
+    append_status(response.headers_mut(), &format!("{HIT}; detail={REFUSED}"));
+    Answered { detail: Some(REFUSED), ..Answered::new(response, Outcome::Error) }
+}
+
+/// An answer of the endpoint's, passed on.
+fn as_it_came(status: StatusCode, headers: &HeaderMap, body: &Bytes) -> Response<Body> {
+    let mut response = Response::new(whole(body.clone()));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers.clone();
+    let headers = response.headers_mut();
+    strip_hop_by_hop(headers);
+    headers.remove(CONTENT_LENGTH); // Set anew from the body.
+    add_via(headers, Version::HTTP_11);
+    response
 }
 
 /// Marks an answer of sidelink's own on the batch route.

@@ -264,7 +264,8 @@ impl Inner {
                         // What left before a doubt was raised fills nothing.
                         accepted = self.callers.accept(requester, answer.sent, doubts);
                         let keep = keep && accepted;
-                        let arrivals = self.file(&answer, terms, wanted, items, keep);
+                        let mut arrivals = self.file(&answer, terms, wanted, items, keep);
+                        self.forget_refused_since(answer.sent, wanted, &mut arrivals);
                         if keep && requester.standing.doubts() != doubts {
                             // A doubt was raised meanwhile, perhaps over these very ids.
                             accepted = false;
@@ -274,9 +275,10 @@ impl Inner {
                     }
                     Read::NoList => {
                         // Older codes come with a 200, "no permission" among them; which is which is documented for
-                        // one alone, so any other counts as that.
-                        if !answer::has_error_code(&answer.body, api::VALIDATION_FAILED) {
-                            self.withdraw(terms, wanted);
+                        // one alone, so any other counts as that. What has no code at all is not remembered.
+                        let code = answer::error_code(&answer.body);
+                        if code.as_deref() != Some(api::VALIDATION_FAILED) {
+                            self.withdraw(&answer, terms, wanted, keep && code.is_some());
                         }
                         Err(Cause::Answer(answer))
                     }
@@ -302,7 +304,7 @@ impl Inner {
                 Err(Cause::Answer(answer))
             }
             StatusCode::FORBIDDEN => {
-                self.withdraw(terms, wanted);
+                self.withdraw(&answer, terms, wanted, keep);
                 Err(Cause::Answer(answer))
             }
             StatusCode::TOO_MANY_REQUESTS => {
@@ -322,17 +324,6 @@ impl Inner {
             _ => Err(Cause::Answer(answer)),
         };
         (Report { result, request_id, proof: None, call: None }, accepted)
-    }
-
-    /// The caller may not see these ids any more, nor perhaps others.
-    fn withdraw(&self, terms: &Terms, wanted: &[Wanted]) {
-        for wanted in wanted {
-            self.cache.forget(wanted.key);
-        }
-        self.callers.doubt(&terms.requester);
-        if let (Some(tier), Some(share)) = (&self.tier, &terms.share) {
-            tier.withdraw(share, wanted.iter().map(|wanted| wanted.id.clone()).collect());
-        }
     }
 
     /// Keeps what may be kept of an answer: nothing that was purged after its call had left.

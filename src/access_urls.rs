@@ -10,6 +10,7 @@ mod pieces;
 mod refused;
 pub mod request;
 mod respond;
+mod unmatched;
 
 use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
@@ -230,14 +231,17 @@ impl AccessUrls {
                     && (failure.shared || failure.ids != slots.slots.len())
                 {
                     // Not to be guessed at, and not this batch's own answer: fetched whole, passed on as it comes.
-                    slots.lacking_slots().for_each(|slot| slot.result = IdResult::Fetched);
-                    let tally = slots.tally();
-                    let whole = self.bypass(untouched(parts, body), Bypass::Unmatched, trace);
                     let asked = Instant::now();
-                    let answered = Box::pin(timeout_at(terms.deadline, whole)).await;
+                    let answered = if self.fits_one_call(&batch, &parts.uri) {
+                        slots.lacking_slots().for_each(|slot| slot.result = IdResult::Fetched);
+                        let whole = self.bypass(untouched(parts, body), Bypass::Unmatched, trace);
+                        let answered = Box::pin(timeout_at(terms.deadline, whole)).await;
+                        answered.unwrap_or_else(|_| respond::own(Error::Deadline))
+                    } else {
+                        Box::pin(self.fetch_whole(&batch, &terms, &mut slots)).await
+                    };
                     let waited = waited.map(|waited| waited + asked.elapsed());
-                    let answered = answered.unwrap_or_else(|_| respond::own(Error::Deadline));
-                    return Answered { tally, caller, waited, ..answered };
+                    return Answered { tally: slots.tally(), caller, waited, ..answered };
                 }
                 return Answered { tally: slots.tally(), caller, waited, ..respond::failure(failure) };
             }
@@ -268,9 +272,13 @@ impl AccessUrls {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
+        self.count_bypass(reason);
+        respond::bypassed(Box::pin(self.passthrough.forward(request, trace)).await, reason)
+    }
+
+    fn count_bypass(&self, reason: Bypass) {
         debug!(reason = reason.name(), "forwarded untouched");
         self.metrics.bypass.with_label_values(&[reason.name()]).inc();
-        respond::bypassed(Box::pin(self.passthrough.forward(request, trace)).await, reason)
     }
 
     fn directives(&self, parts: &Parts) -> Directives {

@@ -253,6 +253,22 @@ pub(super) fn refused(refusal: &Refusal) -> Answered {
     Answered { detail: Some(REFUSED), ..Answered::new(response, Outcome::Error) }
 }
 
+/// One list out of the items of all calls for a batch that could not be matched, in the order given.
+pub(super) fn unmatched<'a>(
+    items: impl Iterator<Item = &'a [u8]> + Clone,
+    named: Option<HeaderValue>,
+    dress: &Dress,
+) -> Answered {
+    let body = merge(items);
+    let mut headers = dress.0.clone();
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    headers.insert(api::REQUEST_ID, named.unwrap_or_else(request_id));
+    headers.remove(CACHE_STATUS);
+    let mut response = Response::new(whole(body));
+    *response.headers_mut() = headers;
+    bypassed(Answered::new(response, Outcome::Bypass), Bypass::Unmatched)
+}
+
 /// An answer of the endpoint's, passed on.
 fn as_it_came(status: StatusCode, headers: &HeaderMap, body: &Bytes) -> Response<Body> {
     let mut response = Response::new(whole(body.clone()));

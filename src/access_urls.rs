@@ -7,8 +7,10 @@ pub mod answer;
 mod at_hand;
 mod explain;
 mod pieces;
+mod refused;
 pub mod request;
 mod respond;
+mod unmatched;
 
 use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
@@ -202,6 +204,9 @@ impl AccessUrls {
             None => return respond::own(Error::TooManyIds),
         };
         let from_memory = slots.had();
+        if let Some(answered) = self.remembered_refusal(&batch, scope, &slots, &demand_of_client(&directives), now) {
+            return Answered { tally: slots.tally(), caller, ..answered };
+        }
         let mut fetched = Fetched::default();
         let mut waited = None;
         if slots.need_calls() {
@@ -226,14 +231,17 @@ impl AccessUrls {
                     && (failure.shared || failure.ids != slots.slots.len())
                 {
                     // Not to be guessed at, and not this batch's own answer: fetched whole, passed on as it comes.
-                    slots.lacking_slots().for_each(|slot| slot.result = IdResult::Fetched);
-                    let tally = slots.tally();
-                    let whole = self.bypass(untouched(parts, body), Bypass::Unmatched, trace);
                     let asked = Instant::now();
-                    let answered = Box::pin(timeout_at(terms.deadline, whole)).await;
+                    let answered = if self.fits_one_call(&batch, &parts.uri) {
+                        slots.lacking_slots().for_each(|slot| slot.result = IdResult::Fetched);
+                        let whole = self.bypass(untouched(parts, body), Bypass::Unmatched, trace);
+                        let answered = Box::pin(timeout_at(terms.deadline, whole)).await;
+                        answered.unwrap_or_else(|_| respond::own(Error::Deadline))
+                    } else {
+                        Box::pin(self.fetch_whole(&batch, &terms, &mut slots)).await
+                    };
                     let waited = waited.map(|waited| waited + asked.elapsed());
-                    let answered = answered.unwrap_or_else(|_| respond::own(Error::Deadline));
-                    return Answered { tally, caller, waited, ..answered };
+                    return Answered { tally: slots.tally(), caller, waited, ..answered };
                 }
                 return Answered { tally: slots.tally(), caller, waited, ..respond::failure(failure) };
             }
@@ -264,9 +272,13 @@ impl AccessUrls {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
+        self.count_bypass(reason);
+        respond::bypassed(Box::pin(self.passthrough.forward(request, trace)).await, reason)
+    }
+
+    fn count_bypass(&self, reason: Bypass) {
         debug!(reason = reason.name(), "forwarded untouched");
         self.metrics.bypass.with_label_values(&[reason.name()]).inc();
-        respond::bypassed(Box::pin(self.passthrough.forward(request, trace)).await, reason)
     }
 
     fn directives(&self, parts: &Parts) -> Directives {
@@ -411,6 +423,8 @@ impl AccessUrls {
         }
         let fetched = settle(slots, &terms.trace, self.fetch.fetch(terms, &lacking).await?.into_iter());
         match &fetched.failure {
+            // A call for a batch's only id can have failed for no other's.
+            Some(failure) if failure.ids == 1 && slots.slots.len() == 1 => Ok(fetched),
             Some(failure) if failure.may_be_anothers_fault() && self.fetch.affords_extra() => {
                 let lacking = slots.lacking();
                 // At a limit, the failure that is known says more than the limit.

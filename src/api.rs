@@ -31,6 +31,14 @@ pub const SDK_CONTENT: HeaderName = HeaderName::from_static("x-sdk-content-sha25
 pub const DOMAIN_ID: HeaderName = HeaderName::from_static("x-domain-id");
 /// Header of the project that signs, for regional services.
 pub const PROJECT_ID: HeaderName = HeaderName::from_static("x-project-id");
+/// Header of the enterprise project that an answer may depend on.
+pub const ENTERPRISE_PROJECT_ID: HeaderName = HeaderName::from_static("x-enterprise-project-id");
+/// Header of the language of an answer.
+pub const LANGUAGE: HeaderName = HeaderName::from_static("x-language");
+/// Header of the time zone of an answer.
+pub const TIME_ZONE: HeaderName = HeaderName::from_static("x-time-zone");
+/// Header of the site that an answer is for.
+pub const SITE: HeaderName = HeaderName::from_static("x-site");
 /// Header of the endpoint's name for a request.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// W3C Trace Context header of the client's trace and span.
@@ -39,11 +47,18 @@ pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Request headers that may change an answer, so that links never cross their values.
-pub const SCOPE_HEADERS: [HeaderName; 6] = [
-    HeaderName::from_static("x-language"),
-    HeaderName::from_static("x-time-zone"),
-    HeaderName::from_static("x-site"),
-    DOMAIN_ID,
-    PROJECT_ID,
-    HeaderName::from_static("x-enterprise-project-id"),
-];
+pub const SCOPE_HEADERS: [HeaderName; 6] = [LANGUAGE, TIME_ZONE, SITE, DOMAIN_ID, PROJECT_ID, ENTERPRISE_PROJECT_ID];
+
+/// Most bytes of a token, and of a header that a configuration adds to scopes.
+pub const TOKEN_BYTES: usize = 5000;
+
+/// Most bytes of a credential or scope header, where that is not [`TOKEN_BYTES`]. The reference says 32 of all of them; an
+/// id of a domain or project is 32 hex digits, or a UUID of 36 characters.
+static HEADER_BYTES: [(HeaderName, usize); 6] =
+    [(LANGUAGE, 32), (TIME_ZONE, 32), (SITE, 32), (DOMAIN_ID, 64), (PROJECT_ID, 64), (ENTERPRISE_PROJECT_ID, 64)];
+
+/// Most bytes of a credential or scope header of this name. A longer one may have the endpoint end the connection that it
+/// came on, with all that others have asked there.
+pub fn header_bytes(name: &HeaderName) -> usize {
+    HEADER_BYTES.iter().find(|(known, _)| known == name).map_or(TOKEN_BYTES, |(_, most)| *most)
+}

@@ -6,6 +6,7 @@
 
 pub mod freshness;
 pub mod purges;
+pub mod refusals;
 pub mod shared;
 
 use std::hash::{BuildHasherDefault, Hasher};
@@ -21,6 +22,7 @@ use crate::config;
 use crate::metrics::{Evictions, Metrics};
 use freshness::Deadlines;
 use purges::{Marks, Purges};
+use refusals::Refusals;
 
 /// Bytes that an entry takes besides its text: key and bookkeeping in the table, the deadlines and counts beside the text,
 /// and the allocator's rounding. Measured: docs/BENCHMARKS.md, "Memory".
@@ -63,6 +65,7 @@ pub struct Cache {
     /// A power of two of them.
     parts: Box<[RwLock<Part>]>,
     purges: Arc<Purges>,
+    refusals: Refusals,
     evictions: Evictions,
 }
 
@@ -81,7 +84,7 @@ impl Cache {
             Part::with(entries, share(config.capacity, count), Weight, BuildHasherDefault::default(), evicted)
         };
         let parts = (0..count).map(|_| RwLock::new(part())).collect();
-        Self { parts, purges, evictions }
+        Self { parts, purges, refusals: Refusals::default(), evictions }
     }
 
     /// Opens the table for looking up some of `keys`, each of its parts at most once, however many keys lie there. Whoever
@@ -116,6 +119,11 @@ impl Cache {
     /// What was purged.
     pub fn purges(&self) -> &Purges {
         &self.purges
+    }
+
+    /// What the endpoint has refused lately.
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     /// Keeps `kept` under `key`, in place of what was there.
@@ -166,6 +174,7 @@ impl Cache {
         self.evictions.expired.inc_by(expired);
         self.evictions.explicit.inc_by(purged);
         self.purges.sweep(now);
+        self.refusals.sweep(now);
         purged
     }
 

@@ -152,6 +152,8 @@ pub enum Bypass {
     Cookie,
     /// A Range asks for a piece.
     Range,
+    /// A credential or scope header is longer than the endpoint takes it.
+    HeaderTooLong,
     /// Not readable as a batch.
     Unreadable,
     /// An answer that could not be matched to the ids asked for.
@@ -160,7 +162,7 @@ pub enum Bypass {
 
 impl Bypass {
     /// Every reason, for metrics.
-    pub const ALL: [Bypass; 10] = [
+    pub const ALL: [Bypass; 11] = [
         Bypass::NoCredential,
         Bypass::Credentials,
         Bypass::Algorithm,
@@ -169,6 +171,7 @@ impl Bypass {
         Bypass::UnsignedPayload,
         Bypass::Cookie,
         Bypass::Range,
+        Bypass::HeaderTooLong,
         Bypass::Unreadable,
         Bypass::Unmatched,
     ];
@@ -184,6 +187,7 @@ impl Bypass {
             Bypass::UnsignedPayload => "unsigned-payload",
             Bypass::Cookie => "cookie",
             Bypass::Range => "range",
+            Bypass::HeaderTooLong => "header-too-long",
             Bypass::Unreadable => "unreadable",
             Bypass::Unmatched => "unmatched",
         }
@@ -252,6 +256,9 @@ impl Callers {
         }
         if headers.contains_key(RANGE) {
             return Err(Bypass::Range);
+        }
+        if self.has_long_header(headers) {
+            return Err(Bypass::HeaderTooLong);
         }
         match (headers.contains_key(AUTHORIZATION), headers.contains_key(api::TOKEN)) {
             (true, true) => Err(Bypass::Credentials),
@@ -340,6 +347,16 @@ impl Callers {
     /// Whether a header of this name is part of scopes.
     pub fn is_scope_header(&self, name: &HeaderName) -> bool {
         self.scope_headers.contains(name)
+    }
+
+    /// Whether a credential or scope header is longer than the endpoint takes it. Several of one name count as the one list
+    /// that they stand for (RFC 9110 §5.3).
+    pub fn has_long_header(&self, headers: &HeaderMap) -> bool {
+        let credentials = [api::TOKEN, api::SECURITY_TOKEN];
+        credentials.iter().chain(&self.scope_headers).any(|name| {
+            let bytes: usize = headers.get_all(name).iter().map(|value| value.len() + ", ".len()).sum();
+            bytes.saturating_sub(", ".len()) > api::header_bytes(name)
+        })
     }
 
     /// All of a request's headers that its calls carry: what shows who asks, besides a signature, and the scope headers.

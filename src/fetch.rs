@@ -8,6 +8,7 @@
 mod calls;
 mod flights;
 mod outcome;
+mod refused;
 mod sharing;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,7 +31,7 @@ use crate::log::Seldom;
 use crate::metrics::Metrics;
 use crate::spans::Trace;
 use crate::trace_context::TraceContext;
-use crate::upstream::{Refusal, Upstream};
+use crate::upstream::{Rejection, Upstream};
 use calls::{LaneKey, Passenger};
 pub use flights::Flights;
 use flights::{Flight, Permit, Place, State, Waiting};
@@ -77,6 +78,11 @@ impl Demand {
     /// Whether `kept` may be served now.
     pub fn serves(&self, kept: &Kept, now: Moment) -> bool {
         self.allows(kept.deadlines(), now)
+    }
+
+    /// Whether a remembered refusal of these deadlines may be given again now; not to `max-age=0`, however young it is.
+    pub(crate) fn allows_refusal(&self, deadlines: &Deadlines, now: Moment) -> bool {
+        self.max_age != Some(0) && self.allows(deadlines, now)
     }
 
     /// Whether a link of these deadlines may be served now.
@@ -214,7 +220,7 @@ impl Fetch {
         let upstream = &self.0.upstream;
         let refusal = match requester {
             Some(requester) => {
-                let paused = requester.standing.pause.lasting(self.0.clock.now()).map(Refusal::Pause);
+                let paused = requester.standing.pause.lasting(self.0.clock.now()).map(Rejection::Pause);
                 paused.or_else(|| upstream.refusal(requester.caller, ids.iter().copied()))
             }
             None => upstream.refusal_of_all(),

@@ -50,7 +50,7 @@ use resolver::Resolver;
 use trust::Trust;
 
 pub use breaker::{BreakerStatus, Counts};
-pub use call::{Answer, Call, Refusal};
+pub use call::{Answer, Call, Rejection};
 pub use connector::MemoryEndpoint;
 pub use failures::Failure;
 pub use trust::SetupError;
@@ -225,20 +225,20 @@ impl Upstream {
     }
 
     /// Why no call of `caller` for these ids may be made now.
-    pub fn refusal<'i>(&self, caller: Caller, ids: impl Iterator<Item = &'i str>) -> Option<Refusal> {
+    pub fn refusal<'i>(&self, caller: Caller, ids: impl Iterator<Item = &'i str>) -> Option<Rejection> {
         if let Some(paused) = self.paused() {
-            return Some(Refusal::Pause(paused));
+            return Some(Rejection::Pause(paused));
         }
         if self.breaker.is_idle() {
             return None;
         }
-        self.breaker.refusal(Some(&self.source(caller, true, ids))).map(Refusal::Breaker)
+        self.breaker.refusal(Some(&self.source(caller, true, ids))).map(Rejection::Breaker)
     }
 
     /// Why no call of anyone may be made now.
-    pub fn refusal_of_all(&self) -> Option<Refusal> {
-        let paused = self.paused().map(Refusal::Pause);
-        paused.or_else(|| self.breaker.refusal(None).map(Refusal::Breaker))
+    pub fn refusal_of_all(&self) -> Option<Rejection> {
+        let paused = self.paused().map(Rejection::Pause);
+        paused.or_else(|| self.breaker.refusal(None).map(Rejection::Breaker))
     }
 
     fn paused(&self) -> Option<Paused> {

@@ -52,10 +52,7 @@ pub fn read(body: &[u8], ids: &[&str]) -> Read {
     let Ok(whole) = serde_json::from_slice::<&RawValue>(body) else {
         return Read::Broken;
     };
-    let Ok(Envelope { accessory_urls: Some(list), error_code: None }) = serde_json::from_str(whole.get()) else {
-        return Read::NoList;
-    };
-    let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(list.get()) else {
+    let Some(items) = raw_items(whole) else {
         return Read::NoList;
     };
     let positions: HashMap<&str, usize> = ids.iter().enumerate().map(|(at, id)| (*id, at)).collect();
@@ -76,6 +73,19 @@ pub fn read(body: &[u8], ids: &[&str]) -> Read {
     Read::Links(links)
 }
 
+/// The items of a list of links, as the endpoint sent them, whatever ids they are for.
+pub fn items(body: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
+    let items = raw_items(serde_json::from_slice(body).ok()?)?;
+    Some(items.into_iter().map(|item| item.get().as_bytes()))
+}
+
+fn raw_items(whole: &RawValue) -> Option<Vec<&RawValue>> {
+    match serde_json::from_str(whole.get()) {
+        Ok(Envelope { accessory_urls: Some(list), error_code: None }) => serde_json::from_str(list.get()).ok(),
+        _ => None,
+    }
+}
+
 /// The link of an item, as it was kept.
 pub fn url_of(item: &[u8]) -> Option<String> {
     let fields = serde_json::from_slice::<ItemFields<'_>>(item).ok()?;
@@ -83,11 +93,10 @@ pub fn url_of(item: &[u8]) -> Option<String> {
     Some(url.0.into_owned())
 }
 
-/// Whether `body` is an error of this code.
-pub fn has_error_code(body: &[u8], code: &str) -> bool {
-    let envelope = serde_json::from_slice::<Envelope<'_>>(body);
-    let found = envelope.ok().and_then(|envelope| envelope.error_code);
-    found.and_then(|found| serde_json::from_str::<Text<'_>>(found.get()).ok()).is_some_and(|found| found.0 == code)
+/// The code of the error that `body` is, if it is one.
+pub fn error_code(body: &[u8]) -> Option<String> {
+    let code = serde_json::from_slice::<Envelope<'_>>(body).ok()?.error_code?;
+    Some(serde_json::from_str::<Text<'_>>(code.get()).ok()?.0.into_owned())
 }
 
 /// How an answer begins.

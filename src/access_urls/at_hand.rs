@@ -62,7 +62,11 @@ impl<'r> Plain<'r> {
         if !is_named {
             return None;
         }
-        Some(Self { query: uri.query()?, token: token?, is_scoped })
+        let token = token?;
+        if token.len() > api::TOKEN_BYTES || (is_scoped && callers.has_long_header(request.headers())) {
+            return None;
+        }
+        Some(Self { query: uri.query()?, token, is_scoped })
     }
 }
 

@@ -20,6 +20,9 @@ use crate::clock::{Moment, rfc3339};
 use crate::error::Error;
 use crate::metrics::{IdResult, Outcome};
 
+const REFUSED: &str = "refused";
+const WHY_REFUSED: &str = "the endpoint refused it lately to a batch of this id alone, whose answer is given again";
+
 /// What would become of a batch.
 #[derive(Debug, Serialize)]
 pub struct Explanation {
@@ -73,7 +76,8 @@ pub struct CallerNow {
 pub struct IdNow {
     /// The id.
     pub id: String,
-    /// What there is: `fresh`, `stale`, `past_floor`, `expired`, `absent`, `purged`, `in_flight` or `unknown`.
+    /// What there is: `fresh`, `stale`, `past_floor`, `expired`, `absent`, `purged`, `in_flight`, `refused` or
+    /// `unknown`.
     pub state: &'static str,
     /// What would become of it, as in `ids_total`; as far as can be told before the endpoint has answered.
     pub result: &'static str,
@@ -201,10 +205,17 @@ impl AccessUrls {
             }
             explanation.ids.push(self.id_now(id, scope.map(|scope| scope.key(id)), &circumstances));
         }
+        if let ([only], Some(scope)) = (explanation.ids.as_mut_slice(), scope) {
+            self.explain_refusal(only, scope.key(&only.id), &circumstances);
+        }
+        let is_refused = explanation.ids.iter().any(|id| id.state == REFUSED);
         let count = |result: IdResult| explanation.ids.iter().filter(|id| id.result == result.name()).count();
         let here = count(IdResult::Hit) + count(IdResult::Absent);
         let outcome = if here == explanation.ids.len() {
             Outcome::Hit
+        } else if is_refused {
+            explanation.why = Some(WHY_REFUSED);
+            Outcome::Error
         } else if directives.only_if_cached {
             explanation.why = Some(Error::NotCached.message());
             explanation.error_code = Some(Error::NotCached.code());
@@ -315,6 +326,22 @@ impl AccessUrls {
         said
     }
 
+    /// Says so where a batch of this id alone would get the endpoint's refusal of a moment ago.
+    fn explain_refusal(&self, id: &mut IdNow, key: Key, now: &Circumstances<'_>) {
+        if id.result == IdResult::Hit.name() || id.result == IdResult::Absent.name() {
+            return;
+        }
+        let refusal = self.cache.refusals().look_up(key, &id.id, &now.marks, now.now);
+        let client = super::demand_of_client(now.directives);
+        if let Some(refusal) = refusal.filter(|refusal| client.allows_refusal(&refusal.deadlines, now.now)) {
+            let left = refusal.deadlines.fresh_left(now.now);
+            (id.state, id.result, id.why) = (REFUSED, IdResult::Failed.name(), WHY_REFUSED);
+            id.age_seconds = Some(seconds(refusal.deadlines.age(now.now)));
+            id.fresh_until = left.map(|left| until(now.now, left));
+            id.fresh_seconds = left.map(seconds);
+        }
+    }
+
     fn is_past_floor(&self, kept: &Kept, now: Moment) -> bool {
         let floor = crate::clock::millis(self.config.freshness.min_remaining);
         kept.deadlines().life_left(now).is_some_and(|left| left <= floor)
@@ -403,6 +430,9 @@ fn why_bypass(reason: Bypass) -> &'static str {
         Bypass::UnsignedPayload => "its body is not signed",
         Bypass::Cookie => "its Cookie may shape the answer",
         Bypass::Range => "it asks for a range",
+        Bypass::HeaderTooLong => {
+            "a header that says who asks, or changes the answer, is longer than the endpoint takes it"
+        }
         Bypass::Unreadable => {
             "it is none of a batch's three forms: accessory_ids=1&accessory_ids=2, accessory_ids=1,2, or a JSON body of those \
              names; group_id may stand beside, nothing else"

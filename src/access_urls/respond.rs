@@ -3,8 +3,9 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, VARY, VIA};
-use http::{HeaderMap, HeaderValue, Response, Version};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 
 use super::answer::merge;
 use super::pieces::{PIECE, Pieces, Text};
@@ -15,19 +16,22 @@ use crate::api;
 use crate::body::{Body, stream, whole};
 use crate::cache::Kept;
 use crate::cache::freshness::Deadlines;
+use crate::cache::refusals::Refusal;
 use crate::caller::{Bypass, Callers};
 use crate::clock::Moment;
 use crate::error::{Error, NoAnswer};
 use crate::fetch::{Cause, Failure};
 use crate::headers::{VIA_HTTP_11, add_via, request_id, strip_hop_by_hop};
 use crate::metrics::{IdResult, Metrics, Outcome, Tally};
-use crate::upstream::Refusal;
 
 /// RFC 9211.
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// How all of an answer came from this process's memory.
 const HIT: &str = "sidelink; hit";
+
+/// Says of an answer that it is the endpoint's refusal, remembered.
+const REFUSED: &str = "refused";
 
 /// So few links that it does not pay to gather what is observed of them.
 const FEW: usize = 4;
@@ -201,7 +205,7 @@ fn cache_status(tally: &Tally, life: &Life, fetched: &Fetched, from_memory: usiz
             Some(Cause::Answer(answer)) => {
                 let _ = write!(status, "; fwd=stale; fwd-status={}; detail=stale", answer.status.as_u16());
             }
-            Some(Cause::Refused(_)) => status.push_str("; hit; detail=stale"),
+            Some(Cause::Rejected(_)) => status.push_str("; hit; detail=stale"),
             _ => status.push_str("; fwd=stale; detail=stale"),
         }
     } else {
@@ -229,30 +233,58 @@ fn cache_status(tally: &Tally, life: &Life, fetched: &Fetched, from_memory: usiz
 
 /// What a batch whose ids could not be had is told: the endpoint's own words where it has spoken.
 pub(super) fn failure(failure: &Failure) -> Answered {
-    let mut response = match &failure.cause {
+    let response = match &failure.cause {
         Cause::Answer(answer) | Cause::Unmatched(answer) => answer.response(),
-        Cause::Refused(refusal) => match refusal {
-            Refusal::Pause(paused) => match paused.answer() {
-                Some(answer) => answer,
-                None => return own(refusal.error()),
-            },
-            Refusal::Breaker(_) => return own(refusal.error()),
+        Cause::Rejected(rejection) => match rejection.answer() {
+            Some(answer) => answer,
+            None => return own(rejection.error()),
         },
         Cause::NoAnswer(error) => return own(*error),
-    }
-    .map(whole);
+    };
+    let mut response = as_it_came(response.status(), response.headers(), response.body());
     let code = response.status().as_u16();
+    let (outcome, status) = match &failure.cause {
+        Cause::Unmatched(_) => (Outcome::Bypass, "sidelink; fwd=bypass; detail=unmatched".to_owned()),
+        Cause::Rejected(_) => (Outcome::Error, "sidelink; detail=pause".to_owned()),
+        _ => (Outcome::Error, format!("sidelink; fwd=miss; fwd-status={code}")),
+    };
+    append_status(response.headers_mut(), &status);
+    Answered::new(response, outcome)
+}
+
+/// What a batch of one id is told that the endpoint has refused lately: its answer of then.
+pub(super) fn refused(refusal: &Refusal) -> Answered {
+    let mut response = as_it_came(refusal.status, &refusal.headers, &refusal.body);
+    append_status(response.headers_mut(), &format!("{HIT}; detail={REFUSED}"));
+    Answered { detail: Some(REFUSED), ..Answered::new(response, Outcome::Error) }
+}
+
+/// One list out of the items of all calls for a batch that could not be matched, in the order given.
+pub(super) fn unmatched<'a>(
+    items: impl Iterator<Item = &'a [u8]> + Clone,
+    named: Option<HeaderValue>,
+    dress: &Dress,
+) -> Answered {
+    let body = merge(items);
+    let mut headers = dress.0.clone();
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    headers.insert(api::REQUEST_ID, named.unwrap_or_else(request_id));
+    headers.remove(CACHE_STATUS);
+    let mut response = Response::new(whole(body));
+    *response.headers_mut() = headers;
+    bypassed(Answered::new(response, Outcome::Bypass), Bypass::Unmatched)
+}
+
+/// An answer of the endpoint's, passed on.
+fn as_it_came(status: StatusCode, headers: &HeaderMap, body: &Bytes) -> Response<Body> {
+    let mut response = Response::new(whole(body.clone()));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers.clone();
     let headers = response.headers_mut();
     strip_hop_by_hop(headers);
     headers.remove(CONTENT_LENGTH); // Set anew from the body.
     add_via(headers, Version::HTTP_11);
-    let (outcome, status) = match &failure.cause {
-        Cause::Unmatched(_) => (Outcome::Bypass, "sidelink; fwd=bypass; detail=unmatched".to_owned()),
-        Cause::Refused(_) => (Outcome::Error, "sidelink; detail=pause".to_owned()),
-        _ => (Outcome::Error, format!("sidelink; fwd=miss; fwd-status={code}")),
-    };
-    append_status(headers, &status);
-    Answered::new(response, outcome)
+    response
 }
 
 /// Marks an answer of sidelink's own on the batch route.

@@ -24,7 +24,7 @@ use crate::config;
 use crate::error::{Error, Limit, NoAnswer};
 use crate::pause;
 use crate::spans::{CallPlace, ClientSpan};
-use crate::upstream::{Answer, Call, Refusal};
+use crate::upstream::{Answer, Call, Rejection};
 
 /// Ids that may ride together: same caller, group, scope headers and form.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -252,10 +252,10 @@ impl Inner {
     /// Why no call for these ids may be made for this caller now.
     pub(super) fn refusal(&self, terms: &Terms, wanted: &[Wanted]) -> Option<Cause> {
         if let Some(paused) = terms.requester.standing.pause.lasting(self.clock.now()) {
-            return Some(Cause::Refused(Refusal::Pause(paused)));
+            return Some(Cause::Rejected(Rejection::Pause(paused)));
         }
         let ids = wanted.iter().map(|wanted| &*wanted.id);
-        self.upstream.refusal(terms.requester.caller, ids).map(Cause::Refused)
+        self.upstream.refusal(terms.requester.caller, ids).map(Cause::Rejected)
     }
 
     /// A 429, and a 503 with `Retry-After`, hold back their caller: one id, or one bad token, may be the reason for them.
@@ -305,7 +305,8 @@ impl Inner {
                         // What left before a doubt was raised fills nothing.
                         accepted = self.callers.accept(requester, answer.sent, doubts);
                         let keep = keep && accepted;
-                        let arrivals = self.file(&answer, terms, wanted, items, keep);
+                        let mut arrivals = self.file(&answer, terms, wanted, items, keep);
+                        self.forget_refused_since(answer.sent, wanted, &mut arrivals);
                         if keep && requester.standing.doubts() != doubts {
                             // A doubt was raised meanwhile, perhaps over these very ids.
                             accepted = false;
@@ -315,9 +316,10 @@ impl Inner {
                     }
                     Read::NoList => {
                         // Older codes come with a 200, "no permission" among them; which is which is documented for
-                        // one alone, so any other counts as that.
-                        if !answer::has_error_code(&answer.body, api::VALIDATION_FAILED) {
-                            self.withdraw(terms, wanted);
+                        // one alone, so any other counts as that. What has no code at all is not remembered.
+                        let code = answer::error_code(&answer.body);
+                        if code.as_deref() != Some(api::VALIDATION_FAILED) {
+                            self.withdraw(&answer, terms, wanted, keep && code.is_some());
                         }
                         Err(Cause::Answer(answer))
                     }
@@ -343,23 +345,12 @@ impl Inner {
                 Err(Cause::Answer(answer))
             }
             StatusCode::FORBIDDEN => {
-                self.withdraw(terms, wanted);
+                self.withdraw(&answer, terms, wanted, keep);
                 Err(Cause::Answer(answer))
             }
             _ => Err(Cause::Answer(answer)),
         };
         (Report { result, request_id, proof: None, call: None }, accepted)
-    }
-
-    /// The caller may not see these ids any more, nor perhaps others.
-    fn withdraw(&self, terms: &Terms, wanted: &[Wanted]) {
-        for wanted in wanted {
-            self.cache.forget(wanted.key);
-        }
-        self.callers.doubt(&terms.requester);
-        if let (Some(tier), Some(share)) = (&self.tier, &terms.share) {
-            tier.withdraw(share, wanted.iter().map(|wanted| wanted.id.clone()).collect());
-        }
     }
 
     /// Keeps what may be kept of an answer: nothing that was purged after its call had left.
@@ -505,7 +496,7 @@ fn result_name(report: &Report) -> &'static str {
             _ => "client_error",
         },
         Err(Cause::NoAnswer(Error::Deadline)) => "deadline",
-        Err(Cause::Refused(_) | Cause::NoAnswer(Error::BreakerOpen(_) | Error::HeldBack(_))) => "refused",
+        Err(Cause::Rejected(_) | Cause::NoAnswer(Error::BreakerOpen(_) | Error::HeldBack(_))) => "refused",
         Err(Cause::NoAnswer(_)) => "no_answer",
     }
 }

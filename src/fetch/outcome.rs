@@ -8,7 +8,7 @@ use crate::cache::Kept;
 use crate::cache::freshness::Deadlines;
 use crate::error::Error;
 use crate::spans::CallPlace;
-use crate::upstream::{Answer, Refusal};
+use crate::upstream::{Answer, Rejection};
 
 /// How a wanted id was had.
 pub enum Had {
@@ -64,7 +64,7 @@ pub enum Cause {
     /// An answer with items that match no id asked for.
     Unmatched(Answer),
     /// No call was made.
-    Refused(Refusal),
+    Rejected(Rejection),
     /// No answer.
     NoAnswer(Error),
 }
@@ -75,7 +75,7 @@ impl Failure {
     pub fn may_be_anothers_fault(&self) -> bool {
         match &self.cause {
             Cause::Answer(answer) => self.shared && !matches!(answer.status.as_u16(), 401 | 429 | 502..=504),
-            Cause::Unmatched(_) | Cause::Refused(_) | Cause::NoAnswer(_) => false,
+            Cause::Unmatched(_) | Cause::Rejected(_) | Cause::NoAnswer(_) => false,
         }
     }
 
@@ -84,7 +84,7 @@ impl Failure {
         match &self.cause {
             Cause::Answer(answer) => matches!(answer.status.as_u16(), 429 | 500 | 502 | 503 | 504),
             Cause::Unmatched(_) => false,
-            Cause::Refused(_) => true,
+            Cause::Rejected(_) => true,
             Cause::NoAnswer(error) => !matches!(error, Error::Shed(_)),
         }
     }

@@ -165,7 +165,9 @@ impl Seekers {
         for (at, passenger) in passengers.into_iter().enumerate() {
             let Wanted { id, key } = &passenger.wanted;
             let mut here = inner.cache.look_up(*key, id, &marks);
-            if let Some(link) = found.links.get(at).cloned().flatten().filter(|_| may_keep) {
+            let is_refused = |link: &Kept| inner.cache.refusals().is_refused_since(*key, link.deadlines().sent());
+            let link = found.links.get(at).cloned().flatten();
+            if let Some(link) = link.filter(|link| may_keep && !is_refused(link)) {
                 // Also one past its freshness: it may answer for an endpoint that fails.
                 let newer = |here: &Kept| here.deadlines().age(now) > link.deadlines().age(now);
                 if here.as_ref().is_none_or(newer) {

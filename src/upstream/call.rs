@@ -35,19 +35,27 @@ pub struct Call {
 
 /// Why a call is not made.
 #[derive(Clone, Debug)]
-pub enum Refusal {
+pub enum Rejection {
     /// Calls of its source fail; ask again after this long.
     Breaker(Duration),
     /// The endpoint has asked for a pause.
     Pause(Paused),
 }
 
-impl Refusal {
+impl Rejection {
+    /// What the endpoint answered when it asked for a pause.
+    pub fn answer(&self) -> Option<Response<Bytes>> {
+        match self {
+            Rejection::Breaker(_) => None,
+            Rejection::Pause(paused) => paused.answer(),
+        }
+    }
+
     /// What it is to a client that gets no answer of the endpoint's.
     pub fn error(&self) -> Error {
         match self {
-            Refusal::Breaker(wait) => Error::BreakerOpen(*wait),
-            Refusal::Pause(paused) => Error::HeldBack(paused.left),
+            Rejection::Breaker(wait) => Error::BreakerOpen(*wait),
+            Rejection::Pause(paused) => Error::HeldBack(paused.left),
         }
     }
 }

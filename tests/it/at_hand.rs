@@ -7,6 +7,10 @@ use sidelink::api;
 
 use crate::support::{Stack, raw};
 
+fn token(bytes: usize) -> &'static str {
+    format!("x-auth-token: {}", "x".repeat(bytes)).leak()
+}
+
 /// Heads of batches, most of them plain ones, some with one thing about them or another.
 fn heads() -> impl Strategy<Value = (String, Vec<&'static str>)> {
     let id = prop_oneof![8 => Just("1"), 8 => Just("2"), 4 => Just("a%2Fb"), 1 => Just("left-out"), 1 => Just(""), 1 => Just("%zz")];
@@ -40,6 +44,8 @@ fn heads() -> impl Strategy<Value = (String, Vec<&'static str>)> {
         1 => Just(vec!["host: a", "x-auth-token: "]),
         1 => Just(vec!["host: a", "x-auth-token: t", "X-Auth-Token: t"]),
         1 => Just(vec!["host: a", "x-auth-token: someone-else"]),
+        1 => Just(vec!["host: a", token(5000)]),
+        1 => Just(vec!["host: a", token(5001)]),
     ];
     let more = prop_oneof![
         12 => Just("accept: */*"),
@@ -57,7 +63,24 @@ fn heads() -> impl Strategy<Value = (String, Vec<&'static str>)> {
         1 => Just("via: 1.1 sidelink, 1.1 sidelink, 1.1 sidelink, 1.1 sidelink"),
         1 => Just("traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
     ];
-    (line, usual, proptest::collection::vec(more, 0..3)).prop_map(|(line, usual, more)| (line, [usual, more].concat()))
+    let bounded = prop_oneof![30 => Just(Vec::new()), 6 => long_headers()];
+    (line, usual, proptest::collection::vec(more, 0..3), bounded)
+        .prop_map(|(line, usual, more, bounded)| (line, [usual, more, bounded].concat()))
+}
+
+/// Headers at their bound, or one byte beyond it.
+fn long_headers() -> impl Strategy<Value = Vec<&'static str>> {
+    let header = |name: &str, bytes: usize| -> &'static str { format!("{name}: {}", "x".repeat(bytes)).leak() };
+    let exactly = [header("x-language", 32), header("x-domain-id", 64), header("X-Site", 32)];
+    let beyond = [header("x-language", 33), header("x-domain-id", 65), header("X-Site", 33)];
+    let halves = [header("x-time-zone", 15), header("x-time-zone", 16)];
+    prop_oneof![
+        3 => proptest::sample::select(exactly.to_vec()).prop_map(|header| vec![header]),
+        3 => proptest::sample::select(beyond.to_vec()).prop_map(|header| vec![header]),
+        // As one list: 32 bytes, and 33.
+        1 => Just(vec![halves[0], halves[0]]),
+        1 => Just(vec![halves[0], halves[1]]),
+    ]
 }
 
 /// What a client gets of an answer that is the same each time: all but its date and its name, the seconds that it is fresh

@@ -6,7 +6,9 @@ use std::time::Duration;
 use http::Method;
 use sidelink::clock::Clock;
 use sidelink::origin::Reply;
+use tokio::time::sleep;
 
+use crate::simulated::World;
 use crate::support::{Stack, query};
 
 #[tokio::test]
@@ -30,19 +32,231 @@ async fn a_401_drops_everything_kept_for_that_caller_and_nobody_elses() {
     assert_eq!(anew.header("cache-status"), "sidelink; fwd=miss; stored");
 }
 
+const FORBIDDEN: &str = r#"{"error_code":"OSM.01010002","error_msg":"no permission"}"#;
+const REMEMBERED: &str = "sidelink; hit; detail=refused";
+
 #[tokio::test]
-async fn a_403_or_an_error_in_a_200_makes_the_caller_ask_anew() {
+async fn a_403_or_an_error_in_a_200_forgets_the_ids_of_its_call_and_no_others() {
+    for status in [403, 200] {
+        let stack = Stack::start().await;
+        stack.client.batch("t", &["1", "2", "3"]).await;
+        stack.origin.script(Reply::json(status, FORBIDDEN));
+        let anew = [("x-auth-token", "t"), ("cache-control", "no-cache")];
+        let refused = stack.client.get(&query(&["1", "3"]), &anew).await;
+        assert_eq!((refused.status.as_u16(), refused.json()["error_code"].as_str()), (status, Some("OSM.01010002")));
+        assert_eq!(stack.client.batch("t", &["2"]).await.header("cache-status"), "sidelink; hit");
+        let again = stack.client.batch("t", &["1"]).await;
+        assert_eq!(again.header("cache-status"), "sidelink; fwd=miss; stored", "it is not known whose fault it was");
+        assert_eq!(stack.asked().last().unwrap(), &["1"]);
+    }
+}
+
+#[tokio::test]
+async fn a_caller_revalidates_when_a_link_that_it_had_is_refused_alone() {
     for status in [403, 200] {
         let stack = Stack::start().await;
         stack.client.batch("t", &["1", "2"]).await;
-        stack.origin.script(Reply::json(status, r#"{"error_code":"OSM.01010002","error_msg":"no permission"}"#));
-        let refused = stack.client.batch("t", &["1", "3"]).await;
-        assert_eq!(refused.json()["error_code"], "OSM.01010002");
+        stack.origin.script(Reply::json(status, FORBIDDEN));
+        let anew = [("x-auth-token", "t"), ("cache-control", "no-cache")];
+        assert_eq!(stack.client.get(&query(&["1"]), &anew).await.json()["error_code"], "OSM.01010002");
         let calls = stack.asked().len();
         assert_eq!(stack.client.batch("t", &["2"]).await.header("cache-status"), "sidelink; fwd=miss; stored");
         assert_eq!(stack.asked().len(), calls + 1, "asked though it was fresh");
         assert_eq!(stack.client.batch("t", &["2"]).await.header("cache-status"), "sidelink; hit");
     }
+}
+
+/// Regression: one id that is answered with a 403, polled, set aside all that the caller had: 947 hits became 395.
+#[tokio::test(start_paused = true)]
+async fn polling_a_refused_id_costs_a_warm_batch_no_hit_and_one_call_per_freshness_absent() {
+    let world = World::new(|_| {}, |_| {});
+    let mut client = world.client().await;
+    let warm = ["1", "2", "3"];
+    client.batch("t", &warm).await;
+    world.update(|options| {
+        options.poison = vec!["poison".into()];
+        options.poison_status = 403;
+    });
+    let (begin, mut first) = (world.origin.batch_calls(), None);
+    // Four times `freshness.absent`, which is 5 s.
+    for _ in 0..100 {
+        let refused = client.batch("t", &["poison"]).await;
+        let first = first.get_or_insert_with(|| refused.body.clone());
+        assert_eq!(refused.status, 403);
+        let from_memory = refused.header("cache-status") == REMEMBERED;
+        assert!(from_memory || refused.header("cache-status") == "sidelink; fwd=miss; fwd-status=403");
+        assert!(!from_memory || refused.body.len() == first.len());
+        assert_eq!(client.batch("t", &warm).await.header("cache-status"), "sidelink; hit");
+        sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(world.origin.batch_calls() - begin, 4);
+    assert_eq!(world.metric(r#"sidelink_ids_total{result="failed"}"#), 100.0);
+    assert_eq!(world.metric(r#"sidelink_ids_total{result="hit"}"#), 300.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_remembered_refusal_is_given_again_as_it_came_to_a_batch_of_exactly_that_id_and_caller() {
+    for status in [403, 200] {
+        let world = World::new(|_| {}, |_| {});
+        let mut client = world.client().await;
+        let headers = [("content-type", "application/json"), ("x-endpoints-own", "kept"), ("x-request-id", "r1")];
+        let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        let code = http::StatusCode::from_u16(status).unwrap();
+        world.origin.script(Reply::Whole(code, headers.into_iter().collect(), FORBIDDEN.into()));
+        let first = client.batch("t", &["1"]).await;
+        let again = client.batch("t", &["1"]).await;
+        assert_eq!(again.header("cache-status"), REMEMBERED);
+        assert_eq!((first.status, &first.body), (again.status, &again.body));
+        for name in ["content-type", "x-endpoints-own", "x-request-id", "via", "content-length"] {
+            assert!(first.headers.contains_key(name), "{name}");
+            assert_eq!(first.headers.get(name), again.headers.get(name), "{name}");
+        }
+        assert_eq!(world.origin.batch_calls(), 1);
+        assert_eq!(client.batch("t", &["1", "2"]).await.ids(), ["1", "2"], "another batch");
+        world.origin.script(Reply::Whole(code, http::HeaderMap::new(), FORBIDDEN.into()));
+        client.batch("t", &["3"]).await;
+        assert_eq!(client.batch("u", &["3"]).await.ids(), ["3"], "another caller");
+        let group = format!("{}&group_id=g", query(&["3"]));
+        assert_eq!(client.get(&group, &[("x-auth-token", "t")]).await.unwrap().ids(), ["3"], "another group");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_remembered_refusal_ends_by_either_clock_a_purge_a_401_or_a_later_answer() {
+    for end in ["time", "suspend", "purge", "401", "answer"] {
+        let world = World::new(|_| {}, |config| config.freshness.honour_no_store = true);
+        let mut client = world.client().await;
+        world.origin.script(Reply::json(403, FORBIDDEN));
+        client.batch("t", &["1"]).await;
+        sleep(Duration::from_millis(4_900)).await;
+        assert_eq!(client.batch("t", &["1"]).await.header("cache-status"), REMEMBERED);
+        match end {
+            "time" => sleep(Duration::from_millis(101)).await,
+            "suspend" => world.suspend(Duration::from_millis(101)),
+            "purge" => {
+                let request = http::Request::post("/purge").header("content-type", "application/json");
+                let request = request.header("host", "localhost").body(r#"{"accessory_ids":["1"]}"#.to_owned());
+                let purged = world.proxy.current().admin.answer(sidelink::server::Peer::Local, request.unwrap()).await;
+                assert!(purged.status().is_success());
+            }
+            "401" => {
+                world.origin.script(Reply::json(401, FORBIDDEN));
+                assert_eq!(client.batch("t", &["2"]).await.status, 401);
+            }
+            _ => {
+                // Which is not to be kept, so that memory has nothing but the refusal.
+                let headers =
+                    http::HeaderMap::from_iter([("cache-control".parse().unwrap(), "no-store".parse().unwrap())]);
+                let body = r#"{"accessory_urls":[{"accessory_id":"1","accessory_url":"u"}]}"#;
+                world.origin.script(Reply::Whole(http::StatusCode::OK, headers, body.into()));
+                let anew = [("x-auth-token", "t"), ("cache-control", "no-cache")];
+                assert_eq!(client.get(&query(&["1"]), &anew).await.unwrap().ids(), ["1"]);
+            }
+        }
+        assert_eq!(client.batch("t", &["1"]).await.ids(), ["1"], "{end}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_wants_no_answer_from_memory_gets_no_remembered_refusal() {
+    let world = World::new(|_| {}, |_| {});
+    let mut client = world.client().await;
+    world.update(|options| {
+        options.poison = vec!["1".into()];
+        options.poison_status = 403;
+    });
+    let mut ask = async |directive: &str| {
+        let headers = [("x-auth-token", "t"), ("cache-control", directive)];
+        let reply = client.get(&query(&["1"]), &headers).await.unwrap();
+        (reply.status.as_u16(), reply.header("cache-status") == REMEMBERED)
+    };
+    assert_eq!(ask("no-store").await, (403, false));
+    assert_eq!(ask("only-if-cached").await, (504, false), "a no-store call leaves nothing behind");
+    assert_eq!(ask("max-age=60").await, (403, false));
+    for directive in ["max-age=60", "only-if-cached", "min-fresh=5"] {
+        assert_eq!(ask(directive).await, (403, true), "{directive}");
+    }
+    sleep(Duration::from_millis(10)).await;
+    for directive in ["no-cache", "no-store", "max-age=0", "min-fresh=6"] {
+        assert_eq!(ask(directive).await, (403, false), "{directive}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_not_remembered_without_freshness_absent_or_where_it_may_not_be_stored() {
+    let no_store = http::HeaderMap::from_iter([("cache-control".parse().unwrap(), "no-store".parse().unwrap())]);
+    let varies = http::HeaderMap::from_iter([("vary".parse().unwrap(), "cookie".parse().unwrap())]);
+    let none = http::HeaderMap::new();
+    let long = format!(r#"{{"error_code":"OSM.0003","error_msg":"{}"}}"#, "x".repeat(16 << 10));
+    for (absent, status, headers, body) in [
+        (0, 403, &none, FORBIDDEN),
+        (5, 403, &no_store, FORBIDDEN),
+        (5, 403, &varies, FORBIDDEN),
+        (5, 403, &none, &long),
+        (5, 200, &none, r#"{"error_code":"OSM.01010001","error_msg":"parameters"}"#),
+        (5, 200, &none, "{}"),
+        (5, 404, &none, FORBIDDEN),
+        (5, 500, &none, FORBIDDEN),
+    ] {
+        let world = World::new(|_| {}, |config| config.freshness.absent = Duration::from_secs(absent));
+        let mut client = world.client().await;
+        let status = http::StatusCode::from_u16(status).unwrap();
+        world.origin.script(Reply::Whole(status, headers.clone(), body.to_owned().into()));
+        assert_eq!(client.batch("t", &["1"]).await.status, status);
+        assert_eq!(client.batch("t", &["1"]).await.ids(), ["1"], "{status} {headers:?} {body:.60}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn batches_that_wait_for_one_refused_id_share_one_call() {
+    let world = World::new(|options| options.delay = Duration::from_millis(50), |_| {});
+    world.update(|options| {
+        options.poison = vec!["1".into()];
+        options.poison_status = 403;
+    });
+    let mut waiting = Vec::new();
+    for _ in 0..4 {
+        let mut client = world.client().await;
+        waiting.push(tokio::spawn(async move { client.batch("t", &["1"]).await }));
+    }
+    for client in waiting {
+        assert_eq!(client.await.unwrap().status, 403);
+    }
+    assert_eq!(world.origin.batch_calls(), 1);
+}
+
+/// A call that was sent first is answered last: its link is the older word.
+#[tokio::test(start_paused = true)]
+async fn what_a_call_brings_that_left_before_a_403_for_that_id_fills_nothing() {
+    let world = World::new(|options| options.delay = Duration::from_secs(1), |_| {});
+    let mut slow = world.client().await;
+    let first = tokio::spawn(async move { slow.batch("t", &["1", "2"]).await });
+    world.origin.arrived(1).await;
+    sleep(Duration::from_millis(10)).await;
+    world.update(|options| options.delay = Duration::ZERO);
+    world.origin.script(Reply::json(403, FORBIDDEN));
+    let mut client = world.client().await;
+    let alone = [("x-auth-token", "t"), ("cache-control", "no-store")];
+    assert_eq!(client.get(&query(&["1"]), &alone).await.unwrap().status, 403);
+    assert_eq!(first.await.unwrap().ids(), ["1", "2"]);
+    assert_eq!(client.batch("t", &["2"]).await.header("cache-status"), "sidelink; hit");
+    assert_eq!(client.batch("t", &["1"]).await.header("cache-status"), "sidelink; fwd=miss; stored");
+}
+
+#[tokio::test]
+async fn explain_tells_of_a_remembered_refusal() {
+    let stack = Stack::start().await;
+    stack.origin.script(Reply::json(403, FORBIDDEN));
+    stack.client.batch("t", &["1"]).await;
+    let admin = crate::support::TestClient::new(stack.app.admin_address());
+    let ask = async |ids: &[&str]| {
+        let pairs: Vec<String> = ids.iter().map(|id| format!("accessory_ids={id}")).collect();
+        let explained = admin.get(&format!("/explain?{}", pairs.join("&")), &[("x-auth-token", "t")]).await.json();
+        let said = |at: usize, name: &str| explained["ids"][at][name].as_str().unwrap().to_owned();
+        (explained["outcome"].as_str().unwrap().to_owned(), said(0, "state"), said(0, "result"))
+    };
+    assert_eq!(ask(&["1"]).await, ("error".into(), "refused".into(), "failed".into()));
+    assert_eq!(ask(&["1", "2"]).await, ("miss".into(), "unknown".into(), "fetched".into()));
 }
 
 #[tokio::test]
@@ -124,6 +338,46 @@ async fn who_is_no_caller_is_forwarded_untouched_and_nothing_is_stored() {
         assert_eq!(stack.metric(&format!("sidelink_bypass_total{{reason=\"{reason}\"}}")).await, 2.0);
         assert_eq!(stack.metric("sidelink_cache_links").await, 0.0);
     }
+}
+
+#[tokio::test]
+async fn a_credential_or_scope_header_beyond_the_apis_bounds_goes_upstream_as_it_came() {
+    let stack = Stack::with(|_| {}, |config| config.callers.scope_headers = vec!["x-tenant".parse().unwrap()]).await;
+    let bounds = [
+        ("x-auth-token", 5000),
+        ("x-tenant", 5000),
+        ("x-language", 32),
+        ("x-time-zone", 32),
+        ("x-site", 32),
+        ("x-domain-id", 64),
+        ("x-project-id", 64),
+        ("x-enterprise-project-id", 64),
+    ];
+    for (name, most) in bounds {
+        let (within, beyond) = ("x".repeat(most), "x".repeat(most + 1));
+        for (value, is_beyond) in [(&within, false), (&beyond, true)] {
+            let mut headers = vec![(name, value.as_str())];
+            headers.extend((name != "x-auth-token").then_some(("x-auth-token", "t")));
+            for is_first in [true, false] {
+                let calls = stack.origin.calls().len();
+                let reply = stack.client.get(&query(&["1"]), &headers).await;
+                let expected = match (is_beyond, is_first) {
+                    (true, _) => "sidelink; fwd=bypass; detail=header-too-long",
+                    (false, true) => "sidelink; fwd=miss; stored",
+                    (false, false) => "sidelink; hit",
+                };
+                assert_eq!((reply.header("cache-status"), reply.ids()), (expected, vec!["1".to_owned()]), "{name}");
+                if expected != "sidelink; hit" {
+                    assert_eq!(stack.origin.calls()[calls].headers[name], *value, "{name}");
+                }
+            }
+        }
+    }
+    let counted = stack.metric(r#"sidelink_bypass_total{reason="header-too-long"}"#).await;
+    assert_eq!(counted, 2.0 * bounds.len() as f64);
+    let two = [("x-auth-token", "t"), ("x-language", "0123456789abcdef"), ("x-language", "0123456789abcdef")];
+    let reply = stack.client.get(&query(&["1"]), &two).await;
+    assert_eq!(reply.header("cache-status"), "sidelink; fwd=bypass; detail=header-too-long", "as one list");
 }
 
 #[tokio::test]

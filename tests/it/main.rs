@@ -30,6 +30,7 @@ mod life_cycle;
 mod listeners;
 mod load;
 mod logging;
+mod long_headers;
 mod metrics;
 mod once;
 #[cfg(feature = "otlp")]
@@ -55,3 +56,4 @@ mod supply_chain;
 mod support;
 mod tls;
 mod tracing;
+mod unmatched;

@@ -107,13 +107,15 @@ async fn a_call_that_left_before_a_403_gives_no_acceptance_back() {
     fleet.origin.update(|options| options.delay = Duration::ZERO);
     let refusal = r#"{"error_code":"OSM.0003","error_msg":"forbidden"}"#;
     fleet.origin.script(sidelink::origin::Reply::json(403, refusal));
-    assert_eq!(one.client.batch("t", &["4"]).await.status, 403);
+    // A link that the caller had is refused alone.
+    let anew = [("x-auth-token", "t"), ("cache-control", "no-cache")];
+    assert_eq!(one.client.get(&crate::support::query(&["1"]), &anew).await.status, 403);
     eventually("the acceptance is taken away", async || redis.keys("c").await.len() == 1).await;
     let of_the_other = redis.keys("c").await;
     assert_eq!(before.await.unwrap().ids(), ["3"]);
     // What is written afterwards is there: so would be what was written before.
     one.client.batch("u", &["5"]).await;
-    eventually("it is shared", async || redis.keys("l").await.len() == 5).await;
+    eventually("it is shared", async || redis.keys("l").await.len() == 4).await;
     assert_eq!(redis.keys("c").await, of_the_other);
 }
 

@@ -105,7 +105,7 @@ async fn a_client_that_leaves_before_its_deletion_is_answered_leaves_no_link() {
             let (arrived, mut answered) = (arrived.clone(), answered.clone());
             tokio::spawn(async move {
                 // Of a link that does not end by itself meanwhile.
-                let expires = sidelink::clock::Clock::system().now().unix_seconds() + 3600;
+                let expires = Clock::system().now().unix_seconds() + 3600;
                 let mut body = format!(
                     r#"{{"accessory_urls":[{{"accessory_id":"1","accessory_url":"https://h/1?Expires={expires}&Signature=s"}}]}}"#
                 );

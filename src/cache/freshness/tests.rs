@@ -85,15 +85,15 @@ fn expires_counts_from_the_latest_clock_and_only_without_max_age() {
         let sent = Moment { monotonic: 5, wall: 1_795_478_410_000 };
         Source::read(&headers, sent).lifetime(&config())
     };
-    let expires = (EXPIRES, "Tue, 24 Nov 2026 00:01:00 GMT");
+    let expires = || (EXPIRES, "Tue, 24 Nov 2026 00:01:00 GMT");
     assert_eq!(read(&[]), None);
-    assert_eq!(read(&[expires.clone()]), Some(50_000));
-    assert_eq!(read(&[expires.clone(), (DATE, "Tue, 24 Nov 2026 00:00:20 GMT")]), Some(40_000));
-    assert_eq!(read(&[expires.clone(), (DATE, "Tue, 24 Nov 2026 00:00:20 GMT"), (AGE, "30")]), Some(10_000));
-    assert_eq!(read(&[expires.clone(), (DATE, "Thu, 01 Jan 1970 00:00:00 GMT")]), Some(50_000));
-    assert_eq!(read(&[expires.clone(), (http::header::CACHE_CONTROL, "max-age=7")]), Some(7_000));
-    assert_eq!(read(&[expires.clone(), (http::header::CACHE_CONTROL, "private")]), Some(50_000));
-    assert_eq!(read(&[expires.clone(), expires]), Some(0), "two are none");
+    assert_eq!(read(&[expires()]), Some(50_000));
+    assert_eq!(read(&[expires(), (DATE, "Tue, 24 Nov 2026 00:00:20 GMT")]), Some(40_000));
+    assert_eq!(read(&[expires(), (DATE, "Tue, 24 Nov 2026 00:00:20 GMT"), (AGE, "30")]), Some(10_000));
+    assert_eq!(read(&[expires(), (DATE, "Thu, 01 Jan 1970 00:00:00 GMT")]), Some(50_000));
+    assert_eq!(read(&[expires(), (http::header::CACHE_CONTROL, "max-age=7")]), Some(7_000));
+    assert_eq!(read(&[expires(), (http::header::CACHE_CONTROL, "private")]), Some(50_000));
+    assert_eq!(read(&[expires(), expires()]), Some(0), "two are none");
     for invalid in
         ["0", "-1", "", "2026-11-24T00:01:00Z", "Tue, 24 Nov 2026 00:00:10 GMT", "Wed, 31 Dec 1969 23:59:59 GMT"]
     {

@@ -70,13 +70,14 @@ pub fn answer(data: &[u8]) {
     assert_eq!(answer::read(&merged, &ids), read);
 }
 
-/// A link is never fresh when it is no longer usable, nor usable under its floor; and a later look never finds more.
+/// A link is never fresh when it is no longer usable, nor usable under its floor; a later look never finds more; and a link
+/// whose expiry cannot be read is not kept.
 pub fn freshness(data: &[u8]) {
     let (url, head) = split(data);
     let Ok(url) = std::str::from_utf8(url) else { return };
-    let _ = expiry(url);
+    let expiry = expiry(url);
     let mut headers = HeaderMap::new();
-    let lines = [DATE, http::header::AGE, CACHE_CONTROL, CACHE_CONTROL];
+    let lines = [DATE, http::header::AGE, CACHE_CONTROL, CACHE_CONTROL, http::header::EXPIRES];
     for (name, line) in lines.into_iter().zip(head.split(|byte| *byte == b'\n')) {
         if let Ok(value) = HeaderValue::from_bytes(line) {
             headers.append(name, value);
@@ -88,6 +89,7 @@ pub fn freshness(data: &[u8]) {
     let config = sidelink::config::Freshness::default();
     let source = Source::read(&headers, clock.now());
     let Verdict::Keep(deadlines) = judge(Some(url), &source, &config) else { return };
+    assert_ne!(expiry, Expiry::Unreadable, "kept");
     let floor = u64::try_from(config.min_remaining.as_millis()).expect("a minute");
     let mut before = u64::MAX;
     for _ in 0..8 {
@@ -96,6 +98,10 @@ pub fn freshness(data: &[u8]) {
         assert!(fresh.unwrap_or(0) <= usable.unwrap_or(0));
         assert!(usable.is_some() == deadlines.usable(now));
         assert!(usable.unwrap_or(0) <= before);
+        if let (Some(_), Expiry::At(end)) = (usable, expiry) {
+            let left = end.saturating_sub(now.unix_millis());
+            assert!(left > floor, "{left} ms left by the local clock");
+        }
         if let (Some(usable), Some(life)) = (usable, deadlines.life_left(now)) {
             assert!(life >= floor.min(usable), "{life} ms to live");
             assert!(life == u64::from(u32::MAX - 1) || usable + floor <= life + 1, "{usable} ms usable of {life}");
@@ -320,7 +326,7 @@ pub fn laws(data: &[u8]) {
 
 /// What the endpoint may come up with.
 fn reply(kind: usize, id: u8) -> Reply {
-    let item = format!(r#"{{"accessory_id":"{}","accessory_url":"u?Expires=9999999999&Signature=s"}}"#, id % 8);
+    let item = format!(r#"{{"accessory_id":"{}","accessory_url":"u?Expires=1800000000&Signature=s"}}"#, id % 8);
     match kind % 12 {
         0 => Reply::Reset,
         1 => Reply::Truncated(r#"{"accessory_urls":["#.into()),

@@ -4,19 +4,22 @@
 //! - *fresh until*: served without asking;
 //! - *stale until*: past its freshness, served only for an endpoint that fails.
 //!
-//! Forms of presigned URLs: V2 `Expires` (absolute), V4 `X-Amz-Date` + `X-Amz-Expires` and, alike, `X-Obs-…`. Parameter
-//! names are matched whole, so `response-expires` (a header of the download) is no expiry.
+//! What is left of a link is measured against the latest of three clocks: the endpoint's, that of whoever signed the link,
+//! and the local one. One that is behind therefore never prolongs a life; one that is ahead costs hits.
 
-use std::borrow::Cow;
+mod expiry;
+pub mod forms;
+
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
-use http::header::{AGE, DATE};
-use percent_encoding::percent_decode_str;
+use http::header::{AGE, DATE, EXPIRES};
 
 use crate::cache_control::Directives;
-use crate::clock::{Moment, millis, read_basic_date};
+use crate::clock::{Moment, millis};
 use crate::config;
+
+pub use expiry::{Expiry, expiry};
 
 /// When a kept link stops being fresh, and when it stops being usable at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,14 +41,30 @@ impl Deadlines {
         Self { sent, fresh, stale: fresh, life: u32::MAX }
     }
 
-    /// Deadlines as they were set elsewhere, for a call sent at `sent` with these spans; shortened to what `config` allows
-    /// here. `None`: it allows nothing.
-    pub(super) fn elsewhere(sent: Moment, [fresh, stale, life]: [u32; 3], config: &config::Freshness) -> Option<Self> {
+    /// Deadlines of a link that another sidecar set, for a call sent at `sent` with these spans; shortened to what `config`
+    /// allows here. `None`: it allows nothing.
+    pub(super) fn link_elsewhere(
+        sent: Moment,
+        [fresh, stale, life]: [u32; 3],
+        config: &config::Freshness,
+    ) -> Option<Self> {
         let most = |span: Duration| saturate(millis(span));
-        let usable = if life == u32::MAX { u32::MAX } else { life.saturating_sub(most(config.min_remaining)) };
-        let fresh = fresh.min(usable).min(most(config.max));
+        let (usable, by_kind) = match life {
+            u32::MAX => (u32::MAX, most(config.unsigned)),
+            life => {
+                let usable = life.saturating_sub(most(config.min_remaining));
+                (usable, usable)
+            }
+        };
+        let fresh = fresh.min(by_kind).min(most(config.max));
         let stale = stale.min(usable).min(fresh.saturating_add(most(config.stale_if_error))).max(fresh);
         (fresh > 0).then_some(Self { sent, fresh, stale, life })
+    }
+
+    /// As [`Self::link_elsewhere`], of an id that was left out.
+    pub(super) fn absent_elsewhere(sent: Moment, [fresh, ..]: [u32; 3], config: &config::Freshness) -> Option<Self> {
+        let deadlines = Self::absent(sent, Duration::from_millis(fresh.into()).min(config.absent));
+        (deadlines.fresh > 0).then_some(deadlines)
     }
 
     /// When its call was sent, and the milliseconds from there that it is fresh, that it is usable, and until its URL expires.
@@ -99,63 +118,79 @@ fn left(span: u32, elapsed: u64) -> Option<u64> {
 #[derive(Clone, Copy, Debug)]
 pub struct Source {
     /// When the call was sent.
-    pub sent: Moment,
-    /// The endpoint's own clock in Unix milliseconds: its `Date` plus its `Age`, else the local wall clock.
-    pub now: u64,
+    sent: Moment,
+    /// The later of the endpoint's clock (its `Date` plus its `Age`) and the local one, in Unix milliseconds.
+    now: u64,
+    /// Local minus endpoint's clock, in milliseconds.
+    skew: i64,
     /// Seconds that the answer had spent in caches.
-    pub age: u64,
-    /// Its Cache-Control.
-    pub directives: Directives,
+    age: u64,
+    directives: Directives,
+    /// Milliseconds until its `Expires`, if it has one; 0 for one that cannot be read.
+    expires_in: Option<u64>,
 }
 
 impl Source {
     /// Reads the headers of an answer to a call sent at `sent`.
     pub fn read(headers: &HeaderMap, sent: Moment) -> Self {
         let age: u64 = single(headers, &AGE).and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-        let date = single(headers, &DATE)
-            .and_then(|text| httpdate::parse_http_date(text).ok())
-            .and_then(|date| date.duration_since(SystemTime::UNIX_EPOCH).ok());
-        let now = match date {
-            // A Date names whole seconds: its end is taken, so that a life is never measured too long.
-            Some(date) => millis(date).saturating_add(999).saturating_add(age.saturating_mul(1000)),
-            None => sent.unix_millis(),
-        };
-        Self { sent, now, age, directives: Directives::read(headers) }
+        let date = single(headers, &DATE).and_then(read_http_date);
+        let endpoint = date.map(|date| date.saturating_add(age.saturating_mul(1000)));
+        let local = sent.unix_millis();
+        // RFC 9111 §5.3: an `Expires` that is no date, `0` above all, lies in the past.
+        let expires_in = headers.contains_key(EXPIRES).then(|| {
+            let expires = single(headers, &EXPIRES).and_then(read_http_date).unwrap_or(0);
+            expires.saturating_sub(endpoint.map_or(local, |endpoint| endpoint.max(local)))
+        });
+        // A Date names whole seconds: its end is taken, so that a life is never measured too long.
+        let now = endpoint.map_or(local, |endpoint| endpoint.saturating_add(999).max(local));
+        // On average a Date is half a second old.
+        let skew = endpoint.map_or(0, |endpoint| i128::from(local) - i128::from(endpoint) - 500);
+        let skew = i64::try_from(skew).unwrap_or(0);
+        Self { sent, now, skew, age, directives: Directives::read(headers), expires_in }
     }
 
     /// Whether the endpoint's Cache-Control forbids keeping anything of it.
     pub fn forbids_storing(&self, config: &config::Freshness) -> bool {
-        let directives = self.heeded(config);
-        directives.no_store || directives.no_cache
+        !self.is_overruled(config) && (self.directives.no_store || self.directives.no_cache)
     }
 
     /// How long a left-out id may be remembered as absent.
     pub fn absence(&self, config: &config::Freshness) -> Duration {
-        let most = self.heeded(config).max_age.map(|seconds| Duration::from_secs(seconds.saturating_sub(self.age)));
-        most.map_or(config.absent, |most| most.min(config.absent))
+        self.lifetime(config).map_or(config.absent, |most| Duration::from_millis(most).min(config.absent))
     }
 
-    /// The directives that count. An operator who overrules `no-store` means the boilerplate around it too.
-    fn heeded(&self, config: &config::Freshness) -> Directives {
-        if self.directives.no_store && !config.honour_no_store {
-            return Directives::default();
+    /// Milliseconds for which the endpoint lets its answer count as fresh, if it says: `max-age`, else `Expires`.
+    fn lifetime(&self, config: &config::Freshness) -> Option<u64> {
+        if self.is_overruled(config) {
+            return None;
         }
-        self.directives
+        let by_max_age = |seconds: u64| seconds.saturating_sub(self.age).saturating_mul(1000);
+        self.directives.max_age.map(by_max_age).or(self.expires_in)
     }
 
-    /// Local minus endpoint's clock, in milliseconds.
-    pub fn skew(&self) -> i64 {
-        // On average a Date is half a second old; `now` takes it at the end of its second.
-        let difference = i128::from(self.sent.unix_millis()) - i128::from(self.now) + 499;
-        i64::try_from(difference).unwrap_or(0)
+    /// An operator who overrules `no-store` means the boilerplate around it too.
+    fn is_overruled(&self, config: &config::Freshness) -> bool {
+        self.directives.no_store && !config.honour_no_store
     }
+
+    /// Local minus endpoint's clock, in milliseconds; 0 if the endpoint does not say.
+    pub fn skew(&self) -> i64 {
+        self.skew
+    }
+}
+
+/// Unix milliseconds.
+fn read_http_date(text: &str) -> Option<u64> {
+    let date = httpdate::parse_http_date(text).ok()?;
+    date.duration_since(SystemTime::UNIX_EPOCH).ok().map(millis)
 }
 
 fn single<'h>(headers: &'h HeaderMap, name: &http::HeaderName) -> Option<&'h str> {
     let mut lines = headers.get_all(name).iter();
     let line = lines.next()?;
     if lines.next().is_some() {
-        return None; // Two clocks are none.
+        return None; // Two values contradict each other.
     }
     line.to_str().ok()
 }
@@ -174,9 +209,9 @@ pub enum Verdict {
 pub enum Reason {
     /// Its life left is below `freshness.min_remaining`.
     UnderFloor,
-    /// Signed, with an expiry that cannot be read.
+    /// Signed, with an expiry that cannot be read or is further than ten years away.
     Unreadable,
-    /// The endpoint's Cache-Control forbids it.
+    /// The endpoint's Cache-Control or Expires forbids it.
     NoStore,
     /// The endpoint's Vary names something outside of the scope.
     Vary,
@@ -201,29 +236,33 @@ impl Reason {
     }
 }
 
+/// An expiry further away than this is taken to be misread.
+const TEN_YEARS: u64 = 3653 * 24 * 3600 * 1000;
+
 /// Judges the link `url` of an answer.
 pub fn judge(url: Option<&str>, source: &Source, config: &config::Freshness) -> Verdict {
     if source.forbids_storing(config) {
         return Verdict::Pass(Reason::NoStore);
     }
-    let directives = source.heeded(config);
-    let life = match url.map(expiry) {
-        Some(Expiry::At(unix_millis)) => Some(unix_millis.saturating_sub(source.now)),
-        Some(Expiry::None) => None,
-        Some(Expiry::Unreadable) | None => return Verdict::Pass(Reason::Unreadable),
-    };
+    let Some(Ok(validity)) = url.map(expiry::read) else { return Verdict::Pass(Reason::Unreadable) };
+    let life = validity.map(|validity| validity.expiry.saturating_sub(source.now.max(validity.start.unwrap_or(0))));
+    if let Some(validity) = validity {
+        let is_too_far = validity.latest_expiry.saturating_sub(source.now) > TEN_YEARS;
+        if is_too_far || (validity.may_be_signing_time && life == Some(0)) {
+            return Verdict::Pass(Reason::Unreadable);
+        }
+    }
     let usable = life.map(|life| life.saturating_sub(millis(config.min_remaining)));
     if usable == Some(0) {
         return Verdict::Pass(Reason::UnderFloor);
     }
     let by_kind = usable.unwrap_or(millis(config.unsigned));
-    let by_endpoint =
-        directives.max_age.map_or(u64::MAX, |seconds| seconds.saturating_sub(source.age).saturating_mul(1000));
+    let by_endpoint = source.lifetime(config).unwrap_or(u64::MAX);
     let fresh = by_kind.min(millis(config.max)).min(by_endpoint);
     if fresh == 0 {
         return Verdict::Pass(Reason::NoStore);
     }
-    let stale = if directives.must_revalidate {
+    let stale = if source.directives.must_revalidate && !source.is_overruled(config) {
         fresh
     } else {
         fresh.saturating_add(millis(config.stale_if_error)).min(usable.unwrap_or(u64::MAX))
@@ -239,117 +278,6 @@ pub fn judge(url: Option<&str>, source: &Source, config: &config::Freshness) -> 
 /// 49 days are as good as forever here: every span is capped by a day of configuration.
 fn saturate(millis: u64) -> u32 {
     u32::try_from(millis).unwrap_or(u32::MAX)
-}
-
-/// What a URL says of its own end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expiry {
-    /// Unix milliseconds.
-    At(u64),
-    /// Not signed: it does not end by itself.
-    None,
-    /// Signed, but it cannot be told when it ends.
-    Unreadable,
-}
-
-/// A parameter that may stand at most once.
-#[derive(Default)]
-enum Once<'u> {
-    #[default]
-    Missing,
-    Read(Cow<'u, str>),
-    Bad,
-}
-
-impl<'u> Once<'u> {
-    fn take(&mut self, value: Option<Cow<'u, str>>) {
-        *self = match (std::mem::take(self), value) {
-            (Once::Missing, Some(value)) => Once::Read(value),
-            _ => Once::Bad,
-        };
-    }
-
-    fn number(&self) -> Option<u64> {
-        match self {
-            Once::Read(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),
-            _ => None,
-        }
-    }
-
-    fn is_missing(&self) -> bool {
-        matches!(self, Once::Missing)
-    }
-}
-
-/// Reads when `url` expires.
-pub fn expiry(url: &str) -> Expiry {
-    let without_fragment = url.split('#').next().unwrap_or_default();
-    let Some((_, query)) = without_fragment.split_once('?') else {
-        return Expiry::None;
-    };
-    let mut signed = false;
-    let mut policy = false;
-    let mut expires = Once::default();
-    let mut relative = [(Once::default(), Once::default()), (Once::default(), Once::default())];
-    let [amz, obs] = &mut relative;
-    for pair in query.split('&') {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let name = percent_decode_str(name).decode_utf8_lossy().to_ascii_lowercase();
-        let value = || percent_decode_str(value).decode_utf8().ok();
-        match name.as_str() {
-            "expires" => expires.take(value()),
-            "x-amz-date" => amz.0.take(value()),
-            "x-amz-expires" => amz.1.take(value()),
-            "x-obs-date" => obs.0.take(value()),
-            "x-obs-expires" => obs.1.take(value()),
-            "policy" => policy = true,
-            "signature"
-            | "accesskeyid"
-            | "awsaccesskeyid"
-            | "ossaccesskeyid"
-            | "x-amz-signature"
-            | "x-amz-algorithm"
-            | "x-amz-credential"
-            | "x-amz-security-token"
-            | "x-obs-signature"
-            | "x-obs-algorithm"
-            | "x-obs-credential"
-            | "x-obs-security-token"
-            | "key-pair-id" => signed = true,
-            _ => {}
-        }
-    }
-    if policy {
-        return Expiry::Unreadable; // The policy document holds an end of its own.
-    }
-    let mut earliest: Option<u64> = None;
-    if !expires.is_missing() {
-        match expires.number().and_then(|seconds| seconds.checked_mul(1000)) {
-            Some(end) => earliest = Some(end),
-            None => return Expiry::Unreadable,
-        }
-    }
-    for (date, span) in &relative {
-        if date.is_missing() && span.is_missing() {
-            continue;
-        }
-        match end_of(date, span) {
-            Some(end) => earliest = Some(earliest.map_or(end, |known| known.min(end))),
-            None => return Expiry::Unreadable,
-        }
-    }
-    match earliest {
-        Some(end) => Expiry::At(end),
-        None if signed => Expiry::Unreadable,
-        None => Expiry::None,
-    }
-}
-
-/// `20261124T000000Z` plus seconds, as Unix milliseconds.
-fn end_of(date: &Once<'_>, span: &Once<'_>) -> Option<u64> {
-    let Once::Read(text) = date else { return None };
-    let begin = read_basic_date(text)?;
-    begin.checked_add(span.number()?)?.checked_mul(1000)
 }
 
 #[cfg(test)]

@@ -417,7 +417,7 @@ impl Inner {
     fn say_once_that_nothing_is_stored(&self) {
         if !self.warned_no_store.swap(true, Ordering::Relaxed) {
             warn!(
-                "the endpoint's Cache-Control forbids storing its links: every batch is fetched, unless freshness.honour_no_store is false"
+                "the endpoint's Cache-Control or Expires forbids storing its links: every batch is fetched, unless freshness.honour_no_store is false"
             );
         }
     }

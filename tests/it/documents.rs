@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use sidelink::cache::freshness::forms::FORMS;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -87,4 +89,23 @@ fn readme_shows_the_errors_that_check_prints() {
     let mut check = Command::new(env!("CARGO_BIN_EXE_sidelink"));
     let output = check.args(["check", "--config", "sidelink.toml"]).current_dir(directory.path()).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), shown);
+}
+
+/// The page and the code have one table of the forms of signed links.
+#[test]
+fn the_page_of_links_lists_every_form_that_is_read() {
+    let page = std::fs::read_to_string(root().join("docs/LINKS.md")).unwrap();
+    let listed: Vec<&str> = page.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    let expected: Vec<String> = FORMS
+        .iter()
+        .map(|form| {
+            let names: Vec<String> = form.times.iter().map(|time| format!("`{}`", time.name)).collect();
+            let names = if names.is_empty() { "any".to_owned() } else { names.join(", ") };
+            format!("| {} | {names} | {} | {} |", form.name, form.expires, form.source)
+        })
+        .collect();
+    assert_eq!(listed, expected);
+    for form in &FORMS {
+        assert!(form.source.contains("](https://") || form.source.starts_with("none"), "{}", form.name);
+    }
 }

@@ -27,6 +27,7 @@ mod fleet;
 mod freshness;
 mod isolation;
 mod life_cycle;
+mod links;
 mod listeners;
 mod load;
 mod logging;

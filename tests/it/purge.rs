@@ -105,11 +105,14 @@ async fn a_client_that_leaves_before_its_deletion_is_answered_leaves_no_link() {
             let (arrived, mut answered) = (arrived.clone(), answered.clone());
             tokio::spawn(async move {
                 // Of a link that does not end by itself meanwhile.
-                let mut body = r#"{"accessory_urls":[{"accessory_id":"1","accessory_url":"https://h/1?Expires=9999999999&Signature=s"}]}"#;
+                let expires = Clock::system().now().unix_seconds() + 3600;
+                let mut body = format!(
+                    r#"{{"accessory_urls":[{{"accessory_id":"1","accessory_url":"https://h/1?Expires={expires}&Signature=s"}}]}}"#
+                );
                 if head.starts_with("DELETE") {
                     arrived.send(()).await.unwrap();
                     answered.wait_for(|answered| *answered).await.unwrap();
-                    body = "";
+                    body.clear();
                 }
                 let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
                 let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;

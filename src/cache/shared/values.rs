@@ -59,8 +59,13 @@ impl Inner {
         let mut whom = vec![Says::Caller(key.hash), self.keys.get(at)?.says(Target::Id(id))];
         whom.extend(share.groups.get(at).copied().flatten());
         self.counted(self.upholds(at, link.stamp, &whom), Kind::Revoked)?;
-        let age = age(link.sent, now);
-        let deadlines = age.and_then(|age| Deadlines::elsewhere(now.before(age), link.spans, &self.freshness));
+        let deadlines = age(link.sent, now).and_then(|age| {
+            let sent = now.before(age);
+            match link.text {
+                Some(_) => Deadlines::link_elsewhere(sent, link.spans, &self.freshness),
+                None => Deadlines::absent_elsewhere(sent, link.spans, &self.freshness),
+            }
+        });
         let deadlines = self.counted(deadlines.filter(|deadlines| deadlines.usable(now)), Kind::Outlived)?;
         Some(Kept::new(link.text.as_deref(), deadlines))
     }

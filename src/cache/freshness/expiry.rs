@@ -1,0 +1,433 @@
+//! When a URL says that it expires, and whether it is signed at all.
+//!
+//! One pass over the parameters collects what each form of [`FORMS`] states. Every form that is there has to be readable,
+//! the earliest expiry counts, and a URL that bears a sign of a signature without its form being readable is unreadable. No
+//! signature is verified: a URL can only shorten its own life.
+
+use base64::Engine;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use jiff::Timestamp;
+use jiff::civil::{Date, DateTime};
+use jiff::tz::TimeZone;
+use percent_encoding::percent_decode_str;
+use serde_json::Value as Json;
+
+use super::forms::{FORMS, Form, Shape, Time, Value};
+use crate::clock::read_basic_date;
+
+/// What a URL says of its own end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// Unix milliseconds.
+    At(u64),
+    /// Not signed: it does not end by itself.
+    None,
+    /// Signed, but it cannot be told when it ends.
+    Unreadable,
+}
+
+/// Reads when `url` expires.
+pub fn expiry(url: &str) -> Expiry {
+    match read(url) {
+        Ok(Some(validity)) => Expiry::At(validity.expiry),
+        Ok(None) => Expiry::None,
+        Err(Unreadable) => Expiry::Unreadable,
+    }
+}
+
+/// For how long a signed URL is valid; Unix milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Validity {
+    /// The earliest of all expiries that it states.
+    pub(super) expiry: u64,
+    /// The latest of them.
+    pub(super) latest_expiry: u64,
+    /// When it was signed, or from when it is valid, if it says.
+    pub(super) start: Option<u64>,
+    /// Whether an expiry in the past is perhaps the time of signing.
+    pub(super) may_be_signing_time: bool,
+}
+
+/// The URL is signed, and it cannot be told when it expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unreadable;
+
+/// Reads for how long `url` is valid; `None`: it bears no sign of a signature.
+pub(super) fn read(url: &str) -> Result<Option<Validity>, Unreadable> {
+    let without_fragment = url.split('#').next().unwrap_or_default();
+    let (path, query) = without_fragment.split_once('?').unwrap_or((without_fragment, ""));
+    let mut reader = Reader::default();
+    reader.read_path(path);
+    for pair in query.split('&') {
+        reader.read_parameter(pair);
+    }
+    reader.finish()
+}
+
+/// A set of forms: one bit for each of [`FORMS`].
+type FormSet = u32;
+
+const EVERY_FORM: FormSet = FormSet::MAX;
+const _: () = assert!(FORMS.len() <= FormSet::BITS as usize);
+
+/// What a URL's parameters have said so far.
+#[derive(Default)]
+struct Reader {
+    stated: [Stated; FORMS.len()],
+    /// For each sign of a signature, the forms that account for it.
+    signs: Vec<FormSet>,
+}
+
+/// What the parameters of one form have said so far.
+#[derive(Clone, Copy, Default)]
+struct Stated {
+    /// Which of its `times` were there.
+    seen: u32,
+    has_companion: bool,
+    is_unreadable: bool,
+    found: Found,
+}
+
+/// Points in time, in Unix milliseconds, and a span.
+#[derive(Clone, Copy, Default)]
+struct Found {
+    /// The latest.
+    start: Option<u64>,
+    /// The earliest and the latest.
+    expiry: Option<(u64, u64)>,
+    /// Milliseconds from `start`.
+    lifetime: Option<u64>,
+    may_be_signing_time: bool,
+}
+
+impl Reader {
+    /// Reads `name=value` segments like parameters, and looks for a hash beside a timestamp, as CDNs sign paths.
+    fn read_path(&mut self, path: &str) {
+        let mut before = Segment::Other;
+        for segment in path.split('/') {
+            for pair in segment.split([';', '&']).filter(|pair| pair.contains('=')) {
+                self.read_parameter(pair);
+            }
+            let here = Segment::of(&percent_decode_str(segment).decode_utf8_lossy());
+            if matches!((before, here), (Segment::Hash, Segment::Timestamp) | (Segment::Timestamp, Segment::Hash)) {
+                // Object names can look the same, so any form that is read accounts for this sign.
+                self.signs.push(EVERY_FORM);
+            }
+            before = here;
+        }
+    }
+
+    fn read_parameter(&mut self, pair: &str) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = percent_decode_str(name).decode_utf8_lossy();
+        let value = percent_decode_str(value).decode_utf8().ok();
+        let value = value.as_deref();
+        let shape = value.and_then(shape_of);
+        let (mut accounted, mut is_sign) = (0, shape.is_some() || has_sign_word(&name));
+        for (at, (form, stated)) in FORMS.iter().zip(&mut self.stated).enumerate() {
+            if stated.take(form, &name, value, shape) {
+                accounted |= 1 << at;
+            }
+            if form.signs.iter().any(|sign| sign.eq_ignore_ascii_case(&name)) {
+                accounted |= 1 << at;
+                is_sign = true;
+            }
+            stated.has_companion |= form.only_with.is_some_and(|companion| companion.eq_ignore_ascii_case(&name));
+        }
+        if is_sign {
+            // Generic names also occur beside a complete signature: GitHub's git-lfs links are S3 V4 with `token=1`.
+            // Any form that is read accounts for them.
+            self.signs.push(if accounted == 0 { EVERY_FORM } else { accounted });
+        }
+    }
+
+    fn finish(self) -> Result<Option<Validity>, Unreadable> {
+        let (mut all, mut read) = (Found::default(), 0);
+        for (at, (form, stated)) in FORMS.iter().zip(&self.stated).enumerate() {
+            if let Some(found) = stated.finish(form)? {
+                all.add(found);
+                read |= 1 << at;
+            }
+        }
+        if self.signs.iter().any(|forms| forms & read == 0) {
+            return Err(Unreadable);
+        }
+        Ok(all.expiry.map(|(expiry, latest_expiry)| Validity {
+            expiry,
+            latest_expiry,
+            start: all.start,
+            may_be_signing_time: all.may_be_signing_time,
+        }))
+    }
+}
+
+impl Stated {
+    /// Takes a parameter that limits the life of a URL of `form`; says whether it does.
+    fn take(&mut self, form: &Form, name: &str, value: Option<&str>, shape: Option<Shape>) -> bool {
+        let found = if form.shape.is_some() && shape.is_some() {
+            if form.shape != shape {
+                return false;
+            }
+            value.and_then(|value| match shape {
+                Some(Shape::Jwt) => read_jwt(value),
+                _ => read_tilde_fields(value),
+            })
+        } else {
+            let mut times = form.times.iter().enumerate();
+            let Some((at, parameter)) = times.find(|(_, parameter)| parameter.name.eq_ignore_ascii_case(name)) else {
+                return false;
+            };
+            let is_repeated = self.seen & 1 << at != 0;
+            self.seen |= 1 << at;
+            value.filter(|_| !is_repeated).and_then(|value| read_value(parameter.value, value))
+        };
+        match found {
+            // A token without an expiry, which limits nothing.
+            Some(found) if self.seen == 0 && found.expiry.is_none() => return false,
+            Some(found) => self.found.add(found),
+            None => self.is_unreadable = true,
+        }
+        true
+    }
+
+    /// What `form` states in all; `None`: the URL is not of this form.
+    fn finish(&self, form: &Form) -> Result<Option<Found>, Unreadable> {
+        if form.only_with.is_some() && !self.has_companion {
+            return Ok(None);
+        }
+        if self.is_unreadable {
+            return Err(Unreadable);
+        }
+        let mut found = self.found;
+        if let Some(lifetime) = found.lifetime {
+            let expiry =
+                found.start.and_then(|start| start.checked_add(lifetime)).filter(|expiry| *expiry < YEAR_10000);
+            found.add(Found::expiry(expiry.ok_or(Unreadable)?));
+        }
+        match found.expiry {
+            Some(_) => Ok(Some(found)),
+            // A start without an end.
+            None if self.seen != 0 => Err(Unreadable),
+            None => Ok(None),
+        }
+    }
+}
+
+impl Found {
+    fn expiry(at: u64) -> Self {
+        Self { expiry: Some((at, at)), ..Self::default() }
+    }
+
+    fn start(at: u64) -> Self {
+        Self { start: Some(at), ..Self::default() }
+    }
+
+    fn add(&mut self, other: Found) {
+        self.start = self.start.max(other.start);
+        self.expiry = match (self.expiry, other.expiry) {
+            (Some((first, last)), Some((other_first, other_last))) => {
+                Some((first.min(other_first), last.max(other_last)))
+            }
+            (one, other) => one.or(other),
+        };
+        self.lifetime = self.lifetime.or(other.lifetime);
+        self.may_be_signing_time |= other.may_be_signing_time;
+    }
+}
+
+fn read_value(how: Value, value: &str) -> Option<Found> {
+    match how {
+        Value::Expiry(time) => read_time(time, value).map(Found::expiry),
+        Value::Start(time) => read_time(time, value).map(Found::start),
+        Value::Lifetime => {
+            let lifetime = number(value, 10)?.checked_mul(1000)?;
+            Some(Found { lifetime: Some(lifetime), ..Found::default() })
+        }
+        Value::Interval => {
+            let (start, end) = value.split_once(';')?;
+            let mut found = Found::start(read_time(Time::Unix, start)?);
+            found.add(Found::expiry(read_time(Time::Unix, end)?));
+            Some(found)
+        }
+        Value::Policy => read_policy(value),
+        Value::TildeFields => read_tilde_fields(value),
+        Value::AuthKey => {
+            let timestamp = value.split('-').next()?;
+            Some(Found { may_be_signing_time: true, ..Found::expiry(read_time(Time::Unix, timestamp)?) })
+        }
+    }
+}
+
+/// `exp=…~acl=…~hmac=…`; Akamai's `st=` is the start. Google's Media CDN spells it `Expires=`.
+fn read_tilde_fields(value: &str) -> Option<Found> {
+    let mut found = Found::default();
+    for (name, value) in value.split('~').filter_map(|field| field.split_once('=')) {
+        match name.to_ascii_lowercase().as_str() {
+            "exp" | "expires" => found.add(Found::expiry(read_time(Time::Unix, value)?)),
+            "st" | "starts" => found.add(Found::start(read_time(Time::Unix, value)?)),
+            _ => {}
+        }
+    }
+    found.expiry.map(|_| found)
+}
+
+/// CloudFront's policy, in which every statement has an end, or a POST policy.
+fn read_policy(value: &str) -> Option<Found> {
+    // CloudFront's alphabet; what it leaves alone is standard base64.
+    let standard: String = value
+        .chars()
+        .map(|c| match c {
+            '-' => '+',
+            '_' => '=',
+            '~' => '/',
+            c => c,
+        })
+        .collect();
+    let policy: Json = serde_json::from_slice(&STANDARD.decode(standard).ok()?).ok()?;
+    let mut found = Found::default();
+    if let Some(expiration) = policy.get("expiration") {
+        found.add(Found::expiry(read_time(Time::Rfc3339, expiration.as_str()?)?));
+    }
+    let statements = policy.get("Statement").map(|statements| statements.as_array()).into_iter();
+    for statement in statements.collect::<Option<Vec<_>>>()?.into_iter().flatten() {
+        let end = statement.pointer("/Condition/DateLessThan/AWS:EpochTime")?;
+        found.add(Found::expiry(read_json_time(end)?));
+        if let Some(start) = statement.pointer("/Condition/DateGreaterThan/AWS:EpochTime") {
+            found.add(Found::start(read_json_time(start)?));
+        }
+    }
+    found.expiry.map(|_| found)
+}
+
+/// `exp` of a token that has one, and when it was issued.
+fn read_jwt(value: &str) -> Option<Found> {
+    let payload = json_part(value.split('.').nth(1)?)?;
+    let mut found = Found::default();
+    if let Some(end) = payload.get("exp") {
+        found.add(Found::expiry(read_json_time(end)?));
+    }
+    if let Some(issued) = payload.get("iat") {
+        found.add(Found::start(read_json_time(issued)?));
+    }
+    Some(found)
+}
+
+/// A number, or one as text; a fraction of a second is dropped.
+fn read_json_time(value: &Json) -> Option<u64> {
+    match value {
+        Json::Number(number) => read_time(Time::Unix, number.to_string().split('.').next()?),
+        Json::String(text) => read_time(Time::Unix, text),
+        _ => None,
+    }
+}
+
+/// Whether a value says by itself what it is.
+fn shape_of(value: &str) -> Option<Shape> {
+    if value.split('~').any(|field| field.starts_with("hmac=")) {
+        return Some(Shape::TildeFields);
+    }
+    let (header, rest) = value.split_once('.')?;
+    let is_jwt = rest.contains('.') && json_part(header).is_some_and(|header| header.get("alg").is_some());
+    is_jwt.then_some(Shape::Jwt)
+}
+
+/// A part of a JWT.
+fn json_part(part: &str) -> Option<Json> {
+    serde_json::from_slice(&URL_SAFE.decode(part).ok()?).ok()
+}
+
+/// Unix milliseconds.
+fn read_time(time: Time, text: &str) -> Option<u64> {
+    let millis = match time {
+        Time::Unix => unix_millis(number(text, 10)?)?,
+        Time::Hex => unix_millis(number(text, 16)?)?,
+        Time::Basic => read_basic_date(text)?.checked_mul(1000)?,
+        Time::Rfc3339 => {
+            let timestamp = match text.len() {
+                10 => TimeZone::UTC.to_timestamp(text.parse::<Date>().ok()?.at(0, 0, 0, 0)).ok()?,
+                _ => text.parse::<Timestamp>().ok()?,
+            };
+            u64::try_from(timestamp.as_millisecond()).ok()?
+        }
+    };
+    Some(millis).filter(|millis| *millis < YEAR_10000)
+}
+
+/// From here on numbers are no times.
+const YEAR_10000: u64 = 253_402_300_800_000;
+
+/// Numbers from here on are milliseconds, since as seconds they lie beyond the year 5000.
+const LEAST_MILLIS: u64 = 100_000_000_000;
+
+fn unix_millis(number: u64) -> Option<u64> {
+    if number < LEAST_MILLIS { number.checked_mul(1000) } else { Some(number) }
+}
+
+fn number(text: &str, radix: u32) -> Option<u64> {
+    // No sign, which `from_str_radix` would accept.
+    let is_number = text.bytes().all(|byte| char::from(byte).is_digit(radix));
+    u64::from_str_radix(text, radix).ok().filter(|_| is_number)
+}
+
+const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
+    .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+    .with_decode_allow_trailing_bits(true);
+const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
+const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
+
+/// Words that show, in a parameter's name, that a URL is signed.
+const SIGN_WORDS: [&str; 7] = ["sig", "sign", "signature", "hmac", "token", "auth", "policy"];
+
+/// Whether one of the words of `name` is one of [`SIGN_WORDS`]. Words end where something else than a letter stands and where
+/// the case changes; of `URLSignature` both `URL` and `URLS` count as words, so that none is missed.
+fn has_sign_word(name: &str) -> bool {
+    name.split(|c: char| !c.is_ascii_alphabetic()).any(|letters| {
+        let is_upper = |at: usize| letters.as_bytes().get(at).map(u8::is_ascii_uppercase);
+        let is_boundary = |at: usize| {
+            at == 0
+                || is_upper(at) != is_upper(at - 1)
+                || (is_upper(at) == Some(true) && is_upper(at + 1) == Some(false))
+        };
+        (0..letters.len()).filter(|at| is_boundary(*at)).any(|at| {
+            SIGN_WORDS.iter().any(|word| {
+                let end = at + word.len();
+                is_boundary(end) && letters.get(at..end).is_some_and(|part| part.eq_ignore_ascii_case(word))
+            })
+        })
+    })
+}
+
+/// What a segment of a path may be a part of.
+#[derive(Clone, Copy)]
+enum Segment {
+    /// 32 or more hexadecimal digits.
+    Hash,
+    /// Unix seconds, in decimal or in hexadecimal, milliseconds, or `202611240000`.
+    Timestamp,
+    Other,
+}
+
+impl Segment {
+    fn of(text: &str) -> Self {
+        if !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Self::Other;
+        }
+        // 2001 to 2065.
+        let is_recent = |seconds: u64| (1_000_000_000..3_000_000_000).contains(&seconds);
+        let is_date = |format| DateTime::strptime(format, text).is_ok_and(|date| date.year() >= 2000);
+        let is_timestamp = match text.len() {
+            32.. => return Self::Hash,
+            8 => number(text, 16).is_some_and(is_recent),
+            10 => number(text, 10).is_some_and(is_recent),
+            12 => is_date("%Y%m%d%H%M"),
+            13 => number(text, 10).is_some_and(|millis| is_recent(millis / 1000)),
+            14 => is_date("%Y%m%d%H%M%S"),
+            _ => false,
+        };
+        if is_timestamp { Self::Timestamp } else { Self::Other }
+    }
+}
+
+#[cfg(test)]
+mod tests;

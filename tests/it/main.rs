@@ -18,6 +18,7 @@ mod command_line;
 mod config;
 mod corpora;
 mod dashboard;
+mod deadlines;
 mod documents;
 mod egress;
 mod endpoint_connections;
@@ -37,6 +38,7 @@ mod once;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod pass_through;
+mod pauses;
 mod process;
 mod prometheus;
 mod promql;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use h2::Reason;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -15,7 +16,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tempfile::TempDir;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, duplex, split};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex, split};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_rustls::server::TlsStream;
@@ -35,7 +36,7 @@ pub struct Farewell {
     pub after: usize,
     /// Whether a GOAWAY without a last id comes first, with the answer to the last of them.
     pub warns: bool,
-    pub code: h2::Reason,
+    pub code: Reason,
 }
 
 /// An endpoint at `https://localhost:PORT`.
@@ -180,10 +181,10 @@ async fn respond(act: Act, asked: &Asked, out: &UnboundedSender<Out>) -> Result<
     }
 }
 
-/// Passes requests on until the farewell; what comes after it is dropped.
+/// Passes requests on until the farewell; those that come after it are dropped. The connection ends with the last answer.
 async fn from_client_to_server(
     mut client: impl AsyncRead + Unpin,
-    mut server: impl tokio::io::AsyncWrite + Unpin,
+    mut server: impl AsyncWrite + Unpin,
     farewell: Option<Farewell>,
     out: UnboundedSender<Out>,
     mut answered: UnboundedReceiver<()>,
@@ -193,44 +194,51 @@ async fn from_client_to_server(
     if client.read_exact(&mut preface).await.is_err() || server.write_all(&preface).await.is_err() {
         return;
     }
-    let (mut requests, mut last) = (0, 0);
-    while let Some((kind, stream, bytes)) = read_frame(&mut client).await {
-        if let (HEADERS, Some(farewell)) = (kind, farewell) {
-            if requests == farewell.after {
-                unprocessed.fetch_add(1, Ordering::SeqCst);
-                let _ = out.send(Out::Frame(goaway(last, farewell.code)));
-                break;
-            }
-            (requests, last) = (requests + 1, stream);
-            if requests == farewell.after && farewell.warns {
-                let _ = out.send(Out::Frame(goaway(NO_LAST_ID, h2::Reason::NO_ERROR)));
-            }
-        }
-        if server.write_all(&bytes).await.is_err() {
-            return;
-        }
-    }
-    // Later requests are read, so that their bytes do not reset the connection, and are not processed.
-    let ignored = async {
-        while let Some((kind, ..)) = read_frame(&mut client).await {
-            unprocessed.fetch_add(usize::from(kind == HEADERS), Ordering::SeqCst);
+    let (queue, mut frames) = unbounded_channel();
+    let read = async move {
+        while let Some(frame) = read_frame(&mut client).await {
+            let _ = queue.send(frame);
         }
     };
-    let finished = async {
-        for _ in 0..requests {
-            answered.recv().await;
+    let pass = async {
+        let (mut requests, mut answers, mut last, mut is_over) = (0, 0, 0, false);
+        loop {
+            tokio::select! {
+                frame = frames.recv() => {
+                    let Some((kind, stream, bytes)) = frame else { return };
+                    if let (HEADERS, Some(farewell)) = (kind, farewell) {
+                        if requests == farewell.after {
+                            unprocessed.fetch_add(1, Ordering::SeqCst);
+                            if !std::mem::replace(&mut is_over, true) {
+                                let _ = out.send(Out::Frame(goaway(last, farewell.code)));
+                            }
+                            continue;
+                        }
+                        (requests, last) = (requests + 1, stream);
+                        if requests == farewell.after && farewell.warns {
+                            let _ = out.send(Out::Frame(goaway(NO_LAST_ID, Reason::NO_ERROR)));
+                        }
+                    }
+                    if server.write_all(&bytes).await.is_err() {
+                        return;
+                    }
+                }
+                _ = answered.recv() => {
+                    answers += 1;
+                    if let Some(farewell) = farewell && answers == farewell.after {
+                        if !std::mem::replace(&mut is_over, true) {
+                            let _ = out.send(Out::Frame(goaway(last, farewell.code)));
+                        }
+                        let _ = out.send(Out::Close);
+                    }
+                }
+            }
         }
     };
-    tokio::select! {
-        () = ignored => {}
-        () = finished => {
-            let _ = out.send(Out::Close);
-            std::future::pending::<Infallible>().await;
-        }
-    }
+    tokio::join!(read, pass);
 }
 
-fn goaway(last: u32, code: h2::Reason) -> Vec<u8> {
+fn goaway(last: u32, code: Reason) -> Vec<u8> {
     frame(GOAWAY, 0, 0, &[last.to_be_bytes(), u32::from(code).to_be_bytes()].concat())
 }
 

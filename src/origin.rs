@@ -8,6 +8,7 @@
 
 mod answers;
 mod asked;
+mod connections;
 mod credential;
 mod links;
 mod neighbours;
@@ -20,6 +21,7 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -39,7 +41,9 @@ use tokio_util::sync::CancellationToken;
 use crate::access_urls::request::Form;
 use crate::clock::Clock;
 use crate::config::{KeyPair, Secret};
+use connections::Connections;
 
+pub use connections::Loss;
 pub use links::{Signer, link_is_for};
 
 /// Most distinct ids that are told apart; so many hashes take some 16 MiB.
@@ -78,6 +82,12 @@ pub struct Options {
     /// Ids that make it fail the whole call.
     #[arg(long, value_name = "ID,…", value_delimiter = ',')]
     pub poison: Vec<String>,
+    /// The only token for which those fail; `None`: for everyone.
+    #[arg(skip)]
+    pub poison_for: Option<String>,
+    /// How they fail, in place of the status.
+    #[arg(skip)]
+    pub poison_reply: Option<Reply>,
     /// With which status, 200 to 599: 200 is an error body that comes with a 200, as older codes do.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(200..=599))]
     pub poison_status: u16,
@@ -99,6 +109,12 @@ pub struct Options {
     /// It never compresses, even where the client accepts gzip.
     #[arg(long)]
     pub no_gzip: bool,
+    /// Requests that one connection serves before it ends gracefully.
+    #[arg(skip)]
+    pub requests_per_connection: Option<usize>,
+    /// A token whose batches take so much longer.
+    #[arg(skip)]
+    pub slow: Option<(String, Duration)>,
     /// Whether calls are recorded (memory grows with each).
     #[arg(skip)]
     pub record: bool,
@@ -117,6 +133,8 @@ impl Default for Options {
             refuse: Vec::new(),
             keys: Vec::new(),
             poison: Vec::new(),
+            poison_for: None,
+            poison_reply: None,
             poison_status: 500,
             fail_ratio: 0.0,
             fail_status: 503,
@@ -124,6 +142,8 @@ impl Default for Options {
             cache_control: None,
             reversed: false,
             no_gzip: false,
+            requests_per_connection: None,
+            slow: None,
             record: false,
         }
     }
@@ -178,6 +198,8 @@ pub enum Reply {
     Truncated(Bytes),
     /// The connection (on HTTP/2: the stream) ends with no answer.
     Reset,
+    /// Nothing, until the client gives up.
+    Hang,
 }
 
 impl Reply {
@@ -208,6 +230,7 @@ struct Inner {
     /// Hashes of (credential, group, id).
     distinct: Mutex<HashSet<u64>>,
     serial: AtomicUsize,
+    open: Connections,
     stop: CancellationToken,
     /// Dropped receivers tell when the listener and every connection have ended.
     connections: watch::Sender<()>,
@@ -254,6 +277,7 @@ impl Origin {
             ids_asked: AtomicUsize::new(0),
             distinct: Mutex::default(),
             serial: AtomicUsize::new(1),
+            open: Connections::default(),
             stop: CancellationToken::new(),
             connections: watch::Sender::new(()),
         }))
@@ -294,18 +318,45 @@ impl Origin {
         // Dropped last, when the stream is closed.
         _alive: watch::Receiver<()>,
     ) {
-        let origin = self.clone();
+        let (origin, open) = (self.clone(), self.0.open.open());
+        let connection = Arc::clone(&open.connection);
         let service = service_fn(move |request: Request<Incoming>| {
-            let origin = origin.clone();
+            let (origin, connection) = (origin.clone(), Arc::clone(&connection));
             // An error ends the connection: that is how a reset is played.
-            async move { routes::answer(&origin, request).await }
+            async move {
+                if !connection.serves(lock(&origin.0.options).requests_per_connection) {
+                    return Err(Broken::other("lost"));
+                }
+                routes::answer(&origin, request).await
+            }
         });
         let server = auto::Builder::new(TokioExecutor::new());
-        tokio::select! {
-            // However a connection ends, it is the client's to judge.
-            _ = server.serve_connection(TokioIo::new(io), service) => {}
-            () = self.0.stop.cancelled() => {}
+        let mut serving = pin!(server.serve_connection(TokioIo::new(io), service));
+        loop {
+            tokio::select! {
+                biased;
+                () = self.0.stop.cancelled() => return,
+                () = open.connection.is_lost.cancelled() => return,
+                () = open.connection.is_leaving.notified() => serving.as_mut().graceful_shutdown(),
+                // However a connection ends, it is the client's to judge.
+                _ = serving.as_mut() => return,
+            }
         }
+    }
+
+    /// Loses every open connection.
+    pub fn lose_connections(&self, how: Loss) {
+        self.0.open.lose_all(how);
+    }
+
+    /// Loses one open connection: number `which` by age, counted round, if there is any.
+    pub fn lose_connection(&self, which: usize, how: Loss) {
+        self.0.open.lose_one(which, how);
+    }
+
+    /// Connections since the start.
+    pub fn connections(&self) -> usize {
+        self.0.open.made()
     }
 
     /// Where it listens.

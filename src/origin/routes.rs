@@ -1,6 +1,7 @@
 //! The routes of the simulated endpoint, and the batch route at length.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -44,7 +45,11 @@ pub(super) async fn answer(origin: &Origin, request: Request<Incoming>) -> Resul
                 let credential = Credential::of(&parts, &signature::hash(&body), &options.keys, now);
                 let whose = credential.as_ref().map_or("", Credential::text);
                 if let Some(reply) = arrive(origin, &options, &parts, body, asked.as_ref().ok(), whose).await? {
-                    return play(reply);
+                    return play(origin, reply).await;
+                }
+                let is_poisoned = asked.as_ref().is_ok_and(|asked| is_poisoned(&options, whose, &asked.ids));
+                if let Some(reply) = options.poison_reply.clone().filter(|_| is_poisoned) {
+                    return play(origin, reply).await;
                 }
                 batch(&options, &parts, credential, asked, now, serial)
             }
@@ -95,8 +100,11 @@ async fn arrive(
     let go_on = async {
         // The sender lives as long as the origin.
         let _ = origin.gate.subscribe().wait_for(|open| *open).await;
-        if !options.delay.is_zero() {
-            tokio::time::sleep(options.delay).await;
+        let slower =
+            options.slow.as_ref().filter(|(token, _)| token == whose).map_or(Duration::ZERO, |(_, span)| *span);
+        let delay = options.delay.saturating_add(slower);
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
         }
     };
     // On HTTP/2 a call is a task of its own, that does not end with its connection.
@@ -138,13 +146,17 @@ fn refusal(options: &Options, credential: &Credential<'_>, ids: &[String], seria
     if options.fail_ratio > 0.0 && rand::random::<f64>() < options.fail_ratio {
         return Some(failed(options.fail_status, serial));
     }
-    if ids.iter().any(|id| options.poison.contains(id)) {
+    if is_poisoned(options, credential.text(), ids) {
         return Some(failed(options.poison_status, serial));
     }
     if options.unknown_ids == UnknownIds::Fail && ids.iter().any(|id| options.missing.contains(id)) {
         return Some(error(400, "OSM.0001", "an accessory does not exist", serial));
     }
     None
+}
+
+fn is_poisoned(options: &Options, whose: &str, ids: &[String]) -> bool {
+    options.poison_for.as_deref().is_none_or(|token| token == whose) && ids.iter().any(|id| options.poison.contains(id))
 }
 
 /// A failure of this status, with the code that goes with it.
@@ -196,7 +208,7 @@ fn links(options: &Options, parts: &Parts, credential: &str, asked: &Asked, now:
     response
 }
 
-fn play(reply: Reply) -> Result<Response<Body>, Broken> {
+async fn play(origin: &Origin, reply: Reply) -> Result<Response<Body>, Broken> {
     match reply {
         Reply::Whole(status, headers, body) => {
             let mut response = Response::new(whole(body));
@@ -218,5 +230,10 @@ fn play(reply: Reply) -> Result<Response<Body>, Broken> {
             Ok(response)
         }
         Reply::Reset => Err(Broken::other("reset")),
+        Reply::Hang => {
+            // On HTTP/2 a call is a task of its own, that does not end with its connection.
+            origin.0.stop.cancelled().await;
+            Err(Broken::other("stopped"))
+        }
     }
 }

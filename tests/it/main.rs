@@ -19,6 +19,7 @@ mod config;
 mod corpora;
 mod dashboard;
 mod deadlines;
+mod differential;
 mod documents;
 mod egress;
 mod endpoint_connections;

@@ -10,6 +10,7 @@ mod answers;
 mod asked;
 mod connections;
 mod credential;
+mod faults;
 mod links;
 mod neighbours;
 mod routes;
@@ -44,6 +45,7 @@ use crate::config::{KeyPair, Secret};
 use connections::Connections;
 
 pub use connections::Loss;
+pub use faults::Faults;
 pub use links::{Signer, link_is_for};
 
 /// Most distinct ids that are told apart; so many hashes take some 16 MiB.
@@ -82,12 +84,6 @@ pub struct Options {
     /// Ids that make it fail the whole call.
     #[arg(long, value_name = "ID,…", value_delimiter = ',')]
     pub poison: Vec<String>,
-    /// The only token for which those fail; `None`: for everyone.
-    #[arg(skip)]
-    pub poison_for: Option<String>,
-    /// How they fail, in place of the status.
-    #[arg(skip)]
-    pub poison_reply: Option<Reply>,
     /// With which status, 200 to 599: 200 is an error body that comes with a 200, as older codes do.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(200..=599))]
     pub poison_status: u16,
@@ -109,12 +105,6 @@ pub struct Options {
     /// It never compresses, even where the client accepts gzip.
     #[arg(long)]
     pub no_gzip: bool,
-    /// Requests that one connection serves before it ends gracefully.
-    #[arg(skip)]
-    pub requests_per_connection: Option<usize>,
-    /// A token whose batches take so much longer.
-    #[arg(skip)]
-    pub slow: Option<(String, Duration)>,
     /// Whether calls are recorded (memory grows with each).
     #[arg(skip)]
     pub record: bool,
@@ -133,8 +123,6 @@ impl Default for Options {
             refuse: Vec::new(),
             keys: Vec::new(),
             poison: Vec::new(),
-            poison_for: None,
-            poison_reply: None,
             poison_status: 500,
             fail_ratio: 0.0,
             fail_status: 503,
@@ -142,8 +130,6 @@ impl Default for Options {
             cache_control: None,
             reversed: false,
             no_gzip: false,
-            requests_per_connection: None,
-            slow: None,
             record: false,
         }
     }
@@ -220,6 +206,7 @@ struct Inner {
     address: SocketAddr,
     clock: Clock,
     options: Mutex<Options>,
+    faults: Mutex<Faults>,
     calls: Mutex<Vec<Call>>,
     script: Mutex<VecDeque<Reply>>,
     /// Calls on the batch route that have arrived.
@@ -270,6 +257,7 @@ impl Origin {
             address,
             clock,
             options: Mutex::new(options),
+            faults: Mutex::default(),
             calls: Mutex::default(),
             script: Mutex::default(),
             arrived: watch::Sender::new(0),
@@ -324,7 +312,7 @@ impl Origin {
             let (origin, connection) = (origin.clone(), Arc::clone(&connection));
             // An error ends the connection: that is how a reset is played.
             async move {
-                if !connection.serves(lock(&origin.0.options).requests_per_connection) {
+                if !connection.serves(lock(&origin.0.faults).requests_per_connection) {
                     return Err(Broken::other("lost"));
                 }
                 routes::answer(&origin, request).await
@@ -367,6 +355,11 @@ impl Origin {
     /// Changes its behaviour from the next call on.
     pub fn update(&self, change: impl FnOnce(&mut Options)) {
         change(&mut lock(&self.0.options));
+    }
+
+    /// Changes what goes wrong from the next call on.
+    pub fn update_faults(&self, change: impl FnOnce(&mut Faults)) {
+        change(&mut lock(&self.0.faults));
     }
 
     /// The recorded calls on the batch route, in the order of their arrival; empty unless [`Options::record`].

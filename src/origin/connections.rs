@@ -110,9 +110,8 @@ mod tests {
     use super::*;
     use crate::origin::{Options, Origin};
 
-    async fn start(configure: impl FnOnce(&mut Options)) -> Origin {
-        let mut options = Options { address: ([127, 0, 0, 1], 0).into(), ..Options::default() };
-        configure(&mut options);
+    async fn start() -> Origin {
+        let options = Options { address: ([127, 0, 0, 1], 0).into(), ..Options::default() };
         Origin::start(options).await.unwrap()
     }
 
@@ -147,7 +146,7 @@ mod tests {
     #[tokio::test]
     async fn connections_are_lost_as_they_are_told_and_others_are_not() {
         for how in [Loss::Now, Loss::AtNextRequest, Loss::Gracefully] {
-            let origin = start(|_| {}).await;
+            let origin = start().await;
             let (mut first, mut second) = (connect(&origin).await, connect(&origin).await);
             assert!(answers(&mut first).await && answers(&mut second).await);
             origin.lose_connection(0, how);
@@ -161,7 +160,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_serves_so_many_requests_and_ends_gracefully() {
-        let origin = start(|options| options.requests_per_connection = Some(3)).await;
+        let origin = start().await;
+        origin.update_faults(|faults| faults.requests_per_connection = Some(3));
         let mut sender = connect(&origin).await;
         for _ in 0..3 {
             assert!(answers(&mut sender).await);

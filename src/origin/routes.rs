@@ -1,7 +1,6 @@
 //! The routes of the simulated endpoint, and the batch route at length.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -44,11 +43,13 @@ pub(super) async fn answer(origin: &Origin, request: Request<Incoming>) -> Resul
                 let now = now(origin, &options);
                 let credential = Credential::of(&parts, &signature::hash(&body), &options.keys, now);
                 let whose = credential.as_ref().map_or("", Credential::text);
+                let faults = lock(&origin.0.faults).clone();
+                let options = faults.apply(options.clone(), whose);
                 if let Some(reply) = arrive(origin, &options, &parts, body, asked.as_ref().ok(), whose).await? {
                     return play(origin, reply).await;
                 }
-                let is_poisoned = asked.as_ref().is_ok_and(|asked| is_poisoned(&options, whose, &asked.ids));
-                if let Some(reply) = options.poison_reply.clone().filter(|_| is_poisoned) {
+                let is_poisoned = asked.as_ref().is_ok_and(|asked| is_poisoned(&options, &asked.ids));
+                if let Some(reply) = faults.poison_reply.filter(|_| is_poisoned) {
                     return play(origin, reply).await;
                 }
                 batch(&options, &parts, credential, asked, now, serial)
@@ -100,11 +101,8 @@ async fn arrive(
     let go_on = async {
         // The sender lives as long as the origin.
         let _ = origin.gate.subscribe().wait_for(|open| *open).await;
-        let slower =
-            options.slow.as_ref().filter(|(token, _)| token == whose).map_or(Duration::ZERO, |(_, span)| *span);
-        let delay = options.delay.saturating_add(slower);
-        if !delay.is_zero() {
-            tokio::time::sleep(delay).await;
+        if !options.delay.is_zero() {
+            tokio::time::sleep(options.delay).await;
         }
     };
     // On HTTP/2 a call is a task of its own, that does not end with its connection.
@@ -146,7 +144,7 @@ fn refusal(options: &Options, credential: &Credential<'_>, ids: &[String], seria
     if options.fail_ratio > 0.0 && rand::random::<f64>() < options.fail_ratio {
         return Some(failed(options.fail_status, serial));
     }
-    if is_poisoned(options, credential.text(), ids) {
+    if is_poisoned(options, ids) {
         return Some(failed(options.poison_status, serial));
     }
     if options.unknown_ids == UnknownIds::Fail && ids.iter().any(|id| options.missing.contains(id)) {
@@ -155,8 +153,8 @@ fn refusal(options: &Options, credential: &Credential<'_>, ids: &[String], seria
     None
 }
 
-fn is_poisoned(options: &Options, whose: &str, ids: &[String]) -> bool {
-    options.poison_for.as_deref().is_none_or(|token| token == whose) && ids.iter().any(|id| options.poison.contains(id))
+fn is_poisoned(options: &Options, ids: &[String]) -> bool {
+    ids.iter().any(|id| options.poison.contains(id))
 }
 
 /// A failure of this status, with the code that goes with it.

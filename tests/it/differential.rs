@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -31,7 +31,8 @@ use crate::flaky_endpoint::{Act, Asked, Flaky, OTHER_ROUTE, Sidelink, link};
 use crate::load::{Stream, tls};
 use crate::support::{Reply, query};
 
-const SEEDS: u64 = 36;
+const SEEDS: u64 = 24;
+const SEEDS_AT_A_TIME: usize = 4;
 const CALLERS: usize = 6;
 const REQUESTS: usize = 25;
 
@@ -152,7 +153,11 @@ impl Direct {
     async fn connect(&self) -> Sender {
         let io: Box<dyn Stream> = match &self.tls {
             Some(config) => Box::new(tls(self.address, config.clone()).await.unwrap()),
-            None => Box::new(tokio::net::TcpStream::connect(self.address).await.unwrap()),
+            None => {
+                let stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
+                stream.set_nodelay(true).unwrap();
+                Box::new(stream)
+            }
         };
         if self.tls.is_some() {
             let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await.unwrap();
@@ -295,17 +300,31 @@ fn sidelink_answers_at_least_what_a_direct_client_gets() {
         Some(seed) => seed..seed + 1,
         None => 0..from_environment("SIDELINK_SEEDS").unwrap_or(SEEDS),
     };
-    let (mut sum, mut worse) = (Totals::default(), Vec::new());
-    for seed in seeds.clone() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let totals = runtime.block_on(run(seed));
-        sum.requests += totals.requests;
-        sum.direct += totals.direct;
-        sum.through += totals.through;
-        if totals.through < totals.direct {
-            worse.push((seed, totals));
+    let (sum, worse) = (Mutex::new(Totals::default()), Mutex::new(Vec::new()));
+    let next = AtomicU64::new(seeds.start);
+    // Most of a seed is waiting.
+    std::thread::scope(|scope| {
+        for _ in 0..SEEDS_AT_A_TIME {
+            scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                loop {
+                    let seed = next.fetch_add(1, Ordering::SeqCst);
+                    if seed >= seeds.end {
+                        break;
+                    }
+                    let totals = runtime.block_on(run(seed));
+                    let mut sum = sum.lock().unwrap();
+                    sum.requests += totals.requests;
+                    sum.direct += totals.direct;
+                    sum.through += totals.through;
+                    if totals.through < totals.direct {
+                        worse.lock().unwrap().push((seed, totals));
+                    }
+                }
+            });
         }
-    }
+    });
+    let (sum, worse) = (sum.into_inner().unwrap(), worse.into_inner().unwrap());
     println!(
         "differential: {} seeds, {} requests each way: {} answered direct, {} through sidelink",
         seeds.end - seeds.start,

@@ -183,6 +183,43 @@ async fn time_until_served(sidelink: &Sidelink) -> Duration {
 const OPEN: Duration = Duration::from_millis(300);
 
 #[tokio::test]
+async fn refusals_of_made_up_tokens_are_no_sign_of_health() {
+    // A gateway that refuses tokens before an endpoint that is down.
+    for act in [|| Act::fail(502), || Act::Reset] {
+        let is_down = Arc::new(AtomicBool::new(false));
+        let down = Arc::clone(&is_down);
+        let endpoint = Flaky::start(move |asked: Asked| {
+            let is_down = down.load(Ordering::SeqCst);
+            async move {
+                match asked.token.as_str() {
+                    "made-up" => Act::fail(401),
+                    _ if is_down => act(),
+                    _ => Act::Answer,
+                }
+            }
+        })
+        .await;
+        let sidelink = Sidelink::before(endpoint.address, |config| config.upstream.retry.attempts = 0).await;
+        for caller in ["one", "two"] {
+            sidelink.gets(caller, "first").await;
+        }
+        is_down.store(true, Ordering::SeqCst);
+        let mut refused = None;
+        for round in 0..12 {
+            assert!([401, 503].contains(&sidelink.client.batch("made-up", &["1"]).await.status.as_u16()));
+            let caller = if round % 2 == 0 { "one" } else { "two" };
+            let reply = sidelink.client.batch(caller, &[&format!("id-{round}")]).await;
+            if reply.json()["error_code"] == "SIDELINK.1003" {
+                refused = Some(round);
+                break;
+            }
+            assert!(reply.status.is_server_error(), "{reply:?}");
+        }
+        assert!(refused.is_some_and(|failures| failures <= 6), "a dead endpoint is asked again and again: {refused:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_endpoint_that_refuses_connections_fails_fast_for_a_single_caller_and_is_used_again() {
     let listener = TcpListener::bind(LOOPBACK).await.unwrap();
     let address = listener.local_addr().unwrap();

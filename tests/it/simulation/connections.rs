@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{run_seeds, seeds};
 use crate::simulated::World;
 
-const SEEDS: u64 = 30;
+const SEEDS: u64 = 16;
 const DELAY: Duration = Duration::from_millis(40);
 const DEADLINE: Duration = Duration::from_secs(5);
 const OPEN: Duration = Duration::from_millis(500);
@@ -86,11 +86,7 @@ async fn run(seed: u64) {
         |options| {
             options.delay = DELAY;
             options.record = false;
-            options.requests_per_connection = plan.requests_per_connection;
             options.poison = (0..8).map(|id| format!("poison-{id}")).collect();
-            options.poison_for = plan.attacker.map(|_| "attacker".to_owned());
-            options.poison_reply = Some(plan.poison.clone());
-            options.slow = plan.heavy.map(|span| ("heavy".to_owned(), span));
         },
         |config| {
             config.upstream.deadline = DEADLINE;
@@ -102,6 +98,12 @@ async fn run(seed: u64) {
             config.limits.in_flight = 100_000;
         },
     ));
+    world.origin.update_faults(|faults| {
+        faults.requests_per_connection = plan.requests_per_connection;
+        faults.poison_for = plan.attacker.map(|_| "attacker".to_owned());
+        faults.poison_reply = Some(plan.poison.clone());
+        faults.slow = plan.heavy.map(|span| ("heavy".to_owned(), span));
+    });
     let outage = Arc::new(Mutex::new(Outage::default()));
     // Everyone is accepted before anything goes wrong.
     let accepted = (0..plan.steady).map(|caller| format!("steady-{caller}")).chain(["heavy".to_owned()]);

@@ -282,3 +282,42 @@ async fn an_endpoint_that_dies_and_comes_back_is_used_again_although_its_kept_co
     assert!(served < OPEN * 2 + Duration::from_millis(500), "{served:?}");
     assert!(failed(&sidelink.burst(callers(9)).await).is_empty());
 }
+
+#[tokio::test]
+async fn a_probe_uses_a_new_connection() {
+    // Twenty kept connections go silent, and new ones serve.
+    let (gate, open) = tokio::sync::watch::channel(false);
+    let is_silent = Arc::new(AtomicBool::new(false));
+    let silent = Arc::clone(&is_silent);
+    let endpoint = Flaky::start(move |asked: Asked| {
+        let (is_silent, mut open) = (silent.load(Ordering::SeqCst) && asked.connection < 20, open.clone());
+        async move {
+            open.wait_for(|open| *open).await.unwrap();
+            if is_silent { Act::Hang } else { Act::Answer }
+        }
+    })
+    .await;
+    let sidelink = Sidelink::before(endpoint.address, |config| {
+        config.upstream.breaker.open = OPEN;
+        config.upstream.deadline = Duration::from_millis(500);
+        config.upstream.retry.attempts = 0;
+    })
+    .await;
+    let opened = async {
+        endpoint.arrived(20).await;
+        gate.send_replace(true);
+    };
+    let callers = (0..20).map(|caller| (format!("caller-{caller}"), "first".to_owned()));
+    let (statuses, ()) = tokio::join!(sidelink.burst(callers), opened);
+    assert!(failed(&statuses).is_empty(), "{:?}", failed(&statuses));
+    is_silent.store(true, Ordering::SeqCst);
+    // Until the breaker is open, or a new connection is used without it.
+    for _ in 0..12 {
+        let reply = sidelink.client.batch("only-one", &["1"]).await;
+        if reply.status != 504 {
+            break;
+        }
+    }
+    let served = time_until_served(&sidelink).await;
+    assert!(served < OPEN * 2 + Duration::from_millis(500), "{served:?}");
+}

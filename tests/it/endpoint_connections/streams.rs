@@ -103,6 +103,34 @@ async fn a_lost_connection_is_one_failure_however_many_streams_it_carried() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_lost_before_its_first_answer_is_one_failure_as_well() {
+    let secure = Secure::start(
+        HTTP2,
+        |_| None,
+        |asked: Asked| async move {
+            match (asked.connection, asked.earlier) {
+                (0, 29) => Act::Reset,
+                (0, _) => Act::Hang,
+                _ => Act::Answer,
+            }
+        },
+    )
+    .await;
+    let sidelink = Sidelink::before_https(secure.port, secure.ca_file(), without_retries).await;
+    let first = sidelink.burst([("caller-0".to_owned(), "first".to_owned())]);
+    let others = async {
+        secure.endpoint.arrived(1).await;
+        sidelink.burst((0..29).map(|caller| (format!("caller-{caller}"), format!("id-{caller}")))).await
+    };
+    // Whether these are sent again is not said here: no answer proves that the connection was ever good.
+    tokio::join!(first, others);
+    assert_eq!(secure.endpoint.count(|asked| asked.connection == 0), 30);
+    let statuses = sidelink.burst((0..10).map(|caller| (format!("caller-{caller}"), format!("next-{caller}")))).await;
+    assert!(failed(&statuses).is_empty(), "{:?}", failed(&statuses));
+    sidelink.breaker_stayed_closed().await;
+}
+
+#[tokio::test]
 async fn a_refused_stream_is_sent_again() {
     // Each request once, so that the new connection that it is sent again on serves it.
     let refused = Arc::new(Mutex::new(HashSet::new()));

@@ -10,9 +10,9 @@ export CARGO_TARGET_DIR="$PWD/target/planted" RUST_BACKTRACE=0
 missed=0
 only=${1:-}
 
-# plant NAME FILE OLD NEW [TEST]: OLD has to stand in FILE, to the letter.
+# plant NAME FILE OLD NEW [TEST [TARGET]]: OLD has to stand in FILE, to the letter. TARGET is --lib for a test beside the code.
 plant() {
-    local name=$1 file=$2 test=${5:-simulation::}
+    local name=$1 file=$2 test=${5:-simulation::} target=${6:---test it}
     if [ "$only" = --check ]; then
         OLD=$3 perl -0ne 'exit(index($_, $ENV{OLD}) < 0)' "$file" || { echo "planted: $name is out of date: $file"; missed=1; }
         return
@@ -22,9 +22,9 @@ plant() {
     git ls-files -z | tar --null -T - -c | tar -x -C "$copy"
     OLD=$3 NEW=$4 perl -0pi -e 's/\Q$ENV{OLD}\E/$ENV{NEW}/g or die "planted.sh: nothing to replace\n"' "$copy/$file" ||
         { printf 'planted: %-32s is out of date: %s\n' "$name" "$file"; exit 1; }
-    cargo test --quiet --locked --manifest-path "$copy/Cargo.toml" --test it --no-run 2>/dev/null ||
+    cargo test --quiet --locked --manifest-path "$copy/Cargo.toml" $target --no-run 2>/dev/null ||
         { printf 'planted: %-32s does not compile\n' "$name"; exit 1; }
-    if cargo test --quiet --locked --manifest-path "$copy/Cargo.toml" --test it "$test" >"$copy/log" 2>&1; then
+    if cargo test --quiet --locked --manifest-path "$copy/Cargo.toml" $target "$test" >"$copy/log" 2>&1; then
         printf 'planted: %-32s MISSED\n' "$name"
         missed=1
     else
@@ -52,6 +52,19 @@ plant "ids counted twice" src/metrics.rs \
     'counter.inc_by(u64::from(count));' 'counter.inc_by(2 * u64::from(count));'
 plant "an answer in another order" src/access_urls.rs \
     'self.slots.iter().map(|slot| respond::Item' 'self.slots.iter().rev().map(|slot| respond::Item'
+
+# The way to the endpoint.
+way="endpoint_connections::"
+plant "a lost connection that counts once a stream" src/upstream/evidence.rs \
+    'find(|call| call.failure == failure)' 'find(|call| call.failure == failure && call.failure.is_none())' evidence:: --lib
+plant "a probe on an old connection" src/upstream.rs \
+    'let probe = permit.is_probe();' 'let probe = false & permit.is_probe();' "$way"
+plant "a joiner with the deadline of another batch" src/fetch.rs \
+    'while self.0.upstream.leaves_fair_time(terms.deadline) {' 'while false & self.0.upstream.leaves_fair_time(terms.deadline) {' deadlines::
+plant "one source that counts many times" src/upstream/evidence.rs \
+    'counts.callers.min(counts.id_sets) > 1' 'failed.len() > 1'
+plant "a refused token that is a sign of health" src/upstream.rs \
+    '            _ => CallOutcome::Neutral,' '            _ => CallOutcome::Success,' "$way"
 
 # Over a fleet, with a shared tier.
 fleet="fleet::isolation::"

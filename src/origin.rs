@@ -8,7 +8,9 @@
 
 mod answers;
 mod asked;
+mod connections;
 mod credential;
+mod faults;
 mod links;
 mod neighbours;
 mod routes;
@@ -20,6 +22,7 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -39,7 +42,10 @@ use tokio_util::sync::CancellationToken;
 use crate::access_urls::request::Form;
 use crate::clock::Clock;
 use crate::config::{KeyPair, Secret};
+use connections::Connections;
 
+pub use connections::Loss;
+pub use faults::Faults;
 pub use links::{Signer, link_is_for};
 
 /// Most distinct ids that are told apart; so many hashes take some 16 MiB.
@@ -178,6 +184,8 @@ pub enum Reply {
     Truncated(Bytes),
     /// The connection (on HTTP/2: the stream) ends with no answer.
     Reset,
+    /// Nothing, until the client gives up.
+    Hang,
 }
 
 impl Reply {
@@ -198,6 +206,7 @@ struct Inner {
     address: SocketAddr,
     clock: Clock,
     options: Mutex<Options>,
+    faults: Mutex<Faults>,
     calls: Mutex<Vec<Call>>,
     script: Mutex<VecDeque<Reply>>,
     /// Calls on the batch route that have arrived.
@@ -208,6 +217,7 @@ struct Inner {
     /// Hashes of (credential, group, id).
     distinct: Mutex<HashSet<u64>>,
     serial: AtomicUsize,
+    open: Connections,
     stop: CancellationToken,
     /// Dropped receivers tell when the listener and every connection have ended.
     connections: watch::Sender<()>,
@@ -247,6 +257,7 @@ impl Origin {
             address,
             clock,
             options: Mutex::new(options),
+            faults: Mutex::default(),
             calls: Mutex::default(),
             script: Mutex::default(),
             arrived: watch::Sender::new(0),
@@ -254,6 +265,7 @@ impl Origin {
             ids_asked: AtomicUsize::new(0),
             distinct: Mutex::default(),
             serial: AtomicUsize::new(1),
+            open: Connections::default(),
             stop: CancellationToken::new(),
             connections: watch::Sender::new(()),
         }))
@@ -294,18 +306,45 @@ impl Origin {
         // Dropped last, when the stream is closed.
         _alive: watch::Receiver<()>,
     ) {
-        let origin = self.clone();
+        let (origin, open) = (self.clone(), self.0.open.open());
+        let connection = Arc::clone(&open.connection);
         let service = service_fn(move |request: Request<Incoming>| {
-            let origin = origin.clone();
+            let (origin, connection) = (origin.clone(), Arc::clone(&connection));
             // An error ends the connection: that is how a reset is played.
-            async move { routes::answer(&origin, request).await }
+            async move {
+                if !connection.serves(lock(&origin.0.faults).requests_per_connection) {
+                    return Err(Broken::other("lost"));
+                }
+                routes::answer(&origin, request).await
+            }
         });
         let server = auto::Builder::new(TokioExecutor::new());
-        tokio::select! {
-            // However a connection ends, it is the client's to judge.
-            _ = server.serve_connection(TokioIo::new(io), service) => {}
-            () = self.0.stop.cancelled() => {}
+        let mut serving = pin!(server.serve_connection(TokioIo::new(io), service));
+        loop {
+            tokio::select! {
+                biased;
+                () = self.0.stop.cancelled() => return,
+                () = open.connection.is_lost.cancelled() => return,
+                () = open.connection.is_leaving.notified() => serving.as_mut().graceful_shutdown(),
+                // However a connection ends, it is the client's to judge.
+                _ = serving.as_mut() => return,
+            }
         }
+    }
+
+    /// Loses every open connection.
+    pub fn lose_connections(&self, how: Loss) {
+        self.0.open.lose_all(how);
+    }
+
+    /// Loses one open connection: number `which` by age, counted round, if there is any.
+    pub fn lose_connection(&self, which: usize, how: Loss) {
+        self.0.open.lose_one(which, how);
+    }
+
+    /// Connections since the start.
+    pub fn connections(&self) -> usize {
+        self.0.open.made()
     }
 
     /// Where it listens.
@@ -316,6 +355,11 @@ impl Origin {
     /// Changes its behaviour from the next call on.
     pub fn update(&self, change: impl FnOnce(&mut Options)) {
         change(&mut lock(&self.0.options));
+    }
+
+    /// Changes what goes wrong from the next call on.
+    pub fn update_faults(&self, change: impl FnOnce(&mut Faults)) {
+        change(&mut lock(&self.0.faults));
     }
 
     /// The recorded calls on the batch route, in the order of their arrival; empty unless [`Options::record`].

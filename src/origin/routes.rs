@@ -43,8 +43,14 @@ pub(super) async fn answer(origin: &Origin, request: Request<Incoming>) -> Resul
                 let now = now(origin, &options);
                 let credential = Credential::of(&parts, &signature::hash(&body), &options.keys, now);
                 let whose = credential.as_ref().map_or("", Credential::text);
+                let faults = lock(&origin.0.faults).clone();
+                let options = faults.apply(options.clone(), whose);
                 if let Some(reply) = arrive(origin, &options, &parts, body, asked.as_ref().ok(), whose).await? {
-                    return play(reply);
+                    return play(origin, reply).await;
+                }
+                let is_poisoned = asked.as_ref().is_ok_and(|asked| is_poisoned(&options, &asked.ids));
+                if let Some(reply) = faults.poison_reply.filter(|_| is_poisoned) {
+                    return play(origin, reply).await;
                 }
                 batch(&options, &parts, credential, asked, now, serial)
             }
@@ -138,13 +144,17 @@ fn refusal(options: &Options, credential: &Credential<'_>, ids: &[String], seria
     if options.fail_ratio > 0.0 && rand::random::<f64>() < options.fail_ratio {
         return Some(failed(options.fail_status, serial));
     }
-    if ids.iter().any(|id| options.poison.contains(id)) {
+    if is_poisoned(options, ids) {
         return Some(failed(options.poison_status, serial));
     }
     if options.unknown_ids == UnknownIds::Fail && ids.iter().any(|id| options.missing.contains(id)) {
         return Some(error(400, "OSM.0001", "an accessory does not exist", serial));
     }
     None
+}
+
+fn is_poisoned(options: &Options, ids: &[String]) -> bool {
+    ids.iter().any(|id| options.poison.contains(id))
 }
 
 /// A failure of this status, with the code that goes with it.
@@ -196,7 +206,7 @@ fn links(options: &Options, parts: &Parts, credential: &str, asked: &Asked, now:
     response
 }
 
-fn play(reply: Reply) -> Result<Response<Body>, Broken> {
+async fn play(origin: &Origin, reply: Reply) -> Result<Response<Body>, Broken> {
     match reply {
         Reply::Whole(status, headers, body) => {
             let mut response = Response::new(whole(body));
@@ -218,5 +228,10 @@ fn play(reply: Reply) -> Result<Response<Body>, Broken> {
             Ok(response)
         }
         Reply::Reset => Err(Broken::other("reset")),
+        Reply::Hang => {
+            // On HTTP/2 a call is a task of its own, that does not end with its connection.
+            origin.0.stop.cancelled().await;
+            Err(Broken::other("stopped"))
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! Sends requests over hyper-util's client, and sends them again where that is safe.
 //!
-//! A request is sent again, on a new connection, where HTTP/2 proves that it was not processed (RFC 9113 §8.7), and where the
-//! connection was open before the request and ends before any byte of an answer: only requests that are idempotent and have
-//! no body (RFC 9110 §9.2.2) come here as [`Outgoing::Repeatable`]. Such a loss says nothing about the endpoint's health:
-//! neither the breaker nor the retry budget hears of it.
+//! A request is sent again, on a new connection, where HTTP/2 proves that it was not processed (RFC 9113 §8.7), and where a
+//! connection that it did not have to itself from the start ends before any byte of an answer. Only requests that are
+//! idempotent and have no body (RFC 9110 §9.2.2) come here as [`Outgoing::Repeatable`]. Such a loss says nothing about the
+//! endpoint's health: neither the breaker nor the retry budget hears of it.
 
 use std::error::Error as StdError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -110,8 +110,15 @@ impl Dispatch {
     /// `None` while there is no connection.
     fn new(captured: &CaptureConnection) -> Option<Self> {
         let info = info(captured.connection_metadata().as_ref()?)?;
+        info.add_request();
         let bytes_before = info.bytes_read();
         Some(Self { sent: Instant::now(), captured: captured.clone(), info, bytes_before })
+    }
+
+    /// Whether the connection is not this request's alone: it was there before, when the next one was to be number `next`, or
+    /// others have used it since. Then another request, or time, may be the reason for its loss.
+    fn is_reused(&self, next: u64) -> bool {
+        self.info.number() < next || self.info.requests() > 1
     }
 
     fn is_silent(&self) -> bool {
@@ -183,14 +190,15 @@ impl HttpClient {
             let opened_before = self.connector.next_number();
             let result = self.send_once(request, pooled, progress).await;
             let dispatch = progress.dispatch();
-            let reused = dispatch.as_ref().is_some_and(|dispatch| dispatch.info.number() < opened_before);
-            let silent = dispatch.as_ref().is_some_and(Dispatch::is_silent);
+            let reused = dispatch.as_ref().is_some_and(|dispatch| dispatch.is_reused(opened_before));
+            // Over HTTP/2 bytes may have come that are another request's.
+            let no_answer = dispatch.as_ref().is_some_and(|dispatch| dispatch.is_silent() || dispatch.is_http2());
             let safe = match &result {
                 // RFC 9110 §15.5.9: said on an idle connection, just as the request left.
                 Ok(response) => {
                     reused && response.status() == StatusCode::REQUEST_TIMEOUT && response.version() < Version::HTTP_2
                 }
-                Err(error) => may_send_again(error, reused, silent),
+                Err(error) => may_send_again(error, reused && no_answer),
             };
             match again {
                 Some(request) if safe && attempt < RESENDS => outgoing = Outgoing::Repeatable(request),
@@ -247,9 +255,9 @@ impl SendError {
     }
 }
 
-/// Whether a repeatable request that has no answer may be sent again. `reused`: its connection was open before it; `silent`:
-/// no byte has come since it was sent.
-fn may_send_again(error: &ClientError, reused: bool, silent: bool) -> bool {
+/// Whether a repeatable request that has no answer may be sent again: HTTP/2 says that it was not processed, or the connection was
+/// lost (`is_lost`) before any byte of an answer.
+fn may_send_again(error: &ClientError, is_lost: bool) -> bool {
     if error.is_connect() {
         return false;
     }
@@ -257,12 +265,10 @@ fn may_send_again(error: &ClientError, reused: bool, silent: bool) -> bool {
         let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
         // h2 fails streams with the peer's GOAWAY only where they are above its last id.
         let unprocessed = error.is_remote() && (refused || error.is_go_away());
-        let lost = reused && error.is_io();
-        return (unprocessed || lost) && error.reason() != Some(Reason::HTTP_1_1_REQUIRED);
+        return unprocessed && error.reason() != Some(Reason::HTTP_1_1_REQUIRED);
     }
     let cause = causes(error).find_map(|cause| cause.downcast_ref::<hyper::Error>());
-    let at_fault = cause.is_some_and(|cause| cause.is_user() || cause.is_parse());
-    reused && silent && !at_fault
+    is_lost && !cause.is_some_and(|cause| cause.is_user() || cause.is_parse())
 }
 
 fn http2_error(error: &ClientError) -> Option<&h2::Error> {

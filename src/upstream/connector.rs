@@ -139,6 +139,7 @@ impl Connector {
         ConnectionInfo(Arc::new(Info {
             number: self.next.fetch_add(1, Ordering::Relaxed),
             expires: Instant::now() + self.max_age.mul_f64(1.0 - JITTER * rand::random::<f64>()),
+            requests: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
             remote,
             resolver,
@@ -234,6 +235,7 @@ pub(super) struct ConnectionInfo(Arc<Info>);
 struct Info {
     number: u64,
     expires: Instant,
+    requests: AtomicU64,
     bytes_read: AtomicU64,
     remote: Option<SocketAddr>,
     resolver: Option<Resolver>,
@@ -243,6 +245,16 @@ impl ConnectionInfo {
     /// Connections are numbered in the order in which they were made.
     pub(super) fn number(&self) -> u64 {
         self.0.number
+    }
+
+    /// Counts a request that is sent over it.
+    pub(super) fn add_request(&self) {
+        self.0.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many requests have been sent over it.
+    pub(super) fn requests(&self) -> u64 {
+        self.0.requests.load(Ordering::Relaxed)
     }
 
     /// How many bytes have come over it.

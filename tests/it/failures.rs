@@ -175,33 +175,6 @@ async fn a_throttled_caller_is_held_back_and_others_are_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_503_with_retry_after_pauses_its_caller_and_everyone_once_two_callers_were_told() {
-    let world = World::new(|_| {}, |_| {});
-    let mut client = world.client().await;
-    for token in ["t", "u", "v"] {
-        client.batch(token, &["warm"]).await;
-    }
-    let headers = http::HeaderMap::from_iter([(http::header::RETRY_AFTER, "3".parse().unwrap())]);
-    let asks = Reply::Whole(StatusCode::SERVICE_UNAVAILABLE, headers, r#"{"error_code":"BUSY"}"#.into());
-    world.origin.script(asks.clone());
-    assert_eq!(client.batch("t", &["1"]).await.status, 503);
-    let calls = world.origin.batch_calls();
-    is_refused(&mut client, "t", &["2"], "BUSY").await;
-    assert_eq!(world.origin.batch_calls(), calls, "the caller waits");
-    assert_eq!(client.batch("u", &["1"]).await.ids(), ["1"], "and nobody else");
-
-    sleep(Duration::from_secs(1)).await;
-    world.origin.script(asks);
-    assert_eq!(client.batch("u", &["3"]).await.status, 503);
-    let calls = world.origin.batch_calls();
-    sleep(Duration::from_millis(1900)).await;
-    is_refused(&mut client, "v", &["4"], "BUSY").await;
-    assert_eq!(world.origin.batch_calls(), calls);
-    sleep(Duration::from_millis(200)).await;
-    assert_eq!(client.batch("v", &["4"]).await.ids(), ["4"]);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_popular_link_is_fetched_ahead_and_never_goes_cold() {
     let world = World::new(
         |options| options.link_life = seconds(3600),

@@ -11,6 +11,7 @@ use sidelink::clock::Clock;
 use sidelink::config::Config;
 use sidelink::origin::{self, Origin};
 use sidelink::server::{self, Limits};
+use sidelink::upstream::MemoryEndpoint;
 use tokio::io::duplex;
 use tokio::sync::mpsc;
 
@@ -31,6 +32,11 @@ pub struct World {
 impl World {
     /// Must be called in a runtime whose clock is paused.
     pub fn new(endpoint: impl FnOnce(&mut origin::Options), configure: impl FnOnce(&mut Config)) -> Self {
+        Self::over(false, endpoint, configure)
+    }
+
+    /// As [`World::new`]; with `http2`, calls use HTTP/2.
+    pub fn over(http2: bool, endpoint: impl FnOnce(&mut origin::Options), configure: impl FnOnce(&mut Config)) -> Self {
         let clock = Clock::simulated(EPOCH);
         let mut options = origin_options();
         endpoint(&mut options);
@@ -42,7 +48,8 @@ impl World {
         let (accept, connections) = mpsc::unbounded_channel();
         let endpoint_clock = Clock::simulated(EPOCH);
         let origin = Origin::in_memory(options, endpoint_clock.clone(), connections);
-        let proxy = std::sync::Arc::new(Proxy::in_memory(config, clock.clone(), accept).unwrap());
+        let proxy =
+            std::sync::Arc::new(Proxy::in_memory(config, clock.clone(), MemoryEndpoint { accept, http2 }).unwrap());
         Self { origin, clock, endpoint_clock, proxy, limits }
     }
 

@@ -15,7 +15,10 @@
 //! - *once*: without faults, no id is asked again while the first answer is fresh;
 //! - *conservation*: the ids counted are the ids asked.
 
+mod connections;
+
 use std::collections::HashMap;
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -90,7 +93,9 @@ async fn run(seed: u64) {
     let signer = *[Signer::V2, Signer::V4, Signer::Obs].choose(&mut random).unwrap();
     let calls_per_scope = random.random_range(1..4);
     let ids_per_call = random.random_range(2..20);
-    let world = Arc::new(World::new(
+    let http2 = random.random_bool(0.5);
+    let world = Arc::new(World::over(
+        http2,
         |options| {
             options.delay = DELAY;
             options.link_life = plan.link_life;
@@ -269,7 +274,7 @@ async fn client(
 }
 
 /// Runs seeds until one fails; says which.
-fn run_seeds(seeds: impl Iterator<Item = u64>) -> Result<u64, u64> {
+fn run_seeds<F: Future<Output = ()>>(seeds: impl Iterator<Item = u64>, run: impl Fn(u64) -> F) -> Result<u64, u64> {
     let mut count = 0;
     for seed in seeds {
         let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
@@ -285,17 +290,21 @@ fn run_seeds(seeds: impl Iterator<Item = u64>) -> Result<u64, u64> {
     Ok(count)
 }
 
+/// Those that the environment asks for, else the first `most`.
+fn seeds(most: u64) -> std::ops::Range<u64> {
+    match from_environment("SIDELINK_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..from_environment("SIDELINK_SEEDS").unwrap_or(most),
+    }
+}
+
 fn from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
 }
 
 #[test]
 fn no_schedule_breaks_a_law() {
-    let seeds = match from_environment("SIDELINK_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..from_environment("SIDELINK_SEEDS").unwrap_or(SEEDS),
-    };
-    match run_seeds(seeds) {
+    match run_seeds(seeds(SEEDS), run) {
         Ok(count) => println!("simulation: {count} seeds, no law broken"),
         Err(seed) => panic!("seed {seed} breaks a law; SIDELINK_SEED={seed} cargo test simulation runs it again"),
     }

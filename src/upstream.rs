@@ -207,7 +207,7 @@ impl Upstream {
             }
             self.show_breaker();
             let Some(delay) = delays.next().filter(|_| self.may_pass(&outcome)) else { break };
-            if !self.leaves_fair_time(deadline - delay) || !self.budget.withdraw() {
+            if !self.leaves_fair_time_after(delay, deadline) || !self.budget.withdraw() {
                 break;
             }
             tokio::time::sleep(delay).await;
@@ -266,7 +266,11 @@ impl Upstream {
 
     /// Whether a call that is sent now has a fair chance of an answer by `deadline`.
     pub fn leaves_fair_time(&self, deadline: Instant) -> bool {
-        Instant::now() + self.fair_time() <= deadline
+        self.leaves_fair_time_after(Duration::ZERO, deadline)
+    }
+
+    fn leaves_fair_time_after(&self, delay: Duration, deadline: Instant) -> bool {
+        Instant::now() + delay + self.fair_time() <= deadline
     }
 
     /// How the breaker stands, and on what evidence.

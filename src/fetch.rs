@@ -27,6 +27,7 @@ use crate::caller::{Callers, Key, Requester, Scope, Standing};
 use crate::clock::{Clock, Moment, millis};
 use crate::config::Config;
 use crate::error::{Error, Limit, NoAnswer};
+use crate::id::Group;
 use crate::log::Seldom;
 use crate::metrics::Metrics;
 use crate::spans::Trace;
@@ -45,12 +46,18 @@ pub struct Terms {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Caller, group and scope headers.
     pub scope: Scope,
-    /// The group, if named.
-    pub group: Option<Box<str>>,
+    /// The group.
+    pub group: Group<'static>,
     /// The form that the client used.
     pub form: Form,
     /// When the batch must be answered.
     pub deadline: Instant,
+    /// The client's own request id, if it is well-formed: for a call that serves this batch alone.
+    pub request_id: Option<HeaderValue>,
+    /// Whether the batch came with cookies, which calls do not carry: a refused call is not the last word on it.
+    pub has_cookies: bool,
+    /// Whether the endpoint was known to accept the caller when the batch came.
+    pub was_accepted: bool,
     /// Sidelinks that the batch had passed.
     pub hops: usize,
     /// The batch's span, if it has one.
@@ -228,6 +235,12 @@ impl Fetch {
         refusal.map(|refusal| refusal.error())
     }
 
+    /// Drops all that is kept for the caller of `terms`, whom the endpoint has refused with a 401; `known`: it was accepted
+    /// before.
+    pub fn drop_caller(&self, terms: &Terms, known: bool) {
+        self.0.drop_caller(terms, known);
+    }
+
     /// Whether the endpoint may be asked once more to find out whose fault a failed call was.
     pub fn affords_extra(&self) -> bool {
         self.0.flights.extra_calls.withdraw()
@@ -314,7 +327,7 @@ impl Inner {
         let refusal = if seeks { None } else { self.refusal(terms, wanted) };
         let refusal = refusal.map(|cause| Arc::new(Failure { cause, shared: false, ids: 0 }));
         let serves = |kept: &Kept| self.serves(terms, kept);
-        let marks = self.cache.purges().of_group(terms.group.as_deref());
+        let marks = self.cache.purges().of_group(terms.group.name());
         let mut state = self.state();
         let found: Vec<Option<Source>> = wanted
             .iter()
@@ -403,7 +416,8 @@ impl Inner {
         let count = permits.len();
         let mut aboard = Vec::with_capacity(count);
         for (wanted, permit) in grounded.into_iter().zip(permits) {
-            let passenger = state.begin(self, terms, wanted, permit);
+            let mut passenger = state.begin(self, terms, wanted, permit);
+            passenger.background = true;
             // Nobody waits for it, and yet it is wanted.
             passenger.flight.awaited.fetch_add(1, Ordering::Relaxed);
             aboard.push(passenger);

@@ -47,8 +47,17 @@ pub(super) struct Passenger {
     pub(super) terms: Arc<Terms>,
     /// Whether its id is leased, so that no other sidecar fetches it.
     pub(super) leased: bool,
+    /// Whether no batch waits for it: it is a refresh ahead.
+    pub(super) background: bool,
     /// Of the configuration that its batch was read under.
     pub(super) inner: Arc<Inner>,
+}
+
+/// The batches that a call was made for, one for each of its ids.
+struct Aboard<'t> {
+    batches: Vec<&'t Terms>,
+    /// Whether all are one batch, and no other has joined.
+    serves_one_batch: bool,
 }
 
 /// One call's load. However its task ends, its flights land and its lane moves on.
@@ -174,13 +183,21 @@ impl Inner {
 
     /// One call for one batch alone.
     pub(super) async fn call_apart(&self, terms: &Terms, wanted: &[Wanted], keep: bool) -> Vec<Landed> {
-        let report = self.call(terms, &[terms], wanted, terms.deadline, keep).await;
+        let aboard = Aboard { batches: vec![terms], serves_one_batch: true };
+        let report = self.call(terms, &aboard, wanted, terms.deadline, keep).await;
         self.share(terms, wanted, &[], &report);
         report.each(wanted.len(), false)
     }
 
     /// A call on `terms`, those of the first batch of `aboard`.
-    async fn call(&self, terms: &Terms, aboard: &[&Terms], wanted: &[Wanted], deadline: Instant, keep: bool) -> Report {
+    async fn call(
+        &self,
+        terms: &Terms,
+        aboard: &Aboard<'_>,
+        wanted: &[Wanted],
+        deadline: Instant,
+        keep: bool,
+    ) -> Report {
         if let Some(refusal) = self.refusal(terms, wanted) {
             return self.reported(Report::failed(refusal));
         }
@@ -195,12 +212,14 @@ impl Inner {
             return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
         };
         let ids = || wanted.iter().map(|wanted| &*wanted.id);
-        let mut span = self.span(aboard, wanted.len());
+        let mut span = self.span(&aboard.batches, wanted.len());
         let mut headers = terms.headers.clone();
         headers.extend(span.context().as_ref().unwrap_or(&terms.context).headers());
+        let request_id = terms.request_id.as_ref().filter(|_| aboard.serves_one_batch);
+        headers.extend(request_id.map(|id| (api::REQUEST_ID, id.clone())));
         let call = Call {
-            target: request::target(terms.form, terms.group.as_deref(), ids()),
-            body: request::body(terms.form, terms.group.as_deref(), ids()),
+            target: request::target(terms.form, &terms.group, ids()),
+            body: request::body(terms.form, &terms.group, ids()),
             headers,
             signer: terms.requester.signer.clone(),
             hops: terms.hops,
@@ -225,6 +244,9 @@ impl Inner {
         let mut report = match outcome {
             Ok((answer, read)) => {
                 let sent = answer.sent;
+                if answer.status == StatusCode::UNAUTHORIZED {
+                    self.unauthorized(&aboard.batches);
+                }
                 self.note_pause(&call, &answer, &terms.requester);
                 let (mut report, accepted) = self.digest(answer, read, doubts, terms, wanted, keep);
                 // A call that proves nothing of its caller here does not elsewhere.
@@ -336,14 +358,6 @@ impl Inner {
                     }
                 }
             }
-            StatusCode::UNAUTHORIZED => {
-                let known = requester.standing.is_accepted();
-                self.callers.drop_links(requester);
-                if let (Some(tier), Some(share)) = (&self.tier, &terms.share) {
-                    tier.revoke(share, known);
-                }
-                Err(Cause::Answer(answer))
-            }
             StatusCode::FORBIDDEN => {
                 self.withdraw(&answer, terms, wanted, keep);
                 Err(Cause::Answer(answer))
@@ -366,7 +380,7 @@ impl Inner {
         self.metrics.clock_skew.set(source.skew() as f64 / 1000.0);
         let foreign_vary = self.callers.varies_outside(&answer.headers);
         let policy = &self.config.freshness;
-        let marks = self.cache.purges().of_group(terms.group.as_deref());
+        let marks = self.cache.purges().of_group(terms.group.name());
         let keep = keep && self.may_keep();
         let may_keep = |wanted: &Wanted| keep && !marks.cover(&wanted.id, answer.sent);
         let store = |wanted: &Wanted, text: Option<Arc<str>>, deadlines: Deadlines| {
@@ -432,7 +446,12 @@ impl Manifest {
         let deadline = latest.unwrap_or(first.terms.deadline);
         let wanted: Vec<Wanted> = self.passengers.iter().map(|passenger| passenger.wanted.clone()).collect();
         let terms = Arc::clone(&first.terms);
-        let aboard: Vec<&Terms> = self.passengers.iter().map(|passenger| &*passenger.terms).collect();
+        let serves_one_batch = self.passengers.iter().all(|passenger| {
+            let is_joined = passenger.flight.joined.load(Ordering::Relaxed);
+            Arc::ptr_eq(&passenger.terms, &terms) && !is_joined && !passenger.background
+        });
+        let batches = self.passengers.iter().map(|passenger| &*passenger.terms).collect();
+        let aboard = Aboard { batches, serves_one_batch };
         let report = self.inner.call(&terms, &aboard, &wanted, deadline, true).await;
         let leased: Vec<bool> = self.passengers.iter().map(|passenger| passenger.leased).collect();
         self.inner.share(&terms, &wanted, &leased, &report);

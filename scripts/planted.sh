@@ -32,9 +32,9 @@ plant() {
     fi
 }
 
-plant "a scope without its group" src/caller.rs \
-    'once(group.map(str::as_bytes))' 'once(group.and(None::<&[u8]>))'
-plant "a scope without its headers" src/caller.rs \
+plant "a scope without its group" src/id.rs \
+    'once(self.name().map(str::as_bytes))' 'once(self.name().and(None::<&[u8]>))'
+plant "a scope without its headers" src/caller/scope.rs \
     'Some(value.as_bytes())])' 'Some(&value.as_bytes()[..0])])'
 plant "a deadline that never comes" src/cache/freshness.rs \
     'left(self.fresh, now.since(self.sent))' 'left(self.fresh, now.since(self.sent) / 1000)'

@@ -109,6 +109,13 @@ impl<'r> Claim<'r> {
     }
 }
 
+impl Claim<'_> {
+    /// Whether it says that Host is signed: such a request is good for that host alone.
+    pub fn signs_host(&self) -> bool {
+        field(self.fields, "SignedHeaders=").is_some_and(|names| names.split(';').any(|name| name == HOST.as_str()))
+    }
+}
+
 fn field<'f>(fields: &'f str, name: &str) -> Option<&'f str> {
     fields.split(',').find_map(|field| field.trim().strip_prefix(name))
 }

@@ -80,7 +80,9 @@ impl Resign {
             return Ok((Request::from_parts(head, stream(body)), None));
         };
         let Some(pair) = self.keys.of(&claim) else {
-            self.say_once_that_a_key_is_unknown();
+            if claim.signs_host() {
+                self.say_once_that_a_key_is_unknown();
+            }
             return Ok((Request::from_parts(head, stream(body)), None));
         };
         let now = self.clock.now().unix_seconds();
@@ -138,7 +140,7 @@ impl Resign {
     fn say_once_that_a_key_is_unknown(&self) {
         if !self.warned.swap(true, Ordering::Relaxed) {
             warn!(
-                "a request is signed for another host than the endpoint's, with an access key that is not in callers.keys: the endpoint will refuse it; configure the key, or have clients sign for the endpoint's host"
+                "a request is signed over a Host that is not the endpoint's, with an access key that is not in callers.keys: the endpoint will refuse it; configure the key, or have clients sign for the endpoint's host"
             );
         }
     }

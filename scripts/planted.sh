@@ -50,7 +50,7 @@ plant "a link that is not kept" src/cache.rs \
     'write(part).insert(key, kept);' 'let _ = (part, key, kept);'
 plant "ids counted twice" src/metrics.rs \
     'counter.inc_by(u64::from(count));' 'counter.inc_by(2 * u64::from(count));'
-plant "an answer in another order" src/access_urls.rs \
+plant "an answer in another order" src/access_urls/slots.rs \
     'self.slots.iter().map(|slot| respond::Item' 'self.slots.iter().rev().map(|slot| respond::Item'
 
 # Over a fleet, with a shared tier.

@@ -11,6 +11,7 @@ mod pieces;
 mod refused;
 pub mod request;
 mod respond;
+mod slots;
 mod unmatched;
 
 use std::collections::HashSet;
@@ -25,21 +26,20 @@ use tokio::time::Instant;
 
 use crate::answered::Answered;
 use crate::body::{BodyError, whole};
-use crate::cache::freshness::Deadlines;
 use crate::cache::{Cache, Kept, KeyHasher};
 use crate::cache_control::Directives;
 use crate::caller::{Bypass, Callers, Credential, Key, NoCaller, Requester, Scope};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::Error;
-use crate::fetch::{Arrival, Demand, Failure, Fetch, Had, Landed, Terms, Wanted};
+use crate::fetch::{Demand, Failure, Fetch, Had, Terms, Wanted};
 use crate::headers;
 use crate::held::Bound;
-use crate::metrics::{IdResult, Metrics, Tally};
+use crate::metrics::{IdResult, Metrics};
 use crate::passthrough::Passthrough;
 use crate::spans::Trace;
 use request::{Batch, Form};
-use respond::Lent;
+use slots::{Link, Slot, Slots, settle};
 
 pub use explain::Explanation;
 
@@ -57,89 +57,12 @@ pub struct AccessUrls {
     dress: respond::Dress,
 }
 
-/// One id of a batch on its way to an answer.
-struct Slot {
-    /// The id, while it lacks.
-    wanted: Option<Wanted>,
-    had: Option<Link>,
-    result: IdResult,
-}
-
-/// What an id is answered with.
-#[derive(Clone)]
-enum Link {
-    /// What is kept of it.
-    Kept(Kept),
-    /// What has just been brought: the item, `None` if it was left out; without deadlines, it is not stored.
-    Brought(Option<Arc<str>>, Option<Deadlines>),
-}
-
-impl Link {
-    fn lend(&self) -> Lent<'_> {
-        match self {
-            Link::Kept(kept) => Lent::Kept(kept),
-            Link::Brought(text, deadlines) => Lent::Brought(text.as_ref(), deadlines.as_ref()),
-        }
-    }
-}
-
 /// What memory has for a batch.
 enum LookedUp<'m> {
     /// All of it: the answer, whose ids are counted.
     Answer(Answered),
     /// Not all, or something that is about to go cold.
     Slots(Slots<'m>),
-}
-
-/// The ids of a batch that was read and admitted. Counts each once, also when the client leaves before its answer.
-struct Slots<'m> {
-    slots: Vec<Slot>,
-    /// Ids that were had and are about to go cold.
-    ageing: Vec<Wanted>,
-    metrics: &'m Metrics,
-}
-
-impl Slots<'_> {
-    fn tally(&self) -> Tally {
-        let mut tally = Tally::default();
-        for slot in &self.slots {
-            tally.add(slot.result);
-        }
-        tally
-    }
-
-    /// The answer's items, in the order asked.
-    fn items(&self) -> impl Iterator<Item = respond::Item<'_>> + Clone {
-        self.slots.iter().map(|slot| respond::Item { link: slot.had.as_ref().map(Link::lend), result: slot.result })
-    }
-
-    /// How many are had.
-    fn had(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.had.is_some()).count()
-    }
-
-    fn need_calls(&self) -> bool {
-        !self.ageing.is_empty() || self.had() < self.slots.len()
-    }
-
-    fn lacking(&self) -> Vec<Wanted> {
-        self.slots.iter().filter(|slot| slot.had.is_none()).filter_map(|slot| slot.wanted.clone()).collect()
-    }
-
-    /// Counts what lacks as fetched: it came in an answer that is passed on whole.
-    fn count_fetched(&mut self) {
-        self.lacking_slots().for_each(|slot| slot.result = IdResult::Fetched);
-    }
-
-    fn lacking_slots(&mut self) -> impl Iterator<Item = &mut Slot> {
-        self.slots.iter_mut().filter(|slot| slot.had.is_none())
-    }
-}
-
-impl Drop for Slots<'_> {
-    fn drop(&mut self) {
-        self.metrics.count_ids(&self.tally());
-    }
 }
 
 /// What fetching a batch has shown, besides the links.
@@ -475,42 +398,4 @@ fn distinct<'b>(batch: &'b Batch<'_>, scope: Scope, most: usize) -> Option<Vec<(
 /// What has become of an id that memory answers.
 fn from_memory(kept: &Kept) -> IdResult {
     if kept.text().is_some() { IdResult::Hit } else { IdResult::Absent }
-}
-
-/// Puts what was fetched into the lacking slots, in order.
-fn settle(slots: &mut Slots<'_>, trace: &Trace, had: impl Iterator<Item = Had>) -> Fetched {
-    let mut fetched = Fetched::default();
-    for (slot, had) in slots.lacking_slots().zip(had.collect::<Vec<_>>()) {
-        let (joined, Landed { result, request_id, shared, call }) = match had {
-            Had::InMemory(kept) => {
-                slot.result = from_memory(&kept);
-                slot.had = Some(Link::Kept(kept));
-                continue;
-            }
-            Had::Landed { joined, landed } => (joined, landed),
-        };
-        trace.brought_by(call);
-        let (text, deadlines) = match result {
-            Arrival::Link(text, deadlines) => (Some(text), deadlines),
-            Arrival::LeftOut(deadlines) => (None, deadlines),
-            Arrival::Failed(failure) => {
-                if fetched.failure.is_none() {
-                    fetched.failure = Some(failure);
-                    fetched.request_id = request_id;
-                }
-                continue;
-            }
-        };
-        slot.result = match (joined, shared) {
-            (true, _) => IdResult::Joined,
-            (false, true) if text.is_none() => IdResult::Absent,
-            (false, true) => IdResult::Shared,
-            (false, false) => IdResult::Fetched,
-        };
-        slot.had = Some(Link::Brought(text, deadlines));
-        if fetched.failure.is_none() && fetched.request_id.is_none() {
-            fetched.request_id = request_id;
-        }
-    }
-    fetched
 }

@@ -67,7 +67,7 @@ impl Requester {
     }
 
     /// Whether a header of this name counts: in a signed request, only if it is signed.
-    fn vouches_for(&self, name: &HeaderName) -> bool {
+    fn uses_header(&self, name: &HeaderName) -> bool {
         self.signer.as_ref().is_none_or(|signer| signer.covers(name))
     }
 }

@@ -6,7 +6,9 @@
 //! memory" and "not in flight" there is no gap through which an id could be asked twice.
 
 mod calls;
+mod demand;
 mod flights;
+mod load;
 mod outcome;
 mod refused;
 mod sharing;
@@ -19,12 +21,11 @@ use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::Budget;
 
 use crate::access_urls::request::Form;
-use crate::cache::freshness::Deadlines;
 use crate::cache::purges::Marks;
 use crate::cache::shared::{Share, Tier};
 use crate::cache::{Cache, Kept};
 use crate::caller::{Callers, Key, Requester, Scope, Standing};
-use crate::clock::{Clock, Moment, millis};
+use crate::clock::{Clock, millis};
 use crate::config::Config;
 use crate::error::{Error, Limit, NoAnswer};
 use crate::id::Group;
@@ -34,6 +35,7 @@ use crate::spans::Trace;
 use crate::trace_context::TraceContext;
 use crate::upstream::{Rejection, Upstream};
 use calls::{LaneKey, Passenger};
+pub use demand::Demand;
 pub use flights::Flights;
 use flights::{Flight, Permit, Place, State, Waiting};
 pub use outcome::{Arrival, Cause, Failure, Had, Landed};
@@ -68,36 +70,6 @@ pub struct Terms {
     pub demand: Demand,
     /// Its scope in the shared tier, if there is one.
     pub share: Option<Arc<Share>>,
-}
-
-/// What a client allows to be answered without a call.
-#[derive(Clone, Copy, Default)]
-pub struct Demand {
-    /// Nothing.
-    pub nothing: bool,
-    /// Milliseconds that a link's call may lie back.
-    pub max_age: Option<u64>,
-    /// Milliseconds of freshness that must be left.
-    pub min_fresh: Option<u64>,
-}
-
-impl Demand {
-    /// Whether `kept` may be served now.
-    pub fn serves(&self, kept: &Kept, now: Moment) -> bool {
-        self.allows(kept.deadlines(), now)
-    }
-
-    /// Whether a remembered refusal of these deadlines may be given again now; not to `max-age=0`, however young it is.
-    pub(crate) fn allows_refusal(&self, deadlines: &Deadlines, now: Moment) -> bool {
-        self.max_age != Some(0) && self.allows(deadlines, now)
-    }
-
-    /// Whether a link of these deadlines may be served now.
-    fn allows(&self, deadlines: &Deadlines, now: Moment) -> bool {
-        !self.nothing
-            && deadlines.fresh_left(now).is_some_and(|left| left >= self.min_fresh.unwrap_or(0))
-            && self.max_age.is_none_or(|most| deadlines.age(now) <= most)
-    }
 }
 
 impl Terms {
@@ -259,7 +231,7 @@ impl Fetch {
     async fn apart(&self, terms: &Arc<Terms>, wanted: &[Wanted], keep: bool) -> Result<Vec<Landed>, Error> {
         let permits = self.0.permits(wanted.len(), &terms.requester.standing)?;
         let mut permits = permits.into_iter();
-        let calls: Vec<_> = calls::split(&self.0.config.upstream, terms.form, wanted)
+        let calls: Vec<_> = load::split(&self.0.config.upstream, terms.form, wanted)
             .into_iter()
             .map(|wanted| {
                 let (inner, terms) = (Arc::clone(&self.0), Arc::clone(terms));

@@ -114,7 +114,7 @@ impl Callers {
                 let signer = self.verify(claim, pair, head, body)?;
                 let mut hash = self.by_key;
                 hash.field(signer.access_key().as_bytes());
-                for field in said_of_signer(&signer, &head.headers) {
+                for field in identity_fields(&signer, &head.headers) {
                     match field {
                         Some(value) => hash.field(value),
                         None => hash.absent(),
@@ -169,7 +169,7 @@ impl Callers {
         match (credential, &requester.signer) {
             (Credential::Signed(_, pair), Some(signer)) => {
                 let mut fields = vec![Some(pair.access_key.as_bytes()), Some(pair.secret_key.expose())];
-                fields.extend(said_of_signer(signer, headers));
+                fields.extend(identity_fields(signer, headers));
                 ("key", fields)
             }
             (Credential::Signed(_, pair), None) => ("key", vec![Some(pair.access_key.as_bytes())]),
@@ -190,7 +190,7 @@ impl Callers {
 }
 
 /// What is signed beside the access key to say who asks.
-fn said_of_signer<'h>(signer: &Signer, headers: &'h HeaderMap) -> [Option<&'h [u8]>; 3] {
+fn identity_fields<'h>(signer: &Signer, headers: &'h HeaderMap) -> [Option<&'h [u8]>; 3] {
     // Once at most: a header that is signed is there once.
     [api::SECURITY_TOKEN, api::DOMAIN_ID, api::PROJECT_ID].map(|name| {
         let is_credential = name == api::SECURITY_TOKEN;

@@ -89,7 +89,7 @@ impl Callers {
         group: &'r Group<'r>,
     ) -> impl Iterator<Item = Option<&'r [u8]>> {
         let names = if headers.is_empty() { [].iter() } else { self.scope_headers.iter() };
-        group.fields().chain(names.filter(|name| requester.vouches_for(name)).flat_map(|name| {
+        group.fields().chain(names.filter(|name| requester.uses_header(name)).flat_map(|name| {
             let values = headers.get_all(name).iter();
             values.flat_map(|value| [Some(name.as_str().as_bytes()), Some(value.as_bytes())])
         }))
@@ -114,13 +114,13 @@ impl Callers {
     pub fn carried(&self, requester: &Requester, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
         let mut carried = Vec::new();
         for name in [api::TOKEN, api::SECURITY_TOKEN] {
-            if let Some(secret) = credential::value(headers, &name).filter(|_| requester.vouches_for(&name)) {
+            if let Some(secret) = credential::value(headers, &name).filter(|_| requester.uses_header(&name)) {
                 let mut secret = secret.clone();
                 secret.set_sensitive(true);
                 carried.push((name, secret));
             }
         }
-        for name in self.scope_headers.iter().filter(|name| requester.vouches_for(name)) {
+        for name in self.scope_headers.iter().filter(|name| requester.uses_header(name)) {
             carried.extend(headers.get_all(name).iter().map(|value| (name.clone(), value.clone())));
         }
         carried

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::Budget;
 use tracing::{error, warn};
 
+use super::load::Load;
 use super::sharing::Proof;
 use super::{Arrival, Cause, Failure, Flight, Inner, Landed, State, Terms, Wanted};
 use crate::access_urls::answer::{self, Item, Read};
@@ -20,7 +21,6 @@ use crate::api;
 use crate::cache::Kept;
 use crate::cache::freshness::{self, Deadlines, Reason, Verdict};
 use crate::caller::{Requester, Scope};
-use crate::config;
 use crate::error::{Error, Limit, NoAnswer};
 use crate::pause;
 use crate::spans::{CallPlace, ClientSpan};
@@ -53,11 +53,11 @@ pub(super) struct Passenger {
     pub(super) inner: Arc<Inner>,
 }
 
-/// The batches that a call was made for, one for each of its ids.
-struct Aboard<'t> {
+/// The batches that a call serves, one for each of its ids.
+struct Served<'t> {
     batches: Vec<&'t Terms>,
     /// Whether all are one batch, and no other has joined.
-    serves_one_batch: bool,
+    is_one_batch: bool,
 }
 
 /// One call's load. However its task ends, its flights land and its lane moves on.
@@ -183,17 +183,17 @@ impl Inner {
 
     /// One call for one batch alone.
     pub(super) async fn call_apart(&self, terms: &Terms, wanted: &[Wanted], keep: bool) -> Vec<Landed> {
-        let aboard = Aboard { batches: vec![terms], serves_one_batch: true };
-        let report = self.call(terms, &aboard, wanted, terms.deadline, keep).await;
+        let served = Served { batches: vec![terms], is_one_batch: true };
+        let report = self.call(terms, &served, wanted, terms.deadline, keep).await;
         self.share(terms, wanted, &[], &report);
         report.each(wanted.len(), false)
     }
 
-    /// A call on `terms`, those of the first batch of `aboard`.
+    /// A call on `terms`, those of the first of the batches that it serves.
     async fn call(
         &self,
         terms: &Terms,
-        aboard: &Aboard<'_>,
+        served: &Served<'_>,
         wanted: &[Wanted],
         deadline: Instant,
         keep: bool,
@@ -212,10 +212,10 @@ impl Inner {
             return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
         };
         let ids = || wanted.iter().map(|wanted| &*wanted.id);
-        let mut span = self.span(&aboard.batches, wanted.len());
+        let mut span = self.span(&served.batches, wanted.len());
         let mut headers = terms.headers.clone();
         headers.extend(span.context().as_ref().unwrap_or(&terms.context).headers());
-        let request_id = terms.request_id.as_ref().filter(|_| aboard.serves_one_batch);
+        let request_id = terms.request_id.as_ref().filter(|_| served.is_one_batch);
         headers.extend(request_id.map(|id| (api::REQUEST_ID, id.clone())));
         let call = Call {
             target: request::target(terms.form, &terms.group, ids()),
@@ -245,7 +245,7 @@ impl Inner {
             Ok((answer, read)) => {
                 let sent = answer.sent;
                 if answer.status == StatusCode::UNAUTHORIZED {
-                    self.unauthorized(&aboard.batches);
+                    self.unauthorized(&served.batches);
                 }
                 self.note_pause(&call, &answer, &terms.requester);
                 let (mut report, accepted) = self.digest(answer, read, doubts, terms, wanted, keep);
@@ -446,63 +446,17 @@ impl Manifest {
         let deadline = latest.unwrap_or(first.terms.deadline);
         let wanted: Vec<Wanted> = self.passengers.iter().map(|passenger| passenger.wanted.clone()).collect();
         let terms = Arc::clone(&first.terms);
-        let serves_one_batch = self.passengers.iter().all(|passenger| {
+        let is_one_batch = self.passengers.iter().all(|passenger| {
             let is_joined = passenger.flight.joined.load(Ordering::Relaxed);
             Arc::ptr_eq(&passenger.terms, &terms) && !is_joined && !passenger.background
         });
         let batches = self.passengers.iter().map(|passenger| &*passenger.terms).collect();
-        let aboard = Aboard { batches, serves_one_batch };
-        let report = self.inner.call(&terms, &aboard, &wanted, deadline, true).await;
+        let served = Served { batches, is_one_batch };
+        let report = self.inner.call(&terms, &served, &wanted, deadline, true).await;
         let leased: Vec<bool> = self.passengers.iter().map(|passenger| passenger.leased).collect();
         self.inner.share(&terms, &wanted, &leased, &report);
         report
     }
-}
-
-/// How full a call is.
-struct Load<'c> {
-    config: &'c config::Upstream,
-    form: Form,
-    ids: usize,
-    /// Bytes of the target, with room for the path and the longest group.
-    bytes: usize,
-}
-
-impl<'c> Load<'c> {
-    fn new(config: &'c config::Upstream, form: Form) -> Self {
-        let group = api::GROUP_CHARS * 4 * 3;
-        let bytes = api::PATH.len() + api::IDS.len() + api::GROUP.len() + 4 + group;
-        Self { config, form, ids: 0, bytes }
-    }
-
-    /// Adds `id` if it fits; one id always does.
-    fn takes(&mut self, id: &str) -> bool {
-        let bytes = self.bytes + request::target_bytes(self.form, id);
-        let full = self.ids >= self.config.ids_per_call || bytes > self.config.uri_bytes;
-        if full && self.ids > 0 {
-            return false;
-        }
-        self.ids += 1;
-        self.bytes = bytes;
-        true
-    }
-}
-
-/// The loads of calls for `wanted`.
-pub(super) fn split(config: &config::Upstream, form: Form, wanted: &[Wanted]) -> Vec<Vec<Wanted>> {
-    let mut loads: Vec<Vec<Wanted>> = Vec::new();
-    let mut load = Load::new(config, form);
-    for wanted in wanted {
-        match loads.last_mut() {
-            Some(last) if load.takes(&wanted.id) => last.push(wanted.clone()),
-            _ => {
-                load = Load::new(config, form);
-                load.takes(&wanted.id);
-                loads.push(vec![wanted.clone()]);
-            }
-        }
-    }
-    loads
 }
 
 /// The label of a call in `upstream_calls_total`.

@@ -4,6 +4,7 @@ use tokio::sync::mpsc;
 use super::sharing::Seekers;
 use super::*;
 use crate::api;
+use crate::cache::freshness::Deadlines;
 use crate::cache::purges::Purges;
 use crate::cache::shared::Found;
 use crate::caller::Standings;

@@ -21,6 +21,7 @@ use sidelink::cache::{Cache, Kept};
 use sidelink::caller::{Callers, Key, Scope, Standings};
 use sidelink::clock::Clock;
 use sidelink::config::{self, Config, Endpoint};
+use sidelink::id::Group;
 use sidelink::metrics::Metrics;
 use support::{Form, SIZES, Warm, body, ids, query, request};
 
@@ -45,7 +46,7 @@ fn callers() -> (Callers, Scope) {
     let (head, ()) = http::Request::get("/").header("x-auth-token", "t").body(()).unwrap().into_parts();
     let credential = callers.credential(&head.headers).ok().unwrap();
     let requester = callers.identify(&credential, &head, b"").ok().unwrap();
-    let scope = callers.scope(&requester, &head.headers, Some("g1"));
+    let scope = callers.scope(&requester, &head.headers, &Group::Named("g1".into()));
     (callers, scope)
 }
 

@@ -32,9 +32,9 @@ plant() {
     fi
 }
 
-plant "a scope without its group" src/caller.rs \
-    'once(group.map(str::as_bytes))' 'once(group.and(None::<&[u8]>))'
-plant "a scope without its headers" src/caller.rs \
+plant "a scope without its group" src/id.rs \
+    'once(self.name().map(str::as_bytes))' 'once(self.name().and(None::<&[u8]>))'
+plant "a scope without its headers" src/caller/scope.rs \
     'Some(value.as_bytes())])' 'Some(&value.as_bytes()[..0])])'
 plant "a deadline that never comes" src/cache/freshness.rs \
     'left(self.fresh, now.since(self.sent))' 'left(self.fresh, now.since(self.sent) / 1000)'
@@ -50,7 +50,7 @@ plant "a link that is not kept" src/cache.rs \
     'write(part).insert(key, kept);' 'let _ = (part, key, kept);'
 plant "ids counted twice" src/metrics.rs \
     'counter.inc_by(u64::from(count));' 'counter.inc_by(2 * u64::from(count));'
-plant "an answer in another order" src/access_urls.rs \
+plant "an answer in another order" src/access_urls/slots.rs \
     'self.slots.iter().map(|slot| respond::Item' 'self.slots.iter().rev().map(|slot| respond::Item'
 
 # The way to the endpoint.

@@ -6,10 +6,12 @@
 pub mod answer;
 mod at_hand;
 mod explain;
+mod forwarded;
 mod pieces;
 mod refused;
 pub mod request;
 mod respond;
+mod slots;
 mod unmatched;
 
 use std::collections::HashSet;
@@ -17,28 +19,27 @@ use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::COOKIE;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request};
-use tokio::time::{Instant, timeout_at};
-use tracing::debug;
+use tokio::time::Instant;
 
 use crate::answered::Answered;
-use crate::body::{BodyError, stream, whole};
-use crate::cache::freshness::Deadlines;
+use crate::body::{BodyError, whole};
 use crate::cache::{Cache, Kept, KeyHasher};
 use crate::cache_control::Directives;
-use crate::caller::{Bypass, Callers, Credential, Key, Requester, Scope, Stranger};
+use crate::caller::{Bypass, Callers, Credential, Key, NoCaller, Requester, Scope};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::Error;
-use crate::fetch::{Arrival, Cause, Demand, Failure, Fetch, Had, Landed, Terms, Wanted};
+use crate::fetch::{Demand, Failure, Fetch, Had, Terms, Wanted};
 use crate::headers;
-use crate::held::{Bound, Held};
-use crate::metrics::{IdResult, Metrics, Tally};
+use crate::held::Bound;
+use crate::metrics::{IdResult, Metrics};
 use crate::passthrough::Passthrough;
 use crate::spans::Trace;
 use request::{Batch, Form};
-use respond::Lent;
+use slots::{Link, Slot, Slots, settle};
 
 pub use explain::Explanation;
 
@@ -56,84 +57,12 @@ pub struct AccessUrls {
     dress: respond::Dress,
 }
 
-/// One id of a batch on its way to an answer.
-struct Slot {
-    /// The id, while it lacks.
-    wanted: Option<Wanted>,
-    had: Option<Link>,
-    result: IdResult,
-}
-
-/// What an id is answered with.
-#[derive(Clone)]
-enum Link {
-    /// What is kept of it.
-    Kept(Kept),
-    /// What has just been brought: the item, `None` if it was left out; without deadlines, it is not stored.
-    Brought(Option<Arc<str>>, Option<Deadlines>),
-}
-
-impl Link {
-    fn lend(&self) -> Lent<'_> {
-        match self {
-            Link::Kept(kept) => Lent::Kept(kept),
-            Link::Brought(text, deadlines) => Lent::Brought(text.as_ref(), deadlines.as_ref()),
-        }
-    }
-}
-
 /// What memory has for a batch.
 enum LookedUp<'m> {
     /// All of it: the answer, whose ids are counted.
     Answer(Answered),
     /// Not all, or something that is about to go cold.
     Slots(Slots<'m>),
-}
-
-/// The ids of a batch that was read and admitted. Counts each once, also when the client leaves before its answer.
-struct Slots<'m> {
-    slots: Vec<Slot>,
-    /// Ids that were had and are about to go cold.
-    ageing: Vec<Wanted>,
-    metrics: &'m Metrics,
-}
-
-impl Slots<'_> {
-    fn tally(&self) -> Tally {
-        let mut tally = Tally::default();
-        for slot in &self.slots {
-            tally.add(slot.result);
-        }
-        tally
-    }
-
-    /// The answer's items, in the order asked.
-    fn items(&self) -> impl Iterator<Item = respond::Item<'_>> + Clone {
-        self.slots.iter().map(|slot| respond::Item { link: slot.had.as_ref().map(Link::lend), result: slot.result })
-    }
-
-    /// How many are had.
-    fn had(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.had.is_some()).count()
-    }
-
-    fn need_calls(&self) -> bool {
-        !self.ageing.is_empty() || self.had() < self.slots.len()
-    }
-
-    fn lacking(&self) -> Vec<Wanted> {
-        self.slots.iter().filter(|slot| slot.had.is_none()).filter_map(|slot| slot.wanted.clone()).collect()
-    }
-
-    fn lacking_slots(&mut self) -> impl Iterator<Item = &mut Slot> {
-        self.slots.iter_mut().filter(|slot| slot.had.is_none())
-    }
-}
-
-impl Drop for Slots<'_> {
-    fn drop(&mut self) {
-        self.metrics.count_ids(&self.tally());
-    }
 }
 
 /// What fetching a batch has shown, besides the links.
@@ -162,6 +91,11 @@ impl AccessUrls {
         Self { callers, cache, fetch, passthrough, bodies, config, metrics, clock, dress }
     }
 
+    /// Who asks, and how that is told.
+    pub fn callers(&self) -> &Callers {
+        &self.callers
+    }
+
     /// Answers a GET on the batch route, whose place in its trace is `trace`.
     pub async fn answer<B>(&self, request: Request<B>, trace: &Trace) -> Answered
     where
@@ -187,14 +121,17 @@ impl AccessUrls {
         let untouched = |parts, body| Request::from_parts(parts, whole(body));
         let requester = match self.callers.identify(&credential, &parts, &body) {
             Ok(requester) => requester,
-            Err(Stranger::Bypass(reason)) => return self.bypass(untouched(parts, body), reason, trace).await,
-            Err(Stranger::Forged(fault)) => return respond::own(Error::Signature(fault)),
+            Err(NoCaller::Bypass(reason)) => return self.bypass(untouched(parts, body), reason, trace).await,
+            Err(NoCaller::Unverified(_)) => {
+                return self.bypass(untouched(parts, body), Bypass::Signature, trace).await;
+            }
+            Err(NoCaller::NamedByConnection) => return respond::own(Error::NamedByConnection),
         };
         let Ok(batch) = Batch::read(parts.uri.query(), &parts.headers, &body) else {
             return self.bypass(untouched(parts, body), Bypass::Unreadable, trace).await;
         };
         let (now, form) = (self.clock.now(), batch.form);
-        let scope = self.callers.scope(&requester, &parts.headers, batch.group.as_deref());
+        let scope = self.callers.scope(&requester, &parts.headers, &batch.group);
         let directives = self.directives(&parts);
         let demand = self.demand(&directives, &requester, now);
         let caller = Some(requester.caller.short());
@@ -205,7 +142,15 @@ impl AccessUrls {
         };
         let from_memory = slots.had();
         if let Some(answered) = self.remembered_refusal(&batch, scope, &slots, &demand_of_client(&directives), now) {
-            return Answered { tally: slots.tally(), caller, ..answered };
+            if !parts.headers.contains_key(COOKIE) {
+                return Answered { tally: slots.tally(), caller, ..answered };
+            }
+            if !directives.only_if_cached {
+                // The refused call had no cookies; another one would be refused again.
+                let terms = self.terms(&batch, scope, requester, &credential, &directives, &parts.headers, trace);
+                let answered = Box::pin(self.forward_with_cookies(&parts, &body, &terms, &mut slots)).await;
+                return Answered { tally: slots.tally(), caller, ..answered };
+            }
         }
         let mut fetched = Fetched::default();
         let mut waited = None;
@@ -227,58 +172,22 @@ impl AccessUrls {
             if let Some(failure) = &fetched.failure
                 && !self.serve_stale(&mut slots, &terms, failure, &directives)
             {
-                if let Cause::Unmatched(_) = failure.cause
-                    && (failure.shared || failure.ids != slots.slots.len())
-                {
-                    // Not to be guessed at, and not this batch's own answer: fetched whole, passed on as it comes.
-                    let asked = Instant::now();
-                    let answered = if self.fits_one_call(&batch, &parts.uri) {
-                        slots.lacking_slots().for_each(|slot| slot.result = IdResult::Fetched);
-                        let whole = self.bypass(untouched(parts, body), Bypass::Unmatched, trace);
-                        let answered = Box::pin(timeout_at(terms.deadline, whole)).await;
-                        answered.unwrap_or_else(|_| respond::own(Error::Deadline))
-                    } else {
-                        Box::pin(self.fetch_whole(&batch, &terms, &mut slots)).await
-                    };
-                    let waited = waited.map(|waited| waited + asked.elapsed());
-                    return Answered { tally: slots.tally(), caller, waited, ..answered };
-                }
-                return Answered { tally: slots.tally(), caller, waited, ..respond::failure(failure) };
+                let asked = Instant::now();
+                let instead = self.forward_failed(failure, &batch, &parts, &body, &terms, &mut slots);
+                let answered = match Box::pin(instead).await {
+                    Some(answered) => {
+                        waited = waited.map(|waited| waited + asked.elapsed());
+                        answered
+                    }
+                    None => respond::failure(failure),
+                };
+                return Answered { tally: slots.tally(), caller, waited, ..answered };
             }
         }
         // What was not fetched has not aged meanwhile.
         let now = if slots.slots.len() == from_memory { now } else { self.clock.now() };
         let answered = respond::links(slots.items(), &fetched, from_memory, form, &self.dress, &self.metrics, now);
         Answered { caller, waited, ..answered }
-    }
-
-    /// The whole body, bounded; what a client sends on beyond is drained for a while so that it gets to read the refusal.
-    async fn read_body<B>(&self, body: B) -> Result<(Bytes, Held), Error>
-    where
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BodyError> + Send,
-    {
-        let limits = &self.config.limits;
-        let mut body = stream(body);
-        let read = self.bodies.read(&mut body, limits.batch_body, Error::BodyTooLarge, limits.idle_timeout).await;
-        if let Err(Error::BodyTooLarge | Error::Shed(_)) = read {
-            crate::server::drain(body);
-        }
-        read
-    }
-
-    async fn bypass<B>(&self, request: Request<B>, reason: Bypass, trace: &Trace) -> Answered
-    where
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BodyError> + Send,
-    {
-        self.count_bypass(reason);
-        respond::bypassed(Box::pin(self.passthrough.forward(request, trace)).await, reason)
-    }
-
-    fn count_bypass(&self, reason: Bypass) {
-        debug!(reason = reason.name(), "forwarded untouched");
-        self.metrics.bypass.with_label_values(&[reason.name()]).inc();
     }
 
     fn directives(&self, parts: &Parts) -> Directives {
@@ -307,20 +216,22 @@ impl AccessUrls {
         headers: &HeaderMap,
         trace: &Trace,
     ) -> Terms {
-        let group = batch.group.as_deref();
         let share = self.fetch.tier().map(|tier| {
-            let (kind, fields) = self.callers.made_up_of(credential, headers);
-            let scope: Vec<_> = self.callers.scope_fields(headers, group).collect();
-            Arc::new(tier.share(&requester, (kind, &fields), &scope, group))
+            let (kind, fields) = self.callers.made_up_of(credential, &requester, headers);
+            let scope: Vec<_> = self.callers.scope_fields(&requester, headers, &batch.group).collect();
+            Arc::new(tier.share(&requester, (kind, &fields), &scope, batch.group.name()))
         });
         Terms {
             demand: demand_of_client(directives),
             share,
-            headers: self.callers.carried(headers),
+            headers: self.callers.carried(&requester, headers),
             scope,
-            group: group.map(Box::from),
+            group: batch.group.to_static(),
             form: batch.form,
             deadline: Instant::now() + self.config.upstream.deadline,
+            request_id: headers::client_request_id(headers).cloned(),
+            has_cookies: headers.contains_key(COOKIE),
+            was_accepted: requester.standing.is_accepted(),
             hops: headers::sidelinks(headers),
             context: trace.context(headers),
             trace: trace.clone(),
@@ -339,7 +250,7 @@ impl AccessUrls {
         now: Moment,
     ) -> Option<LookedUp<'_>> {
         let ids = distinct(batch, scope, self.config.limits.batch_ids)?;
-        let marks = self.cache.purges().of_group(batch.group.as_deref());
+        let marks = self.cache.purges().of_group(batch.group.name());
         let view = self.cache.open(ids.iter().map(|(_, key)| *key));
         let found = view.look_up(&ids, &marks);
         self.metrics.batch_ids.observe(ids.len() as f64);
@@ -443,7 +354,7 @@ impl AccessUrls {
             return false;
         }
         let now = self.clock.now();
-        let marks = self.cache.purges().of_group(terms.group.as_deref());
+        let marks = self.cache.purges().of_group(terms.group.name());
         for slot in slots.lacking_slots() {
             let kept = slot.wanted.as_ref().and_then(|wanted| self.cache.look_up(wanted.key, &wanted.id, &marks));
             if let Some(kept) = kept.filter(|kept| kept.text().is_some() && kept.deadlines().usable(now)) {
@@ -487,42 +398,4 @@ fn distinct<'b>(batch: &'b Batch<'_>, scope: Scope, most: usize) -> Option<Vec<(
 /// What has become of an id that memory answers.
 fn from_memory(kept: &Kept) -> IdResult {
     if kept.text().is_some() { IdResult::Hit } else { IdResult::Absent }
-}
-
-/// Puts what was fetched into the lacking slots, in order.
-fn settle(slots: &mut Slots<'_>, trace: &Trace, had: impl Iterator<Item = Had>) -> Fetched {
-    let mut fetched = Fetched::default();
-    for (slot, had) in slots.lacking_slots().zip(had.collect::<Vec<_>>()) {
-        let (joined, Landed { result, request_id, shared, call }) = match had {
-            Had::InMemory(kept) => {
-                slot.result = from_memory(&kept);
-                slot.had = Some(Link::Kept(kept));
-                continue;
-            }
-            Had::Landed { joined, landed } => (joined, landed),
-        };
-        trace.brought_by(call);
-        let (text, deadlines) = match result {
-            Arrival::Link(text, deadlines) => (Some(text), deadlines),
-            Arrival::LeftOut(deadlines) => (None, deadlines),
-            Arrival::Failed(failure) => {
-                if fetched.failure.is_none() {
-                    fetched.failure = Some(failure);
-                    fetched.request_id = request_id;
-                }
-                continue;
-            }
-        };
-        slot.result = match (joined, shared) {
-            (true, _) => IdResult::Joined,
-            (false, true) if text.is_none() => IdResult::Absent,
-            (false, true) => IdResult::Shared,
-            (false, false) => IdResult::Fetched,
-        };
-        slot.had = Some(Link::Brought(text, deadlines));
-        if fetched.failure.is_none() && fetched.request_id.is_none() {
-            fetched.request_id = request_id;
-        }
-    }
-    fetched
 }

@@ -18,8 +18,8 @@ pub enum Error {
     BodyTooLarge,
     /// A body that has to be hashed to be signed again, over `limits.signed_body`.
     SignedBodyTooLarge,
-    /// A signature by a known key that proves nothing.
-    Signature(Fault),
+    /// `Connection` names a header that says who asks, is signed, or may change the answer.
+    NamedByConnection,
     /// `only-if-cached`, and not all ids are here.
     NotCached,
     /// Not a request that HTTP allows.
@@ -55,23 +55,6 @@ pub enum NoAnswer {
     TooLong,
     /// A flight ended without a result: a fault of sidelink's own.
     Lost,
-}
-
-/// Why a signature proves nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// A part is missing or unreadable, or a header that it covers is missing, there twice or named by `Connection`.
-    Malformed,
-    /// No `X-Sdk-Date`, or an unreadable one.
-    Date,
-    /// More than 15 minutes before or after now.
-    Expired,
-    /// It does not cover the host.
-    Host,
-    /// The body is not the one whose hash is stated.
-    Payload,
-    /// It is not what the key makes of the request.
-    Mismatch,
 }
 
 /// The limits that shed.
@@ -125,7 +108,7 @@ impl Error {
         match self {
             Error::TooManyIds | Error::Malformed(_) => StatusCode::BAD_REQUEST,
             Error::BodyTooLarge | Error::SignedBodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Error::Signature(_) => StatusCode::UNAUTHORIZED,
+            Error::NamedByConnection => StatusCode::UNAUTHORIZED,
             Error::NotCached | Error::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Error::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Error::Misdirected => StatusCode::MISDIRECTED_REQUEST,
@@ -140,7 +123,7 @@ impl Error {
         match self {
             Error::TooManyIds => "SIDELINK.0001",
             Error::BodyTooLarge | Error::SignedBodyTooLarge => "SIDELINK.0002",
-            Error::Signature(_) => "SIDELINK.0003",
+            Error::NamedByConnection => "SIDELINK.0003",
             Error::NotCached => "SIDELINK.0004",
             Error::Malformed(_) | Error::Connect | Error::Misdirected => "SIDELINK.0005",
             Error::Loop => "SIDELINK.0006",
@@ -159,17 +142,8 @@ impl Error {
             Error::SignedBodyTooLarge => {
                 "the body is larger than this sidelink signs again; send it as UNSIGNED-PAYLOAD, or sign for the endpoint's own host"
             }
-            Error::Signature(Fault::Malformed) => {
-                "the signature cannot be read, or a header that it covers is missing, there twice or named by Connection; see docs/SDK.md"
-            }
-            Error::Signature(Fault::Date) => "the signed request has no X-Sdk-Date such as 20261124T151707Z",
-            Error::Signature(Fault::Expired) => {
-                "the signature's date is more than 15 minutes from this sidelink's; set the clock that is wrong"
-            }
-            Error::Signature(Fault::Host) => "the signature does not cover the Host header; sign it too",
-            Error::Signature(Fault::Payload) => "the body is not the one whose hash X-Sdk-Content-Sha256 states",
-            Error::Signature(Fault::Mismatch) => {
-                "the signature does not match the request; the secret key differs, or something on the way changed the request"
+            Error::NamedByConnection => {
+                "Connection names a header that says who asks, is signed, or may change the answer; such a header is the endpoint's, so leave it out of Connection"
             }
             Error::NotCached => "only-if-cached was asked, and not all links are in memory",
             Error::Malformed(message) => message,
@@ -212,7 +186,7 @@ impl Error {
             let allowed = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
             response.headers_mut().insert(ALLOW, allowed);
         }
-        if matches!(self, Error::Signature(_)) {
+        if self == Error::NamedByConnection {
             // RFC 9110 §15.5.2: a 401 says how to authenticate.
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("SDK-HMAC-SHA256"));
         }
@@ -234,12 +208,7 @@ mod tests {
             Error::TooManyIds,
             Error::BodyTooLarge,
             Error::SignedBodyTooLarge,
-            Error::Signature(Fault::Malformed),
-            Error::Signature(Fault::Date),
-            Error::Signature(Fault::Expired),
-            Error::Signature(Fault::Host),
-            Error::Signature(Fault::Payload),
-            Error::Signature(Fault::Mismatch),
+            Error::NamedByConnection,
             Error::NotCached,
             Error::Malformed("no Host header"),
             Error::Connect,

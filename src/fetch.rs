@@ -6,7 +6,9 @@
 //! memory" and "not in flight" there is no gap through which an id could be asked twice.
 
 mod calls;
+mod demand;
 mod flights;
+mod load;
 mod outcome;
 mod refused;
 mod sharing;
@@ -19,20 +21,21 @@ use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::Budget;
 
 use crate::access_urls::request::Form;
-use crate::cache::freshness::Deadlines;
 use crate::cache::purges::Marks;
 use crate::cache::shared::{Share, Tier};
 use crate::cache::{Cache, Kept};
 use crate::caller::{Callers, Key, Requester, Scope, Standing};
-use crate::clock::{Clock, Moment, millis};
+use crate::clock::{Clock, millis};
 use crate::config::Config;
 use crate::error::{Error, Limit, NoAnswer};
+use crate::id::Group;
 use crate::log::Seldom;
 use crate::metrics::Metrics;
 use crate::spans::Trace;
 use crate::trace_context::TraceContext;
 use crate::upstream::{Rejection, Upstream};
 use calls::{LaneKey, Passenger};
+pub use demand::Demand;
 pub use flights::Flights;
 use flights::{Flight, Permit, Place, State, Waiting};
 pub use outcome::{Arrival, Cause, Failure, Had, Landed};
@@ -45,12 +48,18 @@ pub struct Terms {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Caller, group and scope headers.
     pub scope: Scope,
-    /// The group, if named.
-    pub group: Option<Box<str>>,
+    /// The group.
+    pub group: Group<'static>,
     /// The form that the client used.
     pub form: Form,
     /// When the batch must be answered.
     pub deadline: Instant,
+    /// The client's own request id, if it is well-formed: for a call that serves this batch alone.
+    pub request_id: Option<HeaderValue>,
+    /// Whether the batch came with cookies, which calls do not carry: a refused call is not the last word on it.
+    pub has_cookies: bool,
+    /// Whether the endpoint was known to accept the caller when the batch came.
+    pub was_accepted: bool,
     /// Sidelinks that the batch had passed.
     pub hops: usize,
     /// The batch's span, if it has one.
@@ -61,36 +70,6 @@ pub struct Terms {
     pub demand: Demand,
     /// Its scope in the shared tier, if there is one.
     pub share: Option<Arc<Share>>,
-}
-
-/// What a client allows to be answered without a call.
-#[derive(Clone, Copy, Default)]
-pub struct Demand {
-    /// Nothing.
-    pub nothing: bool,
-    /// Milliseconds that a link's call may lie back.
-    pub max_age: Option<u64>,
-    /// Milliseconds of freshness that must be left.
-    pub min_fresh: Option<u64>,
-}
-
-impl Demand {
-    /// Whether `kept` may be served now.
-    pub fn serves(&self, kept: &Kept, now: Moment) -> bool {
-        self.allows(kept.deadlines(), now)
-    }
-
-    /// Whether a remembered refusal of these deadlines may be given again now; not to `max-age=0`, however young it is.
-    pub(crate) fn allows_refusal(&self, deadlines: &Deadlines, now: Moment) -> bool {
-        self.max_age != Some(0) && self.allows(deadlines, now)
-    }
-
-    /// Whether a link of these deadlines may be served now.
-    fn allows(&self, deadlines: &Deadlines, now: Moment) -> bool {
-        !self.nothing
-            && deadlines.fresh_left(now).is_some_and(|left| left >= self.min_fresh.unwrap_or(0))
-            && self.max_age.is_none_or(|most| deadlines.age(now) <= most)
-    }
 }
 
 impl Terms {
@@ -228,6 +207,12 @@ impl Fetch {
         refusal.map(|refusal| refusal.error())
     }
 
+    /// Drops all that is kept for the caller of `terms`, whom the endpoint has refused with a 401; `known`: it was accepted
+    /// before.
+    pub fn drop_caller(&self, terms: &Terms, known: bool) {
+        self.0.drop_caller(terms, known);
+    }
+
     /// Whether the endpoint may be asked once more to find out whose fault a failed call was.
     pub fn affords_extra(&self) -> bool {
         self.0.flights.extra_calls.withdraw()
@@ -246,7 +231,7 @@ impl Fetch {
     async fn apart(&self, terms: &Arc<Terms>, wanted: &[Wanted], keep: bool) -> Result<Vec<Landed>, Error> {
         let permits = self.0.permits(wanted.len(), &terms.requester.standing)?;
         let mut permits = permits.into_iter();
-        let calls: Vec<_> = calls::split(&self.0.config.upstream, terms.form, wanted)
+        let calls: Vec<_> = load::split(&self.0.config.upstream, terms.form, wanted)
             .into_iter()
             .map(|wanted| {
                 let (inner, terms) = (Arc::clone(&self.0), Arc::clone(terms));
@@ -314,7 +299,7 @@ impl Inner {
         let refusal = if seeks { None } else { self.refusal(terms, wanted) };
         let refusal = refusal.map(|cause| Arc::new(Failure { cause, shared: false, ids: 0 }));
         let serves = |kept: &Kept| self.serves(terms, kept);
-        let marks = self.cache.purges().of_group(terms.group.as_deref());
+        let marks = self.cache.purges().of_group(terms.group.name());
         let mut state = self.state();
         let found: Vec<Option<Source>> = wanted
             .iter()
@@ -403,7 +388,8 @@ impl Inner {
         let count = permits.len();
         let mut aboard = Vec::with_capacity(count);
         for (wanted, permit) in grounded.into_iter().zip(permits) {
-            let passenger = state.begin(self, terms, wanted, permit);
+            let mut passenger = state.begin(self, terms, wanted, permit);
+            passenger.background = true;
             // Nobody waits for it, and yet it is wanted.
             passenger.flight.awaited.fetch_add(1, Ordering::Relaxed);
             aboard.push(passenger);

@@ -5,11 +5,16 @@ use http::header::{
 };
 use http::{HeaderMap, Version};
 
+use crate::api;
+
 /// The name that this proxy goes by in `Via`, `Cache-Status` and `User-Agent`.
 pub const NAME: &str = "sidelink";
 
 /// This hop in `Via`, of a message that came by HTTP/1.1 or was made here.
 pub const VIA_HTTP_11: &str = "1.1 sidelink";
+
+/// The longest request id of a client's that comes back, and of an endpoint's that is logged.
+pub const REQUEST_ID_BYTES: usize = 128;
 
 const HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
@@ -69,6 +74,14 @@ pub fn sidelinks(headers: &HeaderMap) -> usize {
 /// Whether a Host header's value has the characters of one (RFC 9112 §3.2, RFC 3986 §3.2.2); an empty one is allowed.
 pub fn is_host(value: &HeaderValue) -> bool {
     value.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
+}
+
+/// A client's own name for its request, if it is well-formed: 1 to 128 of `A-Za-z0-9._-`, and one.
+pub fn client_request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let mut values = headers.get_all(api::REQUEST_ID).iter();
+    let (Some(id), None) = (values.next(), values.next()) else { return None };
+    let is_known = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
+    ((1..=REQUEST_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(is_known)).then_some(id)
 }
 
 /// 128 random bits in hex: a name for a request that the endpoint has not named.

@@ -35,6 +35,7 @@ pub mod demo;
 pub mod error;
 pub mod headers;
 pub mod held;
+pub mod id;
 pub mod log;
 pub mod metrics;
 pub mod origin;

@@ -16,7 +16,7 @@ use crate::answered::Answered;
 use crate::api;
 use crate::body::{Body, BodyError};
 use crate::error::Error;
-use crate::headers::{is_host, sidelinks};
+use crate::headers::{REQUEST_ID_BYTES, client_request_id, is_host, sidelinks};
 use crate::metrics::{IdResult, Metrics, Outcome, Route};
 use crate::passthrough::Passthrough;
 use crate::spans::{Trace, Tracer};
@@ -57,7 +57,8 @@ impl Router {
     {
         let began = Instant::now();
         let trace = self.tracer.as_ref().map_or_else(Trace::default, |tracer| tracer.begin(&request));
-        if let Some(answered) = self.access_urls.at_hand(&request, began) {
+        if let Some(mut answered) = self.access_urls.at_hand(&request, began) {
+            name(&mut answered, client_request_id(request.headers()));
             self.log(Route::Batch, began, &request, &trace).end(Some(&answered));
             return answered.response;
         }
@@ -72,11 +73,13 @@ impl Router {
     {
         let route = route(&request);
         let mut request_log = self.log(route, began, &request, &trace);
-        let answered = match self.refusal(&request) {
+        let request_id = client_request_id(request.headers()).cloned();
+        let mut answered = match self.refusal(&request) {
             Some(error) => refuse(error, request),
             None if route == Route::Batch => self.access_urls.answer(request, &trace).await,
             None => self.passthrough.forward(request, &trace).await,
         };
+        name(&mut answered, request_id.as_ref());
         request_log.end(Some(&answered));
         answered.response
     }
@@ -126,6 +129,9 @@ impl Router {
         if request.uri().path() == "*" {
             return Some(Error::Malformed("the asterisk form is not forwarded"));
         }
+        if self.access_urls.callers().is_named_by_connection(headers) {
+            return Some(Error::NamedByConnection);
+        }
         (sidelinks(headers) > MOST_HOPS).then_some(Error::Loop)
     }
 }
@@ -134,6 +140,14 @@ impl Router {
 fn is_named(authority: &Authority, headers: &HeaderMap) -> bool {
     let same = |host: &HeaderValue| host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes());
     !authority.as_str().contains('@') && headers.get(HOST).is_none_or(same)
+}
+
+/// Gives an answer of sidelink's own, or made of links, the client's name for its request. What was forwarded keeps the
+/// endpoint's.
+fn name(answered: &mut Answered, request_id: Option<&HeaderValue>) {
+    if let Some(id) = request_id.filter(|_| answered.outcome != Outcome::Bypass) {
+        answered.response.headers_mut().insert(api::REQUEST_ID, id.clone());
+    }
 }
 
 fn route<B>(request: &Request<B>) -> Route {
@@ -153,6 +167,8 @@ where
 struct Line {
     method: Method,
     path: String,
+    /// The client's own name for the request.
+    client_request_id: Option<HeaderValue>,
     trace: TraceContext,
 }
 
@@ -161,6 +177,7 @@ impl Line {
         Self {
             method: request.method().clone(),
             path: shown(request.uri().path()),
+            client_request_id: client_request_id(request.headers()).cloned(),
             trace: trace.context(request.headers()),
         }
     }
@@ -187,9 +204,6 @@ struct RequestLog<'m> {
 /// What the access log gives as the status of a request whose client has left.
 const CLIENT_LEFT: u16 = 499;
 
-/// The longest request id that is logged: an endpoint names requests as it likes.
-const REQUEST_ID_BYTES: usize = 128;
-
 /// The longest path that is logged: a target may take all of a head.
 const PATH_BYTES: usize = 1024;
 
@@ -201,11 +215,12 @@ impl RequestLog<'_> {
         let outcome = answered.map_or(Outcome::Error, |answered| answered.outcome);
         self.metrics.count_request(self.route, outcome, elapsed.as_secs_f64());
         self.trace.end(self.route, answered);
-        let Some(Line { method, path, trace }) = &self.line else { return };
+        let Some(Line { method, path, client_request_id, trace }) = &self.line else { return };
         let status = answered.map_or(CLIENT_LEFT, |answered| answered.response.status().as_u16());
         let request_id = answered
             .and_then(|answered| answered.response.headers().get(api::REQUEST_ID)?.to_str().ok())
             .filter(|id| id.len() <= REQUEST_ID_BYTES);
+        let client_request_id = client_request_id.as_ref().and_then(|id| id.to_str().ok());
         let detail = answered.map_or(Some("client-left"), |answered| answered.detail);
         let milliseconds = |span: Duration| (span.as_secs_f64() * 1_000_000.0).round() / 1000.0;
         let tally = answered.map(|answered| answered.tally).filter(|tally| tally.total() > 0);
@@ -221,6 +236,7 @@ impl RequestLog<'_> {
             waited_milliseconds = answered.and_then(|answered| answered.waited).map(milliseconds),
             detail,
             request_id,
+            client_request_id = client_request_id.filter(|id| request_id != Some(*id)),
             trace_id = trace.id(),
             caller = answered.and_then(|answered| answered.caller).map(|caller| format!("{caller:08x}")),
             ids = tally.map(|tally| tally.total()),

@@ -1,5 +1,6 @@
 //! The endpoint's answer, read for the ids that were asked; and the one merged answer in the order asked.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::request::Text;
+use crate::id;
 
 /// What the body of a 200 turned out to be.
 #[derive(Debug, PartialEq)]
@@ -47,7 +49,8 @@ struct ItemFields<'a> {
     accessory_url: Option<&'a RawValue>,
 }
 
-/// Reads the body of a 200 that answers for `ids`, which are distinct.
+/// Reads the body of a 200 that answers for the ids of these names, which are distinct. An item may match either reading of
+/// an id; one that could be for two of the ids matches none.
 pub fn read(body: &[u8], ids: &[&str]) -> Read {
     let Ok(whole) = serde_json::from_slice::<&RawValue>(body) else {
         return Read::Broken;
@@ -55,13 +58,19 @@ pub fn read(body: &[u8], ids: &[&str]) -> Read {
     let Some(items) = raw_items(whole) else {
         return Read::NoList;
     };
-    let positions: HashMap<&str, usize> = ids.iter().enumerate().map(|(at, id)| (*id, at)).collect();
+    let mut positions: HashMap<Cow<'_, str>, Option<usize>> = HashMap::with_capacity(ids.len());
+    for (at, id) in ids.iter().enumerate() {
+        for text in id::readings(id) {
+            positions.entry(text).and_modify(|position| *position = None).or_insert(Some(at));
+        }
+    }
     let mut links = vec![None; ids.len()];
     for item in items {
         let Ok(fields) = serde_json::from_str::<ItemFields<'_>>(item.get()) else {
             return Read::Unmatched;
         };
-        let slot = positions.get(fields.accessory_id.0.as_ref()).and_then(|at| links.get_mut(*at));
+        let position = positions.get(fields.accessory_id.0.as_ref()).copied().flatten();
+        let slot = position.and_then(|at| links.get_mut(at));
         match slot {
             Some(slot @ None) => {
                 let url = fields.accessory_url.and_then(|url| serde_json::from_str::<Text<'_>>(url.get()).ok());
@@ -183,6 +192,36 @@ mod tests {
         ] {
             let body = format!(r#"{{"accessory_urls":[{items}]}}"#);
             assert_eq!(read(body.as_bytes(), &["1", "a"]), Read::Unmatched, "{items}");
+        }
+    }
+
+    #[test]
+    fn an_item_matches_either_reading_of_an_id_unless_it_could_be_for_two() {
+        let body = |ids: &[&str]| {
+            let items: Vec<Value> = ids.iter().map(|id| json!({ "accessory_id": id })).collect();
+            json!({ "accessory_urls": items }).to_string()
+        };
+        let (plus, other) = (&*id::name_of_spelling("a+b"), &*id::name_of_spelling("a%20b+"));
+        for (asked, sent, matched) in [
+            (&[plus, "1"][..], &["1", "a b"][..], Some(&[1, 0][..])),
+            (&[plus, "1"], &["a+b"], Some(&[0])),
+            (&[plus, "1"], &["a+b", "a b"], None),
+            (&[plus, "a b"], &["a b"], None),
+            (&[plus, "a b"], &["a+b"], Some(&[0])),
+            (&["a+b", plus], &["a+b"], None),
+            (&[plus, other], &["a b ", "a b"], Some(&[1, 0])),
+            (&[plus], &[plus], None),
+        ] {
+            let (body, expected) = (body(sent), matched.map(|places| places.len()));
+            let read = read(body.as_bytes(), asked);
+            let Read::Links(links) = &read else {
+                assert_eq!((&read, expected), (&Read::Unmatched, None), "{asked:?} {sent:?}");
+                continue;
+            };
+            for (sent, at) in sent.iter().zip(matched.unwrap()) {
+                let text = &links[*at].as_ref().unwrap().text;
+                assert_eq!(serde_json::from_str::<Value>(text).unwrap()["accessory_id"], **sent);
+            }
         }
     }
 

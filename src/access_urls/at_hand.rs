@@ -5,7 +5,7 @@
 //! ends as the long way would end, or goes that way with nothing done and nothing counted (docs/BENCHMARKS.md: what this saves).
 
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, COOKIE, HOST, HeaderName, RANGE, TRANSFER_ENCODING, VIA,
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, HOST, HeaderName, ORIGIN, RANGE, TRANSFER_ENCODING, VIA,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Version};
 use http_body::Body;
@@ -21,7 +21,7 @@ use crate::headers::is_host;
 
 /// Headers that may make another request of a batch, besides those that are told apart below.
 static TELLING: [HeaderName; 8] =
-    [AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, COOKIE, RANGE, TRANSFER_ENCODING, VIA, api::SECURITY_TOKEN];
+    [AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, ORIGIN, RANGE, TRANSFER_ENCODING, VIA, api::SECURITY_TOKEN];
 
 /// A batch in a query, by token, with nothing else about it.
 struct Plain<'r> {
@@ -43,6 +43,10 @@ impl<'r> Plain<'r> {
                 name if name == HOST => host.replace(value).is_none() && is_host(value),
                 name if *name == api::TOKEN => token.replace(value).is_none() && !value.is_empty(),
                 name if TELLING.contains(name) => return None,
+                // Any other value may take away what says who asks.
+                name if *name == CONNECTION => {
+                    [&b"keep-alive"[..], b"close"].iter().any(|usual| value.as_bytes().eq_ignore_ascii_case(usual))
+                }
                 name => {
                     is_scoped |= callers.is_scope_header(name);
                     true
@@ -83,10 +87,9 @@ impl AccessUrls {
         let batch = Batch::from_query(plain.query).ok()?;
         let none = HeaderMap::new();
         let headers = if plain.is_scoped { request.headers() } else { &none };
-        let group = batch.group.as_deref();
-        let scope = self.callers.scope(&requester, headers, group);
+        let scope = self.callers.scope(&requester, headers, &batch.group);
         let ids = distinct(&batch, scope, self.config.limits.batch_ids)?;
-        let marks = self.cache.purges().of_group(group);
+        let marks = self.cache.purges().of_group(batch.group.name());
         let view = self.cache.open(ids.iter().map(|(_, key)| *key));
         let found = view.look_up(&ids, &marks);
         let answered = self.all_of(&ids, &found, &Demand::default(), batch.form, now)?;

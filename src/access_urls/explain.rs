@@ -7,6 +7,7 @@ use http::header::HOST;
 use http::request::Parts;
 use http::{HeaderValue, Method, Uri};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::answer::url_of;
 use super::request::{Batch, Form};
@@ -15,9 +16,10 @@ use crate::api;
 use crate::cache::Kept;
 use crate::cache::purges::Marks;
 use crate::cache_control::Directives;
-use crate::caller::{Bypass, Key, Requester, Stranger};
+use crate::caller::{Bypass, Key, NoCaller, Requester};
 use crate::clock::{Moment, rfc3339};
 use crate::error::Error;
+use crate::id::{self, Group};
 use crate::metrics::{IdResult, Outcome};
 
 const REFUSED: &str = "refused";
@@ -40,9 +42,9 @@ pub struct Explanation {
     /// How it was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub form: Option<&'static str>,
-    /// Its group.
+    /// Its group: a name or null.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub group_id: Option<String>,
+    pub group_id: Option<Value>,
     /// Who asks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caller: Option<CallerNow>,
@@ -144,7 +146,7 @@ struct Circumstances<'a> {
     directives: &'a Directives,
     /// Whether its caller must be accepted anew.
     must_revalidate: bool,
-    group: Option<&'a str>,
+    group: &'a Group<'a>,
     marks: Marks<'a>,
     now: Moment,
 }
@@ -159,8 +161,11 @@ impl AccessUrls {
         head.method = Method::GET;
         let known = match self.known(&mut head, body) {
             Ok(known) => known,
-            Err(Stranger::Bypass(reason)) => return Explanation::bypass(reason),
-            Err(Stranger::Forged(fault)) => return Explanation::error(Error::Signature(fault)),
+            Err(NoCaller::Bypass(reason)) => return Explanation::bypass(reason),
+            Err(NoCaller::Unverified(fault)) => {
+                return Explanation { why: Some(fault.message()), ..Explanation::bypass(Bypass::Signature) };
+            }
+            Err(NoCaller::NamedByConnection) => return Explanation::error(Error::NamedByConnection),
         };
         let Ok(batch) = Batch::read(head.uri.query(), &head.headers, body) else {
             return Explanation::bypass(Bypass::Unreadable);
@@ -177,8 +182,8 @@ impl AccessUrls {
             demand,
             directives: &directives,
             must_revalidate,
-            group: batch.group.as_deref(),
-            marks: self.cache.purges().of_group(batch.group.as_deref()),
+            group: &batch.group,
+            marks: self.cache.purges().of_group(batch.group.name()),
             now,
             requester: requester.as_ref(),
         };
@@ -188,7 +193,11 @@ impl AccessUrls {
                 Form::Comma => "comma",
                 Form::Body => "body",
             }),
-            group_id: batch.group.as_deref().map(str::to_owned),
+            group_id: match &batch.group {
+                Group::Absent => None,
+                Group::Null => Some(Value::Null),
+                Group::Named(name) => Some(id::shown(name).into()),
+            },
             caller: Some(caller),
             calls_refused: circumstances.refusal.map(Error::message),
             ..Explanation::of(Outcome::Miss)
@@ -236,21 +245,21 @@ impl AccessUrls {
     }
 
     /// Who asks, and, if it is remembered, as whom.
-    fn known(&self, head: &mut Parts, body: &[u8]) -> Result<(String, Option<Requester>), Stranger> {
+    fn known(&self, head: &mut Parts, body: &[u8]) -> Result<(String, Option<Requester>), NoCaller> {
         let look = |head: &Parts| {
-            let credential = self.callers.credential(&head.headers).map_err(Stranger::Bypass)?;
+            let credential = self.callers.credential(&head.headers).map_err(NoCaller::Bypass)?;
             let (caller, requester) = self.callers.known(&credential, head, body)?;
             Ok((format!("{:08x}", caller.short()), requester))
         };
         let as_sent = look(head);
-        let Err(Stranger::Forged(_)) = as_sent else { return as_sent };
+        let Err(NoCaller::Unverified(_)) = as_sent else { return as_sent };
         // It was signed for where its batches go: a listener, or the endpoint in its own name.
         let listeners = self.config.listen.address.iter().map(ToString::to_string);
         for host in [self.config.upstream.endpoint.authority.to_string()].into_iter().chain(listeners) {
             let Ok(host) = HeaderValue::from_str(&host) else { continue };
             head.headers.insert(HOST, host);
             let signed = look(head);
-            if !matches!(signed, Err(Stranger::Forged(_))) {
+            if !matches!(signed, Err(NoCaller::Unverified(_))) {
                 return signed;
             }
         }
@@ -283,7 +292,7 @@ impl AccessUrls {
         let is_purged = kept.as_ref().is_some_and(|kept| now.marks.cover(id, kept.deadlines().sent()));
         let in_flight = key.is_some_and(|key| self.fetch.is_in_flight(key, id, &now.marks));
         let mut said = IdNow {
-            id: id.to_owned(),
+            id: id::shown(id).to_owned(),
             state: "unknown",
             result: IdResult::Failed.name(),
             why: "",
@@ -426,9 +435,10 @@ fn why_bypass(reason: Bypass) -> &'static str {
         Bypass::Credentials => "it shows more than one credential",
         Bypass::Algorithm => "its Authorization is of a scheme that sidelink does not know",
         Bypass::UnknownKey => "it is signed with a key that is not configured",
-        Bypass::UnsignedHeader => "a header that says who asks, or changes the answer, is not signed",
+        Bypass::Signature => "its signature, by a key of callers.keys, does not verify here: the endpoint judges it",
         Bypass::UnsignedPayload => "its body is not signed",
-        Bypass::Cookie => "its Cookie may shape the answer",
+        Bypass::Cookie => "a call without its cookies was refused",
+        Bypass::Origin => "its Origin shows a browser's page, which wants the endpoint's own CORS headers",
         Bypass::Range => "it asks for a range",
         Bypass::HeaderTooLong => {
             "a header that says who asks, or changes the answer, is longer than the endpoint takes it"

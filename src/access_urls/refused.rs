@@ -19,7 +19,7 @@ impl AccessUrls {
         now: Moment,
     ) -> Option<Answered> {
         let ([Slot { had: None, .. }], [id, ..]) = (slots.slots.as_slice(), batch.ids.as_slice()) else { return None };
-        let marks = self.cache.purges().of_group(batch.group.as_deref());
+        let marks = self.cache.purges().of_group(batch.group.name());
         let refusal = self.cache.refusals().look_up(scope.key(id), id, &marks, now)?;
         demand.allows_refusal(&refusal.deadlines, now).then(|| respond::refused(&refusal))
     }

@@ -4,8 +4,8 @@
 //! 2. [`Form::Comma`]: `?accessory_ids=1,2`; an encoded comma belongs to an id;
 //! 3. [`Form::Body`]: the same names as a JSON object in the body of the GET.
 //!
-//! Whatever is not exactly one of these is nobody's to interpret: it is forwarded as it came. That goes, too, for an
-//! unencoded `+` in a query, which some servers read as a space and others as a plus.
+//! Whatever is not exactly one of these is nobody's to interpret: it is forwarded as it came. An id or a group with an
+//! unencoded `+` is named by its spelling ([`id`]), and goes upstream as it is spelled.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,6 +18,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::api;
+use crate::id::{self, Group};
 
 /// Only `A-Z a-z 0-9 - _ . ~` stay bare, as in the service's signing rules.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -38,9 +39,9 @@ pub enum Form {
 pub struct Batch<'r> {
     /// How it was written.
     pub form: Form,
-    /// The group, if it named one.
-    pub group: Option<Cow<'r, str>>,
-    /// The ids in the order asked; one that was asked twice is here twice.
+    /// The group.
+    pub group: Group<'r>,
+    /// The names of the ids in the order asked; one that was asked twice is here twice.
     pub ids: Vec<Cow<'r, str>>,
 }
 
@@ -71,11 +72,8 @@ impl<'r> Batch<'r> {
     /// [`Unreadable`], if it is none.
     pub fn from_query(query: &'r str) -> Result<Self, Unreadable> {
         let has = |byte| memchr(byte, query.as_bytes()).is_some();
-        if has(b'+') {
-            return Err(Unreadable);
-        }
         let mut values = Vec::with_capacity(1 + memchr_iter(b'&', query.as_bytes()).count());
-        let mut group = None;
+        let mut group = Group::Absent;
         for pair in pieces(query, b'&') {
             // As nearly everyone writes it, with nothing to decode.
             if let Some(value) = pair.strip_prefix(api::IDS).and_then(|rest| rest.strip_prefix('=')) {
@@ -85,7 +83,7 @@ impl<'r> Batch<'r> {
             let (name, value) = pair.split_once('=').ok_or(Unreadable)?;
             match decode(name)?.as_ref() {
                 api::IDS => values.push(value),
-                api::GROUP if group.is_none() => group = Some(decode(value)?),
+                api::GROUP if group == Group::Absent => group = Group::Named(name_of(value, is_group)?),
                 _ => return Err(Unreadable),
             }
         }
@@ -96,23 +94,23 @@ impl<'r> Batch<'r> {
             _ => Form::Repeated,
         };
         let ids = match values.as_slice() {
-            [list] if comma => pieces(list, b',').map(decode).collect::<Result<_, _>>()?,
-            _ if has(b'%') => values.into_iter().map(decode).collect::<Result<_, _>>()?,
-            _ => values.into_iter().map(Cow::Borrowed).collect(),
+            [list] if comma => pieces(list, b',').map(|id| name_of(id, is_id)).collect::<Result<_, _>>()?,
+            _ if has(b'%') || has(b'+') => values.into_iter().map(|id| name_of(id, is_id)).collect::<Result<_, _>>()?,
+            _ => values.into_iter().map(|id| known(Cow::Borrowed(id), is_id)).collect::<Result<_, _>>()?,
         };
         Self::build(form, group, ids)
     }
 
     fn from_body(body: &'r [u8]) -> Result<Self, Unreadable> {
         let read: BodyForm<'_> = serde_json::from_slice(body).map_err(|_| Unreadable)?;
+        if !read.ids.iter().all(|id| is_id(id)) || !read.group.name().is_none_or(is_group) {
+            return Err(Unreadable);
+        }
         Self::build(Form::Body, read.group, read.ids)
     }
 
-    fn build(form: Form, group: Option<Cow<'r, str>>, ids: Vec<Cow<'r, str>>) -> Result<Self, Unreadable> {
-        if ids.is_empty() || !group.as_deref().is_none_or(is_group) || !ids.iter().all(|id| is_id(id)) {
-            return Err(Unreadable);
-        }
-        Ok(Self { form, group, ids })
+    fn build(form: Form, group: Group<'r>, ids: Vec<Cow<'r, str>>) -> Result<Self, Unreadable> {
+        if ids.is_empty() { Err(Unreadable) } else { Ok(Self { form, group, ids }) }
     }
 }
 
@@ -132,13 +130,38 @@ pub fn is_id(text: &str) -> bool {
     has_length(text, api::ID_CHARS)
 }
 
-/// Whether `text` may be a group: 1 to 32 characters.
+/// Whether `text` may be a batch's group: up to 32 characters.
 pub fn is_group(text: &str) -> bool {
-    has_length(text, api::GROUP_CHARS)
+    text.is_empty() || has_length(text, api::GROUP_CHARS)
 }
 
 fn has_length(text: &str, most: usize) -> bool {
-    !text.is_empty() && (text.len() <= most || text.chars().count() <= most)
+    let is_short = text.len() <= most || text.chars().count() <= most;
+    !text.is_empty() && is_short && !id::is_reserved(text)
+}
+
+fn known(text: Cow<'_, str>, is_known: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, Unreadable> {
+    if is_known(&text) { Ok(text) } else { Err(Unreadable) }
+}
+
+/// The name of what a query spells so, if its text `is_known`. (A plus and a space count as one character both.)
+fn name_of(spelling: &str, is_known: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, Unreadable> {
+    let text = known(decode(spelling)?, is_known)?;
+    Ok(if spelling.contains('+') { Cow::Owned(id::name_of_spelling(spelling)) } else { text })
+}
+
+/// Writes what has this name into a target: as its client spelled it, where that has two readings.
+fn push(target: &mut String, name: &str) {
+    match id::spelling(name) {
+        Some(spelling) => target.push_str(spelling),
+        None => target.extend(utf8_percent_encode(name, ENCODED)),
+    }
+}
+
+/// Bytes that [`push`] writes.
+fn pushed_bytes(name: &str) -> usize {
+    let encoded = || utf8_percent_encode(name, ENCODED).map(str::len).sum();
+    id::spelling(name).map_or_else(encoded, str::len)
 }
 
 fn decode(text: &str) -> Result<Cow<'_, str>, Unreadable> {
@@ -157,7 +180,7 @@ fn decode(text: &str) -> Result<Cow<'_, str>, Unreadable> {
 }
 
 /// Writes the request target of a call; `Form::Body` has all in its body.
-pub fn target<'a>(form: Form, group: Option<&str>, ids: impl Iterator<Item = &'a str>) -> String {
+pub fn target<'a>(form: Form, group: &Group<'_>, ids: impl Iterator<Item = &'a str>) -> String {
     let mut target = String::from(api::PATH);
     for (index, id) in ids.enumerate() {
         match form {
@@ -169,13 +192,13 @@ pub fn target<'a>(form: Form, group: Option<&str>, ids: impl Iterator<Item = &'a
                 target.push('=');
             }
         }
-        target.extend(utf8_percent_encode(id, ENCODED));
+        push(&mut target, id);
     }
-    if let (Some(group), Form::Repeated | Form::Comma) = (group, form) {
+    if let (Group::Named(group), Form::Repeated | Form::Comma) = (group, form) {
         target.push('&');
         target.push_str(api::GROUP);
         target.push('=');
-        target.extend(utf8_percent_encode(group, ENCODED));
+        push(&mut target, group);
     }
     target
 }
@@ -183,20 +206,22 @@ pub fn target<'a>(form: Form, group: Option<&str>, ids: impl Iterator<Item = &'a
 /// Bytes that `id` adds to a target at most.
 pub fn target_bytes(form: Form, id: &str) -> usize {
     match form {
-        Form::Repeated => api::IDS.len() + 2 + utf8_percent_encode(id, ENCODED).map(str::len).sum::<usize>(),
-        Form::Comma => 1 + utf8_percent_encode(id, ENCODED).map(str::len).sum::<usize>(),
+        Form::Repeated => api::IDS.len() + 2 + pushed_bytes(id),
+        Form::Comma => 1 + pushed_bytes(id),
         Form::Body => 0,
     }
 }
 
 /// Writes the body of a call; empty for the query forms.
-pub fn body<'a>(form: Form, group: Option<&str>, ids: impl Iterator<Item = &'a str>) -> Bytes {
+pub fn body<'a>(form: Form, group: &Group<'_>, ids: impl Iterator<Item = &'a str>) -> Bytes {
     if form != Form::Body {
         return Bytes::new();
     }
     let mut body = serde_json::Map::new();
-    if let Some(group) = group {
-        body.insert(api::GROUP.into(), group.into());
+    match group {
+        Group::Absent => {}
+        Group::Null => drop(body.insert(api::GROUP.into(), serde_json::Value::Null)),
+        Group::Named(group) => drop(body.insert(api::GROUP.into(), group.as_ref().into())),
     }
     body.insert(api::IDS.into(), ids.collect());
     serde_json::Value::Object(body).to_string().into()
@@ -204,7 +229,7 @@ pub fn body<'a>(form: Form, group: Option<&str>, ids: impl Iterator<Item = &'a s
 
 /// The body form, read strictly: each name once, no other, strings only.
 struct BodyForm<'a> {
-    group: Option<Cow<'a, str>>,
+    group: Group<'a>,
     ids: Vec<Cow<'a, str>>,
 }
 
@@ -224,10 +249,12 @@ impl<'de> Visitor<'de> for BodyVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let (mut group, mut ids) = (None, None);
+        let (mut group, mut ids) = (Group::Absent, None);
         while let Some(name) = map.next_key::<Text<'de>>()? {
             match name.0.as_ref() {
-                api::GROUP if group.is_none() => group = Some(map.next_value::<Text<'de>>()?.0),
+                api::GROUP if group == Group::Absent => {
+                    group = map.next_value::<Option<Text<'de>>>()?.map_or(Group::Null, |name| Group::Named(name.0));
+                }
                 api::IDS if ids.is_none() => ids = Some(map.next_value::<Texts<'de>>()?.0),
                 _ => return Err(de::Error::custom("a name that is unknown or given twice")),
             }
@@ -296,7 +323,7 @@ mod tests {
     }
 
     fn batch<'r>(form: Form, group: Option<&'r str>, ids: &[&'r str]) -> Result<Batch<'r>, Unreadable> {
-        Ok(Batch { form, group: group.map(Cow::Borrowed), ids: ids.iter().map(|id| Cow::Borrowed(*id)).collect() })
+        Ok(Batch { form, group: group.into(), ids: ids.iter().map(|id| Cow::Borrowed(*id)).collect() })
     }
 
     #[test]
@@ -330,12 +357,13 @@ mod tests {
             "accessory_ids=1&Group_id=2",
             "group_id=1",
             "accessory_ids=1&group_id=1&group_id=1",
-            "accessory_ids=1&group_id=",
+            "accessory_ids=1&group_id=&group_id=",
+            "accessory_ids=+%ff",
+            "accessory_ids=%EF%BF%BFa",
             "accessory_ids=%ff",
             "accessory_ids=%2",
             "accessory_ids=%",
             "accessory_ids=%zz",
-            "accessory_ids=a+b",
             "accessory_ids=1,2&accessory_ids=3",
             &format!("accessory_ids={long}"),
             "accessory_ids=1&group_id=123456789012345678901234567890123",
@@ -355,19 +383,48 @@ mod tests {
             r#"{"accessory_ids":[""]}"#,
             r#"{"accessory_ids":["1"],"x":1}"#,
             r#"{"accessory_ids":["1"],"group_id":1}"#,
-            r#"{"accessory_ids":["1"],"group_id":null}"#,
+            r#"{"accessory_ids":["1"],"group_id":null,"group_id":null}"#,
+            r#"{"accessory_ids":["\uffffa"]}"#,
             r#"{"accessory_ids":["1"],"accessory_ids":["2"]}"#,
             r#"{"accessory_ids":["1"],"group_id":"a","group_id":"a"}"#,
             r#"{"accessory_ids":["1"]}x"#,
             r#"{"accessory_ids":["1"]"#,
             r#"{"accessory_ids":["\ud800"]}"#,
-            r#"{"accessory_ids":["1"],"group_id":""}"#,
         ] {
             assert_eq!(json(text), Err(Unreadable), "{text}");
         }
         assert_eq!(Batch::read(Some("accessory_ids=1"), &HeaderMap::new(), b"{}"), Err(Unreadable), "both forms");
         let coded = HeaderMap::from_iter([(CONTENT_ENCODING, http::HeaderValue::from_static("gzip"))]);
         assert_eq!(Batch::read(None, &coded, br#"{"accessory_ids":["1"]}"#), Err(Unreadable));
+    }
+
+    #[test]
+    fn an_unencoded_plus_is_named_and_written_by_its_spelling() {
+        let names = |ids: &[&str]| ids.iter().map(|id| id::name_of_spelling(id)).collect::<Vec<_>>();
+        let repeated = "accessory_ids=a+b%2f&accessory_ids=c%20d&group_id=g+h";
+        let read = query(repeated).unwrap();
+        assert_eq!(read.ids, [names(&["a+b%2f"])[0].as_str(), "c d"]);
+        assert_eq!(read.group, Group::Named(names(&["g+h"])[0].as_str().into()));
+        let written = target(read.form, &read.group, read.ids.iter().map(AsRef::as_ref));
+        assert_eq!(written, format!("{}?{repeated}", api::PATH));
+        assert_eq!(query("accessory_ids=1,a+b").unwrap().ids, ["1", names(&["a+b"])[0].as_str()]);
+        assert!(query(&format!("accessory_ids={}", "+".repeat(64))).is_ok());
+        assert!(query(&format!("accessory_ids={}", "+".repeat(65))).is_err());
+        assert_eq!(json(r#"{"accessory_ids":["a+b"]}"#).unwrap().ids, ["a+b"], "JSON has one reading");
+    }
+
+    #[test]
+    fn a_group_is_absent_null_or_named_and_may_be_empty() {
+        assert_eq!(query("accessory_ids=1&group_id=").unwrap().group, Group::Named("".into()));
+        for (text, group) in [
+            (r#"{"accessory_ids":["1"]}"#, Group::Absent),
+            (r#"{"accessory_ids":["1"],"group_id":null}"#, Group::Null),
+            (r#"{"accessory_ids":["1"],"group_id":""}"#, Group::Named("".into())),
+        ] {
+            assert_eq!(json(text).unwrap().group, group, "{text}");
+            let body = body(Form::Body, &group, ["1"].into_iter());
+            assert_eq!(json(std::str::from_utf8(&body).unwrap()).unwrap().group, group);
+        }
     }
 
     #[test]
@@ -381,17 +438,18 @@ mod tests {
         #[test]
         fn any_batch_survives_the_round_trip_in_any_form(
             ids in proptest::collection::vec("\\PC{1,64}", 1..8),
-            group in proptest::option::of("\\PC{1,32}"),
+            group in proptest::option::of("\\PC{0,32}"),
             form in prop_oneof![Just(Form::Repeated), Just(Form::Comma), Just(Form::Body)],
         ) {
             let list = || ids.iter().map(String::as_str);
-            let target = target(form, group.as_deref(), list());
-            let body = body(form, group.as_deref(), list());
+            let named = Group::from(group.as_deref());
+            let target = target(form, &named, list());
+            let body = body(form, &named, list());
             let uri: http::Uri = target.parse().unwrap();
             prop_assert_eq!(uri.path(), api::PATH);
             let read = Batch::read(uri.query(), &HeaderMap::new(), &body).unwrap();
             prop_assert_eq!(&read.ids.iter().map(AsRef::as_ref).collect::<Vec<&str>>(), &list().collect::<Vec<&str>>());
-            prop_assert_eq!(read.group.as_deref(), group.as_deref());
+            prop_assert_eq!(&read.group, &named);
             // One id between commas looks the same as one repeated parameter.
             prop_assert!(read.form == form || ids.len() == 1);
             if form != Form::Body {

@@ -12,7 +12,6 @@ use crate::answered::Answered;
 use crate::caller::Bypass;
 use crate::error::Error;
 use crate::fetch::{Arrival, Cause, Failure, Landed, Terms, Wanted};
-use crate::metrics::IdResult;
 
 impl AccessUrls {
     /// Whether a batch, as its client wrote it, is no larger than a call of sidelink's own would be.
@@ -36,7 +35,7 @@ impl AccessUrls {
         };
         match items(&landed) {
             Ok(items) => {
-                slots.lacking_slots().for_each(|slot| slot.result = IdResult::Fetched);
+                slots.count_fetched();
                 let request_id = landed.first().and_then(|landed| landed.request_id.clone());
                 respond::unmatched(items.into_iter(), request_id, &self.dress)
             }

@@ -51,7 +51,7 @@ impl Purge {
                 Ok(Purge::Ids(ids))
             }
             Text { accessory_ids: None, group_id: Some(group), all: None } => {
-                if !is_group(&group) {
+                if group.is_empty() || !is_group(&group) {
                     return Err(format!("group_id is not of 1 to {} characters", api::GROUP_CHARS));
                 }
                 Ok(Purge::Group(group))

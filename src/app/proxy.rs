@@ -255,6 +255,7 @@ impl Lasting {
         let bound = |total: &Total, most, limit| Bound::new(total.clone(), most, limit, Arc::clone(metrics));
         let resign = Resign::new(
             keys,
+            Arc::clone(&callers),
             Arc::clone(&upstream),
             &config.limits,
             bound(&self.totals.signed_bodies, config.limits.signed_bodies, Limit::SignedBodies),

@@ -21,6 +21,7 @@ use siphasher::sip128::{Hasher128, SipHasher24};
 use super::KeyHasher;
 use crate::clock::{Clock, Moment, millis};
 use crate::config::{self, Config};
+use crate::id;
 
 /// Most marks at a time; each takes 32 bytes and its share of a table's room.
 pub const MOST: usize = 1 << 16;
@@ -187,7 +188,7 @@ impl Purges {
         if self.count.load(Ordering::Acquire) == 0 {
             return Marks { floor: self.floor.load(Ordering::Acquire), table: None };
         }
-        let marked = group.and_then(|group| self.last(self.name(b'g', group)));
+        let marked = group.and_then(|group| self.last_of(b'g', group));
         // After the group's mark was looked for: one that had to make way has raised the floor before.
         let floor = self.floor.load(Ordering::Acquire);
         Marks { floor: marked.map_or(floor, |last| floor.max(last.saturating_add(1))), table: Some(self) }
@@ -241,6 +242,11 @@ impl Purges {
         let before = part.len();
         part.retain(|_, last| stays(*last));
         self.count.fetch_sub(before - part.len(), Ordering::Release);
+    }
+
+    /// The last mark over any text that `name` may stand for.
+    fn last_of(&self, kind: u8, name: &str) -> Option<u64> {
+        id::readings(name).filter_map(|text| self.last(self.name(kind, &text))).max()
     }
 
     fn last(&self, name: Name) -> Option<u64> {
@@ -300,7 +306,7 @@ impl Marks<'_> {
     pub fn cover(&self, id: &str, sent: Moment) -> bool {
         sent.monotonic < self.floor
             || self.table.is_some_and(|purges| {
-                let marked = purges.last(purges.name(b'i', id)).is_some_and(|last| sent.monotonic <= last);
+                let marked = purges.last_of(b'i', id).is_some_and(|last| sent.monotonic <= last);
                 // Its mark may have made way meanwhile.
                 marked || sent.monotonic < purges.floor.load(Ordering::Acquire)
             })

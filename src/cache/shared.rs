@@ -28,6 +28,7 @@ use super::purges::{Mark, Purges, Target};
 use crate::caller::{Requester, Standings};
 use crate::clock::{Clock, Moment, millis};
 use crate::config::{self, Config};
+use crate::id;
 use crate::metrics::{Kind, Metrics, Operation, Position, show_position};
 use journal::{Journal, RECORD};
 use keeper::State;
@@ -98,8 +99,8 @@ impl CallerKeys {
 pub struct Share {
     keys: Arc<CallerKeys>,
     names: Vec<ScopeNames>,
-    /// What the journal calls the group, under each secret.
-    groups: Vec<Option<Says>>,
+    /// What the journal calls the group, under each secret; two of them, where it has two readings.
+    groups: Vec<Vec<Says>>,
 }
 
 /// What the journals said when a call was sent.
@@ -342,7 +343,10 @@ impl Inner {
 
     fn share(&self, keys: Arc<CallerKeys>, scope: &[Option<&[u8]>], group: Option<&str>) -> Share {
         let names = keys.keys.iter().map(|key| key.scope(scope.iter().copied())).collect();
-        let group = |key: &FleetKey| group.map(|group| key.says(Target::Group(group)));
+        let group = |key: &FleetKey| {
+            let readings = group.into_iter().flat_map(id::readings);
+            readings.map(|group| key.says(Target::Group(&group))).collect()
+        };
         Share { groups: self.keys.iter().map(group).collect(), keys, names }
     }
 

@@ -2,8 +2,9 @@
 //!
 //! `Authorization: SDK-HMAC-SHA256 Access={access key}, SignedHeaders={a;b;c}, Signature={hex}` with `X-Sdk-Date`. The
 //! signature covers method, path, query, the headers that it lists, and the body's hash or what `X-Sdk-Content-Sha256`
-//! states in its place. Canonical forms are those of the official SDKs (`huaweicloudsdkcore`, `signer.py`), whose own
-//! signatures are this module's test data.
+//! states in its place. Canonical forms are those of the official SDKs, whose own signatures are this module's test data.
+//! The SDKs differ in how they order the query's values ([`Order`]) and in whether they sign Host: any of those forms is
+//! verified; what is made here has the values sorted by code point and Host signed, which every endpoint takes.
 //!
 //! A leaf: it knows HTTP heads and keys and nothing else.
 
@@ -22,7 +23,47 @@ use sha2::{Digest, Sha256};
 use crate::api;
 use crate::clock::{basic_date, read_basic_date};
 use crate::config::KeyPair;
-use crate::error::Fault;
+
+/// Why a signature proves nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A part is missing or unreadable, or a header that it covers is missing or there twice.
+    Malformed,
+    /// No `X-Sdk-Date`, or an unreadable one.
+    Date,
+    /// More than 15 minutes before or after now.
+    Expired,
+    /// The body is not the one whose hash is stated.
+    Payload,
+    /// It is not what the key makes of the request, in any order of the query.
+    Mismatch,
+}
+
+impl Fault {
+    /// What an operator is told.
+    pub fn message(self) -> &'static str {
+        match self {
+            Fault::Malformed => "it cannot be read, or a header that it covers is missing or there twice",
+            Fault::Date => "the request has no X-Sdk-Date such as 20261124T151707Z",
+            Fault::Expired => {
+                "its date is more than 15 minutes from this machine's: a clock is wrong, or it is a replay"
+            }
+            Fault::Payload => "the body is not the one whose hash X-Sdk-Content-Sha256 states",
+            Fault::Mismatch => "it does not match: the secret key differs, or something on the way changed the request",
+        }
+    }
+}
+
+/// How a signer orders the query's parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// By name, then by value, by code point: Python, Go, and what is signed here.
+    CodePoint,
+    /// By name; values of one name as the request has them: Java.
+    NameOnly,
+    /// By name, then by value, by UTF-16 code unit: Node.
+    Utf16,
+}
 
 /// The scheme's name.
 pub const ALGORITHM: &str = "SDK-HMAC-SHA256";
@@ -58,12 +99,20 @@ pub struct Claim<'r> {
 }
 
 impl<'r> Claim<'r> {
-    /// Reads the one `Authorization` of a request; `None` if it is of another scheme, or names no access key.
+    /// Reads the one `Authorization` of a request that is not empty; `None` if it is of another scheme, or names no access
+    /// key.
     pub fn read(headers: &'r HeaderMap) -> Option<Self> {
-        let mut values = headers.get_all(AUTHORIZATION).iter();
+        let mut values = headers.get_all(AUTHORIZATION).iter().filter(|value| !value.is_empty());
         let (Some(value), None) = (values.next(), values.next()) else { return None };
         let fields = value.to_str().ok()?.strip_prefix(ALGORITHM)?.strip_prefix(' ')?;
         Some(Self { access_key: field(fields, "Access=")?, fields })
+    }
+}
+
+impl Claim<'_> {
+    /// Whether it says that Host is signed: such a request is good for that host alone.
+    pub fn signs_host(&self) -> bool {
+        field(self.fields, "SignedHeaders=").is_some_and(|names| names.split(';').any(|name| name == HOST.as_str()))
     }
 }
 
@@ -89,12 +138,38 @@ pub fn stated_payload(headers: &HeaderMap) -> Result<Option<&str>, Fault> {
     }
 }
 
-/// Verifies what a request claims. `payload` is the hex SHA-256 of its body, or, where it has a body, what it states in
-/// place of that; `now` is in Unix seconds.
+/// Verifies what a request claims, in whichever order its signer had the query. `payload` is the hex SHA-256 of its body, or,
+/// where it has a body, what it states in place of that; `now` is in Unix seconds.
 ///
 /// # Errors
 /// Why the signature proves nothing.
 pub fn verify(claim: &Claim<'_>, pair: &Arc<KeyPair>, head: &Parts, payload: &str, now: u64) -> Result<Signer, Fault> {
+    verify_in(&[Order::CodePoint, Order::NameOnly, Order::Utf16], claim, pair, head, payload, now)
+}
+
+/// As [`verify`], as the strictest endpoint does it: the query sorted by code point, and Host signed.
+///
+/// # Errors
+/// As there.
+pub fn verify_strictly(
+    claim: &Claim<'_>,
+    pair: &Arc<KeyPair>,
+    head: &Parts,
+    payload: &str,
+    now: u64,
+) -> Result<Signer, Fault> {
+    let verified = verify_in(&[Order::CodePoint], claim, pair, head, payload, now);
+    verified.and_then(|signer| if signer.covers(&HOST) { Ok(signer) } else { Err(Fault::Malformed) })
+}
+
+fn verify_in(
+    orders: &[Order],
+    claim: &Claim<'_>,
+    pair: &Arc<KeyPair>,
+    head: &Parts,
+    payload: &str,
+    now: u64,
+) -> Result<Signer, Fault> {
     let names = field(claim.fields, "SignedHeaders=").ok_or(Fault::Malformed)?;
     let mut signature = [0; 32];
     let signature_text = field(claim.fields, "Signature=").ok_or(Fault::Malformed)?;
@@ -109,11 +184,7 @@ pub fn verify(claim: &Claim<'_>, pair: &Arc<KeyPair>, head: &Parts, payload: &st
     if read_basic_date(date).ok_or(Fault::Date)?.abs_diff(now) > MOST_SKEW {
         return Err(Fault::Expired);
     }
-    if !headers.contains(&HOST) {
-        return Err(Fault::Host);
-    }
-    let target = head.uri.path_and_query();
-    let mut canonical = Canonical::begin(&head.method, target.map_or("/", PathAndQuery::path), head.uri.query());
+    let mut tail = Tail::default();
     for name in &headers {
         // Twice: which of the values was signed cannot be known.
         let value = match once(&head.headers, name) {
@@ -123,13 +194,27 @@ pub fn verify(claim: &Claim<'_>, pair: &Arc<KeyPair>, head: &Parts, payload: &st
             }
             value => value?.as_bytes(),
         };
-        canonical.header(name, value);
+        tail.header(name, value);
     }
-    let signed = canonical.end(names, payload);
-    let mac = mac(pair, date, &signed).ok_or(Fault::Mismatch)?;
-    // In constant time.
-    mac.verify_slice(&signature).map_err(|_| Fault::Mismatch)?;
-    Ok(Signer { pair: Arc::clone(pair), headers: headers.into() })
+    tail.end(names, payload);
+    let path = head.uri.path_and_query().map_or("/", PathAndQuery::path);
+    let begun = Canonical::begin(&head.method, path);
+    let pairs = pairs(head.uri.query());
+    let mut tried: Vec<Vec<Pair<'_>>> = Vec::with_capacity(orders.len());
+    for order in orders {
+        let pairs = order.apply(pairs.clone());
+        // Most requests read the same in every order, and are tried once.
+        if tried.contains(&pairs) {
+            continue;
+        }
+        let mac = mac(pair, date, &begun.clone().end(&pairs, &tail)).ok_or(Fault::Mismatch)?;
+        // In constant time.
+        if mac.verify_slice(&signature).is_ok() {
+            return Ok(Signer { pair: Arc::clone(pair), headers: headers.into() });
+        }
+        tried.push(pairs);
+    }
+    Err(Fault::Mismatch)
 }
 
 /// Verifies what a request with this whole body claims; `now` is in Unix seconds. With the signer: the payload that is
@@ -207,18 +292,20 @@ impl Signer {
         names.extend([&HOST, &date_name]);
         names.sort_unstable_by_key(|name| name.as_str());
         names.dedup();
-        let mut canonical = Canonical::begin(method, target.path(), target.query());
+        let mut tail = Tail::default();
         let mut list = String::new();
         for name in names {
             let value =
                 if *name == HOST { host.as_bytes() } else { headers.get(name).map_or(&[][..], HeaderValue::as_bytes) };
-            canonical.header(name, value);
+            tail.header(name, value);
             if !list.is_empty() {
                 list.push(';');
             }
             list.push_str(name.as_str());
         }
-        let signed = canonical.end(&list, payload);
+        tail.end(&list, payload);
+        let pairs = Order::CodePoint.apply(pairs(target.query()));
+        let signed = Canonical::begin(method, target.path()).end(&pairs, &tail);
         let Some(mac) = mac(&self.pair, &date, &signed) else { return };
         let signature = hex::encode(mac.finalize().into_bytes());
         let access_key = &self.pair.access_key;
@@ -231,17 +318,57 @@ impl Signer {
     }
 }
 
+/// A parameter of a query, decoded: its name and its value.
+type Pair<'q> = [Cow<'q, [u8]>; 2];
+
+/// The parameters of a query as it has them. A plus sign is a plus sign.
+fn pairs(query: Option<&str>) -> Vec<Pair<'_>> {
+    let pairs = query.unwrap_or("").split('&').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            [name, value].map(|text| percent_decode_str(text).into())
+        })
+        .collect()
+}
+
+impl Order {
+    fn apply(self, mut pairs: Vec<Pair<'_>>) -> Vec<Pair<'_>> {
+        let utf16 = |text: &[u8]| String::from_utf8_lossy(text).encode_utf16().collect::<Vec<u16>>();
+        match self {
+            // Of UTF-8, the order of bytes is that of code points.
+            Order::CodePoint => pairs.sort_unstable(),
+            Order::NameOnly => pairs.sort_by(|[one, _], [other, _]| one.cmp(other)),
+            Order::Utf16 => pairs.sort_by_cached_key(|[name, value]| [utf16(name), utf16(value)]),
+        }
+        pairs
+    }
+}
+
+/// What follows the query in a canonical request.
+#[derive(Default)]
+struct Tail(Vec<u8>);
+
+impl Tail {
+    fn header(&mut self, name: &HeaderName, value: &[u8]) {
+        self.0.extend([name.as_str().as_bytes(), b":", value.trim_ascii(), b"\n"].concat());
+    }
+
+    fn end(&mut self, signed_headers: &str, payload: &str) {
+        self.0.extend([b"\n", signed_headers.as_bytes(), b"\n", payload.as_bytes()].concat());
+    }
+}
+
 /// A canonical request, hashed as it is written.
+#[derive(Clone)]
 struct Canonical(Sha256);
 
 impl Canonical {
-    fn begin(method: &Method, path: &str, query: Option<&str>) -> Self {
+    fn begin(method: &Method, path: &str) -> Self {
         let mut canonical = Self(Sha256::new());
         canonical.write(method.as_str().as_bytes());
         canonical.write(b"\n");
         canonical.path(path);
-        canonical.write(b"\n");
-        canonical.query(query.unwrap_or(""));
         canonical.write(b"\n");
         canonical
     }
@@ -270,16 +397,8 @@ impl Canonical {
         }
     }
 
-    /// Decoded, sorted, encoded. A plus sign is a plus sign.
-    fn query(&mut self, query: &str) {
-        let pairs = query.split('&').filter(|pair| !pair.is_empty());
-        let mut pairs: Vec<[Cow<'_, [u8]>; 2]> = pairs
-            .map(|pair| {
-                let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-                [name, value].map(|text| percent_decode_str(text).into())
-            })
-            .collect();
-        pairs.sort_unstable();
+    /// The hex hash of the whole, with the query's parameters in this order.
+    fn end(mut self, pairs: &[Pair<'_>], tail: &Tail) -> String {
         for (index, [name, value]) in pairs.iter().enumerate() {
             if index > 0 {
                 self.write(b"&");
@@ -288,20 +407,8 @@ impl Canonical {
             self.write(b"=");
             self.encoded(value);
         }
-    }
-
-    fn header(&mut self, name: &HeaderName, value: &[u8]) {
-        self.write(name.as_str().as_bytes());
-        self.write(b":");
-        self.write(value.trim_ascii());
         self.write(b"\n");
-    }
-
-    fn end(mut self, signed_headers: &str, payload: &str) -> String {
-        self.write(b"\n");
-        self.write(signed_headers.as_bytes());
-        self.write(b"\n");
-        self.write(payload.as_bytes());
+        self.write(&tail.0);
         hex::encode(self.0.finalize())
     }
 }

@@ -1,10 +1,12 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use http::HeaderMap;
 use proptest::prelude::*;
 
 use super::standing::CALLERS;
 use super::*;
+use crate::id::Group;
 
 fn callers() -> Callers {
     let config = config::Callers {
@@ -35,7 +37,7 @@ fn identify(callers: &Callers, headers: &HeaderMap) -> Result<Requester, Bypass>
 fn key(callers: &Callers, list: &[(&'static str, &str)], group: Option<&str>, id: &str) -> Key {
     let list = headers(list);
     let requester = identify(callers, &list).ok().unwrap();
-    callers.scope(&requester, &list, group).key(id)
+    callers.scope(&requester, &list, &group.into()).key(id)
 }
 
 #[test]
@@ -70,10 +72,12 @@ fn requests_that_are_nobodys_batch_are_told_apart() {
         (&[("authorization", "SDK-HMAC-SHA256 x")], Bypass::Algorithm),
         (&[("authorization", "V11-HMAC-SHA256 Access=a")], Bypass::Algorithm),
         (&[("authorization", "SDK-HMAC-SHA256 Access=a, x")], Bypass::UnknownKey),
+        (&[("authorization", ""), ("x-auth-token", "")], Bypass::NoCredential),
         (&[("authorization", "x"), ("x-auth-token", "t")], Bypass::Credentials),
+        (&[("authorization", "x"), ("authorization", "y")], Bypass::Credentials),
         (&[("x-security-token", "x"), ("x-auth-token", "t")], Bypass::Credentials),
         (&[("x-auth-token", "t"), ("x-auth-token", "u")], Bypass::Credentials),
-        (&[("cookie", "a=b"), ("x-auth-token", "t")], Bypass::Cookie),
+        (&[("origin", "https://h"), ("x-auth-token", "t")], Bypass::Origin),
         (&[("range", "bytes=0-"), ("x-auth-token", "t")], Bypass::Range),
     ] {
         assert_eq!(identify(&callers, &headers(list)).err(), Some(expected), "{list:?}");
@@ -152,12 +156,15 @@ async fn an_acceptance_counts_for_its_time_and_a_drop_ends_it() {
     assert!(callers.must_revalidate(&requester, callers.clock.now()));
 
     callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
-    let before = callers.scope(&requester, &list, None);
+    let before = callers.scope(&requester, &list, &Group::Absent);
     callers.drop_links(&requester);
     let again = identify(&callers, &list).ok().unwrap();
     assert!(callers.must_revalidate(&again, callers.clock.now()));
-    assert!(before != callers.scope(&again, &list, None));
-    assert!(before == callers.scope(&requester, &list, None), "a call that had left files under the old generation");
+    assert!(before != callers.scope(&again, &list, &Group::Absent));
+    assert!(
+        before == callers.scope(&requester, &list, &Group::Absent),
+        "a call that had left files under the old generation"
+    );
 }
 
 /// Regression: a caller that was forgotten and met again while a call of its was under way was not concerned by what the
@@ -202,7 +209,7 @@ fn a_caller_at_one_endpoint_is_nobody_at_another() {
     let scope = |callers: &Callers| {
         let headers = headers(&[("x-auth-token", "t")]);
         let requester = identify(callers, &headers).unwrap();
-        callers.scope(&requester, &headers, None)
+        callers.scope(&requester, &headers, &Group::Absent)
     };
     assert!(scope(&at("http://one")) == scope(&at("http://one")));
     assert!(scope(&at("http://one")) != scope(&at("http://other")));

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 
 use crate::access_urls::request::{Form, target};
 use crate::api;
+use crate::id::Group;
 use crate::origin::link_is_for;
 
 /// The demonstration's caller.
@@ -140,7 +141,7 @@ async fn ask(
     address: SocketAddr,
     batch: &[String],
 ) -> Result<Result<(), String>, hyper::Error> {
-    let target = target(Form::Repeated, Some(GROUP), batch.iter().map(String::as_str));
+    let target = target(Form::Repeated, &Group::Named(GROUP.into()), batch.iter().map(String::as_str));
     let request = Request::get(target).header(HOST, address.to_string()).header(api::TOKEN, TOKEN).body(Empty::new());
     let request = match request {
         Ok(request) => request,

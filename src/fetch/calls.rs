@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::Budget;
 use tracing::{error, warn};
 
+use super::load::Load;
 use super::sharing::Proof;
 use super::{Arrival, Cause, Failure, Flight, Inner, Landed, State, Terms, Wanted};
 use crate::access_urls::answer::{self, Item, Read};
@@ -20,7 +21,6 @@ use crate::api;
 use crate::cache::Kept;
 use crate::cache::freshness::{self, Deadlines, Reason, Verdict};
 use crate::caller::{Requester, Scope};
-use crate::config;
 use crate::error::{Error, Limit, NoAnswer};
 use crate::pause;
 use crate::spans::{CallPlace, ClientSpan};
@@ -47,8 +47,17 @@ pub(super) struct Passenger {
     pub(super) terms: Arc<Terms>,
     /// Whether its id is leased, so that no other sidecar fetches it.
     pub(super) leased: bool,
+    /// Whether no batch waits for it: it is a refresh ahead.
+    pub(super) background: bool,
     /// Of the configuration that its batch was read under.
     pub(super) inner: Arc<Inner>,
+}
+
+/// The batches that a call serves, one for each of its ids.
+struct Served<'t> {
+    batches: Vec<&'t Terms>,
+    /// Whether all are one batch, and no other has joined.
+    is_one_batch: bool,
 }
 
 /// One call's load. However its task ends, its flights land and its lane moves on.
@@ -174,13 +183,21 @@ impl Inner {
 
     /// One call for one batch alone.
     pub(super) async fn call_apart(&self, terms: &Terms, wanted: &[Wanted], keep: bool) -> Vec<Landed> {
-        let report = self.call(terms, &[terms], wanted, terms.deadline, keep).await;
+        let served = Served { batches: vec![terms], is_one_batch: true };
+        let report = self.call(terms, &served, wanted, terms.deadline, keep).await;
         self.share(terms, wanted, &[], &report);
         report.each(wanted.len(), false)
     }
 
-    /// A call on `terms`, those of the first batch of `aboard`.
-    async fn call(&self, terms: &Terms, aboard: &[&Terms], wanted: &[Wanted], deadline: Instant, keep: bool) -> Report {
+    /// A call on `terms`, those of the first of the batches that it serves.
+    async fn call(
+        &self,
+        terms: &Terms,
+        served: &Served<'_>,
+        wanted: &[Wanted],
+        deadline: Instant,
+        keep: bool,
+    ) -> Report {
         if let Some(refusal) = self.refusal(terms, wanted) {
             return self.reported(Report::failed(refusal));
         }
@@ -195,12 +212,14 @@ impl Inner {
             return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
         };
         let ids = || wanted.iter().map(|wanted| &*wanted.id);
-        let mut span = self.span(aboard, wanted.len());
+        let mut span = self.span(&served.batches, wanted.len());
         let mut headers = terms.headers.clone();
         headers.extend(span.context().as_ref().unwrap_or(&terms.context).headers());
+        let request_id = terms.request_id.as_ref().filter(|_| served.is_one_batch);
+        headers.extend(request_id.map(|id| (api::REQUEST_ID, id.clone())));
         let call = Call {
-            target: request::target(terms.form, terms.group.as_deref(), ids()),
-            body: request::body(terms.form, terms.group.as_deref(), ids()),
+            target: request::target(terms.form, &terms.group, ids()),
+            body: request::body(terms.form, &terms.group, ids()),
             headers,
             signer: terms.requester.signer.clone(),
             hops: terms.hops,
@@ -225,6 +244,9 @@ impl Inner {
         let mut report = match outcome {
             Ok((answer, read)) => {
                 let sent = answer.sent;
+                if answer.status == StatusCode::UNAUTHORIZED {
+                    self.unauthorized(&served.batches);
+                }
                 self.note_pause(&call, &answer, &terms.requester);
                 let (mut report, accepted) = self.digest(answer, read, doubts, terms, wanted, keep);
                 // A call that proves nothing of its caller here does not elsewhere.
@@ -336,14 +358,6 @@ impl Inner {
                     }
                 }
             }
-            StatusCode::UNAUTHORIZED => {
-                let known = requester.standing.is_accepted();
-                self.callers.drop_links(requester);
-                if let (Some(tier), Some(share)) = (&self.tier, &terms.share) {
-                    tier.revoke(share, known);
-                }
-                Err(Cause::Answer(answer))
-            }
             StatusCode::FORBIDDEN => {
                 self.withdraw(&answer, terms, wanted, keep);
                 Err(Cause::Answer(answer))
@@ -366,7 +380,7 @@ impl Inner {
         self.metrics.clock_skew.set(source.skew() as f64 / 1000.0);
         let foreign_vary = self.callers.varies_outside(&answer.headers);
         let policy = &self.config.freshness;
-        let marks = self.cache.purges().of_group(terms.group.as_deref());
+        let marks = self.cache.purges().of_group(terms.group.name());
         let keep = keep && self.may_keep();
         let may_keep = |wanted: &Wanted| keep && !marks.cover(&wanted.id, answer.sent);
         let store = |wanted: &Wanted, text: Option<Arc<str>>, deadlines: Deadlines| {
@@ -432,58 +446,17 @@ impl Manifest {
         let deadline = latest.unwrap_or(first.terms.deadline);
         let wanted: Vec<Wanted> = self.passengers.iter().map(|passenger| passenger.wanted.clone()).collect();
         let terms = Arc::clone(&first.terms);
-        let aboard: Vec<&Terms> = self.passengers.iter().map(|passenger| &*passenger.terms).collect();
-        let report = self.inner.call(&terms, &aboard, &wanted, deadline, true).await;
+        let is_one_batch = self.passengers.iter().all(|passenger| {
+            let is_joined = passenger.flight.joined.load(Ordering::Relaxed);
+            Arc::ptr_eq(&passenger.terms, &terms) && !is_joined && !passenger.background
+        });
+        let batches = self.passengers.iter().map(|passenger| &*passenger.terms).collect();
+        let served = Served { batches, is_one_batch };
+        let report = self.inner.call(&terms, &served, &wanted, deadline, true).await;
         let leased: Vec<bool> = self.passengers.iter().map(|passenger| passenger.leased).collect();
         self.inner.share(&terms, &wanted, &leased, &report);
         report
     }
-}
-
-/// How full a call is.
-struct Load<'c> {
-    config: &'c config::Upstream,
-    form: Form,
-    ids: usize,
-    /// Bytes of the target, with room for the path and the longest group.
-    bytes: usize,
-}
-
-impl<'c> Load<'c> {
-    fn new(config: &'c config::Upstream, form: Form) -> Self {
-        let group = api::GROUP_CHARS * 4 * 3;
-        let bytes = api::PATH.len() + api::IDS.len() + api::GROUP.len() + 4 + group;
-        Self { config, form, ids: 0, bytes }
-    }
-
-    /// Adds `id` if it fits; one id always does.
-    fn takes(&mut self, id: &str) -> bool {
-        let bytes = self.bytes + request::target_bytes(self.form, id);
-        let full = self.ids >= self.config.ids_per_call || bytes > self.config.uri_bytes;
-        if full && self.ids > 0 {
-            return false;
-        }
-        self.ids += 1;
-        self.bytes = bytes;
-        true
-    }
-}
-
-/// The loads of calls for `wanted`.
-pub(super) fn split(config: &config::Upstream, form: Form, wanted: &[Wanted]) -> Vec<Vec<Wanted>> {
-    let mut loads: Vec<Vec<Wanted>> = Vec::new();
-    let mut load = Load::new(config, form);
-    for wanted in wanted {
-        match loads.last_mut() {
-            Some(last) if load.takes(&wanted.id) => last.push(wanted.clone()),
-            _ => {
-                load = Load::new(config, form);
-                load.takes(&wanted.id);
-                loads.push(vec![wanted.clone()]);
-            }
-        }
-    }
-    loads
 }
 
 /// The label of a call in `upstream_calls_total`.

@@ -111,7 +111,14 @@ impl State {
             _permit: permit,
         });
         self.flights.insert(wanted.key, Arc::clone(&flight));
-        Passenger { wanted: wanted.clone(), flight, terms: Arc::clone(terms), inner: Arc::clone(inner), leased: false }
+        Passenger {
+            wanted: wanted.clone(),
+            flight,
+            terms: Arc::clone(terms),
+            inner: Arc::clone(inner),
+            leased: false,
+            background: false,
+        }
     }
 
     /// Queues flights of one lane for a call.

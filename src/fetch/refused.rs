@@ -7,6 +7,26 @@ use crate::clock::Moment;
 use crate::upstream::Answer;
 
 impl Inner {
+    /// A call for these batches, all of one caller, got a 401. That drops all that is kept for the caller; unless each batch
+    /// came with cookies, which the call did not carry: then it makes the caller ask anew, and the answer to the batch as
+    /// it was written decides ([`Inner::drop_caller`]).
+    pub(super) fn unauthorized(&self, batches: &[&Terms]) {
+        let Some(first) = batches.first() else { return };
+        if batches.iter().all(|terms| terms.has_cookies) {
+            self.callers.doubt(&first.requester);
+        } else {
+            self.drop_caller(first, first.requester.standing.is_accepted());
+        }
+    }
+
+    /// Drops all that is kept for the caller of `terms`, here and in the shared tier; `known`: it was accepted before.
+    pub(super) fn drop_caller(&self, terms: &Terms, known: bool) {
+        self.callers.drop_links(&terms.requester);
+        if let (Some(tier), Some(share)) = (&self.tier, &terms.share) {
+            tier.revoke(share, known);
+        }
+    }
+
     /// `answer` refuses these ids to the caller. Which of several is at fault is not known, so only the answer about one id
     /// alone is remembered (if `remember`), and only the loss of a link that the caller had makes it revalidate.
     pub(super) fn withdraw(&self, answer: &Answer, terms: &Terms, wanted: &[Wanted], remember: bool) {

@@ -155,7 +155,7 @@ impl Seekers {
             inner.callers.accept_elsewhere(&terms.requester, accepted);
         }
         let now = inner.clock.now();
-        let marks = inner.cache.purges().of_group(terms.group.as_deref());
+        let marks = inner.cache.purges().of_group(terms.group.name());
         let passengers = std::mem::take(&mut self.passengers);
         let mut landed = Vec::with_capacity(passengers.len());
         let mut arrived = Vec::new();

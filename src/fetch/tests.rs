@@ -4,6 +4,7 @@ use tokio::sync::mpsc;
 use super::sharing::Seekers;
 use super::*;
 use crate::api;
+use crate::cache::freshness::Deadlines;
 use crate::cache::purges::Purges;
 use crate::cache::shared::Found;
 use crate::caller::Standings;
@@ -24,10 +25,13 @@ fn fetch() -> (Fetch, Arc<Terms>) {
     let credential = callers.credential(&head.headers).ok().unwrap();
     let requester = callers.identify(&credential, &head, b"").ok().unwrap();
     let terms = Terms {
-        headers: callers.carried(&head.headers),
-        scope: callers.scope(&requester, &head.headers, None),
+        headers: callers.carried(&requester, &head.headers),
+        scope: callers.scope(&requester, &head.headers, &Group::Absent),
         requester,
-        group: None,
+        group: Group::Absent,
+        request_id: None,
+        has_cookies: false,
+        was_accepted: false,
         form: Form::Repeated,
         deadline: Instant::now() + config.upstream.deadline,
         hops: 0,

@@ -51,10 +51,10 @@ pub(super) fn signed_by<'a>(
     let pair = keys.of(&claim).ok_or(FORGED)?;
     let stated = signature::stated_payload(&head.headers).map_err(|_| FORGED)?;
     // Without a body some SDKs sign the hash of nothing, and others what they state all the same.
-    if hash == signature::hash(b"") && signature::verify(&claim, pair, head, hash, now).is_ok() {
+    if hash == signature::hash(b"") && signature::verify_strictly(&claim, pair, head, hash, now).is_ok() {
         return Ok(Some(claim.access_key));
     }
-    signature::verify(&claim, pair, head, stated.unwrap_or(hash), now).map_err(|_| FORGED)?;
+    signature::verify_strictly(&claim, pair, head, stated.unwrap_or(hash), now).map_err(|_| FORGED)?;
     match stated {
         Some(stated) if stated != hash && stated != signature::UNSIGNED_PAYLOAD => Err(FORGED),
         _ => Ok(Some(claim.access_key)),

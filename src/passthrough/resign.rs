@@ -9,11 +9,13 @@ use http::Request;
 use http::uri::PathAndQuery;
 use tracing::warn;
 
+use crate::api;
 use crate::body::{Body, BodyError, stream, whole};
+use crate::caller::Callers;
 use crate::caller::signature::{self, Claim, Keys, Signer};
 use crate::clock::Clock;
 use crate::config;
-use crate::error::{Error, Fault};
+use crate::error::Error;
 use crate::headers::made_hop_by_hop;
 use crate::held::{Bound, Held};
 use crate::upstream::Upstream;
@@ -21,6 +23,7 @@ use crate::upstream::Upstream;
 /// Verifies signatures and makes them again for the endpoint's host.
 pub struct Resign {
     keys: Arc<Keys>,
+    callers: Arc<Callers>,
     upstream: Arc<Upstream>,
     body_limit: usize,
     /// The longest that a body may take to come.
@@ -41,9 +44,17 @@ pub(super) struct Proof {
 
 impl Resign {
     /// Over what the composition root has built. `bodies` bounds the bytes of bodies.
-    pub fn new(keys: Arc<Keys>, upstream: Arc<Upstream>, limits: &config::Limits, bodies: Bound, clock: Clock) -> Self {
+    pub fn new(
+        keys: Arc<Keys>,
+        callers: Arc<Callers>,
+        upstream: Arc<Upstream>,
+        limits: &config::Limits,
+        bodies: Bound,
+        clock: Clock,
+    ) -> Self {
         Self {
             keys,
+            callers,
             upstream,
             body_limit: limits.signed_body,
             body_timeout: limits.idle_timeout,
@@ -53,22 +64,25 @@ impl Resign {
         }
     }
 
-    /// Verifies the signature of a request by a known key; any other request is handed back as it is. A body whose hash is
-    /// signed and not stated is read to its end.
+    /// Verifies the signature of a request by a known key; any other request, and one whose signature does not verify here,
+    /// is handed back as it is. A body whose hash is signed and not stated is read to its end. Of a verified request, the
+    /// headers that say who asks and are not signed are removed.
     ///
     /// # Errors
-    /// If the signature proves nothing, or the body is over a limit.
+    /// If `Connection` names a header that is signed, or the body is over a limit.
     pub(super) async fn verify<B>(&self, request: Request<B>) -> Result<(Request<Body>, Option<Proof>), Error>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError>,
     {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let Some(claim) = Claim::read(&head.headers) else {
             return Ok((Request::from_parts(head, stream(body)), None));
         };
         let Some(pair) = self.keys.of(&claim) else {
-            self.say_once_that_a_key_is_unknown();
+            if claim.signs_host() {
+                self.say_once_that_a_key_is_unknown();
+            }
             return Ok((Request::from_parts(head, stream(body)), None));
         };
         let now = self.clock.now().unix_seconds();
@@ -81,18 +95,22 @@ impl Resign {
             let (body, held) = self.read(body).await?;
             (signature::verify_whole(&claim, pair, &head, &body, now), whole(body), Some(held))
         };
-        // Such headers go no further than here, and whoever signed them did not say so.
-        let verified = verified.and_then(|(signer, payload)| {
-            let takes_away = made_hop_by_hop(&head.headers).any(|name| signer.covers(&name));
-            if takes_away { Err(Fault::Malformed) } else { Ok((signer, payload)) }
-        });
         match verified {
+            // Such headers go no further than here, and whoever signed them did not say so.
+            Ok((signer, _)) if made_hop_by_hop(&head.headers).any(|name| signer.covers(&name)) => {
+                crate::server::drain(body);
+                Err(Error::NamedByConnection)
+            }
             Ok((signer, payload)) => {
+                self.callers.remove_unsigned(&signer, &mut head.headers);
                 Ok((Request::from_parts(head, body), Some(Proof { signer, payload, _held: held })))
             }
             Err(fault) => {
-                crate::server::drain(body);
-                Err(Error::Signature(fault))
+                // A batch's has been said already.
+                if head.uri.path() != api::PATH {
+                    self.callers.warn_of_unverified(fault);
+                }
+                Ok((Request::from_parts(head, body), None))
             }
         }
     }
@@ -122,7 +140,7 @@ impl Resign {
     fn say_once_that_a_key_is_unknown(&self) {
         if !self.warned.swap(true, Ordering::Relaxed) {
             warn!(
-                "a request is signed for another host than the endpoint's, with an access key that is not in callers.keys: the endpoint will refuse it; configure the key, or have clients sign for the endpoint's host"
+                "a request is signed over a Host that is not the endpoint's, with an access key that is not in callers.keys: the endpoint will refuse it; configure the key, or have clients sign for the endpoint's host"
             );
         }
     }

@@ -12,8 +12,8 @@ use crate::support::{Reply, Stack, query};
 const TOKEN: (&str, &str) = ("x-auth-token", "t");
 
 async fn ask(stack: &Stack, form: Form, ids: &[&str]) -> Reply {
-    let target = target(form, Some("g"), ids.iter().copied());
-    let body = body(form, Some("g"), ids.iter().copied());
+    let target = target(form, &Some("g").into(), ids.iter().copied());
+    let body = body(form, &Some("g").into(), ids.iter().copied());
     stack.client.send(Method::GET, &target, &[TOKEN], body).await
 }
 

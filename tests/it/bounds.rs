@@ -36,11 +36,11 @@ async fn requests_on_other_routes_have_a_limit_in_all_and_batches_go_on() {
     stack.client.batch("t", &["1"]).await;
     stack.origin.hold();
     let arrived = stack.origin.batch_calls();
-    // A cookie makes a batch a request like any other.
+    // An Origin makes a batch a request like any other.
     let mut held = Vec::new();
     for _ in 0..2 {
         let (client, batch) = (stack.client.clone(), batch.clone());
-        let headers = [("x-auth-token", "t"), ("cookie", "a=b")];
+        let headers = [("x-auth-token", "t"), ("origin", "https://h")];
         held.push(tokio::spawn(async move { client.get(&batch, &headers).await }));
     }
     stack.origin.arrived(arrived + 2).await;
@@ -77,7 +77,7 @@ async fn a_reload_moves_the_limit_and_counts_who_was_there_before() {
     let stack = Stack::with(|_| {}, |config| config.limits.exchanges = 1).await;
     stack.origin.hold();
     let (client, batch) = (stack.client.clone(), query(&["1"]));
-    let held = tokio::spawn(async move { client.get(&batch, &[("cookie", "a=b")]).await });
+    let held = tokio::spawn(async move { client.get(&batch, &[("origin", "https://h")]).await });
     stack.origin.arrived(1).await;
     is_shed(&stack.client.get(ECHO, &[]).await);
     let mut more = sidelink::config::Config::clone(&stack.app.config());

@@ -12,6 +12,7 @@ mod bounds;
 mod browser;
 mod cache_control;
 mod callers;
+mod clients;
 #[cfg(feature = "otlp")]
 mod collector;
 mod command_line;
@@ -51,6 +52,7 @@ mod raw_http2;
 mod reload;
 mod rules;
 mod sdk;
+mod sdk_variants;
 mod secrets;
 mod signed;
 mod signed_attacks;

@@ -5,7 +5,7 @@
 use std::process::Command;
 
 use serde_json::Value;
-use sidelink::origin::link_is_for;
+use sidelink::origin::{Reply as Scripted, link_is_for};
 
 use crate::signing::{ACCESS_KEY, SECRET_KEY, knows, pair};
 use crate::support::Stack;
@@ -104,4 +104,31 @@ async fn the_sdk_as_the_client_of_an_http_proxy_that_knows_its_key_is_cached() {
     let first = batch(stack.origin.address(), &arguments).await;
     assert_eq!(batch(stack.origin.address(), &arguments).await, first);
     assert_eq!(stack.asked().len(), 1);
+}
+
+/// The SDK keeps cookies in a `requests.Session`; this cloud's firewall sets some.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sdk_with_cookies_of_the_clouds_firewall_in_its_jar_hits() {
+    let keys = |options: &mut sidelink::origin::Options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
+    let signed = ["--ak", ACCESS_KEY, "--sk", SECRET_KEY, "--domain-id", "d"];
+    for credential in [&["--token", "t"][..], &signed] {
+        let stack = Stack::with(keys, |config| knows(config, ACCESS_KEY, SECRET_KEY)).await;
+        // Longer than an id may be: forwarded untouched, so that Set-Cookie reaches the client, and its cookies the endpoint.
+        let long = "x".repeat(65);
+        let items =
+            |id: &str| format!(r#"{{"accessory_urls":[{{"accessory_id":"{id}","accessory_url":"https://h"}}]}}"#);
+        let cookie = [("content-type", "application/json"), ("set-cookie", "HWWAFSESID=abc; path=/; HttpOnly")];
+        let cookie = cookie.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).into_iter().collect();
+        stack.origin.script(Scripted::Whole(http::StatusCode::OK, cookie, items(&long).into()));
+        for id in ["1", &long] {
+            stack.origin.script(Scripted::json(200, items(id)));
+        }
+        let arguments = [credential, &[&long, "--then", "1", "--then", "1", "--then", "1", "--then", &long]].concat();
+        assert_eq!(batch(stack.client.address, &arguments).await.len(), 5);
+        let calls = stack.origin.calls();
+        let cookies: Vec<bool> = calls.iter().map(|call| call.headers.contains_key("cookie")).collect();
+        assert_eq!(cookies, [false, false, true], "the jar has the cookie, and the call does not");
+        assert_eq!(stack.metric(r#"sidelink_ids_total{result="hit"}"#).await, 2.0);
+        assert_eq!(stack.metric(r#"sidelink_bypass_total{reason="cookie"}"#).await, 0.0);
+    }
 }

@@ -165,6 +165,10 @@ impl Run {
         self.get(&batch("1"), &with(("traceparent", parent))).await;
         // Forwarded untouched, each for another reason.
         self.get(&batch("1"), &with(("cookie", COOKIE))).await;
+        self.origin.script(Scripted::json(403, "{}"));
+        assert_eq!(self.get(&batch("cookie"), &with(("cookie", COOKIE))).await, 200);
+        self.get(&batch("1"), &with(("origin", ECHO))).await;
+        self.get(&format!("{}?{QUERY}={QUERY}", api::PATH), &with(("x-request-id", "a-clients-own"))).await;
         self.get(&batch("1"), &with(("authorization", OPERATOR))).await;
         self.get(&batch("1"), &[("authorization", SESSION)]).await;
         self.get(&format!("{}?{QUERY}={QUERY}", api::PATH), token).await;
@@ -182,6 +186,10 @@ impl Run {
         assert_eq!(self.get(&batch("only"), &only).await, 504);
         for request in [
             format!("GET {} HTTP/1.1\r\nx-auth-token: {TOKEN}\r\nconnection: close\r\n\r\n", batch("1")),
+            format!(
+                "GET {} HTTP/1.1\r\nhost: a\r\nx-auth-token: {TOKEN}\r\nconnection: x-auth-token\r\nconnection: close\r\n\r\n",
+                batch("1")
+            ),
             format!("GET http://{QUERY}.test/?{QUERY} HTTP/1.1\r\nhost: {QUERY}.test\r\nconnection: close\r\n\r\n"),
             format!("{BODY} {TOKEN}\r\n\r\n"),
             format!("GET / HTTP/1.1\r\nhost: a\r\ncookie: {COOKIE}\u{1}\r\n\r\n"),
@@ -307,7 +315,7 @@ async fn no_marked_secret_is_in_log_metrics_or_errors() {
 async fn no_marked_secret_leaves_by_tls_http2_operators_pages_a_shared_tier_or_spans() {
     let beside = beside::everything().await;
     let access = beside.log.iter().filter(|line| line["target"] == "access").count();
-    assert!(access > 40 && beside.errors.len() > 4 && beside.marks.len() > 30 && beside.kept.len() > 1000, "{access}");
+    assert!(access > 40 && beside.errors.len() > 3 && beside.marks.len() > 30 && beside.kept.len() > 1000, "{access}");
     assert_eq!(beside.exported.is_empty(), cfg!(not(feature = "otlp")));
     for line in &beside.log {
         // The libraries below say what passes through them, where they are let: TLS, HTTP/2, Redis.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Asks for one batch of links with the official SDK (huaweicloudsdkosm, v2) and prints the answer's items.
+"""Asks for batches of links with the official SDK (huaweicloudsdkosm, v2) and prints the answers' items.
 
-One JSON object a line, in the order of the answer: {"id": …, "url": …}. Exit 0; or 1 with one line on standard error
+One JSON object a line, in the order of the answers: {"id": …, "url": …}. Exit 0; or 1 with one line on standard error
 that has status, code and message of the failure; or 2 for bad usage.
 
 The SDK signs with an access key. With --token it sends X-Auth-Token instead; all else stays the SDK's own: its
@@ -56,6 +56,13 @@ def parse_arguments():
     parser.add_argument("--security-token", help="X-Security-Token of a temporary key, when signing")
     parser.add_argument("--proxy", metavar="HOST:PORT", help="go through this HTTP proxy")
     parser.add_argument("--group", help="group_id")
+    parser.add_argument(
+        "--then",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="then ask for this id alone with the same client, which keeps its cookies; may be given several times",
+    )
     parser.add_argument("--language", help="X-Language")
     parser.add_argument("--time-zone", help="X-Time-Zone")
     parser.add_argument("--site", type=int, help="X-Site")
@@ -69,28 +76,39 @@ def parse_arguments():
     return arguments
 
 
-def ask(arguments):
+def build(arguments):
     if arguments.token is not None:
         credentials = token_credentials(arguments.token)
     else:
         credentials = key_credentials(arguments)
     config = HttpConfig(timeout=arguments.timeout)
-    client = (
+    return (
         OsmClient.new_builder()
         .with_http_config(config)
         .with_credentials(credentials)
         .with_endpoint(arguments.base_url.rstrip("/"))
         .build()
     )
+
+
+def ask(client, arguments, ids):
     return client.list_accessory_access_urls(
         ListAccessoryAccessUrlsRequest(
             group_id=arguments.group,
-            accessory_ids=arguments.ids,
+            accessory_ids=ids,
             x_site=arguments.site,
             x_language=arguments.language,
             x_time_zone=arguments.time_zone,
         )
     )
+
+
+def show(response):
+    if response.accessory_urls is None:
+        # An error body that comes with a 200, say: the SDK takes it for an answer without a list.
+        sys.exit(f"batch.py: status {response.status_code}: the answer has no accessory_urls")
+    for item in response.accessory_urls:
+        print(json.dumps({"id": item.accessory_id, "url": item.accessory_url}, ensure_ascii=False))
 
 
 def main():
@@ -100,16 +118,13 @@ def main():
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*" if arguments.proxy is None else ""
     os.environ["HTTP_PROXY"] = os.environ["http_proxy"] = f"http://{arguments.proxy or ''}"
     try:
-        response = ask(arguments)
+        client = build(arguments)
+        for ids in [arguments.ids, *([one] for one in arguments.then)]:
+            show(ask(client, arguments, ids))
     except ServiceResponseException as refused:
         sys.exit(f"batch.py: status {refused.status_code}: {refused.error_code}: {refused.error_msg}")
     except (SdkException, OSError) as failed:
         sys.exit(f"batch.py: {type(failed).__name__}: {getattr(failed, 'error_msg', None) or failed}")
-    if response.accessory_urls is None:
-        # An error body that comes with a 200, say: the SDK takes it for an answer without a list.
-        sys.exit(f"batch.py: status {response.status_code}: the answer has no accessory_urls")
-    for item in response.accessory_urls:
-        print(json.dumps({"id": item.accessory_id, "url": item.accessory_url}, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ use crate::cache::Kept;
 use crate::cache::freshness::Deadlines;
 use crate::cache::purges::Target;
 use crate::clock::Moment;
+use crate::id;
 use crate::metrics::Kind;
 
 /// How far apart the clocks of a fleet may be, in milliseconds.
@@ -56,8 +57,10 @@ impl Inner {
         now: Moment,
     ) -> Option<Kept> {
         let link = self.counted(key.seal.open(name, value).and_then(|bytes| Link::read(&bytes)), Kind::Unsealed)?;
-        let mut whom = vec![Says::Caller(key.hash), self.keys.get(at)?.says(Target::Id(id))];
-        whom.extend(share.groups.get(at).copied().flatten());
+        let mut whom = vec![Says::Caller(key.hash)];
+        let fleet = self.keys.get(at)?;
+        whom.extend(id::readings(id).map(|id| fleet.says(Target::Id(&id))));
+        whom.extend(share.groups.get(at).into_iter().flatten());
         self.counted(self.upholds(at, link.stamp, &whom), Kind::Revoked)?;
         let deadlines = age(link.sent, now).and_then(|age| {
             let sent = now.before(age);
@@ -103,8 +106,9 @@ impl Inner {
         for (id, kept) in &brought.links {
             let deadlines = kept.deadlines();
             let text = kept.text().and_then(|text| std::str::from_utf8(text).ok()).map(Arc::from);
-            let mut whom = vec![Says::Caller(key.hash), fleet.says(Target::Id(id))];
-            whom.extend(share.groups.first().copied().flatten());
+            let mut whom = vec![Says::Caller(key.hash)];
+            whom.extend(id::readings(id).map(|id| fleet.says(Target::Id(&id))));
+            whom.extend(share.groups.first().into_iter().flatten());
             let (sent, spans) = deadlines.parts();
             let left = deadlines.usable_left(now).unwrap_or(0);
             let link = Link { stamp, sent: sent.unix_millis(), spans, text };

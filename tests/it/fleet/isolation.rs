@@ -285,8 +285,8 @@ impl Run {
 
     async fn ask(&self, asked: &Asked, form: Form, control: Option<&str>) -> Reply {
         let Asked { scope, ids, sidecar, .. } = asked;
-        let target = request::target(form, scope.group, ids.iter().copied());
-        let body = request::body(form, scope.group, ids.iter().copied());
+        let target = request::target(form, &scope.group.into(), ids.iter().copied());
+        let body = request::body(form, &scope.group.into(), ids.iter().copied());
         let given = HEADERS.into_iter().zip(scope.headers).filter_map(|(name, value)| Some((name, value?)));
         let client = &self.fleet.sidecars[*sidecar].client;
         let mut headers: Vec<(&str, String)> = given.map(|(name, value)| (name, value.to_owned())).collect();
@@ -467,7 +467,7 @@ impl Run {
         }
         self.probes += 1;
         let (group, id) = (format!("probe{}", self.probes), "probe");
-        let target = request::target(Form::Repeated, Some(&group), [id].into_iter());
+        let target = request::target(Form::Repeated, &Some(group.as_str()).into(), [id].into_iter());
         let cached = [("x-auth-token", "probe"), ("cache-control", "only-if-cached")];
         let others = || self.fleet.sidecars.iter().enumerate().filter(|(at, _)| *at != by).map(|(_, other)| other);
         for other in others() {

@@ -17,6 +17,7 @@ use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::EXPECT;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request};
 use tokio::time::{Instant, timeout_at};
@@ -184,7 +185,11 @@ impl AccessUrls {
                 Err(error) => return respond::own(error),
             }
         };
-        let untouched = |parts, body| Request::from_parts(parts, whole(body));
+        let untouched = |mut parts: Parts, body| {
+            // The client has been told to continue: its body is here.
+            parts.headers.remove(EXPECT);
+            Request::from_parts(parts, whole(body))
+        };
         let requester = match self.callers.identify(&credential, &parts, &body) {
             Ok(requester) => requester,
             Err(Stranger::Bypass(reason)) => return self.bypass(untouched(parts, body), reason, trace).await,
@@ -232,7 +237,7 @@ impl AccessUrls {
                 {
                     // Not to be guessed at, and not this batch's own answer: fetched whole, passed on as it comes.
                     let asked = Instant::now();
-                    let answered = if self.fits_one_call(&batch, &parts.uri) {
+                    let answered = if failure.is_coded() || self.fits_one_call(&batch, &parts.uri) {
                         slots.lacking_slots().for_each(|slot| slot.result = IdResult::Fetched);
                         let whole = self.bypass(untouched(parts, body), Bypass::Unmatched, trace);
                         let answered = Box::pin(timeout_at(terms.deadline, whole)).await;

@@ -171,7 +171,7 @@ impl Upstream {
     }
 
     /// Sends a call and waits for its whole answer, until `deadline` at most. What may pass is tried again; `retries` has how
-    /// often. `read` reads the body of a 200, and says whether it is an answer of links.
+    /// often. `read` reads the body of a 200 that is not [coded](Answer::is_coded), and says whether it is an answer of links.
     ///
     /// # Errors
     /// If there is no answer: refused by the breaker or a pause, no connection, a broken one, an endless or undecodable
@@ -198,10 +198,10 @@ impl Upstream {
             let probe = permit.is_probe();
             let lost;
             (outcome, lost) = self.attempt(call, deadline, probe, &progress).await;
-            let body =
-                outcome.as_ref().ok().filter(|answer| answer.status == StatusCode::OK).map(|answer| &answer.body);
+            let answer = outcome.as_ref().ok();
+            let body = answer.filter(|answer| answer.status == StatusCode::OK && !answer.is_coded());
             let has_links;
-            (reading, has_links) = body.map(|body| read(body)).unzip();
+            (reading, has_links) = body.map(|answer| read(&answer.body)).unzip();
             if permit.record(self.judge(&outcome, has_links.unwrap_or(false), lost, &progress)) {
                 self.calls.drop_idle();
             }
@@ -307,7 +307,7 @@ impl Upstream {
         self.failures.last()
     }
 
-    /// Tells of a whole answer that says 200 and cannot be read.
+    /// Tells of a whole answer that says 200 and cannot be read, or is in a coding that cannot be undone.
     pub fn cannot_be_read(&self) {
         self.failures.unusable(&self.clock, UNREADABLE);
     }
@@ -357,7 +357,7 @@ impl Upstream {
         let sent = self.clock.now();
         let response = self.send_call(request, new_connection, progress).await;
         let response = response.map_err(|error| (self.unanswered(&error), error.lost))?;
-        let (head, body) = self.answered(response).map_err(|error| (error, None))?.into_parts();
+        let (head, body) = Self::answered(response).map_err(|error| (error, None))?.into_parts();
         let body = match Limited::new(body, self.answer_bytes).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => return Err((Error::NoAnswer(NoAnswer::TooLong), None)),

@@ -300,7 +300,11 @@ impl Inner {
         let requester = &terms.requester;
         let result = match answer.status {
             StatusCode::OK => {
-                match read.unwrap_or(Read::Broken) {
+                // What was not read is in a coding that cannot be undone: nothing in it can be matched.
+                if read.is_none() {
+                    self.upstream.cannot_be_read();
+                }
+                match read.unwrap_or(Read::Unmatched) {
                     Read::Links(items) => {
                         // What left before a doubt was raised fills nothing.
                         accepted = self.callers.accept(requester, answer.sent, doubts);

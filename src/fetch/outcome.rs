@@ -61,7 +61,7 @@ pub struct Failure {
 pub enum Cause {
     /// The endpoint's own error, to be passed on as it came.
     Answer(Answer),
-    /// An answer with items that match no id asked for.
+    /// An answer with items that match no id asked for, or in a coding that cannot be undone.
     Unmatched(Answer),
     /// No call was made.
     Rejected(Rejection),
@@ -70,6 +70,11 @@ pub enum Cause {
 }
 
 impl Failure {
+    /// Whether the answer is in a coding that cannot be undone.
+    pub fn is_coded(&self) -> bool {
+        matches!(&self.cause, Cause::Unmatched(answer) if answer.is_coded())
+    }
+
     /// Whether another call, for one batch alone, may show that this batch is not at fault. Not where the fault is the
     /// caller's as a whole, or nobody's: no answer, a token refused, a throttled caller, an endpoint that is down.
     pub fn may_be_anothers_fault(&self) -> bool {

@@ -3,6 +3,8 @@
 #![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod admin;
+mod answer_codings;
+mod answer_framing;
 mod answers;
 mod at_hand;
 mod bad_endpoint;
@@ -20,6 +22,7 @@ mod corpora;
 mod dashboard;
 mod documents;
 mod egress;
+mod expectations;
 mod explain;
 mod exposition;
 mod failures;
@@ -32,6 +35,7 @@ mod listeners;
 mod load;
 mod logging;
 mod long_headers;
+mod max_forwards;
 mod metrics;
 mod once;
 #[cfg(feature = "otlp")]

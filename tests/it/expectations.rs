@@ -6,14 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use http::Method;
+use sidelink::api;
+use sidelink::app::App;
+use sidelink::clock::Clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::bad_endpoint::{Before, Sent};
 use crate::raw_http2::frames::*;
-use crate::support::{Stack, raw};
+use crate::signing::{ACCESS_KEY, SECRET_KEY, Unsigned, knows, pair};
+use crate::support::{LOOPBACK, Stack, config, raw};
 
 const TARGET: &str = "/v2/servicerequest/accessorys";
 const REFUSAL: &str = "HTTP/1.1 413 Content Too Large\r\ncontent-length: 7\r\n\r\ntoo big";
@@ -123,7 +128,6 @@ async fn an_answer_at_the_head_arrives_whole_however_long_it_is() {
         let mut rest = Vec::new();
         assert!(timeout(Duration::from_secs(10), stream.io.read_to_end(&mut rest)).await.is_ok(), "it stays open");
         assert!(rest.is_empty(), "{rest:?}");
-        stream.head.clear();
     })
     .await;
     let answer = raw(address, head(1_000_000).as_bytes()).await;
@@ -146,12 +150,8 @@ async fn a_client_that_does_not_wait_is_answered_as_well() {
 
 #[tokio::test]
 async fn an_endpoint_that_never_says_it_gets_the_body_after_a_second() {
-    let stack = Stack::start().await;
-    let listener = tokio::net::TcpListener::bind(crate::support::LOOPBACK).await.unwrap();
-    let mut config = crate::support::config(listener.local_addr().unwrap());
-    config.upstream.retry.attempts = 0;
-    drop(stack);
-    let app = sidelink::app::App::start(config).await.unwrap();
+    let listener = TcpListener::bind(LOOPBACK).await.unwrap();
+    let app = App::start(config(listener.local_addr().unwrap())).await.unwrap();
     let endpoint = tokio::spawn(async move {
         let (mut io, _) = listener.accept().await.unwrap();
         let mut request = Vec::new();
@@ -180,7 +180,7 @@ async fn over_http2_the_body_waits_as_well() {
     })
     .await;
     let fields = |length| {
-        let mut fields = super::raw_http2::frames::head("POST", TARGET);
+        let mut fields = crate::raw_http2::frames::head("POST", TARGET);
         fields.extend([("expect", "100-continue"), ("content-length", length)]);
         fields
     };
@@ -234,4 +234,49 @@ async fn nobody_is_told_to_upload_what_sidelink_refuses_itself() {
     let stack = Stack::start().await;
     let answer = raw(stack.client.address, head(1000).replace("host: a", "host: a b").as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 400 ") && !answer.contains("100 Continue"), "{answer}");
+}
+
+/// Sends `request` and reads to the end of the connection; how long that took.
+async fn timed(address: SocketAddr, request: &str) -> (String, Duration) {
+    let began = Instant::now();
+    let answer = raw(address, request.as_bytes()).await;
+    (answer, began.elapsed())
+}
+
+#[tokio::test]
+async fn a_body_that_is_read_here_waits_for_nobody_and_one_that_is_not_waits_for_the_endpoint() {
+    let stack = Stack::with(
+        |options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)],
+        |config| knows(config, ACCESS_KEY, SECRET_KEY),
+    )
+    .await;
+    let address = stack.client.address;
+    // To be signed again, unless its hash is not signed.
+    for (payload, forwarded) in [(None, false), (Some("UNSIGNED-PAYLOAD"), true)] {
+        let mut unsigned = Unsigned::get(address, "/v2/servicerequest/echo", &Clock::system());
+        (unsigned.method, unsigned.body) = (Method::POST, b"abc");
+        if let Some(payload) = payload {
+            unsigned = unsigned.header("x-sdk-content-sha256", payload);
+        }
+        let headers: String = unsigned.sign().iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let request = format!(
+            "POST /v2/servicerequest/echo HTTP/1.1\r\n{headers}connection: close\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\nabc"
+        );
+        let (answer, took) = timed(address, &request).await;
+        assert!(answer.starts_with("HTTP/1.1 100 ") && answer.contains("HTTP/1.1 200 "), "{answer}");
+        assert_eq!(answer.contains(r#"["expect","100-continue"]"#), forwarded, "{answer}");
+        assert!(answer.contains(r#""body":"abc""#) && took < Duration::from_millis(900), "{took:?}: {answer}");
+    }
+    // A batch that turns out to be unreadable, and one that nobody asks for.
+    for (token, forwarded) in [("x-auth-token: t\r\n", false), ("", true)] {
+        let request = format!(
+            "GET {} HTTP/1.1\r\nhost: a\r\n{token}connection: close\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\nabc",
+            api::PATH
+        );
+        let (answer, took) = timed(address, &request).await;
+        assert!(answer.starts_with("HTTP/1.1 100 ") && answer.contains("fwd=bypass"), "{answer}");
+        assert!(took < Duration::from_millis(900), "{took:?}");
+        let call = stack.origin.calls().pop().unwrap();
+        assert_eq!((call.headers.contains_key("expect"), &call.body[..]), (forwarded, &b"abc"[..]));
+    }
 }

@@ -169,6 +169,7 @@ impl AccessUrls {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
+        let drains = !headers::expects_continue(&request);
         let (parts, body) = request.into_parts();
         let credential = match self.callers.credential(&parts.headers) {
             Ok(credential) => credential,
@@ -180,7 +181,7 @@ impl AccessUrls {
         } else {
             // What few batches need is boxed, here and below: a future is moved as a whole, and room for all that it may
             // ever need is several KiB (docs/BENCHMARKS.md).
-            match Box::pin(self.read_body(body)).await {
+            match Box::pin(self.read_body(body, drains)).await {
                 Ok((body, place)) => (body, Some(place)),
                 Err(error) => return respond::own(error),
             }
@@ -257,8 +258,9 @@ impl AccessUrls {
         Answered { caller, waited, ..answered }
     }
 
-    /// The whole body, bounded; what a client sends on beyond is drained for a while so that it gets to read the refusal.
-    async fn read_body<B>(&self, body: B) -> Result<(Bytes, Held), Error>
+    /// The whole body, bounded; what a client sends on beyond is drained for a while so that it gets to read the refusal, unless
+    /// it waits to be told to send.
+    async fn read_body<B>(&self, body: B, drains: bool) -> Result<(Bytes, Held), Error>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -266,7 +268,7 @@ impl AccessUrls {
         let limits = &self.config.limits;
         let mut body = stream(body);
         let read = self.bodies.read(&mut body, limits.batch_body, Error::BodyTooLarge, limits.idle_timeout).await;
-        if let Err(Error::BodyTooLarge | Error::Shed(_)) = read {
+        if let (Err(Error::BodyTooLarge | Error::Shed(_)), true) = (&read, drains) {
             crate::server::drain(body);
         }
         read

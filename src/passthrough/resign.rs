@@ -14,7 +14,7 @@ use crate::caller::signature::{self, Claim, Keys, Signer};
 use crate::clock::Clock;
 use crate::config;
 use crate::error::{Error, Fault};
-use crate::headers::made_hop_by_hop;
+use crate::headers::{expects_continue, made_hop_by_hop};
 use crate::held::{Bound, Held};
 use crate::upstream::Upstream;
 
@@ -63,6 +63,8 @@ impl Resign {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError>,
     {
+        // Nobody is told to upload what is refused: reading on would do that.
+        let drains = !expects_continue(&request);
         let (head, body) = request.into_parts();
         let Some(claim) = Claim::read(&head.headers) else {
             return Ok((Request::from_parts(head, stream(body)), None));
@@ -78,7 +80,7 @@ impl Resign {
             let verified = signature::verify(&claim, pair, &head, payload, now);
             (verified.map(|signer| (signer, payload.to_owned())), stream(body), None)
         } else {
-            let (body, held) = self.read(body).await?;
+            let (body, held) = self.read(body, drains).await?;
             (signature::verify_whole(&claim, pair, &head, &body, now), whole(body), Some(held))
         };
         // Such headers go no further than here, and whoever signed them did not say so.
@@ -91,7 +93,9 @@ impl Resign {
                 Ok((Request::from_parts(head, body), Some(Proof { signer, payload, _held: held })))
             }
             Err(fault) => {
-                crate::server::drain(body);
+                if drains {
+                    crate::server::drain(body);
+                }
                 Err(Error::Signature(fault))
             }
         }
@@ -106,14 +110,14 @@ impl Resign {
     }
 
     /// The whole body, and its place under `limits.signed_bodies`.
-    async fn read<B>(&self, body: B) -> Result<(Bytes, Held), Error>
+    async fn read<B>(&self, body: B, drains: bool) -> Result<(Bytes, Held), Error>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError>,
     {
         let mut body = stream(body);
         let read = self.bodies.read(&mut body, self.body_limit, Error::SignedBodyTooLarge, self.body_timeout).await;
-        if let Err(Error::SignedBodyTooLarge | Error::Shed(_)) = read {
+        if let (Err(Error::SignedBodyTooLarge | Error::Shed(_)), true) = (&read, drains) {
             crate::server::drain(body);
         }
         read

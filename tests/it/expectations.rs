@@ -229,11 +229,32 @@ async fn an_expectation_that_means_nothing_goes_no_further_and_waits_for_nothing
     assert!(answer.contains(r#"["expect","the-worst"]"#) && answer.contains(r#""body":"abc""#), "{answer}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_told_to_upload_what_sidelink_refuses_itself() {
-    let stack = Stack::start().await;
-    let answer = raw(stack.client.address, head(1000).replace("host: a", "host: a b").as_bytes()).await;
-    assert!(answer.starts_with("HTTP/1.1 400 ") && !answer.contains("100 Continue"), "{answer}");
+    let stack = Stack::with(
+        |_| {},
+        |config| {
+            knows(config, ACCESS_KEY, SECRET_KEY);
+            (config.limits.batch_body, config.limits.signed_body) = (1024, 1024);
+        },
+    )
+    .await;
+    let signed = format!("authorization: SDK-HMAC-SHA256 Access={ACCESS_KEY}, SignedHeaders=host, Signature=00\r\n");
+    let unsigned = format!("{signed}x-sdk-content-sha256: UNSIGNED-PAYLOAD\r\n");
+    let with = |headers: &str, length| head(length).replace("host: a\r\n", &format!("host: a\r\n{headers}"));
+    let batch =
+        |length| with("x-auth-token: t\r\n", length).replace(&format!("POST {TARGET}"), &format!("GET {}", api::PATH));
+    for (status, request) in [
+        (400, head(1000).replace("host: a", "host: a b")),
+        (413, batch(5000)),
+        (413, with(&signed, 5000)),
+        (401, with(&unsigned, 1000)),
+    ] {
+        for _ in 0..50 {
+            let answer = raw(stack.client.address, request.as_bytes()).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {answer}");
+        }
+    }
 }
 
 /// Sends `request` and reads to the end of the connection; how long that took.

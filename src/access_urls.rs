@@ -19,7 +19,7 @@ use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::COOKIE;
+use http::header::{COOKIE, EXPECT};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request};
 use tokio::time::Instant;
@@ -102,6 +102,7 @@ impl AccessUrls {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
+        let drains = !headers::expects_continue(&request);
         let (parts, body) = request.into_parts();
         let credential = match self.callers.credential(&parts.headers) {
             Ok(credential) => credential,
@@ -113,12 +114,16 @@ impl AccessUrls {
         } else {
             // What few batches need is boxed, here and below: a future is moved as a whole, and room for all that it may
             // ever need is several KiB (docs/BENCHMARKS.md).
-            match Box::pin(self.read_body(body)).await {
+            match Box::pin(self.read_body(body, drains)).await {
                 Ok((body, place)) => (body, Some(place)),
                 Err(error) => return respond::own(error),
             }
         };
-        let untouched = |parts, body| Request::from_parts(parts, whole(body));
+        let untouched = |mut parts: Parts, body| {
+            // The client has been told to continue: its body is here.
+            parts.headers.remove(EXPECT);
+            Request::from_parts(parts, whole(body))
+        };
         let requester = match self.callers.identify(&credential, &parts, &body) {
             Ok(requester) => requester,
             Err(NoCaller::Bypass(reason)) => return self.bypass(untouched(parts, body), reason, trace).await,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION};
 use http::{HeaderValue, Response, Version};
 
@@ -35,15 +36,20 @@ impl Answered {
 
     /// An answer of sidelink's own.
     pub fn own(error: Error) -> Self {
-        let (parts, body) = error.response().into_parts();
-        let mut response = Response::from_parts(parts, whole(body));
+        let mut answered = Self::made_here(error.response(), Outcome::Error);
+        if matches!(error, Error::BodyTooLarge | Error::SignedBodyTooLarge | Error::Malformed(_)) {
+            answered.response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Self { detail: Some(error.code()), ..answered }
+    }
+
+    /// An answer that the endpoint has no part in.
+    pub fn made_here(response: Response<Bytes>, outcome: Outcome) -> Self {
+        let mut response = response.map(whole);
         let headers = response.headers_mut();
         headers.insert(api::REQUEST_ID, request_id());
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if matches!(error, Error::BodyTooLarge | Error::SignedBodyTooLarge | Error::Malformed(_)) {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
         add_via(headers, Version::HTTP_11);
-        Self { detail: Some(error.code()), ..Self::new(response, Outcome::Error) }
+        Self::new(response, outcome)
     }
 }

@@ -9,6 +9,9 @@ use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
+/// The methods that are forwarded, as `Allow` has them. TRACE is as well, for whoever asks for it.
+pub const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
 /// Why a request gets an answer of sidelink's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
@@ -26,6 +29,8 @@ pub enum Error {
     Malformed(&'static str),
     /// CONNECT: sidelink is no tunnel.
     Connect,
+    /// TRACE with `Max-Forwards: 0`: nothing is reflected.
+    Trace,
     /// Absolute form for another authority: sidelink is no open proxy.
     Misdirected,
     /// More than three sidelinks in `Via`.
@@ -110,7 +115,7 @@ impl Error {
             Error::BodyTooLarge | Error::SignedBodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Error::NamedByConnection => StatusCode::UNAUTHORIZED,
             Error::NotCached | Error::Deadline => StatusCode::GATEWAY_TIMEOUT,
-            Error::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            Error::Connect | Error::Trace => StatusCode::METHOD_NOT_ALLOWED,
             Error::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Error::Loop => StatusCode::LOOP_DETECTED,
             Error::NoAnswer(_) => StatusCode::BAD_GATEWAY,
@@ -125,7 +130,7 @@ impl Error {
             Error::BodyTooLarge | Error::SignedBodyTooLarge => "SIDELINK.0002",
             Error::NamedByConnection => "SIDELINK.0003",
             Error::NotCached => "SIDELINK.0004",
-            Error::Malformed(_) | Error::Connect | Error::Misdirected => "SIDELINK.0005",
+            Error::Malformed(_) | Error::Connect | Error::Trace | Error::Misdirected => "SIDELINK.0005",
             Error::Loop => "SIDELINK.0006",
             Error::NoAnswer(_) => "SIDELINK.1001",
             Error::Deadline => "SIDELINK.1002",
@@ -148,6 +153,7 @@ impl Error {
             Error::NotCached => "only-if-cached was asked, and not all links are in memory",
             Error::Malformed(message) => message,
             Error::Connect => "sidelink is no tunnel; use an http:// base URL",
+            Error::Trace => "sidelink answers no TRACE; send it with a larger Max-Forwards for the endpoint to answer",
             Error::Misdirected => {
                 "the URL names another host than upstream.endpoint, and sidelink forwards to that alone"
             }
@@ -182,9 +188,8 @@ impl Error {
         let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = self.status();
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if self == Error::Connect {
-            let allowed = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
-            response.headers_mut().insert(ALLOW, allowed);
+        if matches!(self, Error::Connect | Error::Trace) {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static(METHODS));
         }
         if self == Error::NamedByConnection {
             // RFC 9110 §15.5.2: a 401 says how to authenticate.
@@ -212,6 +217,7 @@ mod tests {
             Error::NotCached,
             Error::Malformed("no Host header"),
             Error::Connect,
+            Error::Trace,
             Error::Misdirected,
             Error::Loop,
             Error::NoAnswer(NoAnswer::Connect),

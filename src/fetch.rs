@@ -421,13 +421,19 @@ impl Inner {
         let most = self.config.limits.in_flight;
         let before = self.flights.in_flight.fetch_add(count, Ordering::Relaxed);
         let before_caller = standing.flights.fetch_add(count, Ordering::Relaxed);
+        let accepted = standing.is_accepted();
+        let unaccepted = if accepted { 0 } else { count };
+        let before_unaccepted = self.flights.unaccepted_in_flight.fetch_add(unaccepted, Ordering::Relaxed);
         // Made first, so that giving up gives back.
-        let permits: Vec<Permit> =
-            (0..count).map(|_| Permit { flights: Arc::clone(&self.flights), standing: Arc::clone(standing) }).collect();
+        let permit = || Permit { flights: Arc::clone(&self.flights), standing: Arc::clone(standing), accepted };
+        let permits: Vec<Permit> = std::iter::repeat_with(permit).take(count).collect();
         if count > 0 && before + count > most {
             return Err(self.shed(Limit::InFlight));
         }
-        if count > 0 && before_caller + count > most.div_ceil(2) {
+        // Callers that are not accepted may be one that makes up tokens.
+        let most_for_one = most.div_ceil(2);
+        if count > 0 && (before_caller + count > most_for_one || !accepted && before_unaccepted + count > most_for_one)
+        {
             return Err(self.shed(Limit::CallerInFlight));
         }
         Ok(permits)

@@ -1,9 +1,13 @@
 //! What a proxy does to headers, whoever they are for (RFC 9110 §7.6).
 
+use std::net::Ipv6Addr;
+
 use http::header::{
-    CONNECTION, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, COOKIE, EXPECT, HeaderName, HeaderValue, MAX_FORWARDS, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, VIA,
 };
-use http::{HeaderMap, Version};
+use http::{HeaderMap, Method, Request, Uri, Version};
+use http_body::Body;
 
 use crate::api;
 
@@ -71,9 +75,72 @@ pub fn sidelinks(headers: &HeaderMap) -> usize {
         .count()
 }
 
-/// Whether a Host header's value has the characters of one (RFC 9112 §3.2, RFC 3986 §3.2.2); an empty one is allowed.
-pub fn is_host(value: &HeaderValue) -> bool {
-    value.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
+/// Whether this is a host and port (RFC 9112 §3.2, RFC 3986 §3.2); an empty host is allowed.
+pub fn is_host(text: &[u8]) -> bool {
+    let port = |port: &[u8]| {
+        let number = || str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok());
+        port.iter().all(u8::is_ascii_digit) && (port.is_empty() || number())
+    };
+    let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(byte);
+    if let Some(literal) = text.strip_prefix(b"[") {
+        let mut parts = literal.splitn(2, |byte| *byte == b']');
+        let (Some(literal), Some(after)) = (parts.next(), parts.next()) else { return false };
+        let is_future = literal.starts_with(b"v") && literal.iter().all(|byte| is_name(byte) || *byte == b':');
+        let is_address = || str::from_utf8(literal).is_ok_and(|literal| literal.parse::<Ipv6Addr>().is_ok());
+        return (is_future || is_address()) && (after.is_empty() || after.strip_prefix(b":").is_some_and(port));
+    }
+    let mut parts = text.splitn(2, |byte| *byte == b':');
+    parts.next().unwrap_or_default().iter().all(is_name) && parts.next().is_none_or(port)
+}
+
+/// Whether an HTTP/2 request's target has a scheme, and an authority that is a host and port without a user (RFC 9113 §8.3.1).
+/// The http crate also takes an empty scheme.
+pub fn is_http2_target(uri: &Uri) -> bool {
+    let begins_with_letter = |scheme: &str| scheme.starts_with(|first: char| first.is_ascii_alphabetic());
+    uri.scheme_str().is_none_or(begins_with_letter)
+        && uri.authority().is_none_or(|authority| is_host(authority.as_str().as_bytes()))
+}
+
+/// Whether a field value begins or ends in space. HTTP/1 takes that off; in HTTP/2 it is malformed (RFC 9113 §8.2.1).
+pub fn has_outer_space(value: &HeaderValue) -> bool {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    is_space(value.as_bytes().first()) || is_space(value.as_bytes().last())
+}
+
+/// Makes one field of the Cookie fields that an HTTP/2 request may have (RFC 9113 §8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(COOKIE).iter();
+    if (cookies.next(), cookies.next()).1.is_none() {
+        return;
+    }
+    let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // Never fails: each part is a value already.
+    if let Ok(mut joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..])) {
+        joined.set_sensitive(true);
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// Whether a request's client waits for a 100 before it sends the body (RFC 9110 §10.1.1): as hyper reads it, and no client
+/// that has no body to send, or speaks HTTP/1.0.
+pub fn expects_continue<B: Body>(request: &Request<B>) -> bool {
+    let mut values = request.headers().get_all(EXPECT).iter().peekable();
+    values.peek().is_some()
+        && values.all(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        && request.version() > Version::HTTP_10
+        && !request.body().is_end_stream()
+}
+
+/// How many proxies may yet forward this request (RFC 9110 §7.6.2), where that is said and counts.
+pub fn max_forwards(method: &Method, headers: &HeaderMap) -> Option<u64> {
+    if !matches!(*method, Method::OPTIONS | Method::TRACE) {
+        return None;
+    }
+    let mut values = headers.get_all(MAX_FORWARDS).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let digits = value.to_str().ok().filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+    // More than any number holds is as much as the largest.
+    if digits.is_empty() { None } else { Some(digits.parse().unwrap_or(u64::MAX)) }
 }
 
 /// A client's own name for its request, if it is well-formed: 1 to 128 of `A-Za-z0-9._-`, and one.
@@ -95,6 +162,21 @@ pub fn request_id() -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn max_forwards_is_read_of_options_and_trace_alone_and_only_where_it_is_a_number() {
+        let read = |method, values: &[&'static str]| {
+            let values = values.iter().map(|value| (MAX_FORWARDS, HeaderValue::from_static(value)));
+            max_forwards(&method, &HeaderMap::from_iter(values))
+        };
+        assert_eq!(read(Method::OPTIONS, &["0"]), Some(0));
+        assert_eq!(read(Method::TRACE, &["017"]), Some(17));
+        assert_eq!(read(Method::TRACE, &["18446744073709551616"]), Some(u64::MAX));
+        assert_eq!(read(Method::GET, &["0"]), None);
+        for invalid in [&[][..], &[""], &["-1"], &["+1"], &["1 "], &["x"], &["0, 0"]] {
+            assert_eq!(read(Method::OPTIONS, invalid), None, "{invalid:?}");
+        }
+    }
 
     #[test]
     fn headers_of_one_connection_are_removed_with_those_that_connection_names() {

@@ -4,6 +4,7 @@
 //! is; else the request is signed again (`resign`), if its key is known.
 
 mod deletion;
+mod expectation;
 mod resign;
 
 use std::pin::Pin;
@@ -13,7 +14,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Buf;
-use http::header::{EXPECT, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, HOST, MAX_FORWARDS, TRANSFER_ENCODING};
 use http::uri::Authority;
 use http::{HeaderValue, Request, Version};
 use http_body::{Body as _, Frame, SizeHint};
@@ -25,12 +26,14 @@ use tokio::time::{Instant, Sleep};
 use crate::answered::Answered;
 use crate::body::{BodyError, stream};
 use crate::error::{Error, NoAnswer};
-use crate::headers::{add_via, strip_hop_by_hop};
+use crate::headers::{add_via, expects_continue, max_forwards, strip_hop_by_hop};
 use crate::held::{Bound, Held};
 use crate::metrics::Outcome;
 use crate::spans::Trace;
 use crate::trace_context;
 use crate::upstream::Upstream;
+
+use expectation::{Expectation, Unsent};
 
 pub use deletion::Deletions;
 pub use resign::Resign;
@@ -67,7 +70,9 @@ impl Passthrough {
         let place = match self.exchanges.one() {
             Ok(place) => place,
             Err(error) => {
-                crate::server::drain(request.into_body());
+                if !expects_continue(&request) {
+                    crate::server::drain(request.into_body());
+                }
                 return Answered::own(error);
             }
         };
@@ -103,8 +108,12 @@ impl Passthrough {
         let context = span.context().unwrap_or_else(|| trace.context(request.headers()));
         trace_context::pass_on(request.headers_mut(), &context);
         add_via(request.headers_mut(), version);
-        // hyper has told the client to continue by the time its body is read.
-        request.headers_mut().remove(EXPECT);
+        if let Some(most) = max_forwards(request.method(), request.headers()) {
+            request.headers_mut().insert(MAX_FORWARDS, HeaderValue::from(most.saturating_sub(1)));
+        }
+        let (progress, mut seen) = watch::channel(Instant::now());
+        let progress = Arc::new(progress);
+        let expectation = Expectation::take(&mut request, &progress);
 
         if !request.body().is_end_stream() && request.body().size_hint().exact().is_none() {
             // Said outright: hyper takes a GET of unknown length for one without a body. (HTTP/2 drops the header.)
@@ -116,8 +125,6 @@ impl Passthrough {
             self.resign.sign(&mut request, proof);
         }
 
-        let (progress, mut seen) = watch::channel(Instant::now());
-        let progress = Arc::new(progress);
         let broken_off = Arc::new(AtomicBool::new(false));
         let request = request.map(|body| {
             if body.is_end_stream() {
@@ -129,6 +136,11 @@ impl Passthrough {
                 error
             }))
         });
+        let request = match &expectation {
+            // Less than what ends the exchange.
+            Some(expectation) => expectation.hold(request, self.idle_timeout / 2),
+            None => request,
+        };
         let asked = Instant::now();
         let answer = self.upstream.forward(request);
         tokio::pin!(answer);
@@ -145,6 +157,7 @@ impl Passthrough {
             }
         };
         let waited = Some(asked.elapsed());
+        let unsent = expectation.and_then(|expectation| expectation.answered());
         let (mut head, body) = match answer {
             Ok(response) => {
                 span.answered(response.status(), "ok");
@@ -168,7 +181,11 @@ impl Passthrough {
         strip_hop_by_hop(&mut head.headers);
         add_via(&mut head.headers, head.version);
         head.version = Version::HTTP_11;
-        let body = stream(Paced::new(body, self.idle_timeout, progress, Some(place)));
+        if unsent.is_some() && version <= Version::HTTP_11 {
+            // Nobody will read the body if its client sends it all the same (RFC 9110 §10.1.1).
+            head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let body = stream(Paced::new(body, self.idle_timeout, progress, Some((place, unsent))));
         Answered { waited, ..Answered::new(http::Response::from_parts(head, body), Outcome::Bypass) }
     }
 
@@ -196,13 +213,18 @@ pin_project! {
         waiting: bool,
         progress: Arc<watch::Sender<Instant>>,
         // Of the exchange that ends with it.
-        place: Option<Held>,
+        held: Option<(Held, Option<Unsent>)>,
     }
 }
 
 impl<B> Paced<B> {
-    fn new(body: B, idle: Duration, progress: Arc<watch::Sender<Instant>>, place: Option<Held>) -> Self {
-        Self { body, patience: tokio::time::sleep(idle), idle, waiting: false, progress, place }
+    fn new(
+        body: B,
+        idle: Duration,
+        progress: Arc<watch::Sender<Instant>>,
+        held: Option<(Held, Option<Unsent>)>,
+    ) -> Self {
+        Self { body, patience: tokio::time::sleep(idle), idle, waiting: false, progress, held }
     }
 }
 

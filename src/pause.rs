@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::RETRY_AFTER;
+use http::header::{RETRY_AFTER, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, Response};
 
 use crate::clock::{Moment, millis};
@@ -31,17 +31,21 @@ struct Until {
 pub struct Paused {
     /// How long it still lasts.
     pub left: Duration,
-    /// What the endpoint answered when it asked for it; `None` where that was too long to keep.
+    /// What the endpoint answered when it asked for it; `None` where that was too long to keep, or another caller's.
     answer: Option<Arc<Response<Bytes>>>,
 }
 
 impl Pause {
-    /// Pauses for `span` from `now`, `answer` having asked for it. Never shortens a pause.
-    pub fn set(&self, now: Moment, span: Duration, answer: Response<Bytes>) {
+    /// Pauses for `span` from `now`; `answer` is given again meanwhile. Never shortens a pause.
+    pub fn set(&self, now: Moment, span: Duration, answer: Option<Response<Bytes>>) {
         let end = now.monotonic.saturating_add(millis(span));
         let mut until = self.until();
         if end > until.end {
-            let answer = Some(answer).filter(|answer| answer.body().len() <= MOST_BYTES).map(Arc::new);
+            let answer = answer.filter(|answer| answer.body().len() <= MOST_BYTES).map(|mut answer| {
+                // A cookie is set once.
+                answer.headers_mut().remove(SET_COOKIE);
+                Arc::new(answer)
+            });
             *until = Until { end, answer };
         }
     }
@@ -115,8 +119,8 @@ mod tests {
         let answer = |body: &'static [u8]| {
             Response::builder().status(429).header(RETRY_AFTER, "5").body(Bytes::from_static(body)).unwrap()
         };
-        pause.set(NOW, Duration::from_secs(5), answer(b"busy"));
-        pause.set(NOW, Duration::from_secs(1), answer(b"shorter"));
+        pause.set(NOW, Duration::from_secs(5), Some(answer(b"busy")));
+        pause.set(NOW, Duration::from_secs(1), Some(answer(b"shorter")));
         let later = |monotonic| pause.lasting(Moment { monotonic, ..NOW });
         let again = later(3500).unwrap().answer().unwrap();
         assert_eq!((again.status().as_u16(), &again.body()[..]), (429, &b"busy"[..]));

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{HOST, TRANSFER_ENCODING};
+use http::header::{ALLOW, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 use tokio::time::Instant;
 use tracing::info;
@@ -15,8 +15,11 @@ use crate::access_urls::AccessUrls;
 use crate::answered::Answered;
 use crate::api;
 use crate::body::{Body, BodyError};
-use crate::error::Error;
-use crate::headers::{REQUEST_ID_BYTES, client_request_id, is_host, sidelinks};
+use crate::error::{Error, METHODS};
+use crate::headers::{
+    REQUEST_ID_BYTES, client_request_id, expects_continue, has_outer_space, is_host, is_http2_target, join_cookies,
+    max_forwards, sidelinks,
+};
 use crate::metrics::{IdResult, Metrics, Outcome, Route};
 use crate::passthrough::Passthrough;
 use crate::spans::{Trace, Tracer};
@@ -66,16 +69,23 @@ impl Router {
         Box::pin(self.dispatch(request, began, trace)).await
     }
 
-    async fn dispatch<B>(&self, request: Request<B>, began: Instant, trace: Trace) -> Response<Body>
+    async fn dispatch<B>(&self, mut request: Request<B>, began: Instant, trace: Trace) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
+        if request.version() == Version::HTTP_2 {
+            join_cookies(request.headers_mut());
+        }
         let route = route(&request);
         let mut request_log = self.log(route, began, &request, &trace);
         let request_id = client_request_id(request.headers()).cloned();
         let mut answered = match self.refusal(&request) {
             Some(error) => refuse(error, request),
+            None if ends_here(&request) => {
+                crate::server::drain(request.into_body());
+                Answered::made_here(methods(), Outcome::Bypass)
+            }
             None if route == Route::Batch => self.access_urls.answer(request, &trace).await,
             None => self.passthrough.forward(request, &trace).await,
         };
@@ -99,7 +109,7 @@ impl Router {
         let mut hosts = headers.get_all(HOST).iter();
         match (hosts.next(), hosts.next()) {
             (Some(_), Some(_)) => return Some(Error::Malformed("the request has more than one Host header")),
-            (Some(host), None) if !is_host(host) => {
+            (Some(host), None) if !is_host(host.as_bytes()) => {
                 return Some(Error::Malformed("the Host header is no host and port"));
             }
             (Some(_), None) => {}
@@ -113,11 +123,25 @@ impl Router {
             Some(authority) if version <= Version::HTTP_11 && !self.upstream.is_endpoint(authority) => {
                 return Some(Error::Misdirected);
             }
+            Some(authority) if version <= Version::HTTP_11 && !is_host(authority.as_str().as_bytes()) => {
+                return Some(Error::Malformed("the URL's authority is no host and port"));
+            }
             // RFC 9113 §8.3.1. Whoever reads one of two names takes the request for another.
             Some(authority) if version > Version::HTTP_11 && !is_named(authority, headers) => {
                 return Some(Error::Malformed("the request's authority has a user in it, or is not its Host"));
             }
             _ => {}
+        }
+        if version == Version::HTTP_2 {
+            if !is_http2_target(request.uri()) {
+                return Some(Error::Malformed("the request's :scheme is none, or its :authority is no host and port"));
+            }
+            if headers.values().any(has_outer_space) {
+                return Some(Error::Malformed("a field value begins or ends in space"));
+            }
+            if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+                return Some(Error::Malformed("the request has more than one Content-Length"));
+            }
         }
         // Another coding would have to be undone: what is forwarded is framed anew, and has this one alone.
         let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
@@ -126,7 +150,10 @@ impl Router {
         {
             return Some(Error::Malformed("the only Transfer-Encoding that is taken is chunked"));
         }
-        if request.uri().path() == "*" {
+        if request.method() == Method::TRACE && max_forwards(request.method(), headers) == Some(0) {
+            return Some(Error::Trace);
+        }
+        if request.uri().path() == "*" && !ends_here(request) {
             return Some(Error::Malformed("the asterisk form is not forwarded"));
         }
         if self.access_urls.callers().is_named_by_connection(headers) {
@@ -150,6 +177,19 @@ fn name(answered: &mut Answered, request_id: Option<&HeaderValue>) {
     }
 }
 
+/// Whether a request is about sidelink itself: OPTIONS that no proxy may forward any more (RFC 9110 §7.6.2).
+fn ends_here<B>(request: &Request<B>) -> bool {
+    request.method() == Method::OPTIONS && max_forwards(request.method(), request.headers()) == Some(0)
+}
+
+/// Which methods are forwarded.
+fn methods() -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(METHODS));
+    response
+}
+
 fn route<B>(request: &Request<B>) -> Route {
     if request.method() == Method::GET && request.uri().path() == api::PATH { Route::Batch } else { Route::Passthrough }
 }
@@ -159,7 +199,10 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Send,
 {
-    crate::server::drain(request.into_body());
+    // Nobody is told to upload what is refused: reading on would do that.
+    if !expects_continue(&request) {
+        crate::server::drain(request.into_body());
+    }
     Answered::own(error)
 }
 

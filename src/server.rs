@@ -1,10 +1,11 @@
 //! Accepting connections: limits, time limits, TLS, hyper, and draining.
 //!
-//! HTTP/1.1 and HTTP/2 (with prior knowledge or by ALPN) share a port. The same code serves clients and operators.
+//! HTTP/1.1 and HTTP/2 (by ALPN, or without TLS with prior knowledge) share a port. The same code serves clients and operators.
 
 mod frames;
 mod framing;
 mod listener;
+mod protocol;
 mod streams;
 mod timed;
 
@@ -28,8 +29,7 @@ use http::{HeaderValue, Request, Response, Version};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper_util::rt::TokioIo;
 use prometheus::IntGauge;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -44,13 +44,11 @@ use crate::config;
 use crate::log::Seldom;
 use crate::permits::Permits;
 use listener::{QUEUE, Stream};
-use streams::Streams;
+use protocol::Protocol;
 use timed::{Counted, Phase, Timed};
 
 pub use listener::Listener;
 
-/// Streams that one HTTP/2 connection may have open.
-const STREAMS: u32 = 100;
 /// What is still read of a refused request, so that its sender gets to read the refusal (RFC 9112 §9.6).
 const DRAIN_BYTES: usize = 1 << 20;
 /// And for how long.
@@ -59,19 +57,6 @@ const DRAIN_TIME: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(1);
 /// Pause after a failed accept: out of file descriptors, say, and some are freed soon.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
-/// Headers that a request of HTTP/1 may have; HTTP/2 bounds their bytes alone, with 32 more for each (RFC 9113 §6.5.2).
-const HEADERS: usize = 100;
-/// Streams that an HTTP/2 client may reset before they are looked at; more is an attack (CVE-2023-44487).
-const STREAM_RESETS: usize = 20;
-/// Streams that it may have us reset by what it must not send; more is an attack (CVE-2025-8671).
-const STREAM_ERRORS: usize = 100;
-/// Bytes of a request's body that are kept until its handler asks for them, and those of all on one HTTP/2 connection.
-const STREAM_WINDOW: u32 = 64 << 10;
-const CONNECTION_WINDOW: u32 = 256 << 10;
-/// Bytes of an answer that wait in an HTTP/2 connection for their turn.
-const SEND_BUFFER: usize = 64 << 10;
-/// The least that hyper takes for `max_buf_size`: it panics below.
-const LEAST_HEADER_BYTES: usize = 8 << 10;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -239,7 +224,7 @@ where
         }
         (stream, _) => stream,
     };
-    converse(stream, reception, answer).await
+    converse(stream.protocol(), stream, reception, answer).await
 }
 
 /// Serves one connection of a listener's; once told to stop, to the end of what is in flight.
@@ -247,6 +232,7 @@ where
 /// An idle connection of HTTP/1 cannot be closed without harm: its client may be sending a request this very moment. So it
 /// lingers, and whoever asks meanwhile is answered, and told by `Connection: close`. HTTP/2 has GOAWAY for that.
 async fn converse<S, F, B>(
+    protocol: Protocol,
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     reception: Arc<Reception>,
     answer: S,
@@ -262,11 +248,12 @@ where
         reception.stop.cancelled().await;
         reception.linger.min(reception.limits.load().drain / 2)
     };
-    converse_until(io, limits, linger, answer).await
+    converse_until(protocol, io, limits, linger, answer).await
 }
 
 /// Serves one connection; once `linger` tells how long an idle one is left open, to the end of what is in flight.
 async fn converse_until<S, F, B>(
+    protocol: Protocol,
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     limits: Limits,
     linger: impl Future<Output = Duration>,
@@ -281,7 +268,7 @@ where
     let phase = Arc::new(Phase::new());
     let io = TokioIo::new(Timed::new(io, Arc::clone(&phase), limits));
     let service = service(Arc::clone(&phase), answer);
-    let builder = builder(&limits);
+    let builder = protocol.builder(&limits);
     let mut connection = pin!(builder.serve_connection(io, service));
     let told_to_end = async {
         tokio::select! {
@@ -360,7 +347,7 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: std::error::Error + Send + Sync,
 {
-    converse_until(io, limits, std::future::pending(), answer).await
+    converse_until(Protocol::Any, io, limits, std::future::pending(), answer).await
 }
 
 /// Tells the connection's clock when a request is in service, and its client when that is the last.
@@ -386,32 +373,6 @@ where
             Ok::<_, Infallible>(response.map(|body| Counted::new(body, in_service)))
         }
     })
-}
-
-fn builder(limits: &Limits) -> auto::Builder<Streams> {
-    let mut builder = auto::Builder::new(Streams { idle_timeout: limits.idle_timeout });
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        // `Timed` tells a slow head from an idle connection; hyper's own timer does not.
-        .header_read_timeout(None)
-        .half_close(true)
-        .max_headers(HEADERS)
-        .max_buf_size(limits.header_bytes.max(LEAST_HEADER_BYTES));
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-        .max_concurrent_streams(STREAMS)
-        .max_pending_accept_reset_streams(STREAM_RESETS)
-        .max_local_error_reset_streams(STREAM_ERRORS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
-        // For clients that vanish while they are served.
-        .keep_alive_interval(Some(limits.idle_timeout))
-        .keep_alive_timeout(limits.idle_timeout);
-    builder
 }
 
 /// Reads on, for a while and into nothing, what the sender of a refused request is still sending.

@@ -42,7 +42,7 @@ use crate::pause::{self, Pause, Paused};
 use breaker::Breaker;
 use client::{HttpClient, Outgoing, Progress, SendError};
 use connector::{Connector, Protocols};
-use evidence::{CallOutcome, FailureKind, Source};
+use evidence::{CallOutcome, FailureKind, MOST_IDS, Source};
 use failures::Failures;
 use latency::Latency;
 use pauses::Pauses;
@@ -75,6 +75,7 @@ pub struct Upstream {
     trust: Option<Trust>,
     answer_bytes: usize,
     deadline: Duration,
+    connect_timeout: Duration,
     attempts: usize,
     /// Allows retries as a share of calls.
     budget: TpsBudget,
@@ -126,6 +127,7 @@ impl Upstream {
             trust: None,
             answer_bytes: config.answer_bytes,
             deadline: config.deadline,
+            connect_timeout: config.connect_timeout,
             attempts: config.retry.attempts,
             budget: retry_budget(config.retry.budget),
             breaker: Breaker::new(&config.breaker),
@@ -171,7 +173,7 @@ impl Upstream {
     }
 
     /// Sends a call and waits for its whole answer, until `deadline` at most. What may pass is tried again; `retries` has how
-    /// often. `read` reads the body of a 200, and says whether it is an answer of links.
+    /// often. `read` reads the body of a 200 that is not [coded](Answer::is_coded), and says whether it is an answer of links.
     ///
     /// # Errors
     /// If there is no answer: refused by the breaker or a pause, no connection, a broken one, an endless or undecodable
@@ -198,12 +200,13 @@ impl Upstream {
             let probe = permit.is_probe();
             let lost;
             (outcome, lost) = self.attempt(call, deadline, probe, &progress).await;
-            let body =
-                outcome.as_ref().ok().filter(|answer| answer.status == StatusCode::OK).map(|answer| &answer.body);
+            let answer = outcome.as_ref().ok();
+            let body = answer.filter(|answer| answer.status == StatusCode::OK && !answer.is_coded());
             let has_links;
-            (reading, has_links) = body.map(|body| read(body)).unzip();
+            (reading, has_links) = body.map(|answer| read(&answer.body)).unzip();
             if permit.record(self.judge(&outcome, has_links.unwrap_or(false), lost, &progress)) {
                 self.calls.drop_idle();
+                self.streams.drop_idle();
             }
             self.show_breaker();
             let Some(delay) = delays.next().filter(|_| self.may_pass(&outcome)) else { break };
@@ -221,7 +224,7 @@ impl Upstream {
 
     /// Who is behind a call, for the breaker.
     fn source<'i>(&self, caller: Caller, accepted: bool, ids: impl Iterator<Item = &'i str>) -> Source {
-        Source { caller, accepted, ids: ids.map(|id| self.id_hasher.hash_one(id)).collect() }
+        Source { caller, accepted, ids: ids.take(MOST_IDS).map(|id| self.id_hasher.hash_one(id)).collect() }
     }
 
     /// Why no call of `caller` for these ids may be made now.
@@ -246,11 +249,12 @@ impl Upstream {
     }
 
     /// A caller has been told by a 503 to pause for `span`. If that concerns everyone, everyone is held back.
-    pub fn asked_to_pause(&self, call: &Call, answer: &Answer, span: Duration) {
+    pub fn asked_to_pause(&self, call: &Call, span: Duration) {
         let source = self.source(call.caller, call.accepted, call.ids.iter().map(AsRef::as_ref));
         let now = self.clock.now();
         let Some(span) = self.pauses.told(&source, now, span) else { return };
-        self.pause.set(now, span, answer.response());
+        // What one caller was told is no answer for another.
+        self.pause.set(now, span, None);
         if let Some(unsaid) = self.pause_log.is_due() {
             warn!(
                 seconds = span.as_secs_f64(),
@@ -311,7 +315,7 @@ impl Upstream {
         self.failures.last()
     }
 
-    /// Tells of a whole answer that says 200 and cannot be read.
+    /// Tells of a whole answer that says 200 and cannot be read, or is in a coding that cannot be undone.
     pub fn cannot_be_read(&self) {
         self.failures.unusable(&self.clock, UNREADABLE);
     }
@@ -361,13 +365,14 @@ impl Upstream {
         let sent = self.clock.now();
         let response = self.send_call(request, new_connection, progress).await;
         let response = response.map_err(|error| (self.unanswered(&error), error.lost))?;
-        let (head, body) = self.answered(response).map_err(|error| (error, None))?.into_parts();
+        let (head, body) = Self::answered(response).map_err(|error| (error, None))?.into_parts();
         let body = match Limited::new(body, self.answer_bytes).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => return Err((Error::NoAnswer(NoAnswer::TooLong), None)),
             Err(error) => {
                 self.failures.broken_off(&self.clock, &chain(&*error));
-                return Err((Error::NoAnswer(NoAnswer::Broken), progress.connection()));
+                let lost = if client::is_stream_reset(&*error) { None } else { progress.connection() };
+                return Err((Error::NoAnswer(NoAnswer::Broken), lost));
             }
         };
         let mut headers = head.headers;
@@ -421,8 +426,9 @@ impl Upstream {
             Err(Error::Deadline) if took.is_some_and(|took| took >= self.fair_time()) => {
                 CallOutcome::Failure(FailureKind::Silence)
             }
-            // No connection for that long is as good as none that can be made.
-            Err(Error::Deadline) if took.is_none() => CallOutcome::Failure(FailureKind::Silence),
+            Err(Error::Deadline) if took.is_none() && progress.waited() >= self.connect_timeout => {
+                CallOutcome::Failure(FailureKind::Silence)
+            }
             _ => CallOutcome::Neutral,
         }
     }

@@ -52,7 +52,7 @@ struct ItemFields<'a> {
 /// Reads the body of a 200 that answers for the ids of these names, which are distinct. An item may match either reading of
 /// an id; one that could be for two of the ids matches none.
 pub fn read(body: &[u8], ids: &[&str]) -> Read {
-    let Ok(whole) = serde_json::from_slice::<&RawValue>(body) else {
+    let Ok(whole) = serde_json::from_slice::<&RawValue>(text_of(body)) else {
         return Read::Broken;
     };
     let Some(items) = raw_items(whole) else {
@@ -82,9 +82,14 @@ pub fn read(body: &[u8], ids: &[&str]) -> Read {
     Read::Links(links)
 }
 
+/// An answer's JSON text, without a byte order mark, which some write before it (RFC 8259 §8.1).
+fn text_of(body: &[u8]) -> &[u8] {
+    body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
+}
+
 /// The items of a list of links, as the endpoint sent them, whatever ids they are for.
 pub fn items(body: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
-    let items = raw_items(serde_json::from_slice(body).ok()?)?;
+    let items = raw_items(serde_json::from_slice(text_of(body)).ok()?)?;
     Some(items.into_iter().map(|item| item.get().as_bytes()))
 }
 
@@ -104,7 +109,7 @@ pub fn url_of(item: &[u8]) -> Option<String> {
 
 /// The code of the error that `body` is, if it is one.
 pub fn error_code(body: &[u8]) -> Option<String> {
-    let code = serde_json::from_slice::<Envelope<'_>>(body).ok()?.error_code?;
+    let code = serde_json::from_slice::<Envelope<'_>>(text_of(body)).ok()?.error_code?;
     Some(serde_json::from_str::<Text<'_>>(code.get()).ok()?.0.into_owned())
 }
 
@@ -227,14 +232,28 @@ mod tests {
 
     #[test]
     fn broken_json_is_no_answer() {
-        for body in
-            ["", "{", r#"{"accessory_urls":[{"accessory_id":"1"}"#, "<html>", r#"{"accessory_urls":[]}x"#, "\u{feff}{}"]
-        {
+        for body in [
+            "",
+            "{",
+            r#"{"accessory_urls":[{"accessory_id":"1"}"#,
+            "<html>",
+            r#"{"accessory_urls":[]}x"#,
+            "\u{feff}",
+            "\u{feff}\u{feff}{}",
+        ] {
             assert_eq!(read(body.as_bytes(), &["1"]), Read::Broken, "{body}");
         }
         assert_eq!(read(b"{\"a\":\"\xff\"}", &["1"]), Read::Broken, "not UTF-8");
         let deep = "[".repeat(200_000);
         assert_eq!(read(deep.as_bytes(), &["1"]), Read::Broken, "deep nesting ends in no stack");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_an_answer() {
+        let with_mark = |text: &str| format!("\u{feff}{text}").into_bytes();
+        assert_eq!(read(&with_mark(r#"{"accessory_urls":[]}"#), &["1"]), Read::Links(vec![None]));
+        assert_eq!(error_code(&with_mark(r#"{"error_code":"x"}"#)).as_deref(), Some("x"));
+        assert_eq!(items(&with_mark(r#"{"accessory_urls":[7]}"#)).unwrap().collect::<Vec<_>>(), [b"7"]);
     }
 
     proptest! {

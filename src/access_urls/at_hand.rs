@@ -5,7 +5,8 @@
 //! ends as the long way would end, or goes that way with nothing done and nothing counted (docs/BENCHMARKS.md: what this saves).
 
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, HOST, HeaderName, ORIGIN, RANGE, TRANSFER_ENCODING, VIA,
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, HOST, HeaderName, ORIGIN, RANGE,
+    TRANSFER_ENCODING, VIA,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Version};
 use http_body::Body;
@@ -17,7 +18,7 @@ use crate::answered::Answered;
 use crate::api;
 use crate::caller::Callers;
 use crate::fetch::Demand;
-use crate::headers::is_host;
+use crate::headers::{has_outer_space, is_host, is_http2_target};
 
 /// Headers that may make another request of a batch, besides those that are told apart below.
 static TELLING: [HeaderName; 8] =
@@ -37,16 +38,21 @@ impl<'r> Plain<'r> {
         if request.method() != Method::GET || uri.path() != api::PATH || !request.body().is_end_stream() {
             return None;
         }
-        let (mut host, mut token, mut is_scoped) = (None, None, false);
+        let is_http2 = request.version() == Version::HTTP_2;
+        let (mut host, mut token, mut length, mut is_scoped) = (None, None, None, false);
         for (name, value) in request.headers() {
+            if is_http2 && has_outer_space(value) {
+                return None;
+            }
             let first = match name {
-                name if name == HOST => host.replace(value).is_none() && is_host(value),
+                name if name == HOST => host.replace(value).is_none() && is_host(value.as_bytes()),
                 name if *name == api::TOKEN => token.replace(value).is_none() && !value.is_empty(),
                 name if TELLING.contains(name) => return None,
                 // Any other value may take away what says who asks.
                 name if *name == CONNECTION => {
                     [&b"keep-alive"[..], b"close"].iter().any(|usual| value.as_bytes().eq_ignore_ascii_case(usual))
                 }
+                name if name == CONTENT_LENGTH => length.replace(value).is_none(),
                 name => {
                     is_scoped |= callers.is_scope_header(name);
                     true
@@ -59,9 +65,7 @@ impl<'r> Plain<'r> {
         // One name of the endpoint, where its version of HTTP has it; whatever else is the router's to judge.
         let is_named = match uri.authority() {
             None => request.version() == Version::HTTP_11 && host.is_some(),
-            Some(authority) => {
-                request.version() == Version::HTTP_2 && host.is_none() && !authority.as_str().contains('@')
-            }
+            Some(_) => is_http2 && host.is_none() && is_http2_target(uri),
         };
         if !is_named {
             return None;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::EXPECT;
 use http::request::Parts;
 use http::{Request, StatusCode};
 use tokio::time::timeout_at;
@@ -20,8 +21,9 @@ use crate::held::Held;
 use crate::spans::Trace;
 
 impl AccessUrls {
-    /// The whole body, bounded; what a client sends on beyond is drained for a while so that it gets to read the refusal.
-    pub(super) async fn read_body<B>(&self, body: B) -> Result<(Bytes, Held), Error>
+    /// The whole body, bounded. What a client sends on beyond is drained for a while, so that it gets to read the refusal, unless
+    /// it waits to be told to send (`drains` is false).
+    pub(super) async fn read_body<B>(&self, body: B, drains: bool) -> Result<(Bytes, Held), Error>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -29,7 +31,7 @@ impl AccessUrls {
         let limits = &self.config.limits;
         let mut body = stream(body);
         let read = self.bodies.read(&mut body, limits.batch_body, Error::BodyTooLarge, limits.idle_timeout).await;
-        if let Err(Error::BodyTooLarge | Error::Shed(_)) = read {
+        if let (Err(Error::BodyTooLarge | Error::Shed(_)), true) = (&read, drains) {
             crate::server::drain(body);
         }
         read
@@ -69,7 +71,7 @@ impl AccessUrls {
                 slots.count_fetched();
                 None
             }
-            Cause::Unmatched(_) if fits => {
+            Cause::Unmatched(_) if fits || failure.is_coded() => {
                 Some(self.forward_written(parts, body, Bypass::Unmatched, terms, slots).await)
             }
             Cause::Unmatched(_) => Some(self.fetch_whole(batch, terms, slots).await),
@@ -105,7 +107,9 @@ impl AccessUrls {
         terms: &Terms,
         slots: &mut Slots<'_>,
     ) -> Answered {
-        let written = Request::from_parts(parts.clone(), whole(body.clone()));
+        let mut written = Request::from_parts(parts.clone(), whole(body.clone()));
+        // The client has been told to continue: its body is here.
+        written.headers_mut().remove(EXPECT);
         let answered = timeout_at(terms.deadline, self.bypass(written, reason, &terms.trace)).await;
         let answered = answered.unwrap_or_else(|_| respond::own(Error::Deadline));
         if answered.response.status().is_success() {

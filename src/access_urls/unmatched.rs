@@ -10,7 +10,7 @@ use super::request::Batch;
 use super::{AccessUrls, Slots, distinct, respond};
 use crate::answered::Answered;
 use crate::caller::Bypass;
-use crate::error::Error;
+use crate::error::{Error, NoAnswer};
 use crate::fetch::{Arrival, Cause, Failure, Landed, Terms, Wanted};
 
 impl AccessUrls {
@@ -39,6 +39,8 @@ impl AccessUrls {
                 let request_id = landed.first().and_then(|landed| landed.request_id.clone());
                 respond::unmatched(items.into_iter(), request_id, &self.dress)
             }
+            // A part of the batch that nobody here can read; passed on, it would pass for the whole.
+            Err(failure) if failure.is_coded() => respond::own(Error::NoAnswer(NoAnswer::Unreadable)),
             Err(failure) => respond::failure(failure),
         }
     }
@@ -55,7 +57,7 @@ fn items(landed: &[Landed]) -> Result<Vec<&[u8]>, &Failure> {
             Arrival::Failed(failure) => match &failure.cause {
                 // Of the same call as the id before.
                 Cause::Unmatched(_) if last.is_some_and(|last| Arc::ptr_eq(last, failure)) => {}
-                Cause::Unmatched(unmatched) => {
+                Cause::Unmatched(unmatched) if !unmatched.is_coded() => {
                     items.extend(answer::items(&unmatched.body).into_iter().flatten());
                     last = Some(failure);
                 }

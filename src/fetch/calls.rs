@@ -204,10 +204,15 @@ impl Inner {
         // The caller's own first: who waits for that one keeps nobody else waiting.
         let standing = &terms.requester.standing;
         standing.calls.resize(self.flights.calls_per_caller.load(Ordering::Relaxed));
-        let permits = async { (standing.calls.acquire().await, self.flights.calls.acquire().await) };
+        let accepted = standing.is_accepted();
+        let permits = async {
+            let own = standing.calls.acquire().await;
+            let unaccepted = if accepted { None } else { self.flights.unaccepted_calls.acquire().await.ok() };
+            self.flights.calls.acquire().await.map(|permit| (own, unaccepted, permit))
+        };
         let permits = timeout_at(deadline, permits).await;
         // Who has queued for too long is not sent: it would time out, and the endpoint would not be to blame.
-        let (Ok((Ok(_own), Ok(_permit))), true) = (permits, self.upstream.leaves_fair_time(deadline)) else {
+        let (Ok(Ok(_permits)), true) = (permits, self.upstream.leaves_fair_time(deadline)) else {
             self.shed(Limit::Calls);
             return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
         };
@@ -224,7 +229,7 @@ impl Inner {
             signer: terms.requester.signer.clone(),
             hops: terms.hops,
             caller: terms.requester.caller,
-            accepted: standing.is_accepted(),
+            accepted,
             ids: wanted.iter().map(|wanted| wanted.id.clone()).collect(),
         };
         let read = |body: &[u8]| {
@@ -287,9 +292,9 @@ impl Inner {
         let throttled =
             (answer.status == StatusCode::TOO_MANY_REQUESTS).then(|| pause::throttled(&answer.headers, now));
         let Some(span) = asked.or(throttled) else { return };
-        requester.standing.pause.set(now, span, answer.response());
+        requester.standing.pause.set(now, span, Some(answer.response()));
         if asked.is_some() {
-            self.upstream.asked_to_pause(call, answer, span);
+            self.upstream.asked_to_pause(call, span);
         }
         if let Some(unsaid) = self.throttled.is_due() {
             warn!(
@@ -322,7 +327,11 @@ impl Inner {
         let requester = &terms.requester;
         let result = match answer.status {
             StatusCode::OK => {
-                match read.unwrap_or(Read::Broken) {
+                // What was not read is in a coding that cannot be undone: nothing in it can be matched.
+                if read.is_none() {
+                    self.upstream.cannot_be_read();
+                }
+                match read.unwrap_or(Read::Unmatched) {
                     Read::Links(items) => {
                         // What left before a doubt was raised fills nothing.
                         accepted = self.callers.accept(requester, answer.sent, doubts);

@@ -22,6 +22,8 @@ const REFRESH_SHARE: f32 = 0.1;
 /// Calls that find out whose fault a failed one was: at worst, and beyond these few, as many again as all others, so that
 /// an endpoint that answers everyone with a 500 gets no storm.
 const EXTRA_CALLS_A_SECOND: u32 = 10;
+/// Callers that the endpoint has not accepted may together have one part in so many of the calls at a time.
+const UNACCEPTED_PART: usize = 4;
 const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 
 /// What is in flight, and what it may cost. It outlasts a configuration: an id is fetched once, also over a reload.
@@ -34,10 +36,14 @@ pub struct Flights {
     pub(super) state: Mutex<State>,
     /// Permits of calls under way.
     pub(super) calls: Permits,
+    /// Of those, for callers that the endpoint has not accepted: tokens can be made up, and their calls may hang.
+    pub(super) unaccepted_calls: Permits,
     /// Calls that one caller may have under way.
     pub(super) calls_per_caller: AtomicUsize,
     /// Ids in flight.
     pub(super) in_flight: AtomicUsize,
+    /// Of those, for callers that the endpoint has not accepted.
+    pub(super) unaccepted_in_flight: AtomicUsize,
     /// Batches waiting.
     pub(super) waiters: AtomicUsize,
     /// `freshness.min_remaining` of the configuration in force, in milliseconds.
@@ -53,8 +59,10 @@ impl Flights {
             runtime: tokio::runtime::Handle::current(),
             state: Mutex::default(),
             calls: Permits::new(calls),
+            unaccepted_calls: Permits::new(calls.div_ceil(UNACCEPTED_PART)),
             calls_per_caller: AtomicUsize::new(calls.div_ceil(2)),
             in_flight: AtomicUsize::new(0),
+            unaccepted_in_flight: AtomicUsize::new(0),
             waiters: AtomicUsize::new(0),
             floor: AtomicU64::new(0),
         }
@@ -73,6 +81,7 @@ impl Flights {
     /// From now on, `calls` calls at a time, of which one caller may have half.
     pub fn resize(&self, calls: usize) {
         self.calls.resize(calls);
+        self.unaccepted_calls.resize(calls.div_ceil(UNACCEPTED_PART));
         self.calls_per_caller.store(calls.div_ceil(2), Ordering::Relaxed);
     }
 }
@@ -195,11 +204,16 @@ impl Drop for Place {
 pub(super) struct Permit {
     pub(super) flights: Arc<Flights>,
     pub(super) standing: Arc<Standing>,
+    /// Whether the endpoint had accepted the caller when it was given.
+    pub(super) accepted: bool,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.standing.flights.fetch_sub(1, Ordering::Relaxed);
+        if !self.accepted {
+            self.flights.unaccepted_in_flight.fetch_sub(1, Ordering::Relaxed);
+        }
         self.flights.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }

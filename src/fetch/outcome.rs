@@ -6,7 +6,7 @@ use http::HeaderValue;
 
 use crate::cache::Kept;
 use crate::cache::freshness::Deadlines;
-use crate::error::Error;
+use crate::error::{Error, NoAnswer};
 use crate::spans::CallPlace;
 use crate::upstream::{Answer, Rejection};
 
@@ -61,7 +61,7 @@ pub struct Failure {
 pub enum Cause {
     /// The endpoint's own error, to be passed on as it came.
     Answer(Answer),
-    /// An answer with items that match no id asked for.
+    /// An answer with items that match no id asked for, or in a coding that cannot be undone.
     Unmatched(Answer),
     /// No call was made.
     Rejected(Rejection),
@@ -70,11 +70,18 @@ pub enum Cause {
 }
 
 impl Failure {
+    /// Whether the answer is in a coding that cannot be undone.
+    pub fn is_coded(&self) -> bool {
+        matches!(&self.cause, Cause::Unmatched(answer) if answer.is_coded())
+    }
+
     /// Whether another call, for one batch alone, may show that this batch is not at fault. Not where the fault is the
     /// caller's as a whole, or nobody's: no answer, a token refused, a throttled caller, an endpoint that is down.
     pub fn may_be_anothers_fault(&self) -> bool {
         match &self.cause {
-            Cause::Answer(answer) => self.shared && !matches!(answer.status.as_u16(), 401 | 429 | 502..=504),
+            Cause::Answer(answer) => self.shared && !matches!(answer.status.as_u16(), 401 | 429),
+            // Of one id, calls may break, or be rejected for having failed.
+            Cause::Rejected(Rejection::Breaker(_)) | Cause::NoAnswer(Error::NoAnswer(NoAnswer::Broken)) => self.shared,
             Cause::Unmatched(_) | Cause::Rejected(_) | Cause::NoAnswer(_) => false,
         }
     }

@@ -1,6 +1,7 @@
 //! Calls whose ids the endpoint refuses to the caller: what that takes away, and what is remembered of it.
 
 use super::{Arrival, Inner, Terms, Wanted};
+use crate::cache::Kept;
 use crate::cache::freshness::{self, Deadlines};
 use crate::cache::refusals::Refusal;
 use crate::clock::Moment;
@@ -40,8 +41,13 @@ impl Inner {
         }
         // Before they are forgotten: a call that files them meanwhile looks for this afterwards.
         wanted.iter().for_each(|wanted| refusals.refused(wanted.key, answer.sent));
+        let now = self.clock.now();
         for wanted in wanted {
-            self.cache.forget(wanted.key);
+            // A call that was sent later has brought it: the endpoint has changed its mind since.
+            let is_newer = |kept: Kept| kept.deadlines().age(now) < now.since(answer.sent);
+            if !self.cache.peek(wanted.key).is_some_and(is_newer) {
+                self.cache.forget(wanted.key);
+            }
         }
         if had_link {
             self.callers.doubt(&terms.requester);

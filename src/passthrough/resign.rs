@@ -16,7 +16,7 @@ use crate::caller::signature::{self, Claim, Keys, Signer};
 use crate::clock::Clock;
 use crate::config;
 use crate::error::Error;
-use crate::headers::made_hop_by_hop;
+use crate::headers::{expects_continue, made_hop_by_hop};
 use crate::held::{Bound, Held};
 use crate::upstream::Upstream;
 
@@ -75,6 +75,8 @@ impl Resign {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError>,
     {
+        // Nobody is told to upload what is refused: reading on would do that.
+        let drains = !expects_continue(&request);
         let (mut head, body) = request.into_parts();
         let Some(claim) = Claim::read(&head.headers) else {
             return Ok((Request::from_parts(head, stream(body)), None));
@@ -92,13 +94,15 @@ impl Resign {
             let verified = signature::verify(&claim, pair, &head, payload, now);
             (verified.map(|signer| (signer, payload.to_owned())), stream(body), None)
         } else {
-            let (body, held) = self.read(body).await?;
+            let (body, held) = self.read(body, drains).await?;
             (signature::verify_whole(&claim, pair, &head, &body, now), whole(body), Some(held))
         };
         match verified {
             // Such headers go no further than here, and whoever signed them did not say so.
             Ok((signer, _)) if made_hop_by_hop(&head.headers).any(|name| signer.covers(&name)) => {
-                crate::server::drain(body);
+                if drains {
+                    crate::server::drain(body);
+                }
                 Err(Error::NamedByConnection)
             }
             Ok((signer, payload)) => {
@@ -124,14 +128,14 @@ impl Resign {
     }
 
     /// The whole body, and its place under `limits.signed_bodies`.
-    async fn read<B>(&self, body: B) -> Result<(Bytes, Held), Error>
+    async fn read<B>(&self, body: B, drains: bool) -> Result<(Bytes, Held), Error>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError>,
     {
         let mut body = stream(body);
         let read = self.bodies.read(&mut body, self.body_limit, Error::SignedBodyTooLarge, self.body_timeout).await;
-        if let Err(Error::SignedBodyTooLarge | Error::Shed(_)) = read {
+        if let (Err(Error::SignedBodyTooLarge | Error::Shed(_)), true) = (&read, drains) {
             crate::server::drain(body);
         }
         read

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::server::TlsStream;
 
 use super::Peer;
+use super::protocol::Protocol;
 use crate::config::ListenAddress;
 
 /// Connections that the system keeps until they are accepted, if it does so many (`net.core.somaxconn`). Where there is no room
@@ -131,6 +132,15 @@ pub(super) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    pub(super) fn protocol(&self) -> Protocol {
+        match self {
+            Stream::Tcp(_) | Stream::Unix(_) => Protocol::Any,
+            Stream::Tls(stream) => Protocol::negotiated(stream.get_ref().1.alpn_protocol()),
+        }
+    }
 }
 
 /// `$call` on whichever stream it is.

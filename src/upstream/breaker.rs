@@ -16,7 +16,9 @@ use crate::metrics::Position;
 /// An open breaker stays open for up to this share longer, so that a fleet does not probe in step.
 const JITTER: f64 = 0.2;
 /// Sources that are refused alone, at most.
-const MOST_REFUSED: usize = 64;
+const MOST_REFUSED: usize = 1024;
+/// How long a source is remembered that does not come back for a probe.
+const FORGET: Duration = Duration::from_secs(60);
 /// How long a call is told to wait while a probe is under way: nobody knows when it is over.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
 
@@ -40,13 +42,16 @@ struct State {
 #[derive(Clone, Copy)]
 enum Phase {
     Closed,
-    Open {
-        until: Instant,
-    },
-    /// When the probe under way was sent.
-    HalfOpen {
-        probe: Option<Instant>,
-    },
+    Open { until: Instant },
+    HalfOpen { probe: Option<Probe> },
+}
+
+/// A probe under way.
+#[derive(Clone, Copy)]
+struct Probe {
+    sent: Instant,
+    /// Whether the endpoint has accepted its caller: another one's is no reason to keep accepted callers waiting.
+    accepted: bool,
 }
 
 struct Refused {
@@ -97,6 +102,7 @@ impl Breaker {
         let now = Instant::now();
         let mut state = self.state();
         let state = &mut *state;
+        state.forget(now);
         let refused = state.refused.iter_mut().find(|refused| refused.suspect.is(source));
         if let Some(refused) = &refused
             && let Some(wait) = refused.wait(now)
@@ -106,9 +112,13 @@ impl Breaker {
         let probes_phase = match state.phase {
             Phase::Closed => false,
             Phase::Open { until } if now < until => return Err(until - now),
-            Phase::HalfOpen { probe: Some(sent) } if now.duration_since(sent) < patience => return Err(PROBE_WAIT),
+            Phase::HalfOpen { probe: Some(probe) }
+                if now.duration_since(probe.sent) < patience && (probe.accepted || !source.accepted) =>
+            {
+                return Err(PROBE_WAIT);
+            }
             Phase::Open { .. } | Phase::HalfOpen { .. } => {
-                state.phase = Phase::HalfOpen { probe: Some(now) };
+                state.phase = Phase::HalfOpen { probe: Some(Probe { sent: now, accepted: source.accepted }) };
                 true
             }
         };
@@ -141,7 +151,8 @@ impl Breaker {
     /// would be let through.
     pub(super) fn status(&self) -> BreakerStatus {
         let now = Instant::now();
-        let state = self.state();
+        let mut state = self.state();
+        state.forget(now);
         let alone = !state.refused.is_empty() && state.nobody_succeeds;
         let position = match state.phase {
             Phase::Open { until } if now < until => Position::Open,
@@ -189,9 +200,10 @@ impl State {
     fn refuse(&mut self, suspect: Suspect, until: Instant) {
         match self.refused.iter_mut().find(|refused| refused.suspect.caller == suspect.caller) {
             Some(refused) => {
-                let new = suspect.ids.is_disjoint(&refused.suspect.ids);
-                refused.suspect.sets = suspect.sets.max(refused.suspect.sets) + usize::from(new);
-                refused.suspect.ids.extend(suspect.ids);
+                for set in &suspect.sets {
+                    refused.suspect.add(&set.iter().copied().collect::<Vec<_>>());
+                }
+                refused.suspect.all |= suspect.all;
                 (refused.until, refused.probing) = (until, false);
             }
             None => {
@@ -201,6 +213,18 @@ impl State {
                 self.refused.push(Refused { suspect, until, probing: false });
             }
         }
+    }
+
+    /// Forgets sources that have not come back.
+    fn forget(&mut self, now: Instant) {
+        self.refused.retain(|refused| now < refused.until + FORGET);
+        self.nobody_succeeds &= !self.refused.is_empty();
+    }
+
+    /// Whether a failed probe of `source` is no news: others' calls may still succeed. It says nothing of the endpoint that its
+    /// caller was never accepted, or that its ids have failed before.
+    fn says_nothing(&self, source: &Source) -> bool {
+        !source.accepted || self.refused.iter().any(|refused| refused.suspect.has_any(&source.ids))
     }
 }
 
@@ -235,18 +259,16 @@ impl Permit<'_> {
             }
             CallOutcome::Failure(kind) => {
                 state.evidence.add(source, Some(kind), now);
-                let suspect = Suspect { caller: source.caller, ids: source.ids.iter().copied().collect(), sets: 1 };
+                let says_nothing = kind != FailureKind::Connect && (probes_source || state.says_nothing(source));
                 if probes_source {
-                    state.refuse(suspect.clone(), until);
+                    state.refuse(Suspect::new(source), until);
                 }
                 match state.phase {
-                    // Of a source that is known to fail, a failure is no news: the next source may probe.
-                    Phase::HalfOpen { .. } if probes_phase && probes_source && kind != FailureKind::Connect => {
-                        state.phase = Phase::HalfOpen { probe: None };
-                    }
                     Phase::HalfOpen { .. } if probes_phase => {
-                        state.phase = Phase::Open { until };
-                        state.refuse(suspect, until);
+                        // The next source may probe at once where this one shows nothing.
+                        state.phase =
+                            if says_nothing { Phase::HalfOpen { probe: None } } else { Phase::Open { until } };
+                        state.refuse(Suspect::new(source), until);
                     }
                     Phase::Closed => {
                         if let Some(finding) = state.evidence.judge(source, &self.breaker.config) {

@@ -7,6 +7,7 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT, VIA};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 
+use super::coding;
 use crate::caller::Caller;
 use crate::caller::signature::{self, Signer};
 use crate::clock::Moment;
@@ -99,6 +100,11 @@ impl Call {
 }
 
 impl Answer {
+    /// Whether its body is in a coding that cannot be undone.
+    pub fn is_coded(&self) -> bool {
+        coding::is_coded(&self.headers)
+    }
+
     /// The same as a response.
     pub fn response(&self) -> Response<Bytes> {
         let mut response = Response::new(self.body.clone());

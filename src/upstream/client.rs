@@ -69,8 +69,10 @@ pub(super) struct SendError {
 }
 
 /// Where one request is. Outlives the future that sends it.
-#[derive(Default)]
-pub(super) struct Progress(Mutex<Option<Dispatch>>);
+pub(super) struct Progress {
+    began: Instant,
+    dispatch: Mutex<Option<Dispatch>>,
+}
 
 /// A request on its connection.
 struct Dispatch {
@@ -80,7 +82,18 @@ struct Dispatch {
     bytes_before: u64,
 }
 
+impl Default for Progress {
+    fn default() -> Self {
+        Self { began: Instant::now(), dispatch: Mutex::default() }
+    }
+}
+
 impl Progress {
+    /// How long it has been since the request was to be sent first.
+    pub(super) fn waited(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     /// When the request was last handed to a connection.
     pub(super) fn sent(&self) -> Option<Instant> {
         self.dispatch().as_ref().map(|dispatch| dispatch.sent)
@@ -102,7 +115,7 @@ impl Progress {
     }
 
     fn dispatch(&self) -> MutexGuard<'_, Option<Dispatch>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.dispatch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -190,6 +203,9 @@ impl HttpClient {
             let opened_before = self.connector.next_number();
             let result = self.send_once(request, pooled, progress).await;
             let dispatch = progress.dispatch();
+            if let (Err(_), Some(dispatch)) = (&result, &*dispatch) {
+                dispatch.info.failed();
+            }
             let reused = dispatch.as_ref().is_some_and(|dispatch| dispatch.is_reused(opened_before));
             // Over HTTP/2 bytes may have come that are another request's.
             let no_answer = dispatch.as_ref().is_some_and(|dispatch| dispatch.is_silent() || dispatch.is_http2());
@@ -275,6 +291,16 @@ fn http2_error(error: &ClientError) -> Option<&h2::Error> {
     causes(error).find_map(|cause| cause.downcast_ref())
 }
 
+/// Whether an answer broke off because its HTTP/2 stream was reset: its connection goes on.
+pub(super) fn is_stream_reset(error: &(dyn StdError + 'static)) -> bool {
+    chain_of(error).any(|cause| cause.downcast_ref::<h2::Error>().is_some_and(h2::Error::is_reset))
+}
+
+/// An error and its causes.
+fn chain_of<'e>(error: &'e (dyn StdError + 'static)) -> impl Iterator<Item = &'e (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |cause: &&'e (dyn StdError + 'static)| (*cause).source())
+}
+
 fn causes(error: &ClientError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-    std::iter::successors(error.source(), |cause: &&(dyn StdError + 'static)| (*cause).source())
+    error.source().into_iter().flat_map(chain_of)
 }

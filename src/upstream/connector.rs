@@ -135,14 +135,13 @@ impl Connector {
         self.next.load(Ordering::Relaxed)
     }
 
-    fn info(&self, remote: Option<SocketAddr>, resolver: Option<Resolver>) -> ConnectionInfo {
+    fn info(&self, remote: Option<(Resolver, SocketAddr)>) -> ConnectionInfo {
         ConnectionInfo(Arc::new(Info {
             number: self.next.fetch_add(1, Ordering::Relaxed),
             expires: Instant::now() + self.max_age.mul_f64(1.0 - JITTER * rand::random::<f64>()),
             requests: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
             remote,
-            resolver,
         }))
     }
 }
@@ -190,16 +189,16 @@ impl Service<Uri> for Connector {
                 };
                 let (connecting, resolver) = (tokio::time::timeout(*timeout, connecting), resolver.clone());
                 Box::pin(async move {
-                    let Ok(stream) = connecting.await else { return Err("upstream.connect_timeout is over".into()) };
-                    let stream = stream?;
+                    let connected = match connecting.await {
+                        Ok(connected) => connected,
+                        Err(_) => Err("upstream.connect_timeout is over".into()),
+                    };
+                    let stream = connected.inspect_err(|_| resolver.failed())?;
                     let remote = match &stream {
                         MaybeHttpsStream::Http(tcp) => tcp.inner().peer_addr(),
                         MaybeHttpsStream::Https(tls) => tls.inner().get_ref().0.inner().inner().peer_addr(),
                     };
-                    let remote = remote.ok();
-                    // TLS included: an address that accepts and then says nothing is not a good one.
-                    remote.inspect(|remote| resolver.connected(*remote));
-                    let info = connector.info(remote, Some(resolver));
+                    let info = connector.info(remote.ok().map(|remote| (resolver, remote)));
                     let transport = Transport::Network(TokioIo::new(Box::new(stream)));
                     Ok(TokioIo::new(Stream { transport, info }))
                 })
@@ -211,7 +210,7 @@ impl Service<Uri> for Connector {
                 Box::pin(async move {
                     accepted.map(|()| {
                         let transport = Transport::Memory { stream: near, http2 };
-                        TokioIo::new(Stream { transport, info: connector.info(None, None) })
+                        TokioIo::new(Stream { transport, info: connector.info(None) })
                     })
                 })
             }
@@ -237,8 +236,8 @@ struct Info {
     expires: Instant,
     requests: AtomicU64,
     bytes_read: AtomicU64,
-    remote: Option<SocketAddr>,
-    resolver: Option<Resolver>,
+    /// Over the network: where it leads, and who has resolved that.
+    remote: Option<(Resolver, SocketAddr)>,
 }
 
 impl ConnectionInfo {
@@ -264,8 +263,22 @@ impl ConnectionInfo {
 
     /// Whether it is older than `upstream.max_connection_age`, or leads to an address that the endpoint's name has left.
     pub(super) fn is_outdated(&self) -> bool {
-        let moved = |(resolver, remote): (&Resolver, SocketAddr)| resolver.has_moved_from(remote);
-        Instant::now() >= self.0.expires || self.0.resolver.as_ref().zip(self.0.remote).is_some_and(moved)
+        let has_moved = |(resolver, remote): &(Resolver, SocketAddr)| resolver.has_moved_from(*remote);
+        Instant::now() >= self.0.expires || self.0.remote.as_ref().is_some_and(has_moved)
+    }
+
+    /// A request got no answer over it. If no byte has ever come, its address is no good one.
+    pub(super) fn failed(&self) {
+        if let (0, Some((resolver, _))) = (self.bytes_read(), &self.0.remote) {
+            resolver.failed();
+        }
+    }
+
+    fn count_read(&self, bytes: usize) {
+        let before = self.0.bytes_read.fetch_add(bytes as u64, Ordering::Relaxed);
+        if let (0, true, Some((resolver, remote))) = (before, bytes > 0, &self.0.remote) {
+            resolver.answered(*remote);
+        }
     }
 }
 
@@ -299,7 +312,7 @@ impl AsyncRead for Stream {
             Transport::Network(stream) => Pin::new(stream).poll_read(cx, buf),
             Transport::Memory { stream, .. } => Pin::new(stream).poll_read(cx, buf),
         })?;
-        this.info.0.bytes_read.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        this.info.count_read(buf.filled().len() - before);
         Poll::Ready(Ok(()))
     }
 }

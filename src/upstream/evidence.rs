@@ -17,7 +17,13 @@ use crate::config;
 /// How long a call counts.
 const WINDOW: Duration = Duration::from_secs(10);
 /// Calls that are remembered.
-const MOST: usize = 512;
+const MOST: usize = 256;
+/// The newest failures whose ids are compared: more would only cost time.
+const CONSIDERED: usize = 32;
+/// Sets of ids that are remembered of one caller.
+const MOST_SETS: usize = 8;
+/// Ids of one call that are remembered.
+pub(super) const MOST_IDS: usize = 64;
 
 /// On whose behalf a call is made, and for what.
 #[derive(Clone)]
@@ -25,7 +31,7 @@ pub(super) struct Source {
     pub(super) caller: Caller,
     /// Whether the endpoint has accepted the caller.
     pub(super) accepted: bool,
-    /// Hashes of the ids that are asked for, whoever asks.
+    /// Hashes of the ids that are asked for, whoever asks; [`MOST_IDS`] at most.
     pub(super) ids: Arc<[u64]>,
 }
 
@@ -99,15 +105,35 @@ pub struct Counts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Suspect {
     pub(super) caller: Caller,
-    pub(super) ids: HashSet<u64>,
-    /// How many sets the ids are: from two on, the caller fails whatever it asks for.
-    pub(super) sets: usize,
+    /// What failing calls have in common: one set for each reason, as far as can be told.
+    pub(super) sets: Vec<HashSet<u64>>,
+    /// Whether the caller fails whatever it asks for: it has several sets, and none of its calls succeeds.
+    pub(super) all: bool,
 }
 
 impl Suspect {
+    /// Of one failed call.
+    pub(super) fn new(source: &Source) -> Self {
+        Self { caller: source.caller, sets: vec![source.ids.iter().copied().collect()], all: false }
+    }
+
     /// Whether it is `source` that fails.
     pub(super) fn is(&self, source: &Source) -> bool {
-        self.caller == source.caller && (self.sets > 1 || source.ids.iter().any(|id| self.ids.contains(id)))
+        self.caller == source.caller && (self.all || self.has_any(&source.ids))
+    }
+
+    /// Whether any of `ids` has failed.
+    pub(super) fn has_any(&self, ids: &[u64]) -> bool {
+        ids.iter().any(|id| self.sets.iter().any(|set| set.contains(id)))
+    }
+
+    /// Another call has failed. Where it shares ids with one before, those are what may be to blame.
+    pub(super) fn add(&mut self, ids: &[u64]) {
+        if let Some(set) = self.sets.iter_mut().find(|set| ids.iter().any(|id| set.contains(id))) {
+            set.retain(|id| ids.contains(id));
+        } else if self.sets.len() < MOST_SETS {
+            self.sets.push(ids.iter().copied().collect());
+        }
     }
 }
 
@@ -139,44 +165,93 @@ impl Evidence {
     /// What the calls so far show, after one of `source` has failed. `None`: nothing yet.
     pub(super) fn judge(&self, source: &Source, config: &config::Breaker) -> Option<Finding> {
         let in_a_row = usize::try_from(config.consecutive).unwrap_or(usize::MAX);
-        let row: Vec<&Call> = self.calls.iter().rev().take_while(|call| call.failure.is_some()).collect();
-        if row.len() >= in_a_row {
-            let finding = Finding::of(&row, in_a_row);
-            let nobody_succeeds = !self.others_succeed(&row, finding.counts);
-            if finding.is_endpoint || nobody_succeeds {
-                return Some(Finding { nobody_succeeds, ..finding });
-            }
-        }
-        let failed: Vec<&Call> = self.calls.iter().filter(|call| call.failure.is_some()).collect();
-        let enough = self.calls.len() >= usize::try_from(config.min_calls).unwrap_or(usize::MAX);
-        if enough && failed.len() as f64 >= config.ratio * self.calls.len() as f64 {
-            let finding = Finding::of(&failed, in_a_row);
-            // Of sources, too, a share must have failed.
-            let well = self.succeeding(&failed);
-            let share = finding.counts.callers as f64 / (finding.counts.callers + well) as f64;
-            let nobody_succeeds = !self.others_succeed(&failed, finding.counts);
-            if (finding.is_endpoint && share >= config.ratio) || nobody_succeeds {
-                return Some(Finding { nobody_succeeds, ..finding });
-            }
-        }
-        self.judge_one(source, in_a_row)
+        let newest = || self.calls.iter().rev();
+        let row: Vec<&Call> = newest().take_while(|call| call.failure.is_some()).collect();
+        let failed: Vec<&Call> = newest().filter(|call| call.failure.is_some()).collect();
+        let is_share = self.calls.len() >= usize::try_from(config.min_calls).unwrap_or(usize::MAX)
+            && failed.len() as f64 >= config.ratio * self.calls.len() as f64;
+        let by_row = if row.len() >= in_a_row { self.judge_all(&row, in_a_row, config.ratio) } else { None };
+        by_row
+            .or_else(|| if is_share { self.judge_all(&failed, in_a_row, config.ratio) } else { None })
+            .or_else(|| self.judge_one(source, in_a_row))
+    }
+
+    /// What these failures, newest first, show of the endpoint.
+    fn judge_all(&self, failed: &[&Call], in_a_row: usize, ratio: f64) -> Option<Finding> {
+        let finding = self.finding(failed);
+        let failing: HashSet<Caller> = failed
+            .iter()
+            .filter_map(|call| call.accepted())
+            .filter(|caller| !self.succeeds_since(failed, *caller))
+            .collect();
+        let well = self.calls.iter().filter(|call| call.failure.is_none()).filter_map(Call::accepted);
+        let well = well.filter(|caller| !failing.contains(caller)).collect::<HashSet<_>>().len();
+        // Callers that are not accepted are a source only where nobody else's calls tell more.
+        let has_others = failed.iter().any(|call| call.accepted().is_none());
+        let sources = failing.len() + usize::from(well == 0 && has_others);
+        // Of those whose calls are known, a share must fail, or as many as must fail in a row.
+        let enough = failing.len() >= in_a_row || failing.len() as f64 >= ratio * (failing.len() + well) as f64;
+        let are_independent = sources.min(finding.counts.id_sets) > 1;
+        let is_endpoint = finding.counts.connect >= in_a_row || (are_independent && enough);
+        let nobody_succeeds = !self.others_succeed(failed, finding.counts);
+        (is_endpoint || nobody_succeeds).then_some(Finding { is_endpoint, nobody_succeeds, ..finding })
     }
 
     /// What the calls of one caller show: that all of its last ones failed, or all those for the same ids.
     fn judge_one(&self, source: &Source, in_a_row: usize) -> Option<Finding> {
-        let own =
-            || self.calls.iter().rev().filter(|call| call.caller.is_some_and(|(caller, _)| caller == source.caller));
+        let is_own = |call: &&Call| call.caller.is_some_and(|(caller, _)| caller == source.caller);
+        let own = || self.calls.iter().rev().filter(is_own);
         let row: Vec<&Call> = own().take_while(|call| call.failure.is_some()).collect();
         let same_ids = own().filter(|call| call.ids.iter().any(|id| source.ids.contains(id)));
         let same_row: Vec<&Call> = same_ids.take_while(|call| call.failure.is_some()).collect();
         let row = if row.len() >= in_a_row { row } else { same_row };
-        (row.len() >= in_a_row).then(|| Finding { is_endpoint: false, ..Finding::of(&row, in_a_row) })
+        (row.len() >= in_a_row).then(|| self.finding(&row))
+    }
+
+    /// Counts failures, newest first, and names their callers.
+    fn finding(&self, failed: &[&Call]) -> Finding {
+        let of_kind =
+            |kind: fn(FailureKind) -> bool| failed.iter().filter(|call| call.failure.is_some_and(kind)).count();
+        let considered = failed.get(..CONSIDERED).unwrap_or(failed);
+        let counts = Counts {
+            callers: failed.iter().map(|call| call.accepted()).collect::<HashSet<_>>().len(),
+            id_sets: count_id_sets(considered),
+            connect: of_kind(|kind| kind == FailureKind::Connect),
+            lost: of_kind(|kind| matches!(kind, FailureKind::Lost(_))),
+            answer: of_kind(|kind| kind == FailureKind::Answer),
+            silence: of_kind(|kind| kind == FailureKind::Silence),
+        };
+        let mut suspects: Vec<Suspect> = Vec::new();
+        for call in considered.iter().rev() {
+            let Some((caller, _)) = call.caller else { continue };
+            match suspects.iter_mut().find(|suspect| suspect.caller == caller) {
+                Some(suspect) => suspect.add(&call.ids),
+                None => {
+                    suspects.push(Suspect { caller, sets: vec![call.ids.iter().copied().collect()], all: false });
+                }
+            }
+        }
+        for suspect in &mut suspects {
+            suspect.all = suspect.sets.len() > 1 && !self.succeeds_since(considered, suspect.caller);
+        }
+        Finding { is_endpoint: false, nobody_succeeds: false, counts, suspects }
+    }
+
+    /// Whether a call of `caller` succeeded after the first of its failures among `failed`, newest first.
+    fn succeeds_since(&self, failed: &[&Call], caller: Caller) -> bool {
+        let is_own = |call: &Call| call.caller.is_some_and(|(other, _)| other == caller);
+        let first = failed.iter().rev().find(|call| is_own(call)).map(|call| call.at);
+        let mut well = self.calls.iter().filter(|call| call.failure.is_none() && is_own(call));
+        first.is_some_and(|first| well.any(|call| call.at > first))
     }
 
     /// Whether calls of other sources than that of `failed` succeed.
     fn others_succeed(&self, failed: &[&Call], counts: Counts) -> bool {
-        let same_caller = |call: &Call| failed.iter().any(|failed| failed.caller_source() == call.caller_source());
-        let same_ids = |call: &Call| failed.iter().any(|failed| failed.ids.iter().any(|id| call.ids.contains(id)));
+        let callers: HashSet<Option<Caller>> = failed.iter().map(|call| call.accepted()).collect();
+        let considered = failed.get(..CONSIDERED).unwrap_or(failed);
+        let ids: HashSet<u64> = considered.iter().flat_map(|call| call.ids.iter().copied()).collect();
+        let same_caller = |call: &Call| callers.contains(&call.accepted());
+        let same_ids = |call: &Call| call.ids.iter().any(|id| ids.contains(id));
         let same_source = |call: &Call| match (counts.callers, counts.id_sets) {
             (1, 1) => same_caller(call) && same_ids(call),
             (1, _) => same_caller(call),
@@ -184,59 +259,30 @@ impl Evidence {
         };
         self.calls.iter().any(|call| call.failure.is_none() && !same_source(call))
     }
-
-    /// How many callers succeed that are none of those of `failed`.
-    fn succeeding(&self, failed: &[&Call]) -> usize {
-        let failed: HashSet<_> = failed.iter().map(|call| call.caller_source()).collect();
-        let well = self.calls.iter().filter(|call| call.failure.is_none()).map(Call::caller_source);
-        well.filter(|caller| !failed.contains(caller)).collect::<HashSet<_>>().len()
-    }
 }
 
 impl Call {
-    /// The caller as a source: all that are not accepted are one, and so are several at once.
-    fn caller_source(&self) -> Option<Caller> {
+    /// The caller, if it is one that the endpoint has accepted. All others are one source, and so are several at once.
+    fn accepted(&self) -> Option<Caller> {
         self.caller.filter(|(_, accepted)| *accepted).map(|(caller, _)| caller)
     }
 }
 
-impl Finding {
-    fn of(failed: &[&Call], in_a_row: usize) -> Self {
-        let of_kind =
-            |kind: fn(FailureKind) -> bool| failed.iter().filter(|call| call.failure.is_some_and(kind)).count();
-        let counts = Counts {
-            callers: failed.iter().map(|call| call.caller_source()).collect::<HashSet<_>>().len(),
-            id_sets: id_sets(failed.iter().copied()).len(),
-            connect: of_kind(|kind| kind == FailureKind::Connect),
-            lost: of_kind(|kind| matches!(kind, FailureKind::Lost(_))),
-            answer: of_kind(|kind| kind == FailureKind::Answer),
-            silence: of_kind(|kind| kind == FailureKind::Silence),
-        };
-        let mut suspects: Vec<Suspect> = Vec::new();
-        for (caller, _) in failed.iter().filter_map(|call| call.caller) {
-            if suspects.iter().any(|suspect| suspect.caller == caller) {
-                continue;
-            }
-            let own = failed.iter().filter(|call| call.caller.is_some_and(|(other, _)| other == caller));
-            let sets = id_sets(own.copied());
-            suspects.push(Suspect { caller, sets: sets.len(), ids: sets.into_iter().flatten().collect() });
-        }
-        let is_endpoint = counts.callers.min(counts.id_sets) > 1 || counts.connect >= in_a_row;
-        Self { is_endpoint, nobody_succeeds: false, counts, suspects }
-    }
-}
-
-/// The sets of ids of some calls; those that share an id are one.
-fn id_sets<'c>(calls: impl Iterator<Item = &'c Call>) -> Vec<HashSet<u64>> {
+/// How many sets the ids of some calls are; those that share an id are one.
+fn count_id_sets(calls: &[&Call]) -> usize {
     let mut sets: Vec<HashSet<u64>> = Vec::new();
     for call in calls {
-        let mut set: HashSet<u64> = call.ids.iter().copied().collect();
-        let (same, others) = sets.into_iter().partition(|other| !other.is_disjoint(&set));
-        sets = others;
-        set.extend(Vec::<HashSet<u64>>::into_iter(same).flatten());
-        sets.push(set);
+        let mut merged: HashSet<u64> = call.ids.iter().copied().collect();
+        sets.retain(|set| {
+            let is_apart = !call.ids.iter().any(|id| set.contains(id));
+            if !is_apart {
+                merged.extend(set);
+            }
+            is_apart
+        });
+        sets.push(merged);
     }
-    sets
+    sets.len()
 }
 
 #[cfg(test)]
@@ -290,7 +336,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_source_is_suspected_alone_while_others_succeed() {
         let finding = judge(&[(2, &[2], None), (1, &[7], BAD), (2, &[2], None), (1, &[7], BAD), (1, &[7], BAD)]);
-        let suspect = Suspect { caller: Caller::of_test(1), ids: [7].into(), sets: 1 };
+        let suspect = Suspect::new(&source(1, &[7]));
         assert_eq!(finding.unwrap().suspects, std::slice::from_ref(&suspect));
         assert!(suspect.is(&source(1, &[1, 7])) && !suspect.is(&source(1, &[1])) && !suspect.is(&source(2, &[7])));
     }
@@ -303,6 +349,35 @@ mod tests {
         let calls: Vec<(u128, &[u64], _)> =
             (0..3).flat_map(|n| [(1, &[1][..], again(n)), (2, &[2], again(n))]).collect();
         assert!(!judge(&calls).unwrap().is_endpoint);
+    }
+
+    /// Regression: a valid token with one bad id and a made-up one with another opened the breaker for ten that were served.
+    #[tokio::test(start_paused = true)]
+    async fn a_valid_token_and_a_made_up_one_show_nothing_while_accepted_callers_succeed() {
+        let mut calls: Vec<(u128, &[u64], Option<FailureKind>)> = vec![(2, &[2], None)];
+        for _ in 0..3 {
+            calls.extend([(1, &[7][..], BAD), (100, &[8], BAD)]);
+        }
+        assert!(!judge(&calls).unwrap().is_endpoint);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_with_two_bad_ids_whose_other_calls_succeed_is_refused_for_those_ids_alone() {
+        let mut evidence = Evidence::default();
+        let mut finding = None;
+        for round in 0..3u64 {
+            for ids in [&[7, 10 + round][..], &[8, 20 + round]] {
+                evidence.add(&source(1, ids), BAD, Instant::now());
+                finding = evidence.judge(&source(1, ids), &CONFIG).or(finding);
+            }
+            tokio::time::advance(Duration::from_millis(1)).await;
+            evidence.add(&source(1, &[30 + round]), None, Instant::now());
+            evidence.add(&source(2, &[40]), None, Instant::now());
+        }
+        let suspects = finding.unwrap().suspects;
+        let suspect = &suspects[0];
+        assert!(!suspect.all && suspect.is(&source(1, &[8])));
+        assert!(!suspect.is(&source(1, &[20])), "an id that was asked for with the bad one is not to blame");
     }
 
     #[tokio::test(start_paused = true)]

@@ -23,9 +23,9 @@ const ECHO: &str = "/v2/servicerequest/echo";
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
 
 /// A sidelink before an endpoint of which each test writes the bytes.
-struct Before {
-    app: App,
-    client: TestClient,
+pub struct Before {
+    pub app: App,
+    pub client: TestClient,
     /// Bytes that the endpoint could send.
     sent: Arc<AtomicUsize>,
     connections: Arc<AtomicUsize>,
@@ -33,7 +33,7 @@ struct Before {
 
 impl Before {
     /// `answer` gets each connection after a request's head, and how many connections there were before.
-    async fn start<F>(answer: impl Fn(Sent<TcpStream>, usize) -> F + Clone + Send + 'static) -> Self
+    pub async fn start<F>(answer: impl Fn(Sent<TcpStream>, usize) -> F + Clone + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send,
     {
@@ -44,7 +44,7 @@ impl Before {
         tokio::spawn(async move {
             while let Ok((io, _)) = listener.accept().await {
                 let (answer, number) = (answer.clone(), counter.fetch_add(1, Ordering::SeqCst));
-                let mut stream = Sent { io, bytes: Arc::clone(&count) };
+                let mut stream = Sent { io, bytes: Arc::clone(&count), head: String::new() };
                 tokio::spawn(async move {
                     if stream.asked().await {
                         answer(stream, number).await;
@@ -83,24 +83,27 @@ fn is_error(reply: &Reply, status: u16, what: &str) {
 }
 
 /// The endpoint's side of a connection.
-struct Sent<IO> {
-    io: IO,
+pub struct Sent<IO> {
+    pub io: IO,
     bytes: Arc<AtomicUsize>,
+    /// The head of the last request.
+    pub head: String,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Sent<IO> {
     /// Reads a request's head; whether there was one.
-    async fn asked(&mut self) -> bool {
+    pub async fn asked(&mut self) -> bool {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let Ok(byte) = self.io.read_u8().await else { return false };
             head.push(byte);
         }
+        self.head = String::from_utf8(head).unwrap();
         true
     }
 
     /// Whether it could be sent.
-    async fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         let sent = self.io.write_all(bytes.as_ref()).await.is_ok();
         self.bytes.fetch_add(bytes.as_ref().len(), Ordering::SeqCst);
         sent
@@ -112,7 +115,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Sent<IO> {
     }
 
     /// Until the other side closes.
-    async fn wait(&mut self) {
+    pub async fn wait(&mut self) {
         let _ = self.io.read_to_end(&mut Vec::new()).await;
     }
 }
@@ -354,7 +357,7 @@ where
             counter.fetch_add(1, Ordering::SeqCst);
             tokio::spawn(async move {
                 let Ok(io) = acceptor.accept(stream).await else { return };
-                let mut stream = Sent { io, bytes };
+                let mut stream = Sent { io, bytes, head: String::new() };
                 stream.send(frame(SETTINGS, 0, 0, &[])).await;
                 let mut preface = [0; PREFACE.len()];
                 if stream.io.read_exact(&mut preface).await.is_err() {

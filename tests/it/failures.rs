@@ -243,3 +243,40 @@ async fn nobody_waits_longer_than_two_round_trips_in_a_stampede() {
     assert!(world.origin.batch_calls() <= 5);
     assert!(longest <= Duration::from_millis(210), "{longest:?}");
 }
+
+/// One caller's batches may be many users'. Ids that gather into one call are not all to blame for its failure.
+#[tokio::test(start_paused = true)]
+async fn an_id_that_fails_its_call_fails_no_other_batch_of_its_caller() {
+    for status in [500, 502, 504] {
+        let world = World::new(
+            |options| {
+                options.poison = vec!["bad".into()];
+                options.poison_status = status;
+            },
+            |config| {
+                config.upstream.retry.attempts = 0;
+                config.upstream.calls_per_scope = 1;
+            },
+        );
+        world.client().await.batch("t", &["0"]).await;
+        world.origin.hold();
+        let mut batches = Vec::new();
+        for id in ["1", "bad", "good"] {
+            let mut client = world.client().await;
+            batches.push(tokio::spawn(async move { client.batch("t", &[id]).await.status.as_u16() }));
+            if id == "1" {
+                world.origin.arrived(2).await;
+            } else {
+                tokio::task::yield_now().await;
+            }
+        }
+        // What came while the call was held leaves together.
+        sleep(Duration::from_millis(1)).await;
+        world.origin.release();
+        let mut statuses = Vec::new();
+        for batch in batches {
+            statuses.push(batch.await.unwrap());
+        }
+        assert_eq!(statuses, [200, status, 200]);
+    }
+}

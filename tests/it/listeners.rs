@@ -1,6 +1,7 @@
 //! Clients connect over TCP, TLS and Unix sockets, several at once, and are told apart by their credentials whichever way
 //! they come. A socket's file is never taken from anyone, and a certificate is changed under the clients' hands.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -19,6 +20,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::load::{Load, Stream, Version, Way, tls};
 use crate::process::{Files, Process};
+use crate::raw_http2::frames;
 use crate::support::{LOOPBACK, TestClient, config, origin_options, query};
 
 /// Signs certificates.
@@ -271,4 +273,55 @@ async fn under_load_a_new_certificate_costs_no_request_and_needs_no_signal() {
     load.all_told().await;
     assert_eq!(process.exit().await, Some(0));
     assert!(!socket.exists());
+}
+
+/// What a TLS client that offers these protocols gets for these bytes: what was negotiated, and all that it reads.
+async fn over_tls(
+    address: SocketAddr,
+    authority: &Authority,
+    offered: &[&[u8]],
+    sent: &[u8],
+) -> std::io::Result<(Option<Vec<u8>>, Vec<u8>)> {
+    let mut client = authority.client(None);
+    client.alpn_protocols = offered.iter().map(|name| name.to_vec()).collect();
+    let mut stream = tls(address, client).await?;
+    let negotiated = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+    stream.write_all(sent).await?;
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await.expect("it ends");
+    Ok((negotiated, answer))
+}
+
+#[tokio::test]
+async fn the_protocol_that_tls_has_negotiated_is_the_one_that_is_spoken() {
+    let (directory, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let certificate = authority.issue(directory.path());
+    let (origin, app) = start(|config| config.listen.tls = Some(certificate)).await;
+    let app = app.unwrap();
+    let address = app.addresses()[0];
+    let http1 = format!("GET {} HTTP/1.1\r\nhost: x\r\nx-auth-token: t\r\nconnection: close\r\n\r\n", query(&["1"]));
+    let request = frames::block(&frames::get("/v2/servicerequest/echo"));
+    let request = frames::frame(frames::HEADERS, frames::END_HEADERS | frames::END_STREAM, 1, &request);
+    let [settings, goaway] = [(frames::SETTINGS, &[][..]), (frames::GOAWAY, &[0; 8])]
+        .map(|(kind, payload)| frames::frame(kind, 0, 0, payload));
+    let http2 = [frames::PREFACE, &settings, &request, &goaway].concat();
+    let negotiated = |name: &[u8]| Some(name.to_vec());
+    // As it should be; a client that offers nothing speaks HTTP/1.1 (RFC 9113 §3.3).
+    for (offered, expected) in [(&[&b"http/1.1"[..]][..], negotiated(b"http/1.1")), (&[], None)] {
+        let (protocol, answer) = over_tls(address, &authority, offered, http1.as_bytes()).await.unwrap();
+        assert_eq!((protocol, answer.starts_with(b"HTTP/1.1 200 ")), (expected, true));
+    }
+    let (protocol, answer) = over_tls(address, &authority, &[b"h2", b"http/1.1"], &http2).await.unwrap();
+    assert_eq!(protocol, negotiated(b"h2"));
+    assert!(String::from_utf8_lossy(&answer).contains(r#""target":"/v2/servicerequest/echo""#), "{answer:?}");
+    // The other one than was negotiated, either way.
+    for (offered, sent) in [(&[&b"http/1.1"[..]][..], &http2[..]), (&[], &http2), (&[b"h2"], http1.as_bytes())] {
+        let answer = over_tls(address, &authority, offered, sent).await.map(|(_, answer)| answer).unwrap_or_default();
+        let text = String::from_utf8_lossy(&answer);
+        assert!(!text.contains("servicerequest") && !text.contains("accessory_urls"), "{offered:?}: {text}");
+    }
+    // None that is known.
+    let refused = over_tls(address, &authority, &[b"h3", b"spdy/3"], http1.as_bytes()).await;
+    assert!(refused.is_err(), "{refused:?}");
+    assert_eq!(origin.calls().len(), 1);
 }

@@ -3,6 +3,8 @@
 #![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod admin;
+mod answer_codings;
+mod answer_framing;
 mod answers;
 mod at_hand;
 mod bad_endpoint;
@@ -24,6 +26,7 @@ mod differential;
 mod documents;
 mod egress;
 mod endpoint_connections;
+mod expectations;
 mod explain;
 mod exposition;
 mod failures;
@@ -37,6 +40,7 @@ mod listeners;
 mod load;
 mod logging;
 mod long_headers;
+mod max_forwards;
 mod metrics;
 mod once;
 #[cfg(feature = "otlp")]

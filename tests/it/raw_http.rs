@@ -188,10 +188,23 @@ async fn a_host_that_is_missing_doubled_or_no_host_is_refused() {
             "host: a b\r\n",
             "host: u@a\r\n",
             "host: a/b\r\n",
+            "host: a:99999\r\n",
+            "host: a:65536\r\n",
+            "host: a:b\r\n",
+            "host: a:80:80\r\n",
+            "host: a:+80\r\n",
+            "host: [::1\r\n",
+            "host: ::1]\r\n",
+            "host: [::1]80\r\n",
+            "host: [::1]:99999\r\n",
+            "host: [::g]\r\n",
+            "host: [a]\r\n",
+            "host: a[::1]\r\n",
+            "host: ::1\r\n",
         ] {
             is_refused(&stack, &format!("GET {target} HTTP/1.1\r\n{hosts}x-auth-token: t\r\n\r\n"), 400).await;
         }
-        for host in ["", "a:80", "[::1]:8080", "a_b.example"] {
+        for host in ["", "a:80", "a:", "a:65535", "[::1]:8080", "[::ffff:1.2.3.4]", "[v1.x]", "a_b.example", "a%20b"] {
             is_answered(&stack, &format!("GET {target} HTTP/1.1\r\nhost: {host}\r\nx-auth-token: t\r\n\r\n")).await;
         }
     }
@@ -344,7 +357,7 @@ async fn to_continue_is_said_when_the_body_is_wanted_and_not_before() {
     ] {
         let outcome = outcome(&stack, &request).await;
         assert_eq!(outcome.statuses, [100, 200, 200], "{}", outcome.text);
-        assert!(outcome.goes_on && !outcome.text.contains("\"expect\""), "{}", outcome.text);
+        assert!(outcome.goes_on, "{}", outcome.text);
     }
     // Too large, as its head says already: it is not asked for.
     let refused = raw(stack.client.address, format!("{head}content-length: 5000\r\n\r\n").as_bytes()).await;
@@ -353,7 +366,7 @@ async fn to_continue_is_said_when_the_body_is_wanted_and_not_before() {
     let old = post("expect: 100-continue\r\ncontent-length: 3\r\n", "abc").replace("HTTP/1.1", "HTTP/1.0");
     let answer = raw(stack.client.address, old.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.0 200 "), "{answer}");
-    // No other expectation is known, and none is refused: it is the endpoint's to judge, which never sees it.
+    // No other expectation is known, and none is refused: it is the endpoint's to judge.
     is_answered(&stack, &post("expect: the-worst\r\ncontent-length: 3\r\n", "abc")).await;
 }
 

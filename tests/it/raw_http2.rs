@@ -5,3 +5,4 @@ pub mod frames;
 mod malformed;
 mod pressure;
 mod time;
+mod to_http1;

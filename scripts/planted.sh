@@ -62,7 +62,7 @@ plant "a probe on an old connection" src/upstream.rs \
 plant "a joiner with the deadline of another batch" src/fetch.rs \
     'while self.0.upstream.leaves_fair_time(terms.deadline) {' 'while false & self.0.upstream.leaves_fair_time(terms.deadline) {' deadlines::
 plant "one source that counts many times" src/upstream/evidence.rs \
-    'counts.callers.min(counts.id_sets) > 1' 'failed.len() > 1'
+    'sources.min(finding.counts.id_sets) > 1' 'failed.len() > 1'
 plant "a refused token that is a sign of health" src/upstream.rs \
     '            _ => CallOutcome::Neutral,' '            _ => CallOutcome::Success,' "$way"
 
@@ -91,9 +91,7 @@ plant "a revocation that stays where it is" src/cache/shared.rs \
 plant "a 401 that drops nothing" src/caller.rs \
     '            standing.generation.store(self.standings.generation(), Ordering::Release);' '' "$fleet"
 plant "a 403 that forgets nothing" src/fetch/refused.rs \
-    'for wanted in wanted {
-            self.cache.forget(wanted.key);
-        }' '' "$fleet"
+    'if !self.cache.peek(wanted.key).is_some_and(is_newer) {' 'if false & self.cache.peek(wanted.key).is_some_and(is_newer) {' "$fleet"
 plant "an acceptance that never ends" src/caller.rs \
     '!requester.standing.accepted_within(self.revalidate, now)' 'false && now.unix_millis() == self.revalidate && !requester.standing.is_accepted()' "$fleet"
 exit "$missed"

@@ -3,7 +3,7 @@
 //! `Authorization: SDK-HMAC-SHA256 Access={access key}, SignedHeaders={a;b;c}, Signature={hex}` with `X-Sdk-Date`. The
 //! signature covers method, path, query, the headers that it lists, and the body's hash or what `X-Sdk-Content-Sha256`
 //! states in its place. Canonical forms are those of the official SDKs, whose own signatures are this module's test data.
-//! The SDKs differ in how they order the query's values ([`Order`]) and in whether they sign Host: any of those forms is
+//! The SDKs differ in how they order the query's values (`Order`) and in whether they sign Host: any of those forms is
 //! verified; what is made here has the values sorted by code point and Host signed, which every endpoint takes.
 //!
 //! A leaf: it knows HTTP heads and keys and nothing else.

@@ -47,7 +47,7 @@ plant "a waiter that is not woken" src/fetch/flights.rs \
 plant "flights that nobody joins" src/fetch.rs \
     'let flight = state.flights.get(&wanted.key);' 'let flight = state.flights.get(&wanted.key).filter(|_| false);'
 plant "a link that is not kept" src/cache.rs \
-    'write(part).insert(key, kept);' 'let _ = (part, key, kept);'
+    'let evicted = part.insert_with_lifecycle(key, kept);' 'let evicted = u64::from(kept.text().is_none() & part.is_empty());'
 plant "ids counted twice" src/metrics.rs \
     'counter.inc_by(u64::from(count));' 'counter.inc_by(2 * u64::from(count));'
 plant "an answer in another order" src/access_urls/slots.rs \

@@ -12,7 +12,6 @@ pub mod shared;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use prometheus::IntCounter;
 use quick_cache::{Lifecycle, Weighter, unsync};
 use triomphe::ThinArc;
 
@@ -58,7 +57,7 @@ impl Kept {
     }
 }
 
-type Part = unsync::Cache<Key, Kept, Weight, BuildHasherDefault<KeyHasher>, Evicted>;
+type Part = unsync::Cache<Key, Kept, Weight, BuildHasherDefault<KeyHasher>, CountRemoved>;
 
 /// The links that this process has.
 pub struct Cache {
@@ -79,10 +78,8 @@ impl Cache {
             count /= 2;
         }
         let entries = usize::try_from(entries).unwrap_or(usize::MAX).div_ceil(count);
-        let part = || {
-            let evicted = Evicted(evictions.size.clone());
-            Part::with(entries, share(config.capacity, count), Weight, BuildHasherDefault::default(), evicted)
-        };
+        let part =
+            || Part::with(entries, share(config.capacity, count), Weight, BuildHasherDefault::default(), CountRemoved);
         let parts = (0..count).map(|_| RwLock::new(part())).collect();
         Self { parts, purges, refusals: Refusals::default(), evictions }
     }
@@ -129,7 +126,11 @@ impl Cache {
     /// Keeps `kept` under `key`, in place of what was there.
     pub fn keep(&self, key: Key, kept: Kept) {
         if let Some(part) = self.parts.get(self.part_of(key)) {
-            write(part).insert(key, kept);
+            let mut part = write(part);
+            // What is replaced has not made room for anything.
+            let replaced = u64::from(part.peek(&key).is_some());
+            let evicted = part.insert_with_lifecycle(key, kept);
+            self.evictions.size.inc_by(evicted.saturating_sub(replaced));
         }
     }
 
@@ -253,16 +254,18 @@ impl Weighter<Key, Kept> for Weight {
     }
 }
 
-/// Counts what had to make room.
-struct Evicted(IntCounter);
+/// Counts what an insertion has removed: what had to make room, and what was there under the same key.
+struct CountRemoved;
 
-impl Lifecycle<Key, Kept> for Evicted {
-    type RequestState = ();
+impl Lifecycle<Key, Kept> for CountRemoved {
+    type RequestState = u64;
 
-    fn begin_request(&self) {}
+    fn begin_request(&self) -> u64 {
+        0
+    }
 
-    fn on_evict(&self, (): &mut (), _: Key, _: Kept) {
-        self.0.inc();
+    fn on_evict(&self, removed: &mut u64, _: Key, _: Kept) {
+        *removed += 1;
     }
 }
 
@@ -374,5 +377,16 @@ mod tests {
         let (links, bytes) = cache.size();
         assert!(bytes <= 1 << 20 && links > 1500, "{links} links of {bytes} bytes");
         assert_eq!(metrics.cache_evictions.size.get(), 10_000 - links);
+    }
+
+    /// Regression: each link that was fetched anew counted as one that had to make room.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_replaced_is_not_counted_as_evicted() {
+        let (cache, metrics) = cache(1 << 20);
+        let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
+        for _ in 0..3 {
+            cache.keep(Scope::of_test(1).key("1"), Kept::new(Some("{}"), deadlines));
+        }
+        assert_eq!((metrics.cache_evictions.size.get(), cache.size().0), (0, 1));
     }
 }

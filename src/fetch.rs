@@ -384,7 +384,8 @@ impl Inner {
         if grounded.is_empty() || !self.flights.refreshes.withdraw() {
             return 0;
         }
-        let Ok(permits) = self.permits(grounded.len(), &terms.requester.standing) else { return 0 };
+        // At a limit nothing is shed: what is in memory is fresh still.
+        let Ok(permits) = self.try_permits(grounded.len(), &terms.requester.standing) else { return 0 };
         let count = permits.len();
         let mut aboard = Vec::with_capacity(count);
         for (wanted, permit) in grounded.into_iter().zip(permits) {
@@ -416,8 +417,12 @@ impl Inner {
         Ok(waiting)
     }
 
-    /// `count` permits, or none.
+    /// `count` permits, or none; a batch that gets none is shed.
     fn permits(self: &Arc<Self>, count: usize, standing: &Arc<Standing>) -> Result<Vec<Permit>, Error> {
+        self.try_permits(count, standing).map_err(|limit| self.shed(limit))
+    }
+
+    fn try_permits(self: &Arc<Self>, count: usize, standing: &Arc<Standing>) -> Result<Vec<Permit>, Limit> {
         let most = self.config.limits.in_flight;
         let before = self.flights.in_flight.fetch_add(count, Ordering::Relaxed);
         let before_caller = standing.flights.fetch_add(count, Ordering::Relaxed);
@@ -428,13 +433,13 @@ impl Inner {
         let permit = || Permit { flights: Arc::clone(&self.flights), standing: Arc::clone(standing), accepted };
         let permits: Vec<Permit> = std::iter::repeat_with(permit).take(count).collect();
         if count > 0 && before + count > most {
-            return Err(self.shed(Limit::InFlight));
+            return Err(Limit::InFlight);
         }
         // Callers that are not accepted may be one that makes up tokens.
         let most_for_one = most.div_ceil(2);
         if count > 0 && (before_caller + count > most_for_one || !accepted && before_unaccepted + count > most_for_one)
         {
-            return Err(self.shed(Limit::CallerInFlight));
+            return Err(Limit::CallerInFlight);
         }
         Ok(permits)
     }

@@ -115,8 +115,8 @@ pub struct Metrics {
 }
 
 /// The results of a call, in `upstream_calls_total`; refused: by the breaker or a hold, before anything was sent.
-pub const CALL_RESULTS: [&str; 7] =
-    ["ok", "client_error", "server_error", "error_in_200", "no_answer", "deadline", "refused"];
+pub const CALL_RESULTS: [&str; 8] =
+    ["ok", "client_error", "server_error", "error_in_200", "unexpected", "no_answer", "deadline", "refused"];
 
 /// What the breaker counts, in `breaker_evidence`.
 pub const EVIDENCE_KINDS: [&str; 7] =

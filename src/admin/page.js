@@ -5,7 +5,7 @@
   const WINDOWS = [60_000, 120_000, 300_000, 600_000];
   const RESULTS = ["hit", "joined", "shared", "stale", "absent", "fetched", "failed"];
   const BATCHES = ["hit", "partial", "miss", "stale", "bypass", "error"];
-  const CALLS = ["ok", "client_error", "server_error", "error_in_200", "no_answer", "deadline", "refused"];
+  const CALLS = ["ok", "client_error", "server_error", "error_in_200", "unexpected", "no_answer", "deadline", "refused"];
   const HITS = ["hit", "joined", "shared", "stale"];
   const byId = (id) => document.getElementById(id);
 

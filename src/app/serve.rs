@@ -44,9 +44,11 @@ impl Signals {
         }
     }
 
-    /// Until one asks to stop.
-    async fn stop(&mut self) {
-        while self.next().await != Asked::Stop {}
+    /// Waits until one asks to stop. Whether one asked for a reload before.
+    async fn stop(&mut self, reload: &mut bool) {
+        while self.next().await != Asked::Stop {
+            *reload = true;
+        }
     }
 }
 
@@ -68,14 +70,18 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
     let mut signals = Signals::new().map_err(StartError::Signals)?;
     let app = App::start(config).await?;
     tell(&[NotifyState::Ready]);
+    // A SIGHUP that comes during a reload asks for another: the file may have changed after it was read.
+    let mut again = false;
     loop {
         let asked = tokio::select! {
-            asked = signals.next() => asked,
-            () = watch.changed() => Asked::Reload,
+            asked = signals.next(), if !again => asked,
+            () = watch.changed(), if !again => Asked::Reload,
+            else => Asked::Reload,
         };
         if asked == Asked::Stop {
             break;
         }
+        again = false;
         let running = Arc::clone(&app.running);
         let path = watch.path().to_owned();
         tell_of_reload();
@@ -86,7 +92,7 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
         // A file system that hangs does not keep it from ending.
         let reloaded = tokio::select! {
             reloaded = reload => reloaded,
-            () = signals.stop() => break,
+            () = signals.stop(&mut again) => break,
         };
         watch = match reloaded {
             Ok(watch) => watch,
@@ -100,7 +106,7 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
     tell(&[NotifyState::Stopping]);
     tokio::select! {
         () = app.drain() => Ok(End::Drained),
-        () = signals.stop() => {
+        () = signals.stop(&mut again) => {
             warn!("a second signal: what is in flight is cut off");
             Ok(End::CutShort)
         }

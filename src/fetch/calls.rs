@@ -475,7 +475,8 @@ fn result_name(report: &Report) -> &'static str {
         Err(Cause::Answer(answer) | Cause::Unmatched(answer)) => match answer.status.as_u16() {
             200 => "error_in_200",
             500.. => "server_error",
-            _ => "client_error",
+            400.. => "client_error",
+            _ => "unexpected",
         },
         Err(Cause::NoAnswer(Error::Deadline)) => "deadline",
         Err(Cause::Rejected(_) | Cause::NoAnswer(Error::BreakerOpen(_) | Error::HeldBack(_))) => "refused",

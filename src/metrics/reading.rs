@@ -13,7 +13,7 @@ pub struct Reading {
     /// Batches, in the order of [`super::Outcome::ALL`].
     pub batches: [u64; 6],
     /// Calls, in the order of [`CALL_RESULTS`].
-    pub calls: [u64; 7],
+    pub calls: [u64; CALL_RESULTS.len()],
     /// Ids sent upstream.
     pub call_ids: u64,
     /// Durations of batches.

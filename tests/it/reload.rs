@@ -337,27 +337,54 @@ async fn what_was_refused_for_lack_of_a_file_is_tried_again() {
     assert_eq!(batch_ids(&process).await, 3);
 }
 
-/// Regression: a reload that hung on a file kept SIGTERM waiting.
-#[tokio::test]
-async fn a_reload_that_hangs_on_a_file_keeps_no_end_waiting() {
+/// Opens `pipe` for writing once somebody reads it. Nothing comes from it for as long as it is open.
+async fn open_for_reader(pipe: &std::path::Path) -> std::fs::File {
     use std::os::unix::fs::OpenOptionsExt;
     const NONBLOCK: i32 = 0o4000;
 
-    let (_origin, files, mut process) = before_an_endpoint("").await;
+    let mut open = std::fs::OpenOptions::new();
+    let open = open.write(true).custom_flags(NONBLOCK);
+    let opened = async {
+        loop {
+            match open.open(pipe) {
+                Ok(pipe) => break pipe,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), opened).await.expect("nobody reads it")
+}
+
+/// A process whose configuration is a pipe.
+async fn with_a_pipe() -> (Origin, Files, Process) {
+    let (origin, files, process) = before_an_endpoint("").await;
     let pipe = files.directory.path().join("pipe");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     std::fs::rename(&pipe, files.path()).unwrap();
+    (origin, files, process)
+}
+
+/// Regression: a reload that hung on a file kept SIGTERM waiting.
+#[tokio::test]
+async fn a_reload_that_hangs_on_a_file_keeps_no_end_waiting() {
+    let (_origin, files, mut process) = with_a_pipe().await;
     process.signal("HUP");
-    // It can be opened so only once the reload reads it; and nothing comes for as long as it is open.
-    let mut open = std::fs::OpenOptions::new();
-    let open = open.write(true).custom_flags(NONBLOCK);
-    let _pipe = loop {
-        match open.open(files.path()) {
-            Ok(pipe) => break pipe,
-            Err(_) => tokio::task::yield_now().await,
-        }
-    };
+    let _pipe = open_for_reader(&files.path()).await;
     assert!(process.client.batch("t", &["1"]).await.status.is_success(), "it goes on answering");
     process.signal("TERM");
     assert_eq!(process.exit().await, Some(0));
+}
+
+/// Regression: a SIGHUP that came during a reload did nothing.
+#[tokio::test]
+async fn a_hang_up_during_a_reload_asks_for_another() {
+    let (_origin, files, process) = with_a_pipe().await;
+    process.signal("HUP");
+    let pipe = open_for_reader(&files.path()).await;
+    process.signal("HUP");
+    for id in ["1", "2", "3"] {
+        assert!(process.client.batch("t", &[id]).await.status.is_success());
+    }
+    drop(pipe);
+    drop(open_for_reader(&files.path()).await);
 }

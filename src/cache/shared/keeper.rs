@@ -288,15 +288,3 @@ impl Inner {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tier_that_is_back_is_used_again_within_five_seconds() {
-        // The connection is tried, its pause before it, and the journal is read.
-        assert!(LONGEST + SHORTEST + WHOLE + Duration::from_secs(1) < Duration::from_secs(5));
-        assert!(LOOK + SHORTEST < Duration::from_millis(500));
-    }
-}

@@ -78,6 +78,30 @@ fn every_key_that_a_page_names_is_one_of_the_shipped_file() {
     assert!(seen.len() > 40, "{seen:?}");
 }
 
+/// What is generated from the program is up to date; `make docs` writes it (SIDELINK_DOCS=write).
+#[test]
+fn generated_files_are_up_to_date() {
+    let page = |path: &str, reference: String| {
+        let text = std::fs::read_to_string(root().join(path)).unwrap();
+        let (by_hand, _) = text.split_once(GENERATED).unwrap_or_else(|| panic!("{path} has no {GENERATED}"));
+        (path.to_owned(), format!("{by_hand}{GENERATED}\n{reference}"))
+    };
+    for (path, text) in [
+        ("config/sidelink.toml".to_owned(), sidelink::config::shipped()),
+        page("docs/CONFIGURATION.md", sidelink::config::reference()),
+    ] {
+        if std::env::var_os("SIDELINK_DOCS").is_some_and(|value| value == "write") {
+            std::fs::write(root().join(&path), text).unwrap();
+        } else {
+            let there = std::fs::read_to_string(root().join(&path)).unwrap();
+            assert!(there == text, "{path} is out of date: run `make docs`");
+        }
+    }
+}
+
+/// What follows this line of a page is generated.
+const GENERATED: &str = "<!-- Generated from the program by `make docs`. -->";
+
 #[test]
 fn readme_shows_the_errors_that_check_prints() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();

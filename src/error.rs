@@ -9,6 +9,8 @@ use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
+pub use crate::metrics::Limit;
+
 /// Why a request gets an answer of sidelink's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
@@ -72,51 +74,6 @@ pub enum Fault {
     Payload,
     /// It is not what the key makes of the request.
     Mismatch,
-}
-
-/// The limits that shed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
-    /// `limits.in_flight`
-    InFlight,
-    /// Half of `limits.in_flight`, for one caller.
-    CallerInFlight,
-    /// `limits.waiters`
-    Waiters,
-    /// `upstream.calls`, or half of it for one caller: no call could be made in time.
-    Calls,
-    /// `limits.exchanges`
-    Exchanges,
-    /// `limits.batch_bodies`
-    BatchBodies,
-    /// `limits.signed_bodies`
-    SignedBodies,
-}
-
-impl Limit {
-    /// Every limit, for metrics.
-    pub const ALL: [Limit; 7] = [
-        Limit::InFlight,
-        Limit::CallerInFlight,
-        Limit::Waiters,
-        Limit::Calls,
-        Limit::Exchanges,
-        Limit::BatchBodies,
-        Limit::SignedBodies,
-    ];
-
-    /// Its name in metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Limit::InFlight => "in_flight",
-            Limit::CallerInFlight => "caller_in_flight",
-            Limit::Waiters => "waiters",
-            Limit::Calls => "calls",
-            Limit::Exchanges => "exchanges",
-            Limit::BatchBodies => "batch_bodies",
-            Limit::SignedBodies => "signed_bodies",
-        }
-    }
 }
 
 impl Error {

@@ -1,7 +1,7 @@
 //! The errors found so far, each with its place. What is unknown or missing is judged at the end, when every known key has
 //! been visited.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
@@ -49,7 +49,7 @@ pub(super) struct TableEntry {
     /// Part of the configuration that was visited; else visited only to list its keys.
     pub(super) present: bool,
     /// Every name that it may have, those of its tables included.
-    names: Vec<&'static str>,
+    pub(super) names: Vec<&'static str>,
     pub(super) keys: Vec<KeyEntry>,
 }
 
@@ -169,7 +169,7 @@ impl<'a> Report<'a> {
         self.state.borrow_mut().unknown.push(unknown);
     }
 
-    /// Notes a table that is visited; its number serves the two below.
+    /// Notes a table that is visited; returns its number.
     pub(super) fn enter(&self, path: &str, doc: &'static str, repeated: bool, present: bool) -> usize {
         let tables = &mut self.state.borrow_mut().tables;
         let path = path.to_owned();
@@ -177,23 +177,9 @@ impl<'a> Report<'a> {
         tables.len() - 1
     }
 
-    pub(super) fn know(&self, table: usize, name: &'static str) {
-        if let Some(table) = self.state.borrow_mut().tables.get_mut(table) {
-            if !table.names.contains(&name) {
-                table.names.push(name);
-            }
-        }
-    }
-
-    pub(super) fn list(&self, table: usize, key: KeyEntry) {
-        if let Some(table) = self.state.borrow_mut().tables.get_mut(table) {
-            table.keys.push(key);
-        }
-    }
-
-    /// Whether a table has this name.
-    pub(super) fn knows(&self, table: usize, name: &str) -> bool {
-        self.state.borrow().tables.get(table).is_some_and(|table| table.names.contains(&name))
+    /// The table of this number.
+    pub(super) fn table(&self, number: usize) -> Option<RefMut<'_, TableEntry>> {
+        RefMut::filter_map(self.state.borrow_mut(), |state| state.tables.get_mut(number)).ok()
     }
 
     /// Every table that was visited, in the order of the file.

@@ -54,7 +54,8 @@ impl<'a> Table<'a> {
         keys(&mut self);
         let State::There(table) = self.state else { return };
         for (name, value) in table {
-            if !self.report.knows(self.number, name.get_ref()) {
+            let entry = self.report.table(self.number);
+            if !entry.is_some_and(|entry| entry.names.contains(&name.get_ref().as_ref())) {
                 let (table, key, at) = (self.path.clone(), name.get_ref().to_string(), name.span().start);
                 self.report.unknown(Unknown { table, key, at, is_table: value.get_ref().is_table() });
             }
@@ -76,8 +77,10 @@ impl<'a> Table<'a> {
         if found.is_none() && kind.about.required && !matches!(self.state, State::Listed) {
             self.report.missing(&self.path, name, self.at);
         }
-        self.report
-            .list(self.number, KeyEntry { name, doc: doc.trim_start(), value: (kind.write)(value), about: kind.about });
+        if let Some(mut entry) = self.report.table(self.number) {
+            let value = (kind.write)(value);
+            entry.keys.push(KeyEntry { name, doc: doc.trim_start(), value, about: kind.about });
+        }
         found
     }
 
@@ -170,7 +173,11 @@ impl<'a> Table<'a> {
 
     /// The value of a key or table, if it is there.
     pub(super) fn find(&self, name: &'static str) -> Option<Found<'a>> {
-        self.report.know(self.number, name);
+        if let Some(mut entry) = self.report.table(self.number)
+            && !entry.names.contains(&name)
+        {
+            entry.names.push(name);
+        }
         let State::There(table) = self.state else { return None };
         let (key, value) = table.iter().find(|(key, _)| key.get_ref() == name)?;
         // A table's own span covers its contents; its key is what an operator looks for.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::declare::section;
-use super::kind::{DAY, MINUTE, SECOND, duration, flag, secret_file, text, texts};
+use super::kind::{DAY, MINUTE, SECOND, duration, flag, secret_file, string_of, texts};
 use super::secret::{self, KeyPair, Secret, SecretSource};
 use super::table::Table;
 use crate::api;
@@ -43,7 +43,8 @@ impl Key {
 
     /// Visits each key of a table after those before it.
     fn visit(&mut self, before: &[Self], table: &mut Table<'_>) {
-        let access_key = text("an access key", access_key).required("AKEXAMPLE0000000001");
+        let access_key = string_of("an access key: 1 to 128 letters, digits and underscores", is_access_key)
+            .required("AKEXAMPLE0000000001");
         let doc = "The access key that the requests name.";
         if let Some(found) = table.key("access_key", doc, &mut self.pair.access_key, access_key)
             && before.iter().any(|key| key.pair.access_key == self.pair.access_key)
@@ -66,7 +67,7 @@ impl Key {
             secret_file(secret::from_file).optional("/etc/sidelink/secret-key"),
         );
         let doc = "Or the environment variable that holds it.";
-        let name = text("the name of an environment variable", |name| Ok(name.to_owned()));
+        let name = string_of("the name of an environment variable", |_| true);
         let in_variable = table.key("secret_key_env", doc, &mut variable, name.optional("SIDELINK_SECRET_KEY"));
         match (in_file, in_variable) {
             (Some(_), Some(_)) => {
@@ -90,12 +91,8 @@ impl Key {
     }
 }
 
-fn access_key(text: &str) -> Result<String, String> {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    if text.is_empty() || text.len() > 128 || !text.bytes().all(fits) {
-        return Err("must be an access key: 1 to 128 letters, digits and underscores".to_owned());
-    }
-    Ok(text.to_owned())
+fn is_access_key(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 fn scope_header(text: &str, before: &[HeaderName]) -> Result<HeaderName, String> {

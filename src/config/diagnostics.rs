@@ -190,18 +190,19 @@ impl<'a> Report<'a> {
     /// Whether the key or table at `path`, or something below it, has an error.
     pub(super) fn has_error(&self, path: &str) -> bool {
         let is_below =
-            |other: &str| other.strip_prefix(path).is_some_and(|rest| matches!(rest.get(..1), None | Some(".")));
+            |other: &str| other.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
         let state = self.state.borrow();
-        state.errors.iter().any(|error| error.key.is_empty() || is_below(&error.key))
+        state.errors.iter().any(|error| is_below(&error.key))
             || state.missing.iter().any(|missing| is_below(&missing.path))
     }
 
     /// Whether it is not known what `key`, of a table of the first level, was meant to be: it or something below it has an
-    /// error, or something beside it is misspelt.
+    /// error, something beside it is misspelt, or part of the text is not TOML.
     pub(super) fn doubts(&self, key: &str) -> bool {
         let table = key.split('.').next().unwrap_or_default();
         let misspelt = |unknown: &Unknown| unknown.table.is_empty() || unknown.table == table;
-        self.has_error(key) || self.state.borrow().unknown.iter().any(misspelt)
+        let state = self.state.borrow();
+        self.has_error(key) || !state.not_toml.is_empty() || state.unknown.iter().any(misspelt)
     }
 
     /// The warnings, or every error.

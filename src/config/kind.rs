@@ -241,6 +241,11 @@ pub(super) fn text<T: Display + 'static>(
     Kind::new(expected, read, |value| string(value))
 }
 
+/// A string that `fits`; `expected` says what it should be.
+pub(super) fn string_of(expected: &'static str, fits: fn(&str) -> bool) -> Kind<String> {
+    text(expected, move |text| if fits(text) { Ok(text.to_owned()) } else { Err(format!("must be {expected}")) })
+}
+
 /// A string, or an array of strings, each of which `parse` takes; it is shown those before.
 pub(super) fn texts<T: Display + 'static>(parse: impl Fn(&str, &[T]) -> Result<T, String> + 'static) -> Kind<Vec<T>> {
     let read = move |found: &Found<'_>| {

@@ -45,7 +45,9 @@ pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Report<'_>
     }
 
     let listeners: Vec<SocketAddr> = config.listen.address.iter().filter_map(ListenAddress::tcp).chain(admin).collect();
-    let reaches_itself = |endpoint: &Endpoint| listeners.iter().any(|listener| is_self(endpoint, *listener));
+    let reaches_itself = |endpoint: &Endpoint| {
+        *endpoint != Endpoint::stand_in() && listeners.iter().any(|listener| is_self(endpoint, *listener))
+    };
     if reaches_itself(&config.upstream.endpoint) {
         let message = "is this sidelink's own listener: requests would go round in circles";
         wrong(&["upstream.endpoint"], message.to_owned());

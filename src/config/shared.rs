@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::declare::section;
-use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, flag, secret_file, text, texts};
+use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, flag, secret_file, string_of, texts};
 use super::secret::{self, Secret};
 use super::table::Table;
 
@@ -33,7 +33,7 @@ section! {
         /// Where they were read.
         pub secret_file: PathBuf = PathBuf::new();
         /// The ACL user to log in as.
-        pub username: Option<String> = None, text("a user's name", username).optional("sidelink");
+        pub username: Option<String> = None, string_of("a user's name: visible ASCII characters", is_username).optional("sidelink");
         /// The password to log in with.
         pub password: Option<Secret> = None => [with Shared::password_key];
         /// Where it was read.
@@ -41,7 +41,7 @@ section! {
         /// PEM file of certificate authorities for rediss://, instead of the platform's.
         pub ca_file: Option<PathBuf> = None, certificates().read_once().optional("/etc/sidelink/redis-ca.pem");
         /// What every key begins with.
-        pub prefix: String = "sidelink:".to_owned(), text("1 to 64 visible ASCII characters without braces", prefix);
+        pub prefix: String = "sidelink:".to_owned(), string_of("1 to 64 visible ASCII characters without braces", is_prefix);
         /// The longest that a round trip may take.
         pub timeout: Duration = 5 * MILLISECOND, duration(MILLISECOND..=10 * SECOND);
         /// The longest that a batch waits for ids that another sidecar fetches; 0s: none waits.
@@ -180,20 +180,13 @@ fn url(text: &str, before: &[Url]) -> Result<Url, String> {
     Ok(url)
 }
 
-fn username(text: &str) -> Result<String, String> {
-    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("must be a user's name: visible ASCII characters".to_owned());
-    }
-    Ok(text.to_owned())
+fn is_username(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-fn prefix(text: &str) -> Result<String, String> {
-    // Braces would put all keys into one slot of a Cluster.
-    let fits = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'{' | b'}');
-    if text.is_empty() || text.len() > 64 || !text.bytes().all(fits) {
-        return Err("must be 1 to 64 visible ASCII characters without braces".to_owned());
-    }
-    Ok(text.to_owned())
+/// Braces would put all keys into one slot of a Cluster.
+fn is_prefix(text: &str) -> bool {
+    is_username(text) && text.len() <= 64 && !text.contains(['{', '}'])
 }
 
 fn fleet_secrets(path: &Path) -> Result<Vec<Secret>, String> {

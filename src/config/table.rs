@@ -77,8 +77,8 @@ impl<'a> Table<'a> {
         if found.is_none() && kind.about.required && !matches!(self.state, State::Listed) {
             self.report.missing(&self.path, name, self.at);
         }
+        let value = (kind.write)(value);
         if let Some(mut entry) = self.report.table(self.number) {
-            let value = (kind.write)(value);
             entry.keys.push(KeyEntry { name, doc: doc.trim_start(), value, about: kind.about });
         }
         found
@@ -192,10 +192,7 @@ impl<'a> Table<'a> {
         };
         match found.value {
             DeValue::Table(table) => (State::There(table), found.at),
-            other => {
-                found.wrong(format!("must be a table, is {}", article(other.type_str())));
-                (State::Listed, found.at)
-            }
+            _ => (found.is_not("a table").unwrap_or(State::Listed), found.at),
         }
     }
 }

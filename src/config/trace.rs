@@ -10,7 +10,7 @@ use http::{HeaderName, HeaderValue, Uri};
 
 use super::declare::section;
 use super::endpoint::Endpoint;
-use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, secret_file, share, text};
+use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, secret_file, share, string_of, text};
 use super::secret::{self, Secret};
 use super::table::Table;
 
@@ -18,8 +18,6 @@ use super::table::Table;
 const BUILT: bool = cfg!(feature = "otlp");
 /// Where OTLP over HTTP takes spans, on a collector of which no path is named.
 const PATH: &str = "/v1/traces";
-/// Characters of a service's name.
-const NAME_CHARS: usize = 128;
 
 section! {
     /// `[trace]`. There is none by default; it takes a build with the feature `otlp`.
@@ -31,8 +29,8 @@ section! {
         pub path: PathAndQuery = PathAndQuery::from_static(PATH);
         /// Share of the traces begun here that are sampled; a client's traceparent has decided already.
         pub sample: f64 = 1.0, share(0.0..=1.0);
-        /// By what name the collector knows it (`service.name`).
-        pub service_name: String = "sidelink".to_owned(), text("a service's name", service_name);
+        /// By what name the collector knows it: its `service.name`.
+        pub service_name: String = "sidelink".to_owned(), string_of("a service's name: 1 to 128 characters, none of control", is_service_name);
         /// PEM file of certificate authorities for https://, instead of the platform's.
         pub ca_file: Option<PathBuf> = None, certificates().read_once().optional("/etc/sidelink/collector-ca.pem");
         /// The longest that one export may take.
@@ -141,11 +139,8 @@ fn collector(text: &str) -> Result<Collector, String> {
     Ok(Collector { endpoint: Endpoint::parse(origin)?, path })
 }
 
-fn service_name(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.chars().count() > NAME_CHARS || text.chars().any(char::is_control) {
-        return Err(format!("must be a service's name: 1 to {NAME_CHARS} characters, none of control"));
-    }
-    Ok(text.to_owned())
+fn is_service_name(text: &str) -> bool {
+    (1..=128).contains(&text.chars().count()) && !text.chars().any(char::is_control)
 }
 
 fn header_name(text: &str) -> Result<HeaderName, String> {

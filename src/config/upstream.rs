@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::declare::section;
-use super::egress::{self, ClientCertificate, Proxy};
+use super::egress::{ClientCertificate, Proxy, client_keys, proxy_keys};
 use super::endpoint::Endpoint;
 use super::kind::{HOUR, MILLISECOND, MINUTE, SECOND, certificates, count, duration, share, size, text};
 use super::table::Table;
@@ -38,23 +38,13 @@ section! {
         /// PEM file of certificate authorities, instead of the platform's.
         pub ca_file: Option<PathBuf> = None, certificates().optional("/etc/sidelink/ca.pem");
         /// Certificate and key by which the endpoint knows sidelink.
-        pub client: Option<ClientCertificate> = None => [with Upstream::client_keys];
+        pub client: Option<ClientCertificate> = None => [with |upstream: &mut Self, table: &mut Table<'_>| client_keys(&mut upstream.client, table)];
         /// The HTTP proxy through which the endpoint is reached.
-        pub proxy: Option<Proxy> = None => [with Upstream::proxy_keys];
+        pub proxy: Option<Proxy> = None => [with |upstream: &mut Self, table: &mut Table<'_>| proxy_keys(&mut upstream.proxy, table)];
         /// When a call is attempted again.
         pub retry: Retry = Retry::default() => [table];
         /// When calls stop because they fail.
         pub breaker: Breaker = Breaker::default() => [table];
-    }
-}
-
-impl Upstream {
-    fn client_keys(&mut self, table: &mut Table<'_>) {
-        egress::client_keys(&mut self.client, table);
-    }
-
-    fn proxy_keys(&mut self, table: &mut Table<'_>) {
-        egress::proxy_keys(&mut self.proxy, table);
     }
 }
 

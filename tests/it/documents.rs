@@ -89,6 +89,7 @@ fn generated_files_are_up_to_date() {
     for (path, text) in [
         ("config/sidelink.toml".to_owned(), sidelink::config::shipped()),
         page("docs/CONFIGURATION.md", sidelink::config::reference()),
+        page("docs/ERRORS.md", format!("\n{}", sidelink::error::reference())),
     ] {
         if std::env::var_os("SIDELINK_DOCS").is_some_and(|value| value == "write") {
             std::fs::write(root().join(&path), text).unwrap();

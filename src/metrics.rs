@@ -43,11 +43,11 @@ families! {
     /// Every family that the product counts in.
     pub struct Metrics {
         /// Distinct ids of batches that were read and admitted, by what became of them. Each is counted once, when its batch ends.
-        pub ids: [IntCounter; 7] = "ids_total", counters("result", &IdResult::ALL.map(IdResult::name));
+        ids: [IntCounter; 7] = "ids_total", counters("result", &IdResult::ALL.map(IdResult::name));
         /// Requests of the batch route, by how they were answered.
-        pub batches: [IntCounter; 6] = "batches_total", counters("outcome", &Outcome::ALL.map(Outcome::name));
+        batches: [IntCounter; 6] = "batches_total", counters("outcome", &Outcome::ALL.map(Outcome::name));
         /// Seconds from a request's head to its answer's head, by route and outcome. A client that leaves before counts as an error.
-        pub request_durations: RequestDurations = "request_duration_seconds", request_durations(&REQUEST_SECONDS);
+        request_durations: RequestDurations = "request_duration_seconds", request_durations(&REQUEST_SECONDS);
         /// Distinct ids of each batch that was read and admitted; the sum is all ids asked for.
         pub batch_ids: Histogram = "batch_ids", histogram(&BATCH_IDS);
         /// Calls to the endpoint, by what became of them. A call counts once, however often it is tried.

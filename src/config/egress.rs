@@ -35,11 +35,7 @@ pub struct Proxy {
 impl Proxy {
     /// Where to connect.
     pub fn uri(&self) -> Uri {
-        let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(self.address.scheme.clone());
-        parts.authority = Some(self.address.authority.clone());
-        parts.path_and_query = Some(PathAndQuery::from_static("/"));
-        Uri::from_parts(parts).unwrap_or_default()
+        self.address.uri(PathAndQuery::from_static("/"))
     }
 
     /// The value of `Proxy-Authorization` (Basic, RFC 7617), which no debug output shows.

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use http::uri::{Authority, Scheme};
+use http::Uri;
+use http::uri::{Authority, Parts, PathAndQuery, Scheme};
 
 /// The one endpoint that sidelink stands in front of: `scheme://host[:port]`, nothing more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +21,7 @@ impl Endpoint {
     /// # Errors
     /// What is wrong with it, without a word of it: it may carry a password.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let uri: http::Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
+        let uri: Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
         let parts = uri.into_parts();
         let scheme = match parts.scheme {
             Some(scheme) if scheme == Scheme::HTTP || scheme == Scheme::HTTPS => scheme,
@@ -49,6 +50,15 @@ impl Endpoint {
     /// In place of one that is not known yet; its name leads nowhere (RFC 6761).
     pub(super) fn stand_in() -> Self {
         Self { scheme: Scheme::HTTP, authority: Authority::from_static("stand-in.invalid") }
+    }
+
+    /// What is at `path` there.
+    pub fn uri(&self, path: PathAndQuery) -> Uri {
+        let mut parts = Parts::default();
+        parts.scheme = Some(self.scheme.clone());
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query = Some(path);
+        Uri::from_parts(parts).unwrap_or_default()
     }
 
     /// Its port, the scheme's own where none is named.

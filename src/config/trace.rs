@@ -105,11 +105,7 @@ impl Trace {
 
     /// Where spans are brought.
     pub fn uri(&self) -> Uri {
-        let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(self.endpoint.scheme.clone());
-        parts.authority = Some(self.endpoint.authority.clone());
-        parts.path_and_query = Some(self.path.clone());
-        Uri::from_parts(parts).unwrap_or_default()
+        self.endpoint.uri(self.path.clone())
     }
 }
 

@@ -12,11 +12,11 @@ use super::{Evictions, Outcome, Position, RequestDurations, Route, show_position
 /// `field: Type;`, a group of families. `new` registers them all.
 macro_rules! families {
     ($(#[$meta:meta])* pub struct $name:ident {
-        $($(#[doc = $help:literal])+ pub $field:ident: $type:ty $(= $metric:literal, $kind:ident($($argument:expr),*))?;)+
+        $($(#[doc = $help:literal])+ $vis:vis $field:ident: $type:ty $(= $metric:literal, $kind:ident($($argument:expr),*))?;)+
     }) => {
         $(#[$meta])*
         pub struct $name {
-            $($(#[doc = $help])+ pub $field: $type,)+
+            $($(#[doc = $help])+ $vis $field: $type,)+
         }
 
         impl $name {

@@ -28,9 +28,10 @@ clippy:
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
 
-## Writes config/sidelink.toml and what docs/ has from the program; `make test` fails where they are out of date.
+## Writes config/sidelink.toml, docs/CONFIGURATION.md, the table of docs/ERRORS.md, and type, labels, buckets and HELP in
+## docs/METRICS.md from the program; `make test` fails where they are out of date.
 docs:
-	SIDELINK_DOCS=write cargo test --locked --test it -- documents::generated
+	SIDELINK_DOCS=write cargo test --locked --test it -- documents::generated metrics::the_page
 
 ## The dependency policy with known vulnerabilities; needs cargo-deny.
 deny:

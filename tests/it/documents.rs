@@ -78,25 +78,29 @@ fn every_key_that_a_page_names_is_one_of_the_shipped_file() {
     assert!(seen.len() > 40, "{seen:?}");
 }
 
-/// What is generated from the program is up to date; `make docs` writes it (SIDELINK_DOCS=write).
+/// The file at `path`, which is as `generate` makes it of the present one; `make docs` (SIDELINK_DOCS=write) writes it.
+pub fn generated(path: &str, generate: impl FnOnce(&str) -> String) -> String {
+    let present = std::fs::read_to_string(root().join(path)).unwrap();
+    let text = generate(&present);
+    if std::env::var_os("SIDELINK_DOCS").is_some_and(|value| value == "write") {
+        std::fs::write(root().join(path), &text).unwrap();
+    } else {
+        assert!(present == text, "{path} is out of date: run `make docs`");
+    }
+    text
+}
+
 #[test]
 fn generated_files_are_up_to_date() {
-    let page = |path: &str, reference: String| {
-        let text = std::fs::read_to_string(root().join(path)).unwrap();
-        let (by_hand, _) = text.split_once(GENERATED).unwrap_or_else(|| panic!("{path} has no {GENERATED}"));
-        (path.to_owned(), format!("{by_hand}{GENERATED}\n{reference}"))
-    };
-    for (path, text) in [
-        ("config/sidelink.toml".to_owned(), sidelink::config::shipped()),
-        page("docs/CONFIGURATION.md", sidelink::config::reference()),
-        page("docs/ERRORS.md", format!("\n{}", sidelink::error::reference())),
+    generated("config/sidelink.toml", |_| sidelink::config::shipped());
+    for (path, reference) in [
+        ("docs/CONFIGURATION.md", sidelink::config::reference()),
+        ("docs/ERRORS.md", format!("\n{}", sidelink::error::reference())),
     ] {
-        if std::env::var_os("SIDELINK_DOCS").is_some_and(|value| value == "write") {
-            std::fs::write(root().join(&path), text).unwrap();
-        } else {
-            let there = std::fs::read_to_string(root().join(&path)).unwrap();
-            assert!(there == text, "{path} is out of date: run `make docs`");
-        }
+        generated(path, |page| {
+            let (by_hand, _) = page.split_once(GENERATED).unwrap_or_else(|| panic!("{path} has no {GENERATED}"));
+            format!("{by_hand}{GENERATED}\n{reference}")
+        });
     }
 }
 

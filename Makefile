@@ -5,7 +5,7 @@ SHELL := bash
 .NOTPARALLEL:
 # The tests that tell a build with the feature otlp from one without.
 OTLP := otlp:: config:: logging:: secrets:: tracing::
-.PHONY: test lint fmt clippy doc deny demo stampede simulate soak pressure fuzz planted bench bench-peers bench-links status-page tools clean
+.PHONY: test lint fmt clippy doc docs deny demo stampede simulate soak pressure fuzz planted bench bench-peers bench-links status-page tools clean
 
 ## Everything: tools, format, lints, tests (what the feature otlp changes first, so that the default build is what is left), what deploy/ holds, documentation, dependency policy (where cargo-deny is installed).
 test: tools lint
@@ -27,6 +27,11 @@ clippy:
 
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+
+## Writes config/sidelink.toml, docs/CONFIGURATION.md, the table of docs/ERRORS.md, and type, labels, buckets and HELP in
+## docs/METRICS.md from the program; `make test` fails where they are out of date.
+docs:
+	SIDELINK_DOCS=write cargo test --locked --test it -- documents::generated metrics::the_page
 
 ## The dependency policy with known vulnerabilities; needs cargo-deny.
 deny:

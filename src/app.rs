@@ -5,7 +5,6 @@ mod proxy;
 mod serve;
 mod watch;
 
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -44,59 +43,40 @@ const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// Why sidelink does not start.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address cannot be had; the key that names it comes first.
+    #[error("{0}: cannot listen on {1}: {2}{remedy}", remedy = remedy(.2))]
     Bind(&'static str, ListenAddress, io::Error),
     /// The endpoint's client cannot be built.
+    #[error(transparent)]
     Upstream(SetupError),
     /// The listeners' certificate cannot be used.
+    #[error(transparent)]
     Tls(TlsError),
     /// Signals cannot be heard.
+    #[error("signals: {0}")]
     Signals(io::Error),
     /// The metrics cannot be registered: a fault of sidelink's own.
+    #[error("metrics: {0}")]
     Metrics(prometheus::Error),
 }
 
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            StartError::Bind(key, address, error) => {
-                write!(f, "{key}: cannot listen on {address}: {error}")?;
-                if error.kind() == io::ErrorKind::AddrInUse {
-                    f.write_str("; end what listens there, or name another address")?;
-                }
-                Ok(())
-            }
-            StartError::Upstream(error) => error.fmt(f),
-            StartError::Tls(error) => error.fmt(f),
-            StartError::Signals(error) => write!(f, "signals: {error}"),
-            StartError::Metrics(error) => write!(f, "metrics: {error}"),
-        }
-    }
+fn remedy(error: &io::Error) -> &'static str {
+    let taken = error.kind() == io::ErrorKind::AddrInUse;
+    if taken { "; end what listens there, or name another address" } else { "" }
 }
-
-impl std::error::Error for StartError {}
 
 /// Why a configuration cannot be put in force.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
     /// The endpoint's client cannot be built.
+    #[error(transparent)]
     Upstream(SetupError),
     /// The listeners' certificate cannot be used.
+    #[error(transparent)]
     Tls(TlsError),
 }
-
-impl fmt::Display for ReloadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ReloadError::Upstream(error) => error.fmt(f),
-            ReloadError::Tls(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for ReloadError {}
 
 /// A sidelink that is listening.
 pub struct App {

@@ -1,67 +1,78 @@
 //! What an operator may set: one small struct per concern, already validated.
 //!
-//! A file is TOML text ([`Config::load`]); `config/reader.rs` reads it key by key with the place of each in the file, so that every
-//! error of a file is reported at once, with its line, its key and the nearest key that exists. The structs here
-//! hold only what has passed: a port is a port, a share lies between 0 and 1. `config/sidelink.toml` ships every key
-//! with its default; a test holds the two equal.
+//! **To add a key, add a line to its table** (`section!`, explained in `declare.rs`): name, type, default, what its value may
+//! be (`kind.rs`) and the doc line that operators read. Reading, `sidelink check`, `config/sidelink.toml` and
+//! `docs/CONFIGURATION.md` follow from there; `make docs` writes the two files. What must hold between keys is in `rules.rs`.
+//!
+//! Every error of a file is reported at once, with its line, its key and the nearest key that exists (`diagnostics.rs`).
 
+mod callers;
+mod declare;
+mod diagnostics;
+mod egress;
 mod endpoint;
 mod error;
 mod file;
-mod files;
-mod fixed;
+mod kind;
 mod listen;
-mod own;
 pub mod pem;
-mod reach;
-mod reader;
 mod reload;
 mod render;
-mod report;
+mod rules;
 mod secret;
+mod self_loop;
 mod shared;
+mod table;
 mod trace;
+mod upstream;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http::HeaderName;
-
+pub use callers::{Callers, Key};
+use declare::section;
+pub use egress::{ClientCertificate, Proxy};
 pub use endpoint::Endpoint;
 pub use error::{ConfigError, ConfigErrors, Warning};
+pub use kind::parse_duration;
+use kind::{DAY, HOUR, MILLISECOND, MINUTE, SECOND, count, duration, flag, secret_file, size, text, word};
 pub use listen::{Listen, ListenAddress, Tls, TlsError};
-pub use reach::{ClientCertificate, Proxy};
 pub use reload::{Reload, ReloadState};
+pub use render::{reference, shipped};
 pub use secret::{KeyPair, Secret, SecretSource};
 pub use shared::{Address, Shared};
+use table::Table;
 pub use trace::{Trace, TraceHeader};
+pub use upstream::{Breaker, Retry, Upstream};
 
-/// Everything a running sidelink is built from.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// Where clients connect.
-    pub listen: Listen,
-    /// Where operators and probes connect.
-    pub admin: Admin,
-    /// The endpoint and how it is called.
-    pub upstream: Upstream,
-    /// How much is kept.
-    pub cache: Cache,
-    /// How long it is kept.
-    pub freshness: Freshness,
-    /// Who may see what.
-    pub callers: Callers,
-    /// What a fleet shares; none by default.
-    pub shared: Option<Shared>,
-    /// What a client may ask of this process.
-    pub limits: Limits,
-    /// What is logged.
-    pub log: Log,
-    /// Where spans go; nowhere by default.
-    pub trace: Option<Trace>,
-    /// What is allowed and yet not right; for an operator to read.
-    pub warnings: Vec<Warning>,
+section! {
+    /// Everything a running sidelink is built from.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct Config: pub fn for_endpoint(endpoint: Endpoint) {
+        /// Where clients connect.
+        pub listen: Listen = Listen::default() => [table];
+        /// Where operators and probes connect.
+        pub admin: Admin = Admin::default() => [table];
+        /// The endpoint that sidelink stands in front of, and how it is called.
+        pub upstream: Upstream = Upstream::for_endpoint(endpoint) => [table];
+        /// How much is cached.
+        pub cache: Cache = Cache::default() => [table];
+        /// How long it is cached.
+        pub freshness: Freshness = Freshness::default() => [table];
+        /// Who may see what.
+        pub callers: Callers = Callers::default() => [table];
+        /// The tier that a fleet of sidecars shares, in Redis or Valkey; without this table there is none.
+        pub shared: Option<Shared> = None => [optional Shared::blank, Shared::visit];
+        /// What a client may ask of this process.
+        pub limits: Limits = Limits::default() => [table];
+        /// What is logged.
+        pub log: Log = Log::default() => [table];
+        /// Spans for an OpenTelemetry collector; without this table there are none. It takes a build with `--features otlp`.
+        pub trace: Option<Trace> = None => [optional Trace::blank, Trace::visit];
+        /// What is allowed and yet not right; for an operator to read.
+        pub warnings: Vec<Warning> = Vec::new();
+    }
 }
 
 impl Config {
@@ -90,32 +101,17 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, ConfigErrors> {
         file::read(text, None)
     }
-
-    /// The defaults, in front of `endpoint`.
-    pub fn for_endpoint(endpoint: Endpoint) -> Self {
-        Self {
-            listen: Listen::default(),
-            admin: Admin::default(),
-            upstream: Upstream::for_endpoint(endpoint),
-            cache: Cache::default(),
-            freshness: Freshness::default(),
-            callers: Callers::default(),
-            shared: None,
-            limits: Limits::default(),
-            log: Log::default(),
-            trace: None,
-            warnings: Vec::new(),
-        }
-    }
 }
 
-/// `[admin]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admin {
-    /// TCP address of metrics, probes and all else for operators. Default `127.0.0.1:8081`.
-    pub address: SocketAddr,
-    /// What lets operators in from elsewhere than loopback. Default none: only loopback.
-    pub token: Option<AdminToken>,
+section! {
+    /// `[admin]`
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Admin {
+        /// Address of metrics, probes and the status page.
+        pub address: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8081)), text("an address such as \"127.0.0.1:8081\"", address).immutable();
+        /// What lets operators in from elsewhere than loopback; by default only loopback is let in.
+        pub token: Option<AdminToken> = None => [with Admin::token_key];
+    }
 }
 
 /// The operators' token.
@@ -123,261 +119,115 @@ pub struct Admin {
 pub struct AdminToken {
     /// The token, as it was read with the configuration.
     pub secret: Secret,
-    /// Where.
+    /// Its file.
     pub file: PathBuf,
 }
 
-impl Default for Admin {
-    fn default() -> Self {
-        Self { address: SocketAddr::from(([127, 0, 0, 1], 8081)), token: None }
+impl Admin {
+    fn token_key(&mut self, table: &mut Table<'_>) {
+        let kind = secret_file(secret::from_file).check(|(token, _), found| {
+            if token.expose().len() < GUESSABLE {
+                found.warn(&format!("a token of fewer than {GUESSABLE} characters may be guessed"));
+            }
+        });
+        let mut token = self.token.take().map(|token| (token.secret, token.file));
+        let doc = "File with the token that lets operators in from elsewhere than loopback (Authorization: Bearer TOKEN), and nothing else.";
+        table.key("token_file", doc, &mut token, kind.optional("/etc/sidelink/admin-token"));
+        self.token = token.map(|(secret, file)| AdminToken { secret, file });
     }
 }
 
-/// `[upstream]`
-#[derive(Clone, Debug, PartialEq)]
-pub struct Upstream {
-    /// The endpoint. The only mandatory key.
-    pub endpoint: Endpoint,
-    /// The longest a batch may take, from its last byte read to its answer, 1 ms to 10 min. Default 10 s.
-    pub deadline: Duration,
-    /// The longest that a TCP connection may take, 1 ms to 1 min; the addresses of the endpoint's name share it, and TLS has as
-    /// much again. Default 2 s.
-    pub connect_timeout: Duration,
-    /// How old a connection may become, 1 s to 24 h; up to a fifth less, so that not all end together. Default 5 min.
-    pub max_connection_age: Duration,
-    /// How long an idle connection is kept, 1 s to 1 h: less than the endpoint and what is before it keep one. Default 30 s.
-    pub pool_idle: Duration,
-    /// Other routes: the longest without a byte in either direction, 1 ms to 1 h. Default 60 s.
-    pub idle_timeout: Duration,
-    /// Ids that the endpoint takes in one call, 1 to 1000. Default 100.
-    pub ids_per_call: usize,
-    /// Bytes of a call's request target at most, 1 KiB to 64 KiB. Default 6 KiB.
-    pub uri_bytes: usize,
-    /// Calls at a time for one scope and form; further ids gather meanwhile; 1 to 1000. Default 4.
-    pub calls_per_scope: usize,
-    /// Calls at a time in all, 1 to 100 000. Default 256.
-    pub calls: usize,
-    /// Bytes of one answer at most, after decoding, 64 KiB to 256 MiB; a longer one is no answer. Default 8 MiB.
-    pub answer_bytes: usize,
-    /// PEM file of certificate authorities that replaces the platform's; it can be read when the configuration is. None
-    /// by default.
-    pub ca_file: Option<PathBuf>,
-    /// Certificate and key by which the endpoint knows sidelink. None by default.
-    pub client: Option<ClientCertificate>,
-    /// The HTTP proxy through which the endpoint is reached. None by default; the environment's `HTTPS_PROXY` and the like
-    /// have no say.
-    pub proxy: Option<Proxy>,
-    /// `[upstream.retry]`
-    pub retry: Retry,
-    /// `[upstream.breaker]`
-    pub breaker: Breaker,
+/// A token that is shorter gets a warning.
+const GUESSABLE: usize = 16;
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("\"{}\" is not an address such as \"127.0.0.1:8080\"", text.escape_debug()))
 }
 
-impl Upstream {
-    /// The defaults, in front of `endpoint`.
-    pub fn for_endpoint(endpoint: Endpoint) -> Self {
-        Self {
-            endpoint,
-            deadline: Duration::from_secs(10),
-            connect_timeout: Duration::from_secs(2),
-            max_connection_age: Duration::from_secs(300),
-            pool_idle: Duration::from_secs(30),
-            idle_timeout: Duration::from_secs(60),
-            ids_per_call: 100,
-            uri_bytes: 6 << 10,
-            calls_per_scope: 4,
-            calls: 256,
-            answer_bytes: 8 << 20,
-            ca_file: None,
-            client: None,
-            proxy: None,
-            retry: Retry::default(),
-            breaker: Breaker::default(),
-        }
+section! {
+    /// `[cache]`
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Cache {
+        /// Bytes of links in memory, their bookkeeping included.
+        pub capacity: u64 = 256 << 20, size(1 << 20..=1 << 40);
     }
 }
 
-/// `[upstream.retry]`
-#[derive(Clone, Debug, PartialEq)]
-pub struct Retry {
-    /// Further attempts for one call at most, 0 to 10. Default 2.
-    pub attempts: usize,
-    /// Retries as a share of recent calls, 0 to 1; a share above 0 also allows one a second. Default 0.2.
-    pub budget: f64,
-}
-
-impl Default for Retry {
-    fn default() -> Self {
-        Self { attempts: 2, budget: 0.2 }
+section! {
+    /// `[freshness]`
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Freshness {
+        /// The longest that a link is served without asking again.
+        pub max: Duration = 10 * MINUTE, duration(SECOND..=DAY);
+        /// Life that a link from memory must have left.
+        pub min_remaining: Duration = MINUTE, duration(Duration::ZERO..=DAY);
+        /// Freshness of a link that carries no signature.
+        pub unsigned: Duration = MINUTE, duration(Duration::ZERO..=DAY);
+        /// How long an id that the endpoint left out is remembered as absent, and the refusal (403) of one id alone.
+        pub absent: Duration = 5 * SECOND, duration(Duration::ZERO..=HOUR);
+        /// How long past its freshness a link with life left may answer for a failing endpoint.
+        pub stale_if_error: Duration = 5 * MINUTE, duration(Duration::ZERO..=DAY);
+        /// Whether a hit late in a link's freshness fetches it again in the background.
+        pub refresh_ahead: bool = true, flag();
+        /// Whether the endpoint's `Cache-Control: no-store` keeps its links out of memory.
+        pub honour_no_store: bool = true, flag();
     }
 }
 
-/// `[upstream.breaker]`
-#[derive(Clone, Debug, PartialEq)]
-pub struct Breaker {
-    /// Failures in a row that open it, 1 to 1 000 000. Default 5.
-    pub consecutive: u32,
-    /// Share of failed calls that opens it, 0.01 to 1. Default 0.5.
-    pub ratio: f64,
-    /// Calls in the ratio's window (5 to 10 s) before it counts, 1 to 1 000 000. Default 20.
-    pub min_calls: u32,
-    /// How long it stays open before a probe, 1 ms to 1 min; up to a fifth more. Default 2 s.
-    pub open: Duration,
-}
-
-impl Default for Breaker {
-    fn default() -> Self {
-        Self { consecutive: 5, ratio: 0.5, min_calls: 20, open: Duration::from_secs(2) }
+section! {
+    /// `[limits]`
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Limits {
+        /// Client connections at a time; at the limit none is accepted until one ends.
+        pub connections: usize = 10_000, count(1..=1_000_000);
+        /// Ids being fetched at a time; one caller may hold half of them. At least twice `limits.batch_ids`.
+        pub in_flight: usize = 20_000, count(1..=10_000_000);
+        /// Batches waiting for a fetch at a time.
+        pub waiters: usize = 10_000, count(1..=10_000_000);
+        /// Requests on other routes at a time, from their head to the end of their answer.
+        pub exchanges: usize = 2000, count(1..=1_000_000);
+        /// Distinct ids in one batch.
+        pub batch_ids: usize = 1000, count(1..=10_000);
+        /// Bytes of a batch's body.
+        pub batch_body: usize = 256 << 10, size(1 << 10..=16 << 20);
+        /// Bytes of batches' bodies at a time, until they are answered. At least `limits.batch_body`.
+        pub batch_bodies: usize = 64 << 20, size(1 << 10..=1 << 40);
+        /// Bytes of a body that has to be hashed, because its request is signed again.
+        pub signed_body: usize = 4 << 20, size(1 << 10..=256 << 20);
+        /// Bytes of such bodies at a time. At least `limits.signed_body`.
+        pub signed_bodies: usize = 64 << 20, size(1 << 10..=1 << 40);
+        /// Bytes of a request's head, target included.
+        pub header_bytes: usize = 64 << 10, size(8 << 10..=1 << 20);
+        /// The longest a client may take to send a request's head.
+        pub header_timeout: Duration = 10 * SECOND, duration(MILLISECOND..=HOUR);
+        /// The longest that a client connection may stay without a byte.
+        pub idle_timeout: Duration = MINUTE, duration(MILLISECOND..=DAY);
+        /// The longest that shutting down waits for answers in flight.
+        pub drain: Duration = 30 * SECOND, duration(Duration::ZERO..=HOUR);
     }
 }
 
-/// `[cache]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cache {
-    /// Bytes of links and their bookkeeping, 1 MiB to 1 TiB. Default 256 MiB.
-    pub capacity: u64,
-}
-
-impl Default for Cache {
-    fn default() -> Self {
-        Self { capacity: 256 << 20 }
+section! {
+    /// `[log]`
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Log {
+        /// The least severe level that is written.
+        pub level: Level = Level::Info, word(&LEVELS);
+        /// One JSON object a line, or text for people.
+        pub format: LogFormat = LogFormat::Json, word(&FORMATS).immutable();
+        /// Whether every request gets a line.
+        pub access: bool = true, flag();
     }
 }
 
-/// `[freshness]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Freshness {
-    /// The longest that a link is served without asking again, 1 s to 24 h. Default 10 min.
-    pub max: Duration,
-    /// Life that a link from memory must have left, 0 to 24 h. Default 60 s.
-    pub min_remaining: Duration,
-    /// Freshness of a link that carries no signature, 0 to 24 h. Default 60 s.
-    pub unsigned: Duration,
-    /// How long a left-out id is remembered as absent, 0 to 1 h. Default 5 s.
-    pub absent: Duration,
-    /// How long past its freshness a usable link may answer for a failing endpoint, 0 to 24 h. Default 5 min.
-    pub stale_if_error: Duration,
-    /// Whether a hit late in a link's freshness fetches it again in the background. Default true.
-    pub refresh_ahead: bool,
-    /// Whether the endpoint's `no-store` keeps its links out of the cache. Default true.
-    pub honour_no_store: bool,
-}
-
-impl Default for Freshness {
-    fn default() -> Self {
-        Self {
-            max: Duration::from_secs(600),
-            min_remaining: Duration::from_secs(60),
-            unsigned: Duration::from_secs(60),
-            absent: Duration::from_secs(5),
-            stale_if_error: Duration::from_secs(300),
-            refresh_ahead: true,
-            honour_no_store: true,
-        }
-    }
-}
-
-/// `[callers]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Callers {
-    /// How long the endpoint's acceptance of a caller counts, 1 s to 24 h. Default 5 min.
-    pub revalidate: Duration,
-    /// Whether a request's `Cache-Control` is honoured. Default true.
-    pub cache_control: bool,
-    /// Request headers, beyond the built-in ones, whose values may change an answer: none twice, no credential, none
-    /// that is about one connection or that sidelink sets. Default none.
-    pub scope_headers: Vec<HeaderName>,
-    /// `[[callers.keys]]`: the keys whose signatures are verified and made again; no access key twice. Default none.
-    pub keys: Vec<Key>,
-}
-
-/// One table of `[[callers.keys]]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key {
-    /// The key, as it was read with the configuration.
-    pub pair: KeyPair,
-    /// Where its secret key was read.
-    pub source: SecretSource,
-}
-
-impl Default for Callers {
-    fn default() -> Self {
-        let revalidate = Duration::from_secs(300);
-        Self { revalidate, cache_control: true, scope_headers: Vec::new(), keys: Vec::new() }
-    }
-}
-
-/// `[limits]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Client connections at a time; at the limit none is accepted until one ends; 1 to
-    /// 1 000 000. Default 10 000.
-    pub connections: usize,
-    /// Ids being fetched at a time; one caller may hold half of them; at least twice `batch_ids`, to 10 000 000. Default
-    /// 20 000.
-    pub in_flight: usize,
-    /// Batches waiting for a fetch at a time, 1 to 10 000 000. Default 10 000.
-    pub waiters: usize,
-    /// Requests on other routes at a time, from their head to the end of their answer; 1 to 1 000 000. Default 2000.
-    pub exchanges: usize,
-    /// Distinct ids in one batch, 1 to 10 000. Default 1000.
-    pub batch_ids: usize,
-    /// Bytes of a batch's body, 1 KiB to 16 MiB. Default 256 KiB.
-    pub batch_body: usize,
-    /// Bytes of such bodies at a time in all, until their batches are answered; at least `batch_body`, to 1 TiB. Default
-    /// 64 MiB.
-    pub batch_bodies: usize,
-    /// Bytes of a body that has to be hashed before it is passed on, because its request is signed again, 1 KiB to 256 MiB.
-    /// Default 4 MiB.
-    pub signed_body: usize,
-    /// Bytes of such bodies at a time in all; at least `signed_body`, to 1 TiB. Default 64 MiB.
-    pub signed_bodies: usize,
-    /// Bytes of a request's head, target included, 8 KiB to 1 MiB. Default 64 KiB.
-    pub header_bytes: usize,
-    /// The longest a client may take to send a request's head, 1 ms to 1 h. Default 10 s.
-    pub header_timeout: Duration,
-    /// The longest that a client connection may stay without a byte, 1 ms to 24 h. Default 60 s.
-    pub idle_timeout: Duration,
-    /// The longest that shutting down waits for answers in flight, 0 to 1 h. Default 30 s.
-    pub drain: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 10_000,
-            in_flight: 20_000,
-            waiters: 10_000,
-            exchanges: 2000,
-            batch_ids: 1000,
-            batch_body: 256 << 10,
-            batch_bodies: 64 << 20,
-            signed_body: 4 << 20,
-            signed_bodies: 64 << 20,
-            header_bytes: 64 << 10,
-            header_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(60),
-            drain: Duration::from_secs(30),
-        }
-    }
-}
-
-/// `[log]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// The least severe level that is written. Default info.
-    pub level: Level,
-    /// How a line looks. Default JSON.
-    pub format: LogFormat,
-    /// Whether every request gets a line. Default true.
-    pub access: bool,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { level: Level::Info, format: LogFormat::Json, access: true }
-    }
-}
+const LEVELS: [(&str, Level); 5] = [
+    ("error", Level::Error),
+    ("warn", Level::Warn),
+    ("info", Level::Info),
+    ("debug", Level::Debug),
+    ("trace", Level::Trace),
+];
+const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("text", LogFormat::Text)];
 
 /// Severity of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

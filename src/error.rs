@@ -9,6 +9,8 @@ use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
+pub use crate::metrics::Limit;
+
 /// The methods that are forwarded, as `Allow` has them. TRACE is as well, for whoever asks for it.
 pub const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
@@ -62,83 +64,84 @@ pub enum NoAnswer {
     Lost,
 }
 
-/// The limits that shed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
-    /// `limits.in_flight`
-    InFlight,
-    /// Half of `limits.in_flight`, for one caller.
-    CallerInFlight,
-    /// `limits.waiters`
-    Waiters,
-    /// `upstream.calls`, or half of it for one caller: no call could be made in time.
-    Calls,
-    /// `limits.exchanges`
-    Exchanges,
-    /// `limits.batch_bodies`
-    BatchBodies,
-    /// `limits.signed_bodies`
-    SignedBodies,
+/// Declares every error once: `variant => STATUS "code" "whose fault": "what happened", "what to do";`, the last three for
+/// `docs/ERRORS.md`.
+macro_rules! errors {
+    ($($error:pat => $status:ident $code:literal $fault:literal: $what:literal, $remedy:literal;)+) => {
+        impl Error {
+            /// The status that the client gets.
+            pub fn status(self) -> StatusCode {
+                match self {
+                    $($error => StatusCode::$status,)+
+                }
+            }
+
+            /// The code in the body; stable, unlike the message.
+            pub fn code(self) -> &'static str {
+                match self {
+                    $($error => $code,)+
+                }
+            }
+        }
+
+        /// The table of `docs/ERRORS.md`.
+        pub fn reference() -> String {
+            let mut table = String::from("| code | status | what happened | whose fault | what to do |\n|---|---|---|---|---|\n");
+            for (status, code, fault, what, remedy) in [$((StatusCode::$status, $code, $fault, $what, $remedy)),+] {
+                let wait = if status == StatusCode::SERVICE_UNAVAILABLE { " + `Retry-After`" } else { "" };
+                table += &format!("| {code} | {}{wait} | {what} | {fault} | {remedy} |\n", status.as_u16());
+            }
+            table
+        }
+    };
 }
 
-impl Limit {
-    /// Every limit, for metrics.
-    pub const ALL: [Limit; 7] = [
-        Limit::InFlight,
-        Limit::CallerInFlight,
-        Limit::Waiters,
-        Limit::Calls,
-        Limit::Exchanges,
-        Limit::BatchBodies,
-        Limit::SignedBodies,
-    ];
-
-    /// Its name in metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Limit::InFlight => "in_flight",
-            Limit::CallerInFlight => "caller_in_flight",
-            Limit::Waiters => "waiters",
-            Limit::Calls => "calls",
-            Limit::Exchanges => "exchanges",
-            Limit::BatchBodies => "batch_bodies",
-            Limit::SignedBodies => "signed_bodies",
-        }
-    }
+errors! {
+    Error::TooManyIds => BAD_REQUEST "SIDELINK.0001" "client":
+        "more distinct ids than `limits.batch_ids`",
+        "Ask in smaller batches, or raise the limit. The endpoint's own limit of ids in one call does not matter: sidelink splits.";
+    Error::BodyTooLarge => PAYLOAD_TOO_LARGE "SIDELINK.0002" "client":
+        "a batch's body over `limits.batch_body`",
+        "As above.";
+    Error::SignedBodyTooLarge => PAYLOAD_TOO_LARGE "SIDELINK.0002" "client":
+        "a body over `limits.signed_body`, whose request has to be signed again",
+        "Send it as `UNSIGNED-PAYLOAD`, sign for the endpoint's own host ([SDK.md](SDK.md)), or raise the limit.";
+    Error::NamedByConnection => UNAUTHORIZED "SIDELINK.0003" "client":
+        "`Connection` names a header that says who asks, may change the answer, or is signed",
+        "Leave it out of `Connection`: such a header is the endpoint's, and would be removed on the way. (A signature that does not verify here is no error of sidelink's: the endpoint judges it, [SDK.md](SDK.md).)";
+    Error::NotCached => GATEWAY_TIMEOUT "SIDELINK.0004" "client":
+        "`Cache-Control: only-if-cached`, and not all links are in memory",
+        "Ask without it. No id has been asked of the endpoint.";
+    Error::Malformed(_) => BAD_REQUEST "SIDELINK.0005" "client":
+        "not a request that HTTP allows: a `Host` that is missing, doubled, or no host and port; over HTTP/2, outer space in a field value, two `content-length` fields, or an empty `:scheme`; a `Transfer-Encoding` other than `chunked`; a body that breaks off, cannot be read, or does not come within `limits.idle_timeout`",
+        "Mend the client.";
+    Error::Trace => METHOD_NOT_ALLOWED "SIDELINK.0005" "client":
+        "TRACE with `Max-Forwards: 0`",
+        "sidelink reflects nothing. With a larger number the endpoint answers.";
+    Error::Connect => METHOD_NOT_ALLOWED "SIDELINK.0005" "client":
+        "CONNECT",
+        "sidelink is no tunnel: give the client an `http://` base URL.";
+    Error::Misdirected => MISDIRECTED_REQUEST "SIDELINK.0005" "client":
+        "an absolute URL for another host than the endpoint's",
+        "sidelink forwards to its own endpoint only. A client that has sidelink as its HTTP proxy names the host of `upstream.endpoint` ([SDK.md](SDK.md)); send other requests elsewhere.";
+    Error::Loop => LOOP_DETECTED "SIDELINK.0006" "operator":
+        "the request has passed more than three sidelinks",
+        "`upstream.endpoint` points at a sidelink, perhaps this one: point it at the endpoint.";
+    Error::NoAnswer(_) => BAD_GATEWAY "SIDELINK.1001" "endpoint, or the way to it":
+        "no usable answer: refused, unreachable, reset, a certificate that does not verify, JSON broken or cut off, a content coding that does not hold, lengths that differ, a transfer coding other than `chunked`, longer than `upstream.answer_bytes`",
+        "Ask again. If it stays: sidelink's log has the reason.";
+    Error::Deadline => GATEWAY_TIMEOUT "SIDELINK.1002" "endpoint, or the way to it":
+        "no answer within `upstream.deadline`; on other routes: not a byte for `upstream.idle_timeout`",
+        "Ask again. If it stays: the endpoint is slow, or the deadline short.";
+    Error::BreakerOpen(_) | Error::HeldBack(_) => SERVICE_UNAVAILABLE "SIDELINK.1003" "endpoint":
+        "the endpoint is taken to be down (`sidelink_breaker_state`), or has asked for a pause with an answer that is too long to be given again; it is not asked now",
+        "Ask again after `Retry-After` seconds.";
+    Error::Shed(_) => SERVICE_UNAVAILABLE "SIDELINK.1004" "load, or operator":
+        "a limit is reached: `limits.in_flight`, half of it by one caller, `limits.waiters`, `limits.exchanges`, `limits.batch_bodies`, or `limits.signed_bodies`",
+        "Ask again after `Retry-After` seconds. `sidelink_shed_total` tells which limit. A batch that is all in memory is served all the same, unless its body cannot be read for want of room.";
 }
 
 impl Error {
-    /// The status that the client gets.
-    pub fn status(self) -> StatusCode {
-        match self {
-            Error::TooManyIds | Error::Malformed(_) => StatusCode::BAD_REQUEST,
-            Error::BodyTooLarge | Error::SignedBodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Error::NamedByConnection => StatusCode::UNAUTHORIZED,
-            Error::NotCached | Error::Deadline => StatusCode::GATEWAY_TIMEOUT,
-            Error::Connect | Error::Trace => StatusCode::METHOD_NOT_ALLOWED,
-            Error::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-            Error::Loop => StatusCode::LOOP_DETECTED,
-            Error::NoAnswer(_) => StatusCode::BAD_GATEWAY,
-            Error::BreakerOpen(_) | Error::HeldBack(_) | Error::Shed(_) => StatusCode::SERVICE_UNAVAILABLE,
-        }
-    }
-
-    /// The code in the body; stable, unlike the message.
-    pub fn code(self) -> &'static str {
-        match self {
-            Error::TooManyIds => "SIDELINK.0001",
-            Error::BodyTooLarge | Error::SignedBodyTooLarge => "SIDELINK.0002",
-            Error::NamedByConnection => "SIDELINK.0003",
-            Error::NotCached => "SIDELINK.0004",
-            Error::Malformed(_) | Error::Connect | Error::Trace | Error::Misdirected => "SIDELINK.0005",
-            Error::Loop => "SIDELINK.0006",
-            Error::NoAnswer(_) => "SIDELINK.1001",
-            Error::Deadline => "SIDELINK.1002",
-            Error::BreakerOpen(_) | Error::HeldBack(_) => "SIDELINK.1003",
-            Error::Shed(_) => "SIDELINK.1004",
-        }
-    }
-
     /// Whose fault it is and what to do.
     pub fn message(self) -> &'static str {
         match self {

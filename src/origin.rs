@@ -58,13 +58,13 @@ pub struct Options {
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9090")]
     pub address: SocketAddr,
     /// How long its links live, in whole seconds.
-    #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = crate::config::parse_duration)]
     pub link_life: Duration,
     /// How its links are signed.
     #[arg(long, value_enum, default_value_t = Signer::V2)]
     pub signer: Signer,
     /// How long it takes to answer a batch.
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = crate::config::parse_duration)]
     pub delay: Duration,
     /// Most ids that it takes in one call.
     #[arg(long, default_value_t = 100)]

@@ -31,7 +31,7 @@ const SETTLE: Duration = Duration::from_secs(25);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let time = std::env::args().nth(1).unwrap_or_else(|| "1h".to_owned());
-    let time = humantime::parse_duration(&time).map_err(|error| format!("{time}: {error}"))?;
+    let time = sidelink::config::parse_duration(&time).map_err(|error| format!("{time}: {error}"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let right = runtime.block_on(soak(time));
     runtime.shutdown_background();
@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 async fn soak(time: Duration) -> Result<bool, Box<dyn Error>> {
     let mut stage = Stage::set().await?;
-    println!("{} for {}", stage.describe(), humantime::format_duration(time));
+    println!("{} for {time:?}", stage.describe());
     let traffic = Traffic::start(stage.address, stage.admin);
     let mut watch = Watch::new(stage.pid(), stage.admin);
     let mut random = StdRng::seed_from_u64(1);

@@ -77,12 +77,12 @@ impl Watch {
             };
             self.refused = config.is_err().then(Instant::now);
             let config = config?;
-            let files = config.files();
-            if files.iter().all(|path| self.loaded.contains_key(*path)) {
-                self.loaded.retain(|path, _| *path == self.path || files.contains(&path.as_path()));
+            let files = config.dependencies();
+            if files.iter().all(|path| self.loaded.contains_key(path)) {
+                self.loaded.retain(|path, _| *path == self.path || files.contains(path));
                 return Ok(config);
             }
-            self.loaded.extend(files.into_iter().map(|path| (path.to_owned(), None)));
+            self.loaded.extend(files.into_iter().map(|path| (path, None)));
         }
     }
 

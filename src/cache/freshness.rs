@@ -18,6 +18,7 @@ use http::header::{AGE, DATE, EXPIRES};
 use crate::cache_control::Directives;
 use crate::clock::{Moment, millis};
 use crate::config;
+pub use crate::metrics::Reason;
 
 pub use expiry::{Expiry, expiry};
 
@@ -202,38 +203,6 @@ pub enum Verdict {
     Keep(Deadlines),
     /// Passed on, never stored.
     Pass(Reason),
-}
-
-/// Why a link is passed on and not stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// Its life left is below `freshness.min_remaining`.
-    UnderFloor,
-    /// Signed, with an expiry that cannot be read or is further than ten years away.
-    Unreadable,
-    /// The endpoint's Cache-Control or Expires forbids it.
-    NoStore,
-    /// The endpoint's Vary names something outside of the scope.
-    Vary,
-    /// The answer could not be matched to the ids asked for.
-    Unmatched,
-}
-
-impl Reason {
-    /// Every reason, for metrics.
-    pub const ALL: [Reason; 5] =
-        [Reason::UnderFloor, Reason::Unreadable, Reason::NoStore, Reason::Vary, Reason::Unmatched];
-
-    /// Its name in metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Reason::UnderFloor => "under_floor",
-            Reason::Unreadable => "unreadable_expiry",
-            Reason::NoStore => "no_store",
-            Reason::Vary => "vary",
-            Reason::Unmatched => "unmatched",
-        }
-    }
 }
 
 /// An expiry further away than this is taken to be misread.

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use http::uri::{Authority, Scheme};
+use http::Uri;
+use http::uri::{Authority, Parts, PathAndQuery, Scheme};
 
 /// The one endpoint that sidelink stands in front of: `scheme://host[:port]`, nothing more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +21,7 @@ impl Endpoint {
     /// # Errors
     /// What is wrong with it, without a word of it: it may carry a password.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let uri: http::Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
+        let uri: Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
         let parts = uri.into_parts();
         let scheme = match parts.scheme {
             Some(scheme) if scheme == Scheme::HTTP || scheme == Scheme::HTTPS => scheme,
@@ -38,17 +39,31 @@ impl Endpoint {
             return Err("names no host: expected a name, an IPv4 address or an IPv6 address in brackets".to_owned());
         }
         let port = match authority.as_str().get(host.len()..).unwrap_or_default() {
-            "" => own_port(&scheme),
+            "" => default_port(&scheme),
             port => read_port(port).ok_or("names a port that is none: expected 1 to 65535")?,
         };
-        let plain = if port == own_port(&scheme) { host } else { format!("{host}:{port}") };
+        let plain = if port == default_port(&scheme) { host } else { format!("{host}:{port}") };
         let authority = plain.parse().map_err(|error| format!("not a host: {error}"))?;
         Ok(Self { scheme, authority })
     }
 
+    /// In place of one that is not known yet; its name leads nowhere (RFC 6761).
+    pub(super) fn stand_in() -> Self {
+        Self { scheme: Scheme::HTTP, authority: Authority::from_static("stand-in.invalid") }
+    }
+
+    /// What is at `path` there.
+    pub fn uri(&self, path: PathAndQuery) -> Uri {
+        let mut parts = Parts::default();
+        parts.scheme = Some(self.scheme.clone());
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query = Some(path);
+        Uri::from_parts(parts).unwrap_or_default()
+    }
+
     /// Its port, the scheme's own where none is named.
     pub fn port(&self) -> u16 {
-        self.authority.port_u16().unwrap_or_else(|| own_port(&self.scheme))
+        self.authority.port_u16().unwrap_or_else(|| default_port(&self.scheme))
     }
 }
 
@@ -58,7 +73,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-fn own_port(scheme: &Scheme) -> u16 {
+fn default_port(scheme: &Scheme) -> u16 {
     if *scheme == Scheme::HTTPS { 443 } else { 80 }
 }
 

@@ -9,7 +9,10 @@ use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
 
+use super::declare::section;
+use super::kind::{file, mode, texts};
 use super::pem;
+use super::table::Table;
 
 /// What a Unix socket's path begins with in the configuration.
 const UNIX: &str = "unix:";
@@ -17,21 +20,32 @@ const UNIX: &str = "unix:";
 /// made.
 const UNIX_BYTES: usize = 96;
 
-/// `[listen]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listen {
-    /// One or more addresses, none of which clash. Default `127.0.0.1:8080`.
-    pub address: Vec<ListenAddress>,
-    /// Permission bits of Unix sockets, 0 to 0o777. Default 0o660.
-    pub unix_mode: u32,
-    /// `[listen.tls]`: TLS on the TCP addresses. Default none.
-    pub tls: Option<Tls>,
+section! {
+    /// `[listen]`
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Listen {
+        /// Where clients connect: one address, or a list; "unix:/run/sidelink/sidelink.sock" is a Unix socket.
+        pub address: Vec<ListenAddress> = vec![SocketAddr::from(([127, 0, 0, 1], 8080)).into()], texts(address).not_empty("names no address").immutable();
+        /// Permission bits of Unix sockets: who may connect must be allowed to write.
+        pub unix_mode: u32 = 0o660, mode().immutable();
+        /// TLS on the TCP addresses, with HTTP/2 and HTTP/1.1.
+        pub tls: Option<Tls> = None => [optional Tls::blank, Tls::visit];
+    }
 }
 
-impl Default for Listen {
-    fn default() -> Self {
-        Self { address: vec![SocketAddr::from(([127, 0, 0, 1], 8080)).into()], unix_mode: 0o660, tls: None }
+fn address(text: &str, before: &[ListenAddress]) -> Result<ListenAddress, String> {
+    let address = ListenAddress::parse(text)?;
+    match before.iter().find(|other| clash(&address, other)) {
+        Some(other) => Err(format!("{address} clashes with {other}, named before")),
+        None => Ok(address),
     }
+}
+
+/// Whether the system would refuse the second of two listeners. Port 0 takes a free one.
+pub(super) fn clash(one: &ListenAddress, other: &ListenAddress) -> bool {
+    let (Some(one), Some(other)) = (one.tcp(), other.tcp()) else { return one == other };
+    let any = one.is_ipv4() == other.is_ipv4() && (one.ip().is_unspecified() || other.ip().is_unspecified());
+    one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || any)
 }
 
 /// Where clients connect.
@@ -89,19 +103,22 @@ impl fmt::Display for ListenAddress {
     }
 }
 
-/// `[listen.tls]`: files in PEM, which were readable and fitted together when the configuration was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tls {
-    /// The certificate, and after it those that link it to its authority.
-    pub cert: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-    /// Authorities of which every client must have a certificate. None by default: no client needs one.
-    pub client_ca: Option<PathBuf>,
+section! {
+    /// `[listen.tls]`: files in PEM, which were readable and fitted together when the configuration was read.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Tls: pub(super) fn blank() {
+        /// PEM file of the certificate, followed by those that link it to its authority.
+        pub cert: PathBuf = PathBuf::new(), file().required("/etc/sidelink/tls.crt");
+        /// PEM file of its private key.
+        pub key: PathBuf = PathBuf::new(), file().required("/etc/sidelink/tls.key");
+        /// PEM file of authorities of which every client must have a certificate.
+        pub client_ca: Option<PathBuf> = None, file().optional("/etc/sidelink/client-ca.pem");
+    }
 }
 
 /// A file of `[listen.tls]` that will not do.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("listen.tls.{key}: {message}")]
 pub struct TlsError {
     /// Its key in `[listen.tls]`.
     pub key: &'static str,
@@ -109,13 +126,20 @@ pub struct TlsError {
     pub message: String,
 }
 
-impl fmt::Display for TlsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "listen.tls.{}: {}", self.key, self.message)
-    }
-}
-
 impl Tls {
+    /// Visits the keys and reads the files.
+    fn visit(&mut self, table: &mut Table<'_>) {
+        self.keys(table);
+        if table.is_sound()
+            && let Err(error) = self.read()
+            && let Some(found) = table.find(error.key)
+        {
+            found.wrong(error.message);
+        } else if let Some(found) = table.find("key") {
+            found.warn_if_exposed(&self.key);
+        }
+    }
+
     /// Reads the files, for HTTP/2 and HTTP/1.1.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 /// Most bytes of a secret: what is longer is some other file.
 const MOST_BYTES: usize = 4 << 10;
 /// Mode bits that let everyone on the machine read a file.
-pub(super) const EVERYONE: u32 = 0o004;
+const EVERYONE: u32 = 0o004;
 
 /// A secret. Debug shows that there is one; nothing shows what it is.
 #[derive(Clone, PartialEq, Eq)]
@@ -74,47 +74,39 @@ pub enum SecretSource {
     Environment(String),
 }
 
-/// Reads a secret from a file. With it: whether everyone may read that file.
-pub(super) fn from_file(path: &Path) -> Result<(Secret, bool), String> {
-    let (bytes, everyones) = whole_file(path)?;
-    Ok((Secret::of_text(bytes)?, everyones))
+/// Reads a secret from a file.
+pub(super) fn from_file(path: &Path) -> Result<Secret, String> {
+    Ok(Secret::of_text(whole_file(path)?)?)
 }
 
-/// Reads a secret of several words from a file, such as a header's value: `Bearer …`. With it: whether everyone may read
-/// that file.
-pub(super) fn line_of_file(path: &Path) -> Result<(Secret, bool), String> {
-    let (bytes, everyones) = whole_file(path)?;
-    Ok((Secret::of_line(bytes)?, everyones))
+/// Reads a secret of several words from a file, such as a header's value: `Bearer …`.
+pub(super) fn line_of_file(path: &Path) -> Result<Secret, String> {
+    Ok(Secret::of_line(whole_file(path)?)?)
 }
 
-/// Reads secrets from a file, one a line, `most` at most. With them: whether everyone may read that file.
-pub(super) fn lines_of_file(path: &Path, most: usize) -> Result<(Vec<Secret>, bool), String> {
-    let (bytes, everyones) = whole_file(path)?;
+/// Reads secrets from a file, one a line.
+pub(super) fn lines_of_file(path: &Path) -> Result<Vec<Secret>, String> {
+    let bytes = whole_file(path)?;
     let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
     let secrets = lines.map(|line| Secret::of_text(Zeroizing::new(line.to_vec()))).collect::<Result<Vec<_>, _>>()?;
-    match secrets.len() {
-        0 => Err("is empty".to_owned()),
-        count if count > most => Err(format!("holds {count} lines: {most} at most, one secret each")),
-        _ => Ok((secrets, everyones)),
-    }
+    if secrets.is_empty() { Err("is empty".to_owned()) } else { Ok(secrets) }
 }
 
 /// The bytes of a file that may hold secrets.
-fn whole_file(path: &Path) -> Result<(Zeroizing<Vec<u8>>, bool), String> {
+fn whole_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
     // Opening a named pipe would wait for its writer.
     if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err("is not a file".to_owned());
     }
     let file = File::open(path).map_err(unreadable)?;
-    let everyones = file.metadata().map_err(unreadable)?.permissions().mode() & EVERYONE != 0;
     // All its room at once: growing would leave copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(1 + MOST_BYTES));
     file.take(1 + MOST_BYTES as u64).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() > MOST_BYTES {
         return Err("is longer than 4 KiB: it must hold the secret alone".to_owned());
     }
-    Ok((bytes, everyones))
+    Ok(bytes)
 }
 
 /// Whether everyone on this machine may read the file at `path`.

@@ -4,10 +4,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::pem;
-use super::reader::{Found, Section};
-use super::report::Report;
+use super::declare::section;
+use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, flag, secret_file, string_of, texts};
 use super::secret::{self, Secret};
+use super::table::Table;
 
 /// The default port of Redis.
 const PORT: u16 = 6379;
@@ -16,36 +16,37 @@ const SECRET_CHARS: usize = 32;
 /// Secrets at a time: the one that writes, and during a change one more that is read.
 const SECRETS: usize = 2;
 
-/// `[shared]`. There is none by default.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shared {
-    /// Where it is: one address, or of a Cluster one or more nodes to begin with.
-    pub nodes: Vec<Address>,
-    /// Whether connections are TLS: `rediss://`.
-    pub tls: bool,
-    /// The database's number, 0 to 1 000 000; 0 in a Cluster. Default 0.
-    pub database: i64,
-    /// Whether it is a Cluster. Default false.
-    pub cluster: bool,
-    /// The fleet's secrets, one or two of 32 characters or more: the first seals, all open.
-    pub secrets: Vec<Secret>,
-    /// Where they were read.
-    pub secret_file: PathBuf,
-    /// The ACL user to log in as. None by default.
-    pub username: Option<String>,
-    /// The password to log in with. None by default.
-    pub password: Option<Secret>,
-    /// Where it was read.
-    pub password_file: Option<PathBuf>,
-    /// PEM file of certificate authorities that replaces the platform's. None by default.
-    pub ca_file: Option<PathBuf>,
-    /// What every key begins with: 1 to 64 visible ASCII characters, no braces. Default `sidelink:`.
-    pub prefix: String,
-    /// The longest that a round trip may take, 1 ms to 10 s. Default 5 ms.
-    pub timeout: Duration,
-    /// The longest that a batch waits for ids that another sidecar fetches, and how long that one has them to itself,
-    /// 0 to 1 min; 0: nobody waits. Default 500 ms.
-    pub lease_wait: Duration,
+section! {
+    /// `[shared]`. There is none by default.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Shared: pub fn at(nodes: Vec<Address>, secrets: Vec<Secret>) {
+        /// Where it is: one address, or of a Cluster one or more nodes to begin with.
+        pub nodes: Vec<Address> = nodes => [with Shared::url_key];
+        /// Whether connections are TLS: `rediss://`.
+        pub tls: bool = false;
+        /// The database's number, 0 to 1 000 000; 0 in a Cluster.
+        pub database: i64 = 0;
+        /// Whether that is a Cluster.
+        pub cluster: bool = false, flag();
+        /// The fleet's secrets, one or two of 32 characters or more: the first seals, all open.
+        pub secrets: Vec<Secret> = secrets => [with Shared::secret_key];
+        /// Where they were read.
+        pub secret_file: PathBuf = PathBuf::new();
+        /// The ACL user to log in as.
+        pub username: Option<String> = None, string_of("a user's name: visible ASCII characters", is_username).optional("sidelink");
+        /// The password to log in with.
+        pub password: Option<Secret> = None => [with Shared::password_key];
+        /// Where it was read.
+        pub password_file: Option<PathBuf> = None;
+        /// PEM file of certificate authorities for rediss://, instead of the platform's.
+        pub ca_file: Option<PathBuf> = None, certificates().read_once().optional("/etc/sidelink/redis-ca.pem");
+        /// What every key begins with.
+        pub prefix: String = "sidelink:".to_owned(), string_of("1 to 64 visible ASCII characters without braces", is_prefix);
+        /// The longest that a round trip may take.
+        pub timeout: Duration = 5 * MILLISECOND, duration(MILLISECOND..=10 * SECOND);
+        /// The longest that a batch waits for ids that another sidecar fetches; 0s: none waits.
+        pub lease_wait: Duration = 500 * MILLISECOND, duration(Duration::ZERO..=MINUTE);
+    }
 }
 
 /// A node's host and port.
@@ -65,29 +66,66 @@ impl fmt::Display for Address {
 }
 
 impl Shared {
-    /// The defaults, at `nodes`, under `secrets`.
-    pub fn at(nodes: Vec<Address>, secrets: Vec<Secret>) -> Self {
-        Self {
-            nodes,
-            tls: false,
-            database: 0,
-            cluster: false,
-            secrets,
-            secret_file: PathBuf::new(),
-            username: None,
-            password: None,
-            password_file: None,
-            ca_file: None,
-            prefix: "sidelink:".to_owned(),
-            timeout: Duration::from_millis(5),
-            lease_wait: Duration::from_millis(500),
+    pub(super) fn blank() -> Self {
+        Self::at(Vec::new(), Vec::new())
+    }
+
+    /// Visits each key, and reports what does not fit together.
+    pub(super) fn visit(&mut self, table: &mut Table<'_>) {
+        self.keys(table);
+        if let Some(found) = table.find("ca_file").filter(|_| !self.tls) {
+            found.wrong("is of use with rediss:// only");
         }
+        if let (Some(found), None) = (table.find("username"), table.find("password_file")) {
+            found.wrong("needs a password_file beside it");
+        }
+        if let Some(found) = table.find("url") {
+            if self.cluster && self.database != 0 {
+                found.wrong("must not name a database: a Cluster has number 0 alone");
+            } else if !self.cluster && self.nodes.len() > 1 {
+                found.wrong("names a second node: only a Cluster has several; set cluster = true");
+            }
+        }
+    }
+
+    fn url_key(&mut self, table: &mut Table<'_>) {
+        let mut urls = self.as_urls();
+        let doc = "Where it is: redis:// or rediss:// (TLS), host, port and database; of a Cluster a list of nodes to begin with.";
+        let kind = texts(url).not_empty("names no node").required("redis://redis.internal:6379/0");
+        table.key("url", doc, &mut urls, kind);
+        if let Some(first) = urls.first() {
+            (self.tls, self.database) = (first.tls, first.database);
+        }
+        self.nodes = urls.into_iter().map(|url| url.address).collect();
+    }
+
+    fn secret_key(&mut self, table: &mut Table<'_>) {
+        let doc = "File with the fleet's secret, 32 characters at least, the same for all; during a change of secret one more on a second line.";
+        let kind = secret_file(fleet_secrets).required("/etc/sidelink/fleet-secret");
+        let mut secrets = (std::mem::take(&mut self.secrets), std::mem::take(&mut self.secret_file));
+        table.key("secret_file", doc, &mut secrets, kind);
+        (self.secrets, self.secret_file) = secrets;
+    }
+
+    fn password_key(&mut self, table: &mut Table<'_>) {
+        let mut password = self
+            .password_file
+            .take()
+            .map(|path| (self.password.take().unwrap_or_else(|| Secret::new(Vec::new())), path));
+        let doc = "File that holds its password and nothing else.";
+        let kind = secret_file(secret::from_file).optional("/etc/sidelink/redis-password");
+        table.key("password_file", doc, &mut password, kind);
+        (self.password, self.password_file) = password.unzip();
+    }
+
+    fn as_urls(&self) -> Vec<Url> {
+        let url = |address: &Address| Url { tls: self.tls, address: address.clone(), database: self.database };
+        self.nodes.iter().map(url).collect()
     }
 
     /// Its URLs, as they could stand in the file.
     pub fn urls(&self) -> Vec<String> {
-        let scheme = if self.tls { "rediss" } else { "redis" };
-        self.nodes.iter().map(|node| format!("{scheme}://{node}/{}", self.database)).collect()
+        self.as_urls().iter().map(ToString::to_string).collect()
     }
 }
 
@@ -98,8 +136,14 @@ struct Url {
     database: i64,
 }
 
-/// Reads `redis://host:port/database`; a message says what is wrong with it.
-fn url(text: &str) -> Result<Url, String> {
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}/{}", if self.tls { "rediss" } else { "redis" }, self.address, self.database)
+    }
+}
+
+/// Reads `redis://host:port/database`, which follows those before; a message says what is wrong with it.
+fn url(text: &str, before: &[Url]) -> Result<Url, String> {
     let shown = || text.escape_debug().to_string();
     let (scheme, rest) =
         text.split_once("://").ok_or_else(|| format!("\"{}\" is not a URL such as \"redis://host:6379\"", shown()))?;
@@ -126,128 +170,36 @@ fn url(text: &str) -> Result<Url, String> {
     if host.is_empty() || (parsed.port().is_some() && parsed.port_u16().is_none_or(|port| port == 0)) {
         return Err(format!("\"{}\" does not name a host and a port", shown()));
     }
-    Ok(Url { tls, address: Address { host, port: parsed.port_u16().unwrap_or(PORT) }, database })
+    let url = Url { tls, address: Address { host, port: parsed.port_u16().unwrap_or(PORT) }, database };
+    if before.last().is_some_and(|other| (other.tls, other.database) != (tls, database)) {
+        return Err("must have the scheme and the database of the one before".to_owned());
+    }
+    if before.iter().any(|other| other.address == url.address) {
+        return Err(format!("names {} twice", url.address));
+    }
+    Ok(url)
 }
 
-/// The whole table, if it stands in the file.
-pub(super) fn read(section: &mut Section<'_, '_>, report: &mut Report<'_>) -> Option<Shared> {
-    let mut shared = Shared::at(Vec::new(), Vec::new());
-    let mut urls = Vec::new();
-    let places = section.list("url", &mut urls, url, report);
-    let secrets = section.find("secret_file");
-    let username = section.find("username");
-    let password = section.find("password_file");
-    let ca_file = section.find("ca_file");
-    let prefix = section.find("prefix");
-    section.flag("cluster", &mut shared.cluster, report);
-    let bounds = Duration::from_millis(1)..=Duration::from_secs(10);
-    section.duration("timeout", &mut shared.timeout, bounds, report);
-    section.duration("lease_wait", &mut shared.lease_wait, Duration::ZERO..=Duration::from_secs(60), report);
-    if !section.is_there() {
-        return None;
-    }
-    if let Some(found) = section.require("url", report)
-        && found.value.as_array().is_some_and(|array| array.is_empty())
-    {
-        found.wrong(report, "names no node");
-    }
-    section.require("secret_file", report);
-    agree(&urls, &places, shared.cluster, report);
-    if let Some(first) = urls.first() {
-        (shared.tls, shared.database) = (first.tls, first.database);
-    }
-    shared.nodes = urls.into_iter().map(|url| url.address).collect();
-    if let Some(found) = &secrets {
-        shared.secret_file = found.text(report, "a file's path").map(PathBuf::from).unwrap_or_default();
-        shared.secrets = fleet_secrets(found, report);
-    }
-    if let Some(found) = username {
-        match found.text(report, "a user's name") {
-            Some(name) if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic()) => {
-                found.wrong(report, "must be a user's name: visible ASCII characters");
-            }
-            name => shared.username = name.map(str::to_owned),
-        }
-        if password.is_none() {
-            found.wrong(report, "needs a password_file beside it");
-        }
-    }
-    if let Some(found) = password
-        && let Some(path) = found.text(report, "a file's path").map(Path::new)
-    {
-        match secret::from_file(path) {
-            Ok((password, everyones)) => {
-                warn_of_everyone(everyones, path, &found, report);
-                shared.password = Some(password);
-                shared.password_file = Some(path.to_owned());
-            }
-            Err(message) => found.wrong(report, message),
-        }
-    }
-    if let Some(found) = ca_file
-        && let Some(path) = found.text(report, "a file's path")
-    {
-        let path = PathBuf::from(path);
-        match pem::certificates(&path) {
-            _ if !shared.tls => found.wrong(report, "is of use with rediss:// only"),
-            Ok(_) => shared.ca_file = Some(path),
-            Err(message) => found.wrong(report, message),
-        }
-    }
-    if let Some(found) = prefix
-        && let Some(text) = found.text(report, "a string")
-    {
-        // Braces would put all keys into one slot of a Cluster.
-        let fits = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'{' | b'}');
-        if text.is_empty() || text.len() > 64 || !text.bytes().all(fits) {
-            found.wrong(report, "must be 1 to 64 visible ASCII characters without braces");
-        }
-        text.clone_into(&mut shared.prefix);
-    }
-    Some(shared)
+fn is_username(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// All nodes are reached alike; several make a Cluster.
-fn agree(urls: &[Url], places: &[Found<'_, '_>], cluster: bool, report: &mut Report<'_>) {
-    let Some(first) = urls.first() else { return };
-    for (at, (url, place)) in urls.iter().zip(places).enumerate() {
-        if (url.tls, url.database) != (first.tls, first.database) {
-            place.wrong(report, "must have the scheme and the database of the one before");
-        } else if cluster && url.database != 0 {
-            place.wrong(report, "must not name a database: a Cluster has number 0 alone");
-        } else if !cluster && at > 0 {
-            place.wrong(report, "names a second node: only a Cluster has several; set cluster = true");
-        } else if urls.iter().take(at).any(|before| before.address == url.address) {
-            place.wrong(report, format!("names {} twice", url.address));
-        }
-    }
+/// Braces would put all keys into one slot of a Cluster.
+fn is_prefix(text: &str) -> bool {
+    is_username(text) && text.len() <= 64 && !text.contains(['{', '}'])
 }
 
-fn fleet_secrets(found: &Found<'_, '_>, report: &mut Report<'_>) -> Vec<Secret> {
-    let Some(path) = found.text(report, "a file's path").map(Path::new) else { return Vec::new() };
-    match secret::lines_of_file(path, SECRETS) {
-        Ok((secrets, everyones)) => {
-            warn_of_everyone(everyones, path, found, report);
-            if secrets.iter().any(|secret| secret.expose().len() < SECRET_CHARS) {
-                let how = "openssl rand -base64 32 makes one";
-                found.wrong(report, format!("holds a secret of less than {SECRET_CHARS} characters: {how}"));
-            }
-            if matches!(secrets.as_slice(), [one, other] if one == other) {
-                found.wrong(report, "holds the same secret twice");
-            }
-            secrets
-        }
-        Err(message) => {
-            found.wrong(report, message);
-            Vec::new()
-        }
+fn fleet_secrets(path: &Path) -> Result<Vec<Secret>, String> {
+    let secrets = secret::lines_of_file(path)?;
+    if secrets.len() > SECRETS {
+        return Err(format!("holds {} lines: {SECRETS} at most, one secret each", secrets.len()));
     }
-}
-
-fn warn_of_everyone(everyones: bool, path: &Path, found: &Found<'_, '_>, report: &mut Report<'_>) {
-    if everyones {
-        let shown = path.display();
-        let message = format!("everyone on this machine may read {shown}; chmod o-rwx takes that away");
-        report.warn(found.span.start, &found.key, &message);
+    if secrets.iter().any(|secret| secret.expose().len() < SECRET_CHARS) {
+        let how = "openssl rand -base64 32 makes one";
+        return Err(format!("holds a secret of less than {SECRET_CHARS} characters: {how}"));
     }
+    if matches!(secrets.as_slice(), [one, other] if one == other) {
+        return Err("holds the same secret twice".to_owned());
+    }
+    Ok(secrets)
 }

@@ -1,42 +1,43 @@
 //! `[trace]`: where spans go, and which.
 
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING, USER_AGENT};
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderName, HeaderValue, Uri};
 
-use super::Endpoint;
-use super::pem;
-use super::reader::{Found, Section};
-use super::report::Report;
+use super::declare::section;
+use super::endpoint::Endpoint;
+use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, secret_file, share, string_of, text};
 use super::secret::{self, Secret};
+use super::table::Table;
 
 /// Whether this build exports spans.
 const BUILT: bool = cfg!(feature = "otlp");
 /// Where OTLP over HTTP takes spans, on a collector of which no path is named.
 const PATH: &str = "/v1/traces";
-/// Characters of a service's name.
-const NAME_CHARS: usize = 128;
 
-/// `[trace]`. There is none by default; it takes a build with the feature `otlp`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Trace {
-    /// The collector.
-    pub endpoint: Endpoint,
-    /// Where on it. Default `/v1/traces`.
-    pub path: PathAndQuery,
-    /// Share of the traces begun here that are sampled, 0 to 1. Who brings a trace has decided already. Default 1.
-    pub sample: f64,
-    /// `service.name`, of 1 to 128 characters. Default `sidelink`.
-    pub service_name: String,
-    /// The longest that one export may take, 1 ms to 1 min. Default 5 s.
-    pub timeout: Duration,
-    /// PEM file of certificate authorities that replaces the platform's. None by default.
-    pub ca_file: Option<PathBuf>,
-    /// `[[trace.headers]]`: what the collector is sent besides; no name twice. None by default.
-    pub headers: Vec<TraceHeader>,
+section! {
+    /// `[trace]`. There is none by default; it takes a build with the feature `otlp`.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct Trace: pub fn at(endpoint: Endpoint) {
+        /// The collector.
+        pub endpoint: Endpoint = endpoint => [with Trace::endpoint_key];
+        /// Where on it.
+        pub path: PathAndQuery = PathAndQuery::from_static(PATH);
+        /// Share of the traces begun here that are sampled; a client's traceparent has decided already.
+        pub sample: f64 = 1.0, share(0.0..=1.0);
+        /// By what name the collector knows it: its `service.name`.
+        pub service_name: String = "sidelink".to_owned(), string_of("a service's name: 1 to 128 characters, none of control", is_service_name);
+        /// PEM file of certificate authorities for https://, instead of the platform's.
+        pub ca_file: Option<PathBuf> = None, certificates().read_once().optional("/etc/sidelink/collector-ca.pem");
+        /// The longest that one export may take.
+        pub timeout: Duration = 5 * SECOND, duration(MILLISECOND..=MINUTE);
+        /// A header that the collector wants to see, and the file that holds its value; one table for each.
+        pub headers: Vec<TraceHeader> = Vec::new() => [list TraceHeader::blank, TraceHeader::visit];
+    }
 }
 
 /// One table of `[[trace.headers]]`.
@@ -51,6 +52,24 @@ pub struct TraceHeader {
 }
 
 impl TraceHeader {
+    fn blank() -> Self {
+        Self { name: HeaderName::from_static("stand-in"), secret: Secret::new(Vec::new()), file: PathBuf::new() }
+    }
+
+    /// Visits each key of a table after those before it.
+    fn visit(&mut self, before: &[Self], table: &mut Table<'_>) {
+        let kind = text("a header's name", header_name).required("authorization");
+        if let Some(found) = table.key("name", "Its name.", &mut self.name, kind)
+            && before.iter().any(|other| other.name == self.name)
+        {
+            found.wrong(format!("names {} twice", self.name));
+        }
+        let kind = secret_file(secret::line_of_file).required("/etc/sidelink/collector-authorization");
+        let mut value = (self.secret.clone(), std::mem::take(&mut self.file));
+        table.key("value_file", "File that holds its value and nothing else.", &mut value, kind);
+        (self.secret, self.file) = value;
+    }
+
     /// Its value, which no debug output shows.
     pub fn value(&self) -> HeaderValue {
         // Never fails: what is read is visible ASCII.
@@ -61,31 +80,49 @@ impl TraceHeader {
 }
 
 impl Trace {
-    /// The defaults, for a collector at `endpoint`.
-    pub fn at(endpoint: Endpoint) -> Self {
-        Self {
-            endpoint,
-            path: PathAndQuery::from_static(PATH),
-            sample: 1.0,
-            service_name: "sidelink".to_owned(),
-            timeout: Duration::from_secs(5),
-            ca_file: None,
-            headers: Vec::new(),
+    pub(super) fn blank() -> Self {
+        Self::at(Endpoint::stand_in())
+    }
+
+    /// Visits each key, and reports what does not fit together.
+    pub(super) fn visit(&mut self, table: &mut Table<'_>) {
+        if !BUILT {
+            table.wrong("this build exports no spans: it takes one with `cargo build --release --features otlp`");
         }
+        self.keys(table);
+        if let Some(found) = table.find("ca_file").filter(|_| self.endpoint.scheme != Scheme::HTTPS) {
+            found.wrong("is of use with https:// only");
+        }
+    }
+
+    fn endpoint_key(&mut self, table: &mut Table<'_>) {
+        let mut at = Collector { endpoint: self.endpoint.clone(), path: self.path.clone() };
+        let doc = "The collector, over OTLP/HTTP with protobuf; without a path of its own, that is /v1/traces.";
+        let kind = text("a URL such as \"http://127.0.0.1:4318\"", collector).required("http://127.0.0.1:4318");
+        table.key("endpoint", doc, &mut at, kind);
+        (self.endpoint, self.path) = (at.endpoint, at.path);
     }
 
     /// Where spans are brought.
     pub fn uri(&self) -> Uri {
-        let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(self.endpoint.scheme.clone());
-        parts.authority = Some(self.endpoint.authority.clone());
-        parts.path_and_query = Some(self.path.clone());
-        Uri::from_parts(parts).unwrap_or_default()
+        self.endpoint.uri(self.path.clone())
+    }
+}
+
+/// A collector's URL, taken apart.
+struct Collector {
+    endpoint: Endpoint,
+    path: PathAndQuery,
+}
+
+impl fmt::Display for Collector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.endpoint, self.path)
     }
 }
 
 /// Reads a collector's URL; a message says what is wrong with it, without a word of it: it may carry a password.
-fn collector(text: &str) -> Result<(Endpoint, PathAndQuery), String> {
+fn collector(text: &str) -> Result<Collector, String> {
     let uri: Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
     if uri.query().is_some() || text.contains('#') {
         return Err("must not have a query or fragment; what a collector wants to know goes into trace.headers".into());
@@ -95,93 +132,17 @@ fn collector(text: &str) -> Result<(Endpoint, PathAndQuery), String> {
         path => path.parse().map_err(|error| format!("not a path: {error}"))?,
     };
     let origin = text.strip_suffix(uri.path()).unwrap_or(text);
-    Ok((Endpoint::parse(origin)?, path))
+    Ok(Collector { endpoint: Endpoint::parse(origin)?, path })
 }
 
-/// The whole table, if it stands in the file; also the place of its endpoint there.
-pub(super) fn read<'a, 'i>(section: &mut Section<'a, 'i>, report: &mut Report<'_>) -> Option<(Trace, Found<'a, 'i>)> {
-    let found = section.find("endpoint");
-    let stand_in = Endpoint { scheme: Scheme::HTTP, authority: http::uri::Authority::from_static("stand-in.invalid") };
-    let mut trace = Trace::at(stand_in);
-    section.share("sample", &mut trace.sample, 0.0..=1.0, report);
-    let name = section.find("service_name");
-    let bounds = Duration::from_millis(1)..=Duration::from_secs(60);
-    section.duration("timeout", &mut trace.timeout, bounds, report);
-    let ca_file = section.find("ca_file");
-    for mut table in section.tables("headers", report) {
-        trace.headers.extend(header(&mut table, &trace.headers, report));
-        table.finish(report);
-    }
-    if !section.is_there() {
-        return None;
-    }
-    if !BUILT {
-        section.wrong(report, "this build exports no spans: it takes one with `cargo build --release --features otlp`");
-    }
-    if let Some(found) = name {
-        let text = found.text(report, "a service's name").unwrap_or(&trace.service_name).to_owned();
-        if text.is_empty() || text.chars().count() > NAME_CHARS || text.chars().any(char::is_control) {
-            found.wrong(report, format!("must be a service's name: 1 to {NAME_CHARS} characters, none of control"));
-        }
-        trace.service_name = text;
-    }
-    section.require("endpoint", report);
-    let found = found?;
-    let text = found.text(report, "a URL such as \"http://127.0.0.1:4318\"")?;
-    match collector(text) {
-        Ok((endpoint, path)) => (trace.endpoint, trace.path) = (endpoint, path),
-        Err(message) => {
-            found.wrong(report, message);
-            return None;
-        }
-    }
-    if let Some(found) = ca_file
-        && let Some(path) = found.text(report, "a file's path").map(PathBuf::from)
-    {
-        match pem::certificates(&path) {
-            _ if trace.endpoint.scheme != Scheme::HTTPS => found.wrong(report, "is of use with https:// only"),
-            Ok(_) => trace.ca_file = Some(path),
-            Err(message) => found.wrong(report, message),
-        }
-    }
-    Some((trace, found))
+fn is_service_name(text: &str) -> bool {
+    (1..=128).contains(&text.chars().count()) && !text.chars().any(char::is_control)
 }
 
-/// One table of `[[trace.headers]]`; `others` are those before it.
-fn header(table: &mut Section<'_, '_>, others: &[TraceHeader], report: &mut Report<'_>) -> Option<TraceHeader> {
-    let (name, file) = (table.find("name"), table.find("value_file"));
-    if !table.is_there() {
-        return None;
+fn header_name(text: &str) -> Result<HeaderName, String> {
+    let name: HeaderName = text.parse().map_err(|_| format!("\"{}\" is not a header's name", text.escape_debug()))?;
+    if [HOST, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING, USER_AGENT].contains(&name) {
+        return Err(format!("{name} is set by sidelink itself"));
     }
-    table.require("name", report);
-    table.require("value_file", report);
-    let name = name.and_then(|found| {
-        let text = found.text(report, "a header's name")?;
-        let Ok(name) = text.parse::<HeaderName>() else {
-            found.wrong(report, format!("\"{}\" is not a header's name", text.escape_debug()));
-            return None;
-        };
-        if [HOST, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING, USER_AGENT].contains(&name) {
-            found.wrong(report, format!("{name} is set by sidelink itself"));
-        } else if others.iter().any(|other| other.name == name) {
-            found.wrong(report, format!("names {name} twice"));
-        }
-        Some(name)
-    });
-    let (secret, file) = file.and_then(|found| {
-        let path = Path::new(found.text(report, "a file's path")?);
-        match secret::line_of_file(path) {
-            Ok((secret, everyones)) => {
-                if everyones {
-                    report.warn(found.span.start, &found.key, &super::file::too_open(path));
-                }
-                Some((secret, path.to_owned()))
-            }
-            Err(message) => {
-                found.wrong(report, message);
-                None
-            }
-        }
-    })?;
-    Some(TraceHeader { name: name?, secret, file })
+    Ok(name)
 }

@@ -1,53 +1,22 @@
 //! What is bounded, and how near its bound it is.
 
-use prometheus::{IntGaugeVec, Opts, Registry};
+use prometheus::IntGaugeVec;
 
+use super::Bounded;
+use super::family::families;
 use crate::config::Config;
 
-/// What is bounded in all, however many callers there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bounded {
-    /// Client connections, by `limits.connections`.
-    Connections,
-    /// Ids being fetched, by `limits.in_flight`.
-    InFlight,
-    /// Batches waiting for a call, by `limits.waiters`.
-    Waiters,
-    /// Requests on other routes, by `limits.exchanges`.
-    Exchanges,
-    /// Bytes of batches' bodies, by `limits.batch_bodies`.
-    BatchBodies,
-    /// Bytes of bodies held to be signed again, by `limits.signed_bodies`.
-    SignedBodies,
-    /// Calls under way, by `upstream.calls`.
-    Calls,
+families! {
+    /// Families of limits.
+    pub struct Limits {
+        /// The most that there may be at a time, as configured.
+        pub limit: IntGaugeVec = "limit", gauges("limit", &Bounded::ALL.map(Bounded::name));
+        /// How much of sidelink_limit is in use now.
+        pub used: IntGaugeVec = "limit_used", gauges("limit", &Bounded::ALL.map(Bounded::name));
+    }
 }
 
 impl Bounded {
-    /// All of them, for metrics.
-    pub const ALL: [Bounded; 7] = [
-        Bounded::Connections,
-        Bounded::InFlight,
-        Bounded::Waiters,
-        Bounded::Exchanges,
-        Bounded::BatchBodies,
-        Bounded::SignedBodies,
-        Bounded::Calls,
-    ];
-
-    /// Its name in metrics; that of what is refused at it, where something is.
-    pub fn name(self) -> &'static str {
-        match self {
-            Bounded::Connections => "connections",
-            Bounded::InFlight => "in_flight",
-            Bounded::Waiters => "waiters",
-            Bounded::Exchanges => "exchanges",
-            Bounded::BatchBodies => "batch_bodies",
-            Bounded::SignedBodies => "signed_bodies",
-            Bounded::Calls => "calls",
-        }
-    }
-
     /// What `config` allows.
     fn most(self, config: &Config) -> usize {
         match self {
@@ -62,28 +31,7 @@ impl Bounded {
     }
 }
 
-/// Families of limits.
-pub struct Limits {
-    limit: IntGaugeVec,
-    used: IntGaugeVec,
-}
-
 impl Limits {
-    pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let family = |name: &str, help: &str| -> prometheus::Result<IntGaugeVec> {
-            let family = IntGaugeVec::new(Opts::new(name, help), &["limit"])?;
-            for bounded in Bounded::ALL {
-                family.with_label_values(&[bounded.name()]);
-            }
-            registry.register(Box::new(family.clone()))?;
-            Ok(family)
-        };
-        Ok(Self {
-            limit: family("sidelink_limit", "The most that there may be at a time, as configured.")?,
-            used: family("sidelink_limit_used", "How much of sidelink_limit is in use now.")?,
-        })
-    }
-
     /// Shows what `config` allows.
     pub fn show(&self, config: &Config) {
         for bounded in Bounded::ALL {

@@ -26,7 +26,7 @@ impl Metrics {
     /// The counters as they stand.
     pub fn reading(&self) -> Reading {
         let mut answers = Buckets::default();
-        for durations in &self.batch_durations {
+        for durations in &self.request_durations.batch {
             answers.add(durations);
         }
         let mut call_durations = Buckets::default();

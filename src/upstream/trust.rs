@@ -1,6 +1,5 @@
 //! Whom sidelink trusts over TLS, and as whom it is known there: certificate authorities, and a client certificate.
 
-use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,29 +11,15 @@ use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use crate::config::{self, pem};
 
 /// Why the client could not be built.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// A file cannot be read, or does not hold what it should: the key that names it, and why.
+    #[error("{0}: {1}")]
     File(&'static str, String),
     /// The platform has no certificate authorities; `upstream.ca_file` can name some.
+    #[error("the platform has no certificate authorities ({0}); install them or set upstream.ca_file")]
     NoRoots(String),
 }
-
-impl fmt::Display for SetupError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SetupError::File(key, reason) => write!(f, "{key}: {reason}"),
-            SetupError::NoRoots(reason) => {
-                write!(
-                    f,
-                    "the platform has no certificate authorities ({reason}); install them or set upstream.ca_file"
-                )
-            }
-        }
-    }
-}
-
-impl std::error::Error for SetupError {}
 
 /// What the files behind a configuration held when it was put in force.
 pub(super) struct Trust {

@@ -783,7 +783,7 @@ fn where_spans_go_reads_back_and_shows_no_secret() {
     assert_eq!(trace.uri(), "http://collector.internal:4318/v1/traces");
     assert_eq!((trace.sample, trace.service_name.as_str(), trace.timeout), (0.25, "a b", Duration::from_secs(1)));
     assert_eq!(trace.headers[0].value(), "Bearer MARKED-1");
-    assert_eq!(config.files(), [value.path(); 2]);
+    assert_eq!(config.dependencies(), [value.path(); 2]);
     let shown = format!("{config}{config:?}{:?}", trace.headers[0].value());
     assert!(!shown.contains("MARKED"), "{shown}");
     assert_eq!(Config::parse(&config.to_string()).unwrap(), config);

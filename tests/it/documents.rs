@@ -78,6 +78,35 @@ fn every_key_that_a_page_names_is_one_of_the_shipped_file() {
     assert!(seen.len() > 40, "{seen:?}");
 }
 
+/// The file at `path`, which is as `generate` makes it of the present one; `make docs` (SIDELINK_DOCS=write) writes it.
+pub fn generated(path: &str, generate: impl FnOnce(&str) -> String) -> String {
+    let present = std::fs::read_to_string(root().join(path)).unwrap();
+    let text = generate(&present);
+    if std::env::var_os("SIDELINK_DOCS").is_some_and(|value| value == "write") {
+        std::fs::write(root().join(path), &text).unwrap();
+    } else {
+        assert!(present == text, "{path} is out of date: run `make docs`");
+    }
+    text
+}
+
+#[test]
+fn generated_files_are_up_to_date() {
+    generated("config/sidelink.toml", |_| sidelink::config::shipped());
+    for (path, reference) in [
+        ("docs/CONFIGURATION.md", sidelink::config::reference()),
+        ("docs/ERRORS.md", format!("\n{}", sidelink::error::reference())),
+    ] {
+        generated(path, |page| {
+            let (by_hand, _) = page.split_once(GENERATED).unwrap_or_else(|| panic!("{path} has no {GENERATED}"));
+            format!("{by_hand}{GENERATED}\n{reference}")
+        });
+    }
+}
+
+/// What follows this line of a page is generated.
+const GENERATED: &str = "<!-- Generated from the program by `make docs`. -->";
+
 #[test]
 fn readme_shows_the_errors_that_check_prints() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();

@@ -114,11 +114,37 @@ fn documented(page: &str) -> BTreeMap<String, Family> {
     families
 }
 
+/// The page with the type, labels, buckets and HELP text of each family as the program has them.
+fn updated(page: &str, program: &BTreeMap<String, Family>) -> String {
+    let (mut family, mut type_is_next) = (None, false);
+    let line = |line: &str| {
+        if line.starts_with('#') {
+            family = line.strip_prefix("### ").and_then(|name| program.get(name.trim_matches('`')));
+            type_is_next = true;
+        }
+        match family.filter(|_| !line.is_empty() && !line.starts_with('#')) {
+            Some(Family { kind, buckets, series, .. }) if std::mem::take(&mut type_is_next) => {
+                let labels: Vec<String> =
+                    series.iter().flat_map(|labels| labels.keys()).map(|name| format!("`{name}`")).collect();
+                let labels: BTreeSet<String> = labels.into_iter().collect();
+                let by = if labels.is_empty() { "" } else { " by " };
+                let labels = Vec::from_iter(labels).join(", ");
+                let with = if buckets.is_empty() { "" } else { "; buckets " };
+                format!("{kind}{by}{labels}{with}{}\n", buckets.join(", "))
+            }
+            Some(family) if line.starts_with("> ") => format!("> {}\n", family.help),
+            _ => format!("{line}\n"),
+        }
+    };
+    page.lines().map(line).collect()
+}
+
 #[tokio::test]
 async fn the_page_on_metrics_says_what_the_program_does() {
     let stack = Stack::start().await;
     let mut program = families(&stack.metrics().await);
-    let page = documented(&std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/METRICS.md")).unwrap());
+    let text = crate::documents::generated("docs/METRICS.md", |page| updated(page, &program));
+    let page = documented(&text);
     // The one label whose values are not known in advance.
     let build = program.get_mut("sidelink_build_info").unwrap();
     build.series = std::mem::take(&mut build.series)

@@ -1,11 +1,11 @@
-//! Whether the endpoint is a listener of this very process.
+//! Whether an endpoint is a listener of this very process.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 
-use super::Endpoint;
+use super::endpoint::Endpoint;
 
 /// Whether whoever connects to `endpoint` gets to `listener`. A resolver is asked only where the ports are the same.
-pub(super) fn is_own(endpoint: &Endpoint, listener: SocketAddr) -> bool {
+pub(super) fn is_self(endpoint: &Endpoint, listener: SocketAddr) -> bool {
     if listener.port() == 0 || listener.port() != endpoint.port() {
         return false;
     }

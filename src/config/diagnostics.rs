@@ -1,0 +1,321 @@
+//! The errors found so far, each with its place. What is unknown or missing is judged at the end, when every known key has
+//! been visited.
+
+use std::cell::{RefCell, RefMut};
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::Path;
+
+use toml::de::DeValue;
+
+use super::error::{ConfigError, ConfigErrors, Warning};
+use super::kind::About;
+use super::secret;
+
+/// Names that are not like any known key are not worth a suggestion below this (Jaro-Winkler, 0 to 1).
+const SIMILAR: f64 = 0.7;
+/// The same for a key of another table, which has to be a nearer match to be worth naming.
+const SIMILAR_ELSEWHERE: f64 = 0.9;
+
+/// The errors found so far, what their verdicts need, and every key that was visited.
+pub(super) struct Report<'a> {
+    text: &'a str,
+    /// Where lines begin, so that a place is found without reading the text again.
+    lines: Vec<usize>,
+    state: RefCell<State>,
+}
+
+#[derive(Default)]
+struct State {
+    errors: Vec<ConfigError>,
+    warnings: Vec<Warning>,
+    /// Lines that are not TOML: what the parser made of them is not worth an error of its own.
+    not_toml: BTreeSet<usize>,
+    /// In the order of the file.
+    tables: Vec<TableEntry>,
+    unknown: Vec<Unknown>,
+    missing: Vec<Missing>,
+    /// Paths that an unknown key was probably meant to be.
+    meant: Vec<String>,
+}
+
+/// A table that was visited.
+pub(super) struct TableEntry {
+    /// Dotted; empty for the whole document.
+    pub(super) path: String,
+    pub(super) doc: &'static str,
+    /// One of any number: `[[path]]`.
+    pub(super) repeated: bool,
+    /// Part of the configuration that was visited; else visited only to list its keys.
+    pub(super) present: bool,
+    /// Every name that it may have, those of its tables included.
+    pub(super) names: Vec<&'static str>,
+    pub(super) keys: Vec<KeyEntry>,
+}
+
+/// A key that was visited.
+pub(super) struct KeyEntry {
+    pub(super) name: &'static str,
+    pub(super) doc: &'static str,
+    /// In the configuration that was visited.
+    pub(super) value: Option<toml::Value>,
+    pub(super) about: About,
+}
+
+/// A key that nobody has read.
+pub(super) struct Unknown {
+    pub(super) table: String,
+    pub(super) key: String,
+    pub(super) at: usize,
+    pub(super) is_table: bool,
+}
+
+/// A key that must be there and is not.
+struct Missing {
+    path: String,
+    table: String,
+    at: usize,
+}
+
+/// A value with its key's path and its place.
+pub(super) struct Found<'a> {
+    pub(super) key: String,
+    pub(super) at: usize,
+    pub(super) value: &'a DeValue<'a>,
+    pub(super) report: &'a Report<'a>,
+}
+
+impl<'a> Found<'a> {
+    pub(super) fn wrong(&self, message: impl AsRef<str>) {
+        self.report.add(self.at, &self.key, message);
+    }
+
+    /// As [`Found::wrong`]; nothing could be read.
+    pub(super) fn refuse<T>(&self, message: impl AsRef<str>) -> Option<T> {
+        self.wrong(message);
+        None
+    }
+
+    /// The value is of another type.
+    pub(super) fn is_not<T>(&self, expected: &str) -> Option<T> {
+        self.refuse(format!("must be {expected}, is {}", article(self.value.type_str())))
+    }
+
+    /// For what is allowed and yet not right.
+    pub(super) fn warn(&self, message: &str) {
+        let warning = Warning(self.report.at(self.at, &self.key, message));
+        self.report.state.borrow_mut().warnings.push(warning);
+    }
+
+    /// Warns of a file with a secret that every user of this machine may read.
+    pub(super) fn warn_if_exposed(&self, path: &Path) {
+        if secret::is_everyones(path) {
+            let message = format!("everyone on this machine may read {}; chmod o-rwx takes that away", path.display());
+            self.warn(&message);
+        }
+    }
+
+    /// The text of a string value; anything else is reported.
+    pub(super) fn text(&self, expected: &str) -> Option<&'a str> {
+        self.value.as_str().or_else(|| self.is_not(expected))
+    }
+
+    /// The elements of an array; any other value alone.
+    pub(super) fn elements(&self) -> Vec<Found<'a>> {
+        let found = |at, value| Found { key: self.key.clone(), at, value, report: self.report };
+        match self.value {
+            DeValue::Array(array) => {
+                array.iter().map(|element| found(element.span().start, element.get_ref())).collect()
+            }
+            single => vec![found(self.at, single)],
+        }
+    }
+}
+
+/// Such as `an integer`.
+pub(super) fn article(kind: &str) -> String {
+    let article = if kind.starts_with(['a', 'i', 'o']) { "an" } else { "a" };
+    format!("{article} {kind}")
+}
+
+impl<'a> Report<'a> {
+    pub(super) fn new(text: &'a str) -> Self {
+        let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
+        Self { text, lines: std::iter::once(0).chain(breaks).collect(), state: RefCell::default() }
+    }
+
+    /// What the parser could not read; one error a line, since the parser stumbles on after the first.
+    pub(super) fn not_toml(&self, span: Option<Range<usize>>, message: &str) {
+        let at = span.map_or(0, |span| span.start);
+        let (line, _) = self.place(at);
+        if self.state.borrow_mut().not_toml.insert(line) {
+            self.push(at, "", &format!("not TOML: {message}"));
+        }
+    }
+
+    pub(super) fn add(&self, at: usize, key: &str, message: impl AsRef<str>) {
+        let (line, _) = self.place(at);
+        if !self.state.borrow().not_toml.contains(&line) {
+            self.push(at, key, message.as_ref());
+        }
+    }
+
+    pub(super) fn missing(&self, table: &str, key: &str, at: usize) {
+        let missing = Missing { path: path(table, key), table: table.to_owned(), at };
+        self.state.borrow_mut().missing.push(missing);
+    }
+
+    pub(super) fn unknown(&self, unknown: Unknown) {
+        self.state.borrow_mut().unknown.push(unknown);
+    }
+
+    /// Notes a table that is visited; returns its number.
+    pub(super) fn enter(&self, path: &str, doc: &'static str, repeated: bool, present: bool) -> usize {
+        let tables = &mut self.state.borrow_mut().tables;
+        let path = path.to_owned();
+        tables.push(TableEntry { path, doc, repeated, present, names: Vec::new(), keys: Vec::new() });
+        tables.len() - 1
+    }
+
+    /// The table of this number.
+    pub(super) fn table(&self, number: usize) -> Option<RefMut<'_, TableEntry>> {
+        RefMut::filter_map(self.state.borrow_mut(), |state| state.tables.get_mut(number)).ok()
+    }
+
+    /// Every table that was visited, in the order of the file.
+    pub(super) fn into_tables(self) -> Vec<TableEntry> {
+        self.state.into_inner().tables
+    }
+
+    /// Whether the key or table at `path`, or something below it, has an error.
+    pub(super) fn has_error(&self, path: &str) -> bool {
+        let is_below =
+            |other: &str| other.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        let state = self.state.borrow();
+        state.errors.iter().any(|error| is_below(&error.key))
+            || state.missing.iter().any(|missing| is_below(&missing.path))
+    }
+
+    /// Whether it is not known what `key`, of a table of the first level, was meant to be: it or something below it has an
+    /// error, something beside it is misspelt, or part of the text is not TOML.
+    pub(super) fn doubts(&self, key: &str) -> bool {
+        let table = key.split('.').next().unwrap_or_default();
+        let misspelt = |unknown: &Unknown| unknown.table.is_empty() || unknown.table == table;
+        let state = self.state.borrow();
+        self.has_error(key) || !state.not_toml.is_empty() || state.unknown.iter().any(misspelt)
+    }
+
+    /// The warnings, or every error.
+    pub(super) fn finish(self) -> Result<Vec<Warning>, ConfigErrors> {
+        self.judge_unknown();
+        self.judge_missing();
+        let state = self.state.into_inner();
+        if state.errors.is_empty() { Ok(state.warnings) } else { Err(ConfigErrors::new(state.errors)) }
+    }
+
+    fn judge_unknown(&self) {
+        let unknown = std::mem::take(&mut self.state.borrow_mut().unknown);
+        for unknown in unknown {
+            // A heading that is not TOML leaves the keys below it without a table.
+            let (line, _) = self.place(unknown.at);
+            let orphan = unknown.table.is_empty()
+                && !self.is_heading(unknown.at)
+                && self.state.borrow().not_toml.first().is_some_and(|not_toml| *not_toml < line);
+            if !orphan {
+                let (message, meant) = self.state.borrow().suggest(&unknown);
+                self.add(unknown.at, &path(&unknown.table, &unknown.key), message);
+                self.state.borrow_mut().meant.extend(meant);
+            }
+        }
+    }
+
+    /// Not reported where its absence follows from another error: it may be in what is not TOML, or misspelt.
+    fn judge_missing(&self) {
+        let missing = std::mem::take(&mut self.state.borrow_mut().missing);
+        for Missing { path, table, at } in missing {
+            let state = self.state.borrow();
+            let follows =
+                !state.not_toml.is_empty() || state.meant.iter().any(|meant| *meant == path || *meant == table);
+            drop(state);
+            if !follows {
+                self.push(at, &path, "is missing; it has no default");
+            }
+        }
+    }
+
+    fn push(&self, at: usize, key: &str, message: &str) {
+        let error = self.at(at, key, message);
+        self.state.borrow_mut().errors.push(error);
+    }
+
+    fn at(&self, at: usize, key: &str, message: &str) -> ConfigError {
+        let (line, column) = self.place(at);
+        ConfigError { line, column, key: one_line(key), message: one_line(message) }
+    }
+
+    /// Whether the key at a byte stands in a heading, such as `[limits]`.
+    fn is_heading(&self, at: usize) -> bool {
+        self.text.get(..at).is_some_and(|before| before.trim_end_matches([' ', '\t']).ends_with('['))
+    }
+
+    /// Line and column of a byte, both from 1.
+    fn place(&self, at: usize) -> (usize, usize) {
+        let line = self.lines.partition_point(|start| *start <= at);
+        let start = self.lines.get(line.saturating_sub(1)).copied().unwrap_or_default();
+        let before = self.text.get(start..at).unwrap_or_default();
+        (line, 1 + before.chars().count())
+    }
+}
+
+impl State {
+    /// What to say of an unknown key, and the paths of the known keys that may have been meant.
+    fn suggest(&self, unknown: &Unknown) -> (String, Vec<String>) {
+        let Unknown { table, key, is_table, .. } = unknown;
+        let what = if *is_table { "unknown table" } else { "unknown key" };
+        let known = || self.tables.iter().map(|known| (&known.path, &known.names));
+        let elsewhere = || known().filter(|(other, _)| *other != table);
+
+        let homes = || elsewhere().filter(|(home, keys)| !home.is_empty() && keys.contains(&key.as_str()));
+        if homes().next().is_some() {
+            let tables: Vec<String> = homes().map(|(home, _)| format!("[{home}]")).collect();
+            let meant = homes().map(|(home, _)| path(home, key)).collect();
+            return (format!("{what}; it belongs in {}", tables.join(" or ")), meant);
+        }
+        if elsewhere().any(|(home, _)| home == key) {
+            return (format!("{what}; [{key}] is a table of its own"), vec![key.clone()]);
+        }
+        let here = known().find(|(other, _)| *other == table).map_or(&[][..], |(_, keys)| keys);
+        if let Some((_, nearest)) = nearest(here, key, SIMILAR) {
+            return (format!("{what}; did you mean \"{nearest}\"?"), vec![path(table, nearest)]);
+        }
+        let near = elsewhere().filter(|(home, _)| !home.is_empty()).filter_map(|(home, keys)| {
+            let (likeness, nearest) = nearest(keys, key, SIMILAR_ELSEWHERE)?;
+            Some((likeness, nearest, home))
+        });
+        match near.max_by(|one, other| one.0.total_cmp(&other.0)) {
+            Some((_, nearest, home)) => {
+                (format!("{what}; did you mean \"{nearest}\" in [{home}]?"), vec![path(home, nearest)])
+            }
+            None => (format!("{what}; known here: {}", here.join(", ")), Vec::new()),
+        }
+    }
+}
+
+/// The dotted path of a key.
+pub(super) fn path(table: &str, key: &str) -> String {
+    if table.is_empty() { key.to_owned() } else { format!("{table}.{key}") }
+}
+
+fn nearest(known: &[&'static str], key: &str, least: f64) -> Option<(f64, &'static str)> {
+    let likeness = known.iter().map(|known| (strsim::jaro_winkler(known, key), *known));
+    likeness.filter(|(likeness, _)| *likeness > least).max_by(|one, other| one.0.total_cmp(&other.0))
+}
+
+/// A quoted key may hold anything, also line breaks and what a terminal obeys.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() { line.extend(character.escape_default()) } else { line.push(character) }
+    }
+    line
+}

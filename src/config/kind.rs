@@ -1,0 +1,320 @@
+//! What the value of a key may be: how it is read, written and described.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::SpanRelativeTo;
+use jiff::fmt::friendly::{SpanParser, SpanPrinter};
+use toml::Value;
+use toml::de::DeValue;
+
+use super::diagnostics::Found;
+use super::pem;
+
+pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
+
+type Read<T> = Box<dyn Fn(&Found<'_>) -> Option<T>>;
+type Write<T> = Box<dyn Fn(&T) -> Option<Value>>;
+
+/// What the value of a key may be, and all else that is known of the key besides its name, default and doc.
+pub(super) struct Kind<T> {
+    pub(super) read: Read<T>,
+    /// As it stands in a file; none for an absent value. Never a secret.
+    pub(super) write: Write<T>,
+    pub(super) about: About,
+}
+
+/// What the generated pages say of a key's values.
+pub(super) struct About {
+    /// Such as `1s to 24h`.
+    pub(super) values: String,
+    /// A value for the shipped file, in place of a default.
+    pub(super) example: Option<&'static str>,
+    /// The file must have the key.
+    pub(super) required: bool,
+    /// A reload cannot change the value.
+    pub(super) immutable: bool,
+    /// The value is the path of a file that is read with the configuration.
+    pub(super) dependency: bool,
+}
+
+impl<T: 'static> Kind<T> {
+    fn new(
+        values: impl Into<String>,
+        read: impl Fn(&Found<'_>) -> Option<T> + 'static,
+        write: impl Fn(&T) -> Value + 'static,
+    ) -> Self {
+        let about =
+            About { values: values.into(), example: None, required: false, immutable: false, dependency: false };
+        Self { read: Box::new(read), write: Box::new(move |value| Some(write(value))), about }
+    }
+
+    /// A reload cannot change it.
+    pub(super) fn immutable(self) -> Self {
+        Self { about: About { immutable: true, ..self.about }, ..self }
+    }
+
+    /// It has no default, and must be there.
+    pub(super) fn required(self, example: &'static str) -> Self {
+        Self { about: About { required: true, example: Some(example), ..self.about }, ..self }
+    }
+
+    /// It has no default, and may be absent.
+    pub(super) fn optional(self, example: &'static str) -> Kind<Option<T>> {
+        let (read, write) = (self.read, self.write);
+        Kind {
+            read: Box::new(move |found| read(found).map(Some)),
+            write: Box::new(move |value| value.as_ref().and_then(&write)),
+            about: About { example: Some(example), ..self.about },
+        }
+    }
+
+    /// The file is read only once, so that a change of it changes nothing.
+    pub(super) fn read_once(self) -> Self {
+        Self { about: About { dependency: false, ..self.about }, ..self }
+    }
+
+    /// Reports what else is wrong with a value that could be read.
+    pub(super) fn check(self, check: impl Fn(&T, &Found<'_>) + 'static) -> Self {
+        let read = self.read;
+        Self { read: Box::new(move |found| read(found).inspect(|value| check(value, found))), ..self }
+    }
+}
+
+fn string(value: impl Display) -> Value {
+    Value::String(value.to_string())
+}
+
+pub(super) fn flag() -> Kind<bool> {
+    let read = |found: &Found<'_>| found.value.as_bool().or_else(|| found.is_not("true or false"));
+    Kind::new("", read, |value| Value::Boolean(*value))
+}
+
+pub(super) fn duration(bounds: RangeInclusive<Duration>) -> Kind<Duration> {
+    let [least, most] = [bounds.start(), bounds.end()].map(|bound| show_duration(*bound));
+    let values = format!("{least} to {most}");
+    let read = move |found: &Found<'_>| {
+        if let Some(seconds) = integer(found.value).filter(|seconds| *seconds >= 0) {
+            return found.refuse(format!("must be a duration such as \"10s\", is an integer; write \"{seconds}s\""));
+        }
+        let text = found.text("a duration such as \"10s\"")?;
+        match parse_duration(text) {
+            Ok(read) if bounds.contains(&read) => Some(read),
+            Ok(_) => found.refuse(format!("must be between {least} and {most}, is {text}")),
+            Err(message) => found.refuse(format!("{message}; must be between {least} and {most}")),
+        }
+    };
+    Kind::new(values, read, |value| string(show_duration(*value)))
+}
+
+/// Reads a duration such as `500ms`, `10s` or `1h 30m`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let span = SpanParser::new().parse_span(text);
+    let duration = span.and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()));
+    duration.ok().and_then(|duration| Duration::try_from(duration).ok()).ok_or_else(|| {
+        let text = text.escape_debug();
+        format!("not a duration such as \"10s\": \"{text}\" is not a number with a unit (d, h, m, s, ms)")
+    })
+}
+
+/// As it is written in a file: `10s`, `1h 30m`.
+pub(super) fn show_duration(duration: Duration) -> String {
+    SpanPrinter::new().unsigned_duration_to_string(&duration)
+}
+
+/// A number of bytes.
+pub(super) fn size<T>(bounds: RangeInclusive<T>) -> Kind<T>
+where
+    T: Copy + PartialOrd + TryFrom<u64> + TryInto<u64> + 'static,
+{
+    let show = |bytes: T| show_size(bytes.try_into().unwrap_or(u64::MAX));
+    let (least, most) = (show(*bounds.start()), show(*bounds.end()));
+    let values = format!("{least} to {most}");
+    let read = move |found: &Found<'_>| {
+        let (read, written) = match found.value {
+            DeValue::Integer(number) => {
+                (integer(found.value).and_then(|number| u64::try_from(number).ok()), number.as_str())
+            }
+            _ => {
+                let text = found.text("a size such as \"256MiB\"")?;
+                match text.parse::<bytesize::ByteSize>() {
+                    Ok(read) => (Some(read.as_u64()), text),
+                    Err(_) => {
+                        let text = text.escape_debug();
+                        return found.refuse(format!("not a size such as \"256MiB\" or \"64KiB\": \"{text}\""));
+                    }
+                }
+            }
+        };
+        read.and_then(|read| T::try_from(read).ok())
+            .filter(|read| bounds.contains(read))
+            .or_else(|| found.refuse(format!("must be between {least} and {most}, is {written}")))
+    };
+    Kind::new(values, read, move |value| string(show(*value)))
+}
+
+/// A size in the largest binary unit that leaves no remainder.
+fn show_size(bytes: u64) -> String {
+    for (unit, name) in [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
+        if bytes > 0 && bytes.is_multiple_of(unit) {
+            return format!("{}{name}", bytes / unit);
+        }
+    }
+    format!("{bytes}B")
+}
+
+/// A whole number.
+pub(super) fn count<T>(bounds: RangeInclusive<T>) -> Kind<T>
+where
+    T: Copy + PartialOrd + Display + TryFrom<i64> + TryInto<i64> + 'static,
+{
+    let (least, most) = (*bounds.start(), *bounds.end());
+    let read = move |found: &Found<'_>| {
+        let DeValue::Integer(number) = found.value else { return found.is_not("a whole number") };
+        integer(found.value)
+            .and_then(|number| T::try_from(number).ok())
+            .filter(|read| bounds.contains(read))
+            .or_else(|| found.refuse(format!("must be between {least} and {most}, is {}", number.as_str())))
+    };
+    Kind::new(format!("{least} to {most}"), read, |value| Value::Integer((*value).try_into().unwrap_or(i64::MAX)))
+}
+
+/// A share of a whole.
+pub(super) fn share(bounds: RangeInclusive<f64>) -> Kind<f64> {
+    let (least, most) = (*bounds.start(), *bounds.end());
+    let read = move |found: &Found<'_>| {
+        let written = match found.value {
+            DeValue::Float(float) => float.as_str(),
+            // A whole share is easily written without its point.
+            DeValue::Integer(number) => number.as_str(),
+            _ => return found.is_not("a number"),
+        };
+        let read = written.replace('_', "").parse::<f64>().ok().filter(|read| bounds.contains(read));
+        read.or_else(|| found.refuse(format!("must be between {least} and {most}, is {written}")))
+    };
+    Kind::new(format!("{least} to {most}"), read, |value| Value::Float(*value))
+}
+
+/// One of a few words.
+pub(super) fn word<T: Copy + PartialEq + 'static>(words: &'static [(&'static str, T)]) -> Kind<T> {
+    let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+    let values = names.join(", ");
+    let read =
+        move |found: &Found<'_>| {
+            let text = found.text("a string")?;
+            words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).or_else(|| {
+                found.refuse(format!("must be one of {}, is \"{}\"", names.join(", "), text.escape_debug()))
+            })
+        };
+    let name = |value: &T| words.iter().find(|(_, known)| known == value).map_or("", |(word, _)| *word);
+    Kind::new(values, read, move |value| string(name(value)))
+}
+
+/// Permission bits.
+pub(super) fn mode() -> Kind<u32> {
+    let read = |found: &Found<'_>| {
+        let text = found.text("an octal mode such as \"0660\"")?;
+        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777 && !text.starts_with('+'));
+        mode.or_else(|| found.refuse("must be an octal mode such as \"0660\", between \"0000\" and \"0777\""))
+    };
+    Kind::new("0000 to 0777", read, |mode| string(format_args!("{mode:04o}")))
+}
+
+/// A string that `parse` takes; `expected` says what it should be.
+pub(super) fn text<T: Display + 'static>(
+    expected: &'static str,
+    parse: impl Fn(&str) -> Result<T, String> + 'static,
+) -> Kind<T> {
+    let read = move |found: &Found<'_>| match parse(found.text(expected)?) {
+        Ok(read) => Some(read),
+        Err(message) => found.refuse(message),
+    };
+    Kind::new(expected, read, |value| string(value))
+}
+
+/// A string that `fits`; `expected` says what it should be.
+pub(super) fn string_of(expected: &'static str, fits: fn(&str) -> bool) -> Kind<String> {
+    text(expected, move |text| if fits(text) { Ok(text.to_owned()) } else { Err(format!("must be {expected}")) })
+}
+
+/// A string, or an array of strings, each of which `parse` takes; it is shown those before.
+pub(super) fn texts<T: Display + 'static>(parse: impl Fn(&str, &[T]) -> Result<T, String> + 'static) -> Kind<Vec<T>> {
+    let read = move |found: &Found<'_>| {
+        let mut values = Vec::new();
+        for element in found.elements() {
+            let Some(text) = element.text("a string, or an array of strings") else { continue };
+            match parse(text, &values) {
+                Ok(value) => values.push(value),
+                Err(message) => element.wrong(message),
+            }
+        }
+        Some(values)
+    };
+    let write = |values: &Vec<T>| match values.as_slice() {
+        [one] => string(one),
+        several => Value::Array(several.iter().map(string).collect()),
+    };
+    Kind::new("", read, write)
+}
+
+impl<T: 'static> Kind<Vec<T>> {
+    /// An empty array is wrong.
+    pub(super) fn not_empty(self, message: &'static str) -> Self {
+        self.check(move |_, found| {
+            if found.value.as_array().is_some_and(|array| array.is_empty()) {
+                found.wrong(message);
+            }
+        })
+    }
+}
+
+/// The path of a file.
+pub(super) fn file() -> Kind<PathBuf> {
+    let kind = Kind::new("", |found| found.text("a file's path").map(PathBuf::from), |path| string(path.display()));
+    Kind { about: About { dependency: true, ..kind.about }, ..kind }
+}
+
+/// The path of a PEM file that `read` can read.
+pub(super) fn pem_file<T>(read: fn(&Path) -> Result<T, String>) -> Kind<PathBuf>
+where
+    T: 'static,
+{
+    file().check(move |path, found| {
+        if let Err(message) = read(path) {
+            // The line shows the path already.
+            found.wrong(message.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&message));
+        }
+    })
+}
+
+/// The path of a PEM file with certificates.
+pub(super) fn certificates() -> Kind<PathBuf> {
+    pem_file(pem::certificates)
+}
+
+/// The path of a file that `read` reads secrets from.
+pub(super) fn secret_file<S: 'static>(read: fn(&Path) -> Result<S, String>) -> Kind<(S, PathBuf)> {
+    let Kind { read: path, about, .. } = file().check(|path, found| found.warn_if_exposed(path));
+    let read = move |found: &Found<'_>| {
+        let path = path(found)?;
+        match read(&path) {
+            Ok(secret) => Some((secret, path)),
+            Err(message) => found.refuse(message),
+        }
+    };
+    Kind { about, ..Kind::new("", read, |(_, path): &(S, PathBuf)| string(path.display())) }
+}
+
+fn integer(value: &DeValue<'_>) -> Option<i64> {
+    let integer = value.as_integer()?;
+    i64::from_str_radix(&integer.as_str().replace('_', ""), integer.radix()).ok()
+}

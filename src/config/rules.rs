@@ -1,0 +1,82 @@
+//! What must hold between the keys of a configuration, and between one that is in force and the next.
+
+use std::net::SocketAddr;
+
+use toml::de::DeTable;
+
+use super::diagnostics::Report;
+use super::listen::{ListenAddress, clash};
+use super::self_loop::is_self;
+use super::{Config, Endpoint, render};
+
+/// Reports what does not fit together, at a key that stands in the file: defaults fit.
+pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Report<'_>) {
+    let wrong = |keys: &[&str], message: String| {
+        if let Some((key, at)) = keys.iter().find_map(|key| place(document, key).ok().map(|at| (key, at))) {
+            report.add(at, key, message);
+        }
+    };
+    let limits = &config.limits;
+    if limits.in_flight / 2 < limits.batch_ids {
+        let least = 2 * limits.batch_ids;
+        let why = "one caller may hold half of it, and a whole batch has to fit";
+        wrong(
+            &["limits.in_flight", "limits.batch_ids"],
+            format!("limits.in_flight must be at least {least}, twice limits.batch_ids: {why}"),
+        );
+    }
+    for (all, all_bytes, one, bytes) in [
+        ("limits.batch_bodies", limits.batch_bodies, "limits.batch_body", limits.batch_body),
+        ("limits.signed_bodies", limits.signed_bodies, "limits.signed_body", limits.signed_body),
+    ] {
+        if all_bytes < bytes {
+            wrong(&[all, one], format!("{all} must be at least {one}: one such body has to fit"));
+        }
+    }
+
+    let admin = Some(config.admin.address).filter(|_| !report.has_error("admin.address"));
+    if let Some(admin) = admin.map(ListenAddress::Tcp)
+        && let Some(address) = config.listen.address.iter().find(|address| clash(address, &admin))
+    {
+        wrong(&["admin.address"], format!("{admin} clashes with {address}, a listen.address"));
+        if place(document, "admin.address").is_err() {
+            wrong(&["listen.address"], format!("{address} clashes with {admin}, the default of admin.address"));
+        }
+    }
+
+    let listeners: Vec<SocketAddr> = config.listen.address.iter().filter_map(ListenAddress::tcp).chain(admin).collect();
+    let reaches_itself = |endpoint: &Endpoint| {
+        *endpoint != Endpoint::stand_in() && listeners.iter().any(|listener| is_self(endpoint, *listener))
+    };
+    if reaches_itself(&config.upstream.endpoint) {
+        let message = "is this sidelink's own listener: requests would go round in circles";
+        wrong(&["upstream.endpoint"], message.to_owned());
+    }
+    if config.trace.as_ref().is_some_and(|trace| reaches_itself(&trace.endpoint)) {
+        let message = "is this sidelink's own listener: every span would cause another one";
+        wrong(&["trace.endpoint"], message.to_owned());
+    }
+}
+
+/// Reports each key that cannot change while sidelink runs and yet differs; not one whose value could not be read, since
+/// the default then stands in its place.
+pub(super) fn check_immutable(running: &Config, config: &Config, document: &DeTable<'_>, report: &Report<'_>) {
+    for ((key, before), (_, now)) in render::immutable(running).into_iter().zip(render::immutable(config)) {
+        if before != now && !report.doubts(&key) {
+            let (Ok(at) | Err(at)) = place(document, &key);
+            report.add(at, &key, "cannot change at run time: restart");
+        }
+    }
+}
+
+/// Where a key stands; where it does not, its table or, without that, the file's beginning.
+fn place(document: &DeTable<'_>, key: &str) -> Result<usize, usize> {
+    let (mut table, mut at) = (Some(document), 0);
+    for name in key.split('.') {
+        let found = table.and_then(|table| table.iter().find(|(known, _)| known.get_ref() == name));
+        let (name, value) = found.ok_or(at)?;
+        at = name.span().start;
+        table = value.get_ref().as_table();
+    }
+    Ok(at)
+}

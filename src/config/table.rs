@@ -1,0 +1,198 @@
+//! Visits the keys of a TOML table one by one: reads those that are there, reports what is wrong, and lists them all.
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::diagnostics::{Found, KeyEntry, Report, Unknown, article, path};
+use super::kind::Kind;
+
+/// One table of the document. Every key that is visited counts as known; the others are reported at the end.
+pub(super) struct Table<'a> {
+    report: &'a Report<'a>,
+    /// In the report.
+    number: usize,
+    /// Dotted; empty for the whole document.
+    path: String,
+    state: State<'a>,
+    /// Where the table begins.
+    at: usize,
+}
+
+#[derive(Clone, Copy)]
+enum State<'a> {
+    There(&'a DeTable<'a>),
+    /// It reads as empty, and mandatory keys are missing.
+    Absent,
+    /// Nothing is read or missing: its keys are listed.
+    Listed,
+}
+
+/// Visits every key of `document` by `keys`.
+pub(super) fn visit<'a>(document: &'a Spanned<DeTable<'a>>, report: &'a Report<'a>, keys: impl FnOnce(&mut Table<'a>)) {
+    Table::enter(report, String::new(), "", State::There(document.get_ref()), 0, [false, true]).visit(keys);
+}
+
+/// Lists every key and its value, reading nothing.
+pub(super) fn list<'a>(report: &'a Report<'a>, keys: impl FnOnce(&mut Table<'a>)) {
+    Table::enter(report, String::new(), "", State::Listed, 0, [false, true]).visit(keys);
+}
+
+impl<'a> Table<'a> {
+    fn enter(
+        report: &'a Report<'a>,
+        path: String,
+        doc: &'static str,
+        state: State<'a>,
+        at: usize,
+        [repeated, present]: [bool; 2],
+    ) -> Self {
+        let number = report.enter(&path, doc.trim_start(), repeated, present);
+        Self { report, number, path, state, at }
+    }
+
+    fn visit(mut self, keys: impl FnOnce(&mut Self)) {
+        keys(&mut self);
+        let State::There(table) = self.state else { return };
+        for (name, value) in table {
+            let entry = self.report.table(self.number);
+            if !entry.is_some_and(|entry| entry.names.contains(&name.get_ref().as_ref())) {
+                let (table, key, at) = (self.path.clone(), name.get_ref().to_string(), name.span().start);
+                self.report.unknown(Unknown { table, key, at, is_table: value.get_ref().is_table() });
+            }
+        }
+    }
+
+    /// Visits a key; returns what the file has for it.
+    pub(super) fn key<T: 'static>(
+        &mut self,
+        name: &'static str,
+        doc: &'static str,
+        value: &mut T,
+        kind: Kind<T>,
+    ) -> Option<Found<'a>> {
+        let found = self.find(name);
+        if let Some(read) = found.as_ref().and_then(&kind.read) {
+            *value = read;
+        }
+        if found.is_none() && kind.about.required && !matches!(self.state, State::Listed) {
+            self.report.missing(&self.path, name, self.at);
+        }
+        let value = (kind.write)(value);
+        if let Some(mut entry) = self.report.table(self.number) {
+            entry.keys.push(KeyEntry { name, doc: doc.trim_start(), value, about: kind.about });
+        }
+        found
+    }
+
+    /// Visits a table within this one; one that is not there reads as empty.
+    pub(super) fn table(&mut self, name: &'static str, doc: &'static str, keys: impl FnOnce(&mut Self)) {
+        let (state, at) = self.inner(name);
+        Self::enter(self.report, path(&self.path, name), doc, state, at, [false, true]).visit(keys);
+    }
+
+    /// Visits a table that may be absent; `value` is then as it was.
+    pub(super) fn optional<T>(
+        &mut self,
+        name: &'static str,
+        doc: &'static str,
+        value: &mut Option<T>,
+        blank: impl FnOnce() -> T,
+        keys: impl FnOnce(&mut T, &mut Self),
+    ) {
+        let (state, at) = match self.inner(name) {
+            (State::Absent, at) => (State::Listed, at),
+            there => there,
+        };
+        let is_there = matches!(state, State::There(_));
+        let mut visited = value.take().filter(|_| !is_there);
+        let present = is_there || visited.is_some();
+        let inner = visited.get_or_insert_with(blank);
+        Self::enter(self.report, path(&self.path, name), doc, state, at, [false, present])
+            .visit(|table| keys(inner, table));
+        *value = visited.filter(|_| present);
+    }
+
+    /// Visits the tables `[[name]]`, in their order; `keys` is shown those before. Without any, `values` are as they were.
+    pub(super) fn list<T>(
+        &mut self,
+        name: &'static str,
+        doc: &'static str,
+        values: &mut Vec<T>,
+        blank: impl Fn() -> T,
+        keys: impl Fn(&mut T, &[T], &mut Self),
+    ) {
+        let path = path(&self.path, name);
+        let not_tables = |at, kind: &str| {
+            let message = format!("must be a list of tables: write [[{path}]] above each; is {}", article(kind));
+            self.report.add(at, &path, message);
+        };
+        let mut tables = Vec::new();
+        if let Some(found) = self.find(name) {
+            match found.value {
+                DeValue::Array(_) => {
+                    for element in found.elements() {
+                        match element.value {
+                            DeValue::Table(table) => tables.push((State::There(table), element.at)),
+                            other => not_tables(element.at, other.type_str()),
+                        }
+                    }
+                }
+                other => not_tables(found.at, other.type_str()),
+            }
+        }
+        let visit = |(state, at), present, value: &mut T, before: &[T]| {
+            Self::enter(self.report, path.clone(), doc, state, at, [true, present])
+                .visit(|table| keys(value, before, table));
+        };
+        let listed = (State::Listed, self.at);
+        if tables.is_empty() && values.is_empty() {
+            visit(listed, false, &mut blank(), &[]);
+        } else if tables.is_empty() {
+            values.iter_mut().for_each(|value| visit(listed, true, value, &[]));
+        } else {
+            values.clear();
+            for table in tables {
+                let mut value = blank();
+                visit(table, true, &mut value, values);
+                values.push(value);
+            }
+        }
+    }
+
+    /// Whether it stands in the document, without an error in it so far.
+    pub(super) fn is_sound(&self) -> bool {
+        matches!(self.state, State::There(_)) && !self.report.has_error(&self.path)
+    }
+
+    /// Reports what is wrong with the table as a whole.
+    pub(super) fn wrong(&self, message: &str) {
+        if matches!(self.state, State::There(_)) {
+            self.report.add(self.at, &self.path, message);
+        }
+    }
+
+    /// The value of a key or table, if it is there.
+    pub(super) fn find(&self, name: &'static str) -> Option<Found<'a>> {
+        if let Some(mut entry) = self.report.table(self.number)
+            && !entry.names.contains(&name)
+        {
+            entry.names.push(name);
+        }
+        let State::There(table) = self.state else { return None };
+        let (key, value) = table.iter().find(|(key, _)| key.get_ref() == name)?;
+        // A table's own span covers its contents; its key is what an operator looks for.
+        let at = if value.get_ref().is_table() { key.span().start } else { value.span().start };
+        Some(Found { key: path(&self.path, name), at, value: value.get_ref(), report: self.report })
+    }
+
+    /// A table within this one, and where it begins.
+    fn inner(&self, name: &'static str) -> (State<'a>, usize) {
+        let Some(found) = self.find(name) else {
+            return (if matches!(self.state, State::Listed) { State::Listed } else { State::Absent }, self.at);
+        };
+        match found.value {
+            DeValue::Table(table) => (State::There(table), found.at),
+            _ => (found.is_not("a table").unwrap_or(State::Listed), found.at),
+        }
+    }
+}

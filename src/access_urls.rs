@@ -36,7 +36,7 @@ use crate::headers;
 use crate::held::{Bound, Held};
 use crate::metrics::{IdResult, Metrics, Tally};
 use crate::passthrough::Passthrough;
-use crate::spans::Trace;
+use crate::telemetry::trace::Trace;
 use request::{Batch, Form};
 use respond::Lent;
 

@@ -28,8 +28,7 @@ use crate::error::{Error, NoAnswer};
 use crate::headers::{add_via, strip_hop_by_hop};
 use crate::held::{Bound, Held};
 use crate::metrics::Outcome;
-use crate::spans::Trace;
-use crate::trace_context;
+use crate::telemetry::trace::{self, Trace};
 use crate::upstream::Upstream;
 
 pub use deletion::Deletions;
@@ -101,7 +100,7 @@ impl Passthrough {
         strip_hop_by_hop(request.headers_mut());
         let mut span = trace.exchange(self.upstream.endpoint(), request.method());
         let context = span.context().unwrap_or_else(|| trace.context(request.headers()));
-        trace_context::pass_on(request.headers_mut(), &context);
+        trace::pass_on(request.headers_mut(), &context);
         add_via(request.headers_mut(), version);
         // hyper has told the client to continue by the time its body is read.
         request.headers_mut().remove(EXPECT);

@@ -19,8 +19,7 @@ use crate::error::Error;
 use crate::headers::{is_host, sidelinks};
 use crate::metrics::{IdResult, Metrics, Outcome, Route};
 use crate::passthrough::Passthrough;
-use crate::spans::{Trace, Tracer};
-use crate::trace_context::TraceContext;
+use crate::telemetry::trace::{Trace, TraceContext, Tracer};
 use crate::upstream::Upstream;
 
 /// Most sidelinks that a request may have passed.

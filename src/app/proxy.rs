@@ -23,7 +23,7 @@ use crate::held::{Bound, Total, Totals};
 use crate::metrics::Metrics;
 use crate::passthrough::{Deletions, Passthrough, Resign};
 use crate::router::Router;
-use crate::spans::{Exports, Tracer};
+use crate::telemetry::trace::{Exports, Tracer};
 use crate::upstream::{MemoryEndpoint, SetupError, Upstream, trusted_client};
 
 /// Everything between a client's request and the endpoint, without listeners.
@@ -223,7 +223,8 @@ impl Lasting {
         let Some(trace) = &config.trace else { return Ok(None) };
         let secured = trace.endpoint.scheme == Scheme::HTTPS;
         let tls = if secured { Some(trusted_client("trace.ca_file", trace.ca_file.as_deref())?) } else { None };
-        Ok(Tracer::start(trace, tls, &self.metrics, &self.exports))
+        let tracer = Tracer::start(trace, tls, &self.metrics, &self.exports);
+        tracer.map(Some).map_err(|error| SetupError::Exporter(error.to_string()))
     }
 
     fn assemble(

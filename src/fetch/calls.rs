@@ -23,7 +23,7 @@ use crate::caller::{Requester, Scope};
 use crate::config;
 use crate::error::{Error, Limit, NoAnswer};
 use crate::pause;
-use crate::spans::{CallPlace, ClientSpan};
+use crate::telemetry::trace::{CallPlace, ClientSpan};
 use crate::upstream::{Answer, Call, Rejection};
 
 /// Ids that may ride together: same caller, group, scope headers and form.

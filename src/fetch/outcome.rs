@@ -7,7 +7,7 @@ use http::HeaderValue;
 use crate::cache::Kept;
 use crate::cache::freshness::Deadlines;
 use crate::error::Error;
-use crate::spans::CallPlace;
+use crate::telemetry::trace::CallPlace;
 use crate::upstream::{Answer, Rejection};
 
 /// How a wanted id was had.

@@ -1,6 +1,6 @@
 //! What becomes of spans. Without `[trace]` all of it stays at 0.
 
-use prometheus::{IntCounterVec, Registry};
+use prometheus::{IntCounter, IntCounterVec, Registry};
 
 use super::vector;
 
@@ -47,8 +47,13 @@ impl Spans {
         )?))
     }
 
+    /// The counter of one result.
+    pub fn counter(&self, result: SpanResult) -> IntCounter {
+        self.0.with_label_values(&[result.name()])
+    }
+
     /// Counts `spans` of them.
     pub fn count(&self, result: SpanResult, spans: usize) {
-        self.0.with_label_values(&[result.name()]).inc_by(spans as u64);
+        self.counter(result).inc_by(spans as u64);
     }
 }

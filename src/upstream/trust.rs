@@ -18,12 +18,15 @@ pub enum SetupError {
     File(&'static str, String),
     /// The platform has no certificate authorities; `upstream.ca_file` can name some.
     NoRoots(String),
+    /// The exporter of spans cannot be built.
+    Exporter(String),
 }
 
 impl fmt::Display for SetupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SetupError::File(key, reason) => write!(f, "{key}: {reason}"),
+            SetupError::Exporter(reason) => write!(f, "trace: {reason}"),
             SetupError::NoRoots(reason) => {
                 write!(
                     f,

@@ -12,7 +12,6 @@ mod bounds;
 mod browser;
 mod cache_control;
 mod callers;
-#[cfg(feature = "otlp")]
 mod collector;
 mod command_line;
 mod config;
@@ -38,7 +37,6 @@ mod logging;
 mod long_headers;
 mod metrics;
 mod once;
-#[cfg(feature = "otlp")]
 mod otlp;
 mod pass_through;
 mod pauses;

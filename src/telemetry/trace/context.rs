@@ -1,10 +1,12 @@
-//! W3C Trace Context (<https://www.w3.org/TR/trace-context/>), taken over from a client and passed on as it is: the endpoint's
-//! spans are children of the client's, where sidelink makes none of its own (`spans`).
+//! W3C Trace Context (<https://www.w3.org/TR/trace-context/>): a client's valid context goes on to the endpoint, within bounds.
+//! It is no part of a scope.
 //!
-//! It is part of no scope: who is traced gets the same links.
+//! The SDK's `TraceContextPropagator` takes the first of several parents and the first line of a `tracestate`, accepts fields
+//! of other lengths, and bounds neither header.
 
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
 use crate::api::{TRACEPARENT, TRACESTATE};
 
@@ -18,28 +20,6 @@ const STATE_BYTES: usize = 512;
 const MEMBERS: usize = 32;
 /// Members longer than this go first where a `tracestate` is too long.
 const LONG_MEMBER: usize = 128;
-
-/// The bit of the trace flags that says that the trace is recorded.
-pub const SAMPLED: u8 = 1;
-
-/// A span's place: its trace, itself, and the flags that go on with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The trace's id.
-    pub trace: u128,
-    /// The span's own.
-    pub span: u64,
-    /// W3C trace flags.
-    pub flags: u8,
-}
-
-impl Place {
-    /// A new span's, within `trace`.
-    pub fn within(trace: u128, flags: u8) -> Self {
-        // 0 stands for none.
-        Self { trace, span: rand::random::<u64>().max(1), flags }
-    }
-}
 
 /// A valid trace context, within bounds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,24 +47,23 @@ impl TraceContext {
         parent.into_iter().chain(self.state.clone().map(|state| (TRACESTATE, state)))
     }
 
-    /// That of a span here. Of the flags, those that version 00 and its successor know go on.
-    pub fn at(place: Place, state: Option<HeaderValue>) -> Self {
-        let Place { trace, span, flags } = place;
-        let text = format!("00-{trace:032x}-{span:016x}-{flags:02x}");
-        Self { parent: HeaderValue::try_from(text).ok(), state }
+    /// The context of a span here, with the client's tracestate.
+    pub(super) fn of(span: &SpanContext, state: Option<HeaderValue>) -> Self {
+        let (trace, id, flags) = (span.trace_id(), span.span_id(), span.trace_flags());
+        Self { parent: HeaderValue::try_from(format!("00-{trace}-{id}-{flags:02x}")).ok(), state }
     }
 
-    /// Where it says that its sender is. The flags are those of version 00 and its successor: sampled, and random.
-    pub fn place(&self) -> Option<Place> {
+    /// The sender's span, without its tracestate. Of the flags, those of versions 00 and 01 are kept: sampled and random.
+    pub(super) fn span_context(&self) -> Option<SpanContext> {
         let text = self.parent.as_ref()?.to_str().ok()?;
-        let trace = u128::from_str_radix(text.get(3..35)?, 16).ok()?;
-        let span = u64::from_str_radix(text.get(36..52)?, 16).ok()?;
-        let flags = u8::from_str_radix(text.get(53..55)?, 16).ok()? & 3;
-        Some(Place { trace, span, flags })
+        let trace = TraceId::from_hex(text.get(3..35)?).ok()?;
+        let span = SpanId::from_hex(text.get(36..52)?).ok()?;
+        let flags = TraceFlags::new(u8::from_str_radix(text.get(53..55)?, 16).ok()? & 3);
+        Some(SpanContext::new(trace, span, flags, true, TraceState::NONE))
     }
 
-    /// What tracing systems have added to it.
-    pub fn state(&self) -> Option<HeaderValue> {
+    /// The `tracestate`.
+    pub(super) fn state(&self) -> Option<HeaderValue> {
         self.state.clone()
     }
 

@@ -1,0 +1,380 @@
+//! OpenTelemetry spans: one for each sampled request, one for each of its calls and exchanges with the endpoint.
+//!
+//! Span names and attributes come from a closed set: never an id, path, query, header, link or caller.
+
+mod context;
+mod export;
+
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version};
+use opentelemetry::trace::{
+    Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId,
+    TraceState, Tracer as _, TracerProvider as _,
+};
+use opentelemetry::{Context, InstrumentationScope, KeyValue};
+use opentelemetry_otlp::ExporterBuildError;
+use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider, Span, SpanLimits};
+use rustls::ClientConfig;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::answered::Answered;
+use crate::api;
+use crate::config::{self, Endpoint};
+use crate::metrics::{IdResult, Metrics, Outcome, Route};
+pub use context::{TraceContext, pass_on};
+
+/// Most links of one span. Further ones are counted in the span.
+pub const MOST_LINKS: u32 = 32;
+
+/// Attribute names: OpenTelemetry's semantic conventions for HTTP, and sidelink's own.
+mod key {
+    pub(super) const METHOD: &str = "http.request.method";
+    pub(super) const ROUTE: &str = "http.route";
+    pub(super) const STATUS: &str = "http.response.status_code";
+    pub(super) const RESENT: &str = "http.request.resend_count";
+    pub(super) const VERSION: &str = "network.protocol.version";
+    pub(super) const HOST: &str = "server.address";
+    pub(super) const PORT: &str = "server.port";
+    pub(super) const TEMPLATE: &str = "url.template";
+    pub(super) const ERROR: &str = "error.type";
+    pub(super) const SIDELINK_ROUTE: &str = "sidelink.route";
+    pub(super) const OUTCOME: &str = "sidelink.outcome";
+    pub(super) const DETAIL: &str = "sidelink.detail";
+    pub(super) const RESULT: &str = "sidelink.result";
+    pub(super) const IDS: &str = "sidelink.ids";
+    /// In the order of [`IdResult::ALL`](super::IdResult::ALL).
+    pub(super) const RESULTS: [&str; 7] = [
+        "sidelink.ids.hit",
+        "sidelink.ids.stale",
+        "sidelink.ids.joined",
+        "sidelink.ids.shared",
+        "sidelink.ids.fetched",
+        "sidelink.ids.absent",
+        "sidelink.ids.failed",
+    ];
+}
+
+/// The export tasks of the current configuration, and of earlier ones until their queues are empty.
+#[derive(Default)]
+pub struct Exports {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Exports {
+    /// Exports what is queued, within `patience`.
+    pub async fn end(&self, patience: Duration) {
+        self.tasks.close();
+        self.stop.cancel();
+        let _ = tokio::time::timeout(patience, self.tasks.wait()).await;
+    }
+}
+
+/// Starts spans as `[trace]` says.
+#[derive(Clone)]
+pub struct Tracer(SdkTracer);
+
+impl Tracer {
+    /// A tracer whose export task runs in `exports`. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// If the exporter cannot be built.
+    pub fn start(
+        config: &config::Trace,
+        tls: Option<ClientConfig>,
+        metrics: &Arc<Metrics>,
+        exports: &Exports,
+    ) -> Result<Self, ExporterBuildError> {
+        let queue = export::start(config, tls, metrics, exports)?;
+        // Everything is set here: what is not would be read from `OTEL_*` variables.
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(queue)
+            .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sample))))
+            .with_span_limits(SpanLimits { max_links_per_span: MOST_LINKS, ..SpanLimits::default() })
+            .build();
+        let scope = InstrumentationScope::builder("sidelink").with_version(env!("CARGO_PKG_VERSION"));
+        Ok(Self(provider.tracer_with_scope(scope.build())))
+    }
+
+    /// Starts the span of a request if it is sampled: as a valid `traceparent` says, else by `trace.sample`.
+    pub fn begin<B>(&self, request: &Request<B>) -> Trace {
+        let incoming = TraceContext::read(request.headers());
+        let (parent, state) = match incoming.span_context() {
+            Some(parent) if !parent.is_sampled() => return Trace::default(),
+            Some(parent) => (Context::new().with_remote_span_context(parent), incoming.state()),
+            None => (Context::new(), None),
+        };
+        let method = known(request.method());
+        let builder = SpanBuilder::from_name(name(method)).with_kind(SpanKind::Server);
+        let mut span = self.0.build_with_context(builder, &parent);
+        span.set_attribute(KeyValue::new(key::METHOD, method));
+        span.set_attributes(version(request.version()).map(|version| KeyValue::new(key::VERSION, version)));
+        let context = span.span_context().clone();
+        let span = Mutex::new(Linked { span, to: Vec::new() });
+        Trace(Some(Arc::new(Started { context, state, method, span, tracer: self.0.clone() })))
+    }
+}
+
+/// The span of a request. Cheap to clone; without a tracer it is a null pointer.
+///
+/// `None`: nobody traces here, or the client's trace is not sampled. Its context goes on as it came.
+#[derive(Clone, Default)]
+pub struct Trace(Option<Arc<Started>>);
+
+struct Started {
+    /// If it is not sampled, it only tells the endpoint so.
+    context: SpanContext,
+    /// The client's tracestate. It goes on to the endpoint, never to the collector.
+    state: Option<HeaderValue>,
+    method: &'static str,
+    span: Mutex<Linked>,
+    tracer: SdkTracer,
+}
+
+/// A span, and the spans that it is linked with.
+struct Linked {
+    span: Span,
+    to: Vec<SpanId>,
+}
+
+impl Trace {
+    fn sampled(&self) -> Option<&Started> {
+        self.0.as_deref().filter(|started| started.context.is_sampled())
+    }
+
+    /// Whether there is a span.
+    pub fn is_recorded(&self) -> bool {
+        self.sampled().is_some()
+    }
+
+    /// The context to send on for a request with these headers, unless a call's span comes in between.
+    pub fn context(&self, headers: &HeaderMap) -> TraceContext {
+        match self.0.as_deref() {
+            None => TraceContext::read(headers),
+            Some(started) => TraceContext::of(&started.context, started.state.clone()),
+        }
+    }
+
+    /// Links the request's span with a call of another request that answered some of its ids.
+    pub fn brought_by(&self, call: Option<CallPlace>) {
+        if let (Some(sampled), Some(call)) = (self.sampled(), call)
+            && call.parent != sampled.context.span_id()
+        {
+            sampled.span.lock().unwrap_or_else(PoisonError::into_inner).link(call.context());
+        }
+    }
+
+    /// Starts the span of a call for `ids` ids, linked with the spans of the `others` that have ids in the call.
+    pub fn call<'t>(&self, endpoint: &Endpoint, ids: usize, others: impl Iterator<Item = &'t Trace>) -> ClientSpan {
+        let ClientSpan(Some(mut call)) = self.client(format!("GET {}", api::PATH), "GET", endpoint) else {
+            return ClientSpan(None);
+        };
+        let span = &mut call.linked.span;
+        span.set_attribute(KeyValue::new(key::TEMPLATE, api::PATH));
+        span.set_attribute(KeyValue::new(key::IDS, i64::try_from(ids).unwrap_or(i64::MAX)));
+        for other in others.filter_map(Trace::sampled).filter(|other| other.context.span_id() != call.parent) {
+            call.linked.link(other.context.clone());
+        }
+        ClientSpan(Some(call))
+    }
+
+    /// Starts the span of an exchange on any other route.
+    pub fn exchange(&self, endpoint: &Endpoint, method: &Method) -> ClientSpan {
+        let method = known(method);
+        self.client(name(method), method, endpoint)
+    }
+
+    fn client(&self, name: impl Into<Cow<'static, str>>, method: &'static str, endpoint: &Endpoint) -> ClientSpan {
+        let Some(request) = self.sampled() else { return ClientSpan(None) };
+        let host = endpoint.authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let builder = SpanBuilder::from_name(name).with_kind(SpanKind::Client).with_attributes([
+            KeyValue::new(key::METHOD, method),
+            KeyValue::new(key::HOST, host),
+            KeyValue::new(key::PORT, i64::from(endpoint.port())),
+        ]);
+        let parent = Context::new().with_remote_span_context(request.context.clone());
+        let span = request.tracer.build_with_context(builder, &parent);
+        let linked = Linked { span, to: Vec::new() };
+        ClientSpan(Some(Box::new(Call { linked, parent: request.context.span_id(), state: request.state.clone() })))
+    }
+
+    /// Ends the request's span. Without an answer, the client left first.
+    pub fn end(&self, route: Route, answered: Option<&Answered>) {
+        let Some(Started { method, span, .. }) = self.sampled() else { return };
+        let span = &mut span.lock().unwrap_or_else(PoisonError::into_inner).span;
+        if route == Route::Batch {
+            span.update_name(format!("{} {}", name(method), api::PATH));
+            span.set_attribute(KeyValue::new(key::ROUTE, api::PATH));
+        }
+        if let Some(status) = answered.map(|answered| answered.response.status()) {
+            set_status(span, status, status.is_server_error());
+        }
+        let outcome = answered.map_or(Outcome::Error, |answered| answered.outcome);
+        span.set_attribute(KeyValue::new(key::SIDELINK_ROUTE, route.name()));
+        span.set_attribute(KeyValue::new(key::OUTCOME, outcome.name()));
+        let detail = answered.map_or(Some("client-left"), |answered| answered.detail);
+        span.set_attributes(detail.map(|detail| KeyValue::new(key::DETAIL, detail)));
+        if let Some(tally) = answered.map(|answered| answered.tally).filter(|tally| tally.total() > 0) {
+            let count = |(key, result)| KeyValue::new(key, i64::from(tally.count(result)));
+            span.set_attribute(KeyValue::new(key::IDS, i64::from(tally.total())));
+            span.set_attributes(key::RESULTS.into_iter().zip(IdResult::ALL).map(count));
+        }
+        span.end();
+    }
+}
+
+/// The span of a call or an exchange, if its request is sampled. It ends when it is dropped.
+#[derive(Default)]
+pub struct ClientSpan(Option<Box<Call>>);
+
+struct Call {
+    linked: Linked,
+    parent: SpanId,
+    state: Option<HeaderValue>,
+}
+
+impl ClientSpan {
+    fn span(&mut self) -> Option<&mut Span> {
+        self.0.as_mut().map(|call| &mut call.linked.span)
+    }
+
+    /// The context that goes to the endpoint.
+    pub fn context(&self) -> Option<TraceContext> {
+        self.0.as_ref().map(|call| TraceContext::of(call.linked.span.span_context(), call.state.clone()))
+    }
+
+    /// The call's span context, for requests that joined the call.
+    pub fn place(&self) -> Option<CallPlace> {
+        let call = self.0.as_ref()?;
+        let context = call.linked.span.span_context();
+        let (trace, span, flags) = (context.trace_id(), context.span_id(), context.trace_flags());
+        Some(CallPlace { trace, span, flags, parent: call.parent })
+    }
+
+    /// The endpoint answered with `status`, which sidelink counts as `result`.
+    pub fn answered(&mut self, status: StatusCode, result: &'static str) {
+        if let Some(span) = self.span() {
+            set_status(span, status, status.is_client_error() || status.is_server_error());
+            span.set_attribute(KeyValue::new(key::RESULT, result));
+        }
+    }
+
+    /// There was no answer, for a reason from a closed set.
+    pub fn unanswered(&mut self, reason: &'static str) {
+        if let Some(span) = self.span() {
+            span.set_status(Status::error(""));
+            span.set_attributes([KeyValue::new(key::ERROR, reason), KeyValue::new(key::RESULT, reason)]);
+        }
+    }
+
+    /// The call was sent again `times` times.
+    pub fn resent(&mut self, times: u32) {
+        if let (Some(span), 1..) = (self.span(), times) {
+            span.set_attribute(KeyValue::new(key::RESENT, i64::from(times)));
+        }
+    }
+
+    /// Ends the span.
+    pub fn end(self) {}
+}
+
+/// The span context of a call, without the client's tracestate, and the span that the call is part of.
+#[derive(Clone, Copy)]
+pub struct CallPlace {
+    trace: TraceId,
+    span: SpanId,
+    flags: TraceFlags,
+    parent: SpanId,
+}
+
+impl CallPlace {
+    fn context(&self) -> SpanContext {
+        SpanContext::new(self.trace, self.span, self.flags, false, TraceState::NONE)
+    }
+}
+
+impl Linked {
+    /// Adds a link, once per span. The SDK counts links beyond [`MOST_LINKS`].
+    fn link(&mut self, context: SpanContext) {
+        if self.to.contains(&context.span_id()) {
+            return;
+        }
+        if self.to.len() < MOST_LINKS as usize {
+            self.to.push(context.span_id());
+        }
+        self.span.add_link(context, Vec::new());
+    }
+}
+
+fn set_status(span: &mut Span, status: StatusCode, failed: bool) {
+    span.set_attribute(KeyValue::new(key::STATUS, i64::from(status.as_u16())));
+    if failed {
+        span.set_status(Status::error(""));
+        span.set_attribute(KeyValue::new(key::ERROR, status.as_str().to_owned()));
+    }
+}
+
+/// A method from a closed set: clients may make up any.
+fn known(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "DELETE" => "DELETE",
+        "HEAD" => "HEAD",
+        "PATCH" => "PATCH",
+        "OPTIONS" => "OPTIONS",
+        "CONNECT" => "CONNECT",
+        "TRACE" => "TRACE",
+        _ => "_OTHER",
+    }
+}
+
+/// The span name for a method.
+fn name(method: &'static str) -> &'static str {
+    if method == "_OTHER" { "HTTP" } else { method }
+}
+
+fn version(version: Version) -> Option<&'static str> {
+    match version {
+        Version::HTTP_10 => Some("1.0"),
+        Version::HTTP_11 => Some("1.1"),
+        Version::HTTP_2 => Some("2"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_distinct_and_bounded() {
+        let tracer = SdkTracerProvider::builder().with_max_links_per_span(MOST_LINKS).build().tracer("test");
+        let mut linked = Linked { span: tracer.start("test"), to: Vec::new() };
+        for span in 1..=100_u64 {
+            for _ in 0..2 {
+                let place = CallPlace {
+                    trace: 1.into(),
+                    span: span.into(),
+                    flags: TraceFlags::SAMPLED,
+                    parent: SpanId::INVALID,
+                };
+                linked.link(place.context());
+            }
+        }
+        let links = linked.span.exported_data().unwrap().links;
+        assert_eq!((links.len(), links.dropped_count), (MOST_LINKS as usize, 2 * (100 - MOST_LINKS)));
+    }
+
+    #[test]
+    fn an_unknown_method_has_no_name() {
+        let made_up: Method = "MARKED-TOKEN".parse().unwrap();
+        assert_eq!((known(&made_up), name(known(&made_up))), ("_OTHER", "HTTP"));
+        assert_eq!((known(&Method::GET), name("GET")), ("GET", "GET"));
+    }
+}

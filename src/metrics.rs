@@ -20,7 +20,7 @@ pub use limits::{Bounded, Limits};
 pub use reading::{Buckets, Reading};
 pub use reload::Reload;
 pub use shared::{Kind, Operation, Shared};
-pub use spans::{SpanResult, Spans};
+pub use spans::Spans;
 pub use words::{IdResult, Outcome, Position, Route, Tally};
 
 /// Counters of evictions.

@@ -159,7 +159,7 @@ impl Passthrough {
                 return Answered { waited, ..Answered::own(error) };
             }
         };
-        span.end();
+        drop(span);
         let body = match deleted {
             Some(id) => self.deletions.answered(&id, head.status, body, self.idle_timeout).await,
             None => stream(body),

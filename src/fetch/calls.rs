@@ -78,7 +78,7 @@ impl Report {
         let (request_id, call) = (self.request_id, self.call);
         let arrivals =
             self.result.unwrap_or_else(|cause| vec![Arrival::Failed(Arc::new(Failure { cause, shared, ids })); ids]);
-        let landed = |result| Landed { result, request_id: request_id.clone(), shared: false, call };
+        let landed = |result| Landed { result, request_id: request_id.clone(), shared: false, call: call.clone() };
         arrivals.into_iter().map(landed).collect()
     }
 }

@@ -1,59 +1,26 @@
-//! What becomes of spans. Without `[trace]` all of it stays at 0.
+//! Results of exporting spans.
 
-use prometheus::{IntCounter, IntCounterVec, Registry};
+use prometheus::{IntCounter, Registry};
 
-use super::vector;
+use super::counters;
 
-/// What has become of a span.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SpanResult {
-    /// The collector has taken it.
-    Exported,
-    /// The collector has answered that it would not have it.
-    Rejected,
+/// Spans by result. Without `[trace]` all of them stay at 0.
+pub struct Spans {
+    /// The collector accepted the span.
+    pub exported: IntCounter,
+    /// The collector answered that it rejected the span.
+    pub rejected: IntCounter,
     /// The collector could not be reached, or refused.
-    Failed,
-    /// Too many waited to be exported.
-    Dropped,
+    pub failed: IntCounter,
+    /// The queue was full.
+    pub dropped: IntCounter,
 }
-
-impl SpanResult {
-    /// Every result, for metrics.
-    pub const ALL: [SpanResult; 4] =
-        [SpanResult::Exported, SpanResult::Rejected, SpanResult::Failed, SpanResult::Dropped];
-
-    /// Its name in metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            SpanResult::Exported => "exported",
-            SpanResult::Rejected => "rejected",
-            SpanResult::Failed => "failed",
-            SpanResult::Dropped => "dropped",
-        }
-    }
-}
-
-/// The family of spans.
-pub struct Spans(IntCounterVec);
 
 impl Spans {
     pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
-        Ok(Self(vector(
-            registry,
-            "spans_total",
-            "Spans of sampled requests and of their calls, by what became of them on the way to the collector.",
-            "result",
-            &SpanResult::ALL.map(SpanResult::name),
-        )?))
-    }
-
-    /// The counter of one result.
-    pub fn counter(&self, result: SpanResult) -> IntCounter {
-        self.0.with_label_values(&[result.name()])
-    }
-
-    /// Counts `spans` of them.
-    pub fn count(&self, result: SpanResult, spans: usize) {
-        self.counter(result).inc_by(spans as u64);
+        let help = "Spans of sampled requests and of their calls, by what became of them on the way to the collector.";
+        let results = &["exported", "rejected", "failed", "dropped"];
+        let [exported, rejected, failed, dropped] = counters(registry, "spans_total", help, "result", results)?;
+        Ok(Self { exported, rejected, failed, dropped })
     }
 }

@@ -1,6 +1,7 @@
 //! OpenTelemetry spans: one for each sampled request, one for each of its calls and exchanges with the endpoint.
 //!
-//! Span names and attributes come from a closed set: never an id, path, query, header, link or caller.
+//! Span names and attributes come from a closed set (docs/LOGGING.md): never an id, path, query, header, link or caller. Their
+//! names are OpenTelemetry's semantic conventions for HTTP, and sidelink's own.
 
 mod context;
 mod export;
@@ -11,8 +12,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version};
 use opentelemetry::trace::{
-    Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId,
-    TraceState, Tracer as _, TracerProvider as _,
+    Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, Tracer as _,
+    TracerProvider as _,
 };
 use opentelemetry::{Context, InstrumentationScope, KeyValue};
 use opentelemetry_otlp::ExporterBuildError;
@@ -28,35 +29,7 @@ use crate::metrics::{IdResult, Metrics, Outcome, Route};
 pub use context::{TraceContext, pass_on};
 
 /// Most links of one span. Further ones are counted in the span.
-pub const MOST_LINKS: u32 = 32;
-
-/// Attribute names: OpenTelemetry's semantic conventions for HTTP, and sidelink's own.
-mod key {
-    pub(super) const METHOD: &str = "http.request.method";
-    pub(super) const ROUTE: &str = "http.route";
-    pub(super) const STATUS: &str = "http.response.status_code";
-    pub(super) const RESENT: &str = "http.request.resend_count";
-    pub(super) const VERSION: &str = "network.protocol.version";
-    pub(super) const HOST: &str = "server.address";
-    pub(super) const PORT: &str = "server.port";
-    pub(super) const TEMPLATE: &str = "url.template";
-    pub(super) const ERROR: &str = "error.type";
-    pub(super) const SIDELINK_ROUTE: &str = "sidelink.route";
-    pub(super) const OUTCOME: &str = "sidelink.outcome";
-    pub(super) const DETAIL: &str = "sidelink.detail";
-    pub(super) const RESULT: &str = "sidelink.result";
-    pub(super) const IDS: &str = "sidelink.ids";
-    /// In the order of [`IdResult::ALL`](super::IdResult::ALL).
-    pub(super) const RESULTS: [&str; 7] = [
-        "sidelink.ids.hit",
-        "sidelink.ids.stale",
-        "sidelink.ids.joined",
-        "sidelink.ids.shared",
-        "sidelink.ids.fetched",
-        "sidelink.ids.absent",
-        "sidelink.ids.failed",
-    ];
-}
+const MOST_LINKS: u32 = 32;
 
 /// The export tasks of the current configuration, and of earlier ones until their queues are empty.
 #[derive(Default)]
@@ -105,14 +78,14 @@ impl Tracer {
         let incoming = TraceContext::read(request.headers());
         let (parent, state) = match incoming.span_context() {
             Some(parent) if !parent.is_sampled() => return Trace::default(),
-            Some(parent) => (Context::new().with_remote_span_context(parent), incoming.state()),
+            Some(parent) => (Context::new().with_remote_span_context(parent), incoming.state),
             None => (Context::new(), None),
         };
         let method = known(request.method());
         let builder = SpanBuilder::from_name(name(method)).with_kind(SpanKind::Server);
         let mut span = self.0.build_with_context(builder, &parent);
-        span.set_attribute(KeyValue::new(key::METHOD, method));
-        span.set_attributes(version(request.version()).map(|version| KeyValue::new(key::VERSION, version)));
+        span.set_attribute(KeyValue::new("http.request.method", method));
+        span.set_attribute(KeyValue::new("network.protocol.version", version(request.version())));
         let context = span.span_context().clone();
         let span = Mutex::new(Linked { span, to: Vec::new() });
         Trace(Some(Arc::new(Started { context, state, method, span, tracer: self.0.clone() })))
@@ -164,7 +137,7 @@ impl Trace {
         if let (Some(sampled), Some(call)) = (self.sampled(), call)
             && call.parent != sampled.context.span_id()
         {
-            sampled.span.lock().unwrap_or_else(PoisonError::into_inner).link(call.context());
+            sampled.span.lock().unwrap_or_else(PoisonError::into_inner).link(call.context);
         }
     }
 
@@ -174,8 +147,8 @@ impl Trace {
             return ClientSpan(None);
         };
         let span = &mut call.linked.span;
-        span.set_attribute(KeyValue::new(key::TEMPLATE, api::PATH));
-        span.set_attribute(KeyValue::new(key::IDS, i64::try_from(ids).unwrap_or(i64::MAX)));
+        span.set_attribute(KeyValue::new("url.template", api::PATH));
+        span.set_attribute(KeyValue::new("sidelink.ids", i64::try_from(ids).unwrap_or(i64::MAX)));
         for other in others.filter_map(Trace::sampled).filter(|other| other.context.span_id() != call.parent) {
             call.linked.link(other.context.clone());
         }
@@ -192,9 +165,9 @@ impl Trace {
         let Some(request) = self.sampled() else { return ClientSpan(None) };
         let host = endpoint.authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let builder = SpanBuilder::from_name(name).with_kind(SpanKind::Client).with_attributes([
-            KeyValue::new(key::METHOD, method),
-            KeyValue::new(key::HOST, host),
-            KeyValue::new(key::PORT, i64::from(endpoint.port())),
+            KeyValue::new("http.request.method", method),
+            KeyValue::new("server.address", host),
+            KeyValue::new("server.port", i64::from(endpoint.port())),
         ]);
         let parent = Context::new().with_remote_span_context(request.context.clone());
         let span = request.tracer.build_with_context(builder, &parent);
@@ -208,20 +181,22 @@ impl Trace {
         let span = &mut span.lock().unwrap_or_else(PoisonError::into_inner).span;
         if route == Route::Batch {
             span.update_name(format!("{} {}", name(method), api::PATH));
-            span.set_attribute(KeyValue::new(key::ROUTE, api::PATH));
+            span.set_attribute(KeyValue::new("http.route", api::PATH));
         }
         if let Some(status) = answered.map(|answered| answered.response.status()) {
             set_status(span, status, status.is_server_error());
         }
         let outcome = answered.map_or(Outcome::Error, |answered| answered.outcome);
-        span.set_attribute(KeyValue::new(key::SIDELINK_ROUTE, route.name()));
-        span.set_attribute(KeyValue::new(key::OUTCOME, outcome.name()));
+        span.set_attribute(KeyValue::new("sidelink.route", route.name()));
+        span.set_attribute(KeyValue::new("sidelink.outcome", outcome.name()));
         let detail = answered.map_or(Some("client-left"), |answered| answered.detail);
-        span.set_attributes(detail.map(|detail| KeyValue::new(key::DETAIL, detail)));
+        span.set_attributes(detail.map(|detail| KeyValue::new("sidelink.detail", detail)));
         if let Some(tally) = answered.map(|answered| answered.tally).filter(|tally| tally.total() > 0) {
-            let count = |(key, result)| KeyValue::new(key, i64::from(tally.count(result)));
-            span.set_attribute(KeyValue::new(key::IDS, i64::from(tally.total())));
-            span.set_attributes(key::RESULTS.into_iter().zip(IdResult::ALL).map(count));
+            let count = |result: IdResult| {
+                KeyValue::new(format!("sidelink.ids.{}", result.name()), i64::from(tally.count(result)))
+            };
+            span.set_attribute(KeyValue::new("sidelink.ids", i64::from(tally.total())));
+            span.set_attributes(IdResult::ALL.map(count));
         }
         span.end();
     }
@@ -250,16 +225,14 @@ impl ClientSpan {
     /// The call's span context, for requests that joined the call.
     pub fn place(&self) -> Option<CallPlace> {
         let call = self.0.as_ref()?;
-        let context = call.linked.span.span_context();
-        let (trace, span, flags) = (context.trace_id(), context.span_id(), context.trace_flags());
-        Some(CallPlace { trace, span, flags, parent: call.parent })
+        Some(CallPlace { context: call.linked.span.span_context().clone(), parent: call.parent })
     }
 
     /// The endpoint answered with `status`, which sidelink counts as `result`.
     pub fn answered(&mut self, status: StatusCode, result: &'static str) {
         if let Some(span) = self.span() {
             set_status(span, status, status.is_client_error() || status.is_server_error());
-            span.set_attribute(KeyValue::new(key::RESULT, result));
+            span.set_attribute(KeyValue::new("sidelink.result", result));
         }
     }
 
@@ -267,71 +240,47 @@ impl ClientSpan {
     pub fn unanswered(&mut self, reason: &'static str) {
         if let Some(span) = self.span() {
             span.set_status(Status::error(""));
-            span.set_attributes([KeyValue::new(key::ERROR, reason), KeyValue::new(key::RESULT, reason)]);
+            span.set_attributes([KeyValue::new("error.type", reason), KeyValue::new("sidelink.result", reason)]);
         }
     }
 
     /// The call was sent again `times` times.
     pub fn resent(&mut self, times: u32) {
         if let (Some(span), 1..) = (self.span(), times) {
-            span.set_attribute(KeyValue::new(key::RESENT, i64::from(times)));
+            span.set_attribute(KeyValue::new("http.request.resend_count", i64::from(times)));
         }
     }
-
-    /// Ends the span.
-    pub fn end(self) {}
 }
 
-/// The span context of a call, without the client's tracestate, and the span that the call is part of.
-#[derive(Clone, Copy)]
+/// The span context of a call, and the span that the call is part of.
+#[derive(Clone)]
 pub struct CallPlace {
-    trace: TraceId,
-    span: SpanId,
-    flags: TraceFlags,
+    context: SpanContext,
     parent: SpanId,
 }
 
-impl CallPlace {
-    fn context(&self) -> SpanContext {
-        SpanContext::new(self.trace, self.span, self.flags, false, TraceState::NONE)
-    }
-}
-
 impl Linked {
-    /// Adds a link, once per span. The SDK counts links beyond [`MOST_LINKS`].
+    /// Adds a link, once per span. The SDK drops and counts links beyond [`MOST_LINKS`].
     fn link(&mut self, context: SpanContext) {
-        if self.to.contains(&context.span_id()) {
-            return;
-        }
-        if self.to.len() < MOST_LINKS as usize {
+        if !self.to.contains(&context.span_id()) {
             self.to.push(context.span_id());
+            self.span.add_link(context, Vec::new());
         }
-        self.span.add_link(context, Vec::new());
     }
 }
 
 fn set_status(span: &mut Span, status: StatusCode, failed: bool) {
-    span.set_attribute(KeyValue::new(key::STATUS, i64::from(status.as_u16())));
+    span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
     if failed {
         span.set_status(Status::error(""));
-        span.set_attribute(KeyValue::new(key::ERROR, status.as_str().to_owned()));
+        span.set_attribute(KeyValue::new("error.type", status.as_str().to_owned()));
     }
 }
 
 /// A method from a closed set: clients may make up any.
 fn known(method: &Method) -> &'static str {
-    match method.as_str() {
-        "GET" => "GET",
-        "POST" => "POST",
-        "PUT" => "PUT",
-        "DELETE" => "DELETE",
-        "HEAD" => "HEAD",
-        "PATCH" => "PATCH",
-        "OPTIONS" => "OPTIONS",
-        "CONNECT" => "CONNECT",
-        "TRACE" => "TRACE",
-        _ => "_OTHER",
-    }
+    let known = ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS", "CONNECT", "TRACE"];
+    known.into_iter().find(|known| method == known).unwrap_or("_OTHER")
 }
 
 /// The span name for a method.
@@ -339,17 +288,18 @@ fn name(method: &'static str) -> &'static str {
     if method == "_OTHER" { "HTTP" } else { method }
 }
 
-fn version(version: Version) -> Option<&'static str> {
+fn version(version: Version) -> &'static str {
     match version {
-        Version::HTTP_10 => Some("1.0"),
-        Version::HTTP_11 => Some("1.1"),
-        Version::HTTP_2 => Some("2"),
-        _ => None,
+        Version::HTTP_10 => "1.0",
+        Version::HTTP_2 => "2",
+        _ => "1.1",
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use opentelemetry::trace::{TraceFlags, TraceId, TraceState};
+
     use super::*;
 
     #[test]
@@ -358,23 +308,11 @@ mod tests {
         let mut linked = Linked { span: tracer.start("test"), to: Vec::new() };
         for span in 1..=100_u64 {
             for _ in 0..2 {
-                let place = CallPlace {
-                    trace: 1.into(),
-                    span: span.into(),
-                    flags: TraceFlags::SAMPLED,
-                    parent: SpanId::INVALID,
-                };
-                linked.link(place.context());
+                let (trace, flags) = (TraceId::from(1), TraceFlags::SAMPLED);
+                linked.link(SpanContext::new(trace, span.into(), flags, false, TraceState::NONE));
             }
         }
         let links = linked.span.exported_data().unwrap().links;
-        assert_eq!((links.len(), links.dropped_count), (MOST_LINKS as usize, 2 * (100 - MOST_LINKS)));
-    }
-
-    #[test]
-    fn an_unknown_method_has_no_name() {
-        let made_up: Method = "MARKED-TOKEN".parse().unwrap();
-        assert_eq!((known(&made_up), name(known(&made_up))), ("_OTHER", "HTTP"));
-        assert_eq!((known(&Method::GET), name("GET")), ("GET", "GET"));
+        assert_eq!((links.len(), links.dropped_count), (MOST_LINKS as usize, 100 - MOST_LINKS));
     }
 }

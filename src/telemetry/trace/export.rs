@@ -1,6 +1,6 @@
 //! Exports spans over OTLP/HTTP (protobuf): a bounded queue, and a task that hands batches from it to the SDK's exporter.
 //!
-//! The SDK's batch processors count dropped spans privately, and block the thread that ends them.
+//! The SDK's batch processors keep the number of dropped spans private, and block the thread that drops the last span.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -26,14 +26,14 @@ use prost::Message as _;
 use rustls::ClientConfig;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::error::Elapsed;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::Exports;
 use crate::config;
 use crate::log::{Seldom, chain};
-use crate::metrics::{Metrics, SpanResult};
+use crate::metrics::Metrics;
 
 /// Spans that wait to be exported.
 const QUEUE: usize = 2048;
@@ -52,10 +52,8 @@ pub(super) fn start(
     exports: &Exports,
 ) -> Result<Queue, ExporterBuildError> {
     let client = Arc::new(Client::new(config, tls));
-    let retries = RetryPolicy::recommended()
-        .with_initial_delay(Duration::from_secs(1))
-        .with_max_delay(Duration::from_secs(8))
-        .with_max_jitter(Duration::from_secs(1));
+    let retries =
+        RetryPolicy::recommended().with_initial_delay(Duration::from_secs(1)).with_max_delay(Duration::from_secs(8));
     let mut exporter = SpanExporter::builder()
         .with_http()
         .with_endpoint(config.uri().to_string())
@@ -81,7 +79,7 @@ pub(super) fn start(
         rejected: Seldom::default(),
     };
     exports.tasks.spawn(task.run(spans));
-    Ok(Queue { sender, dropped: metrics.spans.counter(SpanResult::Dropped) })
+    Ok(Queue { sender, dropped: metrics.spans.dropped.clone() })
 }
 
 /// Queues ended spans. A span that does not fit is dropped and counted; nobody waits.
@@ -122,30 +120,21 @@ struct Task {
 impl Task {
     async fn run(self, mut queue: Receiver<SpanData>) {
         let mut batch = Vec::new();
-        loop {
-            let open = tokio::select! {
-                open = gather(&mut queue, &mut batch) => open,
-                () = self.stop.cancelled() => false,
-            };
-            if !open {
-                break;
-            }
+        while self.stop.run_until_cancelled(gather(&mut queue, &mut batch)).await == Some(true) {
             self.export(&mut batch).await;
         }
         // At the end there is little time: the first failure is the last attempt.
         queue.close();
         while !batch.is_empty() || queue.recv_many(&mut batch, BATCH).await > 0 {
             if !self.export(&mut batch).await {
-                let left = std::iter::from_fn(|| queue.try_recv().ok()).count();
-                self.metrics.spans.count(SpanResult::Failed, left);
-                return;
+                return self.metrics.spans.failed.inc_by(queue.len() as u64);
             }
         }
     }
 
     /// Exports a batch and empties it. Returns whether the collector accepted it.
     async fn export(&self, batch: &mut Vec<SpanData>) -> bool {
-        let spans = batch.len();
+        let spans = batch.len() as u64;
         // Once stopped, an export that is waiting to be tried again has as long as one attempt.
         let stopped = async {
             self.stop.cancelled().await;
@@ -155,11 +144,12 @@ impl Task {
             _ = self.exporter.export(std::mem::take(batch)) => {}
             () = stopped => {}
         }
-        match self.client.take_last() {
+        let last = self.client.last.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match last.unwrap_or_else(|| Err("no attempt was completed".to_owned())) {
             Ok(rejected) => {
                 let rejected = rejected.min(spans);
-                self.metrics.spans.count(SpanResult::Exported, spans - rejected);
-                self.metrics.spans.count(SpanResult::Rejected, rejected);
+                self.metrics.spans.exported.inc_by(spans - rejected);
+                self.metrics.spans.rejected.inc_by(rejected);
                 if rejected > 0
                     && let Some(unsaid) = self.rejected.is_due()
                 {
@@ -168,7 +158,7 @@ impl Task {
                 true
             }
             Err(reason) => {
-                self.metrics.spans.count(SpanResult::Failed, spans);
+                self.metrics.spans.failed.inc_by(spans);
                 if let Some(unsaid) = self.failed.is_due() {
                     warn!(reason, spans, unsaid, "spans could not be exported");
                 }
@@ -180,18 +170,13 @@ impl Task {
 
 /// Waits for spans, and for those that follow within [`INTERVAL`]. `false`: no more will come.
 async fn gather(queue: &mut Receiver<SpanData>, batch: &mut Vec<SpanData>) -> bool {
-    if queue.recv_many(batch, BATCH).await == 0 {
-        return false;
-    }
+    let mut received = queue.recv_many(batch, BATCH).await;
     let until = Instant::now() + INTERVAL;
-    while batch.len() < BATCH {
+    while received > 0 && batch.len() < BATCH {
         let room = BATCH - batch.len();
-        tokio::select! {
-            received = queue.recv_many(batch, room) => if received == 0 { break },
-            () = sleep_until(until) => break,
-        }
+        received = timeout_at(until, queue.recv_many(batch, room)).await.unwrap_or_default();
     }
-    true
+    !batch.is_empty()
 }
 
 /// Sends exports with the configured headers alone, and notes what the last attempt came to, which the exporter keeps to
@@ -200,7 +185,7 @@ async fn gather(queue: &mut Receiver<SpanData>, batch: &mut Vec<SpanData>) -> bo
 struct Client {
     http: Box<dyn HttpClient>,
     headers: HeaderMap,
-    last: Mutex<Option<Result<usize, String>>>,
+    last: Mutex<Option<Result<u64, String>>>,
 }
 
 impl Client {
@@ -219,11 +204,6 @@ impl Client {
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("sidelink/", env!("CARGO_PKG_VERSION"))));
         headers.extend(config.headers.iter().map(|header| (header.name.clone(), header.value())));
         Self { http, headers, last: Mutex::default() }
-    }
-
-    fn take_last(&self) -> Result<usize, String> {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).take();
-        last.unwrap_or_else(|| Err("no attempt was completed".to_owned()))
     }
 }
 
@@ -244,11 +224,11 @@ impl HttpClient for Client {
 }
 
 /// How many spans the collector rejected, or why it accepted none. Nothing of what it says is repeated.
-fn rejected(response: &Response<Bytes>) -> Result<usize, String> {
+fn rejected(response: &Response<Bytes>) -> Result<u64, String> {
     if !response.status().is_success() {
         return Err(format!("the collector answered with status {}", response.status().as_u16()));
     }
     let answer = ExportTraceServiceResponse::decode(response.body().clone());
     let partial = answer.map_err(|_| "what answered is no collector".to_owned())?.partial_success;
-    Ok(partial.map_or(0, |partial| usize::try_from(partial.rejected_spans).unwrap_or(0)))
+    Ok(partial.map_or(0, |partial| u64::try_from(partial.rejected_spans).unwrap_or(0)))
 }

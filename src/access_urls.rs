@@ -36,7 +36,7 @@ use crate::headers;
 use crate::held::{Bound, Held};
 use crate::metrics::{IdResult, Metrics, Tally};
 use crate::passthrough::Passthrough;
-use crate::telemetry::trace::Trace;
+use crate::telemetry::trace::RequestSpan;
 use request::{Batch, Form};
 use respond::Lent;
 
@@ -163,7 +163,7 @@ impl AccessUrls {
     }
 
     /// Answers a GET on the batch route, whose place in its trace is `trace`.
-    pub async fn answer<B>(&self, request: Request<B>, trace: &Trace) -> Answered
+    pub async fn answer<B>(&self, request: Request<B>, trace: &RequestSpan) -> Answered
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -267,7 +267,7 @@ impl AccessUrls {
         read
     }
 
-    async fn bypass<B>(&self, request: Request<B>, reason: Bypass, trace: &Trace) -> Answered
+    async fn bypass<B>(&self, request: Request<B>, reason: Bypass, trace: &RequestSpan) -> Answered
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -305,7 +305,7 @@ impl AccessUrls {
         credential: &Credential<'_>,
         directives: &Directives,
         headers: &HeaderMap,
-        trace: &Trace,
+        trace: &RequestSpan,
     ) -> Terms {
         let group = batch.group.as_deref();
         let share = self.fetch.tier().map(|tier| {
@@ -490,7 +490,7 @@ fn from_memory(kept: &Kept) -> IdResult {
 }
 
 /// Puts what was fetched into the lacking slots, in order.
-fn settle(slots: &mut Slots<'_>, trace: &Trace, had: impl Iterator<Item = Had>) -> Fetched {
+fn settle(slots: &mut Slots<'_>, trace: &RequestSpan, had: impl Iterator<Item = Had>) -> Fetched {
     let mut fetched = Fetched::default();
     for (slot, had) in slots.lacking_slots().zip(had.collect::<Vec<_>>()) {
         let (joined, Landed { result, request_id, shared, call }) = match had {
@@ -501,7 +501,7 @@ fn settle(slots: &mut Slots<'_>, trace: &Trace, had: impl Iterator<Item = Had>) 
             }
             Had::Landed { joined, landed } => (joined, landed),
         };
-        trace.brought_by(call);
+        trace.link_call(call);
         let (text, deadlines) = match result {
             Arrival::Link(text, deadlines) => (Some(text), deadlines),
             Arrival::LeftOut(deadlines) => (None, deadlines),

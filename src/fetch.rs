@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::error::{Error, Limit, NoAnswer};
 use crate::log::Seldom;
 use crate::metrics::Metrics;
-use crate::telemetry::trace::{Trace, TraceContext};
+use crate::telemetry::trace::{RequestSpan, TraceContext};
 use crate::upstream::{Rejection, Upstream};
 use calls::{LaneKey, Passenger};
 pub use flights::Flights;
@@ -53,7 +53,7 @@ pub struct Terms {
     /// Sidelinks that the batch had passed.
     pub hops: usize,
     /// The batch's span, if it has one.
-    pub trace: Trace,
+    pub trace: RequestSpan,
     /// The context that its calls go on with, where they have no spans.
     pub context: TraceContext,
     /// What the client allows to be answered without a call.

@@ -28,7 +28,7 @@ use crate::error::{Error, NoAnswer};
 use crate::headers::{add_via, strip_hop_by_hop};
 use crate::held::{Bound, Held};
 use crate::metrics::Outcome;
-use crate::telemetry::trace::{self, Trace};
+use crate::telemetry::trace::{self, RequestSpan};
 use crate::upstream::Upstream;
 
 pub use deletion::Deletions;
@@ -58,7 +58,7 @@ impl Passthrough {
 
     /// Sends `request` to the endpoint: raw path and query, Host rewritten unless it names the endpoint, hop-by-hop headers
     /// gone, `Via` added.
-    pub async fn forward<B>(self: &Arc<Self>, request: Request<B>, trace: &Trace) -> Answered
+    pub async fn forward<B>(self: &Arc<Self>, request: Request<B>, trace: &RequestSpan) -> Answered
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -78,7 +78,13 @@ impl Passthrough {
     }
 
     /// One request and its answer, to whose end it has its `place`; `deleted` is the id that it deletes.
-    async fn exchange<B>(&self, request: Request<B>, deleted: Option<String>, place: Held, trace: &Trace) -> Answered
+    async fn exchange<B>(
+        &self,
+        request: Request<B>,
+        deleted: Option<String>,
+        place: Held,
+        trace: &RequestSpan,
+    ) -> Answered
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,

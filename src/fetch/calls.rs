@@ -23,7 +23,7 @@ use crate::caller::{Requester, Scope};
 use crate::config;
 use crate::error::{Error, Limit, NoAnswer};
 use crate::pause;
-use crate::telemetry::trace::{CallPlace, ClientSpan};
+use crate::telemetry::trace::{CallContext, CallSpan};
 use crate::upstream::{Answer, Call, Rejection};
 
 /// Ids that may ride together: same caller, group, scope headers and form.
@@ -65,7 +65,7 @@ pub(super) struct Report {
     /// What may be shared of it.
     pub(super) proof: Option<Proof>,
     /// Its span, if it has one.
-    call: Option<CallPlace>,
+    call: Option<CallContext>,
 }
 
 impl Report {
@@ -195,7 +195,8 @@ impl Inner {
             return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
         };
         let ids = || wanted.iter().map(|wanted| &*wanted.id);
-        let mut span = self.span(aboard, wanted.len());
+        let requests = aboard.iter().map(|terms| &terms.trace);
+        let mut span = CallSpan::start(self.upstream.endpoint(), wanted.len(), requests);
         let mut headers = terms.headers.clone();
         headers.extend(span.context().as_ref().unwrap_or(&terms.context).headers());
         let call = Call {
@@ -238,15 +239,8 @@ impl Inner {
             Some(status) => span.answered(status, result_name(&report)),
             None => span.unanswered(result_name(&report)),
         }
-        report.call = span.place();
+        report.call = span.call_context();
         self.reported(report)
-    }
-
-    /// Begins a call's span: part of the first batch aboard that has one, and linked with the others'.
-    fn span(&self, aboard: &[&Terms], ids: usize) -> ClientSpan {
-        let mut traces = aboard.iter().map(|terms| &terms.trace).filter(|trace| trace.is_recorded());
-        let Some(first) = traces.next() else { return ClientSpan::default() };
-        first.call(self.upstream.endpoint(), ids, traces)
     }
 
     /// Why no call for these ids may be made for this caller now.

@@ -33,13 +33,13 @@ const MOST_LINKS: u32 = 32;
 
 /// The export tasks of the current configuration, and of earlier ones until their queues are empty.
 #[derive(Default)]
-pub struct Exports {
+pub struct ExportTasks {
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
-impl Exports {
-    /// Exports what is queued, within `patience`.
+impl ExportTasks {
+    /// ExportTasks what is queued, within `patience`.
     pub async fn end(&self, patience: Duration) {
         self.tasks.close();
         self.stop.cancel();
@@ -60,7 +60,7 @@ impl Tracer {
         config: &config::Trace,
         tls: Option<ClientConfig>,
         metrics: &Arc<Metrics>,
-        exports: &Exports,
+        exports: &ExportTasks,
     ) -> Result<Self, ExporterBuildError> {
         let queue = export::start(config, tls, metrics, exports)?;
         // Everything is set here: what is not would be read from `OTEL_*` variables.
@@ -74,10 +74,10 @@ impl Tracer {
     }
 
     /// Starts the span of a request if it is sampled: as a valid `traceparent` says, else by `trace.sample`.
-    pub fn begin<B>(&self, request: &Request<B>) -> Trace {
+    pub fn begin<B>(&self, request: &Request<B>) -> RequestSpan {
         let incoming = TraceContext::read(request.headers());
         let (parent, state) = match incoming.span_context() {
-            Some(parent) if !parent.is_sampled() => return Trace::default(),
+            Some(parent) if !parent.is_sampled() => return RequestSpan::default(),
             Some(parent) => (Context::new().with_remote_span_context(parent), incoming.state),
             None => (Context::new(), None),
         };
@@ -87,8 +87,8 @@ impl Tracer {
         span.set_attribute(KeyValue::new("http.request.method", method));
         span.set_attribute(KeyValue::new("network.protocol.version", version(request.version())));
         let context = span.span_context().clone();
-        let span = Mutex::new(Linked { span, to: Vec::new() });
-        Trace(Some(Arc::new(Started { context, state, method, span, tracer: self.0.clone() })))
+        let span = Mutex::new(LinkedSpan { span, to: Vec::new() });
+        RequestSpan(Some(Arc::new(StartedSpan { context, state, method, span, tracer: self.0.clone() })))
     }
 }
 
@@ -96,32 +96,27 @@ impl Tracer {
 ///
 /// `None`: nobody traces here, or the client's trace is not sampled. Its context goes on as it came.
 #[derive(Clone, Default)]
-pub struct Trace(Option<Arc<Started>>);
+pub struct RequestSpan(Option<Arc<StartedSpan>>);
 
-struct Started {
+struct StartedSpan {
     /// If it is not sampled, it only tells the endpoint so.
     context: SpanContext,
     /// The client's tracestate. It goes on to the endpoint, never to the collector.
     state: Option<HeaderValue>,
     method: &'static str,
-    span: Mutex<Linked>,
+    span: Mutex<LinkedSpan>,
     tracer: SdkTracer,
 }
 
 /// A span, and the spans that it is linked with.
-struct Linked {
+struct LinkedSpan {
     span: Span,
     to: Vec<SpanId>,
 }
 
-impl Trace {
-    fn sampled(&self) -> Option<&Started> {
+impl RequestSpan {
+    fn sampled(&self) -> Option<&StartedSpan> {
         self.0.as_deref().filter(|started| started.context.is_sampled())
-    }
-
-    /// Whether there is a span.
-    pub fn is_recorded(&self) -> bool {
-        self.sampled().is_some()
     }
 
     /// The context to send on for a request with these headers, unless a call's span comes in between.
@@ -133,7 +128,7 @@ impl Trace {
     }
 
     /// Links the request's span with a call of another request that answered some of its ids.
-    pub fn brought_by(&self, call: Option<CallPlace>) {
+    pub fn link_call(&self, call: Option<CallContext>) {
         if let (Some(sampled), Some(call)) = (self.sampled(), call)
             && call.parent != sampled.context.span_id()
         {
@@ -141,43 +136,15 @@ impl Trace {
         }
     }
 
-    /// Starts the span of a call for `ids` ids, linked with the spans of the `others` that have ids in the call.
-    pub fn call<'t>(&self, endpoint: &Endpoint, ids: usize, others: impl Iterator<Item = &'t Trace>) -> ClientSpan {
-        let ClientSpan(Some(mut call)) = self.client(format!("GET {}", api::PATH), "GET", endpoint) else {
-            return ClientSpan(None);
-        };
-        let span = &mut call.linked.span;
-        span.set_attribute(KeyValue::new("url.template", api::PATH));
-        span.set_attribute(KeyValue::new("sidelink.ids", i64::try_from(ids).unwrap_or(i64::MAX)));
-        for other in others.filter_map(Trace::sampled).filter(|other| other.context.span_id() != call.parent) {
-            call.linked.link(other.context.clone());
-        }
-        ClientSpan(Some(call))
-    }
-
     /// Starts the span of an exchange on any other route.
-    pub fn exchange(&self, endpoint: &Endpoint, method: &Method) -> ClientSpan {
+    pub fn exchange(&self, endpoint: &Endpoint, method: &Method) -> CallSpan {
         let method = known(method);
-        self.client(name(method), method, endpoint)
-    }
-
-    fn client(&self, name: impl Into<Cow<'static, str>>, method: &'static str, endpoint: &Endpoint) -> ClientSpan {
-        let Some(request) = self.sampled() else { return ClientSpan(None) };
-        let host = endpoint.authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        let builder = SpanBuilder::from_name(name).with_kind(SpanKind::Client).with_attributes([
-            KeyValue::new("http.request.method", method),
-            KeyValue::new("server.address", host),
-            KeyValue::new("server.port", i64::from(endpoint.port())),
-        ]);
-        let parent = Context::new().with_remote_span_context(request.context.clone());
-        let span = request.tracer.build_with_context(builder, &parent);
-        let linked = Linked { span, to: Vec::new() };
-        ClientSpan(Some(Box::new(Call { linked, parent: request.context.span_id(), state: request.state.clone() })))
+        CallSpan(self.sampled().map(|request| request.call(name(method), method, endpoint)))
     }
 
     /// Ends the request's span. Without an answer, the client left first.
     pub fn end(&self, route: Route, answered: Option<&Answered>) {
-        let Some(Started { method, span, .. }) = self.sampled() else { return };
+        let Some(StartedSpan { method, span, .. }) = self.sampled() else { return };
         let span = &mut span.lock().unwrap_or_else(PoisonError::into_inner).span;
         if route == Route::Batch {
             span.update_name(format!("{} {}", name(method), api::PATH));
@@ -202,17 +169,43 @@ impl Trace {
     }
 }
 
-/// The span of a call or an exchange, if its request is sampled. It ends when it is dropped.
-#[derive(Default)]
-pub struct ClientSpan(Option<Box<Call>>);
+impl StartedSpan {
+    fn call(&self, name: impl Into<Cow<'static, str>>, method: &'static str, endpoint: &Endpoint) -> Box<OpenCall> {
+        let host = endpoint.authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let builder = SpanBuilder::from_name(name).with_kind(SpanKind::Client).with_attributes([
+            KeyValue::new("http.request.method", method),
+            KeyValue::new("server.address", host),
+            KeyValue::new("server.port", i64::from(endpoint.port())),
+        ]);
+        let parent = Context::new().with_remote_span_context(self.context.clone());
+        let linked = LinkedSpan { span: self.tracer.build_with_context(builder, &parent), to: Vec::new() };
+        Box::new(OpenCall { linked, parent: self.context.span_id(), state: self.state.clone() })
+    }
+}
 
-struct Call {
-    linked: Linked,
+/// The span of a call or an exchange, if its request is sampled. It ends when it is dropped.
+pub struct CallSpan(Option<Box<OpenCall>>);
+
+struct OpenCall {
+    linked: LinkedSpan,
     parent: SpanId,
     state: Option<HeaderValue>,
 }
 
-impl ClientSpan {
+impl CallSpan {
+    /// Starts the span of a call for `ids` ids of `requests`: part of the first one that is sampled, linked with the others.
+    pub fn start<'r>(endpoint: &Endpoint, ids: usize, requests: impl Iterator<Item = &'r RequestSpan>) -> Self {
+        let mut sampled = requests.filter_map(RequestSpan::sampled);
+        let Some(first) = sampled.next() else { return Self(None) };
+        let mut call = first.call(format!("GET {}", api::PATH), "GET", endpoint);
+        call.linked.span.set_attribute(KeyValue::new("url.template", api::PATH));
+        call.linked.span.set_attribute(KeyValue::new("sidelink.ids", i64::try_from(ids).unwrap_or(i64::MAX)));
+        for other in sampled.filter(|other| other.context.span_id() != call.parent) {
+            call.linked.link(other.context.clone());
+        }
+        Self(Some(call))
+    }
+
     fn span(&mut self) -> Option<&mut Span> {
         self.0.as_mut().map(|call| &mut call.linked.span)
     }
@@ -223,9 +216,9 @@ impl ClientSpan {
     }
 
     /// The call's span context, for requests that joined the call.
-    pub fn place(&self) -> Option<CallPlace> {
+    pub fn call_context(&self) -> Option<CallContext> {
         let call = self.0.as_ref()?;
-        Some(CallPlace { context: call.linked.span.span_context().clone(), parent: call.parent })
+        Some(CallContext { context: call.linked.span.span_context().clone(), parent: call.parent })
     }
 
     /// The endpoint answered with `status`, which sidelink counts as `result`.
@@ -254,12 +247,12 @@ impl ClientSpan {
 
 /// The span context of a call, and the span that the call is part of.
 #[derive(Clone)]
-pub struct CallPlace {
+pub struct CallContext {
     context: SpanContext,
     parent: SpanId,
 }
 
-impl Linked {
+impl LinkedSpan {
     /// Adds a link, once per span. The SDK drops and counts links beyond [`MOST_LINKS`].
     fn link(&mut self, context: SpanContext) {
         if !self.to.contains(&context.span_id()) {
@@ -305,7 +298,7 @@ mod tests {
     #[test]
     fn links_are_distinct_and_bounded() {
         let tracer = SdkTracerProvider::builder().with_max_links_per_span(MOST_LINKS).build().tracer("test");
-        let mut linked = Linked { span: tracer.start("test"), to: Vec::new() };
+        let mut linked = LinkedSpan { span: tracer.start("test"), to: Vec::new() };
         for span in 1..=100_u64 {
             for _ in 0..2 {
                 let (trace, flags) = (TraceId::from(1), TraceFlags::SAMPLED);

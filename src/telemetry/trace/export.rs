@@ -1,4 +1,4 @@
-//! Exports spans over OTLP/HTTP (protobuf): a bounded queue, and a task that hands batches from it to the SDK's exporter.
+//! ExportTasks spans over OTLP/HTTP (protobuf): a bounded queue, and a task that hands batches from it to the SDK's exporter.
 //!
 //! The SDK's batch processors keep the number of dropped spans private, and block the thread that drops the last span.
 
@@ -30,7 +30,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::Exports;
+use super::ExportTasks;
 use crate::config;
 use crate::log::{Seldom, chain};
 use crate::metrics::Metrics;
@@ -49,9 +49,9 @@ pub(super) fn start(
     config: &config::Trace,
     tls: Option<ClientConfig>,
     metrics: &Arc<Metrics>,
-    exports: &Exports,
-) -> Result<Queue, ExporterBuildError> {
-    let client = Arc::new(Client::new(config, tls));
+    exports: &ExportTasks,
+) -> Result<SpanQueue, ExporterBuildError> {
+    let client = Arc::new(CollectorClient::new(config, tls));
     let retries =
         RetryPolicy::recommended().with_initial_delay(Duration::from_secs(1)).with_max_delay(Duration::from_secs(8));
     let mut exporter = SpanExporter::builder()
@@ -69,7 +69,7 @@ pub(super) fn start(
     ]);
     exporter.set_resource(&resource.build());
     let (sender, spans) = channel(QUEUE);
-    let task = Task {
+    let task = ExportTask {
         exporter,
         client,
         timeout: config.timeout,
@@ -79,17 +79,17 @@ pub(super) fn start(
         rejected: Seldom::default(),
     };
     exports.tasks.spawn(task.run(spans));
-    Ok(Queue { sender, dropped: metrics.spans.dropped.clone() })
+    Ok(SpanQueue { sender, dropped: metrics.spans.dropped.clone() })
 }
 
 /// Queues ended spans. A span that does not fit is dropped and counted; nobody waits.
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(super) struct SpanQueue {
     sender: Sender<SpanData>,
     dropped: IntCounter,
 }
 
-impl SpanProcessor for Queue {
+impl SpanProcessor for SpanQueue {
     fn on_start(&self, _span: &mut Span, _context: &Context) {}
 
     fn on_end(&self, span: SpanData) {
@@ -107,9 +107,9 @@ impl SpanProcessor for Queue {
     }
 }
 
-struct Task {
+struct ExportTask {
     exporter: SpanExporter,
-    client: Arc<Client>,
+    client: Arc<CollectorClient>,
     timeout: Duration,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
@@ -117,7 +117,7 @@ struct Task {
     rejected: Seldom,
 }
 
-impl Task {
+impl ExportTask {
     async fn run(self, mut queue: Receiver<SpanData>) {
         let mut batch = Vec::new();
         while self.stop.run_until_cancelled(gather(&mut queue, &mut batch)).await == Some(true) {
@@ -132,7 +132,7 @@ impl Task {
         }
     }
 
-    /// Exports a batch and empties it. Returns whether the collector accepted it.
+    /// ExportTasks a batch and empties it. Returns whether the collector accepted it.
     async fn export(&self, batch: &mut Vec<SpanData>) -> bool {
         let spans = batch.len() as u64;
         // Once stopped, an export that is waiting to be tried again has as long as one attempt.
@@ -182,13 +182,13 @@ async fn gather(queue: &mut Receiver<SpanData>, batch: &mut Vec<SpanData>) -> bo
 /// Sends exports with the configured headers alone, and notes what the last attempt came to, which the exporter keeps to
 /// itself: the spans that the collector rejected, or why it accepted none.
 #[derive(Debug)]
-struct Client {
+struct CollectorClient {
     http: Box<dyn HttpClient>,
     headers: HeaderMap,
     last: Mutex<Option<Result<u64, String>>>,
 }
 
-impl Client {
+impl CollectorClient {
     fn new(config: &config::Trace, tls: Option<ClientConfig>) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
@@ -208,7 +208,7 @@ impl Client {
 }
 
 #[async_trait]
-impl HttpClient for Client {
+impl HttpClient for CollectorClient {
     async fn send_bytes(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         // In place of the exporter's, which has those of `OTEL_EXPORTER_OTLP_HEADERS`.
         request.headers_mut().clone_from(&self.headers);

@@ -3,13 +3,10 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := test
 .NOTPARALLEL:
-# The tests that tell a build with the feature otlp from one without.
-OTLP := otlp:: config:: logging:: secrets:: tracing::
 .PHONY: test lint fmt clippy doc docs deny demo stampede simulate soak pressure fuzz planted bench bench-peers bench-links status-page tools clean
 
-## Everything: tools, format, lints, tests (what the feature otlp changes first, so that the default build is what is left), what deploy/ holds, documentation, dependency policy (where cargo-deny is installed).
+## Everything: tools, format, lints, tests, what deploy/ holds, documentation, dependency policy (where cargo-deny is installed).
 test: tools lint
-	cargo test --locked --features otlp --test it -- $(OTLP)
 	cargo test --locked
 	scripts/deploy.sh
 	$(MAKE) --no-print-directory doc
@@ -23,7 +20,6 @@ fmt:
 
 clippy:
 	cargo clippy --all-targets --locked -- -D warnings
-	cargo clippy --all-targets --locked --features otlp -- -D warnings
 
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked

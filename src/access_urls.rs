@@ -37,7 +37,7 @@ use crate::headers;
 use crate::held::Bound;
 use crate::metrics::{IdResult, Metrics};
 use crate::passthrough::Passthrough;
-use crate::spans::Trace;
+use crate::telemetry::trace::RequestSpan;
 use request::{Batch, Form};
 use slots::{Link, Slot, Slots, settle};
 
@@ -97,7 +97,7 @@ impl AccessUrls {
     }
 
     /// Answers a GET on the batch route, whose place in its trace is `trace`.
-    pub async fn answer<B>(&self, request: Request<B>, trace: &Trace) -> Answered
+    pub async fn answer<B>(&self, request: Request<B>, trace: &RequestSpan) -> Answered
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -219,7 +219,7 @@ impl AccessUrls {
         credential: &Credential<'_>,
         directives: &Directives,
         headers: &HeaderMap,
-        trace: &Trace,
+        trace: &RequestSpan,
     ) -> Terms {
         let share = self.fetch.tier().map(|tier| {
             let (kind, fields) = self.callers.made_up_of(credential, &requester, headers);

@@ -68,7 +68,7 @@ section! {
         pub limits: Limits = Limits::default() => [table];
         /// What is logged.
         pub log: Log = Log::default() => [table];
-        /// Spans for an OpenTelemetry collector; without this table there are none. It takes a build with `--features otlp`.
+        /// Spans for an OpenTelemetry collector; without this table there are none.
         pub trace: Option<Trace> = None => [optional Trace::blank, Trace::visit];
         /// What is allowed and yet not right; for an operator to read.
         pub warnings: Vec<Warning> = Vec::new();

@@ -31,8 +31,7 @@ use crate::error::{Error, Limit, NoAnswer};
 use crate::id::Group;
 use crate::log::Seldom;
 use crate::metrics::Metrics;
-use crate::spans::Trace;
-use crate::trace_context::TraceContext;
+use crate::telemetry::trace::{RequestSpan, TraceContext};
 use crate::upstream::{Rejection, Upstream};
 use calls::{LaneKey, Passenger};
 pub use demand::Demand;
@@ -63,7 +62,7 @@ pub struct Terms {
     /// Sidelinks that the batch had passed.
     pub hops: usize,
     /// The batch's span, if it has one.
-    pub trace: Trace,
+    pub trace: RequestSpan,
     /// The context that its calls go on with, where they have no spans.
     pub context: TraceContext,
     /// What the client allows to be answered without a call.

@@ -41,5 +41,4 @@ pub mod metrics;
 pub mod origin;
 pub mod pause;
 pub mod permits;
-pub mod spans;
-pub mod trace_context;
+pub mod telemetry;

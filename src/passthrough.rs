@@ -29,8 +29,7 @@ use crate::error::{Error, NoAnswer};
 use crate::headers::{add_via, expects_continue, max_forwards, strip_hop_by_hop};
 use crate::held::{Bound, Held};
 use crate::metrics::Outcome;
-use crate::spans::Trace;
-use crate::trace_context;
+use crate::telemetry::trace::{self, RequestSpan};
 use crate::upstream::Upstream;
 
 use expectation::{Expectation, Unsent};
@@ -62,7 +61,7 @@ impl Passthrough {
 
     /// Sends `request` to the endpoint: raw path and query, Host rewritten unless it names the endpoint, hop-by-hop headers
     /// gone, `Via` added.
-    pub async fn forward<B>(self: &Arc<Self>, request: Request<B>, trace: &Trace) -> Answered
+    pub async fn forward<B>(self: &Arc<Self>, request: Request<B>, trace: &RequestSpan) -> Answered
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -84,7 +83,13 @@ impl Passthrough {
     }
 
     /// One request and its answer, to whose end it has its `place`; `deleted` is the id that it deletes.
-    async fn exchange<B>(&self, request: Request<B>, deleted: Option<String>, place: Held, trace: &Trace) -> Answered
+    async fn exchange<B>(
+        &self,
+        request: Request<B>,
+        deleted: Option<String>,
+        place: Held,
+        trace: &RequestSpan,
+    ) -> Answered
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -106,7 +111,7 @@ impl Passthrough {
         strip_hop_by_hop(request.headers_mut());
         let mut span = trace.exchange(self.upstream.endpoint(), request.method());
         let context = span.context().unwrap_or_else(|| trace.context(request.headers()));
-        trace_context::pass_on(request.headers_mut(), &context);
+        trace::pass_on(request.headers_mut(), &context);
         add_via(request.headers_mut(), version);
         if let Some(most) = max_forwards(request.method(), request.headers()) {
             request.headers_mut().insert(MAX_FORWARDS, HeaderValue::from(most.saturating_sub(1)));
@@ -173,7 +178,7 @@ impl Passthrough {
                 return Answered { waited, ..Answered::own(error) };
             }
         };
-        span.end();
+        drop(span);
         let body = match deleted {
             Some(id) => self.deletions.answered(&id, head.status, body, self.idle_timeout).await,
             None => stream(body),

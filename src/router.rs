@@ -22,8 +22,7 @@ use crate::headers::{
 };
 use crate::metrics::{IdResult, Metrics, Outcome, Route};
 use crate::passthrough::Passthrough;
-use crate::spans::{Trace, Tracer};
-use crate::trace_context::TraceContext;
+use crate::telemetry::trace::{RequestSpan, TraceContext, Tracer};
 use crate::upstream::Upstream;
 
 /// Most sidelinks that a request may have passed.
@@ -59,7 +58,7 @@ impl Router {
         B::Error: Into<BodyError> + Send,
     {
         let began = Instant::now();
-        let trace = self.tracer.as_ref().map_or_else(Trace::default, |tracer| tracer.begin(&request));
+        let trace = self.tracer.as_ref().map_or_else(RequestSpan::default, |tracer| tracer.begin(&request));
         if let Some(mut answered) = self.access_urls.at_hand(&request, began) {
             name(&mut answered, client_request_id(request.headers()));
             self.log(Route::Batch, began, &request, &trace).end(Some(&answered));
@@ -69,7 +68,7 @@ impl Router {
         Box::pin(self.dispatch(request, began, trace)).await
     }
 
-    async fn dispatch<B>(&self, mut request: Request<B>, began: Instant, trace: Trace) -> Response<Body>
+    async fn dispatch<B>(&self, mut request: Request<B>, began: Instant, trace: RequestSpan) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -94,7 +93,13 @@ impl Router {
         answered.response
     }
 
-    fn log<'l, B>(&'l self, route: Route, began: Instant, request: &Request<B>, trace: &'l Trace) -> RequestLog<'l> {
+    fn log<'l, B>(
+        &'l self,
+        route: Route,
+        began: Instant,
+        request: &Request<B>,
+        trace: &'l RequestSpan,
+    ) -> RequestLog<'l> {
         let line = self.access_log.then(|| Line::of(request, trace));
         RequestLog { metrics: &self.metrics, route, began, line, trace, over: false }
     }
@@ -216,7 +221,7 @@ struct Line {
 }
 
 impl Line {
-    fn of<B>(request: &Request<B>, trace: &Trace) -> Self {
+    fn of<B>(request: &Request<B>, trace: &RequestSpan) -> Self {
         Self {
             method: request.method().clone(),
             path: shown(request.uri().path()),
@@ -240,7 +245,7 @@ struct RequestLog<'m> {
     began: Instant,
     /// Where there is an access log.
     line: Option<Line>,
-    trace: &'m Trace,
+    trace: &'m RequestSpan,
     over: bool,
 }
 

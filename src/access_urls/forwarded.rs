@@ -18,7 +18,7 @@ use crate::caller::Bypass;
 use crate::error::Error;
 use crate::fetch::{Cause, Failure, Terms};
 use crate::held::Held;
-use crate::spans::Trace;
+use crate::telemetry::trace::RequestSpan;
 
 impl AccessUrls {
     /// The whole body, bounded. What a client sends on beyond is drained for a while, so that it gets to read the refusal, unless
@@ -38,7 +38,7 @@ impl AccessUrls {
     }
 
     /// Forwards a request of the batch route untouched.
-    pub(super) async fn bypass<B>(&self, request: Request<B>, reason: Bypass, trace: &Trace) -> Answered
+    pub(super) async fn bypass<B>(&self, request: Request<B>, reason: Bypass, trace: &RequestSpan) -> Answered
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,

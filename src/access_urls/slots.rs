@@ -8,7 +8,7 @@ use crate::cache::Kept;
 use crate::cache::freshness::Deadlines;
 use crate::fetch::{Arrival, Had, Landed, Wanted};
 use crate::metrics::{IdResult, Metrics, Tally};
-use crate::spans::Trace;
+use crate::telemetry::trace::RequestSpan;
 
 /// One id of a batch on its way to an answer.
 pub(super) struct Slot {
@@ -88,7 +88,7 @@ impl Drop for Slots<'_> {
 }
 
 /// Puts what was fetched into the lacking slots, in order.
-pub(super) fn settle(slots: &mut Slots<'_>, trace: &Trace, had: impl Iterator<Item = Had>) -> Fetched {
+pub(super) fn settle(slots: &mut Slots<'_>, trace: &RequestSpan, had: impl Iterator<Item = Had>) -> Fetched {
     let mut fetched = Fetched::default();
     for (slot, had) in slots.lacking_slots().zip(had.collect::<Vec<_>>()) {
         let (joined, Landed { result, request_id, shared, call }) = match had {
@@ -99,7 +99,7 @@ pub(super) fn settle(slots: &mut Slots<'_>, trace: &Trace, had: impl Iterator<It
             }
             Had::Landed { joined, landed } => (joined, landed),
         };
-        trace.brought_by(call);
+        trace.link_call(call);
         let (text, deadlines) = match result {
             Arrival::Link(text, deadlines) => (Some(text), deadlines),
             Arrival::LeftOut(deadlines) => (None, deadlines),

@@ -23,7 +23,7 @@ use crate::held::{Bound, Total, Totals};
 use crate::metrics::Metrics;
 use crate::passthrough::{Deletions, Passthrough, Resign};
 use crate::router::Router;
-use crate::spans::{Exports, Tracer};
+use crate::telemetry::trace::{ExportTasks, Tracer};
 use crate::upstream::{MemoryEndpoint, SetupError, Upstream, trusted_client};
 
 /// Everything between a client's request and the endpoint, without listeners.
@@ -59,7 +59,7 @@ pub(super) struct Lasting {
     reloads: ReloadState,
     pub(super) history: Arc<History>,
     pub(super) clock: Clock,
-    pub(super) exports: Exports,
+    pub(super) exports: ExportTasks,
     reach: Reach,
 }
 
@@ -106,7 +106,7 @@ impl Proxy {
             reloads: ReloadState::started(clock.now().wall_time()),
             history,
             clock,
-            exports: Exports::default(),
+            exports: ExportTasks::default(),
             reach,
         };
         let upstream = lasting.upstream(&config, None).map_err(StartError::Upstream)?;
@@ -223,7 +223,8 @@ impl Lasting {
         let Some(trace) = &config.trace else { return Ok(None) };
         let secured = trace.endpoint.scheme == Scheme::HTTPS;
         let tls = if secured { Some(trusted_client("trace.ca_file", trace.ca_file.as_deref())?) } else { None };
-        Ok(Tracer::start(trace, tls, &self.metrics, &self.exports))
+        let tracer = Tracer::start(trace, tls, &self.metrics, &self.exports);
+        tracer.map(Some).map_err(|error| SetupError::Exporter(error.to_string()))
     }
 
     fn assemble(

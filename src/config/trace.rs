@@ -14,13 +14,11 @@ use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, secret_fi
 use super::secret::{self, Secret};
 use super::table::Table;
 
-/// Whether this build exports spans.
-const BUILT: bool = cfg!(feature = "otlp");
 /// Where OTLP over HTTP takes spans, on a collector of which no path is named.
 const PATH: &str = "/v1/traces";
 
 section! {
-    /// `[trace]`. There is none by default; it takes a build with the feature `otlp`.
+    /// `[trace]`. There is none by default.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Trace: pub fn at(endpoint: Endpoint) {
         /// The collector.
@@ -33,7 +31,7 @@ section! {
         pub service_name: String = "sidelink".to_owned(), string_of("a service's name: 1 to 128 characters, none of control", is_service_name);
         /// PEM file of certificate authorities for https://, instead of the platform's.
         pub ca_file: Option<PathBuf> = None, certificates().read_once().optional("/etc/sidelink/collector-ca.pem");
-        /// The longest that one export may take.
+        /// The longest that one attempt to export may take.
         pub timeout: Duration = 5 * SECOND, duration(MILLISECOND..=MINUTE);
         /// A header that the collector wants to see, and the file that holds its value; one table for each.
         pub headers: Vec<TraceHeader> = Vec::new() => [list TraceHeader::blank, TraceHeader::visit];
@@ -86,9 +84,6 @@ impl Trace {
 
     /// Visits each key, and reports what does not fit together.
     pub(super) fn visit(&mut self, table: &mut Table<'_>) {
-        if !BUILT {
-            table.wrong("this build exports no spans: it takes one with `cargo build --release --features otlp`");
-        }
         self.keys(table);
         if let Some(found) = table.find("ca_file").filter(|_| self.endpoint.scheme != Scheme::HTTPS) {
             found.wrong("is of use with https:// only");

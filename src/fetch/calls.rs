@@ -23,7 +23,7 @@ use crate::cache::freshness::{self, Deadlines, Reason, Verdict};
 use crate::caller::{Requester, Scope};
 use crate::error::{Error, Limit, NoAnswer};
 use crate::pause;
-use crate::spans::{CallPlace, ClientSpan};
+use crate::telemetry::trace::{CallContext, CallSpan};
 use crate::upstream::{Answer, Call, Rejection};
 
 /// Ids that may ride together: same caller, group, scope headers and form.
@@ -74,7 +74,7 @@ pub(super) struct Report {
     /// What may be shared of it.
     pub(super) proof: Option<Proof>,
     /// Its span, if it has one.
-    call: Option<CallPlace>,
+    call: Option<CallContext>,
 }
 
 impl Report {
@@ -87,7 +87,7 @@ impl Report {
         let (request_id, call) = (self.request_id, self.call);
         let arrivals =
             self.result.unwrap_or_else(|cause| vec![Arrival::Failed(Arc::new(Failure { cause, shared, ids })); ids]);
-        let landed = |result| Landed { result, request_id: request_id.clone(), shared: false, call };
+        let landed = |result| Landed { result, request_id: request_id.clone(), shared: false, call: call.clone() };
         arrivals.into_iter().map(landed).collect()
     }
 }
@@ -217,7 +217,8 @@ impl Inner {
             return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
         };
         let ids = || wanted.iter().map(|wanted| &*wanted.id);
-        let mut span = self.span(&served.batches, wanted.len());
+        let requests = served.batches.iter().map(|terms| &terms.trace);
+        let mut span = CallSpan::start(self.upstream.endpoint(), wanted.len(), requests);
         let mut headers = terms.headers.clone();
         headers.extend(span.context().as_ref().unwrap_or(&terms.context).headers());
         let request_id = terms.request_id.as_ref().filter(|_| served.is_one_batch);
@@ -265,15 +266,8 @@ impl Inner {
             Some(status) => span.answered(status, result_name(&report)),
             None => span.unanswered(result_name(&report)),
         }
-        report.call = span.place();
+        report.call = span.call_context();
         self.reported(report)
-    }
-
-    /// Begins a call's span: part of the first batch aboard that has one, and linked with the others'.
-    fn span(&self, aboard: &[&Terms], ids: usize) -> ClientSpan {
-        let mut traces = aboard.iter().map(|terms| &terms.trace).filter(|trace| trace.is_recorded());
-        let Some(first) = traces.next() else { return ClientSpan::default() };
-        first.call(self.upstream.endpoint(), ids, traces)
     }
 
     /// Why no call for these ids may be made for this caller now.

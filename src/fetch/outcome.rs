@@ -7,7 +7,7 @@ use http::HeaderValue;
 use crate::cache::Kept;
 use crate::cache::freshness::Deadlines;
 use crate::error::{Error, NoAnswer};
-use crate::spans::CallPlace;
+use crate::telemetry::trace::CallContext;
 use crate::upstream::{Answer, Rejection};
 
 /// How a wanted id was had.
@@ -33,7 +33,7 @@ pub struct Landed {
     /// Whether it came from the shared tier, and no call was made.
     pub shared: bool,
     /// The call's span, if it has one.
-    pub call: Option<CallPlace>,
+    pub call: Option<CallContext>,
 }
 
 /// The result of fetching one id.

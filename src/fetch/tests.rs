@@ -35,7 +35,7 @@ fn fetch() -> (Fetch, Arc<Terms>) {
         form: Form::Repeated,
         deadline: Instant::now() + config.upstream.deadline,
         hops: 0,
-        trace: Trace::default(),
+        trace: RequestSpan::default(),
         context: TraceContext::default(),
         demand: Demand::default(),
         share: None,

@@ -1,6 +1,6 @@
-//! What becomes of spans. Without `[trace]` all of it stays at 0.
+//! Results of exporting spans.
 
-use prometheus::IntCounterVec;
+use prometheus::{IntCounter, IntCounterVec};
 
 use super::SpanResult;
 use super::family::families;
@@ -14,8 +14,8 @@ families! {
 }
 
 impl Spans {
-    /// Counts `spans` of them.
-    pub fn count(&self, result: SpanResult, spans: usize) {
-        self.results.with_label_values(&[result.name()]).inc_by(spans as u64);
+    /// The counter of one result.
+    pub fn counter(&self, result: SpanResult) -> IntCounter {
+        self.results.with_label_values(&[result.name()])
     }
 }

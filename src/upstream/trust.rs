@@ -19,6 +19,9 @@ pub enum SetupError {
     /// The platform has no certificate authorities; `upstream.ca_file` can name some.
     #[error("the platform has no certificate authorities ({0}); install them or set upstream.ca_file")]
     NoRoots(String),
+    /// The exporter of spans cannot be built.
+    #[error("trace: {0}")]
+    Exporter(String),
 }
 
 /// What the files behind a configuration held when it was put in force.

@@ -15,7 +15,6 @@ mod browser;
 mod cache_control;
 mod callers;
 mod clients;
-#[cfg(feature = "otlp")]
 mod collector;
 mod command_line;
 mod config;
@@ -43,7 +42,6 @@ mod long_headers;
 mod max_forwards;
 mod metrics;
 mod once;
-#[cfg(feature = "otlp")]
 mod otlp;
 mod pass_through;
 mod pauses;

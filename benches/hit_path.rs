@@ -13,16 +13,16 @@ use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use http::HeaderMap;
 use prometheus::Registry;
-use sidelink::access_urls::answer::merge;
-use sidelink::access_urls::request::Batch;
+use sidelink::api::answer::merge;
+use sidelink::api::id::Group;
+use sidelink::api::request::Batch;
+use sidelink::auth::{Callers, Key, Scope, Standings};
 use sidelink::cache::freshness::Deadlines;
 use sidelink::cache::purges::Purges;
 use sidelink::cache::{Cache, Kept};
-use sidelink::caller::{Callers, Key, Scope, Standings};
 use sidelink::clock::Clock;
 use sidelink::config::{self, Config, Endpoint};
-use sidelink::id::Group;
-use sidelink::metrics::Metrics;
+use sidelink::telemetry::metrics::Metrics;
 use support::{Form, SIZES, Warm, body, ids, query, request};
 
 fn reading(criterion: &mut Criterion) {

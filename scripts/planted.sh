@@ -32,9 +32,9 @@ plant() {
     fi
 }
 
-plant "a scope without its group" src/id.rs \
+plant "a scope without its group" src/api/id.rs \
     'once(self.name().map(str::as_bytes))' 'once(self.name().and(None::<&[u8]>))'
-plant "a scope without its headers" src/caller/scope.rs \
+plant "a scope without its headers" src/auth/scope.rs \
     'Some(value.as_bytes())])' 'Some(&value.as_bytes()[..0])])'
 plant "a deadline that never comes" src/cache/freshness.rs \
     'left(self.fresh, now.since(self.sent))' 'left(self.fresh, now.since(self.sent) / 1000)'
@@ -48,9 +48,9 @@ plant "flights that nobody joins" src/fetch.rs \
     'let flight = state.flights.get(&wanted.key);' 'let flight = state.flights.get(&wanted.key).filter(|_| false);'
 plant "a link that is not kept" src/cache.rs \
     'let evicted = part.insert_with_lifecycle(key, kept);' 'let evicted = u64::from(kept.text().is_none() & part.is_empty());'
-plant "ids counted twice" src/metrics.rs \
+plant "ids counted twice" src/telemetry/metrics.rs \
     'counter.inc_by(u64::from(count));' 'counter.inc_by(2 * u64::from(count));'
-plant "an answer in another order" src/access_urls/slots.rs \
+plant "an answer in another order" src/batch/slots.rs \
     'self.slots.iter().map(|slot| respond::Item' 'self.slots.iter().rev().map(|slot| respond::Item'
 
 # The way to the endpoint.
@@ -68,30 +68,30 @@ plant "a refused token that is a sign of health" src/upstream.rs \
 
 # Over a fleet, with a shared tier.
 fleet="fleet::isolation::"
-plant "a scope without its group, in a fleet" src/cache/shared/sealing.rs \
+plant "a scope without its group, in a fleet" src/shared/sealing.rs \
     'for each in fields {
             field(each' 'for each in fields.into_iter().skip(1) {
             field(each' "$fleet"
-plant "a tier's name without its scope" src/cache/shared/sealing.rs \
+plant "a tier's name without its scope" src/shared/sealing.rs \
     'field(each, |bytes| names.update(bytes));' 'field(each.and(None), |bytes| names.update(bytes));' "$fleet"
-plant "a tier's key without its caller" src/cache/shared/sealing.rs \
+plant "a tier's key without its caller" src/shared/sealing.rs \
     'first.iter().chain(fields)' 'first.iter().chain(&fields[..0])' "$fleet"
 plant "a scope header that is forgotten" src/api.rs \
     'HeaderName::from_static("x-site")' 'HeaderName::from_static("x-sight")' "$fleet"
-plant "a value that opens anywhere" src/cache/shared/sealing.rs \
+plant "a value that opens anywhere" src/shared/sealing.rs \
     'aad: name.as_bytes()' 'aad: &name.as_bytes()[..0]' "$fleet"
 plant "a purge that is forgotten" src/cache/purges.rs \
     '*last = at.monotonic.max(*last);' 'let _ = last;' "$fleet"
-plant "a purge that the fleet does not hear" src/cache/shared.rs \
+plant "a purge that the fleet does not hear" src/shared.rs \
     'self.inner.say(|_, key| Some(key.says(target)));' 'let _ = target;' "$fleet"
-plant "a journal that nobody heeds" src/cache/shared/journal.rs \
+plant "a journal that nobody heeds" src/shared/journal.rs \
     'is_some_and(|at| *at >= stamp.position)' 'is_some_and(|at| *at > u64::MAX - stamp.position)' "$fleet"
-plant "a revocation that stays where it is" src/cache/shared.rs \
+plant "a revocation that stays where it is" src/shared.rs \
     'if !known && !self.inner.strangers.withdraw() {' 'if known || !known {' "$fleet"
-plant "a 401 that drops nothing" src/caller.rs \
+plant "a 401 that drops nothing" src/auth.rs \
     '            standing.generation.store(self.standings.generation(), Ordering::Release);' '' "$fleet"
 plant "a 403 that forgets nothing" src/fetch/refused.rs \
     'if !self.cache.peek(wanted.key).is_some_and(is_newer) {' 'if false & self.cache.peek(wanted.key).is_some_and(is_newer) {' "$fleet"
-plant "an acceptance that never ends" src/caller.rs \
+plant "an acceptance that never ends" src/auth.rs \
     '!requester.standing.accepted_within(self.revalidate, now)' 'false && now.unix_millis() == self.revalidate && !requester.standing.is_accepted()' "$fleet"
 exit "$missed"

@@ -19,15 +19,15 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
 use serde_json::{Value, json};
 
-use crate::access_urls::AccessUrls;
-use crate::body::{Body, BodyError, stream, whole};
+use crate::batch::BatchRoute;
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config, ReloadState};
 use crate::fetch::Flights;
-use crate::held::Totals;
-use crate::metrics::{Bounded, Metrics};
+use crate::limits::held::Totals;
+use crate::message::body::{Body, BodyError, stream, whole};
 use crate::server::{self, Peer};
+use crate::telemetry::metrics::{Bounded, Metrics};
 use crate::upstream::Upstream;
 use guard::{Guard, Refusal};
 use purge::Purge;
@@ -58,7 +58,7 @@ pub struct Workings {
     /// The endpoint's client.
     pub upstream: Arc<Upstream>,
     /// The batch route.
-    pub access_urls: Arc<AccessUrls>,
+    pub access_urls: Arc<BatchRoute>,
     /// The last ten minutes.
     pub history: Arc<History>,
     /// What is in force.

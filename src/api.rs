@@ -2,6 +2,10 @@
 //!
 //! Source: the service's public API reference, "batch obtaining download links".
 
+pub mod answer;
+pub mod id;
+pub mod request;
+
 use http::HeaderName;
 
 /// The batch route, to the letter ("accessorys" is the service's own spelling).

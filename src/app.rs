@@ -1,6 +1,7 @@
 //! The composition root: a [`Config`] builds everything (`proxy`), runs it (`serve`), puts another in its place (`watch`),
 //! and drains it.
 
+pub mod core_dumps;
 mod proxy;
 mod serve;
 mod watch;
@@ -22,8 +23,8 @@ use crate::admin::{self, History};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Tls, TlsError};
-use crate::log;
 use crate::server::{self, Listener, Peer, Reception};
+use crate::telemetry::log;
 use crate::upstream::SetupError;
 
 pub use proxy::{Assembly, Proxy};

@@ -7,7 +7,6 @@
 pub mod freshness;
 pub mod purges;
 pub mod refusals;
-pub mod shared;
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -15,10 +14,10 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use quick_cache::{Lifecycle, Weighter, unsync};
 use triomphe::ThinArc;
 
-use crate::caller::Key;
+use crate::auth::Key;
 use crate::clock::Moment;
 use crate::config;
-use crate::metrics::{Evictions, Metrics};
+use crate::telemetry::metrics::{Evictions, Metrics};
 use freshness::Deadlines;
 use purges::{Marks, Purges};
 use refusals::Refusals;
@@ -296,7 +295,7 @@ mod tests {
     use prometheus::Registry;
 
     use super::*;
-    use crate::caller::Scope;
+    use crate::auth::Scope;
     use crate::clock::Clock;
 
     fn cache(capacity: u64) -> (Cache, Metrics) {

@@ -1,6 +1,7 @@
 //! The demonstration: a simulated endpoint, a sidelink before it, and a replay of overlapping batches, every answer
 //! checked.
 
+pub mod origin;
 mod replay;
 
 use std::fmt::Write as _;
@@ -13,7 +14,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::api;
 use crate::app::App;
 use crate::config::{Config, Endpoint};
-use crate::origin::{self, Origin};
+use origin::Origin;
 use replay::{Plan, Replay};
 
 /// How many batches are replayed, of how many ids, drawn from how many, by Zipf's law with which exponent, over how

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
-pub use crate::metrics::Limit;
+pub use crate::telemetry::metrics::Limit;
 
 /// The methods that are forwarded, as `Allow` has them. TRACE is as well, for whoever asks for it.
 pub const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";

@@ -5,40 +5,36 @@
 //! the modules, which stand here in the order of a request.
 
 pub mod app;
+
 pub mod server;
 
 pub mod admin;
 
-pub mod router;
+pub mod proxy;
 
-pub mod passthrough;
-
-pub mod access_urls;
-
-pub mod caller;
-
-pub mod cache;
+pub mod batch;
 
 pub mod fetch;
 
+pub mod cache;
+
+pub mod shared;
+
 pub mod upstream;
 
-// Leaves: anyone may import them.
-pub mod answered;
+pub mod auth;
+
 pub mod api;
-pub mod body;
-pub mod cache_control;
-pub mod clock;
-pub mod config;
-pub mod core_dumps;
-pub mod demo;
-pub mod error;
-pub mod headers;
-pub mod held;
-pub mod id;
-pub mod log;
-pub mod metrics;
-pub mod origin;
-pub mod pause;
-pub mod permits;
+
 pub mod telemetry;
+
+pub mod config;
+
+// Leaves: anyone may import them.
+pub mod clock;
+pub mod error;
+pub mod limits;
+pub mod message;
+
+// Beside the product: the simulated endpoint and the demonstration.
+pub mod demo;

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use sidelink::app::core_dumps;
 use sidelink::app::{self, End, Watch};
 use sidelink::config::{Config, ConfigError, Warning};
-use sidelink::origin::{self, Origin};
-use sidelink::{core_dumps, demo, log};
+use sidelink::demo;
+use sidelink::demo::origin::{self, Origin};
+use sidelink::telemetry::log;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 

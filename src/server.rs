@@ -41,8 +41,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::config;
-use crate::log::Seldom;
-use crate::permits::Permits;
+use crate::limits::permits::Permits;
+use crate::telemetry::log::Seldom;
 use listener::{QUEUE, Stream};
 use protocol::Protocol;
 use timed::{Counted, Phase, Timed};

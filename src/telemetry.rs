@@ -1,6 +1,7 @@
-//! What operators and their tools see of requests. Traces: a client's trace context goes on to the endpoint, and sampled
-//! requests are exported as spans, if `[trace]` names a collector.
+//! What operators get to see: log lines ([`log`]), metric families ([`metrics`]), spans ([`trace`]).
 //!
-//! Start reading at [`trace::Tracer`]. Uses the leaves alone; every room above may use it.
+//! A leaf. A new metric is a field of a `families!` table in [`metrics`]; a new log line needs its row in docs/LOGGING.md.
 
+pub mod log;
+pub mod metrics;
 pub mod trace;

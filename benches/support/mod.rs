@@ -9,7 +9,7 @@ use sidelink::api;
 use sidelink::app::Proxy;
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint};
-use sidelink::origin::{Options, Origin};
+use sidelink::demo::origin::{Options, Origin};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 

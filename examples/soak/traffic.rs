@@ -18,7 +18,7 @@ use rand::rngs::StdRng;
 use rand_distr::{Distribution, Zipf};
 use serde_json::{Value, json};
 use sidelink::api;
-use sidelink::origin::link_is_for;
+use sidelink::demo::origin::link_is_for;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;

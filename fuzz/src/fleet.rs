@@ -9,11 +9,11 @@ use prometheus::Registry;
 use sidelink::cache::Kept;
 use sidelink::cache::freshness::{Expiry, Source, Verdict, expiry, judge};
 use sidelink::cache::purges::Target;
-use sidelink::cache::shared::trial::Trial;
-use sidelink::cache::shared::{Brought, Share, Stamps};
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint, Secret};
-use sidelink::metrics::Metrics;
+use sidelink::shared::trial::Trial;
+use sidelink::shared::{Brought, Share, Stamps};
+use sidelink::telemetry::metrics::Metrics;
 
 use super::{EPOCH, runtime};
 

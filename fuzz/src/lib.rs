@@ -14,17 +14,17 @@ use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, DATE, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use serde_json::Value;
-use sidelink::access_urls::answer::{self, Read};
-use sidelink::access_urls::request::{self, Batch};
+use sidelink::api::answer::{self, Read};
+use sidelink::api::request::{self, Batch};
 use sidelink::app::Proxy;
+use sidelink::auth::signature::{self, Claim};
 use sidelink::cache::freshness::{Expiry, Source, Verdict, expiry, judge};
-use sidelink::cache_control::Directives;
-use sidelink::caller::signature::{self, Claim};
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint, KeyPair, Secret};
-use sidelink::metrics::IdResult;
-use sidelink::origin::{Options, Origin, Reply, link_is_for};
+use sidelink::demo::origin::{Options, Origin, Reply, link_is_for};
+use sidelink::message::cache_control::Directives;
 use sidelink::server::{self, Limits, Peer};
+use sidelink::telemetry::metrics::IdResult;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::sync::mpsc;
 
@@ -41,7 +41,7 @@ pub fn batch(data: &[u8]) {
     let Ok(read) = Batch::read(query, &headers, body) else { return };
     assert!(!read.ids.is_empty());
     for id in &read.ids {
-        assert!(sidelink::id::readings(id).all(|text| request::is_id(&text)), "{id:?}");
+        assert!(sidelink::api::id::readings(id).all(|text| request::is_id(&text)), "{id:?}");
     }
     let ids = || read.ids.iter().map(AsRef::as_ref);
     let target = request::target(read.form, &read.group, ids());

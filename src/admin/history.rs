@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::clock::{Clock, Moment};
-use crate::metrics::{IdResult, Metrics, Reading};
+use crate::telemetry::metrics::{IdResult, Metrics, Reading};
 
 /// Between one sample and the next.
 pub const EVERY: Duration = Duration::from_secs(2);
@@ -79,7 +79,7 @@ impl History {
             let of = |sample: &Sample| sample.counted.ids.get(result as usize).copied().into();
             ids.insert(result.name().to_owned(), column(&of));
         }
-        let quantiles = |of: fn(&Reading) -> &crate::metrics::Buckets| {
+        let quantiles = |of: fn(&Reading) -> &crate::telemetry::metrics::Buckets| {
             let quantile = |quantile: f64| column(&|sample| of(&sample.counted).quantile(quantile).into());
             json!({ "p50": quantile(0.5), "p99": quantile(0.99) })
         };
@@ -111,7 +111,7 @@ mod tests {
     use prometheus::Registry;
 
     use super::*;
-    use crate::metrics::{Outcome, Route, Tally};
+    use crate::telemetry::metrics::{Outcome, Route, Tally};
 
     #[tokio::test(start_paused = true)]
     async fn a_sample_holds_what_happened_since_the_one_before_and_old_ones_go() {

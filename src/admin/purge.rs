@@ -6,12 +6,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::info;
 
-use crate::access_urls::request::{is_group, is_id};
 use crate::api;
+use crate::api::request::{is_group, is_id};
 use crate::cache::Cache;
 use crate::cache::purges::Target;
 use crate::clock::Clock;
-use crate::metrics::Metrics;
+use crate::telemetry::metrics::Metrics;
 
 /// What is to be purged.
 #[derive(Debug, PartialEq, Eq)]

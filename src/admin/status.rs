@@ -8,12 +8,14 @@ use prometheus::{IntCounterVec, Registry};
 use serde_json::{Map, Value, json};
 
 use super::{Workings, typed};
-use crate::body::Body;
+use crate::auth::Bypass;
 use crate::cache::freshness::Reason;
-use crate::caller::Bypass;
 use crate::clock::rfc3339;
 use crate::error::Limit;
-use crate::metrics::{CALL_RESULTS, IdResult, Kind, Operation, Outcome, PURGES, Position, REFETCH_CAUSES, Shared};
+use crate::message::body::Body;
+use crate::telemetry::metrics::{
+    CALL_RESULTS, IdResult, Kind, Operation, Outcome, PURGES, Position, REFETCH_CAUSES, Shared,
+};
 use crate::upstream::{BreakerStatus, Counts};
 
 const PAGE: &str = include_str!("page.html");

@@ -8,21 +8,21 @@ use http::uri::Scheme;
 use prometheus::Registry;
 
 use super::StartError;
-use crate::access_urls::AccessUrls;
 use crate::admin::{Admin, History, Workings};
+use crate::auth::signature::Keys;
+use crate::auth::{Callers, Standings};
+use crate::batch::BatchRoute;
 use crate::cache::Cache;
 use crate::cache::purges::{self, Mark, Purges};
-use crate::cache::shared::Tier;
-use crate::caller::signature::Keys;
-use crate::caller::{Callers, Standings};
 use crate::clock::Clock;
 use crate::config::{Config, Reload, ReloadState};
 use crate::error::Limit;
 use crate::fetch::{Fetch, Flights};
-use crate::held::{Bound, Total, Totals};
-use crate::metrics::Metrics;
-use crate::passthrough::{Deletions, Passthrough, Resign};
-use crate::router::Router;
+use crate::limits::held::{Bound, Total, Totals};
+use crate::proxy::passthrough::{Deletions, Passthrough, Resign};
+use crate::proxy::router::Router;
+use crate::shared::Tier;
+use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{ExportTasks, Tracer};
 use crate::upstream::{MemoryEndpoint, SetupError, Upstream, trusted_client};
 
@@ -266,7 +266,7 @@ impl Lasting {
         let idle_timeout = config.upstream.idle_timeout;
         let exchanges = bound(&self.totals.exchanges, config.limits.exchanges, Limit::Exchanges);
         let passthrough = Arc::new(Passthrough::new(Arc::clone(&upstream), resign, deletions, idle_timeout, exchanges));
-        let access_urls = Arc::new(AccessUrls::new(
+        let access_urls = Arc::new(BatchRoute::new(
             callers,
             Arc::clone(&self.cache),
             fetch,

@@ -15,10 +15,10 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use http::header::{AGE, DATE, EXPIRES};
 
-use crate::cache_control::Directives;
 use crate::clock::{Moment, millis};
 use crate::config;
-pub use crate::metrics::Reason;
+use crate::message::cache_control::Directives;
+pub use crate::telemetry::metrics::Reason;
 
 pub use expiry::{Expiry, expiry};
 
@@ -44,7 +44,7 @@ impl Deadlines {
 
     /// Deadlines of a link that another sidecar set, for a call sent at `sent` with these spans; shortened to what `config`
     /// allows here. `None`: it allows nothing.
-    pub(super) fn link_elsewhere(
+    pub(crate) fn link_elsewhere(
         sent: Moment,
         [fresh, stale, life]: [u32; 3],
         config: &config::Freshness,
@@ -63,13 +63,13 @@ impl Deadlines {
     }
 
     /// As [`Self::link_elsewhere`], of an id that was left out.
-    pub(super) fn absent_elsewhere(sent: Moment, [fresh, ..]: [u32; 3], config: &config::Freshness) -> Option<Self> {
+    pub(crate) fn absent_elsewhere(sent: Moment, [fresh, ..]: [u32; 3], config: &config::Freshness) -> Option<Self> {
         let deadlines = Self::absent(sent, Duration::from_millis(fresh.into()).min(config.absent));
         (deadlines.fresh > 0).then_some(deadlines)
     }
 
     /// When its call was sent, and the milliseconds from there that it is fresh, that it is usable, and until its URL expires.
-    pub(super) fn parts(&self) -> (Moment, [u32; 3]) {
+    pub(crate) fn parts(&self) -> (Moment, [u32; 3]) {
         (self.sent, [self.fresh, self.stale, self.life])
     }
 

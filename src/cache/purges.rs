@@ -19,9 +19,9 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use siphasher::sip128::{Hasher128, SipHasher24};
 
 use super::KeyHasher;
+use crate::api::id;
 use crate::clock::{Clock, Moment, millis};
 use crate::config::{self, Config};
-use crate::id;
 
 /// Most marks at a time; each takes 32 bytes and its share of a table's room.
 pub const MOST: usize = 1 << 16;

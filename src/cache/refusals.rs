@@ -18,7 +18,7 @@ use quick_cache::{OptionsBuilder, UnitWeighter, Weighter};
 use super::KeyHasher;
 use super::freshness::Deadlines;
 use super::purges::Marks;
-use crate::caller::Key;
+use crate::auth::Key;
 use crate::clock::Moment;
 
 /// Bytes of remembered answers: of callers that the endpoint accepts, and as many of those that it does not, so that
@@ -163,8 +163,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::auth::Scope;
     use crate::cache::purges::Purges;
-    use crate::caller::Scope;
     use crate::clock::Clock;
 
     fn refusal(body: usize, sent: Moment) -> Option<Refusal> {

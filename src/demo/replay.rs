@@ -20,10 +20,10 @@ use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::access_urls::request::{Form, target};
 use crate::api;
-use crate::id::Group;
-use crate::origin::link_is_for;
+use crate::api::id::Group;
+use crate::api::request::{Form, target};
+use crate::demo::origin::link_is_for;
 
 /// The demonstration's caller.
 pub(super) const TOKEN: &str = "demo-token";

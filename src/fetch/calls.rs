@@ -15,14 +15,14 @@ use tracing::{error, warn};
 use super::load::Load;
 use super::sharing::Proof;
 use super::{Arrival, Cause, Failure, Flight, Inner, Landed, State, Terms, Wanted};
-use crate::access_urls::answer::{self, Item, Read};
-use crate::access_urls::request::{self, Form};
 use crate::api;
+use crate::api::answer::{self, Item, Read};
+use crate::api::request::{self, Form};
+use crate::auth::{Requester, Scope};
 use crate::cache::Kept;
 use crate::cache::freshness::{self, Deadlines, Reason, Verdict};
-use crate::caller::{Requester, Scope};
 use crate::error::{Error, Limit, NoAnswer};
-use crate::pause;
+use crate::limits::pause;
 use crate::telemetry::trace::{CallContext, CallSpan};
 use crate::upstream::{Answer, Call, Rejection};
 

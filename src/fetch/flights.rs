@@ -11,10 +11,10 @@ use tower::retry::budget::TpsBudget;
 
 use super::calls::{Lane, LaneKey, Passenger};
 use super::{Inner, Landed, Terms, Wanted};
+use crate::auth::{Key, Standing};
 use crate::cache::purges::Marks;
-use crate::caller::{Key, Standing};
 use crate::clock::{Moment, millis};
-use crate::permits::Permits;
+use crate::limits::permits::Permits;
 
 /// Refreshes ahead, as a share of recent calls; one a second is allowed besides, or a cache that answers everything
 /// from memory, and so makes no other calls, could not keep its links from going cold.

@@ -1,8 +1,8 @@
 //! How many ids a call takes, by their number and by the bytes of its target.
 
 use super::Wanted;
-use crate::access_urls::request::{self, Form};
 use crate::api;
+use crate::api::request::{self, Form};
 use crate::config;
 
 /// How full a call is.

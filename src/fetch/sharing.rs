@@ -13,8 +13,8 @@ use tokio::time::{Instant, sleep};
 use super::calls::{Passenger, Report};
 use super::{Arrival, Inner, Landed, Terms, Wanted};
 use crate::cache::Kept;
-use crate::cache::shared::{Brought, Found, Leases, Share, Stamps, Tier};
 use crate::clock::Moment;
+use crate::shared::{Brought, Found, Leases, Share, Stamps, Tier};
 
 /// Between one look for what another sidecar fetches and the next: at first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(4);

@@ -4,11 +4,11 @@ use tokio::sync::mpsc;
 use super::sharing::Seekers;
 use super::*;
 use crate::api;
+use crate::auth::Standings;
 use crate::cache::freshness::Deadlines;
 use crate::cache::purges::Purges;
-use crate::cache::shared::Found;
-use crate::caller::Standings;
 use crate::config::Endpoint;
+use crate::shared::Found;
 
 /// A fetcher whose endpoint refuses every connection.
 fn fetch() -> (Fetch, Arc<Terms>) {

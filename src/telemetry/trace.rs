@@ -22,10 +22,10 @@ use rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::answered::Answered;
 use crate::api;
 use crate::config::{self, Endpoint};
-use crate::metrics::{IdResult, Metrics, Outcome, Route};
+use crate::message::answered::Answered;
+use crate::telemetry::metrics::{IdResult, Metrics, Outcome, Route};
 pub use context::{TraceContext, pass_on};
 
 /// Most links of one span. Further ones are counted in the span.
@@ -129,10 +129,10 @@ impl RequestSpan {
 
     /// Links the request's span with a call of another request that answered some of its ids.
     pub fn link_call(&self, call: Option<CallContext>) {
-        if let (Some(sampled), Some(call)) = (self.sampled(), call)
-            && call.parent != sampled.context.span_id()
-        {
-            sampled.span.lock().unwrap_or_else(PoisonError::into_inner).link(call.context);
+        let (Some(sampled), Some(CallContext(call))) = (self.sampled(), call) else { return };
+        let (context, parent) = &*call;
+        if *parent != sampled.context.span_id() {
+            sampled.span.lock().unwrap_or_else(PoisonError::into_inner).link(context.clone());
         }
     }
 
@@ -218,7 +218,7 @@ impl CallSpan {
     /// The call's span context, for requests that joined the call.
     pub fn call_context(&self) -> Option<CallContext> {
         let call = self.0.as_ref()?;
-        Some(CallContext { context: call.linked.span.span_context().clone(), parent: call.parent })
+        Some(CallContext(Arc::new((call.linked.span.span_context().clone(), call.parent))))
     }
 
     /// The endpoint answered with `status`, which sidelink counts as `result`.
@@ -245,12 +245,9 @@ impl CallSpan {
     }
 }
 
-/// The span context of a call, and the span that the call is part of.
+/// The span context of a call, and the span that the call is part of. A pointer, as each fetched id has room for one.
 #[derive(Clone)]
-pub struct CallContext {
-    context: SpanContext,
-    parent: SpanId,
-}
+pub struct CallContext(Arc<(SpanContext, SpanId)>);
 
 impl LinkedSpan {
     /// Adds a link, once per span. The SDK drops and counts links beyond [`MOST_LINKS`].

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 pub use super::evidence::Counts;
 use super::evidence::{CallOutcome, Evidence, FailureKind, Finding, Source, Suspect};
 use crate::config;
-use crate::metrics::Position;
+use crate::telemetry::metrics::Position;
 
 /// An open breaker stays open for up to this share longer, so that a fleet does not probe in step.
 const JITTER: f64 = 0.2;
@@ -311,7 +311,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::caller::Caller;
+    use crate::auth::Caller;
 
     const PATIENCE: Duration = Duration::from_millis(100);
     const BAD: CallOutcome = CallOutcome::Failure(FailureKind::Answer);

@@ -8,11 +8,11 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 
 use super::coding;
-use crate::caller::Caller;
-use crate::caller::signature::{self, Signer};
+use crate::auth::Caller;
+use crate::auth::signature::{self, Signer};
 use crate::clock::Moment;
 use crate::error::Error;
-use crate::pause::Paused;
+use crate::limits::pause::Paused;
 
 /// One request to the endpoint for a batch's misses.
 pub struct Call {

@@ -21,7 +21,7 @@ use prometheus::IntCounter;
 use tokio::time::Instant;
 
 use super::connector::{ConnectionInfo, Connector};
-use crate::body::{Body, whole};
+use crate::message::body::{Body, whole};
 
 /// Idle connections kept.
 const POOL_MOST: usize = 1000;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::caller::Caller;
+use crate::auth::Caller;
 use crate::config;
 
 /// How long a call counts.

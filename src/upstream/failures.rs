@@ -6,7 +6,7 @@ use http::StatusCode;
 use tracing::warn;
 
 use crate::clock::{Clock, Moment};
-use crate::log::Seldom;
+use crate::telemetry::log::Seldom;
 
 /// By what a call came to nothing, for the endpoint's sake.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,9 +9,9 @@ use hyper::body::Incoming;
 
 use super::Upstream;
 use super::client::{Outgoing, Progress, SendError};
-use crate::body::Body;
 use crate::error::{Error, NoAnswer};
-use crate::log::chain;
+use crate::message::body::Body;
+use crate::telemetry::log::chain;
 
 /// Why an answer on another route is none, where no library says so.
 const BAD_HEAD: &str =

@@ -42,7 +42,7 @@ impl Pauses {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::caller::Caller;
+    use crate::auth::Caller;
 
     #[test]
     fn two_accepted_callers_with_different_ids_make_a_pause_for_everyone() {

@@ -7,7 +7,7 @@ use std::io::Write;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderMap};
 use http::{Method, StatusCode};
 use sidelink::api;
-use sidelink::origin::Reply;
+use sidelink::demo::origin::Reply;
 
 use crate::support::{Stack, query};
 

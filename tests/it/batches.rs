@@ -3,9 +3,9 @@
 
 use http::Method;
 use serde_json::json;
-use sidelink::access_urls::request::Form;
-use sidelink::access_urls::request::{body, target};
 use sidelink::api;
+use sidelink::api::request::Form;
+use sidelink::api::request::{body, target};
 
 use crate::support::{Reply, Stack, query};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::Method;
 use sidelink::clock::Clock;
-use sidelink::origin::Reply;
+use sidelink::demo::origin::Reply;
 use tokio::time::sleep;
 
 use crate::simulated::World;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::Value;
 use sidelink::api;
-use sidelink::origin::Reply as Scripted;
+use sidelink::demo::origin::Reply as Scripted;
 
 use crate::process::{Files, Process};
 use crate::support::{Reply, Stack, origin_options, query, raw};
@@ -356,7 +356,7 @@ async fn a_call_for_several_batches_carries_nobodys_request_id() {
 
 #[tokio::test]
 async fn a_clients_request_id_is_in_the_access_log() {
-    let origin = sidelink::origin::Origin::start(origin_options()).await.unwrap();
+    let origin = sidelink::demo::origin::Origin::start(origin_options()).await.unwrap();
     let mut process = Process::start(&Files::new(origin.address()).write("")).await;
     for _ in 0..2 {
         process.client.get(&query(&["1"]), &[T, ("x-request-id", "mine")]).await;

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 use sidelink::clock::Clock;
-use sidelink::origin::Origin;
+use sidelink::demo::origin::Origin;
 
 use crate::signing::{ACCESS_KEY, Unsigned, pair};
 use crate::support::{TestClient, origin_options, query};

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use sidelink::app::App;
 use sidelink::config::{Config, Endpoint, Proxy, Secret};
-use sidelink::origin::Origin;
+use sidelink::demo::origin::Origin;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 

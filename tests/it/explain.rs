@@ -31,7 +31,7 @@ fn today() -> Clock {
 
 #[tokio::test]
 async fn each_id_has_its_state_and_what_would_become_of_it() {
-    let endpoint = |options: &mut sidelink::origin::Options| options.missing = vec!["gone".into()];
+    let endpoint = |options: &mut sidelink::demo::origin::Options| options.missing = vec!["gone".into()];
     let configure = |config: &mut Config| {
         config.freshness.absent = Duration::from_secs(60);
         config.callers.revalidate = Duration::from_secs(3600);

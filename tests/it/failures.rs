@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use sidelink::origin::Reply;
+use sidelink::demo::origin::Reply;
 use tokio::time::{Instant, advance, sleep};
 
 use crate::simulated::{Client, World};

@@ -15,7 +15,7 @@ use std::time::Duration;
 use sidelink::app::App;
 use sidelink::clock::Clock;
 use sidelink::config::{Address, Config, Secret, Shared};
-use sidelink::origin::{self, Origin};
+use sidelink::demo::origin::{self, Origin};
 use tokio::time::{Instant, sleep};
 
 use crate::support::{TestClient, config, origin_options};

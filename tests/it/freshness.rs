@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use sidelink::clock::Clock;
-use sidelink::origin::Signer;
+use sidelink::demo::origin::Signer;
 
 use crate::support::Stack;
 
@@ -93,7 +93,7 @@ async fn every_way_of_signing_has_its_freshness() {
 
 #[tokio::test]
 async fn the_endpoints_cache_control_is_heeded() {
-    let no_store = |endpoint: &mut sidelink::origin::Options| endpoint.cache_control = Some("no-store".into());
+    let no_store = |endpoint: &mut sidelink::demo::origin::Options| endpoint.cache_control = Some("no-store".into());
     let stack = Stack::with(no_store, |_| {}).await;
     for _ in 0..2 {
         assert_eq!(stack.client.batch("t", &["1"]).await.header("cache-status"), "sidelink; fwd=miss");
@@ -103,7 +103,7 @@ async fn the_endpoints_cache_control_is_heeded() {
     assert_eq!(stack.client.batch("t", &["1"]).await.header("cache-status"), "sidelink; hit");
 
     let clock = clock(0);
-    let max_age = |endpoint: &mut sidelink::origin::Options| endpoint.cache_control = Some("max-age=30".into());
+    let max_age = |endpoint: &mut sidelink::demo::origin::Options| endpoint.cache_control = Some("max-age=30".into());
     let stack = Stack::on(clock.clone(), max_age, |_| {}).await;
     stack.client.batch("t", &["1"]).await;
     clock.step(31_000);

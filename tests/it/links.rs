@@ -11,12 +11,12 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use prometheus::Registry;
 use sidelink::cache::Kept;
 use sidelink::cache::freshness::Deadlines;
-use sidelink::cache::shared::Brought;
-use sidelink::cache::shared::trial::Trial;
 use sidelink::clock::{Clock, basic_date};
 use sidelink::config::{Config, Endpoint, Secret, Shared};
-use sidelink::metrics::Metrics;
-use sidelink::origin::Reply;
+use sidelink::demo::origin::Reply;
+use sidelink::shared::Brought;
+use sidelink::shared::trial::Trial;
+use sidelink::telemetry::metrics::Metrics;
 
 use crate::support::Stack;
 

@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use sidelink::app::App;
 use sidelink::config::{Config, ListenAddress, Tls};
-use sidelink::origin::Origin;
+use sidelink::demo::origin::Origin;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sidelink::origin::{Origin, Reply};
+use sidelink::demo::origin::{Origin, Reply};
 
 use crate::process::{Files, Process};
 use crate::secrets;

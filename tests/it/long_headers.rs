@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sidelink::app::App;
 use sidelink::config::Endpoint;
-use sidelink::origin::Origin;
+use sidelink::demo::origin::Origin;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};

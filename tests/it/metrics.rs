@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::StreamExt;
 use futures_util::stream;
 use sidelink::config::Config;
-use sidelink::origin::Reply;
+use sidelink::demo::origin::Reply;
 
 use crate::exposition::{Family, Labels, families};
 use crate::support::{Stack, query};

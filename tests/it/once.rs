@@ -5,8 +5,8 @@ use std::collections::HashSet;
 
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
-use sidelink::metrics::IdResult;
-use sidelink::origin::{Reply, link_is_for};
+use sidelink::demo::origin::{Reply, link_is_for};
+use sidelink::telemetry::metrics::IdResult;
 
 use crate::support::Stack;
 

@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use sidelink::api;
 use sidelink::config::{Config, Endpoint, Secret, Trace, TraceHeader};
-use sidelink::origin::{self, Call, Origin, Reply};
+use sidelink::demo::origin::{self, Call, Origin, Reply};
 
 use crate::collector::{Collector, Manner, words};
 use crate::process::{Files, Process};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
-use sidelink::origin::Reply;
+use sidelink::demo::origin::Reply;
 use tokio::time::sleep;
 
 use crate::simulated::{Client, World};

@@ -10,7 +10,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use sidelink::app::App;
 use sidelink::clock::Clock;
-use sidelink::origin::link_is_for;
+use sidelink::demo::origin::link_is_for;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 

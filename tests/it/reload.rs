@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint};
-use sidelink::origin::{Origin, link_is_for};
+use sidelink::demo::origin::{Origin, link_is_for};
 
 use crate::process::{Files, Process};
 use crate::signing::{ACCESS_KEY, SECRET_KEY, Unsigned, knows, pair};
@@ -120,7 +120,7 @@ async fn another_endpoint_is_asked_anew_and_its_links_are_kept_apart() {
     let stack = Stack::start().await;
     let before = stack.client.batch("t", &["1"]).await.links();
     let mut options = origin_options();
-    options.signer = sidelink::origin::Signer::V4;
+    options.signer = sidelink::demo::origin::Signer::V4;
     let other = Origin::start(options).await.unwrap();
     let first = stack.app.config().upstream.endpoint.clone();
 
@@ -149,7 +149,7 @@ async fn another_endpoint_is_asked_anew_and_its_links_are_kept_apart() {
 #[tokio::test]
 async fn a_key_pair_that_is_taken_out_loses_access_at_once() {
     let clock = Clock::system();
-    let keys = |options: &mut sidelink::origin::Options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
+    let keys = |options: &mut sidelink::demo::origin::Options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
     let stack = Stack::on(clock.clone(), keys, |config| knows(config, ACCESS_KEY, SECRET_KEY)).await;
     let send = async || {
         let headers = Unsigned::get(stack.client.address, &query(&["1"]), &clock).sign();

@@ -5,7 +5,7 @@
 use std::process::Command;
 
 use serde_json::Value;
-use sidelink::origin::{Reply as Scripted, link_is_for};
+use sidelink::demo::origin::{Reply as Scripted, link_is_for};
 
 use crate::signing::{ACCESS_KEY, SECRET_KEY, knows, pair};
 use crate::support::Stack;
@@ -51,7 +51,7 @@ async fn the_sdk_with_a_token_misses_hits_and_asks_for_what_lacks() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_sdk_that_signs_misses_hits_and_asks_for_what_lacks() {
-    let keys = |options: &mut sidelink::origin::Options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
+    let keys = |options: &mut sidelink::demo::origin::Options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
     let stack = Stack::with(keys, |config| knows(config, ACCESS_KEY, SECRET_KEY)).await;
     let credential = ["--ak", ACCESS_KEY, "--sk", SECRET_KEY, "--domain-id", "d", "--security-token", "sts=="];
     let arguments = [&credential[..], &["--group", "g", "--language", "en-us"], &ODD_IDS].concat();
@@ -77,7 +77,7 @@ async fn the_sdk_that_signs_misses_hits_and_asks_for_what_lacks() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_sdk_that_signs_for_the_endpoints_host_needs_no_key_here_and_is_not_cached() {
-    let keys = |options: &mut sidelink::origin::Options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
+    let keys = |options: &mut sidelink::demo::origin::Options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
     let stack = Stack::with(keys, |_| {}).await;
     let proxy = stack.client.address.to_string();
     let arguments =
@@ -96,7 +96,7 @@ async fn the_sdk_that_signs_for_the_endpoints_host_needs_no_key_here_and_is_not_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_sdk_as_the_client_of_an_http_proxy_that_knows_its_key_is_cached() {
-    let keys = |options: &mut sidelink::origin::Options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
+    let keys = |options: &mut sidelink::demo::origin::Options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
     let stack = Stack::with(keys, |config| knows(config, ACCESS_KEY, SECRET_KEY)).await;
     let proxy = stack.client.address.to_string();
     let arguments =
@@ -109,7 +109,7 @@ async fn the_sdk_as_the_client_of_an_http_proxy_that_knows_its_key_is_cached() {
 /// The SDK keeps cookies in a `requests.Session`; this cloud's firewall sets some.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_sdk_with_cookies_of_the_clouds_firewall_in_its_jar_hits() {
-    let keys = |options: &mut sidelink::origin::Options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
+    let keys = |options: &mut sidelink::demo::origin::Options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
     let signed = ["--ak", ACCESS_KEY, "--sk", SECRET_KEY, "--domain-id", "d"];
     for credential in [&["--token", "t"][..], &signed] {
         let stack = Stack::with(keys, |config| knows(config, ACCESS_KEY, SECRET_KEY)).await;

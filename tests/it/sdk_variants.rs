@@ -8,7 +8,7 @@ use serde::Deserialize;
 use sidelink::api;
 use sidelink::clock::{Clock, read_basic_date};
 use sidelink::config::Config;
-use sidelink::origin::Call;
+use sidelink::demo::origin::Call;
 
 use crate::signing::{ACCESS_KEY, SECRET_KEY, Unsigned, knows, pair};
 use crate::support::{Reply, Stack, TestClient, query};
@@ -50,7 +50,7 @@ impl Variant {
 /// An endpoint and a sidelink that know the key, both at `now`.
 async fn stack(now: u64, access_key: &str, secret_key: &str) -> Stack {
     let machine = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
-    let endpoint = |options: &mut sidelink::origin::Options| {
+    let endpoint = |options: &mut sidelink::demo::origin::Options| {
         options.keys = vec![pair(access_key, secret_key)];
         options.clock_offset = i64::try_from(now).unwrap() - i64::try_from(machine).unwrap();
     };
@@ -119,7 +119,7 @@ async fn no_part_of_a_variant_can_be_changed_unnoticed() {
 
 async fn now(configure: impl FnOnce(&mut Config)) -> (Stack, Clock) {
     let clock = Clock::simulated(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis().try_into().unwrap());
-    let keys = |options: &mut sidelink::origin::Options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
+    let keys = |options: &mut sidelink::demo::origin::Options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
     let stack = Stack::on(clock.clone(), keys, |config| {
         knows(config, ACCESS_KEY, SECRET_KEY);
         configure(config);

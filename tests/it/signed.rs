@@ -11,7 +11,7 @@ use serde_json::Value;
 use sidelink::api;
 use sidelink::clock::Clock;
 use sidelink::config::Config;
-use sidelink::origin::{self, Reply as Scripted, link_is_for};
+use sidelink::demo::origin::{self, Reply as Scripted, link_is_for};
 
 use crate::signing::{ACCESS_KEY, SECRET_KEY, Unsigned, knows, pair};
 use crate::support::{Reply, Stack, query, raw};
@@ -226,7 +226,7 @@ async fn a_batch_whose_body_is_not_signed_is_never_answered_from_memory() {
         assert_eq!(reply.header("cache-status"), "sidelink; fwd=bypass; detail=unsigned-payload");
         assert_eq!(reply.ids(), ["1", "2"]);
     }
-    let hash = sidelink::caller::signature::hash(body);
+    let hash = sidelink::auth::signature::hash(body);
     let request = signed.get(api::PATH).header("x-sdk-content-sha256", &hash);
     let reply = signed.send(&Unsigned { body, ..request }).await;
     assert_eq!(reply.header("cache-status"), "sidelink; hit", "the hash that is stated is the body's");
@@ -235,7 +235,7 @@ async fn a_batch_whose_body_is_not_signed_is_never_answered_from_memory() {
 #[tokio::test]
 async fn a_stated_hash_that_is_not_the_bodys_is_refused() {
     let signed = warm().await;
-    let hash = sidelink::caller::signature::hash(br#"{"accessory_ids":["2"]}"#);
+    let hash = sidelink::auth::signature::hash(br#"{"accessory_ids":["2"]}"#);
     let request = signed.get(api::PATH).header("x-sdk-content-sha256", &hash);
     let request = Unsigned { body: br#"{"accessory_ids":["1"]}"#, ..request };
     signed.refuses(signed.send(&request).await).await;

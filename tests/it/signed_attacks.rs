@@ -69,7 +69,7 @@ async fn connection_takes_no_signed_header_from_a_batch_that_is_forwarded() {
 #[tokio::test]
 async fn a_body_under_anothers_hash_is_not_signed_again() {
     let stack = stack(|_| {}).await;
-    let empty = sidelink::caller::signature::hash(b"");
+    let empty = sidelink::auth::signature::hash(b"");
     let r = Unsigned { method: Method::POST, ..get(&stack, ECHO) };
     let reply = send(&stack, &r, &[("x-sdk-content-sha256", &empty)], b"evil").await;
     assert_eq!((reply.status.as_u16(), reply.json()["error_code"].as_str()), (401, Some("APIGW.0301")));

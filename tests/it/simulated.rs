@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use sidelink::app::Proxy;
 use sidelink::clock::Clock;
 use sidelink::config::Config;
-use sidelink::origin::{self, Origin};
+use sidelink::demo::origin::{self, Origin};
 use sidelink::server::{self, Limits};
 use sidelink::upstream::MemoryEndpoint;
 use tokio::io::duplex;

@@ -28,8 +28,8 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use sidelink::api;
 use sidelink::cache::freshness::{Expiry, expiry};
-use sidelink::metrics::IdResult;
-use sidelink::origin::{Reply, Signer, link_is_for};
+use sidelink::demo::origin::{Reply, Signer, link_is_for};
+use sidelink::telemetry::metrics::IdResult;
 use tokio::time::{Instant, sleep};
 
 use crate::simulated::World;

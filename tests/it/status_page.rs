@@ -226,7 +226,7 @@ async fn numbers_move_as_traffic_flows_and_the_page_keeps_to_itself() {
 async fn pictures() {
     let Some(folder) = std::env::var_os("SIDELINK_PICTURES").map(std::path::PathBuf::from) else { return };
     let minutes: u64 = std::env::var("SIDELINK_PICTURES_MINUTES").map_or(5, |minutes| minutes.parse().unwrap());
-    let delay = |endpoint: &mut sidelink::origin::Options| {
+    let delay = |endpoint: &mut sidelink::demo::origin::Options| {
         endpoint.delay = Duration::from_millis(20);
         endpoint.record = false;
         endpoint.missing = (0..5000).step_by(40).map(|id: u32| id.to_string()).collect();

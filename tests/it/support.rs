@@ -14,7 +14,7 @@ use sidelink::api;
 use sidelink::app::App;
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint};
-use sidelink::origin::{self, Origin};
+use sidelink::demo::origin::{self, Origin};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

@@ -12,7 +12,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use sidelink::app::App;
 use sidelink::config::{ClientCertificate, Config, Endpoint};
-use sidelink::origin::Origin;
+use sidelink::demo::origin::Origin;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;

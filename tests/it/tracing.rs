@@ -3,7 +3,7 @@
 
 use http::Method;
 use sidelink::clock::Clock;
-use sidelink::origin::Call;
+use sidelink::demo::origin::Call;
 
 use crate::signing::{Unsigned, pair};
 use crate::support::{Stack, query};
@@ -92,7 +92,7 @@ async fn other_routes_pass_a_valid_context_on_and_no_other() {
 #[tokio::test]
 async fn a_signed_batchs_calls_carry_its_context_too() {
     let clock = Clock::system();
-    let keys = |options: &mut sidelink::origin::Options| options.keys = vec![pair("AKTEST", "sk-test")];
+    let keys = |options: &mut sidelink::demo::origin::Options| options.keys = vec![pair("AKTEST", "sk-test")];
     let stack = Stack::on(clock.clone(), keys, |config| crate::signing::knows(config, "AKTEST", "sk-test")).await;
     let request = Unsigned::get(stack.client.address, &query(&["1"]), &clock).header("traceparent", ONE);
     let headers = request.sign();

@@ -32,8 +32,8 @@ use tracing::warn;
 
 use super::ExportTasks;
 use crate::config;
-use crate::log::{Seldom, chain};
-use crate::metrics::{Metrics, SpanResult};
+use crate::telemetry::log::{Seldom, chain};
+use crate::telemetry::metrics::{Metrics, SpanResult};
 
 /// Spans that wait to be exported.
 const QUEUE: usize = 2048;

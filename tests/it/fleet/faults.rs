@@ -190,7 +190,7 @@ async fn a_server_that_lies_costs_hits_and_nothing_else() {
             let id = id.to_string();
             let reply = other.client.batch("t", &[&id]).await;
             let [(_, link)] = &reply.links()[..] else { panic!("{lie:?}") };
-            assert!(sidelink::origin::link_is_for(link, &id, None, "t", None, None), "{lie:?}");
+            assert!(sidelink::demo::origin::link_is_for(link, &id, None, "t", None, None), "{lie:?}");
         }
         let begin = Instant::now();
         other.client.batch("t", &["9"]).await;

@@ -26,10 +26,10 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
-use sidelink::access_urls::request::{self, Form};
 use sidelink::api;
+use sidelink::api::request::{self, Form};
 use sidelink::config::{Config, Secret};
-use sidelink::origin::link_is_for;
+use sidelink::demo::origin::link_is_for;
 
 use super::{Fleet, Redis, eventually, shared};
 use crate::signing::{ACCESS_KEY, SECRET_KEY, Unsigned, knows, pair};
@@ -138,7 +138,7 @@ impl Run {
             knows(config, ACCESS_KEY, SECRET_KEY);
         };
         // Other seeds share the server, and have an endpoint of their own, as another fleet would.
-        let endpoint = |options: &mut sidelink::origin::Options| {
+        let endpoint = |options: &mut sidelink::demo::origin::Options| {
             options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
             options.poison_status = 403;
             options.link_life = Duration::from_secs(24 * 3600);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand_distr::{Distribution, Zipf};
-use sidelink::origin::{Reply, link_is_for};
+use sidelink::demo::origin::{Reply, link_is_for};
 
 use super::{Fleet, Redis, eventually, shared};
 

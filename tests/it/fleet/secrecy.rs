@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use sidelink::config::Config;
-use sidelink::origin;
+use sidelink::demo::origin;
 
 use super::{Fleet, Redis, SECRET, eventually, shared};
 use crate::signing::{Unsigned, knows, pair};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sidelink::origin::link_is_for;
+use sidelink::demo::origin::link_is_for;
 
 use super::{Fleet, Redis, eventually, shared};
 
@@ -76,7 +76,7 @@ async fn what_is_shared_keeps_its_own_end() {
 #[tokio::test]
 async fn an_absence_is_shared_for_as_long_as_it_counts() {
     let redis = Redis::start().await;
-    let endpoint = |options: &mut sidelink::origin::Options| options.missing = vec!["9".into()];
+    let endpoint = |options: &mut sidelink::demo::origin::Options| options.missing = vec!["9".into()];
     let absent = |config: &mut sidelink::config::Config| config.freshness.absent = Duration::from_secs(60);
     let fleet = Fleet::with(shared(vec![redis.address()]), 2, endpoint, absent).await;
     let [one, other] = &fleet.sidecars[..] else { panic!() };

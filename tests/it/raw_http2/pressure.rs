@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sidelink::api;
-use sidelink::origin::Origin;
+use sidelink::demo::origin::Origin;
 use tokio::time::timeout;
 
 use super::frames::*;

@@ -13,7 +13,7 @@ use http::{HeaderMap, StatusCode};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
-use sidelink::origin::{Loss, Reply, link_is_for};
+use sidelink::demo::origin::{Loss, Reply, link_is_for};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 

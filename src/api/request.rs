@@ -1,0 +1,466 @@
+//! Reading a batch: three request forms in, and back out again for the misses.
+//!
+//! 1. [`Form::Repeated`]: `?accessory_ids=1&accessory_ids=2&group_id=g` (what the SDKs send);
+//! 2. [`Form::Comma`]: `?accessory_ids=1,2`; an encoded comma belongs to an id;
+//! 3. [`Form::Body`]: the same names as a JSON object in the body of the GET.
+//!
+//! Whatever is not exactly one of these is nobody's to interpret: it is forwarded as it came. An id or a group with an
+//! unencoded `+` is named by its spelling ([`id`]), and goes upstream as it is spelled.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::CONTENT_ENCODING;
+use memchr::{memchr, memchr_iter};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::api;
+use crate::api::id::{self, Group};
+
+/// Only `A-Z a-z 0-9 - _ . ~` stay bare, as in the service's signing rules.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// How a client wrote its batch; its misses go upstream in the same form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// A query parameter for each id.
+    Repeated,
+    /// One query parameter, ids between commas.
+    Comma,
+    /// A JSON object in the body.
+    Body,
+}
+
+/// One client's request for links, read out of its query or its body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch<'r> {
+    /// How it was written.
+    pub form: Form,
+    /// The group.
+    pub group: Group<'r>,
+    /// The names of the ids in the order asked; one that was asked twice is here twice.
+    pub ids: Vec<Cow<'r, str>>,
+}
+
+/// Not to be understood as a batch: forwarded untouched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unreadable;
+
+impl<'r> Batch<'r> {
+    /// Reads a request on the batch route; `query` is the raw query, `body` the whole body.
+    ///
+    /// # Errors
+    /// [`Unreadable`], if it is none.
+    pub fn read(query: Option<&'r str>, headers: &HeaderMap, body: &'r [u8]) -> Result<Self, Unreadable> {
+        let query = query.filter(|query| !query.is_empty());
+        if headers.contains_key(CONTENT_ENCODING) {
+            return Err(Unreadable);
+        }
+        match (query, body.is_empty()) {
+            (Some(query), true) => Self::from_query(query),
+            (None, false) => Self::from_body(body),
+            (Some(_), false) | (None, true) => Err(Unreadable),
+        }
+    }
+
+    /// Reads a batch that is in the query alone.
+    ///
+    /// # Errors
+    /// [`Unreadable`], if it is none.
+    pub fn from_query(query: &'r str) -> Result<Self, Unreadable> {
+        let has = |byte| memchr(byte, query.as_bytes()).is_some();
+        let mut values = Vec::with_capacity(1 + memchr_iter(b'&', query.as_bytes()).count());
+        let mut group = Group::Absent;
+        for pair in pieces(query, b'&') {
+            // As nearly everyone writes it, with nothing to decode.
+            if let Some(value) = pair.strip_prefix(api::IDS).and_then(|rest| rest.strip_prefix('=')) {
+                values.push(value);
+                continue;
+            }
+            let (name, value) = pair.split_once('=').ok_or(Unreadable)?;
+            match decode(name)?.as_ref() {
+                api::IDS => values.push(value),
+                api::GROUP if group == Group::Absent => group = Group::Named(name_of(value, is_group)?),
+                _ => return Err(Unreadable),
+            }
+        }
+        let comma = has(b',') && values.iter().any(|value| value.contains(','));
+        let form = match values.as_slice() {
+            [_] if comma => Form::Comma,
+            _ if comma => return Err(Unreadable),
+            _ => Form::Repeated,
+        };
+        let ids = match values.as_slice() {
+            [list] if comma => pieces(list, b',').map(|id| name_of(id, is_id)).collect::<Result<_, _>>()?,
+            _ if has(b'%') || has(b'+') => values.into_iter().map(|id| name_of(id, is_id)).collect::<Result<_, _>>()?,
+            _ => values.into_iter().map(|id| known(Cow::Borrowed(id), is_id)).collect::<Result<_, _>>()?,
+        };
+        Self::build(form, group, ids)
+    }
+
+    fn from_body(body: &'r [u8]) -> Result<Self, Unreadable> {
+        let read: BodyForm<'_> = serde_json::from_slice(body).map_err(|_| Unreadable)?;
+        if !read.ids.iter().all(|id| is_id(id)) || !read.group.name().is_none_or(is_group) {
+            return Err(Unreadable);
+        }
+        Self::build(Form::Body, read.group, read.ids)
+    }
+
+    fn build(form: Form, group: Group<'r>, ids: Vec<Cow<'r, str>>) -> Result<Self, Unreadable> {
+        if ids.is_empty() { Err(Unreadable) } else { Ok(Self { form, group, ids }) }
+    }
+}
+
+/// What stands between the `separator`s of a text, an ASCII character. (`str::split` does the same, several times slower on
+/// pieces this short.)
+fn pieces(text: &str, separator: u8) -> impl Iterator<Item = &str> {
+    let ends = memchr_iter(separator, text.as_bytes()).chain([text.len()]);
+    ends.scan(0, move |begin, end| {
+        let piece = text.get(*begin..end);
+        *begin = end + 1;
+        piece
+    })
+}
+
+/// Whether `text` may be an id: 1 to 64 characters.
+pub fn is_id(text: &str) -> bool {
+    has_length(text, api::ID_CHARS)
+}
+
+/// Whether `text` may be a batch's group: up to 32 characters.
+pub fn is_group(text: &str) -> bool {
+    text.is_empty() || has_length(text, api::GROUP_CHARS)
+}
+
+fn has_length(text: &str, most: usize) -> bool {
+    let is_short = text.len() <= most || text.chars().count() <= most;
+    !text.is_empty() && is_short && !id::is_reserved(text)
+}
+
+fn known(text: Cow<'_, str>, is_known: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, Unreadable> {
+    if is_known(&text) { Ok(text) } else { Err(Unreadable) }
+}
+
+/// The name of what a query spells so, if its text `is_known`. (A plus and a space count as one character both.)
+fn name_of(spelling: &str, is_known: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, Unreadable> {
+    let text = known(decode(spelling)?, is_known)?;
+    Ok(if spelling.contains('+') { Cow::Owned(id::name_of_spelling(spelling)) } else { text })
+}
+
+/// Writes what has this name into a target: as its client spelled it, where that has two readings.
+fn push(target: &mut String, name: &str) {
+    match id::spelling(name) {
+        Some(spelling) => target.push_str(spelling),
+        None => target.extend(utf8_percent_encode(name, ENCODED)),
+    }
+}
+
+/// Bytes that [`push`] writes.
+fn pushed_bytes(name: &str) -> usize {
+    let encoded = || utf8_percent_encode(name, ENCODED).map(str::len).sum();
+    id::spelling(name).map_or_else(encoded, str::len)
+}
+
+fn decode(text: &str) -> Result<Cow<'_, str>, Unreadable> {
+    if !text.contains('%') {
+        return Ok(Cow::Borrowed(text));
+    }
+    // A stray percent sign decodes to itself in this library; a server may think otherwise.
+    let mut rest = text;
+    while let Some((_, after)) = rest.split_once('%') {
+        if !after.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {
+            return Err(Unreadable);
+        }
+        rest = after;
+    }
+    percent_decode_str(text).decode_utf8().map_err(|_| Unreadable)
+}
+
+/// Writes the request target of a call; `Form::Body` has all in its body.
+pub fn target<'a>(form: Form, group: &Group<'_>, ids: impl Iterator<Item = &'a str>) -> String {
+    let mut target = String::from(api::PATH);
+    for (index, id) in ids.enumerate() {
+        match form {
+            Form::Body => return target,
+            Form::Comma if index > 0 => target.push(','),
+            Form::Repeated | Form::Comma => {
+                target.push(if index == 0 { '?' } else { '&' });
+                target.push_str(api::IDS);
+                target.push('=');
+            }
+        }
+        push(&mut target, id);
+    }
+    if let (Group::Named(group), Form::Repeated | Form::Comma) = (group, form) {
+        target.push('&');
+        target.push_str(api::GROUP);
+        target.push('=');
+        push(&mut target, group);
+    }
+    target
+}
+
+/// Bytes that `id` adds to a target at most.
+pub fn target_bytes(form: Form, id: &str) -> usize {
+    match form {
+        Form::Repeated => api::IDS.len() + 2 + pushed_bytes(id),
+        Form::Comma => 1 + pushed_bytes(id),
+        Form::Body => 0,
+    }
+}
+
+/// Writes the body of a call; empty for the query forms.
+pub fn body<'a>(form: Form, group: &Group<'_>, ids: impl Iterator<Item = &'a str>) -> Bytes {
+    if form != Form::Body {
+        return Bytes::new();
+    }
+    let mut body = serde_json::Map::new();
+    match group {
+        Group::Absent => {}
+        Group::Null => drop(body.insert(api::GROUP.into(), serde_json::Value::Null)),
+        Group::Named(group) => drop(body.insert(api::GROUP.into(), group.as_ref().into())),
+    }
+    body.insert(api::IDS.into(), ids.collect());
+    serde_json::Value::Object(body).to_string().into()
+}
+
+/// The body form, read strictly: each name once, no other, strings only.
+struct BodyForm<'a> {
+    group: Group<'a>,
+    ids: Vec<Cow<'a, str>>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for BodyForm<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(BodyVisitor)
+    }
+}
+
+struct BodyVisitor;
+
+impl<'de> Visitor<'de> for BodyVisitor {
+    type Value = BodyForm<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with accessory_ids and group_id")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut group, mut ids) = (Group::Absent, None);
+        while let Some(name) = map.next_key::<Text<'de>>()? {
+            match name.0.as_ref() {
+                api::GROUP if group == Group::Absent => {
+                    group = map.next_value::<Option<Text<'de>>>()?.map_or(Group::Null, |name| Group::Named(name.0));
+                }
+                api::IDS if ids.is_none() => ids = Some(map.next_value::<Texts<'de>>()?.0),
+                _ => return Err(de::Error::custom("a name that is unknown or given twice")),
+            }
+        }
+        let ids = ids.ok_or_else(|| de::Error::custom("no accessory_ids"))?;
+        Ok(BodyForm { group, ids })
+    }
+}
+
+/// A string, borrowed where the text has no escapes. (serde's own `Cow` always copies.)
+pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+struct Texts<'a>(Vec<Cow<'a, str>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Texts<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextsVisitor;
+        impl<'de> Visitor<'de> for TextsVisitor {
+            type Value = Texts<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of strings")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(text) = seq.next_element::<Text<'de>>()? {
+                    texts.push(text.0);
+                }
+                Ok(Texts(texts))
+            }
+        }
+        deserializer.deserialize_seq(TextsVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn query(query: &str) -> Result<Batch<'_>, Unreadable> {
+        Batch::read(Some(query), &HeaderMap::new(), b"")
+    }
+
+    fn json(body: &str) -> Result<Batch<'_>, Unreadable> {
+        Batch::read(None, &HeaderMap::new(), body.as_bytes())
+    }
+
+    fn batch<'r>(form: Form, group: Option<&'r str>, ids: &[&'r str]) -> Result<Batch<'r>, Unreadable> {
+        Ok(Batch { form, group: group.into(), ids: ids.iter().map(|id| Cow::Borrowed(*id)).collect() })
+    }
+
+    #[test]
+    fn the_three_forms_are_told_apart() {
+        assert_eq!(
+            query("accessory_ids=1&accessory_ids=3%20x&accessory_ids=b%2F2&group_id=g1"),
+            batch(Form::Repeated, Some("g1"), &["1", "3 x", "b/2"])
+        );
+        assert_eq!(query("accessory_ids=1,2%2C3"), batch(Form::Comma, None, &["1", "2,3"]));
+        assert_eq!(query("accessory_ids=2%2C3"), batch(Form::Repeated, None, &["2,3"]));
+        assert_eq!(
+            json(r#"{ "group_id" : "1", "accessory_ids" : [ "1", "\u9644" ] }"#),
+            batch(Form::Body, Some("1"), &["1", "附"])
+        );
+    }
+
+    #[test]
+    fn what_is_not_exactly_a_batch_is_not_read() {
+        let long = "x".repeat(65);
+        for text in [
+            "",
+            "&",
+            "=",
+            "accessory_ids",
+            "accessory_ids=",
+            "accessory_ids=1,",
+            "accessory_ids=,1",
+            "accessory_ids=1&",
+            "accessory_ids=1&accessory_ids=",
+            "accessory_ids=1&x=2",
+            "accessory_ids=1&Group_id=2",
+            "group_id=1",
+            "accessory_ids=1&group_id=1&group_id=1",
+            "accessory_ids=1&group_id=&group_id=",
+            "accessory_ids=+%ff",
+            "accessory_ids=%EF%BF%BFa",
+            "accessory_ids=%ff",
+            "accessory_ids=%2",
+            "accessory_ids=%",
+            "accessory_ids=%zz",
+            "accessory_ids=1,2&accessory_ids=3",
+            &format!("accessory_ids={long}"),
+            "accessory_ids=1&group_id=123456789012345678901234567890123",
+            "accessory_ids[]=1",
+        ] {
+            assert_eq!(query(text), Err(Unreadable), "{text}");
+        }
+        for text in [
+            "{}",
+            "[]",
+            "x",
+            "null",
+            r#"{"accessory_ids":[]}"#,
+            r#"{"accessory_ids":"1"}"#,
+            r#"{"accessory_ids":[1]}"#,
+            r#"{"accessory_ids":[null]}"#,
+            r#"{"accessory_ids":[""]}"#,
+            r#"{"accessory_ids":["1"],"x":1}"#,
+            r#"{"accessory_ids":["1"],"group_id":1}"#,
+            r#"{"accessory_ids":["1"],"group_id":null,"group_id":null}"#,
+            r#"{"accessory_ids":["\uffffa"]}"#,
+            r#"{"accessory_ids":["1"],"accessory_ids":["2"]}"#,
+            r#"{"accessory_ids":["1"],"group_id":"a","group_id":"a"}"#,
+            r#"{"accessory_ids":["1"]}x"#,
+            r#"{"accessory_ids":["1"]"#,
+            r#"{"accessory_ids":["\ud800"]}"#,
+        ] {
+            assert_eq!(json(text), Err(Unreadable), "{text}");
+        }
+        assert_eq!(Batch::read(Some("accessory_ids=1"), &HeaderMap::new(), b"{}"), Err(Unreadable), "both forms");
+        let coded = HeaderMap::from_iter([(CONTENT_ENCODING, http::HeaderValue::from_static("gzip"))]);
+        assert_eq!(Batch::read(None, &coded, br#"{"accessory_ids":["1"]}"#), Err(Unreadable));
+    }
+
+    #[test]
+    fn an_unencoded_plus_is_named_and_written_by_its_spelling() {
+        let names = |ids: &[&str]| ids.iter().map(|id| id::name_of_spelling(id)).collect::<Vec<_>>();
+        let repeated = "accessory_ids=a+b%2f&accessory_ids=c%20d&group_id=g+h";
+        let read = query(repeated).unwrap();
+        assert_eq!(read.ids, [names(&["a+b%2f"])[0].as_str(), "c d"]);
+        assert_eq!(read.group, Group::Named(names(&["g+h"])[0].as_str().into()));
+        let written = target(read.form, &read.group, read.ids.iter().map(AsRef::as_ref));
+        assert_eq!(written, format!("{}?{repeated}", api::PATH));
+        assert_eq!(query("accessory_ids=1,a+b").unwrap().ids, ["1", names(&["a+b"])[0].as_str()]);
+        assert!(query(&format!("accessory_ids={}", "+".repeat(64))).is_ok());
+        assert!(query(&format!("accessory_ids={}", "+".repeat(65))).is_err());
+        assert_eq!(json(r#"{"accessory_ids":["a+b"]}"#).unwrap().ids, ["a+b"], "JSON has one reading");
+    }
+
+    #[test]
+    fn a_group_is_absent_null_or_named_and_may_be_empty() {
+        assert_eq!(query("accessory_ids=1&group_id=").unwrap().group, Group::Named("".into()));
+        for (text, group) in [
+            (r#"{"accessory_ids":["1"]}"#, Group::Absent),
+            (r#"{"accessory_ids":["1"],"group_id":null}"#, Group::Null),
+            (r#"{"accessory_ids":["1"],"group_id":""}"#, Group::Named("".into())),
+        ] {
+            assert_eq!(json(text).unwrap().group, group, "{text}");
+            let body = body(Form::Body, &group, ["1"].into_iter());
+            assert_eq!(json(std::str::from_utf8(&body).unwrap()).unwrap().group, group);
+        }
+    }
+
+    #[test]
+    fn lengths_are_counted_in_characters() {
+        let id = "附".repeat(64);
+        assert!(json(&format!(r#"{{"accessory_ids":["{id}"]}}"#)).is_ok());
+        assert!(json(&format!(r#"{{"accessory_ids":["{id}附"]}}"#)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_batch_survives_the_round_trip_in_any_form(
+            ids in proptest::collection::vec("\\PC{1,64}", 1..8),
+            group in proptest::option::of("\\PC{0,32}"),
+            form in prop_oneof![Just(Form::Repeated), Just(Form::Comma), Just(Form::Body)],
+        ) {
+            let list = || ids.iter().map(String::as_str);
+            let named = Group::from(group.as_deref());
+            let target = target(form, &named, list());
+            let body = body(form, &named, list());
+            let uri: http::Uri = target.parse().unwrap();
+            prop_assert_eq!(uri.path(), api::PATH);
+            let read = Batch::read(uri.query(), &HeaderMap::new(), &body).unwrap();
+            prop_assert_eq!(&read.ids.iter().map(AsRef::as_ref).collect::<Vec<&str>>(), &list().collect::<Vec<&str>>());
+            prop_assert_eq!(&read.group, &named);
+            // One id between commas looks the same as one repeated parameter.
+            prop_assert!(read.form == form || ids.len() == 1);
+            if form != Form::Body {
+                let base = api::PATH.len() + 1 + api::GROUP.len() + 1 + group.as_ref().map_or(0, |g| g.len() * 3) + api::IDS.len() + 2;
+                prop_assert!(target.len() <= base + list().map(|id| target_bytes(form, id)).sum::<usize>());
+            }
+        }
+
+        #[test]
+        fn no_request_panics(query in proptest::option::of("[ -~]{0,60}"), body in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let _ = Batch::read(query.as_deref(), &HeaderMap::new(), &body);
+        }
+    }
+}

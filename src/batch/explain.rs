@@ -1,0 +1,471 @@
+//! What would become of a batch that was asked now, and why; for an operator. It changes nothing: no link is used, nobody
+//! becomes a caller, nothing is counted, and the endpoint is not asked.
+
+use std::collections::HashSet;
+
+use http::header::HOST;
+use http::request::Parts;
+use http::{HeaderValue, Method, Uri};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{BatchRoute, Demand};
+use crate::api;
+use crate::api::answer::url_of;
+use crate::api::id::{self, Group};
+use crate::api::request::{Batch, Form};
+use crate::auth::{Bypass, Key, NoCaller, Requester};
+use crate::cache::Kept;
+use crate::cache::purges::Marks;
+use crate::clock::{Moment, rfc3339};
+use crate::error::Error;
+use crate::message::cache_control::Directives;
+use crate::telemetry::metrics::{IdResult, Outcome};
+
+const REFUSED: &str = "refused";
+const WHY_REFUSED: &str = "the endpoint refused it lately to a batch of this id alone, whose answer is given again";
+
+/// What would become of a batch.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    /// How it would be answered, as in `batches_total`; as far as can be told before the endpoint has answered.
+    pub outcome: &'static str,
+    /// Why, if not for its ids.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<&'static str>,
+    /// Why it would be forwarded untouched, as in `bypass_total`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bypass: Option<&'static str>,
+    /// The code of the error of sidelink's own that would be its answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error_code: Option<&'static str>,
+    /// How it was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub form: Option<&'static str>,
+    /// Its group: a name or null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_id: Option<Value>,
+    /// Who asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller: Option<CallerNow>,
+    /// Why no call could be made now, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calls_refused: Option<&'static str>,
+    /// Each distinct id, in the order asked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ids: Vec<IdNow>,
+}
+
+/// A caller's standing.
+#[derive(Debug, Serialize)]
+pub struct CallerNow {
+    /// What stands for it in the access log.
+    pub hash: String,
+    /// `accepted`, `must_revalidate` or `unknown`.
+    pub standing: &'static str,
+    /// What that means.
+    pub why: &'static str,
+    /// Seconds until it must be accepted anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accepted_seconds: Option<f64>,
+    /// And when that is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accepted_until: Option<String>,
+}
+
+/// What is known of an id in the batch's scope.
+#[derive(Debug, Serialize)]
+pub struct IdNow {
+    /// The id.
+    pub id: String,
+    /// What there is: `fresh`, `stale`, `past_floor`, `expired`, `absent`, `purged`, `in_flight`, `refused` or
+    /// `unknown`.
+    pub state: &'static str,
+    /// What would become of it, as in `ids_total`; as far as can be told before the endpoint has answered.
+    pub result: &'static str,
+    /// Why.
+    pub why: &'static str,
+    /// Whether a call for it is under way.
+    pub in_flight: bool,
+    /// Whether it would be fetched again in the background, if that is affordable.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub refresh_ahead: bool,
+    /// The link up to its query, which is the secret part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
+    /// Seconds since the call that brought it was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub age_seconds: Option<f64>,
+    /// Until when it is served, or remembered as absent, without asking.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fresh_until: Option<String>,
+    /// And in seconds from now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fresh_seconds: Option<f64>,
+    /// Until when it may answer for an endpoint that fails.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usable_until: Option<String>,
+    /// And in seconds from now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usable_seconds: Option<f64>,
+    /// When the link itself ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<String>,
+}
+
+impl Explanation {
+    fn of(outcome: Outcome) -> Self {
+        Self {
+            outcome: outcome.name(),
+            why: None,
+            bypass: None,
+            error_code: None,
+            form: None,
+            group_id: None,
+            caller: None,
+            calls_refused: None,
+            ids: Vec::new(),
+        }
+    }
+
+    fn bypass(reason: Bypass) -> Self {
+        Self { why: Some(why_bypass(reason)), bypass: Some(reason.name()), ..Self::of(Outcome::Bypass) }
+    }
+
+    fn error(error: Error) -> Self {
+        Self { why: Some(error.message()), error_code: Some(error.code()), ..Self::of(Outcome::Error) }
+    }
+}
+
+/// What all ids of a batch have in common.
+struct Circumstances<'a> {
+    requester: Option<&'a Requester>,
+    /// Why no call could be made now.
+    refusal: Option<Error>,
+    demand: Demand,
+    directives: &'a Directives,
+    /// Whether its caller must be accepted anew.
+    must_revalidate: bool,
+    group: &'a Group<'a>,
+    marks: Marks<'a>,
+    now: Moment,
+}
+
+impl BatchRoute {
+    /// What would become of a batch with the query and headers of `head`, whatever its path, and this body.
+    pub fn explain(&self, mut head: Parts, body: &[u8]) -> Explanation {
+        let query = head.uri.query().filter(|query| !query.is_empty());
+        let target = query.map_or_else(|| api::PATH.to_owned(), |query| format!("{}?{query}", api::PATH));
+        // Never fails: the path is one, and the query was one.
+        head.uri = target.parse().unwrap_or_else(|_| Uri::from_static(api::PATH));
+        head.method = Method::GET;
+        let known = match self.known(&mut head, body) {
+            Ok(known) => known,
+            Err(NoCaller::Bypass(reason)) => return Explanation::bypass(reason),
+            Err(NoCaller::Unverified(fault)) => {
+                return Explanation { why: Some(fault.message()), ..Explanation::bypass(Bypass::Signature) };
+            }
+            Err(NoCaller::NamedByConnection) => return Explanation::error(Error::NamedByConnection),
+        };
+        let Ok(batch) = Batch::read(head.uri.query(), &head.headers, body) else {
+            return Explanation::bypass(Bypass::Unreadable);
+        };
+        let now = self.clock.now();
+        let (hash, requester) = known;
+        let directives = self.directives(&head);
+        let (caller, must_revalidate) = self.caller_now(hash, requester.as_ref(), now);
+        let mut demand = self.demand_of(&directives, must_revalidate);
+        demand.nothing |= requester.is_none();
+        let ids: Vec<&str> = batch.ids.iter().map(AsRef::as_ref).collect();
+        let circumstances = Circumstances {
+            refusal: self.fetch.refusal_for(requester.as_ref(), &ids),
+            demand,
+            directives: &directives,
+            must_revalidate,
+            group: &batch.group,
+            marks: self.cache.purges().of_group(batch.group.name()),
+            now,
+            requester: requester.as_ref(),
+        };
+        let mut explanation = Explanation {
+            form: Some(match batch.form {
+                Form::Repeated => "repeated",
+                Form::Comma => "comma",
+                Form::Body => "body",
+            }),
+            group_id: match &batch.group {
+                Group::Absent => None,
+                Group::Null => Some(Value::Null),
+                Group::Named(name) => Some(id::shown(name).into()),
+            },
+            caller: Some(caller),
+            calls_refused: circumstances.refusal.map(Error::message),
+            ..Explanation::of(Outcome::Miss)
+        };
+        let scope =
+            requester.as_ref().map(|requester| self.callers.scope(requester, &head.headers, circumstances.group));
+        let mut seen = HashSet::new();
+        for id in &batch.ids {
+            if !seen.insert(id.as_ref()) {
+                continue;
+            }
+            if explanation.ids.len() == self.config.limits.batch_ids {
+                return Explanation { ids: Vec::new(), ..Explanation::error(Error::TooManyIds) };
+            }
+            explanation.ids.push(self.id_now(id, scope.map(|scope| scope.key(id)), &circumstances));
+        }
+        if let ([only], Some(scope)) = (explanation.ids.as_mut_slice(), scope) {
+            self.explain_refusal(only, scope.key(&only.id), &circumstances);
+        }
+        let is_refused = explanation.ids.iter().any(|id| id.state == REFUSED);
+        let count = |result: IdResult| explanation.ids.iter().filter(|id| id.result == result.name()).count();
+        let here = count(IdResult::Hit) + count(IdResult::Absent);
+        let outcome = if here == explanation.ids.len() {
+            Outcome::Hit
+        } else if is_refused {
+            explanation.why = Some(WHY_REFUSED);
+            Outcome::Error
+        } else if directives.only_if_cached {
+            explanation.why = Some(Error::NotCached.message());
+            explanation.error_code = Some(Error::NotCached.code());
+            Outcome::Error
+        } else if count(IdResult::Failed) > 0 {
+            explanation.why = explanation.calls_refused;
+            explanation.error_code = circumstances.refusal.map(Error::code);
+            Outcome::Error
+        } else if count(IdResult::Stale) > 0 {
+            Outcome::Stale
+        } else if here > 0 {
+            Outcome::Partial
+        } else {
+            Outcome::Miss
+        };
+        explanation.outcome = outcome.name();
+        explanation
+    }
+
+    /// Who asks, and, if it is remembered, as whom.
+    fn known(&self, head: &mut Parts, body: &[u8]) -> Result<(String, Option<Requester>), NoCaller> {
+        let look = |head: &Parts| {
+            let credential = self.callers.credential(&head.headers).map_err(NoCaller::Bypass)?;
+            let (caller, requester) = self.callers.known(&credential, head, body)?;
+            Ok((format!("{:08x}", caller.short()), requester))
+        };
+        let as_sent = look(head);
+        let Err(NoCaller::Unverified(_)) = as_sent else { return as_sent };
+        // It was signed for where its batches go: a listener, or the endpoint in its own name.
+        let listeners = self.config.listen.address.iter().map(ToString::to_string);
+        for host in [self.config.upstream.endpoint.authority.to_string()].into_iter().chain(listeners) {
+            let Ok(host) = HeaderValue::from_str(&host) else { continue };
+            head.headers.insert(HOST, host);
+            let signed = look(head);
+            if !matches!(signed, Err(NoCaller::Unverified(_))) {
+                return signed;
+            }
+        }
+        as_sent
+    }
+
+    fn caller_now(&self, hash: String, requester: Option<&Requester>, now: Moment) -> (CallerNow, bool) {
+        let left = requester.map(|requester| self.callers.accepted_left(requester, now));
+        let (standing, why) = match left {
+            Some(Some(_)) => ("accepted", "the endpoint has accepted it within callers.revalidate"),
+            Some(None) => (
+                "must_revalidate",
+                "the endpoint has not accepted it within callers.revalidate, or has cast doubt on it: its next batch is fetched whole",
+            ),
+            None => ("unknown", "it has not asked for a batch yet, or not for long: its first is fetched whole"),
+        };
+        let left = left.flatten();
+        let caller = CallerNow {
+            hash,
+            standing,
+            why,
+            accepted_seconds: left.map(seconds),
+            accepted_until: left.map(|left| until(now, left)),
+        };
+        (caller, left.is_none())
+    }
+
+    fn id_now(&self, id: &str, key: Option<Key>, now: &Circumstances<'_>) -> IdNow {
+        let kept = key.and_then(|key| self.cache.peek(key));
+        let is_purged = kept.as_ref().is_some_and(|kept| now.marks.cover(id, kept.deadlines().sent()));
+        let in_flight = key.is_some_and(|key| self.fetch.is_in_flight(key, id, &now.marks));
+        let mut said = IdNow {
+            id: id::shown(id).to_owned(),
+            state: "unknown",
+            result: IdResult::Failed.name(),
+            why: "",
+            in_flight,
+            refresh_ahead: false,
+            link: None,
+            age_seconds: None,
+            fresh_until: None,
+            fresh_seconds: None,
+            usable_until: None,
+            usable_seconds: None,
+            expires_at: None,
+        };
+        if let Some(kept) = kept.as_ref().filter(|_| !is_purged) {
+            said.describe(kept, now.now);
+        }
+        let serves = kept.as_ref().is_some_and(|kept| !is_purged && now.demand.serves(kept, now.now));
+        said.state = match &kept {
+            _ if is_purged => "purged",
+            Some(kept) if kept.deadlines().fresh_left(now.now).is_some() => {
+                if kept.text().is_some() {
+                    "fresh"
+                } else {
+                    "absent"
+                }
+            }
+            Some(kept) if kept.text().is_some() && kept.deadlines().usable(now.now) => "stale",
+            Some(kept) if kept.text().is_some() && self.is_past_floor(kept, now.now) => "past_floor",
+            Some(_) => "expired",
+            None if in_flight => "in_flight",
+            None => "unknown",
+        };
+        let (result, why) = self.verdict(&said, serves, now);
+        (said.result, said.why) = (result.name(), why);
+        said.refresh_ahead = serves
+            && self.config.freshness.refresh_ahead
+            && kept
+                .zip(key)
+                .is_some_and(|(kept, key)| kept.text().is_some() && kept.deadlines().is_ageing(now.now, key.spread()));
+        said
+    }
+
+    /// Says so where a batch of this id alone would get the endpoint's refusal of a moment ago.
+    fn explain_refusal(&self, id: &mut IdNow, key: Key, now: &Circumstances<'_>) {
+        if id.result == IdResult::Hit.name() || id.result == IdResult::Absent.name() {
+            return;
+        }
+        let refusal = self.cache.refusals().look_up(key, &id.id, &now.marks, now.now);
+        let client = super::demand_of_client(now.directives);
+        if let Some(refusal) = refusal.filter(|refusal| client.allows_refusal(&refusal.deadlines, now.now)) {
+            let left = refusal.deadlines.fresh_left(now.now);
+            (id.state, id.result, id.why) = (REFUSED, IdResult::Failed.name(), WHY_REFUSED);
+            id.age_seconds = Some(seconds(refusal.deadlines.age(now.now)));
+            id.fresh_until = left.map(|left| until(now.now, left));
+            id.fresh_seconds = left.map(seconds);
+        }
+    }
+
+    fn is_past_floor(&self, kept: &Kept, now: Moment) -> bool {
+        let floor = crate::clock::millis(self.config.freshness.min_remaining);
+        kept.deadlines().life_left(now).is_some_and(|left| left <= floor)
+    }
+
+    fn verdict(&self, said: &IdNow, serves: bool, now: &Circumstances<'_>) -> (IdResult, &'static str) {
+        if serves {
+            return match said.state {
+                "absent" => (IdResult::Absent, "the endpoint left it out lately"),
+                _ => (IdResult::Hit, "it is fresh, and its caller is accepted"),
+            };
+        }
+        let asked_anew = now.directives.no_cache || now.directives.no_store;
+        if said.in_flight && !now.directives.no_store {
+            return (IdResult::Joined, "a call for it is under way, which the batch would join");
+        }
+        if now.refusal.is_some() {
+            // Calls that cannot be made are a failing endpoint's; what a doubt took away is no stale link either.
+            let usable = said.state == "fresh" || said.state == "stale";
+            return match now.requester {
+                Some(_) if usable && !asked_anew => {
+                    (IdResult::Stale, "no call can be made now, and the link has life left")
+                }
+                _ => (IdResult::Failed, "no call can be made now, and nothing in memory may answer for it"),
+            };
+        }
+        let why = match said.state {
+            "fresh" | "absent" if asked_anew => "the request's Cache-Control asks for it anew",
+            "fresh" | "absent" if now.must_revalidate => "the caller must be accepted anew",
+            "fresh" | "absent" => "it is fresh, but not as the request's max-age or min-fresh asks",
+            "stale" => "it is past its freshness; should the endpoint fail, it is served all the same",
+            "past_floor" => "less life is left of it than freshness.min_remaining: it is never served again",
+            "expired" => "what was kept of it counts no more",
+            "purged" => "it was purged after its call had left",
+            "in_flight" => "a call for it is under way, but the request's no-store keeps to itself",
+            _ => "nothing is known of it in this scope: of this caller, this group and these headers",
+        };
+        (IdResult::Fetched, why)
+    }
+}
+
+impl IdNow {
+    fn describe(&mut self, kept: &Kept, now: Moment) {
+        let deadlines = kept.deadlines();
+        self.age_seconds = Some(seconds(deadlines.age(now)));
+        let fresh = deadlines.fresh_left(now);
+        self.fresh_until = fresh.map(|left| until(now, left));
+        self.fresh_seconds = fresh.map(seconds);
+        if let Some(text) = kept.text() {
+            let usable = deadlines.usable_left(now);
+            self.usable_until = usable.map(|left| until(now, left));
+            self.usable_seconds = usable.map(seconds);
+            self.expires_at = deadlines.life_left(now).map(|left| until(now, left));
+            self.link = url_of(text).map(|url| masked(&url));
+        }
+    }
+}
+
+/// A link without what makes it work: its query, its fragment, and a user's name and password.
+fn masked(url: &str) -> String {
+    let end = url.find(['?', '#']).unwrap_or(url.len());
+    let (bare, rest) = url.split_at(end);
+    let (scheme, after) = bare.split_once("://").unwrap_or(("", bare));
+    let (authority, path) = after.split_at(after.find('/').unwrap_or(after.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let colon = if scheme.is_empty() { "" } else { "://" };
+    let cut = if rest.is_empty() { "" } else { "?…" };
+    format!("{scheme}{colon}{host}{path}{cut}")
+}
+
+fn seconds(millis: u64) -> f64 {
+    millis as f64 / 1000.0
+}
+
+fn until(now: Moment, left: u64) -> String {
+    rfc3339(now.unix_millis().saturating_add(left))
+}
+
+fn why_bypass(reason: Bypass) -> &'static str {
+    match reason {
+        Bypass::NoCredential => "it shows no credential: neither X-Auth-Token nor a signed Authorization",
+        Bypass::Credentials => "it shows more than one credential",
+        Bypass::Algorithm => "its Authorization is of a scheme that sidelink does not know",
+        Bypass::UnknownKey => "it is signed with a key that is not configured",
+        Bypass::Signature => "its signature, by a key of callers.keys, does not verify here: the endpoint judges it",
+        Bypass::UnsignedPayload => "its body is not signed",
+        Bypass::Cookie => "a call without its cookies was refused",
+        Bypass::Origin => "its Origin shows a browser's page, which wants the endpoint's own CORS headers",
+        Bypass::Range => "it asks for a range",
+        Bypass::HeaderTooLong => {
+            "a header that says who asks, or changes the answer, is longer than the endpoint takes it"
+        }
+        Bypass::Unreadable => {
+            "it is none of a batch's three forms: accessory_ids=1&accessory_ids=2, accessory_ids=1,2, or a JSON body of those \
+             names; group_id may stand beside, nothing else"
+        }
+        Bypass::Unmatched => "the endpoint's answer could not be matched",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_masked_link_has_no_query_fragment_or_password() {
+        for (url, shown) in [
+            ("https://h:443/a/b?Signature=x&Expires=1", "https://h:443/a/b?…"),
+            ("https://user:secret@h/a#secret", "https://h/a?…"),
+            ("https://h/a", "https://h/a"),
+            ("https://h?secret", "https://h?…"),
+            ("a@b?secret", "b?…"),
+            ("", ""),
+        ] {
+            assert_eq!(masked(url), shown);
+        }
+    }
+}

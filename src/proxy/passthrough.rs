@@ -1,0 +1,268 @@
+//! Every other route: streamed both ways, untouched but for what a proxy must touch.
+//!
+//! Host is such a thing, and a signature covers it. So the Host of a client that names the endpoint itself is left as it
+//! is; else the request is signed again (`resign`), if its key is known.
+
+mod deletion;
+mod expectation;
+mod resign;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Buf;
+use http::header::{CONNECTION, HOST, MAX_FORWARDS, TRANSFER_ENCODING};
+use http::uri::Authority;
+use http::{HeaderValue, Request, Version};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use pin_project_lite::pin_project;
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
+
+use crate::error::{Error, NoAnswer};
+use crate::limits::held::{Bound, Held};
+use crate::message::answered::Answered;
+use crate::message::body::{BodyError, stream};
+use crate::message::headers::{add_via, expects_continue, max_forwards, strip_hop_by_hop};
+use crate::telemetry::metrics::Outcome;
+use crate::telemetry::trace::{self, RequestSpan};
+use crate::upstream::Upstream;
+
+use expectation::{Expectation, Unsent};
+
+pub use deletion::Deletions;
+pub use resign::Resign;
+
+/// Streams requests to the endpoint and answers back.
+pub struct Passthrough {
+    upstream: Arc<Upstream>,
+    resign: Resign,
+    deletions: Deletions,
+    idle_timeout: Duration,
+    exchanges: Bound,
+}
+
+impl Passthrough {
+    /// `idle_timeout`: the longest that an exchange may stay without a byte in either direction. `exchanges` bounds how many
+    /// there are at a time.
+    pub fn new(
+        upstream: Arc<Upstream>,
+        resign: Resign,
+        deletions: Deletions,
+        idle_timeout: Duration,
+        exchanges: Bound,
+    ) -> Self {
+        Self { upstream, resign, deletions, idle_timeout, exchanges }
+    }
+
+    /// Sends `request` to the endpoint: raw path and query, Host rewritten unless it names the endpoint, hop-by-hop headers
+    /// gone, `Via` added.
+    pub async fn forward<B>(self: &Arc<Self>, request: Request<B>, trace: &RequestSpan) -> Answered
+    where
+        B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+        B::Error: Into<BodyError> + Send,
+    {
+        let place = match self.exchanges.one() {
+            Ok(place) => place,
+            Err(error) => {
+                if !expects_continue(&request) {
+                    crate::server::drain(request.into_body());
+                }
+                return Answered::own(error);
+            }
+        };
+        let Some(id) = deletion::id(&request) else { return self.exchange(request, None, place, trace).await };
+        // Runs to its end, also when the client has left: what the endpoint deletes is not to be served on.
+        let (this, trace) = (Arc::clone(self), trace.clone());
+        let exchange = tokio::spawn(async move { this.exchange(request, Some(id), place, &trace).await });
+        exchange.await.unwrap_or_else(|_| Answered::own(Error::NoAnswer(NoAnswer::Lost)))
+    }
+
+    /// One request and its answer, to whose end it has its `place`; `deleted` is the id that it deletes.
+    async fn exchange<B>(
+        &self,
+        request: Request<B>,
+        deleted: Option<String>,
+        place: Held,
+        trace: &RequestSpan,
+    ) -> Answered
+    where
+        B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+        B::Error: Into<BodyError> + Send,
+    {
+        let version = request.version();
+        let own_host = self.host_of_endpoint(&request);
+        let (mut request, proof) = if own_host.is_some() {
+            (request.map(stream), None)
+        } else {
+            match self.resign.verify(request).await {
+                Ok(verified) => verified,
+                Err(error) => return Answered::own(error),
+            }
+        };
+        request.headers_mut().remove(HOST);
+        if let Some(host) = own_host {
+            request.headers_mut().insert(HOST, host);
+        }
+        strip_hop_by_hop(request.headers_mut());
+        let mut span = trace.exchange(self.upstream.endpoint(), request.method());
+        let context = span.context().unwrap_or_else(|| trace.context(request.headers()));
+        trace::pass_on(request.headers_mut(), &context);
+        add_via(request.headers_mut(), version);
+        if let Some(most) = max_forwards(request.method(), request.headers()) {
+            request.headers_mut().insert(MAX_FORWARDS, HeaderValue::from(most.saturating_sub(1)));
+        }
+        let (progress, mut seen) = watch::channel(Instant::now());
+        let progress = Arc::new(progress);
+        let expectation = Expectation::take(&mut request, &progress);
+
+        if !request.body().is_end_stream() && request.body().size_hint().exact().is_none() {
+            // Said outright: hyper takes a GET of unknown length for one without a body. (HTTP/2 drops the header.)
+            request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+
+        // Kept to the end: a body that was read has its place until the endpoint answers.
+        if let Some(proof) = &proof {
+            self.resign.sign(&mut request, proof);
+        }
+
+        let broken_off = Arc::new(AtomicBool::new(false));
+        let request = request.map(|body| {
+            if body.is_end_stream() {
+                return crate::message::body::whole(bytes::Bytes::new());
+            }
+            let broken_off = Arc::clone(&broken_off);
+            stream(Paced::new(body, self.idle_timeout, Arc::clone(&progress), None).map_err(move |error| {
+                broken_off.store(true, Ordering::Relaxed);
+                error
+            }))
+        });
+        let request = match &expectation {
+            // Less than what ends the exchange.
+            Some(expectation) => expectation.hold(request, self.idle_timeout / 2),
+            None => request,
+        };
+        let asked = Instant::now();
+        let answer = self.upstream.forward(request);
+        tokio::pin!(answer);
+        // While the upload moves, the endpoint need not have answered.
+        let answer = loop {
+            let last = *seen.borrow_and_update();
+            tokio::select! {
+                answer = &mut answer => break answer,
+                () = tokio::time::sleep_until(last + self.idle_timeout) => {
+                    if *seen.borrow() == last {
+                        break Err(Error::Deadline);
+                    }
+                }
+            }
+        };
+        let waited = Some(asked.elapsed());
+        let unsent = expectation.and_then(|expectation| expectation.answered());
+        let (mut head, body) = match answer {
+            Ok(response) => {
+                span.answered(response.status(), "ok");
+                response.into_parts()
+            }
+            // The client's fault, though it is the endpoint's connection that ends.
+            Err(_) if broken_off.load(Ordering::Relaxed) => {
+                span.unanswered("client-broke-off");
+                return Answered { waited, ..Answered::own(Error::Malformed("the request's body broke off")) };
+            }
+            Err(error) => {
+                span.unanswered(if error == Error::Deadline { "deadline" } else { "no_answer" });
+                return Answered { waited, ..Answered::own(error) };
+            }
+        };
+        drop(span);
+        let body = match deleted {
+            Some(id) => self.deletions.answered(&id, head.status, body, self.idle_timeout).await,
+            None => stream(body),
+        };
+        strip_hop_by_hop(&mut head.headers);
+        add_via(&mut head.headers, head.version);
+        head.version = Version::HTTP_11;
+        if unsent.is_some() && version <= Version::HTTP_11 {
+            // Nobody will read the body if its client sends it all the same (RFC 9110 §10.1.1).
+            head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let body = stream(Paced::new(body, self.idle_timeout, progress, Some((place, unsent))));
+        Answered { waited, ..Answered::new(http::Response::from_parts(head, body), Outcome::Bypass) }
+    }
+
+    /// The request's Host as it was sent, if it names the endpoint: a signature may cover its very bytes.
+    fn host_of_endpoint<B>(&self, request: &Request<B>) -> Option<HeaderValue> {
+        let host = match request.headers().get(HOST) {
+            Some(host) => host.clone(),
+            // HTTP/2 has an authority in its place.
+            None => HeaderValue::from_str(request.uri().authority()?.as_str()).ok()?,
+        };
+        let authority = Authority::try_from(host.as_bytes()).ok()?;
+        self.upstream.is_endpoint(&authority).then_some(host)
+    }
+}
+
+pin_project! {
+    /// A body that fails once nothing has come for too long, and tells of each piece that does.
+    struct Paced<B> {
+        #[pin]
+        body: B,
+        #[pin]
+        patience: Sleep,
+        idle: Duration,
+        // Time counts only while someone waits: a slow reader on the other side is not this side's silence.
+        waiting: bool,
+        progress: Arc<watch::Sender<Instant>>,
+        // Of the exchange that ends with it.
+        held: Option<(Held, Option<Unsent>)>,
+    }
+}
+
+impl<B> Paced<B> {
+    fn new(
+        body: B,
+        idle: Duration,
+        progress: Arc<watch::Sender<Instant>>,
+        held: Option<(Held, Option<Unsent>)>,
+    ) -> Self {
+        Self { body, patience: tokio::time::sleep(idle), idle, waiting: false, progress, held }
+    }
+}
+
+impl<B> http_body::Body for Paced<B>
+where
+    B: http_body::Body,
+    B::Error: Into<BodyError>,
+{
+    type Data = B::Data;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, BodyError>>> {
+        let mut this = self.project();
+        if let Poll::Ready(frame) = this.body.poll_frame(cx) {
+            // A frame of HTTP/2 without data is none.
+            if !matches!(&frame, Some(Ok(frame)) if frame.data_ref().is_some_and(|data| !data.has_remaining())) {
+                *this.waiting = false;
+                this.progress.send_replace(Instant::now());
+            }
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        if !std::mem::replace(this.waiting, true) {
+            this.patience.as_mut().reset(Instant::now() + *this.idle);
+        }
+        ready!(this.patience.poll(cx));
+        Poll::Ready(Some(Err(BodyError::new("nothing came for upstream.idle_timeout"))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,138 @@
+//! A DELETE that passes through with success: what is kept of its id counts no more, in any scope.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::{Method, Request, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, BodyStream, StreamBody};
+use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use tokio::time::timeout;
+use tracing::debug;
+
+use crate::api;
+use crate::cache::purges::{Purges, Target};
+use crate::clock::Clock;
+use crate::message::body::{Body, stream};
+use crate::telemetry::metrics::Metrics;
+
+/// Bytes of an answer that says that an id is gone, at most.
+const MOST_BYTES: usize = 64 << 10;
+
+/// Purges what was deleted.
+pub struct Deletions {
+    purges: Arc<Purges>,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+}
+
+impl Deletions {
+    /// Leaves its marks in `purges`.
+    pub fn new(purges: Arc<Purges>, clock: Clock, metrics: Arc<Metrics>) -> Self {
+        Self { purges, clock, metrics }
+    }
+
+    /// The endpoint has answered the deletion of `id` with `status` and `body`, which is handed back as it came. Only with
+    /// success is anything purged, or everyone could take everyone's links away; and an error may come with a 200.
+    pub(super) async fn answered(&self, id: &str, status: StatusCode, body: Incoming, patience: Duration) -> Body {
+        if !status.is_success() {
+            return stream(body);
+        }
+        let (mut frames, mut body) = (Vec::new(), body);
+        let read = timeout(patience, read(&mut frames, &mut body)).await;
+        if read.is_ok_and(|text| text.is_some_and(|text| !is_error(&text))) {
+            self.purges.purge([Target::Id(id)], &self.clock).await;
+            self.metrics.purges.with_label_values(&["delete"]).inc();
+            debug!("an id was deleted; its links are purged");
+        }
+        if frames.is_empty() {
+            return stream(body);
+        }
+        stream(StreamBody::new(futures_util::stream::iter(frames).chain(BodyStream::new(body))))
+    }
+}
+
+/// Reads a body to its end. `None`: it breaks off, or is longer than what says that an id is gone.
+async fn read(frames: &mut Vec<Result<Frame<Bytes>, hyper::Error>>, body: &mut Incoming) -> Option<Vec<u8>> {
+    let mut text = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let whole = match &frame {
+            Ok(frame) => {
+                text.extend_from_slice(frame.data_ref().map_or(&[][..], Bytes::as_ref));
+                text.len() <= MOST_BYTES
+            }
+            Err(_) => false,
+        };
+        frames.push(frame);
+        if !whole {
+            return None;
+        }
+    }
+    Some(text)
+}
+
+/// Whether a body says, whatever its status, that what was asked was not done.
+fn is_error(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Refusal {
+        #[serde(rename = "error_code")]
+        _code: IgnoredAny,
+    }
+    serde_json::from_slice::<Refusal>(body).is_ok()
+}
+
+/// The id that a request deletes, if it is a deletion.
+pub(super) fn id<B>(request: &Request<B>) -> Option<String> {
+    if request.method() != Method::DELETE {
+        return None;
+    }
+    let path = request.uri().path();
+    let (parent, last) = path.strip_suffix('/').unwrap_or(path).rsplit_once('/')?;
+    let (parent, id) = (decode(parent)?, decode(last)?);
+    let is_id = (1..=api::ID_CHARS).contains(&id.chars().count());
+    (parent == api::ACCESSORIES && is_id).then(|| id.into_owned())
+}
+
+fn decode(text: &str) -> Option<Cow<'_, str>> {
+    percent_decode_str(text).decode_utf8().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_id_of_a_deletion_is_read_from_its_path() {
+        let id = |method: Method, target: &str| id(&Request::builder().method(method).uri(target).body(()).unwrap());
+        let delete = |target: &str| id(Method::DELETE, target);
+        assert_eq!(delete("/v2/servicerequest/accessorys/7").unwrap(), "7");
+        assert_eq!(delete("/v2/servicerequest/accessorys/a%2Fb%2Cc/?x=1").unwrap(), "a/b,c");
+        assert_eq!(delete("http://h/v2/servicerequest/%61ccessorys/7").unwrap(), "7");
+        let too_long = format!("/v2/servicerequest/accessorys/{}", "1,".repeat(1000));
+        for other in [
+            too_long.as_str(),
+            "/v2/servicerequest/accessorys",
+            "/v2/servicerequest/accessorys/",
+            "/v2/servicerequest/accessorys/7/image",
+            "/v2/servicerequest/cases/7",
+            "/",
+        ] {
+            assert_eq!(delete(other), None, "{other}");
+        }
+        assert_eq!(id(Method::GET, "/v2/servicerequest/accessorys/7"), None);
+    }
+
+    #[test]
+    fn an_error_may_come_with_any_status() {
+        assert!(is_error(br#"{"error_code":"OSM.01010001","error_msg":"x"}"#));
+        for body in [&b""[..], b"{}", b"[]", b"ok", br#"{"id":"7"}"#] {
+            assert!(!is_error(body), "{body:?}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Signing again what was signed for this host: verified first, so that sidelink's key vouches for nobody else.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http::uri::PathAndQuery;
+use tracing::warn;
+
+use crate::api;
+use crate::auth::Callers;
+use crate::auth::signature::{self, Claim, Keys, Signer};
+use crate::clock::Clock;
+use crate::config;
+use crate::error::Error;
+use crate::limits::held::{Bound, Held};
+use crate::message::body::{Body, BodyError, stream, whole};
+use crate::message::headers::{expects_continue, made_hop_by_hop};
+use crate::upstream::Upstream;
+
+/// Verifies signatures and makes them again for the endpoint's host.
+pub struct Resign {
+    keys: Arc<Keys>,
+    callers: Arc<Callers>,
+    upstream: Arc<Upstream>,
+    body_limit: usize,
+    /// The longest that a body may take to come.
+    body_timeout: Duration,
+    /// Those that are held to be hashed, and then until the endpoint answers.
+    bodies: Bound,
+    clock: Clock,
+    warned: AtomicBool,
+}
+
+/// A verified signature, and what it says of the body.
+pub(super) struct Proof {
+    signer: Signer,
+    payload: String,
+    /// Of a body that was read: its place under `limits.signed_bodies`.
+    _held: Option<Held>,
+}
+
+impl Resign {
+    /// Over what the composition root has built. `bodies` bounds the bytes of bodies.
+    pub fn new(
+        keys: Arc<Keys>,
+        callers: Arc<Callers>,
+        upstream: Arc<Upstream>,
+        limits: &config::Limits,
+        bodies: Bound,
+        clock: Clock,
+    ) -> Self {
+        Self {
+            keys,
+            callers,
+            upstream,
+            body_limit: limits.signed_body,
+            body_timeout: limits.idle_timeout,
+            bodies,
+            clock,
+            warned: AtomicBool::new(false),
+        }
+    }
+
+    /// Verifies the signature of a request by a known key; any other request, and one whose signature does not verify here,
+    /// is handed back as it is. A body whose hash is signed and not stated is read to its end. Of a verified request, the
+    /// headers that say who asks and are not signed are removed.
+    ///
+    /// # Errors
+    /// If `Connection` names a header that is signed, or the body is over a limit.
+    pub(super) async fn verify<B>(&self, request: Request<B>) -> Result<(Request<Body>, Option<Proof>), Error>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError>,
+    {
+        // Nobody is told to upload what is refused: reading on would do that.
+        let drains = !expects_continue(&request);
+        let (mut head, body) = request.into_parts();
+        let Some(claim) = Claim::read(&head.headers) else {
+            return Ok((Request::from_parts(head, stream(body)), None));
+        };
+        let Some(pair) = self.keys.of(&claim) else {
+            if claim.signs_host() {
+                self.say_once_that_a_key_is_unknown();
+            }
+            return Ok((Request::from_parts(head, stream(body)), None));
+        };
+        let now = self.clock.now().unix_seconds();
+        let unsigned = matches!(signature::stated_payload(&head.headers), Ok(Some(signature::UNSIGNED_PAYLOAD)));
+        let (verified, body, held) = if unsigned && !body.is_end_stream() {
+            let payload = signature::UNSIGNED_PAYLOAD;
+            let verified = signature::verify(&claim, pair, &head, payload, now);
+            (verified.map(|signer| (signer, payload.to_owned())), stream(body), None)
+        } else {
+            let (body, held) = self.read(body, drains).await?;
+            (signature::verify_whole(&claim, pair, &head, &body, now), whole(body), Some(held))
+        };
+        match verified {
+            // Such headers go no further than here, and whoever signed them did not say so.
+            Ok((signer, _)) if made_hop_by_hop(&head.headers).any(|name| signer.covers(&name)) => {
+                if drains {
+                    crate::server::drain(body);
+                }
+                Err(Error::NamedByConnection)
+            }
+            Ok((signer, payload)) => {
+                self.callers.remove_unsigned(&signer, &mut head.headers);
+                Ok((Request::from_parts(head, body), Some(Proof { signer, payload, _held: held })))
+            }
+            Err(fault) => {
+                // A batch's has been said already.
+                if head.uri.path() != api::PATH {
+                    self.callers.warn_of_unverified(fault);
+                }
+                Ok((Request::from_parts(head, body), None))
+            }
+        }
+    }
+
+    /// Signs a request that is about to be sent to the endpoint, its headers as they will be.
+    pub(super) fn sign(&self, request: &mut Request<Body>, proof: &Proof) {
+        let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let method = request.method().clone();
+        let (host, now) = (self.upstream.authority().as_str(), self.clock.now().unix_seconds());
+        proof.signer.sign(&method, &target, request.headers_mut(), host, &proof.payload, now);
+    }
+
+    /// The whole body, and its place under `limits.signed_bodies`.
+    async fn read<B>(&self, body: B, drains: bool) -> Result<(Bytes, Held), Error>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError>,
+    {
+        let mut body = stream(body);
+        let read = self.bodies.read(&mut body, self.body_limit, Error::SignedBodyTooLarge, self.body_timeout).await;
+        if let (Err(Error::SignedBodyTooLarge | Error::Shed(_)), true) = (&read, drains) {
+            crate::server::drain(body);
+        }
+        read
+    }
+
+    fn say_once_that_a_key_is_unknown(&self) {
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            warn!(
+                "a request is signed over a Host that is not the endpoint's, with an access key that is not in callers.keys: the endpoint will refuse it; configure the key, or have clients sign for the endpoint's host"
+            );
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Which server has which key: one server, or the nodes of a Cluster.
+//!
+//! Each round trip is one pipeline for each server that is concerned, all at the same time. In a Cluster the slots are
+//! followed here, on top of the client's connections: the client's own Cluster mode retries and reconnects on a batch's
+//! time, and lets one node that is down spoil what the others answer.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use redis::{Cmd, ServerErrorKind, Value};
+use tokio::time::Instant;
+
+use super::node::{Batch, Node, Way};
+use super::sealing::MOST_TEXT;
+use crate::config::Address;
+use crate::telemetry::metrics::Operation;
+
+/// Slots of a Cluster.
+const SLOTS: u16 = 16384;
+/// The longest that a Cluster's layout goes unread.
+const LAYOUT_AGE: Duration = Duration::from_secs(30);
+/// Bytes of a Cluster's layout at most.
+const MOST_LAYOUT: usize = 1 << 20;
+/// Nodes of a Cluster at most.
+const MOST_NODES: usize = 1000;
+/// The longest that reading a Cluster's layout may take; nobody waits for it.
+const LAYOUT: Duration = Duration::from_secs(1);
+
+/// One command, with the key that says where it goes.
+pub(super) struct Command {
+    pub(super) key: Box<str>,
+    pub(super) command: Cmd,
+    /// Bytes that its reply may have.
+    pub(super) most: usize,
+}
+
+/// The server, or the Cluster.
+pub(super) struct Store {
+    way: Arc<Way>,
+    seeds: Vec<Address>,
+    cluster: bool,
+    layout: RwLock<Arc<Layout>>,
+    /// A node has said that a slot is elsewhere.
+    moved: AtomicBool,
+}
+
+#[derive(Default)]
+struct Layout {
+    nodes: Vec<Arc<Node>>,
+    /// First and last slot, and which of the nodes; in order. Empty: the first node has all.
+    slots: Vec<(u16, u16, usize)>,
+    read: Option<Instant>,
+}
+
+impl Layout {
+    fn node(&self, key: &str) -> Option<usize> {
+        if self.slots.is_empty() {
+            return (!self.nodes.is_empty()).then_some(0);
+        }
+        let slot = slot(key);
+        let at = self.slots.partition_point(|(_, last, _)| *last < slot);
+        self.slots.get(at).filter(|(first, _, _)| *first <= slot).map(|(_, _, node)| *node)
+    }
+}
+
+impl Store {
+    pub(super) fn new(way: Way, seeds: Vec<Address>, cluster: bool) -> Self {
+        let way = Arc::new(way);
+        let nodes = if cluster { &[] } else { seeds.get(..1).unwrap_or_default() };
+        let nodes = nodes.iter().map(|seed| Arc::new(Node::new(seed.clone(), Arc::clone(&way)))).collect();
+        let layout = RwLock::new(Arc::new(Layout { nodes, ..Layout::default() }));
+        Self { way, seeds, cluster, layout, moved: AtomicBool::new(false) }
+    }
+
+    fn layout(&self) -> Arc<Layout> {
+        Arc::clone(&self.layout.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Sees to it that every server is connected, as far as possible; at least the one that has `key` must be.
+    ///
+    /// # Errors
+    /// Why that one is not, for an operator.
+    pub(super) async fn connect(&self, keys: &[&str]) -> Result<(), String> {
+        if self.cluster {
+            self.lay_out().await?;
+        }
+        let layout = self.layout();
+        let connected = join_all(layout.nodes.iter().map(|node| node.connect())).await;
+        for key in keys {
+            let node = layout.node(key).ok_or("no node of the Cluster serves all slots")?;
+            if let Some(Err(reason)) = connected.get(node) {
+                return Err(reason.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a Cluster's layout from any node, if it may have changed.
+    async fn lay_out(&self) -> Result<(), String> {
+        let old = self.layout();
+        let young = old.read.is_some_and(|read| read.elapsed() < LAYOUT_AGE);
+        if young && !self.moved.swap(false, Ordering::Relaxed) && old.nodes.iter().all(|node| node.is_up()) {
+            return Ok(());
+        }
+        let seeds = self.seeds.iter().map(|seed| Arc::new(Node::new(seed.clone(), Arc::clone(&self.way))));
+        let mut trouble = String::from("the Cluster has no nodes");
+        for node in old.nodes.iter().cloned().chain(seeds) {
+            if let Err(reason) = node.connect().await {
+                trouble = reason;
+                continue;
+            }
+            let mut command = Batch { commands: 1, most: MOST_LAYOUT, ..Batch::default() };
+            command.pipeline.add_command(redis::cmd("CLUSTER").arg("SLOTS").to_owned());
+            let replies = node.exchange(Operation::Sync, &command, LAYOUT).await;
+            let Some([slots]) = replies.as_deref() else {
+                trouble = format!("{}: did not say which node has which slots", node.address);
+                continue;
+            };
+            match self.read_layout(slots, &node.address, &old) {
+                Some(layout) => {
+                    *self.layout.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(layout);
+                    return Ok(());
+                }
+                None => trouble = format!("{}: is no node of a Cluster, or of one without slots", node.address),
+            }
+        }
+        Err(trouble)
+    }
+
+    /// The answer to CLUSTER SLOTS: `[first, last, [host, port, …], replicas…]` each.
+    fn read_layout(&self, slots: &Value, asked: &Address, old: &Layout) -> Option<Layout> {
+        let mut layout = Layout { read: Some(Instant::now()), ..Layout::default() };
+        let mut places: HashMap<Address, usize> = HashMap::new();
+        for range in array(slots)? {
+            let [Value::Int(first), Value::Int(last), master, ..] = array(range)? else { return None };
+            let [host, Value::Int(port), ..] = array(master)? else { return None };
+            let host = match host {
+                Value::BulkString(host) if !host.is_empty() => String::from_utf8(host.clone()).ok()?,
+                // As the one that was asked.
+                _ => asked.host.clone(),
+            };
+            let address = Address { host, port: u16::try_from(*port).ok()? };
+            let (first, last) = (u16::try_from(*first).ok()?, u16::try_from(*last).ok()?);
+            if first > last || last >= SLOTS || places.len() >= MOST_NODES {
+                return None;
+            }
+            let at = *places.entry(address.clone()).or_insert_with(|| {
+                let known = old.nodes.iter().find(|node| node.address == address).cloned();
+                layout.nodes.push(known.unwrap_or_else(|| Arc::new(Node::new(address, Arc::clone(&self.way)))));
+                layout.nodes.len() - 1
+            });
+            layout.slots.push((first, last, at));
+        }
+        layout.slots.sort_unstable();
+        (!layout.slots.is_empty()).then_some(layout)
+    }
+
+    /// One round trip within `limit`. For each command its reply; `None` where its server is down, has failed, or sent an
+    /// error.
+    pub(super) async fn run(
+        &self,
+        operation: Operation,
+        commands: Vec<Command>,
+        limit: Duration,
+    ) -> Vec<Option<Value>> {
+        let layout = self.layout();
+        let mut replies: Vec<Option<Value>> = Vec::new();
+        replies.resize_with(commands.len(), || None);
+        let mut batches: HashMap<usize, (Batch, Vec<usize>)> = HashMap::new();
+        for (at, command) in commands.into_iter().enumerate() {
+            let Some(node) = layout.node(&command.key) else { continue };
+            let (batch, places) = batches.entry(node).or_default();
+            batch.pipeline.add_command(command.command);
+            batch.commands += 1;
+            batch.most += command.most;
+            places.push(at);
+        }
+        let exchanges = batches.iter().filter_map(|(node, (batch, places))| {
+            let node = layout.nodes.get(*node)?;
+            Some(async move { (node.exchange(operation, batch, limit).await, places) })
+        });
+        for (values, places) in join_all(exchanges).await {
+            for (value, place) in values.into_iter().flatten().zip(places) {
+                if let Value::ServerError(error) = &value {
+                    if matches!(error.kind(), Some(ServerErrorKind::Moved | ServerErrorKind::Ask)) {
+                        self.moved.store(true, Ordering::Relaxed);
+                    }
+                    continue;
+                }
+                if let Some(reply) = replies.get_mut(*place) {
+                    *reply = Some(value);
+                }
+            }
+        }
+        replies
+    }
+
+    /// What stands under each of `keys`, with other commands before and after in the same round trip: the replies to those
+    /// before, the values, and the replies to those after. A value that is no string reads as none.
+    pub(super) async fn get(
+        &self,
+        before: Vec<Command>,
+        keys: Vec<Box<str>>,
+        after: Vec<Command>,
+        operation: Operation,
+        limit: Duration,
+    ) -> (Vec<Option<Value>>, Vec<Option<Vec<u8>>>, Vec<Option<Value>>) {
+        let (count, first) = (keys.len(), before.len());
+        let mut commands = before;
+        // A Cluster takes several keys in one command only if they share a slot.
+        if self.cluster {
+            for key in keys {
+                let command = redis::cmd("GET").arg(&*key).to_owned();
+                commands.push(Command { key, command, most: MOST_TEXT });
+            }
+        } else if let Some(first) = keys.first() {
+            let mut command = redis::cmd("MGET");
+            for key in &keys {
+                command.arg(&**key);
+            }
+            commands.push(Command { key: first.clone(), command, most: count * (MOST_TEXT + 16) });
+        }
+        let own = commands.len();
+        commands.extend(after);
+        let mut before = self.run(operation, commands, limit).await;
+        let after = before.split_off(own);
+        let mut values = before.split_off(first);
+        if !self.cluster {
+            values = match values.pop().flatten() {
+                Some(Value::Array(values)) if values.len() == count => values.into_iter().map(Some).collect(),
+                _ => vec![None; count],
+            }
+        };
+        let text = |value| if let Some(Value::BulkString(bytes)) = value { Some(bytes) } else { None };
+        (before, values.into_iter().map(text).collect(), after)
+    }
+}
+
+fn array(value: &Value) -> Option<&[Value]> {
+    if let Value::Array(values) = value { Some(values) } else { None }
+}
+
+/// The slot of a key: CRC-16/XMODEM of it, or of what stands in its braces, as the Redis Cluster specification says.
+fn slot(key: &str) -> u16 {
+    let tag = key.split_once('{').and_then(|(_, rest)| Some(rest.split_once('}')?.0)).filter(|tag| !tag.is_empty());
+    let crc = tag.unwrap_or(key).bytes().fold(0_u16, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { crc << 1 ^ 0x1021 })
+    });
+    crc % SLOTS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_the_specification() {
+        // Its own test vector, and what CLUSTER KEYSLOT says.
+        assert_eq!(slot("123456789"), 0x31C3);
+        assert_eq!(slot("foo"), 12182);
+        assert_eq!(slot("x{foo}y{z}"), 12182);
+        assert_ne!(slot("{}foo"), slot(""));
+        assert_eq!(slot("sidelink:l.abc"), 4999);
+    }
+}

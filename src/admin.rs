@@ -26,7 +26,7 @@ use crate::config::{self, Config, ReloadState};
 use crate::fetch::Flights;
 use crate::limits::held::Totals;
 use crate::message::body::{Body, BodyError, stream, whole};
-use crate::server::{self, Peer};
+use crate::server::Peer;
 use crate::telemetry::metrics::{Bounded, Metrics};
 use crate::upstream::Upstream;
 use guard::{Guard, Refusal};
@@ -161,7 +161,7 @@ impl Admin {
         let mut response = match self.admit(peer, &head) {
             Ok(route) => self.routed(route, head, body).await,
             Err(no) => {
-                server::drain(body);
+                crate::message::body::drain(body);
                 no.response()
             }
         };
@@ -286,14 +286,14 @@ where
     B::Error: Into<BodyError> + Send,
 {
     if body.size_hint().lower() > MOST_BODY as u64 {
-        server::drain(body);
+        crate::message::body::drain(body);
         return Err(No::TooLarge);
     }
     let mut body = stream(body);
     match Limited::new(&mut body, MOST_BODY).collect().await {
         Ok(read) => Ok(read.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
-            server::drain(body);
+            crate::message::body::drain(body);
             Err(No::TooLarge)
         }
         Err(_) => Err(No::Broken),

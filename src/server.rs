@@ -26,7 +26,6 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, Response, Version};
-use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
@@ -49,10 +48,6 @@ use timed::{Counted, Phase, Timed};
 
 pub use listener::Listener;
 
-/// What is still read of a refused request, so that its sender gets to read the refusal (RFC 9112 §9.6).
-const DRAIN_BYTES: usize = 1 << 20;
-/// And for how long.
-const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// How long an idle connection is left open when draining: longer than a request that is on its way takes to come.
 const LINGER: Duration = Duration::from_secs(1);
 /// Pause after a failed accept: out of file descriptors, say, and some are freed soon.
@@ -373,25 +368,4 @@ where
             Ok::<_, Infallible>(response.map(|body| Counted::new(body, in_service)))
         }
     })
-}
-
-/// Reads on, for a while and into nothing, what the sender of a refused request is still sending.
-pub fn drain<B>(body: B)
-where
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Send,
-{
-    if body.is_end_stream() {
-        return;
-    }
-    tokio::spawn(tokio::time::timeout(DRAIN_TIME, async move {
-        let mut body = std::pin::pin!(body);
-        let mut left = DRAIN_BYTES;
-        while let Some(Ok(frame)) = body.frame().await {
-            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-            if left == 0 {
-                break;
-            }
-        }
-    }));
 }

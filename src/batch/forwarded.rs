@@ -32,7 +32,7 @@ impl BatchRoute {
         let mut body = stream(body);
         let read = self.bodies.read(&mut body, limits.batch_body, Error::BodyTooLarge, limits.idle_timeout).await;
         if let (Err(Error::BodyTooLarge | Error::Shed(_)), true) = (&read, drains) {
-            crate::server::drain(body);
+            crate::message::body::drain(body);
         }
         read
     }

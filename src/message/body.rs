@@ -5,11 +5,17 @@ use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
+
+/// What is still read of a refused request, so that its sender gets to read the refusal (RFC 9112 §9.6).
+pub(crate) const DRAIN_BYTES: usize = 1 << 20;
+/// And for how long.
+pub(crate) const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// Why a streamed body ended early. A type of its own, so that its bounds hold in any future (a boxed error's lifetime
 /// gets lost on the way through one).
@@ -99,4 +105,25 @@ where
     B::Error: Into<BodyError>,
 {
     Body::Stream(body.map_err(Into::into).boxed_unsync())
+}
+
+/// Reads on, for a while and into nothing, what the sender of a refused request is still sending.
+pub fn drain<B>(body: B)
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Send,
+{
+    if body.is_end_stream() {
+        return;
+    }
+    tokio::spawn(tokio::time::timeout(DRAIN_TIME, async move {
+        let mut body = std::pin::pin!(body);
+        let mut left = DRAIN_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                break;
+            }
+        }
+    }));
 }

@@ -70,7 +70,7 @@ impl Passthrough {
             Ok(place) => place,
             Err(error) => {
                 if !expects_continue(&request) {
-                    crate::server::drain(request.into_body());
+                    crate::message::body::drain(request.into_body());
                 }
                 return Answered::own(error);
             }

@@ -82,7 +82,7 @@ impl Router {
         let mut answered = match self.refusal(&request) {
             Some(error) => refuse(error, request),
             None if ends_here(&request) => {
-                crate::server::drain(request.into_body());
+                crate::message::body::drain(request.into_body());
                 Answered::made_here(methods(), Outcome::Bypass)
             }
             None if route == Route::Batch => self.access_urls.answer(request, &trace).await,
@@ -206,7 +206,7 @@ where
 {
     // Nobody is told to upload what is refused: reading on would do that.
     if !expects_continue(&request) {
-        crate::server::drain(request.into_body());
+        crate::message::body::drain(request.into_body());
     }
     Answered::own(error)
 }

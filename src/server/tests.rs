@@ -9,6 +9,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::advance;
 
 use super::*;
+use crate::message::body::{DRAIN_BYTES, DRAIN_TIME};
 
 const LIMITS: Limits = Limits {
     header_bytes: 8 << 10,

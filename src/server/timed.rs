@@ -33,11 +33,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
+use super::Limits;
 use super::frames::Frames;
 use super::framing::Framing;
 use super::streams::Flow;
-use super::{DRAIN_BYTES, DRAIN_TIME, Limits};
 use crate::clock::millis;
+use crate::message::body::{DRAIN_BYTES, DRAIN_TIME};
 
 /// How HTTP/2 with prior knowledge begins (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

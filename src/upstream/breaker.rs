@@ -39,7 +39,6 @@ struct State {
     nobody_succeeds: bool,
 }
 
-#[derive(Clone, Copy)]
 enum Phase {
     Closed,
     Open { until: Instant },
@@ -47,11 +46,9 @@ enum Phase {
 }
 
 /// A probe under way.
-#[derive(Clone, Copy)]
 struct Probe {
     sent: Instant,
-    /// Whether the endpoint has accepted its caller: another one's is no reason to keep accepted callers waiting.
-    accepted: bool,
+    source: Source,
 }
 
 struct Refused {
@@ -109,22 +106,32 @@ impl Breaker {
         {
             return Err(wait);
         }
-        let probes_phase = match state.phase {
+        let probes_source = refused.is_some();
+        let mut overdue = None;
+        let probes_phase = match &state.phase {
             Phase::Closed => false,
-            Phase::Open { until } if now < until => return Err(until - now),
-            Phase::HalfOpen { probe: Some(probe) }
-                if now.duration_since(probe.sent) < patience && (probe.accepted || !source.accepted) =>
-            {
-                return Err(PROBE_WAIT);
-            }
-            Phase::Open { .. } | Phase::HalfOpen { .. } => {
-                state.phase = Phase::HalfOpen { probe: Some(Probe { sent: now, accepted: source.accepted }) };
+            Phase::Open { until } if now < *until => return Err(*until - now),
+            Phase::HalfOpen { probe: Some(probe) } => {
+                let is_overdue = now.duration_since(probe.sent) >= patience;
+                // A caller that is not accepted is no reason to keep an accepted one waiting.
+                let is_same = Suspect::new(&probe.source).is(source);
+                if is_same || (!is_overdue && (probe.source.accepted || !source.accepted)) {
+                    return Err(PROBE_WAIT);
+                }
+                overdue = Some(probe.source.clone()).filter(|_| is_overdue);
                 true
             }
+            Phase::Open { .. } | Phase::HalfOpen { probe: None } => true,
         };
-        let probes_source = refused.is_some();
+        if probes_phase {
+            state.phase = Phase::HalfOpen { probe: Some(Probe { sent: now, source: source.clone() }) };
+        }
         if let Some(refused) = refused {
             refused.probing = true;
+        }
+        // It shows nothing in time, and takes no turn again before the others.
+        if let Some(overdue) = overdue {
+            state.refuse(Suspect::new(&overdue), self.reopening(now));
         }
         Ok(Permit { breaker: self, source: source.clone(), probes: [probes_phase, probes_source], recorded: false })
     }
@@ -421,7 +428,11 @@ mod tests {
         advance(Duration::from_millis(2400)).await;
         let _hanging = admit(&breaker, 1).expect("a probe");
         advance(PATIENCE).await;
-        record(&breaker, 9, CallOutcome::Success);
+        assert!(admit(&breaker, 1).is_err(), "nor takes its source another turn");
+        let other = admit(&breaker, 9).expect("another source's probe");
+        advance(PATIENCE).await;
+        assert!(admit(&breaker, 1).is_err(), "before the others");
+        other.record(CallOutcome::Success);
         assert_eq!(breaker.status().position, Position::Closed);
     }
 

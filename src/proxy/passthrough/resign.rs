@@ -101,7 +101,7 @@ impl Resign {
             // Such headers go no further than here, and whoever signed them did not say so.
             Ok((signer, _)) if made_hop_by_hop(&head.headers).any(|name| signer.covers(&name)) => {
                 if drains {
-                    crate::server::drain(body);
+                    crate::message::body::drain(body);
                 }
                 Err(Error::NamedByConnection)
             }
@@ -136,7 +136,7 @@ impl Resign {
         let mut body = stream(body);
         let read = self.bodies.read(&mut body, self.body_limit, Error::SignedBodyTooLarge, self.body_timeout).await;
         if let (Err(Error::SignedBodyTooLarge | Error::Shed(_)), true) = (&read, drains) {
-            crate::server::drain(body);
+            crate::message::body::drain(body);
         }
         read
     }

@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use prometheus::IntCounter;
 use tokio::time::Instant;
 
-use super::connector::{ConnectionInfo, Connector};
+use super::connector::{ConnectFailed, ConnectionInfo, Connector};
 use crate::message::body::{Body, whole};
 
 /// Idle connections kept.
@@ -275,7 +275,8 @@ impl SendError {
 /// lost (`is_lost`) before any byte of an answer.
 fn may_send_again(error: &ClientError, is_lost: bool) -> bool {
     if error.is_connect() {
-        return false;
+        // Else a connection that others were making, or had made, was given up just as it was to be shared.
+        return !causes(error).any(|cause| cause.is::<ConnectFailed>());
     }
     if let Some(error) = http2_error(error) {
         let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);

@@ -36,6 +36,11 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
 /// A connection's age is shortened by up to this share, so that those made together do not end together.
 const JITTER: f64 = 0.2;
 
+/// No connection could be made. The pool reports it in the same way where it only lost track of a connection.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(super) struct ConnectFailed(BoxError);
+
 /// Where simulated connections go: `accept` gets the endpoint's side of each.
 #[derive(Clone)]
 pub struct MemoryEndpoint {
@@ -166,14 +171,14 @@ fn tunnel<C>(proxy: &config::Proxy, tcp: C) -> Tunnel<C> {
 
 impl Service<Uri> for Connector {
     type Response = TokioIo<Stream>;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<Stream>, BoxError>> + Send>>;
+    type Error = ConnectFailed;
+    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<Stream>, ConnectFailed>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectFailed>> {
         match &mut self.route {
             Route::Network { network, .. } => match network.as_mut() {
-                Network::Direct(connector) => connector.poll_ready(cx),
-                Network::Tunnel(connector) => connector.poll_ready(cx),
+                Network::Direct(connector) => connector.poll_ready(cx).map_err(ConnectFailed),
+                Network::Tunnel(connector) => connector.poll_ready(cx).map_err(ConnectFailed),
             },
             Route::Memory(_) => Poll::Ready(Ok(())),
         }
@@ -193,7 +198,7 @@ impl Service<Uri> for Connector {
                         Ok(connected) => connected,
                         Err(_) => Err("upstream.connect_timeout is over".into()),
                     };
-                    let stream = connected.inspect_err(|_| resolver.failed())?;
+                    let stream = connected.inspect_err(|_| resolver.failed()).map_err(ConnectFailed)?;
                     let remote = match &stream {
                         MaybeHttpsStream::Http(tcp) => tcp.inner().peer_addr(),
                         MaybeHttpsStream::Https(tls) => tls.inner().get_ref().0.inner().inner().peer_addr(),
@@ -205,7 +210,7 @@ impl Service<Uri> for Connector {
             }
             Route::Memory(MemoryEndpoint { accept, http2 }) => {
                 let (near, far) = duplex(MEMORY_BUFFER);
-                let accepted = accept.send(far).map_err(|_| "connection refused".into());
+                let accepted = accept.send(far).map_err(|_| ConnectFailed("connection refused".into()));
                 let http2 = *http2 && self.protocols == Protocols::All;
                 Box::pin(async move {
                     accepted.map(|()| {

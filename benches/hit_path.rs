@@ -16,10 +16,10 @@ use prometheus::Registry;
 use sidelink::api::answer::merge;
 use sidelink::api::id::Group;
 use sidelink::api::request::Batch;
-use sidelink::auth::{Callers, Key, Scope, Standings};
+use sidelink::auth::{CallerStates, Callers, Key, Scope};
 use sidelink::cache::freshness::Deadlines;
 use sidelink::cache::purges::Purges;
-use sidelink::cache::{Cache, Kept};
+use sidelink::cache::{Cache, Entry};
 use sidelink::clock::Clock;
 use sidelink::config::{self, Config, Endpoint};
 use sidelink::telemetry::metrics::Metrics;
@@ -40,9 +40,9 @@ fn reading(criterion: &mut Criterion) {
 }
 
 fn callers() -> (Callers, Scope) {
-    let standings = Arc::new(Standings::new([7; 16]));
+    let caller_states = Arc::new(CallerStates::new([7; 16]));
     let endpoint = Endpoint::parse("http://endpoint").unwrap();
-    let callers = Callers::new(&config::Callers::default(), Arc::default(), standings, &endpoint, Clock::system());
+    let callers = Callers::new(&config::Callers::default(), Arc::default(), caller_states, &endpoint, Clock::system());
     let (head, ()) = http::Request::get("/").header("x-auth-token", "t").body(()).unwrap().into_parts();
     let credential = callers.credential(&head.headers).ok().unwrap();
     let requester = callers.identify(&credential, &head, b"").ok().unwrap();
@@ -81,7 +81,7 @@ fn looking_up(criterion: &mut Criterion) {
         let keys: Vec<(&str, Key)> = ids.iter().map(|id| (id.as_str(), scope.key(id))).collect();
         let deadlines = Deadlines::absent(Clock::system().now(), config.freshness.max);
         for (_, key) in &keys {
-            cache.keep(*key, Kept::new(Some(&"x".repeat(447)), deadlines));
+            cache.keep(*key, Entry::new(Some(&"x".repeat(447)), deadlines));
         }
         for size in SIZES {
             group.throughput(Throughput::Elements(size as u64));

@@ -89,9 +89,9 @@ plant "a journal that nobody heeds" src/shared/journal.rs \
 plant "a revocation that stays where it is" src/shared.rs \
     'if !known && !self.inner.strangers.withdraw() {' 'if known || !known {' "$fleet"
 plant "a 401 that drops nothing" src/auth.rs \
-    '            standing.generation.store(self.standings.generation(), Ordering::Release);' '' "$fleet"
+    '            caller_state.generation.store(self.caller_states.generation(), Ordering::Release);' '' "$fleet"
 plant "a 403 that forgets nothing" src/fetch/refused.rs \
     'if !self.cache.peek(wanted.key).is_some_and(is_newer) {' 'if false & self.cache.peek(wanted.key).is_some_and(is_newer) {' "$fleet"
 plant "an acceptance that never ends" src/auth.rs \
-    '!requester.standing.accepted_within(self.revalidate, now)' 'false && now.unix_millis() == self.revalidate && !requester.standing.is_accepted()' "$fleet"
+    '!requester.caller_state.accepted_within(self.revalidate, now)' 'false && now.unix_millis() == self.revalidate && !requester.caller_state.is_accepted()' "$fleet"
 exit "$missed"

@@ -24,7 +24,7 @@ use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{self, Config, ReloadState};
 use crate::fetch::Flights;
-use crate::limits::held::Totals;
+use crate::limits::budget::Usages;
 use crate::message::body::{Body, BodyError, stream, whole};
 use crate::server::Peer;
 use crate::telemetry::metrics::{Bounded, Metrics};
@@ -44,11 +44,11 @@ const NO_CONTENT: HeaderValue =
 /// Answers on the admin listener.
 pub struct Admin {
     guard: Guard,
-    workings: Workings,
+    workings: AdminState,
 }
 
 /// What operators look into.
-pub struct Workings {
+pub struct AdminState {
     /// Where all metrics are registered.
     pub registry: Registry,
     /// Those of sidelink's own.
@@ -68,14 +68,14 @@ pub struct Workings {
     /// What is in flight.
     pub flights: Arc<Flights>,
     /// What is held at a time.
-    pub totals: Totals,
+    pub totals: Usages,
     /// Whether clients are being served.
     pub ready: Arc<AtomicBool>,
     /// The clock of all these.
     pub clock: Clock,
 }
 
-impl Workings {
+impl AdminState {
     /// Sets the gauges of what is not counted as it changes.
     fn measure(&self) {
         self.upstream.show_breaker();
@@ -147,7 +147,7 @@ impl Route {
 
 impl Admin {
     /// Lets in whom `config` says, and shows `workings`.
-    pub fn new(config: &config::Admin, workings: Workings) -> Self {
+    pub fn new(config: &config::Admin, workings: AdminState) -> Self {
         Self { guard: Guard::new(config), workings }
     }
 

@@ -23,11 +23,11 @@ use crate::admin::{self, History};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Tls, TlsError};
-use crate::server::{self, Listener, Peer, Reception};
+use crate::server::{self, Listener, ListenerState, Peer};
 use crate::telemetry::log;
 use crate::upstream::SetupError;
 
-pub use proxy::{Assembly, Proxy};
+pub use proxy::{Generation, Proxy};
 pub use serve::{End, serve};
 pub use watch::Watch;
 
@@ -93,8 +93,8 @@ pub struct App {
 /// What a configuration can be put in force in.
 struct Running {
     proxy: Proxy,
-    clients: Arc<Reception>,
-    operators: Arc<Reception>,
+    clients: Arc<ListenerState>,
+    operators: Arc<ListenerState>,
 }
 
 impl App {
@@ -116,11 +116,11 @@ impl App {
         let limits = server::Limits::from(&config.limits);
         let (stop, stop_admin) = (CancellationToken::new(), CancellationToken::new());
         let open = proxy.lasting().metrics.connections.clone();
-        let clients = Reception::new(limits, config.limits.connections, open, stop.clone());
+        let clients = ListenerState::new(limits, config.limits.connections, open, stop.clone());
         // Admin connections are nobody's clients: they are not in the gauge.
         let uncounted =
             prometheus::IntGauge::new("admin_connections", "not registered").map_err(StartError::Metrics)?;
-        let operators = Reception::new(operators_limits(limits), ADMIN_CONNECTIONS, uncounted, stop_admin.clone());
+        let operators = ListenerState::new(operators_limits(limits), ADMIN_CONNECTIONS, uncounted, stop_admin.clone());
         let operators = operators.without_linger();
         let mut app = Self {
             addresses: Vec::new(),

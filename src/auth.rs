@@ -9,10 +9,10 @@
 //! whatever the number of links; what a call brings that left before is filed under the old one, where nobody looks.
 
 mod bypass;
+mod caller_state;
 mod credential;
 mod scope;
 pub mod signature;
-mod standing;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,13 +23,13 @@ use http::{HeaderName, HeaderValue};
 use crate::api;
 use crate::clock::{Clock, Moment, millis};
 use crate::config;
-use crate::telemetry::log::Seldom;
+use crate::telemetry::log::LogThrottle;
 pub use bypass::Bypass;
+pub use caller_state::{CallerState, CallerStates};
 pub use credential::Credential;
 use scope::Fields;
 pub use scope::{Key, Scope};
 use signature::{Fault, Keys, Signer};
-pub use standing::{Standing, Standings};
 
 /// Who asks: a keyed hash of a token, or of a verified access key with what was signed beside it. Never the token itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,20 +50,20 @@ impl Caller {
 
 /// A caller as one request has shown it.
 #[derive(Clone)]
-pub struct Requester {
+pub struct Identity {
     /// Who asks.
     pub caller: Caller,
     /// What is remembered of it.
-    pub standing: Arc<Standing>,
+    pub caller_state: Arc<CallerState>,
     /// Signs its calls, where its own request was signed.
     pub signer: Option<Signer>,
     generation: u64,
 }
 
-impl Requester {
-    fn new(caller: Caller, standing: Arc<Standing>, signer: Option<Signer>) -> Self {
-        let generation = standing.generation.load(Ordering::Acquire);
-        Self { caller, standing, signer, generation }
+impl Identity {
+    fn new(caller: Caller, caller_state: Arc<CallerState>, signer: Option<Signer>) -> Self {
+        let generation = caller_state.generation.load(Ordering::Acquire);
+        Self { caller, caller_state, signer, generation }
     }
 
     /// Whether a header of this name counts: in a signed request, only if it is signed.
@@ -74,7 +74,7 @@ impl Requester {
 
 /// Why a request has no caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoCaller {
+pub enum AuthError {
     /// It is to be forwarded untouched.
     Bypass(Bypass),
     /// It claims to be signed with a configured key, and this cannot be verified: the endpoint judges it.
@@ -83,7 +83,7 @@ pub enum NoCaller {
     NamedByConnection,
 }
 
-/// Tells callers apart and remembers their standing.
+/// Tells callers apart and remembers their states.
 pub struct Callers {
     /// The beginnings of the hashes that callers and scopes are, each with its purpose told.
     by_token: Fields,
@@ -95,23 +95,23 @@ pub struct Callers {
     varies: Vec<HeaderName>,
     vary: HeaderValue,
     revalidate: u64,
-    standings: Arc<Standings>,
+    caller_states: Arc<CallerStates>,
     /// Signatures that do not verify.
-    unverified: Seldom,
+    unverified: LogThrottle,
     clock: Clock,
 }
 
 impl Callers {
     /// Of those who ask `endpoint`. What is kept of a caller's at one endpoint is nobody's at another: each has a key of
-    /// its own, made of that of `standings`.
+    /// its own, made of that of `caller_states`.
     pub fn new(
         config: &config::Callers,
         keys: Arc<Keys>,
-        standings: Arc<Standings>,
+        caller_states: Arc<CallerStates>,
         endpoint: &config::Endpoint,
         clock: Clock,
     ) -> Self {
-        let mut key = Fields::new(&standings.key, b"endpoint");
+        let mut key = Fields::new(&caller_states.key, b"endpoint");
         key.field(endpoint.to_string().as_bytes());
         let key = key.finish().to_be_bytes();
         let mut scope_headers = api::SCOPE_HEADERS.to_vec();
@@ -130,63 +130,65 @@ impl Callers {
             varies,
             vary,
             revalidate: millis(config.revalidate),
-            standings,
-            unverified: Seldom::default(),
+            caller_states,
+            unverified: LogThrottle::default(),
             clock,
         }
     }
 
     /// Whether the endpoint's acceptance of this caller is too old to answer from memory.
-    pub fn must_revalidate(&self, requester: &Requester, now: Moment) -> bool {
-        !requester.standing.accepted_within(self.revalidate, now)
+    pub fn must_revalidate(&self, requester: &Identity, now: Moment) -> bool {
+        !requester.caller_state.accepted_within(self.revalidate, now)
     }
 
     /// Milliseconds until the endpoint's acceptance of this caller is too old; `None` once it is.
-    pub fn accepted_left(&self, requester: &Requester, now: Moment) -> Option<u64> {
-        requester.standing.accepted_left(self.revalidate, now)
+    pub fn accepted_left(&self, requester: &Identity, now: Moment) -> Option<u64> {
+        requester.caller_state.accepted_left(self.revalidate, now)
     }
 
-    /// The endpoint has accepted a caller in a call sent at `sent`, when its doubts were `doubts`. A call that left before
-    /// a drop or a doubt proves nothing; whether it does.
-    pub fn accept(&self, requester: &Requester, sent: Moment, doubts: u64) -> bool {
-        let standing = &requester.standing;
-        let proves = standing.accept_if(sent, || self.is_current(requester) && standing.doubts() == doubts);
+    /// The endpoint has accepted a caller in a call sent at `sent`, when its invalidations were `invalidations`. A call that left before
+    /// a drop or an invalidation proves nothing; whether it does.
+    pub fn accept(&self, requester: &Identity, sent: Moment, invalidations: u64) -> bool {
+        let caller_state = &requester.caller_state;
+        let proves = caller_state
+            .accept_if(sent, || self.is_current(requester) && caller_state.invalidations() == invalidations);
         if proves {
-            self.standings.promote(requester.caller, &requester.standing);
+            self.caller_states.promote(requester.caller, &requester.caller_state);
         }
         proves
     }
 
     /// The endpoint has accepted a caller elsewhere in the fleet, in a call sent at `sent`.
-    pub fn accept_elsewhere(&self, requester: &Requester, sent: Moment) {
-        if self.is_current(requester) && requester.standing.accept_elsewhere(sent) {
-            self.standings.promote(requester.caller, &requester.standing);
+    pub fn accept_elsewhere(&self, requester: &Identity, sent: Moment) {
+        if self.is_current(requester) && requester.caller_state.accept_elsewhere(sent) {
+            self.caller_states.promote(requester.caller, &requester.caller_state);
         }
     }
 
     /// Whether nothing was dropped for the caller since `requester` was identified.
-    pub fn is_current(&self, requester: &Requester) -> bool {
-        requester.standing.generation.load(Ordering::Acquire) == requester.generation
+    pub fn is_current(&self, requester: &Identity) -> bool {
+        requester.caller_state.generation.load(Ordering::Acquire) == requester.generation
     }
 
     /// Drops everything kept for a caller, at once.
-    pub fn drop_links(&self, requester: &Requester) {
-        self.each_standing(requester, |standing| {
-            standing.generation.store(self.standings.generation(), Ordering::Release);
-            standing.doubt(self.clock.now());
+    pub fn drop_links(&self, requester: &Identity) {
+        self.each_standing(requester, |caller_state| {
+            caller_state.generation.store(self.caller_states.generation(), Ordering::Release);
+            caller_state.invalidate(self.clock.now());
         });
     }
 
     /// Makes a caller's next batch ask the endpoint, whatever is in memory.
-    pub fn doubt(&self, requester: &Requester) {
-        self.each_standing(requester, |standing| standing.doubt(self.clock.now()));
+    pub fn invalidate(&self, requester: &Identity) {
+        self.each_standing(requester, |caller_state| caller_state.invalidate(self.clock.now()));
     }
 
     /// All that is remembered of a caller: it may have been forgotten, and met again, since `requester` was identified.
-    fn each_standing(&self, requester: &Requester, refuse: impl Fn(&Standing)) {
-        refuse(&requester.standing);
-        for table in [&self.standings.accepted, &self.standings.strangers] {
-            if let Some(other) = table.peek(&requester.caller).filter(|other| !Arc::ptr_eq(other, &requester.standing))
+    fn each_standing(&self, requester: &Identity, refuse: impl Fn(&CallerState)) {
+        refuse(&requester.caller_state);
+        for table in [&self.caller_states.accepted, &self.caller_states.strangers] {
+            if let Some(other) =
+                table.peek(&requester.caller).filter(|other| !Arc::ptr_eq(other, &requester.caller_state))
             {
                 refuse(&other);
             }

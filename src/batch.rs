@@ -5,9 +5,9 @@
 //! all in memory takes a shorter way: `at_hand`.
 
 mod at_hand;
+mod chunked_body;
 mod explain;
 mod forwarded;
-mod pieces;
 mod refused;
 mod respond;
 mod slots;
@@ -24,13 +24,13 @@ use http::{HeaderMap, HeaderValue, Request};
 use tokio::time::Instant;
 
 use crate::api::request::{Batch, Form};
-use crate::auth::{Bypass, Callers, Credential, Key, NoCaller, Requester, Scope};
-use crate::cache::{Cache, Kept, KeyHasher};
+use crate::auth::{AuthError, Bypass, Callers, Credential, Identity, Key, Scope};
+use crate::cache::{Cache, Entry, KeyHasher};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::Error;
-use crate::fetch::{Demand, Failure, Fetch, Had, Terms, Wanted};
-use crate::limits::held::Bound;
+use crate::fetch::{CacheRequirements, Failure, Fetch, FetchContext, FetchResult, Wanted};
+use crate::limits::budget::Budget;
 use crate::message::answered::Answered;
 use crate::message::body::{BodyError, whole};
 use crate::message::cache_control::Directives;
@@ -49,11 +49,11 @@ pub struct BatchRoute {
     fetch: Fetch,
     passthrough: Arc<Passthrough>,
     /// Bodies of batches that are not answered yet.
-    bodies: Bound,
+    bodies: Budget,
     config: Arc<Config>,
     metrics: Arc<Metrics>,
     clock: Clock,
-    dress: respond::Dress,
+    dress: respond::HeaderTemplate,
 }
 
 /// What memory has for a batch.
@@ -81,12 +81,12 @@ impl BatchRoute {
         cache: Arc<Cache>,
         fetch: Fetch,
         passthrough: Arc<Passthrough>,
-        bodies: Bound,
+        bodies: Budget,
         config: Arc<Config>,
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Self {
-        let dress = respond::Dress::new(&callers);
+        let dress = respond::HeaderTemplate::new(&callers);
         Self { callers, cache, fetch, passthrough, bodies, config, metrics, clock, dress }
     }
 
@@ -107,7 +107,7 @@ impl BatchRoute {
             Ok(credential) => credential,
             Err(reason) => return self.bypass(Request::from_parts(parts, body), reason, trace).await,
         };
-        // Kept to the end: a body has its place until its batch is answered.
+        // A body is kept to the end: it has its place until its batch is answered.
         let (body, _place) = if body.is_end_stream() {
             (Bytes::new(), None)
         } else {
@@ -125,11 +125,11 @@ impl BatchRoute {
         };
         let requester = match self.callers.identify(&credential, &parts, &body) {
             Ok(requester) => requester,
-            Err(NoCaller::Bypass(reason)) => return self.bypass(untouched(parts, body), reason, trace).await,
-            Err(NoCaller::Unverified(_)) => {
+            Err(AuthError::Bypass(reason)) => return self.bypass(untouched(parts, body), reason, trace).await,
+            Err(AuthError::Unverified(_)) => {
                 return self.bypass(untouched(parts, body), Bypass::Signature, trace).await;
             }
-            Err(NoCaller::NamedByConnection) => return respond::own(Error::NamedByConnection),
+            Err(AuthError::NamedByConnection) => return respond::own(Error::NamedByConnection),
         };
         let Ok(batch) = Batch::read(parts.uri.query(), &parts.headers, &body) else {
             return self.bypass(untouched(parts, body), Bypass::Unreadable, trace).await;
@@ -199,13 +199,13 @@ impl BatchRoute {
     }
 
     /// What may be answered from memory.
-    fn demand(&self, directives: &Directives, requester: &Requester, now: Moment) -> Demand {
+    fn demand(&self, directives: &Directives, requester: &Identity, now: Moment) -> CacheRequirements {
         self.demand_of(directives, self.callers.must_revalidate(requester, now))
     }
 
-    fn demand_of(&self, directives: &Directives, must_revalidate: bool) -> Demand {
+    fn demand_of(&self, directives: &Directives, must_revalidate: bool) -> CacheRequirements {
         let demand = demand_of_client(directives);
-        Demand { nothing: demand.nothing || must_revalidate, ..demand }
+        CacheRequirements { nothing: demand.nothing || must_revalidate, ..demand }
     }
 
     /// On whose behalf, and how, calls are made for a batch. A batch that is all in memory does without.
@@ -214,18 +214,18 @@ impl BatchRoute {
         &self,
         batch: &Batch<'_>,
         scope: Scope,
-        requester: Requester,
+        requester: Identity,
         credential: &Credential<'_>,
         directives: &Directives,
         headers: &HeaderMap,
         trace: &RequestSpan,
-    ) -> Terms {
+    ) -> FetchContext {
         let share = self.fetch.tier().map(|tier| {
             let (kind, fields) = self.callers.made_up_of(credential, &requester, headers);
             let scope: Vec<_> = self.callers.scope_fields(&requester, headers, &batch.group).collect();
             Arc::new(tier.share(&requester, (kind, &fields), &scope, batch.group.name()))
         });
-        Terms {
+        FetchContext {
             demand: demand_of_client(directives),
             share,
             headers: self.callers.carried(&requester, headers),
@@ -235,7 +235,7 @@ impl BatchRoute {
             deadline: Instant::now() + self.config.upstream.deadline,
             request_id: headers::client_request_id(headers).cloned(),
             has_cookies: headers.contains_key(COOKIE),
-            was_accepted: requester.standing.is_accepted(),
+            was_accepted: requester.caller_state.is_accepted(),
             hops: headers::sidelinks(headers),
             context: trace.context(headers),
             trace: trace.clone(),
@@ -249,7 +249,7 @@ impl BatchRoute {
         &self,
         batch: &Batch<'_>,
         scope: Scope,
-        demand: &Demand,
+        demand: &CacheRequirements,
         directives: &Directives,
         now: Moment,
     ) -> Option<LookedUp<'_>> {
@@ -272,7 +272,7 @@ impl BatchRoute {
                     if self.is_ageing(kept, *key, now) {
                         slots.ageing.push(wanted());
                     }
-                    Slot { wanted: None, result: from_memory(kept), had: Some(Link::Kept((*kept).clone())) }
+                    Slot { wanted: None, result: from_memory(kept), had: Some(Link::Entry((*kept).clone())) }
                 }
                 kept => {
                     refetched += u64::from(kept.is_some_and(|kept| kept.deadlines().fresh_left(now).is_some()));
@@ -295,8 +295,8 @@ impl BatchRoute {
     fn all_of(
         &self,
         ids: &[(&str, Key)],
-        found: &[Option<&Kept>],
-        demand: &Demand,
+        found: &[Option<&Entry>],
+        demand: &CacheRequirements,
         form: Form,
         now: Moment,
     ) -> Option<Answered> {
@@ -311,12 +311,12 @@ impl BatchRoute {
     }
 
     /// Whether it is to be fetched again while it is still fresh.
-    fn is_ageing(&self, kept: &Kept, key: Key, now: Moment) -> bool {
+    fn is_ageing(&self, kept: &Entry, key: Key, now: Moment) -> bool {
         self.config.freshness.refresh_ahead && kept.text().is_some() && kept.deadlines().is_ageing(now, key.spread())
     }
 
     /// Fetches again, in the background, what was just handed out and is about to go cold.
-    fn refresh_ahead(&self, ageing: &[Wanted], terms: &Arc<Terms>) {
+    fn refresh_ahead(&self, ageing: &[Wanted], terms: &Arc<FetchContext>) {
         if !ageing.is_empty() {
             let refreshed = self.fetch.refresh(terms, ageing);
             self.metrics.refetched.with_label_values(&["refresh"]).inc_by(refreshed as u64);
@@ -327,13 +327,13 @@ impl BatchRoute {
     async fn fetch_lacking(
         &self,
         slots: &mut Slots<'_>,
-        terms: &Arc<Terms>,
+        terms: &Arc<FetchContext>,
         directives: &Directives,
     ) -> Result<Fetched, Error> {
         let lacking = slots.lacking();
         if directives.no_store {
             let landed = self.fetch.fetch_apart(terms, &lacking, false).await?;
-            let landed = landed.into_iter().map(|landed| Had::Landed { joined: false, landed });
+            let landed = landed.into_iter().map(|landed| FetchResult::FlightResult { joined: false, landed });
             return Ok(settle(slots, &terms.trace, landed));
         }
         let fetched = settle(slots, &terms.trace, self.fetch.fetch(terms, &lacking).await?.into_iter());
@@ -344,7 +344,7 @@ impl BatchRoute {
                 let lacking = slots.lacking();
                 // At a limit, the failure that is known says more than the limit.
                 let Ok(landed) = self.fetch.fetch_apart(terms, &lacking, true).await else { return Ok(fetched) };
-                let landed = landed.into_iter().map(|landed| Had::Landed { joined: false, landed });
+                let landed = landed.into_iter().map(|landed| FetchResult::FlightResult { joined: false, landed });
                 Ok(settle(slots, &terms.trace, landed))
             }
             _ => Ok(fetched),
@@ -352,7 +352,13 @@ impl BatchRoute {
     }
 
     /// Answers for a failing endpoint with what is usable still. Whether nothing lacks any more.
-    fn serve_stale(&self, slots: &mut Slots<'_>, terms: &Terms, failure: &Failure, directives: &Directives) -> bool {
+    fn serve_stale(
+        &self,
+        slots: &mut Slots<'_>,
+        terms: &FetchContext,
+        failure: &Failure,
+        directives: &Directives,
+    ) -> bool {
         let asked_anew = directives.no_cache || directives.no_store;
         if !failure.allows_stale() || asked_anew || !self.callers.is_current(&terms.requester) {
             return false;
@@ -362,7 +368,7 @@ impl BatchRoute {
         for slot in slots.lacking_slots() {
             let kept = slot.wanted.as_ref().and_then(|wanted| self.cache.look_up(wanted.key, &wanted.id, &marks));
             if let Some(kept) = kept.filter(|kept| kept.text().is_some() && kept.deadlines().usable(now)) {
-                slot.had = Some(Link::Kept(kept));
+                slot.had = Some(Link::Entry(kept));
                 slot.result = IdResult::Stale;
             }
         }
@@ -370,8 +376,8 @@ impl BatchRoute {
     }
 }
 
-fn demand_of_client(directives: &Directives) -> Demand {
-    Demand {
+fn demand_of_client(directives: &Directives) -> CacheRequirements {
+    CacheRequirements {
         nothing: directives.no_cache || directives.no_store,
         max_age: directives.max_age.map(|seconds| seconds.saturating_mul(1000)),
         min_fresh: directives.min_fresh.map(|seconds| seconds.saturating_mul(1000)),
@@ -400,6 +406,6 @@ fn distinct<'b>(batch: &'b Batch<'_>, scope: Scope, most: usize) -> Option<Vec<(
 }
 
 /// What has become of an id that memory answers.
-fn from_memory(kept: &Kept) -> IdResult {
+fn from_memory(kept: &Entry) -> IdResult {
     if kept.text().is_some() { IdResult::Hit } else { IdResult::Absent }
 }

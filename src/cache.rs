@@ -36,9 +36,9 @@ const SLICE: usize = 512;
 
 /// What is kept of an id: its text, and until when it counts. Both lie side by side, in one place to be waited for.
 #[derive(Clone)]
-pub struct Kept(ThinArc<Deadlines, u8>);
+pub struct Entry(ThinArc<Deadlines, u8>);
 
-impl Kept {
+impl Entry {
     /// Of an item's JSON text; `None`: the endpoint left the id out.
     pub fn new(text: Option<&str>, deadlines: Deadlines) -> Self {
         // No item is empty: JSON never is.
@@ -56,7 +56,7 @@ impl Kept {
     }
 }
 
-type Part = unsync::Cache<Key, Kept, Weight, BuildHasherDefault<KeyHasher>, CountRemoved>;
+type Part = unsync::Cache<Key, Entry, Weight, BuildHasherDefault<KeyHasher>, CountRemoved>;
 
 /// The links that this process has.
 pub struct Cache {
@@ -103,12 +103,12 @@ impl Cache {
     }
 
     /// What is kept under `key`, that of `id`, and not purged; whether or not it may still be served.
-    pub fn look_up(&self, key: Key, id: &str, marks: &Marks<'_>) -> Option<Kept> {
+    pub fn look_up(&self, key: Key, id: &str, marks: &Marks<'_>) -> Option<Entry> {
         self.open([key].into_iter()).look_up(&[(id, key)], marks).pop().flatten().cloned()
     }
 
     /// What is kept under `key`, purged or not, which does not make it any more wanted than it was.
-    pub fn peek(&self, key: Key) -> Option<Kept> {
+    pub fn peek(&self, key: Key) -> Option<Entry> {
         read(self.parts.get(self.part_of(key))?).peek(&key).cloned()
     }
 
@@ -123,7 +123,7 @@ impl Cache {
     }
 
     /// Keeps `kept` under `key`, in place of what was there.
-    pub fn keep(&self, key: Key, kept: Kept) {
+    pub fn keep(&self, key: Key, kept: Entry) {
         if let Some(part) = self.parts.get(self.part_of(key)) {
             let mut part = write(part);
             // What is replaced has not made room for anything.
@@ -158,7 +158,7 @@ impl Cache {
                 between();
                 let mut part = write(part);
                 for key in slice {
-                    let Some(deadlines) = part.peek(key).map(Kept::deadlines) else { continue };
+                    let Some(deadlines) = part.peek(key).map(Entry::deadlines) else { continue };
                     let count = if all.cover_all(deadlines.sent()) {
                         &mut purged
                     } else if !deadlines.usable(now) {
@@ -231,7 +231,7 @@ pub struct View<'c> {
 impl View<'_> {
     /// What is kept of each of these ids under its key, and not purged; whether or not it may still be served. Nothing of
     /// those that the view was not opened for.
-    pub fn look_up(&self, ids: &[(&str, Key)], marks: &Marks<'_>) -> Vec<Option<&Kept>> {
+    pub fn look_up(&self, ids: &[(&str, Key)], marks: &Marks<'_>) -> Vec<Option<&Entry>> {
         let mut found: Vec<_> = ids.iter().map(|(_, key)| self.find(*key)).collect();
         // Only now, so that what is found is fetched from memory while the next is looked for.
         for (kept, (id, _)) in found.iter_mut().zip(ids) {
@@ -240,15 +240,15 @@ impl View<'_> {
         found
     }
 
-    fn find(&self, key: Key) -> Option<&Kept> {
+    fn find(&self, key: Key) -> Option<&Entry> {
         self.parts.get(self.cache.part_of(key))?.as_ref()?.get(&key)
     }
 }
 
 struct Weight;
 
-impl Weighter<Key, Kept> for Weight {
-    fn weight(&self, _: &Key, kept: &Kept) -> u64 {
+impl Weighter<Key, Entry> for Weight {
+    fn weight(&self, _: &Key, kept: &Entry) -> u64 {
         kept.0.slice.len() as u64 + ENTRY_BYTES
     }
 }
@@ -256,14 +256,14 @@ impl Weighter<Key, Kept> for Weight {
 /// Counts what an insertion has removed: what had to make room, and what was there under the same key.
 struct CountRemoved;
 
-impl Lifecycle<Key, Kept> for CountRemoved {
+impl Lifecycle<Key, Entry> for CountRemoved {
     type RequestState = u64;
 
     fn begin_request(&self) -> u64 {
         0
     }
 
-    fn on_evict(&self, removed: &mut u64, _: Key, _: Kept) {
+    fn on_evict(&self, removed: &mut u64, _: Key, _: Entry) {
         *removed += 1;
     }
 }
@@ -311,7 +311,7 @@ mod tests {
         let scope = Scope::of_test(1);
         for seconds in [10, 20] {
             let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(seconds));
-            cache.keep(scope.key(&seconds.to_string()), Kept::new(None, deadlines));
+            cache.keep(scope.key(&seconds.to_string()), Entry::new(None, deadlines));
         }
         tokio::time::advance(Duration::from_secs(10)).await;
         cache.sweep(clock.now());
@@ -329,7 +329,7 @@ mod tests {
         let count = 4 * PARTS * SLICE;
         for id in 0..count {
             let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(if id % 2 == 0 { 1 } else { 20 }));
-            cache.keep(scope.key(&id.to_string()), Kept::new(None, deadlines));
+            cache.keep(scope.key(&id.to_string()), Entry::new(None, deadlines));
         }
         tokio::time::advance(Duration::from_secs(10)).await;
         let mut slices = 0;
@@ -338,7 +338,7 @@ mod tests {
             // Whoever writes now, to any part, would wait for ever if one were locked.
             for id in 0..64 {
                 let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(20));
-                cache.keep(scope.key(&format!("new{id}")), Kept::new(None, deadlines));
+                cache.keep(scope.key(&format!("new{id}")), Entry::new(None, deadlines));
             }
         });
         assert!(slices >= count / SLICE, "{slices}");
@@ -353,7 +353,7 @@ mod tests {
         let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
         let fill = || {
             for id in 0..10_000 {
-                cache.keep(scope.key(&id.to_string()), Kept::new(Some(&"x".repeat(440)), deadlines));
+                cache.keep(scope.key(&id.to_string()), Entry::new(Some(&"x".repeat(440)), deadlines));
             }
             cache.size().1
         };
@@ -371,7 +371,7 @@ mod tests {
         let scope = Scope::of_test(1);
         let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
         for id in 0..10_000 {
-            cache.keep(scope.key(&id.to_string()), Kept::new(Some(&"x".repeat(440)), deadlines));
+            cache.keep(scope.key(&id.to_string()), Entry::new(Some(&"x".repeat(440)), deadlines));
         }
         let (links, bytes) = cache.size();
         assert!(bytes <= 1 << 20 && links > 1500, "{links} links of {bytes} bytes");
@@ -384,7 +384,7 @@ mod tests {
         let (cache, metrics) = cache(1 << 20);
         let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
         for _ in 0..3 {
-            cache.keep(Scope::of_test(1).key("1"), Kept::new(Some("{}"), deadlines));
+            cache.keep(Scope::of_test(1).key("1"), Entry::new(Some("{}"), deadlines));
         }
         assert_eq!((metrics.cache_evictions.size.get(), cache.size().0), (0, 1));
     }

@@ -22,27 +22,27 @@ use tower::retry::budget::Budget;
 
 use crate::api::id::Group;
 use crate::api::request::Form;
-use crate::auth::{Callers, Key, Requester, Scope, Standing};
+use crate::auth::{CallerState, Callers, Identity, Key, Scope};
 use crate::cache::purges::Marks;
-use crate::cache::{Cache, Kept};
+use crate::cache::{Cache, Entry};
 use crate::clock::{Clock, millis};
 use crate::config::Config;
 use crate::error::{Error, Limit, NoAnswer};
 use crate::shared::{Share, Tier};
-use crate::telemetry::log::Seldom;
+use crate::telemetry::log::LogThrottle;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{RequestSpan, TraceContext};
 use crate::upstream::{Rejection, Upstream};
-use calls::{LaneKey, Passenger};
-pub use demand::Demand;
+use calls::{LaneKey, PendingId};
+pub use demand::CacheRequirements;
 pub use flights::Flights;
 use flights::{Flight, Permit, Place, State, Waiting};
-pub use outcome::{Arrival, Cause, Failure, Had, Landed};
+pub use outcome::{Cause, Failure, FetchResult, FlightResult, ItemResult};
 
 /// On whose behalf, and how, a batch's ids are fetched.
-pub struct Terms {
+pub struct FetchContext {
     /// Who asks.
-    pub requester: Requester,
+    pub requester: Identity,
     /// What its calls carry of the client's headers.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Caller, group and scope headers.
@@ -66,12 +66,12 @@ pub struct Terms {
     /// The context that its calls go on with, where they have no spans.
     pub context: TraceContext,
     /// What the client allows to be answered without a call.
-    pub demand: Demand,
+    pub demand: CacheRequirements,
     /// Its scope in the shared tier, if there is one.
     pub share: Option<Arc<Share>>,
 }
 
-impl Terms {
+impl FetchContext {
     /// Where its owned ids queue.
     fn lane(&self) -> LaneKey {
         LaneKey { scope: self.scope, form: self.form }
@@ -101,11 +101,11 @@ struct Inner {
     flights: Arc<Flights>,
     tier: Option<Arc<Tier>>,
     warned_no_store: AtomicBool,
-    throttled: Seldom,
+    throttled: LogThrottle,
 }
 
 enum Source {
-    Memory(Kept),
+    Memory(Entry),
     Flight(Place),
     /// No call may be made now; queueing behind calls that hang would only hide it.
     Refused(Arc<Failure>),
@@ -134,7 +134,7 @@ impl Fetch {
             flights,
             tier,
             warned_no_store: AtomicBool::new(false),
-            throttled: Seldom::default(),
+            throttled: LogThrottle::default(),
         }))
     }
 
@@ -143,10 +143,10 @@ impl Fetch {
     ///
     /// # Errors
     /// If a limit is reached; nothing has been asked then.
-    pub async fn fetch(&self, terms: &Arc<Terms>, wanted: &[Wanted]) -> Result<Vec<Had>, Error> {
+    pub async fn fetch(&self, terms: &Arc<FetchContext>, wanted: &[Wanted]) -> Result<Vec<FetchResult>, Error> {
         if self.0.would_wait_for_itself(terms, wanted) {
             let landed = self.fetch_apart(terms, wanted, true).await?;
-            return Ok(landed.into_iter().map(|landed| Had::Landed { joined: false, landed }).collect());
+            return Ok(landed.into_iter().map(|landed| FetchResult::FlightResult { joined: false, landed }).collect());
         }
         let _waiting = self.0.wait()?;
         let mut had = self.0.have(terms, wanted).await?;
@@ -168,7 +168,7 @@ impl Fetch {
             }
             let anew = if apart {
                 let landed = self.apart(terms, &declined, true).await?;
-                landed.into_iter().map(|landed| Had::Landed { joined: false, landed }).collect()
+                landed.into_iter().map(|landed| FetchResult::FlightResult { joined: false, landed }).collect()
             } else {
                 self.0.have(terms, &declined).await?
             };
@@ -184,7 +184,7 @@ impl Fetch {
 
     /// Fetches `wanted` again in the background, while what is in memory is still fresh. Ids that are in flight, and any
     /// beyond what refreshes may cost, are left as they are; how many were not.
-    pub fn refresh(&self, terms: &Arc<Terms>, wanted: &[Wanted]) -> usize {
+    pub fn refresh(&self, terms: &Arc<FetchContext>, wanted: &[Wanted]) -> usize {
         self.0.refresh(terms, wanted)
     }
 
@@ -194,11 +194,11 @@ impl Fetch {
     }
 
     /// Why no call may be made now, for this caller if it is known, else for anyone.
-    pub fn refusal_for(&self, requester: Option<&Requester>, ids: &[&str]) -> Option<Error> {
+    pub fn refusal_for(&self, requester: Option<&Identity>, ids: &[&str]) -> Option<Error> {
         let upstream = &self.0.upstream;
         let refusal = match requester {
             Some(requester) => {
-                let paused = requester.standing.pause.lasting(self.0.clock.now()).map(Rejection::Pause);
+                let paused = requester.caller_state.pause.lasting(self.0.clock.now()).map(Rejection::Pause);
                 paused.or_else(|| upstream.refusal(requester.caller, ids.iter().copied()))
             }
             None => upstream.refusal_of_all(),
@@ -208,7 +208,7 @@ impl Fetch {
 
     /// Drops all that is kept for the caller of `terms`, whom the endpoint has refused with a 401; `known`: it was accepted
     /// before.
-    pub fn drop_caller(&self, terms: &Terms, known: bool) {
+    pub fn drop_caller(&self, terms: &FetchContext, known: bool) {
         self.0.drop_caller(terms, known);
     }
 
@@ -222,13 +222,23 @@ impl Fetch {
     ///
     /// # Errors
     /// If a limit is reached; nothing has been asked then.
-    pub async fn fetch_apart(&self, terms: &Arc<Terms>, wanted: &[Wanted], keep: bool) -> Result<Vec<Landed>, Error> {
+    pub async fn fetch_apart(
+        &self,
+        terms: &Arc<FetchContext>,
+        wanted: &[Wanted],
+        keep: bool,
+    ) -> Result<Vec<FlightResult>, Error> {
         let _waiting = self.0.wait()?;
         self.apart(terms, wanted, keep).await
     }
 
-    async fn apart(&self, terms: &Arc<Terms>, wanted: &[Wanted], keep: bool) -> Result<Vec<Landed>, Error> {
-        let permits = self.0.permits(wanted.len(), &terms.requester.standing)?;
+    async fn apart(
+        &self,
+        terms: &Arc<FetchContext>,
+        wanted: &[Wanted],
+        keep: bool,
+    ) -> Result<Vec<FlightResult>, Error> {
+        let permits = self.0.permits(wanted.len(), &terms.requester.caller_state)?;
         let mut permits = permits.into_iter();
         let calls: Vec<_> = load::split(&self.0.config.upstream, terms.form, wanted)
             .into_iter()
@@ -259,16 +269,19 @@ impl Fetch {
 
 impl Inner {
     /// Has every id of `wanted`, each from its source.
-    async fn have(self: &Arc<Self>, terms: &Arc<Terms>, wanted: &[Wanted]) -> Result<Vec<Had>, Error> {
+    async fn have(self: &Arc<Self>, terms: &Arc<FetchContext>, wanted: &[Wanted]) -> Result<Vec<FetchResult>, Error> {
         let sources = self.board(terms, wanted)?;
         let mut had = Vec::with_capacity(sources.len());
         for source in sources {
             had.push(match source {
-                Source::Memory(kept) => Had::InMemory(kept),
-                Source::Refused(failure) => Had::Landed { joined: false, landed: failed_by(failure) },
+                Source::Memory(kept) => FetchResult::InMemory(kept),
+                Source::Refused(failure) => FetchResult::FlightResult { joined: false, landed: failed_by(failure) },
                 Source::Flight(place) => {
                     let landed = timeout_at(terms.deadline, place.flight.land()).await;
-                    Had::Landed { joined: place.joined, landed: landed.unwrap_or_else(|_| failed(Error::Deadline)) }
+                    FetchResult::FlightResult {
+                        joined: place.joined,
+                        landed: landed.unwrap_or_else(|_| failed(Error::Deadline)),
+                    }
                 }
             });
         }
@@ -277,27 +290,29 @@ impl Inner {
 
     /// What this batch's client does not allow of what it had, and the places: another batch's flight has landed with what
     /// the shared tier had, which may be older than this batch wants it. With a call's answer it would have made do.
-    fn declined(&self, terms: &Terms, wanted: &[Wanted], had: &[Had]) -> (Vec<usize>, Vec<Wanted>) {
+    fn declined(&self, terms: &FetchContext, wanted: &[Wanted], had: &[FetchResult]) -> (Vec<usize>, Vec<Wanted>) {
         let now = self.clock.now();
-        let declines = |had: &Had| match had {
-            Had::Landed { joined: true, landed: Landed { shared: true, result, .. } } => match result {
-                Arrival::Link(_, deadlines) | Arrival::LeftOut(deadlines) => {
-                    !deadlines.is_some_and(|deadlines| terms.demand.allows(&deadlines, now))
+        let declines = |had: &FetchResult| match had {
+            FetchResult::FlightResult { joined: true, landed: FlightResult { shared: true, result, .. } } => {
+                match result {
+                    ItemResult::Link(_, deadlines) | ItemResult::LeftOut(deadlines) => {
+                        !deadlines.is_some_and(|deadlines| terms.demand.allows(&deadlines, now))
+                    }
+                    ItemResult::Failed(_) => false,
                 }
-                Arrival::Failed(_) => false,
-            },
+            }
             _ => false,
         };
         select(wanted, had, declines)
     }
 
     /// Finds a source for every wanted id: a flight to join, memory, or a new flight, which is queued for a call.
-    fn board(self: &Arc<Self>, terms: &Arc<Terms>, wanted: &[Wanted]) -> Result<Vec<Source>, Error> {
+    fn board(self: &Arc<Self>, terms: &Arc<FetchContext>, wanted: &[Wanted]) -> Result<Vec<Source>, Error> {
         let seeks = self.seeks(terms);
         // The shared tier may have it, whatever the endpoint does.
         let refusal = if seeks { None } else { self.refusal(terms, wanted) };
         let refusal = refusal.map(|cause| Arc::new(Failure { cause, shared: false, ids: 0 }));
-        let serves = |kept: &Kept| self.serves(terms, kept);
+        let serves = |kept: &Entry| self.serves(terms, kept);
         let marks = self.cache.purges().of_group(terms.group.name());
         let mut state = self.state();
         let found: Vec<Option<Source>> = wanted
@@ -313,7 +328,7 @@ impl Inner {
             })
             .collect();
         let owned = found.iter().filter(|source| source.is_none()).count();
-        let mut permits = self.permits(owned, &terms.requester.standing)?.into_iter();
+        let mut permits = self.permits(owned, &terms.requester.caller_state)?.into_iter();
 
         let mut sources = Vec::with_capacity(wanted.len());
         let mut aboard = Vec::with_capacity(owned);
@@ -340,7 +355,7 @@ impl Inner {
     }
 
     /// Queues flights on these terms for a call. Not with the state locked.
-    fn board_calls(self: &Arc<Self>, terms: &Terms, passengers: Vec<Passenger>) {
+    fn board_calls(self: &Arc<Self>, terms: &FetchContext, passengers: Vec<PendingId>) {
         if passengers.is_empty() {
             return;
         }
@@ -353,7 +368,7 @@ impl Inner {
 
     /// Whether what is kept will do for a batch on these terms. Asked anew each time: the call that has brought a link has
     /// shown, too, that the caller is accepted.
-    fn serves(&self, terms: &Terms, kept: &Kept) -> bool {
+    fn serves(&self, terms: &FetchContext, kept: &Entry) -> bool {
         let now = self.clock.now();
         terms.demand.serves(kept, now) && !self.callers.must_revalidate(&terms.requester, now)
     }
@@ -366,7 +381,7 @@ impl Inner {
 
     /// Whether a flight of a batch that has passed fewer sidelinks carries one of these ids: this batch may be that
     /// flight's own call, come round. It goes on instead of waiting, so that `Via` grows and tells the loop.
-    fn would_wait_for_itself(&self, terms: &Terms, wanted: &[Wanted]) -> bool {
+    fn would_wait_for_itself(&self, terms: &FetchContext, wanted: &[Wanted]) -> bool {
         terms.hops > 0 && {
             let state = self.state();
             let mut flights = wanted.iter().filter_map(|wanted| state.flights.get(&wanted.key));
@@ -374,7 +389,7 @@ impl Inner {
         }
     }
 
-    fn refresh(self: &Arc<Self>, terms: &Arc<Terms>, wanted: &[Wanted]) -> usize {
+    fn refresh(self: &Arc<Self>, terms: &Arc<FetchContext>, wanted: &[Wanted]) -> usize {
         if self.refusal(terms, wanted).is_some() {
             return 0;
         }
@@ -384,7 +399,7 @@ impl Inner {
             return 0;
         }
         // At a limit nothing is shed: what is in memory is fresh still.
-        let Ok(permits) = self.try_permits(grounded.len(), &terms.requester.standing) else { return 0 };
+        let Ok(permits) = self.try_permits(grounded.len(), &terms.requester.caller_state) else { return 0 };
         let count = permits.len();
         let mut aboard = Vec::with_capacity(count);
         for (wanted, permit) in grounded.into_iter().zip(permits) {
@@ -417,19 +432,19 @@ impl Inner {
     }
 
     /// `count` permits, or none; a batch that gets none is shed.
-    fn permits(self: &Arc<Self>, count: usize, standing: &Arc<Standing>) -> Result<Vec<Permit>, Error> {
-        self.try_permits(count, standing).map_err(|limit| self.shed(limit))
+    fn permits(self: &Arc<Self>, count: usize, caller_state: &Arc<CallerState>) -> Result<Vec<Permit>, Error> {
+        self.try_permits(count, caller_state).map_err(|limit| self.shed(limit))
     }
 
-    fn try_permits(self: &Arc<Self>, count: usize, standing: &Arc<Standing>) -> Result<Vec<Permit>, Limit> {
+    fn try_permits(self: &Arc<Self>, count: usize, caller_state: &Arc<CallerState>) -> Result<Vec<Permit>, Limit> {
         let most = self.config.limits.in_flight;
         let before = self.flights.in_flight.fetch_add(count, Ordering::Relaxed);
-        let before_caller = standing.flights.fetch_add(count, Ordering::Relaxed);
-        let accepted = standing.is_accepted();
+        let before_caller = caller_state.flights.fetch_add(count, Ordering::Relaxed);
+        let accepted = caller_state.is_accepted();
         let unaccepted = if accepted { 0 } else { count };
         let before_unaccepted = self.flights.unaccepted_in_flight.fetch_add(unaccepted, Ordering::Relaxed);
         // Made first, so that giving up gives back.
-        let permit = || Permit { flights: Arc::clone(&self.flights), standing: Arc::clone(standing), accepted };
+        let permit = || Permit { flights: Arc::clone(&self.flights), caller_state: Arc::clone(caller_state), accepted };
         let permits: Vec<Permit> = std::iter::repeat_with(permit).take(count).collect();
         if count > 0 && before + count > most {
             return Err(Limit::InFlight);
@@ -450,12 +465,16 @@ impl Inner {
 }
 
 /// The wanted ids whose results `is_selected`, and their places.
-fn select(wanted: &[Wanted], had: &[Had], is_selected: impl Fn(&Had) -> bool) -> (Vec<usize>, Vec<Wanted>) {
+fn select(
+    wanted: &[Wanted],
+    had: &[FetchResult],
+    is_selected: impl Fn(&FetchResult) -> bool,
+) -> (Vec<usize>, Vec<Wanted>) {
     let selected = wanted.iter().enumerate().zip(had).filter(|(_, had)| is_selected(had));
     selected.map(|((place, wanted), _)| (place, wanted.clone())).unzip()
 }
 
-fn replace(had: &mut [Had], places: Vec<usize>, anew: Vec<Had>) {
+fn replace(had: &mut [FetchResult], places: Vec<usize>, anew: Vec<FetchResult>) {
     for (place, anew) in places.into_iter().zip(anew) {
         if let Some(had) = had.get_mut(place) {
             *had = anew;
@@ -464,19 +483,21 @@ fn replace(had: &mut [Had], places: Vec<usize>, anew: Vec<Had>) {
 }
 
 /// Whether a flight that was joined has failed by the deadline of the batch that began it.
-fn ended_by_another_deadline(had: &Had) -> bool {
-    let Had::Landed { joined: true, landed: Landed { result: Arrival::Failed(failure), .. } } = had else {
+fn ended_by_another_deadline(had: &FetchResult) -> bool {
+    let FetchResult::FlightResult { joined: true, landed: FlightResult { result: ItemResult::Failed(failure), .. } } =
+        had
+    else {
         return false;
     };
     matches!(failure.cause, Cause::NoAnswer(Error::Deadline))
 }
 
-fn failed(error: Error) -> Landed {
+fn failed(error: Error) -> FlightResult {
     failed_by(Arc::new(Failure { cause: Cause::NoAnswer(error), shared: false, ids: 0 }))
 }
 
-fn failed_by(failure: Arc<Failure>) -> Landed {
-    Landed { result: Arrival::Failed(failure), request_id: None, shared: false, call: None }
+fn failed_by(failure: Arc<Failure>) -> FlightResult {
+    FlightResult { result: ItemResult::Failed(failure), request_id: None, shared: false, call: None }
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ use tracing::{debug, info, warn};
 
 use crate::config;
 use crate::limits::permits::Permits;
-use crate::telemetry::log::Seldom;
+use crate::telemetry::log::LogThrottle;
 use listener::{QUEUE, Stream};
 use protocol::Protocol;
 use timed::{Counted, Phase, Timed};
@@ -89,7 +89,7 @@ impl From<&config::Limits> for Limits {
 }
 
 /// What listeners share.
-pub struct Reception {
+pub struct ListenerState {
     /// Of connections that are accepted from now on.
     limits: ArcSwap<Limits>,
     /// TLS of TCP connections that are accepted from now on.
@@ -105,7 +105,7 @@ pub struct Reception {
     linger: Duration,
 }
 
-impl Reception {
+impl ListenerState {
     /// For so many connections at a time, which are counted in `open`. Once `stop` is cancelled, they are drained.
     pub fn new(limits: Limits, connections: usize, open: IntGauge, stop: CancellationToken) -> Self {
         let connections = Permits::new(connections);
@@ -140,7 +140,7 @@ impl Reception {
 /// Serves `listener` until told to stop, then drains: no new connection, open ones are told to close, answers in flight
 /// are finished, all within `limits.drain`; what is left then is cut off. No connection of `listener`'s is left when this
 /// returns, nor soon after it is dropped. `answer` is told who asks.
-pub async fn run<S, F, B>(listener: Listener, reception: Arc<Reception>, answer: S)
+pub async fn run<S, F, B>(listener: Listener, reception: Arc<ListenerState>, answer: S)
 where
     S: Fn(Peer, Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
@@ -149,7 +149,7 @@ where
 {
     // Aborted when it is dropped.
     let mut connections = JoinSet::new();
-    let failures = Seldom::default();
+    let failures = LogThrottle::default();
     // As many as the system has queued.
     let mut last_ones = QUEUE;
     let mut end = None;
@@ -203,7 +203,7 @@ where
 
 /// Shakes hands first, where there is TLS. Who is slow in that has a connection's permit like anyone, and the time of a
 /// head; a bound of its own would let a few slow ones keep out all others.
-async fn serve_client<S, F, B>(stream: Stream, reception: Arc<Reception>, answer: S) -> Result<(), BoxError>
+async fn serve_client<S, F, B>(stream: Stream, reception: Arc<ListenerState>, answer: S) -> Result<(), BoxError>
 where
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
@@ -229,7 +229,7 @@ where
 async fn converse<S, F, B>(
     protocol: Protocol,
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    reception: Arc<Reception>,
+    reception: Arc<ListenerState>,
     answer: S,
 ) -> Result<(), BoxError>
 where
@@ -312,7 +312,7 @@ impl Drop for Slot {
 }
 
 /// A client; `None` if there was none to be had, after a pause where it would be the same again.
-async fn accept(listener: &Listener, failures: &Seldom) -> Option<(Stream, Peer)> {
+async fn accept(listener: &Listener, failures: &LogThrottle) -> Option<(Stream, Peer)> {
     match listener.accept().await {
         Ok(accepted) => Some(accepted),
         // The client has left before its turn: nothing is wrong here.

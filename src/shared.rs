@@ -24,16 +24,16 @@ use tokio_rustls::TlsConnector;
 use tower::retry::budget::{Budget, TpsBudget};
 
 use crate::api::id;
-use crate::auth::{Requester, Standings};
-use crate::cache::Kept;
+use crate::auth::{CallerStates, Identity};
+use crate::cache::Entry;
 use crate::cache::purges::{Mark, Purges, Target};
 use crate::clock::{Clock, Moment, millis};
 use crate::config::{self, Config};
-use crate::telemetry::metrics::{Kind, Metrics, Operation, Position, show_position};
+use crate::telemetry::metrics::{BreakerState, Kind, Metrics, Operation, show_position};
 use journal::{Journal, RECORD};
 use keeper::State;
 use node::Way;
-use record::{Says, Stamp};
+use record::{Event, Stamp};
 use sealing::{CallerKey, FleetKey, ScopeNames};
 use store::{Command, Store};
 use values::Sealed;
@@ -76,7 +76,7 @@ struct Inner {
     kick: Notify,
     writes: Arc<Semaphore>,
     strangers: TpsBudget,
-    standings: Arc<Standings>,
+    caller_states: Arc<CallerStates>,
     purges: Arc<Purges>,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -100,7 +100,7 @@ pub struct Share {
     keys: Arc<CallerKeys>,
     names: Vec<ScopeNames>,
     /// What the journal calls the group, under each secret; two of them, where it has two readings.
-    groups: Vec<Vec<Says>>,
+    groups: Vec<Vec<Event>>,
 }
 
 /// What the journals said when a call was sent.
@@ -124,7 +124,7 @@ pub struct Found {
     /// When a call was sent that showed, somewhere in the fleet, that the endpoint accepts the caller.
     pub accepted: Option<Moment>,
     /// What is there for each id, fresh or stale.
-    pub links: Vec<Option<Kept>>,
+    pub links: Vec<Option<Entry>>,
     /// Of each id, whether someone else has it leased; if that was asked.
     pub leased: Vec<bool>,
 }
@@ -137,24 +137,24 @@ pub struct Brought {
     /// Whether it shows that the endpoint accepts the caller.
     pub accepted: bool,
     /// What may be kept.
-    pub links: Vec<(Box<str>, Kept)>,
+    pub links: Vec<(Box<str>, Entry)>,
     /// Leased ids: whoever waits for them need not any more.
     pub released: Vec<Box<str>>,
 }
 
 impl Tier {
     /// The tier of `config`, to be reached in the background. Marks of purges, of others and to others, go through `purges`,
-    /// and revocations through `standings`. `tls`: what to trust, for `rediss://`. Must be called within a tokio runtime.
+    /// and revocations through `caller_states`. `tls`: what to trust, for `rediss://`. Must be called within a tokio runtime.
     pub fn new(
         shared: &config::Shared,
         config: &Config,
         tls: Option<rustls::ClientConfig>,
-        standings: Arc<Standings>,
+        caller_states: Arc<CallerStates>,
         purges: Arc<Purges>,
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Self {
-        let inner = Arc::new(Inner::new(shared, config, tls, standings, purges, metrics, clock));
+        let inner = Arc::new(Inner::new(shared, config, tls, caller_states, purges, metrics, clock));
         tokio::spawn(keeper::keep(Arc::clone(&inner)));
         Self { inner }
     }
@@ -179,12 +179,12 @@ impl Tier {
     /// makes up.
     pub fn share(
         &self,
-        requester: &Requester,
+        requester: &Identity,
         (kind, credential): (&'static str, &[Option<&[u8]>]),
         scope: &[Option<&[u8]>],
         group: Option<&str>,
     ) -> Share {
-        let fleet = &requester.standing.fleet;
+        let fleet = &requester.caller_state.fleet;
         let known = fleet.load_full().filter(|keys| keys.tier == self.inner.number);
         let keys = known.unwrap_or_else(|| {
             let keys = self.inner.keys.iter().map(|key| key.caller(kind, credential)).collect();
@@ -234,7 +234,7 @@ impl Tier {
         if !known && !self.inner.strangers.withdraw() {
             return;
         }
-        self.inner.say(|at, _| share.keys.keys.get(at).map(|key| Says::Caller(key.hash)));
+        self.inner.say(|at, _| share.keys.keys.get(at).map(|key| Event::Caller(key.hash)));
     }
 
     /// The endpoint keeps `ids` from the caller: they are taken away, and so is its acceptance, in the background. If that
@@ -249,7 +249,7 @@ impl Tier {
             }
             let replies = inner.store.run(Operation::Revoke, commands, inner.config.timeout).await;
             if !replies.iter().all(|reply| matches!(reply, Some(Value::Int(_)))) {
-                inner.say(|at, _| share.keys.keys.get(at).map(|key| Says::Caller(key.hash)));
+                inner.say(|at, _| share.keys.keys.get(at).map(|key| Event::Caller(key.hash)));
             }
         });
     }
@@ -262,10 +262,10 @@ impl Tier {
 
 impl FleetKey {
     /// What the journal calls `target`.
-    fn says(&self, target: Target<'_>) -> Says {
+    fn says(&self, target: Target<'_>) -> Event {
         match Purges::name_under(self.marks, target) {
-            Mark::All => Says::All,
-            Mark::Over(name) => Says::Over(name.0),
+            Mark::All => Event::All,
+            Mark::Over(name) => Event::Over(name.0),
         }
     }
 }
@@ -281,7 +281,7 @@ impl Inner {
         shared: &config::Shared,
         config: &Config,
         tls: Option<rustls::ClientConfig>,
-        standings: Arc<Standings>,
+        caller_states: Arc<CallerStates>,
         purges: Arc<Purges>,
         metrics: Arc<Metrics>,
         clock: Clock,
@@ -303,7 +303,7 @@ impl Inner {
         let keys: Vec<FleetKey> =
             shared.secrets.iter().map(|secret| FleetKey::new(secret.clone(), endpoint, &shared.prefix)).collect();
         // Until it has been reached.
-        show_position(&metrics.shared.breaker_state, Position::Open);
+        show_position(&metrics.shared.breaker_state, BreakerState::Open);
         Self {
             number: rand::random(),
             freshness: config.freshness.clone(),
@@ -317,7 +317,7 @@ impl Inner {
             kick: Notify::new(),
             writes: Arc::new(Semaphore::new(WRITES)),
             strangers: TpsBudget::new(Duration::from_secs(10), STRANGERS_A_SECOND, 0.0),
-            standings,
+            caller_states,
             purges,
             metrics,
             clock,
@@ -329,8 +329,8 @@ impl Inner {
         self.journals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says something in each journal, in its own words.
-    fn say(&self, words: impl Fn(usize, &FleetKey) -> Option<Says>) {
+    /// Event something in each journal, in its own words.
+    fn say(&self, words: impl Fn(usize, &FleetKey) -> Option<Event>) {
         let mut journals = self.journals();
         for (at, (journal, key)) in journals.iter_mut().zip(&self.keys).enumerate() {
             if let Some(says) = words(at, key) {

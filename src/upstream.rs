@@ -37,8 +37,8 @@ use crate::config;
 use crate::error::{Error, NoAnswer};
 use crate::limits::pause::{self, Pause, Paused};
 use crate::message::headers::NAME;
-use crate::telemetry::log::{Seldom, chain};
-use crate::telemetry::metrics::{Metrics, Position, show_position};
+use crate::telemetry::log::{LogThrottle, chain};
+use crate::telemetry::metrics::{BreakerState, Metrics, show_position};
 use breaker::Breaker;
 use client::{HttpClient, Outgoing, Progress, SendError};
 use connector::{Connector, Protocols};
@@ -81,7 +81,7 @@ pub struct Upstream {
     budget: TpsBudget,
     breaker: Breaker,
     /// The breaker's position as last shown.
-    shown: Mutex<Position>,
+    shown: Mutex<BreakerState>,
     latency: Latency,
     /// Hashes ids for the breaker, so that it keeps none.
     id_hasher: RandomState,
@@ -89,7 +89,7 @@ pub struct Upstream {
     pause: Pause,
     pauses: Pauses,
     /// Pauses that it has asked for, as logged.
-    pause_log: Seldom,
+    pause_log: LogThrottle,
     failures: Failures,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -131,12 +131,12 @@ impl Upstream {
             attempts: config.retry.attempts,
             budget: retry_budget(config.retry.budget),
             breaker: Breaker::new(&config.breaker),
-            shown: Mutex::new(Position::Closed),
+            shown: Mutex::new(BreakerState::Closed),
             latency: Latency::default(),
             id_hasher: RandomState::new(),
             pause: Pause::default(),
             pauses: Pauses::default(),
-            pause_log: Seldom::default(),
+            pause_log: LogThrottle::default(),
             failures: Failures::default(),
             clock,
             metrics,
@@ -288,9 +288,9 @@ impl Upstream {
         let before = std::mem::replace(&mut *self.shown.lock().unwrap_or_else(PoisonError::into_inner), now);
         if before != now {
             let reason = match now {
-                Position::Open => self.last_failure().map(|failure| failure.reason).unwrap_or_default(),
-                Position::HalfOpen => "upstream.breaker.open is over: one call is let through to see".to_owned(),
-                Position::Closed => "the endpoint answers".to_owned(),
+                BreakerState::Open => self.last_failure().map(|failure| failure.reason).unwrap_or_default(),
+                BreakerState::HalfOpen => "upstream.breaker.open is over: one call is let through to see".to_owned(),
+                BreakerState::Closed => "the endpoint answers".to_owned(),
             };
             warn!(
                 before = before.name(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::header::DATE;
 use http::{HeaderMap, HeaderValue};
 use prometheus::Registry;
-use sidelink::cache::Kept;
+use sidelink::cache::Entry;
 use sidelink::cache::freshness::{Expiry, Source, Verdict, expiry, judge};
 use sidelink::cache::purges::Target;
 use sidelink::clock::Clock;
@@ -190,7 +190,7 @@ impl Fleet {
         let sent = self.clocks[who].now();
         let mut brought = Brought { sent: Some(sent), accepted: how & 16 == 0, ..Brought::default() };
         if let Verdict::Keep(deadlines) = judge(Some(&url), &Source::read(&headers, sent), &self.config) {
-            brought.links.push((Self::IDS[id].into(), Kept::new(Some(&url), deadlines)));
+            brought.links.push((Self::IDS[id].into(), Entry::new(Some(&url), deadlines)));
         }
         let written = self.sidecars[who].write(&self.shares[who][scope], &stamp, &brought);
         let at_most = brought.links.len() + usize::from(brought.accepted);

@@ -7,14 +7,14 @@ use http::{HeaderValue, Response, StatusCode};
 use prometheus::{IntCounterVec, Registry};
 use serde_json::{Map, Value, json};
 
-use super::{Workings, typed};
+use super::{AdminState, typed};
 use crate::auth::Bypass;
 use crate::cache::freshness::Reason;
 use crate::clock::rfc3339;
 use crate::error::Limit;
 use crate::message::body::Body;
 use crate::telemetry::metrics::{
-    CALL_RESULTS, IdResult, Kind, Operation, Outcome, PURGES, Position, REFETCH_CAUSES, Shared,
+    BreakerState, CALL_RESULTS, IdResult, Kind, Operation, Outcome, PURGES, REFETCH_CAUSES, Shared,
 };
 use crate::upstream::{BreakerStatus, Counts};
 
@@ -39,7 +39,7 @@ pub(super) fn page() -> Response<Body> {
 
 /// How things stand. `query` may name the last sample that the asker has, as `since=N`; without it, it also gets what does
 /// not change by itself: the configuration, secrets left out.
-pub(super) fn status(workings: &Workings, query: Option<&str>) -> Value {
+pub(super) fn status(workings: &AdminState, query: Option<&str>) -> Value {
     workings.measure();
     let since = query.and_then(|query| {
         let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
@@ -134,8 +134,8 @@ fn shared(shared: &Shared) -> Option<Value> {
 
 /// What a breaker's gauges say.
 fn position(gauges: &prometheus::IntGaugeVec) -> &'static str {
-    let here = Position::ALL.into_iter().find(|position| gauges.with_label_values(&[position.name()]).get() == 1);
-    here.unwrap_or(Position::Closed).name()
+    let here = BreakerState::ALL.into_iter().find(|position| gauges.with_label_values(&[position.name()]).get() == 1);
+    here.unwrap_or(BreakerState::Closed).name()
 }
 
 fn named<const N: usize>(names: [&str; N], counts: [u64; N]) -> Value {

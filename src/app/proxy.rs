@@ -8,9 +8,9 @@ use http::uri::Scheme;
 use prometheus::Registry;
 
 use super::StartError;
-use crate::admin::{Admin, History, Workings};
+use crate::admin::{Admin, AdminState, History};
 use crate::auth::signature::Keys;
-use crate::auth::{Callers, Standings};
+use crate::auth::{CallerStates, Callers};
 use crate::batch::BatchRoute;
 use crate::cache::Cache;
 use crate::cache::purges::{self, Mark, Purges};
@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Reload, ReloadState};
 use crate::error::Limit;
 use crate::fetch::{Fetch, Flights};
-use crate::limits::held::{Bound, Total, Totals};
+use crate::limits::budget::{Budget, Usage, Usages};
 use crate::proxy::passthrough::{Deletions, Passthrough, Resign};
 use crate::proxy::router::Router;
 use crate::shared::Tier;
@@ -28,13 +28,13 @@ use crate::upstream::{MemoryEndpoint, SetupError, Upstream, trusted_client};
 
 /// Everything between a client's request and the endpoint, without listeners.
 pub struct Proxy {
-    lasting: Lasting,
+    lasting: SharedState,
     /// A request takes one and is answered by it to its end, whatever is loaded meanwhile.
-    current: ArcSwap<Assembly>,
+    current: ArcSwap<Generation>,
 }
 
 /// What one configuration comes to. It does not change.
-pub struct Assembly {
+pub struct Generation {
     /// Answers clients.
     pub router: Router,
     /// Answers operators.
@@ -47,12 +47,12 @@ pub struct Assembly {
 }
 
 /// What outlasts a configuration: what is kept, what is in flight, what is counted.
-pub(super) struct Lasting {
+pub(super) struct SharedState {
     pub(super) cache: Arc<Cache>,
     purges: Arc<Purges>,
-    standings: Arc<Standings>,
+    caller_states: Arc<CallerStates>,
     flights: Arc<Flights>,
-    totals: Totals,
+    totals: Usages,
     registry: Registry,
     pub(super) metrics: Arc<Metrics>,
     pub(super) ready: Arc<AtomicBool>,
@@ -94,12 +94,12 @@ impl Proxy {
         registry.register(Box::new(process)).map_err(StartError::Metrics)?;
         let purges = Arc::new(Purges::new(purge_key(&config).unwrap_or_else(rand::random), purges::span_of(&config)));
         let history = Arc::new(History::new(Arc::clone(&metrics), clock.clone()));
-        let lasting = Lasting {
+        let lasting = SharedState {
             cache: Arc::new(Cache::new(&config.cache, Arc::clone(&purges), &metrics)),
             purges,
-            standings: Arc::new(Standings::new(rand::random())),
+            caller_states: Arc::new(CallerStates::new(rand::random())),
             flights: Arc::new(Flights::new(config.upstream.calls)),
-            totals: Totals::default(),
+            totals: Usages::default(),
             registry,
             metrics,
             ready: Arc::new(AtomicBool::new(false)),
@@ -117,7 +117,7 @@ impl Proxy {
     }
 
     /// What answers now.
-    pub fn current(&self) -> Arc<Assembly> {
+    pub fn current(&self) -> Arc<Generation> {
         self.current.load_full()
     }
 
@@ -162,14 +162,14 @@ impl Proxy {
         self.lasting.reloads.note(Reload { at: self.lasting.clock.now().wall_time(), errors });
     }
 
-    pub(super) fn lasting(&self) -> &Lasting {
+    pub(super) fn lasting(&self) -> &SharedState {
         &self.lasting
     }
 }
 
-impl Lasting {
+impl SharedState {
     /// The endpoint's client: that of `before`, with its connections, where it would be the same again.
-    fn upstream(&self, config: &Config, before: Option<&Assembly>) -> Result<Arc<Upstream>, SetupError> {
+    fn upstream(&self, config: &Config, before: Option<&Generation>) -> Result<Arc<Upstream>, SetupError> {
         if let Some(before) = before
             && before.config.upstream == config.upstream
             && before.upstream.trust_is_unchanged(&config.upstream)
@@ -185,7 +185,7 @@ impl Lasting {
     }
 
     /// The shared tier, if there is one: that of `before`, with all that it knows, where it would be the same again.
-    fn tier(&self, config: &Config, before: Option<&Assembly>) -> Result<Option<Arc<Tier>>, SetupError> {
+    fn tier(&self, config: &Config, before: Option<&Generation>) -> Result<Option<Arc<Tier>>, SetupError> {
         let alike = |before: &Config| {
             before.shared == config.shared
                 && before.upstream.endpoint == config.upstream.endpoint
@@ -203,9 +203,9 @@ impl Lasting {
         if let Some(key) = purge_key(config) {
             self.purges.rename(key, || self.clock.now());
         }
-        let (standings, purges) = (Arc::clone(&self.standings), Arc::clone(&self.purges));
+        let (caller_states, purges) = (Arc::clone(&self.caller_states), Arc::clone(&self.purges));
         let metrics = Arc::clone(&self.metrics);
-        let tier = Arc::new(Tier::new(shared, config, tls, standings, purges, metrics, self.clock.clone()));
+        let tier = Arc::new(Tier::new(shared, config, tls, caller_states, purges, metrics, self.clock.clone()));
         let told = Arc::downgrade(&tier);
         self.purges.tell(Some(Box::new(move |target| {
             if let Some(tier) = told.upgrade() {
@@ -216,7 +216,7 @@ impl Lasting {
     }
 
     /// What begins spans, if anything does: that of `before`, with what it has queued, where it would be the same again.
-    fn tracer(&self, config: &Config, before: Option<&Assembly>) -> Result<Option<Tracer>, SetupError> {
+    fn tracer(&self, config: &Config, before: Option<&Generation>) -> Result<Option<Tracer>, SetupError> {
         if let Some(before) = before.filter(|before| before.config.trace == config.trace) {
             return Ok(before.tracer.clone());
         }
@@ -233,13 +233,13 @@ impl Lasting {
         upstream: Arc<Upstream>,
         tier: Option<Arc<Tier>>,
         tracer: Option<Tracer>,
-    ) -> Assembly {
+    ) -> Generation {
         let (clock, metrics) = (&self.clock, &self.metrics);
         let keys = Arc::new(Keys::new(config.callers.keys.iter().map(|key| &key.pair)));
         let callers = Arc::new(Callers::new(
             &config.callers,
             Arc::clone(&keys),
-            Arc::clone(&self.standings),
+            Arc::clone(&self.caller_states),
             &config.upstream.endpoint,
             clock.clone(),
         ));
@@ -253,7 +253,7 @@ impl Lasting {
             Arc::clone(&config),
             clock.clone(),
         );
-        let bound = |total: &Total, most, limit| Bound::new(total.clone(), most, limit, Arc::clone(metrics));
+        let bound = |total: &Usage, most, limit| Budget::new(total.clone(), most, limit, Arc::clone(metrics));
         let resign = Resign::new(
             keys,
             Arc::clone(&callers),
@@ -277,7 +277,7 @@ impl Lasting {
             clock.clone(),
         ));
         metrics.limits.show(&config);
-        let workings = Workings {
+        let workings = AdminState {
             registry: self.registry.clone(),
             metrics: Arc::clone(metrics),
             cache: Arc::clone(&self.cache),
@@ -300,7 +300,7 @@ impl Lasting {
             config.log.access,
             tracer.clone(),
         );
-        Assembly { router, admin, config, upstream, tier, tracer }
+        Generation { router, admin, config, upstream, tier, tracer }
     }
 }
 

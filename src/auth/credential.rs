@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use tracing::warn;
 
 use super::signature::{self, Claim, Fault, Signer};
-use super::{Bypass, Caller, Callers, NoCaller, Requester};
+use super::{AuthError, Bypass, Caller, Callers, Identity};
 use crate::api;
 use crate::config::KeyPair;
 use crate::message::headers::made_hop_by_hop;
@@ -67,13 +67,13 @@ impl Callers {
     ///
     /// # Errors
     /// Why that is nobody.
-    pub fn identify(&self, credential: &Credential<'_>, head: &Parts, body: &[u8]) -> Result<Requester, NoCaller> {
+    pub fn identify(&self, credential: &Credential<'_>, head: &Parts, body: &[u8]) -> Result<Identity, AuthError> {
         let (caller, signer) = self.caller_of(credential, head, body).inspect_err(|reason| {
-            if let NoCaller::Unverified(fault) = reason {
+            if let AuthError::Unverified(fault) = reason {
                 self.warn_of_unverified(*fault);
             }
         })?;
-        Ok(Requester::new(caller, self.standings.of(caller), signer))
+        Ok(Identity::new(caller, self.caller_states.of(caller), signer))
     }
 
     /// As [`Callers::identify`], with no trace: whoever is not remembered does not become so.
@@ -85,15 +85,15 @@ impl Callers {
         credential: &Credential<'_>,
         head: &Parts,
         body: &[u8],
-    ) -> Result<(Caller, Option<Requester>), NoCaller> {
+    ) -> Result<(Caller, Option<Identity>), AuthError> {
         let (caller, signer) = self.caller_of(credential, head, body)?;
-        Ok((caller, self.standings.peek(caller).map(|standing| Requester::new(caller, standing, signer))))
+        Ok((caller, self.caller_states.peek(caller).map(|caller_state| Identity::new(caller, caller_state, signer))))
     }
 
     /// Whom a token shows, if the endpoint has once accepted it and it is remembered.
-    pub fn accepted(&self, token: &HeaderValue) -> Option<Requester> {
+    pub fn accepted(&self, token: &HeaderValue) -> Option<Identity> {
         let caller = self.caller_by_token(token);
-        Some(Requester::new(caller, self.standings.accepted.get(&caller)?, None))
+        Some(Identity::new(caller, self.caller_states.accepted.get(&caller)?, None))
     }
 
     fn caller_by_token(&self, token: &HeaderValue) -> Caller {
@@ -107,7 +107,7 @@ impl Callers {
         credential: &Credential<'_>,
         head: &Parts,
         body: &[u8],
-    ) -> Result<(Caller, Option<Signer>), NoCaller> {
+    ) -> Result<(Caller, Option<Signer>), AuthError> {
         match credential {
             Credential::Token(token) => Ok((self.caller_by_token(token), None)),
             Credential::Signed(claim, pair) => {
@@ -125,15 +125,15 @@ impl Callers {
         }
     }
 
-    fn verify(&self, claim: &Claim<'_>, pair: &Arc<KeyPair>, head: &Parts, body: &[u8]) -> Result<Signer, NoCaller> {
+    fn verify(&self, claim: &Claim<'_>, pair: &Arc<KeyPair>, head: &Parts, body: &[u8]) -> Result<Signer, AuthError> {
         let now = self.clock.now().unix_seconds();
-        let (signer, payload) = signature::verify_whole(claim, pair, head, body, now).map_err(NoCaller::Unverified)?;
+        let (signer, payload) = signature::verify_whole(claim, pair, head, body, now).map_err(AuthError::Unverified)?;
         if made_hop_by_hop(&head.headers).any(|name| signer.covers(&name)) {
-            return Err(NoCaller::NamedByConnection);
+            return Err(AuthError::NamedByConnection);
         }
         // Without a body there is nothing that could have been swapped.
         if payload == signature::UNSIGNED_PAYLOAD && !body.is_empty() {
-            return Err(NoCaller::Bypass(Bypass::UnsignedPayload));
+            return Err(AuthError::Bypass(Bypass::UnsignedPayload));
         }
         Ok(signer)
     }
@@ -160,7 +160,7 @@ impl Callers {
     pub fn made_up_of<'r>(
         &self,
         credential: &Credential<'r>,
-        requester: &Requester,
+        requester: &Identity,
         headers: &'r HeaderMap,
     ) -> (&'static str, Vec<Option<&'r [u8]>>)
     where

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use siphasher::sip128::{Hasher128, SipHasher13, SipHasher24};
 
 use super::signature::Signer;
-use super::{Callers, Requester, credential};
+use super::{Callers, Identity, credential};
 use crate::api;
 use crate::api::id::Group;
 
@@ -66,7 +66,7 @@ impl Key {
 
 impl Callers {
     /// The scope of a requester's batch in `group`, with these headers.
-    pub fn scope(&self, requester: &Requester, headers: &HeaderMap, group: &Group<'_>) -> Scope {
+    pub fn scope(&self, requester: &Identity, headers: &HeaderMap, group: &Group<'_>) -> Scope {
         let mut hash = self.by_scope;
         let Halves(low, high) = Halves::of(requester.caller.0);
         for number in [low, high, requester.generation] {
@@ -84,7 +84,7 @@ impl Callers {
     /// What a scope is made up of besides its caller: the group, and each scope header by name and value.
     pub fn scope_fields<'r>(
         &'r self,
-        requester: &'r Requester,
+        requester: &'r Identity,
         headers: &'r HeaderMap,
         group: &'r Group<'r>,
     ) -> impl Iterator<Item = Option<&'r [u8]>> {
@@ -111,7 +111,7 @@ impl Callers {
     }
 
     /// All of a request's headers that its calls carry: what shows who asks, besides a signature, and the scope headers.
-    pub fn carried(&self, requester: &Requester, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+    pub fn carried(&self, requester: &Identity, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
         let mut carried = Vec::new();
         for name in [api::TOKEN, api::SECURITY_TOKEN] {
             if let Some(secret) = credential::value(headers, &name).filter(|_| requester.uses_header(&name)) {

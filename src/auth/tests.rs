@@ -4,7 +4,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use proptest::prelude::*;
 
-use super::standing::CALLERS;
+use super::caller_state::CALLERS;
 use super::*;
 use crate::api::id::Group;
 
@@ -15,19 +15,19 @@ fn callers() -> Callers {
         scope_headers: vec![HeaderName::from_static("x-tenant")],
         keys: Vec::new(),
     };
-    at("http://h", Arc::new(Standings::new([7; 16])), &config)
+    at("http://h", Arc::new(CallerStates::new([7; 16])), &config)
 }
 
-fn at(endpoint: &str, standings: Arc<Standings>, config: &config::Callers) -> Callers {
+fn at(endpoint: &str, caller_states: Arc<CallerStates>, config: &config::Callers) -> Callers {
     let endpoint = config::Endpoint::parse(endpoint).unwrap();
-    Callers::new(config, Arc::default(), standings, &endpoint, Clock::simulated(1_000_000))
+    Callers::new(config, Arc::default(), caller_states, &endpoint, Clock::simulated(1_000_000))
 }
 
 fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
     list.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
 }
 
-fn identify(callers: &Callers, headers: &HeaderMap) -> Result<Requester, Bypass> {
+fn identify(callers: &Callers, headers: &HeaderMap) -> Result<Identity, Bypass> {
     let (mut head, ()) = http::Request::new(()).into_parts();
     head.headers = headers.clone();
     let credential = callers.credential(headers)?;
@@ -89,13 +89,13 @@ async fn made_up_tokens_crowd_out_no_caller() {
     let callers = callers();
     let list = headers(&[("x-auth-token", "good")]);
     let requester = identify(&callers, &list).ok().unwrap();
-    callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
+    callers.accept(&requester, callers.clock.now(), requester.caller_state.invalidations());
     for stranger in 0..CALLERS + 1000 {
         let _ = identify(&callers, &headers(&[("x-auth-token", &stranger.to_string())]));
     }
-    assert!(callers.standings.strangers.len() <= CALLERS);
+    assert!(callers.caller_states.strangers.len() <= CALLERS);
     let again = identify(&callers, &list).ok().unwrap();
-    assert!(Arc::ptr_eq(&requester.standing, &again.standing));
+    assert!(Arc::ptr_eq(&requester.caller_state, &again.caller_state));
 }
 
 #[tokio::test]
@@ -103,43 +103,43 @@ async fn callers_that_were_accepted_are_bounded_in_number_too() {
     let callers = callers();
     for caller in 0..CALLERS + 1000 {
         let requester = identify(&callers, &headers(&[("x-auth-token", &caller.to_string())])).ok().unwrap();
-        callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
+        callers.accept(&requester, callers.clock.now(), requester.caller_state.invalidations());
     }
-    assert!((CALLERS / 2..=CALLERS).contains(&callers.standings.accepted.len()));
+    assert!((CALLERS / 2..=CALLERS).contains(&callers.caller_states.accepted.len()));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_left_before_a_doubt_does_not_undo_it() {
     let callers = callers();
     let requester = identify(&callers, &headers(&[("x-auth-token", "t")])).ok().unwrap();
-    let before = requester.standing.doubts();
-    requester.standing.doubt(callers.clock.now());
+    let before = requester.caller_state.invalidations();
+    requester.caller_state.invalidate(callers.clock.now());
     assert!(!callers.accept(&requester, callers.clock.now(), before));
     assert!(callers.must_revalidate(&requester, callers.clock.now()));
-    assert!(callers.accept(&requester, callers.clock.now(), requester.standing.doubts()));
+    assert!(callers.accept(&requester, callers.clock.now(), requester.caller_state.invalidations()));
     assert!(!callers.must_revalidate(&requester, callers.clock.now()));
 }
 
-/// Regression: an acceptance that was being noted was put back over a doubt.
+/// Regression: an acceptance that was being noted was put back over an invalidation.
 #[tokio::test(start_paused = true)]
 async fn a_doubt_that_comes_while_an_acceptance_is_noted_is_not_forgotten() {
     let callers = callers();
     let requester = identify(&callers, &headers(&[("x-auth-token", "t")])).ok().unwrap();
-    let (standing, now) = (&requester.standing, callers.clock.now());
+    let (caller_state, now) = (&requester.caller_state, callers.clock.now());
     std::thread::scope(|scope| {
         let mut doubting = None;
-        standing.accept_if(now, || {
-            doubting = Some(scope.spawn(|| standing.doubt(now)));
+        caller_state.accept_if(now, || {
+            doubting = Some(scope.spawn(|| caller_state.invalidate(now)));
             // As long as it would take, if it could.
             let begin = std::time::Instant::now();
-            while standing.doubts() == 0 && begin.elapsed() < Duration::from_millis(100) {
+            while caller_state.invalidations() == 0 && begin.elapsed() < Duration::from_millis(100) {
                 std::thread::yield_now();
             }
             true
         });
         doubting.unwrap().join().unwrap();
     });
-    assert_eq!(standing.doubts(), 1);
+    assert_eq!(caller_state.invalidations(), 1);
     assert!(callers.must_revalidate(&requester, now));
 }
 
@@ -149,13 +149,13 @@ async fn an_acceptance_counts_for_its_time_and_a_drop_ends_it() {
     let list = headers(&[("x-auth-token", "t")]);
     let requester = identify(&callers, &list).ok().unwrap();
     assert!(callers.must_revalidate(&requester, callers.clock.now()), "a caller never met has not been accepted");
-    callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
+    callers.accept(&requester, callers.clock.now(), requester.caller_state.invalidations());
     tokio::time::advance(Duration::from_secs(299)).await;
     assert!(!callers.must_revalidate(&requester, callers.clock.now()));
     tokio::time::advance(Duration::from_secs(1)).await;
     assert!(callers.must_revalidate(&requester, callers.clock.now()));
 
-    callers.accept(&requester, callers.clock.now(), requester.standing.doubts());
+    callers.accept(&requester, callers.clock.now(), requester.caller_state.invalidations());
     let before = callers.scope(&requester, &list, &Group::Absent);
     callers.drop_links(&requester);
     let again = identify(&callers, &list).ok().unwrap();
@@ -171,17 +171,17 @@ async fn an_acceptance_counts_for_its_time_and_a_drop_ends_it() {
 /// endpoint said to that call.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_concerns_a_caller_that_was_forgotten_and_met_again_meanwhile() {
-    let refusals: [fn(&Callers, &Requester); 2] = [Callers::drop_links, Callers::doubt];
+    let refusals: [fn(&Callers, &Identity); 2] = [Callers::drop_links, Callers::invalidate];
     for refuse in refusals {
         let callers = callers();
         let list = headers(&[("x-auth-token", "t")]);
         let asked = identify(&callers, &list).ok().unwrap();
-        callers.accept(&asked, callers.clock.now(), asked.standing.doubts());
-        callers.standings.accepted.remove(&asked.caller);
-        callers.standings.strangers.remove(&asked.caller);
+        callers.accept(&asked, callers.clock.now(), asked.caller_state.invalidations());
+        callers.caller_states.accepted.remove(&asked.caller);
+        callers.caller_states.strangers.remove(&asked.caller);
         let again = identify(&callers, &list).ok().unwrap();
-        assert!(!Arc::ptr_eq(&asked.standing, &again.standing));
-        callers.accept(&again, callers.clock.now(), again.standing.doubts());
+        assert!(!Arc::ptr_eq(&asked.caller_state, &again.caller_state));
+        callers.accept(&again, callers.clock.now(), again.caller_state.invalidations());
         assert!(!callers.must_revalidate(&again, callers.clock.now()));
         refuse(&callers, &asked);
         assert!(callers.must_revalidate(&again, callers.clock.now()));
@@ -204,8 +204,8 @@ proptest! {
 
 #[test]
 fn a_caller_at_one_endpoint_is_nobody_at_another() {
-    let standings = Arc::new(Standings::new([7; 16]));
-    let at = |endpoint| at(endpoint, Arc::clone(&standings), &config::Callers::default());
+    let caller_states = Arc::new(CallerStates::new([7; 16]));
+    let at = |endpoint| at(endpoint, Arc::clone(&caller_states), &config::Callers::default());
     let scope = |callers: &Callers| {
         let headers = headers(&[("x-auth-token", "t")]);
         let requester = identify(callers, &headers).unwrap();

@@ -16,7 +16,7 @@ use super::{BatchRoute, distinct};
 use crate::api;
 use crate::api::request::Batch;
 use crate::auth::Callers;
-use crate::fetch::Demand;
+use crate::fetch::CacheRequirements;
 use crate::message::answered::Answered;
 use crate::message::headers::{has_outer_space, is_host, is_http2_target};
 
@@ -96,7 +96,7 @@ impl BatchRoute {
         let marks = self.cache.purges().of_group(batch.group.name());
         let view = self.cache.open(ids.iter().map(|(_, key)| *key));
         let found = view.look_up(&ids, &marks);
-        let answered = self.all_of(&ids, &found, &Demand::default(), batch.form, now)?;
+        let answered = self.all_of(&ids, &found, &CacheRequirements::default(), batch.form, now)?;
         self.metrics.batch_ids.observe(ids.len() as f64);
         Some(Answered { caller: Some(requester.caller.short()), ..answered })
     }

@@ -9,13 +9,13 @@ use http::{HeaderValue, Method, Uri};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{BatchRoute, Demand};
+use super::{BatchRoute, CacheRequirements};
 use crate::api;
 use crate::api::answer::url_of;
 use crate::api::id::{self, Group};
 use crate::api::request::{Batch, Form};
-use crate::auth::{Bypass, Key, NoCaller, Requester};
-use crate::cache::Kept;
+use crate::auth::{AuthError, Bypass, Identity, Key};
+use crate::cache::Entry;
 use crate::cache::purges::Marks;
 use crate::clock::{Moment, rfc3339};
 use crate::error::Error;
@@ -56,7 +56,7 @@ pub struct Explanation {
     pub ids: Vec<IdNow>,
 }
 
-/// A caller's standing.
+/// A caller's state.
 #[derive(Debug, Serialize)]
 pub struct CallerNow {
     /// What stands for it in the access log.
@@ -139,10 +139,10 @@ impl Explanation {
 
 /// What all ids of a batch have in common.
 struct Circumstances<'a> {
-    requester: Option<&'a Requester>,
+    requester: Option<&'a Identity>,
     /// Why no call could be made now.
     refusal: Option<Error>,
-    demand: Demand,
+    demand: CacheRequirements,
     directives: &'a Directives,
     /// Whether its caller must be accepted anew.
     must_revalidate: bool,
@@ -161,11 +161,11 @@ impl BatchRoute {
         head.method = Method::GET;
         let known = match self.known(&mut head, body) {
             Ok(known) => known,
-            Err(NoCaller::Bypass(reason)) => return Explanation::bypass(reason),
-            Err(NoCaller::Unverified(fault)) => {
+            Err(AuthError::Bypass(reason)) => return Explanation::bypass(reason),
+            Err(AuthError::Unverified(fault)) => {
                 return Explanation { why: Some(fault.message()), ..Explanation::bypass(Bypass::Signature) };
             }
-            Err(NoCaller::NamedByConnection) => return Explanation::error(Error::NamedByConnection),
+            Err(AuthError::NamedByConnection) => return Explanation::error(Error::NamedByConnection),
         };
         let Ok(batch) = Batch::read(head.uri.query(), &head.headers, body) else {
             return Explanation::bypass(Bypass::Unreadable);
@@ -245,41 +245,41 @@ impl BatchRoute {
     }
 
     /// Who asks, and, if it is remembered, as whom.
-    fn known(&self, head: &mut Parts, body: &[u8]) -> Result<(String, Option<Requester>), NoCaller> {
+    fn known(&self, head: &mut Parts, body: &[u8]) -> Result<(String, Option<Identity>), AuthError> {
         let look = |head: &Parts| {
-            let credential = self.callers.credential(&head.headers).map_err(NoCaller::Bypass)?;
+            let credential = self.callers.credential(&head.headers).map_err(AuthError::Bypass)?;
             let (caller, requester) = self.callers.known(&credential, head, body)?;
             Ok((format!("{:08x}", caller.short()), requester))
         };
         let as_sent = look(head);
-        let Err(NoCaller::Unverified(_)) = as_sent else { return as_sent };
+        let Err(AuthError::Unverified(_)) = as_sent else { return as_sent };
         // It was signed for where its batches go: a listener, or the endpoint in its own name.
         let listeners = self.config.listen.address.iter().map(ToString::to_string);
         for host in [self.config.upstream.endpoint.authority.to_string()].into_iter().chain(listeners) {
             let Ok(host) = HeaderValue::from_str(&host) else { continue };
             head.headers.insert(HOST, host);
             let signed = look(head);
-            if !matches!(signed, Err(NoCaller::Unverified(_))) {
+            if !matches!(signed, Err(AuthError::Unverified(_))) {
                 return signed;
             }
         }
         as_sent
     }
 
-    fn caller_now(&self, hash: String, requester: Option<&Requester>, now: Moment) -> (CallerNow, bool) {
+    fn caller_now(&self, hash: String, requester: Option<&Identity>, now: Moment) -> (CallerNow, bool) {
         let left = requester.map(|requester| self.callers.accepted_left(requester, now));
-        let (standing, why) = match left {
+        let (caller_state, why) = match left {
             Some(Some(_)) => ("accepted", "the endpoint has accepted it within callers.revalidate"),
             Some(None) => (
                 "must_revalidate",
-                "the endpoint has not accepted it within callers.revalidate, or has cast doubt on it: its next batch is fetched whole",
+                "the endpoint has not accepted it within callers.revalidate, or has cast invalidation on it: its next batch is fetched whole",
             ),
             None => ("unknown", "it has not asked for a batch yet, or not for long: its first is fetched whole"),
         };
         let left = left.flatten();
         let caller = CallerNow {
             hash,
-            standing,
+            standing: caller_state,
             why,
             accepted_seconds: left.map(seconds),
             accepted_until: left.map(|left| until(now, left)),
@@ -351,7 +351,7 @@ impl BatchRoute {
         }
     }
 
-    fn is_past_floor(&self, kept: &Kept, now: Moment) -> bool {
+    fn is_past_floor(&self, kept: &Entry, now: Moment) -> bool {
         let floor = crate::clock::millis(self.config.freshness.min_remaining);
         kept.deadlines().life_left(now).is_some_and(|left| left <= floor)
     }
@@ -368,7 +368,7 @@ impl BatchRoute {
             return (IdResult::Joined, "a call for it is under way, which the batch would join");
         }
         if now.refusal.is_some() {
-            // Calls that cannot be made are a failing endpoint's; what a doubt took away is no stale link either.
+            // Calls that cannot be made are a failing endpoint's; what an invalidation took away is no stale link either.
             let usable = said.state == "fresh" || said.state == "stale";
             return match now.requester {
                 Some(_) if usable && !asked_anew => {
@@ -393,7 +393,7 @@ impl BatchRoute {
 }
 
 impl IdNow {
-    fn describe(&mut self, kept: &Kept, now: Moment) {
+    fn describe(&mut self, kept: &Entry, now: Moment) {
         let deadlines = kept.deadlines();
         self.age_seconds = Some(seconds(deadlines.age(now)));
         let fresh = deadlines.fresh_left(now);

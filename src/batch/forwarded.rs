@@ -14,8 +14,8 @@ use super::{BatchRoute, Slots, respond};
 use crate::api::request::Batch;
 use crate::auth::Bypass;
 use crate::error::Error;
-use crate::fetch::{Cause, Failure, Terms};
-use crate::limits::held::Held;
+use crate::fetch::{Cause, Failure, FetchContext};
+use crate::limits::budget::Reservation;
 use crate::message::answered::Answered;
 use crate::message::body::{BodyError, stream, whole};
 use crate::telemetry::trace::RequestSpan;
@@ -23,7 +23,7 @@ use crate::telemetry::trace::RequestSpan;
 impl BatchRoute {
     /// The whole body, bounded. What a client sends on beyond is drained for a while, so that it gets to read the refusal, unless
     /// it waits to be told to send (`drains` is false).
-    pub(super) async fn read_body<B>(&self, body: B, drains: bool) -> Result<(Bytes, Held), Error>
+    pub(super) async fn read_body<B>(&self, body: B, drains: bool) -> Result<(Bytes, Reservation), Error>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -61,7 +61,7 @@ impl BatchRoute {
         batch: &Batch<'_>,
         parts: &Parts,
         body: &Bytes,
-        terms: &Arc<Terms>,
+        terms: &Arc<FetchContext>,
         slots: &mut Slots<'_>,
     ) -> Option<Answered> {
         let fits = self.fits_one_call(batch, &parts.uri);
@@ -88,7 +88,7 @@ impl BatchRoute {
         &self,
         parts: &Parts,
         body: &Bytes,
-        terms: &Terms,
+        terms: &FetchContext,
         slots: &mut Slots<'_>,
     ) -> Answered {
         let answered = self.forward_written(parts, body, Bypass::Cookie, terms, slots).await;
@@ -104,7 +104,7 @@ impl BatchRoute {
         parts: &Parts,
         body: &Bytes,
         reason: Bypass,
-        terms: &Terms,
+        terms: &FetchContext,
         slots: &mut Slots<'_>,
     ) -> Answered {
         let mut written = Request::from_parts(parts.clone(), whole(body.clone()));

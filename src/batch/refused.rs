@@ -4,7 +4,7 @@ use super::{BatchRoute, Slot, Slots, respond};
 use crate::api::request::Batch;
 use crate::auth::Scope;
 use crate::clock::Moment;
-use crate::fetch::Demand;
+use crate::fetch::CacheRequirements;
 use crate::message::answered::Answered;
 
 impl BatchRoute {
@@ -15,7 +15,7 @@ impl BatchRoute {
         batch: &Batch<'_>,
         scope: Scope,
         slots: &Slots<'_>,
-        demand: &Demand,
+        demand: &CacheRequirements,
         now: Moment,
     ) -> Option<Answered> {
         let ([Slot { had: None, .. }], [id, ..]) = (slots.slots.as_slice(), batch.ids.as_slice()) else { return None };

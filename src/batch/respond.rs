@@ -7,13 +7,13 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, VARY, VIA};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 
-use super::pieces::{PIECE, Pieces, Text};
+use super::chunked_body::{ChunkedBody, PIECE, Text};
 use super::{Fetched, from_memory};
 use crate::api;
 use crate::api::answer::merge;
 use crate::api::request::Form;
 use crate::auth::{Bypass, Callers};
-use crate::cache::Kept;
+use crate::cache::Entry;
 use crate::cache::freshness::Deadlines;
 use crate::cache::refusals::Refusal;
 use crate::clock::Moment;
@@ -39,42 +39,42 @@ const FEW: usize = 4;
 /// One id's part of an answer.
 pub(super) struct Item<'l> {
     /// `None`: it is not had.
-    pub(super) link: Option<Lent<'l>>,
+    pub(super) link: Option<EntryRef<'l>>,
     pub(super) result: IdResult,
 }
 
 /// What an id is answered with, where it lies.
 #[derive(Clone, Copy)]
-pub(super) enum Lent<'l> {
-    Kept(&'l Kept),
+pub(super) enum EntryRef<'l> {
+    Entry(&'l Entry),
     /// An item, `None` if it was left out; without deadlines, it is not stored.
     Brought(Option<&'l Arc<str>>, Option<&'l Deadlines>),
 }
 
 impl<'l> Item<'l> {
-    pub(super) fn kept(kept: &'l Kept) -> Self {
-        Self { link: Some(Lent::Kept(kept)), result: from_memory(kept) }
+    pub(super) fn kept(kept: &'l Entry) -> Self {
+        Self { link: Some(EntryRef::Entry(kept)), result: from_memory(kept) }
     }
 
     fn text(&self) -> Option<&'l [u8]> {
         match self.link? {
-            Lent::Kept(kept) => kept.text(),
-            Lent::Brought(text, _) => text.map(|text| text.as_bytes()),
+            EntryRef::Entry(kept) => kept.text(),
+            EntryRef::Brought(text, _) => text.map(|text| text.as_bytes()),
         }
     }
 
     /// The same, to stay.
     fn held(&self) -> Option<Text> {
         match self.link? {
-            Lent::Kept(kept) => kept.text().map(|_| Text::Kept(kept.clone())),
-            Lent::Brought(text, _) => text.cloned().map(Text::Brought),
+            EntryRef::Entry(kept) => kept.text().map(|_| Text::Entry(kept.clone())),
+            EntryRef::Brought(text, _) => text.cloned().map(Text::Brought),
         }
     }
 
     fn deadlines(&self) -> Option<&'l Deadlines> {
         match self.link? {
-            Lent::Kept(kept) => Some(kept.deadlines()),
-            Lent::Brought(_, deadlines) => deadlines,
+            EntryRef::Entry(kept) => Some(kept.deadlines()),
+            EntryRef::Brought(_, deadlines) => deadlines,
         }
     }
 }
@@ -83,7 +83,7 @@ impl<'l> Item<'l> {
 fn body<'l>(items: impl Iterator<Item = Item<'l>> + Clone) -> (Body, usize) {
     let bytes: usize = items.clone().filter_map(|item| item.text()).map(<[u8]>::len).sum();
     if bytes > PIECE {
-        let pieces = Pieces::new(items.filter_map(|item| item.held()).collect());
+        let pieces = ChunkedBody::new(items.filter_map(|item| item.held()).collect());
         let length = pieces.length();
         return (stream(pieces), length);
     }
@@ -93,9 +93,9 @@ fn body<'l>(items: impl Iterator<Item = Item<'l>> + Clone) -> (Body, usize) {
 }
 
 /// The headers of a hit, those that differ from answer to answer filled in: a map is copied in less time than it is filled.
-pub(super) struct Dress(HeaderMap);
+pub(super) struct HeaderTemplate(HeaderMap);
 
-impl Dress {
+impl HeaderTemplate {
     pub(super) fn new(callers: &Callers) -> Self {
         Self(HeaderMap::from_iter([
             (CONTENT_TYPE, HeaderValue::from_static("application/json")),
@@ -115,7 +115,7 @@ pub(super) fn links<'l>(
     fetched: &Fetched,
     from_memory: usize,
     form: Form,
-    dress: &Dress,
+    dress: &HeaderTemplate,
     metrics: &Metrics,
     now: Moment,
 ) -> Answered {
@@ -263,7 +263,7 @@ pub(super) fn refused(refusal: &Refusal) -> Answered {
 pub(super) fn unmatched<'a>(
     items: impl Iterator<Item = &'a [u8]> + Clone,
     named: Option<HeaderValue>,
-    dress: &Dress,
+    dress: &HeaderTemplate,
 ) -> Answered {
     let body = merge(items);
     let mut headers = dress.0.clone();

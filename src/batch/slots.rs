@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::respond::{self, Lent};
+use super::respond::{self, EntryRef};
 use super::{Fetched, from_memory};
-use crate::cache::Kept;
+use crate::cache::Entry;
 use crate::cache::freshness::Deadlines;
-use crate::fetch::{Arrival, Had, Landed, Wanted};
+use crate::fetch::{FetchResult, FlightResult, ItemResult, Wanted};
 use crate::telemetry::metrics::{IdResult, Metrics, Tally};
 use crate::telemetry::trace::RequestSpan;
 
@@ -22,16 +22,16 @@ pub(super) struct Slot {
 #[derive(Clone)]
 pub(super) enum Link {
     /// What is kept of it.
-    Kept(Kept),
+    Entry(Entry),
     /// What has just been brought: the item, `None` if it was left out; without deadlines, it is not stored.
     Brought(Option<Arc<str>>, Option<Deadlines>),
 }
 
 impl Link {
-    pub(super) fn lend(&self) -> Lent<'_> {
+    pub(super) fn lend(&self) -> EntryRef<'_> {
         match self {
-            Link::Kept(kept) => Lent::Kept(kept),
-            Link::Brought(text, deadlines) => Lent::Brought(text.as_ref(), deadlines.as_ref()),
+            Link::Entry(kept) => EntryRef::Entry(kept),
+            Link::Brought(text, deadlines) => EntryRef::Brought(text.as_ref(), deadlines.as_ref()),
         }
     }
 }
@@ -88,22 +88,22 @@ impl Drop for Slots<'_> {
 }
 
 /// Puts what was fetched into the lacking slots, in order.
-pub(super) fn settle(slots: &mut Slots<'_>, trace: &RequestSpan, had: impl Iterator<Item = Had>) -> Fetched {
+pub(super) fn settle(slots: &mut Slots<'_>, trace: &RequestSpan, had: impl Iterator<Item = FetchResult>) -> Fetched {
     let mut fetched = Fetched::default();
     for (slot, had) in slots.lacking_slots().zip(had.collect::<Vec<_>>()) {
-        let (joined, Landed { result, request_id, shared, call }) = match had {
-            Had::InMemory(kept) => {
+        let (joined, FlightResult { result, request_id, shared, call }) = match had {
+            FetchResult::InMemory(kept) => {
                 slot.result = from_memory(&kept);
-                slot.had = Some(Link::Kept(kept));
+                slot.had = Some(Link::Entry(kept));
                 continue;
             }
-            Had::Landed { joined, landed } => (joined, landed),
+            FetchResult::FlightResult { joined, landed } => (joined, landed),
         };
         trace.link_call(call);
         let (text, deadlines) = match result {
-            Arrival::Link(text, deadlines) => (Some(text), deadlines),
-            Arrival::LeftOut(deadlines) => (None, deadlines),
-            Arrival::Failed(failure) => {
+            ItemResult::Link(text, deadlines) => (Some(text), deadlines),
+            ItemResult::LeftOut(deadlines) => (None, deadlines),
+            ItemResult::Failed(failure) => {
                 if fetched.failure.is_none() {
                     fetched.failure = Some(failure);
                     fetched.request_id = request_id;

@@ -10,7 +10,7 @@ use crate::api::answer;
 use crate::api::request::Batch;
 use crate::auth::Bypass;
 use crate::error::{Error, NoAnswer};
-use crate::fetch::{Arrival, Cause, Failure, Landed, Terms, Wanted};
+use crate::fetch::{Cause, Failure, FetchContext, FlightResult, ItemResult, Wanted};
 use crate::message::answered::Answered;
 
 impl BatchRoute {
@@ -23,7 +23,12 @@ impl BatchRoute {
     }
 
     /// All items of all ids of a batch, in one list, call by call; or the answer of the first call that fails.
-    pub(super) async fn fetch_whole(&self, batch: &Batch<'_>, terms: &Arc<Terms>, slots: &mut Slots<'_>) -> Answered {
+    pub(super) async fn fetch_whole(
+        &self,
+        batch: &Batch<'_>,
+        terms: &Arc<FetchContext>,
+        slots: &mut Slots<'_>,
+    ) -> Answered {
         self.count_bypass(Bypass::Unmatched);
         let Some(ids) = distinct(batch, terms.scope, self.config.limits.batch_ids) else {
             return respond::own(Error::TooManyIds);
@@ -47,14 +52,14 @@ impl BatchRoute {
 }
 
 /// The items that calls have brought, in the order of the calls.
-fn items(landed: &[Landed]) -> Result<Vec<&[u8]>, &Failure> {
+fn items(landed: &[FlightResult]) -> Result<Vec<&[u8]>, &Failure> {
     let mut items: Vec<&[u8]> = Vec::with_capacity(landed.len());
     let mut last: Option<&Arc<Failure>> = None;
     for landed in landed {
         match &landed.result {
-            Arrival::Link(text, _) => items.push(text.as_bytes()),
-            Arrival::LeftOut(_) => {}
-            Arrival::Failed(failure) => match &failure.cause {
+            ItemResult::Link(text, _) => items.push(text.as_bytes()),
+            ItemResult::LeftOut(_) => {}
+            ItemResult::Failed(failure) => match &failure.cause {
                 // Of the same call as the id before.
                 Cause::Unmatched(_) if last.is_some_and(|last| Arc::ptr_eq(last, failure)) => {}
                 Cause::Unmatched(unmatched) if !unmatched.is_coded() => {

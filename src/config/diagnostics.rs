@@ -198,7 +198,7 @@ impl<'a> Report<'a> {
 
     /// Whether it is not known what `key`, of a table of the first level, was meant to be: it or something below it has an
     /// error, something beside it is misspelt, or part of the text is not TOML.
-    pub(super) fn doubts(&self, key: &str) -> bool {
+    pub(super) fn invalidations(&self, key: &str) -> bool {
         let table = key.split('.').next().unwrap_or_default();
         let misspelt = |unknown: &Unknown| unknown.table.is_empty() || unknown.table == table;
         let state = self.state.borrow();

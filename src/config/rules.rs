@@ -62,7 +62,7 @@ pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Report<'_>
 /// the default then stands in its place.
 pub(super) fn check_immutable(running: &Config, config: &Config, document: &DeTable<'_>, report: &Report<'_>) {
     for ((key, before), (_, now)) in render::immutable(running).into_iter().zip(render::immutable(config)) {
-        if before != now && !report.doubts(&key) {
+        if before != now && !report.invalidations(&key) {
             let (Ok(at) | Err(at)) = place(document, &key);
             report.add(at, &key, "cannot change at run time: restart");
         }

@@ -14,12 +14,12 @@ use tracing::{error, warn};
 
 use super::load::Load;
 use super::sharing::Proof;
-use super::{Arrival, Cause, Failure, Flight, Inner, Landed, State, Terms, Wanted};
+use super::{Cause, Failure, FetchContext, Flight, FlightResult, Inner, ItemResult, State, Wanted};
 use crate::api;
 use crate::api::answer::{self, Item, Read};
 use crate::api::request::{self, Form};
-use crate::auth::{Requester, Scope};
-use crate::cache::Kept;
+use crate::auth::{Identity, Scope};
+use crate::cache::Entry;
 use crate::cache::freshness::{self, Deadlines, Reason, Verdict};
 use crate::error::{Error, Limit, NoAnswer};
 use crate::limits::pause;
@@ -35,16 +35,16 @@ pub(super) struct LaneKey {
 
 #[derive(Default)]
 pub(super) struct Lane {
-    pub(super) queue: VecDeque<Passenger>,
+    pub(super) queue: VecDeque<PendingId>,
     /// Calls under way.
     calls: usize,
 }
 
 /// An owned id on its way.
-pub(super) struct Passenger {
+pub(super) struct PendingId {
     pub(super) wanted: Wanted,
     pub(super) flight: Arc<Flight>,
-    pub(super) terms: Arc<Terms>,
+    pub(super) terms: Arc<FetchContext>,
     /// Whether its id is leased, so that no other sidecar fetches it.
     pub(super) leased: bool,
     /// Whether no batch waits for it: it is a refresh ahead.
@@ -55,21 +55,21 @@ pub(super) struct Passenger {
 
 /// The batches that a call serves, one for each of its ids.
 struct Served<'t> {
-    batches: Vec<&'t Terms>,
+    batches: Vec<&'t FetchContext>,
     /// Whether all are one batch, and no other has joined.
     is_one_batch: bool,
 }
 
 /// One call's load. However its task ends, its flights land and its lane moves on.
-pub(super) struct Manifest {
+pub(super) struct UpstreamBatch {
     inner: Arc<Inner>,
     lane: LaneKey,
-    passengers: Vec<Passenger>,
+    passengers: Vec<PendingId>,
 }
 
 /// What came of a call, for the ids it carried, in their order.
 pub(super) struct Report {
-    pub(super) result: Result<Vec<Arrival>, Cause>,
+    pub(super) result: Result<Vec<ItemResult>, Cause>,
     request_id: Option<HeaderValue>,
     /// What may be shared of it.
     pub(super) proof: Option<Proof>,
@@ -83,16 +83,17 @@ impl Report {
     }
 
     /// One result for each of `ids`.
-    fn each(self, ids: usize, shared: bool) -> Vec<Landed> {
+    fn each(self, ids: usize, shared: bool) -> Vec<FlightResult> {
         let (request_id, call) = (self.request_id, self.call);
         let arrivals =
-            self.result.unwrap_or_else(|cause| vec![Arrival::Failed(Arc::new(Failure { cause, shared, ids })); ids]);
-        let landed = |result| Landed { result, request_id: request_id.clone(), shared: false, call: call.clone() };
+            self.result.unwrap_or_else(|cause| vec![ItemResult::Failed(Arc::new(Failure { cause, shared, ids })); ids]);
+        let landed =
+            |result| FlightResult { result, request_id: request_id.clone(), shared: false, call: call.clone() };
         arrivals.into_iter().map(landed).collect()
     }
 }
 
-impl Manifest {
+impl UpstreamBatch {
     /// Ends the flights; what may be kept is in the cache already.
     fn land(&mut self, report: Report) {
         let passengers = std::mem::take(&mut self.passengers);
@@ -112,7 +113,7 @@ impl Manifest {
     }
 }
 
-impl Drop for Manifest {
+impl Drop for UpstreamBatch {
     fn drop(&mut self) {
         if !self.passengers.is_empty() {
             error!(ids = self.passengers.len(), "a call ended without a result");
@@ -130,7 +131,7 @@ impl Drop for Manifest {
 
 impl Inner {
     /// The calls that may leave a lane now. To be handed to [`Inner::depart`] once the state is unlocked.
-    pub(super) fn departures(self: &Arc<Self>, state: &mut State, key: LaneKey) -> Vec<Manifest> {
+    pub(super) fn departures(self: &Arc<Self>, state: &mut State, key: LaneKey) -> Vec<UpstreamBatch> {
         let mut departing = Vec::new();
         let mut abandoned_flights = Vec::new();
         let Some(lane) = state.lanes.get_mut(&key) else { return departing };
@@ -160,7 +161,7 @@ impl Inner {
                 let _ = passenger.flight.left.set(now);
             }
             lane.calls += 1;
-            departing.push(Manifest { inner: Arc::clone(&inner), lane: key, passengers });
+            departing.push(UpstreamBatch { inner: Arc::clone(&inner), lane: key, passengers });
         }
         if lane.calls == 0 {
             state.lanes.remove(&key);
@@ -172,7 +173,7 @@ impl Inner {
     }
 
     /// Sets calls going. Must not be called with the state locked: a runtime that shuts down drops them on the spot.
-    pub(super) fn depart(&self, departing: Vec<Manifest>) {
+    pub(super) fn depart(&self, departing: Vec<UpstreamBatch>) {
         for mut manifest in departing {
             self.flights.runtime.spawn(async move {
                 let report = manifest.run().await;
@@ -182,7 +183,7 @@ impl Inner {
     }
 
     /// One call for one batch alone.
-    pub(super) async fn call_apart(&self, terms: &Terms, wanted: &[Wanted], keep: bool) -> Vec<Landed> {
+    pub(super) async fn call_apart(&self, terms: &FetchContext, wanted: &[Wanted], keep: bool) -> Vec<FlightResult> {
         let served = Served { batches: vec![terms], is_one_batch: true };
         let report = self.call(terms, &served, wanted, terms.deadline, keep).await;
         self.share(terms, wanted, &[], &report);
@@ -192,7 +193,7 @@ impl Inner {
     /// A call on `terms`, those of the first of the batches that it serves.
     async fn call(
         &self,
-        terms: &Terms,
+        terms: &FetchContext,
         served: &Served<'_>,
         wanted: &[Wanted],
         deadline: Instant,
@@ -202,11 +203,11 @@ impl Inner {
             return self.reported(Report::failed(refusal));
         }
         // The caller's own first: who waits for that one keeps nobody else waiting.
-        let standing = &terms.requester.standing;
-        standing.calls.resize(self.flights.calls_per_caller.load(Ordering::Relaxed));
-        let accepted = standing.is_accepted();
+        let caller_state = &terms.requester.caller_state;
+        caller_state.calls.resize(self.flights.calls_per_caller.load(Ordering::Relaxed));
+        let accepted = caller_state.is_accepted();
         let permits = async {
-            let own = standing.calls.acquire().await;
+            let own = caller_state.calls.acquire().await;
             let unaccepted = if accepted { None } else { self.flights.unaccepted_calls.acquire().await.ok() };
             self.flights.calls.acquire().await.map(|permit| (own, unaccepted, permit))
         };
@@ -238,7 +239,7 @@ impl Inner {
             let has_links = matches!(read, Read::Links(_) | Read::Unmatched);
             (read, has_links)
         };
-        let doubts = standing.doubts();
+        let invalidations = caller_state.invalidations();
         // Before it is sent, so that whatever is purged or revoked from here on concerns what it brings.
         let stamp = self.tier.as_ref().and_then(|tier| tier.stamp());
         self.flights.refreshes.deposit();
@@ -254,7 +255,7 @@ impl Inner {
                     self.unauthorized(&served.batches);
                 }
                 self.note_pause(&call, &answer, &terms.requester);
-                let (mut report, accepted) = self.digest(answer, read, doubts, terms, wanted, keep);
+                let (mut report, accepted) = self.digest(answer, read, invalidations, terms, wanted, keep);
                 // A call that proves nothing of its caller here does not elsewhere.
                 let shown = accepted && keep;
                 report.proof = stamp.filter(|_| shown).map(|stamp| Proof { stamp, sent });
@@ -271,8 +272,8 @@ impl Inner {
     }
 
     /// Why no call for these ids may be made for this caller now.
-    pub(super) fn refusal(&self, terms: &Terms, wanted: &[Wanted]) -> Option<Cause> {
-        if let Some(paused) = terms.requester.standing.pause.lasting(self.clock.now()) {
+    pub(super) fn refusal(&self, terms: &FetchContext, wanted: &[Wanted]) -> Option<Cause> {
+        if let Some(paused) = terms.requester.caller_state.pause.lasting(self.clock.now()) {
             return Some(Cause::Rejected(Rejection::Pause(paused)));
         }
         let ids = wanted.iter().map(|wanted| &*wanted.id);
@@ -280,13 +281,13 @@ impl Inner {
     }
 
     /// A 429, and a 503 with `Retry-After`, hold back their caller: one id, or one bad token, may be the reason for them.
-    fn note_pause(&self, call: &Call, answer: &Answer, requester: &Requester) {
+    fn note_pause(&self, call: &Call, answer: &Answer, requester: &Identity) {
         let now = self.clock.now();
         let asked = self.upstream.pause_of(answer);
         let throttled =
             (answer.status == StatusCode::TOO_MANY_REQUESTS).then(|| pause::throttled(&answer.headers, now));
         let Some(span) = asked.or(throttled) else { return };
-        requester.standing.pause.set(now, span, Some(answer.response()));
+        requester.caller_state.pause.set(now, span, Some(answer.response()));
         if asked.is_some() {
             self.upstream.asked_to_pause(call, span);
         }
@@ -311,8 +312,8 @@ impl Inner {
         &self,
         answer: Answer,
         read: Option<Read>,
-        doubts: u64,
-        terms: &Terms,
+        invalidations: u64,
+        terms: &FetchContext,
         wanted: &[Wanted],
         keep: bool,
     ) -> (Report, bool) {
@@ -327,13 +328,13 @@ impl Inner {
                 }
                 match read.unwrap_or(Read::Unmatched) {
                     Read::Links(items) => {
-                        // What left before a doubt was raised fills nothing.
-                        accepted = self.callers.accept(requester, answer.sent, doubts);
+                        // What left before an invalidation fills nothing.
+                        accepted = self.callers.accept(requester, answer.sent, invalidations);
                         let keep = keep && accepted;
                         let mut arrivals = self.file(&answer, terms, wanted, items, keep);
                         self.forget_refused_since(answer.sent, wanted, &mut arrivals);
-                        if keep && requester.standing.doubts() != doubts {
-                            // A doubt was raised meanwhile, perhaps over these very ids.
+                        if keep && requester.caller_state.invalidations() != invalidations {
+                            // The caller was invalidated meanwhile, perhaps over these very ids.
                             accepted = false;
                             wanted.iter().for_each(|wanted| self.cache.forget(wanted.key));
                         }
@@ -374,11 +375,11 @@ impl Inner {
     fn file(
         &self,
         answer: &Answer,
-        terms: &Terms,
+        terms: &FetchContext,
         wanted: &[Wanted],
         items: Vec<Option<Item>>,
         keep: bool,
-    ) -> Vec<Arrival> {
+    ) -> Vec<ItemResult> {
         let source = freshness::Source::read(&answer.headers, answer.sent);
         self.metrics.clock_skew.set(source.skew() as f64 / 1000.0);
         let foreign_vary = self.callers.varies_outside(&answer.headers);
@@ -389,7 +390,7 @@ impl Inner {
         let store = |wanted: &Wanted, text: Option<Arc<str>>, deadlines: Deadlines| {
             let keep = may_keep(wanted);
             if keep {
-                self.cache.keep(wanted.key, Kept::new(text.as_deref(), deadlines));
+                self.cache.keep(wanted.key, Entry::new(text.as_deref(), deadlines));
             }
             keep.then_some(deadlines)
         };
@@ -405,7 +406,7 @@ impl Inner {
                     match verdict {
                         Verdict::Keep(deadlines) => {
                             let kept = store(wanted, Some(Arc::clone(&item.text)), deadlines);
-                            Arrival::Link(item.text, kept)
+                            ItemResult::Link(item.text, kept)
                         }
                         Verdict::Pass(reason) => {
                             self.metrics.uncacheable.with_label_values(&[reason.name()]).inc();
@@ -413,7 +414,7 @@ impl Inner {
                                 self.say_once_that_nothing_is_stored();
                             }
                             // What is kept from before is another link, and good until its own end.
-                            Arrival::Link(item.text, None)
+                            ItemResult::Link(item.text, None)
                         }
                     }
                 }
@@ -421,11 +422,11 @@ impl Inner {
                     if may_keep(wanted) {
                         self.cache.forget(wanted.key);
                     }
-                    Arrival::LeftOut(None)
+                    ItemResult::LeftOut(None)
                 }
                 None => {
                     let deadlines = Deadlines::absent(answer.sent, source.absence(policy));
-                    Arrival::LeftOut(store(wanted, None, deadlines))
+                    ItemResult::LeftOut(store(wanted, None, deadlines))
                 }
             })
             .collect()
@@ -440,7 +441,7 @@ impl Inner {
     }
 }
 
-impl Manifest {
+impl UpstreamBatch {
     async fn run(&mut self) -> Report {
         let Some(first) = self.passengers.first() else {
             return Report::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost)));

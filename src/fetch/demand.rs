@@ -1,12 +1,12 @@
 //! What a batch's client lets be answered from the cache.
 
-use crate::cache::Kept;
+use crate::cache::Entry;
 use crate::cache::freshness::Deadlines;
 use crate::clock::Moment;
 
 /// What a client allows to be answered without a call.
 #[derive(Clone, Copy, Default)]
-pub struct Demand {
+pub struct CacheRequirements {
     /// Nothing.
     pub nothing: bool,
     /// Milliseconds that a link's call may lie back.
@@ -15,9 +15,9 @@ pub struct Demand {
     pub min_fresh: Option<u64>,
 }
 
-impl Demand {
+impl CacheRequirements {
     /// Whether `kept` may be served now.
-    pub fn serves(&self, kept: &Kept, now: Moment) -> bool {
+    pub fn serves(&self, kept: &Entry, now: Moment) -> bool {
         self.allows(kept.deadlines(), now)
     }
 

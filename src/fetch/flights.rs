@@ -1,7 +1,7 @@
 //! What is in flight: one flight per id, who waits for it, and what that may cost.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::hash_map;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tower::retry::budget::TpsBudget;
 
-use super::calls::{Lane, LaneKey, Passenger};
-use super::{Inner, Landed, Terms, Wanted};
-use crate::auth::{Key, Standing};
+use super::calls::{Lane, LaneKey, PendingId};
+use super::{FetchContext, FlightResult, Inner, Wanted};
+use crate::auth::{CallerState, Key};
 use crate::cache::purges::Marks;
 use crate::clock::{Moment, millis};
 use crate::limits::permits::Permits;
@@ -95,7 +95,7 @@ pub(super) struct State {
 impl State {
     /// Forgets `flight`, unless another one has taken its place.
     pub(super) fn forget(&mut self, key: Key, flight: &Arc<Flight>) {
-        if let Entry::Occupied(entry) = self.flights.entry(key)
+        if let hash_map::Entry::Occupied(entry) = self.flights.entry(key)
             && Arc::ptr_eq(entry.get(), flight)
         {
             entry.remove();
@@ -106,10 +106,10 @@ impl State {
     pub(super) fn begin(
         &mut self,
         inner: &Arc<Inner>,
-        terms: &Arc<Terms>,
+        terms: &Arc<FetchContext>,
         wanted: &Wanted,
         permit: Permit,
-    ) -> Passenger {
+    ) -> PendingId {
         let flight = Arc::new(Flight {
             landed: OnceLock::new(),
             bell: Notify::new(),
@@ -120,7 +120,7 @@ impl State {
             _permit: permit,
         });
         self.flights.insert(wanted.key, Arc::clone(&flight));
-        Passenger {
+        PendingId {
             wanted: wanted.clone(),
             flight,
             terms: Arc::clone(terms),
@@ -131,7 +131,7 @@ impl State {
     }
 
     /// Queues flights of one lane for a call.
-    pub(super) fn queue(&mut self, lane: LaneKey, passengers: Vec<Passenger>) {
+    pub(super) fn queue(&mut self, lane: LaneKey, passengers: Vec<PendingId>) {
         if !passengers.is_empty() {
             self.lanes.entry(lane).or_default().queue.extend(passengers);
         }
@@ -140,7 +140,7 @@ impl State {
 
 /// One id being fetched.
 pub(super) struct Flight {
-    pub(super) landed: OnceLock<Landed>,
+    pub(super) landed: OnceLock<FlightResult>,
     pub(super) bell: Notify,
     /// Batches that wait for it.
     pub(super) awaited: AtomicUsize,
@@ -160,12 +160,12 @@ impl Flight {
     }
 
     /// Ends it, once.
-    pub(super) fn arrive(&self, landed: Landed) {
+    pub(super) fn arrive(&self, landed: FlightResult) {
         let _ = self.landed.set(landed);
         self.bell.notify_waiters();
     }
 
-    pub(super) async fn land(&self) -> Landed {
+    pub(super) async fn land(&self) -> FlightResult {
         loop {
             let bell = self.bell.notified();
             tokio::pin!(bell);
@@ -203,14 +203,14 @@ impl Drop for Place {
 /// The right to have one id in flight.
 pub(super) struct Permit {
     pub(super) flights: Arc<Flights>,
-    pub(super) standing: Arc<Standing>,
+    pub(super) caller_state: Arc<CallerState>,
     /// Whether the endpoint had accepted the caller when it was given.
     pub(super) accepted: bool,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.standing.flights.fetch_sub(1, Ordering::Relaxed);
+        self.caller_state.flights.fetch_sub(1, Ordering::Relaxed);
         if !self.accepted {
             self.flights.unaccepted_in_flight.fetch_sub(1, Ordering::Relaxed);
         }

@@ -4,30 +4,30 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 
-use crate::cache::Kept;
+use crate::cache::Entry;
 use crate::cache::freshness::Deadlines;
 use crate::error::{Error, NoAnswer};
 use crate::telemetry::trace::CallContext;
 use crate::upstream::{Answer, Rejection};
 
 /// How a wanted id was had.
-pub enum Had {
+pub enum FetchResult {
     /// It had come into memory meanwhile.
-    InMemory(Kept),
+    InMemory(Entry),
     /// By a flight.
-    Landed {
+    FlightResult {
         /// Whether another batch had started the flight.
         joined: bool,
         /// What came of it.
-        landed: Landed,
+        landed: FlightResult,
     },
 }
 
 /// What came of fetching one id.
 #[derive(Clone)]
-pub struct Landed {
+pub struct FlightResult {
     /// The result.
-    pub result: Arrival,
+    pub result: ItemResult,
     /// The endpoint's name for the call.
     pub request_id: Option<HeaderValue>,
     /// Whether it came from the shared tier, and no call was made.
@@ -38,7 +38,7 @@ pub struct Landed {
 
 /// The result of fetching one id.
 #[derive(Clone)]
-pub enum Arrival {
+pub enum ItemResult {
     /// Its item; without deadlines where it may not be kept.
     Link(Arc<str>, Option<Deadlines>),
     /// The endpoint left it out; without deadlines where that is not remembered.

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::calls::{Passenger, Report};
-use super::{Arrival, Inner, Landed, Terms, Wanted};
-use crate::cache::Kept;
+use super::calls::{PendingId, Report};
+use super::{FetchContext, FlightResult, Inner, ItemResult, Wanted};
+use crate::cache::Entry;
 use crate::clock::Moment;
 use crate::shared::{Brought, Found, Leases, Share, Stamps, Tier};
 
@@ -30,12 +30,12 @@ pub(super) struct Proof {
 /// New flights of one batch that look into the shared tier. However that ends, those without a link go on to the endpoint.
 pub(super) struct Seekers {
     inner: Arc<Inner>,
-    terms: Arc<Terms>,
-    passengers: Vec<Passenger>,
+    terms: Arc<FetchContext>,
+    passengers: Vec<PendingId>,
     /// What is in memory is fresh still: only what is newer will do.
     refresh: bool,
-    /// The caller's, before anything was looked up: what was found before a doubt is not kept after it.
-    doubts: u64,
+    /// The caller's, before anything was looked up: what was found before an invalidation is not kept after it.
+    invalidations: u64,
 }
 
 impl Drop for Seekers {
@@ -46,14 +46,14 @@ impl Drop for Seekers {
 
 impl Inner {
     /// Whether a batch on these terms looks into the shared tier before it asks the endpoint.
-    pub(super) fn seeks(&self, terms: &Terms) -> bool {
+    pub(super) fn seeks(&self, terms: &FetchContext) -> bool {
         // One that has passed a sidelink of this very fleet would wait for itself.
         let may = !terms.demand.nothing && terms.hops == 0 && terms.share.is_some();
         may && self.tier.as_ref().is_some_and(|tier| tier.is_usable())
     }
 
     /// Lets new flights look into the shared tier, in a task of their own like any flight. Not with the state locked.
-    pub(super) fn seek(self: &Arc<Self>, terms: &Arc<Terms>, passengers: Vec<Passenger>, refresh: bool) {
+    pub(super) fn seek(self: &Arc<Self>, terms: &Arc<FetchContext>, passengers: Vec<PendingId>, refresh: bool) {
         if passengers.is_empty() {
             return;
         }
@@ -67,7 +67,7 @@ impl Inner {
     }
 
     /// Shares what a call for `wanted` has brought, and gives back their leases.
-    pub(super) fn share(&self, terms: &Terms, wanted: &[Wanted], leased: &[bool], report: &Report) {
+    pub(super) fn share(&self, terms: &FetchContext, wanted: &[Wanted], leased: &[bool], report: &Report) {
         let (Some(tier), Some(share)) = (&self.tier, &terms.share) else { return };
         let mut brought = Brought::default();
         let stamp = report.proof.as_ref().map(|proof| {
@@ -77,8 +77,8 @@ impl Inner {
         let arrivals = report.result.as_deref().unwrap_or_default();
         for (at, wanted) in wanted.iter().enumerate() {
             let kept = match arrivals.get(at) {
-                Some(Arrival::Link(text, Some(deadlines))) => Some(Kept::new(Some(text), *deadlines)),
-                Some(Arrival::LeftOut(Some(deadlines))) => Some(Kept::new(None, *deadlines)),
+                Some(ItemResult::Link(text, Some(deadlines))) => Some(Entry::new(Some(text), *deadlines)),
+                Some(ItemResult::LeftOut(Some(deadlines))) => Some(Entry::new(None, *deadlines)),
                 _ => None,
             };
             brought.links.extend(kept.map(|kept| (wanted.id.clone(), kept)));
@@ -92,9 +92,14 @@ impl Inner {
 
 impl Seekers {
     /// Of one batch, on `terms`.
-    pub(super) fn new(inner: &Arc<Inner>, terms: &Arc<Terms>, passengers: Vec<Passenger>, refresh: bool) -> Self {
-        let doubts = terms.requester.standing.doubts();
-        Self { inner: Arc::clone(inner), terms: Arc::clone(terms), passengers, refresh, doubts }
+    pub(super) fn new(
+        inner: &Arc<Inner>,
+        terms: &Arc<FetchContext>,
+        passengers: Vec<PendingId>,
+        refresh: bool,
+    ) -> Self {
+        let invalidations = terms.requester.caller_state.invalidations();
+        Self { inner: Arc::clone(inner), terms: Arc::clone(terms), passengers, refresh, invalidations }
     }
 
     async fn run(&mut self) {
@@ -160,23 +165,23 @@ impl Seekers {
         let mut landed = Vec::with_capacity(passengers.len());
         let mut arrived = Vec::new();
         let mut kept = Vec::new();
-        let is_doubted = || terms.requester.standing.doubts() != self.doubts;
-        let may_keep = inner.may_keep() && !is_doubted();
+        let is_invalidated = || terms.requester.caller_state.invalidations() != self.invalidations;
+        let may_keep = inner.may_keep() && !is_invalidated();
         for (at, passenger) in passengers.into_iter().enumerate() {
             let Wanted { id, key } = &passenger.wanted;
             let mut here = inner.cache.look_up(*key, id, &marks);
-            let is_refused = |link: &Kept| inner.cache.refusals().is_refused_since(*key, link.deadlines().sent());
+            let is_refused = |link: &Entry| inner.cache.refusals().is_refused_since(*key, link.deadlines().sent());
             let link = found.links.get(at).cloned().flatten();
             if let Some(link) = link.filter(|link| may_keep && !is_refused(link)) {
                 // Also one past its freshness: it may answer for an endpoint that fails.
-                let newer = |here: &Kept| here.deadlines().age(now) > link.deadlines().age(now);
+                let newer = |here: &Entry| here.deadlines().age(now) > link.deadlines().age(now);
                 if here.as_ref().is_none_or(newer) {
                     inner.cache.keep(*key, link.clone());
                     kept.push(*key);
                     here = Some(link);
                 }
             }
-            let serves = |kept: &Kept| {
+            let serves = |kept: &Entry| {
                 let is_new = || !self.refresh || !kept.deadlines().is_ageing(now, key.spread());
                 inner.serves(terms, kept) && is_new()
             };
@@ -187,8 +192,8 @@ impl Seekers {
                 None => self.passengers.push(passenger),
             }
         }
-        if is_doubted() {
-            // A doubt was raised meanwhile, perhaps over these very ids.
+        if is_invalidated() {
+            // The caller was invalidated meanwhile, perhaps over these very ids.
             kept.into_iter().for_each(|key| inner.cache.forget(key));
         }
         let mut state = inner.state();
@@ -200,10 +205,10 @@ impl Seekers {
             let deadlines = Some(*kept.deadlines());
             // It was JSON when it was kept.
             let result = match kept.text().and_then(|text| std::str::from_utf8(text).ok()) {
-                Some(text) => Arrival::Link(Arc::from(text), deadlines),
-                None => Arrival::LeftOut(deadlines),
+                Some(text) => ItemResult::Link(Arc::from(text), deadlines),
+                None => ItemResult::LeftOut(deadlines),
             };
-            passenger.flight.arrive(Landed { result, request_id: None, shared: true, call: None });
+            passenger.flight.arrive(FlightResult { result, request_id: None, shared: true, call: None });
         }
         landed
     }

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
 use crate::error::{Error, NoAnswer};
-use crate::limits::held::{Bound, Held};
+use crate::limits::budget::{Budget, Reservation};
 use crate::message::answered::Answered;
 use crate::message::body::{BodyError, stream};
 use crate::message::headers::{add_via, expects_continue, max_forwards, strip_hop_by_hop};
@@ -43,7 +43,7 @@ pub struct Passthrough {
     resign: Resign,
     deletions: Deletions,
     idle_timeout: Duration,
-    exchanges: Bound,
+    exchanges: Budget,
 }
 
 impl Passthrough {
@@ -54,7 +54,7 @@ impl Passthrough {
         resign: Resign,
         deletions: Deletions,
         idle_timeout: Duration,
-        exchanges: Bound,
+        exchanges: Budget,
     ) -> Self {
         Self { upstream, resign, deletions, idle_timeout, exchanges }
     }
@@ -87,7 +87,7 @@ impl Passthrough {
         &self,
         request: Request<B>,
         deleted: Option<String>,
-        place: Held,
+        place: Reservation,
         trace: &RequestSpan,
     ) -> Answered
     where
@@ -125,7 +125,7 @@ impl Passthrough {
             request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
 
-        // Kept to the end: a body that was read has its place until the endpoint answers.
+        // A body that was read has its place to the end, until the endpoint answers.
         if let Some(proof) = &proof {
             self.resign.sign(&mut request, proof);
         }
@@ -218,7 +218,7 @@ pin_project! {
         waiting: bool,
         progress: Arc<watch::Sender<Instant>>,
         // Of the exchange that ends with it.
-        held: Option<(Held, Option<Unsent>)>,
+        held: Option<(Reservation, Option<Unsent>)>,
     }
 }
 
@@ -227,7 +227,7 @@ impl<B> Paced<B> {
         body: B,
         idle: Duration,
         progress: Arc<watch::Sender<Instant>>,
-        held: Option<(Held, Option<Unsent>)>,
+        held: Option<(Reservation, Option<Unsent>)>,
     ) -> Self {
         Self { body, patience: tokio::time::sleep(idle), idle, waiting: false, progress, held }
     }

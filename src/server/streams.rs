@@ -28,7 +28,7 @@ tokio::task_local! {
 pub(super) struct Flow {
     /// The next move is the client's: a piece was handed over, and none has been asked for since.
     waits_for_client: AtomicBool,
-    /// Pieces handed over so far.
+    /// ChunkedBody handed over so far.
     pieces: AtomicUsize,
 }
 

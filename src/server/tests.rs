@@ -205,12 +205,12 @@ where
     listen_at(reception(LIMITS, connections), answer).await
 }
 
-fn reception(limits: Limits, connections: usize) -> Arc<Reception> {
+fn reception(limits: Limits, connections: usize) -> Arc<ListenerState> {
     let open = IntGauge::new("open", "open").unwrap();
-    Arc::new(Reception::new(limits, connections, open, CancellationToken::new()))
+    Arc::new(ListenerState::new(limits, connections, open, CancellationToken::new()))
 }
 
-async fn listen_at<S, F>(reception: Arc<Reception>, answer: S) -> Listening
+async fn listen_at<S, F>(reception: Arc<ListenerState>, answer: S) -> Listening
 where
     S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use siphasher::sip128::{Hasher128, SipHasher24};
 
-use super::record::{ENTRY, Entry, Says, Stamp};
+use super::record::{ENTRY, Event, JournalRecord, Stamp};
 use super::sealing::{FleetKey, sealed_len};
 use crate::clock::{Moment, millis};
 
@@ -40,15 +40,15 @@ pub(super) struct Journal {
     /// The stamp's hash at the end of each record.
     stories: Vec<u128>,
     /// What was said last where.
-    marks: HashMap<Says, u64>,
+    marks: HashMap<Event, u64>,
     /// Told, or to be told, and not yet seen in the journal: it counts here already.
     pending: Vec<Pending>,
     /// What was said from here and seen there, to be said again if the journal is lost.
-    said: VecDeque<(Says, Moment)>,
+    said: VecDeque<(Event, Moment)>,
 }
 
 struct Pending {
-    says: Says,
+    says: Event,
     /// The record that was appended, if it was.
     record: Option<String>,
 }
@@ -56,7 +56,7 @@ struct Pending {
 /// What reading the journal has shown.
 pub(super) enum Read {
     /// This is new, from others.
-    News(Vec<Says>),
+    News(Vec<Event>),
     /// What was known does not stand there any more, or what stands there is nobody's: it has to begin anew.
     Lost,
 }
@@ -115,12 +115,15 @@ impl Journal {
     }
 
     /// Whether what bears `stamp` is concerned by nothing that was said since, about everything or about `whom`.
-    pub(super) fn upholds(&self, stamp: Stamp, whom: &[Says]) -> bool {
-        let concerns = |says: &Says| *says == Says::All || whom.contains(says);
+    pub(super) fn upholds(&self, stamp: Stamp, whom: &[Event]) -> bool {
+        let concerns = |says: &Event| *says == Event::All || whom.contains(says);
         self.epoch.is_some()
             && self.has(stamp)
             && !self.pending.iter().any(|pending| concerns(&pending.says))
-            && !whom.iter().chain([&Says::All]).any(|says| self.marks.get(says).is_some_and(|at| *at >= stamp.position))
+            && !whom
+                .iter()
+                .chain([&Event::All])
+                .any(|says| self.marks.get(says).is_some_and(|at| *at >= stamp.position))
     }
 
     /// Takes in the text from [`Journal::read_from`] on, of a journal that begins with `first`.
@@ -136,13 +139,13 @@ impl Journal {
     /// Takes in a whole journal in place of what was known of another one.
     pub(super) fn adopt(&mut self, key: &FleetKey, text: &[u8], now: Moment) -> Read {
         let Some((first, rest)) = text.split_at_checked(RECORD) else { return Read::Lost };
-        let Some(Entry { epoch, says: Says::Begin }) = open(key, first) else { return Read::Lost };
+        let Some(JournalRecord { epoch, says: Event::Begin }) = open(key, first) else { return Read::Lost };
         if self.epoch != Some(epoch) {
             // Said again: it may have been lost before all had read it.
             for pending in &mut self.pending {
                 pending.record = None;
             }
-            let lost: Vec<Says> = self.said.drain(..).map(|(says, _)| says).collect();
+            let lost: Vec<Event> = self.said.drain(..).map(|(says, _)| says).collect();
             for says in lost {
                 self.say(says);
             }
@@ -163,8 +166,8 @@ impl Journal {
         }
         let mut news = Vec::new();
         for record in records {
-            let Some(Entry { epoch, says }) = open(key, record) else { return Read::Lost };
-            if Some(epoch) != self.epoch || says == Says::Begin {
+            let Some(JournalRecord { epoch, says }) = open(key, record) else { return Read::Lost };
+            if Some(epoch) != self.epoch || says == Event::Begin {
                 return Read::Lost;
             }
             self.marks.insert(says, self.position);
@@ -175,7 +178,7 @@ impl Journal {
                     self.pending.swap_remove(at);
                     if self.said.len() >= MOST_SAID {
                         self.said.clear();
-                        self.said.push_back((Says::All, now));
+                        self.said.push_back((Event::All, now));
                     }
                     self.said.push_back((says, now));
                 }
@@ -185,15 +188,15 @@ impl Journal {
         Read::News(news)
     }
 
-    /// Says something. It counts here at once, and elsewhere once it was appended.
-    pub(super) fn say(&mut self, says: Says) {
+    /// Event something. It counts here at once, and elsewhere once it was appended.
+    pub(super) fn say(&mut self, says: Event) {
         let waits = |pending: &Pending| pending.says == says && pending.record.is_none();
         if self.pending.iter().any(waits) {
             return;
         }
         if self.pending.len() >= MOST_SAID {
             self.pending.clear();
-            self.pending.push(Pending { says: Says::All, record: None });
+            self.pending.push(Pending { says: Event::All, record: None });
         }
         self.pending.push(Pending { says, record: None });
     }
@@ -204,7 +207,7 @@ impl Journal {
         let epoch = self.epoch?;
         let mut text = String::new();
         for pending in &mut self.pending {
-            let entry = Entry { epoch, says: pending.says };
+            let entry = JournalRecord { epoch, says: pending.says };
             let record = key.seal.seal(&key.journal, &entry.write())?;
             text.push_str(&record);
             pending.record = Some(record);
@@ -222,11 +225,11 @@ impl Journal {
 
 /// The first record of a journal with a number of its own.
 pub(super) fn begin(key: &FleetKey) -> Option<String> {
-    key.seal.seal(&key.journal, &Entry { epoch: rand::random(), says: Says::Begin }.write())
+    key.seal.seal(&key.journal, &JournalRecord { epoch: rand::random(), says: Event::Begin }.write())
 }
 
-fn open(key: &FleetKey, record: &[u8]) -> Option<Entry> {
-    Entry::read(&key.seal.open(&key.journal, record)?)
+fn open(key: &FleetKey, record: &[u8]) -> Option<JournalRecord> {
+    JournalRecord::read(&key.seal.open(&key.journal, record)?)
 }
 
 #[cfg(test)]
@@ -241,7 +244,7 @@ mod tests {
     }
 
     /// Reads what has been appended, as the keeper does.
-    fn sync(journal: &mut Journal, key: &FleetKey, text: &str) -> Option<Vec<Says>> {
+    fn sync(journal: &mut Journal, key: &FleetKey, text: &str) -> Option<Vec<Event>> {
         let at = usize::try_from(journal.read_from()).unwrap();
         let first = text.as_bytes().get(..RECORD).unwrap_or_default();
         let read = if journal.stamp().is_none() {
@@ -260,25 +263,25 @@ mod tests {
         assert_eq!(sync(&mut one, &key, &text), Some(vec![]));
         assert_eq!(sync(&mut other, &key, &text), Some(vec![]));
         let before = other.stamp().unwrap();
-        assert!(other.upholds(before, &[Says::Over(1)]));
+        assert!(other.upholds(before, &[Event::Over(1)]));
 
-        one.say(Says::Over(1));
-        assert!(!one.upholds(before, &[Says::Over(1)]), "at once where it is said");
-        assert!(one.upholds(before, &[Says::Over(2)]));
+        one.say(Event::Over(1));
+        assert!(!one.upholds(before, &[Event::Over(1)]), "at once where it is said");
+        assert!(one.upholds(before, &[Event::Over(2)]));
         text.push_str(&one.take_pending(&key).unwrap());
         assert_eq!(sync(&mut one, &key, &text), Some(vec![]), "it is no news to who said it");
-        assert_eq!(sync(&mut other, &key, &text), Some(vec![Says::Over(1)]));
+        assert_eq!(sync(&mut other, &key, &text), Some(vec![Event::Over(1)]));
         for journal in [&one, &other] {
             assert!(journal.pending.is_empty());
-            assert!(!journal.upholds(before, &[Says::Over(2), Says::Over(1)]));
-            assert!(journal.upholds(before, &[Says::Over(2)]));
-            assert!(journal.upholds(journal.stamp().unwrap(), &[Says::Over(1)]), "what was asked for afterwards");
+            assert!(!journal.upholds(before, &[Event::Over(2), Event::Over(1)]));
+            assert!(journal.upholds(before, &[Event::Over(2)]));
+            assert!(journal.upholds(journal.stamp().unwrap(), &[Event::Over(1)]), "what was asked for afterwards");
         }
 
-        other.say(Says::All);
+        other.say(Event::All);
         text.push_str(&other.take_pending(&key).unwrap());
-        assert_eq!(sync(&mut one, &key, &text), Some(vec![Says::All]));
-        assert!(!one.upholds(before, &[Says::Over(2)]));
+        assert_eq!(sync(&mut one, &key, &text), Some(vec![Event::All]));
+        assert!(!one.upholds(before, &[Event::Over(2)]));
     }
 
     #[test]
@@ -288,7 +291,7 @@ mod tests {
         let mut text = begin(&key).unwrap();
         sync(&mut journal, &key, &text);
         for number in 1..=2 {
-            journal.say(Says::Over(number));
+            journal.say(Event::Over(number));
             text.push_str(&journal.take_pending(&key).unwrap());
             sync(&mut journal, &key, &text);
         }
@@ -297,7 +300,7 @@ mod tests {
         let mut grown_anew = text[..2 * RECORD].to_owned();
         let mut writer = Journal::new();
         writer.adopt(&key, grown_anew.as_bytes(), NOW);
-        writer.say(Says::Over(9));
+        writer.say(Event::Over(9));
         grown_anew.push_str(&writer.take_pending(&key).unwrap());
         for lost in [
             "",
@@ -321,12 +324,12 @@ mod tests {
         let copy = begin(&key).unwrap();
         let (mut journal, mut text) = (Journal::new(), copy.clone());
         sync(&mut journal, &key, &text);
-        journal.say(Says::Over(1));
+        journal.say(Event::Over(1));
         text.push_str(&journal.take_pending(&key).unwrap());
         sync(&mut journal, &key, &text);
         let stamp = journal.stamp().unwrap();
-        assert!(journal.upholds(stamp, &[Says::Over(1)]));
-        journal.say(Says::Over(1));
+        assert!(journal.upholds(stamp, &[Event::Over(1)]));
+        journal.say(Event::Over(1));
         text.push_str(&journal.take_pending(&key).unwrap());
         sync(&mut journal, &key, &text);
 
@@ -337,7 +340,7 @@ mod tests {
         grown.push_str(&journal.take_pending(&key).unwrap());
         sync(&mut journal, &key, &grown);
         assert_eq!(journal.stamp().unwrap().position, stamp.position);
-        assert!(!journal.upholds(stamp, &[Says::Over(1)]));
+        assert!(!journal.upholds(stamp, &[Event::Over(1)]));
         assert!(!journal.upholds(stamp, &[]));
     }
 
@@ -348,19 +351,19 @@ mod tests {
         let mut text = begin(&key).unwrap();
         sync(&mut journal, &key, &text);
         let old = journal.stamp().unwrap();
-        for says in [Says::Over(1), Says::Caller(2)] {
+        for says in [Event::Over(1), Event::Caller(2)] {
             journal.say(says);
         }
         text.push_str(&journal.take_pending(&key).unwrap());
         sync(&mut journal, &key, &text);
-        journal.say(Says::Over(3));
+        journal.say(Event::Over(3));
         journal.take_pending(&key).unwrap();
 
         let mut text = begin(&key).unwrap();
         assert!(matches!(journal.adopt(&key, text.as_bytes(), NOW), Read::News(news) if news.is_empty()));
         assert!(!journal.upholds(old, &[]));
         let new = journal.stamp().unwrap();
-        for says in [Says::Over(1), Says::Caller(2), Says::Over(3)] {
+        for says in [Event::Over(1), Event::Caller(2), Event::Over(3)] {
             assert!(!journal.upholds(new, &[says]), "it counts until it is there again");
         }
         text.push_str(&journal.take_pending(&key).unwrap());
@@ -377,11 +380,11 @@ mod tests {
         sync(&mut journal, &key, &text);
         let before = journal.stamp().unwrap();
         for number in 0..3 * MOST_SAID {
-            journal.say(Says::Over(number as u128));
+            journal.say(Event::Over(number as u128));
         }
         assert!(journal.pending.len() <= MOST_SAID + 1);
         for number in 0..3 * MOST_SAID {
-            assert!(!journal.upholds(before, &[Says::Over(number as u128)]));
+            assert!(!journal.upholds(before, &[Event::Over(number as u128)]));
         }
     }
 }

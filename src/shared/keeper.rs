@@ -13,11 +13,11 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::journal::{self, MOST, RECORD, Read};
-use super::record::Says;
+use super::record::Event;
 use super::store::Command;
 use super::{Inner, Mark, delete, head, length, range};
 use crate::cache::purges::{self, Name};
-use crate::telemetry::metrics::{Kind, Operation, Position, show_position};
+use crate::telemetry::metrics::{BreakerState, Kind, Operation, show_position};
 
 /// Between two looks into the journals while nobody asks.
 const LOOK: Duration = Duration::from_millis(400);
@@ -46,7 +46,7 @@ pub(super) async fn keep(inner: Arc<Inner>) {
             Ok(()) => {
                 keeper.inner.usable.store(true, Ordering::Release);
                 if was_up != Some(true) {
-                    keeper.show(Position::Closed);
+                    keeper.show(BreakerState::Closed);
                     info!("the shared tier is in use");
                 }
                 was_up = Some(true);
@@ -56,7 +56,7 @@ pub(super) async fn keep(inner: Arc<Inner>) {
             Err(reason) => {
                 keeper.inner.usable.store(false, Ordering::Release);
                 if was_up != Some(false) {
-                    keeper.show(Position::Open);
+                    keeper.show(BreakerState::Open);
                     warn!(reason, "the shared tier is down: sidelink does without, and tries again");
                 }
                 was_up = Some(false);
@@ -87,7 +87,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn show(&self, position: Position) {
+    fn show(&self, position: BreakerState) {
         show_position(&self.inner.metrics.shared.breaker_state, position);
     }
 
@@ -274,16 +274,16 @@ impl Inner {
     }
 
     /// What others have told counts here.
-    fn heed(&self, at: usize, news: &[Says]) {
+    fn heed(&self, at: usize, news: &[Event]) {
         let now = self.clock.now();
         for says in news {
             match says {
-                Says::Begin => {}
-                Says::All => self.purges.mark(Mark::All, now),
+                Event::Begin => {}
+                Event::All => self.purges.mark(Mark::All, now),
                 // Who has both secrets tells in both journals; here things are called as in the first.
-                Says::Over(name) if at == 0 => self.purges.mark(Mark::Over(Name(*name)), now),
-                Says::Over(_) => {}
-                Says::Caller(hash) => self.standings.drop_named(*hash, now),
+                Event::Over(name) if at == 0 => self.purges.mark(Mark::Over(Name(*name)), now),
+                Event::Over(_) => {}
+                Event::Caller(hash) => self.caller_states.drop_named(*hash, now),
             }
         }
     }

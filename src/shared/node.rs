@@ -21,7 +21,7 @@ use tokio_rustls::TlsConnector;
 use tracing::warn;
 
 use crate::config::Address;
-use crate::telemetry::log::Seldom;
+use crate::telemetry::log::LogThrottle;
 use crate::telemetry::metrics::{Kind, Metrics, Operation};
 
 /// Failures in a row after which a connection is given up; of a new one, the first.
@@ -51,7 +51,7 @@ pub(super) struct Node {
     link: RwLock<Option<Link>>,
     /// In a row.
     failures: AtomicU32,
-    refused: Seldom,
+    refused: LogThrottle,
 }
 
 #[derive(Clone)]
@@ -72,7 +72,13 @@ pub(super) struct Batch {
 
 impl Node {
     pub(super) fn new(address: Address, way: Arc<Way>) -> Self {
-        Self { address, way, link: RwLock::new(None), failures: AtomicU32::new(FAILURES), refused: Seldom::default() }
+        Self {
+            address,
+            way,
+            link: RwLock::new(None),
+            failures: AtomicU32::new(FAILURES),
+            refused: LogThrottle::default(),
+        }
     }
 
     /// Whether there is a connection.

@@ -42,14 +42,14 @@ pub(super) struct Acceptance {
 
 /// One record of the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct JournalRecord {
     pub(super) epoch: u128,
-    pub(super) says: Says,
+    pub(super) says: Event,
 }
 
 /// What a record says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Says {
+pub(super) enum Event {
     /// Here the journal begins.
     Begin,
     /// Everything from before is void.
@@ -112,13 +112,13 @@ impl Acceptance {
     }
 }
 
-impl Entry {
+impl JournalRecord {
     pub(super) fn write(&self) -> [u8; ENTRY] {
         let (kind, hash) = match self.says {
-            Says::Begin => (0, 0),
-            Says::All => (1, 0),
-            Says::Over(hash) => (2, hash),
-            Says::Caller(hash) => (3, hash),
+            Event::Begin => (0, 0),
+            Event::All => (1, 0),
+            Event::Over(hash) => (2, hash),
+            Event::Caller(hash) => (3, hash),
         };
         let mut bytes = [0; ENTRY];
         let fields = [&[JOURNAL][..], &self.epoch.to_be_bytes(), &[kind], &hash.to_be_bytes()];
@@ -134,10 +134,10 @@ impl Entry {
         let epoch = rest.u128()?;
         let (kind, hash) = (rest.byte()?, rest.u128()?);
         let says = match kind {
-            0 => Says::Begin,
-            1 => Says::All,
-            2 => Says::Over(hash),
-            3 => Says::Caller(hash),
+            0 => Event::Begin,
+            1 => Event::All,
+            2 => Event::Over(hash),
+            3 => Event::Caller(hash),
             _ => return None,
         };
         Some(Self { epoch, says })
@@ -201,9 +201,9 @@ mod tests {
             prop_assert_eq!(Link::read(&bytes), Some(link));
             let acceptance = Acceptance { stamp, sent };
             prop_assert_eq!(Acceptance::read(&acceptance.write()), Some(acceptance));
-            for says in [Says::Begin, Says::All, Says::Over(hash), Says::Caller(hash)] {
-                let entry = Entry { epoch, says };
-                prop_assert_eq!(Entry::read(&entry.write()), Some(entry));
+            for says in [Event::Begin, Event::All, Event::Over(hash), Event::Caller(hash)] {
+                let entry = JournalRecord { epoch, says };
+                prop_assert_eq!(JournalRecord::read(&entry.write()), Some(entry));
                 prop_assert_eq!(Link::read(&entry.write()), None);
             }
             prop_assert_eq!(Acceptance::read(&bytes), None);
@@ -211,7 +211,7 @@ mod tests {
 
         #[test]
         fn anything_may_be_read(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (Link::read(&bytes), Acceptance::read(&bytes), Entry::read(&bytes));
+            let _ = (Link::read(&bytes), Acceptance::read(&bytes), JournalRecord::read(&bytes));
         }
     }
 }

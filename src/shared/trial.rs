@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use super::journal::{self, RECORD, Read};
-use super::record::Says;
+use super::record::Event;
 use super::{Brought, CallerKeys, Inner, Share, Stamps};
-use crate::auth::Standings;
-use crate::cache::Kept;
+use crate::auth::CallerStates;
+use crate::cache::Entry;
 use crate::cache::purges::{Purges, Target};
 use crate::clock::{Clock, Moment};
 use crate::config::{self, Config};
@@ -22,8 +22,8 @@ impl Trial {
     /// Of a sidecar that has read nothing yet.
     pub fn new(shared: &config::Shared, config: &Config, metrics: Arc<Metrics>, clock: Clock) -> Self {
         let purges = Arc::new(Purges::new(rand::random(), config.callers.revalidate));
-        let standings = Arc::new(Standings::new(rand::random()));
-        Self { inner: Inner::new(shared, config, None, standings, purges, metrics, clock) }
+        let caller_states = Arc::new(CallerStates::new(rand::random()));
+        Self { inner: Inner::new(shared, config, None, caller_states, purges, metrics, clock) }
     }
 
     /// The scope of `group` and the caller who shows `token`.
@@ -63,7 +63,7 @@ impl Trial {
 
     /// Revokes the caller of `share`.
     pub fn revoke(&self, share: &Share) {
-        self.inner.say(|at, _| share.keys.keys.get(at).map(|key| Says::Caller(key.hash)));
+        self.inner.say(|at, _| share.keys.keys.get(at).map(|key| Event::Caller(key.hash)));
     }
 
     /// What is to be appended to the journal now.
@@ -79,7 +79,7 @@ impl Trial {
     }
 
     /// What is made of `value` where the link of `id` should stand.
-    pub fn link(&self, share: &Share, id: &str, value: &[u8]) -> Option<Kept> {
+    pub fn link(&self, share: &Share, id: &str, value: &[u8]) -> Option<Entry> {
         let (key, scope) = (share.keys.keys.first()?, share.names.first()?);
         self.inner.link(0, key, share, id, &scope.link(id), value, self.inner.clock.now())
     }

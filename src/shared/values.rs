@@ -6,11 +6,11 @@
 
 use std::sync::Arc;
 
-use super::record::{Acceptance, Link, Says, Stamp};
+use super::record::{Acceptance, Event, Link, Stamp};
 use super::sealing::CallerKey;
 use super::{Brought, Inner, Share};
 use crate::api::id;
-use crate::cache::Kept;
+use crate::cache::Entry;
 use crate::cache::freshness::Deadlines;
 use crate::cache::purges::Target;
 use crate::clock::Moment;
@@ -39,7 +39,7 @@ impl Inner {
     ) -> Option<Moment> {
         let opened = key.seal.open(name, value).and_then(|bytes| Acceptance::read(&bytes));
         let acceptance = self.counted(opened, Kind::Unsealed)?;
-        self.counted(self.upholds(at, acceptance.stamp, &[Says::Caller(key.hash)]), Kind::Revoked)?;
+        self.counted(self.upholds(at, acceptance.stamp, &[Event::Caller(key.hash)]), Kind::Revoked)?;
         let age = self.counted(age(acceptance.sent, now), Kind::Outlived)?;
         self.counted((age < self.revalidate).then(|| now.before(age)), Kind::Outlived)
     }
@@ -55,9 +55,9 @@ impl Inner {
         name: &str,
         value: &[u8],
         now: Moment,
-    ) -> Option<Kept> {
+    ) -> Option<Entry> {
         let link = self.counted(key.seal.open(name, value).and_then(|bytes| Link::read(&bytes)), Kind::Unsealed)?;
-        let mut whom = vec![Says::Caller(key.hash)];
+        let mut whom = vec![Event::Caller(key.hash)];
         let fleet = self.keys.get(at)?;
         whom.extend(id::readings(id).map(|id| fleet.says(Target::Id(&id))));
         whom.extend(share.groups.get(at).into_iter().flatten());
@@ -70,10 +70,10 @@ impl Inner {
             }
         });
         let deadlines = self.counted(deadlines.filter(|deadlines| deadlines.usable(now)), Kind::Outlived)?;
-        Some(Kept::new(link.text.as_deref(), deadlines))
+        Some(Entry::new(link.text.as_deref(), deadlines))
     }
 
-    fn upholds(&self, at: usize, stamp: Stamp, whom: &[Says]) -> Option<()> {
+    fn upholds(&self, at: usize, stamp: Stamp, whom: &[Event]) -> Option<()> {
         self.journals().get(at)?.upholds(stamp, whom).then_some(())
     }
 
@@ -98,7 +98,7 @@ impl Inner {
             }
         };
         if let Some(sent) = brought.sent.filter(|_| brought.accepted)
-            && self.upholds(0, stamp, &[Says::Caller(key.hash)]).is_some()
+            && self.upholds(0, stamp, &[Event::Caller(key.hash)]).is_some()
         {
             let acceptance = Acceptance { stamp, sent: sent.unix_millis() };
             add(key.acceptance.clone(), &acceptance.write(), self.revalidate.saturating_sub(now.since(sent)));
@@ -106,7 +106,7 @@ impl Inner {
         for (id, kept) in &brought.links {
             let deadlines = kept.deadlines();
             let text = kept.text().and_then(|text| std::str::from_utf8(text).ok()).map(Arc::from);
-            let mut whom = vec![Says::Caller(key.hash)];
+            let mut whom = vec![Event::Caller(key.hash)];
             whom.extend(id::readings(id).map(|id| fleet.says(Target::Id(&id))));
             whom.extend(share.groups.first().into_iter().flatten());
             let (sent, spans) = deadlines.parts();

@@ -45,7 +45,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// Says the same thing seldom: while the endpoint is down, there may be many such lines a second for hours.
 #[derive(Default)]
-pub struct Seldom(Mutex<Unsaid>);
+pub struct LogThrottle(Mutex<Unsaid>);
 
 #[derive(Default)]
 struct Unsaid {
@@ -53,7 +53,7 @@ struct Unsaid {
     times: u64,
 }
 
-impl Seldom {
+impl LogThrottle {
     /// Whether it may be said now; then, how often it went unsaid since the last time.
     pub fn is_due(&self) -> Option<u64> {
         let mut unsaid = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,7 +126,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_may_come_with_every_call_is_said_once_in_a_while_with_how_often_it_went_unsaid() {
-        let seldom = Seldom::default();
+        let seldom = LogThrottle::default();
         let burst = || (0..1000).filter_map(|_| seldom.is_due()).collect::<Vec<_>>();
         assert_eq!(burst(), [0]);
         tokio::time::advance(PAUSE - Duration::from_millis(1)).await;

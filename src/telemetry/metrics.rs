@@ -15,7 +15,7 @@ use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGauge
 
 use crate::auth::Bypass;
 use family::families;
-pub use labels::{Bounded, IdResult, Kind, Limit, Operation, Outcome, Position, Reason, Route, SpanResult, Tally};
+pub use labels::{Bounded, BreakerState, IdResult, Kind, Limit, Operation, Outcome, Reason, Route, SpanResult, Tally};
 pub use limits::Limits;
 pub use reading::{Buckets, Reading};
 pub use reload::Reload;
@@ -176,8 +176,8 @@ impl Metrics {
 }
 
 /// Shows in `state` where a breaker stands.
-pub fn show_position(state: &IntGaugeVec, now: Position) {
-    for position in Position::ALL {
+pub fn show_position(state: &IntGaugeVec, now: BreakerState) {
+    for position in BreakerState::ALL {
         state.with_label_values(&[position.name()]).set(i64::from(position == now));
     }
 }

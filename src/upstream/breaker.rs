@@ -11,7 +11,7 @@ use tokio::time::Instant;
 pub use super::evidence::Counts;
 use super::evidence::{CallOutcome, Evidence, FailureKind, Finding, Source, Suspect};
 use crate::config;
-use crate::telemetry::metrics::Position;
+use crate::telemetry::metrics::BreakerState;
 
 /// An open breaker stays open for up to this share longer, so that a fleet does not probe in step.
 const JITTER: f64 = 0.2;
@@ -62,7 +62,7 @@ struct Refused {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerStatus {
     /// What it lets through.
-    pub position: Position,
+    pub position: BreakerState,
     /// On what evidence it opened, or refuses sources alone; nothing while it does neither.
     pub counts: Counts,
     /// Sources that are refused alone.
@@ -162,13 +162,15 @@ impl Breaker {
         state.forget(now);
         let alone = !state.refused.is_empty() && state.nobody_succeeds;
         let position = match state.phase {
-            Phase::Open { until } if now < until => Position::Open,
-            Phase::Open { .. } | Phase::HalfOpen { .. } => Position::HalfOpen,
-            Phase::Closed if alone && state.refused.iter().any(|refused| refused.wait(now).is_some()) => Position::Open,
-            Phase::Closed if alone => Position::HalfOpen,
-            Phase::Closed => Position::Closed,
+            Phase::Open { until } if now < until => BreakerState::Open,
+            Phase::Open { .. } | Phase::HalfOpen { .. } => BreakerState::HalfOpen,
+            Phase::Closed if alone && state.refused.iter().any(|refused| refused.wait(now).is_some()) => {
+                BreakerState::Open
+            }
+            Phase::Closed if alone => BreakerState::HalfOpen,
+            Phase::Closed => BreakerState::Closed,
         };
-        let idle = position == Position::Closed && state.refused.is_empty();
+        let idle = position == BreakerState::Closed && state.refused.is_empty();
         let counts = if idle { Counts::default() } else { state.counts };
         BreakerStatus { position, counts, refused: state.refused.len() }
     }
@@ -344,7 +346,7 @@ mod tests {
         for caller in 1..=3 {
             record(breaker, caller, BAD);
         }
-        assert_eq!(breaker.status().position, Position::Open);
+        assert_eq!(breaker.status().position, BreakerState::Open);
     }
 
     #[tokio::test(start_paused = true)]
@@ -353,7 +355,7 @@ mod tests {
         record(&breaker, 1, BAD);
         record(&breaker, 2, BAD);
         record(&breaker, 3, CallOutcome::Success);
-        assert_eq!(breaker.status().position, Position::Closed);
+        assert_eq!(breaker.status().position, BreakerState::Closed);
         open(&breaker);
         let counts = breaker.status().counts;
         assert_eq!((counts.callers, counts.id_sets, counts.answer), (3, 3, 3));
@@ -363,12 +365,12 @@ mod tests {
         assert!(probe.is_probe());
         assert!(admit(&breaker, 8).is_err(), "one probe at a time");
         probe.record(BAD);
-        assert_eq!(breaker.status().position, Position::Open);
+        assert_eq!(breaker.status().position, BreakerState::Open);
         advance(Duration::from_millis(2400)).await;
         record(&breaker, 1, CallOutcome::Success);
         assert_eq!(
             breaker.status(),
-            BreakerStatus { position: Position::Closed, counts: Counts::default(), refused: 0 }
+            BreakerStatus { position: BreakerState::Closed, counts: Counts::default(), refused: 0 }
         );
     }
 
@@ -379,7 +381,7 @@ mod tests {
         for _ in 0..3 {
             record(&breaker, 1, BAD);
         }
-        assert_eq!(breaker.status().position, Position::Closed);
+        assert_eq!(breaker.status().position, BreakerState::Closed);
         assert_eq!(breaker.status().refused, 1);
         assert!(admit(&breaker, 1).is_err());
         assert!(!admit(&breaker, 2).expect("others pass").is_probe());
@@ -395,10 +397,10 @@ mod tests {
         for _ in 0..3 {
             record(&breaker, 1, BAD);
         }
-        assert_eq!(breaker.status().position, Position::Open);
+        assert_eq!(breaker.status().position, BreakerState::Open);
         assert!(admit(&breaker, 1).is_err());
         record(&breaker, 2, CallOutcome::Success);
-        assert_eq!(breaker.status().position, Position::Closed);
+        assert_eq!(breaker.status().position, BreakerState::Closed);
     }
 
     #[tokio::test(start_paused = true)]
@@ -418,7 +420,7 @@ mod tests {
         record(&breaker, 1, BAD);
         assert!(admit(&breaker, 1).is_err());
         record(&breaker, 9, CallOutcome::Success);
-        assert_eq!(breaker.status().position, Position::Closed);
+        assert_eq!(breaker.status().position, BreakerState::Closed);
     }
 
     #[tokio::test(start_paused = true)]
@@ -433,7 +435,7 @@ mod tests {
         advance(PATIENCE).await;
         assert!(admit(&breaker, 1).is_err(), "before the others");
         other.record(CallOutcome::Success);
-        assert_eq!(breaker.status().position, Position::Closed);
+        assert_eq!(breaker.status().position, BreakerState::Closed);
     }
 
     #[tokio::test(start_paused = true)]
@@ -445,10 +447,10 @@ mod tests {
             record(&breaker, caller, CallOutcome::Neutral);
         }
         record(&breaker, 3, BAD);
-        assert_eq!(breaker.status().position, Position::Open, "nor do they break a row");
+        assert_eq!(breaker.status().position, BreakerState::Open, "nor do they break a row");
         advance(Duration::from_millis(2400)).await;
         record(&breaker, 9, CallOutcome::Neutral);
-        assert_eq!(breaker.status().position, Position::HalfOpen, "a refused token is no sign of health");
+        assert_eq!(breaker.status().position, BreakerState::HalfOpen, "a refused token is no sign of health");
         assert!(admit(&breaker, 9).expect("the next call").is_probe());
     }
 
@@ -459,7 +461,7 @@ mod tests {
         advance(Duration::from_secs(3)).await;
         drop(admit(&breaker, 9));
         record(&breaker, 9, CallOutcome::Success);
-        assert_eq!(breaker.status().position, Position::Closed);
+        assert_eq!(breaker.status().position, BreakerState::Closed);
     }
 
     #[tokio::test(start_paused = true)]
@@ -469,6 +471,6 @@ mod tests {
         record(&breaker, 2, BAD);
         advance(Duration::from_secs(10)).await;
         record(&breaker, 3, BAD);
-        assert_eq!(breaker.status().position, Position::Closed);
+        assert_eq!(breaker.status().position, BreakerState::Closed);
     }
 }

@@ -6,7 +6,7 @@ use http::StatusCode;
 use tracing::warn;
 
 use crate::clock::{Clock, Moment};
-use crate::telemetry::log::Seldom;
+use crate::telemetry::log::LogThrottle;
 
 /// By what a call came to nothing, for the endpoint's sake.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,10 +21,10 @@ pub struct Failure {
 #[derive(Default)]
 pub(super) struct Failures {
     last: Mutex<Option<Failure>>,
-    no_answer: Seldom,
-    broken_off: Seldom,
-    unusable: Seldom,
-    server_error: Seldom,
+    no_answer: LogThrottle,
+    broken_off: LogThrottle,
+    unusable: LogThrottle,
+    server_error: LogThrottle,
 }
 
 impl Failures {

@@ -222,7 +222,7 @@ async fn a_batch_with_two_spellings_of_one_text_is_not_guessed_at() {
         assert_eq!((status(&reply), reply.ids()), ("sidelink; fwd=bypass; detail=unmatched", vec![text.to_owned()]));
         assert_eq!(stack.metric("sidelink_cache_links").await, 0.0);
     }
-    // Where the endpoint's answer leaves no doubt, there is none.
+    // Where the endpoint's answer leaves no invalidation, there is none.
     let stack = Stack::start().await;
     stack.origin.script(Scripted::json(200, items(&["c+d", "1"])));
     assert_eq!(ask(&stack, "accessory_ids=1&accessory_ids=c+d", &[T]).await.ids(), ["1", "c+d"]);

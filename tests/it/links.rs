@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, DATE, EXPIRES};
 use http::{HeaderMap, HeaderName, StatusCode};
 use prometheus::Registry;
-use sidelink::cache::Kept;
+use sidelink::cache::Entry;
 use sidelink::cache::freshness::Deadlines;
 use sidelink::clock::{Clock, basic_date};
 use sidelink::config::{Config, Endpoint, Secret, Shared};
@@ -197,7 +197,7 @@ async fn a_peers_absence_and_its_unsigned_link_count_no_longer_than_is_allowed_h
     let now = clock.now();
     for text in [None, Some("{}")] {
         // An unsigned link states no expiry either.
-        let kept = Kept::new(text, Deadlines::absent(now, Duration::from_secs(500)));
+        let kept = Entry::new(text, Deadlines::absent(now, Duration::from_secs(500)));
         let brought = Brought { sent: Some(now), links: vec![("1".into(), kept)], ..Brought::default() };
         let written = peer.write(&peer.share("t", None), &peer.stamp().unwrap(), &brought);
         let (_, value) = written.first().unwrap();

@@ -15,7 +15,7 @@ use crate::auth::signature::{self, Claim, Keys, Signer};
 use crate::clock::Clock;
 use crate::config;
 use crate::error::Error;
-use crate::limits::held::{Bound, Held};
+use crate::limits::budget::{Budget, Reservation};
 use crate::message::body::{Body, BodyError, stream, whole};
 use crate::message::headers::{expects_continue, made_hop_by_hop};
 use crate::upstream::Upstream;
@@ -29,7 +29,7 @@ pub struct Resign {
     /// The longest that a body may take to come.
     body_timeout: Duration,
     /// Those that are held to be hashed, and then until the endpoint answers.
-    bodies: Bound,
+    bodies: Budget,
     clock: Clock,
     warned: AtomicBool,
 }
@@ -39,7 +39,7 @@ pub(super) struct Proof {
     signer: Signer,
     payload: String,
     /// Of a body that was read: its place under `limits.signed_bodies`.
-    _held: Option<Held>,
+    _held: Option<Reservation>,
 }
 
 impl Resign {
@@ -49,7 +49,7 @@ impl Resign {
         callers: Arc<Callers>,
         upstream: Arc<Upstream>,
         limits: &config::Limits,
-        bodies: Bound,
+        bodies: Budget,
         clock: Clock,
     ) -> Self {
         Self {
@@ -128,7 +128,7 @@ impl Resign {
     }
 
     /// The whole body, and its place under `limits.signed_bodies`.
-    async fn read<B>(&self, body: B, drains: bool) -> Result<(Bytes, Held), Error>
+    async fn read<B>(&self, body: B, drains: bool) -> Result<(Bytes, Reservation), Error>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError>,

@@ -6,7 +6,7 @@ use prometheus::{
     Result,
 };
 
-use super::{Evictions, Outcome, Position, RequestDurations, Route, show_position};
+use super::{BreakerState, Evictions, Outcome, RequestDurations, Route, show_position};
 
 /// Declares a struct of families, each `field: Type = "name", method;` of [`Family`], with the HELP text as its doc; or
 /// `field: Type;`, a group of families. `new` registers them all.
@@ -101,8 +101,8 @@ impl<'a> Family<'a> {
 
     /// A series for each position of a breaker, 1 at where it stands.
     pub(super) fn position(self) -> Result<IntGaugeVec> {
-        let vector = self.gauges("state", &Position::ALL.map(Position::name))?;
-        show_position(&vector, Position::Closed);
+        let vector = self.gauges("state", &BreakerState::ALL.map(BreakerState::name))?;
+        show_position(&vector, BreakerState::Closed);
         Ok(vector)
     }
 

@@ -96,7 +96,7 @@ labels! {
 
 labels! {
     /// What the breaker lets through.
-    pub enum Position {
+    pub enum BreakerState {
         /// Every call.
         Closed = "closed",
         /// One probe.

@@ -32,7 +32,7 @@ use tracing::warn;
 
 use super::ExportTasks;
 use crate::config;
-use crate::telemetry::log::{Seldom, chain};
+use crate::telemetry::log::{LogThrottle, chain};
 use crate::telemetry::metrics::{Metrics, SpanResult};
 
 /// Spans that wait to be exported.
@@ -75,8 +75,8 @@ pub(super) fn start(
         timeout: config.timeout,
         metrics: Arc::clone(metrics),
         stop: exports.stop.child_token(),
-        failed: Seldom::default(),
-        rejected: Seldom::default(),
+        failed: LogThrottle::default(),
+        rejected: LogThrottle::default(),
     };
     exports.tasks.spawn(task.run(spans));
     Ok(SpanQueue { sender, dropped: metrics.spans.counter(SpanResult::Dropped) })
@@ -113,8 +113,8 @@ struct ExportTask {
     timeout: Duration,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
-    failed: Seldom,
-    rejected: Seldom,
+    failed: LogThrottle,
+    rejected: LogThrottle,
 }
 
 impl ExportTask {

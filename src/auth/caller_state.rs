@@ -17,13 +17,13 @@ use crate::shared::CallerKeys;
 pub(super) const CALLERS: usize = 50_000;
 
 /// What is remembered of a caller besides its links.
-pub struct Standing {
+pub struct CallerState {
     pub(super) generation: AtomicU64,
     /// Send time of the last call that the endpoint accepted, on both clocks; `u64::MAX`: never.
     accepted: [AtomicU64; 2],
-    /// How often its acceptance has been doubted.
-    doubts: AtomicU64,
-    /// Acceptances and doubts are noted one at a time: else one that is being noted would be put back over a doubt.
+    /// How often its acceptance has been invalidated.
+    invalidations: AtomicU64,
+    /// Serializes updates, so that a concurrent acceptance cannot undo an invalidation.
     noting: Mutex<()>,
     /// Permits of calls under way for this caller: no one may take all there are. How many, who asks for one says.
     pub(crate) calls: Permits,
@@ -31,23 +31,23 @@ pub struct Standing {
     pub(crate) flights: AtomicUsize,
     /// Its keys in the shared tier, once it has been looked for there.
     pub(crate) fleet: ArcSwapOption<CallerKeys>,
-    /// Unix milliseconds of the last doubt: an acceptance elsewhere must be later.
-    doubted: AtomicU64,
+    /// Unix milliseconds of the last invalidation: an acceptance elsewhere must be later.
+    invalidated: AtomicU64,
     /// The endpoint has asked this caller for a pause.
     pub(crate) pause: Pause,
 }
 
-impl Standing {
+impl CallerState {
     fn new(generation: u64) -> Self {
         Self {
-            doubts: AtomicU64::new(0),
+            invalidations: AtomicU64::new(0),
             noting: Mutex::new(()),
             calls: Permits::new(0),
             generation: AtomicU64::new(generation),
             accepted: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
             flights: AtomicUsize::new(0),
             fleet: ArcSwapOption::empty(),
-            doubted: AtomicU64::new(0),
+            invalidated: AtomicU64::new(0),
             pause: Pause::default(),
         }
     }
@@ -58,17 +58,17 @@ impl Standing {
         self.accept_if(sent, || {
             let known = wall.load(Ordering::Relaxed);
             let newer = known == u64::MAX || known < sent.wall;
-            newer && sent.wall > self.doubted.load(Ordering::Acquire)
+            newer && sent.wall > self.invalidated.load(Ordering::Acquire)
         })
     }
 
-    /// Whether the endpoint was known to accept it, and that is not in doubt.
+    /// Whether the endpoint was known to accept it, and has not been invalidated since.
     pub(crate) fn is_accepted(&self) -> bool {
         let [monotonic, _] = &self.accepted;
         monotonic.load(Ordering::Relaxed) != u64::MAX
     }
 
-    /// Notes an acceptance by a call sent at `sent`, if that `proves` it; whether it does. No doubt comes in between.
+    /// Notes an acceptance by a call sent at `sent`, if that `proves` it; whether it does. No invalidation comes in between.
     pub(super) fn accept_if(&self, sent: Moment, proves: impl FnOnce() -> bool) -> bool {
         let _noting = self.note();
         let proves = proves();
@@ -81,10 +81,10 @@ impl Standing {
     }
 
     /// Makes the next batch ask the endpoint, whatever is in memory.
-    pub fn doubt(&self, now: Moment) {
+    pub fn invalidate(&self, now: Moment) {
         let _noting = self.note();
-        self.doubted.fetch_max(now.wall, Ordering::AcqRel);
-        self.doubts.fetch_add(1, Ordering::AcqRel);
+        self.invalidated.fetch_max(now.wall, Ordering::AcqRel);
+        self.invalidations.fetch_add(1, Ordering::AcqRel);
         for clock in &self.accepted {
             clock.store(u64::MAX, Ordering::Relaxed);
         }
@@ -94,9 +94,9 @@ impl Standing {
         self.noting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes with each doubt. What a call brings counts only if this is as it was when the call left.
-    pub fn doubts(&self) -> u64 {
-        self.doubts.load(Ordering::Acquire)
+    /// Changes with each invalidation. What a call brings counts only if this is as it was when the call left.
+    pub fn invalidations(&self) -> u64 {
+        self.invalidations.load(Ordering::Acquire)
     }
 
     pub(super) fn accepted_within(&self, span: u64, now: Moment) -> bool {
@@ -111,10 +111,10 @@ impl Standing {
     }
 }
 
-type Table = quick_cache::sync::Cache<Caller, Arc<Standing>>;
+type Table = quick_cache::sync::Cache<Caller, Arc<CallerState>>;
 
-/// The standings of all callers, and the key by which they are told apart. They outlast a configuration.
-pub struct Standings {
+/// The states of all callers, and the key by which they are told apart. They outlast a configuration.
+pub struct CallerStates {
     pub(super) key: [u8; 16],
     /// Of callers that the endpoint has accepted once.
     pub(super) accepted: Table,
@@ -124,37 +124,37 @@ pub struct Standings {
     next_generation: AtomicU64,
 }
 
-impl Standings {
+impl CallerStates {
     /// Of nobody yet. `key` must be random and secret.
     pub fn new(key: [u8; 16]) -> Self {
         Self { key, accepted: Table::new(CALLERS), strangers: Table::new(CALLERS), next_generation: AtomicU64::new(1) }
     }
 
-    pub(super) fn of(&self, caller: Caller) -> Arc<Standing> {
-        if let Some(standing) = self.accepted.get(&caller) {
-            return standing;
+    pub(super) fn of(&self, caller: Caller) -> Arc<CallerState> {
+        if let Some(caller_state) = self.accepted.get(&caller) {
+            return caller_state;
         }
-        let stranger = || Ok::<_, Infallible>(Arc::new(Standing::new(self.generation())));
-        let Ok(standing) = self.strangers.get_or_insert_with(&caller, stranger);
-        standing
+        let stranger = || Ok::<_, Infallible>(Arc::new(CallerState::new(self.generation())));
+        let Ok(caller_state) = self.strangers.get_or_insert_with(&caller, stranger);
+        caller_state
     }
 
     /// What is remembered of `caller`, if anything, which does not become more by it.
-    pub(super) fn peek(&self, caller: Caller) -> Option<Arc<Standing>> {
+    pub(super) fn peek(&self, caller: Caller) -> Option<Arc<CallerState>> {
         self.accepted.peek(&caller).or_else(|| self.strangers.peek(&caller))
     }
 
     /// The caller is no stranger any more.
-    pub(super) fn promote(&self, caller: Caller, standing: &Arc<Standing>) {
-        let Ok(_) = self.accepted.get_or_insert_with(&caller, || Ok::<_, Infallible>(Arc::clone(standing)));
+    pub(super) fn promote(&self, caller: Caller, caller_state: &Arc<CallerState>) {
+        let Ok(_) = self.accepted.get_or_insert_with(&caller, || Ok::<_, Infallible>(Arc::clone(caller_state)));
     }
 
     /// Drops everything kept for the caller that the fleet's journal calls so, if it is known here.
     pub(crate) fn drop_named(&self, name: u128, now: Moment) {
-        for (_, standing) in self.accepted.iter().chain(self.strangers.iter()) {
-            if standing.fleet.load().as_ref().is_some_and(|keys| keys.is_called(name)) {
-                standing.generation.store(self.generation(), Ordering::Release);
-                standing.doubt(now);
+        for (_, caller_state) in self.accepted.iter().chain(self.strangers.iter()) {
+            if caller_state.fleet.load().as_ref().is_some_and(|keys| keys.is_called(name)) {
+                caller_state.generation.store(self.generation(), Ordering::Release);
+                caller_state.invalidate(now);
             }
         }
     }

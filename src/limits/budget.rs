@@ -16,9 +16,9 @@ use crate::telemetry::metrics::Metrics;
 
 /// How much is held. Outlasts configurations.
 #[derive(Clone, Debug, Default)]
-pub struct Total(Arc<AtomicUsize>);
+pub struct Usage(Arc<AtomicUsize>);
 
-impl Total {
+impl Usage {
     /// As of now.
     pub fn now(&self) -> usize {
         self.0.load(Ordering::Relaxed)
@@ -27,18 +27,18 @@ impl Total {
 
 /// All that is counted so.
 #[derive(Clone, Debug, Default)]
-pub struct Totals {
+pub struct Usages {
     /// Requests on other routes, from their head to the end of their answer.
-    pub exchanges: Total,
+    pub exchanges: Usage,
     /// Bytes of batches' bodies, until they are answered.
-    pub batch_bodies: Total,
+    pub batch_bodies: Usage,
     /// Bytes of bodies that are signed again, until the endpoint answers.
-    pub signed_bodies: Total,
+    pub signed_bodies: Usage,
 }
 
 /// A total and the most that it may be.
-pub struct Bound {
-    total: Total,
+pub struct Budget {
+    total: Usage,
     most: usize,
     limit: Limit,
     metrics: Arc<Metrics>,
@@ -46,14 +46,14 @@ pub struct Bound {
 
 /// A share of a total, given back when dropped.
 #[derive(Debug)]
-pub struct Held {
-    total: Total,
+pub struct Reservation {
+    total: Usage,
     amount: usize,
 }
 
-impl Bound {
+impl Budget {
     /// Of `most` in all. Who is refused is counted as shed by `limit`.
-    pub fn new(total: Total, most: usize, limit: Limit, metrics: Arc<Metrics>) -> Self {
+    pub fn new(total: Usage, most: usize, limit: Limit, metrics: Arc<Metrics>) -> Self {
         Self { total, most, limit, metrics }
     }
 
@@ -61,7 +61,7 @@ impl Bound {
     ///
     /// # Errors
     /// If the limit is reached.
-    pub fn one(&self) -> Result<Held, Error> {
+    pub fn one(&self) -> Result<Reservation, Error> {
         let mut held = self.none();
         self.grow(&mut held, 1)?;
         Ok(held)
@@ -78,7 +78,7 @@ impl Bound {
         longest: usize,
         too_long: Error,
         patience: Duration,
-    ) -> Result<(Bytes, Held), Error> {
+    ) -> Result<(Bytes, Reservation), Error> {
         // What is announced need not be sent to be refused.
         if usize::try_from(body.size_hint().lower()).is_ok_and(|length| length > longest) {
             return Err(too_long);
@@ -87,7 +87,7 @@ impl Bound {
         read.unwrap_or(Err(Error::Malformed("the request's body did not come in time")))
     }
 
-    async fn read_on(&self, body: &mut Body, longest: usize, too_long: Error) -> Result<(Bytes, Held), Error> {
+    async fn read_on(&self, body: &mut Body, longest: usize, too_long: Error) -> Result<(Bytes, Reservation), Error> {
         let mut held = self.none();
         let mut read = BytesMut::new();
         while let Some(frame) = body.frame().await {
@@ -102,11 +102,11 @@ impl Bound {
         Ok((read.freeze(), held))
     }
 
-    fn none(&self) -> Held {
-        Held { total: self.total.clone(), amount: 0 }
+    fn none(&self) -> Reservation {
+        Reservation { total: self.total.clone(), amount: 0 }
     }
 
-    fn grow(&self, held: &mut Held, amount: usize) -> Result<(), Error> {
+    fn grow(&self, held: &mut Reservation, amount: usize) -> Result<(), Error> {
         held.amount += amount;
         if self.total.0.fetch_add(amount, Ordering::Relaxed) + amount <= self.most {
             return Ok(());
@@ -116,7 +116,7 @@ impl Bound {
     }
 }
 
-impl Drop for Held {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.total.0.fetch_sub(self.amount, Ordering::Relaxed);
     }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::api::answer::{HEAD, TAIL};
-use crate::cache::Kept;
+use crate::cache::Entry;
 
 /// Bytes of an answer that is put together at once, and of a piece of any other.
 pub(super) const PIECE: usize = 64 << 10;
@@ -22,7 +22,7 @@ pub(super) const PIECE: usize = 64 << 10;
 #[derive(Clone)]
 pub(super) enum Text {
     /// In what is kept, which has one.
-    Kept(Kept),
+    Entry(Entry),
     /// In what has just been brought.
     Brought(Arc<str>),
 }
@@ -30,20 +30,20 @@ pub(super) enum Text {
 impl Text {
     fn bytes(&self) -> &[u8] {
         match self {
-            Text::Kept(kept) => kept.text().unwrap_or_default(),
+            Text::Entry(kept) => kept.text().unwrap_or_default(),
             Text::Brought(text) => text.as_bytes(),
         }
     }
 }
 
 /// The answer's body.
-pub(super) struct Pieces {
+pub(super) struct ChunkedBody {
     texts: IntoIter<Text>,
     left: usize,
     begun: bool,
 }
 
-impl Pieces {
+impl ChunkedBody {
     /// Of these items, in this order.
     pub(super) fn new(texts: Vec<Text>) -> Self {
         let commas = texts.len().saturating_sub(1);
@@ -75,7 +75,7 @@ impl Pieces {
     }
 }
 
-impl Body for Pieces {
+impl Body for ChunkedBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -105,7 +105,7 @@ mod tests {
         #[test]
         fn pieces_come_to_what_is_put_together_at_once(lengths in proptest::collection::vec(1_usize..100_000, 1..12)) {
             let texts: Vec<Arc<str>> = lengths.iter().map(|length| "x".repeat(*length).into()).collect();
-            let mut pieces = Pieces::new(texts.iter().cloned().map(Text::Brought).collect());
+            let mut pieces = ChunkedBody::new(texts.iter().cloned().map(Text::Brought).collect());
             let mut whole = Vec::new();
             let mut left = pieces.size_hint().exact().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

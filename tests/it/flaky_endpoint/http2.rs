@@ -272,7 +272,8 @@ async fn write_out(
             }
             Out::Close => {
                 let _ = client.shutdown().await;
-                return;
+                // A socket that is closed with requests unread is reset, and answers under way are lost with it.
+                return std::future::pending().await;
             }
             Out::Reset => {
                 let _ = twin.set_zero_linger();

@@ -151,12 +151,13 @@ async fn a_real_prometheus_records_the_hit_rate_that_clients_had() {
         assert!(is(&recorded, spared / asked), "{ratio}: {recorded:?}");
     }
     // From the first scrape to the last, no moment's rate has passed 1.
-    let most = prometheus.query("max_over_time(instance:sidelink_hit_ratio:rate5m[5m])").await;
+    let most =
+        prometheus.wait("max_over_time(instance:sidelink_hit_ratio:rate5m[5m])", |samples| !samples.is_empty()).await;
     assert!(matches!(most[..], [most] if most <= 1.0), "{most:?}");
     // Every id that was asked for has become something.
     let under_way = prometheus.wait("instance:sidelink_ids_under_way", |samples| samples == [0.0]).await;
     assert_eq!(under_way, [0.0]);
-    let sent = prometheus.query("instance:sidelink_ids_sent_ratio:rate5m").await;
+    let sent = prometheus.wait("instance:sidelink_ids_sent_ratio:rate5m", |samples| is(samples, 11.0 / asked)).await;
     assert!(is(&sent, 11.0 / asked), "{sent:?}");
 
     let groups = prometheus.get("/api/v1/rules").await.unwrap();

@@ -150,7 +150,7 @@ impl Fetch {
         }
         let _waiting = self.0.wait()?;
         let mut had = self.0.have(terms, wanted).await?;
-        // A flight ends by the deadline of the batch that began it; who joined it has its own.
+        // A flight ends by the deadline of the batch that began it. A batch that joined it has its own deadline.
         while self.0.upstream.leaves_fair_time(terms.deadline) {
             let (places, late) = select(wanted, &had, ended_by_another_deadline);
             if late.is_empty() {
@@ -160,7 +160,7 @@ impl Fetch {
             let Ok(anew) = self.0.have(terms, &late).await else { break };
             replace(&mut had, places, anew);
         }
-        // At last by calls that nobody else may have land with what the shared tier has.
+        // Last attempt: call upstream directly, not joinable, bypassing the shared tier.
         for apart in [false, true] {
             let (places, declined) = self.0.declined(terms, wanted, &had);
             if declined.is_empty() {

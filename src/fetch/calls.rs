@@ -202,7 +202,7 @@ impl Inner {
         if let Some(refusal) = self.refusal(terms, wanted) {
             return self.reported(Report::failed(refusal));
         }
-        // The caller's own first: who waits for that one keeps nobody else waiting.
+        // Takes the per-caller permit first, so a throttled caller holds no global one.
         let caller_state = &terms.requester.caller_state;
         caller_state.calls.resize(self.flights.calls_per_caller.load(Ordering::Relaxed));
         let accepted = caller_state.is_accepted();
@@ -212,7 +212,7 @@ impl Inner {
             self.flights.calls.acquire().await.map(|permit| (own, unaccepted, permit))
         };
         let permits = timeout_at(deadline, permits).await;
-        // Who has queued for too long is not sent: it would time out, and the endpoint would not be to blame.
+        // A call that has queued for too long is not sent: it would time out, and the endpoint would not be to blame.
         let (Ok(Ok(_permits)), true) = (permits, self.upstream.leaves_fair_time(deadline)) else {
             self.shed(Limit::Calls);
             return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));

@@ -32,7 +32,7 @@ impl Permits {
         surplus -= self.semaphore.forget_permits(surplus);
         if surplus > 0 {
             let semaphore = Arc::clone(&self.semaphore);
-            // It waits ahead of whoever comes later, and takes what is given back piece by piece.
+            // It is ahead of later waiters in the queue, and takes permits as they are returned.
             tokio::spawn(async move {
                 let surplus = u32::try_from(surplus).unwrap_or(u32::MAX);
                 if let Ok(taken) = semaphore.acquire_many(surplus).await {

@@ -50,6 +50,11 @@ impl Entry {
         Some(&self.0.slice).filter(|text| !text.is_empty())
     }
 
+    /// The same item, to be answered once and not stored.
+    pub(crate) fn not_stored(&self) -> Self {
+        Self(ThinArc::from_header_and_slice(Deadlines::not_stored(self.deadlines().sent()), &self.0.slice))
+    }
+
     /// Until when it counts.
     pub fn deadlines(&self) -> &Deadlines {
         &self.0.header.header

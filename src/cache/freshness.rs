@@ -42,6 +42,16 @@ impl Deadlines {
         Self { sent, fresh, stale: fresh, life: u32::MAX }
     }
 
+    /// Deadlines of an entry that is answered once and not stored: never fresh, never stale.
+    pub fn not_stored(sent: Moment) -> Self {
+        Self::absent(sent, Duration::ZERO)
+    }
+
+    /// Whether the entry may be stored: it is fresh for some time.
+    pub fn is_stored(&self) -> bool {
+        self.fresh > 0
+    }
+
     /// Deadlines of a link that another sidecar set, for a call sent at `sent` with these spans; shortened to what `config`
     /// allows here. `None`: it allows nothing.
     pub(crate) fn link_elsewhere(

@@ -25,9 +25,9 @@ use tokio::time::{Instant, Sleep};
 
 use crate::error::{Error, NoAnswer};
 use crate::limits::budget::{Budget, Reservation};
-use crate::message::answered::Answered;
 use crate::message::body::{BodyError, stream};
 use crate::message::headers::{add_via, expects_continue, max_forwards, strip_hop_by_hop};
+use crate::message::reply::Reply;
 use crate::telemetry::metrics::Outcome;
 use crate::telemetry::trace::{self, RequestSpan};
 use crate::upstream::Upstream;
@@ -61,7 +61,7 @@ impl Passthrough {
 
     /// Sends `request` to the endpoint: raw path and query, Host rewritten unless it names the endpoint, hop-by-hop headers
     /// gone, `Via` added.
-    pub async fn forward<B>(self: &Arc<Self>, request: Request<B>, trace: &RequestSpan) -> Answered
+    pub async fn forward<B>(self: &Arc<Self>, request: Request<B>, trace: &RequestSpan) -> Reply
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -72,14 +72,14 @@ impl Passthrough {
                 if !expects_continue(&request) {
                     crate::message::body::drain(request.into_body());
                 }
-                return Answered::own(error);
+                return Reply::error(error);
             }
         };
         let Some(id) = deletion::id(&request) else { return self.exchange(request, None, place, trace).await };
         // Runs to its end, also when the client has left: what the endpoint deletes is not to be served on.
         let (this, trace) = (Arc::clone(self), trace.clone());
         let exchange = tokio::spawn(async move { this.exchange(request, Some(id), place, &trace).await });
-        exchange.await.unwrap_or_else(|_| Answered::own(Error::NoAnswer(NoAnswer::Lost)))
+        exchange.await.unwrap_or_else(|_| Reply::error(Error::NoAnswer(NoAnswer::Lost)))
     }
 
     /// One request and its answer, to whose end it has its `place`; `deleted` is the id that it deletes.
@@ -89,7 +89,7 @@ impl Passthrough {
         deleted: Option<String>,
         place: Reservation,
         trace: &RequestSpan,
-    ) -> Answered
+    ) -> Reply
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -101,7 +101,7 @@ impl Passthrough {
         } else {
             match self.resign.verify(request).await {
                 Ok(verified) => verified,
-                Err(error) => return Answered::own(error),
+                Err(error) => return Reply::error(error),
             }
         };
         request.headers_mut().remove(HOST);
@@ -161,7 +161,7 @@ impl Passthrough {
                 }
             }
         };
-        let waited = Some(asked.elapsed());
+        let waited = asked.elapsed();
         let unsent = expectation.and_then(|expectation| expectation.answered());
         let (mut head, body) = match answer {
             Ok(response) => {
@@ -171,11 +171,11 @@ impl Passthrough {
             // The client's fault, though it is the endpoint's connection that ends.
             Err(_) if broken_off.load(Ordering::Relaxed) => {
                 span.unanswered("client-broke-off");
-                return Answered { waited, ..Answered::own(Error::Malformed("the request's body broke off")) };
+                return Reply::error(Error::Malformed("the request's body broke off")).after(waited);
             }
             Err(error) => {
                 span.unanswered(if error == Error::Deadline { "deadline" } else { "no_answer" });
-                return Answered { waited, ..Answered::own(error) };
+                return Reply::error(error).after(waited);
             }
         };
         drop(span);
@@ -191,7 +191,7 @@ impl Passthrough {
             head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let body = stream(Paced::new(body, self.idle_timeout, progress, Some((place, unsent))));
-        Answered { waited, ..Answered::new(http::Response::from_parts(head, body), Outcome::Bypass) }
+        Reply::new(http::Response::from_parts(head, body), Outcome::Bypass).after(waited)
     }
 
     /// The request's Host as it was sent, if it names the endpoint: a signature may cover its very bytes.

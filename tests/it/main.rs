@@ -6,7 +6,6 @@ mod admin;
 mod answer_codings;
 mod answer_framing;
 mod answers;
-mod at_hand;
 mod bad_endpoint;
 mod bad_input;
 mod batches;

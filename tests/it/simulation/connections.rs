@@ -127,7 +127,7 @@ async fn run(seed: u64) {
         others.spawn(heavy(world.clone(), branch()));
     }
     if plan.loses_connections {
-        others.spawn(lose_connections(world.clone(), branch()));
+        others.spawn(lose_connections(world.clone(), outage.clone(), branch()));
     }
     if plan.outage {
         others.spawn(be_down(world.clone(), outage.clone(), branch()));
@@ -211,10 +211,14 @@ async fn heavy(world: Arc<World>, mut random: StdRng) {
     }
 }
 
-async fn lose_connections(world: Arc<World>, mut random: StdRng) {
+async fn lose_connections(world: Arc<World>, outage: Arc<Mutex<Outage>>, mut random: StdRng) {
     loop {
         // Far enough apart for a call to be sent again between two of them.
         sleep(Duration::from_millis(random.random_range(600..1500))).await;
+        // A probe's new connection that is lost with its first request is an endpoint that does not answer a direct request.
+        if outage.lock().unwrap().excuses(Instant::now(), Instant::now()) {
+            continue;
+        }
         let how = *[Loss::Now, Loss::AtNextRequest, Loss::AtNextRequest, Loss::Gracefully].choose(&mut random).unwrap();
         // Several sources whose new connections are lost with their first requests at once are evidence of a dead endpoint.
         if how != Loss::Now && random.random_bool(0.5) {

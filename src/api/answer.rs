@@ -1,4 +1,4 @@
-//! The endpoint's answer, read for the ids that were asked; and the one merged answer in the order asked.
+//! Reads the endpoint's answer for the ids that were asked, and merges items into one body.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,16 +11,16 @@ use serde_json::value::RawValue;
 use super::request::Text;
 use crate::api::id;
 
-/// What the body of a 200 turned out to be.
+/// What the body of a 200 is.
 #[derive(Debug, PartialEq)]
 pub enum Read {
-    /// A list of links: for each id asked, its item, or `None` where it was left out.
+    /// A list of links: the item of each id asked, or `None` where the endpoint left it out.
     Links(Vec<Option<Item>>),
-    /// Well-formed, but no list of links: an error that came with a 200. Passed on as it came.
+    /// Well-formed, but no list of links: an error with status 200. It is passed on as it came.
     NoList,
-    /// A list with an item that matches no id asked for, or a second one for an id. Sidelink does not guess.
+    /// A list with an item that matches no id, or a second item for an id. Sidelink does not guess.
     Unmatched,
-    /// No JSON at all, or cut short.
+    /// No JSON, or cut short.
     Broken,
 }
 
@@ -49,8 +49,8 @@ struct ItemFields<'a> {
     accessory_url: Option<&'a RawValue>,
 }
 
-/// Reads the body of a 200 that answers for the ids of these names, which are distinct. An item may match either reading of
-/// an id; one that could be for two of the ids matches none.
+/// Reads the body of a 200 to a call for these ids, which are distinct. An item matches an id by either of its readings
+/// ([`id::readings`]); an item that could be for two of the ids matches none.
 pub fn read(body: &[u8], ids: &[&str]) -> Read {
     let Ok(whole) = serde_json::from_slice::<&RawValue>(text_of(body)) else {
         return Read::Broken;
@@ -82,12 +82,12 @@ pub fn read(body: &[u8], ids: &[&str]) -> Read {
     Read::Links(links)
 }
 
-/// An answer's JSON text, without a byte order mark, which some write before it (RFC 8259 §8.1).
+/// An answer's JSON text, without a byte order mark, which some servers write (RFC 8259 §8.1).
 fn text_of(body: &[u8]) -> &[u8] {
     body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
 }
 
-/// The items of a list of links, as the endpoint sent them, whatever ids they are for.
+/// All items of a list of links, as the endpoint sent them.
 pub fn items(body: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
     let items = raw_items(serde_json::from_slice(text_of(body)).ok()?)?;
     Some(items.into_iter().map(|item| item.get().as_bytes()))
@@ -100,27 +100,27 @@ fn raw_items(whole: &RawValue) -> Option<Vec<&RawValue>> {
     }
 }
 
-/// The link of an item, as it was kept.
+/// The link of an item.
 pub fn url_of(item: &[u8]) -> Option<String> {
     let fields = serde_json::from_slice::<ItemFields<'_>>(item).ok()?;
     let url = serde_json::from_str::<Text<'_>>(fields.accessory_url?.get()).ok()?;
     Some(url.0.into_owned())
 }
 
-/// The code of the error that `body` is, if it is one.
+/// The error code in `body`, if there is one.
 pub fn error_code(body: &[u8]) -> Option<String> {
     let code = serde_json::from_slice::<Envelope<'_>>(text_of(body)).ok()?.error_code?;
     Some(serde_json::from_str::<Text<'_>>(code.get()).ok()?.0.into_owned())
 }
 
-/// How an answer begins.
+/// The bytes before the items of a merged body.
 pub(crate) const HEAD: &[u8] = br#"{"accessory_urls":["#;
-/// And how it ends.
+/// The bytes after them.
 pub(crate) const TAIL: &[u8] = b"]}";
 
-/// One answer out of the items' texts, in the order given.
+/// Merges the items' texts into one body, in the order given.
 pub fn merge<'a>(texts: impl Iterator<Item = &'a [u8]> + Clone) -> Bytes {
-    // To the byte: a buffer that is not full would be copied, or its end carried along.
+    // Sized to the byte: a buffer that is not full would be copied when it becomes `Bytes`.
     let length: usize = texts.clone().map(|text| text.len() + 1).sum();
     let mut body = Vec::with_capacity(HEAD.len() + length.saturating_sub(1) + TAIL.len());
     body.extend_from_slice(HEAD);

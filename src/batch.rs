@@ -71,11 +71,11 @@ pub enum Answering<'a> {
 enum Step<'m> {
     Reply(Reply),
     Bypass(Bypass),
-    Fetch(Box<Missing<'m>>),
+    Fetch(Box<PartialHit<'m>>),
 }
 
 /// A batch that memory does not have all of.
-struct Missing<'m> {
+struct PartialHit<'m> {
     slots: Slots<'m>,
     /// How many ids were found by the look-up.
     from_memory: usize,
@@ -259,7 +259,7 @@ impl BatchRoute {
             return Step::Reply(reply);
         }
         let from_memory = slots.entries().count();
-        Step::Fetch(Box::new(Missing { slots, from_memory, context, directives, is_refused: refusal.is_some() }))
+        Step::Fetch(Box::new(PartialHit { slots, from_memory, context, directives, is_refused: refusal.is_some() }))
     }
 
     /// The slots of a batch that memory does not have all of, the ids that are to be refreshed ahead, and how many entries are
@@ -293,7 +293,7 @@ impl BatchRoute {
     }
 
     /// Fetches the missing ids of a batch, and answers it.
-    async fn fetch_and_reply(&self, mut missing: Box<Missing<'_>>, parts: Parts, body: Bytes) -> Reply {
+    async fn fetch_and_reply(&self, mut missing: Box<PartialHit<'_>>, parts: Parts, body: Bytes) -> Reply {
         let asked = Instant::now();
         let reply = self.fetch_or_forward(&mut missing, &parts, &body).await;
         let mut reply = reply.after(asked.elapsed());
@@ -302,8 +302,8 @@ impl BatchRoute {
         reply
     }
 
-    async fn fetch_or_forward(&self, missing: &mut Missing<'_>, parts: &Parts, body: &Bytes) -> Reply {
-        let Missing { slots, from_memory, context, directives, is_refused } = missing;
+    async fn fetch_or_forward(&self, missing: &mut PartialHit<'_>, parts: &Parts, body: &Bytes) -> Reply {
+        let PartialHit { slots, from_memory, context, directives, is_refused } = missing;
         if *is_refused {
             // A call, which carries no cookies, would be refused again.
             return self.forward_with_cookies(parts, body, context, slots).await;

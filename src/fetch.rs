@@ -39,13 +39,13 @@ pub use context::{FetchContext, KeyedId};
 pub use flights::Flights;
 use flights::{FlightMap, FlightWaiter, InFlightPermit};
 pub use requirements::CacheRequirements;
-pub use result::{Cause, Failure, FetchResult, Source};
+pub use result::{Cause, EntrySource, Failure, FetchResult};
 
 /// Fetches ids.
 #[derive(Clone)]
-pub struct Fetch(Arc<Inner>);
+pub struct Fetch(Arc<Fetcher>);
 
-struct Inner {
+struct Fetcher {
     upstream: Arc<Upstream>,
     callers: Arc<Callers>,
     cache: Arc<Cache>,
@@ -59,7 +59,7 @@ struct Inner {
 }
 
 /// How one id of a batch is fetched.
-enum Plan {
+enum FetchPlan {
     Memory(Entry),
     Flight(FlightWaiter),
     /// No call may be made now; the batch fails fast instead of queueing.
@@ -79,7 +79,7 @@ impl Fetch {
         config: Arc<Config>,
         clock: Clock,
     ) -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(Fetcher {
             upstream,
             callers,
             cache,
@@ -186,7 +186,7 @@ impl Fetch {
     }
 }
 
-impl Inner {
+impl Fetcher {
     /// Fetches each of `ids` as planned.
     async fn fetch_each(
         self: &Arc<Self>,
@@ -197,9 +197,9 @@ impl Inner {
         let mut results = Vec::with_capacity(plans.len());
         for plan in plans {
             results.push(match plan {
-                Plan::Memory(entry) => FetchResult::without_call(entry, Source::Memory),
-                Plan::Refused(failure) => FetchResult::failed(failure),
-                Plan::Flight(waiter) => {
+                FetchPlan::Memory(entry) => FetchResult::without_call(entry, EntrySource::Memory),
+                FetchPlan::Refused(failure) => FetchResult::failed(failure),
+                FetchPlan::Flight(waiter) => {
                     let result = timeout_at(context.deadline, waiter.flight.wait()).await;
                     let result = result.unwrap_or_else(|_| FetchResult::error(Error::Deadline));
                     if waiter.joined { result.joined() } else { result }
@@ -210,7 +210,7 @@ impl Inner {
     }
 
     /// Plans how each id is fetched: a flight to join, memory, or a new flight, which is queued for a call.
-    fn join_or_start(self: &Arc<Self>, context: &Arc<FetchContext>, ids: &[KeyedId]) -> Result<Vec<Plan>, Error> {
+    fn join_or_start(self: &Arc<Self>, context: &Arc<FetchContext>, ids: &[KeyedId]) -> Result<Vec<FetchPlan>, Error> {
         let uses_tier = self.uses_shared_tier(context);
         // The shared tier may have the ids even where no call may be made.
         let refusal = if uses_tier { None } else { self.refusal(context, ids) };
@@ -218,16 +218,16 @@ impl Inner {
         let may_serve = |entry: &Entry| self.may_serve(context, entry);
         let marks = self.cache.purges().of_group(context.group.name());
         let mut state = self.state();
-        let found: Vec<Option<Plan>> = ids
+        let found: Vec<Option<FetchPlan>> = ids
             .iter()
             .map(|id| {
                 // A flight that was sent before a purge of its id is not joined: a new one replaces it.
                 let flight = state.flights.get(&id.key);
                 if let Some(flight) = flight.filter(|flight| !flight.is_purged(&id.id, &marks)) {
-                    return Some(Plan::Flight(FlightWaiter::new(flight, true)));
+                    return Some(FetchPlan::Flight(FlightWaiter::new(flight, true)));
                 }
-                let entry = self.cache.look_up(id.key, &id.id, &marks).filter(may_serve).map(Plan::Memory);
-                entry.or_else(|| refusal.clone().map(Plan::Refused))
+                let entry = self.cache.look_up(id.key, &id.id, &marks).filter(may_serve).map(FetchPlan::Memory);
+                entry.or_else(|| refusal.clone().map(FetchPlan::Refused))
             })
             .collect();
         let missing = found.iter().filter(|plan| plan.is_none()).count();
@@ -242,7 +242,7 @@ impl Inner {
             }
             let Some(permit) = permits.next() else { break };
             let pending = state.start(self, context, id, permit);
-            plans.push(Plan::Flight(FlightWaiter::new(&pending.flight, false)));
+            plans.push(FetchPlan::Flight(FlightWaiter::new(&pending.flight, false)));
             started.push(pending);
         }
         if uses_tier {
@@ -309,7 +309,7 @@ impl Inner {
     fn declined(&self, context: &FetchContext, ids: &[KeyedId], results: &[FetchResult]) -> (Vec<usize>, Vec<KeyedId>) {
         let now = self.clock.now();
         let is_declined = |result: &FetchResult| match (&result.entry, result.source) {
-            (Ok(entry), Source::Joined { shared: true }) => !context.requirements.allow(entry, now),
+            (Ok(entry), EntrySource::Joined { shared: true }) => !context.requirements.allow(entry, now),
             _ => false,
         };
         select(ids, results, is_declined)
@@ -393,7 +393,7 @@ fn replace(results: &mut [FetchResult], places: Vec<usize>, again: Vec<FetchResu
 
 /// Whether a joined flight has failed by the deadline of the batch that started it.
 fn ended_by_another_deadline(result: &FetchResult) -> bool {
-    matches!(result.source, Source::Joined { .. })
+    matches!(result.source, EntrySource::Joined { .. })
         && matches!(&result.entry, Err(failure) if matches!(failure.cause, Cause::NoAnswer(Error::Deadline)))
 }
 

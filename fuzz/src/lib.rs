@@ -14,7 +14,7 @@ use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, DATE, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use serde_json::Value;
-use sidelink::api::answer::{self, Read};
+use sidelink::api::answer::{self, ParsedAnswer};
 use sidelink::api::request::{self, Batch};
 use sidelink::app::Proxy;
 use sidelink::auth::signature::{self, Claim};
@@ -56,7 +56,7 @@ pub fn answer(data: &[u8]) {
     let ids = ["1", "2", "a/b", "\u{4e2d}", "x y"];
     let read = answer::read(data, &ids);
     let _ = answer::error_code(data);
-    let Read::Links(items) = &read else { return };
+    let ParsedAnswer::Links(items) = &read else { return };
     for (id, item) in ids.iter().zip(items) {
         let Some(item) = item else { continue };
         // A number may be beyond what this reads.

@@ -47,30 +47,30 @@ pub struct Batch<'r> {
 
 /// The request is no batch, and is forwarded untouched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unreadable;
+pub struct NotABatch;
 
 impl<'r> Batch<'r> {
     /// Reads a request on the batch route; `query` is the raw query, `body` the whole body.
     ///
     /// # Errors
-    /// [`Unreadable`], if it is no batch.
-    pub fn read(query: Option<&'r str>, headers: &HeaderMap, body: &'r [u8]) -> Result<Self, Unreadable> {
+    /// [`NotABatch`], if it is no batch.
+    pub fn read(query: Option<&'r str>, headers: &HeaderMap, body: &'r [u8]) -> Result<Self, NotABatch> {
         let query = query.filter(|query| !query.is_empty());
         if headers.contains_key(CONTENT_ENCODING) {
-            return Err(Unreadable);
+            return Err(NotABatch);
         }
         match (query, body.is_empty()) {
             (Some(query), true) => Self::from_query(query),
             (None, false) => Self::from_body(body),
-            (Some(_), false) | (None, true) => Err(Unreadable),
+            (Some(_), false) | (None, true) => Err(NotABatch),
         }
     }
 
     /// Reads a batch in the query forms.
     ///
     /// # Errors
-    /// [`Unreadable`], if it is no batch.
-    pub fn from_query(query: &'r str) -> Result<Self, Unreadable> {
+    /// [`NotABatch`], if it is no batch.
+    pub fn from_query(query: &'r str) -> Result<Self, NotABatch> {
         let has = |byte| memchr(byte, query.as_bytes()).is_some();
         let mut values = Vec::with_capacity(1 + memchr_iter(b'&', query.as_bytes()).count());
         let mut group = Group::Absent;
@@ -80,17 +80,17 @@ impl<'r> Batch<'r> {
                 values.push(value);
                 continue;
             }
-            let (name, value) = pair.split_once('=').ok_or(Unreadable)?;
+            let (name, value) = pair.split_once('=').ok_or(NotABatch)?;
             match decode(name)?.as_ref() {
                 api::IDS => values.push(value),
                 api::GROUP if group == Group::Absent => group = Group::Named(name_of(value, is_group)?),
-                _ => return Err(Unreadable),
+                _ => return Err(NotABatch),
             }
         }
         let comma = has(b',') && values.iter().any(|value| value.contains(','));
         let form = match values.as_slice() {
             [_] if comma => Form::Comma,
-            _ if comma => return Err(Unreadable),
+            _ if comma => return Err(NotABatch),
             _ => Form::Repeated,
         };
         let ids = match values.as_slice() {
@@ -101,16 +101,16 @@ impl<'r> Batch<'r> {
         Self::build(form, group, ids)
     }
 
-    fn from_body(body: &'r [u8]) -> Result<Self, Unreadable> {
-        let read: BodyForm<'_> = serde_json::from_slice(body).map_err(|_| Unreadable)?;
+    fn from_body(body: &'r [u8]) -> Result<Self, NotABatch> {
+        let read: BodyForm<'_> = serde_json::from_slice(body).map_err(|_| NotABatch)?;
         if !read.ids.iter().all(|id| is_id(id)) || !read.group.name().is_none_or(is_group) {
-            return Err(Unreadable);
+            return Err(NotABatch);
         }
         Self::build(Form::Body, read.group, read.ids)
     }
 
-    fn build(form: Form, group: Group<'r>, ids: Vec<Cow<'r, str>>) -> Result<Self, Unreadable> {
-        if ids.is_empty() { Err(Unreadable) } else { Ok(Self { form, group, ids }) }
+    fn build(form: Form, group: Group<'r>, ids: Vec<Cow<'r, str>>) -> Result<Self, NotABatch> {
+        if ids.is_empty() { Err(NotABatch) } else { Ok(Self { form, group, ids }) }
     }
 }
 
@@ -139,12 +139,12 @@ fn has_length(text: &str, most: usize) -> bool {
     !text.is_empty() && is_short && !id::is_reserved(text)
 }
 
-fn check(text: Cow<'_, str>, is_valid: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, Unreadable> {
-    if is_valid(&text) { Ok(text) } else { Err(Unreadable) }
+fn check(text: Cow<'_, str>, is_valid: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, NotABatch> {
+    if is_valid(&text) { Ok(text) } else { Err(NotABatch) }
 }
 
 /// The name of an id or group that a query spells so, if its text `is_valid`. (Plus and space are one character each.)
-fn name_of(spelling: &str, is_valid: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, Unreadable> {
+fn name_of(spelling: &str, is_valid: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, NotABatch> {
     let text = check(decode(spelling)?, is_valid)?;
     Ok(if spelling.contains('+') { Cow::Owned(id::name_of_spelling(spelling)) } else { text })
 }
@@ -163,7 +163,7 @@ fn pushed_bytes(name: &str) -> usize {
     id::spelling(name).map_or_else(encoded, str::len)
 }
 
-fn decode(text: &str) -> Result<Cow<'_, str>, Unreadable> {
+fn decode(text: &str) -> Result<Cow<'_, str>, NotABatch> {
     if !text.contains('%') {
         return Ok(Cow::Borrowed(text));
     }
@@ -171,11 +171,11 @@ fn decode(text: &str) -> Result<Cow<'_, str>, Unreadable> {
     let mut rest = text;
     while let Some((_, after)) = rest.split_once('%') {
         if !after.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {
-            return Err(Unreadable);
+            return Err(NotABatch);
         }
         rest = after;
     }
-    percent_decode_str(text).decode_utf8().map_err(|_| Unreadable)
+    percent_decode_str(text).decode_utf8().map_err(|_| NotABatch)
 }
 
 /// The request target of a call.
@@ -249,12 +249,13 @@ impl<'de> Visitor<'de> for BodyVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let (mut group, mut ids) = (Group::Absent, None);
-        while let Some(name) = map.next_key::<Text<'de>>()? {
+        while let Some(name) = map.next_key::<JsonString<'de>>()? {
             match name.0.as_ref() {
                 api::GROUP if group == Group::Absent => {
-                    group = map.next_value::<Option<Text<'de>>>()?.map_or(Group::Null, |name| Group::Named(name.0));
+                    group =
+                        map.next_value::<Option<JsonString<'de>>>()?.map_or(Group::Null, |name| Group::Named(name.0));
                 }
-                api::IDS if ids.is_none() => ids = Some(map.next_value::<Texts<'de>>()?.0),
+                api::IDS if ids.is_none() => ids = Some(map.next_value::<JsonStrings<'de>>()?.0),
                 _ => return Err(de::Error::custom("a name that is unknown or given twice")),
             }
         }
@@ -264,43 +265,43 @@ impl<'de> Visitor<'de> for BodyVisitor {
 }
 
 /// A string, borrowed where the text has no escapes. (serde's own `Cow` always copies.)
-pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
+pub(crate) struct JsonString<'a>(pub(crate) Cow<'a, str>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for JsonString<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct TextVisitor;
         impl<'de> Visitor<'de> for TextVisitor {
-            type Value = Text<'de>;
+            type Value = JsonString<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a string")
             }
             fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Borrowed(text)))
+                Ok(JsonString(Cow::Borrowed(text)))
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
+                Ok(JsonString(Cow::Owned(text.to_owned())))
             }
         }
         deserializer.deserialize_str(TextVisitor)
     }
 }
 
-struct Texts<'a>(Vec<Cow<'a, str>>);
+struct JsonStrings<'a>(Vec<Cow<'a, str>>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Texts<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for JsonStrings<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct TextsVisitor;
         impl<'de> Visitor<'de> for TextsVisitor {
-            type Value = Texts<'de>;
+            type Value = JsonStrings<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an array of strings")
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
                 let mut texts = Vec::new();
-                while let Some(text) = seq.next_element::<Text<'de>>()? {
+                while let Some(text) = seq.next_element::<JsonString<'de>>()? {
                     texts.push(text.0);
                 }
-                Ok(Texts(texts))
+                Ok(JsonStrings(texts))
             }
         }
         deserializer.deserialize_seq(TextsVisitor)
@@ -313,15 +314,15 @@ mod tests {
 
     use super::*;
 
-    fn query(query: &str) -> Result<Batch<'_>, Unreadable> {
+    fn query(query: &str) -> Result<Batch<'_>, NotABatch> {
         Batch::read(Some(query), &HeaderMap::new(), b"")
     }
 
-    fn json(body: &str) -> Result<Batch<'_>, Unreadable> {
+    fn json(body: &str) -> Result<Batch<'_>, NotABatch> {
         Batch::read(None, &HeaderMap::new(), body.as_bytes())
     }
 
-    fn batch<'r>(form: Form, group: Option<&'r str>, ids: &[&'r str]) -> Result<Batch<'r>, Unreadable> {
+    fn batch<'r>(form: Form, group: Option<&'r str>, ids: &[&'r str]) -> Result<Batch<'r>, NotABatch> {
         Ok(Batch { form, group: group.into(), ids: ids.iter().map(|id| Cow::Borrowed(*id)).collect() })
     }
 
@@ -368,7 +369,7 @@ mod tests {
             "accessory_ids=1&group_id=123456789012345678901234567890123",
             "accessory_ids[]=1",
         ] {
-            assert_eq!(query(text), Err(Unreadable), "{text}");
+            assert_eq!(query(text), Err(NotABatch), "{text}");
         }
         for text in [
             "{}",
@@ -390,11 +391,11 @@ mod tests {
             r#"{"accessory_ids":["1"]"#,
             r#"{"accessory_ids":["\ud800"]}"#,
         ] {
-            assert_eq!(json(text), Err(Unreadable), "{text}");
+            assert_eq!(json(text), Err(NotABatch), "{text}");
         }
-        assert_eq!(Batch::read(Some("accessory_ids=1"), &HeaderMap::new(), b"{}"), Err(Unreadable), "both forms");
+        assert_eq!(Batch::read(Some("accessory_ids=1"), &HeaderMap::new(), b"{}"), Err(NotABatch), "both forms");
         let coded = HeaderMap::from_iter([(CONTENT_ENCODING, http::HeaderValue::from_static("gzip"))]);
-        assert_eq!(Batch::read(None, &coded, br#"{"accessory_ids":["1"]}"#), Err(Unreadable));
+        assert_eq!(Batch::read(None, &coded, br#"{"accessory_ids":["1"]}"#), Err(NotABatch));
     }
 
     #[test]

@@ -93,7 +93,7 @@ pub(super) fn merged<'l>(
 }
 
 /// What the entries of a reply have in common.
-struct Freshness {
+struct ReplyFreshness {
     /// The least freshness left, in whole seconds.
     seconds: u64,
     /// Whether all entries are stored.
@@ -105,8 +105,8 @@ fn observe<'l>(
     entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone,
     metrics: &Metrics,
     now: Moment,
-) -> (Tally, Freshness) {
-    let (mut tally, mut freshness) = (Tally::default(), Freshness { seconds: u64::MAX, stored: true });
+) -> (Tally, ReplyFreshness) {
+    let (mut tally, mut freshness) = (Tally::default(), ReplyFreshness { seconds: u64::MAX, stored: true });
     // The histogram is shared by all threads: the values of many links are gathered and added at once.
     let gathered = entries.clone().nth(FEW).map(|_| metrics.link_life_left.local());
     for (entry, result) in entries {
@@ -141,7 +141,7 @@ fn outcome(tally: &Tally) -> Outcome {
 }
 
 /// The URL of the body form does not name its batch, so no cache downstream may store the reply.
-fn cache_control(freshness: &Freshness, tally: &Tally, form: Form) -> HeaderValue {
+fn cache_control(freshness: &ReplyFreshness, tally: &Tally, form: Form) -> HeaderValue {
     if form == Form::Body || !freshness.stored || tally.count(IdResult::Stale) > 0 {
         return HeaderValue::from_static("no-store");
     }
@@ -150,7 +150,7 @@ fn cache_control(freshness: &Freshness, tally: &Tally, form: Form) -> HeaderValu
     HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("no-store"))
 }
 
-fn cache_status(tally: &Tally, freshness: &Freshness, fetched: &Fetched, from_memory: usize) -> HeaderValue {
+fn cache_status(tally: &Tally, freshness: &ReplyFreshness, fetched: &Fetched, from_memory: usize) -> HeaderValue {
     let shared = tally.count(IdResult::Shared) as usize;
     let cached = from_memory + shared;
     let missing = (tally.total() as usize).saturating_sub(cached);

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Inner;
+use super::Fetcher;
 use super::flights::{InFlightPermit, WaiterPermit};
 use crate::auth::CallerState;
 use crate::error::{Error, Limit};
 
-impl Inner {
+impl Fetcher {
     /// Lets a batch wait for flights, or sheds it.
     pub(super) fn wait(&self) -> Result<WaiterPermit<'_>, Error> {
         let waiting = WaiterPermit(&self.flights.waiters);

@@ -1,6 +1,6 @@
 //! Calls to the endpoint: ids of one scope and form share calls.
 //!
-//! Each scope and form has a queue and a number of calls under way ([`take_ready_batches`](Inner::take_ready_batches)); ids
+//! Each scope and form has a queue and a number of calls under way ([`take_ready_batches`](Fetcher::take_ready_batches)); ids
 //! that arrive meanwhile wait in the queue, and leave when a call returns. No timer delays a lone batch. Retries are
 //! [`Upstream::call`](crate::upstream::Upstream::call)'s.
 
@@ -15,10 +15,10 @@ use tracing::{error, warn};
 
 use super::batch_builder::BatchBuilder;
 use super::flights::{Flight, FlightMap};
-use super::shared_lookup::Proof;
-use super::{Cause, Failure, FetchContext, FetchResult, Inner, KeyedId, Source};
+use super::shared_lookup::SharingProof;
+use super::{Cause, EntrySource, Failure, FetchContext, FetchResult, Fetcher, KeyedId};
 use crate::api;
-use crate::api::answer::{self, Item, Read};
+use crate::api::answer::{self, AnswerItem, ParsedAnswer};
 use crate::api::request::{self, Form};
 use crate::auth::{Identity, Scope};
 use crate::cache::Entry;
@@ -53,7 +53,7 @@ pub(super) struct PendingId {
     /// Whether no batch waits for it: it is a refresh ahead.
     pub(super) background: bool,
     /// The fetcher of the configuration under which its batch was read.
-    pub(super) inner: Arc<Inner>,
+    pub(super) inner: Arc<Fetcher>,
 }
 
 /// The batches that a call serves, one for each of its ids.
@@ -65,7 +65,7 @@ struct Served<'t> {
 
 /// The ids of one call. However its task ends, its flights are completed and its queue moves on.
 pub(super) struct UpstreamBatch {
-    inner: Arc<Inner>,
+    inner: Arc<Fetcher>,
     queue: QueueKey,
     pending: Vec<PendingId>,
 }
@@ -74,8 +74,8 @@ pub(super) struct UpstreamBatch {
 pub(super) struct CallResult {
     pub(super) entries: Result<Vec<Entry>, Cause>,
     request_id: Option<HeaderValue>,
-    /// Proof that the entries may be shared with the fleet.
-    pub(super) proof: Option<Proof>,
+    /// SharingProof that the entries may be shared with the fleet.
+    pub(super) proof: Option<SharingProof>,
     /// Its span, if it has one.
     span: Option<CallContext>,
 }
@@ -88,8 +88,12 @@ impl CallResult {
     /// One result for each of the call's `ids`; `shared`: they are not of one batch.
     fn each(self, ids: usize, shared: bool) -> Vec<FetchResult> {
         let (request_id, call) = (self.request_id, self.span);
-        let result =
-            |entry| FetchResult { entry, source: Source::Call, request_id: request_id.clone(), call: call.clone() };
+        let result = |entry| FetchResult {
+            entry,
+            source: EntrySource::Call,
+            request_id: request_id.clone(),
+            call: call.clone(),
+        };
         match self.entries {
             Ok(entries) => entries.into_iter().map(|entry| result(Ok(entry))).collect(),
             Err(cause) => vec![result(Err(Arc::new(Failure { cause, shared, ids }))); ids],
@@ -133,8 +137,8 @@ impl Drop for UpstreamBatch {
     }
 }
 
-impl Inner {
-    /// Takes the batches that may leave a queue now, to be handed to [`Inner::send`] once the state is unlocked.
+impl Fetcher {
+    /// Takes the batches that may leave a queue now, to be handed to [`Fetcher::send`] once the state is unlocked.
     pub(super) fn take_ready_batches(self: &Arc<Self>, state: &mut FlightMap, key: QueueKey) -> Vec<UpstreamBatch> {
         let mut ready = Vec::new();
         let mut abandoned = Vec::new();
@@ -245,7 +249,7 @@ impl Inner {
         };
         let read = |body: &[u8]| {
             let read = answer::read(body, &names().collect::<Vec<_>>());
-            let has_links = matches!(read, Read::Links(_) | Read::Unmatched);
+            let has_links = matches!(read, ParsedAnswer::Links(_) | ParsedAnswer::Unmatched);
             (read, has_links)
         };
         let invalidations = caller_state.invalidations();
@@ -266,7 +270,7 @@ impl Inner {
                 self.note_pause(&call, &answer, &context.identity);
                 let (mut result, accepted) = self.take_answer(answer, read, invalidations, context, ids, store);
                 // What proves nothing of the caller here proves nothing to the fleet.
-                result.proof = stamp.filter(|_| accepted && store).map(|stamp| Proof { stamp, sent });
+                result.proof = stamp.filter(|_| accepted && store).map(|stamp| SharingProof { stamp, sent });
                 result
             }
             Err(error) => CallResult::failed(Cause::NoAnswer(error)),
@@ -320,7 +324,7 @@ impl Inner {
     fn take_answer(
         &self,
         answer: Answer,
-        read: Option<Read>,
+        read: Option<ParsedAnswer>,
         invalidations: u64,
         context: &FetchContext,
         ids: &[KeyedId],
@@ -335,8 +339,8 @@ impl Inner {
                 if read.is_none() {
                     self.upstream.cannot_be_read();
                 }
-                match read.unwrap_or(Read::Unmatched) {
-                    Read::Links(items) => {
+                match read.unwrap_or(ParsedAnswer::Unmatched) {
+                    ParsedAnswer::Links(items) => {
                         // A call that was sent before an invalidation proves nothing, and stores nothing.
                         accepted = self.callers.accept(identity, answer.sent, invalidations);
                         let store = store && accepted;
@@ -349,7 +353,7 @@ impl Inner {
                         }
                         Ok(entries)
                     }
-                    Read::NoList => {
+                    ParsedAnswer::NoList => {
                         // Older error codes come with a 200. Only the code of failed validation is documented; any other
                         // counts as "no permission". An error without a code is not remembered.
                         let code = answer::error_code(&answer.body);
@@ -358,12 +362,12 @@ impl Inner {
                         }
                         Err(Cause::Answer(answer))
                     }
-                    Read::Unmatched => {
+                    ParsedAnswer::Unmatched => {
                         let reason = Reason::Unmatched.name();
                         self.metrics.uncacheable.with_label_values(&[reason]).inc_by(ids.len() as u64);
                         Err(Cause::Unmatched(answer))
                     }
-                    Read::Broken => {
+                    ParsedAnswer::Broken => {
                         self.upstream.cannot_be_read();
                         Err(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Unreadable)))
                     }
@@ -385,7 +389,7 @@ impl Inner {
         answer: &Answer,
         context: &FetchContext,
         ids: &[KeyedId],
-        items: Vec<Option<Item>>,
+        items: Vec<Option<AnswerItem>>,
         store: bool,
     ) -> Vec<Entry> {
         let source = freshness::Source::read(&answer.headers, answer.sent);
@@ -394,7 +398,7 @@ impl Inner {
         let policy = &self.config.freshness;
         let marks = self.cache.purges().of_group(context.group.name());
         let store = store && self.may_store();
-        let entry = |id: &KeyedId, item: Option<Item>| {
+        let entry = |id: &KeyedId, item: Option<AnswerItem>| {
             let may_store = store && !marks.cover(&id.id, answer.sent);
             let deadlines = match &item {
                 Some(item) => match freshness::judge(item.url.as_deref(), &source, policy) {

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tower::retry::budget::TpsBudget;
 
 use super::calls::{CallQueue, PendingId, QueueKey};
-use super::{FetchContext, FetchResult, Inner, KeyedId};
+use super::{FetchContext, FetchResult, Fetcher, KeyedId};
 use crate::auth::{CallerState, Key};
 use crate::cache::purges::Marks;
 use crate::clock::{Moment, millis};
@@ -111,7 +111,7 @@ impl FlightMap {
     /// Starts a flight for `id`, which `inner` is to fetch.
     pub(super) fn start(
         &mut self,
-        inner: &Arc<Inner>,
+        inner: &Arc<Fetcher>,
         context: &Arc<FetchContext>,
         id: &KeyedId,
         permit: InFlightPermit,

@@ -16,7 +16,7 @@ pub struct FetchResult {
     /// What the id is answered with. An entry that is not stored says so ([`crate::cache::freshness::Deadlines::is_stored`]).
     pub entry: Result<Entry, Arc<Failure>>,
     /// Where the entry is from.
-    pub source: Source,
+    pub source: EntrySource,
     /// The endpoint's name for the call.
     pub request_id: Option<HeaderValue>,
     /// The call's span, if it has one.
@@ -25,7 +25,7 @@ pub struct FetchResult {
 
 /// Where a fetched entry is from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum EntrySource {
     /// This process's memory: it arrived there after the batch's first look-up.
     Memory,
     /// The shared tier.
@@ -42,7 +42,7 @@ pub enum Source {
 impl FetchResult {
     /// The result of an id for which nothing was asked, or whose call is lost.
     pub(super) fn failed(failure: Arc<Failure>) -> Self {
-        Self { entry: Err(failure), source: Source::Call, request_id: None, call: None }
+        Self { entry: Err(failure), source: EntrySource::Call, request_id: None, call: None }
     }
 
     /// As [`Self::failed`], for an error of sidelink's own.
@@ -51,24 +51,24 @@ impl FetchResult {
     }
 
     /// The result of an id that needs no call.
-    pub(super) fn without_call(entry: Entry, source: Source) -> Self {
+    pub(super) fn without_call(entry: Entry, source: EntrySource) -> Self {
         Self { entry: Ok(entry), source, request_id: None, call: None }
     }
 
     /// The same, for a batch that joined the flight.
     pub(super) fn joined(self) -> Self {
-        Self { source: Source::Joined { shared: self.source == Source::SharedTier }, ..self }
+        Self { source: EntrySource::Joined { shared: self.source == EntrySource::SharedTier }, ..self }
     }
 
     /// How the id counts in metrics.
     pub fn id_result(&self) -> IdResult {
         match (&self.entry, self.source) {
             (Err(_), _) => IdResult::Failed,
-            (Ok(_), Source::Joined { .. }) => IdResult::Joined,
-            (Ok(_), Source::Call) => IdResult::Fetched,
-            (Ok(entry), Source::Memory | Source::SharedTier) if entry.text().is_none() => IdResult::Absent,
-            (Ok(_), Source::Memory) => IdResult::Hit,
-            (Ok(_), Source::SharedTier) => IdResult::Shared,
+            (Ok(_), EntrySource::Joined { .. }) => IdResult::Joined,
+            (Ok(_), EntrySource::Call) => IdResult::Fetched,
+            (Ok(entry), EntrySource::Memory | EntrySource::SharedTier) if entry.text().is_none() => IdResult::Absent,
+            (Ok(_), EntrySource::Memory) => IdResult::Hit,
+            (Ok(_), EntrySource::SharedTier) => IdResult::Shared,
         }
     }
 }

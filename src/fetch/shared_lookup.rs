@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::calls::{CallResult, PendingId};
-use super::{FetchContext, FetchResult, Inner, KeyedId, Source};
+use super::{EntrySource, FetchContext, FetchResult, Fetcher, KeyedId};
 use crate::cache::Entry;
 use crate::clock::Moment;
 use crate::shared::{Brought, Found, Leases, Share, Stamps, Tier};
@@ -20,8 +20,8 @@ use crate::shared::{Brought, Found, Leases, Share, Stamps, Tier};
 const FIRST_PAUSE: Duration = Duration::from_millis(4);
 const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 
-/// Proof of a call that its entries may be shared.
-pub(super) struct Proof {
+/// SharingProof of a call that its entries may be shared.
+pub(super) struct SharingProof {
     pub(super) stamp: Stamps,
     /// When the call was sent.
     pub(super) sent: Moment,
@@ -29,7 +29,7 @@ pub(super) struct Proof {
 
 /// The new flights of one batch that look into the shared tier. Dropping it queues the ids without an entry for a call.
 pub(super) struct SharedLookup {
-    inner: Arc<Inner>,
+    inner: Arc<Fetcher>,
     context: Arc<FetchContext>,
     pending: Vec<PendingId>,
     /// Whether the ids are refreshed ahead: entries in memory are fresh, so only newer ones are taken.
@@ -44,7 +44,7 @@ impl Drop for SharedLookup {
     }
 }
 
-impl Inner {
+impl Fetcher {
     /// Whether a batch looks into the shared tier before it asks the endpoint.
     pub(super) fn uses_shared_tier(&self, context: &FetchContext) -> bool {
         // A batch that has passed a sidelink of this fleet would wait for its own lease.
@@ -92,7 +92,12 @@ impl Inner {
 }
 
 impl SharedLookup {
-    pub(super) fn new(inner: &Arc<Inner>, context: &Arc<FetchContext>, pending: Vec<PendingId>, refresh: bool) -> Self {
+    pub(super) fn new(
+        inner: &Arc<Fetcher>,
+        context: &Arc<FetchContext>,
+        pending: Vec<PendingId>,
+        refresh: bool,
+    ) -> Self {
         let invalidations = context.identity.caller_state.invalidations();
         Self { inner: Arc::clone(inner), context: Arc::clone(context), pending, refresh, invalidations }
     }
@@ -189,7 +194,7 @@ impl SharedLookup {
         }
         drop(state);
         for (pending, entry) in completed {
-            pending.flight.complete(FetchResult::without_call(entry, Source::SharedTier));
+            pending.flight.complete(FetchResult::without_call(entry, EntrySource::SharedTier));
         }
         is_completed
     }

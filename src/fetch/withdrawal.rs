@@ -1,16 +1,16 @@
 //! Calls that the endpoint refuses (401, 403, "no permission"): what is dropped, and what is remembered of the refusal.
 
-use super::{FetchContext, Inner, KeyedId};
+use super::{FetchContext, Fetcher, KeyedId};
 use crate::cache::Entry;
 use crate::cache::freshness::{self, Deadlines};
 use crate::cache::refusals::Refusal;
 use crate::clock::Moment;
 use crate::upstream::Answer;
 
-impl Inner {
+impl Fetcher {
     /// Drops all entries of the caller of these batches after a 401 to their call. Where each batch came with cookies, which
     /// the call did not carry, the caller is only invalidated: the batch is forwarded as it was written, and that answer
-    /// decides ([`Inner::drop_caller`]).
+    /// decides ([`Fetcher::drop_caller`]).
     pub(super) fn unauthorized(&self, batches: &[&FetchContext]) {
         let Some(first) = batches.first() else { return };
         if batches.iter().all(|context| context.has_cookies) {

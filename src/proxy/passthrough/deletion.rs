@@ -80,11 +80,11 @@ async fn read(frames: &mut Vec<Result<Frame<Bytes>, hyper::Error>>, body: &mut I
 /// Whether a body is an error, whatever its status.
 fn is_error(body: &[u8]) -> bool {
     #[derive(Deserialize)]
-    struct Refusal {
+    struct ErrorBody {
         #[serde(rename = "error_code")]
         _code: IgnoredAny,
     }
-    serde_json::from_slice::<Refusal>(body).is_ok()
+    serde_json::from_slice::<ErrorBody>(body).is_ok()
 }
 
 /// The id that a request deletes, if it is a deletion.

@@ -37,9 +37,9 @@ const OVER: u8 = 3;
 
 /// One request's expectation.
 #[derive(Clone)]
-pub(super) struct Expectation(Arc<State>);
+pub(super) struct Expectation(Arc<ExpectationState>);
 
-struct State {
+struct ExpectationState {
     phase: AtomicU8,
     /// The task that sends the body.
     sender: AtomicWaker,
@@ -54,7 +54,7 @@ impl Expectation {
         let is_read = matches!(request.body(), Body::Whole(_)) || request.body().is_end_stream();
         if !is_read && expects_continue(request) {
             let (phase, sender) = (AtomicU8::new(HELD), AtomicWaker::new());
-            return Some(Self(Arc::new(State { phase, sender, progress: Arc::clone(progress) })));
+            return Some(Self(Arc::new(ExpectationState { phase, sender, progress: Arc::clone(progress) })));
         }
         let is_continue = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
         if request.headers().get_all(EXPECT).iter().all(is_continue) {
@@ -86,7 +86,7 @@ impl Expectation {
     }
 }
 
-impl State {
+impl ExpectationState {
     fn want(&self) {
         if self.leave(HELD, WANTED) {
             self.progress.send_replace(Instant::now());
@@ -104,7 +104,7 @@ impl State {
 }
 
 /// A body that was announced to the endpoint and not sent. Dropping it ends the connection.
-pub(super) struct Unsent(Arc<State>);
+pub(super) struct Unsent(Arc<ExpectationState>);
 
 impl Drop for Unsent {
     fn drop(&mut self) {
@@ -116,7 +116,7 @@ pin_project! {
     struct HeldBack {
         // `None` once it is not wanted.
         body: Option<Body>,
-        state: Arc<State>,
+        state: Arc<ExpectationState>,
         #[pin]
         sleep: Sleep,
         patience: Duration,

@@ -36,7 +36,7 @@ pub struct Resign {
 }
 
 /// A verified signature, and the body's hash that it states.
-pub(super) struct Proof {
+pub(super) struct VerifiedSignature {
     signer: Signer,
     payload: String,
     /// The reservation of a body that was read, under `limits.signed_bodies`.
@@ -71,7 +71,10 @@ impl Resign {
     ///
     /// # Errors
     /// If `Connection` names a header that is signed, or the body is over a limit.
-    pub(super) async fn verify<B>(&self, request: Request<B>) -> Result<(Request<Body>, Option<Proof>), Error>
+    pub(super) async fn verify<B>(
+        &self,
+        request: Request<B>,
+    ) -> Result<(Request<Body>, Option<VerifiedSignature>), Error>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError>,
@@ -108,7 +111,7 @@ impl Resign {
             }
             Ok((signer, payload)) => {
                 self.callers.remove_unsigned(&signer, &mut head.headers);
-                Ok((Request::from_parts(head, body), Some(Proof { signer, payload, _held: held })))
+                Ok((Request::from_parts(head, body), Some(VerifiedSignature { signer, payload, _held: held })))
             }
             Err(fault) => {
                 // The batch route has logged its own.
@@ -121,7 +124,7 @@ impl Resign {
     }
 
     /// Signs a request whose headers are complete.
-    pub(super) fn sign(&self, request: &mut Request<Body>, proof: &Proof) {
+    pub(super) fn sign(&self, request: &mut Request<Body>, proof: &VerifiedSignature) {
         let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let method = request.method().clone();
         let (host, now) = (self.upstream.authority().as_str(), self.clock.now().unix_seconds());

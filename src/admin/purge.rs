@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tracing::info;
 
 use crate::api;
 use crate::api::request::{is_group, is_id};
 use crate::cache::Cache;
 use crate::cache::purges::Target;
 use crate::clock::Clock;
+use crate::telemetry::log::events;
 use crate::telemetry::metrics::Metrics;
 
 /// What is to be purged.
@@ -81,11 +81,11 @@ impl Purge {
             Purge::Ids(ids) => {
                 purges.purge(ids.iter().map(|id| Target::Id(id)), clock).await;
                 add(&mut done, "ids", ids.len() as u64);
-                info!(ids = ids.len(), "purged by id");
+                events::PurgedIds { ids: ids.len() }.log();
             }
             Purge::Group(group) => {
                 purges.purge([Target::Group(group)], clock).await;
-                info!("purged by group");
+                events::PurgedGroup {}.log();
             }
             Purge::All => {
                 purges.purge([Target::All], clock).await;
@@ -94,7 +94,7 @@ impl Purge {
                 let (swept, now) = (Arc::clone(cache), clock.now());
                 let gone = tokio::task::spawn_blocking(move || swept.sweep(now)).await.unwrap_or_default();
                 add(&mut done, "links", gone);
-                info!(links = gone, "all is purged");
+                events::PurgedAll { links: gone }.log();
             }
         }
         metrics.purges.with_label_values(&[kind]).inc();

@@ -8,7 +8,6 @@ use http::header::EXPECT;
 use http::request::Parts;
 use http::{Request, StatusCode};
 use tokio::time::timeout_at;
-use tracing::debug;
 
 use super::{BatchRoute, Slots, respond};
 use crate::api::request::Batch;
@@ -18,6 +17,7 @@ use crate::fetch::{Cause, Failure, FetchContext};
 use crate::limits::budget::Reservation;
 use crate::message::answered::Answered;
 use crate::message::body::{BodyError, stream, whole};
+use crate::telemetry::log::events;
 use crate::telemetry::trace::RequestSpan;
 
 impl BatchRoute {
@@ -48,7 +48,7 @@ impl BatchRoute {
     }
 
     pub(super) fn count_bypass(&self, reason: Bypass) {
-        debug!(reason = reason.name(), "forwarded untouched");
+        events::Bypassed { reason: reason.name() }.log();
         self.metrics.bypass.with_label_values(&[reason.name()]).inc();
     }
 

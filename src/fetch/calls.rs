@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering;
 use http::{HeaderValue, StatusCode};
 use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::Budget;
-use tracing::{error, warn};
 
 use super::load::Load;
 use super::sharing::Proof;
@@ -23,6 +22,7 @@ use crate::cache::Entry;
 use crate::cache::freshness::{self, Deadlines, Reason, Verdict};
 use crate::error::{Error, Limit, NoAnswer};
 use crate::limits::pause;
+use crate::telemetry::log::events;
 use crate::telemetry::trace::{CallContext, CallSpan};
 use crate::upstream::{Answer, Call, Rejection};
 
@@ -116,7 +116,7 @@ impl UpstreamBatch {
 impl Drop for UpstreamBatch {
     fn drop(&mut self) {
         if !self.passengers.is_empty() {
-            error!(ids = self.passengers.len(), "a call ended without a result");
+            events::CallLost { ids: self.passengers.len() }.log();
             self.land(Report::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost))));
         }
         let mut state = self.inner.state();
@@ -291,15 +291,15 @@ impl Inner {
         if asked.is_some() {
             self.upstream.asked_to_pause(call, span);
         }
-        if let Some(unsaid) = self.throttled.is_due() {
-            warn!(
-                caller = format_args!("{:08x}", requester.caller.short()),
-                status = answer.status.as_u16(),
-                seconds = span.as_secs_f64(),
-                unsaid,
-                "the endpoint throttles a caller; it is held back"
-            );
-        }
+        self.throttled.when_due(|suppressed| {
+            events::CallerPaused {
+                caller: format_args!("{:08x}", requester.caller.short()),
+                status: answer.status.as_u16(),
+                seconds: span.as_secs_f64(),
+                suppressed,
+            }
+            .log();
+        });
     }
 
     fn reported(&self, report: Report) -> Report {
@@ -434,9 +434,7 @@ impl Inner {
 
     fn say_once_that_nothing_is_stored(&self) {
         if !self.warned_no_store.swap(true, Ordering::Relaxed) {
-            warn!(
-                "the endpoint's Cache-Control or Expires forbids storing its links: every batch is fetched, unless freshness.honour_no_store is false"
-            );
+            events::NotStored {}.log();
         }
     }
 }

@@ -14,12 +14,12 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokio::time::timeout;
-use tracing::debug;
 
 use crate::api;
 use crate::cache::purges::{Purges, Target};
 use crate::clock::Clock;
 use crate::message::body::{Body, stream};
+use crate::telemetry::log::events;
 use crate::telemetry::metrics::Metrics;
 
 /// Bytes of an answer that says that an id is gone, at most.
@@ -49,7 +49,7 @@ impl Deletions {
         if read.is_ok_and(|text| text.is_some_and(|text| !is_error(&text))) {
             self.purges.purge([Target::Id(id)], &self.clock).await;
             self.metrics.purges.with_label_values(&["delete"]).inc();
-            debug!("an id was deleted; its links are purged");
+            events::IdDeleted {}.log();
         }
         if frames.is_empty() {
             return stream(body);

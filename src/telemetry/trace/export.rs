@@ -28,11 +28,10 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use super::ExportTasks;
 use crate::config;
-use crate::telemetry::log::{LogThrottle, chain};
+use crate::telemetry::log::{LogThrottle, chain, events};
 use crate::telemetry::metrics::{Metrics, SpanResult};
 
 /// Spans that wait to be exported.
@@ -150,18 +149,14 @@ impl ExportTask {
                 let rejected = rejected.min(spans);
                 self.metrics.spans.counter(SpanResult::Exported).inc_by(spans - rejected);
                 self.metrics.spans.counter(SpanResult::Rejected).inc_by(rejected);
-                if rejected > 0
-                    && let Some(unsaid) = self.rejected.is_due()
-                {
-                    warn!(spans = rejected, unsaid, "the collector has rejected spans");
+                if rejected > 0 {
+                    self.rejected.when_due(|suppressed| events::SpansRejected { spans: rejected, suppressed }.log());
                 }
                 true
             }
             Err(reason) => {
                 self.metrics.spans.counter(SpanResult::Failed).inc_by(spans);
-                if let Some(unsaid) = self.failed.is_due() {
-                    warn!(reason, spans, unsaid, "spans could not be exported");
-                }
+                self.failed.when_due(|suppressed| events::SpansFailed { reason: &reason, spans, suppressed }.log());
                 false
             }
         }

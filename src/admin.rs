@@ -90,7 +90,7 @@ impl AdminState {
             (Bounded::SignedBodies, self.totals.signed_bodies.now()),
             (Bounded::Calls, gauge(&self.metrics.upstream_in_flight)),
         ] {
-            self.metrics.limits.show_use(bounded, used);
+            self.metrics.limits.used.set(bounded, used);
         }
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         let (links, bytes) = self.cache.size();

@@ -36,7 +36,7 @@ use crate::message::body::{BodyError, whole};
 use crate::message::cache_control::Directives;
 use crate::message::headers;
 use crate::proxy::passthrough::Passthrough;
-use crate::telemetry::metrics::{IdResult, Metrics};
+use crate::telemetry::metrics::{IdResult, Metrics, Refetch};
 use crate::telemetry::trace::RequestSpan;
 use slots::{Link, Slot, Slots, settle};
 
@@ -285,8 +285,8 @@ impl BatchRoute {
                 || directives.no_store
                 || directives.max_age.is_some()
                 || directives.min_fresh.is_some();
-            let cause = if by_client { "client" } else { "revalidate" };
-            self.metrics.refetched.with_label_values(&[cause]).inc_by(refetched);
+            let cause = if by_client { Refetch::Client } else { Refetch::Revalidate };
+            self.metrics.refetched.of(cause).inc_by(refetched);
         }
         Some(LookedUp::Slots(slots))
     }
@@ -319,7 +319,7 @@ impl BatchRoute {
     fn refresh_ahead(&self, ageing: &[Wanted], terms: &Arc<FetchContext>) {
         if !ageing.is_empty() {
             let refreshed = self.fetch.refresh(terms, ageing);
-            self.metrics.refetched.with_label_values(&["refresh"]).inc_by(refreshed as u64);
+            self.metrics.refetched.of(Refetch::Refresh).inc_by(refreshed as u64);
         }
     }
 

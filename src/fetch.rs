@@ -459,7 +459,7 @@ impl Inner {
     }
 
     fn shed(&self, limit: Limit) -> Error {
-        self.metrics.shed.with_label_values(&[limit.name()]).inc();
+        self.metrics.shed.of(limit).inc();
         Error::Shed(limit)
     }
 }

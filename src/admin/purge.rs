@@ -11,7 +11,7 @@ use crate::cache::Cache;
 use crate::cache::purges::Target;
 use crate::clock::Clock;
 use crate::telemetry::log::events;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, PurgeTarget};
 
 /// What is to be purged.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,19 +64,18 @@ impl Purge {
         }
     }
 
-    fn kind(&self) -> &'static str {
+    fn target(&self) -> PurgeTarget {
         match self {
-            Purge::Ids(_) => "ids",
-            Purge::Group(_) => "group",
-            Purge::All => "all",
+            Purge::Ids(_) => PurgeTarget::Ids,
+            Purge::Group(_) => PurgeTarget::Group,
+            Purge::All => PurgeTarget::All,
         }
     }
 
     /// Purges, and tells what was done. Which ids or group is nobody's business but the asker's: it is not logged.
     pub(super) async fn run(&self, cache: &Arc<Cache>, clock: &Clock, metrics: &Metrics) -> Value {
         let purges = cache.purges();
-        let kind = self.kind();
-        let mut done = json!({ "purged": kind });
+        let mut done = json!({ "purged": self.target().name() });
         match self {
             Purge::Ids(ids) => {
                 purges.purge(ids.iter().map(|id| Target::Id(id)), clock).await;
@@ -97,7 +96,7 @@ impl Purge {
                 events::PurgedAll { links: gone }.log();
             }
         }
-        metrics.purges.with_label_values(&[kind]).inc();
+        metrics.purges.of(self.target()).inc();
         done
     }
 }

@@ -49,7 +49,7 @@ impl BatchRoute {
 
     pub(super) fn count_bypass(&self, reason: Bypass) {
         events::Bypassed { reason: reason.name() }.log();
-        self.metrics.bypass.with_label_values(&[reason.name()]).inc();
+        self.metrics.bypass.of(reason).inc();
     }
 
     /// The answer to a batch whose calls have failed, where the failure itself is not its answer:

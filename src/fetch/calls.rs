@@ -23,6 +23,7 @@ use crate::cache::freshness::{self, Deadlines, Reason, Verdict};
 use crate::error::{Error, Limit, NoAnswer};
 use crate::limits::pause;
 use crate::telemetry::log::events;
+use crate::telemetry::metrics::CallResult;
 use crate::telemetry::trace::{CallContext, CallSpan};
 use crate::upstream::{Answer, Call, Rejection};
 
@@ -264,8 +265,8 @@ impl Inner {
             Err(error) => Report::failed(Cause::NoAnswer(error)),
         };
         match status {
-            Some(status) => span.answered(status, result_name(&report)),
-            None => span.unanswered(result_name(&report)),
+            Some(status) => span.answered(status, call_result(&report).name()),
+            None => span.unanswered(call_result(&report).name()),
         }
         report.call = span.call_context();
         self.reported(report)
@@ -303,7 +304,7 @@ impl Inner {
     }
 
     fn reported(&self, report: Report) -> Report {
-        self.metrics.upstream_calls.with_label_values(&[result_name(&report)]).inc();
+        self.metrics.upstream_calls.of(call_result(&report)).inc();
         report
     }
 
@@ -350,10 +351,7 @@ impl Inner {
                         Err(Cause::Answer(answer))
                     }
                     Read::Unmatched => {
-                        self.metrics
-                            .uncacheable
-                            .with_label_values(&[Reason::Unmatched.name()])
-                            .inc_by(wanted.len() as u64);
+                        self.metrics.uncacheable.of(Reason::Unmatched).inc_by(wanted.len() as u64);
                         Err(Cause::Unmatched(answer))
                     }
                     Read::Broken => {
@@ -409,7 +407,7 @@ impl Inner {
                             ItemResult::Link(item.text, kept)
                         }
                         Verdict::Pass(reason) => {
-                            self.metrics.uncacheable.with_label_values(&[reason.name()]).inc();
+                            self.metrics.uncacheable.of(reason).inc();
                             if reason == Reason::NoStore {
                                 self.say_once_that_nothing_is_stored();
                             }
@@ -461,18 +459,17 @@ impl UpstreamBatch {
     }
 }
 
-/// The label of a call in `upstream_calls_total`.
-fn result_name(report: &Report) -> &'static str {
+fn call_result(report: &Report) -> CallResult {
     match &report.result {
-        Ok(_) => "ok",
+        Ok(_) => CallResult::Ok,
         Err(Cause::Answer(answer) | Cause::Unmatched(answer)) => match answer.status.as_u16() {
-            200 => "error_in_200",
-            500.. => "server_error",
-            400.. => "client_error",
-            _ => "unexpected",
+            200 => CallResult::ErrorIn200,
+            500.. => CallResult::ServerError,
+            400.. => CallResult::ClientError,
+            _ => CallResult::Unexpected,
         },
-        Err(Cause::NoAnswer(Error::Deadline)) => "deadline",
-        Err(Cause::Rejected(_) | Cause::NoAnswer(Error::BreakerOpen(_) | Error::HeldBack(_))) => "refused",
-        Err(Cause::NoAnswer(_)) => "no_answer",
+        Err(Cause::NoAnswer(Error::Deadline)) => CallResult::Deadline,
+        Err(Cause::Rejected(_) | Cause::NoAnswer(Error::BreakerOpen(_) | Error::HeldBack(_))) => CallResult::Refused,
+        Err(Cause::NoAnswer(_)) => CallResult::NoAnswer,
     }
 }

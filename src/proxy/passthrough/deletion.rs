@@ -20,7 +20,7 @@ use crate::cache::purges::{Purges, Target};
 use crate::clock::Clock;
 use crate::message::body::{Body, stream};
 use crate::telemetry::log::events;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, PurgeTarget};
 
 /// Bytes of an answer that says that an id is gone, at most.
 const MOST_BYTES: usize = 64 << 10;
@@ -48,7 +48,7 @@ impl Deletions {
         let read = timeout(patience, read(&mut frames, &mut body)).await;
         if read.is_ok_and(|text| text.is_some_and(|text| !is_error(&text))) {
             self.purges.purge([Target::Id(id)], &self.clock).await;
-            self.metrics.purges.with_label_values(&["delete"]).inc();
+            self.metrics.purges.of(PurgeTarget::Delete).inc();
             events::IdDeleted {}.log();
         }
         if frames.is_empty() {

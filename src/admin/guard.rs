@@ -91,7 +91,7 @@ pub(super) struct Guard {
 impl Guard {
     pub(super) fn new(config: &config::Admin) -> Self {
         let key: [u8; 32] = rand::random();
-        let token = config.token.as_ref().and_then(|token| hash(&key, token.secret.expose()));
+        let token = config.token_file.as_ref().and_then(|token| hash(&key, token.secret.expose()));
         Self { token, key, listener: config.address.ip() }
     }
 
@@ -213,17 +213,14 @@ fn is_foreign(headers: &HeaderMap, authority: Option<&Authority>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use http::Request;
 
     use super::*;
-    use crate::config::Secret;
+    use crate::config::{Secret, SecretFile};
 
     fn guard(token: Option<&str>) -> Guard {
-        let token = token
-            .map(|token| config::AdminToken { secret: Secret::new(token.into()), file: PathBuf::from("/run/token") });
-        Guard::new(&config::Admin { address: "10.0.0.7:8081".parse().unwrap(), token })
+        let token_file = token.map(|token| SecretFile { secret: Secret::new(token.into()), path: "/run/token".into() });
+        Guard::new(&config::Admin { address: "10.0.0.7:8081".parse().unwrap(), token_file })
     }
 
     fn admit(guard: &Guard, peer: &str, headers: &[(&str, &str)]) -> Result<(), Refusal> {

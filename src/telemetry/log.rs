@@ -14,7 +14,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::{self, Level, LogFormat};
+use crate::config::{self, LogFormat};
 
 /// Says what is written, and can be told anew.
 static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
@@ -35,7 +35,7 @@ pub fn init(config: &config::Log) {
 }
 
 /// Changes the least severe level that is written, if this process's log lines were sent anywhere.
-pub fn set_level(level: Level) {
+pub fn set_level(level: LevelFilter) {
     if let Some(filter) = FILTER.get() {
         // Fails only if the subscriber is gone.
         let _ = filter.reload(targets(level));
@@ -83,15 +83,8 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     texts.join(": ")
 }
 
-fn targets(level: Level) -> Targets {
-    let level = match level {
-        Level::Error => LevelFilter::ERROR,
-        Level::Warn => LevelFilter::WARN,
-        Level::Info => LevelFilter::INFO,
-        Level::Debug => LevelFilter::DEBUG,
-        Level::Trace => LevelFilter::TRACE,
-    };
-    // The libraries below print what passes through them once they are let: headers, for one. They get to warn, no more.
+fn targets(level: LevelFilter) -> Targets {
+    // Below WARN, libraries print what passes through them, headers included.
     Targets::new()
         .with_default(level.min(LevelFilter::WARN))
         .with_target("sidelink", level)

@@ -36,28 +36,28 @@ pub(super) fn page() -> Response<Body> {
 
 /// How things stand. `query` may name the last sample that the asker has, as `since=N`; without it, it also gets what does
 /// not change by itself: the configuration, secrets left out.
-pub(super) fn status(workings: &AdminState, query: Option<&str>) -> Value {
-    workings.measure();
+pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
+    state.update_gauges();
     let since = query.and_then(|query| {
         let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
         pairs.find(|(name, _)| *name == "since").and_then(|(_, value)| value.parse::<u64>().ok())
     });
-    let (metrics, history, now) = (&workings.metrics, &workings.history, workings.clock.now());
+    let (metrics, history, now) = (&state.metrics, &state.history, state.clock.now());
     let started = history.started();
     let reading = metrics.reading();
-    let reload = workings.reloads.last();
-    let config = &workings.config;
+    let reload = state.reloads.last();
+    let config = &state.config;
     let mut status = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "now": now.unix_millis(),
         "started": started.unix_millis(),
         "uptime_seconds": now.since(started) / 1000,
-        "ready": workings.ready.load(std::sync::atomic::Ordering::Acquire),
+        "ready": state.ready.load(std::sync::atomic::Ordering::Acquire),
         "endpoint": config.upstream.endpoint.to_string(),
         "breaker": position(&metrics.breaker_state),
-        "breaker_evidence": breaker_evidence(&workings.upstream.breaker()),
-        "calls_refused": workings.upstream.refusal_of_all().map(|refusal| refusal.error().message()),
-        "last_failure": workings.upstream.last_failure().map(|failure| json!({
+        "breaker_evidence": breaker_evidence(&state.upstream.breaker()),
+        "calls_refused": state.upstream.refusal_of_all().map(|refusal| refusal.error().message()),
+        "last_failure": state.upstream.last_failure().map(|failure| json!({
             "at": failure.at.unix_millis(),
             "reason": failure.reason,
         })),
@@ -77,7 +77,7 @@ pub(super) fn status(workings: &AdminState, query: Option<&str>) -> Value {
         },
         "shared": shared(&metrics.shared),
         "clock_skew_seconds": metrics.clock_skew.get(),
-        "memory_bytes": resident(&workings.registry),
+        "memory_bytes": resident(&state.registry),
         "totals": {
             "ids": named::<IdResult>(reading.ids),
             "batches": named::<Outcome>(reading.batches),

@@ -24,7 +24,7 @@ clippy:
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
 
-## Writes config/sidelink.toml, docs/CONFIGURATION.md, the table of docs/ERRORS.md, and type, labels, buckets and HELP in
+## Writes config/sidelink.toml, docs/CONFIGURATION.md, the tables of docs/ERRORS.md and docs/LOGGING.md, and type, labels, buckets and HELP in
 ## docs/METRICS.md from the program; `make test` fails where they are out of date.
 docs:
 	SIDELINK_DOCS=write cargo test --locked --test it -- documents::generated metrics::the_page

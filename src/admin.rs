@@ -1,4 +1,6 @@
-//! The operators' listener: metrics and probes for everyone who reaches it, the rest for those whom `guard` lets in.
+//! The admin listener: metrics and probes for everyone, the status page, explain and purge for those whom [`guard`] admits.
+//!
+//! **Start at [`Admin::answer`].** A route is a variant of `Route`; what refuses a request is an `AdminError`.
 
 mod guard;
 mod history;
@@ -16,7 +18,7 @@ use http::header::{
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
+use prometheus::{IntGauge, Registry, TextEncoder};
 use serde_json::{Value, json};
 
 use crate::batch::BatchRoute;
@@ -25,11 +27,11 @@ use crate::clock::Clock;
 use crate::config::{self, Config, ReloadState};
 use crate::fetch::Flights;
 use crate::limits::budget::Usages;
-use crate::message::body::{Body, BodyError, stream, whole};
+use crate::message::body::{Body, BodyError, drain, stream, whole};
 use crate::server::Peer;
 use crate::telemetry::metrics::{Bounded, Metrics};
 use crate::upstream::Upstream;
-use guard::{Guard, Refusal};
+use guard::Guard;
 use purge::Purge;
 
 pub use history::{EVERY, History};
@@ -37,23 +39,23 @@ pub use history::{EVERY, History};
 /// Most bytes of a request's body.
 const MOST_BODY: usize = 256 << 10;
 
-/// Nothing of an answer is to be run, framed, or fetched from elsewhere.
+/// Answers other than the status page run, load and frame nothing.
 const NO_CONTENT: HeaderValue =
     HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'");
 
 /// Answers on the admin listener.
 pub struct Admin {
     guard: Guard,
-    workings: AdminState,
+    state: AdminState,
 }
 
-/// What operators look into.
+/// What the routes show and change.
 pub struct AdminState {
     /// Where all metrics are registered.
     pub registry: Registry,
-    /// Those of sidelink's own.
+    /// sidelink's own metrics.
     pub metrics: Arc<Metrics>,
-    /// What is kept.
+    /// The entries.
     pub cache: Arc<Cache>,
     /// The endpoint's client.
     pub upstream: Arc<Upstream>,
@@ -61,23 +63,23 @@ pub struct AdminState {
     pub access_urls: Arc<BatchRoute>,
     /// The last ten minutes.
     pub history: Arc<History>,
-    /// What is in force.
+    /// The current configuration.
     pub config: Arc<Config>,
-    /// How reloading has gone.
+    /// The result of the last reload.
     pub reloads: ReloadState,
-    /// What is in flight.
+    /// Ids being fetched.
     pub flights: Arc<Flights>,
-    /// What is held at a time.
+    /// Use of the bounded resources.
     pub totals: Usages,
-    /// Whether clients are being served.
+    /// Whether sidelink is ready.
     pub ready: Arc<AtomicBool>,
-    /// The clock of all these.
+    /// The clock.
     pub clock: Clock,
 }
 
 impl AdminState {
-    /// Sets the gauges of what is not counted as it changes.
-    fn measure(&self) {
+    /// Sets the gauges that are not updated as their values change.
+    fn update_gauges(&self) {
         self.upstream.show_breaker();
         let (in_flight, waiters) = self.flights.in_use();
         let gauge = |gauge: &IntGauge| usize::try_from(gauge.get()).unwrap_or(0);
@@ -90,7 +92,7 @@ impl AdminState {
             (Bounded::SignedBodies, self.totals.signed_bodies.now()),
             (Bounded::Calls, gauge(&self.metrics.upstream_in_flight)),
         ] {
-            self.metrics.limits.show_use(bounded, used);
+            self.metrics.limits.used.set(bounded, used);
         }
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         let (links, bytes) = self.cache.size();
@@ -104,8 +106,8 @@ impl AdminState {
     }
 }
 
-/// What there is.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// The routes of the admin listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
     Metrics,
     Livez,
@@ -130,12 +132,12 @@ impl Route {
         }
     }
 
-    /// Whether `guard` has a say.
+    /// Whether only those whom the guard admits get an answer.
     fn is_guarded(self) -> bool {
         !matches!(self, Route::Metrics | Route::Livez | Route::Readyz)
     }
 
-    /// The methods that it takes, as `Allow` has them.
+    /// The methods of the route, as `Allow` lists them.
     fn allowed(self) -> &'static str {
         if self == Route::Purge { "POST" } else { "GET, HEAD" }
     }
@@ -146,161 +148,181 @@ impl Route {
 }
 
 impl Admin {
-    /// Lets in whom `config` says, and shows `workings`.
-    pub fn new(config: &config::Admin, workings: AdminState) -> Self {
-        Self { guard: Guard::new(config), workings }
+    /// Admits those whom `config` names, and shows `state`.
+    pub fn new(config: &config::Admin, state: AdminState) -> Self {
+        Self { guard: Guard::new(config), state }
     }
 
-    /// Answers a request from `peer`: another method than a route's own is a 405, another path a 404.
+    /// Answers a request from `peer`.
     pub async fn answer<B>(&self, peer: Peer, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
         let (head, body) = request.into_parts();
-        let mut response = match self.admit(peer, &head) {
-            Ok(route) => self.routed(route, head, body).await,
-            Err(no) => {
-                crate::message::body::drain(body);
-                no.response()
+        let answered = match self.admit(peer, &head) {
+            Ok(route) => self.route(route, head, body).await,
+            Err(error) => {
+                drain(body);
+                Err(error)
             }
         };
+        let mut response = answered.unwrap_or_else(AdminError::response);
         protect(response.headers_mut());
         response
     }
 
-    /// The route that a request may take, or why none.
-    fn admit(&self, peer: Peer, head: &Parts) -> Result<Route, No> {
-        let route = Route::of(head.uri.path()).ok_or(No::Route)?;
+    /// The route of a request that is admitted.
+    fn admit(&self, peer: Peer, head: &Parts) -> Result<Route, AdminError> {
+        let route = Route::of(head.uri.path()).ok_or(AdminError::NotFound)?;
         if !route.takes(&head.method) {
-            return Err(No::Method(route));
+            return Err(AdminError::Method(route));
         }
         if route.is_guarded() {
-            self.guard.admit(peer, head).map_err(No::Guard)?;
+            self.guard.admit(peer, head)?;
         }
         if head.method == Method::POST && !is_json(&head.headers) {
-            return Err(No::ContentType);
+            return Err(AdminError::ContentType);
         }
         if head.method == Method::POST && head.headers.contains_key(CONTENT_ENCODING) {
-            return Err(No::Coded);
+            return Err(AdminError::ContentEncoding);
         }
         Ok(route)
     }
 
-    async fn routed<B>(&self, route: Route, mut head: Parts, body: B) -> Response<Body>
+    async fn route<B>(&self, route: Route, mut head: Parts, body: B) -> Result<Response<Body>, AdminError>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
-        match route {
-            Route::Metrics => self.scrape(),
+        Ok(match route {
+            Route::Metrics => self.scrape()?,
             Route::Livez => text(StatusCode::OK, "alive\n"),
-            Route::Readyz => self.readiness(),
+            Route::Readyz if self.state.ready.load(Ordering::Acquire) => text(StatusCode::OK, "ready\n"),
+            Route::Readyz => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n"),
             Route::Page => status::page(),
-            Route::Status => answer(&status::status(&self.workings, head.uri.query())),
-            Route::Explain => match read(body).await {
-                Ok(body) => {
-                    self.guard.take_token(&mut head.headers);
-                    match serde_json::to_value(self.workings.access_urls.explain(head, &body)) {
-                        Ok(explanation) => answer(&explanation),
-                        Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the explanation could not be written\n"),
-                    }
-                }
-                Err(no) => no.response(),
-            },
-            Route::Purge => match read(body).await {
-                Ok(body) => match Purge::read(&body) {
-                    Ok(purge) => answer(&self.purge(&purge).await),
-                    Err(wrong) => refusal(StatusCode::BAD_REQUEST, &wrong),
-                },
-                Err(no) => no.response(),
-            },
-        }
+            Route::Status => json_of(StatusCode::OK, &status::status(&self.state, head.uri.query())),
+            Route::Explain => {
+                let body = read(body).await?;
+                self.guard.take_token(&mut head.headers);
+                let explanation = serde_json::to_value(self.state.access_urls.explain(head, &body));
+                json_of(StatusCode::OK, &explanation.map_err(|_| AdminError::Unwritable)?)
+            }
+            Route::Purge => {
+                let purge = Purge::read(&read(body).await?).map_err(AdminError::Purge)?;
+                let AdminState { cache, clock, metrics, .. } = &self.state;
+                json_of(StatusCode::OK, &purge.run(cache, clock, metrics).await)
+            }
+        })
     }
 
-    async fn purge(&self, purge: &Purge) -> Value {
-        purge.run(&self.workings.cache, &self.workings.clock, &self.workings.metrics).await
-    }
-
-    fn scrape(&self) -> Response<Body> {
-        self.workings.measure();
-        let mut page = Vec::new();
-        match TextEncoder::new().encode(&self.workings.registry.gather(), &mut page) {
-            Ok(()) => typed(StatusCode::OK, page.into(), HeaderValue::from_static(prometheus::TEXT_FORMAT)),
-            Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written\n"),
-        }
-    }
-
-    fn readiness(&self) -> Response<Body> {
-        if self.workings.ready.load(Ordering::Acquire) {
-            text(StatusCode::OK, "ready\n")
-        } else {
-            text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n")
-        }
+    fn scrape(&self) -> Result<Response<Body>, AdminError> {
+        self.state.update_gauges();
+        let page = TextEncoder::new().encode_to_string(&self.state.registry.gather());
+        let page = page.map_err(|_| AdminError::Unwritable)?;
+        Ok(typed(StatusCode::OK, page.into(), HeaderValue::from_static(prometheus::TEXT_FORMAT)))
     }
 }
 
-/// Why a request gets nothing.
-#[derive(Clone, Copy)]
-enum No {
-    Route,
+/// Why a request is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum AdminError {
+    NotFound,
     Method(Route),
-    Guard(Refusal),
+    /// The admin token is missing.
+    NoToken,
+    WrongToken,
+    /// Not from loopback, and no token is configured.
+    NotLoopback,
+    /// From loopback, but `Host` names another host, and no token is configured.
+    ForeignHost,
+    /// From loopback, but forwarded by a proxy, and no token is configured.
+    Forwarded,
+    /// From a browser page of another origin.
+    ForeignOrigin,
     ContentType,
-    Coded,
+    ContentEncoding,
     TooLarge,
-    Broken,
+    BrokenBody,
+    /// The body is not a purge, and why.
+    Purge(String),
+    /// The answer could not be serialized.
+    Unwritable,
 }
 
-impl No {
+impl AdminError {
     fn response(self) -> Response<Body> {
-        match self {
-            No::Route => refusal(
-                StatusCode::NOT_FOUND,
-                "there are /, /status.json, /explain, /purge, /metrics, /livez and /readyz",
+        let (status, message) = match &self {
+            Self::NotFound => {
+                (StatusCode::NOT_FOUND, "there are /, /status.json, /explain, /purge, /metrics, /livez and /readyz")
+            }
+            Self::Method(Route::Purge) => (StatusCode::METHOD_NOT_ALLOWED, "only POST"),
+            Self::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD"),
+            Self::NoToken => (
+                StatusCode::UNAUTHORIZED,
+                "requests from elsewhere than loopback, for another host's name, or by way of a proxy need the admin token, as Authorization: Bearer TOKEN",
             ),
-            No::Method(route) => {
-                let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, &format!("only {}", route.allowed()));
-                response.headers_mut().insert(ALLOW, HeaderValue::from_static(route.allowed()));
-                response
+            Self::WrongToken => {
+                (StatusCode::UNAUTHORIZED, "this is not the admin token: admin.token_file names the file that holds it")
             }
-            No::Guard(refused) => {
-                let mut response = refusal(refused.status(), refused.message());
-                if let Some(challenge) = refused.challenge() {
-                    response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
-                }
-                response
+            Self::NotLoopback => {
+                (StatusCode::FORBIDDEN, "only requests from loopback are admitted; admin.token_file admits others")
             }
-            No::ContentType => refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json"),
-            No::Coded => refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a body with a Content-Encoding is not read"),
-            No::TooLarge => refusal(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 256 KiB; use several"),
-            No::Broken => refusal(StatusCode::BAD_REQUEST, "the body broke off"),
-        }
+            Self::ForeignHost => {
+                (StatusCode::FORBIDDEN, "Host names another host; from loopback, ask for localhost or 127.0.0.1")
+            }
+            Self::Forwarded => (
+                StatusCode::FORBIDDEN,
+                "requests that a proxy forwards are not admitted; admin.token_file admits its clients",
+            ),
+            Self::ForeignOrigin => {
+                (StatusCode::FORBIDDEN, "pages of another origin are not admitted; enter the address by hand")
+            }
+            Self::ContentType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json"),
+            Self::ContentEncoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "a body with a Content-Encoding is not read"),
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 256 KiB; use several"),
+            Self::BrokenBody => (StatusCode::BAD_REQUEST, "the body broke off"),
+            Self::Purge(message) => (StatusCode::BAD_REQUEST, message.as_str()),
+            Self::Unwritable => (StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be written"),
+        };
+        let mut response = json_of(status, &json!({ "error": message }));
+        let headers = response.headers_mut();
+        // RFC 6750 §3.
+        match self {
+            Self::Method(route) => headers.insert(ALLOW, HeaderValue::from_static(route.allowed())),
+            Self::NoToken => headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(r#"Bearer realm="sidelink""#)),
+            Self::WrongToken => {
+                let challenge = r#"Bearer realm="sidelink", error="invalid_token""#;
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
+            }
+            _ => None,
+        };
+        response
     }
 }
 
 /// The whole body, within [`MOST_BODY`], or why there is none.
-async fn read<B>(body: B) -> Result<Bytes, No>
+async fn read<B>(body: B) -> Result<Bytes, AdminError>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BodyError> + Send,
 {
     if body.size_hint().lower() > MOST_BODY as u64 {
-        crate::message::body::drain(body);
-        return Err(No::TooLarge);
+        drain(body);
+        return Err(AdminError::TooLarge);
     }
     let mut body = stream(body);
     match Limited::new(&mut body, MOST_BODY).collect().await {
         Ok(read) => Ok(read.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
-            crate::message::body::drain(body);
-            Err(No::TooLarge)
+            drain(body);
+            Err(AdminError::TooLarge)
         }
-        Err(_) => Err(No::Broken),
+        Err(_) => Err(AdminError::BrokenBody),
     }
 }
 
-/// Whether the body is said to be JSON, with whatever parameters. A page of another origin cannot say so unasked.
+/// Whether `Content-Type` is JSON. A page of another origin cannot send it without a preflight.
 fn is_json(headers: &HeaderMap) -> bool {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     let (Some(one), None) = (types.next(), types.next()) else { return false };
@@ -308,7 +330,7 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
 }
 
-/// What a browser is told about every answer: keep nothing, guess nothing, frame nothing, tell nobody.
+/// Headers of every answer: no storing, sniffing, framing or referrer.
 fn protect(headers: &mut HeaderMap) {
     headers.entry(CONTENT_SECURITY_POLICY).or_insert(NO_CONTENT);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -317,14 +339,6 @@ fn protect(headers: &mut HeaderMap) {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     let resource_policy = HeaderName::from_static("cross-origin-resource-policy");
     headers.insert(resource_policy, HeaderValue::from_static("same-origin"));
-}
-
-fn refusal(status: StatusCode, message: &str) -> Response<Body> {
-    json_of(status, &json!({ "error": message }))
-}
-
-fn answer(value: &Value) -> Response<Body> {
-    json_of(StatusCode::OK, value)
 }
 
 fn json_of(status: StatusCode, value: &Value) -> Response<Body> {

@@ -17,14 +17,13 @@ use hyper::body::Incoming;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
 
 use crate::admin::{self, History};
 use crate::cache::Cache;
 use crate::clock::Clock;
-use crate::config::{Config, ListenAddress, Tls, TlsError};
+use crate::config::{Config, ListenAddress, Tls, TlsError, Warning};
 use crate::server::{self, Listener, ListenerState, Peer};
-use crate::telemetry::log;
+use crate::telemetry::log::{self, events};
 use crate::upstream::SetupError;
 
 pub use proxy::{Generation, Proxy};
@@ -136,7 +135,13 @@ impl App {
         let endpoint = &config.upstream.endpoint;
         let addresses: Vec<String> = app.addresses.iter().map(ToString::to_string).collect();
         let addresses = addresses.join(", ");
-        info!(%endpoint, addresses, tls = config.listen.tls.is_some(), admin = %app.admin_address, "serving");
+        events::Serving {
+            endpoint: format_args!("{endpoint}"),
+            addresses: &addresses,
+            tls: config.listen.tls.is_some(),
+            admin: format_args!("{}", app.admin_address),
+        }
+        .log();
         Ok(app)
     }
 
@@ -200,14 +205,14 @@ impl App {
     /// there until the end.
     pub async fn drain(mut self) {
         self.running.proxy.lasting().ready.store(false, Ordering::Release);
-        info!("draining");
+        events::Draining {}.log();
         let (began, most) = (Instant::now(), self.config().limits.drain);
         self.stop.cancel();
         while self.clients.join_next().await.is_some() {}
         self.running.proxy.lasting().exports.end(most.saturating_sub(began.elapsed())).await;
         self.stop_admin.cancel();
         while self.admin.join_next().await.is_some() {}
-        info!("stopped");
+        events::Stopped {}.log();
     }
 }
 
@@ -235,10 +240,8 @@ impl Running {
                 let warnings = config.warnings.clone();
                 match self.put_in_force(config) {
                     Ok(()) => {
-                        for warning in warnings {
-                            warn!(file = path, reason = %warning, "the configuration has a warning");
-                        }
-                        info!(file = path, "the configuration was reloaded");
+                        log_warnings(&warnings, &path);
+                        events::ConfigReloaded { file: &path }.log();
                         return;
                     }
                     Err(error) => {
@@ -254,10 +257,16 @@ impl Running {
         self.proxy.refuse(errors.clone());
         if !is_known {
             for line in &errors {
-                error!(reason = line, "the configuration has an error");
+                events::ConfigError { reason: line }.log();
             }
-            error!(file = path, errors = errors.len(), "the configuration was refused; what was in force stays");
+            events::ConfigRefused { file: &path, errors: errors.len() }.log();
         }
+    }
+}
+
+fn log_warnings(warnings: &[Warning], file: &str) {
+    for warning in warnings {
+        events::ConfigWarning { file, reason: &warning.to_string() }.log();
     }
 }
 

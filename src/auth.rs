@@ -8,7 +8,6 @@
 //! A scope holds its caller's *generation*: dropping everything kept for a caller is drawing a new one, at once and
 //! whatever the number of links; what a call brings that left before is filed under the old one, where nobody looks.
 
-mod bypass;
 mod caller_state;
 mod credential;
 mod scope;
@@ -24,7 +23,7 @@ use crate::api;
 use crate::clock::{Clock, Moment, millis};
 use crate::config;
 use crate::telemetry::log::LogThrottle;
-pub use bypass::Bypass;
+pub use crate::telemetry::metrics::Bypass;
 pub use caller_state::{CallerState, CallerStates};
 pub use credential::Credential;
 use scope::Fields;

@@ -37,7 +37,7 @@ use crate::message::cache_control::Directives;
 use crate::message::headers;
 use crate::message::reply::Reply;
 use crate::proxy::passthrough::Passthrough;
-use crate::telemetry::metrics::{IdResult, Metrics};
+use crate::telemetry::metrics::{IdResult, Metrics, Refetch};
 use crate::telemetry::trace::RequestSpan;
 use slots::{Slot, Slots};
 
@@ -240,8 +240,8 @@ impl BatchRoute {
             return with_tally(respond::error(Error::NotCached));
         }
         if refetched > 0 {
-            let cause = if client.are_any() { "client" } else { "revalidate" };
-            self.metrics.refetched.with_label_values(&[cause]).inc_by(refetched);
+            let cause = if client.are_any() { Refetch::Client } else { Refetch::Revalidate };
+            self.metrics.refetched.of(cause).inc_by(refetched);
         }
         let context = Arc::new(self.context(&batch, scope, identity, &credential, client, &parts.headers, trace));
         self.refresh_ahead(&ageing, &context);
@@ -372,7 +372,7 @@ impl BatchRoute {
     fn refresh_ahead(&self, ageing: &[KeyedId], context: &Arc<FetchContext>) {
         if !ageing.is_empty() {
             let refreshed = self.fetch.refresh(context, ageing);
-            self.metrics.refetched.with_label_values(&["refresh"]).inc_by(refreshed as u64);
+            self.metrics.refetched.of(Refetch::Refresh).inc_by(refreshed as u64);
         }
     }
 

@@ -17,7 +17,7 @@ use triomphe::ThinArc;
 use crate::auth::Key;
 use crate::clock::Moment;
 use crate::config;
-use crate::telemetry::metrics::{Evictions, Metrics};
+use crate::telemetry::metrics::{Counters, Eviction, Metrics};
 use freshness::Deadlines;
 use purges::{Marks, Purges};
 use refusals::Refusals;
@@ -69,7 +69,7 @@ pub struct Cache {
     parts: Box<[RwLock<Part>]>,
     purges: Arc<Purges>,
     refusals: Refusals,
-    evictions: Evictions,
+    evictions: Counters<Eviction>,
 }
 
 impl Cache {
@@ -134,7 +134,7 @@ impl Cache {
             // What is replaced has not made room for anything.
             let replaced = u64::from(part.peek(&key).is_some());
             let evicted = part.insert_with_lifecycle(key, kept);
-            self.evictions.size.inc_by(evicted.saturating_sub(replaced));
+            self.evictions.of(Eviction::Size).inc_by(evicted.saturating_sub(replaced));
         }
     }
 
@@ -142,7 +142,7 @@ impl Cache {
     pub fn forget(&self, key: Key) {
         let forgotten = self.parts.get(self.part_of(key)).and_then(|part| write(part).remove(&key));
         if forgotten.is_some() {
-            self.evictions.explicit.inc();
+            self.evictions.of(Eviction::Explicit).inc();
         }
     }
 
@@ -176,8 +176,8 @@ impl Cache {
                 }
             }
         }
-        self.evictions.expired.inc_by(expired);
-        self.evictions.explicit.inc_by(purged);
+        self.evictions.of(Eviction::Expired).inc_by(expired);
+        self.evictions.of(Eviction::Explicit).inc_by(purged);
         self.purges.sweep(now);
         self.refusals.sweep(now);
         purged
@@ -323,7 +323,7 @@ mod tests {
         let marks = cache.purges().of_group(None);
         let look_up = |id: &str| cache.look_up(scope.key(id), id, &marks);
         assert!(look_up("10").is_none() && look_up("20").is_some());
-        assert_eq!((metrics.cache_evictions.expired.get(), cache.size()), (1, (1, ENTRY_BYTES)));
+        assert_eq!((metrics.cache_evictions.of(Eviction::Expired).get(), cache.size()), (1, (1, ENTRY_BYTES)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -347,7 +347,7 @@ mod tests {
             }
         });
         assert!(slices >= count / SLICE, "{slices}");
-        assert_eq!(metrics.cache_evictions.expired.get(), count as u64 / 2);
+        assert_eq!(metrics.cache_evictions.of(Eviction::Expired).get(), count as u64 / 2);
         assert_eq!(cache.size().0, count as u64 / 2 + 64);
     }
 
@@ -380,7 +380,7 @@ mod tests {
         }
         let (links, bytes) = cache.size();
         assert!(bytes <= 1 << 20 && links > 1500, "{links} links of {bytes} bytes");
-        assert_eq!(metrics.cache_evictions.size.get(), 10_000 - links);
+        assert_eq!(metrics.cache_evictions.of(Eviction::Size).get(), 10_000 - links);
     }
 
     /// Regression: each link that was fetched anew counted as one that had to make room.
@@ -391,6 +391,6 @@ mod tests {
         for _ in 0..3 {
             cache.keep(Scope::of_test(1).key("1"), Entry::new(Some("{}"), deadlines));
         }
-        assert_eq!((metrics.cache_evictions.size.get(), cache.size().0), (0, 1));
+        assert_eq!((metrics.cache_evictions.of(Eviction::Size).get(), cache.size().0), (0, 1));
     }
 }

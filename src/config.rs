@@ -27,8 +27,10 @@ mod trace;
 mod upstream;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
+
+use tracing::level_filters::LevelFilter;
 
 pub use callers::{Callers, Key};
 use declare::section;
@@ -40,9 +42,8 @@ use kind::{DAY, HOUR, MILLISECOND, MINUTE, SECOND, count, duration, flag, secret
 pub use listen::{Listen, ListenAddress, Tls, TlsError};
 pub use reload::{Reload, ReloadState};
 pub use render::{reference, shipped};
-pub use secret::{KeyPair, Secret, SecretSource};
+pub use secret::{KeyPair, Secret, SecretFile, SecretSource};
 pub use shared::{Address, Shared};
-use table::Table;
 pub use trace::{Trace, TraceHeader};
 pub use upstream::{Breaker, Retry, Upstream};
 
@@ -109,31 +110,12 @@ section! {
     pub struct Admin {
         /// Address of metrics, probes and the status page.
         pub address: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8081)), text("an address such as \"127.0.0.1:8081\"", address).immutable();
-        /// What lets operators in from elsewhere than loopback; by default only loopback is let in.
-        pub token: Option<AdminToken> = None => [with Admin::token_key];
-    }
-}
-
-/// The operators' token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AdminToken {
-    /// The token, as it was read with the configuration.
-    pub secret: Secret,
-    /// Its file.
-    pub file: PathBuf,
-}
-
-impl Admin {
-    fn token_key(&mut self, table: &mut Table<'_>) {
-        let kind = secret_file(secret::from_file).check(|(token, _), found| {
-            if token.expose().len() < GUESSABLE {
+        /// File with the token that lets operators in from elsewhere than loopback (Authorization: Bearer TOKEN), and nothing else.
+        pub token_file: Option<SecretFile> = None, secret_file(secret::from_file).check(|file, found| {
+            if file.secret.expose().len() < GUESSABLE {
                 found.warn(&format!("a token of fewer than {GUESSABLE} characters may be guessed"));
             }
-        });
-        let mut token = self.token.take().map(|token| (token.secret, token.file));
-        let doc = "File with the token that lets operators in from elsewhere than loopback (Authorization: Bearer TOKEN), and nothing else.";
-        table.key("token_file", doc, &mut token, kind.optional("/etc/sidelink/admin-token"));
-        self.token = token.map(|(secret, file)| AdminToken { secret, file });
+        }).optional("/etc/sidelink/admin-token");
     }
 }
 
@@ -212,7 +194,7 @@ section! {
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Log {
         /// The least severe level that is written.
-        pub level: Level = Level::Info, word(&LEVELS);
+        pub level: LevelFilter = LevelFilter::INFO, word(&LEVELS);
         /// One JSON object a line, or text for people.
         pub format: LogFormat = LogFormat::Json, word(&FORMATS).immutable();
         /// Whether every request gets a line.
@@ -220,29 +202,14 @@ section! {
     }
 }
 
-const LEVELS: [(&str, Level); 5] = [
-    ("error", Level::Error),
-    ("warn", Level::Warn),
-    ("info", Level::Info),
-    ("debug", Level::Debug),
-    ("trace", Level::Trace),
+const LEVELS: [(&str, LevelFilter); 5] = [
+    ("error", LevelFilter::ERROR),
+    ("warn", LevelFilter::WARN),
+    ("info", LevelFilter::INFO),
+    ("debug", LevelFilter::DEBUG),
+    ("trace", LevelFilter::TRACE),
 ];
 const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("text", LogFormat::Text)];
-
-/// Severity of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// Something is broken.
-    Error,
-    /// Something needs an operator's eye.
-    Warn,
-    /// What an operator wants to see by default.
-    Info,
-    /// What helps in finding a fault.
-    Debug,
-    /// Everything.
-    Trace,
-}
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -79,9 +79,6 @@ fn serve(path: &std::path::Path, core_dumps: bool) -> ExitCode {
         Err(errors) => return refuse(&errors.to_string()),
     };
     log::init(&config.log);
-    for warning in &config.warnings {
-        tracing::warn!(file = %path.display(), reason = %warning, "the configuration has a warning");
-    }
     run(async move {
         match app::serve(config, watch).await {
             Ok(End::Drained) => ExitCode::SUCCESS,

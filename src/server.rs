@@ -37,11 +37,10 @@ use tokio::task::{JoinSet, unconstrained};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
 
 use crate::config;
 use crate::limits::permits::Permits;
-use crate::telemetry::log::LogThrottle;
+use crate::telemetry::log::{LogThrottle, events};
 use listener::{QUEUE, Stream};
 use protocol::Protocol;
 use timed::{Counted, Phase, Timed};
@@ -184,7 +183,7 @@ where
         connections.spawn(async move {
             let _slot = slot;
             if let Err(error) = connection.await {
-                debug!(reason = %error, "a client's connection ended early");
+                events::ConnectionFailed { reason: format_args!("{error}") }.log();
             }
         });
     }
@@ -196,7 +195,7 @@ where
         () = reception.end(&mut end) => false,
     };
     if !is_drained {
-        info!("limits.drain is over; what is still in flight is cut off");
+        events::DrainTimeout {}.log();
         connections.shutdown().await;
     }
 }
@@ -318,9 +317,9 @@ async fn accept(listener: &Listener, failures: &LogThrottle) -> Option<(Stream, 
         // The client has left before its turn: nothing is wrong here.
         Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => None,
         Err(error) => {
-            if let Some(unsaid) = failures.is_due() {
-                warn!(reason = %error, unsaid, "a connection could not be accepted");
-            }
+            failures.when_due(|suppressed| {
+                events::AcceptFailed { reason: format_args!("{error}"), suppressed }.log();
+            });
             tokio::time::sleep(ACCEPT_PAUSE).await;
             None
         }

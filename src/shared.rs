@@ -161,7 +161,7 @@ impl Tier {
 
     /// The key under which the fleet names what is purged.
     pub fn purge_key(shared: &config::Shared, endpoint: &config::Endpoint) -> Option<[u8; 16]> {
-        let secret = shared.secrets.first()?;
+        let secret = shared.secret_file.secret.first()?;
         Some(FleetKey::new(secret.clone(), endpoint, &shared.prefix).marks)
     }
 
@@ -287,8 +287,8 @@ impl Inner {
         clock: Clock,
     ) -> Self {
         let mut login = RedisConnectionInfo::default().set_db(shared.database);
-        if let Some(password) = &shared.password {
-            login = login.set_password(String::from_utf8_lossy(password.expose()));
+        if let Some(password) = &shared.password_file {
+            login = login.set_password(String::from_utf8_lossy(password.secret.expose()));
         }
         if let Some(username) = &shared.username {
             login = login.set_username(username);
@@ -300,8 +300,12 @@ impl Inner {
             metrics: Arc::clone(&metrics),
         };
         let endpoint = &config.upstream.endpoint;
-        let keys: Vec<FleetKey> =
-            shared.secrets.iter().map(|secret| FleetKey::new(secret.clone(), endpoint, &shared.prefix)).collect();
+        let keys: Vec<FleetKey> = shared
+            .secret_file
+            .secret
+            .iter()
+            .map(|secret| FleetKey::new(secret.clone(), endpoint, &shared.prefix))
+            .collect();
         // Until it has been reached.
         show_position(&metrics.shared.breaker_state, BreakerState::Open);
         Self {

@@ -29,7 +29,6 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::{Budget, TpsBudget};
-use tracing::{info, warn};
 
 use crate::auth::Caller;
 use crate::clock::Clock;
@@ -37,7 +36,7 @@ use crate::config;
 use crate::error::{Error, NoAnswer};
 use crate::limits::pause::{self, Pause, Paused};
 use crate::message::headers::NAME;
-use crate::telemetry::log::{LogThrottle, chain};
+use crate::telemetry::log::{LogThrottle, chain, events};
 use crate::telemetry::metrics::{BreakerState, Metrics, show_position};
 use breaker::Breaker;
 use client::{HttpClient, Outgoing, Progress, SendError};
@@ -255,12 +254,7 @@ impl Upstream {
         let Some(span) = self.pauses.told(&source, now, span) else { return };
         // What one caller was told is no answer for another.
         self.pause.set(now, span, None);
-        if let Some(unsaid) = self.pause_log.is_due() {
-            warn!(
-                seconds = span.as_secs_f64(),
-                unsaid, "the endpoint asks several callers for a pause; everyone is held back"
-            );
-        }
+        self.pause_log.when_due(|suppressed| events::AllPaused { seconds: span.as_secs_f64(), suppressed }.log());
     }
 
     /// The time that a call needs to have a fair chance of an answer.
@@ -292,18 +286,18 @@ impl Upstream {
                 BreakerState::HalfOpen => "upstream.breaker.open is over: one call is let through to see".to_owned(),
                 BreakerState::Closed => "the endpoint answers".to_owned(),
             };
-            warn!(
-                before = before.name(),
-                now = now.name(),
-                reason,
-                callers = counts.callers,
-                id_sets = counts.id_sets,
-                failed_to_connect = counts.connect,
-                connections_lost = counts.lost,
-                failed_answers = counts.answer,
-                no_answers = counts.silence,
-                "the breaker has moved"
-            );
+            events::BreakerChanged {
+                before: before.name(),
+                now: now.name(),
+                reason: &reason,
+                callers: counts.callers,
+                id_sets: counts.id_sets,
+                failed_to_connect: counts.connect,
+                connections_lost: counts.lost,
+                failed_answers: counts.answer,
+                no_answers: counts.silence,
+            }
+            .log();
         }
         show_position(&self.metrics.breaker_state, now);
         let Counts { callers, id_sets, connect, lost, answer, silence } = counts;
@@ -393,7 +387,7 @@ impl Upstream {
             match sent {
                 Err(error) if error.wants_http1 => {
                     if !self.http1_only.swap(true, Ordering::Relaxed) {
-                        info!("the endpoint asks for HTTP/1.1: calls no longer use HTTP/2");
+                        events::Http1Required {}.log();
                     }
                 }
                 sent => return sent,

@@ -10,7 +10,7 @@ use sidelink::cache::Entry;
 use sidelink::cache::freshness::{Expiry, Source, Verdict, expiry, judge};
 use sidelink::cache::purges::Target;
 use sidelink::clock::Clock;
-use sidelink::config::{Config, Endpoint, Secret};
+use sidelink::config::{Config, Endpoint, Secret, SecretFile};
 use sidelink::shared::trial::Trial;
 use sidelink::shared::{Brought, Share, Stamps};
 use sidelink::telemetry::metrics::Metrics;
@@ -132,10 +132,8 @@ impl Fleet {
             tls: false,
             database: 0,
             cluster: false,
-            secrets: vec![Secret::new(vec![b'x'; 32])],
-            secret_file: Default::default(),
+            secret_file: SecretFile { secret: vec![Secret::new(vec![b'x'; 32])], path: Default::default() },
             username: None,
-            password: None,
             password_file: None,
             ca_file: None,
             prefix: "p:".into(),

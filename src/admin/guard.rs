@@ -1,9 +1,8 @@
-//! Who may see more than metrics and probes, or change something: this machine's own users, and whoever has the token.
+//! Access to the status page, explain and purge: users of this machine, and holders of the admin token.
 //!
-//! A browser on this machine connects from loopback too, and it acts on behalf of whatever page it shows. So that no page
-//! from elsewhere gets in by it, whoever comes without the token must name this machine in `Host` (a foreign name may have
-//! been rebound to loopback), and nobody may come from a page of another origin. Nor is a request from here that says of
-//! itself that a proxy has passed it on: whose it is, is not known then.
+//! A browser on this machine connects from loopback too, on behalf of the page that it shows. Therefore a request without the
+//! token must name this machine in `Host`, since DNS rebinding maps a foreign name to loopback, and no request may come from a page of
+//! another origin. A request from loopback that a proxy forwarded needs the token, since its client is unknown.
 
 use std::net::IpAddr;
 
@@ -11,9 +10,10 @@ use hmac::{Hmac, KeyInit, Mac};
 use http::header::{AUTHORIZATION, FORWARDED, HOST, ORIGIN, VIA};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use sha2::Sha256;
 
+use super::AdminError;
 use crate::config;
 use crate::server::Peer;
 
@@ -21,7 +21,7 @@ const SCHEME: &str = "Bearer";
 /// Fetch Metadata: how a browser's request relates to the page that made it.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// By which proxies say that they are some, beside `Forwarded` (RFC 7239) and `Via` (RFC 9110 §7.6.3).
+/// Headers that proxies add, `Forwarded` (RFC 7239) and `Via` (RFC 9110 §7.6.3) among them.
 const FORWARDED_BY_PROXY: [HeaderName; 5] = [
     FORWARDED,
     VIA,
@@ -30,59 +30,9 @@ const FORWARDED_BY_PROXY: [HeaderName; 5] = [
     HeaderName::from_static("x-real-ip"),
 ];
 
-/// Why a request is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// A token would help, and there is none.
-    NoToken,
-    /// It is not the token.
-    WrongToken,
-    /// Not from loopback, and no token is configured.
-    Elsewhere,
-    /// From loopback, in the name of another host, and no token is configured.
-    ForeignHost,
-    /// From loopback, passed on by a proxy for who knows whom, and no token is configured.
-    Forwarded,
-    /// A page of another origin has a browser ask.
-    ForeignOrigin,
-}
-
-impl Refusal {
-    pub(super) fn status(self) -> StatusCode {
-        match self {
-            Refusal::NoToken | Refusal::WrongToken => StatusCode::UNAUTHORIZED,
-            Refusal::Elsewhere | Refusal::ForeignHost | Refusal::Forwarded | Refusal::ForeignOrigin => {
-                StatusCode::FORBIDDEN
-            }
-        }
-    }
-
-    /// For `WWW-Authenticate`, as RFC 6750 §3 has it.
-    pub(super) fn challenge(self) -> Option<HeaderValue> {
-        match self {
-            Refusal::NoToken => Some(HeaderValue::from_static(r#"Bearer realm="sidelink""#)),
-            Refusal::WrongToken => Some(HeaderValue::from_static(r#"Bearer realm="sidelink", error="invalid_token""#)),
-            _ => None,
-        }
-    }
-
-    pub(super) fn message(self) -> &'static str {
-        match self {
-            Refusal::NoToken => {
-                "from elsewhere than loopback, in another host's name, or by way of a proxy, this needs the admin token, as Authorization: Bearer TOKEN"
-            }
-            Refusal::WrongToken => "this is not the admin token: admin.token_file names the file that holds it",
-            Refusal::Elsewhere => "this is for loopback alone; admin.token_file lets others in",
-            Refusal::ForeignHost => "Host names another host; from loopback, ask for localhost or 127.0.0.1",
-            Refusal::Forwarded => "a proxy has passed this on; admin.token_file lets its clients in",
-            Refusal::ForeignOrigin => "a page of another origin may not ask for this; enter the address by hand",
-        }
-    }
-}
-
-/// Lets in, or not.
+/// Admits requests.
 pub(super) struct Guard {
-    /// The configured token's hash, under a key of this guard's own.
+    /// The hash of the configured token under `key`, which is random.
     token: Option<Hmac<Sha256>>,
     key: [u8; 32],
     listener: IpAddr,
@@ -91,37 +41,37 @@ pub(super) struct Guard {
 impl Guard {
     pub(super) fn new(config: &config::Admin) -> Self {
         let key: [u8; 32] = rand::random();
-        let token = config.token.as_ref().and_then(|token| hash(&key, token.secret.expose()));
+        let token = config.token_file.as_ref().and_then(|token| hash(&key, token.secret.expose()));
         Self { token, key, listener: config.address.ip() }
     }
 
-    /// Whether who sends this head from `peer` may see and change things.
+    /// Admits the request with this head from `peer`.
     ///
     /// # Errors
-    /// Why not.
-    pub(super) fn admit(&self, peer: Peer, head: &Parts) -> Result<(), Refusal> {
+    /// Why it is refused.
+    pub(super) fn admit(&self, peer: Peer, head: &Parts) -> Result<(), AdminError> {
         let authority = authority(head);
         if is_foreign(&head.headers, authority.as_ref()) {
-            return Err(Refusal::ForeignOrigin);
+            return Err(AdminError::ForeignOrigin);
         }
         let shown = bearer(&head.headers);
         match (&self.token, shown) {
             (Some(_), Some(shown)) if self.is_token(shown) => return Ok(()),
-            (Some(_), Some(_)) => return Err(Refusal::WrongToken),
+            (Some(_), Some(_)) => return Err(AdminError::WrongToken),
             _ => {}
         }
         let refusal = match peer {
-            Peer::Tcp(address) if !address.ip().to_canonical().is_loopback() => Refusal::Elsewhere,
-            _ if FORWARDED_BY_PROXY.iter().any(|name| head.headers.contains_key(name)) => Refusal::Forwarded,
-            // No browser, and no other machine, has a way to it.
+            Peer::Tcp(address) if !address.ip().to_canonical().is_loopback() => AdminError::NotLoopback,
+            _ if FORWARDED_BY_PROXY.iter().any(|name| head.headers.contains_key(name)) => AdminError::Forwarded,
+            // Neither a browser nor another machine can connect to a Unix socket.
             Peer::Local => return Ok(()),
             Peer::Tcp(_) if authority.is_some_and(|authority| self.is_this(&authority)) => return Ok(()),
-            Peer::Tcp(_) => Refusal::ForeignHost,
+            Peer::Tcp(_) => AdminError::ForeignHost,
         };
-        Err(if self.token.is_some() { Refusal::NoToken } else { refusal })
+        Err(if self.token.is_some() { AdminError::NoToken } else { refusal })
     }
 
-    /// Takes the admin token out of a batch's headers, where there is one to show: it is no credential of a batch.
+    /// Removes the admin token from a batch's headers: it is not a credential of the batch.
     pub(super) fn take_token(&self, headers: &mut HeaderMap) {
         if self.token.is_some() && headers.contains_key(AUTHORIZATION) {
             let others: Vec<HeaderValue> =
@@ -135,11 +85,11 @@ impl Guard {
 
     fn is_token(&self, shown: &[u8]) -> bool {
         let (Some(token), Some(shown)) = (self.token.clone(), hash(&self.key, shown)) else { return false };
-        // In constant time, and hashes tell no length either.
+        // In constant time; hashes hide the length too.
         shown.verify_slice(&token.finalize().into_bytes()).is_ok()
     }
 
-    /// Whether `authority` names loopback, or the very address of the listener. Any port: it may have been forwarded.
+    /// Whether `authority` names loopback or the address of the listener. Any port, since ports may be forwarded.
     fn is_this(&self, authority: &Authority) -> bool {
         let host = authority.host();
         let name = host.trim_end_matches('.');
@@ -157,34 +107,33 @@ impl Guard {
     }
 }
 
-/// `None`: never, as HMAC takes a key of any length.
+/// Always `Some`: HMAC takes a key of any length.
 fn hash(key: &[u8], text: &[u8]) -> Option<Hmac<Sha256>> {
     let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key).ok()?;
     mac.update(text);
     Some(mac)
 }
 
-/// The admin token that a request shows, if any: the one `Authorization` of that scheme. Another may be there besides, for
-/// `/explain` takes a batch's own credential.
+/// The admin token of a request: its only `Authorization` with this scheme. `/explain` takes a batch's `Authorization` as well.
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut tokens = headers.get_all(AUTHORIZATION).iter().filter_map(|value| token_of(value));
     match (tokens.next(), tokens.next()) {
         (Some(token), None) => Some(token),
-        // Two are none: nothing is the token.
+        // Two tokens are a wrong one.
         (Some(_), Some(_)) => Some(&[]),
         (None, _) => None,
     }
 }
 
-/// What an `Authorization` of the scheme Bearer shows; its name is not case-sensitive (RFC 9110 §11.1).
+/// The token of an `Authorization` with the scheme Bearer, which is not case-sensitive (RFC 9110 §11.1).
 fn token_of(value: &HeaderValue) -> Option<&[u8]> {
     let (scheme, token) = value.as_bytes().split_at_checked(SCHEME.len())?;
-    // No token at all is the wrong one.
+    // An empty token is a wrong one.
     let ends = token.first().is_none_or(|next| *next == b' ');
     (ends && scheme.eq_ignore_ascii_case(SCHEME.as_bytes())).then(|| token.trim_ascii())
 }
 
-/// Whom a request is for: the target's authority, which counts before `Host` (RFC 9112 §3.2.2), else the one `Host`.
+/// The authority of a request: that of its target (RFC 9112 §3.2.2), else its only `Host`.
 fn authority(head: &Parts) -> Option<Authority> {
     if let Some(authority) = head.uri.authority() {
         return Some(authority.clone());
@@ -196,7 +145,7 @@ fn authority(head: &Parts) -> Option<Authority> {
     }
 }
 
-/// Whether a browser says that a page of another origin asks.
+/// Whether the request comes from a browser page of another origin.
 fn is_foreign(headers: &HeaderMap, authority: Option<&Authority>) -> bool {
     let site_is_foreign =
         headers.get_all(FETCH_SITE).iter().any(|site| !matches!(site.as_bytes(), b"same-origin" | b"none"));
@@ -204,7 +153,7 @@ fn is_foreign(headers: &HeaderMap, authority: Option<&Authority>) -> bool {
         || headers.get_all(ORIGIN).iter().any(|origin| {
             let origin = origin.to_str().ok();
             let host = origin.and_then(|origin| origin.split_once("://")).and_then(|(scheme, host)| {
-                // A browser leaves the scheme's own port out of both.
+                // Browsers leave out the default port in both.
                 matches!(scheme, "http" | "https").then_some(host)
             });
             !host.zip(authority).is_some_and(|(host, authority)| host.eq_ignore_ascii_case(authority.as_str()))
@@ -213,20 +162,17 @@ fn is_foreign(headers: &HeaderMap, authority: Option<&Authority>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use http::Request;
 
     use super::*;
-    use crate::config::Secret;
+    use crate::config::{Secret, SecretFile};
 
     fn guard(token: Option<&str>) -> Guard {
-        let token = token
-            .map(|token| config::AdminToken { secret: Secret::new(token.into()), file: PathBuf::from("/run/token") });
-        Guard::new(&config::Admin { address: "10.0.0.7:8081".parse().unwrap(), token })
+        let token_file = token.map(|token| SecretFile { secret: Secret::new(token.into()), path: "/run/token".into() });
+        Guard::new(&config::Admin { address: "10.0.0.7:8081".parse().unwrap(), token_file })
     }
 
-    fn admit(guard: &Guard, peer: &str, headers: &[(&str, &str)]) -> Result<(), Refusal> {
+    fn admit(guard: &Guard, peer: &str, headers: &[(&str, &str)]) -> Result<(), AdminError> {
         let mut request = Request::post("/purge");
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -235,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_let_in_under_its_own_names() {
+    fn loopback_is_admitted_under_its_own_names() {
         let guard = guard(None);
         for host in [
             "localhost",
@@ -251,22 +197,22 @@ mod tests {
             for peer in ["127.0.0.1:5", "[::1]:5", "[::ffff:127.0.0.1]:5"] {
                 assert_eq!(admit(&guard, peer, &[("host", host)]), Ok(()), "{host} {peer}");
             }
-            assert_eq!(admit(&guard, "10.0.0.8:5", &[("host", host)]), Err(Refusal::Elsewhere), "{host}");
+            assert_eq!(admit(&guard, "10.0.0.8:5", &[("host", host)]), Err(AdminError::NotLoopback), "{host}");
         }
         for host in ["evil.example", "localhost.evil.example", "notlocalhost", "10.0.0.8", "a@localhost", "", "a b"] {
-            assert_eq!(admit(&guard, "127.0.0.1:5", &[("host", host)]), Err(Refusal::ForeignHost), "{host}");
+            assert_eq!(admit(&guard, "127.0.0.1:5", &[("host", host)]), Err(AdminError::ForeignHost), "{host}");
         }
         let twice = [("host", "localhost"), ("host", "localhost")];
-        assert_eq!(admit(&guard, "127.0.0.1:5", &twice), Err(Refusal::ForeignHost));
-        assert_eq!(admit(&guard, "127.0.0.1:5", &[]), Err(Refusal::ForeignHost));
+        assert_eq!(admit(&guard, "127.0.0.1:5", &twice), Err(AdminError::ForeignHost));
+        assert_eq!(admit(&guard, "127.0.0.1:5", &[]), Err(AdminError::ForeignHost));
         let (head, ()) =
             Request::get("http://evil.example/").header("host", "localhost").body(()).unwrap().into_parts();
-        assert_eq!(guard.admit(Peer::Tcp("127.0.0.1:5".parse().unwrap()), &head), Err(Refusal::ForeignHost));
+        assert_eq!(guard.admit(Peer::Tcp("127.0.0.1:5".parse().unwrap()), &head), Err(AdminError::ForeignHost));
         assert_eq!(guard.admit(Peer::Local, &head), Ok(()));
     }
 
     #[test]
-    fn what_a_proxy_has_passed_on_needs_the_token_wherever_the_proxy_is() {
+    fn a_forwarded_request_needs_the_token_wherever_the_proxy_is() {
         for said in [
             ("forwarded", "for=10.0.0.8"),
             ("x-forwarded-for", "127.0.0.1"),
@@ -275,16 +221,16 @@ mod tests {
             ("via", "1.1 proxy"),
         ] {
             let headers = [("host", "localhost"), said];
-            assert_eq!(admit(&guard(None), "127.0.0.1:5", &headers), Err(Refusal::Forwarded), "{said:?}");
+            assert_eq!(admit(&guard(None), "127.0.0.1:5", &headers), Err(AdminError::Forwarded), "{said:?}");
             let guard = guard(Some("token-of-an-operator"));
-            assert_eq!(admit(&guard, "127.0.0.1:5", &headers), Err(Refusal::NoToken), "{said:?}");
+            assert_eq!(admit(&guard, "127.0.0.1:5", &headers), Err(AdminError::NoToken), "{said:?}");
             let shown = [headers[0], said, ("authorization", "Bearer token-of-an-operator")];
             assert_eq!(admit(&guard, "127.0.0.1:5", &shown), Ok(()), "{said:?}");
         }
     }
 
     #[test]
-    fn pages_of_another_origin_are_kept_out_whatever_they_show() {
+    fn pages_of_another_origin_are_refused_even_with_the_token() {
         let guard = guard(Some("token-of-an-operator"));
         let bearer = ("authorization", "Bearer token-of-an-operator");
         let host = ("host", "localhost:8081");
@@ -299,7 +245,7 @@ mod tests {
             ("sec-fetch-site", "same-site"),
         ] {
             for headers in [&[host, foreign][..], &[host, foreign, bearer]] {
-                assert_eq!(admit(&guard, "127.0.0.1:5", headers), Err(Refusal::ForeignOrigin), "{foreign:?}");
+                assert_eq!(admit(&guard, "127.0.0.1:5", headers), Err(AdminError::ForeignOrigin), "{foreign:?}");
             }
         }
         for own in [
@@ -313,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_lets_in_from_anywhere_and_another_one_from_nowhere() {
+    fn the_token_admits_from_anywhere_and_a_wrong_one_from_nowhere() {
         let guard = guard(Some("token-of-an-operator"));
         let host = ("host", "sidelink.example");
         for shown in ["Bearer token-of-an-operator", "bearer  token-of-an-operator "] {
@@ -322,15 +268,15 @@ mod tests {
         for shown in ["Bearer token-of-an-operato", "Bearer token-of-an-operatorr", "Bearer x", "Bearer ", "Bearer"] {
             for peer in ["10.0.0.8:5", "127.0.0.1:5"] {
                 let headers = [("host", "localhost"), ("authorization", shown)];
-                assert_eq!(admit(&guard, peer, &headers), Err(Refusal::WrongToken), "{shown}");
+                assert_eq!(admit(&guard, peer, &headers), Err(AdminError::WrongToken), "{shown}");
             }
         }
         let right = ("authorization", "Bearer token-of-an-operator");
-        assert_eq!(admit(&guard, "10.0.0.8:5", &[host, right, right]), Err(Refusal::WrongToken));
+        assert_eq!(admit(&guard, "10.0.0.8:5", &[host, right, right]), Err(AdminError::WrongToken));
         let basic = ("authorization", "Basic token-of-an-operator");
         for headers in [&[host][..], &[host, basic]] {
-            assert_eq!(admit(&guard, "10.0.0.8:5", headers), Err(Refusal::NoToken));
-            assert_eq!(admit(&guard, "127.0.0.1:5", headers), Err(Refusal::NoToken), "in another host's name");
+            assert_eq!(admit(&guard, "10.0.0.8:5", headers), Err(AdminError::NoToken));
+            assert_eq!(admit(&guard, "127.0.0.1:5", headers), Err(AdminError::NoToken), "in another host's name");
         }
         assert_eq!(admit(&guard, "127.0.0.1:5", &[("host", "localhost")]), Ok(()));
     }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tracing::info;
 
 use crate::api;
 use crate::api::request::{is_group, is_id};
 use crate::cache::Cache;
 use crate::cache::purges::Target;
 use crate::clock::Clock;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::log::events;
+use crate::telemetry::metrics::{Metrics, PurgeTarget};
 
 /// What is to be purged.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,28 +64,27 @@ impl Purge {
         }
     }
 
-    fn kind(&self) -> &'static str {
+    fn target(&self) -> PurgeTarget {
         match self {
-            Purge::Ids(_) => "ids",
-            Purge::Group(_) => "group",
-            Purge::All => "all",
+            Purge::Ids(_) => PurgeTarget::Ids,
+            Purge::Group(_) => PurgeTarget::Group,
+            Purge::All => PurgeTarget::All,
         }
     }
 
     /// Purges, and tells what was done. Which ids or group is nobody's business but the asker's: it is not logged.
     pub(super) async fn run(&self, cache: &Arc<Cache>, clock: &Clock, metrics: &Metrics) -> Value {
         let purges = cache.purges();
-        let kind = self.kind();
-        let mut done = json!({ "purged": kind });
+        let mut done = json!({ "purged": self.target().name() });
         match self {
             Purge::Ids(ids) => {
                 purges.purge(ids.iter().map(|id| Target::Id(id)), clock).await;
                 add(&mut done, "ids", ids.len() as u64);
-                info!(ids = ids.len(), "purged by id");
+                events::PurgedIds { ids: ids.len() }.log();
             }
             Purge::Group(group) => {
                 purges.purge([Target::Group(group)], clock).await;
-                info!("purged by group");
+                events::PurgedGroup {}.log();
             }
             Purge::All => {
                 purges.purge([Target::All], clock).await;
@@ -94,10 +93,10 @@ impl Purge {
                 let (swept, now) = (Arc::clone(cache), clock.now());
                 let gone = tokio::task::spawn_blocking(move || swept.sweep(now)).await.unwrap_or_default();
                 add(&mut done, "links", gone);
-                info!(links = gone, "all is purged");
+                events::PurgedAll { links: gone }.log();
             }
         }
-        metrics.purges.with_label_values(&[kind]).inc();
+        metrics.purges.of(self.target()).inc();
         done
     }
 }

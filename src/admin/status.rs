@@ -4,17 +4,14 @@
 
 use http::header::CONTENT_SECURITY_POLICY;
 use http::{HeaderValue, Response, StatusCode};
-use prometheus::{IntCounterVec, Registry};
+use prometheus::Registry;
 use serde_json::{Map, Value, json};
 
 use super::{AdminState, typed};
-use crate::auth::Bypass;
-use crate::cache::freshness::Reason;
 use crate::clock::rfc3339;
-use crate::error::Limit;
 use crate::message::body::Body;
 use crate::telemetry::metrics::{
-    BreakerState, CALL_RESULTS, IdResult, Kind, Operation, Outcome, PURGES, REFETCH_CAUSES, Shared,
+    BreakerState, CallResult, Counters, Eviction, Gauges, IdResult, Label, Outcome, Shared,
 };
 use crate::upstream::{BreakerStatus, Counts};
 
@@ -39,28 +36,28 @@ pub(super) fn page() -> Response<Body> {
 
 /// How things stand. `query` may name the last sample that the asker has, as `since=N`; without it, it also gets what does
 /// not change by itself: the configuration, secrets left out.
-pub(super) fn status(workings: &AdminState, query: Option<&str>) -> Value {
-    workings.measure();
+pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
+    state.update_gauges();
     let since = query.and_then(|query| {
         let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
         pairs.find(|(name, _)| *name == "since").and_then(|(_, value)| value.parse::<u64>().ok())
     });
-    let (metrics, history, now) = (&workings.metrics, &workings.history, workings.clock.now());
+    let (metrics, history, now) = (&state.metrics, &state.history, state.clock.now());
     let started = history.started();
     let reading = metrics.reading();
-    let reload = workings.reloads.last();
-    let config = &workings.config;
+    let reload = state.reloads.last();
+    let config = &state.config;
     let mut status = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "now": now.unix_millis(),
         "started": started.unix_millis(),
         "uptime_seconds": now.since(started) / 1000,
-        "ready": workings.ready.load(std::sync::atomic::Ordering::Acquire),
+        "ready": state.ready.load(std::sync::atomic::Ordering::Acquire),
         "endpoint": config.upstream.endpoint.to_string(),
         "breaker": position(&metrics.breaker_state),
-        "breaker_evidence": breaker_evidence(&workings.upstream.breaker()),
-        "calls_refused": workings.upstream.refusal_of_all().map(|refusal| refusal.error().message()),
-        "last_failure": workings.upstream.last_failure().map(|failure| json!({
+        "breaker_evidence": breaker_evidence(&state.upstream.breaker()),
+        "calls_refused": state.upstream.refusal_of_all().map(|refusal| refusal.error().message()),
+        "last_failure": state.upstream.last_failure().map(|failure| json!({
             "at": failure.at.unix_millis(),
             "reason": failure.reason,
         })),
@@ -75,22 +72,22 @@ pub(super) fn status(workings: &AdminState, query: Option<&str>) -> Value {
             "links": metrics.cache_links.get(),
             "bytes": metrics.cache_bytes.get(),
             "capacity": metrics.cache_capacity.get(),
-            "evicted": metrics.cache_evictions.size.get(),
+            "evicted": metrics.cache_evictions.of(Eviction::Size).get(),
             "purge_marks": metrics.purge_marks.get(),
         },
         "shared": shared(&metrics.shared),
         "clock_skew_seconds": metrics.clock_skew.get(),
-        "memory_bytes": resident(&workings.registry),
+        "memory_bytes": resident(&state.registry),
         "totals": {
-            "ids": named(IdResult::ALL.map(IdResult::name), reading.ids),
-            "batches": named(Outcome::ALL.map(Outcome::name), reading.batches),
-            "calls": named(CALL_RESULTS, reading.calls),
+            "ids": named::<IdResult>(reading.ids),
+            "batches": named::<Outcome>(reading.batches),
+            "calls": named::<CallResult>(reading.calls),
             "call_ids": reading.call_ids,
-            "bypass": by_label(&metrics.bypass, Bypass::ALL.map(Bypass::name)),
-            "uncacheable": by_label(&metrics.uncacheable, Reason::ALL.map(Reason::name)),
-            "refetched": by_label(&metrics.refetched, REFETCH_CAUSES),
-            "shed": by_label(&metrics.shed, Limit::ALL.map(Limit::name)),
-            "purges": by_label(&metrics.purges, PURGES),
+            "bypass": by_label(&metrics.bypass),
+            "uncacheable": by_label(&metrics.uncacheable),
+            "refetched": by_label(&metrics.refetched),
+            "shed": by_label(&metrics.shed),
+            "purges": by_label(&metrics.purges),
         },
         "history": history.after(since.unwrap_or(0)),
     });
@@ -118,9 +115,8 @@ fn breaker_evidence(status: &BreakerStatus) -> Value {
 
 /// The shared tier, once it has been asked anything.
 fn shared(shared: &Shared) -> Option<Value> {
-    let count = |operation: Operation| shared.operations.with_label_values(&[operation.name()]).get();
-    let asked: u64 = Operation::ALL.map(count).iter().sum();
-    let failed: u64 = Kind::ALL.map(|kind| shared.failures.with_label_values(&[kind.name()]).get()).iter().sum();
+    let asked: u64 = shared.operations.iter().map(|(_, count)| count.get()).sum();
+    let failed: u64 = shared.failures.iter().map(|(_, count)| count.get()).sum();
     (asked > 0).then(|| {
         json!({
             "breaker": position(&shared.breaker_state),
@@ -132,19 +128,19 @@ fn shared(shared: &Shared) -> Option<Value> {
     })
 }
 
-/// What a breaker's gauges say.
-fn position(gauges: &prometheus::IntGaugeVec) -> &'static str {
-    let here = BreakerState::ALL.into_iter().find(|position| gauges.with_label_values(&[position.name()]).get() == 1);
-    here.unwrap_or(BreakerState::Closed).name()
+/// The breaker's state, as its gauges show it.
+fn position(gauges: &Gauges<BreakerState>) -> &'static str {
+    gauges.iter().find(|(_, gauge)| gauge.get() == 1).map_or(BreakerState::Closed, |(state, _)| state).name()
 }
 
-fn named<const N: usize>(names: [&str; N], counts: [u64; N]) -> Value {
-    names.into_iter().zip(counts).map(|(name, count)| (name.to_owned(), count.into())).collect::<Map<_, _>>().into()
+fn named<L: Label>(counts: impl IntoIterator<Item = u64>) -> Value {
+    let names = L::VALUES.iter().map(|label| label.value().to_owned());
+    names.zip(counts.into_iter().map(Value::from)).collect::<Map<_, _>>().into()
 }
 
 /// The counts of a family with one label, by its values.
-fn by_label<const N: usize>(counters: &IntCounterVec, names: [&str; N]) -> Value {
-    named(names, names.map(|name| counters.with_label_values(&[name]).get()))
+fn by_label<L: Label>(counters: &Counters<L>) -> Value {
+    named::<L>(counters.iter().map(|(_, counter)| counter.get()))
 }
 
 /// Bytes of this process in memory, where the system tells.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{debug, error, warn};
 
-use super::{App, StartError, Watch};
+use super::{App, StartError, Watch, log_warnings};
 use crate::config::Config;
+use crate::telemetry::log::events;
 
 /// How a process's life has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,7 @@ enum Asked {
 /// # Errors
 /// If it does not start.
 pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> {
+    log_warnings(&config.warnings, &watch.path().display().to_string());
     let mut signals = Signals::new().map_err(StartError::Signals)?;
     let app = App::start(config).await?;
     tell(&[NotifyState::Ready]);
@@ -97,7 +98,7 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
         watch = match reloaded {
             Ok(watch) => watch,
             Err(error) => {
-                error!(reason = %error, "reloading failed: a fault of sidelink's own");
+                events::ReloadFailed { reason: format_args!("{error}") }.log();
                 Watch::new(&path)
             }
         };
@@ -107,7 +108,7 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
     tokio::select! {
         () = app.drain() => Ok(End::Drained),
         () = signals.stop(&mut again) => {
-            warn!("a second signal: what is in flight is cut off");
+            events::SecondSignal {}.log();
             Ok(End::CutShort)
         }
     }
@@ -116,7 +117,7 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
 /// Tells systemd, where it is what has started this process.
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        debug!(reason = %error, "the service manager could not be told");
+        events::NotifyFailed { reason: format_args!("{error}") }.log();
     }
 }
 

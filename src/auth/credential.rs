@@ -5,13 +5,13 @@ use std::sync::Arc;
 use http::header::{AUTHORIZATION, HOST, ORIGIN, RANGE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tracing::warn;
 
 use super::signature::{self, Claim, Fault, Signer};
 use super::{AuthError, Bypass, Caller, Callers, Identity};
 use crate::api;
 use crate::config::KeyPair;
 use crate::message::headers::made_hop_by_hop;
+use crate::telemetry::log::events;
 
 /// What a request shows to say who it is from.
 pub enum Credential<'r> {
@@ -179,13 +179,9 @@ impl Callers {
 
     /// Says, seldom, that a signature by a configured key does not verify.
     pub fn warn_of_unverified(&self, fault: Fault) {
-        if let Some(unsaid) = self.unverified.is_due() {
-            warn!(
-                fault = fault.message(),
-                unsaid,
-                "a signature by a key of callers.keys does not verify here; the request is forwarded for the endpoint to judge"
-            );
-        }
+        self.unverified.when_due(|suppressed| {
+            events::SignatureUnverified { reason: fault.message(), suppressed }.log();
+        });
     }
 }
 

@@ -7,7 +7,6 @@ use http::header::EXPECT;
 use http::request::Parts;
 use http::{Request, StatusCode, Uri};
 use tokio::time::timeout_at;
-use tracing::debug;
 
 use super::slots::Slots;
 use super::{BatchRoute, distinct, respond};
@@ -18,6 +17,7 @@ use crate::error::{Error, NoAnswer};
 use crate::fetch::{Cause, Failure, FetchContext, FetchResult, KeyedId};
 use crate::message::body::{BodyError, whole};
 use crate::message::reply::Reply;
+use crate::telemetry::log::events;
 use crate::telemetry::trace::RequestSpan;
 
 impl BatchRoute {
@@ -40,8 +40,8 @@ impl BatchRoute {
     }
 
     fn count_bypass(&self, reason: Bypass) {
-        debug!(reason = reason.name(), "forwarded untouched");
-        self.metrics.bypass.with_label_values(&[reason.name()]).inc();
+        events::Bypassed { reason: reason.name() }.log();
+        self.metrics.bypass.of(reason).inc();
     }
 
     /// The reply to a batch whose calls failed, where it is not the failure itself:

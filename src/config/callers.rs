@@ -7,7 +7,7 @@ use http::HeaderName;
 
 use super::declare::section;
 use super::kind::{DAY, MINUTE, SECOND, duration, flag, secret_file, string_of, texts};
-use super::secret::{self, KeyPair, Secret, SecretSource};
+use super::secret::{self, KeyPair, SecretFile, SecretSource};
 use super::table::Table;
 use crate::api;
 
@@ -37,8 +37,7 @@ pub struct Key {
 
 impl Key {
     fn blank() -> Self {
-        let pair = KeyPair { access_key: String::new(), secret_key: Secret::new(Vec::new()) };
-        Self { pair, source: SecretSource::File(PathBuf::new()) }
+        Self { pair: KeyPair::default(), source: SecretSource::File(PathBuf::new()) }
     }
 
     /// Visits each key of a table after those before it.
@@ -55,7 +54,8 @@ impl Key {
         let known = |path: &PathBuf| !path.as_os_str().is_empty();
         let (mut file, mut variable) = match &self.source {
             SecretSource::File(path) => {
-                (Some((self.pair.secret_key.clone(), path.clone())).filter(|(_, path)| known(path)), None)
+                let file = SecretFile { secret: self.pair.secret_key.clone(), path: path.clone() };
+                (Some(file).filter(|file| known(&file.path)), None)
             }
             SecretSource::Environment(name) => (None, Some(name.clone())),
         };
@@ -75,8 +75,8 @@ impl Key {
             }
             (None, None) => table.wrong("has no secret key: secret_key_file or secret_key_env says where it is"),
             (Some(_), None) => {
-                if let Some((secret_key, path)) = file {
-                    (self.pair.secret_key, self.source) = (secret_key, SecretSource::File(path));
+                if let Some(SecretFile { secret, path }) = file {
+                    (self.pair.secret_key, self.source) = (secret, SecretSource::File(path));
                 }
             }
             (None, Some(found)) => {

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::endpoint::Endpoint;
 use super::kind::{certificates, pem_file, secret_file, text};
 use super::pem;
-use super::secret::{self, Secret};
+use super::secret::{self, SecretFile};
 use super::table::Table;
 
 /// `upstream.client_cert` and `upstream.client_key`
@@ -26,10 +26,10 @@ pub struct ClientCertificate {
 /// `upstream.proxy` and `upstream.proxy_credentials_file`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proxy {
-    /// Where it is; `http` alone.
+    /// The proxy; only `http`.
     pub address: Endpoint,
-    /// What it knows sidelink by, and the file that this was read from.
-    pub credentials: Option<(Secret, PathBuf)>,
+    /// USER:PASSWORD.
+    pub credentials: Option<SecretFile>,
 }
 
 impl Proxy {
@@ -40,8 +40,8 @@ impl Proxy {
 
     /// The value of `Proxy-Authorization` (Basic, RFC 7617), which no debug output shows.
     pub fn authorization(&self) -> Option<HeaderValue> {
-        let (credentials, _) = self.credentials.as_ref()?;
-        let text = Zeroizing::new(format!("Basic {}", STANDARD.encode(credentials.expose())));
+        let credentials = self.credentials.as_ref()?.secret.expose();
+        let text = Zeroizing::new(format!("Basic {}", STANDARD.encode(credentials)));
         let mut value = HeaderValue::from_str(&text).ok()?;
         value.set_sensitive(true);
         Some(value)
@@ -77,8 +77,8 @@ pub(super) fn proxy_keys(proxy: &mut Option<Proxy>, table: &mut Table<'_>) {
     });
     table.key("proxy", doc, &mut address, kind.optional("http://proxy.internal:3128"));
     let doc = "File that holds USER:PASSWORD for the proxy and nothing else, readable by its user alone.";
-    let kind = secret_file(secret::from_file).check(|(secret, _), found| {
-        if !secret.expose().contains(&b':') {
+    let kind = secret_file(secret::from_file).check(|file, found| {
+        if !file.secret.expose().contains(&b':') {
             found.wrong("must hold USER:PASSWORD");
         }
     });

@@ -12,6 +12,7 @@ use toml::de::DeValue;
 
 use super::diagnostics::Found;
 use super::pem;
+use super::secret::SecretFile;
 
 pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
 pub(super) const SECOND: Duration = Duration::from_secs(1);
@@ -31,6 +32,7 @@ pub(super) struct Kind<T> {
 }
 
 /// What the generated pages say of a key's values.
+#[derive(Default)]
 pub(super) struct About {
     /// Such as `1s to 24h`.
     pub(super) values: String,
@@ -50,8 +52,7 @@ impl<T: 'static> Kind<T> {
         read: impl Fn(&Found<'_>) -> Option<T> + 'static,
         write: impl Fn(&T) -> Value + 'static,
     ) -> Self {
-        let about =
-            About { values: values.into(), example: None, required: false, immutable: false, dependency: false };
+        let about = About { values: values.into(), ..About::default() };
         Self { read: Box::new(read), write: Box::new(move |value| Some(write(value))), about }
     }
 
@@ -302,16 +303,16 @@ pub(super) fn certificates() -> Kind<PathBuf> {
 }
 
 /// The path of a file that `read` reads secrets from.
-pub(super) fn secret_file<S: 'static>(read: fn(&Path) -> Result<S, String>) -> Kind<(S, PathBuf)> {
+pub(super) fn secret_file<S: 'static>(read: fn(&Path) -> Result<S, String>) -> Kind<SecretFile<S>> {
     let Kind { read: path, about, .. } = file().check(|path, found| found.warn_if_exposed(path));
     let read = move |found: &Found<'_>| {
         let path = path(found)?;
         match read(&path) {
-            Ok(secret) => Some((secret, path)),
+            Ok(secret) => Some(SecretFile { secret, path }),
             Err(message) => found.refuse(message),
         }
     };
-    Kind { about, ..Kind::new("", read, |(_, path): &(S, PathBuf)| string(path.display())) }
+    Kind { about, ..Kind::new("", read, |file: &SecretFile<S>| string(file.path.display())) }
 }
 
 fn integer(value: &DeValue<'_>) -> Option<i64> {

@@ -14,7 +14,7 @@ const MOST_BYTES: usize = 4 << 10;
 const EVERYONE: u32 = 0o004;
 
 /// A secret. Debug shows that there is one; nothing shows what it is.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
@@ -56,8 +56,17 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// A secret, or several, and the file that it was read from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SecretFile<S = Secret> {
+    /// As it was read with the configuration.
+    pub secret: S,
+    /// The file.
+    pub path: PathBuf,
+}
+
 /// An access key with its secret key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeyPair {
     /// The access key: a name, no secret.
     pub access_key: String,

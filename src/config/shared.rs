@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::declare::section;
 use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, flag, secret_file, string_of, texts};
-use super::secret::{self, Secret};
+use super::secret::{self, Secret, SecretFile};
 use super::table::Table;
 
 /// The default port of Redis.
@@ -28,16 +28,12 @@ section! {
         pub database: i64 = 0;
         /// Whether that is a Cluster.
         pub cluster: bool = false, flag();
-        /// The fleet's secrets, one or two of 32 characters or more: the first seals, all open.
-        pub secrets: Vec<Secret> = secrets => [with Shared::secret_key];
-        /// Where they were read.
-        pub secret_file: PathBuf = PathBuf::new();
+        /// File with the fleet's secret, 32 characters at least, the same for all; during a change of secret one more on a second line.
+        pub secret_file: SecretFile<Vec<Secret>> = SecretFile { secret: secrets, ..SecretFile::default() }, secret_file(fleet_secrets).required("/etc/sidelink/fleet-secret");
         /// The ACL user to log in as.
         pub username: Option<String> = None, string_of("a user's name: visible ASCII characters", is_username).optional("sidelink");
-        /// The password to log in with.
-        pub password: Option<Secret> = None => [with Shared::password_key];
-        /// Where it was read.
-        pub password_file: Option<PathBuf> = None;
+        /// File that holds its password and nothing else.
+        pub password_file: Option<SecretFile> = None, secret_file(secret::from_file).optional("/etc/sidelink/redis-password");
         /// PEM file of certificate authorities for rediss://, instead of the platform's.
         pub ca_file: Option<PathBuf> = None, certificates().read_once().optional("/etc/sidelink/redis-ca.pem");
         /// What every key begins with.
@@ -97,25 +93,6 @@ impl Shared {
             (self.tls, self.database) = (first.tls, first.database);
         }
         self.nodes = urls.into_iter().map(|url| url.address).collect();
-    }
-
-    fn secret_key(&mut self, table: &mut Table<'_>) {
-        let doc = "File with the fleet's secret, 32 characters at least, the same for all; during a change of secret one more on a second line.";
-        let kind = secret_file(fleet_secrets).required("/etc/sidelink/fleet-secret");
-        let mut secrets = (std::mem::take(&mut self.secrets), std::mem::take(&mut self.secret_file));
-        table.key("secret_file", doc, &mut secrets, kind);
-        (self.secrets, self.secret_file) = secrets;
-    }
-
-    fn password_key(&mut self, table: &mut Table<'_>) {
-        let mut password = self
-            .password_file
-            .take()
-            .map(|path| (self.password.take().unwrap_or_else(|| Secret::new(Vec::new())), path));
-        let doc = "File that holds its password and nothing else.";
-        let kind = secret_file(secret::from_file).optional("/etc/sidelink/redis-password");
-        table.key("password_file", doc, &mut password, kind);
-        (self.password, self.password_file) = password.unzip();
     }
 
     fn as_urls(&self) -> Vec<Url> {

@@ -11,7 +11,7 @@ use http::{HeaderName, HeaderValue, Uri};
 use super::declare::section;
 use super::endpoint::Endpoint;
 use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, secret_file, share, string_of, text};
-use super::secret::{self, Secret};
+use super::secret::{self, SecretFile};
 use super::table::Table;
 
 /// Where OTLP over HTTP takes spans, on a collector of which no path is named.
@@ -38,40 +38,33 @@ section! {
     }
 }
 
-/// One table of `[[trace.headers]]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TraceHeader {
-    /// Its name.
-    pub name: HeaderName,
-    /// Its value, as it was read with the configuration.
-    pub secret: Secret,
-    /// Where.
-    pub file: PathBuf,
+section! {
+    /// One table of `[[trace.headers]]`.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct TraceHeader: pub(super) fn blank() {
+        /// Its name.
+        pub name: HeaderName = HeaderName::from_static("stand-in"), text("a header's name", header_name).required("authorization");
+        /// File that holds its value and nothing else.
+        pub value_file: SecretFile = SecretFile::default(), secret_file(secret::line_of_file).required("/etc/sidelink/collector-authorization");
+    }
 }
 
 impl TraceHeader {
-    fn blank() -> Self {
-        Self { name: HeaderName::from_static("stand-in"), secret: Secret::new(Vec::new()), file: PathBuf::new() }
-    }
-
-    /// Visits each key of a table after those before it.
+    /// Visits each key of a table; `before` are the tables above it.
     fn visit(&mut self, before: &[Self], table: &mut Table<'_>) {
-        let kind = text("a header's name", header_name).required("authorization");
-        if let Some(found) = table.key("name", "Its name.", &mut self.name, kind)
+        self.keys(table);
+        if let Some(found) = table.find("name")
             && before.iter().any(|other| other.name == self.name)
         {
             found.wrong(format!("names {} twice", self.name));
         }
-        let kind = secret_file(secret::line_of_file).required("/etc/sidelink/collector-authorization");
-        let mut value = (self.secret.clone(), std::mem::take(&mut self.file));
-        table.key("value_file", "File that holds its value and nothing else.", &mut value, kind);
-        (self.secret, self.file) = value;
     }
 
     /// Its value, which no debug output shows.
     pub fn value(&self) -> HeaderValue {
         // Never fails: what is read is visible ASCII.
-        let mut value = HeaderValue::from_bytes(self.secret.expose()).unwrap_or_else(|_| HeaderValue::from_static(""));
+        let mut value =
+            HeaderValue::from_bytes(self.value_file.secret.expose()).unwrap_or_else(|_| HeaderValue::from_static(""));
         value.set_sensitive(true);
         value
     }

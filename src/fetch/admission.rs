@@ -57,7 +57,7 @@ impl Fetcher {
 
     /// Counts a request that is refused for a limit.
     pub(super) fn shed(&self, limit: Limit) -> Error {
-        self.metrics.shed.with_label_values(&[limit.name()]).inc();
+        self.metrics.shed.of(limit).inc();
         Error::Shed(limit)
     }
 }

@@ -11,7 +11,6 @@ use std::sync::atomic::Ordering;
 use http::{HeaderValue, StatusCode};
 use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::Budget;
-use tracing::{error, warn};
 
 use super::batch_builder::BatchBuilder;
 use super::flights::{Flight, FlightMap};
@@ -25,6 +24,8 @@ use crate::cache::Entry;
 use crate::cache::freshness::{self, Deadlines, Reason, Verdict};
 use crate::error::{Error, Limit, NoAnswer};
 use crate::limits::pause;
+use crate::telemetry::log::events;
+use crate::telemetry::metrics::CallResult;
 use crate::telemetry::trace::{CallContext, CallSpan};
 use crate::upstream::{Answer, Call, Rejection};
 
@@ -71,7 +72,7 @@ pub(super) struct UpstreamBatch {
 }
 
 /// What came of a call, for the ids that it carried, in their order.
-pub(super) struct CallResult {
+pub(super) struct CallReport {
     pub(super) entries: Result<Vec<Entry>, Cause>,
     request_id: Option<HeaderValue>,
     /// SharingProof that the entries may be shared with the fleet.
@@ -80,7 +81,7 @@ pub(super) struct CallResult {
     span: Option<CallContext>,
 }
 
-impl CallResult {
+impl CallReport {
     fn failed(cause: Cause) -> Self {
         Self { entries: Err(cause), request_id: None, proof: None, span: None }
     }
@@ -103,7 +104,7 @@ impl CallResult {
 
 impl UpstreamBatch {
     /// Ends the flights. The entries that may be stored are in the cache already.
-    fn complete(&mut self, result: CallResult) {
+    fn complete(&mut self, result: CallReport) {
         let pending = std::mem::take(&mut self.pending);
         let mut state = self.inner.state();
         for pending in &pending {
@@ -124,8 +125,8 @@ impl UpstreamBatch {
 impl Drop for UpstreamBatch {
     fn drop(&mut self) {
         if !self.pending.is_empty() {
-            error!(ids = self.pending.len(), "a call ended without a result");
-            self.complete(CallResult::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost))));
+            events::CallLost { ids: self.pending.len() }.log();
+            self.complete(CallReport::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost))));
         }
         let mut state = self.inner.state();
         if let Some(queue) = state.queues.get_mut(&self.queue) {
@@ -211,9 +212,9 @@ impl Fetcher {
         ids: &[KeyedId],
         deadline: Instant,
         store: bool,
-    ) -> CallResult {
+    ) -> CallReport {
         if let Some(refusal) = self.refusal(context, ids) {
-            return self.counted(CallResult::failed(refusal));
+            return self.counted(CallReport::failed(refusal));
         }
         // Takes the per-caller permit first, so a throttled caller holds no global one.
         let caller_state = &context.identity.caller_state;
@@ -228,7 +229,7 @@ impl Fetcher {
         // A call that has queued for too long is not sent: it would time out, and the endpoint would not be to blame.
         let (Ok(Ok(_permits)), true) = (permits, self.upstream.leaves_fair_time(deadline)) else {
             self.shed(Limit::Calls);
-            return self.counted(CallResult::failed(Cause::NoAnswer(Error::Deadline)));
+            return self.counted(CallReport::failed(Cause::NoAnswer(Error::Deadline)));
         };
         let names = || ids.iter().map(|id| &*id.id);
         let requests = served.batches.iter().map(|context| &context.trace);
@@ -273,11 +274,11 @@ impl Fetcher {
                 result.proof = stamp.filter(|_| accepted && store).map(|stamp| SharingProof { stamp, sent });
                 result
             }
-            Err(error) => CallResult::failed(Cause::NoAnswer(error)),
+            Err(error) => CallReport::failed(Cause::NoAnswer(error)),
         };
         match status {
-            Some(status) => span.answered(status, result_name(&result)),
-            None => span.unanswered(result_name(&result)),
+            Some(status) => span.answered(status, call_result(&result).name()),
+            None => span.unanswered(call_result(&result).name()),
         }
         result.span = span.call_context();
         self.counted(result)
@@ -303,19 +304,19 @@ impl Fetcher {
         if asked.is_some() {
             self.upstream.asked_to_pause(call, span);
         }
-        if let Some(unsaid) = self.throttled.is_due() {
-            warn!(
-                caller = format_args!("{:08x}", identity.caller.short()),
-                status = answer.status.as_u16(),
-                seconds = span.as_secs_f64(),
-                unsaid,
-                "the endpoint throttles a caller; it is held back"
-            );
-        }
+        self.throttled.when_due(|suppressed| {
+            events::CallerPaused {
+                caller: format_args!("{:08x}", identity.caller.short()),
+                status: answer.status.as_u16(),
+                seconds: span.as_secs_f64(),
+                suppressed,
+            }
+            .log();
+        });
     }
 
-    fn counted(&self, result: CallResult) -> CallResult {
-        self.metrics.upstream_calls.with_label_values(&[result_name(&result)]).inc();
+    fn counted(&self, result: CallReport) -> CallReport {
+        self.metrics.upstream_calls.of(call_result(&result)).inc();
         result
     }
 
@@ -329,7 +330,7 @@ impl Fetcher {
         context: &FetchContext,
         ids: &[KeyedId],
         store: bool,
-    ) -> (CallResult, bool) {
+    ) -> (CallReport, bool) {
         let mut accepted = false;
         let request_id = answer.headers.get(api::REQUEST_ID).cloned();
         let identity = &context.identity;
@@ -363,8 +364,7 @@ impl Fetcher {
                         Err(Cause::Answer(answer))
                     }
                     ParsedAnswer::Unmatched => {
-                        let reason = Reason::Unmatched.name();
-                        self.metrics.uncacheable.with_label_values(&[reason]).inc_by(ids.len() as u64);
+                        self.metrics.uncacheable.of(Reason::Unmatched).inc_by(ids.len() as u64);
                         Err(Cause::Unmatched(answer))
                     }
                     ParsedAnswer::Broken => {
@@ -379,7 +379,7 @@ impl Fetcher {
             }
             _ => Err(Cause::Answer(answer)),
         };
-        (CallResult { entries, request_id, proof: None, span: None }, accepted)
+        (CallReport { entries, request_id, proof: None, span: None }, accepted)
     }
 
     /// The entries of an answer's items, one for each of `ids`. Stores those that may be stored: nothing that was purged after
@@ -416,7 +416,7 @@ impl Fetcher {
                 None => Ok(Deadlines::absent(answer.sent, source.absence(policy))),
             };
             let deadlines = deadlines.unwrap_or_else(|reason| {
-                self.metrics.uncacheable.with_label_values(&[reason.name()]).inc();
+                self.metrics.uncacheable.of(reason).inc();
                 if reason == Reason::NoStore {
                     self.warn_once_of_no_store();
                 }
@@ -436,17 +436,15 @@ impl Fetcher {
 
     fn warn_once_of_no_store(&self) {
         if !self.warned_no_store.swap(true, Ordering::Relaxed) {
-            warn!(
-                "the endpoint's Cache-Control or Expires forbids storing its links: every batch is fetched, unless freshness.honour_no_store is false"
-            );
+            events::NotStored {}.log();
         }
     }
 }
 
 impl UpstreamBatch {
-    async fn run(&mut self) -> CallResult {
+    async fn run(&mut self) -> CallReport {
         let Some(first) = self.pending.first() else {
-            return CallResult::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost)));
+            return CallReport::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost)));
         };
         let latest = self.pending.iter().map(|pending| pending.context.deadline).max();
         let deadline = latest.unwrap_or(first.context.deadline);
@@ -466,17 +464,17 @@ impl UpstreamBatch {
 }
 
 /// The label of a call in `upstream_calls_total`.
-fn result_name(result: &CallResult) -> &'static str {
-    match &result.entries {
-        Ok(_) => "ok",
+fn call_result(report: &CallReport) -> CallResult {
+    match &report.entries {
+        Ok(_) => CallResult::Ok,
         Err(Cause::Answer(answer) | Cause::Unmatched(answer)) => match answer.status.as_u16() {
-            200 => "error_in_200",
-            500.. => "server_error",
-            400.. => "client_error",
-            _ => "unexpected",
+            200 => CallResult::ErrorIn200,
+            500.. => CallResult::ServerError,
+            400.. => CallResult::ClientError,
+            _ => CallResult::Unexpected,
         },
-        Err(Cause::NoAnswer(Error::Deadline)) => "deadline",
-        Err(Cause::Rejected(_) | Cause::NoAnswer(Error::BreakerOpen(_) | Error::HeldBack(_))) => "refused",
-        Err(Cause::NoAnswer(_)) => "no_answer",
+        Err(Cause::NoAnswer(Error::Deadline)) => CallResult::Deadline,
+        Err(Cause::Rejected(_) | Cause::NoAnswer(Error::BreakerOpen(_) | Error::HeldBack(_))) => CallResult::Refused,
+        Err(Cause::NoAnswer(_)) => CallResult::NoAnswer,
     }
 }

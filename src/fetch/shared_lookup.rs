@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::calls::{CallResult, PendingId};
+use super::calls::{CallReport, PendingId};
 use super::{EntrySource, FetchContext, FetchResult, Fetcher, KeyedId};
 use crate::cache::Entry;
 use crate::clock::Moment;
@@ -72,7 +72,7 @@ impl Fetcher {
     }
 
     /// Shares the entries of a call for `ids`, and gives back the leases of those that are `leased`.
-    pub(super) fn share(&self, context: &FetchContext, ids: &[KeyedId], leased: &[bool], result: &CallResult) {
+    pub(super) fn share(&self, context: &FetchContext, ids: &[KeyedId], leased: &[bool], result: &CallReport) {
         let (Some(tier), Some(share)) = (&self.tier, &context.share) else { return };
         let mut brought = Brought::default();
         let stamp = result.proof.as_ref().map(|proof| {

@@ -111,7 +111,7 @@ impl Budget {
         if self.total.0.fetch_add(amount, Ordering::Relaxed) + amount <= self.most {
             return Ok(());
         }
-        self.metrics.shed.with_label_values(&[self.limit.name()]).inc();
+        self.metrics.shed.of(self.limit).inc();
         Err(Error::Shed(self.limit))
     }
 }

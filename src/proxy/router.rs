@@ -9,7 +9,6 @@ use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 use tokio::time::Instant;
-use tracing::info;
 
 use crate::api;
 use crate::batch::{Answering, BatchRoute};
@@ -21,6 +20,7 @@ use crate::message::headers::{
 };
 use crate::message::reply::Reply;
 use crate::proxy::passthrough::Passthrough;
+use crate::telemetry::log::events;
 use crate::telemetry::metrics::{IdResult, Metrics, Outcome, Route};
 use crate::telemetry::trace::{RequestSpan, TraceContext, Tracer};
 use crate::upstream::Upstream;
@@ -262,30 +262,29 @@ impl RequestLog<'_> {
         let milliseconds = |span: Duration| (span.as_secs_f64() * 1_000_000.0).round() / 1000.0;
         let tally = reply.map(|reply| reply.info.tally).filter(|tally| tally.total() > 0);
         let count = |result| tally.map(|tally| tally.count(result));
-        info!(
-            target: "access",
-            %method,
+        events::Access {
+            method: method.as_str(),
             path,
             status,
-            route = self.route.name(),
-            outcome = outcome.name(),
-            milliseconds = milliseconds(elapsed),
-            waited_milliseconds = reply.and_then(|reply| reply.info.waited).map(milliseconds),
+            route: self.route.name(),
+            outcome: outcome.name(),
+            milliseconds: milliseconds(elapsed),
+            waited_milliseconds: reply.and_then(|reply| reply.info.waited).map(milliseconds),
             detail,
             request_id,
-            client_request_id = client_request_id.filter(|id| request_id != Some(*id)),
-            trace_id = trace.id(),
-            caller = reply.and_then(|reply| reply.info.caller).map(|caller| format!("{caller:08x}")),
-            ids = tally.map(|tally| tally.total()),
-            hit = count(IdResult::Hit),
-            stale = count(IdResult::Stale),
-            joined = count(IdResult::Joined),
-            shared = count(IdResult::Shared),
-            fetched = count(IdResult::Fetched),
-            absent = count(IdResult::Absent),
-            failed = count(IdResult::Failed),
-            "request",
-        );
+            client_request_id: client_request_id.filter(|id| request_id != Some(*id)),
+            trace_id: trace.id(),
+            caller: reply.and_then(|reply| reply.info.caller).map(|caller| format!("{caller:08x}")),
+            ids: tally.map(|tally| tally.total()),
+            hit: count(IdResult::Hit),
+            stale: count(IdResult::Stale),
+            joined: count(IdResult::Joined),
+            shared: count(IdResult::Shared),
+            fetched: count(IdResult::Fetched),
+            absent: count(IdResult::Absent),
+            failed: count(IdResult::Failed),
+        }
+        .log();
     }
 }
 

@@ -14,9 +14,9 @@ use std::time::Duration;
 use hyper::rt::Executor;
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
-use tracing::debug;
 
 use super::timed::Alarm;
+use crate::telemetry::log::events;
 
 tokio::task_local! {
     /// Of the stream that is being polled.
@@ -100,7 +100,7 @@ impl<F: Future> Future for Watched<F> {
         };
         *this.waiting = Some((since, pieces));
         if this.alarm.is_past(since + *this.idle_timeout, cx) {
-            debug!("a stream whose client gave it no room was reset");
+            events::StreamStalled {}.log();
             return Poll::Ready(());
         }
         Poll::Pending

@@ -10,13 +10,13 @@ use std::time::Duration;
 use rand::RngExt;
 use redis::Value;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{info, warn};
 
 use super::journal::{self, MOST, RECORD, Read};
 use super::record::Event;
 use super::store::Command;
 use super::{Inner, Mark, delete, head, length, range};
 use crate::cache::purges::{self, Name};
+use crate::telemetry::log::events;
 use crate::telemetry::metrics::{BreakerState, Kind, Operation, show_position};
 
 /// Between two looks into the journals while nobody asks.
@@ -47,7 +47,7 @@ pub(super) async fn keep(inner: Arc<Inner>) {
                 keeper.inner.usable.store(true, Ordering::Release);
                 if was_up != Some(true) {
                     keeper.show(BreakerState::Closed);
-                    info!("the shared tier is in use");
+                    events::SharedUp {}.log();
                 }
                 was_up = Some(true);
                 pause = FIRST;
@@ -57,7 +57,7 @@ pub(super) async fn keep(inner: Arc<Inner>) {
                 keeper.inner.usable.store(false, Ordering::Release);
                 if was_up != Some(false) {
                     keeper.show(BreakerState::Open);
-                    warn!(reason, "the shared tier is down: sidelink does without, and tries again");
+                    events::SharedDown { reason: &reason }.log();
                 }
                 was_up = Some(false);
                 let wait = pause.mul_f64(rand::rng().random_range(0.8..1.0));

@@ -18,10 +18,9 @@ use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
-use tracing::warn;
 
 use crate::config::Address;
-use crate::telemetry::log::LogThrottle;
+use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::{Kind, Metrics, Operation};
 
 /// Failures in a row after which a connection is given up; of a new one, the first.
@@ -162,9 +161,9 @@ impl Node {
             Ok(Ok(replies)) if replies.len() == batch.commands => {
                 if let Some(code) = replies.iter().find_map(refusal) {
                     metrics.count_failure(Kind::Reply);
-                    if let Some(unsaid) = self.refused.is_due() {
-                        warn!(server = %self.address, code, unsaid, "the shared tier refuses a command");
-                    }
+                    self.refused.when_due(|suppressed| {
+                        events::SharedRefusal { server: format_args!("{}", self.address), code, suppressed }.log();
+                    });
                 }
                 // A server that answers everything with an error (loading, no login) is as good as none.
                 if replies.iter().all(|reply| refusal(reply).is_some()) && operation == Operation::Get {

@@ -1,4 +1,6 @@
-//! Log lines to standard output.
+//! Log lines to standard output. The lines themselves are declared in [`events`].
+
+pub mod events;
 
 use std::io::IsTerminal;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -12,7 +14,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::{self, Level, LogFormat};
+use crate::config::{self, LogFormat};
 
 /// Says what is written, and can be told anew.
 static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
@@ -33,36 +35,38 @@ pub fn init(config: &config::Log) {
 }
 
 /// Changes the least severe level that is written, if this process's log lines were sent anywhere.
-pub fn set_level(level: Level) {
+pub fn set_level(level: LevelFilter) {
     if let Some(filter) = FILTER.get() {
         // Fails only if the subscriber is gone.
         let _ = filter.reload(targets(level));
     }
 }
 
-/// At most one line of a kind in this time, where one may come with every call.
+/// The least time between two lines of the same event, where every call may cause one.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Says the same thing seldom: while the endpoint is down, there may be many such lines a second for hours.
+/// Limits the lines of one event: a failing endpoint may cause many a second for hours.
 #[derive(Default)]
-pub struct LogThrottle(Mutex<Unsaid>);
+pub struct LogThrottle(Mutex<Throttled>);
 
 #[derive(Default)]
-struct Unsaid {
-    said: Option<Instant>,
-    times: u64,
+struct Throttled {
+    last: Option<Instant>,
+    suppressed: u64,
 }
 
 impl LogThrottle {
-    /// Whether it may be said now; then, how often it went unsaid since the last time.
-    pub fn is_due(&self) -> Option<u64> {
-        let mut unsaid = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if unsaid.said.is_some_and(|said| said.elapsed() < PAUSE) {
-            unsaid.times += 1;
-            return None;
+    /// Calls `log` with the number of lines suppressed since the last one; suppresses this one within [`PAUSE`] of it.
+    pub(crate) fn when_due(&self, log: impl FnOnce(u64)) {
+        let mut throttled = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if throttled.last.is_some_and(|last| last.elapsed() < PAUSE) {
+            throttled.suppressed += 1;
+            return;
         }
-        unsaid.said = Some(Instant::now());
-        Some(std::mem::take(&mut unsaid.times))
+        throttled.last = Some(Instant::now());
+        let suppressed = std::mem::take(&mut throttled.suppressed);
+        drop(throttled);
+        log(suppressed);
     }
 }
 
@@ -79,15 +83,8 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     texts.join(": ")
 }
 
-fn targets(level: Level) -> Targets {
-    let level = match level {
-        Level::Error => LevelFilter::ERROR,
-        Level::Warn => LevelFilter::WARN,
-        Level::Info => LevelFilter::INFO,
-        Level::Debug => LevelFilter::DEBUG,
-        Level::Trace => LevelFilter::TRACE,
-    };
-    // The libraries below print what passes through them once they are let: headers, for one. They get to warn, no more.
+fn targets(level: LevelFilter) -> Targets {
+    // Below WARN, libraries print what passes through them, headers included.
     Targets::new()
         .with_default(level.min(LevelFilter::WARN))
         .with_target("sidelink", level)
@@ -125,9 +122,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_may_come_with_every_call_is_said_once_in_a_while_with_how_often_it_went_unsaid() {
-        let seldom = LogThrottle::default();
-        let burst = || (0..1000).filter_map(|_| seldom.is_due()).collect::<Vec<_>>();
+    async fn a_throttled_line_is_logged_once_per_pause_with_the_number_of_suppressed_lines() {
+        let throttle = LogThrottle::default();
+        let burst = || {
+            let mut logged = Vec::new();
+            (0..1000).for_each(|_| throttle.when_due(|suppressed| logged.push(suppressed)));
+            logged
+        };
         assert_eq!(burst(), [0]);
         tokio::time::advance(PAUSE - Duration::from_millis(1)).await;
         assert!(burst().is_empty());

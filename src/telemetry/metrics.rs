@@ -4,23 +4,20 @@
 //! labels are declared in `labels.rs`. Label sets are closed: no id, path or caller is ever a label.
 
 mod family;
+mod groups;
 mod labels;
-mod limits;
 mod reading;
-mod reload;
-mod shared;
-mod spans;
 
-use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use prometheus::{Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec};
 
-use crate::auth::Bypass;
 use family::families;
-pub use labels::{Bounded, BreakerState, IdResult, Kind, Limit, Operation, Outcome, Reason, Route, SpanResult, Tally};
-pub use limits::Limits;
+pub use family::{Counters, Gauges, PerLabel};
+pub use groups::{Limits, Reload, Shared};
+pub use labels::{
+    Bounded, BreakerState, Bypass, CallResult, Eviction, Evidence, IdResult, Kind, Label, Limit, Operation, Outcome,
+    PurgeTarget, Reason, Refetch, Route, SpanResult, Tally,
+};
 pub use reading::{Buckets, Reading};
-pub use reload::Reload;
-pub use shared::Shared;
-pub use spans::Spans;
 
 /// Buckets of requests' durations. A hit takes tens of microseconds, a miss as long as the endpoint, a batch at most
 /// `upstream.deadline`; two to three buckets a decade tell a quantile to within a factor of 2.5.
@@ -43,15 +40,15 @@ families! {
     /// Every family that the product counts in.
     pub struct Metrics {
         /// Distinct ids of batches that were read and admitted, by what became of them. Each is counted once, when its batch ends.
-        ids: [IntCounter; 7] = "ids_total", counters("result", &IdResult::ALL.map(IdResult::name));
+        ids: Counters<IdResult> = "ids_total", counters("result");
         /// Requests of the batch route, by how they were answered.
-        batches: [IntCounter; 6] = "batches_total", counters("outcome", &Outcome::ALL.map(Outcome::name));
+        batches: Counters<Outcome> = "batches_total", counters("outcome");
         /// Seconds from a request's head to its answer's head, by route and outcome. A client that leaves before counts as an error.
         request_durations: RequestDurations = "request_duration_seconds", request_durations(&REQUEST_SECONDS);
         /// Distinct ids of each batch that was read and admitted; the sum is all ids asked for.
         pub batch_ids: Histogram = "batch_ids", histogram(&BATCH_IDS);
         /// Calls to the endpoint, by what became of them. A call counts once, however often it is tried.
-        pub upstream_calls: IntCounterVec = "upstream_calls_total", vector("result", &CALL_RESULTS);
+        pub upstream_calls: Counters<CallResult> = "upstream_calls_total", counters("result");
         /// Seconds from an attempt's departure to its whole answer, or to its failure.
         pub upstream_call_duration: Histogram = "upstream_call_duration_seconds", histogram(&CALL_SECONDS);
         /// Ids in each attempt of a call; the sum is all ids sent to the endpoint.
@@ -63,9 +60,9 @@ families! {
         /// Requests, of batches and of other routes, that were sent again on a new connection: theirs had been open before, and ended before any byte of an answer, or HTTP/2 said that they were not processed.
         pub upstream_resends: IntCounter = "upstream_resends_total", counter();
         /// On whose failures the breaker before the endpoint has opened, or refuses sources alone, by kind; 0 while it does neither.
-        pub breaker_evidence: IntGaugeVec = "breaker_evidence", gauges("kind", &EVIDENCE_KINDS);
+        pub breaker_evidence: Gauges<Evidence> = "breaker_evidence", gauges("kind");
         /// 1 at what the breaker before the endpoint lets through: every call (closed), one probe (half_open), none (open).
-        pub breaker_state: IntGaugeVec = "breaker_state", position();
+        pub breaker_state: Gauges<BreakerState> = "breaker_state", breaker();
         /// Links and remembered absences in memory now.
         pub cache_links: IntGauge = "cache_links", gauge();
         /// Bytes of what is in memory now, its bookkeeping included.
@@ -73,25 +70,25 @@ families! {
         /// Bytes that cache_bytes may come to (cache.capacity); beyond that, what is asked for least makes room.
         pub cache_capacity: IntGauge = "cache_capacity_bytes", gauge();
         /// Links and remembered absences that left memory, by cause.
-        pub cache_evictions: Evictions = "cache_evictions_total", evictions();
+        pub cache_evictions: Counters<Eviction> = "cache_evictions_total", counters("cause");
         /// Seconds that links handed out from memory have left until their own expiry.
         pub link_life_left: Histogram = "link_life_left_seconds", histogram(&LIFE_SECONDS);
         /// Ids that were fresh in memory and fetched all the same, by cause.
-        pub refetched: IntCounterVec = "refetched_total", vector("cause", &REFETCH_CAUSES);
+        pub refetched: Counters<Refetch> = "refetched_total", counters("cause");
         /// Seconds that the local clock is ahead of the endpoint's, as of the last call; 0 before the first.
         pub clock_skew: Gauge = "clock_skew_seconds", fraction();
         /// Links passed on and not kept, by reason.
-        pub uncacheable: IntCounterVec = "uncacheable_total", vector("reason", &Reason::ALL.map(Reason::name));
+        pub uncacheable: Counters<Reason> = "uncacheable_total", counters("reason");
         /// Requests of the batch route that were forwarded untouched, by reason.
-        pub bypass: IntCounterVec = "bypass_total", vector("reason", &Bypass::ALL.map(Bypass::name));
+        pub bypass: Counters<Bypass> = "bypass_total", counters("reason");
         /// Client connections that are open now.
         pub connections: IntGauge = "connections", gauge();
         /// Requests refused because a limit was reached, by limit.
-        pub shed: IntCounterVec = "shed_total", vector("limit", &Limit::ALL.map(Limit::name));
+        pub shed: Counters<Limit> = "shed_total", counters("limit");
         /// Tasks alive in the runtime now: listeners, connections, calls and housekeeping.
         pub tasks: IntGauge = "tasks", gauge();
         /// Purges by what they were of: ids, a group or all at an operator's demand, or an id whose DELETE has passed through.
-        pub purges: IntCounterVec = "purges_total", vector("target", &PURGES);
+        pub purges: Counters<PurgeTarget> = "purges_total", counters("target");
         /// Marks that purges have left; beyond 65536 the oldest make way for one over everything.
         pub purge_marks: IntGauge = "purge_marks", gauge();
         /// Always 1; the label is the version that runs.
@@ -102,82 +99,55 @@ families! {
         pub reload: Reload;
         /// The shared tier.
         pub shared: Shared;
-        /// Spans.
-        pub spans: Spans;
+        /// Spans of sampled requests and of their calls, by what became of them on the way to the collector.
+        pub spans: Counters<SpanResult> = "spans_total", counters("result");
     }
-}
-
-/// Counters of evictions.
-#[derive(Clone)]
-pub struct Evictions {
-    /// Made room.
-    pub size: IntCounter,
-    /// Too old to be served, fresh or stale.
-    pub expired: IntCounter,
-    /// Forgotten on purpose.
-    pub explicit: IntCounter,
 }
 
 /// Durations by route and outcome.
 pub struct RequestDurations {
-    batch: [Histogram; 6],
-    /// Forwarded, and failed.
-    passthrough: [Histogram; 2],
+    batch: PerLabel<Outcome, Histogram>,
+    /// Passed through, and answered by the endpoint.
+    forwarded: Histogram,
+    /// Passed through, and failed.
+    failed: Histogram,
 }
-
-/// The results of a call, in `upstream_calls_total`; refused: by the breaker or a hold, before anything was sent.
-pub const CALL_RESULTS: [&str; 8] =
-    ["ok", "client_error", "server_error", "error_in_200", "unexpected", "no_answer", "deadline", "refused"];
-
-/// What the breaker counts, in `breaker_evidence`.
-pub const EVIDENCE_KINDS: [&str; 7] =
-    ["callers", "id_sets", "failed_to_connect", "connections_lost", "failed_answers", "no_answers", "sources_refused"];
-
-/// Why fresh ids are asked again, in `refetched_total`.
-pub const REFETCH_CAUSES: [&str; 3] = ["refresh", "revalidate", "client"];
-
-/// What a purge may be of, in `purges_total`: an operator's, or an id that was deleted through sidelink.
-pub const PURGES: [&str; 4] = ["ids", "group", "all", "delete"];
 
 impl Metrics {
     /// Counts a batch's ids: the one place where ids are counted.
     pub fn count_ids(&self, tally: &Tally) {
-        for (counter, count) in self.ids.iter().zip(tally.0) {
+        for (result, counter) in self.ids.iter() {
+            let count = tally.count(result);
             if count > 0 {
                 counter.inc_by(u64::from(count));
             }
         }
     }
 
-    /// Shows on what evidence the breaker has opened, in the order of [`EVIDENCE_KINDS`].
-    pub fn show_breaker_evidence(&self, counts: [usize; EVIDENCE_KINDS.len()]) {
-        for (kind, count) in EVIDENCE_KINDS.iter().zip(counts) {
-            self.breaker_evidence.with_label_values(&[kind]).set(i64::try_from(count).unwrap_or(i64::MAX));
+    /// Shows the breaker's evidence, in the order of [`Evidence::ALL`].
+    pub fn show_breaker_evidence(&self, counts: [usize; Evidence::ALL.len()]) {
+        for (kind, count) in Evidence::ALL.into_iter().zip(counts) {
+            self.breaker_evidence.set(kind, count);
         }
     }
 
     /// Counts a request and its duration.
     pub fn count_request(&self, route: Route, outcome: Outcome, seconds: f64) {
-        let [forwarded, failed] = &self.request_durations.passthrough;
         let duration = match (route, outcome) {
-            (Route::Passthrough, Outcome::Error) => Some(failed),
-            (Route::Passthrough, _) => Some(forwarded),
-            (Route::Batch, outcome) => self.request_durations.batch.get(outcome as usize),
+            (Route::Passthrough, Outcome::Error) => &self.request_durations.failed,
+            (Route::Passthrough, _) => &self.request_durations.forwarded,
+            (Route::Batch, outcome) => {
+                self.batches.of(outcome).inc();
+                self.request_durations.batch.of(outcome)
+            }
         };
-        if route == Route::Batch
-            && let Some(counter) = self.batches.get(outcome as usize)
-        {
-            counter.inc();
-        }
-        if let Some(duration) = duration {
-            duration.observe(seconds);
-        }
+        duration.observe(seconds);
     }
 }
 
-/// Shows in `state` where a breaker stands.
-pub fn show_position(state: &IntGaugeVec, now: BreakerState) {
-    for position in BreakerState::ALL {
-        state.with_label_values(&[position.name()]).set(i64::from(position == now));
+/// Shows the state of a breaker in `gauges`.
+pub fn show_position(gauges: &Gauges<BreakerState>, now: BreakerState) {
+    for (state, gauge) in gauges.iter() {
+        gauge.set(i64::from(state == now));
     }
 }

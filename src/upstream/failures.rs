@@ -3,10 +3,9 @@
 use std::sync::{Mutex, PoisonError};
 
 use http::StatusCode;
-use tracing::warn;
 
 use crate::clock::{Clock, Moment};
-use crate::telemetry::log::LogThrottle;
+use crate::telemetry::log::{LogThrottle, events};
 
 /// By what a call came to nothing, for the endpoint's sake.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,33 +35,25 @@ impl Failures {
     /// There is no answer, not even its head.
     pub(super) fn no_answer(&self, clock: &Clock, reason: &str) {
         self.note(clock, format!("no answer: {reason}"));
-        if let Some(unsaid) = self.no_answer.is_due() {
-            warn!(reason, unsaid, "no answer from the endpoint");
-        }
+        self.no_answer.when_due(|suppressed| events::NoAnswer { reason, suppressed }.log());
     }
 
     /// An answer has broken off after its head.
     pub(super) fn broken_off(&self, clock: &Clock, reason: &str) {
         self.note(clock, format!("its answer broke off: {reason}"));
-        if let Some(unsaid) = self.broken_off.is_due() {
-            warn!(reason, unsaid, "the endpoint's answer broke off");
-        }
+        self.broken_off.when_due(|suppressed| events::AnswerBrokenOff { reason, suppressed }.log());
     }
 
     /// An answer is whole, and of no use.
     pub(super) fn unusable(&self, clock: &Clock, reason: &str) {
         self.note(clock, format!("its answer cannot be used: {reason}"));
-        if let Some(unsaid) = self.unusable.is_due() {
-            warn!(reason, unsaid, "the endpoint's answer cannot be used");
-        }
+        self.unusable.when_due(|suppressed| events::AnswerUnusable { reason, suppressed }.log());
     }
 
     /// It answers with an error of its own, a 5xx.
     pub(super) fn server_error(&self, clock: &Clock, status: StatusCode) {
         self.note(clock, format!("it answers with {}", status.as_u16()));
-        if let Some(unsaid) = self.server_error.is_due() {
-            warn!(status = status.as_u16(), unsaid, "the endpoint answers with an error");
-        }
+        self.server_error.when_due(|suppressed| events::ServerError { status: status.as_u16(), suppressed }.log());
     }
 
     fn note(&self, clock: &Clock, reason: String) {

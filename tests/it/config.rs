@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sidelink::config::{
-    Address, AdminToken, ClientCertificate, Config, Endpoint, Key, KeyPair, Level, ListenAddress, LogFormat, Proxy,
-    Secret, SecretSource, Shared, Tls, Trace, TraceHeader,
+    Address, ClientCertificate, Config, Endpoint, Key, KeyPair, ListenAddress, LogFormat, Proxy, Secret, SecretFile,
+    SecretSource, Shared, Tls, Trace, TraceHeader,
 };
+use tracing::level_filters::LevelFilter;
 
 const SHIPPED: &str = include_str!("../../config/sidelink.toml");
 
@@ -47,20 +48,20 @@ fn the_shipped_file_names_every_key_and_each_has_a_comment() {
     let client = ("/etc/sidelink/client.pem", "/etc/sidelink/client-key.pem");
     config.upstream.client = Some(ClientCertificate { cert: client.0.into(), key: client.1.into() });
     let address = Endpoint::parse("http://proxy.internal:3128").unwrap();
-    let credentials = Some((Secret::new(Vec::new()), "/etc/sidelink/proxy-credentials".into()));
+    let file = |path: &str| SecretFile { secret: Secret::default(), path: path.into() };
+    let credentials = Some(file("/etc/sidelink/proxy-credentials"));
     config.upstream.proxy = Some(Proxy { address, credentials });
-    let (secret, file) = (Secret::new(Vec::new()), "/etc/sidelink/admin-token".into());
-    config.admin.token = Some(AdminToken { secret, file });
+    config.admin.token_file = Some(file("/etc/sidelink/admin-token"));
     let node = Address { host: "redis.internal".into(), port: 6379 };
     let mut shared = Shared::at(vec![node], Vec::new());
     shared.username = Some("sidelink".into());
-    shared.password_file = Some("/etc/sidelink/redis-password".into());
+    shared.password_file = Some(file("/etc/sidelink/redis-password"));
     shared.ca_file = Some("/etc/sidelink/redis-ca.pem".into());
     config.shared = Some(shared);
     let mut trace = Trace::at(Endpoint::parse("http://127.0.0.1:4318").unwrap());
     trace.ca_file = Some("/etc/sidelink/collector-ca.pem".into());
-    let (secret, file) = (Secret::new(Vec::new()), "/etc/sidelink/collector-authorization".into());
-    trace.headers = vec![TraceHeader { name: http::header::AUTHORIZATION, secret, file }];
+    let value_file = file("/etc/sidelink/collector-authorization");
+    trace.headers = vec![TraceHeader { name: http::header::AUTHORIZATION, value_file }];
     config.trace = Some(trace);
     let pair = KeyPair { access_key: "AKEXAMPLE0000000001".into(), secret_key: Secret::new(Vec::new()) };
     let file = SecretSource::File("/etc/sidelink/secret-key".into());
@@ -500,7 +501,7 @@ proptest! {
         shares in (0.0f64..=1.0, 0.01f64..=1.0),
         port in 1u16..8080,
         flags: [bool; 4],
-        level in prop::sample::select(vec![Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace]),
+        level in prop::sample::select(vec![LevelFilter::ERROR, LevelFilter::WARN, LevelFilter::INFO, LevelFilter::DEBUG, LevelFilter::TRACE]),
     ) {
         let mut config = Config::for_endpoint(Endpoint::parse(&endpoint).unwrap());
         config.listen.address = vec![ListenAddress::Tcp(([127, 0, 0, 2], port).into()), ListenAddress::Tcp(([127, 0, 0, 3], port).into())];
@@ -607,7 +608,7 @@ fn the_admin_token_is_read_with_the_file_and_not_shown() {
         Config::parse(&format!("[upstream]\nendpoint = \"http://h\"\n[admin]\ntoken_file = \"{path}\""))
     };
     let config = read(&secret_file("MARKED-token-of-an-operator\n", 0o600)).unwrap();
-    assert_eq!(config.admin.token.as_ref().unwrap().secret.expose(), b"MARKED-token-of-an-operator");
+    assert_eq!(config.admin.token_file.as_ref().unwrap().secret.expose(), b"MARKED-token-of-an-operator");
     assert_eq!(config.warnings, []);
     assert!(config.to_string().contains("token_file") && !config.to_string().contains("MARKED"));
     assert!(!format!("{config:?}").contains("MARKED"));
@@ -702,7 +703,8 @@ fn a_shared_tier_reads_back_and_shows_no_secret() {
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
     let shared = config.shared.clone().unwrap();
     assert_eq!(shared.urls(), ["rediss://a:6379/0", "rediss://[::1]:7000/0"]);
-    assert_eq!((shared.secrets.len(), shared.secrets[1].expose()), (2, FLEET.to_uppercase().as_bytes()));
+    let secrets = &shared.secret_file.secret;
+    assert_eq!((secrets.len(), secrets[1].expose()), (2, FLEET.to_uppercase().as_bytes()));
     let shown = format!("{config}{config:?}");
     for secret in [FLEET, &FLEET.to_uppercase(), "MARKED"] {
         assert!(!shown.contains(secret), "{shown}");

@@ -96,6 +96,7 @@ fn generated_files_are_up_to_date() {
     for (path, reference) in [
         ("docs/CONFIGURATION.md", sidelink::config::reference()),
         ("docs/ERRORS.md", format!("\n{}", sidelink::error::reference())),
+        ("docs/LOGGING.md", format!("\n{}", sidelink::telemetry::log::events::reference())),
     ] {
         generated(path, |page| {
             let (by_hand, _) = page.split_once(GENERATED).unwrap_or_else(|| panic!("{path} has no {GENERATED}"));

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use sidelink::app::App;
-use sidelink::config::{Config, Endpoint, Proxy, Secret};
+use sidelink::config::{Config, Endpoint, Proxy, Secret, SecretFile};
 use sidelink::demo::origin::Origin;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
@@ -104,7 +104,7 @@ async fn the_proxy_is_told_who_asks_and_nobody_else_is() {
     let mut config = config(origin.address());
     proxy.named_in(&mut config);
     let secret = Secret::new(b"user:pass".to_vec());
-    config.upstream.proxy.as_mut().unwrap().credentials = Some((secret, "proxy-credentials".into()));
+    config.upstream.proxy.as_mut().unwrap().credentials = Some(SecretFile { secret, path: "proxy-credentials".into() });
     assert!(!format!("{config:?}{config}").contains("user:pass"));
     let app = App::start(config).await.unwrap();
     assert_eq!(TestClient::new(app.addresses()[0]).batch("t", &["1"]).await.ids(), ["1"]);

@@ -73,7 +73,7 @@ async fn what_goes_on_after_limits_drain_is_cut_off() {
     process.signal("INT");
     process.says("draining").await;
     assert_eq!(process.exit().await, Some(0));
-    assert!(process.log.iter().any(|line| line["message"].as_str().unwrap().starts_with("limits.drain is over")));
+    assert!(process.log.iter().any(|line| line["message"].as_str().unwrap().starts_with("limits.drain has passed")));
     let mut rest = Vec::new();
     let _ = busy.read_to_end(&mut rest).await;
     assert!(rest.is_empty());
@@ -172,7 +172,7 @@ async fn under_load_neither_a_reload_nor_a_broken_one_nor_the_end_loses_a_reques
     load.goes_on(200).await;
     files.write("log.access = false\nfreshness.max = \"forever\"");
     process.signal("HUP");
-    process.says("the configuration was refused; what was in force stays").await;
+    process.says("the configuration was refused; the previous one stays in effect").await;
     load.goes_on(200).await;
     load.may_end();
     let began = Instant::now();

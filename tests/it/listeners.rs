@@ -262,7 +262,7 @@ async fn under_load_a_new_certificate_costs_no_request_and_needs_no_signal() {
 
     // A key that is another certificate's changes nothing.
     std::fs::write(files.directory.path().join("tls.key"), before.certificate().1).unwrap();
-    process.says("the configuration was refused; what was in force stays").await;
+    process.says("the configuration was refused; the previous one stays in effect").await;
     let said =
         process.log.iter().filter_map(|line| line["reason"].as_str()).find(|said| said.contains("listen.tls.key"));
     assert!(said.unwrap().contains(":7: listen.tls.key: does not go with the certificate"), "{said:?}");

@@ -14,7 +14,7 @@ use hyper_util::rt::TokioExecutor;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use sidelink::api;
-use sidelink::config::{Config, Endpoint, Secret, Trace, TraceHeader};
+use sidelink::config::{Config, Endpoint, Secret, SecretFile, Trace, TraceHeader};
 use sidelink::demo::origin::{self, Call, Origin, Reply};
 
 use crate::collector::{Collector, Manner, words};
@@ -523,7 +523,10 @@ async fn a_collector_behind_tls_is_trusted_by_its_authority_alone() {
         trace.endpoint = Endpoint::parse(&format!("https://localhost:{port}")).unwrap();
         trace.ca_file = Some(right);
         let secret = Secret::new(b"Bearer x".to_vec());
-        trace.headers = vec![TraceHeader { name: "authorization".parse().unwrap(), secret, file: "x".into() }];
+        trace.headers = vec![TraceHeader {
+            name: "authorization".parse().unwrap(),
+            value_file: SecretFile { secret, path: "x".into() },
+        }];
     })
     .await;
     assert_eq!(traced.batch(&["1"], "").await, 200);

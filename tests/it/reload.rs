@@ -185,7 +185,7 @@ async fn a_smaller_cache_lets_go_of_links_at_once() {
 }
 
 const RELOADED: &str = "the configuration was reloaded";
-const REFUSED: &str = "the configuration was refused; what was in force stays";
+const REFUSED: &str = "the configuration was refused; the previous one stays in effect";
 
 /// How many ids a batch may have, as the process under test sees it: a key that is easily changed and seen.
 async fn batch_ids(process: &Process) -> usize {
@@ -315,8 +315,10 @@ async fn a_secret_key_is_read_anew_when_its_file_changes() {
         client.get(&query(&["1"]), &headers).await
     };
     assert_eq!(send("sk-first").await.header("cache-status"), "sidelink; fwd=bypass; detail=signature");
-    let line = process.says("a signature by a key of callers.keys does not verify here; the request is forwarded for the endpoint to judge").await;
-    assert!(line["fault"].as_str().unwrap().contains("the secret key differs"), "{line}");
+    let line = process
+        .says("a signature made with a key of callers.keys does not verify; the request is forwarded untouched")
+        .await;
+    assert!(line["reason"].as_str().unwrap().contains("the secret key differs"), "{line}");
     std::fs::write(&secret, "sk-first\n").unwrap();
     process.says(RELOADED).await;
     assert_eq!(send("sk-first").await.ids(), ["1"]);

@@ -282,7 +282,7 @@ pub async fn everything() -> Traces {
     run.operators().await;
     files.write(&format!("admin.token = \"{OPERATOR}\"\n{config}\nsecret_key = \"{SECRET_KEY}\""));
     run.process.signal("HUP");
-    run.process.says("the configuration was refused; what was in force stays").await;
+    run.process.says("the configuration was refused; the previous one stays in effect").await;
     files.write(&config);
     run.process.signal("HUP");
     run.process.says("the configuration was reloaded").await;

@@ -88,7 +88,7 @@ async fn a_reload_that_is_refused_is_told_with_what_is_wrong() {
     let files = Files::new("127.0.0.1:9".parse().unwrap());
     let mut process = Process::start(&files.write("limits.batch_ids = 2")).await;
     files.write("limits.batch_idz = 4");
-    process.says("the configuration was refused; what was in force stays").await;
+    process.says("the configuration was refused; the previous one stays in effect").await;
     let said = process.admin.get("/status.json", &[]).await.json();
     assert_eq!(said["reload"]["succeeded"], false);
     assert!(said["reload"]["errors"][0].as_str().unwrap().contains("limits.batch_idz: unknown key"), "{said}");

@@ -14,13 +14,13 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokio::time::timeout;
-use tracing::debug;
 
 use crate::api;
 use crate::cache::purges::{Purges, Target};
 use crate::clock::Clock;
 use crate::message::body::{Body, stream};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::log::events;
+use crate::telemetry::metrics::{Metrics, PurgeTarget};
 
 /// The most bytes of an answer to a successful deletion.
 const MOST_BYTES: usize = 64 << 10;
@@ -48,8 +48,8 @@ impl Deletions {
         let read = timeout(patience, read(&mut frames, &mut body)).await;
         if read.is_ok_and(|text| text.is_some_and(|text| !is_error(&text))) {
             self.purges.purge([Target::Id(id)], &self.clock).await;
-            self.metrics.purges.with_label_values(&["delete"]).inc();
-            debug!("an id was deleted; its links are purged");
+            self.metrics.purges.of(PurgeTarget::Delete).inc();
+            events::IdDeleted {}.log();
         }
         if frames.is_empty() {
             return stream(body);

@@ -8,7 +8,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Request;
 use http::uri::PathAndQuery;
-use tracing::warn;
 
 use crate::api;
 use crate::auth::Callers;
@@ -19,6 +18,7 @@ use crate::error::Error;
 use crate::limits::budget::{Budget, Reservation};
 use crate::message::body::{Body, BodyError, stream, whole};
 use crate::message::headers::{expects_continue, made_hop_by_hop};
+use crate::telemetry::log::events;
 use crate::upstream::Upstream;
 
 /// Verifies signatures, and signs again.
@@ -147,9 +147,7 @@ impl Resign {
 
     fn say_once_that_a_key_is_unknown(&self) {
         if !self.warned.swap(true, Ordering::Relaxed) {
-            warn!(
-                "a request is signed over a Host that is not the endpoint's, with an access key that is not in callers.keys: the endpoint will refuse it; configure the key, or have clients sign for the endpoint's host"
-            );
+            events::SignedForOtherHost {}.log();
         }
     }
 }

@@ -1,12 +1,48 @@
 //! `families!` and what a family may be.
 
+use std::marker::PhantomData;
+
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     Result,
 };
 
-use super::{BreakerState, Evictions, Outcome, RequestDurations, Route, show_position};
+use super::labels::Label;
+use super::{BreakerState, Outcome, RequestDurations, Route, show_position};
+
+/// The series of a family with one label, all there from the start.
+#[derive(Clone)]
+pub struct PerLabel<L, M>(Vec<M>, PhantomData<L>);
+
+/// Counters by one label.
+pub type Counters<L> = PerLabel<L, IntCounter>;
+/// Gauges by one label.
+pub type Gauges<L> = PerLabel<L, IntGauge>;
+
+impl<L: Label, M> PerLabel<L, M> {
+    fn new(series: impl Fn(L) -> M) -> Self {
+        Self(L::VALUES.iter().map(|value| series(*value)).collect(), PhantomData)
+    }
+
+    /// The series of one value.
+    #[allow(clippy::indexing_slicing)] // There is one for each value.
+    pub fn of(&self, value: L) -> &M {
+        &self.0[value.index()]
+    }
+
+    /// Every series, in the order of the values.
+    pub fn iter(&self) -> impl Iterator<Item = (L, &M)> {
+        L::VALUES.iter().copied().zip(&self.0)
+    }
+}
+
+impl<L: Label> Gauges<L> {
+    /// Sets the gauge of one value.
+    pub fn set(&self, value: L, number: usize) {
+        self.of(value).set(i64::try_from(number).unwrap_or(i64::MAX));
+    }
+}
 
 /// Declares a struct of families, each `field: Type = "name", method;` of [`Family`], with the HELP text as its doc; or
 /// `field: Type;`, a group of families. `new` registers them all.
@@ -78,37 +114,21 @@ impl<'a> Family<'a> {
         self.register(Histogram::with_opts(opts)?)
     }
 
-    pub(super) fn vector(self, label: &str, values: &[&str]) -> Result<IntCounterVec> {
+    pub(super) fn counters<L: Label>(self, label: &str) -> Result<Counters<L>> {
         let vector = self.register(IntCounterVec::new(self.opts(), &[label])?)?;
-        for value in values {
-            vector.with_label_values(&[value]);
-        }
-        Ok(vector)
+        Ok(PerLabel::new(|value: L| vector.with_label_values(&[value.value()])))
     }
 
-    pub(super) fn counters<const N: usize>(self, label: &str, values: &[&str; N]) -> Result<[IntCounter; N]> {
-        let vector = self.vector(label, values)?;
-        Ok(values.map(|value| vector.with_label_values(&[value])))
-    }
-
-    pub(super) fn gauges(self, label: &str, values: &[&str]) -> Result<IntGaugeVec> {
+    pub(super) fn gauges<L: Label>(self, label: &str) -> Result<Gauges<L>> {
         let vector = self.register(IntGaugeVec::new(self.opts(), &[label])?)?;
-        for value in values {
-            vector.with_label_values(&[value]);
-        }
-        Ok(vector)
+        Ok(PerLabel::new(|value: L| vector.with_label_values(&[value.value()])))
     }
 
-    /// A series for each position of a breaker, 1 at where it stands.
-    pub(super) fn position(self) -> Result<IntGaugeVec> {
-        let vector = self.gauges("state", &BreakerState::ALL.map(BreakerState::name))?;
-        show_position(&vector, BreakerState::Closed);
-        Ok(vector)
-    }
-
-    pub(super) fn evictions(self) -> Result<Evictions> {
-        let [size, expired, explicit] = self.counters("cause", &["size", "expired", "explicit"])?;
-        Ok(Evictions { size, expired, explicit })
+    /// A series for each state of a breaker, 1 at the current one.
+    pub(super) fn breaker(self) -> Result<Gauges<BreakerState>> {
+        let gauges = self.gauges("state")?;
+        show_position(&gauges, BreakerState::Closed);
+        Ok(gauges)
     }
 
     pub(super) fn request_durations(self, buckets: &[f64]) -> Result<RequestDurations> {
@@ -116,13 +136,14 @@ impl<'a> Family<'a> {
         let vector = self.register(HistogramVec::new(opts, &["route", "outcome"])?)?;
         let of = |route: Route, outcome: Outcome| vector.with_label_values(&[route.name(), outcome.name()]);
         Ok(RequestDurations {
-            batch: Outcome::ALL.map(|outcome| of(Route::Batch, outcome)),
-            passthrough: [Outcome::Bypass, Outcome::Error].map(|outcome| of(Route::Passthrough, outcome)),
+            batch: PerLabel::new(|outcome| of(Route::Batch, outcome)),
+            forwarded: of(Route::Passthrough, Outcome::Bypass),
+            failed: of(Route::Passthrough, Outcome::Error),
         })
     }
 
     pub(super) fn build(self) -> Result<IntGaugeVec> {
-        let vector = self.gauges("version", &[env!("CARGO_PKG_VERSION")])?;
+        let vector = self.register(IntGaugeVec::new(self.opts(), &["version"])?)?;
         vector.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(vector)
     }

@@ -1,5 +1,17 @@
 //! The values of labels: closed sets, each value declared once with its meaning.
 
+/// The values of one label.
+pub trait Label: Copy + 'static {
+    /// Every value.
+    const VALUES: &'static [Self];
+
+    /// The value, as it stands in metrics and logs.
+    fn value(self) -> &'static str;
+
+    /// Its place in [`Label::VALUES`].
+    fn index(self) -> usize;
+}
+
 /// Declares the values of one label as an enum: `Variant = "value"`.
 macro_rules! labels {
     ($(#[$meta:meta])* pub enum $name:ident { $($(#[$doc:meta])+ $variant:ident = $value:literal,)+ }) => {
@@ -18,6 +30,18 @@ macro_rules! labels {
                 match self {
                     $(Self::$variant => $value,)+
                 }
+            }
+        }
+
+        impl Label for $name {
+            const VALUES: &'static [Self] = &Self::ALL;
+
+            fn value(self) -> &'static str {
+                self.name()
+            }
+
+            fn index(self) -> usize {
+                self as usize
             }
         }
     };
@@ -91,6 +115,116 @@ labels! {
         Batch = "batch",
         /// Any other route of the endpoint.
         Passthrough = "passthrough",
+    }
+}
+
+labels! {
+    /// Why a batch is forwarded untouched.
+    pub enum Bypass {
+        /// No credential, or only empty ones.
+        NoCredential = "no-credential",
+        /// More than one credential.
+        Credentials = "credentials",
+        /// An `Authorization` of a scheme that sidelink does not know.
+        Algorithm = "algorithm",
+        /// Signed with a key that is not configured.
+        UnknownKey = "unknown-key",
+        /// Signed with a configured key, but the signature does not verify here: the endpoint judges it.
+        Signature = "signature",
+        /// Signed, but not over its body.
+        UnsignedPayload = "unsigned-payload",
+        /// A call without the batch's cookies was refused; the batch was forwarded with them.
+        Cookie = "cookie",
+        /// A browser's page on another origin, which wants the endpoint's own CORS headers.
+        Origin = "origin",
+        /// A `Range` header.
+        Range = "range",
+        /// A credential or scope header longer than the endpoint takes.
+        HeaderTooLong = "header-too-long",
+        /// Not readable as a batch.
+        Unreadable = "unreadable",
+        /// The answer does not match the ids asked for.
+        Unmatched = "unmatched",
+    }
+}
+
+labels! {
+    /// What became of a call to the endpoint.
+    pub enum CallResult {
+        /// An answer that was read.
+        Ok = "ok",
+        /// A 4xx.
+        ClientError = "client_error",
+        /// A 5xx.
+        ServerError = "server_error",
+        /// A 200 that reports an error, or does not match the ids asked for.
+        ErrorIn200 = "error_in_200",
+        /// A status that is none of these.
+        Unexpected = "unexpected",
+        /// No usable answer.
+        NoAnswer = "no_answer",
+        /// No answer within the deadline.
+        Deadline = "deadline",
+        /// Refused by the breaker or a pause, before anything was sent.
+        Refused = "refused",
+    }
+}
+
+labels! {
+    /// What the breaker counts.
+    pub enum Evidence {
+        /// Callers whose calls failed.
+        Callers = "callers",
+        /// Sets of ids whose calls failed.
+        IdSets = "id_sets",
+        /// Failures to connect.
+        FailedToConnect = "failed_to_connect",
+        /// Connections lost.
+        ConnectionsLost = "connections_lost",
+        /// Answers of 502, 503 and 504.
+        FailedAnswers = "failed_answers",
+        /// Calls without an answer in time.
+        NoAnswers = "no_answers",
+        /// Sources refused while the breaker is closed for others.
+        SourcesRefused = "sources_refused",
+    }
+}
+
+labels! {
+    /// Why a fresh id is fetched again.
+    pub enum Refetch {
+        /// Refresh ahead.
+        Refresh = "refresh",
+        /// The caller has to be accepted again.
+        Revalidate = "revalidate",
+        /// The client's own cache directives.
+        Client = "client",
+    }
+}
+
+labels! {
+    /// What is purged.
+    pub enum PurgeTarget {
+        /// Ids, by an operator.
+        Ids = "ids",
+        /// A group, by an operator.
+        Group = "group",
+        /// Everything, by an operator.
+        All = "all",
+        /// An id whose DELETE passed through.
+        Delete = "delete",
+    }
+}
+
+labels! {
+    /// Why an entry left memory.
+    pub enum Eviction {
+        /// To make room.
+        Size = "size",
+        /// Too old to be served, fresh or stale.
+        Expired = "expired",
+        /// Purged, or refused by the endpoint.
+        Explicit = "explicit",
     }
 }
 

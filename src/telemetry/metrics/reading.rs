@@ -1,19 +1,19 @@
-//! What has been counted so far, for whoever takes differences.
+//! The counters at one time, from which the status page takes differences.
 
 use prometheus::Histogram;
 use prometheus::core::Metric;
 
-use super::{CALL_RESULTS, Metrics};
+use super::{Counters, Label, Metrics};
 
-/// The counters as they stood at one time.
+/// The counters at one time.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reading {
     /// Ids, in the order of [`super::IdResult::ALL`].
-    pub ids: [u64; 7],
+    pub ids: Vec<u64>,
     /// Batches, in the order of [`super::Outcome::ALL`].
-    pub batches: [u64; 6],
-    /// Calls, in the order of [`CALL_RESULTS`].
-    pub calls: [u64; CALL_RESULTS.len()],
+    pub batches: Vec<u64>,
+    /// Calls, in the order of [`super::CallResult::ALL`].
+    pub calls: Vec<u64>,
     /// Ids sent upstream.
     pub call_ids: u64,
     /// Durations of batches.
@@ -23,10 +23,10 @@ pub struct Reading {
 }
 
 impl Metrics {
-    /// The counters as they stand.
+    /// The counters now.
     pub fn reading(&self) -> Reading {
         let mut answers = Buckets::default();
-        for durations in &self.request_durations.batch {
+        for (_, durations) in self.request_durations.batch.iter() {
             answers.add(durations);
         }
         let mut call_durations = Buckets::default();
@@ -34,9 +34,9 @@ impl Metrics {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A sum of whole numbers.
         let call_ids = self.upstream_call_ids.get_sample_sum() as u64;
         Reading {
-            ids: self.ids.each_ref().map(|ids| ids.get()),
-            batches: self.batches.each_ref().map(|batches| batches.get()),
-            calls: CALL_RESULTS.map(|result| self.upstream_calls.with_label_values(&[result]).get()),
+            ids: counts(&self.ids),
+            batches: counts(&self.batches),
+            calls: counts(&self.upstream_calls),
             call_ids,
             answers,
             call_durations,
@@ -44,13 +44,17 @@ impl Metrics {
     }
 }
 
+fn counts<L: Label>(counters: &Counters<L>) -> Vec<u64> {
+    counters.iter().map(|(_, counter)| counter.get()).collect()
+}
+
 impl Reading {
     /// What was counted from `earlier` to here.
     pub fn since(&self, earlier: &Reading) -> Reading {
         Reading {
-            ids: differences(self.ids, earlier.ids),
-            batches: differences(self.batches, earlier.batches),
-            calls: differences(self.calls, earlier.calls),
+            ids: differences(&self.ids, &earlier.ids),
+            batches: differences(&self.batches, &earlier.batches),
+            calls: differences(&self.calls, &earlier.calls),
             call_ids: self.call_ids.saturating_sub(earlier.call_ids),
             answers: self.answers.since(&earlier.answers),
             call_durations: self.call_durations.since(&earlier.call_durations),
@@ -58,9 +62,8 @@ impl Reading {
     }
 }
 
-fn differences<const N: usize>(now: [u64; N], earlier: [u64; N]) -> [u64; N] {
-    let mut earlier = earlier.into_iter();
-    now.map(|count| count.saturating_sub(earlier.next().unwrap_or(0)))
+fn differences(now: &[u64], earlier: &[u64]) -> Vec<u64> {
+    now.iter().zip(earlier).map(|(now, earlier)| now.saturating_sub(*earlier)).collect()
 }
 
 /// A histogram's counts: of each upper bound, how many lay at or below it. The last bound is infinite.
@@ -117,7 +120,7 @@ impl Buckets {
 mod tests {
     use prometheus::{HistogramOpts, Registry};
 
-    use super::super::{IdResult, Outcome, Route, Tally};
+    use super::super::{CallResult, IdResult, Outcome, Route, Tally};
     use super::*;
 
     #[test]
@@ -146,12 +149,12 @@ mod tests {
         metrics.count_ids(&tally);
         metrics.count_request(Route::Batch, Outcome::Hit, 5.0);
         let before = metrics.reading();
-        assert_eq!((before.ids, before.batches), ([1, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]));
+        assert_eq!((&before.ids[..], &before.batches[..]), (&[1, 0, 0, 0, 0, 0, 0][..], &[1, 0, 0, 0, 0, 0][..]));
         metrics.count_ids(&tally);
         for _ in 0..3 {
             metrics.count_request(Route::Batch, Outcome::Miss, 0.001);
         }
-        metrics.upstream_calls.with_label_values(&["ok"]).inc();
+        metrics.upstream_calls.of(CallResult::Ok).inc();
         metrics.upstream_call_ids.observe(20.0);
         let since = metrics.reading().since(&before);
         assert_eq!((since.ids[0], since.batches[2], since.calls[0], since.call_ids), (1, 3, 1, 20));

@@ -28,11 +28,10 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use super::ExportTasks;
 use crate::config;
-use crate::telemetry::log::{LogThrottle, chain};
+use crate::telemetry::log::{LogThrottle, chain, events};
 use crate::telemetry::metrics::{Metrics, SpanResult};
 
 /// Spans that wait to be exported.
@@ -79,7 +78,7 @@ pub(super) fn start(
         rejected: LogThrottle::default(),
     };
     exports.tasks.spawn(task.run(spans));
-    Ok(SpanQueue { sender, dropped: metrics.spans.counter(SpanResult::Dropped) })
+    Ok(SpanQueue { sender, dropped: metrics.spans.of(SpanResult::Dropped).clone() })
 }
 
 /// Queues ended spans. A span that does not fit is dropped and counted; nobody waits.
@@ -127,7 +126,7 @@ impl ExportTask {
         queue.close();
         while !batch.is_empty() || queue.recv_many(&mut batch, BATCH).await > 0 {
             if !self.export(&mut batch).await {
-                return self.metrics.spans.counter(SpanResult::Failed).inc_by(queue.len() as u64);
+                return self.metrics.spans.of(SpanResult::Failed).inc_by(queue.len() as u64);
             }
         }
     }
@@ -148,20 +147,16 @@ impl ExportTask {
         match last.unwrap_or_else(|| Err("no attempt was completed".to_owned())) {
             Ok(rejected) => {
                 let rejected = rejected.min(spans);
-                self.metrics.spans.counter(SpanResult::Exported).inc_by(spans - rejected);
-                self.metrics.spans.counter(SpanResult::Rejected).inc_by(rejected);
-                if rejected > 0
-                    && let Some(unsaid) = self.rejected.is_due()
-                {
-                    warn!(spans = rejected, unsaid, "the collector has rejected spans");
+                self.metrics.spans.of(SpanResult::Exported).inc_by(spans - rejected);
+                self.metrics.spans.of(SpanResult::Rejected).inc_by(rejected);
+                if rejected > 0 {
+                    self.rejected.when_due(|suppressed| events::SpansRejected { spans: rejected, suppressed }.log());
                 }
                 true
             }
             Err(reason) => {
-                self.metrics.spans.counter(SpanResult::Failed).inc_by(spans);
-                if let Some(unsaid) = self.failed.is_due() {
-                    warn!(reason, spans, unsaid, "spans could not be exported");
-                }
+                self.metrics.spans.of(SpanResult::Failed).inc_by(spans);
+                self.failed.when_due(|suppressed| events::SpansFailed { reason: &reason, spans, suppressed }.log());
                 false
             }
         }

@@ -412,10 +412,10 @@ impl Run {
             // Another tier, with all to be read anew.
             2 => config.freshness.absent = Duration::from_secs(self.random.random_range(1..10)),
             _ => {
-                let tier = config.shared.as_mut().unwrap();
-                match tier.secrets.len() {
-                    1 => tier.secrets.push(Secret::new(b"another-secret-of-forty-characters-or-so".to_vec())),
-                    _ => tier.secrets.truncate(1),
+                let secrets = &mut config.shared.as_mut().unwrap().secret_file.secret;
+                match secrets.len() {
+                    1 => secrets.push(Secret::new(b"another-secret-of-forty-characters-or-so".to_vec())),
+                    _ => secrets.truncate(1),
                 }
             }
         }

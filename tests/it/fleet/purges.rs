@@ -190,9 +190,9 @@ async fn a_secret_is_changed_in_three_steps_without_a_miss() {
     let steps = [vec![old.clone()], vec![old.clone(), new.clone()], vec![new.clone(), old.clone()], vec![new.clone()]];
     for (number, pair) in steps.windows(2).enumerate() {
         let mut tier = shared(vec![redis.address()]);
-        tier.secrets = pair[0].clone();
+        tier.secret_file.secret = pair[0].clone();
         let fleet = Fleet::with(tier.clone(), 1, |_| {}, |_| {}).await;
-        tier.secrets = pair[1].clone();
+        tier.secret_file.secret = pair[1].clone();
         // The same fleet: the same endpoint.
         let next = Sidecar::start(super::sidecar(fleet.origin.address(), &tier), fleet.clock.clone()).await;
         next.tier_is(true).await;

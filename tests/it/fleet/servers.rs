@@ -1,5 +1,7 @@
 //! Whatever server it is, and before it is there.
 
+use sidelink::config::{Secret, SecretFile};
+
 use super::{Fleet, Redis, eventually, free_port, shared};
 
 #[tokio::test]
@@ -16,6 +18,10 @@ async fn a_start_without_the_server_works_and_it_is_used_once_it_is_there() {
     fleet.comes_to_share(&redis).await;
 }
 
+fn password(text: &[u8]) -> SecretFile {
+    SecretFile { secret: Secret::new(text.to_vec()), path: "password".into() }
+}
+
 #[tokio::test]
 async fn a_user_of_the_acl_that_may_do_no_more_than_is_needed_will_do() {
     let redis = Redis::start().await;
@@ -29,7 +35,7 @@ async fn a_user_of_the_acl_that_may_do_no_more_than_is_needed_will_do() {
     redis.ask(&["ACL", "SETUSER", "default", "-@all", "+ping", "+client"]).await;
     let mut tier = shared(vec![redis.address()]);
     tier.username = Some("sidelink".into());
-    tier.password = Some(sidelink::config::Secret::new(b"PASSWORD".to_vec()));
+    tier.password_file = Some(password(b"PASSWORD"));
     let fleet = Fleet::with(tier.clone(), 2, |_| {}, |_| {}).await;
     let [one, other] = &fleet.sidecars[..] else { panic!() };
     one.client.batch("t", &["1"]).await;
@@ -42,7 +48,7 @@ async fn a_user_of_the_acl_that_may_do_no_more_than_is_needed_will_do() {
     eventually("it is shared", shared_at_last).await;
     assert_eq!(one.failures("reply").await, 0.0);
 
-    tier.password = Some(sidelink::config::Secret::new(b"WRONG".to_vec()));
+    tier.password_file = Some(password(b"WRONG"));
     let stranger = Fleet::without_waiting(tier, 1, |_| {}, |_| {}).await;
     assert_eq!(stranger.sidecars[0].client.batch("t", &["1"]).await.ids(), ["1"]);
     eventually("it is refused", async || stranger.sidecars[0].failures("connect").await > 0.0).await;

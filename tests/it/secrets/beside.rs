@@ -230,7 +230,7 @@ pub async fn everything() -> Beside {
     // A tier that goes away while it is used.
     drop(redis);
     clients.send(0, Method::GET, &batch("alone"), &[(X_AUTH_TOKEN, TOKEN)], "").await;
-    process.says("the shared tier is down: sidelink does without, and tries again").await;
+    process.says("the shared tier is down; sidelink continues without it and reconnects").await;
     let metrics = String::from_utf8(process.admin.get("/metrics", &[]).await.body.to_vec()).unwrap();
     process.signal("TERM");
     assert_eq!(process.exit().await, Some(0));

@@ -1,0 +1,214 @@
+//! Every log event: level, message and fields, declared once. No other file calls the macros of `tracing`.
+//!
+//! **To add a log line, add it to `events!`** under the room that logs it, and run `make docs`. The doc comment is the event's
+//! meaning on docs/LOGGING.md. A message is a fixed text; a field is never a secret, a query, an id or a link.
+
+use std::fmt::Arguments;
+
+use tracing::Level;
+
+/// One event, as docs/LOGGING.md shows it.
+pub struct Event {
+    /// The level.
+    pub level: Level,
+    /// The room that logs it.
+    pub target: &'static str,
+    /// The message.
+    pub message: &'static str,
+    /// Names of the fields, with a meaning where the event's own does not say it.
+    pub fields: &'static [(&'static str, &'static str)],
+    /// What the event means.
+    pub meaning: &'static str,
+}
+
+/// Declares each event, by target, as `LEVEL "message" Name { field: Type, … }`: a struct whose `log` writes the line.
+macro_rules! events {
+    ($($target:literal {
+        $($(#[doc = $meaning:literal])+ $level:ident $message:literal $name:ident $(<$life:lifetime>)? {
+            $($(#[doc = $doc:literal])* $field:ident: $type:ty,)*
+        })+
+    })+) => {
+        $($(
+            $(#[doc = $meaning])+
+            pub(crate) struct $name $(<$life>)? {
+                $($(#[doc = $doc])* pub(crate) $field: $type,)*
+            }
+
+            impl $(<$life>)? $name $(<$life>)? {
+                pub(crate) fn log(self) {
+                    tracing::event!(target: $target, Level::$level, $($field = self.$field,)* $message);
+                }
+            }
+        )+)+
+
+        /// Every event.
+        pub const EVENTS: &[Event] = &[$($(Event {
+            level: Level::$level,
+            target: $target,
+            message: $message,
+            fields: &[$((stringify!($field), concat!("" $(, $doc)*))),*],
+            meaning: concat!($($meaning),+),
+        }),+),+];
+    };
+}
+
+events! {
+    "access" {
+        /// One for each request, when the head of its answer is ready or its client has disconnected. Fields without a value are left out.
+        INFO "request" Access<'a> {
+            /// The request's method.
+            method: &'a str,
+            /// The path without the query: at most 1024 bytes; characters beyond ASCII are percent-encoded.
+            path: &'a str,
+            /// The answer's status; 499 if the client disconnected before there was one.
+            status: u16,
+            /// `batch` or `passthrough`.
+            route: &'a str,
+            /// `hit`, `partial`, `miss`, `stale`, `bypass` or `error`, as in `sidelink_batches_total`.
+            outcome: &'a str,
+            /// The time from the request's head to the answer's.
+            milliseconds: f64,
+            /// The part of it spent waiting for the endpoint: for calls, and for flights that other batches started; on other routes for the answer's head. Left out where the endpoint was not asked.
+            waited_milliseconds: Option<f64>,
+            /// The code of sidelink's own error ([ERRORS.md](ERRORS.md)), why a batch was forwarded untouched (as in `sidelink_bypass_total`), `refused` for a remembered refusal of one id, or `client-left`.
+            detail: Option<&'a str>,
+            /// `X-Request-Id` of the answer, unless it is longer than 128 bytes.
+            request_id: Option<&'a str>,
+            /// The client's own `X-Request-Id` (1 to 128 of `A-Za-z0-9._-`), where the answer has another one: the request was forwarded untouched, or the client disconnected.
+            client_request_id: Option<&'a str>,
+            /// The trace of the request: that of its `traceparent`, if it is valid (W3C Trace Context); with `[trace]`, else the one that begins here.
+            trace_id: Option<&'a str>,
+            /// The caller's short hash, eight hex digits: the same for the same caller while the process runs, and useless as a credential. Of batches whose caller is known.
+            caller: Option<String>,
+            /// Distinct ids of the batch.
+            ids: Option<u32>,
+            /// Of them: from memory, fresh.
+            hit: Option<u32>,
+            /// From memory, past their freshness, because the endpoint failed.
+            stale: Option<u32>,
+            /// From a flight that another batch started.
+            joined: Option<u32>,
+            /// From the shared tier.
+            shared: Option<u32>,
+            /// From a call for this batch.
+            fetched: Option<u32>,
+            /// Remembered as left out by the endpoint.
+            absent: Option<u32>,
+            /// Not available.
+            failed: Option<u32>,
+        }
+    }
+    "sidelink::app" {
+        /// sidelink listens. `tls` says whether its TCP addresses use TLS.
+        INFO "serving" Serving<'a> { endpoint: Arguments<'a>, addresses: &'a str, tls: bool, admin: Arguments<'a>, }
+        /// Shutdown has begun: sidelink is not ready and accepts no new connections.
+        INFO "draining" Draining {}
+        /// Shutdown is complete.
+        INFO "stopped" Stopped {}
+        /// Someone sent a second SIGTERM or SIGINT during the drain.
+        WARN "second signal: exiting without draining" SecondSignal {}
+        /// The new configuration is in effect.
+        INFO "the configuration was reloaded" ConfigReloaded<'a> { file: &'a str, }
+        /// The configuration works, but not as intended.
+        WARN "the configuration has a warning" ConfigWarning<'a> { file: &'a str, reason: &'a str, }
+        /// One for each error, with file, line and key.
+        ERROR "the configuration has an error" ConfigError<'a> { reason: &'a str, }
+        /// `errors` is the number of errors.
+        ERROR "the configuration was refused; the previous one stays in effect" ConfigRefused<'a> { file: &'a str, errors: usize, }
+        /// A bug: report it.
+        ERROR "reloading failed: a bug in sidelink" ReloadFailed<'a> { reason: Arguments<'a>, }
+        /// systemd does not answer.
+        DEBUG "the service manager could not be notified" NotifyFailed<'a> { reason: Arguments<'a>, }
+    }
+    "sidelink::server" {
+        /// Raise `limits.drain` if this happens at every shutdown.
+        INFO "limits.drain has passed: remaining connections are closed" DrainTimeout {}
+        /// Most often sidelink is out of file descriptors.
+        WARN "a connection could not be accepted" AcceptFailed<'a> { reason: Arguments<'a>, suppressed: u64, }
+        /// The client sent something that is not HTTP, was too slow, or disconnected.
+        DEBUG "a client's connection ended early" ConnectionFailed<'a> { reason: Arguments<'a>, }
+        /// HTTP/2 only: for `limits.idle_timeout` the client left no room for the next 16 KiB.
+        DEBUG "a stalled stream was reset" StreamStalled {}
+    }
+    "sidelink::upstream" {
+        /// Connecting, TLS or the exchange failed, or a call took longer than `upstream.deadline`. `reason` has all causes ([RUNBOOK.md](RUNBOOK.md#what-a-reason-means)).
+        WARN "no answer from the endpoint" NoAnswer<'a> { reason: &'a str, suppressed: u64, }
+        /// The connection ended after the answer's head.
+        WARN "the endpoint's answer broke off" AnswerBrokenOff<'a> { reason: &'a str, suppressed: u64, }
+        /// The answer is complete, but broken JSON, longer than `upstream.answer_bytes`, or in a coding that cannot be undone; or its head is ambiguous: lengths that differ, a transfer coding other than `chunked`, an upgrade.
+        WARN "the endpoint's answer cannot be used" AnswerUnusable<'a> { reason: &'a str, suppressed: u64, }
+        /// A 5xx in answer to a call.
+        WARN "the endpoint answers with an error" ServerError { status: u16, suppressed: u64, }
+        /// Two accepted callers got a 503 with `Retry-After` for different ids.
+        WARN "the endpoint asks several callers to pause; all calls pause" AllPaused { seconds: f64, suppressed: u64, }
+        /// Logged once (RFC 9113 §7, `HTTP_1_1_REQUIRED`). Lasts until sidelink restarts, or a reload changes `[upstream]`.
+        INFO "the endpoint requires HTTP/1.1: calls no longer use HTTP/2" Http1Required {}
+        /// `closed`, `open` or `half_open`. When the breaker opens, `reason` is the last failure and the numbers are the evidence ([METRICS.md](METRICS.md), `sidelink_breaker_evidence`).
+        WARN "the breaker changed state" BreakerChanged<'a> {
+            before: &'a str, now: &'a str, reason: &'a str, callers: usize, id_sets: usize, failed_to_connect: usize,
+            connections_lost: usize, failed_answers: usize, no_answers: usize,
+        }
+    }
+    "sidelink::fetch" {
+        /// A 429, or a 503 with `Retry-After`. `caller` is the short hash of the access line.
+        WARN "the endpoint throttles a caller; its calls pause" CallerPaused<'a> { caller: Arguments<'a>, status: u16, seconds: f64, suppressed: u64, }
+        /// Logged once.
+        WARN "the endpoint's Cache-Control or Expires forbids storing its links: every batch is fetched, unless freshness.honour_no_store is false" NotStored {}
+        /// A bug: report it. The call's batches got a 502.
+        ERROR "a call ended without a result" CallLost { ids: usize, }
+    }
+    "sidelink::auth" {
+        /// `reason` is most often a secret key that differs or a clock that is wrong. The endpoint decides about the request.
+        WARN "a signature made with a key of callers.keys does not verify; the request is forwarded untouched" SignatureUnverified<'a> { reason: &'a str, suppressed: u64, }
+    }
+    "sidelink::proxy" {
+        /// Logged once. Not for requests of the Go SDK, which does not sign the Host.
+        WARN "a request is signed over a Host that is not the endpoint's, with an access key that is not in callers.keys: the endpoint will refuse it; configure the key, or have clients sign for the endpoint's host" SignedForOtherHost {}
+        /// A DELETE passed through with success.
+        DEBUG "an id was deleted; its links are purged" IdDeleted {}
+    }
+    "sidelink::batch" {
+        /// A batch that could not be split; `reason` as in `sidelink_bypass_total`.
+        DEBUG "forwarded untouched" Bypassed<'a> { reason: &'a str, }
+    }
+    "sidelink::shared" {
+        /// At the start, and after each outage.
+        INFO "the shared tier is in use" SharedUp {}
+        /// Logged once per outage.
+        WARN "the shared tier is down; sidelink continues without it and reconnects" SharedDown<'a> { reason: &'a str, }
+        /// `code` is the first word of the error: `OOM`, the server is full; `READONLY`, it is a replica; `NOPERM`, its user lacks a permission.
+        WARN "the shared tier refuses a command" SharedRefusal<'a> { server: Arguments<'a>, code: &'a str, suppressed: u64, }
+    }
+    "sidelink::telemetry" {
+        /// The collector is down, slow, or refuses them; `spans` were lost.
+        WARN "spans could not be exported" SpansFailed<'a> { reason: &'a str, spans: u64, suppressed: u64, }
+        /// The collector accepted the other spans of the same export.
+        WARN "the collector rejected spans" SpansRejected { spans: u64, suppressed: u64, }
+    }
+    "sidelink::admin" {
+        /// By an operator; `ids` is the number of ids.
+        INFO "purged by id" PurgedIds { ids: usize, }
+        /// By an operator.
+        INFO "purged by group" PurgedGroup {}
+        /// By an operator; `links` is the number of links.
+        INFO "purged everything" PurgedAll { links: u64, }
+    }
+}
+
+/// The generated part of docs/LOGGING.md.
+pub fn reference() -> String {
+    let mut text = String::new();
+    for event in EVENTS.iter().filter(|event| event.target == "access") {
+        let Event { level, target, message, fields, meaning } = event;
+        text += &format!("## The access line\n\n`{level}`, message `{message}`, target `{target}`.{meaning}\n\n");
+        text += "| field | meaning |\n|---|---|\n";
+        text.extend(fields.iter().map(|(field, meaning)| format!("| `{field}` |{meaning} |\n")));
+    }
+    text += "\n## Events\n\n| target | level | message | fields | meaning |\n|---|---|---|---|---|\n";
+    for event in EVENTS.iter().filter(|event| event.target != "access") {
+        let Event { level, target, message, fields, meaning } = event;
+        let fields: Vec<String> = fields.iter().map(|(field, _)| format!("`{field}`")).collect();
+        text += &format!("| `{target}` | `{level}` | {message} | {} |{meaning} |\n", fields.join(", "));
+    }
+    text
+}

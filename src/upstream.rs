@@ -152,18 +152,12 @@ impl Upstream {
         &self.endpoint
     }
 
-    /// The endpoint's authority, as it stands in `Host`.
-    pub fn authority(&self) -> &Authority {
-        &self.endpoint.authority
-    }
-
     /// Whether `authority` names the endpoint; a missing port is the scheme's own. One with a user never does.
     pub fn is_endpoint(&self, authority: &Authority) -> bool {
         let default_port = if self.endpoint.scheme == Scheme::HTTPS { 443 } else { 80 };
-        let port = |authority: &Authority| authority.port_u16().unwrap_or(default_port);
         !authority.as_str().contains('@')
             && authority.host().eq_ignore_ascii_case(self.endpoint.authority.host())
-            && port(authority) == port(&self.endpoint.authority)
+            && authority.port_u16().unwrap_or(default_port) == self.endpoint.port()
     }
 
     /// The source of a call, for the breaker.

@@ -1,6 +1,5 @@
 //! Links of the simulated endpoint.
 
-use std::fmt::Write;
 use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
@@ -74,39 +73,26 @@ const FILLER: &str = "gQpjbi1ub3J0aC00jPAxmqXHzOhZkGvZ8H2mqG4oVqL0mT6xQyq1y0bM3q
 
 /// A link made at `now` (Unix seconds); `serial` differs for each call. The query shows the time zone, if one was sent.
 pub(super) fn link(signer: LinkSigner, owner: &Owner<'_>, id: &str, now: u64, life: Duration, serial: usize) -> String {
-    let mut url = format!("{BASE}{}?serial={serial}", object_key(owner, id));
-    let (life, name) = (life.as_secs(), encode(id));
-    // Writing to a string does not fail.
-    if let Some(time_zone) = owner.time_zone {
-        let _ = write!(url, "&time-zone={}", encode(time_zone));
-    }
-    let _ = match signer {
-        LinkSigner::Unsigned => Ok(()),
-        LinkSigner::V2 => write!(
-            url,
-            "&AccessKeyId=HPUAEXAMPLE000000001&Expires={}&response-expires=1\
-             &response-content-disposition=attachment%3Bfilename%3D{name}.png\
-             &x-obs-security-token={FILLER}&Signature={serial:028}%3D",
-            now.saturating_add(life),
-        ),
-        LinkSigner::Unreadable => write!(
-            url,
-            "&AccessKeyId=HPUAEXAMPLE000000001&response-expires=1\
+    let (life, date) = (life.as_secs(), basic_date(now));
+    let expires = now.saturating_add(life);
+    let disposition = format!("&response-content-disposition=attachment%3Bfilename%3D{}.png", encode(id));
+    let zone = owner.time_zone.map(|zone| format!("&time-zone={}", encode(zone))).unwrap_or_default();
+    let signed = match signer {
+        LinkSigner::Unsigned => String::new(),
+        LinkSigner::V2 => format!(
+            "&AccessKeyId=HPUAEXAMPLE000000001&Expires={expires}&response-expires=1{disposition}\
              &x-obs-security-token={FILLER}&Signature={serial:028}%3D"
         ),
-        LinkSigner::V4 => write!(
-            url,
-            "&X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={}&X-Amz-Expires={life}&X-Amz-SignedHeaders=host\
-             &X-Amz-Security-Token={FILLER}&X-Amz-Signature={serial:064}",
-            basic_date(now)
+        LinkSigner::Unreadable => format!(
+            "&AccessKeyId=HPUAEXAMPLE000000001&response-expires=1&x-obs-security-token={FILLER}&Signature={serial:028}%3D"
         ),
-        LinkSigner::Obs => write!(
-            url,
-            "&X-Obs-Date={}&X-Obs-Expires={life}\
-             &response-content-disposition=attachment%3Bfilename%3D{name}.png\
-             &x-obs-security-token={FILLER}&X-Obs-Signature={serial:064}",
-            basic_date(now)
+        LinkSigner::V4 => format!(
+            "&X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={date}&X-Amz-Expires={life}&X-Amz-SignedHeaders=host\
+             &X-Amz-Security-Token={FILLER}&X-Amz-Signature={serial:064}"
+        ),
+        LinkSigner::Obs => format!(
+            "&X-Obs-Date={date}&X-Obs-Expires={life}{disposition}&x-obs-security-token={FILLER}&X-Obs-Signature={serial:064}"
         ),
     };
-    url
+    format!("{BASE}{}?serial={serial}{zone}{signed}", object_key(owner, id))
 }

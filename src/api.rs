@@ -44,8 +44,8 @@ pub const LANGUAGE: HeaderName = HeaderName::from_static("x-language");
 pub const TIME_ZONE: HeaderName = HeaderName::from_static("x-time-zone");
 /// Header of the site that an answer is for.
 pub const SITE: HeaderName = HeaderName::from_static("x-site");
-/// Header of the endpoint's name for a request.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Header of a request's id.
+pub use crate::message::headers::REQUEST_ID;
 /// W3C Trace Context header of the client's trace and span.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// W3C Trace Context header of what tracing systems add to it.

@@ -41,6 +41,7 @@ mod long_headers;
 mod max_forwards;
 mod metrics;
 mod once;
+mod origin;
 mod otlp;
 mod pass_through;
 mod pauses;

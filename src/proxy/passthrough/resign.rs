@@ -127,7 +127,7 @@ impl Resign {
     pub(super) fn sign(&self, request: &mut Request<Body>, proof: &VerifiedSignature) {
         let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let method = request.method().clone();
-        let (host, now) = (self.upstream.authority().as_str(), self.clock.now().unix_seconds());
+        let (host, now) = (self.upstream.endpoint().authority.as_str(), self.clock.now().unix_seconds());
         proof.signer.sign(&method, &target, request.headers_mut(), host, &proof.payload, now);
     }
 

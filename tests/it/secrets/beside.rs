@@ -19,7 +19,7 @@ use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use sidelink::api;
 use sidelink::clock::Clock;
-use sidelink::demo::origin::{Origin, Reply as Scripted};
+use sidelink::demo::origin::{Origin, ScriptedReply as Scripted};
 
 use super::{
     ACCESS_KEY, ANSWER, BODY, COOKIE, ECHO, GROUP, ID, OPERATOR, QUERY, SECRET_KEY, SESSION, STRANGER, TOKEN,

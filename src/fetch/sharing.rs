@@ -14,7 +14,7 @@ use super::calls::{PendingId, Report};
 use super::{FetchContext, FlightResult, Inner, ItemResult, Wanted};
 use crate::cache::Entry;
 use crate::clock::Moment;
-use crate::shared::{Brought, Found, Leases, Share, Stamps, Tier};
+use crate::shared::{Brought, Found, Leases, Share, Stamp, Tier};
 
 /// Between one look for what another sidecar fetches and the next: at first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(4);
@@ -22,7 +22,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 
 /// What a call has shown that may be shared.
 pub(super) struct Proof {
-    pub(super) stamp: Stamps,
+    pub(super) stamp: Stamp,
     /// When it was sent.
     pub(super) sent: Moment,
 }
@@ -72,7 +72,7 @@ impl Inner {
         let mut brought = Brought::default();
         let stamp = report.proof.as_ref().map(|proof| {
             (brought.sent, brought.accepted) = (Some(proof.sent), true);
-            proof.stamp.clone()
+            proof.stamp
         });
         let arrivals = report.result.as_deref().unwrap_or_default();
         for (at, wanted) in wanted.iter().enumerate() {

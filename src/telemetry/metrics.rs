@@ -13,9 +13,10 @@ mod spans;
 
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use crate::auth::Bypass;
 use family::families;
-pub use labels::{Bounded, BreakerState, IdResult, Kind, Limit, Operation, Outcome, Reason, Route, SpanResult, Tally};
+pub use labels::{
+    Bounded, BreakerState, Bypass, IdResult, Kind, Limit, Operation, Outcome, Reason, Route, SpanResult, Tally,
+};
 pub use limits::Limits;
 pub use reading::{Buckets, Reading};
 pub use reload::Reload;

@@ -95,6 +95,36 @@ labels! {
 }
 
 labels! {
+    /// Why a batch is forwarded untouched.
+    pub enum Bypass {
+        /// No credential, or only empty ones.
+        NoCredential = "no-credential",
+        /// More than one credential.
+        Credentials = "credentials",
+        /// An `Authorization` of a scheme that sidelink does not know.
+        Algorithm = "algorithm",
+        /// Signed with a key that is not configured.
+        UnknownKey = "unknown-key",
+        /// Signed with a configured key, but the signature does not verify here: the endpoint judges it.
+        Signature = "signature",
+        /// Signed, but not over its body.
+        UnsignedPayload = "unsigned-payload",
+        /// A call without the batch's cookies was refused; the batch was forwarded with them.
+        Cookie = "cookie",
+        /// A browser's page on another origin, which wants the endpoint's own CORS headers.
+        Origin = "origin",
+        /// A `Range` header.
+        Range = "range",
+        /// A credential or scope header longer than the endpoint takes.
+        HeaderTooLong = "header-too-long",
+        /// Not readable as a batch.
+        Unreadable = "unreadable",
+        /// The answer does not match the ids asked for.
+        Unmatched = "unmatched",
+    }
+}
+
+labels! {
     /// What the breaker lets through.
     pub enum BreakerState {
         /// Every call.

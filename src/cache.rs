@@ -5,10 +5,10 @@
 //! free memory.
 //!
 //! # Locks
-//! Each [`Part`] has a lock. Readers are [`View`] (the look-ups of one batch, never across an await) and [`Cache::peek`].
-//! Writers are [`Cache::keep`], [`Cache::forget`], [`Cache::resize`] and one slice of [`Cache::sweep`]; a writer has one part
+//! Each `Part` has a lock. Readers are `View` (the look-ups of one batch, never across an await) and `Cache::peek`.
+//! Writers are `Cache::keep`, `Cache::forget`, `Cache::resize` and one slice of `Cache::sweep`; a writer has one part
 //! at a time, and a view locks its parts in order, so no deadlock is possible between them. Within a part's lock only
-//! that of [`purges`] is taken.
+//! that of `purges` is taken.
 
 pub mod freshness;
 pub mod purges;

@@ -79,7 +79,7 @@ impl Table {
 
 impl Purges {
     /// No marks yet. `key` must be random and secret; whoever shares it names the same targets alike. Marks expire after
-    /// `span`, which is at least [`span_of`].
+    /// `span`, which is at least that of `span_of`.
     pub fn new(key: [u8; 16], span: Duration) -> Self {
         Self {
             listener: ArcSwapOption::empty(),

@@ -47,7 +47,7 @@ plant "a waiter that is not woken" src/fetch/flights.rs \
 plant "flights that nobody joins" src/fetch.rs \
     'let flight = state.flights.get(&id.key);' 'let flight = state.flights.get(&id.key).filter(|_| false);'
 plant "a link that is not kept" src/cache.rs \
-    'let evicted = part.insert_with_lifecycle(key, kept);' 'let evicted = u64::from(kept.text().is_none() & part.is_empty());'
+    'let removed = table.insert_with_lifecycle(key, entry);' 'let removed = u64::from(entry.text().is_none() & table.is_empty());'
 plant "ids counted twice" src/telemetry/metrics.rs \
     'counter.inc_by(u64::from(count));' 'counter.inc_by(2 * u64::from(count));'
 plant "an answer in another order" src/batch/slots.rs \
@@ -83,15 +83,15 @@ plant "a value that opens anywhere" src/shared/sealing.rs \
 plant "a purge that is forgotten" src/cache/purges.rs \
     '*last = at.monotonic.max(*last);' 'let _ = last;' "$fleet"
 plant "a purge that the fleet does not hear" src/shared.rs \
-    'self.inner.say(|_, key| Some(key.says(target)));' 'let _ = target;' "$fleet"
-plant "a journal that nobody heeds" src/shared/journal.rs \
+    'self.announce(|_, key| Some(Event::purge(key.purge_key, target)));' 'let _ = target;' "$fleet"
+plant "a journal that nobody applies" src/shared/journal.rs \
     'is_some_and(|at| *at >= stamp.position)' 'is_some_and(|at| *at > u64::MAX - stamp.position)' "$fleet"
 plant "a revocation that stays where it is" src/shared.rs \
-    'if !known && !self.inner.strangers.withdraw() {' 'if known || !known {' "$fleet"
-plant "a 401 that drops nothing" src/auth.rs \
-    '            caller_state.generation.store(self.caller_states.generation(), Ordering::Release);' '' "$fleet"
+    'if was_accepted || self.unaccepted_revocations.withdraw() {' 'if false & was_accepted & self.unaccepted_revocations.withdraw() {' "$fleet"
+plant "a 401 that drops nothing" src/auth/caller_state.rs \
+    'state.generation.store(self.new_generation(), Ordering::Release);' '' "$fleet"
 plant "a 403 that forgets nothing" src/fetch/withdrawal.rs \
     'if !self.cache.peek(id.key).is_some_and(is_newer) {' 'if false & self.cache.peek(id.key).is_some_and(is_newer) {' "$fleet"
 plant "an acceptance that never ends" src/auth.rs \
-    '!requester.caller_state.accepted_within(self.revalidate, now)' 'false && now.unix_millis() == self.revalidate && !requester.caller_state.is_accepted()' "$fleet"
+    'self.accepted_left(identity, now).is_none()' 'self.accepted_left(identity, now).is_none() && !identity.caller_state.is_accepted()' "$fleet"
 exit "$missed"

@@ -14,7 +14,7 @@ use super::calls::{CallReport, PendingId};
 use super::{EntrySource, FetchContext, FetchResult, Fetcher, KeyedId};
 use crate::cache::Entry;
 use crate::clock::Moment;
-use crate::shared::{Brought, Found, Leases, Share, Stamps, Tier};
+use crate::shared::{Brought, Found, Leases, Share, Stamp, Tier};
 
 /// The first pause between two looks for an entry that another sidecar fetches; each pause is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(4);
@@ -22,7 +22,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 
 /// SharingProof of a call that its entries may be shared.
 pub(super) struct SharingProof {
-    pub(super) stamp: Stamps,
+    pub(super) stamp: Stamp,
     /// When the call was sent.
     pub(super) sent: Moment,
 }
@@ -77,7 +77,7 @@ impl Fetcher {
         let mut brought = Brought::default();
         let stamp = result.proof.as_ref().map(|proof| {
             (brought.sent, brought.accepted) = (Some(proof.sent), true);
-            proof.stamp.clone()
+            proof.stamp
         });
         let entries = result.entries.as_deref().unwrap_or_default();
         for (at, id) in ids.iter().enumerate() {

@@ -15,7 +15,7 @@ use sidelink::clock::{Clock, basic_date};
 use sidelink::config::{Config, Endpoint, Secret, Shared};
 use sidelink::demo::origin::ScriptedReply;
 use sidelink::shared::Brought;
-use sidelink::shared::trial::Trial;
+use sidelink::shared::testing::Trial;
 use sidelink::telemetry::metrics::Metrics;
 
 use crate::support::Stack;

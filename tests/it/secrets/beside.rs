@@ -198,7 +198,7 @@ pub async fn everything() -> Beside {
          listen.tls.cert = {cert:?}\nlisten.tls.key = {cert_key:?}\n\
          [shared]\nurl = \"redis://127.0.0.1:{}\"\nsecret_file = {fleet:?}\ntimeout = \"5s\"\n\
          [[callers.keys]]\naccess_key = \"{ACCESS_KEY}\"\nsecret_key_file = {key:?}\n",
-        redis.port
+        redis.port.number()
     );
     let collector = {
         let (collector, header) = (crate::collector::Collector::start().await, file("collector", COLLECTOR));

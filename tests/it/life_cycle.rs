@@ -3,7 +3,7 @@
 
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::StatusCode;
 use sidelink::demo::origin::Origin;
@@ -13,6 +13,8 @@ use tokio::net::TcpStream;
 use crate::load::{Load, Way};
 use crate::process::{Files, Process, signal};
 use crate::support::{origin_options, query, raw};
+
+const CUT_OFF: &str = "limits.drain is over; what is still in flight is cut off";
 
 async fn before_an_endpoint(more: &str) -> (Origin, Files, Process) {
     let origin = Origin::start(origin_options()).await.unwrap();
@@ -73,7 +75,7 @@ async fn what_goes_on_after_limits_drain_is_cut_off() {
     process.signal("INT");
     process.says("draining").await;
     assert_eq!(process.exit().await, Some(0));
-    assert!(process.log.iter().any(|line| line["message"].as_str().unwrap().starts_with("limits.drain is over")));
+    assert!(process.logged(CUT_OFF));
     let mut rest = Vec::new();
     let _ = busy.read_to_end(&mut rest).await;
     assert!(rest.is_empty());
@@ -175,9 +177,8 @@ async fn under_load_neither_a_reload_nor_a_broken_one_nor_the_end_loses_a_reques
     process.says("the configuration was refused; what was in force stays").await;
     load.goes_on(200).await;
     load.may_end();
-    let began = Instant::now();
     process.signal("TERM");
     load.all_told().await;
     assert_eq!(process.exit().await, Some(0));
-    assert!(began.elapsed() < Duration::from_secs(25), "not before limits.drain cut it off");
+    assert!(!process.logged(CUT_OFF), "clients that were told close by themselves");
 }

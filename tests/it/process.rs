@@ -114,6 +114,11 @@ impl Process {
         tokio::time::timeout(PATIENCE, said).await.unwrap_or_else(|_| panic!("no {message:?}"))
     }
 
+    /// Whether a line with this message was read.
+    pub fn logged(&self, message: &str) -> bool {
+        self.log.iter().any(|line| line["message"] == message)
+    }
+
     pub fn id(&self) -> u32 {
         self.child.id()
     }

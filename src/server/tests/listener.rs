@@ -1,0 +1,206 @@
+//! Listeners: their permits, and draining.
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc};
+
+use super::*;
+
+struct Listening {
+    address: SocketAddr,
+    stop: CancellationToken,
+    open: IntGauge,
+    running: JoinHandle<()>,
+}
+
+async fn listen<S, F>(connections: usize, answer: S) -> Listening
+where
+    S: Fn(Request<RequestBody>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    listen_at(listener_state(LIMITS, connections), answer).await
+}
+
+fn listener_state(limits: ConnLimits, connections: usize) -> Arc<ListenerState> {
+    let open = IntGauge::new("open", "open").unwrap();
+    Arc::new(ListenerState::new(limits, connections, open, CancellationToken::new()))
+}
+
+async fn listen_at<S, F>(state: Arc<ListenerState>, answer: S) -> Listening
+where
+    S: Fn(Request<RequestBody>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, open) = (state.stop.clone(), state.open.clone());
+    let answer = move |_, request| answer(request);
+    let running = tokio::spawn(run(Listener::Tcp(listener), state, answer));
+    Listening { address, stop, open, running }
+}
+
+#[tokio::test]
+async fn at_the_connection_limit_the_next_one_waits_for_one_to_end() {
+    let served = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&served);
+    let listening = listen(1, move |request| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        path(request)
+    })
+    .await;
+    let mut first = TcpStream::connect(listening.address).await.unwrap();
+    first.write_all(GET).await.unwrap();
+    read_until(&mut first, "/a").await;
+    let mut second = TcpStream::connect(listening.address).await.unwrap();
+    second.write_all(GET).await.unwrap();
+    first.write_all(GET).await.unwrap();
+    read_until(&mut first, "/a").await;
+    assert_eq!((served.load(Ordering::SeqCst), listening.open.get()), (2, 1));
+    drop(first);
+    read_until(&mut second, "/a").await;
+}
+
+#[tokio::test]
+async fn draining_finishes_what_is_in_flight_and_closes_the_rest() {
+    let (arrived, mut arrivals) = mpsc::unbounded_channel();
+    let go = Arc::new(Notify::new());
+    let gate = Arc::clone(&go);
+    let listening = listen(10, move |request| {
+        let (arrived, gate) = (arrived.clone(), Arc::clone(&gate));
+        async move {
+            if request.uri().path() == "/slow" {
+                arrived.send(()).unwrap();
+                gate.notified().await;
+            }
+            path(request).await
+        }
+    })
+    .await;
+    let mut idle = TcpStream::connect(listening.address).await.unwrap();
+    idle.write_all(GET).await.unwrap();
+    read_until(&mut idle, "/a").await;
+    let mut busy = TcpStream::connect(listening.address).await.unwrap();
+    busy.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    arrivals.recv().await.unwrap();
+
+    listening.stop.cancel();
+    closed_after(&mut idle).await;
+    go.notify_one();
+    let mut answer = String::new();
+    busy.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("connection: close") && answer.ends_with("/slow"), "{answer}");
+    listening.running.await.unwrap();
+    assert!(TcpStream::connect(listening.address).await.is_err());
+}
+
+#[tokio::test]
+async fn clients_that_wait_for_a_permit_when_a_drain_begins_are_answered() {
+    let listening = listen(1, path).await;
+    let mut first = TcpStream::connect(listening.address).await.unwrap();
+    first.write_all(GET).await.unwrap();
+    read_until(&mut first, "/a").await;
+    let mut waiting = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(listening.address).await.unwrap();
+        stream.write_all(GET).await.unwrap();
+        waiting.push(stream);
+    }
+    // One has been accepted and waits, the other is in the system's queue.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    listening.stop.cancel();
+    for mut stream in waiting {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains("connection: close") && answer.ends_with("/a"), "{answer}");
+    }
+    listening.running.await.unwrap();
+}
+
+#[tokio::test]
+async fn clients_that_wait_for_a_permit_do_not_delay_the_end_of_a_drain() {
+    let limits = ConnLimits { drain: Duration::from_millis(20), ..LIMITS };
+    let (arrived, mut arrivals) = mpsc::unbounded_channel();
+    let listening = listen_at(listener_state(limits, 1), move |_| {
+        arrived.send(()).unwrap();
+        std::future::pending()
+    })
+    .await;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(listening.address).await.unwrap();
+        stream.write_all(GET).await.unwrap();
+        streams.push(stream);
+    }
+    arrivals.recv().await.unwrap();
+    listening.stop.cancel();
+    listening.running.await.unwrap();
+    for mut stream in streams {
+        closed_after(&mut stream).await;
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_ends_its_connection_alone() {
+    let listening = listen(1, |request| async move {
+        assert_ne!(request.uri().path(), "/panic");
+        path(request).await
+    })
+    .await;
+    let mut first = TcpStream::connect(listening.address).await.unwrap();
+    first.write_all(b"GET /panic HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    closed_after(&mut first).await;
+    let mut second = TcpStream::connect(listening.address).await.unwrap();
+    second.write_all(GET).await.unwrap();
+    read_until(&mut second, "/a").await;
+    assert_eq!(listening.open.get(), 1);
+}
+
+#[tokio::test]
+async fn a_listener_without_clients_takes_no_permit() {
+    let state = listener_state(LIMITS, 1);
+    let _quiet = listen_at(Arc::clone(&state), path).await;
+    // The quiet one has had its turn: it waits for a client.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    let busy = listen_at(state, path).await;
+    let mut client = TcpStream::connect(busy.address).await.unwrap();
+    client.write_all(GET).await.unwrap();
+    read_until(&mut client, "/a").await;
+}
+
+#[tokio::test]
+async fn draining_ends_in_time_and_cuts_off_what_is_left() {
+    let (arrived, mut arrivals) = mpsc::unbounded_channel();
+    let limits = ConnLimits { drain: Duration::from_millis(20), ..LIMITS };
+    let listening = listen_at(listener_state(limits, 10), move |_| {
+        arrived.send(()).unwrap();
+        std::future::pending()
+    })
+    .await;
+    let mut client = TcpStream::connect(listening.address).await.unwrap();
+    client.write_all(GET).await.unwrap();
+    arrivals.recv().await.unwrap();
+    listening.stop.cancel();
+    listening.running.await.unwrap();
+    assert_eq!(listening.open.get(), 0);
+    closed_after(&mut client).await;
+}
+
+#[tokio::test]
+async fn new_limits_count_for_connections_to_come() {
+    let state = listener_state(LIMITS, 1);
+    let listening = listen_at(Arc::clone(&state), path).await;
+    let head = format!("GET /a HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(12 << 10));
+    let mut before = TcpStream::connect(listening.address).await.unwrap();
+    before.write_all(GET).await.unwrap();
+    read_until(&mut before, "/a").await;
+    // A second one waits until there may be two.
+    let mut waiting = TcpStream::connect(listening.address).await.unwrap();
+    waiting.write_all(head.as_bytes()).await.unwrap();
+    state.set_limits(ConnLimits { header_bytes: 64 << 10, ..LIMITS }, 2);
+    read_until(&mut waiting, "/a").await;
+    before.write_all(head.as_bytes()).await.unwrap();
+    assert!(read_until(&mut before, "\r\n\r\n").await.starts_with("HTTP/1.1 431 "));
+}

@@ -40,7 +40,7 @@ const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 /// Between one sweep of dead links and the next.
 const SWEEP: Duration = Duration::from_secs(60);
 
-/// Why sidelink does not start.
+/// Why sidelink does not start, or a configuration cannot be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Listening at an address fails; the key that names the address comes first.
@@ -63,17 +63,6 @@ pub enum StartError {
 fn remedy(error: &io::Error) -> &'static str {
     let taken = error.kind() == io::ErrorKind::AddrInUse;
     if taken { "; end what listens there, or name another address" } else { "" }
-}
-
-/// Why a configuration cannot be applied.
-#[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
-    /// The endpoint's client cannot be built.
-    #[error(transparent)]
-    Upstream(#[from] SetupError),
-    /// The listeners' certificate cannot be used.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
 }
 
 /// A sidelink that is listening.
@@ -189,7 +178,7 @@ impl App {
     ///
     /// # Errors
     /// The endpoint's client cannot be built, or the listeners' certificate cannot be used. Nothing has changed then.
-    pub fn reload(&self, config: Config) -> Result<(), ReloadError> {
+    pub fn reload(&self, config: Config) -> Result<(), StartError> {
         self.running.apply(config)
     }
 
@@ -210,7 +199,7 @@ impl App {
 }
 
 impl Running {
-    fn apply(&self, config: Config) -> Result<(), ReloadError> {
+    fn apply(&self, config: Config) -> Result<(), StartError> {
         let tls = config.listen.tls.as_ref().map(Tls::read).transpose()?;
         let (limits, connections) = (ConnLimits::from(&config.limits), config.limits.connections);
         let level = config.log.level;

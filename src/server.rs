@@ -250,7 +250,7 @@ where
     S: Fn(Request<RequestBody>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let state = Arc::new(ConnState::new());
+    let state = Arc::<ConnState>::default();
     let timeouts = ConnTimeouts::new(Arc::clone(&state), limits, stop);
     let io = TokioIo::new(ConnIo::new(stream, Arc::clone(&state)));
     let service = service_fn(move |request: Request<Incoming>| {

@@ -61,13 +61,8 @@ pub(super) struct SharedState {
     pub(super) history: Arc<History>,
     pub(super) clock: Clock,
     pub(super) exports: ExportTasks,
-    endpoint: EndpointAccess,
-}
-
-/// How the endpoint is reached.
-enum EndpointAccess {
-    Network,
-    Memory(MemoryEndpoint),
+    /// The endpoint, where it is in memory and not in the network.
+    memory_endpoint: Option<MemoryEndpoint>,
 }
 
 impl Proxy {
@@ -76,7 +71,7 @@ impl Proxy {
     /// # Errors
     /// The endpoint's client cannot be built.
     pub fn new(config: Config, clock: Clock) -> Result<Self, StartError> {
-        Self::build(config, clock, EndpointAccess::Network)
+        Self::build(config, clock, None)
     }
 
     /// Builds everything, to reach the endpoint in memory.
@@ -84,10 +79,10 @@ impl Proxy {
     /// # Errors
     /// The metrics cannot be registered.
     pub fn in_memory(config: Config, clock: Clock, endpoint: impl Into<MemoryEndpoint>) -> Result<Self, StartError> {
-        Self::build(config, clock, EndpointAccess::Memory(endpoint.into()))
+        Self::build(config, clock, Some(endpoint.into()))
     }
 
-    fn build(config: Config, clock: Clock, endpoint: EndpointAccess) -> Result<Self, StartError> {
+    fn build(config: Config, clock: Clock, memory_endpoint: Option<MemoryEndpoint>) -> Result<Self, StartError> {
         let registry = Registry::new();
         let metrics = Arc::new(Metrics::new(&registry)?);
         metrics.reload.succeeded(clock.now().unix_seconds());
@@ -108,7 +103,7 @@ impl Proxy {
             history,
             clock,
             exports: ExportTasks::default(),
-            endpoint,
+            memory_endpoint,
         };
         let upstream = shared.upstream(&config, None)?;
         let tier = shared.tier(&config, None)?;
@@ -169,9 +164,9 @@ impl SharedState {
             return Ok(Arc::clone(&before.upstream));
         }
         let (clock, metrics) = (self.clock.clone(), Arc::clone(&self.metrics));
-        let upstream = match &self.endpoint {
-            EndpointAccess::Network => Upstream::new(&config.upstream, clock, metrics)?,
-            EndpointAccess::Memory(endpoint) => Upstream::in_memory(endpoint.clone(), &config.upstream, clock, metrics),
+        let upstream = match &self.memory_endpoint {
+            None => Upstream::new(&config.upstream, clock, metrics)?,
+            Some(endpoint) => Upstream::in_memory(endpoint.clone(), &config.upstream, clock, metrics),
         };
         Ok(Arc::new(upstream))
     }

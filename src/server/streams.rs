@@ -8,7 +8,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ tokio::task_local! {
 pub(super) struct Progress {
     /// The body has given a chunk, and was not asked for more since.
     waits_for_client: AtomicBool,
-    /// Chunks that the body has given.
-    chunks: AtomicUsize,
+    /// The body has given a chunk since the stream looked last.
+    gave: AtomicBool,
 }
 
 impl Progress {
@@ -39,7 +39,7 @@ impl Progress {
 
     /// The body gives a chunk.
     pub(super) fn gave(&self) {
-        self.chunks.fetch_add(1, Ordering::Relaxed);
+        self.gave.store(true, Ordering::Relaxed);
         self.waits_for_client.store(true, Ordering::Relaxed);
     }
 
@@ -64,7 +64,13 @@ where
     fn execute(&self, stream: F) {
         let progress = Arc::<Progress>::default();
         let (stream, idle_timeout) = (PROGRESS.scope(Arc::clone(&progress), stream), self.idle_timeout);
-        tokio::spawn(TimedStream { stream, progress, idle_timeout, waits: None, timer: LazyTimer::default() });
+        tokio::spawn(TimedStream {
+            stream,
+            progress,
+            idle_timeout,
+            since: Instant::now(),
+            timer: LazyTimer::default(),
+        });
     }
 }
 
@@ -74,8 +80,8 @@ pin_project! {
         stream: F,
         progress: Arc<Progress>,
         idle_timeout: Duration,
-        // For room: since when, and after how many chunks.
-        waits: Option<(Instant, usize)>,
+        // The last chunk.
+        since: Instant,
         timer: LazyTimer,
     }
 }
@@ -88,21 +94,15 @@ impl<F: Future> Future for TimedStream<F> {
         if this.stream.poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        if !this.progress.waits_for_client.load(Ordering::Relaxed) {
-            *this.waits = None;
+        if this.progress.gave.swap(false, Ordering::Relaxed) {
+            *this.since = Instant::now();
+        }
+        let waits = this.progress.waits_for_client.load(Ordering::Relaxed);
+        if !waits || !this.timer.is_past(*this.since + *this.idle_timeout, cx) {
             return Poll::Pending;
         }
-        let chunks = this.progress.chunks.load(Ordering::Relaxed);
-        let since = match *this.waits {
-            Some((since, before)) if before == chunks => since,
-            _ => Instant::now(),
-        };
-        *this.waits = Some((since, chunks));
-        if this.timer.is_past(since + *this.idle_timeout, cx) {
-            debug!("a stream whose client gave it no room was reset");
-            return Poll::Ready(());
-        }
-        Poll::Pending
+        debug!("a stream whose client gave it no room was reset");
+        Poll::Ready(())
     }
 }
 

@@ -5,8 +5,7 @@ mod listener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::TokioExecutor;
+use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
 
@@ -61,44 +60,6 @@ async fn closed_after(io: &mut (impl AsyncReadExt + Unpin)) -> Duration {
     let mut rest = Vec::new();
     let _ = io.read_to_end(&mut rest).await;
     began.elapsed()
-}
-
-#[tokio::test]
-async fn pipelined_requests_are_answered_in_order() {
-    let mut client = connect();
-    client.write_all(b"GET /a HTTP/1.1\r\nhost: x\r\n\r\nGET /b HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    read_until(&mut client, "/a").await;
-    read_until(&mut client, "/b").await;
-}
-
-#[tokio::test]
-async fn http2_with_prior_knowledge_is_served_on_the_same_port() {
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(connect())).await.unwrap();
-    tokio::spawn(connection);
-    for target in ["http://x/a", "http://x/b"] {
-        let request = Request::get(target).body(Full::<Bytes>::default()).unwrap();
-        let body = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
-        assert_eq!(body, target["http://x".len()..]);
-    }
-}
-
-#[tokio::test]
-async fn a_head_over_the_limit_is_refused_with_a_431() {
-    let mut client = connect();
-    let head = format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(16 << 10));
-    client.write_all(head.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
-}
-
-#[tokio::test]
-async fn a_client_that_closes_its_half_still_gets_its_answer() {
-    let mut client = connect();
-    client.write_all(GET).await.unwrap();
-    client.shutdown().await.unwrap();
-    read_until(&mut client, "/a").await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -246,47 +207,6 @@ async fn a_body_that_its_handler_reads_late_has_the_whole_idle_time() {
     read_until(&mut client, "abc").await;
 }
 
-type H2 = hyper::client::conn::http2::SendRequest<Full<Bytes>>;
-
-/// An HTTP/2 client, and its connection's task, which ends with it.
-async fn connect_http2(server: DuplexStream) -> (H2, JoinHandle<()>) {
-    let (sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(server)).await.unwrap();
-    (sender, tokio::spawn(async move { drop(connection.await) }))
-}
-
-fn get() -> Request<Full<Bytes>> {
-    Request::get("http://x/a").body(Full::default()).unwrap()
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_quiet_http2_connection_is_kept_for_the_idle_time_and_no_longer() {
-    let (mut sender, ended) = connect_http2(connect()).await;
-    // Beyond the time that a head may take: the preface is not one.
-    sleep(Duration::from_secs(59)).await;
-    for _ in 0..2 {
-        sender.send_request(get()).await.unwrap().into_body().collect().await.unwrap();
-        sleep(Duration::from_secs(59)).await;
-    }
-    sender.send_request(get()).await.unwrap().into_body().collect().await.unwrap();
-    let began = Instant::now();
-    ended.await.unwrap();
-    assert_eq!(began.elapsed().as_secs(), 60);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_slow_handler_is_not_cut_off_over_http2() {
-    let (client, _) = serve(64 << 10, |request| async {
-        sleep(Duration::from_secs(500)).await;
-        path(request).await
-    });
-    let (mut sender, _ended) = connect_http2(client).await;
-    for _ in 0..2 {
-        let body = sender.send_request(get()).await.unwrap().into_body().collect().await.unwrap().to_bytes();
-        assert_eq!(body, "/a");
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn an_http2_preface_that_does_not_end_is_cut_off_as_a_head() {
     let mut client = connect();
@@ -338,62 +258,4 @@ async fn a_client_that_sends_requests_and_does_not_read_is_not_served_ahead_and_
     assert!(served.await.unwrap().is_err());
     assert!(asked < 4000, "{asked} requests were taken");
     assert!(count.load(Ordering::SeqCst) <= 4, "{count:?} answers were made for nobody");
-}
-
-#[tokio::test(start_paused = true)]
-async fn at_its_maximum_age_an_http1_connection_ends_with_its_next_answer() {
-    let mut client = connect();
-    let began = Instant::now();
-    let last = loop {
-        client.write_all(GET).await.unwrap();
-        let answer = read_until(&mut client, "/a").await;
-        if answer.contains("connection: close") {
-            break began.elapsed();
-        }
-        sleep(Duration::from_secs(50)).await;
-    };
-    assert!(LIMITS.max_connection_age.mul_f64(0.9) <= last, "{last:?}");
-    assert!(last <= LIMITS.max_connection_age + Duration::from_secs(50), "{last:?}");
-    assert_eq!(closed_after(&mut client).await, Duration::ZERO);
-}
-
-#[tokio::test(start_paused = true)]
-async fn at_its_maximum_age_an_http2_connection_ends_once_what_is_in_service_is_answered() {
-    let (client, _) = serve(64 << 10, |request| async {
-        sleep(Duration::from_secs(7200)).await;
-        path(request).await
-    });
-    let (mut sender, ended) = connect_http2(client).await;
-    let answer = sender.send_request(get()).await.unwrap();
-    sleep(Duration::from_secs(1)).await;
-    assert!(sender.send_request(get()).await.is_err(), "it takes no other request");
-    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "/a");
-    ended.await.unwrap();
-}
-
-/// A request that hyper reads to another end than a proxy in front of it may.
-#[tokio::test(start_paused = true)]
-async fn no_request_is_served_behind_trailers_or_an_unread_chunked_body() {
-    let chunked = "POST /first HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
-    for (target, end) in [("/read", "x: y\r\n\r\n"), ("/late", "x: y\r\n\r\n"), ("/unread", "\r\n")] {
-        let served = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&served);
-        let (mut client, _) = serve(64 << 10, move |request: Request<RequestBody>| {
-            counter.fetch_add(1, Ordering::SeqCst);
-            async {
-                match request.uri().path() {
-                    "/read" => drop(request.into_body().collect().await.unwrap()),
-                    "/late" => drop(tokio::spawn(request.into_body().collect())),
-                    _ => {}
-                }
-                Response::new(whole(Bytes::from_static(b"answer")))
-            }
-        });
-        let requests =
-            [&chunked.replace("/first", target), "0\r\n", end, "GET /next HTTP/1.1\r\nhost: x\r\n\r\n"].concat();
-        client.write_all(requests.as_bytes()).await.unwrap();
-        let mut answers = String::new();
-        client.read_to_string(&mut answers).await.unwrap();
-        assert_eq!(served.load(Ordering::SeqCst), 1, "{target}: {answers}");
-    }
 }

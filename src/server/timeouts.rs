@@ -40,8 +40,9 @@ const HANDLER_GRACE: Duration = Duration::from_secs(1);
 const JITTER: f64 = 0.1;
 
 /// What a connection's stream and service note for its timeouts.
+#[derive(Default)]
 pub(super) struct ConnState {
-    began: Instant,
+    began: Began,
     is_http2: AtomicBool,
     /// Requests whose answer is not sent yet, and bodies of HTTP/1 requests that are still read.
     in_service: AtomicUsize,
@@ -68,26 +69,15 @@ pub(super) struct ConnState {
     changed: Notify,
 }
 
-impl ConnState {
-    pub(super) fn new() -> Self {
-        Self {
-            began: Instant::now(),
-            is_http2: AtomicBool::default(),
-            in_service: AtomicUsize::default(),
-            in_head: AtomicBool::default(),
-            is_leaving: AtomicBool::default(),
-            is_body_unread: AtomicBool::default(),
-            is_end_uncertain: AtomicBool::default(),
-            head: AtomicU64::default(),
-            // hyper reads at once.
-            read: AtomicU64::new(1),
-            write: AtomicU64::default(),
-            active: AtomicU64::default(),
-            shut: AtomicU64::default(),
-            changed: Notify::new(),
-        }
-    }
+struct Began(Instant);
 
+impl Default for Began {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl ConnState {
     /// A request is in service until the ticket is dropped.
     pub(super) fn enter(self: &Arc<Self>) -> InService {
         self.in_head.store(false, Ordering::Relaxed);
@@ -117,12 +107,12 @@ impl ConnState {
 
     fn note(&self, moment: &AtomicU64) {
         // Rounded up: 0 is none.
-        moment.store(1 + millis(self.began.elapsed()), Ordering::Relaxed);
+        moment.store(1 + millis(self.began.0.elapsed()), Ordering::Relaxed);
     }
 
     fn since(&self, moment: &AtomicU64) -> Option<Instant> {
         let millis = moment.load(Ordering::Relaxed);
-        (millis > 0).then(|| self.began + Duration::from_millis(millis))
+        (millis > 0).then(|| self.began.0 + Duration::from_millis(millis))
     }
 }
 
@@ -204,7 +194,7 @@ pub(super) struct ConnTimeouts {
 impl ConnTimeouts {
     /// Once `stop` is cancelled, the connection is drained.
     pub(super) fn new(state: Arc<ConnState>, limits: ConnLimits, stop: CancellationToken) -> Self {
-        let expires = state.began + limits.max_connection_age.mul_f64(1.0 - JITTER * rand::random::<f64>());
+        let expires = state.began.0 + limits.max_connection_age.mul_f64(1.0 - JITTER * rand::random::<f64>());
         Self { state, limits, stop, expires, draining: None, closing: None }
     }
 
@@ -262,7 +252,7 @@ impl ConnTimeouts {
         if let Some(since) = state.since(&state.head) {
             return cut_off(since, limits.header_timeout, "the head took longer than limits.header_timeout");
         }
-        let quiet_since = if state.is_http2() { state.began } else { state.since(&state.read)? };
+        let quiet_since = if state.is_http2() { state.began.0 } else { state.since(&state.read)? };
         let since = [state.since(&state.active), self.draining, self.closing].into_iter().flatten().max();
         let since = since.map_or(quiet_since, |since| since.max(quiet_since));
         match (self.closing, self.draining) {
@@ -296,6 +286,8 @@ pub(super) struct ConnIo<IO> {
 
 impl<IO> ConnIo<IO> {
     pub(super) fn new(io: IO, state: Arc<ConnState>) -> Self {
+        // hyper reads at once.
+        state.note(&state.read);
         let (preface, left) = (PREFACE, DRAIN_BYTES);
         Self { io, state, preface, reads: true, writes: false, is_over: false, is_shut: false, left }
     }

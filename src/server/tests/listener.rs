@@ -12,20 +12,12 @@ struct Listening {
     running: JoinHandle<()>,
 }
 
-async fn listen<S, F>(connections: usize, answer: S) -> Listening
-where
-    S: Fn(Request<RequestBody>) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Response<Body>> + Send + 'static,
-{
-    listen_at(listener_state(LIMITS, connections), answer).await
-}
-
 fn listener_state(limits: ConnLimits, connections: usize) -> Arc<ListenerState> {
     let open = IntGauge::new("open", "open").unwrap();
     Arc::new(ListenerState::new(limits, connections, open, CancellationToken::new()))
 }
 
-async fn listen_at<S, F>(state: Arc<ListenerState>, answer: S) -> Listening
+async fn listen<S, F>(state: Arc<ListenerState>, answer: S) -> Listening
 where
     S: Fn(Request<RequestBody>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
@@ -39,32 +31,11 @@ where
 }
 
 #[tokio::test]
-async fn at_the_connection_limit_the_next_one_waits_for_one_to_end() {
-    let served = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&served);
-    let listening = listen(1, move |request| {
-        counter.fetch_add(1, Ordering::SeqCst);
-        path(request)
-    })
-    .await;
-    let mut first = TcpStream::connect(listening.address).await.unwrap();
-    first.write_all(GET).await.unwrap();
-    read_until(&mut first, "/a").await;
-    let mut second = TcpStream::connect(listening.address).await.unwrap();
-    second.write_all(GET).await.unwrap();
-    first.write_all(GET).await.unwrap();
-    read_until(&mut first, "/a").await;
-    assert_eq!((served.load(Ordering::SeqCst), listening.open.get()), (2, 1));
-    drop(first);
-    read_until(&mut second, "/a").await;
-}
-
-#[tokio::test]
 async fn draining_finishes_what_is_in_flight_and_closes_the_rest() {
     let (arrived, mut arrivals) = mpsc::unbounded_channel();
     let go = Arc::new(Notify::new());
     let gate = Arc::clone(&go);
-    let listening = listen(10, move |request| {
+    let listening = listen(listener_state(LIMITS, 10), move |request| {
         let (arrived, gate) = (arrived.clone(), Arc::clone(&gate));
         async move {
             if request.uri().path() == "/slow" {
@@ -94,7 +65,7 @@ async fn draining_finishes_what_is_in_flight_and_closes_the_rest() {
 
 #[tokio::test]
 async fn clients_that_wait_for_a_permit_when_a_drain_begins_are_answered() {
-    let listening = listen(1, path).await;
+    let listening = listen(listener_state(LIMITS, 1), path).await;
     let mut first = TcpStream::connect(listening.address).await.unwrap();
     first.write_all(GET).await.unwrap();
     read_until(&mut first, "/a").await;
@@ -121,7 +92,7 @@ async fn clients_that_wait_for_a_permit_when_a_drain_begins_are_answered() {
 async fn clients_that_wait_for_a_permit_do_not_delay_the_end_of_a_drain() {
     let limits = ConnLimits { drain: Duration::from_millis(20), ..LIMITS };
     let (arrived, mut arrivals) = mpsc::unbounded_channel();
-    let listening = listen_at(listener_state(limits, 1), move |_| {
+    let listening = listen(listener_state(limits, 1), move |_| {
         arrived.send(()).unwrap();
         std::future::pending()
     })
@@ -142,7 +113,7 @@ async fn clients_that_wait_for_a_permit_do_not_delay_the_end_of_a_drain() {
 
 #[tokio::test]
 async fn a_handler_that_panics_ends_its_connection_alone() {
-    let listening = listen(1, |request| async move {
+    let listening = listen(listener_state(LIMITS, 1), |request| async move {
         assert_ne!(request.uri().path(), "/panic");
         path(request).await
     })
@@ -159,39 +130,21 @@ async fn a_handler_that_panics_ends_its_connection_alone() {
 #[tokio::test]
 async fn a_listener_without_clients_takes_no_permit() {
     let state = listener_state(LIMITS, 1);
-    let _quiet = listen_at(Arc::clone(&state), path).await;
+    let _quiet = listen(Arc::clone(&state), path).await;
     // The quiet one has had its turn: it waits for a client.
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }
-    let busy = listen_at(state, path).await;
+    let busy = listen(state, path).await;
     let mut client = TcpStream::connect(busy.address).await.unwrap();
     client.write_all(GET).await.unwrap();
     read_until(&mut client, "/a").await;
 }
 
 #[tokio::test]
-async fn draining_ends_in_time_and_cuts_off_what_is_left() {
-    let (arrived, mut arrivals) = mpsc::unbounded_channel();
-    let limits = ConnLimits { drain: Duration::from_millis(20), ..LIMITS };
-    let listening = listen_at(listener_state(limits, 10), move |_| {
-        arrived.send(()).unwrap();
-        std::future::pending()
-    })
-    .await;
-    let mut client = TcpStream::connect(listening.address).await.unwrap();
-    client.write_all(GET).await.unwrap();
-    arrivals.recv().await.unwrap();
-    listening.stop.cancel();
-    listening.running.await.unwrap();
-    assert_eq!(listening.open.get(), 0);
-    closed_after(&mut client).await;
-}
-
-#[tokio::test]
 async fn new_limits_count_for_connections_to_come() {
     let state = listener_state(LIMITS, 1);
-    let listening = listen_at(Arc::clone(&state), path).await;
+    let listening = listen(Arc::clone(&state), path).await;
     let head = format!("GET /a HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(12 << 10));
     let mut before = TcpStream::connect(listening.address).await.unwrap();
     before.write_all(GET).await.unwrap();

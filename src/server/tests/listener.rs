@@ -1,7 +1,7 @@
 //! Listeners: their permits, and draining.
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 
 use super::*;
 
@@ -28,39 +28,6 @@ where
     let answer = move |_, request| answer(request);
     let running = tokio::spawn(run(Listener::Tcp(listener), state, answer));
     Listening { address, stop, open, running }
-}
-
-#[tokio::test]
-async fn draining_finishes_what_is_in_flight_and_closes_the_rest() {
-    let (arrived, mut arrivals) = mpsc::unbounded_channel();
-    let go = Arc::new(Notify::new());
-    let gate = Arc::clone(&go);
-    let listening = listen(listener_state(LIMITS, 10), move |request| {
-        let (arrived, gate) = (arrived.clone(), Arc::clone(&gate));
-        async move {
-            if request.uri().path() == "/slow" {
-                arrived.send(()).unwrap();
-                gate.notified().await;
-            }
-            path(request).await
-        }
-    })
-    .await;
-    let mut idle = TcpStream::connect(listening.address).await.unwrap();
-    idle.write_all(GET).await.unwrap();
-    read_until(&mut idle, "/a").await;
-    let mut busy = TcpStream::connect(listening.address).await.unwrap();
-    busy.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    arrivals.recv().await.unwrap();
-
-    listening.stop.cancel();
-    closed_after(&mut idle).await;
-    go.notify_one();
-    let mut answer = String::new();
-    busy.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.contains("connection: close") && answer.ends_with("/slow"), "{answer}");
-    listening.running.await.unwrap();
-    assert!(TcpStream::connect(listening.address).await.is_err());
 }
 
 #[tokio::test]

@@ -1,10 +1,11 @@
 //! Bodies that tell their connection when a request is over.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 
@@ -25,7 +26,6 @@ pub struct RequestBody {
 
 impl RequestBody {
     pub(super) fn new(body: Incoming, is_http1: bool, in_service: &InService) -> Self {
-        use http_body::Body as _;
         let is_chunked = body.size_hint().exact().is_none();
         let unread = (is_http1 && !body.is_end_stream()).then(|| in_service.body(is_chunked));
         Self { body, unread }
@@ -67,7 +67,7 @@ pin_project! {
         body: Body,
         in_service: InService,
         // On HTTP/2: of its stream.
-        progress: Option<std::sync::Arc<Progress>>,
+        progress: Option<Arc<Progress>>,
         // On HTTP/2: what hyper is not given yet.
         rest: Bytes,
     }

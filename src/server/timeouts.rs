@@ -96,7 +96,7 @@ impl ConnState {
     }
 
     fn serves(&self) -> bool {
-        // With the release in `InService::drop`: whoever sees that a request is over also sees since when.
+        // Pairs with `InService::drop`: after the end of a request is seen, so is its time.
         self.in_service.load(Ordering::Acquire) > 0
     }
 

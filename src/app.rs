@@ -1,5 +1,6 @@
-//! The composition root: a [`Config`] builds everything (`proxy`), runs it (`serve`), puts another in its place (`watch`),
-//! and drains it.
+//! The composition root: a [`Config`] builds everything, which then runs, is reloaded, and is drained.
+//!
+//! Start reading at [`serve`], the life of a process, then [`App`], its listeners, then [`Proxy`], what is behind them.
 
 pub mod core_dumps;
 mod proxy;
@@ -13,16 +14,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hyper::Request;
-use hyper::body::Incoming;
-use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, History};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{Config, ListenAddress, Tls, TlsError, Warning};
-use crate::server::{self, Listener, ListenerState, Peer};
+use crate::server::{self, ConnLimits, Listener, ListenerState, Peer, RequestBody};
 use crate::telemetry::log::{self, events};
 use crate::upstream::SetupError;
 
@@ -32,50 +32,36 @@ pub use watch::Watch;
 
 /// Connections that the admin listener serves at a time.
 const ADMIN_CONNECTIONS: usize = 64;
-
 /// The longest that an operator's connection stays without a byte.
 const ADMIN_IDLE: Duration = Duration::from_secs(5);
-
-/// The longest that answers to operators hold up the end.
+/// The longest that answers to operators delay the end.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
-
 /// Between one sweep of dead links and the next.
 const SWEEP: Duration = Duration::from_secs(60);
 
-/// Why sidelink does not start.
+/// Why sidelink does not start, or a configuration cannot be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// An address cannot be had; the key that names it comes first.
+    /// Listening at an address fails; the key that names the address comes first.
     #[error("{0}: cannot listen on {1}: {2}{remedy}", remedy = remedy(.2))]
     Bind(&'static str, ListenAddress, io::Error),
     /// The endpoint's client cannot be built.
     #[error(transparent)]
-    Upstream(SetupError),
+    Upstream(#[from] SetupError),
     /// The listeners' certificate cannot be used.
     #[error(transparent)]
-    Tls(TlsError),
-    /// Signals cannot be heard.
+    Tls(#[from] TlsError),
+    /// Signal handlers cannot be installed.
     #[error("signals: {0}")]
     Signals(io::Error),
-    /// The metrics cannot be registered: a fault of sidelink's own.
+    /// The metrics cannot be registered: a bug in sidelink.
     #[error("metrics: {0}")]
-    Metrics(prometheus::Error),
+    Metrics(#[from] prometheus::Error),
 }
 
 fn remedy(error: &io::Error) -> &'static str {
     let taken = error.kind() == io::ErrorKind::AddrInUse;
     if taken { "; end what listens there, or name another address" } else { "" }
-}
-
-/// Why a configuration cannot be put in force.
-#[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
-    /// The endpoint's client cannot be built.
-    #[error(transparent)]
-    Upstream(SetupError),
-    /// The listeners' certificate cannot be used.
-    #[error(transparent)]
-    Tls(TlsError),
 }
 
 /// A sidelink that is listening.
@@ -85,11 +71,13 @@ pub struct App {
     running: Arc<Running>,
     stop: CancellationToken,
     stop_admin: CancellationToken,
+    /// The clients' listeners.
     clients: JoinSet<()>,
+    /// The admin listener and periodic tasks.
     admin: JoinSet<()>,
 }
 
-/// What a configuration can be put in force in.
+/// Components that a reload updates.
 struct Running {
     proxy: Proxy,
     clients: Arc<ListenerState>,
@@ -100,27 +88,25 @@ impl App {
     /// Builds everything and begins to serve.
     ///
     /// # Errors
-    /// If an address is taken or the endpoint's client cannot be built.
+    /// An address is taken, or the endpoint's client cannot be built.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         Self::start_with(config, Clock::system()).await
     }
 
-    /// As [`App::start`], on a clock of the caller's.
+    /// As [`App::start`], with the caller's clock.
     ///
     /// # Errors
-    /// As there.
+    /// As [`App::start`].
     pub async fn start_with(config: Config, clock: Clock) -> Result<Self, StartError> {
         let proxy = Proxy::new(config, clock)?;
         let config = Arc::clone(&proxy.current().config);
-        let limits = server::Limits::from(&config.limits);
+        let limits = ConnLimits::from(&config.limits);
         let (stop, stop_admin) = (CancellationToken::new(), CancellationToken::new());
-        let open = proxy.lasting().metrics.connections.clone();
+        let open = proxy.shared.metrics.connections.clone();
         let clients = ListenerState::new(limits, config.limits.connections, open, stop.clone());
-        // Admin connections are nobody's clients: they are not in the gauge.
-        let uncounted =
-            prometheus::IntGauge::new("admin_connections", "not registered").map_err(StartError::Metrics)?;
-        let operators = ListenerState::new(operators_limits(limits), ADMIN_CONNECTIONS, uncounted, stop_admin.clone());
-        let operators = operators.without_linger();
+        // The gauge is of clients' connections alone.
+        let unregistered = prometheus::IntGauge::new("admin_connections", "not registered")?;
+        let operators = ListenerState::new(admin_limits(limits), ADMIN_CONNECTIONS, unregistered, stop_admin.clone());
         let mut app = Self {
             addresses: Vec::new(),
             admin_address: config.admin.address,
@@ -131,7 +117,7 @@ impl App {
             admin: JoinSet::new(),
         };
         app.listen(&config).await?;
-        app.running.proxy.lasting().ready.store(true, Ordering::Release);
+        app.running.proxy.shared.ready.store(true, Ordering::Release);
         let endpoint = &config.upstream.endpoint;
         let addresses: Vec<String> = app.addresses.iter().map(ToString::to_string).collect();
         let addresses = addresses.join(", ");
@@ -146,7 +132,7 @@ impl App {
     }
 
     async fn listen(&mut self, config: &Config) -> Result<(), StartError> {
-        // All are bound before any is served: half a sidelink helps nobody.
+        // All are bound before any is served: half a sidelink is of no use.
         let admin_listener = bind("admin.address", &config.admin.address.into(), 0).await?;
         self.admin_address = admin_listener.local_addr().unwrap_or(config.admin.address);
         let mut listeners = Vec::new();
@@ -156,21 +142,21 @@ impl App {
             listeners.push(listener);
         }
         if let Some(tls) = &config.listen.tls {
-            self.running.clients.secure(tls.read().map_err(StartError::Tls)?);
+            self.running.clients.set_tls(tls.read()?);
         }
         for listener in listeners {
             let running = Arc::clone(&self.running);
-            let answer = move |_: Peer, request: Request<Incoming>| {
+            let answer = move |_: Peer, request: Request<RequestBody>| {
                 let current = running.proxy.current();
                 async move { current.router.answer(request).await }
             };
             self.clients.spawn(server::run(listener, Arc::clone(&self.running.clients), answer));
         }
-        let lasting = self.running.proxy.lasting();
-        self.admin.spawn(sweep(Arc::clone(&lasting.cache), lasting.clock.clone(), self.stop_admin.clone()));
-        self.admin.spawn(sample(Arc::clone(&lasting.history), Arc::clone(&lasting.cache), self.stop_admin.clone()));
+        let shared = &self.running.proxy.shared;
+        self.admin.spawn(sweep(Arc::clone(&shared.cache), shared.clock.clone(), self.stop_admin.clone()));
+        self.admin.spawn(sample(Arc::clone(&shared.history), Arc::clone(&shared.cache), self.stop_admin.clone()));
         let running = Arc::clone(&self.running);
-        let answer = move |peer: Peer, request: Request<Incoming>| {
+        let answer = move |peer: Peer, request: Request<RequestBody>| {
             let current = running.proxy.current();
             async move { current.admin.answer(peer, request).await }
         };
@@ -178,38 +164,39 @@ impl App {
         Ok(())
     }
 
-    /// Where clients connect in the network.
+    /// The TCP addresses for clients.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.addresses.iter().filter_map(ListenAddress::tcp).collect()
     }
 
-    /// Where operators connect.
+    /// The address for operators.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin_address
     }
 
-    /// What is in force.
+    /// The configuration that is applied.
     pub fn config(&self) -> Arc<Config> {
         Arc::clone(&self.running.proxy.current().config)
     }
 
-    /// Puts `config` in force. Listeners stay as they are, whatever it says of them.
+    /// Applies `config`. Listeners stay as they are, whatever it says of them.
     ///
     /// # Errors
-    /// If the endpoint's client cannot be built, or the listeners' certificate not be used. Nothing has changed then.
-    pub fn reload(&self, config: Config) -> Result<(), ReloadError> {
-        self.running.put_in_force(config)
+    /// The endpoint's client cannot be built, or the listeners' certificate cannot be used. Nothing has changed then.
+    pub fn reload(&self, config: Config) -> Result<(), StartError> {
+        self.running.apply(config)
     }
 
-    /// Stops taking connections, finishes what is in flight within `limits.drain`, and returns. Metrics and probes are
-    /// there until the end.
+    /// Stops accepting connections, finishes what is in flight within `limits.drain`, and returns. Metrics and probes are
+    /// served until the end.
     pub async fn drain(mut self) {
-        self.running.proxy.lasting().ready.store(false, Ordering::Release);
+        let shared = &self.running.proxy.shared;
+        shared.ready.store(false, Ordering::Release);
         events::Draining {}.log();
-        let (began, most) = (Instant::now(), self.config().limits.drain);
+        let (began, drain) = (Instant::now(), self.config().limits.drain);
         self.stop.cancel();
         while self.clients.join_next().await.is_some() {}
-        self.running.proxy.lasting().exports.end(most.saturating_sub(began.elapsed())).await;
+        shared.exports.end(drain.saturating_sub(began.elapsed())).await;
         self.stop_admin.cancel();
         while self.admin.join_next().await.is_some() {}
         events::Stopped {}.log();
@@ -217,28 +204,27 @@ impl App {
 }
 
 impl Running {
-    fn put_in_force(&self, config: Config) -> Result<(), ReloadError> {
-        let tls = config.listen.tls.as_ref().map(Tls::read).transpose().map_err(ReloadError::Tls)?;
-        let (limits, connections) = (server::Limits::from(&config.limits), config.limits.connections);
+    fn apply(&self, config: Config) -> Result<(), StartError> {
+        let tls = config.listen.tls.as_ref().map(Tls::read).transpose()?;
+        let (limits, connections) = (ConnLimits::from(&config.limits), config.limits.connections);
         let level = config.log.level;
-        self.proxy.reload(config).map_err(ReloadError::Upstream)?;
+        self.proxy.reload(config)?;
         if let Some(tls) = tls {
-            self.clients.secure(tls);
+            self.clients.set_tls(tls);
         }
-        self.clients.change(limits, connections);
-        self.operators.change(operators_limits(limits), ADMIN_CONNECTIONS);
+        self.clients.set_limits(limits, connections);
+        self.operators.set_limits(admin_limits(limits), ADMIN_CONNECTIONS);
         log::set_level(level);
         Ok(())
     }
 
-    /// Loads the file anew and puts it in force; where it will not do, all stays as it is. Says what has come of it. Reads
-    /// files, so it must not be called where others wait for the thread.
+    /// Loads the file and applies it; one that is refused changes nothing. Logs the result. Reads files: blocks.
     fn reload(&self, watch: &mut Watch) {
         let (running, path) = (self.proxy.current().config.clone(), watch.path().display().to_string());
         let errors = match watch.load(Some(&running)) {
             Ok(config) => {
                 let warnings = config.warnings.clone();
-                match self.put_in_force(config) {
+                match self.apply(config) {
                     Ok(()) => {
                         log_warnings(&warnings, &path);
                         events::ConfigReloaded { file: &path }.log();
@@ -252,8 +238,8 @@ impl Running {
             }
             Err(errors) => errors.to_string().lines().map(str::to_owned).collect(),
         };
-        // What is tried again and again is said once.
-        let is_known = self.proxy.reloads().last().errors == errors;
+        // A refused configuration is tried again and again, and logged once.
+        let is_known = self.proxy.shared.reloads.last().errors == errors;
         self.proxy.refuse(errors.clone());
         if !is_known {
             for line in &errors {
@@ -270,26 +256,30 @@ fn log_warnings(warnings: &[Warning], file: &str) {
     }
 }
 
-/// Operators are drained after clients, who have taken their time already; and few connections serve them, so that nobody
-/// may hold one for nothing: probes come by there.
-fn operators_limits(limits: server::Limits) -> server::Limits {
-    let [header_timeout, idle_timeout] =
-        [limits.header_timeout, limits.idle_timeout].map(|limit| limit.min(ADMIN_IDLE));
-    server::Limits { drain: limits.drain.min(ADMIN_DRAIN), header_timeout, idle_timeout, ..limits }
-}
-
-/// Forgets dead links now and then, until `stop`.
-async fn sweep(cache: Arc<Cache>, clock: Clock, stop: CancellationToken) {
-    while tokio::time::timeout(SWEEP, stop.cancelled()).await.is_err() {
-        let (cache, clock) = (Arc::clone(&cache), clock.clone());
-        // Apart from the answers: a large table takes a while.
-        let _ = tokio::task::spawn_blocking(move || cache.sweep(clock.now())).await;
+/// Operators are drained after clients, so they get little time; and they have few connections, so an idle one is closed
+/// soon: probes use them too.
+fn admin_limits(limits: ConnLimits) -> ConnLimits {
+    ConnLimits {
+        header_timeout: limits.header_timeout.min(ADMIN_IDLE),
+        idle_timeout: limits.idle_timeout.min(ADMIN_IDLE),
+        drain: limits.drain.min(ADMIN_DRAIN),
+        linger: Duration::ZERO,
+        ..limits
     }
 }
 
-/// Keeps the last ten minutes for the status page, until `stop`.
+/// Removes dead links from the cache periodically, until `stop`.
+async fn sweep(cache: Arc<Cache>, clock: Clock, stop: CancellationToken) {
+    while timeout(SWEEP, stop.cancelled()).await.is_err() {
+        let (cache, clock) = (Arc::clone(&cache), clock.clone());
+        // A large table takes a while: not on a thread that answers.
+        let _ = spawn_blocking(move || cache.sweep(clock.now())).await;
+    }
+}
+
+/// Samples the last ten minutes for the status page, until `stop`.
 async fn sample(history: Arc<History>, cache: Arc<Cache>, stop: CancellationToken) {
-    while tokio::time::timeout(admin::EVERY, stop.cancelled()).await.is_err() {
+    while timeout(admin::EVERY, stop.cancelled()).await.is_err() {
         let (links, bytes) = cache.size();
         history.sample(links, bytes);
     }

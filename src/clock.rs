@@ -1,7 +1,7 @@
-//! Two clocks read together, because each fails alone.
+//! Two clocks that are read together, because each fails alone.
 //!
-//! The monotonic clock stands still while a machine is suspended; the wall clock steps. A span counts as passed as soon
-//! as *either* has advanced that far, so no suspend and no step can lengthen a link's life.
+//! The monotonic clock stands still while a machine is suspended; the wall clock steps. A span has passed as soon as
+//! *either* clock has advanced that far, so no suspend and no step lengthens a link's life.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 /// A point in time on both clocks, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
-    /// Since some moment before the clock was made.
+    /// Since a moment before the clock was created.
     pub(crate) monotonic: u64,
     /// Since the Unix epoch.
     pub(crate) wall: u64,
@@ -47,7 +47,7 @@ impl Moment {
     }
 }
 
-/// Milliseconds on the monotonic clock when a clock is made: what was fetched elsewhere may be older than this process.
+/// Milliseconds on the monotonic clock when a clock is created: a link of the shared tier may be older than this process.
 const BEFORE: u64 = 7 * 24 * 3600 * 1000;
 
 /// The source of [`Moment`]s. Clones share one wall clock.
@@ -70,12 +70,12 @@ impl Clock {
         Self { start: Instant::now(), wall: Wall::System }
     }
 
-    /// A clock that begins at `unix_millis` and follows tokio's clock, so that a paused runtime drives both.
+    /// Clocks that begin at `unix_millis` and follow tokio's clock, so that a paused runtime drives both.
     pub fn simulated(unix_millis: i64) -> Self {
         Self { start: Instant::now(), wall: Wall::Simulated(Arc::new(AtomicI64::new(unix_millis))) }
     }
 
-    /// Steps a simulated wall clock; the machine's is left alone.
+    /// Steps a simulated wall clock; does nothing to the machine's.
     pub fn step(&self, millis: i64) {
         if let Wall::Simulated(base) = &self.wall {
             base.fetch_add(millis, Ordering::SeqCst);
@@ -87,7 +87,7 @@ impl Clock {
         self.at(Instant::now())
     }
 
-    /// Both clocks, where the monotonic one has just been read.
+    /// Both clocks, where `now` has just been read.
     pub fn at(&self, now: Instant) -> Moment {
         let elapsed = millis(now.saturating_duration_since(self.start));
         let wall = match &self.wall {
@@ -98,19 +98,19 @@ impl Clock {
     }
 }
 
-/// Unix seconds as a date in ISO 8601's basic format, UTC: `20261124T151707Z`. What lies beyond the year 9999 reads as 1970.
+/// Unix seconds in ISO 8601's basic format, UTC: `20261124T151707Z`. A year after 9999 becomes 1970.
 pub fn basic_date(unix_seconds: u64) -> String {
     let timestamp = i64::try_from(unix_seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
     timestamp.unwrap_or_default().strftime(BASIC_DATE).to_string()
 }
 
-/// Unix milliseconds as RFC 3339 has a time, UTC: `2026-11-24T15:17:07.25Z`. What lies beyond the year 9999 reads as 1970.
+/// Unix milliseconds in the format of RFC 3339, UTC: `2026-11-24T15:17:07.25Z`. A year after 9999 becomes 1970.
 pub fn rfc3339(unix_millis: u64) -> String {
     let timestamp = i64::try_from(unix_millis).ok().and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
     timestamp.unwrap_or_default().to_string()
 }
 
-/// Reads what [`basic_date`] writes, to the letter.
+/// Reads exactly what [`basic_date`] writes.
 pub fn read_basic_date(text: &str) -> Option<u64> {
     if text.len() != 16 || !text.is_ascii() {
         return None;

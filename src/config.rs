@@ -184,6 +184,8 @@ section! {
         pub header_timeout: Duration = 10 * SECOND, duration(MILLISECOND..=HOUR);
         /// The longest that a client connection may stay without a byte.
         pub idle_timeout: Duration = MINUTE, duration(MILLISECOND..=DAY);
+        /// The age at which a client connection ends, up to a tenth earlier: HTTP/1 with an answer, HTTP/2 by GOAWAY.
+        pub max_connection_age: Duration = HOUR, duration(SECOND..=DAY);
         /// The longest that shutting down waits for answers in flight.
         pub drain: Duration = 30 * SECOND, duration(Duration::ZERO..=HOUR);
     }

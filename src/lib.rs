@@ -1,8 +1,8 @@
 //! A sidecar that makes batch link look-ups cheap.
 //!
-//! It stands in front of the endpoint `GET /v2/servicerequest/accessorys/access-urls`, answers what it can from memory,
-//! asks the endpoint only for the ids it lacks, and hands back one answer. `docs/ARCHITECTURE.md` walks one batch through
-//! the modules, which stand here in the order of a request.
+//! It stands in front of the endpoint `GET /v2/servicerequest/accessorys/access-urls`, answers what it can from memory, asks
+//! the endpoint only for the ids that are missing, and returns one answer. The modules are in the order of a request, which
+//! `docs/ARCHITECTURE.md` follows through them.
 
 pub mod app;
 
@@ -30,7 +30,7 @@ pub mod telemetry;
 
 pub mod config;
 
-// Leaves: anyone may import them.
+// Leaves: any module may import them.
 pub mod clock;
 pub mod error;
 pub mod limits;

@@ -1,4 +1,4 @@
-//! Bounded resources and shares of them, permits whose number may change, and pauses. A leaf.
+//! Bounded resources and shares of them, permits whose number can change, and pauses. A leaf: any module may import it.
 
 pub mod budget;
 pub mod pause;

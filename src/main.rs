@@ -27,30 +27,29 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve as the configuration file says.
+    /// Serve with a configuration file.
     Serve {
         /// TOML file; config/sidelink.toml shows every key.
         #[arg(long)]
         config: PathBuf,
-        /// Let the kernel dump this process's memory if it crashes, and others of its user look into it. Links and keys are
-        /// in there.
+        /// Allow core dumps, and debuggers of the same user. The memory of this process holds links and keys.
         #[arg(long)]
         core_dumps: bool,
     },
-    /// Validate a configuration file and print what it comes to.
+    /// Validate a configuration file and print the effective configuration.
     Check {
         /// TOML file; config/sidelink.toml shows every key.
         #[arg(long)]
         config: PathBuf,
     },
-    /// Show it working: a simulated endpoint, a sidelink, and a replay of overlapping batches.
+    /// Run a demonstration: a simulated endpoint, a sidelink, and a replay of overlapping batches.
     Demo {
-        /// Exit after the replay: 0 only if every answer was right.
+        /// Exit after the replay: 0 if every answer was right.
         #[arg(long)]
         once: bool,
     },
     /// Run the simulated endpoint alone.
-    Origin(Box<origin::Options>),
+    Origin(origin::Options),
 }
 
 fn main() -> ExitCode {
@@ -64,7 +63,7 @@ fn main() -> ExitCode {
                 Err(error) => fail(&format!("demo: {error}")),
             }
         }),
-        Command::Origin(options) => run(simulate(*options)),
+        Command::Origin(options) => run(simulate_endpoint(options)),
     }
 }
 
@@ -103,14 +102,14 @@ fn check(path: &std::path::Path) -> ExitCode {
     }
 }
 
-async fn simulate(options: origin::Options) -> ExitCode {
+async fn simulate_endpoint(options: origin::Options) -> ExitCode {
     let address = options.address;
     let origin = match Origin::start(options).await {
         Ok(origin) => origin,
         Err(error) => return fail(&format!("cannot listen on {address}: {error}; --address names another")),
     };
     let _ = writeln!(std::io::stdout().lock(), "the simulated endpoint listens on http://{}", origin.address());
-    if let Err(error) = asked_to_stop().await {
+    if let Err(error) = stop_signal().await {
         return fail(&format!("signals: {error}"));
     }
     origin.stop().await;
@@ -118,7 +117,7 @@ async fn simulate(options: origin::Options) -> ExitCode {
 }
 
 /// Waits for SIGTERM or SIGINT.
-async fn asked_to_stop() -> std::io::Result<()> {
+async fn stop_signal() -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
@@ -132,7 +131,7 @@ fn run(main: impl Future<Output = ExitCode>) -> ExitCode {
     match runtime() {
         Ok(runtime) => {
             let code = runtime.block_on(main);
-            // Flights that nobody waits for any more do not hold up the exit.
+            // Does not wait for flights that nobody waits for.
             runtime.shutdown_background();
             code
         }
@@ -140,7 +139,7 @@ fn run(main: impl Future<Output = ExitCode>) -> ExitCode {
     }
 }
 
-/// A thread for each core that this process may use. With one, tasks need no way from thread to thread, which costs.
+/// A thread for each core that this process may use. With one core, tasks need no synchronization between threads.
 fn runtime() -> std::io::Result<Runtime> {
     let one_core = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
     let mut builder = if one_core { Builder::new_current_thread() } else { Builder::new_multi_thread() };

@@ -23,7 +23,7 @@ use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint, KeyPair, Secret};
 use sidelink::demo::origin::{Options, Origin, ScriptedReply, link_is_for};
 use sidelink::message::cache_control::Directives;
-use sidelink::server::{self, Limits, Peer};
+use sidelink::server::{self, ConnLimits, Peer, Protocol};
 use sidelink::telemetry::metrics::IdResult;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::sync::mpsc;
@@ -227,17 +227,23 @@ pub fn admin(data: &[u8]) {
 /// connection ends once its client has said all.
 pub fn connection(data: &[u8]) {
     runtime().block_on(async {
-        let limits = Limits::from(&sidelink::config::Limits::default());
+        let limits = ConnLimits::from(&sidelink::config::Limits::default());
         let (near, far) = duplex(64 << 10);
-        let served = tokio::spawn(server::serve_connection(far, limits, |request: Request<_>| async move {
-            let headers = request.headers();
-            let both = headers.contains_key("content-length") && headers.contains_key("transfer-encoding");
-            assert!(!both, "a request with two framings");
-            assert!(!request.uri().to_string().contains('#'), "a fragment");
-            let body = http_body_util::Limited::new(request.into_body(), 1 << 20).collect().await;
-            let status = if body.is_ok() { 200 } else { 400 };
-            Response::builder().status(status).body(Full::<Bytes>::default()).unwrap()
-        }));
+        let served = tokio::spawn(server::serve_connection(
+            Protocol::Any,
+            far,
+            limits,
+            Default::default(),
+            |request: Request<_>| async move {
+                let headers = request.headers();
+                let both = headers.contains_key("content-length") && headers.contains_key("transfer-encoding");
+                assert!(!both, "a request with two framings");
+                assert!(!request.uri().to_string().contains('#'), "a fragment");
+                let body = http_body_util::Limited::new(request.into_body(), 1 << 20).collect().await;
+                let status = if body.is_ok() { 200 } else { 400 };
+                Response::builder().status(status).body(sidelink::message::body::whole(Bytes::new())).unwrap()
+            },
+        ));
         let data = data.to_vec();
         let (mut read, mut write) = tokio::io::split(near);
         let writing = async {

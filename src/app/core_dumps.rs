@@ -1,15 +1,14 @@
-//! No core dumps: this process's memory is full of links and keys.
+//! No core dumps: the memory of this process holds links and keys.
 
 use std::io;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
-/// Has the kernel write no core dump of this process, and hand none to a program (`core_pattern`), which a limit of size
-/// alone does not prevent (core(5)). Besides, only root may then attach a debugger, or read this process's memory and
-/// environment under `/proc`.
+/// Forbids core dumps of this process, also to a program (`core_pattern`), which a size limit alone does not (core(5)). Only
+/// root can then attach a debugger, or read memory and environment of this process under `/proc`.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// The kernel refuses.
 pub fn forbid() -> io::Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;

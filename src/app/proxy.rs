@@ -1,4 +1,5 @@
-//! Everything between a client's request and the endpoint: what one configuration comes to, over what outlasts it.
+//! Everything between a client's request and the endpoint: what one configuration builds ([`Generation`]), over what
+//! outlasts it ([`SharedState`]).
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -28,25 +29,25 @@ use crate::upstream::{MemoryEndpoint, SetupError, Upstream, trusted_client};
 
 /// Everything between a client's request and the endpoint, without listeners.
 pub struct Proxy {
-    lasting: SharedState,
+    pub(super) shared: SharedState,
     /// A request takes one and is answered by it to its end, whatever is loaded meanwhile.
     current: ArcSwap<Generation>,
 }
 
-/// What one configuration comes to. It does not change.
+/// What one configuration builds. It does not change.
 pub struct Generation {
     /// Answers clients.
     pub router: Router,
     /// Answers operators.
     pub admin: Admin,
-    /// What it was built from.
+    /// What this was built from.
     pub config: Arc<Config>,
     upstream: Arc<Upstream>,
     tier: Option<Arc<Tier>>,
     tracer: Option<Tracer>,
 }
 
-/// What outlasts a configuration: what is kept, what is in flight, what is counted.
+/// What outlasts a configuration: the cache, flights, counters.
 pub(super) struct SharedState {
     pub(super) cache: Arc<Cache>,
     purges: Arc<Purges>,
@@ -56,45 +57,40 @@ pub(super) struct SharedState {
     registry: Registry,
     pub(super) metrics: Arc<Metrics>,
     pub(super) ready: Arc<AtomicBool>,
-    reloads: ReloadState,
+    pub(super) reloads: ReloadState,
     pub(super) history: Arc<History>,
     pub(super) clock: Clock,
     pub(super) exports: ExportTasks,
-    reach: Reach,
-}
-
-/// How the endpoint is reached.
-enum Reach {
-    Network,
-    Memory(MemoryEndpoint),
+    /// The endpoint, where it is in memory and not in the network.
+    memory_endpoint: Option<MemoryEndpoint>,
 }
 
 impl Proxy {
     /// Builds everything, to reach the endpoint over the network. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// If the endpoint's client cannot be built.
+    /// The endpoint's client cannot be built.
     pub fn new(config: Config, clock: Clock) -> Result<Self, StartError> {
-        Self::build(config, clock, Reach::Network)
+        Self::build(config, clock, None)
     }
 
     /// Builds everything, to reach the endpoint in memory.
     ///
     /// # Errors
-    /// If the metrics cannot be registered.
+    /// The metrics cannot be registered.
     pub fn in_memory(config: Config, clock: Clock, endpoint: impl Into<MemoryEndpoint>) -> Result<Self, StartError> {
-        Self::build(config, clock, Reach::Memory(endpoint.into()))
+        Self::build(config, clock, Some(endpoint.into()))
     }
 
-    fn build(config: Config, clock: Clock, reach: Reach) -> Result<Self, StartError> {
+    fn build(config: Config, clock: Clock, memory_endpoint: Option<MemoryEndpoint>) -> Result<Self, StartError> {
         let registry = Registry::new();
-        let metrics = Arc::new(Metrics::new(&registry).map_err(StartError::Metrics)?);
+        let metrics = Arc::new(Metrics::new(&registry)?);
         metrics.reload.succeeded(clock.now().unix_seconds());
         let process = prometheus::process_collector::ProcessCollector::for_self();
-        registry.register(Box::new(process)).map_err(StartError::Metrics)?;
+        registry.register(Box::new(process))?;
         let purges = Arc::new(Purges::new(purge_key(&config).unwrap_or_else(rand::random), purges::span_of(&config)));
         let history = Arc::new(History::new(Arc::clone(&metrics), clock.clone()));
-        let lasting = SharedState {
+        let shared = SharedState {
             cache: Arc::new(Cache::new(&config.cache, Arc::clone(&purges), &metrics)),
             purges,
             caller_states: Arc::new(CallerStates::new(rand::random())),
@@ -107,68 +103,59 @@ impl Proxy {
             history,
             clock,
             exports: ExportTasks::default(),
-            reach,
+            memory_endpoint,
         };
-        let upstream = lasting.upstream(&config, None).map_err(StartError::Upstream)?;
-        let tier = lasting.tier(&config, None).map_err(StartError::Upstream)?;
-        let tracer = lasting.tracer(&config, None).map_err(StartError::Upstream)?;
-        let current = ArcSwap::from_pointee(lasting.assemble(Arc::new(config), upstream, tier, tracer));
-        Ok(Self { lasting, current })
+        let upstream = shared.upstream(&config, None)?;
+        let tier = shared.tier(&config, None)?;
+        let tracer = shared.tracer(&config, None)?;
+        let current = ArcSwap::from_pointee(shared.build(Arc::new(config), upstream, tier, tracer));
+        Ok(Self { shared, current })
     }
 
-    /// What answers now.
+    /// The generation that answers now.
     pub fn current(&self) -> Arc<Generation> {
         self.current.load_full()
     }
 
-    /// Puts `config` in force for whatever is asked from now on. What is kept stays, what is in flight is joined; under
-    /// another endpoint, neither is to be found.
+    /// Applies `config` to requests from now on. Links stay in the cache, and flights are joined; under another endpoint,
+    /// neither is found.
     ///
     /// # Errors
-    /// If the endpoint's client cannot be built. Nothing has changed then.
+    /// The endpoint's client cannot be built. Nothing has changed then.
     pub fn reload(&self, config: Config) -> Result<(), SetupError> {
         let before = self.current();
-        let upstream = self.lasting.upstream(&config, Some(&before))?;
-        let tracer = self.lasting.tracer(&config, Some(&before))?;
-        let tier = self.lasting.tier(&config, Some(&before))?;
+        let upstream = self.shared.upstream(&config, Some(&before))?;
+        let tracer = self.shared.tracer(&config, Some(&before))?;
+        let tier = self.shared.tier(&config, Some(&before))?;
         if config.freshness.min_remaining > before.config.freshness.min_remaining {
-            // What is kept was judged by the lower floor, and so would be what batches of before are yet to bring.
-            self.lasting.flights.set_min_remaining(config.freshness.min_remaining);
-            self.lasting.purges.mark(Mark::All, self.lasting.clock.now());
+            // Links in the cache were judged by the lower floor, and so are those of batches that are in flight.
+            self.shared.flights.set_min_remaining(config.freshness.min_remaining);
+            self.shared.purges.mark(Mark::All, self.shared.clock.now());
         }
-        self.lasting.purges.lengthen(purges::span_of(&config));
-        self.lasting.cache.resize(config.cache.capacity);
-        self.lasting.flights.resize(config.upstream.calls);
+        self.shared.purges.lengthen(purges::span_of(&config));
+        self.shared.cache.resize(config.cache.capacity);
+        self.shared.flights.resize(config.upstream.calls);
         let floor = config.freshness.min_remaining;
-        self.current.store(Arc::new(self.lasting.assemble(Arc::new(config), upstream, tier, tracer)));
-        self.lasting.flights.set_min_remaining(floor);
-        self.lasting.metrics.reload.succeeded(self.lasting.clock.now().unix_seconds());
+        self.current.store(Arc::new(self.shared.build(Arc::new(config), upstream, tier, tracer)));
+        self.shared.flights.set_min_remaining(floor);
+        self.shared.metrics.reload.succeeded(self.shared.clock.now().unix_seconds());
         self.note(Vec::new());
         Ok(())
     }
 
-    /// Notes that a configuration was refused, for what is wrong with it; what is in force stays.
+    /// Notes that a configuration was refused because of `errors`.
     pub fn refuse(&self, errors: Vec<String>) {
-        self.lasting.metrics.reload.failed();
+        self.shared.metrics.reload.failed();
         self.note(errors);
     }
 
-    /// How reloading has gone.
-    pub fn reloads(&self) -> &ReloadState {
-        &self.lasting.reloads
-    }
-
     fn note(&self, errors: Vec<String>) {
-        self.lasting.reloads.note(Reload { at: self.lasting.clock.now().wall_time(), errors });
-    }
-
-    pub(super) fn lasting(&self) -> &SharedState {
-        &self.lasting
+        self.shared.reloads.note(Reload { at: self.shared.clock.now().wall_time(), errors });
     }
 }
 
 impl SharedState {
-    /// The endpoint's client: that of `before`, with its connections, where it would be the same again.
+    /// The endpoint's client: that of `before`, with its connections, where it would be the same.
     fn upstream(&self, config: &Config, before: Option<&Generation>) -> Result<Arc<Upstream>, SetupError> {
         if let Some(before) = before
             && before.config.upstream == config.upstream
@@ -177,22 +164,22 @@ impl SharedState {
             return Ok(Arc::clone(&before.upstream));
         }
         let (clock, metrics) = (self.clock.clone(), Arc::clone(&self.metrics));
-        let upstream = match &self.reach {
-            Reach::Network => Upstream::new(&config.upstream, clock, metrics)?,
-            Reach::Memory(endpoint) => Upstream::in_memory(endpoint.clone(), &config.upstream, clock, metrics),
+        let upstream = match &self.memory_endpoint {
+            None => Upstream::new(&config.upstream, clock, metrics)?,
+            Some(endpoint) => Upstream::in_memory(endpoint.clone(), &config.upstream, clock, metrics),
         };
         Ok(Arc::new(upstream))
     }
 
-    /// The shared tier, if there is one: that of `before`, with all that it knows, where it would be the same again.
+    /// The shared tier, if there is one: that of `before`, with its state, where it would be the same.
     fn tier(&self, config: &Config, before: Option<&Generation>) -> Result<Option<Arc<Tier>>, SetupError> {
-        let alike = |before: &Config| {
+        let is_same = |before: &Config| {
             before.shared == config.shared
                 && before.upstream.endpoint == config.upstream.endpoint
                 && before.freshness == config.freshness
                 && before.callers.revalidate == config.callers.revalidate
         };
-        if let Some(before) = before.filter(|before| alike(&before.config)) {
+        if let Some(before) = before.filter(|before| is_same(&before.config)) {
             return Ok(before.tier.clone());
         }
         let Some(shared) = &config.shared else {
@@ -206,28 +193,28 @@ impl SharedState {
         let (caller_states, purges) = (Arc::clone(&self.caller_states), Arc::clone(&self.purges));
         let metrics = Arc::clone(&self.metrics);
         let tier = Arc::new(Tier::new(shared, config, tls, caller_states, purges, metrics, self.clock.clone()));
-        let told = Arc::downgrade(&tier);
+        let weak = Arc::downgrade(&tier);
         self.purges.tell(Some(Box::new(move |target| {
-            if let Some(tier) = told.upgrade() {
+            if let Some(tier) = weak.upgrade() {
                 tier.purge(target);
             }
         })));
         Ok(Some(tier))
     }
 
-    /// What begins spans, if anything does: that of `before`, with what it has queued, where it would be the same again.
+    /// What begins spans, if anything does: that of `before`, with its queue, where it would be the same.
     fn tracer(&self, config: &Config, before: Option<&Generation>) -> Result<Option<Tracer>, SetupError> {
         if let Some(before) = before.filter(|before| before.config.trace == config.trace) {
             return Ok(before.tracer.clone());
         }
         let Some(trace) = &config.trace else { return Ok(None) };
-        let secured = trace.endpoint.scheme == Scheme::HTTPS;
-        let tls = if secured { Some(trusted_client("trace.ca_file", trace.ca_file.as_deref())?) } else { None };
+        let is_https = trace.endpoint.scheme == Scheme::HTTPS;
+        let tls = if is_https { Some(trusted_client("trace.ca_file", trace.ca_file.as_deref())?) } else { None };
         let tracer = Tracer::start(trace, tls, &self.metrics, &self.exports);
         tracer.map(Some).map_err(|error| SetupError::Exporter(error.to_string()))
     }
 
-    fn assemble(
+    fn build(
         &self,
         config: Arc<Config>,
         upstream: Arc<Upstream>,
@@ -253,36 +240,36 @@ impl SharedState {
             Arc::clone(&config),
             clock.clone(),
         );
-        let bound = |total: &Usage, most, limit| Budget::new(total.clone(), most, limit, Arc::clone(metrics));
+        let budget = |usage: &Usage, size, limit| Budget::new(usage.clone(), size, limit, Arc::clone(metrics));
         let resign = Resign::new(
             keys,
             Arc::clone(&callers),
             Arc::clone(&upstream),
             &config.limits,
-            bound(&self.totals.signed_bodies, config.limits.signed_bodies, Limit::SignedBodies),
+            budget(&self.totals.signed_bodies, config.limits.signed_bodies, Limit::SignedBodies),
             clock.clone(),
         );
         let deletions = Deletions::new(Arc::clone(&self.purges), clock.clone(), Arc::clone(metrics));
         let idle_timeout = config.upstream.idle_timeout;
-        let exchanges = bound(&self.totals.exchanges, config.limits.exchanges, Limit::Exchanges);
+        let exchanges = budget(&self.totals.exchanges, config.limits.exchanges, Limit::Exchanges);
         let passthrough = Arc::new(Passthrough::new(Arc::clone(&upstream), resign, deletions, idle_timeout, exchanges));
-        let access_urls = Arc::new(BatchRoute::new(
+        let batch_route = Arc::new(BatchRoute::new(
             callers,
             Arc::clone(&self.cache),
             fetch,
             Arc::clone(&passthrough),
-            bound(&self.totals.batch_bodies, config.limits.batch_bodies, Limit::BatchBodies),
+            budget(&self.totals.batch_bodies, config.limits.batch_bodies, Limit::BatchBodies),
             Arc::clone(&config),
             Arc::clone(metrics),
             clock.clone(),
         ));
         metrics.limits.show(&config);
-        let workings = AdminState {
+        let admin_state = AdminState {
             registry: self.registry.clone(),
             metrics: Arc::clone(metrics),
             cache: Arc::clone(&self.cache),
             upstream: Arc::clone(&upstream),
-            access_urls: Arc::clone(&access_urls),
+            access_urls: Arc::clone(&batch_route),
             history: Arc::clone(&self.history),
             config: Arc::clone(&config),
             reloads: self.reloads.clone(),
@@ -291,9 +278,9 @@ impl SharedState {
             ready: Arc::clone(&self.ready),
             clock: clock.clone(),
         };
-        let admin = Admin::new(&config.admin, workings);
+        let admin = Admin::new(&config.admin, admin_state);
         let router = Router::new(
-            access_urls,
+            batch_route,
             passthrough,
             Arc::clone(&upstream),
             Arc::clone(metrics),
@@ -304,7 +291,7 @@ impl SharedState {
     }
 }
 
-/// The key by which purges name their targets: the fleet's, where there is one.
+/// The key with which purges hash their targets: the fleet's, where there is one.
 fn purge_key(config: &Config) -> Option<[u8; 16]> {
     config.shared.as_ref().and_then(|shared| Tier::purge_key(shared, &config.upstream.endpoint))
 }

@@ -1,4 +1,4 @@
-//! A process's life: it starts, reloads when told to or when its files change, drains when asked to stop.
+//! The life of a process: it starts, reloads on SIGHUP or when its files change, and drains on SIGTERM or SIGINT.
 
 use std::io;
 use std::sync::Arc;
@@ -10,16 +10,17 @@ use super::{App, StartError, Watch, log_warnings};
 use crate::config::Config;
 use crate::telemetry::log::events;
 
-/// How a process's life has ended.
+/// How the life of a process has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// All was finished, or `limits.drain` was over.
+    /// What was in flight is finished, or `limits.drain` was over.
     Drained,
     /// A second signal came.
     CutShort,
 }
 
-/// The signals that it heeds. Handlers are there from the start: the first process of a container has no others.
+/// The signals that have an effect. Their handlers are installed first: to the first process of a container, a signal without
+/// a handler does nothing.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -35,62 +36,61 @@ impl Signals {
         })
     }
 
-    /// What the next signal asks for.
-    async fn next(&mut self) -> Asked {
+    async fn next(&mut self) -> Command {
         tokio::select! {
-            _ = self.terminate.recv() => Asked::Stop,
-            _ = self.interrupt.recv() => Asked::Stop,
-            _ = self.hang_up.recv() => Asked::Reload,
+            _ = self.terminate.recv() => Command::Stop,
+            _ = self.interrupt.recv() => Command::Stop,
+            _ = self.hang_up.recv() => Command::Reload,
         }
     }
 
-    /// Waits until one asks to stop. Whether one asked for a reload before.
+    /// Waits for a signal to stop. Sets `reload` where one to reload came before.
     async fn stop(&mut self, reload: &mut bool) {
-        while self.next().await != Asked::Stop {
+        while self.next().await != Command::Stop {
             *reload = true;
         }
     }
 }
 
-/// What a process is asked to do.
+/// What a signal, or a changed file, asks for.
 #[derive(PartialEq, Eq)]
-enum Asked {
+enum Command {
     /// SIGTERM, SIGINT.
     Stop,
     /// SIGHUP.
     Reload,
 }
 
-/// Serves as `config` says, which `watch` has loaded, until SIGTERM or SIGINT. SIGHUP, and a change of what it watches,
-/// load it anew.
+/// Serves as `config` says, which `watch` has loaded, until SIGTERM or SIGINT. SIGHUP, and a change of a file that is
+/// watched, load it anew.
 ///
 /// # Errors
-/// If it does not start.
+/// Why it does not start.
 pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> {
     log_warnings(&config.warnings, &watch.path().display().to_string());
     let mut signals = Signals::new().map_err(StartError::Signals)?;
     let app = App::start(config).await?;
-    tell(&[NotifyState::Ready]);
+    notify(&[NotifyState::Ready]);
     // A SIGHUP that comes during a reload asks for another: the file may have changed after it was read.
     let mut again = false;
     loop {
-        let asked = tokio::select! {
-            asked = signals.next(), if !again => asked,
-            () = watch.changed(), if !again => Asked::Reload,
-            else => Asked::Reload,
+        let command = tokio::select! {
+            command = signals.next(), if !again => command,
+            () = watch.changed(), if !again => Command::Reload,
+            else => Command::Reload,
         };
-        if asked == Asked::Stop {
+        if command == Command::Stop {
             break;
         }
         again = false;
         let running = Arc::clone(&app.running);
         let path = watch.path().to_owned();
-        tell_of_reload();
+        notify_reloading();
         let reload = tokio::task::spawn_blocking(move || {
             running.reload(&mut watch);
             watch
         });
-        // A file system that hangs does not keep it from ending.
+        // A file system that hangs does not delay the end.
         let reloaded = tokio::select! {
             reloaded = reload => reloaded,
             () = signals.stop(&mut again) => break,
@@ -102,9 +102,9 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
                 Watch::new(&path)
             }
         };
-        tell(&[NotifyState::Ready]);
+        notify(&[NotifyState::Ready]);
     }
-    tell(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping]);
     tokio::select! {
         () = app.drain() => Ok(End::Drained),
         () = signals.stop(&mut again) => {
@@ -114,16 +114,16 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
     }
 }
 
-/// Tells systemd, where it is what has started this process.
-fn tell(states: &[NotifyState<'_>]) {
+/// Tells systemd, where it has started this process.
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         events::NotifyFailed { reason: format_args!("{error}") }.log();
     }
 }
 
-fn tell_of_reload() {
+fn notify_reloading() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(_) => tell(&[NotifyState::Reloading]),
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(_) => notify(&[NotifyState::Reloading]),
     }
 }

@@ -1,8 +1,8 @@
-//! Watches the configuration's file and the files that it names.
+//! Watches the configuration file and the files that it names.
 //!
-//! They are looked at once a second, through their links, as Kubernetes swaps one (`..data`) to change a whole mounted
-//! directory. A look is a few calls of `stat`; a watcher of the kernel's (inotify) would have to follow each link on the
-//! way, sees no change on network file systems, and there are only so many of them for all the pods of a machine.
+//! They are polled once a second, through symbolic links, since Kubernetes swaps one (`..data`) to change a whole mounted
+//! directory. A poll is a few calls of `stat`. inotify would have to follow each link on the way, sees no change on network
+//! file systems, and has a limit for all the pods of a machine.
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
@@ -14,25 +14,25 @@ use tokio::time::{Instant, sleep};
 
 use crate::config::{Config, ConfigErrors};
 
-/// Between one look and the next. What has changed must look the same twice: so a file that is being written, or one of
-/// several, gets that long to be whole.
-const LOOK: Duration = Duration::from_secs(1);
-/// A configuration that was refused is tried again after this time, changed or not: what it lacks may have come.
+/// Between one poll and the next. A change counts once two polls agree: a file that is being written, or one of several, has
+/// that long to be complete.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// A configuration that was refused is tried again after this time, changed or not: what was missing may be there.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// The file of a configuration, and what it looked like when it was loaded.
+/// The configuration file, and the state of its files when it was loaded.
 pub struct Watch {
     path: PathBuf,
-    loaded: Looks,
+    loaded: FileStates,
     refused: Option<Instant>,
 }
 
-/// What each file looks like; `None`: it cannot be seen.
-type Looks = BTreeMap<PathBuf, Option<Look>>;
+/// The state of each file; `None`: it cannot be read.
+type FileStates = BTreeMap<PathBuf, Option<FileState>>;
 
-/// What tells one content of a file from another, without reading it.
+/// Tells one content of a file from another, without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Look {
+struct FileState {
     device: u64,
     inode: u64,
     size: u64,
@@ -40,7 +40,7 @@ struct Look {
     changed: (i64, i64),
 }
 
-impl Look {
+impl FileState {
     fn of(file: &Metadata) -> Self {
         Self {
             device: file.dev(),
@@ -53,24 +53,24 @@ impl Look {
 }
 
 impl Watch {
-    /// Of the file at `path`, which has not been loaded yet.
+    /// Watches the file at `path`, which has not been loaded yet.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), loaded: Looks::from([(path.to_owned(), None)]), refused: None }
+        Self { path: path.to_owned(), loaded: FileStates::from([(path.to_owned(), None)]), refused: None }
     }
 
-    /// Its path.
+    /// The path of the configuration file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Loads the file; `running` is what is in force, if anything is.
+    /// Loads the file; `running` is the configuration that is applied, if there is one.
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn load(&mut self, running: Option<&Config>) -> Result<Config, ConfigErrors> {
         loop {
-            // Looked at before it is read: what changes meanwhile has changed since.
-            self.loaded = look(self.loaded.keys().cloned().collect());
+            // Before it is read, so that a change meanwhile is noticed later.
+            self.loaded = file_states(self.loaded.keys().cloned().collect());
             let config = match running {
                 Some(running) => Config::reload(&self.path, running),
                 None => Config::load(&self.path),
@@ -86,22 +86,22 @@ impl Watch {
         }
     }
 
-    /// What was loaded last will not do.
+    /// Notes that what was loaded last cannot be applied.
     pub fn refuse(&mut self) {
         self.refused = Some(Instant::now());
     }
 
-    /// Waits until it should be loaded anew: files have changed and stand still, or what was refused may be tried again.
+    /// Waits until it should be loaded anew: files have changed and no longer change, or a refused one is to be tried again.
     pub async fn changed(&mut self) {
-        let mut before: Option<Looks> = None;
+        let mut before: Option<FileStates> = None;
         loop {
-            sleep(LOOK).await;
+            sleep(INTERVAL).await;
             if self.refused.is_some_and(|refused| refused.elapsed() >= RETRY) {
                 return;
             }
             let files: Vec<PathBuf> = self.loaded.keys().cloned().collect();
-            // Apart from the answers: a network's file system may take its time.
-            let Ok(now) = tokio::task::spawn_blocking(|| look(files)).await else { continue };
+            // A network file system may take a while: not on a thread that answers.
+            let Ok(now) = tokio::task::spawn_blocking(|| file_states(files)).await else { continue };
             if now != self.loaded && before.as_ref() == Some(&now) {
                 return;
             }
@@ -110,10 +110,10 @@ impl Watch {
     }
 }
 
-fn look(files: Vec<PathBuf>) -> Looks {
-    let look = |path: PathBuf| {
-        let look = std::fs::metadata(&path).ok().map(|file| Look::of(&file));
-        (path, look)
+fn file_states(files: Vec<PathBuf>) -> FileStates {
+    let state = |path: PathBuf| {
+        let state = std::fs::metadata(&path).ok().map(|file| FileState::of(&file));
+        (path, state)
     };
-    files.into_iter().map(look).collect()
+    files.into_iter().map(state).collect()
 }

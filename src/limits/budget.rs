@@ -1,5 +1,5 @@
-//! What is held at a time, in all, of one kind: bytes of bodies, or requests. Each has its own limit; a limit on their
-//! number does not bound their sum.
+//! Budgets: how much of one kind there may be at a time, over all requests. A limit of each body's size, or of their number,
+//! does not bound the sum of their bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,24 +8,23 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use tokio::time::timeout;
 
 use crate::error::{Error, Limit};
 use crate::message::body::Body;
 use crate::telemetry::metrics::Metrics;
 
-/// How much is held. Outlasts configurations.
+/// How much of a budget is used. Outlasts configurations.
 #[derive(Clone, Debug, Default)]
 pub struct Usage(Arc<AtomicUsize>);
 
 impl Usage {
-    /// As of now.
+    /// The current value.
     pub fn now(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// All that is counted so.
+/// The usage of every budget.
 #[derive(Clone, Debug, Default)]
 pub struct Usages {
     /// Requests on other routes, from their head to the end of their answer.
@@ -36,79 +35,84 @@ pub struct Usages {
     pub signed_bodies: Usage,
 }
 
-/// A total and the most that it may be.
+/// A bounded resource.
 pub struct Budget {
-    total: Usage,
-    most: usize,
+    usage: Usage,
+    size: usize,
     limit: Limit,
     metrics: Arc<Metrics>,
 }
 
-/// A share of a total, given back when dropped.
+/// A share of a budget, which is returned when this is dropped.
 #[derive(Debug)]
 pub struct Reservation {
-    total: Usage,
+    usage: Usage,
     amount: usize,
 }
 
 impl Budget {
-    /// Of `most` in all. Who is refused is counted as shed by `limit`.
-    pub fn new(total: Usage, most: usize, limit: Limit, metrics: Arc<Metrics>) -> Self {
-        Self { total, most, limit, metrics }
+    /// A budget of `size`. What it refuses is counted as shed by `limit`.
+    pub fn new(usage: Usage, size: usize, limit: Limit, metrics: Arc<Metrics>) -> Self {
+        Self { usage, size, limit, metrics }
     }
 
-    /// One more.
+    /// Reserves one.
     ///
     /// # Errors
-    /// If the limit is reached.
+    /// The budget is used up.
     pub fn one(&self) -> Result<Reservation, Error> {
-        let mut held = self.none();
-        self.grow(&mut held, 1)?;
-        Ok(held)
+        let mut reservation = self.none();
+        self.grow(&mut reservation, 1)?;
+        Ok(reservation)
     }
 
-    /// The whole of `body`, of `longest` bytes, and its share. Bytes count as they come, not as they are announced: who only
-    /// announces them takes nobody's room.
+    /// Reads `body`, of `max_bytes` at most, and reserves as much. Bytes count as they arrive, not as they are announced: an
+    /// announcement alone takes no share.
     ///
     /// # Errors
-    /// `too_long`; the limit is reached; it broke off, or did not come within `patience`.
+    /// `too_long`; the budget is used up; the body breaks off, or does not arrive within `timeout`.
     pub async fn read(
         &self,
         body: &mut Body,
-        longest: usize,
+        max_bytes: usize,
         too_long: Error,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<(Bytes, Reservation), Error> {
-        // What is announced need not be sent to be refused.
-        if usize::try_from(body.size_hint().lower()).is_ok_and(|length| length > longest) {
+        // A body that announces too much is refused before it is sent.
+        if usize::try_from(body.size_hint().lower()).is_ok_and(|length| length > max_bytes) {
             return Err(too_long);
         }
-        let read = timeout(patience, self.read_on(body, longest, too_long)).await;
+        let read = tokio::time::timeout(timeout, self.read_all(body, max_bytes, too_long)).await;
         read.unwrap_or(Err(Error::Malformed("the request's body did not come in time")))
     }
 
-    async fn read_on(&self, body: &mut Body, longest: usize, too_long: Error) -> Result<(Bytes, Reservation), Error> {
-        let mut held = self.none();
+    async fn read_all(
+        &self,
+        body: &mut Body,
+        max_bytes: usize,
+        too_long: Error,
+    ) -> Result<(Bytes, Reservation), Error> {
+        let mut reservation = self.none();
         let mut read = BytesMut::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| Error::Malformed("the request's body broke off"))?;
-            let Some(piece) = frame.data_ref() else { continue };
-            if read.len() + piece.len() > longest {
+            let Some(chunk) = frame.data_ref() else { continue };
+            if read.len() + chunk.len() > max_bytes {
                 return Err(too_long);
             }
-            self.grow(&mut held, piece.len())?;
-            read.extend_from_slice(piece);
+            self.grow(&mut reservation, chunk.len())?;
+            read.extend_from_slice(chunk);
         }
-        Ok((read.freeze(), held))
+        Ok((read.freeze(), reservation))
     }
 
     fn none(&self) -> Reservation {
-        Reservation { total: self.total.clone(), amount: 0 }
+        Reservation { usage: self.usage.clone(), amount: 0 }
     }
 
-    fn grow(&self, held: &mut Reservation, amount: usize) -> Result<(), Error> {
-        held.amount += amount;
-        if self.total.0.fetch_add(amount, Ordering::Relaxed) + amount <= self.most {
+    fn grow(&self, reservation: &mut Reservation, amount: usize) -> Result<(), Error> {
+        reservation.amount += amount;
+        if self.usage.0.fetch_add(amount, Ordering::Relaxed) + amount <= self.size {
             return Ok(());
         }
         self.metrics.shed.of(self.limit).inc();
@@ -118,6 +122,6 @@ impl Budget {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.total.0.fetch_sub(self.amount, Ordering::Relaxed);
+        self.usage.0.fetch_sub(self.amount, Ordering::Relaxed);
     }
 }

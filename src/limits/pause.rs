@@ -10,13 +10,13 @@ use http::{HeaderMap, HeaderValue, Response};
 use crate::clock::{Moment, millis};
 
 /// The longest pause, whatever the endpoint says.
-const LONGEST: Duration = Duration::from_secs(60);
-/// Where it does not say, or not readably.
+const MAX: Duration = Duration::from_secs(60);
+/// Without a `Retry-After`, or with one that cannot be read.
 const DEFAULT: Duration = Duration::from_secs(1);
-/// A longer answer is not given again.
-const MOST_BYTES: usize = 16 << 10;
+/// A longer answer is not repeated.
+const MAX_BYTES: usize = 16 << 10;
 
-/// Until when calls wait, on the monotonic clock, and what is answered meanwhile.
+/// Until when calls wait, on the monotonic clock, and what the endpoint answered.
 #[derive(Debug, Default)]
 pub struct Pause(Mutex<Until>);
 
@@ -26,22 +26,22 @@ struct Until {
     answer: Option<Arc<Response<Bytes>>>,
 }
 
-/// A pause that lasts.
+/// What is left of a pause.
 #[derive(Clone, Debug)]
 pub struct Paused {
-    /// How long it still lasts.
+    /// How long the pause still lasts.
     pub left: Duration,
-    /// What the endpoint answered when it asked for it; `None` where that was too long to keep, or another caller's.
+    /// The answer with which the endpoint asked for it; `None` where that is too long, or another caller's.
     answer: Option<Arc<Response<Bytes>>>,
 }
 
 impl Pause {
-    /// Pauses for `span` from `now`; `answer` is given again meanwhile. Never shortens a pause.
+    /// Pauses for `span` from `now`; `answer` is repeated meanwhile. Never shortens a pause.
     pub fn set(&self, now: Moment, span: Duration, answer: Option<Response<Bytes>>) {
         let end = now.monotonic.saturating_add(millis(span));
         let mut until = self.until();
         if end > until.end {
-            let answer = answer.filter(|answer| answer.body().len() <= MOST_BYTES).map(|mut answer| {
+            let answer = answer.filter(|answer| answer.body().len() <= MAX_BYTES).map(|mut answer| {
                 // A cookie is set once.
                 answer.headers_mut().remove(SET_COOKIE);
                 Arc::new(answer)
@@ -50,7 +50,7 @@ impl Pause {
         }
     }
 
-    /// What is left of it, if it lasts.
+    /// What is left of the pause, if it has not ended.
     pub fn lasting(&self, now: Moment) -> Option<Paused> {
         let until = self.until();
         let left = until.end.saturating_sub(now.monotonic);
@@ -63,7 +63,7 @@ impl Pause {
 }
 
 impl Paused {
-    /// The endpoint's answer as it came; a `Retry-After` says what is left of it.
+    /// The endpoint's answer as it came; a `Retry-After` says what is left of the pause.
     pub fn answer(&self) -> Option<Response<Bytes>> {
         let mut answer = Response::clone(self.answer.as_ref()?);
         if answer.headers().contains_key(RETRY_AFTER) {
@@ -74,7 +74,7 @@ impl Paused {
     }
 }
 
-/// Reads `Retry-After`, seconds or a date; `None` where there is none.
+/// Reads `Retry-After`: seconds, or a date; `None` where there is none.
 pub fn retry_after(headers: &HeaderMap, now: Moment) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?;
     let span = value.to_str().ok().and_then(|text| {
@@ -85,10 +85,10 @@ pub fn retry_after(headers: &HeaderMap, now: Moment) -> Option<Duration> {
         let here = SystemTime::UNIX_EPOCH + Duration::from_millis(now.unix_millis());
         Some(date.duration_since(here).unwrap_or_default())
     });
-    Some(span.unwrap_or(DEFAULT).min(LONGEST))
+    Some(span.unwrap_or(DEFAULT).min(MAX))
 }
 
-/// The pause that a 429 asks for: as it says, else a second.
+/// The pause that a 429 asks for; a second where it does not say.
 pub fn throttled(headers: &HeaderMap, now: Moment) -> Duration {
     retry_after(headers, now).unwrap_or(DEFAULT)
 }
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_is_given_again_and_says_what_is_left() {
+    fn the_answer_is_repeated_and_says_what_is_left() {
         let pause = Pause::default();
         let answer = |body: &'static [u8]| {
             Response::builder().status(429).header(RETRY_AFTER, "5").body(Bytes::from_static(body)).unwrap()

@@ -1,11 +1,11 @@
-//! A semaphore whose size may change while its permits are held: a limit that a reload may move.
+//! A semaphore whose size can change while permits are in use: a limit that a reload changes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
-/// So many permits, and no more, but for those that were held when the size shrank.
+/// Permits of a number that can change. Those in use when it shrinks stay until they are returned.
 pub struct Permits {
     semaphore: Arc<Semaphore>,
     size: AtomicUsize,
@@ -17,8 +17,8 @@ impl Permits {
         Self { semaphore: Arc::new(Semaphore::new(size)), size: AtomicUsize::new(size) }
     }
 
-    /// Changes how many there are. Where permits that are held would have to go, nobody gets one until enough are back.
-    /// Must be called within a tokio runtime.
+    /// Changes the number of permits. Where more are in use, none is given until enough are returned. Must be called within
+    /// a tokio runtime.
     pub fn resize(&self, size: usize) {
         if self.size.load(Ordering::Relaxed) == size {
             return;
@@ -32,7 +32,7 @@ impl Permits {
         surplus -= self.semaphore.forget_permits(surplus);
         if surplus > 0 {
             let semaphore = Arc::clone(&self.semaphore);
-            // It is ahead of later waiters in the queue, and takes permits as they are returned.
+            // Ahead of later waiters in the queue; takes permits as they are returned.
             tokio::spawn(async move {
                 let surplus = u32::try_from(surplus).unwrap_or(u32::MAX);
                 if let Ok(taken) = semaphore.acquire_many(surplus).await {
@@ -42,18 +42,18 @@ impl Permits {
         }
     }
 
-    /// A permit, in turn.
+    /// Waits for a permit, in turn.
     ///
     /// # Errors
-    /// Never: it is not closed.
+    /// Never: the semaphore is not closed.
     pub async fn acquire(&self) -> Result<SemaphorePermit<'_>, AcquireError> {
         self.semaphore.acquire().await
     }
 
-    /// A permit, in turn, that outlives a borrow.
+    /// As [`Permits::acquire`], for a permit without a borrow.
     ///
     /// # Errors
-    /// Never: it is not closed.
+    /// Never: the semaphore is not closed.
     pub async fn acquire_owned(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
         Arc::clone(&self.semaphore).acquire_owned().await
     }
@@ -66,9 +66,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn more_permits_are_there_at_once() {
+    async fn more_permits_are_available_at_once() {
         let permits = Permits::new(1);
-        let _held = permits.acquire().await.unwrap();
+        let _used = permits.acquire().await.unwrap();
         let mut waiting = Box::pin(permits.acquire());
         assert!((&mut waiting).now_or_never().is_none());
         permits.resize(2);
@@ -76,30 +76,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn fewer_permits_count_those_that_are_held() {
+    async fn fewer_permits_count_those_in_use() {
         let permits = Permits::new(4);
-        let mut held: Vec<_> = Vec::new();
+        let mut used: Vec<_> = Vec::new();
         for _ in 0..3 {
-            held.push(permits.acquire_owned().await.unwrap());
+            used.push(permits.acquire_owned().await.unwrap());
         }
         permits.resize(1);
         tokio::task::yield_now().await;
         let mut waiting = Box::pin(permits.acquire());
         for _ in 0..2 {
-            held.pop();
+            used.pop();
             tokio::task::yield_now().await;
-            assert!((&mut waiting).now_or_never().is_none(), "one is held, and one there is");
+            assert!((&mut waiting).now_or_never().is_none(), "the only permit is in use");
         }
-        held.pop();
+        used.pop();
         drop(waiting.await.unwrap());
         // And back, also before the surplus is in.
-        let held = [permits.acquire_owned().await.unwrap()];
+        let used = [permits.acquire_owned().await.unwrap()];
         permits.resize(3);
         permits.resize(1);
         permits.resize(2);
         tokio::task::yield_now().await;
         let _second = permits.acquire().now_or_never().unwrap().unwrap();
         assert!(permits.acquire().now_or_never().is_none());
-        drop(held);
+        drop(used);
     }
 }

@@ -1,24 +1,23 @@
-//! TCP and Unix sockets, and TLS on the former.
+//! TCP and Unix sockets.
 
 use std::fs::Permissions;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
-use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 
 use super::Peer;
-use super::protocol::Protocol;
 use crate::config::ListenAddress;
 
-/// Connections that the system keeps until they are accepted, if it does so many (`net.core.somaxconn`). Where there is no room
-/// left, it may reset one whose client takes it for made: a burst of clients needs some.
+/// Connections that the system queues until they are accepted, `net.core.somaxconn` at most. Where the queue is full, it may
+/// reset a connection that its client believes to be established: a burst of clients needs room.
 pub(super) const QUEUE: u32 = 4096;
+
+/// A client's connection, before TLS.
+pub(super) type PlainStream = Either<TcpStream, UnixStream>;
 
 /// Accepts connections.
 pub enum Listener {
@@ -29,29 +28,29 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// Listens at `address`. A Unix socket's file gets the permission bits `unix_mode`; one that is left over from a process
-    /// that is gone makes room.
+    /// Listens at `address`. A Unix socket's file gets the permission bits `unix_mode`, and replaces one of a process that
+    /// has ended.
     ///
     /// # Errors
-    /// If it cannot be had: someone listens there, or what has that name is no socket.
+    /// Another process listens there, or the file is no socket.
     pub async fn bind(address: &ListenAddress, unix_mode: u32) -> io::Result<Self> {
         match address {
             ListenAddress::Tcp(address) => {
                 let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-                // The system lets the next process have a port at once.
+                // So that the next process can use the port at once.
                 socket.set_reuseaddr(true)?;
                 socket.bind(*address)?;
                 socket.listen(QUEUE).map(Listener::Tcp)
             }
             ListenAddress::Unix(path) => {
-                make_room(path).await?;
+                check_free(path).await?;
                 let (listener, file) = bind_unix(path, unix_mode)?;
                 Ok(Listener::Unix(listener, file))
             }
         }
     }
 
-    /// Where in the network.
+    /// The TCP address.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match self {
             Listener::Tcp(listener) => listener.local_addr().ok(),
@@ -59,25 +58,25 @@ impl Listener {
         }
     }
 
-    pub(super) async fn accept(&self) -> io::Result<(Stream, Peer)> {
+    pub(super) async fn accept(&self) -> io::Result<(PlainStream, Peer)> {
         match self {
             Listener::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
-                // An optimisation: without it, answers are as right, only later.
+                // An optimization: without it, answers are late, and no less right.
                 let _ = stream.set_nodelay(true);
-                Ok((Stream::Tcp(stream), Peer::Tcp(address)))
+                Ok((Either::Left(stream), Peer::Tcp(address)))
             }
             Listener::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Stream::Unix(stream), Peer::Local))
+                Ok((Either::Right(stream), Peer::Local))
             }
         }
     }
 }
 
-/// Sees that nothing is lost by putting a socket at `path`.
-async fn make_room(path: &Path) -> io::Result<()> {
-    // Of the link itself: where it leads is not for sidelink to replace.
+/// Fails where a socket at `path` would replace anything but a socket on which nobody listens.
+async fn check_free(path: &Path) -> io::Result<()> {
+    // Does not follow a link: its target is not sidelink's to replace.
     let found = match std::fs::symlink_metadata(path) {
         Ok(found) => found,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -87,31 +86,31 @@ async fn make_room(path: &Path) -> io::Result<()> {
         return Err(io::Error::new(ErrorKind::AlreadyExists, "what has that name is no socket; it is left alone"));
     }
     match UnixStream::connect(path).await {
-        // Nobody has it open any more. It is replaced in one step, by renaming.
+        // Nobody listens. It is replaced in one step, by renaming.
         Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => Ok(()),
         Ok(_) => Err(io::Error::new(ErrorKind::AddrInUse, "another process listens there")),
-        // Its queue is full, or it is not for this user to connect to: someone's it is.
+        // Its queue is full, or this user may not connect: somebody listens.
         Err(error) => Err(error),
     }
 }
 
-/// A socket that has its permissions by the time it has its name.
+/// A socket that has its permissions before it has its name.
 fn bind_unix(path: &Path, mode: u32) -> io::Result<(UnixListener, SocketFile)> {
-    let made = path.with_file_name(format!(".{:07x}", rand::random::<u32>() >> 4));
-    let listener = UnixListener::bind(&made)?;
-    let named = std::fs::set_permissions(&made, Permissions::from_mode(mode))
-        .and_then(|()| std::fs::symlink_metadata(&made))
-        .and_then(|file| std::fs::rename(&made, path).map(|()| (file.dev(), file.ino())));
+    let unnamed = path.with_file_name(format!(".{:07x}", rand::random::<u32>() >> 4));
+    let listener = UnixListener::bind(&unnamed)?;
+    let named = std::fs::set_permissions(&unnamed, Permissions::from_mode(mode))
+        .and_then(|()| std::fs::symlink_metadata(&unnamed))
+        .and_then(|file| std::fs::rename(&unnamed, path).map(|()| (file.dev(), file.ino())));
     match named {
         Ok(id) => Ok((listener, SocketFile { path: path.to_owned(), id })),
         Err(error) => {
-            let _ = std::fs::remove_file(&made);
+            let _ = std::fs::remove_file(&unnamed);
             Err(error)
         }
     }
 }
 
-/// A Unix socket's file, which is removed when this is dropped.
+/// A Unix socket's file. Dropping this removes it.
 pub struct SocketFile {
     path: PathBuf,
     /// Device and inode.
@@ -120,68 +119,9 @@ pub struct SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Unless another process has put its own there meanwhile.
+        // Unless another process has replaced it.
         if std::fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.id) {
             let _ = std::fs::remove_file(&self.path);
         }
-    }
-}
-
-/// A client's connection.
-pub(super) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-impl Stream {
-    pub(super) fn protocol(&self) -> Protocol {
-        match self {
-            Stream::Tcp(_) | Stream::Unix(_) => Protocol::Any,
-            Stream::Tls(stream) => Protocol::negotiated(stream.get_ref().1.alpn_protocol()),
-        }
-    }
-}
-
-/// `$call` on whichever stream it is.
-macro_rules! forward {
-    ($stream:expr, $name:ident => $call:expr) => {
-        match $stream {
-            Stream::Tcp($name) => $call,
-            Stream::Unix($name) => $call,
-            Stream::Tls($name) => $call,
-        }
-    };
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        forward!(self.get_mut(), stream => Pin::new(stream).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        forward!(self.get_mut(), stream => Pin::new(stream).poll_write(cx, buf))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        forward!(self.get_mut(), stream => Pin::new(stream).poll_write_vectored(cx, bufs))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        forward!(self, stream => stream.is_write_vectored())
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        forward!(self.get_mut(), stream => Pin::new(stream).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        forward!(self.get_mut(), stream => Pin::new(stream).poll_shutdown(cx))
     }
 }

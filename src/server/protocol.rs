@@ -1,9 +1,9 @@
-//! Which HTTP a connection speaks, and how hyper is set up for it.
+//! The version of HTTP that a connection speaks, and hyper's settings for it.
 
 use hyper_util::rt::TokioTimer;
 use hyper_util::server::conn::auto;
 
-use super::Limits;
+use super::ConnLimits;
 use super::streams::Streams;
 
 /// Streams that one HTTP/2 connection may have open.
@@ -12,40 +12,39 @@ const STREAMS: u32 = 100;
 const HEADERS: usize = 100;
 /// Streams that an HTTP/2 client may reset before they are looked at; more is an attack (CVE-2023-44487).
 const STREAM_RESETS: usize = 20;
-/// Streams that it may have us reset by what it must not send; more is an attack (CVE-2025-8671).
+/// Streams that are reset because of what an HTTP/2 client must not send; more is an attack (CVE-2025-8671).
 const STREAM_ERRORS: usize = 100;
-/// Bytes of a request's body that are kept until its handler asks for them, and those of all on one HTTP/2 connection.
+/// Bytes of a request's body that wait for its handler, of one stream and of one HTTP/2 connection.
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
-/// Bytes of an answer that wait in an HTTP/2 connection for their turn.
+/// Bytes of an answer that wait in an HTTP/2 connection to be sent.
 const SEND_BUFFER: usize = 64 << 10;
 /// The least that hyper takes for `max_buf_size`: it panics below.
 const LEAST_HEADER_BYTES: usize = 8 << 10;
 
 /// The HTTP that a connection may speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Protocol {
-    /// Either, told by its first bytes (RFC 9113 §3.3): without TLS nothing is negotiated.
+pub enum Protocol {
+    /// Either; the first bytes tell (RFC 9113 §3.3), since without TLS nothing is negotiated.
     Any,
-    /// What TLS has negotiated by ALPN, or a client that offers nothing there.
+    /// Negotiated by ALPN, or the client offers nothing there.
     Http1,
-    /// What TLS has negotiated by ALPN.
+    /// Negotiated by ALPN.
     Http2,
 }
 
 impl Protocol {
-    /// That of a TLS connection which has negotiated `alpn`. rustls refuses a client that offers only what is not known here.
+    /// That of a TLS connection that has negotiated `alpn`. rustls refuses a client that offers only other protocols.
     pub(super) fn negotiated(alpn: Option<&[u8]>) -> Self {
         if alpn == Some(b"h2") { Self::Http2 } else { Self::Http1 }
     }
 
-    /// A server of it.
-    pub(super) fn builder(self, limits: &Limits) -> auto::Builder<Streams> {
+    pub(super) fn builder(self, limits: &ConnLimits) -> auto::Builder<Streams> {
         let mut builder = auto::Builder::new(Streams { idle_timeout: limits.idle_timeout });
         builder
             .http1()
             .timer(TokioTimer::new())
-            // `Timed` tells a slow head from an idle connection; hyper's own timer does not.
+            // It also runs on an idle connection; see `super::timeouts`.
             .header_read_timeout(None)
             .half_close(true)
             .max_headers(HEADERS)

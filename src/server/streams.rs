@@ -1,59 +1,58 @@
-//! The streams of one HTTP/2 connection, each a task that hyper has made.
+//! The streams of one HTTP/2 connection, each a task that hyper spawns.
 //!
-//! A stream whose client gives it no room to send (its window is shut, or the connection's) holds its answer, and for
-//! another route its connection to the endpoint as well. hyper waits for room as long as the connection lives; here a
-//! stream is given up, which resets it (RFC 9113 §5.4.2), once that has taken `idle_timeout`. Others go on beside it.
+//! A stream whose client gives it no room to send (its window is shut, or the connection's) keeps its answer in memory, and
+//! on another route than the batch route a connection to the endpoint as well. hyper waits for room as long as the
+//! connection lives. Here a stream is dropped, which resets it (RFC 9113 §5.4.2), after `idle_timeout` without progress. The
+//! other streams go on.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::telemetry::log::events;
 use hyper::rt::Executor;
 use pin_project_lite::pin_project;
-use tokio::time::Instant;
-
-use super::timed::Alarm;
-use crate::telemetry::log::events;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 tokio::task_local! {
-    /// Of the stream that is being polled.
-    static FLOW: Arc<Flow>;
+    /// Of the stream that is polled.
+    static PROGRESS: Arc<Progress>;
 }
 
-/// What a stream's body tells of whom it waits for.
+/// What the body of a stream's answer tells the stream.
 #[derive(Debug, Default)]
-pub(super) struct Flow {
-    /// The next move is the client's: a piece was handed over, and none has been asked for since.
+pub(super) struct Progress {
+    /// The body has given a chunk, and was not asked for more since.
     waits_for_client: AtomicBool,
-    /// ChunkedBody handed over so far.
-    pieces: AtomicUsize,
+    /// The body has given a chunk since the stream looked last.
+    gave: AtomicBool,
 }
 
-impl Flow {
-    /// That of the stream in whose task this is asked; `None` on HTTP/1.
-    pub(super) fn current() -> Option<Arc<Flow>> {
-        FLOW.try_with(Arc::clone).ok()
+impl Progress {
+    /// That of the stream whose task this is; `None` on HTTP/1.
+    pub(super) fn current() -> Option<Arc<Progress>> {
+        PROGRESS.try_with(Arc::clone).ok()
     }
 
-    /// A piece is handed over.
+    /// The body gives a chunk.
     pub(super) fn gave(&self) {
-        self.pieces.fetch_add(1, Ordering::Relaxed);
+        self.gave.store(true, Ordering::Relaxed);
         self.waits_for_client.store(true, Ordering::Relaxed);
     }
 
-    /// There is room for another piece, and none to give.
-    pub(super) fn lacks(&self) {
+    /// The body is asked for a chunk and has none yet.
+    pub(super) fn waits_for_body(&self) {
         self.waits_for_client.store(false, Ordering::Relaxed);
     }
 }
 
-/// Runs a connection's streams.
+/// Spawns a connection's streams.
 #[derive(Clone, Copy)]
 pub(super) struct Streams {
-    /// The longest that a stream waits for room for its next piece.
+    /// The longest that a stream waits for room for its next chunk.
     pub(super) idle_timeout: Duration,
 }
 
@@ -63,25 +62,31 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        let flow = Arc::<Flow>::default();
-        let (stream, idle_timeout) = (FLOW.scope(Arc::clone(&flow), stream), self.idle_timeout);
-        tokio::spawn(Watched { stream, flow, idle_timeout, waiting: None, alarm: Alarm::default() });
+        let progress = Arc::<Progress>::default();
+        let (stream, idle_timeout) = (PROGRESS.scope(Arc::clone(&progress), stream), self.idle_timeout);
+        tokio::spawn(TimedStream {
+            stream,
+            progress,
+            idle_timeout,
+            since: Instant::now(),
+            timer: LazyTimer::default(),
+        });
     }
 }
 
 pin_project! {
-    struct Watched<F> {
+    struct TimedStream<F> {
         #[pin]
         stream: F,
-        flow: Arc<Flow>,
+        progress: Arc<Progress>,
         idle_timeout: Duration,
-        // For room, since when, and after how many pieces.
-        waiting: Option<(Instant, usize)>,
-        alarm: Alarm,
+        // The last chunk.
+        since: Instant,
+        timer: LazyTimer,
     }
 }
 
-impl<F: Future> Future for Watched<F> {
+impl<F: Future> Future for TimedStream<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -89,20 +94,33 @@ impl<F: Future> Future for Watched<F> {
         if this.stream.poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        if !this.flow.waits_for_client.load(Ordering::Relaxed) {
-            *this.waiting = None;
+        if this.progress.gave.swap(false, Ordering::Relaxed) {
+            *this.since = Instant::now();
+        }
+        let waits = this.progress.waits_for_client.load(Ordering::Relaxed);
+        if !waits || !this.timer.is_past(*this.since + *this.idle_timeout, cx) {
             return Poll::Pending;
         }
-        let pieces = this.flow.pieces.load(Ordering::Relaxed);
-        let since = match *this.waiting {
-            Some((since, before)) if before == pieces => since,
-            _ => Instant::now(),
-        };
-        *this.waiting = Some((since, pieces));
-        if this.alarm.is_past(since + *this.idle_timeout, cx) {
-            events::StreamStalled {}.log();
-            return Poll::Ready(());
+        events::StreamStalled {}.log();
+        Poll::Ready(())
+    }
+}
+
+/// A timer that is set often and fires seldom. An earlier deadline that is set already fires first and is moved then: cheaper
+/// than moving it each time.
+#[derive(Default)]
+struct LazyTimer(Option<Pin<Box<Sleep>>>);
+
+impl LazyTimer {
+    /// Whether `deadline` has passed; otherwise the task is woken by then.
+    fn is_past(&mut self, deadline: Instant, cx: &mut Context<'_>) -> bool {
+        if Instant::now() >= deadline {
+            return true;
         }
-        Poll::Pending
+        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        while sleep.as_mut().poll(cx).is_ready() {
+            sleep.as_mut().reset(deadline);
+        }
+        false
     }
 }

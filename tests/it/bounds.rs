@@ -1,5 +1,5 @@
-//! Whatever is held for clients has a limit in all, and at the limit the next one is told so: 503, when to ask again, and which
-//! limit it was. Hits are never refused.
+//! Each resource that clients use has a limit over all clients. At the limit the next request gets a 503 with `Retry-After`,
+//! counted by limit. Hits are never refused.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ fn is_shed(reply: &Reply) {
     assert_eq!(reply.header("retry-after"), "1");
 }
 
-/// Waits for a gauge to stand at `value`.
-async fn stands(stack: &Stack, series: &str, value: f64) {
+/// Waits until a gauge has this value.
+async fn reaches(stack: &Stack, series: &str, value: f64) {
     let seen = async {
         while stack.metric(series).await != value {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -37,11 +37,11 @@ async fn requests_on_other_routes_have_a_limit_in_all_and_batches_go_on() {
     stack.origin.hold();
     let arrived = stack.origin.batch_calls();
     // An Origin makes a batch a request like any other.
-    let mut held = Vec::new();
+    let mut exchanges = Vec::new();
     for _ in 0..2 {
         let (client, batch) = (stack.client.clone(), batch.clone());
         let headers = [("x-auth-token", "t"), ("origin", "https://h")];
-        held.push(tokio::spawn(async move { client.get(&batch, &headers).await }));
+        exchanges.push(tokio::spawn(async move { client.get(&batch, &headers).await }));
     }
     stack.origin.arrived(arrived + 2).await;
     assert_eq!(stack.metric(EXCHANGES).await, 2.0);
@@ -52,15 +52,15 @@ async fn requests_on_other_routes_have_a_limit_in_all_and_batches_go_on() {
     assert_eq!(stack.metric("sidelink_shed_total{limit=\"exchanges\"}").await, 4.0);
     assert_eq!(stack.client.batch("t", &["1"]).await.header("cache-status"), "sidelink; hit");
     stack.origin.release();
-    for reply in held {
+    for reply in exchanges {
         assert_eq!(reply.await.unwrap().status, 200);
     }
     assert_eq!(stack.client.get(ECHO, &[]).await.status, 200);
-    stands(&stack, EXCHANGES, 0.0).await;
+    reaches(&stack, EXCHANGES, 0.0).await;
 }
 
 #[tokio::test]
-async fn a_place_is_given_back_by_who_leaves_and_kept_by_who_does_not_read() {
+async fn a_client_that_leaves_frees_its_exchange_and_one_that_does_not_read_does_not() {
     let stack = Stack::with(|_| {}, |config| config.limits.exchanges = 1).await;
     let mut idle = TcpStream::connect(stack.client.address).await.unwrap();
     let download = "GET /v2/servicerequest/accessorys/1?bytes=50000000 HTTP/1.1\r\nhost: a\r\nx-auth-token: t\r\n\r\n";
@@ -68,16 +68,16 @@ async fn a_place_is_given_back_by_who_leaves_and_kept_by_who_does_not_read() {
     idle.read_exact(&mut [0; 100]).await.unwrap();
     is_shed(&stack.client.get(ECHO, &[]).await);
     drop(idle);
-    stands(&stack, EXCHANGES, 0.0).await;
+    reaches(&stack, EXCHANGES, 0.0).await;
     assert_eq!(stack.client.get(ECHO, &[]).await.status, 200);
 }
 
 #[tokio::test]
-async fn a_reload_moves_the_limit_and_counts_who_was_there_before() {
+async fn a_reload_changes_the_limit_and_counts_exchanges_from_before() {
     let stack = Stack::with(|_| {}, |config| config.limits.exchanges = 1).await;
     stack.origin.hold();
     let (client, batch) = (stack.client.clone(), query(&["1"]));
-    let held = tokio::spawn(async move { client.get(&batch, &[("origin", "https://h")]).await });
+    let exchange = tokio::spawn(async move { client.get(&batch, &[("origin", "https://h")]).await });
     stack.origin.arrived(1).await;
     is_shed(&stack.client.get(ECHO, &[]).await);
     let mut more = sidelink::config::Config::clone(&stack.app.config());
@@ -86,7 +86,7 @@ async fn a_reload_moves_the_limit_and_counts_who_was_there_before() {
     assert_eq!(stack.client.get(ECHO, &[]).await.status, 200);
     assert_eq!(stack.metric("sidelink_limit{limit=\"exchanges\"}").await, 2.0);
     stack.origin.release();
-    held.await.unwrap();
+    exchange.await.unwrap();
 }
 
 #[tokio::test]
@@ -104,21 +104,21 @@ async fn bodies_of_batches_have_a_limit_in_all_and_those_without_one_go_on() {
     let headers = [("x-auth-token", "t"), ("content-type", "application/json")];
     let in_body = || stack.client.send(Method::GET, api::PATH, &headers, body.clone());
     assert_eq!(in_body().await.ids(), ["1"]);
-    // One that announces much and sends nothing takes nobody's room; one whose end does not come has what it sent.
+    // A body that is only announced takes no share; one that does not end has a share of what it sent.
     let head =
         format!("GET {} HTTP/1.1\r\nhost: a\r\nx-auth-token: t\r\ncontent-length: {}\r\n\r\n", api::PATH, body.len());
     let mut slow = TcpStream::connect(stack.client.address).await.unwrap();
     slow.write_all(head.as_bytes()).await.unwrap();
     assert_eq!(in_body().await.ids(), ["1"]);
     slow.write_all(&body.as_bytes()[1..]).await.unwrap();
-    stands(&stack, "sidelink_limit_used{limit=\"batch_bodies\"}", (body.len() - 1) as f64).await;
+    reaches(&stack, "sidelink_limit_used{limit=\"batch_bodies\"}", (body.len() - 1) as f64).await;
     is_shed(&in_body().await);
     assert_eq!(stack.metric("sidelink_shed_total{limit=\"batch_bodies\"}").await, 1.0);
     assert_eq!(stack.client.batch("t", &["1"]).await.header("cache-status"), "sidelink; hit");
     drop(slow);
-    stands(&stack, "sidelink_limit_used{limit=\"batch_bodies\"}", 0.0).await;
+    reaches(&stack, "sidelink_limit_used{limit=\"batch_bodies\"}", 0.0).await;
     assert_eq!(in_body().await.ids(), ["1"]);
-    // Over its own limit it is refused before it is sent.
+    // A body over `limits.batch_body` is refused before it is sent.
     let refused = raw(stack.client.address, head.replace("content-length: 3", "content-length: 9").as_bytes()).await;
     assert!(refused.starts_with("HTTP/1.1 413 "), "{refused}");
 }
@@ -139,17 +139,17 @@ async fn calls_have_a_limit_in_all_and_what_is_over_it_waits_for_its_turn() {
         let client = stack.client.clone();
         batches.push(tokio::spawn(async move { client.batch(&caller.to_string(), &["1"]).await }));
     }
-    stands(&stack, WAITERS, 5.0).await;
+    reaches(&stack, WAITERS, 5.0).await;
     assert_eq!((stack.metric(CALLS).await, stack.asked().len() - before), (2.0, 2));
     stack.origin.release();
     for batch in batches {
         assert_eq!(batch.await.unwrap().ids(), ["1"]);
     }
     assert_eq!(stack.asked().len() - before, 5);
-    stands(&stack, CALLS, 0.0).await;
+    reaches(&stack, CALLS, 0.0).await;
 }
 
-/// Tokens can be made up: those that the endpoint has not accepted have a quarter of the calls together.
+/// Tokens can be made up: callers that the endpoint has not accepted share a quarter of the calls.
 #[tokio::test]
 async fn callers_that_are_not_accepted_share_a_quarter_of_the_calls() {
     let stack = Stack::with(|_| {}, |config| config.upstream.calls = 8).await;
@@ -160,11 +160,11 @@ async fn callers_that_are_not_accepted_share_a_quarter_of_the_calls() {
         let client = stack.client.clone();
         batches.push(tokio::spawn(async move { client.batch(&format!("made-up-{caller}"), &["1"]).await }));
     }
-    stands(&stack, WAITERS, 5.0).await;
-    stands(&stack, CALLS, 2.0).await;
+    reaches(&stack, WAITERS, 5.0).await;
+    reaches(&stack, CALLS, 2.0).await;
     let client = stack.client.clone();
     batches.push(tokio::spawn(async move { client.batch("accepted", &["2"]).await }));
-    stands(&stack, CALLS, 3.0).await;
+    reaches(&stack, CALLS, 3.0).await;
     stack.origin.release();
     for batch in batches {
         assert_eq!(batch.await.unwrap().status, 200);
@@ -179,7 +179,7 @@ async fn calls_of_one_scope_have_a_limit_and_what_is_over_it_gathers() {
     for id in ["1", "2", "3", "4"] {
         let client = stack.client.clone();
         batches.push(tokio::spawn(async move { client.batch("t", &[id]).await }));
-        stands(&stack, WAITERS, batches.len() as f64).await;
+        reaches(&stack, WAITERS, batches.len() as f64).await;
     }
     assert_eq!(stack.asked(), [["1"]]);
     stack.origin.release();
@@ -192,31 +192,31 @@ async fn calls_of_one_scope_have_a_limit_and_what_is_over_it_gathers() {
 #[tokio::test]
 async fn connections_have_a_limit_and_the_next_one_waits_until_one_leaves() {
     let stack = Stack::with(|_| {}, |config| config.limits.connections = 2).await;
-    let mut held = Vec::new();
+    let mut open = Vec::new();
     for _ in 0..2 {
-        held.push(TcpStream::connect(stack.client.address).await.unwrap());
+        open.push(TcpStream::connect(stack.client.address).await.unwrap());
     }
     let used = "sidelink_limit_used{limit=\"connections\"}";
-    stands(&stack, used, 2.0).await;
+    reaches(&stack, used, 2.0).await;
     let client = stack.client.clone();
     let waits = tokio::spawn(async move { client.batch("t", &["1"]).await });
-    // Operators have places of their own.
+    // The admin listener has a limit of its own.
     for _ in 0..5 {
         assert_eq!(stack.metric(used).await, 2.0);
     }
     assert!(!waits.is_finished() && stack.asked().is_empty());
-    held.pop();
+    open.pop();
     assert_eq!(waits.await.unwrap().status, 200);
 }
 
 #[tokio::test]
-async fn operators_connections_have_a_limit_and_who_holds_one_for_nothing_makes_room() {
+async fn operators_connections_have_a_limit_and_idle_ones_are_closed() {
     let stack = Stack::with(|_| {}, |config| config.limits.idle_timeout = Duration::from_millis(500)).await;
-    let mut held = Vec::new();
+    let mut open = Vec::new();
     for _ in 0..64 {
-        held.push(TcpStream::connect(stack.app.admin_address()).await.unwrap());
+        open.push(TcpStream::connect(stack.app.admin_address()).await.unwrap());
     }
-    // It waits, and no longer than that time.
+    // The probe waits no longer than the idle time.
     let probe = TestClient::new(stack.app.admin_address());
     let answer = tokio::time::timeout(Duration::from_secs(60), probe.get("/livez", &[])).await;
     assert_eq!(answer.expect("probes are kept out").status, 200);

@@ -1,4 +1,4 @@
-//! The binary: exit 0 when all is well, 2 with one clear line on bad usage or configuration; what it logs holds no secret.
+//! The binary: exit 0 on success, 2 with one clear line an error on bad usage or configuration; the log has no secret.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};

@@ -1,5 +1,5 @@
-//! Clients connect over TCP, TLS and Unix sockets, several at once, and are told apart by their credentials whichever way
-//! they come. A socket's file is never taken from anyone, and a certificate is changed under the clients' hands.
+//! Clients connect over TCP, TLS and Unix sockets, several at once. Their credentials tell them apart, not the listener. A
+//! socket's file is replaced only if nobody listens, and a certificate changes without a restart.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
@@ -18,7 +18,7 @@ use sidelink::demo::origin::Origin;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::load::{Load, Stream, Version, Way, tls};
+use crate::load::{Load, Stream, Transport, Version, tls};
 use crate::process::{Files, Process};
 use crate::raw_http2::frames;
 use crate::support::{LOOPBACK, TestClient, config, origin_options, query};
@@ -107,7 +107,7 @@ async fn all_listeners_serve_the_same_links_to_the_same_callers() {
     let hit = ask(&mut UnixStream::connect(&path).await.unwrap(), "t").await.unwrap();
     assert!(hit.contains("cache-status: sidelink; hit"), "{hit}");
     assert_eq!(origin.calls().len(), 1);
-    // Who has the socket has no more rights than its credential gives.
+    // A client of the socket has the rights of its credential only.
     let other = ask(&mut UnixStream::connect(&path).await.unwrap(), "another").await.unwrap();
     assert!(other.contains("fwd=miss"), "{other}");
     app.drain().await;
@@ -132,7 +132,7 @@ async fn a_socket_has_the_mode_that_is_configured() {
 }
 
 #[tokio::test]
-async fn a_socket_that_is_left_over_makes_room_and_nothing_else_does() {
+async fn a_socket_is_replaced_only_if_nobody_listens() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("sidelink.sock");
     let at = async || start(|config| config.listen.address = vec![ListenAddress::Unix(path.clone())]).await.1;
@@ -147,7 +147,7 @@ async fn a_socket_that_is_left_over_makes_room_and_nothing_else_does() {
     assert!(at().await.err().unwrap().contains("another process listens there"));
     assert!(ask(&mut UnixStream::connect(&path).await.unwrap(), "t").await.unwrap().starts_with("HTTP/1.1 200"));
 
-    // Another has taken the name meanwhile: it is not this process's to remove.
+    // Another process has replaced the file: this one must not remove it.
     std::fs::remove_file(&path).unwrap();
     let _other = UnixListener::bind(&path).unwrap();
     app.drain().await;
@@ -177,10 +177,10 @@ async fn tls_speaks_both_versions_and_nothing_in_the_clear() {
     let (_origin, app) = start(|config| config.listen.tls = Some(authority.issue(directory.path()))).await;
     let app = app.unwrap();
     let address = app.addresses()[0];
-    let load = Load::start(&[Way::Tls(address, Arc::new(authority.client(None)))]);
+    let load = Load::start(&[Transport::Tls(address, Arc::new(authority.client(None)))]);
     load.goes_on(50).await;
-    let stranger = Authority::new();
-    assert!(tls(address, stranger.client(None)).await.is_err());
+    let untrusting = Authority::new();
+    assert!(tls(address, untrusting.client(None)).await.is_err());
     let mut plain = TcpStream::connect(address).await.unwrap();
     assert!(!ask(&mut plain, "t").await.unwrap_or_default().contains("HTTP/1.1 2"));
     load.may_end();
@@ -189,9 +189,9 @@ async fn tls_speaks_both_versions_and_nothing_in_the_clear() {
 }
 
 #[tokio::test]
-async fn with_a_client_authority_nobody_gets_in_without_its_certificate() {
+async fn with_a_client_authority_a_certificate_of_it_is_required() {
     let directory = tempfile::tempdir().unwrap();
-    let (authority, clients, strangers) = (Authority::new(), Authority::new(), Authority::new());
+    let (authority, clients, others) = (Authority::new(), Authority::new(), Authority::new());
     let client_ca = directory.path().join("client-ca.pem");
     std::fs::write(&client_ca, &clients.pem).unwrap();
     let (_origin, app) = start(|config| {
@@ -205,7 +205,7 @@ async fn with_a_client_authority_nobody_gets_in_without_its_certificate() {
         ask(&mut stream, "t").await
     };
     assert!(asks(Some(clients.certificate())).await.unwrap().starts_with("HTTP/1.1 200"));
-    assert!(asks(Some(strangers.certificate())).await.is_err());
+    assert!(asks(Some(others.certificate())).await.is_err());
     assert!(asks(None).await.is_err());
 }
 
@@ -226,7 +226,7 @@ async fn a_handshake_that_does_not_end_is_cut_off() {
         // A record's head, and no more.
         stream.write_all(&[22, 3, 1, 1, 0]).await.unwrap();
     }
-    // They hold all the places there are, for as long as they may.
+    // They use all connections until their time is over.
     let mut patient = tls(address, authority.client(None)).await.unwrap();
     assert!(ask(&mut patient, "t").await.unwrap().starts_with("HTTP/1.1 200"));
     for mut stream in slow {
@@ -251,16 +251,16 @@ async fn under_load_a_new_certificate_costs_no_request_and_needs_no_signal() {
     std::fs::write(files.path(), table(&before.issue(files.directory.path()))).unwrap();
     let mut process = Process::start(&files.path()).await;
     let address = process.address;
-    let load = Load::start(&[Way::Tls(address, Arc::new(before.client(None))), Way::Unix(socket.clone())]);
+    let load = Load::start(&[Transport::Tls(address, Arc::new(before.client(None))), Transport::Unix(socket.clone())]);
     load.goes_on(100).await;
     assert!(tls(address, after.client(None)).await.is_err());
     after.issue(files.directory.path());
     process.says("the configuration was reloaded").await;
     load.goes_on(100).await;
     assert!(tls(address, before.client(None)).await.is_err());
-    Way::Tls(address, Arc::new(after.client(None))).connect(Version::Http2).await;
+    Transport::Tls(address, Arc::new(after.client(None))).connect(Version::Http2).await;
 
-    // A key that is another certificate's changes nothing.
+    // A key of another certificate changes nothing.
     std::fs::write(files.directory.path().join("tls.key"), before.certificate().1).unwrap();
     process.says("the configuration was refused; the previous one stays in effect").await;
     let said =

@@ -1,4 +1,4 @@
-//! Clients that never stop asking, and lose nothing: every request that is sent is answered, and right.
+//! Clients that send requests without pause. Every request that is sent must be answered, and correctly.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,18 +27,18 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin> Stream for IO {}
 
 /// How clients connect.
 #[derive(Clone)]
-pub enum Way {
+pub enum Transport {
     Tcp(SocketAddr),
     Unix(PathBuf),
     Tls(SocketAddr, Arc<ClientConfig>),
 }
 
-impl Way {
+impl Transport {
     pub async fn connect(&self, version: Version) -> Box<dyn Stream> {
         match self {
-            Way::Tcp(address) => Box::new(TcpStream::connect(address).await.unwrap()),
-            Way::Unix(path) => Box::new(UnixStream::connect(path).await.unwrap()),
-            Way::Tls(address, config) => {
+            Transport::Tcp(address) => Box::new(TcpStream::connect(address).await.unwrap()),
+            Transport::Unix(path) => Box::new(UnixStream::connect(path).await.unwrap()),
+            Transport::Tls(address, config) => {
                 let mut config = ClientConfig::clone(config);
                 let protocol: &[u8] = if version == Version::Http2 { b"h2" } else { b"http/1.1" };
                 config.alpn_protocols = vec![protocol.to_vec()];
@@ -63,7 +63,7 @@ pub enum Version {
     Http2,
 }
 
-/// Clients at work.
+/// Clients that are running.
 pub struct Load {
     clients: JoinSet<()>,
     shared: Arc<Shared>,
@@ -76,20 +76,20 @@ struct Shared {
 }
 
 impl Load {
-    /// Some clients over each way and version, each on a connection that it keeps.
-    pub fn start(ways: &[Way]) -> Self {
+    /// Some clients over each transport and version, each on a connection that it keeps.
+    pub fn start(transports: &[Transport]) -> Self {
         let mut load = Self { clients: JoinSet::new(), shared: Arc::default() };
-        for way in ways {
+        for transport in transports {
             for version in [Version::Http1, Version::Http2] {
                 for client in 0..3 {
-                    load.clients.spawn(ask(way.clone(), version, client, Arc::clone(&load.shared)));
+                    load.clients.spawn(ask(transport.clone(), version, client, Arc::clone(&load.shared)));
                 }
             }
         }
         load
     }
 
-    /// Until so many more requests were answered.
+    /// Waits until this many more requests were answered.
     pub async fn goes_on(&self, requests: usize) {
         let enough = self.shared.answered.load(Ordering::SeqCst) + requests;
         while self.shared.answered.load(Ordering::SeqCst) < enough {
@@ -98,12 +98,12 @@ impl Load {
         }
     }
 
-    /// From now on, a client whose connection ends as it was announced does not come again.
+    /// From now on, a client does not connect again once the end of its connection was announced.
     pub fn may_end(&self) {
         self.shared.leaving.store(true, Ordering::SeqCst);
     }
 
-    /// Until the last client has been told that its connection ends.
+    /// Waits until the end of each client's connection was announced.
     pub async fn all_told(mut self) {
         while let Some(client) = self.clients.join_next().await {
             client.unwrap();
@@ -118,8 +118,8 @@ enum Sender {
 }
 
 impl Sender {
-    async fn connect(way: &Way, version: Version) -> Self {
-        let io = TokioIo::new(way.connect(version).await);
+    async fn connect(transport: &Transport, version: Version) -> Self {
+        let io = TokioIo::new(transport.connect(version).await);
         match version {
             Version::Http1 => {
                 let (sender, connection) = http1::handshake(io).await.unwrap();
@@ -134,11 +134,11 @@ impl Sender {
         }
     }
 
-    /// `None`: the connection had ended before, as it had said it would; nothing was sent.
+    /// `None`: the end of the connection was announced before, and nothing was sent.
     async fn send(&mut self, request: Request<Full<Bytes>>) -> Option<Response<Incoming>> {
         match self {
             Sender::Http1(sender) => {
-                sender.ready().await.expect("a connection of HTTP/1 that ends says so");
+                sender.ready().await.expect("an HTTP/1 connection ends only after Connection: close");
                 Some(sender.send_request(request).await.unwrap())
             }
             Sender::Http2(sender) => {
@@ -159,17 +159,17 @@ impl Sender {
     }
 }
 
-/// Of all streams, h2 ends with GOAWAY's own error just those above the last one that it names.
+/// h2 gives the error of a GOAWAY to the streams above its last stream id, and to no others.
 fn is_unprocessed(error: &hyper::Error) -> bool {
     let error = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
     error.is_some_and(|error| error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR))
 }
 
-async fn ask(way: Way, version: Version, client: usize, shared: Arc<Shared>) {
+async fn ask(transport: Transport, version: Version, client: usize, shared: Arc<Shared>) {
     let token = format!("t{client}");
-    let mut sender = Sender::connect(&way, version).await;
+    let mut sender = Sender::connect(&transport, version).await;
     for round in 0.. {
-        // Some in memory, some not.
+        // Some ids are in memory, some are not.
         let ids: Vec<String> = (0..5).map(|id| (id * 7 + round / 3).to_string()).collect();
         let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
         let mut request = Request::get(query(&ids)).header("x-auth-token", &token);
@@ -195,7 +195,7 @@ async fn ask(way: Way, version: Version, client: usize, shared: Arc<Shared>) {
             if shared.leaving.load(Ordering::SeqCst) {
                 return;
             }
-            sender = Sender::connect(&way, version).await;
+            sender = Sender::connect(&transport, version).await;
         }
     }
 }

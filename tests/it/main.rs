@@ -17,6 +17,7 @@ mod clients;
 mod collector;
 mod command_line;
 mod config;
+mod connections;
 mod corpora;
 mod dashboard;
 mod deadlines;

@@ -1,4 +1,4 @@
-//! A sidelink in a process of its own, for signals, files and exits.
+//! `sidelink serve` as a process, for signals, files and exit codes.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::support::TestClient;
 
-/// More than anything takes, also on a machine that is busy with other things.
+/// Longer than anything takes, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running `sidelink serve`; killed when dropped.
@@ -21,14 +21,14 @@ pub struct Process {
     lines: UnboundedReceiver<Value>,
     /// Every line so far.
     pub log: Vec<Value>,
-    /// Lines from before it served that nobody has waited for.
+    /// Lines from before "serving" that no test has waited for.
     early: Vec<Value>,
     pub address: SocketAddr,
     pub admin: TestClient,
     pub client: TestClient,
 }
 
-/// A directory for configurations, with what every one of them has.
+/// A directory for configuration files.
 pub struct Files {
     pub directory: TempDir,
     endpoint: SocketAddr,
@@ -39,7 +39,7 @@ impl Files {
         Self { directory: tempfile::tempdir().unwrap(), endpoint }
     }
 
-    /// A configuration with these lines besides.
+    /// A configuration with the lines `more`.
     pub fn text(&self, more: &str) -> String {
         let endpoint = self.endpoint;
         format!(
@@ -86,7 +86,7 @@ impl Process {
             client: TestClient::new(nowhere),
         };
         let serving = process.says("serving").await;
-        // What was said before may be waited for as well: tasks start beside each other.
+        // Tasks start concurrently, so lines from before may be waited for as well.
         process.early = process.log.iter().filter(|line| **line != serving).cloned().collect();
         let first = serving["addresses"].as_str().unwrap().trim_matches(['[', ']']).split(", ").next().unwrap();
         if let Ok(address) = first.parse() {
@@ -114,6 +114,11 @@ impl Process {
         tokio::time::timeout(PATIENCE, said).await.unwrap_or_else(|_| panic!("no {message:?}"))
     }
 
+    /// Whether a line with this message was read.
+    pub fn logged(&self, message: &str) -> bool {
+        self.log.iter().any(|line| line["message"] == message)
+    }
+
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -122,14 +127,14 @@ impl Process {
         signal(self.id(), name);
     }
 
-    /// Its exit code; every line of its log is in [`Process::log`] then.
+    /// Waits for the exit code. [`Process::log`] has every line then.
     pub async fn exit(&mut self) -> Option<i32> {
         let over = async {
             while let Some(line) = self.lines.recv().await {
                 self.log.push(line);
             }
         };
-        tokio::time::timeout(PATIENCE, over).await.expect("it goes on");
+        tokio::time::timeout(PATIENCE, over).await.expect("it does not end");
         self.child.wait().unwrap().code()
     }
 

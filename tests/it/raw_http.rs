@@ -29,10 +29,16 @@ async fn outcome(stack: &Stack, request: &str) -> Outcome {
 }
 
 async fn is_refused(stack: &Stack, request: &str, status: u16) {
+    is_last(stack, request, status).await;
+}
+
+/// `request` gets this one answer, and the connection ends.
+async fn is_last(stack: &Stack, request: &str, status: u16) -> String {
     let outcome = outcome(stack, request).await;
     let shown = &request[..request.len().min(200)];
     assert_eq!(outcome.statuses, [status], "{shown:?} got {}", outcome.text);
     assert!(!outcome.goes_on && outcome.text.contains("connection: close"), "{shown:?} got {}", outcome.text);
+    outcome.text
 }
 
 async fn is_answered(stack: &Stack, request: &str) -> String {
@@ -56,8 +62,9 @@ fn get(target: &str) -> String {
 
 const CHUNKED: &str = "transfer-encoding: chunked\r\n";
 
+/// hyper reads such a request as RFC 9112 §6.3 has it: the chunks count, and the connection ends.
 #[tokio::test]
-async fn a_request_with_two_framings_is_refused() {
+async fn a_request_with_two_framings_is_read_as_chunked_and_ends_the_connection() {
     let stack = Stack::start().await;
     let smuggled = format!("0\r\n\r\nGET {ECHO}?smuggled HTTP/1.1\r\nhost: a\r\n\r\n");
     for both in [
@@ -65,16 +72,15 @@ async fn a_request_with_two_framings_is_refused() {
         format!("{CHUNKED}Content-Length: {}\r\n", smuggled.len()),
         format!("content-length: 0\r\nx: y\r\n{CHUNKED}"),
     ] {
-        is_refused(&stack, &post(&both, &smuggled), 400).await;
-        is_refused(&stack, &batch(&both, &smuggled), 400).await;
+        let echo = is_last(&stack, &post(&both, &smuggled), 200).await;
+        assert!(!echo.contains("content-length\",") && echo.contains(r#"["transfer-encoding","chunked"]"#), "{echo}");
+        is_last(&stack, &batch(&both, &smuggled), 200).await;
     }
-    assert_eq!(stack.asked().len(), 0);
     // Behind others, their bodies read to the end.
-    for before in [batch("", ""), post("content-length: 2\r\n", "hi"), post(CHUNKED, "2;x\r\nhi\r\n0\r\nt: u\r\n\r\n")]
-    {
+    for before in [batch("", ""), post("content-length: 2\r\n", "hi"), post(CHUNKED, "2;x\r\nhi\r\n0\r\n\r\n")] {
         let request = format!("{before}{}", post(&format!("content-length: 3\r\n{CHUNKED}"), &smuggled));
         let outcome = outcome(&stack, &request).await;
-        assert_eq!(outcome.statuses, [200, 400], "{}", outcome.text);
+        assert_eq!(outcome.statuses, [200, 200], "{}", outcome.text);
         assert!(!outcome.goes_on && !outcome.text.contains("smuggled"));
     }
 }
@@ -86,15 +92,12 @@ async fn a_second_framing_is_seen_however_the_bytes_come() {
     let mut stream = TcpStream::connect(stack.client.address).await.unwrap();
     stream.set_nodelay(true).unwrap();
     for byte in request.bytes() {
-        // Past the second header it may have been refused already.
-        if stream.write_all(&[byte]).await.is_err() {
-            break;
-        }
+        stream.write_all(&[byte]).await.unwrap();
         tokio::task::yield_now().await;
     }
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer).await;
-    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.matches("HTTP/1.1").count() == 1, "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"), "{answer}");
 }
 
 #[tokio::test]
@@ -157,7 +160,7 @@ async fn heads_that_parsers_read_differently_are_refused() {
         is_refused(&stack, &post(header, ""), 400).await;
         is_refused(&stack, &batch(header, ""), 400).await;
     }
-    for target in ["\0", "/a\0", "/a\x01", "/a b", "/a\tb", "/a?\"", "/a?<b>", &format!("{ECHO}#f"), "http:///a", "#"] {
+    for target in ["\0", "/a\0", "/a\x01", "/a b", "/a\tb", "/a?\"", "/a?<b>", "http:///a", "#"] {
         is_refused(&stack, &get(target), 400).await;
     }
     for version in ["HTTP/1.2", "HTTP/2.0", "HTTP/0.9", "http/1.1", "HTTP/1.10", ""] {
@@ -167,6 +170,18 @@ async fn heads_that_parsers_read_differently_are_refused() {
     // TLS, where there is none.
     is_refused(&stack, "\x16\x03\x01\x02\0\x01\0\x01\u{7c}\x03\x03\r\n\r\n", 400).await;
     assert_eq!(stack.asked().len(), 0);
+}
+
+/// The http crate cuts a fragment off, over HTTP/2 as well: memory and endpoint get the same target.
+#[tokio::test]
+async fn a_fragment_goes_no_further() {
+    let stack = Stack::start().await;
+    let echo = is_answered(&stack, &get(&format!("{ECHO}?a=b#fragment"))).await;
+    assert!(echo.contains(&format!(r#""target":"{ECHO}?a=b""#)) && !echo.contains("fragment"), "{echo}");
+    for fragment in ["", "#fragment"] {
+        is_answered(&stack, &get(&format!("{}{fragment}", query(&["1"])))).await;
+    }
+    assert_eq!(stack.asked(), [["1"]]);
 }
 
 #[tokio::test]
@@ -210,16 +225,18 @@ async fn a_host_that_is_missing_doubled_or_no_host_is_refused() {
     }
 }
 
+/// A request with trailers is the last of its connection: a line of trailers ends with CR LF to hyper, and with a bare LF to
+/// others, so that a proxy in front may see the next request begin elsewhere.
 #[tokio::test]
 async fn chunk_extensions_and_trailers_are_read_and_go_no_further() {
     let stack = Stack::start().await;
     let body = "03 ;a=b;c=\"d\"\r\nabc\r\n0;x\r\nx-trailer: 1\r\nx-auth-token: other\r\n\r\n";
-    let text = is_answered(&stack, &post(&format!("{CHUNKED}trailer: x-trailer\r\n"), body)).await;
+    let text = is_last(&stack, &post(&format!("{CHUNKED}trailer: x-trailer\r\n"), body), 200).await;
     assert!(text.contains(r#""body":"abc""#) && !text.contains("railer") && !text.contains("other"), "{text}");
     // A batch's caller is the one of its head.
     let ids = r#"{"accessory_ids":["1"]}"#;
     let head = format!("GET {} HTTP/1.1\r\nhost: a\r\nx-auth-token: t\r\n{CHUNKED}\r\n", api::PATH);
-    is_answered(&stack, &format!("{head}{:x}\r\n{ids}\r\n0\r\nx-auth-token: other\r\n\r\n", ids.len())).await;
+    is_last(&stack, &format!("{head}{:x}\r\n{ids}\r\n0\r\nx-auth-token: other\r\n\r\n", ids.len()), 200).await;
     assert_eq!(stack.origin.calls()[0].headers["x-auth-token"], "t");
 }
 
@@ -237,9 +254,6 @@ async fn chunks_that_cannot_be_read_are_the_clients_fault_on_every_route() {
         "2\r\nabc\r\n0\r\n\r\n".to_owned(),
         "3\nabc\n0\n\n".to_owned(), // A bare line feed is taken for a line's end in a head, not here.
         "3;a\nabc\r\n0\r\n\r\n".to_owned(),
-        "3\r\nabc\r\n0\r\nx: y\n\r\n".to_owned(),
-        "3\r\nabc\r\n0\r\nx: y\n\n".to_owned(),
-        "3\r\nabc\r\n0\r\n\n".to_owned(),
         format!("3;{long}\r\nabc\r\n0\r\n\r\n"),
         format!("3\r\nabc\r\n0\r\n{trailers}\r\n"),
     ] {
@@ -248,6 +262,22 @@ async fn chunks_that_cannot_be_read_are_the_clients_fault_on_every_route() {
         }
     }
     assert_eq!(stack.client.batch("t", &["1"]).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_bare_line_feed_among_trailers_hides_no_request() {
+    let stack = Stack::start().await;
+    for trailers in ["x: y\n\r\n", "x: y\n\n", "\n", "x: y\r\n\n", "x: y\r\nz\n: \r\n\r\n"] {
+        // To others the body ends here, and this is the body of the request behind.
+        let hidden = get(&format!("{ECHO}?hidden"));
+        let hidden = format!("POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{hidden}", hidden.len());
+        for behind in [get(&format!("{ECHO}?hidden")), hidden] {
+            let request = format!("{}{behind}", post(CHUNKED, &format!("3\r\nabc\r\n0\r\n{trailers}")));
+            let outcome = outcome(&stack, &request).await;
+            assert!(matches!(outcome.statuses[..], [200 | 400]), "{trailers:?}: {}", outcome.text);
+            assert!(!outcome.goes_on && !outcome.text.contains("?hidden"), "{trailers:?}: {}", outcome.text);
+        }
+    }
 }
 
 #[tokio::test]
@@ -311,7 +341,7 @@ async fn pipelined_requests_are_answered_in_order_and_one_at_a_time() {
 }
 
 #[tokio::test]
-async fn a_client_that_has_said_all_still_gets_its_answer() {
+async fn a_client_that_closes_its_side_still_gets_its_answer() {
     let stack = Stack::start().await;
     stack.origin.hold();
     let mut stream = TcpStream::connect(stack.client.address).await.unwrap();
@@ -325,7 +355,7 @@ async fn a_client_that_has_said_all_still_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn a_request_that_ends_in_the_middle_is_dropped_and_harms_nobody() {
+async fn a_request_that_ends_in_the_middle_is_dropped() {
     let stack = Stack::start().await;
     let ids = r#"{"accessory_ids":["1"]}"#;
     for request in [

@@ -1,5 +1,5 @@
-//! Every frame on a connection has one defined outcome as well: the stream is answered or reset and the others go on, or the
-//! connection ends by a GOAWAY that says why. No frame keeps a connection alive on which nothing is answered.
+//! Every frame on an HTTP/2 connection has one defined outcome: the stream is answered or reset and the other streams go on,
+//! or the connection ends with a GOAWAY that says why. No frame keeps a connection alive on which nothing is answered.
 
 pub mod frames;
 mod malformed;

@@ -1,5 +1,5 @@
-//! A new configuration is in force for whatever is asked from then on, and costs nobody anything: links stay, what is in
-//! flight is joined, connections live on. A configuration that will not do changes nothing.
+//! A new configuration applies to requests from then on, and fails none: links stay in the cache, flights are joined,
+//! connections stay open. A configuration that is refused changes nothing.
 
 use std::os::unix::fs::symlink;
 use std::time::Duration;
@@ -39,7 +39,7 @@ async fn links_stay_and_what_is_asked_from_then_on_follows_the_new_configuration
     assert!(stack.metric("sidelink_config_last_reload_success_timestamp_seconds").await > 1e9);
 }
 
-/// Regression: what had been kept under a lower floor was served on.
+/// Regression: links that were cached under a lower floor were still served.
 #[tokio::test]
 async fn a_higher_floor_counts_for_what_is_kept_already() {
     let stack = Stack::with(|endpoint| endpoint.link_life = Duration::from_secs(200), |_| {}).await;
@@ -55,7 +55,7 @@ async fn a_higher_floor_counts_for_what_is_kept_already() {
     assert_eq!(stack.asked(), [["1"], ["1"]]);
 }
 
-/// Regression: a batch of the time before, whose call had waited for its turn, had its links kept by the lower floor.
+/// Regression: links of a call that had waited for a permit over the reload were cached under the lower floor.
 #[tokio::test]
 async fn a_higher_floor_counts_for_what_a_batch_of_the_time_before_brings() {
     let stack =
@@ -130,7 +130,7 @@ async fn another_endpoint_is_asked_anew_and_its_links_are_kept_apart() {
     stack.origin.arrived(2).await;
     let endpoint = Endpoint::parse(&format!("http://{}", other.address())).unwrap();
     change(&stack, |config| config.upstream.endpoint = endpoint);
-    // Neither memory nor the flight of the same id at the first endpoint has what this one is asked for.
+    // Neither the cache nor the flight of the same id at the first endpoint answers for this one.
     let reply = stack.client.batch("t", &["1", "2"]).await;
     assert_eq!(reply.header("cache-status"), "sidelink; fwd=miss; stored");
     assert_eq!(other.calls().len(), 1);
@@ -140,7 +140,7 @@ async fn another_endpoint_is_asked_anew_and_its_links_are_kept_apart() {
     stack.origin.release();
     assert!(!old.await.unwrap().links()[0].1.contains("X-Amz"));
 
-    // Back again: what the first endpoint gave is its own still.
+    // Back again: the links of the first endpoint are still there.
     change(&stack, |config| config.upstream.endpoint = first);
     assert_eq!(stack.client.batch("t", &["1"]).await.links(), before);
     assert_eq!(stack.asked().len(), 2);
@@ -165,7 +165,7 @@ async fn a_key_pair_that_is_taken_out_loses_access_at_once() {
     let reply = send().await;
     assert_eq!(reply.header("cache-status"), "sidelink; fwd=bypass; detail=unknown-key");
     assert_eq!(reply.status, 401, "the endpoint judges a signature that is not for it");
-    // With its key back, what it had is its own still.
+    // With its key back, its links are still there.
     change(&stack, |config| knows(config, ACCESS_KEY, SECRET_KEY));
     assert_eq!(send().await.header("cache-status"), "sidelink; hit");
 }
@@ -223,7 +223,7 @@ async fn sighup_loads_the_file_anew() {
 }
 
 #[tokio::test]
-async fn a_change_of_the_file_is_seen_once_it_is_whole() {
+async fn a_change_of_the_file_is_applied_once_it_is_complete() {
     let (_origin, files, mut process) = before_an_endpoint("limits.batch_ids = 2").await;
     // As an editor writes that truncates first and is slow.
     std::fs::write(files.path(), "[limits").unwrap();
@@ -339,7 +339,7 @@ async fn what_was_refused_for_lack_of_a_file_is_tried_again() {
     assert_eq!(batch_ids(&process).await, 3);
 }
 
-/// Opens `pipe` for writing once somebody reads it. Nothing comes from it for as long as it is open.
+/// Opens `pipe` for writing once a process reads it. While it is open, its reader waits.
 async fn open_for_reader(pipe: &std::path::Path) -> std::fs::File {
     use std::os::unix::fs::OpenOptionsExt;
     const NONBLOCK: i32 = 0o4000;
@@ -366,7 +366,7 @@ async fn with_a_pipe() -> (Origin, Files, Process) {
     (origin, files, process)
 }
 
-/// Regression: a reload that hung on a file kept SIGTERM waiting.
+/// Regression: a reload that hung on a file delayed the effect of SIGTERM.
 #[tokio::test]
 async fn a_reload_that_hangs_on_a_file_keeps_no_end_waiting() {
     let (_origin, files, mut process) = with_a_pipe().await;

@@ -10,7 +10,7 @@ use sidelink::app::Proxy;
 use sidelink::clock::Clock;
 use sidelink::config::Config;
 use sidelink::demo::origin::{self, Origin};
-use sidelink::server::{self, Limits};
+use sidelink::server::{self, ConnLimits, Protocol};
 use sidelink::upstream::MemoryEndpoint;
 use tokio::io::duplex;
 use tokio::sync::mpsc;
@@ -26,7 +26,7 @@ pub struct World {
     pub clock: Clock,
     pub endpoint_clock: Clock,
     pub proxy: std::sync::Arc<Proxy>,
-    limits: Limits,
+    limits: ConnLimits,
 }
 
 impl World {
@@ -43,8 +43,9 @@ impl World {
         let mut config = config(LOOPBACK.to_string().replace(":0", ":80").parse().unwrap());
         // Simulated clients keep their connections through hours that pass in no time.
         config.limits.idle_timeout = std::time::Duration::from_secs(24 * 3600);
+        config.limits.max_connection_age = std::time::Duration::from_secs(365 * 24 * 3600);
         configure(&mut config);
-        let limits = Limits::from(&config.limits);
+        let limits = ConnLimits::from(&config.limits);
         let (accept, connections) = mpsc::unbounded_channel();
         let endpoint_clock = Clock::simulated(EPOCH);
         let origin = Origin::in_memory(options, endpoint_clock.clone(), connections);
@@ -68,7 +69,7 @@ impl World {
         // Less than an answer, so that a slow reader is felt.
         let (near, far) = duplex(1 << 10);
         let (proxy, limits) = (self.proxy.clone(), self.limits);
-        tokio::spawn(server::serve_connection(far, limits, move |request| {
+        tokio::spawn(server::serve_connection(Protocol::Any, far, limits, Default::default(), move |request| {
             let proxy = proxy.clone();
             async move { proxy.current().router.answer(request).await }
         }));

@@ -57,7 +57,7 @@ impl Authority {
     }
 }
 
-/// Speaks TLS by this certificate; with `clients`, to those who have one of that authority.
+/// Speaks TLS with this certificate; with `clients`, to clients with a certificate of that authority.
 pub fn acceptor(clients: Option<&Authority>, issued: &Issued, alpn: &[&[u8]]) -> TlsAcceptor {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
@@ -84,12 +84,12 @@ pub struct Secured {
 }
 
 impl Secured {
-    /// With a certificate for its name, and clients of whom nothing is asked.
+    /// With a certificate for its name, and without client certificates.
     pub async fn start(issued: &Issued, alpn: &[&[u8]]) -> Self {
         Self::for_clients_of(None, issued, alpn).await
     }
 
-    /// Which lets in only who has a certificate of this authority.
+    /// Requires a certificate of this authority from clients.
     pub async fn for_clients_of(clients: Option<&Authority>, issued: &Issued, alpn: &[&[u8]]) -> Self {
         let origin = Origin::start(origin_options()).await.unwrap();
         let listener = TcpListener::bind(LOOPBACK).await.unwrap();
@@ -125,7 +125,7 @@ impl Secured {
         Process::spawn(command.envs(environment.iter().copied())).await
     }
 
-    /// A batch gets a 502 that does not say why, and the log says this.
+    /// A batch gets a 502 that does not say why, and the log has this reason.
     async fn is_refused(&self, files: &TempDir, more: &str, reason: &str) {
         let mut process = self.process(files, more, &[]).await;
         let reply = process.client.batch("t", &["1"]).await;
@@ -190,7 +190,7 @@ async fn an_endpoint_of_another_name_is_a_502_and_the_log_says_why() {
 }
 
 #[tokio::test]
-async fn an_endpoint_whose_certificate_is_past_its_end_is_a_502_and_the_log_says_why() {
+async fn an_endpoint_whose_certificate_has_expired_is_a_502_and_the_log_says_why() {
     let (files, authority) = (tempfile::tempdir().unwrap(), Authority::new());
     let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
     (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));

@@ -114,8 +114,7 @@ async fn an_authority_that_is_no_host_and_port_is_refused() {
     }
 }
 
-/// h2 cuts a fragment off before anyone here sees it, so that it is not refused as over HTTP/1; what goes on is the target
-/// alone, to memory and endpoint alike (docs/ARCHITECTURE.md).
+/// The http crate cuts a fragment off, as over HTTP/1: memory and endpoint get the same target (docs/ARCHITECTURE.md).
 #[tokio::test]
 async fn a_fragment_goes_no_further() {
     let stack = Stack::start().await;

@@ -1,0 +1,123 @@
+//! Bodies that tell their connection when a request is over.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use pin_project_lite::pin_project;
+
+use super::streams::Progress;
+use super::timeouts::{InService, UnreadBody};
+use crate::message::body::Body;
+
+/// The most that a stream of HTTP/2 is given to send at a time, since hyper keeps what it has until there is room: a frame's
+/// worth (RFC 9113 §4.2).
+const CHUNK: usize = 16 << 10;
+
+/// A request's body.
+pub struct RequestBody {
+    body: Incoming,
+    /// On HTTP/1, until the end is read.
+    unread: Option<UnreadBody>,
+}
+
+impl RequestBody {
+    pub(super) fn new(body: Incoming, is_http1: bool, in_service: &InService) -> Self {
+        let is_chunked = body.size_hint().exact().is_none();
+        let unread = (is_http1 && !body.is_end_stream()).then(|| in_service.body(is_chunked));
+        Self { body, unread }
+    }
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let is_over = match &frame {
+            Some(Ok(frame)) => frame.is_data() && self.body.is_end_stream(),
+            Some(Err(_)) => false,
+            None => true,
+        };
+        if matches!(&frame, Some(Ok(frame)) if frame.is_trailers()) {
+            self.unread = None;
+        } else if is_over && let Some(unread) = self.unread.take() {
+            unread.end();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+pin_project! {
+    /// An answer's body. Its request is in service until it is handed over to hyper, or dropped.
+    pub(super) struct ResponseBody {
+        #[pin]
+        body: Body,
+        in_service: InService,
+        // On HTTP/2: of its stream.
+        progress: Option<Arc<Progress>>,
+        // On HTTP/2: what hyper is not given yet.
+        rest: Bytes,
+    }
+}
+
+impl ResponseBody {
+    /// Must be called in the task that sends it.
+    pub(super) fn new(body: Body, in_service: InService) -> Self {
+        Self { body, in_service, progress: Progress::current(), rest: Bytes::new() }
+    }
+}
+
+impl http_body::Body for ResponseBody {
+    type Data = Bytes;
+    type Error = <Body as http_body::Body>::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.project();
+        let Some(progress) = this.progress else { return this.body.poll_frame(cx) };
+        if this.rest.is_empty() {
+            let Poll::Ready(frame) = this.body.poll_frame(cx) else {
+                progress.waits_for_body();
+                return Poll::Pending;
+            };
+            progress.gave();
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => *this.rest = data,
+                Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
+        } else {
+            progress.gave();
+        }
+        let chunk = this.rest.split_to(this.rest.len().min(CHUNK));
+        Poll::Ready(Some(Ok(Frame::data(chunk))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (rest, hint) = (self.rest.len() as u64, self.body.size_hint());
+        let mut whole = SizeHint::new();
+        // The order keeps each bound within the other.
+        if let Some(upper) = hint.upper() {
+            whole.set_upper(upper.saturating_add(rest));
+        }
+        whole.set_lower(hint.lower().saturating_add(rest));
+        whole
+    }
+}

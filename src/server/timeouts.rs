@@ -1,0 +1,423 @@
+//! The time limits of a client's connection that hyper lacks.
+//!
+//! hyper's own header timeout also runs on an idle connection, so it cannot tell a slow sender from a quiet client. Here
+//! [`ConnIo`] and the service note in [`ConnState`] what a connection waits for, and [`ConnTimeouts`] knows what is due:
+//!
+//! | the connection | may last | then |
+//! |---|---|---|
+//! | is idle: no request is in service, none has begun | `idle_timeout`; while draining `linger` | it is closed, HTTP/2 by GOAWAY |
+//! | reads a head (HTTP/1): from its first byte until the service is called | `header_timeout` | it is cut off |
+//! | reads a request's body for the handler (HTTP/1) | `idle_timeout` without a byte, and a second | it is cut off |
+//! | writes, and the client does not read | `idle_timeout` without a byte | it is cut off |
+//! | lives at all | `max_connection_age` | HTTP/1 ends with its next answer, HTTP/2 by GOAWAY |
+//!
+//! While a handler works, only its own limits count. On HTTP/2, bytes are no sign of life, since they may be pings: a
+//! connection is idle while no request is in service. A stream that makes no progress is reset by [`super::streams`].
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::ConnLimits;
+use crate::clock::millis;
+use crate::message::body::{DRAIN_BYTES, DRAIN_TIME};
+
+/// How HTTP/2 begins (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How long a connection that was told to close may stay without a request in service.
+const LEAVE: Duration = Duration::from_secs(5);
+/// By how much a handler's own limit for a body comes first where it is as long, so that the handler can answer.
+const HANDLER_GRACE: Duration = Duration::from_secs(1);
+/// The share of `max_connection_age` by which it varies, so that connections that began together do not end together.
+const JITTER: f64 = 0.1;
+
+/// What a connection's stream and service note for its timeouts.
+#[derive(Default)]
+pub(super) struct ConnState {
+    began: Began,
+    is_http2: AtomicBool,
+    /// Requests whose answer is not sent yet, and bodies of HTTP/1 requests that are still read.
+    in_service: AtomicUsize,
+    /// The first bytes of a head have come, and the service has not been called (HTTP/1).
+    in_head: AtomicBool,
+    /// The next answer is the last one (HTTP/1).
+    is_leaving: AtomicBool,
+    /// The body of the last request was not read to its end (HTTP/1).
+    is_body_unread: AtomicBool,
+    /// A chunked body is not read yet, or had trailers (HTTP/1): a line of trailers ends with CR LF to hyper and with a bare
+    /// LF to others, so that they may see the next request begin elsewhere.
+    is_end_uncertain: AtomicBool,
+    /// Since when a head is read. This and the rest are as [`ConnState::since`] reads them.
+    head: AtomicU64,
+    /// Since when a read waits (HTTP/1).
+    read: AtomicU64,
+    /// Since when a write waits.
+    write: AtomicU64,
+    /// When an answer ended (HTTP/2), or the last write that had to wait.
+    active: AtomicU64,
+    /// Since when this side is shut and the client's is not.
+    shut: AtomicU64,
+    /// Something may be due earlier than before.
+    changed: Notify,
+}
+
+struct Began(Instant);
+
+impl Default for Began {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl ConnState {
+    /// A request is in service until the ticket is dropped.
+    pub(super) fn enter(self: &Arc<Self>) -> InService {
+        self.in_head.store(false, Ordering::Relaxed);
+        self.head.store(0, Ordering::Relaxed);
+        self.is_body_unread.store(false, Ordering::Relaxed);
+        self.in_service()
+    }
+
+    fn in_service(self: &Arc<Self>) -> InService {
+        self.in_service.fetch_add(1, Ordering::Relaxed);
+        InService(Arc::clone(self))
+    }
+
+    pub(super) fn is_http2(&self) -> bool {
+        self.is_http2.load(Ordering::Relaxed)
+    }
+
+    fn serves(&self) -> bool {
+        // Pairs with `InService::drop`: after the end of a request is seen, so is its time.
+        self.in_service.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether the client may be in the middle of a request.
+    fn is_mid_request(&self) -> bool {
+        self.in_head.load(Ordering::Relaxed) || self.is_body_unread.load(Ordering::Relaxed) || self.serves()
+    }
+
+    fn note(&self, moment: &AtomicU64) {
+        // Rounded up: 0 is none.
+        moment.store(1 + millis(self.began.0.elapsed()), Ordering::Relaxed);
+    }
+
+    fn since(&self, moment: &AtomicU64) -> Option<Instant> {
+        let millis = moment.load(Ordering::Relaxed);
+        (millis > 0).then(|| self.began.0 + Duration::from_millis(millis))
+    }
+}
+
+/// A request in service.
+pub(super) struct InService(Arc<ConnState>);
+
+impl InService {
+    /// Whether the connection has to end with the answer to this request (HTTP/1).
+    pub(super) fn is_last(&self) -> bool {
+        self.0.is_leaving.load(Ordering::Relaxed) || self.0.is_end_uncertain.load(Ordering::Relaxed)
+    }
+
+    /// The body of this request, which is in service as well until it is read.
+    pub(super) fn body(&self, is_chunked: bool) -> UnreadBody {
+        if is_chunked {
+            self.0.is_end_uncertain.store(true, Ordering::Relaxed);
+        }
+        UnreadBody { in_service: self.0.in_service(), is_chunked, is_read: false }
+    }
+}
+
+impl Drop for InService {
+    fn drop(&mut self) {
+        if self.0.is_http2() {
+            self.0.note(&self.0.active);
+        }
+        self.0.in_service.fetch_sub(1, Ordering::Release);
+        if self.0.is_leaving.load(Ordering::Relaxed) {
+            self.0.changed.notify_one();
+        }
+    }
+}
+
+/// The body of an HTTP/1 request, until it is read to its end.
+pub(super) struct UnreadBody {
+    in_service: InService,
+    is_chunked: bool,
+    is_read: bool,
+}
+
+impl UnreadBody {
+    /// It was read to its end, and had no trailers.
+    pub(super) fn end(mut self) {
+        self.is_read = true;
+        if self.is_chunked {
+            self.in_service.0.is_end_uncertain.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for UnreadBody {
+    fn drop(&mut self) {
+        if !self.is_read {
+            self.in_service.0.is_body_unread.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What becomes of a connection at a time limit.
+pub(super) enum Expiry {
+    /// It is closed, once what is in service has been answered.
+    Close,
+    /// It is cut off, for this reason.
+    CutOff(&'static str),
+}
+
+/// The timers of one connection. They run beside it and are not polled with it.
+pub(super) struct ConnTimeouts {
+    state: Arc<ConnState>,
+    limits: ConnLimits,
+    stop: CancellationToken,
+    expires: Instant,
+    /// Since when the listener drains.
+    draining: Option<Instant>,
+    /// Since when the connection has been told to close.
+    closing: Option<Instant>,
+}
+
+impl ConnTimeouts {
+    /// Once `stop` is cancelled, the connection is drained.
+    pub(super) fn new(state: Arc<ConnState>, limits: ConnLimits, stop: CancellationToken) -> Self {
+        let expires = state.began.0 + limits.max_connection_age.mul_f64(1.0 - JITTER * rand::random::<f64>());
+        Self { state, limits, stop, expires, draining: None, closing: None }
+    }
+
+    /// Waits for the next limit that the connection reaches.
+    pub(super) async fn next(mut self) -> (Expiry, Self) {
+        loop {
+            let now = Instant::now();
+            let leaves = self.draining.is_some() || now >= self.expires;
+            if leaves {
+                self.state.is_leaving.store(true, Ordering::Relaxed);
+            }
+            let due = match self.due() {
+                // HTTP/2 tells its client where it ends: an idle connection need not be waited for.
+                _ if leaves && self.closing.is_none() && self.state.is_http2() => Some((now, Expiry::Close)),
+                due => due,
+            };
+            // What begins to wait from now on is not due earlier than this; for the rest there is `changed`.
+            let mut wake = now + self.limits.idle_timeout;
+            if let Some((at, expiry)) = due {
+                if at <= now {
+                    if matches!(expiry, Expiry::Close) {
+                        self.closing = Some(now);
+                        self.state.is_leaving.store(true, Ordering::Relaxed);
+                    }
+                    return (expiry, self);
+                }
+                wake = at;
+            }
+            if !leaves {
+                wake = wake.min(self.expires);
+            }
+            tokio::select! {
+                () = sleep_until(wake) => {}
+                () = self.state.changed.notified() => {}
+                () = self.stop.cancelled(), if self.draining.is_none() => self.draining = Some(Instant::now()),
+            }
+        }
+    }
+
+    /// What is due as things are, and when; `None` while a handler works.
+    fn due(&self) -> Option<(Instant, Expiry)> {
+        let (state, limits) = (&self.state, &self.limits);
+        let cut_off = |since, limit, reason| Some((since + limit, Expiry::CutOff(reason)));
+        if let Some(since) = state.since(&state.shut) {
+            return cut_off(since, DRAIN_TIME, "the client did not close its side");
+        }
+        if let Some(since) = state.since(&state.write) {
+            return cut_off(since, limits.idle_timeout, "the client did not read for limits.idle_timeout");
+        }
+        if state.serves() {
+            // HTTP/1 reads then only while the handler waits for more of the body.
+            let limit = limits.idle_timeout + HANDLER_GRACE;
+            return cut_off(state.since(&state.read)?, limit, "no body came for limits.idle_timeout");
+        }
+        if let Some(since) = state.since(&state.head) {
+            return cut_off(since, limits.header_timeout, "the head took longer than limits.header_timeout");
+        }
+        let quiet_since = if state.is_http2() { state.began.0 } else { state.since(&state.read)? };
+        let since = [state.since(&state.active), self.draining, self.closing].into_iter().flatten().max();
+        let since = since.map_or(quiet_since, |since| since.max(quiet_since));
+        match (self.closing, self.draining) {
+            (Some(_), _) => cut_off(since, LEAVE, "the client did not close"),
+            (None, Some(_)) => Some((since + limits.linger, Expiry::Close)),
+            (None, None) => Some((since + limits.idle_timeout, Expiry::Close)),
+        }
+    }
+}
+
+/// A connection's stream. It notes what the connection waits for.
+///
+/// A connection that is closed while its client may be sending is shut on this side alone, and then read for a while, into
+/// nothing: closed at once, it would be reset, and the client might never see what it was told (RFC 9112 §9.6).
+pub(super) struct ConnIo<IO> {
+    io: IO,
+    state: Arc<ConnState>,
+    /// What of HTTP/2's preface has not come yet; empty once it is known whether this is HTTP/2.
+    preface: &'static [u8],
+    /// A read waits.
+    reads: bool,
+    /// A write waits.
+    writes: bool,
+    /// The client has closed its side.
+    is_over: bool,
+    /// This side is shut.
+    is_shut: bool,
+    /// Bytes that are read at most after that.
+    left: usize,
+}
+
+impl<IO> ConnIo<IO> {
+    pub(super) fn new(io: IO, state: Arc<ConnState>) -> Self {
+        // hyper reads at once.
+        state.note(&state.read);
+        let (preface, left) = (PREFACE, DRAIN_BYTES);
+        Self { io, state, preface, reads: true, writes: false, is_over: false, is_shut: false, left }
+    }
+
+    /// `bytes` have been read.
+    fn note_read(&mut self, bytes: &[u8]) {
+        let state = &self.state;
+        if state.is_http2() {
+            return;
+        }
+        if std::mem::take(&mut self.reads) {
+            state.read.store(0, Ordering::Relaxed);
+        }
+        if !self.preface.is_empty() {
+            let begun = bytes.get(..self.preface.len()).unwrap_or(bytes);
+            match self.preface.strip_prefix(begun) {
+                Some([]) => {
+                    self.preface = &[];
+                    state.is_http2.store(true, Ordering::Relaxed);
+                    state.in_head.store(false, Ordering::Relaxed);
+                    state.head.store(0, Ordering::Relaxed);
+                    return;
+                }
+                rest => self.preface = rest.unwrap_or_default(),
+            }
+        }
+        // While a request is in service, these are bytes of its body.
+        if !state.serves() {
+            state.in_head.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// A read has to wait.
+    fn note_wait(&mut self) {
+        let state = &self.state;
+        if self.reads || state.is_http2() {
+            return;
+        }
+        self.reads = true;
+        state.note(&state.read);
+        if state.in_head.load(Ordering::Relaxed) && state.since(&state.head).is_none() {
+            state.note(&state.head);
+            state.changed.notify_one();
+        }
+    }
+
+    /// A write was tried.
+    fn note_write<T>(&mut self, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        let state = &self.state;
+        match (self.writes, write.is_pending()) {
+            (false, true) => state.note(&state.write),
+            (true, false) => {
+                state.write.store(0, Ordering::Relaxed);
+                state.note(&state.active);
+            }
+            _ => {}
+        }
+        self.writes = write.is_pending();
+        write
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for ConnIo<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.io).poll_read(cx, buf);
+        match (&read, buf.filled().get(before..)) {
+            (Poll::Pending, _) => this.note_wait(),
+            (Poll::Ready(Ok(())), Some(bytes)) if !bytes.is_empty() => this.note_read(bytes),
+            (Poll::Ready(read), _) => this.is_over = read.is_err() || buf.remaining() > 0,
+        }
+        read
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ConnIo<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let write = Pin::new(&mut this.io).poll_write(cx, buf);
+        this.note_write(write)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let write = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        this.note_write(write)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let flush = Pin::new(&mut this.io).poll_flush(cx);
+        this.note_write(flush)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.is_shut {
+            let shut = Pin::new(&mut this.io).poll_shutdown(cx);
+            ready!(this.note_write(shut))?;
+            this.is_shut = true;
+        }
+        let mut bytes = [0; 4 << 10];
+        while !this.is_over {
+            let mut buf = ReadBuf::new(&mut bytes);
+            let read = Pin::new(&mut this.io).poll_read(cx, &mut buf);
+            let count = buf.filled().len();
+            match read {
+                Poll::Ready(Ok(())) if (1..this.left).contains(&count) => {
+                    this.left -= count;
+                    this.state.is_body_unread.store(true, Ordering::Relaxed);
+                }
+                Poll::Pending if this.state.is_mid_request() => {
+                    if this.state.since(&this.state.shut).is_none() {
+                        this.state.note(&this.state.shut);
+                        this.state.changed.notify_one();
+                    }
+                    return Poll::Pending;
+                }
+                _ => this.is_over = true,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}

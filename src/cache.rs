@@ -17,7 +17,7 @@ pub(crate) mod refusals;
 use std::hash::BuildHasherDefault;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use quick_cache::{Lifecycle, Weighter, unsync};
+use quick_cache::{Weighter, unsync};
 use triomphe::ThinArc;
 
 use crate::auth::Key;
@@ -65,7 +65,7 @@ impl Entry {
     }
 }
 
-type Table = unsync::Cache<Key, Entry, Weight, BuildHasherDefault<KeyHasher>, CountRemoved>;
+type Table = unsync::Cache<Key, Entry, Weight, BuildHasherDefault<KeyHasher>>;
 
 /// A part of the cache: one lock over a power of two of tables.
 type Part = RwLock<Box<[Table]>>;
@@ -92,7 +92,7 @@ impl Cache {
         }
         let tables = (entries / count).div_ceil(TABLE_ENTRIES).max(1).next_power_of_two();
         let (entries, capacity) = (entries.div_ceil(count * tables), share(config.capacity, count * tables));
-        let table = || Table::with(entries, capacity, Weight, BuildHasherDefault::default(), CountRemoved);
+        let table = || Table::with(entries, capacity, Weight, BuildHasherDefault::default(), Default::default());
         let parts = (0..count).map(|_| RwLock::new((0..tables).map(|_| table()).collect())).collect();
         Self { parts, tables, purges, refusals: Refusals::default(), evictions }
     }
@@ -139,10 +139,9 @@ impl Cache {
     pub fn keep(&self, key: Key, entry: Entry) {
         let mut part = self.parts.get(self.part_of(key)).map(write);
         let Some(table) = part.as_mut().and_then(|part| part.get_mut(self.table_of(key))) else { return };
-        // A replaced entry counts as removed, but not as evicted.
-        let replaced = u64::from(table.peek(&key).is_some());
-        let removed = table.insert_with_lifecycle(key, entry);
-        self.evictions.size.inc_by(removed.saturating_sub(replaced));
+        let expected = table.len() + usize::from(table.peek(&key).is_none());
+        table.insert(key, entry);
+        self.evictions.size.inc_by(expected.saturating_sub(table.len()) as u64);
     }
 
     /// Removes the entry of `key`.
@@ -272,21 +271,6 @@ struct Weight;
 impl Weighter<Key, Entry> for Weight {
     fn weight(&self, _: &Key, entry: &Entry) -> u64 {
         entry.0.slice.len() as u64 + ENTRY_BYTES
-    }
-}
-
-/// Counts the entries that an insertion has removed: evicted, or replaced under the same key.
-struct CountRemoved;
-
-impl Lifecycle<Key, Entry> for CountRemoved {
-    type RequestState = u64;
-
-    fn begin_request(&self) -> u64 {
-        0
-    }
-
-    fn on_evict(&self, removed: &mut u64, _: Key, _: Entry) {
-        *removed += 1;
     }
 }
 

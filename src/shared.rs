@@ -151,18 +151,9 @@ pub struct Brought {
 }
 
 impl Tier {
-    /// Connects in the background. Must be called within a tokio runtime. `tls`: what to trust, for `rediss://`. Purges and
-    /// revocations by other sidecars are applied to `purges` and `caller_states`.
-    pub(crate) fn new(
-        shared: &config::Shared,
-        config: &Config,
-        tls: Option<rustls::ClientConfig>,
-        caller_states: Arc<CallerStates>,
-        purges: Arc<Purges>,
-        metrics: Arc<Metrics>,
-        clock: Clock,
-    ) -> Self {
-        let state = Arc::new(TierState::new(shared, config, tls, caller_states, purges, metrics, clock));
+    /// Connects in the background. Must be called within a tokio runtime.
+    pub(crate) fn start(state: TierState) -> Self {
+        let state = Arc::new(state);
         tokio::spawn(sync::run(Arc::clone(&state)));
         Self(state)
     }
@@ -175,8 +166,9 @@ impl Tier {
 }
 
 impl TierState {
-    /// Not connected yet.
-    fn new(
+    /// Not connected yet. `tls`: what to trust, for `rediss://`. Purges and revocations by other sidecars are applied to
+    /// `purges` and `caller_states`.
+    pub(crate) fn new(
         shared: &config::Shared,
         config: &Config,
         tls: Option<rustls::ClientConfig>,

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::TierState;
-use super::journal::{self, JournalRead, MOST, RECORD};
+use super::journal::{self, MOST, RECORD};
 use super::record::Event;
 use super::sealing::FleetKey;
 use super::store::Command;
@@ -197,16 +197,12 @@ impl TierState {
             }
             journal.read(key, first, text, now)
         };
-        match read {
-            JournalRead::News(news) => {
-                self.apply(at, &news);
-                Ok(if is_full { JournalStatus::Full } else { JournalStatus::Known })
-            }
-            JournalRead::Lost => {
-                self.metrics.shared.count_failure(Kind::Journal);
-                Ok(JournalStatus::Lost)
-            }
-        }
+        let Some(news) = read else {
+            self.metrics.shared.count_failure(Kind::Journal);
+            return Ok(JournalStatus::Lost);
+        };
+        self.apply(at, &news);
+        Ok(if is_full { JournalStatus::Full } else { JournalStatus::Known })
     }
 
     /// Whether the server says that the journal's key has a value that is no string.
@@ -238,15 +234,13 @@ impl TierState {
                 let mut journals = self.journals();
                 let journal = journals.get_mut(at).ok_or(UNREADABLE)?;
                 let is_same = text.get(..RECORD).is_some_and(|first| journal.first() == Some(first));
-                if was_lost && is_same { JournalRead::Lost } else { journal.adopt(key, text, now) }
+                if was_lost && is_same { None } else { journal.adopt(key, text, now) }
             };
-            match read {
-                JournalRead::News(news) => {
-                    self.apply(at, &news);
-                    return Ok(());
-                }
-                JournalRead::Lost => self.begin(key, false).await?,
+            if let Some(news) = read {
+                self.apply(at, &news);
+                return Ok(());
             }
+            self.begin(key, false).await?;
         }
         Err(UNREADABLE.to_owned())
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::journal::{self, JournalRead, RECORD};
+use super::journal::{self, RECORD};
 use super::{Brought, Share, Stamp, TierState};
 use crate::auth::CallerStates;
 use crate::cache::Entry;
@@ -41,7 +41,7 @@ impl Trial {
         let rest = usize::try_from(journal.read_from()).ok().and_then(|from| text.get(from..)).unwrap_or_default();
         let same = journal.first() == Some(first);
         let read = if same { journal.read(key, first, rest, now) } else { journal.adopt(key, text, now) };
-        matches!(read, JournalRead::News(_))
+        read.is_some()
     }
 
     /// The state of the journal.

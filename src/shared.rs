@@ -16,10 +16,11 @@ pub mod testing;
 mod values;
 
 use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use redis::Value;
 use tokio::sync::{Notify, Semaphore};
 use tower::retry::budget::{Budget, TpsBudget};
@@ -254,7 +255,7 @@ impl TierState {
         if !self.is_usable() {
             return None;
         }
-        self.journals().first()?.stamp()
+        self.journals.lock().first()?.stamp()
     }
 
     /// Looks up `ids`, and the caller's acceptance, in one round trip, or two where the journal has news. `None` if the tier
@@ -326,7 +327,7 @@ impl TierState {
             let [Some(Value::BulkString(first)), Some(Value::Int(length))] = replies else { return None };
             let length = u64::try_from(*length).ok()?;
             let known = {
-                let journals = self.journals();
+                let journals = self.journals.lock();
                 let journal = journals.get(at)?;
                 let known = journal.stamp()?.position;
                 (journal.first() == Some(first)).then_some(known)
@@ -408,14 +409,9 @@ impl TierState {
         self.announce(|_, key| Some(Event::purge(key.purge_key, target)));
     }
 
-    fn journals(&self) -> MutexGuard<'_, Vec<Journal>> {
-        // No step leaves a journal half-done.
-        self.journals.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Announces an event in each journal.
     fn announce(&self, event: impl Fn(usize, &FleetKey) -> Option<Event>) {
-        let mut journals = self.journals();
+        let mut journals = self.journals.lock();
         for (at, (journal, key)) in journals.iter_mut().zip(&self.keys).enumerate() {
             if let Some(event) = event(at, key) {
                 journal.announce(event);

@@ -98,7 +98,7 @@ impl Sync {
             state.store.run(Operation::Sync, commands, state.config.timeout).await;
             let span = Duration::from_millis(state.revalidate).max(purges::span_of_links(&state.freshness));
             let now = state.clock.now();
-            state.journals().iter_mut().for_each(|journal| journal.sweep(now, span));
+            state.journals.lock().iter_mut().for_each(|journal| journal.sweep(now, span));
         }
         Ok(())
     }
@@ -106,7 +106,7 @@ impl Sync {
     /// Appends pending events; returns whether there were any.
     async fn append_pending(&mut self, at: usize, key: &FleetKey) -> bool {
         let state = &self.state;
-        let text = state.journals().get_mut(at).and_then(|journal| journal.take_pending(key));
+        let text = state.journals.lock().get_mut(at).and_then(|journal| journal.take_pending(key));
         let Some(text) = text else { return false };
         let run = async |command| state.store.run(Operation::Revoke, vec![command], state.config.timeout).await;
         if let [Some(Value::Int(_))] = *run(Command::new("APPEND", &key.journal).arg(text)).await {
@@ -172,7 +172,7 @@ impl TierState {
     pub(super) async fn read_news(&self, at: usize, limit: Duration) -> Result<JournalStatus, String> {
         let key = self.keys.get(at).ok_or(UNREADABLE)?;
         let (from, is_full) = {
-            let journals = self.journals();
+            let journals = self.journals.lock();
             let journal = journals.get(at).ok_or(UNREADABLE)?;
             if journal.stamp().is_none() {
                 return Ok(JournalStatus::Unknown);
@@ -190,7 +190,7 @@ impl TierState {
         };
         let now = self.clock.now();
         let read = {
-            let mut journals = self.journals();
+            let mut journals = self.journals.lock();
             let journal = journals.get_mut(at).ok_or(UNREADABLE)?;
             if journal.read_from() != from {
                 return Ok(JournalStatus::Known); // A concurrent task has read the news.
@@ -231,7 +231,7 @@ impl TierState {
             }
             let now = self.clock.now();
             let read = {
-                let mut journals = self.journals();
+                let mut journals = self.journals.lock();
                 let journal = journals.get_mut(at).ok_or(UNREADABLE)?;
                 let is_same = text.get(..RECORD).is_some_and(|first| journal.first() == Some(first));
                 if was_lost && is_same { None } else { journal.adopt(key, text, now) }

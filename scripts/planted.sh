@@ -47,7 +47,7 @@ plant "a waiter that is not woken" src/fetch/flights.rs \
 plant "flights that nobody joins" src/fetch.rs \
     'let flight = state.flights.get(&id.key);' 'let flight = state.flights.get(&id.key).filter(|_| false);'
 plant "a link that is not kept" src/cache.rs \
-    'let removed = table.insert_with_lifecycle(key, entry);' 'let removed = u64::from(entry.text().is_none() & table.is_empty());'
+    'table.insert(key, entry);' 'drop(entry);'
 plant "ids counted twice" src/telemetry/metrics.rs \
     'counter.inc_by(u64::from(count));' 'counter.inc_by(2 * u64::from(count));'
 plant "an answer in another order" src/batch/slots.rs \

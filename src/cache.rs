@@ -15,9 +15,10 @@ pub mod purges;
 pub(crate) mod refusals;
 
 use std::hash::BuildHasherDefault;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
-use quick_cache::{Lifecycle, Weighter, unsync};
+use parking_lot::{RwLock, RwLockReadGuard};
+use quick_cache::{Weighter, unsync};
 use triomphe::ThinArc;
 
 use crate::auth::Key;
@@ -70,7 +71,7 @@ impl Entry {
     }
 }
 
-type Table = unsync::Cache<Key, Entry, Weight, BuildHasherDefault<KeyHasher>, CountRemoved>;
+type Table = unsync::Cache<Key, Entry, Weight, BuildHasherDefault<KeyHasher>>;
 
 /// A part of the cache: one lock over a power of two of tables.
 type Part = RwLock<Box<[Table]>>;
@@ -97,7 +98,7 @@ impl Cache {
         }
         let tables = (entries / count).div_ceil(TABLE_ENTRIES).max(1).next_power_of_two();
         let (entries, capacity) = (entries.div_ceil(count * tables), share(config.capacity, count * tables));
-        let table = || Table::with(entries, capacity, Weight, BuildHasherDefault::default(), CountRemoved);
+        let table = || Table::with(entries, capacity, Weight, BuildHasherDefault::default(), Default::default());
         let parts = (0..count).map(|_| RwLock::new((0..tables).map(|_| table()).collect())).collect();
         Self { parts, tables, purges, refusals: Refusals::default(), evictions }
     }
@@ -114,7 +115,7 @@ impl Cache {
         let mut parts = [const { None }; PARTS];
         for ((open, wanted), part) in parts.iter_mut().zip(wanted).zip(&self.parts) {
             if wanted {
-                *open = Some(read(part));
+                *open = Some(part.read());
             }
         }
         View { cache: self, parts }
@@ -127,7 +128,7 @@ impl Cache {
 
     /// The entry of `key`, purged or not; does not count as use.
     pub(crate) fn peek(&self, key: Key) -> Option<Entry> {
-        read(self.parts.get(self.part_of(key))?).get(self.table_of(key))?.peek(&key).cloned()
+        self.parts.get(self.part_of(key))?.read().get(self.table_of(key))?.peek(&key).cloned()
     }
 
     /// What was purged.
@@ -142,18 +143,17 @@ impl Cache {
 
     /// Inserts or replaces the entry of `key`.
     pub fn keep(&self, key: Key, entry: Entry) {
-        let mut part = self.parts.get(self.part_of(key)).map(write);
+        let mut part = self.parts.get(self.part_of(key)).map(Part::write);
         let Some(table) = part.as_mut().and_then(|part| part.get_mut(self.table_of(key))) else { return };
-        // A replaced entry counts as removed, but not as evicted.
-        let replaced = u64::from(table.peek(&key).is_some());
-        let removed = table.insert_with_lifecycle(key, entry);
-        self.evictions.of(Eviction::Size).inc_by(removed.saturating_sub(replaced));
+        let expected = table.len() + usize::from(table.peek(&key).is_none());
+        table.insert(key, entry);
+        self.evictions.of(Eviction::Size).inc_by(expected.saturating_sub(table.len()) as u64);
     }
 
     /// Removes the entry of `key`.
     pub(crate) fn forget(&self, key: Key) {
         let part = self.parts.get(self.part_of(key));
-        if part.and_then(|part| write(part).get_mut(self.table_of(key))?.remove(&key)).is_some() {
+        if part.and_then(|part| part.write().get_mut(self.table_of(key))?.remove(&key)).is_some() {
             self.evictions.of(Eviction::Explicit).inc();
         }
     }
@@ -171,10 +171,10 @@ impl Cache {
         for (part, at) in self.parts.iter().flat_map(|part| (0..self.tables).map(move |at| (part, at))) {
             // Keys alone, which lie side by side in the table: each entry costs a cache miss.
             let keys = |table: &Table| table.iter().map(|(key, _)| *key).collect();
-            let keys: Vec<Key> = read(part).get(at).map(keys).unwrap_or_default();
+            let keys: Vec<Key> = part.read().get(at).map(keys).unwrap_or_default();
             for slice in keys.chunks(SLICE) {
                 between();
-                let mut part = write(part);
+                let mut part = part.write();
                 let Some(table) = part.get_mut(at) else { continue };
                 for key in slice {
                     let Some(deadlines) = table.peek(key).map(Entry::deadlines) else { continue };
@@ -201,7 +201,7 @@ impl Cache {
     pub(crate) fn resize(&self, capacity: u64) {
         let capacity = share(capacity, self.parts.len() * self.tables);
         for part in &self.parts {
-            write(part).iter_mut().for_each(|table| table.set_capacity(capacity));
+            part.write().iter_mut().for_each(|table| table.set_capacity(capacity));
         }
     }
 
@@ -216,7 +216,7 @@ impl Cache {
     }
 
     fn sum(&self, count: impl Fn(&Table) -> u64) -> u64 {
-        self.parts.iter().map(|part| read(part).iter().map(&count).sum::<u64>()).sum()
+        self.parts.iter().map(|part| part.read().iter().map(&count).sum::<u64>()).sum()
     }
 
     /// Parts and tables go by other bits of the key than [`KeyHasher`].
@@ -233,16 +233,6 @@ impl Cache {
 
 fn share(capacity: u64, tables: usize) -> u64 {
     capacity / tables as u64
-}
-
-// A panic within a part comes from the table itself and leaves no entry half-done: going on is better than never answering
-// again.
-fn read(part: &Part) -> RwLockReadGuard<'_, Box<[Table]>> {
-    part.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn write(part: &Part) -> RwLockWriteGuard<'_, Box<[Table]>> {
-    part.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Parts of the cache, locked for reading.
@@ -277,21 +267,6 @@ struct Weight;
 impl Weighter<Key, Entry> for Weight {
     fn weight(&self, _: &Key, entry: &Entry) -> u64 {
         entry.0.slice.len() as u64 + ENTRY_BYTES
-    }
-}
-
-/// Counts the entries that an insertion has removed: evicted, or replaced under the same key.
-struct CountRemoved;
-
-impl Lifecycle<Key, Entry> for CountRemoved {
-    type RequestState = u64;
-
-    fn begin_request(&self) -> u64 {
-        0
-    }
-
-    fn on_evict(&self, removed: &mut u64, _: Key, _: Entry) {
-        *removed += 1;
     }
 }
 

@@ -49,7 +49,7 @@ enum Command {
         once: bool,
     },
     /// Run the simulated endpoint alone.
-    Origin(origin::Options),
+    Origin(Box<origin::Options>),
 }
 
 fn main() -> ExitCode {
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
                 Err(error) => fail(&format!("demo: {error}")),
             }
         }),
-        Command::Origin(options) => run(simulate_endpoint(options)),
+        Command::Origin(options) => run(simulate_endpoint(*options)),
     }
 }
 

@@ -16,10 +16,11 @@ pub mod testing;
 mod values;
 
 use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use redis::Value;
 use tokio::sync::{Notify, Semaphore};
 use tower::retry::budget::{Budget, TpsBudget};
@@ -151,18 +152,9 @@ pub struct Brought {
 }
 
 impl Tier {
-    /// Connects in the background. Must be called within a tokio runtime. `tls`: what to trust, for `rediss://`. Purges and
-    /// revocations by other sidecars are applied to `purges` and `caller_states`.
-    pub(crate) fn new(
-        shared: &config::Shared,
-        config: &Config,
-        tls: Option<rustls::ClientConfig>,
-        caller_states: Arc<CallerStates>,
-        purges: Arc<Purges>,
-        metrics: Arc<Metrics>,
-        clock: Clock,
-    ) -> Self {
-        let state = Arc::new(TierState::new(shared, config, tls, caller_states, purges, metrics, clock));
+    /// Connects in the background. Must be called within a tokio runtime.
+    pub(crate) fn start(state: TierState) -> Self {
+        let state = Arc::new(state);
         tokio::spawn(sync::run(Arc::clone(&state)));
         Self(state)
     }
@@ -175,8 +167,9 @@ impl Tier {
 }
 
 impl TierState {
-    /// Not connected yet.
-    fn new(
+    /// Not connected yet. `tls`: what to trust, for `rediss://`. Purges and revocations by other sidecars are applied to
+    /// `purges` and `caller_states`.
+    pub(crate) fn new(
         shared: &config::Shared,
         config: &Config,
         tls: Option<rustls::ClientConfig>,
@@ -262,7 +255,7 @@ impl TierState {
         if !self.is_usable() {
             return None;
         }
-        self.journals().first()?.stamp()
+        self.journals.lock().first()?.stamp()
     }
 
     /// Looks up `ids`, and the caller's acceptance, in one round trip, or two where the journal has news. `None` if the tier
@@ -334,7 +327,7 @@ impl TierState {
             let [Some(Value::BulkString(first)), Some(Value::Int(length))] = replies else { return None };
             let length = u64::try_from(*length).ok()?;
             let known = {
-                let journals = self.journals();
+                let journals = self.journals.lock();
                 let journal = journals.get(at)?;
                 let known = journal.stamp()?.position;
                 (journal.first() == Some(first)).then_some(known)
@@ -416,14 +409,9 @@ impl TierState {
         self.announce(|_, key| Some(Event::purge(key.purge_key, target)));
     }
 
-    fn journals(&self) -> MutexGuard<'_, Vec<Journal>> {
-        // No step leaves a journal half-done.
-        self.journals.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Announces an event in each journal.
     fn announce(&self, event: impl Fn(usize, &FleetKey) -> Option<Event>) {
-        let mut journals = self.journals();
+        let mut journals = self.journals.lock();
         for (at, (journal, key)) in journals.iter_mut().zip(&self.keys).enumerate() {
             if let Some(event) = event(at, key) {
                 journal.announce(event);

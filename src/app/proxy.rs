@@ -22,7 +22,7 @@ use crate::fetch::{Fetch, Flights};
 use crate::limits::budget::{Budget, Usage, Usages};
 use crate::proxy::passthrough::{Deletions, Passthrough, Resign};
 use crate::proxy::router::Router;
-use crate::shared::Tier;
+use crate::shared::{Tier, TierState};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{ExportTasks, Tracer};
 use crate::upstream::{MemoryEndpoint, SetupError, Upstream, trusted_client};
@@ -192,7 +192,8 @@ impl SharedState {
         }
         let (caller_states, purges) = (Arc::clone(&self.caller_states), Arc::clone(&self.purges));
         let metrics = Arc::clone(&self.metrics);
-        let tier = Arc::new(Tier::new(shared, config, tls, caller_states, purges, metrics, self.clock.clone()));
+        let state = TierState::new(shared, config, tls, caller_states, purges, metrics, self.clock.clone());
+        let tier = Arc::new(Tier::start(state));
         let weak = Arc::downgrade(&tier);
         self.purges.tell(Some(Box::new(move |target| {
             if let Some(tier) = weak.upgrade() {

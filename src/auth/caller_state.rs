@@ -1,13 +1,14 @@
 //! State of callers besides their links: when the endpoint accepted them, their permits, flights and pauses.
 
 use std::hash::BuildHasherDefault;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
+use parking_lot::Mutex;
 
 use super::{Caller, KeyHasher};
 use crate::clock::Moment;
@@ -74,7 +75,7 @@ impl CallerState {
     /// Records the acceptance of a call sent at `sent` if `condition` holds; returns whether it does. No invalidation comes
     /// in between.
     pub(super) fn accept_if(&self, sent: Moment, condition: impl FnOnce() -> bool) -> bool {
-        let _updates = self.lock_updates();
+        let _updates = self.updates.lock();
         let accepts = condition();
         if accepts {
             let [monotonic, wall] = &self.accepted;
@@ -86,16 +87,12 @@ impl CallerState {
 
     /// Makes the next batch ask the endpoint, whatever is in memory.
     pub(super) fn invalidate(&self, now: Moment) {
-        let _updates = self.lock_updates();
+        let _updates = self.updates.lock();
         self.invalidated.fetch_max(now.wall, Ordering::AcqRel);
         self.invalidations.fetch_add(1, Ordering::AcqRel);
         for clock in &self.accepted {
             clock.store(u64::MAX, Ordering::Relaxed);
         }
-    }
-
-    fn lock_updates(&self) -> MutexGuard<'_, ()> {
-        self.updates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Number of invalidations. The result of a call counts only if this has not changed since the call was sent.

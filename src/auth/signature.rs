@@ -121,12 +121,7 @@ pub fn hash(body: &[u8]) -> String {
 /// # Errors
 /// If it states several values.
 pub(crate) fn stated_payload(headers: &HeaderMap) -> Result<Option<&str>, Fault> {
-    let mut values = headers.get_all(api::SDK_CONTENT).iter();
-    match (values.next(), values.next()) {
-        (None, _) => Ok(None),
-        (Some(value), None) => value.to_str().map(Some).map_err(|_| Fault::Malformed),
-        (Some(_), Some(_)) => Err(Fault::Malformed),
-    }
+    single(headers, &api::SDK_CONTENT)?.map(HeaderValue::to_str).transpose().map_err(|_| Fault::Malformed)
 }
 
 /// Verifies a claim, with the query in any order. `payload` is the hex SHA-256 of the body, or, for a request with a body,
@@ -172,7 +167,7 @@ fn verify_in(
     if read_basic_date(date).ok_or(Fault::Date)?.abs_diff(now) > MOST_SKEW {
         return Err(Fault::Expired);
     }
-    let mut tail = Tail::default();
+    let mut signed = Vec::with_capacity(headers.len());
     for name in &headers {
         // Of two values, the signed one cannot be known.
         let value = match once(&head.headers, name) {
@@ -182,11 +177,9 @@ fn verify_in(
             }
             value => value?.as_bytes(),
         };
-        tail.header(name, value);
+        signed.push((name, value));
     }
-    tail.end(names, payload);
     let path = head.uri.path_and_query().map_or("/", PathAndQuery::path);
-    let begun = Canonical::begin(&head.method, path);
     let pairs = pairs(head.uri.query());
     let mut tried: Vec<Vec<Pair<'_>>> = Vec::with_capacity(orders.len());
     for order in orders {
@@ -195,7 +188,8 @@ fn verify_in(
         if tried.contains(&pairs) {
             continue;
         }
-        let mac = mac(pair, date, &begun.clone().end(&pairs, &tail)).ok_or(Fault::Mismatch)?;
+        let canonical = canonical_hash(&head.method, path, &pairs, &signed, payload);
+        let mac = mac(pair, date, &canonical).ok_or(Fault::Mismatch)?;
         // In constant time.
         if mac.verify_slice(&signature).is_ok() {
             return Ok(Signer { pair: Arc::clone(pair), headers: headers.into() });
@@ -234,13 +228,15 @@ pub fn verify_whole(
     Ok((signer, payload.to_owned()))
 }
 
-fn once<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<&'h HeaderValue, Fault> {
+fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h HeaderValue>, Fault> {
     let mut values = headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (Some(value), None) => Ok(value),
-        (None, _) if *name == api::SDK_DATE => Err(Fault::Date),
-        _ => Err(Fault::Malformed),
-    }
+    let first = values.next();
+    if values.next().is_some() { Err(Fault::Malformed) } else { Ok(first) }
+}
+
+fn once<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<&'h HeaderValue, Fault> {
+    let missing = if *name == api::SDK_DATE { Fault::Date } else { Fault::Malformed };
+    single(headers, name)?.ok_or(missing)
 }
 
 /// Signs requests of a caller whose signature was verified, over the headers that the caller has signed.
@@ -280,21 +276,14 @@ impl Signer {
         names.extend([&HOST, &date_name]);
         names.sort_unstable_by_key(|name| name.as_str());
         names.dedup();
-        let mut tail = Tail::default();
-        let mut list = String::new();
-        for name in names {
-            let value =
-                if *name == HOST { host.as_bytes() } else { headers.get(name).map_or(&[][..], HeaderValue::as_bytes) };
-            tail.header(name, value);
-            if !list.is_empty() {
-                list.push(';');
-            }
-            list.push_str(name.as_str());
-        }
-        tail.end(&list, payload);
+        let value = |name| headers.get(name).map_or(&[][..], HeaderValue::as_bytes);
+        let with_value =
+            names.into_iter().map(|name| (name, if *name == HOST { host.as_bytes() } else { value(name) }));
+        let signed: Vec<_> = with_value.collect();
         let pairs = Order::CodePoint.apply(pairs(target.query()));
-        let signed = Canonical::begin(method, target.path()).end(&pairs, &tail);
-        let Some(mac) = mac(&self.pair, &date, &signed) else { return };
+        let canonical = canonical_hash(method, target.path(), &pairs, &signed, payload);
+        let list = list(&signed);
+        let Some(mac) = mac(&self.pair, &date, &canonical) else { return };
         let signature = hex::encode(mac.finalize().into_bytes());
         let access_key = &self.pair.access_key;
         let value = format!("{ALGORITHM} Access={access_key}, SignedHeaders={list}, Signature={signature}");
@@ -333,72 +322,33 @@ impl Order {
     }
 }
 
-/// The part of a canonical request after the query.
-#[derive(Default)]
-struct Tail(Vec<u8>);
-
-impl Tail {
-    fn header(&mut self, name: &HeaderName, value: &[u8]) {
-        self.0.extend([name.as_str().as_bytes(), b":", value.trim_ascii(), b"\n"].concat());
+/// The hex hash of a canonical request, with the query's parameters and the signed headers in this order.
+fn canonical_hash(
+    method: &Method,
+    path: &str,
+    pairs: &[Pair<'_>],
+    headers: &[(&HeaderName, &[u8])],
+    payload: &str,
+) -> String {
+    let encode = |bytes: &[u8]| percent_encode(bytes, ENCODED).to_string();
+    // Decoded as a whole and then split, as the SDKs do: an encoded slash separates segments like any other.
+    let decoded: Cow<'_, [u8]> = percent_decode_str(path).into();
+    let mut path = decoded.split(|byte| *byte == b'/').map(encode).collect::<Vec<_>>().join("/");
+    if !path.ends_with('/') {
+        path.push('/');
     }
-
-    fn end(&mut self, signed_headers: &str, payload: &str) {
-        self.0.extend([b"\n", signed_headers.as_bytes(), b"\n", payload.as_bytes()].concat());
+    let pairs: Vec<_> = pairs.iter().map(|[name, value]| format!("{}={}", encode(name), encode(value))).collect();
+    let mut hash = Sha256::new_with_prefix(format!("{method}\n{path}\n{}\n", pairs.join("&")));
+    for (name, value) in headers {
+        hash.update([name.as_str().as_bytes(), b":", value.trim_ascii(), b"\n"].concat());
     }
+    hash.update(format!("\n{}\n{payload}", list(headers)));
+    hex::encode(hash.finalize())
 }
 
-/// A canonical request, hashed as it is written.
-#[derive(Clone)]
-struct Canonical(Sha256);
-
-impl Canonical {
-    fn begin(method: &Method, path: &str) -> Self {
-        let mut canonical = Self(Sha256::new());
-        canonical.write(method.as_str().as_bytes());
-        canonical.write(b"\n");
-        canonical.path(path);
-        canonical.write(b"\n");
-        canonical
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
-    }
-
-    fn encoded(&mut self, bytes: &[u8]) {
-        for piece in percent_encode(bytes, ENCODED) {
-            self.write(piece.as_bytes());
-        }
-    }
-
-    /// Decoded as a whole and then split, as the SDKs do: an encoded slash separates segments like any other.
-    fn path(&mut self, path: &str) {
-        let decoded: Cow<'_, [u8]> = percent_decode_str(path).into();
-        for (index, segment) in decoded.split(|byte| *byte == b'/').enumerate() {
-            if index > 0 {
-                self.write(b"/");
-            }
-            self.encoded(segment);
-        }
-        if !decoded.ends_with(b"/") {
-            self.write(b"/");
-        }
-    }
-
-    /// The hex hash of the request, with the query's parameters in this order.
-    fn end(mut self, pairs: &[Pair<'_>], tail: &Tail) -> String {
-        for (index, [name, value]) in pairs.iter().enumerate() {
-            if index > 0 {
-                self.write(b"&");
-            }
-            self.encoded(name);
-            self.write(b"=");
-            self.encoded(value);
-        }
-        self.write(b"\n");
-        self.write(&tail.0);
-        hex::encode(self.0.finalize())
-    }
+/// The names of signed headers, as `SignedHeaders` lists them.
+fn list(headers: &[(&HeaderName, &[u8])]) -> String {
+    headers.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(";")
 }
 
 /// Never `None`: HMAC takes a key of any length.

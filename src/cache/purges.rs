@@ -12,10 +12,10 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use parking_lot::{RwLock, RwLockReadGuard};
 use siphasher::sip128::{Hasher128, SipHasher24};
 
 use super::KeyHasher;
@@ -97,7 +97,7 @@ impl Purges {
 
     /// Changes the key of names. Marks under the old key are never found again, so everything up to `now` is covered.
     pub(crate) fn rename(&self, key: [u8; 16], now: impl Fn() -> Moment) {
-        let mut table = self.write();
+        let mut table = self.table.write();
         if table.key != key {
             self.raise_floor(now().monotonic);
             table.key = key;
@@ -120,7 +120,7 @@ impl Purges {
 
     /// Covers with `mark` what was sent at `at` or before. A mark never moves back.
     pub(crate) fn mark(&self, mark: Mark, at: Moment) {
-        self.insert(&mut self.write(), mark, at);
+        self.insert(&mut self.table.write(), mark, at);
     }
 
     /// Purges `targets`; returns once the millisecond of the purge is over, so that it covers nothing sent afterwards.
@@ -140,7 +140,7 @@ impl Purges {
     }
 
     fn leave(&self, target: Target<'_>, at: Moment) {
-        let mut table = self.write();
+        let mut table = self.table.write();
         let mark = Self::name_under(table.key, target);
         self.insert(&mut table, mark, at);
     }
@@ -160,7 +160,7 @@ impl Purges {
         if self.count.load(Ordering::Acquire) == 0 {
             return self.of_all();
         }
-        let table = self.read();
+        let table = self.table.read();
         let marked = group.and_then(|group| table.last_of(b'g', group));
         let floor = self.floor.load(Ordering::Acquire);
         Marks { floor: marked.map_or(floor, |last| floor.max(last.saturating_add(1))), purges: Some(self) }
@@ -173,7 +173,7 @@ impl Purges {
 
     /// Removes expired marks.
     pub(super) fn sweep(&self, now: Moment) {
-        self.remove_expired(&mut self.write(), now);
+        self.remove_expired(&mut self.table.write(), now);
     }
 
     /// Number of marks, of [`MOST`]; without one over everything.
@@ -205,15 +205,6 @@ impl Purges {
         table.last.retain(|_, last| *last >= floor && now.monotonic.saturating_sub(*last) <= span);
         // After the floor was raised: look-ups that see no marks see the floor.
         self.count.store(table.last.len(), Ordering::Release);
-    }
-
-    // No step leaves the table half-done, so a poisoned one is whole.
-    fn read(&self) -> RwLockReadGuard<'_, Table> {
-        self.table.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, Table> {
-        self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -257,7 +248,7 @@ impl<'p> Marks<'p> {
 
     /// The marks locked for reading, for many ids at once.
     pub(super) fn lock(&self) -> LockedMarks<'p> {
-        let table = self.purges.map(Purges::read);
+        let table = self.purges.map(|purges| purges.table.read());
         // Under the lock: marks that were merged into the floor meanwhile are missing in the table.
         let floor = self.purges.map_or(0, |purges| purges.floor.load(Ordering::Acquire));
         LockedMarks { floor: floor.max(self.floor), table }

@@ -8,10 +8,11 @@
 //! Both are bounded; an eviction costs a call.
 
 use std::hash::BuildHasherDefault;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
+use parking_lot::Mutex;
 use quick_cache::unsync::Cache;
 use quick_cache::{UnitWeighter, Weighter};
 
@@ -91,31 +92,27 @@ impl Default for Refusals {
 }
 
 impl Refusals {
-    fn lock(&self) -> MutexGuard<'_, Tables> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether nothing was refused lately.
     pub(crate) fn is_empty(&self) -> bool {
-        let tables = self.lock();
+        let tables = self.0.lock();
         tables.sent.is_empty() && tables.answers.iter().all(Answers::is_empty)
     }
 
     /// Records that a call for the id of `key`, sent at `sent`, was refused.
     pub(crate) fn refused(&self, key: Key, sent: Moment) {
-        let sent_times = &mut self.lock().sent;
+        let sent_times = &mut self.0.lock().sent;
         let later = sent_times.peek(&key).copied().filter(|known| known.monotonic > sent.monotonic);
         sent_times.insert(key, later.unwrap_or(sent));
     }
 
     /// Whether a call for the id of `key` that was sent at `sent` or later was refused.
     pub(crate) fn is_refused_since(&self, key: Key, sent: Moment) -> bool {
-        self.lock().sent.peek(&key).is_some_and(|refused| refused.monotonic >= sent.monotonic)
+        self.0.lock().sent.peek(&key).is_some_and(|refused| refused.monotonic >= sent.monotonic)
     }
 
     /// Remembers the answer to a call for the id of `key` alone, for a caller that the endpoint accepts or not.
     pub(crate) fn remember(&self, key: Key, refusal: Refusal, is_accepted: bool) {
-        let [accepted, unaccepted] = &mut self.lock().answers;
+        let [accepted, unaccepted] = &mut self.0.lock().answers;
         let (answers, other) = if is_accepted { (accepted, unaccepted) } else { (unaccepted, accepted) };
         other.remove(&key);
         answers.insert(key, Arc::new(refusal));
@@ -123,21 +120,21 @@ impl Refusals {
 
     /// The answer remembered under `key`, the key of `id`, if it is fresh at `now` and was not purged.
     pub(crate) fn look_up(&self, key: Key, id: &str, marks: &Marks<'_>, now: Moment) -> Option<Arc<Refusal>> {
-        let refusal = self.lock().answers.iter().find_map(|answers| answers.get(&key).cloned())?;
+        let refusal = self.0.lock().answers.iter().find_map(|answers| answers.get(&key).cloned())?;
         let counts = refusal.deadlines.fresh_left(now).is_some() && !marks.cover(id, refusal.deadlines.sent());
         counts.then_some(refusal)
     }
 
     /// Records that a call for the id of `key`, sent at `sent`, was not refused: forgets earlier answers.
     pub(crate) fn not_refused(&self, key: Key, sent: Moment) {
-        for answers in &mut self.lock().answers {
+        for answers in &mut self.0.lock().answers {
             answers.remove_if(&key, |refusal| refusal.deadlines.sent().monotonic < sent.monotonic);
         }
     }
 
     /// Forgets what is out of date at `now`.
     pub(super) fn sweep(&self, now: Moment) {
-        let Tables { answers, sent } = &mut *self.lock();
+        let Tables { answers, sent } = &mut *self.0.lock();
         for answers in answers {
             answers.retain(|_, refusal| refusal.deadlines.fresh_left(now).is_some());
         }
@@ -181,12 +178,12 @@ mod tests {
         }
         assert!(refusals.look_up(caller.key("1"), "1", &marks, now).is_some());
         let unaccepted = |tables: &Tables| (tables.answers[1].weight(), tables.answers[1].len());
-        let (weight, count) = unaccepted(&refusals.lock());
+        let (weight, count) = unaccepted(&refusals.0.lock());
         assert!(weight <= ANSWER_BYTES && count > 100);
         for id in 0..100_000 {
             refusals.refused(made_up.key(&id.to_string()), now);
         }
-        assert!(refusals.lock().sent.len() <= IDS);
+        assert!(refusals.0.lock().sent.len() <= IDS);
     }
 
     #[tokio::test(start_paused = true)]

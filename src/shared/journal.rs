@@ -53,14 +53,6 @@ struct Pending {
     record: Option<String>,
 }
 
-/// Result of reading a journal.
-pub(super) enum JournalRead {
-    /// New events of other sidecars.
-    News(Vec<Event>),
-    /// The known records are gone, or the text is no journal: it has to begin anew.
-    Lost,
-}
-
 impl Journal {
     /// The position up to which the journal is known.
     pub(super) fn stamp(&self) -> Option<Stamp> {
@@ -106,16 +98,17 @@ impl Journal {
         self.has(stamp) && !events.iter().chain([&Event::All]).any(|event| is_pending(event) || is_later(event))
     }
 
-    /// Reads the text from [`Journal::read_from`] on, of a journal that begins with `first`.
-    pub(super) fn read(&mut self, key: &FleetKey, first: &[u8], text: &[u8], now: Moment) -> JournalRead {
+    /// Reads the text from [`Journal::read_from`] on, of a journal that begins with `first`; returns the new events of other
+    /// sidecars. `None` if the known records are gone, or the text is no journal: it has to begin anew.
+    pub(super) fn read(&mut self, key: &FleetKey, first: &[u8], text: &[u8], now: Moment) -> Option<Vec<Event>> {
         let news = text.strip_prefix(self.last_record.as_slice()).filter(|_| self.first() == Some(first));
-        news.map_or(JournalRead::Lost, |news| self.read_records(key, news, now))
+        self.read_records(key, news?, now)
     }
 
-    /// Reads a whole journal in place of the known one.
-    pub(super) fn adopt(&mut self, key: &FleetKey, text: &[u8], now: Moment) -> JournalRead {
-        let Some((first, rest)) = text.split_at_checked(RECORD) else { return JournalRead::Lost };
-        let Some(JournalRecord { epoch, event: Event::Begin }) = open(key, first) else { return JournalRead::Lost };
+    /// Reads a whole journal in place of the known one; returns as [`Journal::read`].
+    pub(super) fn adopt(&mut self, key: &FleetKey, text: &[u8], now: Moment) -> Option<Vec<Event>> {
+        let (first, rest) = text.split_at_checked(RECORD)?;
+        let JournalRecord { epoch, event: Event::Begin } = open(key, first)? else { return None };
         if self.epoch != Some(epoch) {
             // Announced again: the other journal may have been lost before all had read it.
             self.pending.iter_mut().for_each(|pending| pending.record = None);
@@ -132,16 +125,16 @@ impl Journal {
         self.read_records(key, rest, now)
     }
 
-    fn read_records(&mut self, key: &FleetKey, text: &[u8], now: Moment) -> JournalRead {
+    fn read_records(&mut self, key: &FleetKey, text: &[u8], now: Moment) -> Option<Vec<Event>> {
         let records = text.chunks_exact(RECORD);
         if !records.remainder().is_empty() {
-            return JournalRead::Lost;
+            return None;
         }
         let mut news = Vec::new();
         for record in records {
-            let Some(JournalRecord { epoch, event }) = open(key, record) else { return JournalRead::Lost };
+            let JournalRecord { epoch, event } = open(key, record)?;
             if Some(epoch) != self.epoch || event == Event::Begin {
-                return JournalRead::Lost;
+                return None;
             }
             self.last.insert(event, self.position);
             self.add(key, record);
@@ -157,7 +150,7 @@ impl Journal {
             }
             self.announced.push_back((event, now));
         }
-        JournalRead::News(news)
+        Some(news)
     }
 
     /// Announces an event. It counts here at once, and elsewhere once it was appended.
@@ -222,12 +215,11 @@ mod tests {
     fn sync(journal: &mut Journal, key: &FleetKey, text: &str) -> Option<Vec<Event>> {
         let at = usize::try_from(journal.read_from()).unwrap();
         let first = text.as_bytes().get(..RECORD).unwrap_or_default();
-        let read = if journal.stamp().is_none() {
+        if journal.stamp().is_none() {
             journal.adopt(key, text.as_bytes(), NOW)
         } else {
             journal.read(key, first, text.as_bytes().get(at..).unwrap_or_default(), NOW)
-        };
-        if let JournalRead::News(news) = read { Some(news) } else { None }
+        }
     }
 
     #[test]
@@ -336,7 +328,7 @@ mod tests {
         journal.take_pending(&key).unwrap();
 
         let mut text = begin(&key).unwrap();
-        assert!(matches!(journal.adopt(&key, text.as_bytes(), NOW), JournalRead::News(news) if news.is_empty()));
+        assert_eq!(journal.adopt(&key, text.as_bytes(), NOW), Some(vec![]));
         assert!(!journal.is_valid(old, &[]));
         let new = journal.stamp().unwrap();
         for event in [Event::Named(1), Event::Caller(2), Event::Named(3)] {

@@ -5,11 +5,12 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, Value};
 use rustls::pki_types::ServerName;
@@ -103,7 +104,7 @@ impl Node {
     }
 
     pub(super) fn is_up(&self) -> bool {
-        self.connection().is_some()
+        self.connection.read().is_some()
     }
 
     /// Connects, unless there is a connection, and checks that a round trip is within its time limit.
@@ -127,7 +128,7 @@ impl Node {
             Err(_) => return Err(self.unreachable("a round trip takes longer than shared.timeout".to_owned())),
         }
         self.failures.store(FAILURES - 1, Ordering::Relaxed);
-        self.set_connection(Some(connection));
+        *self.connection.write() = Some(connection);
         Ok(())
     }
 
@@ -165,18 +166,10 @@ impl Node {
         Ok(Connection { requests, allowance, _driver: driver })
     }
 
-    fn connection(&self) -> Option<Connection> {
-        self.connection.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_connection(&self, connection: Option<Connection>) {
-        *self.connection.write().unwrap_or_else(PoisonError::into_inner) = connection;
-    }
-
     /// Sends the commands of one round trip; returns a reply for each. `None` if there is no connection, or no answer within
     /// `limit`.
     pub(super) async fn run(&self, operation: Operation, trip: &RoundTrip, limit: Duration) -> Option<Vec<Value>> {
-        let mut connection = self.connection()?;
+        let mut connection = self.connection.read().clone()?;
         let commands = trip.pipeline.len();
         connection.allowance.grant(trip.reply_bytes + commands * REPLY);
         let metrics = &self.options.metrics.shared;
@@ -201,7 +194,7 @@ impl Node {
             }
             Ok(broken) => {
                 metrics.count_failure(if broken.is_ok() { Kind::Reply } else { Kind::Broken });
-                self.set_connection(None);
+                *self.connection.write() = None;
                 None
             }
             Err(_) => {
@@ -214,7 +207,7 @@ impl Node {
 
     fn failed(&self) {
         if self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1) >= FAILURES {
-            self.set_connection(None);
+            *self.connection.write() = None;
         }
     }
 }

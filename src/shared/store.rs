@@ -4,11 +4,12 @@
 //! since the client's Cluster mode retries and reconnects on a batch's time, and fails all answers where one node is down.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use parking_lot::RwLock;
 use redis::{Cmd, ServerErrorKind, ToRedisArgs, Value};
 use tokio::time::Instant;
 
@@ -89,10 +90,6 @@ impl Store {
         Self { options, seeds, cluster, layout, moved: AtomicBool::new(false) }
     }
 
-    fn layout(&self) -> Arc<Layout> {
-        Arc::clone(&self.layout.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
     /// Connects every server that is not connected.
     ///
     /// # Errors
@@ -101,7 +98,7 @@ impl Store {
         if self.cluster {
             self.update_layout().await?;
         }
-        let layout = self.layout();
+        let layout = self.layout.read().clone();
         let connected = join_all(layout.nodes.iter().map(|node| node.connect())).await;
         for key in keys {
             let node = layout.node(key).ok_or("no node of the Cluster serves all slots")?;
@@ -114,7 +111,7 @@ impl Store {
 
     /// Reads a Cluster's layout from any node, if it may have changed.
     async fn update_layout(&self) -> Result<(), String> {
-        let old = self.layout();
+        let old = self.layout.read().clone();
         let young = old.read.is_some_and(|read| read.elapsed() < LAYOUT_AGE);
         if young && !self.moved.swap(false, Ordering::Relaxed) && old.nodes.iter().all(|node| node.is_up()) {
             return Ok(());
@@ -135,7 +132,7 @@ impl Store {
             };
             match self.read_layout(slots, &node.address, &old) {
                 Some(layout) => {
-                    *self.layout.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(layout);
+                    *self.layout.write() = Arc::new(layout);
                     return Ok(());
                 }
                 None => trouble = format!("{}: is no node of a Cluster, or of one without slots", node.address),
@@ -180,7 +177,7 @@ impl Store {
         commands: Vec<Command>,
         limit: Duration,
     ) -> Vec<Option<Value>> {
-        let layout = self.layout();
+        let layout = self.layout.read().clone();
         let mut replies = vec![None; commands.len()];
         let mut trips: HashMap<usize, (RoundTrip, Vec<usize>)> = HashMap::new();
         for (at, command) in commands.into_iter().enumerate() {

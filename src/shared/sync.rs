@@ -12,7 +12,7 @@ use redis::Value;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::TierState;
-use super::journal::{self, JournalRead, MOST, RECORD};
+use super::journal::{self, MOST, RECORD};
 use super::record::Event;
 use super::sealing::FleetKey;
 use super::store::Command;
@@ -98,7 +98,7 @@ impl Sync {
             state.store.run(Operation::Sync, commands, state.config.timeout).await;
             let span = Duration::from_millis(state.revalidate).max(purges::span_of_links(&state.freshness));
             let now = state.clock.now();
-            state.journals().iter_mut().for_each(|journal| journal.sweep(now, span));
+            state.journals.lock().iter_mut().for_each(|journal| journal.sweep(now, span));
         }
         Ok(())
     }
@@ -106,7 +106,7 @@ impl Sync {
     /// Appends pending events; returns whether there were any.
     async fn append_pending(&mut self, at: usize, key: &FleetKey) -> bool {
         let state = &self.state;
-        let text = state.journals().get_mut(at).and_then(|journal| journal.take_pending(key));
+        let text = state.journals.lock().get_mut(at).and_then(|journal| journal.take_pending(key));
         let Some(text) = text else { return false };
         let run = async |command| state.store.run(Operation::Revoke, vec![command], state.config.timeout).await;
         if let [Some(Value::Int(_))] = *run(Command::new("APPEND", &key.journal).arg(text)).await {
@@ -172,7 +172,7 @@ impl TierState {
     pub(super) async fn read_news(&self, at: usize, limit: Duration) -> Result<JournalStatus, String> {
         let key = self.keys.get(at).ok_or(UNREADABLE)?;
         let (from, is_full) = {
-            let journals = self.journals();
+            let journals = self.journals.lock();
             let journal = journals.get(at).ok_or(UNREADABLE)?;
             if journal.stamp().is_none() {
                 return Ok(JournalStatus::Unknown);
@@ -190,23 +190,19 @@ impl TierState {
         };
         let now = self.clock.now();
         let read = {
-            let mut journals = self.journals();
+            let mut journals = self.journals.lock();
             let journal = journals.get_mut(at).ok_or(UNREADABLE)?;
             if journal.read_from() != from {
                 return Ok(JournalStatus::Known); // A concurrent task has read the news.
             }
             journal.read(key, first, text, now)
         };
-        match read {
-            JournalRead::News(news) => {
-                self.apply(at, &news);
-                Ok(if is_full { JournalStatus::Full } else { JournalStatus::Known })
-            }
-            JournalRead::Lost => {
-                self.metrics.shared.count_failure(Kind::Journal);
-                Ok(JournalStatus::Lost)
-            }
-        }
+        let Some(news) = read else {
+            self.metrics.shared.count_failure(Kind::Journal);
+            return Ok(JournalStatus::Lost);
+        };
+        self.apply(at, &news);
+        Ok(if is_full { JournalStatus::Full } else { JournalStatus::Known })
     }
 
     /// Whether the server says that the journal's key has a value that is no string.
@@ -235,18 +231,16 @@ impl TierState {
             }
             let now = self.clock.now();
             let read = {
-                let mut journals = self.journals();
+                let mut journals = self.journals.lock();
                 let journal = journals.get_mut(at).ok_or(UNREADABLE)?;
                 let is_same = text.get(..RECORD).is_some_and(|first| journal.first() == Some(first));
-                if was_lost && is_same { JournalRead::Lost } else { journal.adopt(key, text, now) }
+                if was_lost && is_same { None } else { journal.adopt(key, text, now) }
             };
-            match read {
-                JournalRead::News(news) => {
-                    self.apply(at, &news);
-                    return Ok(());
-                }
-                JournalRead::Lost => self.begin(key, false).await?,
+            if let Some(news) = read {
+                self.apply(at, &news);
+                return Ok(());
             }
+            self.begin(key, false).await?;
         }
         Err(UNREADABLE.to_owned())
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::journal::{self, JournalRead, RECORD};
+use super::journal::{self, RECORD};
 use super::{Brought, Share, Stamp, TierState};
 use crate::auth::CallerStates;
 use crate::cache::Entry;
@@ -35,18 +35,18 @@ impl Trial {
     /// Reads the news of a journal, or all of it if it is another one. False if it is none, so that it has to begin anew.
     pub fn read(&self, text: &[u8]) -> bool {
         let now = self.0.clock.now();
-        let mut journals = self.0.journals();
+        let mut journals = self.0.journals.lock();
         let (Some(key), Some(journal)) = (self.0.keys.first(), journals.first_mut()) else { return false };
         let first = text.get(..RECORD).unwrap_or_default();
         let rest = usize::try_from(journal.read_from()).ok().and_then(|from| text.get(from..)).unwrap_or_default();
         let same = journal.first() == Some(first);
         let read = if same { journal.read(key, first, rest, now) } else { journal.adopt(key, text, now) };
-        matches!(read, JournalRead::News(_))
+        read.is_some()
     }
 
     /// The state of the journal.
     pub fn stamp(&self) -> Option<Stamp> {
-        self.0.journals().first()?.stamp()
+        self.0.journals.lock().first()?.stamp()
     }
 
     /// Announces a purge.
@@ -62,7 +62,7 @@ impl Trial {
     /// The records to be appended to the journal.
     pub fn tell(&self) -> Option<String> {
         let key = self.0.keys.first()?;
-        self.0.journals().first_mut()?.take_pending(key)
+        self.0.journals.lock().first_mut()?.take_pending(key)
     }
 
     /// Names and values to be written for what a call brought, with the stamp of when it was sent.

@@ -58,7 +58,7 @@ impl TierState {
     }
 
     fn is_valid(&self, fleet: &FleetShare, stamp: Stamp, events: &[Event]) -> Option<()> {
-        self.journals().get(fleet.at)?.is_valid(stamp, events).then_some(())
+        self.journals.lock().get(fleet.at)?.is_valid(stamp, events).then_some(())
     }
 
     fn counted<T>(&self, value: Option<T>, failure: Kind) -> Option<T> {

@@ -12,7 +12,7 @@ use crate::simulated::World;
 use crate::support::{Stack, query};
 
 #[tokio::test]
-async fn a_401_drops_everything_kept_for_that_caller_and_nobody_elses() {
+async fn a_401_drops_all_links_of_that_caller_and_of_no_other() {
     let stack = Stack::start().await;
     for token in ["revoked", "good"] {
         stack.client.batch(token, &["1", "2"]).await;
@@ -22,10 +22,10 @@ async fn a_401_drops_everything_kept_for_that_caller_and_nobody_elses() {
     assert_eq!((refused.status.as_u16(), refused.json()["error_code"].as_str()), (401, Some("APIGW.0301")));
 
     let old = stack.client.batch("revoked", &["1"]).await;
-    assert_eq!(old.status, 401, "what was kept is gone");
+    assert_eq!(old.status, 401, "the cached links are gone");
     assert_eq!(stack.client.batch("good", &["1", "2"]).await.header("cache-status"), "sidelink; hit");
 
-    // Gone for good: accepted again, the caller finds nothing of what was kept before.
+    // Accepted again, the caller finds none of its earlier links.
     stack.origin.update(|options| options.refuse.clear());
     stack.client.batch("revoked", &["3"]).await;
     let anew = stack.client.batch("revoked", &["1"]).await;
@@ -52,7 +52,7 @@ async fn a_403_or_an_error_in_a_200_forgets_the_ids_of_its_call_and_no_others() 
 }
 
 #[tokio::test]
-async fn a_caller_revalidates_when_a_link_that_it_had_is_refused_alone() {
+async fn a_caller_revalidates_when_a_cached_link_is_refused_alone() {
     for status in [403, 200] {
         let stack = Stack::start().await;
         stack.client.batch("t", &["1", "2"]).await;
@@ -144,7 +144,7 @@ async fn a_remembered_refusal_ends_by_either_clock_a_purge_a_401_or_a_later_answ
                 assert_eq!(client.batch("t", &["2"]).await.status, 401);
             }
             _ => {
-                // Which is not to be kept, so that memory has nothing but the refusal.
+                // Not stored, so that memory has only the refusal.
                 let headers =
                     http::HeaderMap::from_iter([("cache-control".parse().unwrap(), "no-store".parse().unwrap())]);
                 let body = r#"{"accessory_urls":[{"accessory_id":"1","accessory_url":"u"}]}"#;
@@ -227,7 +227,7 @@ async fn batches_that_wait_for_one_refused_id_share_one_call() {
 
 /// A call that was sent first is answered last: its link is the older word.
 #[tokio::test(start_paused = true)]
-async fn what_a_call_brings_that_left_before_a_403_for_that_id_fills_nothing() {
+async fn a_call_sent_before_a_403_for_its_id_fills_no_cache() {
     let world = World::new(|options| options.delay = Duration::from_secs(1), |_| {});
     let mut slow = world.client().await;
     let first = tokio::spawn(async move { slow.batch("t", &["1", "2"]).await });
@@ -244,7 +244,7 @@ async fn what_a_call_brings_that_left_before_a_403_for_that_id_fills_nothing() {
 }
 
 #[tokio::test]
-async fn explain_tells_of_a_remembered_refusal() {
+async fn explain_shows_a_remembered_refusal() {
     let stack = Stack::start().await;
     stack.origin.script(ScriptedReply::json(403, FORBIDDEN));
     stack.client.batch("t", &["1"]).await;
@@ -252,8 +252,8 @@ async fn explain_tells_of_a_remembered_refusal() {
     let ask = async |ids: &[&str]| {
         let pairs: Vec<String> = ids.iter().map(|id| format!("accessory_ids={id}")).collect();
         let explained = admin.get(&format!("/explain?{}", pairs.join("&")), &[("x-auth-token", "t")]).await.json();
-        let said = |at: usize, name: &str| explained["ids"][at][name].as_str().unwrap().to_owned();
-        (explained["outcome"].as_str().unwrap().to_owned(), said(0, "state"), said(0, "result"))
+        let field = |at: usize, name: &str| explained["ids"][at][name].as_str().unwrap().to_owned();
+        (explained["outcome"].as_str().unwrap().to_owned(), field(0, "state"), field(0, "result"))
     };
     assert_eq!(ask(&["1"]).await, ("error".into(), "refused".into(), "failed".into()));
     assert_eq!(ask(&["1", "2"]).await, ("miss".into(), "unknown".into(), "fetched".into()));
@@ -291,7 +291,7 @@ async fn with_the_endpoint_down_a_caller_that_cannot_be_revalidated_is_served_st
 }
 
 #[tokio::test]
-async fn what_a_call_brings_that_left_before_a_401_fills_nothing() {
+async fn a_call_sent_before_a_401_fills_no_cache() {
     let stack = Stack::start().await;
     stack.origin.hold();
     let client = stack.client.clone();
@@ -311,7 +311,7 @@ async fn what_a_call_brings_that_left_before_a_401_fills_nothing() {
 }
 
 #[tokio::test]
-async fn who_is_no_caller_is_forwarded_untouched_and_nothing_is_stored() {
+async fn a_request_without_a_caller_is_forwarded_untouched_and_not_stored() {
     let token = ("x-auth-token", "t");
     for (headers, reason) in [
         (vec![("authorization", "SDK-HMAC-SHA256 Access=a, SignedHeaders=host, Signature=00")], "unknown-key"),
@@ -341,7 +341,7 @@ async fn who_is_no_caller_is_forwarded_untouched_and_nothing_is_stored() {
 }
 
 #[tokio::test]
-async fn a_credential_or_scope_header_beyond_the_apis_bounds_goes_upstream_as_it_came() {
+async fn a_credential_or_scope_header_beyond_the_apis_bounds_goes_upstream_unchanged() {
     let stack = Stack::with(|_| {}, |config| config.callers.scope_headers = vec!["x-tenant".parse().unwrap()]).await;
     let bounds = [
         ("x-auth-token", 5000),
@@ -381,7 +381,7 @@ async fn a_credential_or_scope_header_beyond_the_apis_bounds_goes_upstream_as_it
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_as_a_batch_goes_upstream_as_it_came() {
+async fn an_unreadable_batch_goes_upstream_unchanged() {
     let stack = Stack::start().await;
     let token = ("x-auth-token", "t");
     let targets =

@@ -1,5 +1,4 @@
-//! What must hold for any bytes holds for every file of the fuzz targets' corpora; findings are among them, so none comes
-//! back. `make fuzz` looks for more.
+//! The properties of the fuzz targets hold for every file of their corpora, earlier findings included. `make fuzz` looks for more.
 
 #[path = "../../fuzz/src/lib.rs"]
 mod properties;

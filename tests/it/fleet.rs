@@ -28,7 +28,7 @@ pub const SECRET: &str = "a-fleet-secret-of-forty-characters-or-so";
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A port that only a server of this test listens on. The socket is bound and does not listen: connections are refused,
-/// nobody else is given the port, and a server that sets SO_REUSEADDR, as redis-server does, can listen on it.
+/// no other process is given the port, and a server that sets SO_REUSEADDR, as redis-server does, can listen on it.
 #[derive(Clone)]
 pub struct Port(Arc<TcpSocket>);
 
@@ -133,7 +133,7 @@ impl Redis {
     }
 }
 
-/// A tier at `nodes`, with time limits that hold on a busy machine.
+/// A tier at `nodes`, with time limits for a busy machine.
 pub fn shared(nodes: Vec<Address>) -> Shared {
     let mut shared = Shared::at(nodes, vec![Secret::new(SECRET.as_bytes().to_vec())]);
     shared.timeout = Duration::from_secs(2);

@@ -57,7 +57,7 @@ async fn a_machine_an_hour_behind_serves_no_dead_link_and_wastes_no_live_one() {
     assert!((skew - (601.0 - 3600.0)).abs() < 5.0, "{skew}");
 }
 
-/// Which of the two clocks is right cannot be told: safety before hits.
+/// Which of the two clocks is right cannot be known: safety before hits.
 #[tokio::test]
 async fn a_machine_an_hour_ahead_keeps_only_links_that_live_that_much_longer() {
     let stack = Stack::on(clock(1), |_| {}, |_| {}).await;
@@ -92,7 +92,7 @@ async fn every_way_of_signing_has_its_freshness() {
 }
 
 #[tokio::test]
-async fn the_endpoints_cache_control_is_heeded() {
+async fn the_endpoints_cache_control_is_honoured() {
     let no_store = |endpoint: &mut sidelink::demo::origin::Options| endpoint.cache_control = Some("no-store".into());
     let stack = Stack::with(no_store, |_| {}).await;
     for _ in 0..2 {

@@ -1,4 +1,4 @@
-//! Links of every form that docs/LINKS.md lists, end to end: a link is kept while its own expiry is far enough away, by the
+//! Links of every form that docs/LINKS.md lists, end to end: a link is cached while its expiry is far enough away, by the
 //! latest of all clocks, and never if its expiry cannot be read.
 
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use sidelink::telemetry::metrics::Metrics;
 
 use crate::support::Stack;
 
-const KEPT: &str = "sidelink; hit";
+const HIT: &str = "sidelink; hit";
 const PASSED_ON: &str = "sidelink; fwd=miss";
 
 fn unix_seconds() -> u64 {
@@ -90,7 +90,7 @@ async fn max_age(stack: &Stack, link: &str, headers: &[(HeaderName, String)]) ->
 }
 
 #[tokio::test]
-async fn a_link_of_any_form_is_passed_on_near_its_end_and_kept_before() {
+async fn a_link_of_any_form_is_cached_until_it_is_near_its_expiry() {
     for (form, link) in links(55) {
         let stack = Stack::on(clock(), |_| {}, |_| {}).await;
         let (how, cache_control) = second_answer(&stack, &link, &[]).await;
@@ -105,7 +105,7 @@ async fn a_link_of_any_form_is_passed_on_near_its_end_and_kept_before() {
 }
 
 #[tokio::test]
-async fn a_link_that_is_signed_in_no_known_form_is_passed_on_and_counted() {
+async fn a_link_signed_in_an_unknown_form_is_passed_on_and_counted() {
     let (now, hash) = (unix_seconds(), "0123456789abcdef0123456789abcdef");
     for link in [
         "https://h/k?accessToken=x".to_owned(),
@@ -123,7 +123,7 @@ async fn a_link_that_is_signed_in_no_known_form_is_passed_on_and_counted() {
     }
     for link in ["https://h/k?design=1&author=x&response-expires=5", "https://h/0123456789abcdef0123456789abcdef/k"] {
         let stack = Stack::on(clock(), |_| {}, |_| {}).await;
-        assert_eq!(second_answer(&stack, link, &[]).await.0, KEPT, "{link}");
+        assert_eq!(second_answer(&stack, link, &[]).await.0, HIT, "{link}");
     }
 }
 
@@ -174,11 +174,11 @@ async fn the_endpoints_expires_limits_freshness_where_it_sends_no_max_age() {
     }
     let stack = Stack::on(clock(), |_| {}, |config| config.freshness.honour_no_store = false).await;
     let boilerplate = headers("0".into(), Some("no-cache, no-store, must-revalidate"));
-    assert_eq!(second_answer(&stack, &link, &boilerplate).await.0, KEPT);
+    assert_eq!(second_answer(&stack, &link, &boilerplate).await.0, HIT);
 }
 
 #[tokio::test]
-async fn a_peers_absence_and_its_unsigned_link_count_no_longer_than_is_allowed_here() {
+async fn absences_and_unsigned_links_of_a_peer_are_bounded_by_local_settings() {
     let mut shared = Shared::at(Vec::new(), vec![Secret::new(vec![b'x'; 32])]);
     shared.timeout = Duration::from_millis(5);
     let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
@@ -197,8 +197,8 @@ async fn a_peers_absence_and_its_unsigned_link_count_no_longer_than_is_allowed_h
     let now = clock.now();
     for text in [None, Some("{}")] {
         // An unsigned link states no expiry either.
-        let kept = Entry::new(text, Deadlines::absent(now, Duration::from_secs(500)));
-        let brought = Brought { sent: Some(now), links: vec![("1".into(), kept)], ..Brought::default() };
+        let entry = Entry::new(text, Deadlines::absent(now, Duration::from_secs(500)));
+        let brought = Brought { sent: Some(now), links: vec![("1".into(), entry)], ..Brought::default() };
         let written = peer.write(&peer.share("t", None), &peer.stamp().unwrap(), &brought);
         let (_, value) = written.first().unwrap();
         let read = |sidecar: &Trial| sidecar.link(&sidecar.share("t", None), "1", value.as_bytes());

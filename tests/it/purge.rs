@@ -89,7 +89,7 @@ async fn a_deletion_that_is_refused_with_a_200_drops_nothing_and_one_with_anothe
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_before_its_deletion_is_answered_leaves_no_link() {
+async fn a_deletion_whose_client_disconnects_still_drops_the_link() {
     let endpoint = TcpListener::bind(LOOPBACK).await.unwrap();
     let app = App::start(config(endpoint.local_addr().unwrap())).await.unwrap();
     let client = TestClient::new(app.addresses()[0]);
@@ -160,7 +160,7 @@ async fn a_deletion_that_the_endpoint_refuses_drops_nothing() {
 }
 
 #[tokio::test]
-async fn a_call_that_left_before_a_purge_fills_nothing_and_nobody_joins_it() {
+async fn a_call_sent_before_a_purge_fills_no_cache_and_is_not_joined() {
     let stack = Stack::start().await;
     stack.origin.hold();
     let client = stack.client.clone();
@@ -173,7 +173,7 @@ async fn a_call_that_left_before_a_purge_fills_nothing_and_nobody_joins_it() {
     stack.origin.release();
     let (before, after) = (before.await.unwrap(), after.await.unwrap());
     assert_eq!((before.ids(), after.ids()), (vec!["1".into(), "2".into()], vec!["1".into(), "2".into()]));
-    assert_eq!(before.header("cache-control"), "no-store", "an answer that holds a purged link is kept nowhere");
+    assert_eq!(before.header("cache-control"), "no-store", "an answer with a purged link must not be stored anywhere");
     assert_eq!(stack.asked(), [vec!["1", "2"], vec!["1"]], "of the two, 2 was joined");
     let again = stack.client.batch("t", &["1", "2"]).await;
     assert_eq!(again.header("cache-status"), HIT);
@@ -205,7 +205,7 @@ async fn an_id_that_waits_for_its_call_is_asked_once_whatever_is_purged() {
 }
 
 #[tokio::test]
-async fn what_was_purged_is_no_stale_link_either() {
+async fn a_purged_link_is_not_served_stale() {
     let configure = |config: &mut sidelink::config::Config| config.freshness.max = Duration::from_secs(1);
     let stack = Stack::with(|_| {}, configure).await;
     stack.client.batch("t", &["1", "2"]).await;
@@ -263,7 +263,7 @@ async fn fill(stack: &Stack) {
 }
 
 #[tokio::test]
-async fn a_purge_takes_what_it_names_from_everyone_and_nothing_else() {
+async fn a_purge_removes_its_targets_for_all_callers_and_nothing_else() {
     let stack = Stack::start().await;
     fill(&stack).await;
     assert_eq!(purge(&stack, r#"{"accessory_ids":["1","3"]}"#).await, json!({"purged": "ids", "ids": 2}));
@@ -273,7 +273,7 @@ async fn a_purge_takes_what_it_names_from_everyone_and_nothing_else() {
     fill(&stack).await;
     assert_eq!(purge(&stack, r#"{"all":true}"#).await, json!({"purged": "all", "links": 12}));
     assert_eq!(in_memory(&stack).await, Vec::<String>::new());
-    assert_eq!(stack.metric("sidelink_cache_links").await, 0.0, "gone from memory, not only out of reach");
+    assert_eq!(stack.metric("sidelink_cache_links").await, 0.0, "removed from memory, not only unreachable");
     assert_eq!(stack.metric("sidelink_cache_bytes").await, 0.0);
     fill(&stack).await;
     for target in ["ids", "group", "all"] {
@@ -282,7 +282,7 @@ async fn a_purge_takes_what_it_names_from_everyone_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn no_kind_of_purge_is_outlived_by_a_call_under_way() {
+async fn every_kind_of_purge_covers_calls_under_way() {
     for body in [r#"{"accessory_ids":["1"]}"#, r#"{"group_id":"g"}"#, r#"{"all":true}"#] {
         let stack = Stack::start().await;
         stack.origin.hold();
@@ -306,7 +306,7 @@ async fn no_kind_of_purge_is_outlived_by_a_call_under_way() {
 }
 
 #[tokio::test]
-async fn a_refresh_ahead_that_left_before_a_purge_fills_nothing() {
+async fn a_refresh_ahead_sent_before_a_purge_fills_no_cache() {
     let clock = Clock::simulated(1_795_478_400_000);
     let configure = |config: &mut sidelink::config::Config| config.callers.revalidate = Duration::from_secs(3600);
     let stack = Stack::on(clock.clone(), |_| {}, configure).await;
@@ -323,7 +323,7 @@ async fn a_refresh_ahead_that_left_before_a_purge_fills_nothing() {
 }
 
 #[tokio::test]
-async fn a_purge_is_told_of_in_the_log_without_its_ids() {
+async fn a_purge_is_logged_without_its_ids() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let listen = "[listen]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n";
     std::fs::write(file.path(), format!("[upstream]\nendpoint = \"http://h\"\n{listen}[log]\nlevel = \"trace\"\n"))
@@ -338,9 +338,9 @@ async fn a_purge_is_told_of_in_the_log_without_its_ids() {
         let reply = client.send(Method::POST, "/purge", &[("content-type", "application/json")], body).await;
         assert_eq!(reply.status, 200);
     }
-    let mut said = Vec::new();
-    while said.iter().filter(|line: &&String| line.contains("purged")).count() < 3 {
-        said.push(lines.next().unwrap().unwrap());
+    let mut logged = Vec::new();
+    while logged.iter().filter(|line: &&String| line.contains("purged")).count() < 3 {
+        logged.push(lines.next().unwrap().unwrap());
     }
-    assert!(!said.join("\n").contains("MARKED"), "{said:?}");
+    assert!(!logged.join("\n").contains("MARKED"), "{logged:?}");
 }

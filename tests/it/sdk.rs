@@ -29,7 +29,7 @@ async fn batch(address: std::net::SocketAddr, arguments: &[&str]) -> Vec<(String
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_sdk_with_a_token_misses_hits_and_asks_for_what_lacks() {
+async fn the_sdk_with_a_token_misses_hits_and_asks_for_missing_ids() {
     let stack = Stack::start().await;
     let arguments = [&["--token", "t", "--group", "g", "--language", "en-us"][..], &ODD_IDS].concat();
     let direct = batch(stack.origin.address(), &arguments).await;
@@ -50,7 +50,7 @@ async fn the_sdk_with_a_token_misses_hits_and_asks_for_what_lacks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_sdk_that_signs_misses_hits_and_asks_for_what_lacks() {
+async fn the_sdk_that_signs_misses_hits_and_asks_for_missing_ids() {
     let keys = |options: &mut sidelink::demo::origin::Options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
     let stack = Stack::with(keys, |config| knows(config, ACCESS_KEY, SECRET_KEY)).await;
     let credential = ["--ak", ACCESS_KEY, "--sk", SECRET_KEY, "--domain-id", "d", "--security-token", "sts=="];
@@ -85,7 +85,7 @@ async fn the_sdk_that_signs_for_the_endpoints_host_needs_no_key_here_and_is_not_
     for calls in 1..=2 {
         let links = batch(stack.origin.address(), &arguments).await;
         assert_eq!(links.len(), ODD_IDS.len());
-        assert_eq!(stack.asked().len(), calls, "nothing is kept");
+        assert_eq!(stack.asked().len(), calls, "nothing is stored");
         assert_eq!(
             stack.metric(r#"sidelink_bypass_total{reason="unknown-key"}"#).await,
             f64::from(u32::try_from(calls).unwrap())

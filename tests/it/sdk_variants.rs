@@ -135,7 +135,7 @@ async fn send(stack: &Stack, request: &Unsigned<'_>, extra: &[(&str, &str)]) -> 
 }
 
 #[tokio::test]
-async fn what_does_not_verify_here_is_the_endpoints_to_judge() {
+async fn a_signature_that_does_not_verify_is_left_to_the_endpoint() {
     let (stack, clock) = now(|_| {}).await;
     send(&stack, &Unsigned::get(stack.client.address, &query(&["1"]), &clock), &[]).await;
     // The clock of this machine is wrong: the endpoint, whose clock is right, accepts what is signed for its host.
@@ -161,7 +161,7 @@ async fn what_does_not_verify_here_is_the_endpoints_to_judge() {
 }
 
 #[tokio::test]
-async fn unsigned_headers_that_say_who_asks_are_neither_used_nor_sent_on() {
+async fn unsigned_identity_headers_are_neither_used_nor_sent_on() {
     let (stack, clock) = now(|config| config.callers.scope_headers = vec!["x-tenant".parse().unwrap()]).await;
     let names = ["x-project-id", "x-domain-id", "x-security-token", "x-language", "x-tenant"];
     let batch = Unsigned::get(stack.client.address, &query(&["1"]), &clock);
@@ -198,7 +198,7 @@ async fn an_empty_token_beside_a_signature_counts_as_absent() {
 }
 
 #[tokio::test]
-async fn connection_that_names_what_is_signed_is_refused_alike_on_both_routes() {
+async fn a_connection_header_that_names_a_signed_header_is_refused_on_both_routes() {
     let (stack, clock) = now(|_| {}).await;
     let batch = Unsigned::get(stack.client.address, &query(&["1"]), &clock);
     send(&stack, &batch, &[]).await;

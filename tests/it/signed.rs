@@ -38,7 +38,7 @@ impl Signed {
         Self { stack: Stack::on(clock.clone(), keys, configure).await, clock }
     }
 
-    /// A GET that is signed for sidelink's own address.
+    /// A GET that is signed for sidelink's address.
     fn get(&self, target: &str) -> Unsigned<'static> {
         Unsigned::get(self.stack.client.address, target, &self.clock)
     }
@@ -80,7 +80,7 @@ async fn warm() -> Signed {
 }
 
 #[tokio::test]
-async fn a_signed_batch_misses_hits_and_asks_for_what_lacks() {
+async fn a_signed_batch_misses_hits_and_asks_for_missing_ids() {
     let signed = warm().await;
     let odd = "accessory_ids=a%2Fb&accessory_ids=c%20d&accessory_ids=e%2Bf&accessory_ids=g~h&accessory_ids=i%2Cj&accessory_ids=%E9%99%84%E4%BB%B6&accessory_ids=1";
     let reply = signed.send(&signed.get(&format!("{}?{odd}", api::PATH)).header("x-language", "en-us")).await;
@@ -194,7 +194,7 @@ async fn a_replay_after_fifteen_minutes_is_refused() {
 }
 
 #[tokio::test]
-async fn what_says_who_asks_is_part_of_the_caller() {
+async fn signed_identity_headers_are_part_of_the_caller() {
     let signed = Signed::start().await;
     let mut links = std::collections::HashSet::new();
     for name in ["content-language", "x-domain-id", "x-project-id", "x-security-token", "x-language"] {
@@ -371,7 +371,7 @@ async fn bodies_that_must_be_hashed_have_a_limit_in_all() {
     .await;
     let body = vec![b'x'; 3 << 10];
     let post = Unsigned { method: Method::POST, body: &body, ..signed.get(ECHO) };
-    // One whose end does not come holds most of it.
+    // An unfinished body uses most of the limit.
     let mut head = format!("POST {ECHO} HTTP/1.1\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in post.sign() {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -407,7 +407,7 @@ async fn signed_for_the_endpoints_host_is_forwarded_as_it_was_signed() {
         assert_eq!(reply.ids(), ["1", "2"]);
     }
     let calls = signed.stack.origin.calls();
-    assert_eq!(calls.len(), 2, "nothing is kept");
+    assert_eq!(calls.len(), 2, "nothing is stored");
     for (name, value) in &headers {
         assert_eq!(calls[0].headers[*name], value.as_str());
     }

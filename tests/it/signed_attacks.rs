@@ -1,4 +1,4 @@
-//! Attempts on signed requests: nothing between a client and sidelink can have it sign, serve or hold what its key holder
+//! Attacks on signed requests: nothing between a client and sidelink makes it sign, serve or store what its key owner
 //! did not ask for.
 
 use crate::signing::{ACCESS_KEY, SECRET_KEY, Unsigned, knows, pair};
@@ -67,7 +67,7 @@ async fn connection_takes_no_signed_header_from_a_batch_that_is_forwarded() {
 }
 
 #[tokio::test]
-async fn a_body_under_anothers_hash_is_not_signed_again() {
+async fn a_body_that_does_not_match_its_stated_hash_is_not_signed_again() {
     let stack = stack(|_| {}).await;
     let empty = sidelink::auth::signature::hash(b"");
     let r = Unsigned { method: Method::POST, ..get(&stack, ECHO) };
@@ -126,7 +126,7 @@ async fn unsigned_payload_without_a_body_is_no_payload() {
 }
 
 #[tokio::test]
-async fn host_in_other_letters_keeps_them() {
+async fn host_keeps_its_case() {
     let origin = Stack::with(|options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)], |_| {}).await;
     let port = origin.origin.address().port();
     let stack = stack(|config| {
@@ -166,7 +166,7 @@ async fn http2_authority_is_the_signed_host() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_sidelinks_own_is_not_called_forwarded() {
+async fn a_refusal_by_sidelink_is_not_counted_as_forwarded() {
     let stack = stack(|_| {}).await;
     let request = text(&get(&stack, &query(&["1"])), "connection: close, content-type\r\n");
     let answer = raw(stack.client.address, request.as_bytes()).await;

@@ -8,11 +8,11 @@ pub struct Form {
     /// The parameters that limit the life of the URL.
     pub times: &'static [Parameter],
     /// Parameters of this form alone, which show that a URL is signed.
-    pub signs: &'static [&'static str],
+    pub(super) signs: &'static [&'static str],
     /// A parameter without which `times` means something else, for names as short as `e`.
-    pub only_with: Option<&'static str>,
+    pub(super) only_with: Option<&'static str>,
     /// Values of this shape belong to this form, whatever the parameter's name.
-    pub shape: Option<Shape>,
+    pub(super) shape: Option<Shape>,
 }
 
 /// A parameter that limits the life of a URL.
@@ -20,14 +20,12 @@ pub struct Form {
 pub struct Parameter {
     /// Matched whole and in any case.
     pub name: &'static str,
-    /// How its value is read.
-    pub value: Value,
+    pub(super) value: Value,
 }
 
 /// How a value is read.
 #[derive(Clone, Copy, Debug)]
-pub enum Value {
-    /// The expiry.
+pub(super) enum Value {
     Expiry(Time),
     /// When the URL was signed, or from when it is valid.
     Start(Time),
@@ -45,7 +43,7 @@ pub enum Value {
 
 /// How a point in time is written.
 #[derive(Clone, Copy, Debug)]
-pub enum Time {
+pub(super) enum Time {
     /// Unix seconds below 10^11, else Unix milliseconds.
     Unix,
     /// As `Unix`, in hexadecimal.
@@ -58,7 +56,7 @@ pub enum Time {
 
 /// What a value is recognized by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub(super) enum Shape {
     /// A JSON Web Token.
     Jwt,
     /// Akamai's fields, `hmac=` among them.

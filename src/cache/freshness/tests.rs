@@ -20,7 +20,7 @@ fn v2(seconds_left: i64) -> String {
     format!("https://b.obs/x?AccessKeyId=a&Expires={}&Signature=s", (NOW as i64) / 1000 + seconds_left)
 }
 
-fn kept(url: &str, directives: Directives) -> Deadlines {
+fn deadlines(url: &str, directives: Directives) -> Deadlines {
     match judge(Some(url), &source(directives), &config()) {
         Verdict::Keep(deadlines) => deadlines,
         Verdict::Pass(reason) => panic!("passed: {reason:?}"),
@@ -43,7 +43,7 @@ fn the_endpoints_cache_control_shortens_and_forbids() {
     assert_eq!(with(no_store), Verdict::Pass(Reason::NoStore));
     assert_eq!(with(Directives { no_cache: true, ..Directives::default() }), Verdict::Pass(Reason::NoStore));
     assert_eq!(with(Directives { max_age: Some(0), ..Directives::default() }), Verdict::Pass(Reason::NoStore));
-    let short = kept(&v2(900), Directives { max_age: Some(30), ..Directives::default() });
+    let short = deadlines(&v2(900), Directives { max_age: Some(30), ..Directives::default() });
     assert_eq!(short.fresh_left(moment(0)), Some(30_000));
     let overruled = config::Freshness { honour_no_store: false, ..config() };
     assert!(matches!(judge(Some(&v2(900)), &source(no_store), &overruled), Verdict::Keep(_)));
@@ -51,7 +51,7 @@ fn the_endpoints_cache_control_shortens_and_forbids() {
 
 #[test]
 fn an_answer_that_must_be_revalidated_is_never_served_stale() {
-    let strict = kept(&v2(900), Directives { max_age: Some(30), must_revalidate: true, ..Directives::default() });
+    let strict = deadlines(&v2(900), Directives { max_age: Some(30), must_revalidate: true, ..Directives::default() });
     assert!(strict.usable(moment(29_999)));
     assert!(!strict.usable(moment(30_000)));
 }
@@ -116,7 +116,7 @@ fn an_expiry_beyond_ten_years_or_an_auth_key_of_the_past_is_unreadable() {
 }
 
 #[test]
-fn what_a_peer_allows_is_bounded_by_what_is_allowed_here() {
+fn deadlines_of_a_peer_are_bounded_by_local_settings() {
     let strict = config::Freshness { absent: Duration::ZERO, unsigned: Duration::ZERO, ..config() };
     assert_eq!(Deadlines::absent_elsewhere(moment(0), [3_600_000; 3], &strict), None);
     assert_eq!(Deadlines::link_elsewhere(moment(0), [60_000, 60_000, u32::MAX], &strict), None);
@@ -253,10 +253,10 @@ proptest! {
 
     #[test]
     fn neither_a_suspend_nor_a_clock_step_lengthens_a_life(monotonic in 0u64..2_000_000, wall in -5_000_000i64..5_000_000) {
-        let deadlines = kept(&v2(900), Directives::default());
+        let fixed = deadlines(&v2(900), Directives::default());
         let sent = moment(0);
         let now = Moment { monotonic: sent.monotonic + monotonic, wall: sent.wall.saturating_add_signed(wall) };
-        if deadlines.usable(now) {
+        if fixed.usable(now) {
             prop_assert!(monotonic < 840_000 && wall < 840_000);
         }
     }

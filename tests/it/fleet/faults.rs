@@ -145,16 +145,16 @@ async fn relay(port: u16, lie: Lie, lying: std::sync::Arc<std::sync::atomic::Ato
                 tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
                 let mut bytes = vec![0; 64 << 10];
                 while let Ok(count @ 1..) = from_server.read(&mut bytes).await {
-                    let mut said = bytes[..count].to_vec();
+                    let mut answer = bytes[..count].to_vec();
                     if lying.load(std::sync::atomic::Ordering::SeqCst) {
                         match lie {
                             Lie::Delay => tokio::time::sleep(Duration::from_millis(300)).await,
                             Lie::Cut => {
-                                let _ = to_client.write_all(&said[..count / 2]).await;
+                                let _ = to_client.write_all(&answer[..count / 2]).await;
                                 return;
                             }
                             // Every tenth byte is another letter: of lengths, types and values alike.
-                            Lie::Corrupt => said.iter_mut().step_by(10).for_each(|byte| *byte ^= 1),
+                            Lie::Corrupt => answer.iter_mut().step_by(10).for_each(|byte| *byte ^= 1),
                             Lie::Endless => {
                                 if to_client.write_all(b"$536870912\r\n").await.is_err() {
                                     return;
@@ -162,10 +162,10 @@ async fn relay(port: u16, lie: Lie, lying: std::sync::Arc<std::sync::atomic::Ato
                                 while to_client.write_all(&[b'x'; 64 << 10]).await.is_ok() {}
                                 return;
                             }
-                            Lie::Garbage => said = b"*2\r\n:1\r\n*1\r\n+OK\r\n%1\r\n:1\r\n_\r\n".to_vec(),
+                            Lie::Garbage => answer = b"*2\r\n:1\r\n*1\r\n+OK\r\n%1\r\n:1\r\n_\r\n".to_vec(),
                         }
                     }
-                    if to_client.write_all(&said).await.is_err() {
+                    if to_client.write_all(&answer).await.is_err() {
                         return;
                     }
                 }

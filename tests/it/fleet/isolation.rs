@@ -147,7 +147,7 @@ impl Run {
         tier.lease_wait = Duration::from_millis(500);
         let fleet = Fleet::with(tier, SIDECARS, endpoint, configure).await;
         let mut pick = |list: &[Option<&'static str>]| *list.choose(&mut random).unwrap();
-        // Few enough to meet again, and neighbours of one another.
+        // Few, so that they repeat, and similar to one another.
         let (group, headers) = (pick(&GROUPS), [pick(&VALUES), pick(&VALUES), pick(&VALUES)]);
         let first = Scope { caller: CALLERS.choose(&mut random).unwrap(), group, headers };
         let mut scopes = vec![first];
@@ -383,8 +383,8 @@ impl Run {
         let id = *IDS.choose(&mut self.random).unwrap();
         let (by, serial) = (self.random.random_range(0..SIDECARS), self.serial().await);
         self.settle(by).await;
-        let told = r#"sidelink_shared_operations_total{operation="revoke"}"#;
-        let before = self.fleet.sidecars[by].metric(told).await;
+        let revocations = r#"sidelink_shared_operations_total{operation="revoke"}"#;
+        let before = self.fleet.sidecars[by].metric(revocations).await;
         self.fleet.origin.update(|options| options.poison = vec![id.into()]);
         let asked = self.asked(scope, vec![id], by);
         let reply = self.ask(&asked, Form::Repeated, Some("no-cache")).await;
@@ -396,13 +396,13 @@ impl Run {
             return;
         }
         let sidecar = &self.fleet.sidecars[by];
-        eventually("it is taken from the tier", async || sidecar.metric(told).await > before).await;
+        eventually("it is taken from the tier", async || sidecar.metric(revocations).await > before).await;
         self.note(Taken::Forbidden(scope, id), serial, by);
     }
 
     async fn reload(&mut self) {
         let which = self.random.random_range(0..SIDECARS);
-        // What a tier has yet to tell when it goes, it tells in the background.
+        // A tier that is dropped announces its pending events in the background.
         self.settle(which).await;
         let sidecar = &self.fleet.sidecars[which];
         let mut config = Config::clone(&sidecar.app.config());
@@ -497,7 +497,7 @@ fn from_environment(name: &str) -> Option<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_gets_what_is_not_theirs_or_was_taken_away() {
+async fn no_caller_gets_links_of_another_or_revoked_ones() {
     let seeds = match from_environment("SIDELINK_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..from_environment("SIDELINK_SEEDS").unwrap_or(SEEDS),

@@ -60,7 +60,7 @@ async fn three_sidecars_with_the_same_batches_ask_for_each_id_once() {
 }
 
 #[tokio::test]
-async fn a_sidecar_waits_for_what_another_one_fetches() {
+async fn a_sidecar_waits_for_ids_that_another_one_fetches() {
     let redis = Redis::start().await;
     let fleet = Fleet::start(&redis, 2).await;
     fleet.origin.hold();
@@ -85,10 +85,10 @@ async fn a_sidecar_waits_for_what_another_one_fetches() {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_call_that_fails_goes_on_at_once() {
+async fn a_sidecar_that_waits_for_a_failed_call_goes_on_at_once() {
     let redis = Redis::start().await;
     let mut tier = shared(vec![redis.address()]);
-    // Whoever waited for the lease to run out would see the deadline pass.
+    // Waiting for the lease to expire would exceed the deadline.
     tier.lease_wait = Duration::from_secs(60);
     let fleet = Fleet::with(tier, 2, |_| {}, |_| {}).await;
     fleet.origin.hold();
@@ -108,7 +108,7 @@ async fn who_waits_for_a_call_that_fails_goes_on_at_once() {
 }
 
 #[tokio::test]
-async fn a_lease_holder_that_dies_costs_one_lease() {
+async fn a_lease_owner_that_dies_costs_one_lease() {
     let redis = Redis::start().await;
     let mut tier = shared(vec![redis.address()]);
     tier.lease_wait = Duration::from_millis(300);
@@ -116,7 +116,7 @@ async fn a_lease_holder_that_dies_costs_one_lease() {
     let sidecar = &fleet.sidecars[0];
     sidecar.client.batch("t", &["1"]).await;
     eventually("it is shared", async || redis.keys("l").await.len() == 1).await;
-    // A lease that nobody will give back, on an id whose link is gone.
+    // A lease that no sidecar will release, on an id without a link.
     let [link] = &redis.keys("l").await[..] else { panic!() };
     let lease = link.replace(":l.", ":f.");
     redis.ask(&["DEL", link]).await;

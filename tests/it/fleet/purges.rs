@@ -77,12 +77,12 @@ async fn a_401_at_one_sidecar_drops_that_caller_in_all() {
     for sidecar in &fleet.sidecars {
         eventually("the caller is dropped", async || !has(sidecar, "t", "1").await).await;
         assert_eq!(sidecar.client.batch("t", &["1"]).await.status, 401);
-        assert!(has(sidecar, "u", "1").await, "nobody else is");
+        assert!(has(sidecar, "u", "1").await, "no other caller is affected");
     }
 }
 
 #[tokio::test]
-async fn a_403_takes_the_ids_and_the_acceptance_away() {
+async fn a_403_withdraws_the_ids_and_the_acceptance() {
     let redis = Redis::start().await;
     let fleet = warm(&redis).await;
     let refusal = r#"{"error_code":"OSM.0003","error_msg":"forbidden"}"#;
@@ -95,7 +95,7 @@ async fn a_403_takes_the_ids_and_the_acceptance_away() {
 
 /// Regression: a call that had left before a 403 shared the acceptance again that the 403 had taken away.
 #[tokio::test]
-async fn a_call_that_left_before_a_403_gives_no_acceptance_back() {
+async fn a_call_sent_before_a_403_restores_no_acceptance() {
     let redis = Redis::start().await;
     let fleet = warm(&redis).await;
     let [one, ..] = &fleet.sidecars[..] else { panic!() };
@@ -131,21 +131,21 @@ async fn made_up_tokens_do_not_fill_the_journal() {
     for token in &tokens {
         assert_eq!(client.batch(token, &["1"]).await.status, 401);
     }
-    // One that is told after all of them.
+    // One that is announced after all of them.
     let [journal] = &redis.keys("j").await[..] else { panic!() };
-    let said = async || redis.number(&["STRLEN", journal]).await / 100 - 1;
+    let records = async || redis.number(&["STRLEN", journal]).await / 100 - 1;
     let admin = TestClient::new(fleet.sidecars[0].app.admin_address());
     let json = [("content-type", "application/json")];
-    let before = said().await;
+    let before = records().await;
     admin.send(Method::POST, "/purge", &json, r#"{"all":true}"#).await;
-    eventually("it is told", async || said().await > before).await;
+    eventually("it is announced", async || records().await > before).await;
     let most = 12 + i64::try_from(begin.elapsed().as_secs()).unwrap();
-    let said = said().await;
-    assert!((1..=most).contains(&said), "{said} records");
+    let records = records().await;
+    assert!((1..=most).contains(&records), "{records} records");
 }
 
 #[tokio::test]
-async fn losing_all_data_brings_nothing_back() {
+async fn losing_all_data_restores_no_purged_link() {
     let redis = Redis::start().await;
     let fleet = warm(&redis).await;
     let mut before = Vec::new();
@@ -157,9 +157,9 @@ async fn losing_all_data_brings_nothing_back() {
     }
     let target = "/v2/servicerequest/accessorys/1";
     fleet.sidecars[0].client.send(Method::DELETE, target, &[("x-auth-token", "t")], "").await;
-    eventually("it is told", async || !has(&fleet.sidecars[1], "t", "1").await).await;
+    eventually("it is announced", async || !has(&fleet.sidecars[1], "t", "1").await).await;
 
-    // As an old replica would have it: everything is there, but for what was told.
+    // The state of an old replica: everything but the announced events.
     redis.ask(&["FLUSHALL"]).await;
     for (key, value) in &before {
         redis.ask(&["SET", key, value, "PX", "600000"]).await;
@@ -168,7 +168,7 @@ async fn losing_all_data_brings_nothing_back() {
         panic!()
     };
     eventually("the journal begins anew", async || !redis.text(&["GET", journal]).await.starts_with(&**old)).await;
-    eventually("and the purge is told again", async || redis.number(&["STRLEN", journal]).await == 200).await;
+    eventually("and the purge is announced again", async || redis.number(&["STRLEN", journal]).await == 200).await;
     let config = super::sidecar(fleet.origin.address(), &shared(vec![redis.address()]));
     let fresh = Sidecar::start(config, fleet.clock.clone()).await;
     fresh.tier_is(true).await;

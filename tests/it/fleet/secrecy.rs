@@ -1,4 +1,4 @@
-//! Whoever has all that the server has learns nothing from it, and whoever changes it gets nothing served.
+//! All data of the server reveals nothing, and changed data is never served.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ fn forms(text: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_thief_of_all_data_finds_nothing_in_it() {
+async fn all_data_of_the_server_reveals_nothing() {
     let redis = Redis::start().await;
     let endpoint = |options: &mut origin::Options| options.keys = vec![pair(MARKED_KEY, MARKED_SECRET)];
     let knows = |config: &mut Config| knows(config, MARKED_KEY, MARKED_SECRET);
@@ -84,7 +84,7 @@ async fn a_thief_of_all_data_finds_nothing_in_it() {
 }
 
 #[tokio::test]
-async fn values_that_were_altered_swapped_or_have_outlived_themselves_are_never_served() {
+async fn altered_swapped_or_expired_values_are_never_served() {
     let redis = Redis::start().await;
     let fleet = Fleet::start(&redis, 1).await;
     let tier = shared(vec![redis.address()]);
@@ -133,7 +133,7 @@ async fn values_that_were_altered_swapped_or_have_outlived_themselves_are_never_
     put(&values).await;
     assert_eq!(asked("as they were", "unsealed", 0.0).await, 0);
 
-    // Kept and brought back by someone after their end: fresh for ten minutes, usable for fourteen.
+    // Restored after their expiry: fresh for ten minutes, usable for fourteen.
     fleet.clock.step(i64::try_from(Duration::from_secs(850).as_millis()).unwrap());
     put(&values).await;
     assert_eq!(asked("outlived", "outlived", 3.0).await, 1);

@@ -1,4 +1,4 @@
-//! What one sidecar has fetched serves the same caller at the next, as long as it would have served there, and nobody else.
+//! Links that one sidecar fetched serve the same caller at another, with the same deadlines, and no other caller.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use sidelink::demo::origin::link_is_for;
 use super::{Fleet, Redis, eventually, shared};
 
 #[tokio::test]
-async fn a_link_that_one_sidecar_fetched_serves_the_same_caller_at_the_next_with_no_call() {
+async fn a_link_fetched_by_one_sidecar_serves_the_same_caller_at_another() {
     let redis = Redis::start().await;
     let fleet = Fleet::start(&redis, 2).await;
     let [one, other] = &fleet.sidecars[..] else { panic!() };
@@ -54,13 +54,13 @@ async fn links_never_cross_callers_groups_or_scope_headers() {
 }
 
 #[tokio::test]
-async fn what_is_shared_keeps_its_own_end() {
+async fn a_shared_link_keeps_its_deadlines() {
     let redis = Redis::start().await;
     let fleet = Fleet::start(&redis, 3).await;
     let [one, other, third] = &fleet.sidecars[..] else { panic!() };
     let link = one.client.batch("t", &["1"]).await.links();
     eventually("it is shared", async || redis.keys("c").await.len() == 1).await;
-    // Fresh for ten minutes, usable for fourteen of fifteen: kept that long and no longer.
+    // Fresh for ten minutes, usable for fourteen of fifteen.
     let [key] = &redis.keys("l").await[..] else { panic!() };
     let left = redis.number(&["PTTL", key]).await;
     assert!((800_000..=840_000).contains(&left), "{left}");
@@ -74,7 +74,7 @@ async fn what_is_shared_keeps_its_own_end() {
 }
 
 #[tokio::test]
-async fn an_absence_is_shared_for_as_long_as_it_counts() {
+async fn an_absence_is_shared_until_it_expires() {
     let redis = Redis::start().await;
     let endpoint = |options: &mut sidelink::demo::origin::Options| options.missing = vec!["9".into()];
     let absent = |config: &mut sidelink::config::Config| config.freshness.absent = Duration::from_secs(60);
@@ -87,7 +87,7 @@ async fn an_absence_is_shared_for_as_long_as_it_counts() {
 }
 
 #[tokio::test]
-async fn a_client_that_wants_nothing_kept_or_all_anew_is_obeyed() {
+async fn no_store_and_no_cache_of_a_client_are_honoured() {
     let redis = Redis::start().await;
     let fleet = Fleet::start(&redis, 2).await;
     let [one, other] = &fleet.sidecars[..] else { panic!() };
@@ -119,7 +119,7 @@ async fn a_stale_link_from_the_tier_answers_for_an_endpoint_that_is_down() {
 
 /// Regression: it was answered with what the tier had for another batch.
 #[tokio::test]
-async fn a_client_that_wants_all_anew_does_not_make_do_with_what_the_tier_had_for_another_batch() {
+async fn a_no_cache_batch_takes_no_shared_link_from_a_joined_flight() {
     for control in ["no-cache", "max-age=0", "min-fresh=590"] {
         let redis = Redis::start().await;
         let mut tier = shared(vec![redis.address()]);
@@ -130,7 +130,7 @@ async fn a_client_that_wants_all_anew_does_not_make_do_with_what_the_tier_had_fo
         eventually("all is shared", async || redis.keys("l").await.len() == 2 && redis.keys("c").await.len() == 1)
             .await;
         fleet.clock.step(20_000);
-        // While it says nothing, batches gather.
+        // While it does not answer, batches gather.
         redis.signal("-STOP");
         let waiting = async |count| {
             let series = "sidelink_limit_used{limit=\"waiters\"}";

@@ -24,7 +24,7 @@ pub struct Call {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Signs each attempt, if the batch was signed.
     pub signer: Option<Signer>,
-    /// Sidelinks that the batch had passed before this one.
+    /// Sidelinks that the batch has passed before this one.
     pub hops: usize,
     /// The caller that it is made for.
     pub caller: Caller,

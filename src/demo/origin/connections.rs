@@ -11,7 +11,7 @@ use super::lock;
 /// How a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
-    /// At once, in the middle of whatever it carries.
+    /// At once, in the middle of answers.
     Now,
     /// As soon as the next request has arrived on it, with no answer.
     AtNextRequest,

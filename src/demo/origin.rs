@@ -203,7 +203,7 @@ impl Origin {
     }
 
     async fn drive(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let connection = self.0.connections.open();
+        let connection = self.0.connections.add();
         let _closes = connection.is_closed.clone().drop_guard();
         let service = service_fn(|request: Request<Incoming>| {
             let (origin, connection) = (self.clone(), Arc::clone(&connection));
@@ -244,21 +244,6 @@ impl Origin {
         } else {
             other_routes::answer(&exchange, body).await
         }
-    }
-
-    /// Loses every open connection.
-    pub fn lose_connections(&self, how: Loss) {
-        self.0.connections.lose_all(how);
-    }
-
-    /// Loses one open connection, if there is any: number `which` by age, modulo their count.
-    pub fn lose_connection(&self, which: usize, how: Loss) {
-        self.0.connections.lose_one(which, how);
-    }
-
-    /// Connections since the start.
-    pub fn connections(&self) -> usize {
-        self.0.connections.made()
     }
 
     /// Where it listens.

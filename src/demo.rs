@@ -26,7 +26,7 @@ const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)
 /// Runs the demonstration. Whether every answer was right. Without `once` it stays up after the replay until it is interrupted.
 ///
 /// # Errors
-/// If sockets cannot be had, or standard output is closed.
+/// If a socket cannot be opened, or standard output is closed.
 pub async fn run(once: bool) -> io::Result<bool> {
     let options = origin::Options { address: LOOPBACK, delay: ENDPOINT_DELAY, ..origin::Options::default() };
     let origin = Origin::start(options).await?;

@@ -91,7 +91,7 @@ impl Upstream {
     /// A client of `config.endpoint`. Connects to nothing yet.
     ///
     /// # Errors
-    /// If there are no certificate authorities to trust, or a file does not hold what it should.
+    /// If there are no certificate authorities to trust, or a file's content is not as expected.
     pub fn new(config: &config::Upstream, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, SetupError> {
         let trust = Trust::read(config)?;
         let tls = trust.client()?;

@@ -1,7 +1,7 @@
 //! The simulated endpoint: as the public API reference has it, with options for delay, faults and link life.
 //!
-//! `sidelink origin` runs it alone, the demonstration runs it inside, and the tests drive it in-process: it records calls, holds
-//! them at a gate, and sends scripted replies.
+//! `sidelink origin` runs it alone, the demonstration runs it inside, and the tests drive it in-process: it records
+//! calls, delays them until a test lets them go on, and sends scripted replies.
 //!
 //! It accepts any token (signatures are verified), keeps no uploads, and where the reference is silent (the order of items, unknown
 //! ids) an option decides. Its batch route is in `batch`, all else in `other_routes`.
@@ -68,14 +68,14 @@ pub struct RecordedCall {
     pub ids: Vec<String>,
     /// The group it named.
     pub group: Option<String>,
-    /// The form it had, where it could be read.
+    /// Its form, where it could be read.
     pub form: Option<Form>,
 }
 
 /// A reply to one call on the batch route, sent as it is (hyper adds a `Date` and a missing length).
 #[derive(Clone, Debug)]
 pub enum ScriptedReply {
-    /// This status, these headers and this body, whose length the headers leave out or state rightly.
+    /// This status, these headers and this body. The headers give its length rightly or not at all.
     Whole(StatusCode, HeaderMap, Bytes),
     /// A 200 that announces more than this body, and breaks off after it.
     Truncated(Bytes),
@@ -136,7 +136,7 @@ impl Origin {
     /// Binds and begins to serve.
     ///
     /// # Errors
-    /// If the address cannot be had.
+    /// If the address cannot be bound.
     pub async fn start(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(options.address).await?;
         let origin = Self::new(listener.local_addr()?, options, Clock::system());
@@ -203,7 +203,7 @@ impl Origin {
     }
 
     async fn drive(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let connection = self.0.connections.open();
+        let connection = self.0.connections.add();
         let _closes = connection.is_closed.clone().drop_guard();
         let service = service_fn(|request: Request<Incoming>| {
             let (origin, connection) = (self.clone(), Arc::clone(&connection));
@@ -244,21 +244,6 @@ impl Origin {
         } else {
             other_routes::answer(&exchange, body).await
         }
-    }
-
-    /// Loses every open connection.
-    pub fn lose_connections(&self, how: Loss) {
-        self.0.connections.lose_all(how);
-    }
-
-    /// Loses one open connection, if there is any: number `which` by age, modulo their count.
-    pub fn lose_connection(&self, which: usize, how: Loss) {
-        self.0.connections.lose_one(which, how);
-    }
-
-    /// Connections since the start.
-    pub fn connections(&self) -> usize {
-        self.0.connections.made()
     }
 
     /// Where it listens.
@@ -305,7 +290,7 @@ impl Origin {
         self.state().distinct.len()
     }
 
-    /// Holds calls on the batch route after they have arrived, until [`Origin::release`].
+    /// Delays calls on the batch route after they have arrived, until [`Origin::release`].
     pub fn hold(&self) {
         self.0.gate.send_replace(false);
     }

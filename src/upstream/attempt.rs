@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use http::uri::PathAndQuery;
 use http::{Request, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -51,10 +50,8 @@ impl Upstream {
     }
 
     async fn exchange(&self, call: &Call, new_connection: bool, progress: &Progress) -> Result<Answer, Error> {
-        let target = PathAndQuery::try_from(call.target.as_str()).map_err(|_| Error::NoAnswer(NoAnswer::Lost))?;
         let sent = self.clock.now();
-        let host = self.endpoint.authority.as_str();
-        let request = call.request(self.endpoint.uri(target), host, sent.unix_seconds());
+        let request = call.request(&self.endpoint, sent.unix_seconds()).ok_or(Error::NoAnswer(NoAnswer::Lost))?;
         let response = self.send_call(request, new_connection, progress).await;
         let response = response.map_err(|error| self.no_answer(&error))?;
         let (head, body) = Self::checked(response)?.into_parts();

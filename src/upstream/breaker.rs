@@ -18,7 +18,7 @@ const JITTER: f64 = 0.2;
 const MAX_REFUSED: usize = 1024;
 /// How long a source is remembered that does not come back for a probe.
 const FORGET: Duration = Duration::from_secs(60);
-/// How long a call is told to wait while a probe is under way, whose end is not known.
+/// How long a call is told to wait while a probe is under way: its end is not known.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
 
 /// The breaker of the one endpoint.

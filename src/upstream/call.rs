@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT, VIA};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT, VIA};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 
-use super::coding;
 use crate::auth::Caller;
 use crate::auth::signature::{self, Signer};
 use crate::clock::Moment;
+use crate::config;
 use crate::error::Error;
 use crate::limits::pause::Paused;
 
@@ -24,7 +24,7 @@ pub struct Call {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Signs each attempt, if the batch was signed.
     pub signer: Option<Signer>,
-    /// Sidelinks that the batch had passed before this one.
+    /// Sidelinks that the batch has passed before this one.
     pub hops: usize,
     /// The caller that it is made for.
     pub caller: Caller,
@@ -75,12 +75,11 @@ pub struct Answer {
 }
 
 impl Call {
-    /// Its request, to `uri`; signed for `host`, at `now` in Unix seconds, if the batch was signed.
-    pub(super) fn request(&self, uri: Uri, host: &str, now: u64) -> Request<Bytes> {
-        let target = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    /// Its request to `endpoint`; signed at `now`, in Unix seconds, if the batch was signed. `None` if its target is invalid.
+    pub(super) fn request(&self, endpoint: &config::Endpoint, now: u64) -> Option<Request<Bytes>> {
+        let target = PathAndQuery::try_from(self.target.as_str()).ok()?;
         let mut request = Request::new(self.body.clone());
-        *request.method_mut() = Method::GET;
-        *request.uri_mut() = uri;
+        *request.uri_mut() = endpoint.uri(target.clone());
         let headers = request.headers_mut();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
@@ -93,16 +92,17 @@ impl Call {
             headers.append(name, value.clone());
         }
         if let Some(signer) = &self.signer {
+            let host = endpoint.authority.as_str();
             signer.sign(&Method::GET, &target, headers, host, &signature::hash(&self.body), now);
         }
-        request
+        Some(request)
     }
 }
 
 impl Answer {
     /// Whether its body is in a coding that cannot be decoded.
     pub fn is_coded(&self) -> bool {
-        coding::is_coded(&self.headers)
+        self.headers.contains_key(CONTENT_ENCODING)
     }
 
     /// The same as a response.

@@ -1,5 +1,4 @@
-//! A batch's answer is read in whatever coding the endpoint sends it; what cannot be undone is fetched as the batch was written,
-//! and passed on.
+//! An answer is decoded from any known coding. Where its coding is unknown, the batch is fetched as it was written, and passed on.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -43,7 +42,7 @@ fn raw_deflate(text: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// An endpoint that answers batches with a list, coded by `code`; each head is kept.
+/// An endpoint that answers batches with a list, coded by `code`, and records each head.
 struct Endpoint {
     _app: App,
     app_admin: TestClient,
@@ -112,7 +111,7 @@ async fn serve(mut stream: TcpStream, headers: &'static str, code: Code, heads: 
 }
 
 #[tokio::test]
-async fn every_coding_that_can_be_undone_is_and_several_in_reverse_order() {
+async fn every_known_coding_is_decoded_and_several_in_reverse_order() {
     let codings: [(&str, Code); 14] = [
         ("content-encoding: gzip\r\n", gzip),
         ("content-encoding: br\r\n", brotli),
@@ -139,7 +138,7 @@ async fn every_coding_that_can_be_undone_is_and_several_in_reverse_order() {
 }
 
 #[tokio::test]
-async fn a_coding_that_cannot_be_undone_is_passed_on_where_its_call_was_the_whole_batch() {
+async fn an_unknown_coding_is_passed_on_where_its_call_was_the_whole_batch() {
     for coding in ["exi", "gzip, exi", "gzip, gzip, gzip, gzip, gzip"] {
         let headers: &'static str = format!("content-encoding: {coding}\r\n").leak();
         let endpoint = Endpoint::start(headers, |_| b"only its endpoint can read this".to_vec()).await;
@@ -148,7 +147,7 @@ async fn a_coding_that_cannot_be_undone_is_passed_on_where_its_call_was_the_whol
         assert_eq!(reply.body, "only its endpoint can read this");
         assert_eq!(reply.header("cache-status"), "sidelink; fwd=bypass; detail=unmatched");
         assert_eq!(endpoint.requests(), 1);
-        // Nothing of it is kept, and nobody is counted as failing.
+        // Nothing of it is cached, and no source counts as failing.
         endpoint.batch(&["1", "2"]).await;
         assert_eq!(endpoint.requests(), 2);
         assert_eq!(endpoint.metric(r#"sidelink_uncacheable_total{reason="unmatched"}"#).await, 4.0);
@@ -157,7 +156,7 @@ async fn a_coding_that_cannot_be_undone_is_passed_on_where_its_call_was_the_whol
 }
 
 #[tokio::test]
-async fn where_its_call_was_a_part_the_batch_is_fetched_as_it_was_written() {
+async fn with_an_unknown_coding_of_a_part_the_batch_is_fetched_as_it_was_written() {
     let endpoint = Endpoint::start("content-encoding: exi\r\n", |_| b"only its endpoint can read this".to_vec()).await;
     let ids: Vec<String> = (0..150).map(|id| id.to_string()).collect();
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
@@ -169,7 +168,7 @@ async fn where_its_call_was_a_part_the_batch_is_fetched_as_it_was_written() {
 }
 
 #[tokio::test]
-async fn codings_that_do_not_hold_or_grow_beyond_the_limit_are_a_502() {
+async fn invalid_codings_and_those_beyond_the_limit_are_a_502() {
     let codings: [(&str, Code); 6] = [
         ("content-encoding: zstd\r\n", gzip),
         ("content-encoding: deflate\r\n", |text| zlib(text)[..20].to_vec()),

@@ -1,4 +1,4 @@
-//! What an answer on another route says of its length is what its client gets: one framing, made anew (RFC 9112 §6.3).
+//! An answer on another route is framed anew for its client, with one length (RFC 9112 §6.3).
 
 use crate::bad_endpoint::Before;
 use crate::support::raw;
@@ -60,7 +60,7 @@ async fn lengths_that_differ_or_are_no_numbers_are_a_502() {
 }
 
 #[tokio::test]
-async fn a_transfer_coding_that_nobody_undoes_is_a_502() {
+async fn an_unknown_transfer_coding_is_a_502() {
     for coding in ["gzip, chunked", "chunked, chunked", "gzip"] {
         let whole: &'static str =
             format!("HTTP/1.1 200 OK\r\ntransfer-encoding: {coding}\r\n\r\n2\r\nhi\r\n0\r\n\r\n").leak();

@@ -1,5 +1,5 @@
-//! A client cannot tell sidelink's answer from the endpoint's own, but for the headers that say how it came about; and
-//! the endpoint's errors come back as they are.
+//! A client cannot tell sidelink's answer from the endpoint's, except by the headers that tell its source. The endpoint's errors are
+//! passed on unchanged.
 
 use std::collections::HashSet;
 use std::io::Write;
@@ -12,7 +12,7 @@ use sidelink::demo::origin::ScriptedReply;
 use crate::support::{Stack, query};
 
 #[tokio::test]
-async fn an_answer_says_what_it_is_and_how_it_came_about() {
+async fn an_answer_has_the_endpoints_headers_and_tells_its_source() {
     let stack = Stack::start().await;
     let miss = stack.client.batch("t", &["1", "2"]).await;
     assert_eq!(miss.header("content-type"), "application/json");
@@ -25,7 +25,7 @@ async fn an_answer_says_what_it_is_and_how_it_came_about() {
     {
         assert!(vary.contains(name), "{name}");
     }
-    // The endpoint's own name for the call; a new one where there was none.
+    // The endpoint's request id, or a generated one.
     assert_eq!(miss.header("x-request-id"), format!("{:032x}", 1));
     let names: HashSet<String> = [
         stack.client.batch("t", &["1"]).await.header("x-request-id").to_owned(),
@@ -36,13 +36,13 @@ async fn an_answer_says_what_it_is_and_how_it_came_about() {
 }
 
 #[tokio::test]
-async fn the_order_is_the_clients_whatever_the_endpoints() {
+async fn items_are_in_the_order_of_the_request() {
     let stack = Stack::with(|endpoint| endpoint.reversed = true, |_| {}).await;
     assert_eq!(stack.client.batch("t", &["3", "1", "2"]).await.ids(), ["3", "1", "2"]);
 }
 
 #[tokio::test]
-async fn items_keep_every_field_and_their_very_text() {
+async fn items_are_the_endpoints_json_to_the_byte() {
     let stack = Stack::start().await;
     let item = r#"{ "accessory_id" : "1", "new_field": {"a":[1.0, 1e400, "\u0041"]}, "accessory_url":"u" }"#;
     stack.origin.script(ScriptedReply::json(200, format!("{{\"accessory_urls\": [\n{item} ]}}")));
@@ -61,7 +61,7 @@ async fn the_body_form_is_never_stored_downstream() {
 }
 
 #[tokio::test]
-async fn the_endpoints_errors_come_back_as_they_are() {
+async fn the_endpoints_errors_are_passed_on_unchanged() {
     for (status, code) in
         [(400, "OSM.0001"), (403, "OSM.0003"), (429, "APIGW.0308"), (500, "OSM.0004"), (200, "OSM.01010001")]
     {
@@ -73,7 +73,7 @@ async fn the_endpoints_errors_come_back_as_they_are() {
             |_| {},
         )
         .await;
-        // A throttled caller would be held back: each round has a caller of its own.
+        // Each round has its own caller: a throttled one is paused.
         for caller in ["t", "u"] {
             let reply = stack.client.batch(caller, &["bad"]).await;
             assert_eq!(reply.status, status);
@@ -83,13 +83,13 @@ async fn the_endpoints_errors_come_back_as_they_are() {
             assert_eq!(reply.header("cache-status"), format!("sidelink; fwd=miss; fwd-status={status}"));
             assert_eq!(reply.headers.contains_key("retry-after"), status == 429);
         }
-        assert_eq!(stack.asked().len(), 2, "an error is never kept");
+        assert_eq!(stack.asked().len(), 2, "an error is never cached");
         assert_eq!(stack.metric(r#"sidelink_ids_total{result="failed"}"#).await, 2.0);
     }
 }
 
 #[tokio::test]
-async fn a_200_that_says_validation_failed_costs_the_caller_nothing_that_is_kept() {
+async fn a_200_with_a_validation_error_evicts_nothing_of_the_caller() {
     let stack = Stack::with(
         |endpoint| {
             endpoint.poison = vec!["bad".into()];
@@ -104,7 +104,7 @@ async fn a_200_that_says_validation_failed_costs_the_caller_nothing_that_is_kept
 }
 
 #[tokio::test]
-async fn what_is_no_answer_is_a_502_in_the_apis_shape() {
+async fn an_invalid_answer_is_a_502_in_the_apis_shape() {
     let truncated = r#"{"accessory_urls":[{"accessory_id":"1""#;
     for reply in [
         ScriptedReply::Reset,
@@ -118,7 +118,7 @@ async fn what_is_no_answer_is_a_502_in_the_apis_shape() {
         let answer = stack.client.batch("t", &["1"]).await;
         assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{reply:?}");
         assert_eq!(answer.json()["error_code"], "SIDELINK.1001");
-        assert_eq!(stack.client.batch("t", &["1"]).await.ids(), ["1"], "nothing of it is kept");
+        assert_eq!(stack.client.batch("t", &["1"]).await.ids(), ["1"], "nothing of it is cached");
     }
 }
 
@@ -145,7 +145,7 @@ async fn coded_answers_are_decoded_and_validators_do_not_survive_a_merge() {
 }
 
 #[tokio::test]
-async fn with_the_endpoint_gone_hits_go_on_and_misses_are_502() {
+async fn without_an_endpoint_hits_are_served_and_misses_are_a_502() {
     let stack = Stack::start().await;
     stack.client.batch("t", &["1"]).await;
     stack.origin.stop().await;

@@ -24,10 +24,10 @@ const NO_DEADLINE: Duration = Duration::from_secs(20);
 
 const ECHO: &str = "/v2/servicerequest/echo";
 
-/// What an answer to a batch begins with, when all is well.
+/// The beginning of a valid answer to a batch.
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
 
-/// A sidelink before an endpoint of which each test writes the bytes.
+/// A sidelink in front of an endpoint whose bytes each test writes.
 pub struct Before {
     pub app: App,
     pub client: TestClient,
@@ -150,15 +150,15 @@ fn whole(body: &str) -> String {
 }
 
 #[tokio::test]
-async fn heads_without_end_are_no_answer() {
-    for (what, piece) in
+async fn endless_heads_are_a_502() {
+    for (what, chunk) in
         [("headers", "x: y\r\n".to_owned()), ("one header", "x".repeat(999)), ("empty names", ": x\r\n".to_owned())]
     {
         let before = Before::within(NO_DEADLINE, move |mut stream, _| {
-            let piece = piece.clone();
+            let chunk = chunk.clone();
             async move {
                 stream.send(OK).await;
-                stream.send_for_ever(piece).await;
+                stream.send_for_ever(chunk).await;
             }
         })
         .await;
@@ -168,7 +168,7 @@ async fn heads_without_end_are_no_answer() {
 }
 
 #[tokio::test]
-async fn interim_answers_without_end_are_waited_for_no_longer_than_the_deadline() {
+async fn endless_interim_answers_are_waited_for_no_longer_than_the_deadline() {
     for interim in ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"] {
         let before = Before::start(move |mut stream, _| async move {
             while stream.send(interim).await {
@@ -182,7 +182,7 @@ async fn interim_answers_without_end_are_waited_for_no_longer_than_the_deadline(
 }
 
 #[tokio::test]
-async fn one_interim_answer_is_none_and_the_next_counts() {
+async fn an_interim_answer_is_skipped_and_the_next_counts() {
     let before = Before::start(|mut stream, _| async move {
         stream.send(format!("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n{}", whole(&links("1", "u")))).await;
         stream.wait().await;
@@ -193,9 +193,9 @@ async fn one_interim_answer_is_none_and_the_next_counts() {
 }
 
 #[tokio::test]
-async fn answers_without_end_stop_at_their_limit_however_they_are_framed() {
+async fn endless_answers_stop_at_their_limit_with_any_framing() {
     let chunk = format!("1000\r\n{}\r\n", " ".repeat(0x1000));
-    for (what, head, piece) in [
+    for (what, head, chunk) in [
         ("to the end of the connection", "connection: close\r\n\r\n".to_owned(), " ".repeat(4 << 10)),
         ("in chunks", "transfer-encoding: chunked\r\n\r\n".to_owned(), chunk),
         ("by a length beyond all bounds", format!("content-length: {}\r\n\r\n", u64::MAX / 2), " ".repeat(4 << 10)),
@@ -203,10 +203,10 @@ async fn answers_without_end_stop_at_their_limit_however_they_are_framed() {
         ("trailers", "transfer-encoding: chunked\r\n\r\n0\r\n".to_owned(), "x: y\r\n".to_owned()),
     ] {
         let before = Before::within(NO_DEADLINE, move |mut stream, _| {
-            let (head, piece) = (head.clone(), piece.clone());
+            let (head, chunk) = (head.clone(), chunk.clone());
             async move {
                 stream.send(format!("{OK}{head}")).await;
-                stream.send_for_ever(piece).await;
+                stream.send_for_ever(chunk).await;
             }
         })
         .await;
@@ -215,7 +215,7 @@ async fn answers_without_end_stop_at_their_limit_however_they_are_framed() {
 }
 
 #[tokio::test]
-async fn an_answer_that_trickles_is_over_at_the_deadline_and_holds_up_nobody() {
+async fn an_answer_that_trickles_ends_at_the_deadline_and_delays_no_other() {
     for head in ["", "HTTP/1.1 200 OK\r\nx: ", "HTTP/1.1 200 OK\r\ncontent-length: 60000\r\n\r\n"] {
         let before = Before::start(move |mut stream, number| async move {
             if number > 0 {
@@ -241,7 +241,7 @@ async fn an_answer_that_trickles_is_over_at_the_deadline_and_holds_up_nobody() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_closed_within_an_answer_is_no_answer_and_is_not_passed_on_as_whole() {
+async fn a_truncated_answer_is_a_502_or_passed_on_as_truncated() {
     let body = links("1", "u");
     for rest in [
         format!("content-length: {}\r\n\r\n{body}", body.len() + 1),
@@ -270,7 +270,7 @@ async fn a_connection_that_is_closed_within_an_answer_is_no_answer_and_is_not_pa
 }
 
 #[tokio::test]
-async fn a_redirect_is_an_answer_and_followed_by_nobody() {
+async fn a_redirect_is_passed_on_and_not_followed() {
     let elsewhere = TcpListener::bind(LOOPBACK).await.unwrap();
     let location = elsewhere.local_addr().unwrap();
     for status in [301, 302, 307, 308] {
@@ -291,7 +291,7 @@ async fn a_redirect_is_an_answer_and_followed_by_nobody() {
 }
 
 #[tokio::test]
-async fn framings_that_readers_take_differently_are_no_answer() {
+async fn ambiguous_framings_are_a_502() {
     let body = links("1", "u");
     let length = body.len();
     for (what, framing) in [
@@ -327,7 +327,7 @@ async fn framings_that_readers_take_differently_are_no_answer() {
 }
 
 #[tokio::test]
-async fn what_comes_behind_an_answer_is_nobodys_answer() {
+async fn bytes_after_an_answer_answer_no_request() {
     let before = Before::start(|mut stream, number| async move {
         if number == 0 {
             // Behind the first answer, one to a question that nobody has asked.
@@ -347,7 +347,7 @@ async fn what_comes_behind_an_answer_is_nobodys_answer() {
 }
 
 #[tokio::test]
-async fn an_upgrade_that_nobody_has_asked_for_is_no_answer() {
+async fn an_upgrade_that_was_not_requested_is_a_502() {
     let before = Before::within(NO_DEADLINE, |mut stream, _| async move {
         stream.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n").await;
         stream.wait().await;
@@ -414,7 +414,7 @@ fn ok() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn over_http2_a_good_answer_is_one() {
+async fn over_http2_a_valid_answer_is_served() {
     let before = over_http2(DEADLINE, |mut stream| async move {
         stream.send(frame(HEADERS, END_HEADERS, 1, &ok())).await;
         stream.send(frame(DATA, END_STREAM, 1, links("1", "u").as_bytes())).await;
@@ -425,7 +425,7 @@ async fn over_http2_a_good_answer_is_one() {
 }
 
 #[tokio::test]
-async fn over_http2_what_is_no_answer_is_none_either() {
+async fn over_http2_invalid_answers_are_a_502_or_end_at_the_deadline() {
     let head = |more: &[(&str, &str)]| frame(HEADERS, END_HEADERS, 1, &[ok(), block(more)].concat());
     let long = "x".repeat(10_000);
     for (what, first, flood, status) in [

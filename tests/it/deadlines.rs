@@ -1,5 +1,5 @@
-//! A batch's deadline is its own: nobody's call ends another's batch before its time. On a paused clock and connections in
-//! memory.
+//! Each batch has its own deadline: a call that fails by one batch's deadline fails no other batch. On a paused clock and connections
+//! in memory.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::simulated::World;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A call that never comes back, which the batch `joined` of caller `t` has owned for `ahead`.
+/// A call of caller `t` that never returns, sent by a batch that began `ahead` ago.
 async fn hanging(ids: &'static [&'static str], ahead: Duration) -> (World, tokio::task::JoinHandle<u16>) {
     let world = World::new(
         |options| options.delay = Duration::from_secs(1000),
@@ -65,7 +65,7 @@ async fn batches_that_join_the_same_call_share_the_next_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_would_have_no_time_is_not_sent() {
+async fn a_call_without_a_fair_time_is_not_sent() {
     // One call at a time, each of three seconds: the fourth would have one second.
     let world = World::new(
         |options| options.delay = Duration::from_secs(3),
@@ -75,7 +75,7 @@ async fn a_call_that_would_have_no_time_is_not_sent() {
             config.upstream.ids_per_call = 1;
         },
     );
-    // What an answer takes is known from calls that succeeded.
+    // The latency of calls is known from those that succeeded.
     for id in 0..5 {
         assert_eq!(world.client().await.batch("t", &[&format!("before-{id}")]).await.status, 200);
     }

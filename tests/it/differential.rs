@@ -1,9 +1,9 @@
-//! Never worse than without: before one endpoint that misbehaves and serves, the same traffic direct and through sidelink, in
-//! one run. sidelink answers at least as many requests as a client does that sends an idempotent request once more, on a new
-//! connection; and no link is another's.
+//! Never worse than without: the same traffic goes to one misbehaving endpoint directly and through sidelink, in one run. sidelink
+//! answers at least as many requests as a direct client that sends an idempotent request once more on a new connection, and serves no
+//! caller another caller's link.
 //!
 //! A seed decides how connections end: after some requests, closed with or without notice, reset or answered with 408 at
-//! their next use, all at once, by GOAWAY, with streams refused. `SIDELINK_SEED=n` runs one, `SIDELINK_SEEDS=n` so many.
+//! their next use, all at once, by GOAWAY, with streams refused. `SIDELINK_SEED=n` runs one seed, `SIDELINK_SEEDS=n` runs n.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -122,7 +122,7 @@ impl Misbehaviour {
 struct Direct {
     address: SocketAddr,
     tls: Option<ClientConfig>,
-    kept: Option<Sender>,
+    idle: Option<Sender>,
 }
 
 enum Sender {
@@ -132,15 +132,15 @@ enum Sender {
 
 impl Direct {
     async fn get(&mut self, target: &str, token: &str) -> Option<Reply> {
-        let kept = self.kept.take();
-        let had_one = kept.is_some();
-        if let Some(sender) = kept
+        let idle = self.idle.take();
+        let was_reused = idle.is_some();
+        if let Some(sender) = idle
             && let Some(reply) = self.attempt(sender, target, token).await
             && reply.status != 408
         {
             return Some(reply);
         }
-        let attempts = if had_one { 1 } else { 2 };
+        let attempts = if was_reused { 1 } else { 2 };
         for _ in 0..attempts {
             let sender = self.connect().await;
             if let Some(reply) = self.attempt(sender, target, token).await {
@@ -185,7 +185,7 @@ impl Direct {
         };
         let (head, body) = response.into_parts();
         let body = body.collect().await.ok()?.to_bytes();
-        self.kept = Some(sender);
+        self.idle = Some(sender);
         Some(Reply { status: head.status, headers: head.headers, body })
     }
 }
@@ -262,7 +262,7 @@ fn trusting(ca_file: &Path) -> ClientConfig {
 async fn compare(address: SocketAddr, tls: Option<ClientConfig>, sidelink: &Sidelink) -> Totals {
     let (mut direct, mut through) = (JoinSet::new(), JoinSet::new());
     for caller in 0..CALLERS {
-        let mut client = Direct { address, tls: tls.clone(), kept: None };
+        let mut client = Direct { address, tls: tls.clone(), idle: None };
         direct.spawn(async move {
             let (token, mut served) = (format!("direct-{caller}"), 0);
             for at in 0..REQUESTS {

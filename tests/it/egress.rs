@@ -1,5 +1,5 @@
-//! With `upstream.proxy`, everything for the endpoint goes through that proxy's tunnel and nothing goes past it; what the
-//! proxy does wrong is a failure to connect, and its reason stands in the log alone.
+//! With `upstream.proxy`, all requests to the endpoint go through that proxy's tunnel. A fault of the proxy is a failure to connect,
+//! and its reason is in the log alone.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,7 @@ struct EgressProxy {
 }
 
 impl EgressProxy {
-    /// Answers with this head; the tunnel is there if it is a 200, and leads to `target` whatever was asked for.
+    /// Answers with this head. After a 200 the tunnel leads to `target`, for any requested authority.
     async fn start(answer: &'static str, target: SocketAddr) -> Self {
         let listener = TcpListener::bind(LOOPBACK).await.unwrap();
         let (address, heads) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
@@ -38,7 +38,7 @@ impl EgressProxy {
                     seen.lock().unwrap().push(head);
                     let _ = stream.write_all(answer.as_bytes()).await;
                     if answer.is_empty() {
-                        // It says nothing, and keeps the connection until the other side has had enough.
+                        // No answer; the connection stays open until the other side closes it.
                         let _ = stream.read_line(&mut String::new()).await;
                     }
                     if answer.starts_with("HTTP/1.1 200") {
@@ -86,7 +86,7 @@ async fn batches_and_other_routes_reach_an_https_endpoint_through_the_proxy() {
 }
 
 #[tokio::test]
-async fn the_name_is_the_proxys_to_resolve_and_the_port_is_the_schemes_own() {
+async fn the_proxy_resolves_the_name_and_the_port_defaults_to_the_schemes() {
     let origin = Origin::start(origin_options()).await.unwrap();
     let proxy = EgressProxy::start(OPEN, origin.address()).await;
     let mut config = config(origin.address());
@@ -98,7 +98,7 @@ async fn the_name_is_the_proxys_to_resolve_and_the_port_is_the_schemes_own() {
 }
 
 #[tokio::test]
-async fn the_proxy_is_told_who_asks_and_nobody_else_is() {
+async fn the_proxys_credentials_go_to_the_proxy_alone() {
     let origin = Origin::start(origin_options()).await.unwrap();
     let proxy = EgressProxy::start(OPEN, origin.address()).await;
     let mut config = config(origin.address());
@@ -113,7 +113,7 @@ async fn the_proxy_is_told_who_asks_and_nobody_else_is() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_gives_no_tunnel_is_no_answer_and_nothing_goes_past_it() {
+async fn a_proxy_that_gives_no_tunnel_is_a_502_and_not_bypassed() {
     for answer in [
         "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\ncontent-length: 0\r\n\r\n",
         "HTTP/1.1 403 Forbidden\r\ncontent-length: 6\r\n\r\nMARKED",
@@ -144,7 +144,7 @@ async fn a_proxy_that_gives_no_tunnel_is_no_answer_and_nothing_goes_past_it() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_is_not_there_is_no_answer() {
+async fn a_proxy_that_cannot_be_reached_is_a_502() {
     let origin = Origin::start(origin_options()).await.unwrap();
     let gone = TcpListener::bind(LOOPBACK).await.unwrap().local_addr().unwrap();
     let mut config = config(origin.address());

@@ -1,8 +1,8 @@
-//! While the endpoint answers a direct client, sidelink's batches are answered, whatever becomes of connections: a request
-//! that was not processed is sent again on a new connection, one lost connection is one failure, and nobody's failures close
-//! the way to the endpoint for others. A dead endpoint still fails fast.
+//! While the endpoint answers a direct client, sidelink's batches are answered, however connections end: a request that was not
+//! processed is sent again on a new connection, one lost connection is one failure, and one source's failures open the breaker for no
+//! other. Calls to a dead endpoint still fail fast.
 
 mod addresses;
 mod evidence;
-mod kept;
+mod reused;
 mod streams;

@@ -1,5 +1,5 @@
-//! When the endpoint fails, what is in memory goes on being served, nobody pays for another's error, and the endpoint is
-//! asked no more than it can bear. On a paused clock and connections in memory.
+//! When the endpoint fails, links in memory are still served, one caller's failures cost no other caller, and the number of calls is
+//! bounded. On a paused clock and connections in memory.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ async fn is_refused(client: &mut Client, token: &str, ids: &[&str], code: &str) 
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_may_pass_is_tried_again() {
+async fn calls_without_an_answer_and_with_a_502_503_or_504_are_retried() {
     for reply in [
         ScriptedReply::Reset,
         ScriptedReply::json(502, "{}"),
@@ -37,7 +37,7 @@ async fn what_may_pass_is_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_will_not_pass_is_not_tried_again() {
+async fn calls_with_any_other_answer_are_not_retried() {
     for status in [400, 403, 404, 429, 500, 200] {
         let world = World::new(|_| {}, |_| {});
         world.origin.script(ScriptedReply::json(status, r#"{"error_code":"OSM.0004"}"#));
@@ -63,7 +63,7 @@ async fn retries_are_a_share_of_calls() {
 async fn a_dead_endpoint_opens_the_breaker_and_a_live_one_closes_it() {
     let world = World::new(|_| {}, |config| config.upstream.retry.attempts = 0);
     let mut client = world.client().await;
-    client.batch("t", &["kept"]).await;
+    client.batch("t", &["cached"]).await;
     world.update(|options| options.fail_ratio = 1.0);
     for id in 0..5 {
         assert_eq!(client.batch("t", &[&id.to_string()]).await.status, 503);
@@ -74,7 +74,7 @@ async fn a_dead_endpoint_opens_the_breaker_and_a_live_one_closes_it() {
     assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(["2", "3"].contains(&refused.header("retry-after")));
     assert!(began.elapsed() < Duration::from_millis(1));
-    assert_eq!(client.batch("t", &["kept"]).await.header("cache-status"), "sidelink; hit");
+    assert_eq!(client.batch("t", &["cached"]).await.header("cache-status"), "sidelink; hit");
     assert_eq!(world.origin.batch_calls(), calls);
     assert_eq!(world.metric(r#"sidelink_breaker_state{state="open"}"#), 1.0);
 
@@ -85,7 +85,7 @@ async fn a_dead_endpoint_opens_the_breaker_and_a_live_one_closes_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_calls_hang_an_open_breaker_lets_nobody_queue_behind_them() {
+async fn while_a_probe_hangs_no_batch_queues_behind_it() {
     let world = World::new(
         |_| {},
         |config| {
@@ -115,7 +115,7 @@ async fn while_calls_hang_an_open_breaker_lets_nobody_queue_behind_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failing_endpoint_is_answered_for_with_stale_links_while_they_are_usable() {
+async fn stale_links_are_served_while_the_endpoint_fails_and_they_are_usable() {
     let world = World::new(
         |options| options.link_life = seconds(900),
         |config| {
@@ -145,7 +145,7 @@ async fn a_failing_endpoint_is_answered_for_with_stale_links_while_they_are_usab
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_throttled_caller_is_held_back_and_others_are_not() {
+async fn a_throttled_caller_is_paused_and_others_are_not() {
     let world = World::new(
         |_| {},
         |config| {
@@ -154,7 +154,7 @@ async fn a_throttled_caller_is_held_back_and_others_are_not() {
         },
     );
     let mut client = world.client().await;
-    client.batch("t", &["kept"]).await;
+    client.batch("t", &["cached"]).await;
     sleep(seconds(11)).await;
     world.update(|options| {
         options.poison = vec!["busy".into()];
@@ -171,7 +171,7 @@ async fn a_throttled_caller_is_held_back_and_others_are_not() {
         "the endpoint's answer as it came"
     );
     assert_eq!(paused.header("retry-after"), "1", "it says what is left");
-    let stale = client.batch("t", &["kept"]).await;
+    let stale = client.batch("t", &["cached"]).await;
     assert_eq!(stale.header("cache-status"), "sidelink; hit; detail=stale");
     assert_eq!(world.origin.batch_calls(), calls, "no call for two seconds");
     assert_eq!(client.batch("other", &["new"]).await.ids(), ["new"]);
@@ -180,7 +180,7 @@ async fn a_throttled_caller_is_held_back_and_others_are_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_popular_link_is_fetched_ahead_and_never_goes_cold() {
+async fn a_popular_link_is_refreshed_ahead_and_never_a_miss() {
     let world = World::new(
         |options| options.link_life = seconds(3600),
         |config| {
@@ -198,7 +198,7 @@ async fn a_popular_link_is_fetched_ahead_and_never_goes_cold() {
     assert!((3..=8).contains(&calls), "{calls} calls in three freshness periods");
     assert!(world.metric(r#"sidelink_refetched_total{cause="refresh"}"#) >= 4.0);
 
-    // One that nobody asks for is let go.
+    // A link that no batch asks for is not refreshed.
     client.batch("t", &["3"]).await;
     let calls = world.origin.batch_calls();
     sleep(seconds(200)).await;
@@ -223,9 +223,9 @@ async fn a_refresh_that_fails_costs_nothing() {
     assert_eq!(client.batch("t", &["1"]).await.links(), first.links());
 }
 
-/// Held, so that the first four calls leave with what they have and all else gathers.
+/// The first four calls are sent at once; further ids gather into the next.
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_longer_than_two_round_trips_in_a_stampede() {
+async fn no_batch_waits_longer_than_two_round_trips_in_a_stampede() {
     let world = World::new(|options| options.delay = Duration::from_millis(100), |_| {});
     let mut waits = Vec::new();
     let mut clients = Vec::new();
@@ -249,7 +249,7 @@ async fn nobody_waits_longer_than_two_round_trips_in_a_stampede() {
     assert!(longest <= Duration::from_millis(210), "{longest:?}");
 }
 
-/// One caller's batches may be many users'. Ids that gather into one call are not all to blame for its failure.
+/// A caller may serve many users. Of the ids that gather into one call, one may be to blame for its failure.
 #[tokio::test(start_paused = true)]
 async fn an_id_that_fails_its_call_fails_no_other_batch_of_its_caller() {
     for status in [500, 502, 504] {
@@ -275,7 +275,7 @@ async fn an_id_that_fails_its_call_fails_no_other_batch_of_its_caller() {
                 tokio::task::yield_now().await;
             }
         }
-        // What came while the call was held leaves together.
+        // Ids that came while the call was under way go into one call.
         sleep(Duration::from_millis(1)).await;
         world.origin.release();
         let mut statuses = Vec::new();

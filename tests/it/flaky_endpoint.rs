@@ -1,6 +1,5 @@
-//! An endpoint that serves and loses connections on purpose. A test decides for each request what becomes of it and of its
-//! connection. HTTP/1.1 is written by hand; HTTP/2 is in `http2`, a TCP proxy that delays or loses connections in `wire`,
-//! nginx in `nginx`.
+//! An endpoint that loses connections on purpose. A test decides how each request is answered and what happens to its connection.
+//! HTTP/1.1 is written by hand; HTTP/2 is in `http2`, a TCP proxy that delays or loses connections in `wire`, nginx in `nginx`.
 
 pub mod http2;
 pub mod nginx;
@@ -74,7 +73,7 @@ impl Asked {
     }
 }
 
-/// What becomes of a request.
+/// What the endpoint does with a request.
 #[derive(Clone, Debug)]
 pub enum Act {
     /// The answer that a healthy endpoint gives.
@@ -122,7 +121,7 @@ pub fn error_body(status: u16) -> String {
 
 type Deciding = Pin<Box<dyn Future<Output = Act> + Send>>;
 
-/// What all connections of an endpoint share.
+/// State that all connections of an endpoint share.
 pub struct Shared {
     decide: Box<dyn Fn(Asked) -> Deciding + Send + Sync>,
     connections: AtomicUsize,
@@ -150,7 +149,7 @@ impl Shared {
     }
 }
 
-/// A running endpoint of which each request is decided by the test.
+/// A running endpoint. The test decides on each request.
 #[derive(Clone)]
 pub struct Flaky {
     pub address: SocketAddr,
@@ -247,8 +246,8 @@ async fn read_request(io: &mut BufReader<impl AsyncRead + AsyncWrite + Unpin>) -
         }
     }
     let mut lines = head.lines();
-    let mut words = lines.next()?.split(' ');
-    let (method, target) = (words.next()?, words.next()?);
+    let mut parts = lines.next()?.split(' ');
+    let (method, target) = (parts.next()?, parts.next()?);
     let headers: Vec<(String, &str)> =
         lines.filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_lowercase(), value)).collect();
     let header = |name: &str| headers.iter().find(|(other, _)| other == name).map_or("", |(_, value)| *value);
@@ -308,13 +307,13 @@ impl Sidelink {
         Self { app, client }
     }
 
-    /// A batch of one id, whose link has to come.
+    /// Sends a batch of one id, and asserts that it gets its link.
     pub async fn gets(&self, token: &str, id: &str) {
         let reply = self.client.batch(token, &[id]).await;
         assert!(serves(&reply, token, &[id]), "{token} {id}: {reply:?}");
     }
 
-    /// Batches of one id each, all at once; how many had which status.
+    /// Sends batches of one id each, all at once. Returns their statuses.
     pub async fn burst(&self, batches: impl IntoIterator<Item = (String, String)>) -> Vec<u16> {
         let mut running = tokio::task::JoinSet::new();
         for (token, id) in batches {

@@ -416,8 +416,8 @@ async fn the_other_routes_answer() {
     );
     assert_eq!(echo["body"].as_str().unwrap(), "y".repeat(64 << 10));
     let pairs: Vec<(String, String)> = serde_json::from_value(echo["headers"].clone()).unwrap();
-    let own: Vec<_> = pairs.iter().filter(|(name, _)| name == "x-own").map(|(_, value)| value.as_str()).collect();
-    assert_eq!(own, ["1", "2"]);
+    let repeated: Vec<_> = pairs.iter().filter(|(name, _)| name == "x-own").map(|(_, value)| value.as_str()).collect();
+    assert_eq!(repeated, ["1", "2"]);
 
     for (method, target) in [
         (Method::GET, "/"),

@@ -1,5 +1,5 @@
-//! An endpoint that asks for a pause gets it from the caller that it told so, who gets that answer as it came until the pause
-//! is over; from everyone only once two accepted callers with disjoint ids have been told. On a paused clock.
+//! An endpoint that asks a caller for a pause gets no calls of that caller meanwhile, and the caller gets that answer again. Everyone
+//! pauses only once two accepted callers with disjoint ids have been asked. On a paused clock.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ fn asks_for_a_pause(status: u16, seconds: u32) -> ScriptedReply {
     ScriptedReply::Whole(StatusCode::from_u16(status).unwrap(), headers, BODY.into())
 }
 
-/// The endpoint's answer as it came, with so many seconds left.
+/// The caller gets the endpoint's answer again, with so many seconds left.
 async fn is_told(client: &mut Client, token: &str, ids: &[&str], status: u16, left: &str) {
     let reply = client.batch(token, ids).await;
     let seen = (reply.status.as_u16(), reply.header("retry-after"), reply.header("content-type"));
@@ -40,14 +40,14 @@ async fn is_served(client: &mut Client, token: &str, id: &str) {
     assert_eq!(reply.ids(), [id]);
 }
 
-/// A world whose endpoint has accepted these callers, and told each of `told` to pause for ten seconds over its id.
+/// A world whose endpoint has accepted these callers, and asked each of `told` to pause for ten seconds, for its id.
 async fn told_to_pause(accepted: &[&str], told: &[(&str, &str)]) -> (World, Client) {
     let world = World::new(|_| {}, |config| config.upstream.retry.attempts = 0);
     let mut client = world.client().await;
     for token in accepted {
         is_served(&mut client, token, &format!("first-{token}")).await;
     }
-    // All are told at about the same time, so that no pause keeps the next of them from being told.
+    // All are asked at about the same time: a pause of one must not keep the next from calling.
     world.origin.hold();
     let before = world.origin.batch_calls();
     let mut clients = tokio::task::JoinSet::new();
@@ -66,7 +66,7 @@ async fn told_to_pause(accepted: &[&str], told: &[(&str, &str)]) -> (World, Clie
 async fn a_throttled_caller_gets_the_429_as_it_came_until_the_pause_is_over() {
     let world = World::new(|_| {}, |_| {});
     let mut client = world.client().await;
-    is_served(&mut client, "t", "kept").await;
+    is_served(&mut client, "t", "cached").await;
     world.origin.script(asks_for_a_pause(429, 5));
     is_told(&mut client, "t", &["1"], 429, "5").await;
     let calls = world.origin.batch_calls();
@@ -74,7 +74,7 @@ async fn a_throttled_caller_gets_the_429_as_it_came_until_the_pause_is_over() {
         sleep(seconds(1)).await;
         is_told(&mut client, "t", &[id], 429, left).await;
     }
-    assert_eq!(client.batch("t", &["kept"]).await.header("cache-status"), "sidelink; hit");
+    assert_eq!(client.batch("t", &["cached"]).await.header("cache-status"), "sidelink; hit");
     assert_eq!(world.origin.batch_calls(), calls, "no call while the pause lasts");
     is_served(&mut client, "other", "1").await;
     sleep(Duration::from_millis(1100)).await;
@@ -96,7 +96,7 @@ async fn a_throttled_caller_gets_the_429_in_every_scope_and_form() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_503_with_retry_after_holds_back_the_caller_that_was_told_and_nobody_else() {
+async fn a_503_with_retry_after_pauses_its_caller_alone() {
     let (world, mut client) = told_to_pause(&["one", "other"], &[("one", "1")]).await;
     let calls = world.origin.batch_calls();
     sleep(seconds(4)).await;
@@ -109,7 +109,7 @@ async fn a_503_with_retry_after_holds_back_the_caller_that_was_told_and_nobody_e
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_503_with_retry_after_that_two_accepted_callers_were_told_over_disjoint_ids_holds_back_everyone() {
+async fn a_503_with_retry_after_to_two_accepted_callers_with_disjoint_ids_pauses_everyone() {
     let (world, mut client) = told_to_pause(&["one", "two", "other"], &[("one", "1"), ("two", "2")]).await;
     let calls = world.origin.batch_calls();
     for token in ["other", "new"] {
@@ -127,13 +127,13 @@ async fn a_503_with_retry_after_that_two_accepted_callers_were_told_over_disjoin
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_callers_that_were_told_over_the_same_id_do_not_hold_back_others() {
+async fn two_callers_that_were_asked_for_the_same_id_pause_no_other() {
     let (_, mut client) = told_to_pause(&["one", "two"], &[("one", "same"), ("two", "same")]).await;
     is_served(&mut client, "other", "3").await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_that_were_never_accepted_do_not_hold_back_others() {
+async fn callers_that_were_never_accepted_pause_no_other() {
     let made_up: Vec<(String, String)> = (0..5).map(|at| (format!("made-up-{at}"), format!("id-{at}"))).collect();
     let told: Vec<(&str, &str)> = made_up.iter().map(|(token, id)| (token.as_str(), id.as_str())).collect();
     let (_, mut client) = told_to_pause(&["other", "one"], &[&told[..], &[("one", "1")]].concat()).await;
@@ -141,7 +141,7 @@ async fn callers_that_were_never_accepted_do_not_hold_back_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_caller_that_is_told_again_and_again_does_not_hold_back_others() {
+async fn one_caller_that_is_asked_again_and_again_pauses_no_other() {
     let (world, mut client) = told_to_pause(&["one", "other"], &[("one", "1")]).await;
     for id in ["2", "3", "4"] {
         sleep(seconds(11)).await;

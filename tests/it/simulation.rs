@@ -1,9 +1,7 @@
-//! Random schedules against an oracle: whatever clients, the endpoint, the connections and the clocks do, the laws hold
-//! after every answer.
+//! Random schedules of clients, endpoint, connections and clocks, checked against an oracle: the laws hold after every answer.
 //!
-//! A seed is a whole run: it decides clients, batches, faults and times, and everything happens on one paused clock and
-//! connections in memory, so a seed that fails fails again: `SIDELINK_SEED=n cargo test simulation`. `SIDELINK_SEEDS=n`
-//! runs so many (`make simulate`).
+//! A seed determines a run: clients, batches, faults and times. Everything runs on one paused clock and connections in memory, so a
+//! failing seed is reproducible: `SIDELINK_SEED=n cargo test simulation`. `SIDELINK_SEEDS=n` runs n seeds (`make simulate`).
 //!
 //! The oracle:
 //! - *isolation*: every link is for the id, caller, group and language that asked;
@@ -229,7 +227,7 @@ async fn client(
         let mut headers = vec![("x-auth-token", token)];
         headers.extend(language.map(|language| ("x-language", language)));
         if random.random_bool(0.05) {
-            // Leaves before its answer; its ids are counted all the same. A connection of its own is dropped for it.
+            // This client leaves before its answer, with its own connection; its ids are counted all the same.
             let mut leaving = world.client().await;
             let patience = Duration::from_millis(random.random_range(1..60));
             seen.lock().unwrap().asked += ids.len();
@@ -247,7 +245,7 @@ async fn client(
         let reply = connection.get(&target, &headers).await.expect("one answer for each batch");
         assert!(began.elapsed() <= Duration::from_secs(6) + connection.pause, "an answer after its deadline");
         if reply.header("cache-status").contains("fwd=bypass") {
-            // The endpoint's own, as it came; perhaps broken off, and the connection with it.
+            // The endpoint's answer as it came; perhaps truncated, and the connection closed.
             connection = world.client().await;
             continue;
         }

@@ -1,17 +1,17 @@
 //! Connections to the simulated endpoint, and how they are lost.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::lock;
+use super::{Origin, lock};
 
 /// How a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
-    /// At once, in the middle of whatever it carries.
+    /// At once, in the middle of answers.
     Now,
     /// As soon as the next request has arrived on it, with no answer.
     AtNextRequest,
@@ -22,7 +22,6 @@ pub enum Loss {
 #[derive(Default)]
 pub(super) struct Connections {
     made: AtomicUsize,
-    /// By age. May contain closed ones.
     open: Mutex<Vec<Arc<Connection>>>,
 }
 
@@ -36,29 +35,38 @@ pub(super) struct Connection {
 }
 
 impl Connections {
-    pub(super) fn open(&self) -> Arc<Connection> {
+    pub(super) fn add(&self) -> Arc<Connection> {
         self.made.fetch_add(1, Ordering::Relaxed);
         let connection = Arc::new(Connection::default());
-        let mut open = lock(&self.open);
-        open.retain(|connection| !connection.is_closed.is_cancelled());
-        open.push(Arc::clone(&connection));
+        self.open().push(Arc::clone(&connection));
         connection
     }
 
-    pub(super) fn made(&self) -> usize {
-        self.made.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn lose_all(&self, how: Loss) {
-        lock(&self.open).iter().for_each(|connection| connection.lose(how));
-    }
-
-    pub(super) fn lose_one(&self, which: usize, how: Loss) {
+    /// The open ones, by age.
+    fn open(&self) -> MutexGuard<'_, Vec<Arc<Connection>>> {
         let mut open = lock(&self.open);
         open.retain(|connection| !connection.is_closed.is_cancelled());
+        open
+    }
+}
+
+impl Origin {
+    /// Loses every open connection.
+    pub fn lose_connections(&self, how: Loss) {
+        self.0.connections.open().iter().for_each(|connection| connection.lose(how));
+    }
+
+    /// Loses one open connection, if there is any: number `which` by age, modulo their count.
+    pub fn lose_connection(&self, which: usize, how: Loss) {
+        let open = self.0.connections.open();
         if let Some(connection) = open.get(which % open.len().max(1)) {
             connection.lose(how);
         }
+    }
+
+    /// Connections since the start.
+    pub fn connections(&self) -> usize {
+        self.0.connections.made.load(Ordering::Relaxed)
     }
 }
 

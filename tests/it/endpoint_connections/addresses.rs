@@ -138,7 +138,7 @@ async fn addresses_that_refuse_do_not_hide_the_one_that_serves() {
 
 #[tokio::test]
 async fn an_address_that_is_lost_is_replaced_by_another_of_the_same_name() {
-    // The first resets every connection that was kept, and then refuses new ones.
+    // The first address resets its connection, and then refuses new ones.
     let listener = TcpListener::bind("127.0.0.10:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let first = tokio::spawn(async move {

@@ -100,7 +100,7 @@ async fn made_up_tokens_whose_ids_hang_fail_nobody_elses_batch() {
 }
 
 #[tokio::test]
-async fn a_pause_that_one_poison_id_is_told_holds_back_nobody_else() {
+async fn a_pause_for_one_poison_id_pauses_no_other_caller() {
     let endpoint = poisoned(Act::fail_with_retry_after(503, 60)).await;
     let sidelink = Sidelink::before(endpoint.address, |_| {}).await;
     sidelink.gets("victim", "first").await;
@@ -154,7 +154,7 @@ async fn one_callers_long_queue_fails_nobody_elses_batch() {
     assert_eq!(world.metric(r#"sidelink_breaker_state{state="closed"}"#), 1.0);
 }
 
-/// Batches of `id` until one is refused without a call; how many had failed before, all as `status`.
+/// Sends batches until one is refused without a call. Returns how many failed before, each with `status`.
 async fn failures_until_refused(sidelink: &Sidelink, status: u16) -> usize {
     for failures in 0..12 {
         let reply = sidelink.client.batch("only-one", &["1"]).await;
@@ -167,7 +167,7 @@ async fn failures_until_refused(sidelink: &Sidelink, status: u16) -> usize {
     panic!("a dead endpoint is asked again and again");
 }
 
-/// The time until a batch has its link.
+/// The time until a batch gets its link.
 async fn time_until_served(sidelink: &Sidelink) -> Duration {
     let began = Instant::now();
     loop {
@@ -255,8 +255,8 @@ async fn an_endpoint_that_never_answers_fails_fast_for_a_single_caller_and_is_us
 }
 
 #[tokio::test]
-async fn an_endpoint_that_dies_and_comes_back_is_used_again_although_its_kept_connections_are_gone() {
-    // 0: it serves; 1: each connection is reset with its request; 2: kept connections are, and new ones serve.
+async fn an_endpoint_that_dies_and_comes_back_is_used_again_although_its_pooled_connections_are_lost() {
+    // 0: it serves; 1: it resets each connection; 2: it resets reused connections, and new ones serve.
     let phase = Arc::new(AtomicUsize::new(0));
     let now = Arc::clone(&phase);
     let endpoint = Flaky::start(move |asked: Asked| {
@@ -285,7 +285,7 @@ async fn an_endpoint_that_dies_and_comes_back_is_used_again_although_its_kept_co
 
 #[tokio::test]
 async fn a_probe_uses_a_new_connection() {
-    // Twenty kept connections go silent, and new ones serve.
+    // Twenty pooled connections go silent, and new ones serve.
     let (gate, open) = tokio::sync::watch::channel(false);
     let is_silent = Arc::new(AtomicBool::new(false));
     let silent = Arc::clone(&is_silent);

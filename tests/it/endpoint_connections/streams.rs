@@ -1,5 +1,5 @@
-//! Over HTTP/2, streams that were not processed are sent again, a connection that goes silent is given up, and an endpoint
-//! that wants HTTP/1.1 gets it.
+//! Over HTTP/2, requests that were not processed are sent again, a silent connection is given up, and an endpoint that requires
+//! HTTP/1.1 gets it.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +21,7 @@ fn without_retries(config: &mut Config) {
     config.upstream.retry.attempts = 0;
 }
 
-/// Callers that send their batches one after another, each on a connection of its own; the statuses.
+/// Callers that send their batches one after another, each on its own connection. Returns the statuses.
 async fn callers(sidelink: &Sidelink, callers: usize, batches: usize) -> Vec<u16> {
     let mut running = tokio::task::JoinSet::new();
     for caller in 0..callers {
@@ -54,7 +54,7 @@ async fn nginx_ends_connections_gracefully_and_no_batch_fails() {
 }
 
 #[tokio::test]
-async fn a_goaway_costs_no_batch_whatever_it_says() {
+async fn a_goaway_with_any_code_fails_no_batch() {
     for (warns, code) in [(false, Reason::NO_ERROR), (true, Reason::NO_ERROR), (false, Reason::ENHANCE_YOUR_CALM)] {
         let secure = Secure::start(
             HTTP2,
@@ -157,7 +157,7 @@ async fn a_stream_that_is_always_refused_is_sent_three_times_at_most() {
 }
 
 #[tokio::test]
-async fn a_connection_that_goes_silent_costs_no_batch() {
+async fn a_connection_that_goes_silent_fails_no_batch() {
     let secure = Secure::start(HTTP2, |_| None, |_| async { Act::Answer }).await;
     let target = Target::Tcp(secure.endpoint.address);
     let wire = Wire::start(target, Duration::ZERO).await;

@@ -42,7 +42,7 @@ impl Wire {
         Self::with(target, delay, false).await
     }
 
-    /// An egress proxy, whose tunnels lead to `target` whatever was asked for.
+    /// An egress proxy. All its tunnels lead to `target`.
     pub async fn egress(target: SocketAddr) -> Self {
         Self::with(Target::Tcp(target), Duration::ZERO, true).await
     }

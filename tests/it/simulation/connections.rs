@@ -1,9 +1,8 @@
 //! Random schedules of lost connections, poison ids and slow callers, against one law: *while the endpoint would answer a
-//! direct request, no batch fails*. Only who asks for a poison id, or queues more than its lane can carry, may fail.
+//! direct request, no batch fails*. Exempt are batches with a poison id, and those of a caller with more calls than its queue takes.
 //!
-//! The endpoint loses connections in every way that [`Loss`] knows, ends them gracefully after some requests, fails poison
-//! ids for whoever asks for them, is slow for one caller, and in some runs is down for a while; from some time after that
-//! the law holds again.
+//! The endpoint loses connections in every way of [`Loss`], ends them gracefully after some requests, fails poison ids for every
+//! caller, is slow for one caller, and in some runs is down for a while; soon after that the law holds again.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -138,7 +137,7 @@ async fn run(seed: u64) {
     others.shutdown().await;
     let is_excused = outage.lock().unwrap().excuses(Instant::now(), Instant::now());
     if !is_excused {
-        // Poison is evidence against nobody but its callers; whoever comes next is served.
+        // Poison is evidence against its callers alone; the next caller is served.
         let reply = world.client().await.batch("newcomer", &["last"]).await;
         assert_eq!(reply.status, 200, "a newcomer: {reply:?}");
     }

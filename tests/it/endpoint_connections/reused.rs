@@ -1,4 +1,4 @@
-//! A kept connection that the peer ends, at or just before its next use, costs no batch and no idempotent request; a POST is
+//! A pooled connection that the endpoint ends, at or just before its next use, fails no batch and no idempotent request; a POST is
 //! never sent twice.
 
 use std::sync::Arc;
@@ -12,25 +12,25 @@ use crate::flaky_endpoint::http2::Secure;
 use crate::flaky_endpoint::wire::Wire;
 use crate::flaky_endpoint::{Act, Asked, Flaky, OTHER_ROUTE, Sidelink, failed};
 
-/// No second attempt but on a new connection: retries would hide what is tested.
+/// Without retries, which would hide whether a request is sent again.
 fn without_retries(config: &mut Config) {
     config.upstream.retry.attempts = 0;
 }
 
-/// So many callers with one batch each.
+/// One batch for each of so many callers.
 fn batches(callers: usize, round: &str) -> Vec<(String, String)> {
     (0..callers).map(|caller| (format!("caller-{caller}"), format!("{round}-{caller}"))).collect()
 }
 
-/// Holds requests until `open`, so that each has a connection of its own.
+/// Delays requests until `open`, so that each has its own connection.
 async fn gated(asked: Asked, mut open: watch::Receiver<bool>) -> Act {
     let _ = asked;
     open.wait_for(|open| *open).await.unwrap();
     Act::Answer
 }
 
-/// Makes `callers` connections that are kept.
-async fn keep_connections(sidelink: &Sidelink, endpoint: &Flaky, callers: usize, gate: &watch::Sender<bool>) {
+/// Makes `callers` connections that stay in the pool.
+async fn fill_pool(sidelink: &Sidelink, endpoint: &Flaky, callers: usize, gate: &watch::Sender<bool>) {
     let filled = sidelink.burst(batches(callers, "first"));
     let opened = async {
         endpoint.arrived(callers).await;
@@ -42,7 +42,7 @@ async fn keep_connections(sidelink: &Sidelink, endpoint: &Flaky, callers: usize,
 }
 
 #[tokio::test]
-async fn forty_kept_connections_that_are_reset_at_their_next_use_cost_no_batch() {
+async fn forty_pooled_connections_that_are_reset_at_their_next_use_fail_no_batch() {
     for act in [Act::Reset, Act::Close] {
         let (gate, open) = watch::channel(false);
         let lost = Arc::new(AtomicBool::new(false));
@@ -53,7 +53,7 @@ async fn forty_kept_connections_that_are_reset_at_their_next_use_cost_no_batch()
         })
         .await;
         let sidelink = Sidelink::before(endpoint.address, |_| {}).await;
-        keep_connections(&sidelink, &endpoint, 40, &gate).await;
+        fill_pool(&sidelink, &endpoint, 40, &gate).await;
         lost.store(true, Ordering::SeqCst);
         for round in ["second", "third"] {
             let statuses = sidelink.burst(batches(40, round)).await;
@@ -64,7 +64,7 @@ async fn forty_kept_connections_that_are_reset_at_their_next_use_cost_no_batch()
 }
 
 #[tokio::test]
-async fn over_tls_kept_connections_that_are_closed_at_their_next_use_cost_no_batch() {
+async fn over_tls_pooled_connections_that_are_closed_at_their_next_use_fail_no_batch() {
     for act in [Act::Close, Act::Reset] {
         let (gate, open) = watch::channel(false);
         let lost = Arc::new(AtomicBool::new(false));
@@ -79,7 +79,7 @@ async fn over_tls_kept_connections_that_are_closed_at_their_next_use_cost_no_bat
         )
         .await;
         let sidelink = Sidelink::before_https(secure.port, secure.ca_file(), without_retries).await;
-        keep_connections(&sidelink, &secure.endpoint, 10, &gate).await;
+        fill_pool(&sidelink, &secure.endpoint, 10, &gate).await;
         lost.store(true, Ordering::SeqCst);
         let statuses = sidelink.burst(batches(10, "second")).await;
         assert!(failed(&statuses).is_empty(), "{:?}", failed(&statuses));
@@ -87,7 +87,7 @@ async fn over_tls_kept_connections_that_are_closed_at_their_next_use_cost_no_bat
 }
 
 #[tokio::test]
-async fn tunnels_of_an_egress_proxy_that_are_all_lost_cost_no_batch() {
+async fn tunnels_of_an_egress_proxy_that_are_all_lost_fail_no_batch() {
     for at_next_use in [true, false] {
         let (gate, open) = watch::channel(false);
         let endpoint = Flaky::start(move |asked| gated(asked, open.clone())).await;
@@ -97,7 +97,7 @@ async fn tunnels_of_an_egress_proxy_that_are_all_lost_cost_no_batch() {
             config.upstream.proxy = Some(Proxy { address: proxy, credentials: None });
         })
         .await;
-        keep_connections(&sidelink, &endpoint, 20, &gate).await;
+        fill_pool(&sidelink, &endpoint, 20, &gate).await;
         if at_next_use {
             wire.reset_at_next_use();
         } else {
@@ -121,7 +121,7 @@ async fn loses_reused(act: Act) -> (Flaky, Sidelink) {
 }
 
 #[tokio::test]
-async fn an_idempotent_request_on_another_route_survives_a_kept_connection_that_ends() {
+async fn an_idempotent_request_on_another_route_survives_a_pooled_connection_that_ends() {
     for act in [Act::Close, Act::Reset] {
         let (endpoint, sidelink) = loses_reused(act.clone()).await;
         for method in [Method::GET, Method::HEAD, Method::OPTIONS, Method::DELETE, Method::PUT] {
@@ -130,7 +130,7 @@ async fn an_idempotent_request_on_another_route_survives_a_kept_connection_that_
                 assert_eq!(reply.status, 200, "{act:?} {method} {round}: {reply:?}");
             }
         }
-        assert!(endpoint.count(Asked::is_on_a_reused_connection) >= 10, "no kept connection was used");
+        assert!(endpoint.count(Asked::is_on_a_reused_connection) >= 10, "no connection was reused");
     }
 }
 
@@ -139,7 +139,7 @@ async fn a_request_that_must_not_be_repeated_is_sent_once_and_gets_a_502() {
     for act in [Act::Close, Act::Reset] {
         for (method, body) in [(Method::POST, ""), (Method::POST, "body"), (Method::PUT, "body"), (Method::PATCH, "")] {
             let (endpoint, sidelink) = loses_reused(act.clone()).await;
-            // Until it meets a kept connection.
+            // Until one is sent on a reused connection.
             for sent in 1..=20 {
                 assert_eq!(sidelink.client.get(OTHER_ROUTE, &[]).await.status, 200);
                 let reply = sidelink.client.send(method.clone(), OTHER_ROUTE, &[], body).await;
@@ -148,14 +148,14 @@ async fn a_request_that_must_not_be_repeated_is_sent_once_and_gets_a_502() {
                     assert_eq!(reply.status, 502, "{act:?} {method} {body:?}");
                     break;
                 }
-                assert!(sent < 20, "no kept connection was used");
+                assert!(sent < 20, "no connection was reused");
             }
         }
     }
 }
 
 #[tokio::test]
-async fn a_408_as_the_first_answer_on_a_kept_connection_is_not_the_requests() {
+async fn a_408_as_the_first_answer_on_a_reused_connection_is_sent_again() {
     let (endpoint, sidelink) = loses_reused(Act::FailAndClose(408)).await;
     for round in 0..10 {
         sidelink.gets("t", &format!("id-{round}")).await;
@@ -178,7 +178,7 @@ async fn a_408_on_a_new_connection_and_one_to_a_post_are_passed_on() {
 }
 
 #[tokio::test]
-async fn a_connection_that_ends_between_two_requests_costs_neither() {
+async fn a_connection_that_ends_between_two_requests_fails_neither() {
     let endpoint = Flaky::start(|_| async { Act::AnswerAndClose }).await;
     let sidelink = Sidelink::before(endpoint.address, without_retries).await;
     for round in 0..50 {
@@ -190,7 +190,7 @@ async fn a_connection_that_ends_between_two_requests_costs_neither() {
 
 #[tokio::test]
 async fn a_batch_is_sent_three_times_at_most() {
-    // Each connection is lost with its first request, so none is a kept one.
+    // Each connection is lost with its first request, so none is reused.
     let endpoint = Flaky::start(|_| async { Act::Reset }).await;
     let sidelink = Sidelink::before(endpoint.address, without_retries).await;
     assert_eq!(sidelink.client.batch("t", &["1"]).await.status, 502);

@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::{Metrics, PurgeTarget};
 
-/// What is to be purged.
+/// A purge.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Purge {
     Ids(Vec<String>),
@@ -72,7 +72,7 @@ impl Purge {
         }
     }
 
-    /// Purges, and tells what was done. Which ids or group is nobody's business but the asker's: it is not logged.
+    /// Purges, and returns what was done. The log has no ids and no group.
     pub(super) async fn run(&self, cache: &Arc<Cache>, clock: &Clock, metrics: &Metrics) -> Value {
         let purges = cache.purges();
         let mut done = json!({ "purged": self.target().name() });
@@ -88,8 +88,7 @@ impl Purge {
             }
             Purge::All => {
                 purges.purge([Target::All], clock).await;
-                // They count no more by now; this is so that they are gone from memory too. Apart from the answers: a large
-                // table takes a while.
+                // The purge is in effect already; this frees the memory. Not on this thread: a large cache takes a while.
                 let (swept, now) = (Arc::clone(cache), clock.now());
                 let gone = tokio::task::spawn_blocking(move || swept.sweep(now)).await.unwrap_or_default();
                 add(&mut done, "links", gone);

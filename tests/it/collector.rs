@@ -1,4 +1,4 @@
-//! A collector on loopback: reads what is exported with OpenTelemetry's own types, and answers as it is told.
+//! A collector on loopback: decodes exports with OpenTelemetry's types, and answers as configured.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -1,4 +1,4 @@
-//! Prometheus' text format, read as far as sidelink writes it.
+//! A parser of Prometheus' text format, for what sidelink writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 

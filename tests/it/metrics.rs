@@ -1,4 +1,4 @@
-//! What is counted is told in series that are there from the start, and that no client can make more of.
+//! Every series exists from the start, and no client can create another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -140,7 +140,7 @@ fn updated(page: &str, program: &BTreeMap<String, Family>) -> String {
 }
 
 #[tokio::test]
-async fn the_page_on_metrics_says_what_the_program_does() {
+async fn the_page_on_metrics_matches_the_program() {
     let stack = Stack::start().await;
     let mut program = families(&stack.metrics().await);
     let text = crate::documents::generated("docs/METRICS.md", |page| updated(page, &program));
@@ -160,7 +160,7 @@ async fn the_page_on_metrics_says_what_the_program_does() {
 }
 
 #[tokio::test]
-async fn what_is_in_use_stands_beside_its_limit_which_follows_a_reload() {
+async fn usage_and_limit_are_metrics_and_the_limit_follows_a_reload() {
     let stack = Stack::start().await;
     let defaults = stack.app.config();
     stack.origin.hold();
@@ -199,7 +199,7 @@ async fn requested_and_counted(stack: &Stack) -> (f64, f64) {
 }
 
 #[tokio::test]
-async fn every_id_of_every_batch_that_was_admitted_becomes_exactly_one_result() {
+async fn every_id_of_an_admitted_batch_has_exactly_one_result() {
     let stack = Stack::with(|endpoint| endpoint.missing = vec!["gone".to_owned()], |c| c.limits.batch_ids = 10).await;
     let client = &stack.client;
     let with = |directive: &'static str| [("x-auth-token", "t"), ("cache-control", directive)];

@@ -1,5 +1,5 @@
-//! What is sampled has a span for each request, call and exchange, with its parent, and in a collector's hands by the end; what
-//! a collector does, or does not, costs no request anything.
+//! A sampled trace has a span for each request, call and exchange, with its parent, and a collector has them all after a drain;
+//! a slow or failing collector delays no request.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -93,7 +93,7 @@ fn links(span: &Span) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_batch_and_its_call_are_spans_of_the_clients_trace_and_the_endpoints_are_the_calls() {
+async fn a_batch_and_its_call_are_spans_of_the_clients_trace() {
     let traced = Traced::start(|_| {}).await;
     assert_eq!(traced.batch(&["1"], SAMPLED).await, 200);
     assert_eq!(traced.batch(&["1", "2"], SAMPLED).await, 200);
@@ -214,7 +214,7 @@ async fn other_routes_are_spans_without_their_paths() {
 }
 
 #[tokio::test]
-async fn who_brings_a_trace_has_decided_whether_it_is_sampled() {
+async fn the_client_decides_whether_its_trace_is_sampled() {
     let traced = Traced::start(|config| Traced::trace(config).sample = 0.0).await;
     assert_eq!(traced.batch(&["1"], SAMPLED).await, 200);
     assert_eq!(traced.batch(&["2"], "").await, 200);
@@ -237,7 +237,7 @@ async fn who_brings_a_trace_has_decided_whether_it_is_sampled() {
 }
 
 #[tokio::test]
-async fn a_share_of_the_traces_that_begin_here_is_sampled_by_their_ids() {
+async fn new_traces_are_sampled_by_their_ids() {
     let traced = Traced::start(|config| Traced::trace(config).sample = 0.5).await;
     for _ in 0..400 {
         assert_eq!(traced.batch(&["1"], "").await, 200);
@@ -253,7 +253,7 @@ async fn a_share_of_the_traces_that_begin_here_is_sampled_by_their_ids() {
 }
 
 #[tokio::test]
-async fn a_call_for_several_batches_is_part_of_the_first_that_is_sampled_and_linked_with_the_others() {
+async fn a_call_for_several_batches_is_a_child_of_the_first_sampled_one_and_linked_with_the_others() {
     let traced = Traced::start(|config| config.upstream.calls_per_scope = 1).await;
     let parent = |number: u8| format!("00-{number:032x}-{number:016x}-01");
     let mut batches = Vec::new();
@@ -301,7 +301,7 @@ async fn a_call_for_several_batches_is_part_of_the_first_that_is_sampled_and_lin
 }
 
 #[tokio::test]
-async fn a_failure_is_seen_in_its_spans() {
+async fn spans_record_failures() {
     let traced = Traced::start(|config| config.upstream.retry.attempts = 1).await;
     traced.stack.origin.script(Reply::json(500, "{}"));
     assert_eq!(traced.batch(&["1"], SAMPLED).await, 500);
@@ -340,7 +340,7 @@ async fn a_failure_is_seen_in_its_spans() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_has_a_span_too() {
+async fn a_request_whose_client_disconnects_has_a_span() {
     let traced = Traced::start(|_| {}).await;
     traced.stack.origin.hold();
     // Over HTTP/1, leaving cannot be told from having asked.
@@ -358,7 +358,7 @@ async fn a_client_that_leaves_has_a_span_too() {
 }
 
 #[tokio::test]
-async fn a_frozen_collector_costs_no_request_anything_and_what_overflows_is_counted() {
+async fn a_frozen_collector_delays_no_request_and_dropped_spans_are_counted() {
     let traced = Traced::start(|config| {
         config.limits.drain = Duration::from_millis(300);
         Traced::trace(config).timeout = Duration::from_secs(60);
@@ -379,7 +379,7 @@ async fn a_frozen_collector_costs_no_request_anything_and_what_overflows_is_coun
 }
 
 #[tokio::test]
-async fn what_becomes_of_spans_is_counted() {
+async fn spans_are_counted_by_result() {
     let traced = Traced::start(|_| {}).await;
     let spans = async |manners: Vec<Manner>, exports: usize| {
         traced.collector.does(manners);
@@ -405,7 +405,7 @@ async fn what_becomes_of_spans_is_counted() {
 }
 
 #[tokio::test]
-async fn a_collector_that_is_down_is_said_once_and_holds_up_no_end() {
+async fn a_collector_that_is_down_is_logged_once_and_does_not_delay_the_shutdown() {
     let origin = Origin::start(crate::support::origin_options()).await.unwrap();
     let collector = Collector::start().await;
     let files = Files::new(origin.address());
@@ -445,7 +445,7 @@ async fn a_collector_that_is_down_is_said_once_and_holds_up_no_end() {
 }
 
 #[tokio::test]
-async fn a_reload_changes_where_spans_go_and_which() {
+async fn a_reload_changes_collector_and_sampling() {
     let traced = Traced::start(|config| Traced::trace(config).sample = 0.0).await;
     let reload = |change: &dyn Fn(&mut Config)| {
         let mut config = Config::clone(&traced.stack.app.config());
@@ -479,7 +479,7 @@ async fn the_access_line_has_the_trace_that_began_here() {
 }
 
 #[tokio::test]
-async fn variables_of_the_environment_have_no_say() {
+async fn environment_variables_are_ignored() {
     let origin = Origin::start(crate::support::origin_options()).await.unwrap();
     let collector = Collector::start().await;
     let files = Files::new(origin.address());

@@ -1,6 +1,6 @@
-//! A real Prometheus that scrapes a running sidelink sees what clients were given.
+//! A real Prometheus that scrapes a running sidelink records what clients got.
 //!
-//! It comes with `make tools`; without it these tests fail.
+//! `make tools` installs Prometheus; without it these tests fail.
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};

@@ -1,4 +1,4 @@
-//! What a PromQL expression asks for: its selectors. Read only as far as that; Prometheus itself judges the rest.
+//! The selectors of a PromQL expression. Nothing else of the expression is parsed; Prometheus checks it.
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Selector {
@@ -80,7 +80,7 @@ fn matchers(text: &str) -> (Vec<(String, String, String)>, &str) {
 }
 
 #[test]
-fn selectors_are_found_wherever_they_stand() {
+fn selectors_are_found_anywhere_in_an_expression() {
     let matcher = |label: &str, operator: &str, value: &str| (label.to_owned(), operator.to_owned(), value.to_owned());
     let found = selectors(
         r#"sum by (job, le) (rate(a_bucket{le=~"120(\\.0)?", job != 'x,}'}[5m])) / on (job) group_left () (b:c:d offset 30m > 0)

@@ -1,7 +1,7 @@
-//! What `deploy/` makes of the metrics holds together: every series that a rule or the dashboard asks for exists, every alert
-//! has its section in the runbook, and has been seen to fire and to be quiet.
+//! Rules and alerts of `deploy/`: every series in them exists, and every alert has a section in the runbook, a case in which it
+//! fires and one in which it does not.
 //!
-//! `promtool` comes with `make tools`; without it these tests fail.
+//! `make tools` installs `promtool`; without it these tests fail.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -76,19 +76,19 @@ fn promtool_accepts_configuration_and_rules() {
 }
 
 #[test]
-fn the_rules_come_to_what_their_cases_say() {
+fn the_rules_pass_their_test_cases() {
     promtool(&["test", "rules", "tests/recording.yml", "tests/alerts.yml"], "");
 }
 
 #[tokio::test]
-async fn promtool_has_no_complaint_about_a_scrape() {
+async fn promtool_accepts_a_scrape() {
     let stack = Stack::start().await;
     assert_eq!(stack.client.batch("t", &["1", "2"]).await.ids(), ["1", "2"]);
     promtool(&["check", "metrics"], &stack.metrics().await);
 }
 
 #[test]
-fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_quiet() {
+fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() {
     // Of each alert: the names of the series that its cases bring, of those that fire and of those that are quiet.
     type Cases = Vec<BTreeSet<String>>;
     let mut cases: BTreeMap<String, (Cases, Cases)> = BTreeMap::new();
@@ -114,7 +114,7 @@ fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_quiet() {
 }
 
 #[test]
-fn every_alert_says_what_it_is_and_has_its_section_in_the_runbook() {
+fn every_alert_has_a_description_and_a_section_in_the_runbook() {
     let mut sections = BTreeMap::new();
     for section in text("docs/RUNBOOK.md").split("\n## ").skip(1) {
         let (name, said) = section.split_once('\n').unwrap();
@@ -163,7 +163,7 @@ pub fn exists(selector: &Selector, families: &BTreeMap<String, Family>, recorded
 }
 
 #[tokio::test]
-async fn every_series_that_a_rule_asks_for_exists() {
+async fn every_series_of_a_rule_exists() {
     let (families, recorded) = (families(&Stack::start().await.metrics().await), recorded());
     let mut asked = BTreeSet::new();
     for rule in rules("deploy/prometheus/recording.yml").iter().chain(&alerts()) {

@@ -1,5 +1,5 @@
-//! No secret leaves: what is marked in requests, answers and files is in no log line, not at trace level either, on no
-//! page, in no span, in no error of sidelink's own and in nothing that a fleet shares, however it may have been encoded.
+//! No secret leaves: marked values of requests, answers and files are in no log line, at no level, on no page, in no span, in no error
+//! of sidelink and in nothing that a fleet shares, in any encoding.
 
 mod beside;
 

@@ -1,5 +1,5 @@
-//! The status page, in a real browser: its numbers are the metrics', they move as traffic flows, and it loads nothing, keeps
-//! nothing and gives nothing away.
+//! The status page in a real browser: its numbers match the metrics and follow the traffic; it loads and stores nothing, and
+//! contains no secret.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -23,7 +23,7 @@ async fn status(stack: &Stack, query: &str) -> Value {
 }
 
 #[tokio::test]
-async fn the_status_says_what_the_metrics_say() {
+async fn the_status_matches_the_metrics() {
     let stack = Stack::start().await;
     stack.client.batch("t", &["1", "2"]).await;
     stack.client.batch("t", &["1", "3"]).await;
@@ -48,7 +48,7 @@ async fn the_status_says_what_the_metrics_say() {
 }
 
 #[tokio::test]
-async fn the_history_is_told_from_where_the_asker_left_it() {
+async fn the_history_continues_after_the_last_sample_that_the_client_has() {
     let stack = Stack::start().await;
     stack.client.batch("t", &["1", "2"]).await;
     let first = loop {
@@ -67,7 +67,7 @@ async fn the_history_is_told_from_where_the_asker_left_it() {
 }
 
 #[tokio::test]
-async fn a_breaker_that_opens_is_told() {
+async fn an_open_breaker_is_in_the_status() {
     let configure = |config: &mut Config| {
         config.upstream.breaker.consecutive = 1;
         config.upstream.breaker.open = Duration::from_secs(60);
@@ -84,7 +84,7 @@ async fn a_breaker_that_opens_is_told() {
 }
 
 #[tokio::test]
-async fn a_reload_that_is_refused_is_told_with_what_is_wrong() {
+async fn a_refused_reload_is_in_the_status_with_its_errors() {
     let files = Files::new("127.0.0.1:9".parse().unwrap());
     let mut process = Process::start(&files.write("limits.batch_ids = 2")).await;
     files.write("limits.batch_idz = 4");
@@ -112,7 +112,7 @@ async fn no_secret_is_in_the_status() {
 }
 
 #[tokio::test]
-async fn the_page_has_a_policy_that_lets_nothing_else_run() {
+async fn the_policy_of_the_page_allows_only_its_own_script() {
     let stack = Stack::start().await;
     let client = TestClient::new(stack.app.admin_address());
     let (one, other) = (client.get("/", &[]).await, client.get("/", &[]).await);
@@ -135,7 +135,7 @@ async fn the_page_has_a_policy_that_lets_nothing_else_run() {
 
 /// The page in a browser is one test: a browser takes seconds to start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn numbers_move_as_traffic_flows_and_the_page_keeps_to_itself() {
+async fn the_numbers_follow_the_traffic_and_the_page_loads_nothing_from_elsewhere() {
     let stack = Stack::start().await;
     let address = stack.app.admin_address();
     let mut browser = Browser::start();

@@ -1,5 +1,5 @@
-//! A client's trace goes on at the endpoint: valid W3C Trace Context is passed on as it came, anything else is dropped, and
-//! neither decides which links a client gets.
+//! A client's trace continues at the endpoint: valid W3C Trace Context is passed on unchanged, an invalid one is dropped, and neither
+//! is part of a scope.
 
 use http::Method;
 use sidelink::clock::Clock;
@@ -44,7 +44,7 @@ async fn every_call_of_a_batch_carries_its_context() {
 }
 
 #[tokio::test]
-async fn who_joins_a_flight_of_another_trace_gets_its_link_and_names_only_its_own_calls() {
+async fn a_batch_that_joins_a_flight_of_another_trace_gets_its_link_and_its_own_trace_context() {
     let stack = Stack::start().await;
     stack.origin.hold();
     let ask = |ids: &'static [&'static str], parent: &'static str| {
@@ -63,7 +63,7 @@ async fn who_joins_a_flight_of_another_trace_gets_its_link_and_names_only_its_ow
 }
 
 #[tokio::test]
-async fn what_is_not_valid_is_dropped_and_the_batch_answered() {
+async fn an_invalid_context_is_dropped_and_the_batch_answered() {
     let stack = Stack::start().await;
     let long = "a".repeat(20_000);
     for (number, parent) in ["", "00-short", &ONE.to_uppercase(), &long].into_iter().enumerate() {

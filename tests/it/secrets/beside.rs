@@ -1,5 +1,4 @@
-//! Another sidelink, in other surroundings: clients over TLS, with HTTP/2 and HTTP/1.1, a tier that is shared, operators who
-//! look at pages, and a collector of spans.
+//! A second sidelink: clients over TLS with HTTP/2 and HTTP/1.1, a shared tier, operators with a browser, and a collector.
 
 use std::fs::File;
 use std::process::Command;

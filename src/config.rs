@@ -38,7 +38,7 @@ pub use egress::{ClientCertificate, Proxy};
 pub use endpoint::Endpoint;
 pub use error::{ConfigError, ConfigErrors, Warning};
 pub use kind::parse_duration;
-use kind::{DAY, HOUR, MILLISECOND, MINUTE, SECOND, count, duration, flag, secret_file, size, text, word};
+use kind::{DAY, HOUR, MILLISECOND, MINUTE, SECOND, choice, count, duration, flag, secret_file, size, text};
 pub use listen::{Listen, ListenAddress, Tls, TlsError};
 pub use reload::{Reload, ReloadState};
 pub use render::{reference, shipped};
@@ -194,9 +194,9 @@ section! {
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Log {
         /// The least severe level that is written.
-        pub level: LevelFilter = LevelFilter::INFO, word(&LEVELS);
+        pub level: LevelFilter = LevelFilter::INFO, choice(&LEVELS);
         /// JSON, one object per line, or text.
-        pub format: LogFormat = LogFormat::Json, word(&FORMATS).immutable();
+        pub format: LogFormat = LogFormat::Json, choice(&FORMATS).immutable();
         /// Whether each request gets an access line.
         pub access: bool = true, flag();
     }

@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(Purge::read(br#"{"all":true}"#), Ok(Purge::All));
         let long = format!(r#"{{"accessory_ids":["{}"]}}"#, "x".repeat(65));
         let long_group = format!(r#"{{"group_id":"{}"}}"#, "x".repeat(33));
-        for (body, said) in [
+        for (body, expected) in [
             ("", "must be a JSON object"),
             ("[[\"1\"],null,null]", "must be a JSON object"),
             ("\"all\"", "must be a JSON object"),
@@ -143,7 +143,7 @@ mod tests {
             (&long_group, "characters"),
         ] {
             let error = Purge::read(body.as_bytes()).unwrap_err();
-            assert!(error.contains(said), "{body}: {error}");
+            assert!(error.contains(expected), "{body}: {error}");
         }
     }
 }

@@ -205,8 +205,8 @@ pub(super) fn share(bounds: RangeInclusive<f64>) -> Kind<f64> {
     Kind::new(format!("{least} to {most}"), read, |value| Value::Float(*value))
 }
 
-/// One of several words.
-pub(super) fn word<T: Copy + PartialEq + 'static>(words: &'static [(&'static str, T)]) -> Kind<T> {
+/// One of several strings.
+pub(super) fn choice<T: Copy + PartialEq + 'static>(words: &'static [(&'static str, T)]) -> Kind<T> {
     let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
     let values = names.join(", ");
     let read =

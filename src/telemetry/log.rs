@@ -110,9 +110,9 @@ mod tests {
         tokio::spawn(connection);
         tokio::spawn(async move {
             // SETTINGS, then GOAWAY with code 1 (RFC 9113 §6.8).
-            let said = [&[0, 0, 0, 0, 0, 0, 0, 1][..], b"token MARKED"].concat();
-            let length = u8::try_from(said.len()).unwrap();
-            let frames = [&[0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, length, 7, 0, 0, 0, 0, 0][..], &said].concat();
+            let debug_data = [&[0, 0, 0, 0, 0, 0, 0, 1][..], b"token MARKED"].concat();
+            let length = u8::try_from(debug_data.len()).unwrap();
+            let frames = [&[0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, length, 7, 0, 0, 0, 0, 0][..], &debug_data].concat();
             server.write_all(&frames).await.unwrap();
             let _ = server.read_to_end(&mut Vec::new()).await;
         });

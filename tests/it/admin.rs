@@ -23,7 +23,7 @@ pub fn token(config: &mut sidelink::config::Config) {
 
 /// An address of this machine that is not loopback, if there is one.
 fn outside() -> Option<IpAddr> {
-    // Connecting a datagram socket sends nothing; it only picks the address from which one would.
+    // Connecting a datagram socket sends nothing, but selects a source address.
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.1:9").ok()?;
     let ip = socket.local_addr().ok()?.ip();

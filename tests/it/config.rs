@@ -22,7 +22,7 @@ fn errors(text: &str) -> Vec<(usize, String, String)> {
     errors.into_iter().map(|error| (error.line, error.key, error.message)).collect()
 }
 
-/// A file with an endpoint in line 2 and more from line 3 on.
+/// The errors of a file with an endpoint in line 2 and `more` from line 3 on.
 fn errors_of(rest: &str) -> Vec<(usize, String, String)> {
     errors(&format!("[upstream]\nendpoint = \"http://h\"\n{rest}"))
 }
@@ -301,7 +301,7 @@ fn the_endpoint_is_not_sidelink_itself() {
         ("http://127.0.0.1:9000", "127.0.0.1:9001"),
         ("http://127.0.0.1:9000", "127.0.0.2:9000"),
         ("http://10.0.0.1:9000", "127.0.0.1:9000"),
-        // An address that is nobody's, so not this machine's.
+        // A documentation address, which is not this machine's.
         ("http://192.0.2.1:9000", "0.0.0.0:9000"),
         ("http://127.0.0.1:9000", "unix:/run/9000"),
     ] {
@@ -456,7 +456,7 @@ fn endpoints_are_compared_in_one_spelling() {
     }
 }
 
-/// Whatever the text: no panic, and errors in order, each in one line that is there.
+/// Any text: no panic, and errors in order, each on an existing line.
 fn errors_are_in_order_and_in_the_text(text: &str) {
     let Err(errors) = Config::parse(text) else { return };
     assert!(!errors.errors.is_empty());
@@ -561,7 +561,7 @@ fn limits_that_no_whole_batch_fits_are_refused() {
     assert!(Config::parse("[upstream]\nendpoint = \"http://h\"\n[limits]\nin_flight = 2000\n").is_ok());
 }
 
-/// A file with one key, whose table begins in line 3, and what it comes to.
+/// The result of a file with one key, whose table begins in line 3.
 fn with_key(table: &str) -> Result<Config, Vec<(usize, String, String)>> {
     let text = format!("[upstream]\nendpoint = \"http://h\"\n[[callers.keys]]\n{table}");
     let errors = |error: sidelink::config::ConfigError| (error.line, error.key, error.message);
@@ -626,7 +626,7 @@ fn the_admin_token_is_read_with_the_file_and_not_shown() {
 
 #[test]
 fn a_secret_may_come_from_an_environment_variable() {
-    // One that every test process has.
+    // A variable that every test process has.
     let config = with_key("access_key = \"AK1\"\nsecret_key_env = \"CARGO_PKG_NAME\"").unwrap();
     assert_eq!(config.callers.keys[0].pair.secret_key.expose(), b"sidelink");
 }
@@ -677,7 +677,7 @@ fn broken_keys_name_line_and_remedy() {
     assert!(single[0].2.contains("write [[callers.keys]] above each"), "{single:?}");
 }
 
-/// A file with `[shared]` and these further lines, whose secrets stand in `secrets`.
+/// A file with `[shared]` and these further lines, with the secrets in `secrets`.
 fn with_shared(secrets: &tempfile::NamedTempFile, lines: &str) -> Result<Config, sidelink::config::ConfigErrors> {
     let path = secrets.path().display();
     Config::parse(&format!("[upstream]\nendpoint = \"http://h\"\n[shared]\nsecret_file = \"{path}\"\n{lines}\n"))

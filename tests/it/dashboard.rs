@@ -26,7 +26,7 @@ fn panels() -> Vec<Value> {
     panels
 }
 
-/// What its panels ask for, with the legend of each, and its variables' choices filled in.
+/// The queries of its panels with their legends, and with values for its variables.
 pub fn queries() -> Vec<(String, String)> {
     let mut queries = Vec::new();
     for panel in panels() {
@@ -115,7 +115,7 @@ fn grafana_is_provisioned_with_prometheus_and_the_dashboard() {
     let dashboard = dashboard();
     let choice = &list(&dashboard["templating"]["list"])[0];
     assert_eq!((string(choice, "name"), string(choice, "query")), ("datasource", "prometheus"));
-    // Rates span four scrapes: of no more than Prometheus makes.
+    // Rates cover four scrapes.
     let interval = string(&source["jsonData"], "timeInterval");
     assert_eq!(yaml("deploy/prometheus/prometheus.yml")["global"]["scrape_interval"], interval);
     let providers = yaml("deploy/grafana/provisioning/dashboards/sidelink.yml");

@@ -121,7 +121,7 @@ fn readme_shows_the_errors_that_check_prints() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), shown);
 }
 
-/// The page and the code have one table of the forms of signed links.
+/// The page lists the forms of signed links that the code reads.
 #[test]
 fn the_page_of_links_lists_every_form_that_is_read() {
     let page = std::fs::read_to_string(root().join("docs/LINKS.md")).unwrap();

@@ -174,7 +174,7 @@ async fn explain_changes_nothing_and_shows_no_secret() {
     let stack = Stack::start().await;
     let links = stack.client.batch("MARKED-token", &["1", "2"]).await.links();
     let counted = |page: String| -> Vec<String> {
-        // Of the process, and of time.
+        // Metrics of the process and of time.
         let moves = ["process_", "sidelink_tasks", "# "];
         page.lines().filter(|line| !moves.iter().any(|moves| line.starts_with(moves))).map(str::to_owned).collect()
     };
@@ -208,7 +208,7 @@ async fn a_signed_batch_is_explained_as_signed_for_its_own_path() {
     let signed = Unsigned { secret_key: "SECRET", ..Unsigned::get(address, &target, &Clock::system()) }.sign();
     let headers: Vec<(&str, &str)> = signed.iter().map(|(name, value)| (*name, value.as_str())).collect();
     assert_eq!(stack.client.get(&target, &headers).await.ids(), ["1"]);
-    // Signed for the endpoint's own name, as by a client that takes sidelink for its proxy.
+    // Signed for the endpoint's name, as by a client that uses sidelink as its proxy.
     let own =
         Unsigned { secret_key: "SECRET", ..Unsigned::get(stack.origin.address(), &target, &Clock::system()) }.sign();
     let own: Vec<(&str, &str)> =

@@ -49,7 +49,7 @@ fn word(text: &str) -> (&str, &str) {
     text.split_at(text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':').unwrap_or(text.len()))
 }
 
-/// A quoted string's value, and what follows it.
+/// A quoted string's value, and the rest.
 fn string(text: &str) -> (String, &str) {
     let quote = text.chars().next().unwrap();
     let mut value = String::new();

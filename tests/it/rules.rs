@@ -89,7 +89,7 @@ async fn promtool_accepts_a_scrape() {
 
 #[test]
 fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() {
-    // Of each alert: the names of the series that its cases bring, of those that fire and of those that are quiet.
+    // For each alert, the series of the cases in which it fires, and of those in which it does not.
     type Cases = Vec<BTreeSet<String>>;
     let mut cases: BTreeMap<String, (Cases, Cases)> = BTreeMap::new();
     for case in list(&yaml("deploy/prometheus/tests/alerts.yml")["tests"]) {
@@ -108,7 +108,7 @@ fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() {
     assert_eq!(cases.keys().cloned().collect::<BTreeSet<_>>(), alerts);
     for (alert, (firing, quiet)) in &cases {
         assert!(!firing.is_empty(), "{alert} is nowhere seen to fire");
-        // Quiet for what the series say, not for their absence.
+        // An alert must not be silent only because its series are absent.
         assert!(quiet.iter().any(|quiet| firing.contains(quiet)), "{alert} is nowhere seen to be quiet");
     }
 }
@@ -137,7 +137,7 @@ fn every_alert_has_a_description_and_a_section_in_the_runbook() {
     }
 }
 
-/// Panics where `selector` asks for what the families do not have.
+/// Panics if `selector` matches no series of the families.
 pub fn exists(selector: &Selector, families: &BTreeMap<String, Family>, recorded: &BTreeSet<String>) {
     let owned = selector.matchers.iter().filter(|(label, ..)| !TARGET.contains(&label.as_str()));
     if selector.name == "up" || recorded.contains(&selector.name) {
@@ -153,7 +153,7 @@ pub fn exists(selector: &Selector, families: &BTreeMap<String, Family>, recorded
         };
         let values: Vec<String> = match operator.as_str() {
             "=" | "!=" => vec![value.clone()],
-            // Nothing but alternatives is used here, and how two versions of Prometheus write a bucket.
+            // The rules use only alternatives, and the bucket notations of two versions of Prometheus.
             _ => value.replace(r"(\.0)?", "").split('|').map(str::to_owned).collect(),
         };
         for value in values {
@@ -172,7 +172,7 @@ async fn every_series_of_a_rule_exists() {
         selectors.iter().for_each(|selector| exists(selector, &families, &recorded));
         asked.extend(selectors.into_iter().map(|selector| selector.name));
     }
-    // Cases are about series that exist, too.
+    // The series of the cases exist too.
     for file in ["deploy/prometheus/tests/recording.yml", "deploy/prometheus/tests/alerts.yml"] {
         for case in list(&yaml(file)["tests"]) {
             let series = list(&case["input_series"]).iter().map(|series| string(series, "series"));

@@ -145,7 +145,7 @@ async fn the_numbers_follow_the_traffic_and_the_page_loads_nothing_from_elsewher
     assert_eq!(browser.text("#tiles dd"), "–", "with no traffic there is no rate");
     assert_eq!(browser.text("#ids dd"), "0");
 
-    // What the page says is what flowed.
+    // The page matches the traffic.
     stack.client.batch("t", &["1", "2", "3", "4"]).await;
     for _ in 0..4 {
         stack.client.batch("t", &["1", "2", "3", "4"]).await;
@@ -157,12 +157,12 @@ async fn the_numbers_follow_the_traffic_and_the_page_loads_nothing_from_elsewher
         browser.until(&format!("document.querySelector('#plot-{id} path') !== null"));
         assert!(!browser.text(&format!("#plot-{id}")).contains("NaN"));
     }
-    // A page opened later has the same past.
+    // A page opened later has the same history.
     browser.open(address, "/");
     browser.until("document.querySelector('#tiles dd')?.textContent === '80 %'");
     assert!(browser.text("#config").contains("min_remaining"));
 
-    // By keyboard, and for a screen reader.
+    // Keyboard and screen reader.
     browser.eval("document.querySelector('#plot-ids').focus()");
     browser.press("End");
     browser.until("/hit .*fetched/.test(document.querySelector('#said-moment').textContent)");
@@ -192,7 +192,7 @@ async fn the_numbers_follow_the_traffic_and_the_page_loads_nothing_from_elsewher
     browser.look(390, 844, "dark");
     browser.until("document.documentElement.scrollWidth <= 390");
 
-    // Paused, it asks for nothing.
+    // A paused page sends no requests.
     browser.eval("document.querySelector('#pause').click()");
     assert_eq!(browser.text("#link"), "paused");
     browser.eval("document.querySelector('#pause').click()");
@@ -203,7 +203,7 @@ async fn the_numbers_follow_the_traffic_and_the_page_loads_nothing_from_elsewher
     let strays: Vec<String> =
         browser.requests().into_iter().filter(|url| !url.starts_with(&own) && !url.starts_with("data:")).collect();
     assert_eq!(strays, Vec::<String>::new());
-    // The policy holds: what someone slips in does not run.
+    // The policy prevents injected scripts.
     let slipped = "const script = document.createElement('script'); document.body.append(script); \
                    try { script.textContent = 'window.slipped = true'; } catch (error) {} \
                    fetch('http://127.0.0.1:9/').catch(() => { window.refused = true; }); 0";
@@ -212,14 +212,14 @@ async fn the_numbers_follow_the_traffic_and_the_page_loads_nothing_from_elsewher
     assert_eq!(browser.eval("window.slipped"), Value::Null);
     assert!(browser.complaints().iter().any(|complaint| complaint.contains("Content Security Policy")));
 
-    // It tells when the connection is lost.
+    // The page shows that the connection is lost.
     drop(stack);
     browser.until("document.querySelector('#link').textContent === 'connection lost'");
     browser.until("document.querySelector('#said').textContent.startsWith('Connection lost at ')");
     assert_eq!(browser.text("#ids dd"), "16", "what was known stays");
 }
 
-/// Not a test: draws the page for a human to look at, empty and after a few minutes of mixed traffic, into the folder that
+/// Not a test: takes screenshots of the page, empty and after a few minutes of mixed traffic, into the folder that
 /// `SIDELINK_PICTURES` names. `make status-page` keeps one for README.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes, and shows nothing by itself"]
@@ -262,7 +262,7 @@ async fn pictures() {
                     let ids: BTreeSet<String> = (0..20).map(|_| zipf.sample(&mut random).floor().to_string()).collect();
                     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
                     client.batch(&format!("t{}", seed % 2), &ids).await;
-                    // Busier and quieter, and once in a while an endpoint that fails.
+                    // Varying load, and an endpoint that fails at times.
                     let phase = (end - tokio::time::Instant::now()).as_secs_f64();
                     tokio::time::sleep(Duration::from_secs_f64(0.03 + 0.02 * (phase / 25.0).sin())).await;
                     let fails = (phase % 120.0) < 8.0;

@@ -29,7 +29,7 @@ async fn a_call_carries_the_context_of_its_batch_and_another_trace_gets_the_same
     let calls = stack.origin.calls();
     assert_eq!(calls.len(), 1);
     assert_eq!(context(&calls[0]), [Some(ONE), Some("a=1,b=2")]);
-    // What the next batch asks goes under its own.
+    // The next batch's calls carry its own context.
     stack.client.get(&query(&["1", "2"]), &traced(TWO, "")).await;
     assert_eq!(context(&stack.origin.calls()[1]), [Some(TWO), None]);
 }
@@ -84,7 +84,7 @@ async fn other_routes_pass_a_valid_context_on_and_no_other() {
     assert_eq!(echoed(&traced("invalid", "a=1")).await, [false; 3]);
     assert_eq!(echoed(&[("tracestate", "a=1")]).await, [false; 3]);
     assert_eq!(echoed(&traced(ONE, "invalid")).await, [true, false, false]);
-    // Its signature may cover them.
+    // The signature may cover the headers.
     let signed = [("authorization", "Other scheme"), ("traceparent", "invalid")];
     assert_eq!(echoed(&signed).await, [false, false, true]);
 }

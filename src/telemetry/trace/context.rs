@@ -152,7 +152,7 @@ mod tests {
         ] {
             assert!(!parent(wrong), "{wrong}");
         }
-        assert!(read(&[("traceparent", PARENT), ("traceparent", PARENT)]).is_empty(), "whose it is cannot be told");
+        assert!(read(&[("traceparent", PARENT), ("traceparent", PARENT)]).is_empty(), "two parents are ambiguous");
     }
 
     #[test]
@@ -177,7 +177,7 @@ mod tests {
         let over = states(&[&full, &format!("d={}", "x".repeat(120))]).unwrap();
         assert!(over.len() <= STATE_BYTES && !over.contains("long") && over.contains("c=1,d="), "{over}");
         let even = (0..6).map(|member| format!("m{member}={}", "x".repeat(120))).collect::<Vec<_>>().join(",");
-        let kept = states(&[&even]).unwrap();
-        assert!(even.starts_with(&kept) && kept.len() == 4 * 123 + 3, "{kept}");
+        let shortened = states(&[&even]).unwrap();
+        assert!(even.starts_with(&shortened) && shortened.len() == 4 * 123 + 3, "{shortened}");
     }
 }

@@ -1,4 +1,4 @@
-//! The admin listener: metrics and probes for everyone, the status page, explain and purge for those whom [`guard`] admits.
+//! The admin listener: metrics and probes for everyone, the status page, explain and purge for those whom `guard` admits.
 //!
 //! **Start at [`Admin::answer`].** A route is a variant of `AdminRoute`; what refuses a request is an `AdminError`.
 

@@ -43,27 +43,27 @@ plant "a clock that a suspend stops" src/clock.rs \
 plant "a floor that is not kept" src/cache/freshness.rs \
     'life.saturating_sub(millis(config.min_remaining))' 'life'
 plant "a waiter that is not woken" src/fetch/flights.rs \
-    'self.bell.notify_waiters();' ''
+    'self.completed.notify_waiters();' ''
 plant "flights that nobody joins" src/fetch.rs \
-    'let flight = state.flights.get(&wanted.key);' 'let flight = state.flights.get(&wanted.key).filter(|_| false);'
+    'let flight = state.flights.get(&id.key);' 'let flight = state.flights.get(&id.key).filter(|_| false);'
 plant "a link that is not kept" src/cache.rs \
-    'let evicted = part.insert_with_lifecycle(key, kept);' 'let evicted = u64::from(kept.text().is_none() & part.is_empty());'
+    'let removed = table.insert_with_lifecycle(key, entry);' 'let removed = u64::from(entry.text().is_none() & table.is_empty());'
 plant "ids counted twice" src/telemetry/metrics.rs \
     'counter.inc_by(u64::from(count));' 'counter.inc_by(2 * u64::from(count));'
 plant "an answer in another order" src/batch/slots.rs \
-    'self.slots.iter().map(|slot| respond::Item' 'self.slots.iter().rev().map(|slot| respond::Item'
+    'self.slots.iter().filter_map(|slot| slot.entry.as_ref()' 'self.slots.iter().rev().filter_map(|slot| slot.entry.as_ref()'
 
 # The way to the endpoint.
 way="endpoint_connections::"
 plant "a lost connection that counts once a stream" src/upstream/evidence.rs \
     'find(|call| call.failure == failure)' 'find(|call| call.failure == failure && call.failure.is_none())' evidence:: --lib
-plant "a probe on an old connection" src/upstream.rs \
+plant "a probe on an old connection" src/upstream/retry.rs \
     'let probe = permit.is_probe();' 'let probe = false & permit.is_probe();' "$way"
 plant "a joiner with the deadline of another batch" src/fetch.rs \
-    'while self.0.upstream.leaves_fair_time(terms.deadline) {' 'while false & self.0.upstream.leaves_fair_time(terms.deadline) {' deadlines::
+    'while self.0.upstream.leaves_fair_time(context.deadline) {' 'while false & self.0.upstream.leaves_fair_time(context.deadline) {' deadlines::
 plant "one source that counts many times" src/upstream/evidence.rs \
     'sources.min(finding.counts.id_sets) > 1' 'failed.len() > 1'
-plant "a refused token that is a sign of health" src/upstream.rs \
+plant "a refused token that is a sign of health" src/upstream/attempt.rs \
     '            _ => CallOutcome::Neutral,' '            _ => CallOutcome::Success,' "$way"
 
 # Over a fleet, with a shared tier.
@@ -83,15 +83,15 @@ plant "a value that opens anywhere" src/shared/sealing.rs \
 plant "a purge that is forgotten" src/cache/purges.rs \
     '*last = at.monotonic.max(*last);' 'let _ = last;' "$fleet"
 plant "a purge that the fleet does not hear" src/shared.rs \
-    'self.inner.say(|_, key| Some(key.says(target)));' 'let _ = target;' "$fleet"
-plant "a journal that nobody heeds" src/shared/journal.rs \
+    'self.announce(|_, key| Some(Event::purge(key.purge_key, target)));' 'let _ = target;' "$fleet"
+plant "a journal that nobody applies" src/shared/journal.rs \
     'is_some_and(|at| *at >= stamp.position)' 'is_some_and(|at| *at > u64::MAX - stamp.position)' "$fleet"
 plant "a revocation that stays where it is" src/shared.rs \
-    'if !known && !self.inner.strangers.withdraw() {' 'if known || !known {' "$fleet"
-plant "a 401 that drops nothing" src/auth.rs \
-    '            caller_state.generation.store(self.caller_states.generation(), Ordering::Release);' '' "$fleet"
-plant "a 403 that forgets nothing" src/fetch/refused.rs \
-    'if !self.cache.peek(wanted.key).is_some_and(is_newer) {' 'if false & self.cache.peek(wanted.key).is_some_and(is_newer) {' "$fleet"
+    'if was_accepted || self.unaccepted_revocations.withdraw() {' 'if false & was_accepted & self.unaccepted_revocations.withdraw() {' "$fleet"
+plant "a 401 that drops nothing" src/auth/caller_state.rs \
+    'state.generation.store(self.new_generation(), Ordering::Release);' '' "$fleet"
+plant "a 403 that forgets nothing" src/fetch/withdrawal.rs \
+    'if !self.cache.peek(id.key).is_some_and(is_newer) {' 'if false & self.cache.peek(id.key).is_some_and(is_newer) {' "$fleet"
 plant "an acceptance that never ends" src/auth.rs \
-    '!requester.caller_state.accepted_within(self.revalidate, now)' 'false && now.unix_millis() == self.revalidate && !requester.caller_state.is_accepted()' "$fleet"
+    'self.accepted_left(identity, now).is_none()' 'self.accepted_left(identity, now).is_none() && !identity.caller_state.is_accepted()' "$fleet"
 exit "$missed"

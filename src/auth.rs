@@ -1,18 +1,19 @@
-//! Who asks: credentials → [`Caller`] → [`Scope`] → [`Key`].
+//! Who asks: [`Credential`] → [`Identity`] → [`Caller`] → [`Scope`] → [`Key`]. Start at [`Callers`].
 //!
 //! A token is a secret that only its caller has; a signature proves that its sender has the secret key, once it is verified
-//! with the configured one ([`signature`]). Whoever shows neither is no caller, and gets nothing from memory.
+//! with the configured one ([`signature`]). A request with neither has no caller, and gets nothing from memory.
 //!
-//! Everything here is a keyed 128-bit hash over length-prefixed fields (SipHash-2-4-128, key drawn at start), so neither
-//! two field lists that run together nor a token and its prefix can meet, and a dump of memory's keys names nobody.
-//! A scope holds its caller's *generation*: dropping everything kept for a caller is drawing a new one, at once and
-//! whatever the number of links; what a call brings that left before is filed under the old one, where nobody looks.
+//! Callers, scopes and keys are keyed 128-bit hashes over length-prefixed fields (SipHash-2-4-128, key drawn at start), so
+//! no two lists of fields collide, and a dump of memory's keys names nobody. A scope contains its caller's *generation*:
+//! a new generation drops all links of a caller at once, whatever their number. Calls that were sent before fill the scope
+//! of the old generation, which no look-up reads.
 
 mod caller_state;
 mod credential;
 mod scope;
 pub mod signature;
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -24,19 +25,27 @@ use crate::clock::{Clock, Moment, millis};
 use crate::config;
 use crate::telemetry::log::LogThrottle;
 pub use crate::telemetry::metrics::Bypass;
-pub use caller_state::{CallerState, CallerStates};
+pub(crate) use caller_state::CallerState;
+pub use caller_state::CallerStates;
 pub use credential::Credential;
 use scope::Fields;
-pub use scope::{Key, Scope};
+pub use scope::{Key, KeyHasher, Scope};
 use signature::{Fault, Keys, Signer};
 
 /// Who asks: a keyed hash of a token, or of a verified access key with what was signed beside it. Never the token itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller(u128);
 
+impl Hash for Caller {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // Half of a keyed hash is one as well.
+        state.write_u64(scope::Halves::of(self.0).0);
+    }
+}
+
 impl Caller {
-    /// What stands for it in a log line, as eight hex digits: enough to follow a caller, useless to become one.
-    pub fn short(self) -> u32 {
+    /// Shown in log lines as eight hex digits: enough to follow a caller, useless to become one.
+    pub(crate) fn short(self) -> u32 {
         let [a, b, c, d, ..] = self.0.to_be_bytes();
         u32::from_be_bytes([a, b, c, d])
     }
@@ -47,15 +56,13 @@ impl Caller {
     }
 }
 
-/// A caller as one request has shown it.
+/// The caller of one request.
 #[derive(Clone)]
 pub struct Identity {
-    /// Who asks.
-    pub caller: Caller,
-    /// What is remembered of it.
-    pub caller_state: Arc<CallerState>,
-    /// Signs its calls, where its own request was signed.
-    pub signer: Option<Signer>,
+    pub(crate) caller: Caller,
+    pub(crate) caller_state: Arc<CallerState>,
+    /// Signs this caller's calls, where its own request was signed.
+    pub(crate) signer: Option<Signer>,
     generation: u64,
 }
 
@@ -74,35 +81,34 @@ impl Identity {
 /// Why a request has no caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuthError {
-    /// It is to be forwarded untouched.
+    /// The request is forwarded untouched.
     Bypass(Bypass),
-    /// It claims to be signed with a configured key, and this cannot be verified: the endpoint judges it.
+    /// The request claims to be signed with a configured key, and does not verify here: the endpoint judges it.
     Unverified(Fault),
     /// `Connection` names a header that is signed.
     NamedByConnection,
 }
 
-/// Tells callers apart and remembers their states.
+/// Identifies callers, and keeps their states.
 pub struct Callers {
-    /// The beginnings of the hashes that callers and scopes are, each with its purpose told.
+    /// Hashes to start from, each of another purpose.
     by_token: Fields,
     by_key: Fields,
     by_scope: Fields,
     keys: Arc<Keys>,
     scope_headers: Vec<HeaderName>,
-    /// Credentials, then scope headers.
+    /// Credential headers, then scope headers.
     varies: Vec<HeaderName>,
     vary: HeaderValue,
     revalidate: u64,
     caller_states: Arc<CallerStates>,
-    /// Signatures that do not verify.
     unverified: LogThrottle,
     clock: Clock,
 }
 
 impl Callers {
-    /// Of those who ask `endpoint`. What is kept of a caller's at one endpoint is nobody's at another: each has a key of
-    /// its own, made of that of `caller_states`.
+    /// Callers of `endpoint`. Each endpoint has a hash key of its own, derived from that of `caller_states`, so that no scope
+    /// of one endpoint is found at another.
     pub fn new(
         config: &config::Callers,
         keys: Arc<Keys>,
@@ -118,7 +124,7 @@ impl Callers {
         let mut varies = vec![api::TOKEN, AUTHORIZATION, api::SECURITY_TOKEN];
         varies.extend(scope_headers.iter().cloned());
         let names: Vec<&str> = varies.iter().map(HeaderName::as_str).collect();
-        // Never the star: names of headers make a value of one.
+        // Never the star: header names make a valid value.
         let vary = HeaderValue::from_str(&names.join(", ")).unwrap_or(HeaderValue::from_static("*"));
         Self {
             by_token: Fields::new(&key, b"caller/token"),
@@ -135,61 +141,57 @@ impl Callers {
         }
     }
 
-    /// Whether the endpoint's acceptance of this caller is too old to answer from memory.
-    pub fn must_revalidate(&self, requester: &Identity, now: Moment) -> bool {
-        !requester.caller_state.accepted_within(self.revalidate, now)
+    /// Whether the endpoint's last acceptance of this caller is too old to answer from memory.
+    pub(crate) fn must_revalidate(&self, identity: &Identity, now: Moment) -> bool {
+        self.accepted_left(identity, now).is_none()
     }
 
-    /// Milliseconds until the endpoint's acceptance of this caller is too old; `None` once it is.
-    pub fn accepted_left(&self, requester: &Identity, now: Moment) -> Option<u64> {
-        requester.caller_state.accepted_left(self.revalidate, now)
+    /// Milliseconds until the endpoint's last acceptance of this caller is too old; `None` once it is.
+    pub(crate) fn accepted_left(&self, identity: &Identity, now: Moment) -> Option<u64> {
+        identity.caller_state.accepted_left(self.revalidate, now)
     }
 
-    /// The endpoint has accepted a caller in a call sent at `sent`, when its invalidations were `invalidations`. A call that left before
-    /// a drop or an invalidation proves nothing; whether it does.
-    pub fn accept(&self, requester: &Identity, sent: Moment, invalidations: u64) -> bool {
-        let caller_state = &requester.caller_state;
-        let proves = caller_state
-            .accept_if(sent, || self.is_current(requester) && caller_state.invalidations() == invalidations);
-        if proves {
-            self.caller_states.promote(requester.caller, &requester.caller_state);
+    /// Records that the endpoint accepted a caller in a call sent at `sent`, when the caller had `invalidations`. Returns false
+    /// for a call sent before links were dropped or invalidated: it proves nothing.
+    pub(crate) fn accept(&self, identity: &Identity, sent: Moment, invalidations: u64) -> bool {
+        let state = &identity.caller_state;
+        let accepts = state.accept_if(sent, || self.is_current(identity) && state.invalidations() == invalidations);
+        if accepts {
+            self.caller_states.insert_accepted(identity.caller, state);
         }
-        proves
+        accepts
     }
 
-    /// The endpoint has accepted a caller elsewhere in the fleet, in a call sent at `sent`.
-    pub fn accept_elsewhere(&self, requester: &Identity, sent: Moment) {
-        if self.is_current(requester) && requester.caller_state.accept_elsewhere(sent) {
-            self.caller_states.promote(requester.caller, &requester.caller_state);
+    /// Records that the endpoint accepted a caller in another sidecar's call, sent at `sent`.
+    pub(crate) fn accept_elsewhere(&self, identity: &Identity, sent: Moment) {
+        if self.is_current(identity) && identity.caller_state.accept_elsewhere(sent) {
+            self.caller_states.insert_accepted(identity.caller, &identity.caller_state);
         }
     }
 
-    /// Whether nothing was dropped for the caller since `requester` was identified.
-    pub fn is_current(&self, requester: &Identity) -> bool {
-        requester.caller_state.generation.load(Ordering::Acquire) == requester.generation
+    /// Whether the caller's links were not dropped since `identity` was made.
+    pub(crate) fn is_current(&self, identity: &Identity) -> bool {
+        identity.caller_state.generation.load(Ordering::Acquire) == identity.generation
     }
 
-    /// Drops everything kept for a caller, at once.
-    pub fn drop_links(&self, requester: &Identity) {
-        self.each_standing(requester, |caller_state| {
-            caller_state.generation.store(self.caller_states.generation(), Ordering::Release);
-            caller_state.invalidate(self.clock.now());
-        });
+    /// Drops all links of a caller at once.
+    pub(crate) fn drop_links(&self, identity: &Identity) {
+        let now = self.clock.now();
+        self.each_state(identity, |state| self.caller_states.drop_links(state, now));
     }
 
     /// Makes a caller's next batch ask the endpoint, whatever is in memory.
-    pub fn invalidate(&self, requester: &Identity) {
-        self.each_standing(requester, |caller_state| caller_state.invalidate(self.clock.now()));
+    pub(crate) fn invalidate(&self, identity: &Identity) {
+        let now = self.clock.now();
+        self.each_state(identity, |state| state.invalidate(now));
     }
 
-    /// All that is remembered of a caller: it may have been forgotten, and met again, since `requester` was identified.
-    fn each_standing(&self, requester: &Identity, refuse: impl Fn(&CallerState)) {
-        refuse(&requester.caller_state);
-        for table in [&self.caller_states.accepted, &self.caller_states.strangers] {
-            if let Some(other) =
-                table.peek(&requester.caller).filter(|other| !Arc::ptr_eq(other, &requester.caller_state))
-            {
-                refuse(&other);
+    /// Updates each state of a caller: its state may have been evicted and created anew since `identity` was made.
+    fn each_state(&self, identity: &Identity, update: impl Fn(&CallerState)) {
+        update(&identity.caller_state);
+        for other in self.caller_states.all(identity.caller) {
+            if !Arc::ptr_eq(&other, &identity.caller_state) {
+                update(&other);
             }
         }
     }

@@ -1,44 +1,45 @@
-//! The batch route: split what is asked into ids that are here and ids that are not, fetch those, merge.
+//! The batch route: look up what is asked, fetch what memory lacks, merge, answer.
 //!
-//! Start at [`BatchRoute::answer`]. Each step has its own place: `api::request` reads the batch, `auth` finds its caller and
-//! scope, `cache` has links, `fetch` fetches what lacks, `api::answer` merges, `respond` adds the headers. A plain batch that is
-//! all in memory takes a shorter way: `at_hand`.
+//! Start at [`BatchRoute::answer`]. A batch is read by `api::request`; `auth` tells its caller and scope; `BatchRoute::look_up`
+//! asks memory, synchronously: a batch that is all in memory is answered there. Only for the others a future is made
+//! (`fetch_and_reply`), in which `fetch` fetches the missing ids. `respond` merges the entries and writes the
+//! headers; `forward` forwards what sidelink may not answer; `explain` says for an operator what would happen.
+//!
+//! May use `fetch`, `cache`, `auth`, `api` and the leaves, and pass-through of `proxy`, to forward.
 
-mod at_hand;
 mod chunked_body;
 mod explain;
-mod forwarded;
-mod refused;
+mod forward;
 mod respond;
 mod slots;
-mod unmatched;
 
 use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{COOKIE, EXPECT};
+use http::header::COOKIE;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request};
 use tokio::time::Instant;
 
-use crate::api::request::{Batch, Form};
+use crate::api::request::Batch;
 use crate::auth::{AuthError, Bypass, Callers, Credential, Identity, Key, Scope};
 use crate::cache::{Cache, Entry, KeyHasher};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::Error;
-use crate::fetch::{CacheRequirements, Failure, Fetch, FetchContext, FetchResult, Wanted};
-use crate::limits::budget::Budget;
-use crate::message::answered::Answered;
-use crate::message::body::{BodyError, whole};
+use crate::fetch::{CacheRequirements, Failure, Fetch, FetchContext, KeyedId};
+use crate::limits::budget::{Budget, Reservation};
+use crate::message::body::{BodyError, drain, stream};
 use crate::message::cache_control::Directives;
 use crate::message::headers;
+use crate::message::reply::Reply;
 use crate::proxy::passthrough::Passthrough;
 use crate::telemetry::metrics::{IdResult, Metrics, Refetch};
 use crate::telemetry::trace::RequestSpan;
-use slots::{Link, Slot, Slots, settle};
+use slots::{Slot, Slots};
 
 pub use explain::Explanation;
 
@@ -53,24 +54,54 @@ pub struct BatchRoute {
     config: Arc<Config>,
     metrics: Arc<Metrics>,
     clock: Clock,
-    dress: respond::HeaderTemplate,
+    template: respond::HeaderTemplate,
 }
 
-/// What memory has for a batch.
-enum LookedUp<'m> {
-    /// All of it: the answer, whose ids are counted.
-    Answer(Answered),
-    /// Not all, or something that is about to go cold.
-    Slots(Slots<'m>),
+/// The answer to a batch: there at once, where memory has all of it, or once a future is done.
+#[expect(clippy::large_enum_variant, reason = "boxing the reply would cost every hit an allocation")]
+pub enum Answering<'a> {
+    /// The reply.
+    Ready(Reply),
+    /// The reply takes a call to the endpoint, or a body that is still to be read.
+    Pending(Pin<Box<dyn Future<Output = Reply> + Send + 'a>>),
 }
 
-/// What fetching a batch has shown, besides the links.
+/// What the look-up of a batch leads to.
+#[expect(clippy::large_enum_variant, reason = "as above")]
+enum Step<'m> {
+    Reply(Reply),
+    Bypass(Bypass),
+    Fetch(Box<PartialHit<'m>>),
+}
+
+/// A batch that memory does not have all of.
+struct PartialHit<'m> {
+    slots: Slots<'m>,
+    /// How many ids were found by the look-up.
+    from_memory: usize,
+    context: Arc<FetchContext>,
+    directives: Directives,
+    /// Whether the endpoint refused the batch's one id lately, to a call without the batch's cookies.
+    is_refused: bool,
+}
+
+/// What fetching a batch has shown, besides the entries.
 #[derive(Default)]
 struct Fetched {
     /// The first failure, in the order asked.
     failure: Option<Arc<Failure>>,
     /// The endpoint's name for the first call, or the first that failed.
     request_id: Option<HeaderValue>,
+}
+
+impl Answering<'_> {
+    /// Waits for the reply.
+    pub async fn reply(self) -> Reply {
+        match self {
+            Self::Ready(reply) => reply,
+            Self::Pending(future) => future.await,
+        }
+    }
 }
 
 impl BatchRoute {
@@ -86,301 +117,314 @@ impl BatchRoute {
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Self {
-        let dress = respond::HeaderTemplate::new(&callers);
-        Self { callers, cache, fetch, passthrough, bodies, config, metrics, clock, dress }
+        let template = respond::HeaderTemplate::new(&callers);
+        Self { callers, cache, fetch, passthrough, bodies, config, metrics, clock, template }
     }
 
-    /// Who asks, and how that is told.
+    /// The callers that it tells apart.
     pub fn callers(&self) -> &Callers {
         &self.callers
     }
 
-    /// Answers a GET on the batch route, whose place in its trace is `trace`.
-    pub async fn answer<B>(&self, request: Request<B>, trace: &RequestSpan) -> Answered
+    /// Answers a GET on the batch route that came at `began`; `trace` is its span.
+    pub fn answer<'a, B>(&'a self, request: Request<B>, began: Instant, trace: &'a RequestSpan) -> Answering<'a>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
-        let drains = !headers::expects_continue(&request);
+        if request.body().is_end_stream() {
+            return self.answer_read(request.into_parts().0, Bytes::new(), self.clock.at(began), trace);
+        }
+        // A request without a credential is no batch: its body streams through.
+        if let Err(reason) = self.callers.credential(request.headers()) {
+            return Answering::Pending(Box::pin(self.bypass(request, reason, trace)));
+        }
+        Answering::Pending(Box::pin(async move {
+            // The reservation lasts until the batch is answered, as the body does.
+            let (parts, body, _reservation) = match self.read_body(request).await {
+                Ok(read) => read,
+                Err(error) => return respond::error(error),
+            };
+            self.answer_read(parts, body, self.clock.now(), trace).reply().await
+        }))
+    }
+
+    /// Reads the whole body, bounded. What a client sends beyond the bound is drained for a while, so that the client gets to
+    /// read the refusal, unless it waits to be told to continue.
+    async fn read_body<B>(&self, request: Request<B>) -> Result<(Parts, Bytes, Reservation), Error>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError> + Send,
+    {
+        let expects_continue = headers::expects_continue(&request);
         let (parts, body) = request.into_parts();
+        let limits = &self.config.limits;
+        let mut body = stream(body);
+        let read = self.bodies.read(&mut body, limits.batch_body, Error::BodyTooLarge, limits.idle_timeout).await;
+        if matches!(read, Err(Error::BodyTooLarge | Error::Shed(_))) && !expects_continue {
+            drain(body);
+        }
+        read.map(|(body, reservation)| (parts, body, reservation))
+    }
+
+    fn answer_read<'a>(&'a self, parts: Parts, body: Bytes, now: Moment, trace: &'a RequestSpan) -> Answering<'a> {
+        match self.look_up(&parts, &body, now, trace) {
+            Step::Reply(reply) => Answering::Ready(reply),
+            Step::Bypass(reason) => Answering::Pending(Box::pin(self.bypass_read(parts, body, reason, trace))),
+            Step::Fetch(missing) => Answering::Pending(Box::pin(self.fetch_and_reply(missing, parts, body))),
+        }
+    }
+
+    /// Reads a batch and looks it up in memory. Waits for nothing.
+    fn look_up(&self, parts: &Parts, body: &[u8], now: Moment, trace: &RequestSpan) -> Step<'_> {
         let credential = match self.callers.credential(&parts.headers) {
             Ok(credential) => credential,
-            Err(reason) => return self.bypass(Request::from_parts(parts, body), reason, trace).await,
+            Err(reason) => return Step::Bypass(reason),
         };
-        // A body is kept to the end: it has its place until its batch is answered.
-        let (body, _place) = if body.is_end_stream() {
-            (Bytes::new(), None)
-        } else {
-            // What few batches need is boxed, here and below: a future is moved as a whole, and room for all that it may
-            // ever need is several KiB (docs/BENCHMARKS.md).
-            match Box::pin(self.read_body(body, drains)).await {
-                Ok((body, place)) => (body, Some(place)),
-                Err(error) => return respond::own(error),
-            }
+        let identity = match self.callers.identify(&credential, parts, body) {
+            Ok(identity) => identity,
+            Err(AuthError::Bypass(reason)) => return Step::Bypass(reason),
+            Err(AuthError::Unverified(_)) => return Step::Bypass(Bypass::Signature),
+            Err(AuthError::NamedByConnection) => return Step::Reply(respond::error(Error::NamedByConnection)),
         };
-        let untouched = |mut parts: Parts, body| {
-            // The client has been told to continue: its body is here.
-            parts.headers.remove(EXPECT);
-            Request::from_parts(parts, whole(body))
+        let Ok(batch) = Batch::read(parts.uri.query(), &parts.headers, body) else {
+            return Step::Bypass(Bypass::Unreadable);
         };
-        let requester = match self.callers.identify(&credential, &parts, &body) {
-            Ok(requester) => requester,
-            Err(AuthError::Bypass(reason)) => return self.bypass(untouched(parts, body), reason, trace).await,
-            Err(AuthError::Unverified(_)) => {
-                return self.bypass(untouched(parts, body), Bypass::Signature, trace).await;
-            }
-            Err(AuthError::NamedByConnection) => return respond::own(Error::NamedByConnection),
+        let scope = self.callers.scope(&identity, &parts.headers, &batch.group);
+        let Some(ids) = distinct(&batch, scope, self.config.limits.batch_ids) else {
+            return Step::Reply(respond::error(Error::TooManyIds));
         };
-        let Ok(batch) = Batch::read(parts.uri.query(), &parts.headers, &body) else {
-            return self.bypass(untouched(parts, body), Bypass::Unreadable, trace).await;
+        self.metrics.batch_ids.observe(ids.len() as f64);
+        let directives = self.directives(&parts.headers);
+        let client = CacheRequirements::from(&directives);
+        let must_revalidate = self.callers.must_revalidate(&identity, now);
+        let requirements = CacheRequirements { nothing: client.nothing || must_revalidate, ..client };
+        let caller = Some(identity.caller.short());
+
+        let marks = self.cache.purges().of_group(batch.group.name());
+        let view = self.cache.open(ids.iter().map(|(_, key)| *key));
+        let found = view.look_up(&ids, &marks);
+        let is_hit = |(key, entry): (Key, Option<&Entry>)| {
+            entry.is_some_and(|entry| requirements.allow(entry, now) && !self.is_ageing(entry, key, now))
         };
-        let (now, form) = (self.clock.now(), batch.form);
-        let scope = self.callers.scope(&requester, &parts.headers, &batch.group);
-        let directives = self.directives(&parts);
-        let demand = self.demand(&directives, &requester, now);
-        let caller = Some(requester.caller.short());
-        let mut slots = match self.look_up(&batch, scope, &demand, &directives, now) {
-            Some(LookedUp::Answer(answered)) => return Answered { caller, ..answered },
-            Some(LookedUp::Slots(slots)) => slots,
-            None => return respond::own(Error::TooManyIds),
-        };
-        let from_memory = slots.had();
-        if let Some(answered) = self.remembered_refusal(&batch, scope, &slots, &demand_of_client(&directives), now) {
-            if !parts.headers.contains_key(COOKIE) {
-                return Answered { tally: slots.tally(), caller, ..answered };
-            }
-            if !directives.only_if_cached {
-                // The refused call had no cookies; another one would be refused again.
-                let terms = self.terms(&batch, scope, requester, &credential, &directives, &parts.headers, trace);
-                let answered = Box::pin(self.forward_with_cookies(&parts, &body, &terms, &mut slots)).await;
-                return Answered { tally: slots.tally(), caller, ..answered };
-            }
+        if ids.iter().zip(&found).all(|((_, key), entry)| is_hit((*key, *entry))) {
+            // Merged out of the cache's own memory: nothing is copied or counted up for a hit but its bytes.
+            let entries = found.iter().flatten().map(|entry| (*entry, result_of_hit(entry)));
+            let fetched = Fetched::default();
+            let mut reply =
+                respond::merged(entries, &fetched, ids.len(), batch.form, &self.template, &self.metrics, now);
+            self.metrics.count_ids(&reply.info.tally);
+            reply.info.caller = caller;
+            return Step::Reply(reply);
         }
-        let mut fetched = Fetched::default();
-        let mut waited = None;
-        if slots.need_calls() {
-            let terms = Arc::new(self.terms(&batch, scope, requester, &credential, &directives, &parts.headers, trace));
-            self.refresh_ahead(&slots.ageing, &terms);
-            if from_memory < slots.slots.len() {
-                if directives.only_if_cached {
-                    return Answered { tally: slots.tally(), caller, ..respond::own(Error::NotCached) };
-                }
-                let asked = Instant::now();
-                let result = Box::pin(self.fetch_lacking(&mut slots, &terms, &directives)).await;
-                waited = Some(asked.elapsed());
-                fetched = match result {
-                    Ok(fetched) => fetched,
-                    Err(error) => return Answered { tally: slots.tally(), caller, waited, ..respond::own(error) },
-                };
-            }
-            if let Some(failure) = &fetched.failure
-                && !self.serve_stale(&mut slots, &terms, failure, &directives)
-            {
-                let asked = Instant::now();
-                let instead = self.forward_failed(failure, &batch, &parts, &body, &terms, &mut slots);
-                let answered = match Box::pin(instead).await {
-                    Some(answered) => {
-                        waited = waited.map(|waited| waited + asked.elapsed());
-                        answered
+
+        let (slots, ageing, refetched) = self.slots(&ids, &found, &requirements, now);
+        drop(view);
+        let is_missing = slots.slots.iter().any(|slot| slot.entry.is_none());
+        let with_tally = |mut reply: Reply| {
+            (reply.info.tally, reply.info.caller) = (slots.tally(), caller);
+            Step::Reply(reply)
+        };
+        let refusal = match (slots.slots.as_slice(), ids.as_slice()) {
+            ([Slot { entry: None, .. }], [(id, key)]) => self.cache.refusals().look_up(*key, id, &marks, now),
+            _ => None,
+        };
+        // It needs no acceptance of the caller: it gives nothing away, and the caller had it before.
+        let refusal = refusal.filter(|refusal| client.allow_refusal(&refusal.deadlines, now));
+        if let Some(refusal) = &refusal
+            && !parts.headers.contains_key(COOKIE)
+        {
+            return with_tally(respond::refused(refusal));
+        }
+        if is_missing && directives.only_if_cached {
+            return with_tally(respond::error(Error::NotCached));
+        }
+        if refetched > 0 {
+            let cause = if client.are_any() { Refetch::Client } else { Refetch::Revalidate };
+            self.metrics.refetched.of(cause).inc_by(refetched);
+        }
+        let context = Arc::new(self.context(&batch, scope, identity, &credential, client, &parts.headers, trace));
+        self.refresh_ahead(&ageing, &context);
+        if !is_missing {
+            let mut reply = respond::merged(
+                slots.entries(),
+                &Fetched::default(),
+                ids.len(),
+                batch.form,
+                &self.template,
+                &self.metrics,
+                now,
+            );
+            reply.info.caller = caller;
+            return Step::Reply(reply);
+        }
+        let from_memory = slots.entries().count();
+        Step::Fetch(Box::new(PartialHit { slots, from_memory, context, directives, is_refused: refusal.is_some() }))
+    }
+
+    /// The slots of a batch that memory does not have all of, the ids that are to be refreshed ahead, and how many entries are
+    /// fresh and yet may not be served.
+    fn slots(
+        &self,
+        ids: &[(&str, Key)],
+        found: &[Option<&Entry>],
+        requirements: &CacheRequirements,
+        now: Moment,
+    ) -> (Slots<'_>, Vec<KeyedId>, u64) {
+        let mut refetched = 0;
+        let mut ageing = Vec::new();
+        let mut slots = Slots { slots: Vec::with_capacity(ids.len()), metrics: &self.metrics };
+        for ((id, key), entry) in ids.iter().zip(found) {
+            let keyed = || KeyedId { id: Box::from(*id), key: *key };
+            slots.slots.push(match entry {
+                Some(entry) if requirements.allow(entry, now) => {
+                    if self.is_ageing(entry, *key, now) {
+                        ageing.push(keyed());
                     }
-                    None => respond::failure(failure),
-                };
-                return Answered { tally: slots.tally(), caller, waited, ..answered };
-            }
+                    Slot { missing: None, result: result_of_hit(entry), entry: Some((*entry).clone()) }
+                }
+                entry => {
+                    refetched += u64::from(entry.is_some_and(|entry| entry.deadlines().fresh_left(now).is_some()));
+                    Slot { missing: Some(keyed()), entry: None, result: IdResult::Failed }
+                }
+            });
         }
-        // What was not fetched has not aged meanwhile.
-        let now = if slots.slots.len() == from_memory { now } else { self.clock.now() };
-        let answered = respond::links(slots.items(), &fetched, from_memory, form, &self.dress, &self.metrics, now);
-        Answered { caller, waited, ..answered }
+        (slots, ageing, refetched)
     }
 
-    fn directives(&self, parts: &Parts) -> Directives {
-        if self.config.callers.cache_control { Directives::read(&parts.headers) } else { Directives::default() }
+    /// Fetches the missing ids of a batch, and answers it.
+    async fn fetch_and_reply(&self, mut missing: Box<PartialHit<'_>>, parts: Parts, body: Bytes) -> Reply {
+        let asked = Instant::now();
+        let reply = self.fetch_or_forward(&mut missing, &parts, &body).await;
+        let mut reply = reply.after(asked.elapsed());
+        reply.info.tally = missing.slots.tally();
+        reply.info.caller = Some(missing.context.identity.caller.short());
+        reply
     }
 
-    /// What may be answered from memory.
-    fn demand(&self, directives: &Directives, requester: &Identity, now: Moment) -> CacheRequirements {
-        self.demand_of(directives, self.callers.must_revalidate(requester, now))
+    async fn fetch_or_forward(&self, missing: &mut PartialHit<'_>, parts: &Parts, body: &Bytes) -> Reply {
+        let PartialHit { slots, from_memory, context, directives, is_refused } = missing;
+        if *is_refused {
+            // A call, which carries no cookies, would be refused again.
+            return self.forward_with_cookies(parts, body, context, slots).await;
+        }
+        let fetched = match self.fetch_missing(slots, context, directives).await {
+            Ok(fetched) => fetched,
+            Err(error) => return respond::error(error),
+        };
+        if let Some(failure) = &fetched.failure
+            && !self.serve_stale(slots, context, failure, directives)
+        {
+            return match self.forward_failed(failure, parts, body, context, slots).await {
+                Some(reply) => reply,
+                None => respond::failure(failure),
+            };
+        }
+        let now = self.clock.now();
+        respond::merged(slots.entries(), &fetched, *from_memory, context.form, &self.template, &self.metrics, now)
     }
 
-    fn demand_of(&self, directives: &Directives, must_revalidate: bool) -> CacheRequirements {
-        let demand = demand_of_client(directives);
-        CacheRequirements { nothing: demand.nothing || must_revalidate, ..demand }
+    fn directives(&self, headers: &HeaderMap) -> Directives {
+        if self.config.callers.cache_control { Directives::read(headers) } else { Directives::default() }
     }
 
-    /// On whose behalf, and how, calls are made for a batch. A batch that is all in memory does without.
+    /// What calls for a batch need to know of it. A batch that is all in memory does without.
     #[expect(clippy::too_many_arguments, reason = "each is another side of the batch")]
-    fn terms(
+    fn context(
         &self,
         batch: &Batch<'_>,
         scope: Scope,
-        requester: Identity,
+        identity: Identity,
         credential: &Credential<'_>,
-        directives: &Directives,
+        requirements: CacheRequirements,
         headers: &HeaderMap,
         trace: &RequestSpan,
     ) -> FetchContext {
         let share = self.fetch.tier().map(|tier| {
-            let (kind, fields) = self.callers.made_up_of(credential, &requester, headers);
-            let scope: Vec<_> = self.callers.scope_fields(&requester, headers, &batch.group).collect();
-            Arc::new(tier.share(&requester, (kind, &fields), &scope, batch.group.name()))
+            let (kind, fields) = self.callers.made_up_of(credential, &identity, headers);
+            let scope: Vec<_> = self.callers.scope_fields(&identity, headers, &batch.group).collect();
+            Arc::new(tier.share(&identity, (kind, &fields), &scope, batch.group.name()))
         });
         FetchContext {
-            demand: demand_of_client(directives),
+            requirements,
             share,
-            headers: self.callers.carried(&requester, headers),
+            headers: self.callers.carried(&identity, headers),
             scope,
             group: batch.group.to_static(),
             form: batch.form,
             deadline: Instant::now() + self.config.upstream.deadline,
             request_id: headers::client_request_id(headers).cloned(),
             has_cookies: headers.contains_key(COOKIE),
-            was_accepted: requester.caller_state.is_accepted(),
+            was_accepted: identity.caller_state.is_accepted(),
             hops: headers::sidelinks(headers),
-            context: trace.context(headers),
+            trace_context: trace.context(headers),
             trace: trace.clone(),
-            requester,
+            identity,
         }
     }
 
-    /// Answers what memory can, each distinct id once, and counts what it could but may not. `None`: there are more ids
-    /// than `limits.batch_ids`.
-    fn look_up(
-        &self,
-        batch: &Batch<'_>,
-        scope: Scope,
-        demand: &CacheRequirements,
-        directives: &Directives,
-        now: Moment,
-    ) -> Option<LookedUp<'_>> {
-        let ids = distinct(batch, scope, self.config.limits.batch_ids)?;
-        let marks = self.cache.purges().of_group(batch.group.name());
-        let view = self.cache.open(ids.iter().map(|(_, key)| *key));
-        let found = view.look_up(&ids, &marks);
-        self.metrics.batch_ids.observe(ids.len() as f64);
-
-        if let Some(answered) = self.all_of(&ids, &found, demand, batch.form, now) {
-            return Some(LookedUp::Answer(answered));
-        }
-
-        let mut refetched = 0;
-        let mut slots = Slots { slots: Vec::with_capacity(ids.len()), ageing: Vec::new(), metrics: &self.metrics };
-        for ((id, key), kept) in ids.iter().zip(&found) {
-            let wanted = || Wanted { id: Box::from(*id), key: *key };
-            slots.slots.push(match kept {
-                Some(kept) if demand.serves(kept, now) => {
-                    if self.is_ageing(kept, *key, now) {
-                        slots.ageing.push(wanted());
-                    }
-                    Slot { wanted: None, result: from_memory(kept), had: Some(Link::Entry((*kept).clone())) }
-                }
-                kept => {
-                    refetched += u64::from(kept.is_some_and(|kept| kept.deadlines().fresh_left(now).is_some()));
-                    Slot { wanted: Some(wanted()), had: None, result: IdResult::Failed }
-                }
-            });
-        }
-        if refetched > 0 && !directives.only_if_cached {
-            let by_client = directives.no_cache
-                || directives.no_store
-                || directives.max_age.is_some()
-                || directives.min_fresh.is_some();
-            let cause = if by_client { Refetch::Client } else { Refetch::Revalidate };
-            self.metrics.refetched.of(cause).inc_by(refetched);
-        }
-        Some(LookedUp::Slots(slots))
+    /// Whether an entry is to be refreshed ahead.
+    fn is_ageing(&self, entry: &Entry, key: Key, now: Moment) -> bool {
+        self.config.freshness.refresh_ahead && entry.text().is_some() && entry.deadlines().is_ageing(now, key.spread())
     }
 
-    /// The answer, whose ids are counted, if all of it was found, may be served, and stays so for a while.
-    fn all_of(
-        &self,
-        ids: &[(&str, Key)],
-        found: &[Option<&Entry>],
-        demand: &CacheRequirements,
-        form: Form,
-        now: Moment,
-    ) -> Option<Answered> {
-        for ((_, key), kept) in ids.iter().zip(found) {
-            kept.filter(|kept| demand.serves(kept, now) && !self.is_ageing(kept, *key, now))?;
-        }
-        // What is lent by the cache becomes the answer's body as it is.
-        let items = found.iter().flatten().map(|kept| respond::Item::kept(kept));
-        let answered = respond::links(items, &Fetched::default(), ids.len(), form, &self.dress, &self.metrics, now);
-        self.metrics.count_ids(&answered.tally);
-        Some(answered)
-    }
-
-    /// Whether it is to be fetched again while it is still fresh.
-    fn is_ageing(&self, kept: &Entry, key: Key, now: Moment) -> bool {
-        self.config.freshness.refresh_ahead && kept.text().is_some() && kept.deadlines().is_ageing(now, key.spread())
-    }
-
-    /// Fetches again, in the background, what was just handed out and is about to go cold.
-    fn refresh_ahead(&self, ageing: &[Wanted], terms: &Arc<FetchContext>) {
+    /// Fetches entries again, in the background, that were just answered with and are about to be no longer fresh.
+    fn refresh_ahead(&self, ageing: &[KeyedId], context: &Arc<FetchContext>) {
         if !ageing.is_empty() {
-            let refreshed = self.fetch.refresh(terms, ageing);
+            let refreshed = self.fetch.refresh(context, ageing);
             self.metrics.refetched.of(Refetch::Refresh).inc_by(refreshed as u64);
         }
     }
 
-    /// Fetches what lacks; where a shared call failed, once more apart, so that only a batch at fault sees its error.
-    async fn fetch_lacking(
+    /// Fetches the missing ids; where a shared call failed, once more by calls of the batch's own, so that only a batch at
+    /// fault sees the error.
+    async fn fetch_missing(
         &self,
         slots: &mut Slots<'_>,
-        terms: &Arc<FetchContext>,
+        context: &Arc<FetchContext>,
         directives: &Directives,
     ) -> Result<Fetched, Error> {
-        let lacking = slots.lacking();
         if directives.no_store {
-            let landed = self.fetch.fetch_apart(terms, &lacking, false).await?;
-            let landed = landed.into_iter().map(|landed| FetchResult::FlightResult { joined: false, landed });
-            return Ok(settle(slots, &terms.trace, landed));
+            let results = self.fetch.fetch_separately(context, &slots.missing(), false).await?;
+            return Ok(slots.take(results, &context.trace));
         }
-        let fetched = settle(slots, &terms.trace, self.fetch.fetch(terms, &lacking).await?.into_iter());
+        let results = self.fetch.fetch(context, &slots.missing()).await?;
+        let fetched = slots.take(results, &context.trace);
         match &fetched.failure {
-            // A call for a batch's only id can have failed for no other's.
+            // The call of a batch's only id can have failed for no other's.
             Some(failure) if failure.ids == 1 && slots.slots.len() == 1 => Ok(fetched),
             Some(failure) if failure.may_be_anothers_fault() && self.fetch.affords_extra() => {
-                let lacking = slots.lacking();
                 // At a limit, the failure that is known says more than the limit.
-                let Ok(landed) = self.fetch.fetch_apart(terms, &lacking, true).await else { return Ok(fetched) };
-                let landed = landed.into_iter().map(|landed| FetchResult::FlightResult { joined: false, landed });
-                Ok(settle(slots, &terms.trace, landed))
+                match self.fetch.fetch_separately(context, &slots.missing(), true).await {
+                    Ok(results) => Ok(slots.take(results, &context.trace)),
+                    Err(_) => Ok(fetched),
+                }
             }
             _ => Ok(fetched),
         }
     }
 
-    /// Answers for a failing endpoint with what is usable still. Whether nothing lacks any more.
+    /// Takes stale entries for the missing ids, if the failure allows it. Returns whether none is missing any more.
     fn serve_stale(
         &self,
         slots: &mut Slots<'_>,
-        terms: &FetchContext,
+        context: &FetchContext,
         failure: &Failure,
         directives: &Directives,
     ) -> bool {
-        let asked_anew = directives.no_cache || directives.no_store;
-        if !failure.allows_stale() || asked_anew || !self.callers.is_current(&terms.requester) {
+        let forbidden = directives.no_cache || directives.no_store;
+        if !failure.allows_stale() || forbidden || !self.callers.is_current(&context.identity) {
             return false;
         }
         let now = self.clock.now();
-        let marks = self.cache.purges().of_group(terms.group.name());
-        for slot in slots.lacking_slots() {
-            let kept = slot.wanted.as_ref().and_then(|wanted| self.cache.look_up(wanted.key, &wanted.id, &marks));
-            if let Some(kept) = kept.filter(|kept| kept.text().is_some() && kept.deadlines().usable(now)) {
-                slot.had = Some(Link::Entry(kept));
-                slot.result = IdResult::Stale;
+        let marks = self.cache.purges().of_group(context.group.name());
+        for slot in slots.missing_mut() {
+            let entry = slot.missing.as_ref().and_then(|id| self.cache.look_up(id.key, &id.id, &marks));
+            if let Some(entry) = entry.filter(|entry| entry.text().is_some() && entry.deadlines().usable(now)) {
+                (slot.entry, slot.result) = (Some(entry), IdResult::Stale);
             }
         }
-        slots.lacking_slots().next().is_none()
-    }
-}
-
-fn demand_of_client(directives: &Directives) -> CacheRequirements {
-    CacheRequirements {
-        nothing: directives.no_cache || directives.no_store,
-        max_age: directives.max_age.map(|seconds| seconds.saturating_mul(1000)),
-        min_fresh: directives.min_fresh.map(|seconds| seconds.saturating_mul(1000)),
+        slots.missing_mut().next().is_none()
     }
 }
 
@@ -405,7 +449,7 @@ fn distinct<'b>(batch: &'b Batch<'_>, scope: Scope, most: usize) -> Option<Vec<(
     Some(ids)
 }
 
-/// What has become of an id that memory answers.
-fn from_memory(kept: &Entry) -> IdResult {
-    if kept.text().is_some() { IdResult::Hit } else { IdResult::Absent }
+/// The result of an id that memory answers.
+fn result_of_hit(entry: &Entry) -> IdResult {
+    if entry.text().is_some() { IdResult::Hit } else { IdResult::Absent }
 }

@@ -1,20 +1,27 @@
-//! The embedded tier: links by [`Key`], bounded by bytes.
+//! The embedded tier: entries by [`Key`], bounded by bytes. Start at [`Cache`].
 //!
-//! A link is kept as the JSON text that the endpoint sent, so that answering is copying. Nothing here decides whether a
-//! link may be served: that is asked of its [`Deadlines`] at every look-up. Eviction (CLOCK-PRO by weight) and the sweep of
-//! what is dead only ever make room.
+//! An entry contains the JSON text that the endpoint sent, so that answering is copying. This module never decides whether an
+//! entry may be served: each look-up asks its [`Deadlines`]. Eviction (CLOCK-PRO by weight) and the sweep of dead entries only
+//! free memory.
+//!
+//! # Locks
+//! Each `Part` has a lock. Readers are `View` (the look-ups of one batch, never across an await) and `Cache::peek`.
+//! Writers are `Cache::keep`, `Cache::forget`, `Cache::resize` and one slice of `Cache::sweep`; a writer has one part
+//! at a time, and a view locks its parts in order, so no deadlock is possible between them. Within a part's lock only
+//! that of `purges` is taken.
 
 pub mod freshness;
 pub mod purges;
-pub mod refusals;
+pub(crate) mod refusals;
 
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use quick_cache::{Lifecycle, Weighter, unsync};
 use triomphe::ThinArc;
 
 use crate::auth::Key;
+pub(crate) use crate::auth::KeyHasher;
 use crate::clock::Moment;
 use crate::config;
 use crate::telemetry::metrics::{Counters, Eviction, Metrics};
@@ -22,24 +29,26 @@ use freshness::Deadlines;
 use purges::{Marks, Purges};
 use refusals::Refusals;
 
-/// Bytes that an entry takes besides its text: key and bookkeeping in the table, the deadlines and counts beside the text,
-/// and the allocator's rounding. Measured: docs/BENCHMARKS.md, "Memory".
+/// Bytes of an entry besides its text: key and bookkeeping in the table, deadlines and counts beside the text, and the
+/// allocator's rounding. Measured: docs/BENCHMARKS.md, "Memory".
 const ENTRY_BYTES: u64 = 160;
-/// A guess at a text's bytes, by which the table's parts and their memory of evicted keys are sized.
+/// Estimate of a text's bytes, by which tables and their memory of evicted keys are sized.
 const USUAL_TEXT: u64 = 480;
-/// Most parts of the table, each with a lock and a share of the capacity of its own.
+/// Most parts of the cache, each with a lock.
 const PARTS: usize = 16;
-/// And the least that a part has room for.
-const LEAST_ENTRIES: u64 = 32;
-/// Entries that a sweep looks at before it lets others at their part of the table: well below a millisecond.
+/// Fewest entries that a part has room for.
+const LEAST_ENTRIES: usize = 32;
+/// Most entries of a table: a sweep reads the keys of one table at a time, in a fraction of a millisecond.
+const TABLE_ENTRIES: usize = 1 << 15;
+/// Entries that a sweep examines per lock of a part: well below a millisecond.
 const SLICE: usize = 512;
 
-/// What is kept of an id: its text, and until when it counts. Both lie side by side, in one place to be waited for.
+/// What the cache contains for an id: its text and deadlines, side by side in one allocation.
 #[derive(Clone)]
 pub struct Entry(ThinArc<Deadlines, u8>);
 
 impl Entry {
-    /// Of an item's JSON text; `None`: the endpoint left the id out.
+    /// An item's JSON text; `None`: the endpoint left the id out.
     pub fn new(text: Option<&str>, deadlines: Deadlines) -> Self {
         // No item is empty: JSON never is.
         Self(ThinArc::from_header_and_slice(deadlines, text.unwrap_or_default().as_bytes()))
@@ -50,18 +59,28 @@ impl Entry {
         Some(&self.0.slice).filter(|text| !text.is_empty())
     }
 
-    /// Until when it counts.
+    /// The same item, to be answered once and not stored.
+    pub(crate) fn not_stored(&self) -> Self {
+        Self(ThinArc::from_header_and_slice(Deadlines::not_stored(self.deadlines().sent()), &self.0.slice))
+    }
+
+    /// When the entry stops being fresh, and usable.
     pub fn deadlines(&self) -> &Deadlines {
         &self.0.header.header
     }
 }
 
-type Part = unsync::Cache<Key, Entry, Weight, BuildHasherDefault<KeyHasher>, CountRemoved>;
+type Table = unsync::Cache<Key, Entry, Weight, BuildHasherDefault<KeyHasher>, CountRemoved>;
 
-/// The links that this process has.
+/// A part of the cache: one lock over a power of two of tables.
+type Part = RwLock<Box<[Table]>>;
+
+/// The entries of this process.
 pub struct Cache {
     /// A power of two of them.
-    parts: Box<[RwLock<Part>]>,
+    parts: Box<[Part]>,
+    /// Number of tables in each part.
+    tables: usize,
     purges: Arc<Purges>,
     refusals: Refusals,
     evictions: Counters<Eviction>,
@@ -71,20 +90,20 @@ impl Cache {
     /// An empty cache of `config.capacity` bytes. It allocates as it fills.
     pub fn new(config: &config::Cache, purges: Arc<Purges>, metrics: &Metrics) -> Self {
         let evictions = metrics.cache_evictions.clone();
-        let entries = config.capacity / (ENTRY_BYTES + USUAL_TEXT);
+        let entries = usize::try_from(config.capacity / (ENTRY_BYTES + USUAL_TEXT)).unwrap_or(usize::MAX);
         let mut count = PARTS;
-        while count > 1 && entries / (count as u64) < LEAST_ENTRIES {
+        while count > 1 && entries / count < LEAST_ENTRIES {
             count /= 2;
         }
-        let entries = usize::try_from(entries).unwrap_or(usize::MAX).div_ceil(count);
-        let part =
-            || Part::with(entries, share(config.capacity, count), Weight, BuildHasherDefault::default(), CountRemoved);
-        let parts = (0..count).map(|_| RwLock::new(part())).collect();
-        Self { parts, purges, refusals: Refusals::default(), evictions }
+        let tables = (entries / count).div_ceil(TABLE_ENTRIES).max(1).next_power_of_two();
+        let (entries, capacity) = (entries.div_ceil(count * tables), share(config.capacity, count * tables));
+        let table = || Table::with(entries, capacity, Weight, BuildHasherDefault::default(), CountRemoved);
+        let parts = (0..count).map(|_| RwLock::new((0..tables).map(|_| table()).collect())).collect();
+        Self { parts, tables, purges, refusals: Refusals::default(), evictions }
     }
 
-    /// Opens the table for looking up some of `keys`, each of its parts at most once, however many keys lie there. Whoever
-    /// opens it twice at a time, or writes meanwhile, waits for itself.
+    /// Locks the parts of `keys` for reading, each part once, however many keys it has. Not reentrant: opening or writing
+    /// while a view is alive deadlocks.
     pub fn open(&self, keys: impl Iterator<Item = Key>) -> View<'_> {
         let mut wanted = [false; PARTS];
         for key in keys {
@@ -92,7 +111,6 @@ impl Cache {
                 *wanted = true;
             }
         }
-        // All go through the parts in the same order, and who writes holds one alone: so nobody waits in a circle.
         let mut parts = [const { None }; PARTS];
         for ((open, wanted), part) in parts.iter_mut().zip(wanted).zip(&self.parts) {
             if wanted {
@@ -102,14 +120,14 @@ impl Cache {
         View { cache: self, parts }
     }
 
-    /// What is kept under `key`, that of `id`, and not purged; whether or not it may still be served.
+    /// The entry of `key`, the key of `id`, unless it was purged; whether or not it may be served.
     pub fn look_up(&self, key: Key, id: &str, marks: &Marks<'_>) -> Option<Entry> {
         self.open([key].into_iter()).look_up(&[(id, key)], marks).pop().flatten().cloned()
     }
 
-    /// What is kept under `key`, purged or not, which does not make it any more wanted than it was.
-    pub fn peek(&self, key: Key) -> Option<Entry> {
-        read(self.parts.get(self.part_of(key))?).peek(&key).cloned()
+    /// The entry of `key`, purged or not; does not count as use.
+    pub(crate) fn peek(&self, key: Key) -> Option<Entry> {
+        read(self.parts.get(self.part_of(key))?).get(self.table_of(key))?.peek(&key).cloned()
     }
 
     /// What was purged.
@@ -118,47 +136,48 @@ impl Cache {
     }
 
     /// What the endpoint has refused lately.
-    pub fn refusals(&self) -> &Refusals {
+    pub(crate) fn refusals(&self) -> &Refusals {
         &self.refusals
     }
 
-    /// Keeps `kept` under `key`, in place of what was there.
-    pub fn keep(&self, key: Key, kept: Entry) {
-        if let Some(part) = self.parts.get(self.part_of(key)) {
-            let mut part = write(part);
-            // What is replaced has not made room for anything.
-            let replaced = u64::from(part.peek(&key).is_some());
-            let evicted = part.insert_with_lifecycle(key, kept);
-            self.evictions.of(Eviction::Size).inc_by(evicted.saturating_sub(replaced));
-        }
+    /// Inserts or replaces the entry of `key`.
+    pub fn keep(&self, key: Key, entry: Entry) {
+        let mut part = self.parts.get(self.part_of(key)).map(write);
+        let Some(table) = part.as_mut().and_then(|part| part.get_mut(self.table_of(key))) else { return };
+        // A replaced entry counts as removed, but not as evicted.
+        let replaced = u64::from(table.peek(&key).is_some());
+        let removed = table.insert_with_lifecycle(key, entry);
+        self.evictions.of(Eviction::Size).inc_by(removed.saturating_sub(replaced));
     }
 
-    /// Forgets what is kept under `key`.
-    pub fn forget(&self, key: Key) {
-        let forgotten = self.parts.get(self.part_of(key)).and_then(|part| write(part).remove(&key));
-        if forgotten.is_some() {
+    /// Removes the entry of `key`.
+    pub(crate) fn forget(&self, key: Key) {
+        let part = self.parts.get(self.part_of(key));
+        if part.and_then(|part| write(part).get_mut(self.table_of(key))?.remove(&key)).is_some() {
             self.evictions.of(Eviction::Explicit).inc();
         }
     }
 
-    /// Forgets what can be served no more, fresh or stale, and what a purge of everything covers; says how many the latter
-    /// were. Takes a while, and locks a part of the table for `SLICE` entries at a time.
-    pub fn sweep(&self, now: Moment) -> u64 {
+    /// Removes entries that can be served no more, fresh or stale, and those that a purge of everything covers; returns the
+    /// number of the latter. Takes a while, and locks a part for `SLICE` entries at a time.
+    pub(crate) fn sweep(&self, now: Moment) -> u64 {
         self.sweep_between(now, std::thread::yield_now)
     }
 
-    /// As [`Cache::sweep`], with something to be done between slices, while nothing is locked.
+    /// As [`Cache::sweep`]; calls `between` before each slice, while nothing is locked.
     fn sweep_between(&self, now: Moment, mut between: impl FnMut()) -> u64 {
         let (mut expired, mut purged) = (0, 0);
         let all = self.purges.of_all();
-        for part in &self.parts {
-            // Of all entries the keys alone, which lie side by side in the table: the entries themselves are waited for.
-            let keys: Vec<Key> = read(part).iter().map(|(key, _)| *key).collect();
+        for (part, at) in self.parts.iter().flat_map(|part| (0..self.tables).map(move |at| (part, at))) {
+            // Keys alone, which lie side by side in the table: each entry costs a cache miss.
+            let keys = |table: &Table| table.iter().map(|(key, _)| *key).collect();
+            let keys: Vec<Key> = read(part).get(at).map(keys).unwrap_or_default();
             for slice in keys.chunks(SLICE) {
                 between();
                 let mut part = write(part);
+                let Some(table) = part.get_mut(at) else { continue };
                 for key in slice {
-                    let Some(deadlines) = part.peek(key).map(Entry::deadlines) else { continue };
+                    let Some(deadlines) = table.peek(key).map(Entry::deadlines) else { continue };
                     let count = if all.cover_all(deadlines.sent()) {
                         &mut purged
                     } else if !deadlines.usable(now) {
@@ -166,7 +185,7 @@ impl Cache {
                     } else {
                         continue;
                     };
-                    part.remove(key);
+                    table.remove(key);
                     *count += 1;
                 }
             }
@@ -178,82 +197,90 @@ impl Cache {
         purged
     }
 
-    /// Changes how much is kept. What is too much goes at once, and each part of the table is locked for its part of it.
-    pub fn resize(&self, capacity: u64) {
+    /// Changes the capacity. Entries beyond it are evicted at once, part by part.
+    pub(crate) fn resize(&self, capacity: u64) {
+        let capacity = share(capacity, self.parts.len() * self.tables);
         for part in &self.parts {
-            write(part).set_capacity(share(capacity, self.parts.len()));
+            write(part).iter_mut().for_each(|table| table.set_capacity(capacity));
         }
     }
 
-    /// Bytes that it may come to.
-    pub fn capacity(&self) -> u64 {
-        self.parts.iter().map(|part| read(part).capacity()).sum()
+    /// Capacity in bytes.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.sum(Table::capacity)
     }
 
-    /// Entries, and their bytes.
-    pub fn size(&self) -> (u64, u64) {
-        self.parts.iter().fold((0, 0), |(entries, bytes), part| {
-            let part = read(part);
-            (entries + part.len() as u64, bytes + part.weight())
-        })
+    /// Number of entries, and their bytes.
+    pub(crate) fn size(&self) -> (u64, u64) {
+        (self.sum(|table| table.len() as u64), self.sum(Table::weight))
     }
 
-    /// By other bits of the key than its table goes by: those of [`KeyHasher`].
+    fn sum(&self, count: impl Fn(&Table) -> u64) -> u64 {
+        self.parts.iter().map(|part| read(part).iter().map(&count).sum::<u64>()).sum()
+    }
+
+    /// Parts and tables go by other bits of the key than [`KeyHasher`].
     fn part_of(&self, key: Key) -> usize {
         let [low, ..] = key.low().to_le_bytes();
         usize::from(low) & (self.parts.len() - 1)
     }
+
+    fn table_of(&self, key: Key) -> usize {
+        let [_, low, high, ..] = key.low().to_le_bytes();
+        usize::from(u16::from_le_bytes([low, high])) & (self.tables - 1)
+    }
 }
 
-fn share(capacity: u64, parts: usize) -> u64 {
-    capacity / parts as u64
+fn share(capacity: u64, tables: usize) -> u64 {
+    capacity / tables as u64
 }
 
-// What panicked within a part was the table itself, and it leaves no entry half-done: going on is better than never
-// answering again.
-fn read(part: &RwLock<Part>) -> RwLockReadGuard<'_, Part> {
+// A panic within a part comes from the table itself and leaves no entry half-done: going on is better than never answering
+// again.
+fn read(part: &Part) -> RwLockReadGuard<'_, Box<[Table]>> {
     part.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn write(part: &RwLock<Part>) -> RwLockWriteGuard<'_, Part> {
+fn write(part: &Part) -> RwLockWriteGuard<'_, Box<[Table]>> {
     part.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Parts of the table, open for looking up. Nothing is written to them meanwhile.
+/// Parts of the cache, locked for reading.
 ///
-/// A batch opens each part once, and what it finds is lent, not counted: the processor fetches several links from main
-/// memory at a time, where each locked instruction would have it wait (docs/BENCHMARKS.md).
+/// A batch locks each part once, and borrows entries without counting: the processor fetches several entries from main memory
+/// at a time, where each locked instruction would make it wait (docs/BENCHMARKS.md).
 pub struct View<'c> {
     cache: &'c Cache,
-    parts: [Option<RwLockReadGuard<'c, Part>>; PARTS],
+    parts: [Option<RwLockReadGuard<'c, Box<[Table]>>>; PARTS],
 }
 
 impl View<'_> {
-    /// What is kept of each of these ids under its key, and not purged; whether or not it may still be served. Nothing of
-    /// those that the view was not opened for.
+    /// The entry of each id under its key, unless it was purged; whether or not it may be served. `None` for keys that the
+    /// view was not opened for.
     pub fn look_up(&self, ids: &[(&str, Key)], marks: &Marks<'_>) -> Vec<Option<&Entry>> {
         let mut found: Vec<_> = ids.iter().map(|(_, key)| self.find(*key)).collect();
-        // Only now, so that what is found is fetched from memory while the next is looked for.
-        for (kept, (id, _)) in found.iter_mut().zip(ids) {
-            *kept = kept.filter(|kept| !marks.cover(id, kept.deadlines().sent()));
+        // A second pass, so that an entry is fetched from memory while the next is looked for.
+        let marks = marks.lock();
+        for (entry, (id, _)) in found.iter_mut().zip(ids) {
+            *entry = entry.filter(|entry| !marks.cover(id, entry.deadlines().sent()));
         }
         found
     }
 
     fn find(&self, key: Key) -> Option<&Entry> {
-        self.parts.get(self.cache.part_of(key))?.as_ref()?.get(&key)
+        self.parts.get(self.cache.part_of(key))?.as_ref()?.get(self.cache.table_of(key))?.get(&key)
     }
 }
 
 struct Weight;
 
 impl Weighter<Key, Entry> for Weight {
-    fn weight(&self, _: &Key, kept: &Entry) -> u64 {
-        kept.0.slice.len() as u64 + ENTRY_BYTES
+    fn weight(&self, _: &Key, entry: &Entry) -> u64 {
+        entry.0.slice.len() as u64 + ENTRY_BYTES
     }
 }
 
-/// Counts what an insertion has removed: what had to make room, and what was there under the same key.
+/// Counts the entries that an insertion has removed: evicted, or replaced under the same key.
 struct CountRemoved;
 
 impl Lifecycle<Key, Entry> for CountRemoved {
@@ -265,26 +292,6 @@ impl Lifecycle<Key, Entry> for CountRemoved {
 
     fn on_evict(&self, removed: &mut u64, _: Key, _: Entry) {
         *removed += 1;
-    }
-}
-
-/// Takes a [`Key`] for its own hash: it is a keyed one already.
-#[derive(Default)]
-pub struct KeyHasher(u64);
-
-impl Hasher for KeyHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, half: u64) {
-        self.0 = half;
     }
 }
 
@@ -305,7 +312,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_sweep_forgets_what_is_dead_and_nothing_else() {
+    async fn a_sweep_removes_dead_entries_and_nothing_else() {
         let (cache, metrics) = cache(1 << 20);
         let clock = Clock::simulated(0);
         let scope = Scope::of_test(1);
@@ -335,7 +342,7 @@ mod tests {
         let mut slices = 0;
         cache.sweep_between(clock.now(), || {
             slices += 1;
-            // Whoever writes now, to any part, would wait for ever if one were locked.
+            // If any part were locked, these writes would deadlock.
             for id in 0..64 {
                 let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(20));
                 cache.keep(scope.key(&format!("new{id}")), Entry::new(None, deadlines));
@@ -344,6 +351,16 @@ mod tests {
         assert!(slices >= count / SLICE, "{slices}");
         assert_eq!(metrics.cache_evictions.of(Eviction::Expired).get(), count as u64 / 2);
         assert_eq!(cache.size().0, count as u64 / 2 + 64);
+    }
+
+    #[test]
+    fn a_table_is_small_enough_to_sweep_at_any_capacity() {
+        for capacity in [1 << 10, 1 << 28, 1 << 34, 1 << 40] {
+            let (cache, _) = cache(capacity);
+            let tables = (cache.parts.len() * cache.tables) as u64;
+            assert!(capacity / (ENTRY_BYTES + USUAL_TEXT) <= tables * TABLE_ENTRIES as u64, "{capacity}");
+            assert!((capacity - tables..=capacity).contains(&cache.capacity()), "{capacity}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -366,7 +383,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_kept_stays_within_capacity() {
+    async fn entries_stay_within_capacity() {
         let (cache, metrics) = cache(1 << 20);
         let scope = Scope::of_test(1);
         let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
@@ -378,9 +395,9 @@ mod tests {
         assert_eq!(metrics.cache_evictions.of(Eviction::Size).get(), 10_000 - links);
     }
 
-    /// Regression: each link that was fetched anew counted as one that had to make room.
+    /// Regression: each link that was fetched again counted as an eviction by size.
     #[tokio::test(start_paused = true)]
-    async fn what_is_replaced_is_not_counted_as_evicted() {
+    async fn a_replaced_entry_is_not_counted_as_evicted() {
         let (cache, metrics) = cache(1 << 20);
         let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
         for _ in 0..3 {

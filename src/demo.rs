@@ -1,12 +1,12 @@
-//! The demonstration: a simulated endpoint, a sidelink before it, and a replay of overlapping batches, every answer
-//! checked.
+//! The demonstration: a simulated endpoint, a sidelink in front of it, and a replay of overlapping batches whose every answer is
+//! checked. The simulated endpoint, `origin`, also runs alone and in tests.
 
 pub mod origin;
 mod replay;
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -17,50 +17,38 @@ use crate::config::{Config, Endpoint};
 use origin::Origin;
 use replay::{Plan, Replay};
 
-/// How many batches are replayed, of how many ids, drawn from how many, by Zipf's law with which exponent, over how
-/// many connections.
+/// 20,000 batches of 20 ids, drawn from 10,000 by Zipf's law, over 64 connections.
 const PLAN: Plan = Plan { batches: 20_000, batch_ids: 20, ids: 10_000, exponent: 0.99, connections: 64 };
-/// A WAN round trip, more or less.
+/// About a WAN round trip.
 const ENDPOINT_DELAY: Duration = Duration::from_millis(20);
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// Runs the demonstration; whether every answer was right. With `once` it returns then, otherwise it stays up until it
-/// is interrupted.
+/// Runs the demonstration. Whether every answer was right. Without `once` it stays up after the replay until it is interrupted.
 ///
 /// # Errors
-/// If sockets cannot be had, or standard output is gone.
+/// If sockets cannot be had, or standard output is closed.
 pub async fn run(once: bool) -> io::Result<bool> {
-    let origin = Origin::start(origin::Options {
-        address: SocketAddr::from(([127, 0, 0, 1], 0)),
-        delay: ENDPOINT_DELAY,
-        record: false,
-        ..origin::Options::default()
-    })
-    .await?;
+    let options = origin::Options { address: LOOPBACK, delay: ENDPOINT_DELAY, ..origin::Options::default() };
+    let origin = Origin::start(options).await?;
     let endpoint = Endpoint::parse(&format!("http://{}", origin.address())).map_err(io::Error::other)?;
     let mut config = Config::for_endpoint(endpoint);
-    config.listen.address = vec![SocketAddr::from(([127, 0, 0, 1], 0)).into()];
-    config.admin.address = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.listen.address = vec![LOOPBACK.into()];
+    config.admin.address = LOOPBACK;
     config.log.access = false;
     let app = App::start(config).await.map_err(io::Error::other)?;
-    let Some(address) = app.addresses().first().copied() else {
-        return Err(io::Error::other("sidelink listens nowhere"));
-    };
+    let address = *app.addresses().first().ok_or_else(|| io::Error::other("sidelink has no listener"))?;
 
-    say(&format!(
-        "{} batches of {} ids, drawn by Zipf {} from {}, over {} connections; the endpoint is {} ms away.\n",
-        PLAN.batches,
-        PLAN.batch_ids,
-        PLAN.exponent,
-        PLAN.ids,
-        PLAN.connections,
-        ENDPOINT_DELAY.as_millis(),
+    let Plan { batches, batch_ids, ids, exponent, connections } = PLAN;
+    let delay = ENDPOINT_DELAY.as_millis();
+    print(&format!(
+        "{batches} batches of {batch_ids} ids, drawn by Zipf {exponent} from {ids}, over {connections} connections; the endpoint is {delay} ms away.\n"
     ))?;
     let progress = progress_bar(PLAN.batches as u64);
     let replay = replay::run(&PLAN, address, |done| progress.set_position(done)).await?;
     progress.finish_and_clear();
-    say(&table(&PLAN, &replay, &origin))?;
+    print(&table(&PLAN, &replay, &origin))?;
     if !once {
-        say(&invitation(address, app.admin_address()))?;
+        print(&invitation(address, app.admin_address()))?;
         tokio::signal::ctrl_c().await?;
     }
     app.drain().await;
@@ -68,7 +56,7 @@ pub async fn run(once: bool) -> io::Result<bool> {
     Ok(replay.wrong == 0)
 }
 
-fn say(text: &str) -> io::Result<()> {
+fn print(text: &str) -> io::Result<()> {
     io::stdout().lock().write_all(text.as_bytes())
 }
 
@@ -85,29 +73,27 @@ fn progress_bar(length: u64) -> ProgressBar {
 
 fn table(plan: &Plan, replay: &Replay, origin: &Origin) -> String {
     let asked = plan.batches * plan.batch_ids;
-    let (calls, upstream) = (origin.batch_calls(), origin.ids_asked());
-    let distinct = replay.distinct_ids;
+    let upstream = [origin.ids_asked(), replay.distinct_batches * plan.batch_ids];
+    let calls = [origin.batch_calls(), replay.distinct_batches];
+    let amplification = |ids: usize| format!("{:.2}", ids as f64 / replay.distinct_ids.max(1) as f64);
+    let from_memory = |ids: usize| format!("{:.1} %", 100.0 * asked.saturating_sub(ids) as f64 / asked as f64);
+    let only = |sidelink: String| [sidelink, "-".to_owned()];
+    let rows = [
+        ("", ["sidelink", "a whole-request cache"].map(str::to_owned)),
+        ("ids asked by clients", [asked; 2].map(grouped)),
+        ("distinct ids (the floor)", [replay.distinct_ids; 2].map(grouped)),
+        ("ids sent to the endpoint", upstream.map(grouped)),
+        ("calls to the endpoint", calls.map(grouped)),
+        ("ids sent / distinct ids", upstream.map(amplification)),
+        ("ids answered without the endpoint", upstream.map(from_memory)),
+        ("answer, median", only(milliseconds(replay.median))),
+        ("answer, 99th percentile", only(milliseconds(replay.p99))),
+        ("answers checked right", only(grouped(plan.batches - replay.wrong))),
+    ];
     let mut table = String::new();
-    let mut row = |name: &str, sidelink: String, whole: String| {
+    for (name, [sidelink, whole]) in rows {
         let _ = writeln!(table, "{name:<34}{sidelink:>14}{whole:>24}");
-    };
-    row("", "sidelink".into(), "a whole-request cache".into());
-    row("ids asked by clients", grouped(asked), grouped(asked));
-    row("distinct ids (the floor)", grouped(distinct), grouped(distinct));
-    row("ids sent to the endpoint", grouped(upstream), grouped(replay.distinct_batches * plan.batch_ids));
-    row("calls to the endpoint", grouped(calls), grouped(replay.distinct_batches));
-    let amplification = |ids: usize| format!("{:.2}", ids as f64 / distinct.max(1) as f64);
-    row("ids sent / distinct ids", amplification(upstream), amplification(replay.distinct_batches * plan.batch_ids));
-    let from_memory =
-        |upstream: usize| format!("{:.1} %", 100.0 * (asked.saturating_sub(upstream)) as f64 / asked as f64);
-    row(
-        "ids answered without the endpoint",
-        from_memory(upstream),
-        from_memory(replay.distinct_batches * plan.batch_ids),
-    );
-    row("answer, median", milliseconds(replay.median), "-".into());
-    row("answer, 99th percentile", milliseconds(replay.p99), "-".into());
-    row("answers checked right", grouped(plan.batches - replay.wrong), "-".into());
+    }
     if replay.wrong > 0 {
         let _ = writeln!(table, "\n{} answers were WRONG; the first: {}", replay.wrong, replay.first_wrong);
     }
@@ -121,14 +107,8 @@ fn milliseconds(duration: Duration) -> String {
 /// Digits in groups of three.
 fn grouped(number: usize) -> String {
     let digits = number.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(' ');
-        }
-        text.push(digit);
-    }
-    text
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+    groups.join(" ")
 }
 
 fn invitation(address: SocketAddr, admin: SocketAddr) -> String {

@@ -50,7 +50,7 @@ enum Command {
         once: bool,
     },
     /// Run the simulated endpoint alone.
-    Origin(origin::Options),
+    Origin(Box<origin::Options>),
 }
 
 fn main() -> ExitCode {
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
                 Err(error) => fail(&format!("demo: {error}")),
             }
         }),
-        Command::Origin(options) => run(simulate(options)),
+        Command::Origin(options) => run(simulate(*options)),
     }
 }
 

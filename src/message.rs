@@ -1,6 +1,6 @@
-//! Parts of HTTP messages: bodies, headers, `Cache-Control`, and an answer with what is counted of it. A leaf.
+//! Parts of HTTP messages: bodies, headers, `Cache-Control`, and a reply with what is counted of it. A leaf.
 
-pub mod answered;
 pub mod body;
 pub mod cache_control;
 pub mod headers;
+pub mod reply;

@@ -1,7 +1,6 @@
-//! The way of a request: which route it takes ([`router`]), and every route but the batch's, streamed through
-//! ([`passthrough`]).
+//! Routes requests ([`router`]), and streams every route but the batch route through ([`passthrough`]).
 //!
-//! May use everything below: batch, upstream, auth, telemetry and the leaves. Start at [`router::Router::answer`].
+//! Start at [`router::Router::answer`]. May use `batch`, `upstream`, `auth`, `telemetry` and the leaves.
 
 pub mod passthrough;
 pub mod router;

@@ -11,8 +11,8 @@ use sidelink::cache::freshness::{Expiry, Source, Verdict, expiry, judge};
 use sidelink::cache::purges::Target;
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint, Secret, SecretFile};
-use sidelink::shared::trial::Trial;
-use sidelink::shared::{Brought, Share, Stamps};
+use sidelink::shared::testing::Trial;
+use sidelink::shared::{Brought, Share, Stamp};
 use sidelink::telemetry::metrics::Metrics;
 
 use super::{EPOCH, runtime};
@@ -83,8 +83,8 @@ struct Fleet {
     altered: Vec<Vec<u8>>,
     /// What was purged or revoked, in order.
     said: Vec<Said>,
-    /// Stamps of each sidecar, with how much had been said by then.
-    stamps: [Vec<(Stamps, usize)>; 2],
+    /// Stamp of each sidecar, with how much had been said by then.
+    stamps: [Vec<(Stamp, usize)>; 2],
     config: sidelink::config::Freshness,
 }
 

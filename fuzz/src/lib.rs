@@ -14,14 +14,14 @@ use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, DATE, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use serde_json::Value;
-use sidelink::api::answer::{self, Read};
+use sidelink::api::answer::{self, ParsedAnswer};
 use sidelink::api::request::{self, Batch};
 use sidelink::app::Proxy;
 use sidelink::auth::signature::{self, Claim};
 use sidelink::cache::freshness::{Expiry, Source, Verdict, expiry, judge};
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint, KeyPair, Secret};
-use sidelink::demo::origin::{Options, Origin, Reply, link_is_for};
+use sidelink::demo::origin::{Options, Origin, ScriptedReply, link_is_for};
 use sidelink::message::cache_control::Directives;
 use sidelink::server::{self, Limits, Peer};
 use sidelink::telemetry::metrics::IdResult;
@@ -56,7 +56,7 @@ pub fn answer(data: &[u8]) {
     let ids = ["1", "2", "a/b", "\u{4e2d}", "x y"];
     let read = answer::read(data, &ids);
     let _ = answer::error_code(data);
-    let Read::Links(items) = &read else { return };
+    let ParsedAnswer::Links(items) = &read else { return };
     for (id, item) in ids.iter().zip(items) {
         let Some(item) = item else { continue };
         // A number may be beyond what this reads.
@@ -325,18 +325,20 @@ pub fn laws(data: &[u8]) {
 }
 
 /// What the endpoint may come up with.
-fn reply(kind: usize, id: u8) -> Reply {
+fn reply(kind: usize, id: u8) -> ScriptedReply {
     let item = format!(r#"{{"accessory_id":"{}","accessory_url":"u?Expires=1800000000&Signature=s"}}"#, id % 8);
     match kind % 12 {
-        0 => Reply::Reset,
-        1 => Reply::Truncated(r#"{"accessory_urls":["#.into()),
-        2 => Reply::json(200, r#"{"accessory_urls":[{"accessory_id":"1""#),
-        3 => Reply::json(200, r#"{"accessory_urls":[{"accessory_id":9,"accessory_url":"u"}]}"#),
-        4 => Reply::json(200, r#"{"error_code":"OSM.01010002","error_msg":"no permission"}"#),
-        5 => Reply::json(401, r#"{"error_code":"APIGW.0301","error_msg":"no"}"#),
-        6 => Reply::json(200, format!(r#"{{"accessory_urls":[{item},{item}]}}"#)),
-        7 => Reply::json(200, r#"{"accessory_urls":[]}"#),
-        kind => Reply::json([400, 403, 429, 503][kind - 8], r#"{"error_code":"OSM.0004","error_msg":"failed"}"#),
+        0 => ScriptedReply::Reset,
+        1 => ScriptedReply::Truncated(r#"{"accessory_urls":["#.into()),
+        2 => ScriptedReply::json(200, r#"{"accessory_urls":[{"accessory_id":"1""#),
+        3 => ScriptedReply::json(200, r#"{"accessory_urls":[{"accessory_id":9,"accessory_url":"u"}]}"#),
+        4 => ScriptedReply::json(200, r#"{"error_code":"OSM.01010002","error_msg":"no permission"}"#),
+        5 => ScriptedReply::json(401, r#"{"error_code":"APIGW.0301","error_msg":"no"}"#),
+        6 => ScriptedReply::json(200, format!(r#"{{"accessory_urls":[{item},{item}]}}"#)),
+        7 => ScriptedReply::json(200, r#"{"accessory_urls":[]}"#),
+        kind => {
+            ScriptedReply::json([400, 403, 429, 503][kind - 8], r#"{"error_code":"OSM.0004","error_msg":"failed"}"#)
+        }
     }
 }
 

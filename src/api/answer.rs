@@ -1,4 +1,4 @@
-//! The endpoint's answer, read for the ids that were asked; and the one merged answer in the order asked.
+//! Reads the endpoint's answer for the ids that were asked, and merges items into one body.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -8,25 +8,25 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::request::Text;
+use super::request::JsonString;
 use crate::api::id;
 
-/// What the body of a 200 turned out to be.
+/// What the body of a 200 is.
 #[derive(Debug, PartialEq)]
-pub enum Read {
-    /// A list of links: for each id asked, its item, or `None` where it was left out.
-    Links(Vec<Option<Item>>),
-    /// Well-formed, but no list of links: an error that came with a 200. Passed on as it came.
+pub enum ParsedAnswer {
+    /// A list of links: the item of each id asked, or `None` where the endpoint left it out.
+    Links(Vec<Option<AnswerItem>>),
+    /// Well-formed, but no list of links: an error with status 200. It is passed on as it came.
     NoList,
-    /// A list with an item that matches no id asked for, or a second one for an id. Sidelink does not guess.
+    /// A list with an item that matches no id, or a second item for an id. Sidelink does not guess.
     Unmatched,
-    /// No JSON at all, or cut short.
+    /// No JSON, or cut short.
     Broken,
 }
 
 /// One item of the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Item {
+pub struct AnswerItem {
     /// Its JSON text, as the endpoint sent it.
     pub text: Arc<str>,
     /// Its link, if it has one.
@@ -44,19 +44,19 @@ struct Envelope<'a> {
 #[derive(Deserialize)]
 struct ItemFields<'a> {
     #[serde(borrow)]
-    accessory_id: Text<'a>,
+    accessory_id: JsonString<'a>,
     #[serde(borrow, default)]
     accessory_url: Option<&'a RawValue>,
 }
 
-/// Reads the body of a 200 that answers for the ids of these names, which are distinct. An item may match either reading of
-/// an id; one that could be for two of the ids matches none.
-pub fn read(body: &[u8], ids: &[&str]) -> Read {
+/// Reads the body of a 200 to a call for these ids, which are distinct. An item matches an id by either of its readings
+/// ([`id::readings`]); an item that could be for two of the ids matches none.
+pub fn read(body: &[u8], ids: &[&str]) -> ParsedAnswer {
     let Ok(whole) = serde_json::from_slice::<&RawValue>(text_of(body)) else {
-        return Read::Broken;
+        return ParsedAnswer::Broken;
     };
     let Some(items) = raw_items(whole) else {
-        return Read::NoList;
+        return ParsedAnswer::NoList;
     };
     let mut positions: HashMap<Cow<'_, str>, Option<usize>> = HashMap::with_capacity(ids.len());
     for (at, id) in ids.iter().enumerate() {
@@ -67,27 +67,27 @@ pub fn read(body: &[u8], ids: &[&str]) -> Read {
     let mut links = vec![None; ids.len()];
     for item in items {
         let Ok(fields) = serde_json::from_str::<ItemFields<'_>>(item.get()) else {
-            return Read::Unmatched;
+            return ParsedAnswer::Unmatched;
         };
         let position = positions.get(fields.accessory_id.0.as_ref()).copied().flatten();
         let slot = position.and_then(|at| links.get_mut(at));
         match slot {
             Some(slot @ None) => {
-                let url = fields.accessory_url.and_then(|url| serde_json::from_str::<Text<'_>>(url.get()).ok());
-                *slot = Some(Item { text: Arc::from(item.get()), url: url.map(|url| Box::from(url.0)) });
+                let url = fields.accessory_url.and_then(|url| serde_json::from_str::<JsonString<'_>>(url.get()).ok());
+                *slot = Some(AnswerItem { text: Arc::from(item.get()), url: url.map(|url| Box::from(url.0)) });
             }
-            _ => return Read::Unmatched,
+            _ => return ParsedAnswer::Unmatched,
         }
     }
-    Read::Links(links)
+    ParsedAnswer::Links(links)
 }
 
-/// An answer's JSON text, without a byte order mark, which some write before it (RFC 8259 §8.1).
+/// An answer's JSON text, without a byte order mark, which some servers write (RFC 8259 §8.1).
 fn text_of(body: &[u8]) -> &[u8] {
     body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
 }
 
-/// The items of a list of links, as the endpoint sent them, whatever ids they are for.
+/// All items of a list of links, as the endpoint sent them.
 pub fn items(body: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
     let items = raw_items(serde_json::from_slice(text_of(body)).ok()?)?;
     Some(items.into_iter().map(|item| item.get().as_bytes()))
@@ -100,27 +100,27 @@ fn raw_items(whole: &RawValue) -> Option<Vec<&RawValue>> {
     }
 }
 
-/// The link of an item, as it was kept.
+/// The link of an item.
 pub fn url_of(item: &[u8]) -> Option<String> {
     let fields = serde_json::from_slice::<ItemFields<'_>>(item).ok()?;
-    let url = serde_json::from_str::<Text<'_>>(fields.accessory_url?.get()).ok()?;
+    let url = serde_json::from_str::<JsonString<'_>>(fields.accessory_url?.get()).ok()?;
     Some(url.0.into_owned())
 }
 
-/// The code of the error that `body` is, if it is one.
+/// The error code in `body`, if there is one.
 pub fn error_code(body: &[u8]) -> Option<String> {
     let code = serde_json::from_slice::<Envelope<'_>>(text_of(body)).ok()?.error_code?;
-    Some(serde_json::from_str::<Text<'_>>(code.get()).ok()?.0.into_owned())
+    Some(serde_json::from_str::<JsonString<'_>>(code.get()).ok()?.0.into_owned())
 }
 
-/// How an answer begins.
+/// The bytes before the items of a merged body.
 pub(crate) const HEAD: &[u8] = br#"{"accessory_urls":["#;
-/// And how it ends.
+/// The bytes after them.
 pub(crate) const TAIL: &[u8] = b"]}";
 
-/// One answer out of the items' texts, in the order given.
+/// Merges the items' texts into one body, in the order given.
 pub fn merge<'a>(texts: impl Iterator<Item = &'a [u8]> + Clone) -> Bytes {
-    // To the byte: a buffer that is not full would be copied, or its end carried along.
+    // Sized to the byte: a buffer that is not full would be copied when it becomes `Bytes`.
     let length: usize = texts.clone().map(|text| text.len() + 1).sum();
     let mut body = Vec::with_capacity(HEAD.len() + length.saturating_sub(1) + TAIL.len());
     body.extend_from_slice(HEAD);
@@ -141,9 +141,9 @@ mod tests {
 
     use super::*;
 
-    fn texts(read: &Read) -> Vec<Option<&str>> {
+    fn texts(read: &ParsedAnswer) -> Vec<Option<&str>> {
         match read {
-            Read::Links(links) => links.iter().map(|link| link.as_ref().map(|item| &*item.text)).collect(),
+            ParsedAnswer::Links(links) => links.iter().map(|link| link.as_ref().map(|item| &*item.text)).collect(),
             other => panic!("{other:?}"),
         }
     }
@@ -160,7 +160,7 @@ mod tests {
                 Some(r#"{"accessory_id":"2", "accessory_url":"u\u0032","x":[1, {"y":null}]}"#),
             ]
         );
-        let Read::Links(links) = read else { panic!() };
+        let ParsedAnswer::Links(links) = read else { panic!() };
         assert_eq!(links[2].as_ref().unwrap().url.as_deref(), Some("u2"));
     }
 
@@ -177,9 +177,9 @@ mod tests {
             "{}",
             "7",
         ] {
-            assert_eq!(read(body.as_bytes(), &["1"]), Read::NoList, "{body}");
+            assert_eq!(read(body.as_bytes(), &["1"]), ParsedAnswer::NoList, "{body}");
         }
-        assert_eq!(read(br#"{"accessory_urls":[],"error_code":null}"#, &["1"]), Read::Links(vec![None]));
+        assert_eq!(read(br#"{"accessory_urls":[],"error_code":null}"#, &["1"]), ParsedAnswer::Links(vec![None]));
     }
 
     #[test]
@@ -196,7 +196,7 @@ mod tests {
             "[]",
         ] {
             let body = format!(r#"{{"accessory_urls":[{items}]}}"#);
-            assert_eq!(read(body.as_bytes(), &["1", "a"]), Read::Unmatched, "{items}");
+            assert_eq!(read(body.as_bytes(), &["1", "a"]), ParsedAnswer::Unmatched, "{items}");
         }
     }
 
@@ -219,8 +219,8 @@ mod tests {
         ] {
             let (body, expected) = (body(sent), matched.map(|places| places.len()));
             let read = read(body.as_bytes(), asked);
-            let Read::Links(links) = &read else {
-                assert_eq!((&read, expected), (&Read::Unmatched, None), "{asked:?} {sent:?}");
+            let ParsedAnswer::Links(links) = &read else {
+                assert_eq!((&read, expected), (&ParsedAnswer::Unmatched, None), "{asked:?} {sent:?}");
                 continue;
             };
             for (sent, at) in sent.iter().zip(matched.unwrap()) {
@@ -241,17 +241,17 @@ mod tests {
             "\u{feff}",
             "\u{feff}\u{feff}{}",
         ] {
-            assert_eq!(read(body.as_bytes(), &["1"]), Read::Broken, "{body}");
+            assert_eq!(read(body.as_bytes(), &["1"]), ParsedAnswer::Broken, "{body}");
         }
-        assert_eq!(read(b"{\"a\":\"\xff\"}", &["1"]), Read::Broken, "not UTF-8");
+        assert_eq!(read(b"{\"a\":\"\xff\"}", &["1"]), ParsedAnswer::Broken, "not UTF-8");
         let deep = "[".repeat(200_000);
-        assert_eq!(read(deep.as_bytes(), &["1"]), Read::Broken, "deep nesting ends in no stack");
+        assert_eq!(read(deep.as_bytes(), &["1"]), ParsedAnswer::Broken, "deep nesting ends in no stack");
     }
 
     #[test]
     fn a_byte_order_mark_is_no_part_of_an_answer() {
         let with_mark = |text: &str| format!("\u{feff}{text}").into_bytes();
-        assert_eq!(read(&with_mark(r#"{"accessory_urls":[]}"#), &["1"]), Read::Links(vec![None]));
+        assert_eq!(read(&with_mark(r#"{"accessory_urls":[]}"#), &["1"]), ParsedAnswer::Links(vec![None]));
         assert_eq!(error_code(&with_mark(r#"{"error_code":"x"}"#)).as_deref(), Some("x"));
         assert_eq!(items(&with_mark(r#"{"accessory_urls":[7]}"#)).unwrap().collect::<Vec<_>>(), [b"7"]);
     }
@@ -271,7 +271,7 @@ mod tests {
             let once = sent.iter().all(|(id, _)| sent.iter().filter(|(other, _)| other == id).count() == 1);
             let known = sent.iter().all(|(id, _)| asked.contains(&id.as_str()));
             if !(once && known) {
-                prop_assert_eq!(read, Read::Unmatched);
+                prop_assert_eq!(read, ParsedAnswer::Unmatched);
                 return Ok(());
             }
             let expected: Vec<&Value> = asked.iter()

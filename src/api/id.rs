@@ -1,17 +1,17 @@
-//! Ids and groups of batches, as they are named inside sidelink.
+//! Names of ids and groups.
 //!
-//! The name of an id or a group is its text. Where a query has it with an unencoded `+`, it has two readings: some servers
-//! read a space, others a plus. Its name is then its spelling in the query after a mark that no text begins with, so that it
-//! never equals the name of another id.
+//! The name of an id or a group is its text. With an unencoded `+` in a query, it has two readings: some servers read a space,
+//! others a plus. Its name is then its spelling in the query, after a mark that no text begins with: it never equals the
+//! name of another id.
 
 use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-/// Begins the name of what has two readings: a noncharacter, which no id or group that is read begins with.
+/// The first character of a name with two readings: a noncharacter, which begins no id and no group.
 const MARK: char = '\u{ffff}';
 
-/// The name of what a query spells so, with an unencoded `+`.
+/// The name of an id or group with an unencoded `+` in its spelling.
 pub fn name_of_spelling(spelling: &str) -> String {
     let mut name = String::with_capacity(MARK.len_utf8() + spelling.len());
     name.push(MARK);
@@ -19,22 +19,22 @@ pub fn name_of_spelling(spelling: &str) -> String {
     name
 }
 
-/// Whether no id or group may have this text.
+/// Whether this text can be no id and no group.
 pub fn is_reserved(text: &str) -> bool {
     text.starts_with(MARK)
 }
 
-/// The spelling in the query of what has two readings; `None`: it has one, its name.
+/// The spelling in the query, of a name with two readings.
 pub fn spelling(name: &str) -> Option<&str> {
     name.strip_prefix(MARK)
 }
 
-/// What is shown of a name: the text, or the spelling.
+/// The name for people: the text, or the spelling.
 pub fn shown(name: &str) -> &str {
     spelling(name).unwrap_or(name)
 }
 
-/// The texts that a name may stand for: one, or with a plus and with a space.
+/// The texts that a name may stand for: one, or two, with a plus and with a space.
 pub fn readings(name: &str) -> impl Iterator<Item = Cow<'_, str>> {
     let (first, second) = match spelling(name) {
         None => (Cow::Borrowed(name), None),
@@ -46,13 +46,13 @@ pub fn readings(name: &str) -> impl Iterator<Item = Cow<'_, str>> {
     std::iter::once(first).chain(second)
 }
 
-/// The group of a batch. Each of the three kinds is a scope of its own.
+/// The group of a batch. Each of the three kinds is another scope.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Group<'r> {
-    /// The batch names none.
+    /// There is none.
     #[default]
     Absent,
-    /// JSON's `null`.
+    /// It is JSON's `null`.
     Null,
     /// This name, which may be empty.
     Named(Cow<'r, str>),
@@ -82,7 +82,7 @@ impl Group<'_> {
         }
     }
 
-    /// What a scope is made up of for it: lists of fields that differ for groups that differ.
+    /// Its fields in a scope's hash: they differ for groups that differ.
     pub fn fields(&self) -> impl Iterator<Item = Option<&[u8]>> {
         let null = matches!(self, Group::Null).then_some(None);
         std::iter::once(self.name().map(str::as_bytes)).chain(null)

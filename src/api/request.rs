@@ -1,11 +1,11 @@
-//! Reading a batch: three request forms in, and back out again for the misses.
+//! Reads batches, and writes calls for their misses, in three forms:
 //!
 //! 1. [`Form::Repeated`]: `?accessory_ids=1&accessory_ids=2&group_id=g` (what the SDKs send);
 //! 2. [`Form::Comma`]: `?accessory_ids=1,2`; an encoded comma belongs to an id;
 //! 3. [`Form::Body`]: the same names as a JSON object in the body of the GET.
 //!
-//! Whatever is not exactly one of these is nobody's to interpret: it is forwarded as it came. An id or a group with an
-//! unencoded `+` is named by its spelling ([`id`]), and goes upstream as it is spelled.
+//! A request that is not exactly one of these is forwarded untouched. An id or a group with an unencoded `+` is named by its
+//! spelling ([`id`]), and goes upstream as it is spelled.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,10 +20,10 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use crate::api;
 use crate::api::id::{self, Group};
 
-/// Only `A-Z a-z 0-9 - _ . ~` stay bare, as in the service's signing rules.
+/// Characters that are percent-encoded: all but `A-Z a-z 0-9 - _ . ~`, as in the service's signing rules.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// How a client wrote its batch; its misses go upstream in the same form.
+/// How a client wrote its batch; the misses go upstream in the same form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
     /// A query parameter for each id.
@@ -34,88 +34,87 @@ pub enum Form {
     Body,
 }
 
-/// One client's request for links, read out of its query or its body.
+/// A batch, read from a query or a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch<'r> {
     /// How it was written.
     pub form: Form,
     /// The group.
     pub group: Group<'r>,
-    /// The names of the ids in the order asked; one that was asked twice is here twice.
+    /// The names of the ids in the order asked; an id that was asked twice is here twice.
     pub ids: Vec<Cow<'r, str>>,
 }
 
-/// Not to be understood as a batch: forwarded untouched.
+/// The request is no batch, and is forwarded untouched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unreadable;
+pub struct NotABatch;
 
 impl<'r> Batch<'r> {
     /// Reads a request on the batch route; `query` is the raw query, `body` the whole body.
     ///
     /// # Errors
-    /// [`Unreadable`], if it is none.
-    pub fn read(query: Option<&'r str>, headers: &HeaderMap, body: &'r [u8]) -> Result<Self, Unreadable> {
+    /// [`NotABatch`], if it is no batch.
+    pub fn read(query: Option<&'r str>, headers: &HeaderMap, body: &'r [u8]) -> Result<Self, NotABatch> {
         let query = query.filter(|query| !query.is_empty());
         if headers.contains_key(CONTENT_ENCODING) {
-            return Err(Unreadable);
+            return Err(NotABatch);
         }
         match (query, body.is_empty()) {
             (Some(query), true) => Self::from_query(query),
             (None, false) => Self::from_body(body),
-            (Some(_), false) | (None, true) => Err(Unreadable),
+            (Some(_), false) | (None, true) => Err(NotABatch),
         }
     }
 
-    /// Reads a batch that is in the query alone.
+    /// Reads a batch in the query forms.
     ///
     /// # Errors
-    /// [`Unreadable`], if it is none.
-    pub fn from_query(query: &'r str) -> Result<Self, Unreadable> {
+    /// [`NotABatch`], if it is no batch.
+    pub fn from_query(query: &'r str) -> Result<Self, NotABatch> {
         let has = |byte| memchr(byte, query.as_bytes()).is_some();
         let mut values = Vec::with_capacity(1 + memchr_iter(b'&', query.as_bytes()).count());
         let mut group = Group::Absent;
         for pair in pieces(query, b'&') {
-            // As nearly everyone writes it, with nothing to decode.
+            // The usual spelling of the name: nothing to decode.
             if let Some(value) = pair.strip_prefix(api::IDS).and_then(|rest| rest.strip_prefix('=')) {
                 values.push(value);
                 continue;
             }
-            let (name, value) = pair.split_once('=').ok_or(Unreadable)?;
+            let (name, value) = pair.split_once('=').ok_or(NotABatch)?;
             match decode(name)?.as_ref() {
                 api::IDS => values.push(value),
                 api::GROUP if group == Group::Absent => group = Group::Named(name_of(value, is_group)?),
-                _ => return Err(Unreadable),
+                _ => return Err(NotABatch),
             }
         }
         let comma = has(b',') && values.iter().any(|value| value.contains(','));
         let form = match values.as_slice() {
             [_] if comma => Form::Comma,
-            _ if comma => return Err(Unreadable),
+            _ if comma => return Err(NotABatch),
             _ => Form::Repeated,
         };
         let ids = match values.as_slice() {
             [list] if comma => pieces(list, b',').map(|id| name_of(id, is_id)).collect::<Result<_, _>>()?,
             _ if has(b'%') || has(b'+') => values.into_iter().map(|id| name_of(id, is_id)).collect::<Result<_, _>>()?,
-            _ => values.into_iter().map(|id| known(Cow::Borrowed(id), is_id)).collect::<Result<_, _>>()?,
+            _ => values.into_iter().map(|id| check(Cow::Borrowed(id), is_id)).collect::<Result<_, _>>()?,
         };
         Self::build(form, group, ids)
     }
 
-    fn from_body(body: &'r [u8]) -> Result<Self, Unreadable> {
-        let read: BodyForm<'_> = serde_json::from_slice(body).map_err(|_| Unreadable)?;
+    fn from_body(body: &'r [u8]) -> Result<Self, NotABatch> {
+        let read: BodyForm<'_> = serde_json::from_slice(body).map_err(|_| NotABatch)?;
         if !read.ids.iter().all(|id| is_id(id)) || !read.group.name().is_none_or(is_group) {
-            return Err(Unreadable);
+            return Err(NotABatch);
         }
         Self::build(Form::Body, read.group, read.ids)
     }
 
-    fn build(form: Form, group: Group<'r>, ids: Vec<Cow<'r, str>>) -> Result<Self, Unreadable> {
-        if ids.is_empty() { Err(Unreadable) } else { Ok(Self { form, group, ids }) }
+    fn build(form: Form, group: Group<'r>, ids: Vec<Cow<'r, str>>) -> Result<Self, NotABatch> {
+        if ids.is_empty() { Err(NotABatch) } else { Ok(Self { form, group, ids }) }
     }
 }
 
-/// What stands between the `separator`s of a text, an ASCII character. (`str::split` does the same, several times slower on
-/// pieces this short.)
+/// Splits at an ASCII character. (`str::split` is several times slower on pieces this short: docs/BENCHMARKS.md.)
 fn pieces(text: &str, separator: u8) -> impl Iterator<Item = &str> {
     let ends = memchr_iter(separator, text.as_bytes()).chain([text.len()]);
     ends.scan(0, move |begin, end| {
@@ -140,17 +139,17 @@ fn has_length(text: &str, most: usize) -> bool {
     !text.is_empty() && is_short && !id::is_reserved(text)
 }
 
-fn known(text: Cow<'_, str>, is_known: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, Unreadable> {
-    if is_known(&text) { Ok(text) } else { Err(Unreadable) }
+fn check(text: Cow<'_, str>, is_valid: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, NotABatch> {
+    if is_valid(&text) { Ok(text) } else { Err(NotABatch) }
 }
 
-/// The name of what a query spells so, if its text `is_known`. (A plus and a space count as one character both.)
-fn name_of(spelling: &str, is_known: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, Unreadable> {
-    let text = known(decode(spelling)?, is_known)?;
+/// The name of an id or group that a query spells so, if its text `is_valid`. (Plus and space are one character each.)
+fn name_of(spelling: &str, is_valid: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, NotABatch> {
+    let text = check(decode(spelling)?, is_valid)?;
     Ok(if spelling.contains('+') { Cow::Owned(id::name_of_spelling(spelling)) } else { text })
 }
 
-/// Writes what has this name into a target: as its client spelled it, where that has two readings.
+/// Appends an id or group to a target; one with two readings as its client spelled it.
 fn push(target: &mut String, name: &str) {
     match id::spelling(name) {
         Some(spelling) => target.push_str(spelling),
@@ -164,22 +163,22 @@ fn pushed_bytes(name: &str) -> usize {
     id::spelling(name).map_or_else(encoded, str::len)
 }
 
-fn decode(text: &str) -> Result<Cow<'_, str>, Unreadable> {
+fn decode(text: &str) -> Result<Cow<'_, str>, NotABatch> {
     if !text.contains('%') {
         return Ok(Cow::Borrowed(text));
     }
-    // A stray percent sign decodes to itself in this library; a server may think otherwise.
+    // The library decodes a stray percent sign to itself. Servers may read it otherwise.
     let mut rest = text;
     while let Some((_, after)) = rest.split_once('%') {
         if !after.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {
-            return Err(Unreadable);
+            return Err(NotABatch);
         }
         rest = after;
     }
-    percent_decode_str(text).decode_utf8().map_err(|_| Unreadable)
+    percent_decode_str(text).decode_utf8().map_err(|_| NotABatch)
 }
 
-/// Writes the request target of a call; `Form::Body` has all in its body.
+/// The request target of a call.
 pub fn target<'a>(form: Form, group: &Group<'_>, ids: impl Iterator<Item = &'a str>) -> String {
     let mut target = String::from(api::PATH);
     for (index, id) in ids.enumerate() {
@@ -203,7 +202,7 @@ pub fn target<'a>(form: Form, group: &Group<'_>, ids: impl Iterator<Item = &'a s
     target
 }
 
-/// Bytes that `id` adds to a target at most.
+/// The most bytes that `id` adds to a target.
 pub fn target_bytes(form: Form, id: &str) -> usize {
     match form {
         Form::Repeated => api::IDS.len() + 2 + pushed_bytes(id),
@@ -212,7 +211,7 @@ pub fn target_bytes(form: Form, id: &str) -> usize {
     }
 }
 
-/// Writes the body of a call; empty for the query forms.
+/// The body of a call; empty for the query forms.
 pub fn body<'a>(form: Form, group: &Group<'_>, ids: impl Iterator<Item = &'a str>) -> Bytes {
     if form != Form::Body {
         return Bytes::new();
@@ -227,7 +226,7 @@ pub fn body<'a>(form: Form, group: &Group<'_>, ids: impl Iterator<Item = &'a str
     serde_json::Value::Object(body).to_string().into()
 }
 
-/// The body form, read strictly: each name once, no other, strings only.
+/// The body form, read strictly: each name once, no other name, strings only.
 struct BodyForm<'a> {
     group: Group<'a>,
     ids: Vec<Cow<'a, str>>,
@@ -250,12 +249,13 @@ impl<'de> Visitor<'de> for BodyVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let (mut group, mut ids) = (Group::Absent, None);
-        while let Some(name) = map.next_key::<Text<'de>>()? {
+        while let Some(name) = map.next_key::<JsonString<'de>>()? {
             match name.0.as_ref() {
                 api::GROUP if group == Group::Absent => {
-                    group = map.next_value::<Option<Text<'de>>>()?.map_or(Group::Null, |name| Group::Named(name.0));
+                    group =
+                        map.next_value::<Option<JsonString<'de>>>()?.map_or(Group::Null, |name| Group::Named(name.0));
                 }
-                api::IDS if ids.is_none() => ids = Some(map.next_value::<Texts<'de>>()?.0),
+                api::IDS if ids.is_none() => ids = Some(map.next_value::<JsonStrings<'de>>()?.0),
                 _ => return Err(de::Error::custom("a name that is unknown or given twice")),
             }
         }
@@ -265,43 +265,43 @@ impl<'de> Visitor<'de> for BodyVisitor {
 }
 
 /// A string, borrowed where the text has no escapes. (serde's own `Cow` always copies.)
-pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
+pub(crate) struct JsonString<'a>(pub(crate) Cow<'a, str>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for JsonString<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct TextVisitor;
         impl<'de> Visitor<'de> for TextVisitor {
-            type Value = Text<'de>;
+            type Value = JsonString<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a string")
             }
             fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Borrowed(text)))
+                Ok(JsonString(Cow::Borrowed(text)))
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
+                Ok(JsonString(Cow::Owned(text.to_owned())))
             }
         }
         deserializer.deserialize_str(TextVisitor)
     }
 }
 
-struct Texts<'a>(Vec<Cow<'a, str>>);
+struct JsonStrings<'a>(Vec<Cow<'a, str>>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Texts<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for JsonStrings<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct TextsVisitor;
         impl<'de> Visitor<'de> for TextsVisitor {
-            type Value = Texts<'de>;
+            type Value = JsonStrings<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an array of strings")
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
                 let mut texts = Vec::new();
-                while let Some(text) = seq.next_element::<Text<'de>>()? {
+                while let Some(text) = seq.next_element::<JsonString<'de>>()? {
                     texts.push(text.0);
                 }
-                Ok(Texts(texts))
+                Ok(JsonStrings(texts))
             }
         }
         deserializer.deserialize_seq(TextsVisitor)
@@ -314,15 +314,15 @@ mod tests {
 
     use super::*;
 
-    fn query(query: &str) -> Result<Batch<'_>, Unreadable> {
+    fn query(query: &str) -> Result<Batch<'_>, NotABatch> {
         Batch::read(Some(query), &HeaderMap::new(), b"")
     }
 
-    fn json(body: &str) -> Result<Batch<'_>, Unreadable> {
+    fn json(body: &str) -> Result<Batch<'_>, NotABatch> {
         Batch::read(None, &HeaderMap::new(), body.as_bytes())
     }
 
-    fn batch<'r>(form: Form, group: Option<&'r str>, ids: &[&'r str]) -> Result<Batch<'r>, Unreadable> {
+    fn batch<'r>(form: Form, group: Option<&'r str>, ids: &[&'r str]) -> Result<Batch<'r>, NotABatch> {
         Ok(Batch { form, group: group.into(), ids: ids.iter().map(|id| Cow::Borrowed(*id)).collect() })
     }
 
@@ -369,7 +369,7 @@ mod tests {
             "accessory_ids=1&group_id=123456789012345678901234567890123",
             "accessory_ids[]=1",
         ] {
-            assert_eq!(query(text), Err(Unreadable), "{text}");
+            assert_eq!(query(text), Err(NotABatch), "{text}");
         }
         for text in [
             "{}",
@@ -391,11 +391,11 @@ mod tests {
             r#"{"accessory_ids":["1"]"#,
             r#"{"accessory_ids":["\ud800"]}"#,
         ] {
-            assert_eq!(json(text), Err(Unreadable), "{text}");
+            assert_eq!(json(text), Err(NotABatch), "{text}");
         }
-        assert_eq!(Batch::read(Some("accessory_ids=1"), &HeaderMap::new(), b"{}"), Err(Unreadable), "both forms");
+        assert_eq!(Batch::read(Some("accessory_ids=1"), &HeaderMap::new(), b"{}"), Err(NotABatch), "both forms");
         let coded = HeaderMap::from_iter([(CONTENT_ENCODING, http::HeaderValue::from_static("gzip"))]);
-        assert_eq!(Batch::read(None, &coded, br#"{"accessory_ids":["1"]}"#), Err(Unreadable));
+        assert_eq!(Batch::read(None, &coded, br#"{"accessory_ids":["1"]}"#), Err(NotABatch));
     }
 
     #[test]
@@ -450,7 +450,7 @@ mod tests {
             let read = Batch::read(uri.query(), &HeaderMap::new(), &body).unwrap();
             prop_assert_eq!(&read.ids.iter().map(AsRef::as_ref).collect::<Vec<&str>>(), &list().collect::<Vec<&str>>());
             prop_assert_eq!(&read.group, &named);
-            // One id between commas looks the same as one repeated parameter.
+            // One id without a comma reads as the repeated form.
             prop_assert!(read.form == form || ids.len() == 1);
             if form != Form::Body {
                 let base = api::PATH.len() + 1 + api::GROUP.len() + 1 + group.as_ref().map_or(0, |g| g.len() * 3) + api::IDS.len() + 2;

@@ -133,7 +133,7 @@ impl Proxy {
         let tier = self.lasting.tier(&config, Some(&before))?;
         if config.freshness.min_remaining > before.config.freshness.min_remaining {
             // What is kept was judged by the lower floor, and so would be what batches of before are yet to bring.
-            self.lasting.flights.set_floor(config.freshness.min_remaining);
+            self.lasting.flights.set_min_remaining(config.freshness.min_remaining);
             self.lasting.purges.mark(Mark::All, self.lasting.clock.now());
         }
         self.lasting.purges.lengthen(purges::span_of(&config));
@@ -141,7 +141,7 @@ impl Proxy {
         self.lasting.flights.resize(config.upstream.calls);
         let floor = config.freshness.min_remaining;
         self.current.store(Arc::new(self.lasting.assemble(Arc::new(config), upstream, tier, tracer)));
-        self.lasting.flights.set_floor(floor);
+        self.lasting.flights.set_min_remaining(floor);
         self.lasting.metrics.reload.succeeded(self.lasting.clock.now().unix_seconds());
         self.note(Vec::new());
         Ok(())

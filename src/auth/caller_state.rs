@@ -1,58 +1,61 @@
-//! What is remembered of callers besides their links: when the endpoint accepted them, and what they hold.
+//! State of callers besides their links: when the endpoint accepted them, their permits, flights and pauses.
 
-use std::convert::Infallible;
+use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
 
-use super::Caller;
+use super::{Caller, KeyHasher};
 use crate::clock::Moment;
 use crate::limits::pause::Pause;
 use crate::limits::permits::Permits;
-use crate::shared::CallerKeys;
 
-/// Most callers remembered at a time: so many that the endpoint has accepted, and so many that it has not, apart, so that
-/// nobody crowds out callers by making up tokens. The least seen is forgotten, and its links with it.
+/// Capacity for accepted callers, and as much again for unaccepted ones. The least recently seen caller is evicted, and its
+/// links become unreachable.
 pub(super) const CALLERS: usize = 50_000;
+/// Callers idle for this long are evicted; `freshness.max` allows no link more.
+const TIME_TO_IDLE: Duration = Duration::from_secs(24 * 3600);
 
-/// What is remembered of a caller besides its links.
-pub struct CallerState {
+/// State of one caller besides its links.
+pub(crate) struct CallerState {
     pub(super) generation: AtomicU64,
     /// Send time of the last call that the endpoint accepted, on both clocks; `u64::MAX`: never.
     accepted: [AtomicU64; 2],
-    /// How often its acceptance has been invalidated.
     invalidations: AtomicU64,
-    /// Serializes updates, so that a concurrent acceptance cannot undo an invalidation.
-    noting: Mutex<()>,
-    /// Permits of calls under way for this caller: no one may take all there are. How many, who asks for one says.
-    pub(crate) calls: Permits,
-    /// Ids being fetched for this caller right now.
-    pub(crate) flights: AtomicUsize,
-    /// Its keys in the shared tier, once it has been looked for there.
-    pub(crate) fleet: ArcSwapOption<CallerKeys>,
     /// Unix milliseconds of the last invalidation: an acceptance elsewhere must be later.
     invalidated: AtomicU64,
-    /// The endpoint has asked this caller for a pause.
+    /// Serializes updates, so that a concurrent acceptance cannot undo an invalidation.
+    updates: Mutex<()>,
+    /// Permits of calls under way, so that no caller takes all permits of the process. Sized by the caller of `acquire`.
+    pub(crate) calls: Permits,
+    /// Number of ids in flight.
+    pub(crate) flights: AtomicUsize,
+    /// Names of this caller in the fleet's journals, once it was looked up in the shared tier.
+    pub(crate) fleet_names: ArcSwapOption<Vec<u128>>,
+    /// Pause that the endpoint has asked this caller for.
     pub(crate) pause: Pause,
 }
 
 impl CallerState {
     fn new(generation: u64) -> Self {
         Self {
-            invalidations: AtomicU64::new(0),
-            noting: Mutex::new(()),
-            calls: Permits::new(0),
             generation: AtomicU64::new(generation),
             accepted: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
-            flights: AtomicUsize::new(0),
-            fleet: ArcSwapOption::empty(),
+            invalidations: AtomicU64::new(0),
             invalidated: AtomicU64::new(0),
+            updates: Mutex::new(()),
+            calls: Permits::new(0),
+            flights: AtomicUsize::new(0),
+            fleet_names: ArcSwapOption::empty(),
             pause: Pause::default(),
         }
     }
 
-    /// Takes over an acceptance from elsewhere, in a call sent at `sent`. Whether it says more than what is known.
+    /// Applies an acceptance by another sidecar, in a call sent at `sent`; false if it is older than what is known here.
     pub(super) fn accept_elsewhere(&self, sent: Moment) -> bool {
         let [_, wall] = &self.accepted;
         self.accept_if(sent, || {
@@ -62,27 +65,28 @@ impl CallerState {
         })
     }
 
-    /// Whether the endpoint was known to accept it, and has not been invalidated since.
+    /// Whether the endpoint has accepted the caller, and no invalidation came since.
     pub(crate) fn is_accepted(&self) -> bool {
         let [monotonic, _] = &self.accepted;
         monotonic.load(Ordering::Relaxed) != u64::MAX
     }
 
-    /// Notes an acceptance by a call sent at `sent`, if that `proves` it; whether it does. No invalidation comes in between.
-    pub(super) fn accept_if(&self, sent: Moment, proves: impl FnOnce() -> bool) -> bool {
-        let _noting = self.note();
-        let proves = proves();
-        if proves {
+    /// Records the acceptance of a call sent at `sent` if `condition` holds; returns whether it does. No invalidation comes
+    /// in between.
+    pub(super) fn accept_if(&self, sent: Moment, condition: impl FnOnce() -> bool) -> bool {
+        let _updates = self.lock_updates();
+        let accepts = condition();
+        if accepts {
             let [monotonic, wall] = &self.accepted;
             monotonic.store(sent.monotonic, Ordering::Relaxed);
             wall.store(sent.wall, Ordering::Relaxed);
         }
-        proves
+        accepts
     }
 
     /// Makes the next batch ask the endpoint, whatever is in memory.
-    pub fn invalidate(&self, now: Moment) {
-        let _noting = self.note();
+    pub(super) fn invalidate(&self, now: Moment) {
+        let _updates = self.lock_updates();
         self.invalidated.fetch_max(now.wall, Ordering::AcqRel);
         self.invalidations.fetch_add(1, Ordering::AcqRel);
         for clock in &self.accepted {
@@ -90,77 +94,79 @@ impl CallerState {
         }
     }
 
-    fn note(&self) -> MutexGuard<'_, ()> {
-        self.noting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_updates(&self) -> MutexGuard<'_, ()> {
+        self.updates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes with each invalidation. What a call brings counts only if this is as it was when the call left.
-    pub fn invalidations(&self) -> u64 {
+    /// Number of invalidations. The result of a call counts only if this has not changed since the call was sent.
+    pub(crate) fn invalidations(&self) -> u64 {
         self.invalidations.load(Ordering::Acquire)
     }
 
-    pub(super) fn accepted_within(&self, span: u64, now: Moment) -> bool {
-        self.accepted_left(span, now).is_some()
-    }
-
+    /// Milliseconds until the last acceptance is older than `span`; `None` once it is.
     pub(super) fn accepted_left(&self, span: u64, now: Moment) -> Option<u64> {
         let [monotonic, wall] = &self.accepted;
         let at = Moment { monotonic: monotonic.load(Ordering::Relaxed), wall: wall.load(Ordering::Relaxed) };
         let is_accepted = at.monotonic != u64::MAX && at.wall != u64::MAX;
-        is_accepted.then(|| now.since(at)).filter(|since| *since < span).map(|since| span - since)
+        is_accepted.then(|| span.checked_sub(now.since(at)).filter(|left| *left > 0))?
     }
 }
 
-type Table = quick_cache::sync::Cache<Caller, Arc<CallerState>>;
+type States = Cache<Caller, Arc<CallerState>, BuildHasherDefault<KeyHasher>>;
 
-/// The states of all callers, and the key by which they are told apart. They outlast a configuration.
+fn states() -> States {
+    // LRU: the default policy would refuse new callers that are seen less often than those that are known.
+    let states = Cache::builder().max_capacity(CALLERS as u64).eviction_policy(EvictionPolicy::lru());
+    states.time_to_idle(TIME_TO_IDLE).build_with_hasher(BuildHasherDefault::default())
+}
+
+/// The states of all callers, and the key of the hashes that tell callers apart. Outlives a configuration.
 pub struct CallerStates {
     pub(super) key: [u8; 16],
-    /// Of callers that the endpoint has accepted once.
-    pub(super) accepted: Table,
-    /// Of those that it has not.
-    pub(super) strangers: Table,
-    /// Generations are never used twice, so a caller forgotten and met again finds none of its old links.
+    /// Callers that the endpoint has accepted at least once.
+    pub(super) accepted: States,
+    /// Callers that it had not accepted when they were first seen: made-up tokens evict nobody from `accepted`.
+    pub(super) unaccepted: States,
     next_generation: AtomicU64,
 }
 
 impl CallerStates {
-    /// Of nobody yet. `key` must be random and secret.
+    /// No callers yet. `key` must be random and secret.
     pub fn new(key: [u8; 16]) -> Self {
-        Self { key, accepted: Table::new(CALLERS), strangers: Table::new(CALLERS), next_generation: AtomicU64::new(1) }
+        Self { key, accepted: states(), unaccepted: states(), next_generation: AtomicU64::new(1) }
     }
 
-    pub(super) fn of(&self, caller: Caller) -> Arc<CallerState> {
-        if let Some(caller_state) = self.accepted.get(&caller) {
-            return caller_state;
-        }
-        let stranger = || Ok::<_, Infallible>(Arc::new(CallerState::new(self.generation())));
-        let Ok(caller_state) = self.strangers.get_or_insert_with(&caller, stranger);
-        caller_state
+    pub(super) fn get_or_insert(&self, caller: Caller) -> Arc<CallerState> {
+        let new = || Arc::new(CallerState::new(self.new_generation()));
+        self.accepted.get(&caller).unwrap_or_else(|| self.unaccepted.get_with(caller, new))
     }
 
-    /// What is remembered of `caller`, if anything, which does not become more by it.
-    pub(super) fn peek(&self, caller: Caller) -> Option<Arc<CallerState>> {
-        self.accepted.peek(&caller).or_else(|| self.strangers.peek(&caller))
+    /// All states of a caller: it may be in both caches, or evicted and seen again, so that there are two.
+    pub(super) fn all(&self, caller: Caller) -> impl Iterator<Item = Arc<CallerState>> {
+        [&self.accepted, &self.unaccepted].into_iter().filter_map(move |states| states.get(&caller))
     }
 
-    /// The caller is no stranger any more.
-    pub(super) fn promote(&self, caller: Caller, caller_state: &Arc<CallerState>) {
-        let Ok(_) = self.accepted.get_or_insert_with(&caller, || Ok::<_, Infallible>(Arc::clone(caller_state)));
+    pub(super) fn insert_accepted(&self, caller: Caller, state: &Arc<CallerState>) {
+        self.accepted.get_with(caller, || Arc::clone(state));
     }
 
-    /// Drops everything kept for the caller that the fleet's journal calls so, if it is known here.
+    /// Drops all links of `state`'s caller at once.
+    pub(super) fn drop_links(&self, state: &CallerState, now: Moment) {
+        state.generation.store(self.new_generation(), Ordering::Release);
+        state.invalidate(now);
+    }
+
+    /// Drops all links of the caller that the fleet's journal names `name`, if it is known here.
     pub(crate) fn drop_named(&self, name: u128, now: Moment) {
-        for (_, caller_state) in self.accepted.iter().chain(self.strangers.iter()) {
-            if caller_state.fleet.load().as_ref().is_some_and(|keys| keys.is_called(name)) {
-                caller_state.generation.store(self.generation(), Ordering::Release);
-                caller_state.invalidate(now);
+        for (_, state) in self.accepted.iter().chain(self.unaccepted.iter()) {
+            if state.fleet_names.load().as_ref().is_some_and(|names| names.contains(&name)) {
+                self.drop_links(&state, now);
             }
         }
     }
 
-    /// One that was never used.
-    pub(super) fn generation(&self) -> u64 {
+    /// A generation that was never used.
+    fn new_generation(&self) -> u64 {
         self.next_generation.fetch_add(1, Ordering::Relaxed)
     }
 }

@@ -1,4 +1,4 @@
-//! Finding a request's credential, and telling whose it is.
+//! Finds a request's credential, and identifies its caller.
 
 use std::sync::Arc;
 
@@ -13,20 +13,20 @@ use crate::config::KeyPair;
 use crate::message::headers::made_hop_by_hop;
 use crate::telemetry::log::events;
 
-/// What a request shows to say who it is from.
+/// The credential of a request.
 pub enum Credential<'r> {
     /// A token: whoever has it is its caller.
     Token(&'r HeaderValue),
-    /// A signature by one of the configured keys, yet to be verified.
+    /// A signature by one of the configured keys, not verified yet.
     Signed(Claim<'r>, &'r Arc<KeyPair>),
 }
 
-/// The first value of a credential's header; an empty one counts as absent.
+/// The first value of a credential header; an empty value counts as absent.
 pub(super) fn value<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
     headers.get_all(name).iter().find(|value| !value.is_empty())
 }
 
-/// The only value of a credential's header.
+/// The only value of a credential header.
 fn only_value<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h HeaderValue>, Bypass> {
     let mut values = headers.get_all(name).iter().filter(|value| !value.is_empty());
     match (values.next(), values.next()) {
@@ -39,7 +39,7 @@ impl Callers {
     /// Finds the credential of a batch.
     ///
     /// # Errors
-    /// Why the request cannot be anyone's batch: it is to be forwarded untouched.
+    /// Why the request is not a batch of any caller, so that it is forwarded untouched.
     pub fn credential<'r>(&'r self, headers: &'r HeaderMap) -> Result<Credential<'r>, Bypass> {
         if headers.contains_key(ORIGIN) {
             return Err(Bypass::Origin);
@@ -63,37 +63,28 @@ impl Callers {
         }
     }
 
-    /// Who shows `credential` in a request of this head and this body.
+    /// Identifies the caller of `credential`, in a request of this head and this body.
     ///
     /// # Errors
-    /// Why that is nobody.
+    /// Why the request has no caller.
     pub fn identify(&self, credential: &Credential<'_>, head: &Parts, body: &[u8]) -> Result<Identity, AuthError> {
         let (caller, signer) = self.caller_of(credential, head, body).inspect_err(|reason| {
             if let AuthError::Unverified(fault) = reason {
                 self.warn_of_unverified(*fault);
             }
         })?;
-        Ok(Identity::new(caller, self.caller_states.of(caller), signer))
+        Ok(Identity::new(caller, self.caller_states.get_or_insert(caller), signer))
     }
 
-    /// As [`Callers::identify`], with no trace: whoever is not remembered does not become so.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn known(
+    /// As [`Callers::identify`], but creates no state for a caller that has none.
+    pub(crate) fn known(
         &self,
         credential: &Credential<'_>,
         head: &Parts,
         body: &[u8],
     ) -> Result<(Caller, Option<Identity>), AuthError> {
         let (caller, signer) = self.caller_of(credential, head, body)?;
-        Ok((caller, self.caller_states.peek(caller).map(|caller_state| Identity::new(caller, caller_state, signer))))
-    }
-
-    /// Whom a token shows, if the endpoint has once accepted it and it is remembered.
-    pub fn accepted(&self, token: &HeaderValue) -> Option<Identity> {
-        let caller = self.caller_by_token(token);
-        Some(Identity::new(caller, self.caller_states.accepted.get(&caller)?, None))
+        Ok((caller, self.caller_states.all(caller).next().map(|state| Identity::new(caller, state, signer))))
     }
 
     fn caller_by_token(&self, token: &HeaderValue) -> Caller {
@@ -131,24 +122,24 @@ impl Callers {
         if made_hop_by_hop(&head.headers).any(|name| signer.covers(&name)) {
             return Err(AuthError::NamedByConnection);
         }
-        // Without a body there is nothing that could have been swapped.
+        // Without a body there is nothing to swap.
         if payload == signature::UNSIGNED_PAYLOAD && !body.is_empty() {
             return Err(AuthError::Bypass(Bypass::UnsignedPayload));
         }
         Ok(signer)
     }
 
-    /// Whether `Connection` names a header that says who asks, may change the answer, or is part of every signature. Such a
-    /// header is meant for the endpoint; if it were removed as `Connection` asks, the request would be another one.
-    pub fn is_named_by_connection(&self, headers: &HeaderMap) -> bool {
+    /// Whether `Connection` names a header that says who asks, may change the answer, or is part of every signature. Removing
+    /// such a header, as `Connection` asks, would make another request.
+    pub(crate) fn is_named_by_connection(&self, headers: &HeaderMap) -> bool {
         const NAMES: [HeaderName; 6] =
             [AUTHORIZATION, HOST, api::TOKEN, api::SECURITY_TOKEN, api::SDK_DATE, api::SDK_CONTENT];
         made_hop_by_hop(headers).any(|name| NAMES.contains(&name) || self.is_scope_header(&name))
     }
 
-    /// Whether a credential or scope header is longer than the endpoint takes it. Several of one name count as the one list
-    /// that they stand for (RFC 9110 §5.3).
-    pub fn has_long_header(&self, headers: &HeaderMap) -> bool {
+    /// Whether a credential or scope header is longer than the endpoint takes. Several of one name count as one list
+    /// (RFC 9110 §5.3).
+    pub(crate) fn has_long_header(&self, headers: &HeaderMap) -> bool {
         let credentials = [api::TOKEN, api::SECURITY_TOKEN];
         credentials.iter().chain(&self.scope_headers).any(|name| {
             let bytes: usize = headers.get_all(name).iter().map(|value| value.len() + ", ".len()).sum();
@@ -156,17 +147,17 @@ impl Callers {
         })
     }
 
-    /// What a credential is made up of, for those who must know it again elsewhere: its kind, and its fields.
-    pub fn made_up_of<'r>(
+    /// The kind and the fields of a credential: what the shared tier derives a caller's keys from.
+    pub(crate) fn made_up_of<'r>(
         &self,
         credential: &Credential<'r>,
-        requester: &Identity,
+        identity: &Identity,
         headers: &'r HeaderMap,
     ) -> (&'static str, Vec<Option<&'r [u8]>>)
     where
         Self: 'r,
     {
-        match (credential, &requester.signer) {
+        match (credential, &identity.signer) {
             (Credential::Signed(_, pair), Some(signer)) => {
                 let mut fields = vec![Some(pair.access_key.as_bytes()), Some(pair.secret_key.expose())];
                 fields.extend(identity_fields(signer, headers));
@@ -177,17 +168,17 @@ impl Callers {
         }
     }
 
-    /// Says, seldom, that a signature by a configured key does not verify.
-    pub fn warn_of_unverified(&self, fault: Fault) {
+    /// Logs, throttled, that a signature by a configured key does not verify.
+    pub(crate) fn warn_of_unverified(&self, fault: Fault) {
         self.unverified.when_due(|suppressed| {
             events::SignatureUnverified { reason: fault.message(), suppressed }.log();
         });
     }
 }
 
-/// What is signed beside the access key to say who asks.
+/// The signed headers that identify the caller beside the access key.
 fn identity_fields<'h>(signer: &Signer, headers: &'h HeaderMap) -> [Option<&'h [u8]>; 3] {
-    // Once at most: a header that is signed is there once.
+    // A signed header occurs once.
     [api::SECURITY_TOKEN, api::DOMAIN_ID, api::PROJECT_ID].map(|name| {
         let is_credential = name == api::SECURITY_TOKEN;
         let value = headers.get(&name).filter(|value| signer.covers(&name) && !(is_credential && value.is_empty()));

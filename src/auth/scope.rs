@@ -1,4 +1,4 @@
-//! Scopes and keys: what links are kept under.
+//! Scopes, and the keys of links in them.
 
 use std::hash::Hasher;
 
@@ -18,7 +18,7 @@ pub struct Scope(u128);
 impl Scope {
     /// The key of `id` in this scope: the scope itself is the key of the hash, and nobody can guess it.
     pub fn key(self, id: &str) -> Key {
-        // One round and three, as the standard library's: the hashes are secret, so two that meet cannot be looked for.
+        // SipHash-1-3, as in the standard library: the hashes are secret, so nobody can search for collisions.
         let Halves(low, high) = Halves::of(self.0);
         Key(Halves::of(SipHasher13::new_with_keys(low, high).hash(id.as_bytes()).as_u128()))
     }
@@ -33,7 +33,7 @@ impl Scope {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key(Halves);
 
-/// 128 bits, low and high half: aligned as one half is, which saves a table room.
+/// 128 bits, low and high half, with the alignment of 64: this saves memory in tables.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Halves(pub(super) u64, pub(super) u64);
 
@@ -46,33 +46,53 @@ impl Halves {
 
 impl std::hash::Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        // Half of a keyed hash is one still.
+        // Half of a keyed hash is one as well.
         state.write_u64(self.0.1);
     }
 }
 
 impl Key {
-    /// The half that is not its hash in a table.
+    /// The half that tables do not use as the hash.
     pub(crate) fn low(self) -> u64 {
         self.0.0
     }
 
-    /// A number from 0 to 1 that is this key's own, so that links fetched together need not be refreshed together.
-    pub fn spread(self) -> f64 {
+    /// A number from 0 to 1 that depends on the key, so that links fetched together are not refreshed together.
+    pub(crate) fn spread(self) -> f64 {
         let [low, ..] = self.low().to_le_bytes();
         f64::from(low) / 255.0
     }
 }
 
+/// Takes a keyed hash for its own hash: that of [`Key`] and other types that hash as one `u64`.
+#[derive(Default)]
+pub struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, half: u64) {
+        self.0 = half;
+    }
+}
+
 impl Callers {
-    /// The scope of a requester's batch in `group`, with these headers.
-    pub fn scope(&self, requester: &Identity, headers: &HeaderMap, group: &Group<'_>) -> Scope {
+    /// The scope of a caller's batch in `group`, with these headers.
+    pub fn scope(&self, identity: &Identity, headers: &HeaderMap, group: &Group<'_>) -> Scope {
         let mut hash = self.by_scope;
-        let Halves(low, high) = Halves::of(requester.caller.0);
-        for number in [low, high, requester.generation] {
+        let Halves(low, high) = Halves::of(identity.caller.0);
+        for number in [low, high, identity.generation] {
             hash.number(number);
         }
-        for field in self.scope_fields(requester, headers, group) {
+        for field in self.scope_fields(identity, headers, group) {
             match field {
                 Some(field) => hash.field(field),
                 None => hash.absent(),
@@ -81,28 +101,27 @@ impl Callers {
         Scope(hash.finish())
     }
 
-    /// What a scope is made up of besides its caller: the group, and each scope header by name and value.
-    pub fn scope_fields<'r>(
+    /// The fields of a scope besides its caller: the group, and each scope header by name and value.
+    pub(crate) fn scope_fields<'r>(
         &'r self,
-        requester: &'r Identity,
+        identity: &'r Identity,
         headers: &'r HeaderMap,
         group: &'r Group<'r>,
     ) -> impl Iterator<Item = Option<&'r [u8]>> {
         let names = if headers.is_empty() { [].iter() } else { self.scope_headers.iter() };
-        group.fields().chain(names.filter(|name| requester.uses_header(name)).flat_map(|name| {
+        group.fields().chain(names.filter(|name| identity.uses_header(name)).flat_map(|name| {
             let values = headers.get_all(name).iter();
             values.flat_map(|value| [Some(name.as_str().as_bytes()), Some(value.as_bytes())])
         }))
     }
 
-    /// Whether a header of this name is part of scopes.
-    pub fn is_scope_header(&self, name: &HeaderName) -> bool {
+    pub(crate) fn is_scope_header(&self, name: &HeaderName) -> bool {
         self.scope_headers.contains(name)
     }
 
-    /// Removes from a request that is signed again the headers that say who asks, or may change the answer, and that its own
-    /// signature does not cover: sidelink's signature would vouch for what the client's did not.
-    pub fn remove_unsigned(&self, signer: &Signer, headers: &mut HeaderMap) {
+    /// Removes credential and scope headers that the client's signature does not cover from a request that is signed again:
+    /// sidelink's signature would vouch for what the client's did not.
+    pub(crate) fn remove_unsigned(&self, signer: &Signer, headers: &mut HeaderMap) {
         for name in self.scope_headers.iter().chain([&api::SECURITY_TOKEN]) {
             if !signer.covers(name) {
                 headers.remove(name);
@@ -110,29 +129,29 @@ impl Callers {
         }
     }
 
-    /// All of a request's headers that its calls carry: what shows who asks, besides a signature, and the scope headers.
-    pub fn carried(&self, requester: &Identity, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+    /// The headers of a request that its calls carry: credentials, besides a signature, and scope headers.
+    pub(crate) fn carried(&self, identity: &Identity, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
         let mut carried = Vec::new();
         for name in [api::TOKEN, api::SECURITY_TOKEN] {
-            if let Some(secret) = credential::value(headers, &name).filter(|_| requester.uses_header(&name)) {
+            if let Some(secret) = credential::value(headers, &name).filter(|_| identity.uses_header(&name)) {
                 let mut secret = secret.clone();
                 secret.set_sensitive(true);
                 carried.push((name, secret));
             }
         }
-        for name in self.scope_headers.iter().filter(|name| requester.uses_header(name)) {
+        for name in self.scope_headers.iter().filter(|name| identity.uses_header(name)) {
             carried.extend(headers.get_all(name).iter().map(|value| (name.clone(), value.clone())));
         }
         carried
     }
 
-    /// What `Vary` says: the credential and the scope headers.
-    pub fn vary(&self) -> &HeaderValue {
+    /// The value of `Vary`: credential and scope headers.
+    pub(crate) fn vary(&self) -> &HeaderValue {
         &self.vary
     }
 
-    /// Whether an answer's `Vary` names anything that is not part of a scope (RFC 9111 §4.1) and may differ between calls.
-    pub fn varies_outside(&self, headers: &HeaderMap) -> bool {
+    /// Whether an answer's `Vary` names anything that is no part of a scope (RFC 9111 §4.1) and may differ between calls.
+    pub(crate) fn varies_outside(&self, headers: &HeaderMap) -> bool {
         headers.get_all(VARY).iter().any(|line| {
             line.to_str().map_or(true, |line| {
                 line.split(',').map(str::trim).filter(|name| !name.is_empty()).any(|name| {
@@ -144,8 +163,7 @@ impl Callers {
     }
 }
 
-/// Whether every call carries the same of this header, or none does: it is constant, or only browsers send it, whose batches
-/// are forwarded.
+/// Whether this header is the same in all calls: constant, or only sent by browsers, whose batches are forwarded.
 fn is_the_same_in_all_calls(name: &str) -> bool {
     const BROWSERS: &str = "access-control-request-";
     [ACCEPT, ACCEPT_ENCODING, USER_AGENT, ORIGIN].iter().any(|known| name.eq_ignore_ascii_case(known.as_str()))
@@ -168,12 +186,12 @@ impl Fields {
         self.0.write(bytes);
     }
 
-    /// A field of one length, which need not be told.
+    /// A field of fixed length, without a length before it.
     pub(super) fn number(&mut self, number: u64) {
         self.0.write_u64(number);
     }
 
-    /// A field that is not there differs from one that is empty.
+    /// An absent field, which differs from an empty one.
     pub(super) fn absent(&mut self) {
         self.0.write_u64(u64::MAX);
     }

@@ -1,12 +1,10 @@
-//! SDK-HMAC-SHA256, the scheme by which the cloud's SDKs sign requests: verified, and made again.
+//! SDK-HMAC-SHA256, the scheme by which the cloud's SDKs sign requests: verifies signatures, and signs requests again.
 //!
 //! `Authorization: SDK-HMAC-SHA256 Access={access key}, SignedHeaders={a;b;c}, Signature={hex}` with `X-Sdk-Date`. The
-//! signature covers method, path, query, the headers that it lists, and the body's hash or what `X-Sdk-Content-Sha256`
-//! states in its place. Canonical forms are those of the official SDKs, whose own signatures are this module's test data.
-//! The SDKs differ in how they order the query's values (`Order`) and in whether they sign Host: any of those forms is
-//! verified; what is made here has the values sorted by code point and Host signed, which every endpoint takes.
-//!
-//! A leaf: it knows HTTP heads and keys and nothing else.
+//! signature covers method, path, query, the listed headers, and the body's hash or what `X-Sdk-Content-Sha256` states
+//! instead. Canonical forms are those of the official SDKs, whose signatures are this module's test data. The SDKs differ in
+//! the order of the query's values (`Order`) and in whether they sign Host: all of these forms verify. Signatures made here
+//! have the values sorted by code point and Host signed, which every endpoint accepts.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -24,83 +22,76 @@ use crate::api;
 use crate::clock::{basic_date, read_basic_date};
 use crate::config::KeyPair;
 
-/// Why a signature proves nothing.
+/// Why a signature proves nothing; `message` explains each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum Fault {
-    /// A part is missing or unreadable, or a header that it covers is missing or there twice.
     Malformed,
-    /// No `X-Sdk-Date`, or an unreadable one.
     Date,
-    /// More than 15 minutes before or after now.
     Expired,
-    /// The body is not the one whose hash is stated.
     Payload,
-    /// It is not what the key makes of the request, in any order of the query.
     Mismatch,
 }
 
 impl Fault {
-    /// What an operator is told.
-    pub fn message(self) -> &'static str {
+    pub(crate) fn message(self) -> &'static str {
         match self {
-            Fault::Malformed => "it cannot be read, or a header that it covers is missing or there twice",
-            Fault::Date => "the request has no X-Sdk-Date such as 20261124T151707Z",
-            Fault::Expired => {
+            Self::Malformed => "it cannot be read, or a header that it covers is missing or there twice",
+            Self::Date => "the request has no X-Sdk-Date such as 20261124T151707Z",
+            Self::Expired => {
                 "its date is more than 15 minutes from this machine's: a clock is wrong, or it is a replay"
             }
-            Fault::Payload => "the body is not the one whose hash X-Sdk-Content-Sha256 states",
-            Fault::Mismatch => "it does not match: the secret key differs, or something on the way changed the request",
+            Self::Payload => "the body is not the one whose hash X-Sdk-Content-Sha256 states",
+            Self::Mismatch => "it does not match: the secret key differs, or something on the way changed the request",
         }
     }
 }
 
-/// How a signer orders the query's parameters.
+/// The order of the query's parameters in a signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
     /// By name, then by value, by code point: Python, Go, and what is signed here.
     CodePoint,
-    /// By name; values of one name as the request has them: Java.
+    /// By name; values of one name in the request's order: Java.
     NameOnly,
     /// By name, then by value, by UTF-16 code unit: Node.
     Utf16,
 }
 
-/// The scheme's name.
-pub const ALGORITHM: &str = "SDK-HMAC-SHA256";
-/// What `X-Sdk-Content-Sha256` states of a body that is not signed.
-pub const UNSIGNED_PAYLOAD: &str = "UNSIGNED-PAYLOAD";
-/// Seconds that a signature's date may be off, before or after: what the endpoint allows.
-pub const MOST_SKEW: u64 = 15 * 60;
+const ALGORITHM: &str = "SDK-HMAC-SHA256";
+/// `X-Sdk-Content-Sha256` of a body that is not signed.
+pub(crate) const UNSIGNED_PAYLOAD: &str = "UNSIGNED-PAYLOAD";
+/// Seconds between a signature's date and now, either way: what the endpoint allows.
+const MOST_SKEW: u64 = 15 * 60;
 
 /// All but RFC 3986's unreserved characters.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// The key pairs whose signatures can be verified and made again.
+/// The configured key pairs, by access key.
 #[derive(Debug, Default)]
 pub struct Keys(HashMap<String, Arc<KeyPair>>);
 
 impl Keys {
-    /// One pair for each access key; of several with the same, the last.
+    /// Of several pairs with one access key, the last counts.
     pub fn new<'p>(pairs: impl IntoIterator<Item = &'p KeyPair>) -> Self {
         Self(pairs.into_iter().map(|pair| (pair.access_key.clone(), Arc::new(pair.clone()))).collect())
     }
 
-    /// The pair with which a request claims to be signed.
+    /// The pair of a claim's access key.
     pub fn of(&self, claim: &Claim<'_>) -> Option<&Arc<KeyPair>> {
         self.0.get(claim.access_key)
     }
 }
 
-/// What a request's `Authorization` says. Anyone can say so.
+/// What a request's `Authorization` claims, not verified yet.
 pub struct Claim<'r> {
-    /// Whose key it names.
+    /// The access key.
     pub access_key: &'r str,
     fields: &'r str,
 }
 
 impl<'r> Claim<'r> {
-    /// Reads the one `Authorization` of a request that is not empty; `None` if it is of another scheme, or names no access
-    /// key.
+    /// Reads the only `Authorization` that is not empty; `None` if its scheme is another one, or it names no access key.
     pub fn read(headers: &'r HeaderMap) -> Option<Self> {
         let mut values = headers.get_all(AUTHORIZATION).iter().filter(|value| !value.is_empty());
         let (Some(value), None) = (values.next(), values.next()) else { return None };
@@ -110,8 +101,8 @@ impl<'r> Claim<'r> {
 }
 
 impl Claim<'_> {
-    /// Whether it says that Host is signed: such a request is good for that host alone.
-    pub fn signs_host(&self) -> bool {
+    /// Whether Host is signed: such a request is valid for that host alone.
+    pub(crate) fn signs_host(&self) -> bool {
         field(self.fields, "SignedHeaders=").is_some_and(|names| names.split(';').any(|name| name == HOST.as_str()))
     }
 }
@@ -128,8 +119,8 @@ pub fn hash(body: &[u8]) -> String {
 /// What a request states in place of its body's hash.
 ///
 /// # Errors
-/// If it states more than one thing.
-pub fn stated_payload(headers: &HeaderMap) -> Result<Option<&str>, Fault> {
+/// If it states several values.
+pub(crate) fn stated_payload(headers: &HeaderMap) -> Result<Option<&str>, Fault> {
     let mut values = headers.get_all(api::SDK_CONTENT).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(None),
@@ -138,8 +129,8 @@ pub fn stated_payload(headers: &HeaderMap) -> Result<Option<&str>, Fault> {
     }
 }
 
-/// Verifies what a request claims, in whichever order its signer had the query. `payload` is the hex SHA-256 of its body, or,
-/// where it has a body, what it states in place of that; `now` is in Unix seconds.
+/// Verifies a claim, with the query in any order. `payload` is the hex SHA-256 of the body, or, for a request with a body,
+/// what it states instead; `now` is in Unix seconds.
 ///
 /// # Errors
 /// Why the signature proves nothing.
@@ -147,11 +138,8 @@ pub fn verify(claim: &Claim<'_>, pair: &Arc<KeyPair>, head: &Parts, payload: &st
     verify_in(&[Order::CodePoint, Order::NameOnly, Order::Utf16], claim, pair, head, payload, now)
 }
 
-/// As [`verify`], as the strictest endpoint does it: the query sorted by code point, and Host signed.
-///
-/// # Errors
-/// As there.
-pub fn verify_strictly(
+/// As [`verify`], as the strictest endpoint does: the query sorted by code point, and Host signed.
+pub(crate) fn verify_strictly(
     claim: &Claim<'_>,
     pair: &Arc<KeyPair>,
     head: &Parts,
@@ -186,9 +174,9 @@ fn verify_in(
     }
     let mut tail = Tail::default();
     for name in &headers {
-        // Twice: which of the values was signed cannot be known.
+        // Of two values, the signed one cannot be known.
         let value = match once(&head.headers, name) {
-            // HTTP/2 has an authority in its place.
+            // HTTP/2 has an authority instead.
             Err(_) if *name == HOST && !head.headers.contains_key(HOST) => {
                 head.uri.authority().ok_or(Fault::Malformed)?.as_str().as_bytes()
             }
@@ -203,7 +191,7 @@ fn verify_in(
     let mut tried: Vec<Vec<Pair<'_>>> = Vec::with_capacity(orders.len());
     for order in orders {
         let pairs = order.apply(pairs.clone());
-        // Most requests read the same in every order, and are tried once.
+        // Most requests are the same in every order, and are tried once.
         if tried.contains(&pairs) {
             continue;
         }
@@ -217,8 +205,8 @@ fn verify_in(
     Err(Fault::Mismatch)
 }
 
-/// Verifies what a request with this whole body claims; `now` is in Unix seconds. With the signer: the payload that is
-/// signed, the body's hash or [`UNSIGNED_PAYLOAD`].
+/// Verifies the claim of a request with this whole body; `now` is in Unix seconds. Also returns the signed payload: the
+/// body's hash, or `UNSIGNED-PAYLOAD`.
 ///
 /// # Errors
 /// Why the signature proves nothing.
@@ -233,7 +221,7 @@ pub fn verify_whole(
     let stated = stated_payload(&head.headers)?;
     let mut payload = stated.filter(|_| !body.is_empty()).unwrap_or(&hash);
     let signer = match verify(claim, pair, head, payload, now) {
-        // Without a body some SDKs sign the hash of nothing, and others what they state all the same.
+        // Without a body some SDKs sign the hash of nothing, and others what they state.
         Err(Fault::Mismatch) if body.is_empty() && stated == Some(UNSIGNED_PAYLOAD) => {
             payload = UNSIGNED_PAYLOAD;
             verify(claim, pair, head, payload, now)?
@@ -255,7 +243,7 @@ fn once<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<&'h HeaderValue
     }
 }
 
-/// Signs on behalf of someone whose own signature was verified, over the headers that they had signed.
+/// Signs requests of a caller whose signature was verified, over the headers that the caller has signed.
 #[derive(Clone)]
 pub struct Signer {
     pair: Arc<KeyPair>,
@@ -264,7 +252,7 @@ pub struct Signer {
 
 impl Signer {
     /// The access key.
-    pub fn access_key(&self) -> &str {
+    pub(crate) fn access_key(&self) -> &str {
         &self.pair.access_key
     }
 
@@ -273,8 +261,8 @@ impl Signer {
         self.headers.contains(name)
     }
 
-    /// Signs a request to `host`, dated `now` (Unix seconds): sets its `X-Sdk-Date` and its `Authorization`. Of the
-    /// headers that had been signed, those that are there once are signed again. `payload` is as in [`verify`].
+    /// Signs a request to `host` at `now` (Unix seconds): sets `X-Sdk-Date` and `Authorization`. Signs those of the caller's
+    /// signed headers that occur once. `payload` is as in [`verify`].
     pub fn sign(
         &self,
         method: &Method,
@@ -310,7 +298,7 @@ impl Signer {
         let signature = hex::encode(mac.finalize().into_bytes());
         let access_key = &self.pair.access_key;
         let value = format!("{ALGORITHM} Access={access_key}, SignedHeaders={list}, Signature={signature}");
-        // Access keys are visible ASCII: the configuration sees to that.
+        // Access keys are visible ASCII: the configuration checks that.
         if let Ok(mut value) = HeaderValue::from_str(&value) {
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
@@ -318,10 +306,10 @@ impl Signer {
     }
 }
 
-/// A parameter of a query, decoded: its name and its value.
+/// A decoded parameter of a query: name and value.
 type Pair<'q> = [Cow<'q, [u8]>; 2];
 
-/// The parameters of a query as it has them. A plus sign is a plus sign.
+/// The parameters of a query, in its order. A plus sign is a plus sign.
 fn pairs(query: Option<&str>) -> Vec<Pair<'_>> {
     let pairs = query.unwrap_or("").split('&').filter(|pair| !pair.is_empty());
     pairs
@@ -336,7 +324,7 @@ impl Order {
     fn apply(self, mut pairs: Vec<Pair<'_>>) -> Vec<Pair<'_>> {
         let utf16 = |text: &[u8]| String::from_utf8_lossy(text).encode_utf16().collect::<Vec<u16>>();
         match self {
-            // Of UTF-8, the order of bytes is that of code points.
+            // In UTF-8, the order of bytes is that of code points.
             Order::CodePoint => pairs.sort_unstable(),
             Order::NameOnly => pairs.sort_by(|[one, _], [other, _]| one.cmp(other)),
             Order::Utf16 => pairs.sort_by_cached_key(|[name, value]| [utf16(name), utf16(value)]),
@@ -345,7 +333,7 @@ impl Order {
     }
 }
 
-/// What follows the query in a canonical request.
+/// The part of a canonical request after the query.
 #[derive(Default)]
 struct Tail(Vec<u8>);
 
@@ -383,7 +371,7 @@ impl Canonical {
         }
     }
 
-    /// Decoded as a whole and then split, as the SDKs do: an encoded slash parts segments like any other.
+    /// Decoded as a whole and then split, as the SDKs do: an encoded slash separates segments like any other.
     fn path(&mut self, path: &str) {
         let decoded: Cow<'_, [u8]> = percent_decode_str(path).into();
         for (index, segment) in decoded.split(|byte| *byte == b'/').enumerate() {
@@ -397,7 +385,7 @@ impl Canonical {
         }
     }
 
-    /// The hex hash of the whole, with the query's parameters in this order.
+    /// The hex hash of the request, with the query's parameters in this order.
     fn end(mut self, pairs: &[Pair<'_>], tail: &Tail) -> String {
         for (index, [name, value]) in pairs.iter().enumerate() {
             if index > 0 {
@@ -413,7 +401,7 @@ impl Canonical {
     }
 }
 
-/// `None`: never, as HMAC takes a key of any length.
+/// Never `None`: HMAC takes a key of any length.
 fn mac(pair: &KeyPair, date: &str, canonical: &str) -> Option<Hmac<Sha256>> {
     let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(pair.secret_key.expose()).ok()?;
     for piece in [ALGORITHM, "\n", date, "\n", canonical] {

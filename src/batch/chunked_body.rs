@@ -1,11 +1,10 @@
-//! A large answer, put together as it is sent.
+//! A large body, merged in chunks as it is sent.
 //!
-//! Whoever asks and does not read has sidelink hold an answer for `limits.idle_timeout`, on each of a hundred streams of
-//! each connection. A copy of a thousand links is half a megabyte; what they were copied from is in memory once.
+//! A client that asks and does not read makes sidelink hold its body for `limits.idle_timeout`, on each stream of each
+//! connection. A merged copy of a thousand links is half a megabyte; the entries it is merged from are in memory once.
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::vec::IntoIter;
 
@@ -15,64 +14,53 @@ use http_body::{Body, Frame, SizeHint};
 use crate::api::answer::{HEAD, TAIL};
 use crate::cache::Entry;
 
-/// Bytes of an answer that is put together at once, and of a piece of any other.
-pub(super) const PIECE: usize = 64 << 10;
+/// The most bytes of a body that is merged at once, and of a chunk of a larger one.
+pub(super) const CHUNK: usize = 64 << 10;
 
-/// Where an item's text lies.
-#[derive(Clone)]
-pub(super) enum Text {
-    /// In what is kept, which has one.
-    Entry(Entry),
-    /// In what has just been brought.
-    Brought(Arc<str>),
-}
-
-impl Text {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Text::Entry(kept) => kept.text().unwrap_or_default(),
-            Text::Brought(text) => text.as_bytes(),
-        }
-    }
-}
-
-/// The answer's body.
+/// The merged items of entries.
 pub(super) struct ChunkedBody {
-    texts: IntoIter<Text>,
-    left: usize,
-    begun: bool,
+    /// Entries with an item.
+    entries: IntoIter<Entry>,
+    remaining: usize,
+    has_begun: bool,
 }
 
 impl ChunkedBody {
-    /// Of these items, in this order.
-    pub(super) fn new(texts: Vec<Text>) -> Self {
-        let commas = texts.len().saturating_sub(1);
-        let left = HEAD.len() + texts.iter().map(|text| text.bytes().len()).sum::<usize>() + commas + TAIL.len();
-        Self { texts: texts.into_iter(), left, begun: false }
+    /// The items of `entries`, in their order.
+    pub(super) fn new(entries: impl Iterator<Item = Entry>) -> Self {
+        let entries: Vec<Entry> = entries.filter(|entry| entry.text().is_some()).collect();
+        let commas = entries.len().saturating_sub(1);
+        let items: usize = entries.iter().map(|entry| text(entry).len()).sum();
+        let remaining = HEAD.len() + items + commas + TAIL.len();
+        Self { entries: entries.into_iter(), remaining, has_begun: false }
     }
 
-    /// Bytes that are yet to come.
-    pub(super) fn length(&self) -> usize {
-        self.left
+    /// Bytes that are not sent yet.
+    pub(super) fn remaining(&self) -> usize {
+        self.remaining
     }
 
-    fn next(&mut self) -> Bytes {
-        let mut piece = Vec::with_capacity(self.left.min(PIECE));
-        if !std::mem::replace(&mut self.begun, true) {
-            piece.extend_from_slice(HEAD);
+    fn next_chunk(&mut self) -> Bytes {
+        let mut chunk = Vec::with_capacity(self.remaining.min(CHUNK));
+        if !std::mem::replace(&mut self.has_begun, true) {
+            chunk.extend_from_slice(HEAD);
         }
         // A comma goes with the item before it.
-        while let Some(text) = self.texts.as_slice().first() {
-            if !piece.is_empty() && piece.len() + text.bytes().len() >= PIECE {
+        while let Some(entry) = self.entries.as_slice().first() {
+            if !chunk.is_empty() && chunk.len() + text(entry).len() >= CHUNK {
                 break;
             }
-            piece.extend_from_slice(text.bytes());
-            self.texts.next();
-            piece.extend_from_slice(if self.texts.as_slice().is_empty() { TAIL } else { b"," });
+            chunk.extend_from_slice(text(entry));
+            self.entries.next();
+            chunk.extend_from_slice(if self.entries.as_slice().is_empty() { TAIL } else { b"," });
         }
-        self.left = self.left.saturating_sub(piece.len());
-        Bytes::from(piece)
+        self.remaining = self.remaining.saturating_sub(chunk.len());
+        Bytes::from(chunk)
     }
+}
+
+fn text(entry: &Entry) -> &[u8] {
+    entry.text().unwrap_or_default()
 }
 
 impl Body for ChunkedBody {
@@ -81,43 +69,48 @@ impl Body for ChunkedBody {
 
     fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
-        Poll::Ready((!this.is_end_stream()).then(|| Ok(Frame::data(this.next()))))
+        Poll::Ready((!this.is_end_stream()).then(|| Ok(Frame::data(this.next_chunk()))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.texts.as_slice().is_empty()
+        self.entries.as_slice().is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left as u64)
+        SizeHint::with_exact(self.remaining as u64)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use http_body_util::BodyExt;
     use proptest::prelude::*;
 
     use super::*;
     use crate::api::answer::merge;
+    use crate::cache::freshness::Deadlines;
+    use crate::clock::Clock;
 
     proptest! {
         #[test]
-        fn pieces_come_to_what_is_put_together_at_once(lengths in proptest::collection::vec(1_usize..100_000, 1..12)) {
-            let texts: Vec<Arc<str>> = lengths.iter().map(|length| "x".repeat(*length).into()).collect();
-            let mut pieces = ChunkedBody::new(texts.iter().cloned().map(Text::Brought).collect());
+        fn the_chunks_are_the_body_that_is_merged_at_once(lengths in proptest::collection::vec(1_usize..100_000, 1..12)) {
+            let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(1));
+            let texts: Vec<String> = lengths.iter().map(|length| "x".repeat(*length)).collect();
+            let mut body = ChunkedBody::new(texts.iter().map(|text| Entry::new(Some(text), deadlines)));
             let mut whole = Vec::new();
-            let mut left = pieces.size_hint().exact().unwrap();
+            let mut remaining = body.size_hint().exact().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            while !pieces.is_end_stream() {
-                let piece = runtime.block_on(pieces.frame()).unwrap().unwrap().into_data().unwrap();
-                prop_assert!(!piece.is_empty() && piece.len() <= PIECE.max(100_000) + HEAD.len() + TAIL.len());
-                left -= piece.len() as u64;
-                prop_assert_eq!(pieces.size_hint().exact(), Some(left));
-                whole.extend_from_slice(&piece);
+            while !body.is_end_stream() {
+                let chunk = runtime.block_on(body.frame()).unwrap().unwrap().into_data().unwrap();
+                prop_assert!(!chunk.is_empty() && chunk.len() <= CHUNK.max(100_000) + HEAD.len() + TAIL.len());
+                remaining -= chunk.len() as u64;
+                prop_assert_eq!(body.size_hint().exact(), Some(remaining));
+                whole.extend_from_slice(&chunk);
             }
-            prop_assert!(runtime.block_on(pieces.frame()).is_none());
-            prop_assert_eq!(left, 0);
+            prop_assert!(runtime.block_on(body.frame()).is_none());
+            prop_assert_eq!(remaining, 0);
             prop_assert_eq!(&whole[..], &merge(texts.iter().map(|text| text.as_bytes()))[..]);
         }
     }

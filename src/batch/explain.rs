@@ -139,10 +139,10 @@ impl Explanation {
 
 /// What all ids of a batch have in common.
 struct Circumstances<'a> {
-    requester: Option<&'a Identity>,
+    identity: Option<&'a Identity>,
     /// Why no call could be made now.
     refusal: Option<Error>,
-    demand: CacheRequirements,
+    requirements: CacheRequirements,
     directives: &'a Directives,
     /// Whether its caller must be accepted anew.
     must_revalidate: bool,
@@ -171,21 +171,22 @@ impl BatchRoute {
             return Explanation::bypass(Bypass::Unreadable);
         };
         let now = self.clock.now();
-        let (hash, requester) = known;
-        let directives = self.directives(&head);
-        let (caller, must_revalidate) = self.caller_now(hash, requester.as_ref(), now);
-        let mut demand = self.demand_of(&directives, must_revalidate);
-        demand.nothing |= requester.is_none();
+        let (hash, identity) = known;
+        let directives = self.directives(&head.headers);
+        let (caller, must_revalidate) = self.caller_now(hash, identity.as_ref(), now);
+        let client = CacheRequirements::from(&directives);
+        let nothing = client.nothing || must_revalidate || identity.is_none();
+        let requirements = CacheRequirements { nothing, ..client };
         let ids: Vec<&str> = batch.ids.iter().map(AsRef::as_ref).collect();
         let circumstances = Circumstances {
-            refusal: self.fetch.refusal_for(requester.as_ref(), &ids),
-            demand,
+            refusal: self.fetch.refusal_for(identity.as_ref(), &ids),
+            requirements,
             directives: &directives,
             must_revalidate,
             group: &batch.group,
             marks: self.cache.purges().of_group(batch.group.name()),
             now,
-            requester: requester.as_ref(),
+            identity: identity.as_ref(),
         };
         let mut explanation = Explanation {
             form: Some(match batch.form {
@@ -202,8 +203,7 @@ impl BatchRoute {
             calls_refused: circumstances.refusal.map(Error::message),
             ..Explanation::of(Outcome::Miss)
         };
-        let scope =
-            requester.as_ref().map(|requester| self.callers.scope(requester, &head.headers, circumstances.group));
+        let scope = identity.as_ref().map(|identity| self.callers.scope(identity, &head.headers, circumstances.group));
         let mut seen = HashSet::new();
         for id in &batch.ids {
             if !seen.insert(id.as_ref()) {
@@ -248,8 +248,8 @@ impl BatchRoute {
     fn known(&self, head: &mut Parts, body: &[u8]) -> Result<(String, Option<Identity>), AuthError> {
         let look = |head: &Parts| {
             let credential = self.callers.credential(&head.headers).map_err(AuthError::Bypass)?;
-            let (caller, requester) = self.callers.known(&credential, head, body)?;
-            Ok((format!("{:08x}", caller.short()), requester))
+            let (caller, identity) = self.callers.known(&credential, head, body)?;
+            Ok((format!("{:08x}", caller.short()), identity))
         };
         let as_sent = look(head);
         let Err(AuthError::Unverified(_)) = as_sent else { return as_sent };
@@ -266,8 +266,8 @@ impl BatchRoute {
         as_sent
     }
 
-    fn caller_now(&self, hash: String, requester: Option<&Identity>, now: Moment) -> (CallerNow, bool) {
-        let left = requester.map(|requester| self.callers.accepted_left(requester, now));
+    fn caller_now(&self, hash: String, identity: Option<&Identity>, now: Moment) -> (CallerNow, bool) {
+        let left = identity.map(|identity| self.callers.accepted_left(identity, now));
         let (caller_state, why) = match left {
             Some(Some(_)) => ("accepted", "the endpoint has accepted it within callers.revalidate"),
             Some(None) => (
@@ -288,10 +288,10 @@ impl BatchRoute {
     }
 
     fn id_now(&self, id: &str, key: Option<Key>, now: &Circumstances<'_>) -> IdNow {
-        let kept = key.and_then(|key| self.cache.peek(key));
-        let is_purged = kept.as_ref().is_some_and(|kept| now.marks.cover(id, kept.deadlines().sent()));
+        let entry = key.and_then(|key| self.cache.peek(key));
+        let is_purged = entry.as_ref().is_some_and(|entry| now.marks.cover(id, entry.deadlines().sent()));
         let in_flight = key.is_some_and(|key| self.fetch.is_in_flight(key, id, &now.marks));
-        let mut said = IdNow {
+        let mut id_now = IdNow {
             id: id::shown(id).to_owned(),
             state: "unknown",
             result: IdResult::Failed.name(),
@@ -306,33 +306,33 @@ impl BatchRoute {
             usable_seconds: None,
             expires_at: None,
         };
-        if let Some(kept) = kept.as_ref().filter(|_| !is_purged) {
-            said.describe(kept, now.now);
+        if let Some(entry) = entry.as_ref().filter(|_| !is_purged) {
+            id_now.describe(entry, now.now);
         }
-        let serves = kept.as_ref().is_some_and(|kept| !is_purged && now.demand.serves(kept, now.now));
-        said.state = match &kept {
+        let serves = entry.as_ref().is_some_and(|entry| !is_purged && now.requirements.allow(entry, now.now));
+        id_now.state = match &entry {
             _ if is_purged => "purged",
-            Some(kept) if kept.deadlines().fresh_left(now.now).is_some() => {
-                if kept.text().is_some() {
+            Some(entry) if entry.deadlines().fresh_left(now.now).is_some() => {
+                if entry.text().is_some() {
                     "fresh"
                 } else {
                     "absent"
                 }
             }
-            Some(kept) if kept.text().is_some() && kept.deadlines().usable(now.now) => "stale",
-            Some(kept) if kept.text().is_some() && self.is_past_floor(kept, now.now) => "past_floor",
+            Some(entry) if entry.text().is_some() && entry.deadlines().usable(now.now) => "stale",
+            Some(entry) if entry.text().is_some() && self.is_past_floor(entry, now.now) => "past_floor",
             Some(_) => "expired",
             None if in_flight => "in_flight",
             None => "unknown",
         };
-        let (result, why) = self.verdict(&said, serves, now);
-        (said.result, said.why) = (result.name(), why);
-        said.refresh_ahead = serves
+        let (result, why) = self.verdict(&id_now, serves, now);
+        (id_now.result, id_now.why) = (result.name(), why);
+        id_now.refresh_ahead = serves
             && self.config.freshness.refresh_ahead
-            && kept
-                .zip(key)
-                .is_some_and(|(kept, key)| kept.text().is_some() && kept.deadlines().is_ageing(now.now, key.spread()));
-        said
+            && entry.zip(key).is_some_and(|(entry, key)| {
+                entry.text().is_some() && entry.deadlines().is_ageing(now.now, key.spread())
+            });
+        id_now
     }
 
     /// Says so where a batch of this id alone would get the endpoint's refusal of a moment ago.
@@ -341,8 +341,8 @@ impl BatchRoute {
             return;
         }
         let refusal = self.cache.refusals().look_up(key, &id.id, &now.marks, now.now);
-        let client = super::demand_of_client(now.directives);
-        if let Some(refusal) = refusal.filter(|refusal| client.allows_refusal(&refusal.deadlines, now.now)) {
+        let client = CacheRequirements::from(now.directives);
+        if let Some(refusal) = refusal.filter(|refusal| client.allow_refusal(&refusal.deadlines, now.now)) {
             let left = refusal.deadlines.fresh_left(now.now);
             (id.state, id.result, id.why) = (REFUSED, IdResult::Failed.name(), WHY_REFUSED);
             id.age_seconds = Some(seconds(refusal.deadlines.age(now.now)));
@@ -351,39 +351,39 @@ impl BatchRoute {
         }
     }
 
-    fn is_past_floor(&self, kept: &Entry, now: Moment) -> bool {
+    fn is_past_floor(&self, entry: &Entry, now: Moment) -> bool {
         let floor = crate::clock::millis(self.config.freshness.min_remaining);
-        kept.deadlines().life_left(now).is_some_and(|left| left <= floor)
+        entry.deadlines().life_left(now).is_some_and(|left| left <= floor)
     }
 
-    fn verdict(&self, said: &IdNow, serves: bool, now: &Circumstances<'_>) -> (IdResult, &'static str) {
+    fn verdict(&self, id_now: &IdNow, serves: bool, now: &Circumstances<'_>) -> (IdResult, &'static str) {
         if serves {
-            return match said.state {
+            return match id_now.state {
                 "absent" => (IdResult::Absent, "the endpoint left it out lately"),
                 _ => (IdResult::Hit, "it is fresh, and its caller is accepted"),
             };
         }
         let asked_anew = now.directives.no_cache || now.directives.no_store;
-        if said.in_flight && !now.directives.no_store {
+        if id_now.in_flight && !now.directives.no_store {
             return (IdResult::Joined, "a call for it is under way, which the batch would join");
         }
         if now.refusal.is_some() {
             // Calls that cannot be made are a failing endpoint's; what an invalidation took away is no stale link either.
-            let usable = said.state == "fresh" || said.state == "stale";
-            return match now.requester {
+            let usable = id_now.state == "fresh" || id_now.state == "stale";
+            return match now.identity {
                 Some(_) if usable && !asked_anew => {
                     (IdResult::Stale, "no call can be made now, and the link has life left")
                 }
                 _ => (IdResult::Failed, "no call can be made now, and nothing in memory may answer for it"),
             };
         }
-        let why = match said.state {
+        let why = match id_now.state {
             "fresh" | "absent" if asked_anew => "the request's Cache-Control asks for it anew",
             "fresh" | "absent" if now.must_revalidate => "the caller must be accepted anew",
             "fresh" | "absent" => "it is fresh, but not as the request's max-age or min-fresh asks",
             "stale" => "it is past its freshness; should the endpoint fail, it is served all the same",
             "past_floor" => "less life is left of it than freshness.min_remaining: it is never served again",
-            "expired" => "what was kept of it counts no more",
+            "expired" => "what was entry of it counts no more",
             "purged" => "it was purged after its call had left",
             "in_flight" => "a call for it is under way, but the request's no-store keeps to itself",
             _ => "nothing is known of it in this scope: of this caller, this group and these headers",
@@ -393,13 +393,13 @@ impl BatchRoute {
 }
 
 impl IdNow {
-    fn describe(&mut self, kept: &Entry, now: Moment) {
-        let deadlines = kept.deadlines();
+    fn describe(&mut self, entry: &Entry, now: Moment) {
+        let deadlines = entry.deadlines();
         self.age_seconds = Some(seconds(deadlines.age(now)));
         let fresh = deadlines.fresh_left(now);
         self.fresh_until = fresh.map(|left| until(now, left));
         self.fresh_seconds = fresh.map(seconds);
-        if let Some(text) = kept.text() {
+        if let Some(text) = entry.text() {
             let usable = deadlines.usable_left(now);
             self.usable_until = usable.map(|left| until(now, left));
             self.usable_seconds = usable.map(seconds);

@@ -1,46 +1,23 @@
-//! The ids of a batch on their way to an answer.
+//! The ids of a batch on their way to a reply.
 
-use std::sync::Arc;
-
-use super::respond::{self, EntryRef};
-use super::{Fetched, from_memory};
+use super::Fetched;
 use crate::cache::Entry;
-use crate::cache::freshness::Deadlines;
-use crate::fetch::{FetchResult, FlightResult, ItemResult, Wanted};
+use crate::fetch::{FetchResult, KeyedId};
 use crate::telemetry::metrics::{IdResult, Metrics, Tally};
 use crate::telemetry::trace::RequestSpan;
 
-/// One id of a batch on its way to an answer.
+/// One id's place in the reply.
 pub(super) struct Slot {
-    /// The id, while it lacks.
-    pub(super) wanted: Option<Wanted>,
-    pub(super) had: Option<Link>,
+    /// The id, where memory lacks it.
+    pub(super) missing: Option<KeyedId>,
+    pub(super) entry: Option<Entry>,
     pub(super) result: IdResult,
 }
 
-/// What an id is answered with.
-#[derive(Clone)]
-pub(super) enum Link {
-    /// What is kept of it.
-    Entry(Entry),
-    /// What has just been brought: the item, `None` if it was left out; without deadlines, it is not stored.
-    Brought(Option<Arc<str>>, Option<Deadlines>),
-}
-
-impl Link {
-    pub(super) fn lend(&self) -> EntryRef<'_> {
-        match self {
-            Link::Entry(kept) => EntryRef::Entry(kept),
-            Link::Brought(text, deadlines) => EntryRef::Brought(text.as_ref(), deadlines.as_ref()),
-        }
-    }
-}
-
-/// The ids of a batch that was read and admitted. Counts each once, also when the client leaves before its answer.
+/// The distinct ids of a batch that was read and admitted. Dropping them counts each once, also when the client leaves
+/// before its reply.
 pub(super) struct Slots<'m> {
     pub(super) slots: Vec<Slot>,
-    /// Ids that were had and are about to go cold.
-    pub(super) ageing: Vec<Wanted>,
     pub(super) metrics: &'m Metrics,
 }
 
@@ -53,31 +30,45 @@ impl Slots<'_> {
         tally
     }
 
-    /// The answer's items, in the order asked.
-    pub(super) fn items(&self) -> impl Iterator<Item = respond::Item<'_>> + Clone {
-        self.slots.iter().map(|slot| respond::Item { link: slot.had.as_ref().map(Link::lend), result: slot.result })
+    /// The entries, in the order asked.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&Entry, IdResult)> + Clone {
+        self.slots.iter().filter_map(|slot| slot.entry.as_ref().map(|entry| (entry, slot.result)))
     }
 
-    /// How many are had.
-    pub(super) fn had(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.had.is_some()).count()
+    /// The ids without an entry.
+    pub(super) fn missing(&self) -> Vec<KeyedId> {
+        self.slots.iter().filter(|slot| slot.entry.is_none()).filter_map(|slot| slot.missing.clone()).collect()
     }
 
-    pub(super) fn need_calls(&self) -> bool {
-        !self.ageing.is_empty() || self.had() < self.slots.len()
+    pub(super) fn missing_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.slots.iter_mut().filter(|slot| slot.entry.is_none())
     }
 
-    pub(super) fn lacking(&self) -> Vec<Wanted> {
-        self.slots.iter().filter(|slot| slot.had.is_none()).filter_map(|slot| slot.wanted.clone()).collect()
-    }
-
-    /// Counts what lacks as fetched: it came in an answer that is passed on whole.
+    /// Counts the missing ids as fetched: they came in an answer that is passed on whole.
     pub(super) fn count_fetched(&mut self) {
-        self.lacking_slots().for_each(|slot| slot.result = IdResult::Fetched);
+        self.missing_mut().for_each(|slot| slot.result = IdResult::Fetched);
     }
 
-    pub(super) fn lacking_slots(&mut self) -> impl Iterator<Item = &mut Slot> {
-        self.slots.iter_mut().filter(|slot| slot.had.is_none())
+    /// Takes the results of the missing ids, in their order.
+    pub(super) fn take(&mut self, results: Vec<FetchResult>, trace: &RequestSpan) -> Fetched {
+        let mut fetched = Fetched::default();
+        for (slot, result) in self.missing_mut().zip(results) {
+            let id_result = result.id_result();
+            trace.link_call(result.call);
+            match result.entry {
+                Ok(entry) => {
+                    (slot.entry, slot.result) = (Some(entry), id_result);
+                    if fetched.failure.is_none() && fetched.request_id.is_none() {
+                        fetched.request_id = result.request_id;
+                    }
+                }
+                Err(failure) if fetched.failure.is_none() => {
+                    (fetched.failure, fetched.request_id) = (Some(failure), result.request_id);
+                }
+                Err(_) => {}
+            }
+        }
+        fetched
     }
 }
 
@@ -85,42 +76,4 @@ impl Drop for Slots<'_> {
     fn drop(&mut self) {
         self.metrics.count_ids(&self.tally());
     }
-}
-
-/// Puts what was fetched into the lacking slots, in order.
-pub(super) fn settle(slots: &mut Slots<'_>, trace: &RequestSpan, had: impl Iterator<Item = FetchResult>) -> Fetched {
-    let mut fetched = Fetched::default();
-    for (slot, had) in slots.lacking_slots().zip(had.collect::<Vec<_>>()) {
-        let (joined, FlightResult { result, request_id, shared, call }) = match had {
-            FetchResult::InMemory(kept) => {
-                slot.result = from_memory(&kept);
-                slot.had = Some(Link::Entry(kept));
-                continue;
-            }
-            FetchResult::FlightResult { joined, landed } => (joined, landed),
-        };
-        trace.link_call(call);
-        let (text, deadlines) = match result {
-            ItemResult::Link(text, deadlines) => (Some(text), deadlines),
-            ItemResult::LeftOut(deadlines) => (None, deadlines),
-            ItemResult::Failed(failure) => {
-                if fetched.failure.is_none() {
-                    fetched.failure = Some(failure);
-                    fetched.request_id = request_id;
-                }
-                continue;
-            }
-        };
-        slot.result = match (joined, shared) {
-            (true, _) => IdResult::Joined,
-            (false, true) if text.is_none() => IdResult::Absent,
-            (false, true) => IdResult::Shared,
-            (false, false) => IdResult::Fetched,
-        };
-        slot.had = Some(Link::Brought(text, deadlines));
-        if fetched.failure.is_none() && fetched.request_id.is_none() {
-            fetched.request_id = request_id;
-        }
-    }
-    fetched
 }

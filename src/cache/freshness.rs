@@ -1,11 +1,11 @@
-//! How long a link may be served: its URL's own expiry, read into two deadlines.
+//! How long a link may be served: the expiry in its URL, read into two [`Deadlines`].
 //!
 //! Both are fixed when the link's call was sent and never extended:
-//! - *fresh until*: served without asking;
+//! - *fresh until*: served without asking the endpoint;
 //! - *stale until*: past its freshness, served only for an endpoint that fails.
 //!
-//! What is left of a link is measured against the latest of three clocks: the endpoint's, that of whoever signed the link,
-//! and the local one. One that is behind therefore never prolongs a life; one that is ahead costs hits.
+//! The life left of a link is measured against the latest of three clocks: the endpoint's, the signer's, and the local one.
+//! A clock that is behind therefore never prolongs a life; one that is ahead costs hits.
 
 mod expiry;
 pub mod forms;
@@ -22,10 +22,10 @@ pub use crate::telemetry::metrics::Reason;
 
 pub use expiry::{Expiry, expiry};
 
-/// When a kept link stops being fresh, and when it stops being usable at all.
+/// When an entry stops being fresh, and when it stops being usable at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadlines {
-    /// When the call that brought it was sent: all spans count from here.
+    /// When the call was sent: all spans count from here.
     sent: Moment,
     /// Milliseconds.
     fresh: u32,
@@ -36,14 +36,24 @@ pub struct Deadlines {
 }
 
 impl Deadlines {
-    /// Deadlines of an id that was left out: fresh for `span`, never stale.
+    /// Deadlines of an id that the endpoint left out: fresh for `span`, never stale.
     pub fn absent(sent: Moment, span: Duration) -> Self {
         let fresh = saturate(millis(span));
         Self { sent, fresh, stale: fresh, life: u32::MAX }
     }
 
-    /// Deadlines of a link that another sidecar set, for a call sent at `sent` with these spans; shortened to what `config`
-    /// allows here. `None`: it allows nothing.
+    /// Deadlines of an entry that is answered once and not stored: never fresh, never stale.
+    pub fn not_stored(sent: Moment) -> Self {
+        Self::absent(sent, Duration::ZERO)
+    }
+
+    /// Whether the entry may be stored: it is fresh for some time.
+    pub fn is_stored(&self) -> bool {
+        self.fresh > 0
+    }
+
+    /// Deadlines of a link from another sidecar, for a call sent at `sent` with these spans, shortened to what `config` allows
+    /// here. `None` if it allows nothing.
     pub(crate) fn link_elsewhere(
         sent: Moment,
         [fresh, stale, life]: [u32; 3],
@@ -62,50 +72,51 @@ impl Deadlines {
         (fresh > 0).then_some(Self { sent, fresh, stale, life })
     }
 
-    /// As [`Self::link_elsewhere`], of an id that was left out.
+    /// As [`Self::link_elsewhere`], for an id that the endpoint left out.
     pub(crate) fn absent_elsewhere(sent: Moment, [fresh, ..]: [u32; 3], config: &config::Freshness) -> Option<Self> {
         let deadlines = Self::absent(sent, Duration::from_millis(fresh.into()).min(config.absent));
         (deadlines.fresh > 0).then_some(deadlines)
     }
 
-    /// When its call was sent, and the milliseconds from there that it is fresh, that it is usable, and until its URL expires.
+    /// When the call was sent, and the milliseconds from there that the entry is fresh, that it is usable, and until its URL
+    /// expires.
     pub(crate) fn parts(&self) -> (Moment, [u32; 3]) {
         (self.sent, [self.fresh, self.stale, self.life])
     }
 
-    /// Milliseconds of freshness left; `None` once it is over.
+    /// Milliseconds of freshness left, if any.
     pub fn fresh_left(&self, now: Moment) -> Option<u64> {
         left(self.fresh, now.since(self.sent))
     }
 
-    /// Whether a failing endpoint may be answered for with this link.
+    /// Whether the entry may be served for an endpoint that fails.
     pub fn usable(&self, now: Moment) -> bool {
         self.usable_left(now).is_some()
     }
 
-    /// Milliseconds for which it may be; `None` once that is over.
+    /// Milliseconds until the entry is not usable any more, if any.
     pub fn usable_left(&self, now: Moment) -> Option<u64> {
         left(self.stale, now.since(self.sent))
     }
 
-    /// Milliseconds until the URL itself expires, if it says.
+    /// Milliseconds until the URL expires, if it states an expiry.
     pub fn life_left(&self, now: Moment) -> Option<u64> {
         (self.life != u32::MAX).then(|| u64::from(self.life).saturating_sub(now.since(self.sent)))
     }
 
-    /// When the call that brought it was sent.
+    /// When the call was sent.
     pub fn sent(&self) -> Moment {
         self.sent
     }
 
-    /// Milliseconds since the call that brought it was sent.
-    pub fn age(&self, now: Moment) -> u64 {
+    /// Milliseconds since the call was sent.
+    pub(crate) fn age(&self, now: Moment) -> u64 {
         now.since(self.sent)
     }
 
-    /// Whether the last fifth of its freshness has begun; by up to half of that fifth later for a greater `spread`, from 0
-    /// to 1, so that links fetched together are not refreshed together.
-    pub fn is_ageing(&self, now: Moment, spread: f64) -> bool {
+    /// Whether the last fifth of the freshness has begun. A `spread` from 0 to 1 delays this by up to half of that fifth, so
+    /// that links fetched together are not refreshed together.
+    pub(crate) fn is_ageing(&self, now: Moment, spread: f64) -> bool {
         let begin = f64::from(self.fresh) * (0.8 + 0.1 * spread);
         now.since(self.sent) as f64 >= begin
     }
@@ -115,19 +126,19 @@ fn left(span: u32, elapsed: u64) -> Option<u64> {
     u64::from(span).checked_sub(elapsed).filter(|left| *left > 0)
 }
 
-/// What one answer of the endpoint says about all of its links.
+/// What the headers of an answer say about all of its links.
 #[derive(Clone, Copy, Debug)]
 pub struct Source {
     /// When the call was sent.
     sent: Moment,
     /// The later of the endpoint's clock (its `Date` plus its `Age`) and the local one, in Unix milliseconds.
     now: u64,
-    /// Local minus endpoint's clock, in milliseconds.
+    /// Local minus endpoint's clock, in milliseconds; 0 if the endpoint sent no `Date`.
     skew: i64,
-    /// Seconds that the answer had spent in caches.
+    /// Seconds that the answer has spent in caches.
     age: u64,
     directives: Directives,
-    /// Milliseconds until its `Expires`, if it has one; 0 for one that cannot be read.
+    /// Milliseconds until `Expires`, if present; 0 if it cannot be read.
     expires_in: Option<u64>,
 }
 
@@ -138,12 +149,12 @@ impl Source {
         let date = single(headers, &DATE).and_then(read_http_date);
         let endpoint = date.map(|date| date.saturating_add(age.saturating_mul(1000)));
         let local = sent.unix_millis();
-        // RFC 9111 §5.3: an `Expires` that is no date, `0` above all, lies in the past.
+        // RFC 9111 §5.3: an invalid `Expires`, `0` above all, lies in the past.
         let expires_in = headers.contains_key(EXPIRES).then(|| {
             let expires = single(headers, &EXPIRES).and_then(read_http_date).unwrap_or(0);
             expires.saturating_sub(endpoint.map_or(local, |endpoint| endpoint.max(local)))
         });
-        // A Date names whole seconds: its end is taken, so that a life is never measured too long.
+        // A Date has whole seconds: the end of its second is taken, so that a life is never measured too long.
         let now = endpoint.map_or(local, |endpoint| endpoint.saturating_add(999).max(local));
         // On average a Date is half a second old.
         let skew = endpoint.map_or(0, |endpoint| i128::from(local) - i128::from(endpoint) - 500);
@@ -151,17 +162,17 @@ impl Source {
         Self { sent, now, skew, age, directives: Directives::read(headers), expires_in }
     }
 
-    /// Whether the endpoint's Cache-Control forbids keeping anything of it.
-    pub fn forbids_storing(&self, config: &config::Freshness) -> bool {
+    /// Whether the endpoint's Cache-Control forbids storing the answer.
+    pub(crate) fn forbids_storing(&self, config: &config::Freshness) -> bool {
         !self.is_overruled(config) && (self.directives.no_store || self.directives.no_cache)
     }
 
-    /// How long a left-out id may be remembered as absent.
-    pub fn absence(&self, config: &config::Freshness) -> Duration {
+    /// How long an id that the endpoint left out counts as absent.
+    pub(crate) fn absence(&self, config: &config::Freshness) -> Duration {
         self.lifetime(config).map_or(config.absent, |most| Duration::from_millis(most).min(config.absent))
     }
 
-    /// Milliseconds for which the endpoint lets its answer count as fresh, if it says: `max-age`, else `Expires`.
+    /// Milliseconds for which the answer is fresh, if stated: `max-age`, else `Expires`.
     fn lifetime(&self, config: &config::Freshness) -> Option<u64> {
         if self.is_overruled(config) {
             return None;
@@ -170,13 +181,12 @@ impl Source {
         self.directives.max_age.map(by_max_age).or(self.expires_in)
     }
 
-    /// An operator who overrules `no-store` means the boilerplate around it too.
+    /// An operator who overrules `no-store` overrules the directives beside it too.
     fn is_overruled(&self, config: &config::Freshness) -> bool {
         self.directives.no_store && !config.honour_no_store
     }
 
-    /// Local minus endpoint's clock, in milliseconds; 0 if the endpoint does not say.
-    pub fn skew(&self) -> i64 {
+    pub(crate) fn skew(&self) -> i64 {
         self.skew
     }
 }
@@ -191,24 +201,24 @@ fn single<'h>(headers: &'h HeaderMap, name: &http::HeaderName) -> Option<&'h str
     let mut lines = headers.get_all(name).iter();
     let line = lines.next()?;
     if lines.next().is_some() {
-        return None; // Two values contradict each other.
+        return None;
     }
     line.to_str().ok()
 }
 
-/// What becomes of one link.
+/// Whether a link is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Kept until these deadlines.
+    /// Stored with these deadlines.
     Keep(Deadlines),
-    /// Passed on, never stored.
+    /// Passed on, not stored.
     Pass(Reason),
 }
 
-/// An expiry further away than this is taken to be misread.
+/// An expiry further away than this counts as misread.
 const TEN_YEARS: u64 = 3653 * 24 * 3600 * 1000;
 
-/// Judges the link `url` of an answer.
+/// Decides whether the link `url` of an answer is stored, and until when it may be served.
 pub fn judge(url: Option<&str>, source: &Source, config: &config::Freshness) -> Verdict {
     if source.forbids_storing(config) {
         return Verdict::Pass(Reason::NoStore);
@@ -244,7 +254,7 @@ pub fn judge(url: Option<&str>, source: &Source, config: &config::Freshness) -> 
     })
 }
 
-/// 49 days are as good as forever here: every span is capped by a day of configuration.
+/// Saturates at 49 days: the configuration limits every span to a day.
 fn saturate(millis: u64) -> u32 {
     u32::try_from(millis).unwrap_or(u32::MAX)
 }

@@ -1,19 +1,19 @@
 //! Ids that the endpoint refuses to a caller, with a 403 or a 200 that is an error.
 //!
 //! Two things are remembered, both by [`Key`], so neither crosses scopes or outlives a caller's generation:
-//! - of every id in a refused call, when that call was sent: an item from a call sent no later is not kept any more, also
-//!   where another call brings it, or the shared tier has it still;
-//! - of a call that asked for one id alone, the answer, for `freshness.absent`: a batch of exactly that id gets it again.
+//! - for every id of a refused call, when that call was sent: items of calls sent no later are not stored, wherever they come
+//!   from, the shared tier included;
+//! - for a call that asked for one id alone, its answer, for `freshness.absent`: a batch of exactly that id gets it again.
 //!
-//! Both are bounded; what is evicted costs a call.
+//! Both are bounded; an eviction costs a call.
 
 use std::hash::BuildHasherDefault;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
-use quick_cache::sync::{self, DefaultLifecycle};
-use quick_cache::{OptionsBuilder, UnitWeighter, Weighter};
+use quick_cache::unsync::Cache;
+use quick_cache::{UnitWeighter, Weighter};
 
 use super::KeyHasher;
 use super::freshness::Deadlines;
@@ -21,141 +21,128 @@ use super::purges::Marks;
 use crate::auth::Key;
 use crate::clock::Moment;
 
-/// Bytes of remembered answers: of callers that the endpoint accepts, and as many of those that it does not, so that
-/// made-up tokens evict nothing of a caller's.
+/// Bytes of remembered answers: for accepted callers, and as many for others, so that made-up tokens evict no accepted
+/// caller's answers.
 const ANSWER_BYTES: u64 = 1 << 20;
-/// Bytes that an answer takes besides its headers and body.
+/// Bytes of an answer besides its headers and body.
 const ENTRY_BYTES: usize = 512;
-/// Bytes that a header takes besides its name and value.
+/// Bytes of a header besides its name and value.
 const HEADER_BYTES: usize = 96;
-/// Longest body that is remembered, and longest head.
+/// Longest body, and longest head, that is remembered.
 const LONGEST: usize = 16 << 10;
-/// Most ids of which the time of the refused call is remembered.
+/// Most ids whose refused call's send time is remembered.
 const IDS: usize = 1 << 14;
-/// Milliseconds for which it is: longer than a call that was under way at the time.
+/// Milliseconds for which a send time is remembered: longer than any call that was under way then.
 const SENT_FOR: u64 = 10 * 60 * 1000;
-/// Shards of each table; each takes its share of the bytes, of which one answer must leave room.
-const SHARDS: usize = 4;
 
-/// The endpoint's answer to a call that asked for one id alone, and until when it counts.
-pub struct Refusal {
-    /// Its status.
-    pub status: StatusCode,
-    /// Its headers.
-    pub headers: HeaderMap,
-    /// Its body.
-    pub body: Bytes,
+/// The endpoint's answer to a call that asked for one id alone.
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
     /// Fresh for `freshness.absent` from when the call was sent, at most.
-    pub deadlines: Deadlines,
+    pub(crate) deadlines: Deadlines,
+    head_bytes: usize,
 }
 
 impl Refusal {
-    /// A copy, which keeps no read buffer alive. `None`: it is too long to be remembered, or not to be remembered at all.
-    pub fn new(status: StatusCode, headers: &HeaderMap, body: &[u8], deadlines: Deadlines) -> Option<Self> {
-        let head: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER_BYTES).sum();
-        if body.len() > LONGEST || head > LONGEST || deadlines.fresh_left(deadlines.sent()).is_none() {
+    /// A copy, which keeps no read buffer alive. `None` if the answer is too long, or fresh for no time.
+    pub(crate) fn new(status: StatusCode, headers: &HeaderMap, body: &[u8], deadlines: Deadlines) -> Option<Self> {
+        let head_bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER_BYTES).sum();
+        if body.len() > LONGEST || head_bytes > LONGEST || deadlines.fresh_left(deadlines.sent()).is_none() {
             return None;
         }
         let mut copied = HeaderMap::with_capacity(headers.len());
         for (name, value) in headers {
             copied.append(name, HeaderValue::from_bytes(value.as_bytes()).ok()?);
         }
-        Some(Self { status, headers: copied, body: Bytes::copy_from_slice(body), deadlines })
-    }
-
-    fn bytes(&self) -> usize {
-        let headers = self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER_BYTES);
-        ENTRY_BYTES + self.body.len() + headers.sum::<usize>()
+        Some(Self { status, headers: copied, body: Bytes::copy_from_slice(body), deadlines, head_bytes })
     }
 }
 
-#[derive(Clone)]
 struct AnswerWeight;
 
 impl Weighter<Key, Arc<Refusal>> for AnswerWeight {
     fn weight(&self, _: &Key, refusal: &Arc<Refusal>) -> u64 {
-        refusal.bytes() as u64
+        (ENTRY_BYTES + refusal.head_bytes + refusal.body.len()) as u64
     }
 }
 
-type Hashed = BuildHasherDefault<KeyHasher>;
-type Answers = sync::Cache<Key, Arc<Refusal>, AnswerWeight, Hashed>;
+type Answers = Cache<Key, Arc<Refusal>, AnswerWeight, BuildHasherDefault<KeyHasher>>;
+
+struct Tables {
+    /// Answers to callers that the endpoint accepts, and to others.
+    answers: [Answers; 2],
+    /// When the last refused call for an id was sent.
+    sent: Cache<Key, Moment, UnitWeighter, BuildHasherDefault<KeyHasher>>,
+}
 
 /// What the endpoint has refused lately.
-pub struct Refusals {
-    accepted: Answers,
-    unaccepted: Answers,
-    /// When the last refused call for an id was sent.
-    sent: sync::Cache<Key, Moment, UnitWeighter, Hashed>,
-}
+pub(crate) struct Refusals(Mutex<Tables>);
 
 impl Default for Refusals {
     fn default() -> Self {
-        Self { accepted: answers(), unaccepted: answers(), sent: sent_times() }
+        let entries = (1 << 20) / ENTRY_BYTES / 2;
+        let answers =
+            || Answers::with(entries, ANSWER_BYTES, AnswerWeight, BuildHasherDefault::default(), Default::default());
+        let sent = Cache::with(IDS, IDS as u64, UnitWeighter, BuildHasherDefault::default(), Default::default());
+        Self(Mutex::new(Tables { answers: [answers(), answers()], sent }))
     }
 }
 
 impl Refusals {
-    /// Whether nothing was refused lately, so that there is nothing to look for.
-    pub fn is_empty(&self) -> bool {
-        self.sent.is_empty() && self.accepted.is_empty() && self.unaccepted.is_empty()
+    fn lock(&self) -> MutexGuard<'_, Tables> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A call for the id of `key`, sent at `sent`, was refused.
-    pub fn refused(&self, key: Key, sent: Moment) {
-        let later = self.sent.peek(&key).filter(|known| known.monotonic > sent.monotonic);
-        self.sent.insert(key, later.unwrap_or(sent));
+    /// Whether nothing was refused lately.
+    pub(crate) fn is_empty(&self) -> bool {
+        let tables = self.lock();
+        tables.sent.is_empty() && tables.answers.iter().all(Answers::is_empty)
+    }
+
+    /// Records that a call for the id of `key`, sent at `sent`, was refused.
+    pub(crate) fn refused(&self, key: Key, sent: Moment) {
+        let sent_times = &mut self.lock().sent;
+        let later = sent_times.peek(&key).copied().filter(|known| known.monotonic > sent.monotonic);
+        sent_times.insert(key, later.unwrap_or(sent));
     }
 
     /// Whether a call for the id of `key` that was sent at `sent` or later was refused.
-    pub fn is_refused_since(&self, key: Key, sent: Moment) -> bool {
-        self.sent.peek(&key).is_some_and(|refused| refused.monotonic >= sent.monotonic)
+    pub(crate) fn is_refused_since(&self, key: Key, sent: Moment) -> bool {
+        self.lock().sent.peek(&key).is_some_and(|refused| refused.monotonic >= sent.monotonic)
     }
 
     /// Remembers the answer to a call for the id of `key` alone, for a caller that the endpoint accepts or not.
-    pub fn remember(&self, key: Key, refusal: Refusal, is_accepted: bool) {
-        let (table, other) =
-            if is_accepted { (&self.accepted, &self.unaccepted) } else { (&self.unaccepted, &self.accepted) };
+    pub(crate) fn remember(&self, key: Key, refusal: Refusal, is_accepted: bool) {
+        let [accepted, unaccepted] = &mut self.lock().answers;
+        let (answers, other) = if is_accepted { (accepted, unaccepted) } else { (unaccepted, accepted) };
         other.remove(&key);
-        table.insert(key, Arc::new(refusal));
+        answers.insert(key, Arc::new(refusal));
     }
 
-    /// The answer remembered under `key`, that of `id`, if it counts at `now` and was not purged.
-    pub fn look_up(&self, key: Key, id: &str, marks: &Marks<'_>, now: Moment) -> Option<Arc<Refusal>> {
-        let refusal = self.accepted.get(&key).or_else(|| self.unaccepted.get(&key))?;
+    /// The answer remembered under `key`, the key of `id`, if it is fresh at `now` and was not purged.
+    pub(crate) fn look_up(&self, key: Key, id: &str, marks: &Marks<'_>, now: Moment) -> Option<Arc<Refusal>> {
+        let refusal = self.lock().answers.iter().find_map(|answers| answers.get(&key).cloned())?;
         let counts = refusal.deadlines.fresh_left(now).is_some() && !marks.cover(id, refusal.deadlines.sent());
         counts.then_some(refusal)
     }
 
-    /// A call for the id of `key`, sent at `sent`, was not refused: an answer from before counts no more.
-    pub fn not_refused(&self, key: Key, sent: Moment) {
-        for table in [&self.accepted, &self.unaccepted] {
-            table.remove_if(&key, |refusal| refusal.deadlines.sent().monotonic < sent.monotonic);
+    /// Records that a call for the id of `key`, sent at `sent`, was not refused: forgets earlier answers.
+    pub(crate) fn not_refused(&self, key: Key, sent: Moment) {
+        for answers in &mut self.lock().answers {
+            answers.remove_if(&key, |refusal| refusal.deadlines.sent().monotonic < sent.monotonic);
         }
     }
 
-    /// Forgets what counts no more at `now`.
-    pub fn sweep(&self, now: Moment) {
-        for table in [&self.accepted, &self.unaccepted] {
-            table.retain(|_, refusal| refusal.deadlines.fresh_left(now).is_some());
+    /// Forgets what is out of date at `now`.
+    pub(super) fn sweep(&self, now: Moment) {
+        let Tables { answers, sent } = &mut *self.lock();
+        for answers in answers {
+            answers.retain(|_, refusal| refusal.deadlines.fresh_left(now).is_some());
         }
-        self.sent.retain(|_, sent| now.since(*sent) < SENT_FOR);
+        sent.retain(|_, sent| now.since(*sent) < SENT_FOR);
     }
-}
-
-fn answers() -> Answers {
-    let entries = usize::try_from(ANSWER_BYTES).unwrap_or(usize::MAX) / ENTRY_BYTES / 2;
-    let mut options = OptionsBuilder::new();
-    options.shards(SHARDS).estimated_items_capacity(entries).weight_capacity(ANSWER_BYTES);
-    match options.build() {
-        Ok(options) => Answers::with_options(options, AnswerWeight, Hashed::default(), DefaultLifecycle::default()),
-        // Never: both numbers are given.
-        Err(_) => Answers::with(entries, ANSWER_BYTES, AnswerWeight, Hashed::default(), DefaultLifecycle::default()),
-    }
-}
-
-fn sent_times() -> sync::Cache<Key, Moment, UnitWeighter, Hashed> {
-    sync::Cache::with(IDS, IDS as u64, UnitWeighter, Hashed::default(), DefaultLifecycle::default())
 }
 
 #[cfg(test)]
@@ -173,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn long_bodies_and_empty_spans_are_not_remembered() {
+    async fn long_answers_and_empty_spans_are_not_remembered() {
         let now = Clock::simulated(0).now();
         assert!(refusal(LONGEST, now).is_some());
         assert!(refusal(LONGEST + 1, now).is_none());
@@ -182,7 +169,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn answers_stay_within_their_bytes_and_made_up_tokens_evict_none_of_a_callers() {
+    async fn answers_stay_within_their_bytes_and_made_up_tokens_evict_no_accepted_callers_answers() {
         let (refusals, now) = (Refusals::default(), Clock::simulated(0).now());
         let purges = Purges::new([7; 16], Duration::from_secs(60));
         let marks = purges.of_group(None);
@@ -193,11 +180,13 @@ mod tests {
             refusals.refused(made_up.key(&id.to_string()), now);
         }
         assert!(refusals.look_up(caller.key("1"), "1", &marks, now).is_some());
-        assert!(refusals.unaccepted.weight() <= ANSWER_BYTES && refusals.unaccepted.len() > 100);
+        let unaccepted = |tables: &Tables| (tables.answers[1].weight(), tables.answers[1].len());
+        let (weight, count) = unaccepted(&refusals.lock());
+        assert!(weight <= ANSWER_BYTES && count > 100);
         for id in 0..100_000 {
             refusals.refused(made_up.key(&id.to_string()), now);
         }
-        assert!(refusals.sent.len() <= IDS);
+        assert!(refusals.lock().sent.len() <= IDS);
     }
 
     #[tokio::test(start_paused = true)]

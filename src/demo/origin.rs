@@ -1,21 +1,19 @@
-//! The simulated endpoint: faithful to the public API reference, with switches for delay, faults and link life.
+//! The simulated endpoint: as the public API reference has it, with options for delay, faults and link life.
 //!
-//! `sidelink origin` runs it alone, the demonstration runs it inside, and the tests drive it in-process: it records
-//! what it was asked, holds calls at a gate until told to go on, and answers as scripted.
+//! `sidelink origin` runs it alone, the demonstration runs it inside, and the tests drive it in-process: it records calls, holds
+//! them at a gate, and sends scripted replies.
 //!
-//! It stands in for the real service, and is not it: any token will do (signatures are verified), nothing that is uploaded
-//! is kept, and where the reference is silent (the order of items, unknown ids) an option says what it does.
+//! It accepts any token (signatures are verified), keeps no uploads, and where the reference is silent (the order of items, unknown
+//! ids) an option decides. Its batch route is in `batch`, all else in `other_routes`.
 
 mod answers;
-mod asked;
+mod batch;
 mod connections;
 mod credential;
-mod faults;
 mod links;
-mod neighbours;
-mod routes;
-#[cfg(test)]
-mod tests;
+mod options;
+mod other_routes;
+mod parse;
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashSet, VecDeque};
@@ -28,7 +26,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -38,127 +38,24 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use crate::api;
 use crate::api::request::Form;
 use crate::clock::Clock;
-use crate::config::{KeyPair, Secret};
+use crate::message::body::Body;
 use connections::Connections;
 
 pub use connections::Loss;
-pub use faults::Faults;
-pub use links::{Signer, link_is_for};
+pub use links::{LinkSigner, link_is_for};
+pub use options::{Options, UnknownIds};
 
 /// Most distinct ids that are told apart; so many hashes take some 16 MiB.
 const MOST_DISTINCT: usize = 1 << 20;
 
-/// How the simulated endpoint behaves; also the arguments of `sidelink origin`.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Options {
-    /// Where it listens; port 0 takes a free one.
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9090")]
-    pub address: SocketAddr,
-    /// How long its links live, in whole seconds.
-    #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = crate::config::parse_duration)]
-    pub link_life: Duration,
-    /// How its links are signed.
-    #[arg(long, value_enum, default_value_t = Signer::V2)]
-    pub signer: Signer,
-    /// How long it takes to answer a batch.
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = crate::config::parse_duration)]
-    pub delay: Duration,
-    /// Most ids that it takes in one call.
-    #[arg(long, default_value_t = 100)]
-    pub max_ids: usize,
-    /// Ids that it does not know.
-    #[arg(long, value_name = "ID,…", value_delimiter = ',')]
-    pub missing: Vec<String>,
-    /// What it does with a batch that has some of those.
-    #[arg(long, value_enum, default_value_t = UnknownIds::LeaveOut)]
-    pub unknown_ids: UnknownIds,
-    /// Tokens that it refuses with a 401.
-    #[arg(long, value_name = "TOKEN,…", value_delimiter = ',')]
-    pub refuse: Vec<String>,
-    /// A key pair whose signatures it accepts, as ACCESS_KEY:SECRET_KEY; may be given several times.
-    #[arg(long = "key", value_name = "ACCESS_KEY:SECRET_KEY", value_parser = key_pair)]
-    pub keys: Vec<KeyPair>,
-    /// Ids that make it fail the whole call.
-    #[arg(long, value_name = "ID,…", value_delimiter = ',')]
-    pub poison: Vec<String>,
-    /// With which status, 200 to 599: 200 is an error body that comes with a 200, as older codes do.
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(200..=599))]
-    pub poison_status: u16,
-    /// Share of calls that fail by chance, 0 to 1.
-    #[arg(long, default_value_t = 0.0, value_parser = share)]
-    pub fail_ratio: f64,
-    /// With which status those fail, 200 to 599.
-    #[arg(long, default_value_t = 503, value_parser = clap::value_parser!(u16).range(200..=599))]
-    pub fail_status: u16,
-    /// Seconds that its clock is ahead of this machine's; it dates its answers and its links by it.
-    #[arg(long, default_value_t = 0, allow_hyphen_values = true)]
-    pub clock_offset: i64,
-    /// `Cache-Control` of its answers.
-    #[arg(long)]
-    pub cache_control: Option<String>,
-    /// It answers in the reverse of the order asked.
-    #[arg(long)]
-    pub reversed: bool,
-    /// It never compresses, even where the client accepts gzip.
-    #[arg(long)]
-    pub no_gzip: bool,
-    /// Whether calls are recorded (memory grows with each).
-    #[arg(skip)]
-    pub record: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            address: SocketAddr::from(([127, 0, 0, 1], 9090)),
-            link_life: Duration::from_secs(15 * 60),
-            signer: Signer::V2,
-            delay: Duration::ZERO,
-            max_ids: 100,
-            missing: Vec::new(),
-            unknown_ids: UnknownIds::LeaveOut,
-            refuse: Vec::new(),
-            keys: Vec::new(),
-            poison: Vec::new(),
-            poison_status: 500,
-            fail_ratio: 0.0,
-            fail_status: 503,
-            clock_offset: 0,
-            cache_control: None,
-            reversed: false,
-            no_gzip: false,
-            record: false,
-        }
-    }
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
-        _ => Err("a share is a number from 0 to 1".to_owned()),
-    }
-}
-
-fn key_pair(text: &str) -> Result<KeyPair, String> {
-    let (access_key, secret_key) = text.split_once(':').ok_or("a key pair is ACCESS_KEY:SECRET_KEY")?;
-    Ok(KeyPair { access_key: access_key.to_owned(), secret_key: Secret::new(secret_key.into()) })
-}
-
-/// What the endpoint does with ids that it does not know: the reference does not say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum UnknownIds {
-    /// They are left out of the answer.
-    LeaveOut,
-    /// The batch fails with a 400, `OSM.0001`.
-    Fail,
-}
-
 /// A call on the batch route, as it arrived.
 #[derive(Clone, Debug)]
-pub struct Call {
+pub struct RecordedCall {
     /// Its method.
     pub method: Method,
     /// Path and query, raw.
@@ -175,9 +72,9 @@ pub struct Call {
     pub form: Option<Form>,
 }
 
-/// A canned reply to one call on the batch route, sent as it is (hyper adds a `Date` and a length where it has none).
+/// A reply to one call on the batch route, sent as it is (hyper adds a `Date` and a missing length).
 #[derive(Clone, Debug)]
-pub enum Reply {
+pub enum ScriptedReply {
     /// This status, these headers and this body, whose length the headers leave out or state rightly.
     Whole(StatusCode, HeaderMap, Bytes),
     /// A 200 that announces more than this body, and breaks off after it.
@@ -188,39 +85,51 @@ pub enum Reply {
     Hang,
 }
 
-impl Reply {
-    /// A reply of JSON text; a `status` that is none becomes a 200.
+impl ScriptedReply {
+    /// A reply of JSON text; an invalid `status` becomes a 200.
     pub fn json(status: u16, body: impl Into<Bytes>) -> Self {
-        let headers =
-            HeaderMap::from_iter([(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"))]);
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
         Self::Whole(StatusCode::from_u16(status).unwrap_or(StatusCode::OK), headers, body.into())
     }
 }
 
-/// A running simulated endpoint. Clones are handles on the same one; it runs until [`Origin::stop`], or as long as its
-/// runtime.
+/// A running simulated endpoint. Clones share it; it runs until [`Origin::stop`], or as long as its runtime.
 #[derive(Clone)]
 pub struct Origin(Arc<Inner>);
 
 struct Inner {
     address: SocketAddr,
     clock: Clock,
-    options: Mutex<Options>,
-    faults: Mutex<Faults>,
-    calls: Mutex<Vec<Call>>,
-    script: Mutex<VecDeque<Reply>>,
+    state: Mutex<State>,
     /// Calls on the batch route that have arrived.
     arrived: watch::Sender<usize>,
     /// Whether calls may go on.
     gate: watch::Sender<bool>,
-    ids_asked: AtomicUsize,
-    /// Hashes of (credential, group, id).
-    distinct: Mutex<HashSet<u64>>,
     serial: AtomicUsize,
-    open: Connections,
+    connections: Connections,
     stop: CancellationToken,
-    /// Dropped receivers tell when the listener and every connection have ended.
-    connections: watch::Sender<()>,
+    /// The listener and the connections.
+    tasks: TaskTracker,
+}
+
+struct State {
+    options: Options,
+    calls: Vec<RecordedCall>,
+    script: VecDeque<ScriptedReply>,
+    ids_asked: usize,
+    /// Hashes of (credential, group, id).
+    distinct: HashSet<u64>,
+}
+
+/// A request under way.
+struct Exchange {
+    origin: Origin,
+    parts: Parts,
+    /// As of its arrival.
+    options: Options,
+    serial: usize,
+    /// The endpoint's clock, in Unix seconds.
+    now: u64,
 }
 
 impl Origin {
@@ -231,8 +140,7 @@ impl Origin {
     pub async fn start(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(options.address).await?;
         let origin = Self::new(listener.local_addr()?, options, Clock::system());
-        let alive = origin.0.connections.subscribe();
-        tokio::spawn(origin.clone().accept(alive, listener));
+        origin.0.tasks.spawn(origin.clone().accept(listener));
         Ok(origin)
     }
 
@@ -245,7 +153,7 @@ impl Origin {
             while let Some(stream) = connections.recv().await {
                 // A dropped stream is a refused connection.
                 if !accepting.0.stop.is_cancelled() {
-                    accepting.serve(stream);
+                    accepting.spawn(stream);
                 }
             }
         });
@@ -253,32 +161,21 @@ impl Origin {
     }
 
     fn new(address: SocketAddr, options: Options, clock: Clock) -> Self {
+        let (calls, script, distinct) = (Vec::new(), VecDeque::new(), HashSet::new());
         Self(Arc::new(Inner {
             address,
             clock,
-            options: Mutex::new(options),
-            faults: Mutex::default(),
-            calls: Mutex::default(),
-            script: Mutex::default(),
+            state: Mutex::new(State { options, calls, script, ids_asked: 0, distinct }),
             arrived: watch::Sender::new(0),
             gate: watch::Sender::new(true),
-            ids_asked: AtomicUsize::new(0),
-            distinct: Mutex::default(),
             serial: AtomicUsize::new(1),
-            open: Connections::default(),
+            connections: Connections::default(),
             stop: CancellationToken::new(),
-            connections: watch::Sender::new(()),
+            tasks: TaskTracker::new(),
         }))
     }
 
-    /// Serves a connection in the background, until it or the origin ends.
-    fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let (origin, alive) = (self.clone(), self.0.connections.subscribe());
-        tokio::spawn(async move { origin.drive(stream, alive).await });
-    }
-
-    /// Parameters are dropped from the last to the first: `_alive` once the listener is closed.
-    async fn accept(self, _alive: watch::Receiver<()>, listener: TcpListener) {
+    async fn accept(self, listener: TcpListener) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -287,7 +184,7 @@ impl Origin {
             match accepted {
                 Ok((stream, _)) => {
                     let _ = stream.set_nodelay(true);
-                    self.serve(stream);
+                    self.spawn(stream);
                 }
                 // Out of file descriptors, say: some end soon.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -295,27 +192,27 @@ impl Origin {
         }
     }
 
-    /// Serves one connection over any stream, HTTP/1.1 or HTTP/2, until either side ends it or [`Origin::stop`].
-    pub async fn serve_connection(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        self.drive(io, self.0.connections.subscribe()).await;
+    fn spawn(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let origin = self.clone();
+        tokio::spawn(self.0.tasks.track_future(async move { origin.drive(stream).await }));
     }
 
-    async fn drive(
-        &self,
-        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        // Dropped last, when the stream is closed.
-        _alive: watch::Receiver<()>,
-    ) {
-        let (origin, open) = (self.clone(), self.0.open.open());
-        let connection = Arc::clone(&open.connection);
-        let service = service_fn(move |request: Request<Incoming>| {
-            let (origin, connection) = (origin.clone(), Arc::clone(&connection));
-            // An error ends the connection: that is how a reset is played.
+    /// Serves one connection over any stream, HTTP/1.1 or HTTP/2, until either side ends it or [`Origin::stop`].
+    pub async fn serve_connection(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        self.0.tasks.track_future(self.drive(io)).await;
+    }
+
+    async fn drive(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let connection = self.0.connections.open();
+        let _closes = connection.is_closed.clone().drop_guard();
+        let service = service_fn(|request: Request<Incoming>| {
+            let (origin, connection) = (self.clone(), Arc::clone(&connection));
+            // An error resets the connection.
             async move {
-                if !connection.serves(lock(&origin.0.faults).requests_per_connection) {
-                    return Err(Broken::other("lost"));
+                if !connection.serves(origin.options().requests_per_connection) {
+                    return Err(io::Error::other("lost"));
                 }
-                routes::answer(&origin, request).await
+                origin.answer(request).await
             }
         });
         let server = auto::Builder::new(TokioExecutor::new());
@@ -324,27 +221,44 @@ impl Origin {
             tokio::select! {
                 biased;
                 () = self.0.stop.cancelled() => return,
-                () = open.connection.is_lost.cancelled() => return,
-                () = open.connection.is_leaving.notified() => serving.as_mut().graceful_shutdown(),
+                () = connection.is_closed.cancelled() => return,
+                () = connection.is_leaving.notified() => serving.as_mut().graceful_shutdown(),
                 // However a connection ends, it is the client's to judge.
                 _ = serving.as_mut() => return,
             }
         }
     }
 
-    /// Loses every open connection.
-    pub fn lose_connections(&self, how: Loss) {
-        self.0.open.lose_all(how);
+    /// Answers one request.
+    ///
+    /// # Errors
+    /// To end the connection: the request's body breaks off, a reset is scripted, or the endpoint stops.
+    async fn answer(self, request: Request<Incoming>) -> io::Result<Response<Body>> {
+        let (parts, body) = request.into_parts();
+        let options = self.options();
+        let serial = self.0.serial.fetch_add(1, Ordering::Relaxed);
+        let now = (self.0.clock.now().unix_millis() / 1000).saturating_add_signed(options.clock_offset);
+        let exchange = Exchange { origin: self, parts, options, serial, now };
+        if exchange.parts.method == Method::GET && exchange.parts.uri.path() == api::PATH {
+            batch::answer(exchange, body).await
+        } else {
+            other_routes::answer(&exchange, body).await
+        }
     }
 
-    /// Loses one open connection: number `which` by age, counted round, if there is any.
+    /// Loses every open connection.
+    pub fn lose_connections(&self, how: Loss) {
+        self.0.connections.lose_all(how);
+    }
+
+    /// Loses one open connection, if there is any: number `which` by age, modulo their count.
     pub fn lose_connection(&self, which: usize, how: Loss) {
-        self.0.open.lose_one(which, how);
+        self.0.connections.lose_one(which, how);
     }
 
     /// Connections since the start.
     pub fn connections(&self) -> usize {
-        self.0.open.made()
+        self.0.connections.made()
     }
 
     /// Where it listens.
@@ -352,24 +266,27 @@ impl Origin {
         self.0.address
     }
 
-    /// Changes its behaviour from the next call on.
-    pub fn update(&self, change: impl FnOnce(&mut Options)) {
-        change(&mut lock(&self.0.options));
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.0.state)
     }
 
-    /// Changes what goes wrong from the next call on.
-    pub fn update_faults(&self, change: impl FnOnce(&mut Faults)) {
-        change(&mut lock(&self.0.faults));
+    fn options(&self) -> Options {
+        self.state().options.clone()
+    }
+
+    /// Changes its behaviour from the next call on.
+    pub fn update(&self, change: impl FnOnce(&mut Options)) {
+        change(&mut self.state().options);
     }
 
     /// The recorded calls on the batch route, in the order of their arrival; empty unless [`Options::record`].
-    pub fn calls(&self) -> Vec<Call> {
-        lock(&self.0.calls).clone()
+    pub fn calls(&self) -> Vec<RecordedCall> {
+        self.state().calls.clone()
     }
 
     /// Forgets the recorded calls. The counts go on.
     pub fn forget_calls(&self) {
-        lock(&self.0.calls).clear();
+        self.state().calls.clear();
     }
 
     /// Calls on the batch route since the start, recorded or not.
@@ -379,13 +296,13 @@ impl Origin {
 
     /// Ids that those calls asked for in all; a call that could not be read asked for none.
     pub fn ids_asked(&self) -> usize {
-        self.0.ids_asked.load(Ordering::Relaxed)
+        self.state().ids_asked
     }
 
-    /// Distinct ids among those, where an id of another group or of another credential is another id. Stops counting
-    /// at a million (2^20), so that it stays small.
+    /// Distinct ids among those, where an id of another group or of another credential is another id. Stops counting at
+    /// a million (2^20), to bound its memory.
     pub fn distinct_ids(&self) -> usize {
-        lock(&self.0.distinct).len()
+        self.state().distinct.len()
     }
 
     /// Holds calls on the batch route after they have arrived, until [`Origin::release`].
@@ -393,7 +310,7 @@ impl Origin {
         self.0.gate.send_replace(false);
     }
 
-    /// Lets held calls go on.
+    /// Lets calls go on.
     pub fn release(&self) {
         self.0.gate.send_replace(true);
     }
@@ -405,30 +322,30 @@ impl Origin {
     }
 
     /// Has the next call that arrives on the batch route answered by `reply`, in place of its own answer; several
-    /// replies serve as many calls, first come, first served.
-    pub fn script(&self, reply: Reply) {
-        lock(&self.0.script).push_back(reply);
+    /// replies serve as many calls, in their order.
+    pub fn script(&self, reply: ScriptedReply) {
+        self.state().script.push_back(reply);
     }
 
-    /// Closes the listener and every connection, in the middle of whatever they do, and returns when they are gone: the
-    /// endpoint is down. To have it up again, start another one at the same address.
+    /// Closes the listener and every connection, in the middle of answers, and returns when they are gone: the endpoint is down. To
+    /// have it up again, start another one at the same address.
     pub async fn stop(&self) {
         self.0.stop.cancel();
-        self.0.connections.closed().await;
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
     }
 }
 
-impl Inner {
-    fn count(&self, credential: &str, group: Option<&str>, ids: &[String]) {
-        self.ids_asked.fetch_add(ids.len(), Ordering::Relaxed);
-        let mut distinct = lock(&self.distinct);
+impl State {
+    fn count(&mut self, credential: &str, group: Option<&str>, ids: &[String]) {
+        self.ids_asked += ids.len();
         for id in ids {
-            if distinct.len() >= MOST_DISTINCT {
+            if self.distinct.len() >= MOST_DISTINCT {
                 return;
             }
             let mut hasher = DefaultHasher::new();
             (credential, group, id).hash(&mut hasher);
-            distinct.insert(hasher.finish());
+            self.distinct.insert(hasher.finish());
         }
     }
 }
@@ -436,6 +353,3 @@ impl Inner {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-/// What a connection's service may fail with: only a reset.
-pub(crate) type Broken = io::Error;

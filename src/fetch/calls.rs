@@ -1,7 +1,8 @@
-//! Calls: owned ids of one scope and form ride together.
+//! Calls to the endpoint: ids of one scope and form share calls.
 //!
-//! A lane has so many calls under way at a time; ids that come meanwhile queue, and leave when a call is back. No timer
-//! delays a lone batch.
+//! Each scope and form has a queue and a number of calls under way ([`take_ready_batches`](Fetcher::take_ready_batches)); ids
+//! that arrive meanwhile wait in the queue, and leave when a call returns. No timer delays a lone batch. Retries are
+//! [`Upstream::call`](crate::upstream::Upstream::call)'s.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,11 +12,12 @@ use http::{HeaderValue, StatusCode};
 use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::Budget;
 
-use super::load::Load;
-use super::sharing::Proof;
-use super::{Cause, Failure, FetchContext, Flight, FlightResult, Inner, ItemResult, State, Wanted};
+use super::batch_builder::BatchBuilder;
+use super::flights::{Flight, FlightMap};
+use super::shared_lookup::SharingProof;
+use super::{Cause, EntrySource, Failure, FetchContext, FetchResult, Fetcher, KeyedId};
 use crate::api;
-use crate::api::answer::{self, Item, Read};
+use crate::api::answer::{self, AnswerItem, ParsedAnswer};
 use crate::api::request::{self, Form};
 use crate::auth::{Identity, Scope};
 use crate::cache::Entry;
@@ -27,31 +29,32 @@ use crate::telemetry::metrics::CallResult;
 use crate::telemetry::trace::{CallContext, CallSpan};
 use crate::upstream::{Answer, Call, Rejection};
 
-/// Ids that may ride together: same caller, group, scope headers and form.
+/// Ids that may share a call: same caller, group, scope headers and form.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct LaneKey {
+pub(super) struct QueueKey {
     pub(super) scope: Scope,
     pub(super) form: Form,
 }
 
+/// The ids of one key that wait for a call.
 #[derive(Default)]
-pub(super) struct Lane {
-    pub(super) queue: VecDeque<PendingId>,
+pub(super) struct CallQueue {
+    pub(super) pending: VecDeque<PendingId>,
     /// Calls under way.
     calls: usize,
 }
 
-/// An owned id on its way.
+/// An id that waits for its call, or is in it.
 pub(super) struct PendingId {
-    pub(super) wanted: Wanted,
+    pub(super) id: KeyedId,
     pub(super) flight: Arc<Flight>,
-    pub(super) terms: Arc<FetchContext>,
-    /// Whether its id is leased, so that no other sidecar fetches it.
+    pub(super) context: Arc<FetchContext>,
+    /// Whether this sidecar holds a lease for the id, so that no other sidecar fetches it.
     pub(super) leased: bool,
     /// Whether no batch waits for it: it is a refresh ahead.
     pub(super) background: bool,
-    /// Of the configuration that its batch was read under.
-    pub(super) inner: Arc<Inner>,
+    /// The fetcher of the configuration under which its batch was read.
+    pub(super) inner: Arc<Fetcher>,
 }
 
 /// The batches that a call serves, one for each of its ids.
@@ -61,187 +64,197 @@ struct Served<'t> {
     is_one_batch: bool,
 }
 
-/// One call's load. However its task ends, its flights land and its lane moves on.
+/// The ids of one call. However its task ends, its flights are completed and its queue moves on.
 pub(super) struct UpstreamBatch {
-    inner: Arc<Inner>,
-    lane: LaneKey,
-    passengers: Vec<PendingId>,
+    inner: Arc<Fetcher>,
+    queue: QueueKey,
+    pending: Vec<PendingId>,
 }
 
-/// What came of a call, for the ids it carried, in their order.
-pub(super) struct Report {
-    pub(super) result: Result<Vec<ItemResult>, Cause>,
+/// What came of a call, for the ids that it carried, in their order.
+pub(super) struct CallReport {
+    pub(super) entries: Result<Vec<Entry>, Cause>,
     request_id: Option<HeaderValue>,
-    /// What may be shared of it.
-    pub(super) proof: Option<Proof>,
+    /// SharingProof that the entries may be shared with the fleet.
+    pub(super) proof: Option<SharingProof>,
     /// Its span, if it has one.
-    call: Option<CallContext>,
+    span: Option<CallContext>,
 }
 
-impl Report {
+impl CallReport {
     fn failed(cause: Cause) -> Self {
-        Self { result: Err(cause), request_id: None, proof: None, call: None }
+        Self { entries: Err(cause), request_id: None, proof: None, span: None }
     }
 
-    /// One result for each of `ids`.
-    fn each(self, ids: usize, shared: bool) -> Vec<FlightResult> {
-        let (request_id, call) = (self.request_id, self.call);
-        let arrivals =
-            self.result.unwrap_or_else(|cause| vec![ItemResult::Failed(Arc::new(Failure { cause, shared, ids })); ids]);
-        let landed =
-            |result| FlightResult { result, request_id: request_id.clone(), shared: false, call: call.clone() };
-        arrivals.into_iter().map(landed).collect()
+    /// One result for each of the call's `ids`; `shared`: they are not of one batch.
+    fn each(self, ids: usize, shared: bool) -> Vec<FetchResult> {
+        let (request_id, call) = (self.request_id, self.span);
+        let result = |entry| FetchResult {
+            entry,
+            source: EntrySource::Call,
+            request_id: request_id.clone(),
+            call: call.clone(),
+        };
+        match self.entries {
+            Ok(entries) => entries.into_iter().map(|entry| result(Ok(entry))).collect(),
+            Err(cause) => vec![result(Err(Arc::new(Failure { cause, shared, ids }))); ids],
+        }
     }
 }
 
 impl UpstreamBatch {
-    /// Ends the flights; what may be kept is in the cache already.
-    fn land(&mut self, report: Report) {
-        let passengers = std::mem::take(&mut self.passengers);
+    /// Ends the flights. The entries that may be stored are in the cache already.
+    fn complete(&mut self, result: CallReport) {
+        let pending = std::mem::take(&mut self.pending);
         let mut state = self.inner.state();
-        for passenger in &passengers {
-            state.forget(passenger.wanted.key, &passenger.flight);
+        for pending in &pending {
+            state.remove(pending.id.key, &pending.flight);
         }
         drop(state);
-        // From here on nobody joins any more, so who shares a failure is settled.
-        let mut terms = passengers.iter().map(|passenger| Arc::as_ptr(&passenger.terms));
-        let first = terms.next();
-        let shared = terms.any(|other| Some(other) != first)
-            || passengers.iter().any(|passenger| passenger.flight.joined.load(Ordering::Relaxed));
-        for (passenger, landed) in passengers.iter().zip(report.each(passengers.len(), shared)) {
-            passenger.flight.arrive(landed);
+        // No batch joins any more, so whether batches share a failure is settled.
+        let mut contexts = pending.iter().map(|pending| Arc::as_ptr(&pending.context));
+        let first = contexts.next();
+        let shared = contexts.any(|other| Some(other) != first)
+            || pending.iter().any(|pending| pending.flight.joined.load(Ordering::Relaxed));
+        for (pending, result) in pending.iter().zip(result.each(pending.len(), shared)) {
+            pending.flight.complete(result);
         }
     }
 }
 
 impl Drop for UpstreamBatch {
     fn drop(&mut self) {
-        if !self.passengers.is_empty() {
-            events::CallLost { ids: self.passengers.len() }.log();
-            self.land(Report::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost))));
+        if !self.pending.is_empty() {
+            events::CallLost { ids: self.pending.len() }.log();
+            self.complete(CallReport::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost))));
         }
         let mut state = self.inner.state();
-        if let Some(lane) = state.lanes.get_mut(&self.lane) {
-            lane.calls = lane.calls.saturating_sub(1);
+        if let Some(queue) = state.queues.get_mut(&self.queue) {
+            queue.calls = queue.calls.saturating_sub(1);
         }
-        let departing = self.inner.departures(&mut state, self.lane);
+        let ready = self.inner.take_ready_batches(&mut state, self.queue);
         drop(state);
-        self.inner.depart(departing);
+        self.inner.send(ready);
     }
 }
 
-impl Inner {
-    /// The calls that may leave a lane now. To be handed to [`Inner::depart`] once the state is unlocked.
-    pub(super) fn departures(self: &Arc<Self>, state: &mut State, key: LaneKey) -> Vec<UpstreamBatch> {
-        let mut departing = Vec::new();
-        let mut abandoned_flights = Vec::new();
-        let Some(lane) = state.lanes.get_mut(&key) else { return departing };
-        // Of two configurations, that of who came last.
-        let inner = Arc::clone(lane.queue.back().map_or(self, |last| &last.inner));
-        while lane.calls < inner.config.upstream.calls_per_scope {
-            let mut load = Load::new(&inner.config.upstream, key.form);
-            let mut passengers = Vec::new();
-            while let Some(next) = lane.queue.front() {
-                let abandoned = next.flight.awaited.load(Ordering::Relaxed) == 0;
-                if !abandoned && !load.takes(&next.wanted.id) {
+impl Fetcher {
+    /// Takes the batches that may leave a queue now, to be handed to [`Fetcher::send`] once the state is unlocked.
+    pub(super) fn take_ready_batches(self: &Arc<Self>, state: &mut FlightMap, key: QueueKey) -> Vec<UpstreamBatch> {
+        let mut ready = Vec::new();
+        let mut abandoned = Vec::new();
+        let Some(queue) = state.queues.get_mut(&key) else { return ready };
+        // Of two configurations, the one of the batch that came last.
+        let inner = Arc::clone(queue.pending.back().map_or(self, |last| &last.inner));
+        while queue.calls < inner.config.upstream.calls_per_scope {
+            let mut builder = BatchBuilder::new(&inner.config.upstream, key.form);
+            let mut pending = Vec::new();
+            while let Some(next) = queue.pending.front() {
+                let is_abandoned = next.flight.waiters.load(Ordering::Relaxed) == 0;
+                if !is_abandoned && !builder.add(&next.id.id) {
                     break;
                 }
-                let Some(next) = lane.queue.pop_front() else { break };
-                if abandoned {
-                    abandoned_flights.push(next);
+                let Some(next) = queue.pending.pop_front() else { break };
+                if is_abandoned {
+                    abandoned.push(next);
                 } else {
-                    passengers.push(next);
+                    pending.push(next);
                 }
             }
-            if passengers.is_empty() {
+            if pending.is_empty() {
                 break;
             }
             let now = self.clock.now();
-            for passenger in &passengers {
-                // Once: whoever leaves the queue does not come back.
-                let _ = passenger.flight.left.set(now);
+            for pending in &pending {
+                // Set once: an id that leaves the queue does not return.
+                let _ = pending.flight.sent.set(now);
             }
-            lane.calls += 1;
-            departing.push(UpstreamBatch { inner: Arc::clone(&inner), lane: key, passengers });
+            queue.calls += 1;
+            ready.push(UpstreamBatch { inner: Arc::clone(&inner), queue: key, pending });
         }
-        if lane.calls == 0 {
-            state.lanes.remove(&key);
+        if queue.calls == 0 {
+            state.queues.remove(&key);
         }
-        for abandoned in abandoned_flights {
-            state.forget(abandoned.wanted.key, &abandoned.flight);
+        for abandoned in abandoned {
+            state.remove(abandoned.id.key, &abandoned.flight);
         }
-        departing
+        ready
     }
 
-    /// Sets calls going. Must not be called with the state locked: a runtime that shuts down drops them on the spot.
-    pub(super) fn depart(&self, departing: Vec<UpstreamBatch>) {
-        for mut manifest in departing {
+    /// Starts calls. Must not be called with the state locked: a runtime that shuts down drops the calls on the spot.
+    pub(super) fn send(&self, ready: Vec<UpstreamBatch>) {
+        for mut batch in ready {
             self.flights.runtime.spawn(async move {
-                let report = manifest.run().await;
-                manifest.land(report);
+                let result = batch.run().await;
+                batch.complete(result);
             });
         }
     }
 
     /// One call for one batch alone.
-    pub(super) async fn call_apart(&self, terms: &FetchContext, wanted: &[Wanted], keep: bool) -> Vec<FlightResult> {
-        let served = Served { batches: vec![terms], is_one_batch: true };
-        let report = self.call(terms, &served, wanted, terms.deadline, keep).await;
-        self.share(terms, wanted, &[], &report);
-        report.each(wanted.len(), false)
+    pub(super) async fn call_for_one_batch(
+        &self,
+        context: &FetchContext,
+        ids: &[KeyedId],
+        store: bool,
+    ) -> Vec<FetchResult> {
+        let served = Served { batches: vec![context], is_one_batch: true };
+        let result = self.call(context, &served, ids, context.deadline, store).await;
+        self.share(context, ids, &[], &result);
+        result.each(ids.len(), false)
     }
 
-    /// A call on `terms`, those of the first of the batches that it serves.
+    /// Makes one call on behalf of `context`, the first of the batches that it serves.
     async fn call(
         &self,
-        terms: &FetchContext,
+        context: &FetchContext,
         served: &Served<'_>,
-        wanted: &[Wanted],
+        ids: &[KeyedId],
         deadline: Instant,
-        keep: bool,
-    ) -> Report {
-        if let Some(refusal) = self.refusal(terms, wanted) {
-            return self.reported(Report::failed(refusal));
+        store: bool,
+    ) -> CallReport {
+        if let Some(refusal) = self.refusal(context, ids) {
+            return self.counted(CallReport::failed(refusal));
         }
         // Takes the per-caller permit first, so a throttled caller holds no global one.
-        let caller_state = &terms.requester.caller_state;
+        let caller_state = &context.identity.caller_state;
         caller_state.calls.resize(self.flights.calls_per_caller.load(Ordering::Relaxed));
         let accepted = caller_state.is_accepted();
         let permits = async {
-            let own = caller_state.calls.acquire().await;
+            let for_caller = caller_state.calls.acquire().await;
             let unaccepted = if accepted { None } else { self.flights.unaccepted_calls.acquire().await.ok() };
-            self.flights.calls.acquire().await.map(|permit| (own, unaccepted, permit))
+            self.flights.calls.acquire().await.map(|permit| (for_caller, unaccepted, permit))
         };
         let permits = timeout_at(deadline, permits).await;
         // A call that has queued for too long is not sent: it would time out, and the endpoint would not be to blame.
         let (Ok(Ok(_permits)), true) = (permits, self.upstream.leaves_fair_time(deadline)) else {
             self.shed(Limit::Calls);
-            return self.reported(Report::failed(Cause::NoAnswer(Error::Deadline)));
+            return self.counted(CallReport::failed(Cause::NoAnswer(Error::Deadline)));
         };
-        let ids = || wanted.iter().map(|wanted| &*wanted.id);
-        let requests = served.batches.iter().map(|terms| &terms.trace);
-        let mut span = CallSpan::start(self.upstream.endpoint(), wanted.len(), requests);
-        let mut headers = terms.headers.clone();
-        headers.extend(span.context().as_ref().unwrap_or(&terms.context).headers());
-        let request_id = terms.request_id.as_ref().filter(|_| served.is_one_batch);
+        let names = || ids.iter().map(|id| &*id.id);
+        let requests = served.batches.iter().map(|context| &context.trace);
+        let mut span = CallSpan::start(self.upstream.endpoint(), ids.len(), requests);
+        let mut headers = context.headers.clone();
+        headers.extend(span.context().as_ref().unwrap_or(&context.trace_context).headers());
+        let request_id = context.request_id.as_ref().filter(|_| served.is_one_batch);
         headers.extend(request_id.map(|id| (api::REQUEST_ID, id.clone())));
         let call = Call {
-            target: request::target(terms.form, &terms.group, ids()),
-            body: request::body(terms.form, &terms.group, ids()),
+            target: request::target(context.form, &context.group, names()),
+            body: request::body(context.form, &context.group, names()),
             headers,
-            signer: terms.requester.signer.clone(),
-            hops: terms.hops,
-            caller: terms.requester.caller,
+            signer: context.identity.signer.clone(),
+            hops: context.hops,
+            caller: context.identity.caller,
             accepted,
-            ids: wanted.iter().map(|wanted| wanted.id.clone()).collect(),
+            ids: ids.iter().map(|id| id.id.clone()).collect(),
         };
         let read = |body: &[u8]| {
-            let read = answer::read(body, &ids().collect::<Vec<_>>());
-            let has_links = matches!(read, Read::Links(_) | Read::Unmatched);
+            let read = answer::read(body, &names().collect::<Vec<_>>());
+            let has_links = matches!(read, ParsedAnswer::Links(_) | ParsedAnswer::Unmatched);
             (read, has_links)
         };
         let invalidations = caller_state.invalidations();
-        // Before it is sent, so that whatever is purged or revoked from here on concerns what it brings.
+        // Taken before the call is sent: purges and revocations from here on concern what it brings.
         let stamp = self.tier.as_ref().and_then(|tier| tier.stamp());
         self.flights.refreshes.deposit();
         self.flights.extra_calls.deposit();
@@ -249,52 +262,51 @@ impl Inner {
         let outcome = self.upstream.call(&call, deadline, &mut retries, read).await;
         span.resent(retries);
         let status = outcome.as_ref().ok().map(|(answer, _)| answer.status);
-        let mut report = match outcome {
+        let mut result = match outcome {
             Ok((answer, read)) => {
                 let sent = answer.sent;
                 if answer.status == StatusCode::UNAUTHORIZED {
                     self.unauthorized(&served.batches);
                 }
-                self.note_pause(&call, &answer, &terms.requester);
-                let (mut report, accepted) = self.digest(answer, read, invalidations, terms, wanted, keep);
-                // A call that proves nothing of its caller here does not elsewhere.
-                let shown = accepted && keep;
-                report.proof = stamp.filter(|_| shown).map(|stamp| Proof { stamp, sent });
-                report
+                self.note_pause(&call, &answer, &context.identity);
+                let (mut result, accepted) = self.take_answer(answer, read, invalidations, context, ids, store);
+                // What proves nothing of the caller here proves nothing to the fleet.
+                result.proof = stamp.filter(|_| accepted && store).map(|stamp| SharingProof { stamp, sent });
+                result
             }
-            Err(error) => Report::failed(Cause::NoAnswer(error)),
+            Err(error) => CallReport::failed(Cause::NoAnswer(error)),
         };
         match status {
-            Some(status) => span.answered(status, call_result(&report).name()),
-            None => span.unanswered(call_result(&report).name()),
+            Some(status) => span.answered(status, call_result(&result).name()),
+            None => span.unanswered(call_result(&result).name()),
         }
-        report.call = span.call_context();
-        self.reported(report)
+        result.span = span.call_context();
+        self.counted(result)
     }
 
     /// Why no call for these ids may be made for this caller now.
-    pub(super) fn refusal(&self, terms: &FetchContext, wanted: &[Wanted]) -> Option<Cause> {
-        if let Some(paused) = terms.requester.caller_state.pause.lasting(self.clock.now()) {
+    pub(super) fn refusal(&self, context: &FetchContext, ids: &[KeyedId]) -> Option<Cause> {
+        if let Some(paused) = context.identity.caller_state.pause.lasting(self.clock.now()) {
             return Some(Cause::Rejected(Rejection::Pause(paused)));
         }
-        let ids = wanted.iter().map(|wanted| &*wanted.id);
-        self.upstream.refusal(terms.requester.caller, ids).map(Cause::Rejected)
+        let ids = ids.iter().map(|id| &*id.id);
+        self.upstream.refusal(context.identity.caller, ids).map(Cause::Rejected)
     }
 
     /// A 429, and a 503 with `Retry-After`, hold back their caller: one id, or one bad token, may be the reason for them.
-    fn note_pause(&self, call: &Call, answer: &Answer, requester: &Identity) {
+    fn note_pause(&self, call: &Call, answer: &Answer, identity: &Identity) {
         let now = self.clock.now();
         let asked = self.upstream.pause_of(answer);
         let throttled =
             (answer.status == StatusCode::TOO_MANY_REQUESTS).then(|| pause::throttled(&answer.headers, now));
         let Some(span) = asked.or(throttled) else { return };
-        requester.caller_state.pause.set(now, span, Some(answer.response()));
+        identity.caller_state.pause.set(now, span, Some(answer.response()));
         if asked.is_some() {
             self.upstream.asked_to_pause(call, span);
         }
         self.throttled.when_due(|suppressed| {
             events::CallerPaused {
-                caller: format_args!("{:08x}", requester.caller.short()),
+                caller: format_args!("{:08x}", identity.caller.short()),
                 status: answer.status.as_u16(),
                 seconds: span.as_secs_f64(),
                 suppressed,
@@ -303,134 +315,126 @@ impl Inner {
         });
     }
 
-    fn reported(&self, report: Report) -> Report {
-        self.metrics.upstream_calls.of(call_result(&report)).inc();
-        report
+    fn counted(&self, result: CallReport) -> CallReport {
+        self.metrics.upstream_calls.of(call_result(&result)).inc();
+        result
     }
 
-    /// Reads an answer, fills the cache, and learns about the caller; whether that it is accepted.
-    fn digest(
+    /// Stores what an answer brings, and notes what it shows of the caller. Returns also whether the call proves that the
+    /// endpoint accepts the caller.
+    fn take_answer(
         &self,
         answer: Answer,
-        read: Option<Read>,
+        read: Option<ParsedAnswer>,
         invalidations: u64,
-        terms: &FetchContext,
-        wanted: &[Wanted],
-        keep: bool,
-    ) -> (Report, bool) {
+        context: &FetchContext,
+        ids: &[KeyedId],
+        store: bool,
+    ) -> (CallReport, bool) {
         let mut accepted = false;
         let request_id = answer.headers.get(api::REQUEST_ID).cloned();
-        let requester = &terms.requester;
-        let result = match answer.status {
+        let identity = &context.identity;
+        let entries = match answer.status {
             StatusCode::OK => {
-                // What was not read is in a coding that cannot be undone: nothing in it can be matched.
+                // An answer in a coding that cannot be undone is not read: nothing in it can be matched.
                 if read.is_none() {
                     self.upstream.cannot_be_read();
                 }
-                match read.unwrap_or(Read::Unmatched) {
-                    Read::Links(items) => {
-                        // What left before an invalidation fills nothing.
-                        accepted = self.callers.accept(requester, answer.sent, invalidations);
-                        let keep = keep && accepted;
-                        let mut arrivals = self.file(&answer, terms, wanted, items, keep);
-                        self.forget_refused_since(answer.sent, wanted, &mut arrivals);
-                        if keep && requester.caller_state.invalidations() != invalidations {
+                match read.unwrap_or(ParsedAnswer::Unmatched) {
+                    ParsedAnswer::Links(items) => {
+                        // A call that was sent before an invalidation proves nothing, and stores nothing.
+                        accepted = self.callers.accept(identity, answer.sent, invalidations);
+                        let store = store && accepted;
+                        let mut entries = self.store(&answer, context, ids, items, store);
+                        self.settle_refusals(answer.sent, ids, &mut entries);
+                        if store && identity.caller_state.invalidations() != invalidations {
                             // The caller was invalidated meanwhile, perhaps over these very ids.
                             accepted = false;
-                            wanted.iter().for_each(|wanted| self.cache.forget(wanted.key));
+                            ids.iter().for_each(|id| self.cache.forget(id.key));
                         }
-                        Ok(arrivals)
+                        Ok(entries)
                     }
-                    Read::NoList => {
-                        // Older codes come with a 200, "no permission" among them; which is which is documented for
-                        // one alone, so any other counts as that. What has no code at all is not remembered.
+                    ParsedAnswer::NoList => {
+                        // Older error codes come with a 200. Only the code of failed validation is documented; any other
+                        // counts as "no permission". An error without a code is not remembered.
                         let code = answer::error_code(&answer.body);
                         if code.as_deref() != Some(api::VALIDATION_FAILED) {
-                            self.withdraw(&answer, terms, wanted, keep && code.is_some());
+                            self.withdraw(&answer, context, ids, store && code.is_some());
                         }
                         Err(Cause::Answer(answer))
                     }
-                    Read::Unmatched => {
-                        self.metrics.uncacheable.of(Reason::Unmatched).inc_by(wanted.len() as u64);
+                    ParsedAnswer::Unmatched => {
+                        self.metrics.uncacheable.of(Reason::Unmatched).inc_by(ids.len() as u64);
                         Err(Cause::Unmatched(answer))
                     }
-                    Read::Broken => {
+                    ParsedAnswer::Broken => {
                         self.upstream.cannot_be_read();
                         Err(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Unreadable)))
                     }
                 }
             }
             StatusCode::FORBIDDEN => {
-                self.withdraw(&answer, terms, wanted, keep);
+                self.withdraw(&answer, context, ids, store);
                 Err(Cause::Answer(answer))
             }
             _ => Err(Cause::Answer(answer)),
         };
-        (Report { result, request_id, proof: None, call: None }, accepted)
+        (CallReport { entries, request_id, proof: None, span: None }, accepted)
     }
 
-    /// Keeps what may be kept of an answer: nothing that was purged after its call had left.
-    fn file(
+    /// The entries of an answer's items, one for each of `ids`. Stores those that may be stored: nothing that was purged after
+    /// the call was sent.
+    fn store(
         &self,
         answer: &Answer,
-        terms: &FetchContext,
-        wanted: &[Wanted],
-        items: Vec<Option<Item>>,
-        keep: bool,
-    ) -> Vec<ItemResult> {
+        context: &FetchContext,
+        ids: &[KeyedId],
+        items: Vec<Option<AnswerItem>>,
+        store: bool,
+    ) -> Vec<Entry> {
         let source = freshness::Source::read(&answer.headers, answer.sent);
         self.metrics.clock_skew.set(source.skew() as f64 / 1000.0);
         let foreign_vary = self.callers.varies_outside(&answer.headers);
         let policy = &self.config.freshness;
-        let marks = self.cache.purges().of_group(terms.group.name());
-        let keep = keep && self.may_keep();
-        let may_keep = |wanted: &Wanted| keep && !marks.cover(&wanted.id, answer.sent);
-        let store = |wanted: &Wanted, text: Option<Arc<str>>, deadlines: Deadlines| {
-            let keep = may_keep(wanted);
-            if keep {
-                self.cache.keep(wanted.key, Entry::new(text.as_deref(), deadlines));
-            }
-            keep.then_some(deadlines)
-        };
-        wanted
-            .iter()
-            .zip(items)
-            .map(|(wanted, item)| match item {
-                Some(item) => {
-                    let verdict = match freshness::judge(item.url.as_deref(), &source, policy) {
-                        Verdict::Keep(_) if foreign_vary => Verdict::Pass(Reason::Vary),
-                        verdict => verdict,
-                    };
-                    match verdict {
-                        Verdict::Keep(deadlines) => {
-                            let kept = store(wanted, Some(Arc::clone(&item.text)), deadlines);
-                            ItemResult::Link(item.text, kept)
-                        }
-                        Verdict::Pass(reason) => {
-                            self.metrics.uncacheable.of(reason).inc();
-                            if reason == Reason::NoStore {
-                                self.say_once_that_nothing_is_stored();
-                            }
-                            // What is kept from before is another link, and good until its own end.
-                            ItemResult::Link(item.text, None)
-                        }
-                    }
-                }
+        let marks = self.cache.purges().of_group(context.group.name());
+        let store = store && self.may_store();
+        let entry = |id: &KeyedId, item: Option<AnswerItem>| {
+            let may_store = store && !marks.cover(&id.id, answer.sent);
+            let deadlines = match &item {
+                Some(item) => match freshness::judge(item.url.as_deref(), &source, policy) {
+                    Verdict::Keep(_) if foreign_vary => Err(Reason::Vary),
+                    Verdict::Keep(deadlines) => Ok(deadlines),
+                    Verdict::Pass(reason) => Err(reason),
+                },
+                // An id that was left out, and that may not be remembered as absent.
                 None if source.forbids_storing(policy) || foreign_vary => {
-                    if may_keep(wanted) {
-                        self.cache.forget(wanted.key);
+                    if may_store {
+                        self.cache.forget(id.key);
                     }
-                    ItemResult::LeftOut(None)
+                    Ok(Deadlines::not_stored(answer.sent))
                 }
-                None => {
-                    let deadlines = Deadlines::absent(answer.sent, source.absence(policy));
-                    ItemResult::LeftOut(store(wanted, None, deadlines))
+                None => Ok(Deadlines::absent(answer.sent, source.absence(policy))),
+            };
+            let deadlines = deadlines.unwrap_or_else(|reason| {
+                self.metrics.uncacheable.of(reason).inc();
+                if reason == Reason::NoStore {
+                    self.warn_once_of_no_store();
                 }
-            })
-            .collect()
+                // An entry that is stored already is another link, good until its own deadlines.
+                Deadlines::not_stored(answer.sent)
+            });
+            let is_stored = may_store && deadlines.is_stored();
+            let deadlines = if is_stored { deadlines } else { Deadlines::not_stored(answer.sent) };
+            let entry = Entry::new(item.as_ref().map(|item| &*item.text), deadlines);
+            if is_stored {
+                self.cache.keep(id.key, entry.clone());
+            }
+            entry
+        };
+        ids.iter().zip(items).map(|(id, item)| entry(id, item)).collect()
     }
 
-    fn say_once_that_nothing_is_stored(&self) {
+    fn warn_once_of_no_store(&self) {
         if !self.warned_no_store.swap(true, Ordering::Relaxed) {
             events::NotStored {}.log();
         }
@@ -438,29 +442,30 @@ impl Inner {
 }
 
 impl UpstreamBatch {
-    async fn run(&mut self) -> Report {
-        let Some(first) = self.passengers.first() else {
-            return Report::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost)));
+    async fn run(&mut self) -> CallReport {
+        let Some(first) = self.pending.first() else {
+            return CallReport::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost)));
         };
-        let latest = self.passengers.iter().map(|passenger| passenger.terms.deadline).max();
-        let deadline = latest.unwrap_or(first.terms.deadline);
-        let wanted: Vec<Wanted> = self.passengers.iter().map(|passenger| passenger.wanted.clone()).collect();
-        let terms = Arc::clone(&first.terms);
-        let is_one_batch = self.passengers.iter().all(|passenger| {
-            let is_joined = passenger.flight.joined.load(Ordering::Relaxed);
-            Arc::ptr_eq(&passenger.terms, &terms) && !is_joined && !passenger.background
+        let latest = self.pending.iter().map(|pending| pending.context.deadline).max();
+        let deadline = latest.unwrap_or(first.context.deadline);
+        let ids: Vec<KeyedId> = self.pending.iter().map(|pending| pending.id.clone()).collect();
+        let context = Arc::clone(&first.context);
+        let is_one_batch = self.pending.iter().all(|pending| {
+            let is_joined = pending.flight.joined.load(Ordering::Relaxed);
+            Arc::ptr_eq(&pending.context, &context) && !is_joined && !pending.background
         });
-        let batches = self.passengers.iter().map(|passenger| &*passenger.terms).collect();
+        let batches = self.pending.iter().map(|pending| &*pending.context).collect();
         let served = Served { batches, is_one_batch };
-        let report = self.inner.call(&terms, &served, &wanted, deadline, true).await;
-        let leased: Vec<bool> = self.passengers.iter().map(|passenger| passenger.leased).collect();
-        self.inner.share(&terms, &wanted, &leased, &report);
-        report
+        let result = self.inner.call(&context, &served, &ids, deadline, true).await;
+        let leased: Vec<bool> = self.pending.iter().map(|pending| pending.leased).collect();
+        self.inner.share(&context, &ids, &leased, &result);
+        result
     }
 }
 
-fn call_result(report: &Report) -> CallResult {
-    match &report.result {
+/// The label of a call in `upstream_calls_total`.
+fn call_result(report: &CallReport) -> CallResult {
+    match &report.entries {
         Ok(_) => CallResult::Ok,
         Err(Cause::Answer(answer) | Cause::Unmatched(answer)) => match answer.status.as_u16() {
             200 => CallResult::ErrorIn200,

@@ -1,4 +1,4 @@
-//! What is in flight: one flight per id, who waits for it, and what that may cost.
+//! Flights: the ids that are being fetched now, the batches that wait for them, and the limits on both.
 
 use std::collections::HashMap;
 use std::collections::hash_map;
@@ -9,31 +9,31 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tower::retry::budget::TpsBudget;
 
-use super::calls::{Lane, LaneKey, PendingId};
-use super::{FetchContext, FlightResult, Inner, Wanted};
+use super::calls::{CallQueue, PendingId, QueueKey};
+use super::{FetchContext, FetchResult, Fetcher, KeyedId};
 use crate::auth::{CallerState, Key};
 use crate::cache::purges::Marks;
 use crate::clock::{Moment, millis};
 use crate::limits::permits::Permits;
 
-/// Refreshes ahead, as a share of recent calls; one a second is allowed besides, or a cache that answers everything
-/// from memory, and so makes no other calls, could not keep its links from going cold.
+/// Refreshes ahead, as a share of recent calls. One a second is allowed besides: a cache that answers everything from memory
+/// makes no other calls, and could not keep its links fresh.
 const REFRESH_SHARE: f32 = 0.1;
-/// Calls that find out whose fault a failed one was: at worst, and beyond these few, as many again as all others, so that
-/// an endpoint that answers everyone with a 500 gets no storm.
+/// Calls a second that repeat a failed call for one batch alone; beyond these, as many as other calls, so that an endpoint
+/// that answers everyone with a 500 gets at most twice the load.
 const EXTRA_CALLS_A_SECOND: u32 = 10;
-/// Callers that the endpoint has not accepted may together have one part in so many of the calls at a time.
+/// Callers that the endpoint has not accepted share one part in this many of the calls at a time.
 const UNACCEPTED_PART: usize = 4;
 const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 
-/// What is in flight, and what it may cost. It outlasts a configuration: an id is fetched once, also over a reload.
+/// The flights, and their limits. Reloads keep them, so that an id is fetched once across a reload.
 pub struct Flights {
-    /// Allows calls that find out whose fault a failed one was, as a share of calls.
+    /// Allows calls that repeat a failed call for one batch alone, as a share of calls.
     pub(super) extra_calls: TpsBudget,
-    /// Allows refreshes ahead as a share of calls.
+    /// Allows refreshes ahead, as a share of calls.
     pub(super) refreshes: TpsBudget,
     pub(super) runtime: tokio::runtime::Handle,
-    pub(super) state: Mutex<State>,
+    pub(super) state: Mutex<FlightMap>,
     /// Permits of calls under way.
     pub(super) calls: Permits,
     /// Of those, for callers that the endpoint has not accepted: tokens can be made up, and their calls may hang.
@@ -44,14 +44,14 @@ pub struct Flights {
     pub(super) in_flight: AtomicUsize,
     /// Of those, for callers that the endpoint has not accepted.
     pub(super) unaccepted_in_flight: AtomicUsize,
-    /// Batches waiting.
+    /// Batches that wait for flights.
     pub(super) waiters: AtomicUsize,
     /// `freshness.min_remaining` of the configuration in force, in milliseconds.
-    pub(super) floor: AtomicU64,
+    min_remaining: AtomicU64,
 }
 
 impl Flights {
-    /// None yet, and `calls` calls at a time. Must be called within a tokio runtime, on which they then run.
+    /// No flights, and `calls` calls at a time. Must be called within a tokio runtime, on which the calls run.
     pub fn new(calls: usize) -> Self {
         Self {
             extra_calls: TpsBudget::new(BUDGET_WINDOW, EXTRA_CALLS_A_SECOND, 1.0),
@@ -64,21 +64,26 @@ impl Flights {
             in_flight: AtomicUsize::new(0),
             unaccepted_in_flight: AtomicUsize::new(0),
             waiters: AtomicUsize::new(0),
-            floor: AtomicU64::new(0),
+            min_remaining: AtomicU64::new(0),
         }
     }
 
-    /// What is brought from now on is kept only under a configuration with this floor, or a higher one.
-    pub fn set_floor(&self, min_remaining: Duration) {
-        self.floor.store(millis(min_remaining), Ordering::Release);
+    /// Sets `freshness.min_remaining`: entries are stored only under a configuration with this value or a higher one.
+    pub fn set_min_remaining(&self, min_remaining: Duration) {
+        self.min_remaining.store(millis(min_remaining), Ordering::Release);
     }
 
-    /// Ids in flight, and batches waiting.
+    /// Whether entries that were judged by `min_remaining` may be stored.
+    pub(super) fn may_store(&self, min_remaining: Duration) -> bool {
+        millis(min_remaining) >= self.min_remaining.load(Ordering::Acquire)
+    }
+
+    /// Ids in flight, and batches that wait.
     pub fn in_use(&self) -> (usize, usize) {
         (self.in_flight.load(Ordering::Relaxed), self.waiters.load(Ordering::Relaxed))
     }
 
-    /// From now on, `calls` calls at a time, of which one caller may have half.
+    /// Allows `calls` calls at a time, half of them to one caller.
     pub fn resize(&self, calls: usize) {
         self.calls.resize(calls);
         self.unaccepted_calls.resize(calls.div_ceil(UNACCEPTED_PART));
@@ -86,15 +91,16 @@ impl Flights {
     }
 }
 
+/// What one lock guards: which ids are in flight, and which of them wait for a call.
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct FlightMap {
     pub(super) flights: HashMap<Key, Arc<Flight>>,
-    pub(super) lanes: HashMap<LaneKey, Lane>,
+    pub(super) queues: HashMap<QueueKey, CallQueue>,
 }
 
-impl State {
-    /// Forgets `flight`, unless another one has taken its place.
-    pub(super) fn forget(&mut self, key: Key, flight: &Arc<Flight>) {
+impl FlightMap {
+    /// Removes `flight`, unless another one has replaced it.
+    pub(super) fn remove(&mut self, key: Key, flight: &Arc<Flight>) {
         if let hash_map::Entry::Occupied(entry) = self.flights.entry(key)
             && Arc::ptr_eq(entry.get(), flight)
         {
@@ -102,91 +108,94 @@ impl State {
         }
     }
 
-    /// A new flight, for a call of `inner`'s.
-    pub(super) fn begin(
+    /// Starts a flight for `id`, which `inner` is to fetch.
+    pub(super) fn start(
         &mut self,
-        inner: &Arc<Inner>,
-        terms: &Arc<FetchContext>,
-        wanted: &Wanted,
-        permit: Permit,
+        inner: &Arc<Fetcher>,
+        context: &Arc<FetchContext>,
+        id: &KeyedId,
+        permit: InFlightPermit,
     ) -> PendingId {
         let flight = Arc::new(Flight {
-            landed: OnceLock::new(),
-            bell: Notify::new(),
-            awaited: AtomicUsize::new(0),
+            result: OnceLock::new(),
+            completed: Notify::new(),
+            waiters: AtomicUsize::new(0),
             joined: AtomicBool::new(false),
-            left: OnceLock::new(),
-            hops: terms.hops,
+            sent: OnceLock::new(),
+            hops: context.hops,
             _permit: permit,
         });
-        self.flights.insert(wanted.key, Arc::clone(&flight));
+        self.flights.insert(id.key, Arc::clone(&flight));
         PendingId {
-            wanted: wanted.clone(),
+            id: id.clone(),
             flight,
-            terms: Arc::clone(terms),
+            context: Arc::clone(context),
             inner: Arc::clone(inner),
             leased: false,
             background: false,
         }
     }
 
-    /// Queues flights of one lane for a call.
-    pub(super) fn queue(&mut self, lane: LaneKey, passengers: Vec<PendingId>) {
-        if !passengers.is_empty() {
-            self.lanes.entry(lane).or_default().queue.extend(passengers);
+    /// Queues flights for a call.
+    pub(super) fn enqueue(&mut self, key: QueueKey, pending: Vec<PendingId>) {
+        if !pending.is_empty() {
+            self.queues.entry(key).or_default().pending.extend(pending);
         }
     }
 }
 
-/// One id being fetched.
+/// One id that is being fetched.
 pub(super) struct Flight {
-    pub(super) landed: OnceLock<FlightResult>,
-    pub(super) bell: Notify,
+    result: OnceLock<FetchResult>,
+    completed: Notify,
     /// Batches that wait for it.
-    pub(super) awaited: AtomicUsize,
+    pub(super) waiters: AtomicUsize,
     pub(super) joined: AtomicBool,
-    /// When its call left the queue.
-    pub(super) left: OnceLock<Moment>,
-    /// Sidelinks that its batch had passed.
+    /// When its call left the queue, or the shared tier was asked.
+    pub(super) sent: OnceLock<Moment>,
+    /// How many sidelinks its batch had passed.
     pub(super) hops: usize,
-    /// Freed when the flight is forgotten by all: a client that leaves gains nothing.
-    pub(super) _permit: Permit,
+    /// Given back with the last reference to the flight: a client that leaves frees nothing early.
+    _permit: InFlightPermit,
 }
 
 impl Flight {
-    /// Whether what it brings of `id` is purged: its call left before. What still waits for its call does not.
+    /// Whether a purge covers what the flight brings of `id`, since it was sent before the purge. A flight that still waits
+    /// for its call is not covered.
     pub(super) fn is_purged(&self, id: &str, marks: &Marks<'_>) -> bool {
-        self.left.get().is_some_and(|left| marks.cover(id, *left))
+        self.sent.get().is_some_and(|sent| marks.cover(id, *sent))
     }
 
-    /// Ends it, once.
-    pub(super) fn arrive(&self, landed: FlightResult) {
-        let _ = self.landed.set(landed);
-        self.bell.notify_waiters();
+    /// Ends the flight, once.
+    pub(super) fn complete(&self, result: FetchResult) {
+        let _ = self.result.set(result);
+        self.completed.notify_waiters();
     }
 
-    pub(super) async fn land(&self) -> FlightResult {
+    /// Waits for the flight's end.
+    pub(super) async fn wait(&self) -> FetchResult {
         loop {
-            let bell = self.bell.notified();
-            tokio::pin!(bell);
-            bell.as_mut().enable();
-            if let Some(landed) = self.landed.get() {
-                return landed.clone();
+            let completed = self.completed.notified();
+            tokio::pin!(completed);
+            completed.as_mut().enable();
+            if let Some(result) = self.result.get() {
+                return result.clone();
             }
-            bell.await;
+            completed.await;
         }
     }
 }
 
-/// A batch's place on a flight.
-pub(super) struct Place {
+/// A batch that waits for a flight.
+pub(super) struct FlightWaiter {
     pub(super) flight: Arc<Flight>,
+    /// Whether another batch had started the flight.
     pub(super) joined: bool,
 }
 
-impl Place {
-    pub(super) fn on(flight: &Arc<Flight>, joined: bool) -> Self {
-        flight.awaited.fetch_add(1, Ordering::Relaxed);
+impl FlightWaiter {
+    pub(super) fn new(flight: &Arc<Flight>, joined: bool) -> Self {
+        flight.waiters.fetch_add(1, Ordering::Relaxed);
         if joined {
             flight.joined.store(true, Ordering::Relaxed);
         }
@@ -194,21 +203,21 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for FlightWaiter {
     fn drop(&mut self) {
-        self.flight.awaited.fetch_sub(1, Ordering::Relaxed);
+        self.flight.waiters.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// The right to have one id in flight.
-pub(super) struct Permit {
+/// The right to have one id in flight (`limits.in_flight`).
+pub(super) struct InFlightPermit {
     pub(super) flights: Arc<Flights>,
     pub(super) caller_state: Arc<CallerState>,
-    /// Whether the endpoint had accepted the caller when it was given.
+    /// Whether the endpoint had accepted the caller when the permit was given.
     pub(super) accepted: bool,
 }
 
-impl Drop for Permit {
+impl Drop for InFlightPermit {
     fn drop(&mut self) {
         self.caller_state.flights.fetch_sub(1, Ordering::Relaxed);
         if !self.accepted {
@@ -218,10 +227,10 @@ impl Drop for Permit {
     }
 }
 
-/// A batch's right to wait.
-pub(super) struct Waiting<'f>(pub(super) &'f AtomicUsize);
+/// A batch's right to wait (`limits.waiters`).
+pub(super) struct WaiterPermit<'f>(pub(super) &'f AtomicUsize);
 
-impl Drop for Waiting<'_> {
+impl Drop for WaiterPermit<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

@@ -1,14 +1,19 @@
 use prometheus::Registry;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
-use super::sharing::Seekers;
+use super::shared_lookup::SharedLookup;
 use super::*;
 use crate::api;
+use crate::api::id::Group;
+use crate::api::request::Form;
 use crate::auth::CallerStates;
 use crate::cache::freshness::Deadlines;
 use crate::cache::purges::Purges;
 use crate::config::Endpoint;
+use crate::error::Limit;
 use crate::shared::Found;
+use crate::telemetry::trace::{RequestSpan, TraceContext};
 
 /// A fetcher whose endpoint refuses every connection.
 fn fetch() -> (Fetch, Arc<FetchContext>) {
@@ -23,11 +28,11 @@ fn fetch() -> (Fetch, Arc<FetchContext>) {
     let cache = Arc::new(Cache::new(&config.cache, purges, &metrics));
     let (head, ()) = http::Request::get("/").header(api::TOKEN, "t").body(()).unwrap().into_parts();
     let credential = callers.credential(&head.headers).ok().unwrap();
-    let requester = callers.identify(&credential, &head, b"").ok().unwrap();
-    let terms = FetchContext {
-        headers: callers.carried(&requester, &head.headers),
-        scope: callers.scope(&requester, &head.headers, &Group::Absent),
-        requester,
+    let identity = callers.identify(&credential, &head, b"").ok().unwrap();
+    let context = FetchContext {
+        headers: callers.carried(&identity, &head.headers),
+        scope: callers.scope(&identity, &head.headers, &Group::Absent),
+        identity,
         group: Group::Absent,
         request_id: None,
         has_cookies: false,
@@ -36,104 +41,104 @@ fn fetch() -> (Fetch, Arc<FetchContext>) {
         deadline: Instant::now() + config.upstream.deadline,
         hops: 0,
         trace: RequestSpan::default(),
-        context: TraceContext::default(),
-        demand: CacheRequirements::default(),
+        trace_context: TraceContext::default(),
+        requirements: CacheRequirements::default(),
         share: None,
     };
     let flights = Arc::new(Flights::new(config.upstream.calls));
-    (Fetch::new(upstream, callers, cache, flights, None, metrics, config, clock), Arc::new(terms))
+    (Fetch::new(upstream, callers, cache, flights, None, metrics, config, clock), Arc::new(context))
 }
 
-fn wanted(terms: &FetchContext, id: &str) -> Wanted {
-    Wanted { id: id.into(), key: terms.scope.key(id) }
+fn keyed(context: &FetchContext, id: &str) -> KeyedId {
+    KeyedId { id: id.into(), key: context.scope.key(id) }
 }
 
-fn is_lost(landed: &FlightResult) -> bool {
-    let ItemResult::Failed(failure) = &landed.result else { return false };
+fn is_lost(result: &FetchResult) -> bool {
+    let Err(failure) = &result.entry else { return false };
     matches!(failure.cause, Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost)))
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_flight_whose_task_panics_frees_its_waiters_and_its_permit() {
-    let (fetch, terms) = fetch();
-    let wanted = wanted(&terms, "1");
-    let (flight, mut departing) = {
+    let (fetch, context) = fetch();
+    let id = keyed(&context, "1");
+    let (flight, mut ready) = {
         let mut state = fetch.0.state();
-        let permit = fetch.0.permits(1, &terms.requester.caller_state).unwrap().remove(0);
-        let passenger = state.begin(&fetch.0, &terms, &wanted, permit);
-        let flight = Arc::clone(&passenger.flight);
-        flight.awaited.fetch_add(1, Ordering::Relaxed);
-        state.queue(terms.lane(), vec![passenger]);
-        let departing = fetch.0.departures(&mut state, terms.lane());
-        (flight, departing)
+        let permit = fetch.0.permits(1, &context.identity.caller_state).unwrap().remove(0);
+        let pending = state.start(&fetch.0, &context, &id, permit);
+        let flight = Arc::clone(&pending.flight);
+        flight.waiters.fetch_add(1, Ordering::Relaxed);
+        state.enqueue(context.queue_key(), vec![pending]);
+        let ready = fetch.0.take_ready_batches(&mut state, context.queue_key());
+        (flight, ready)
     };
-    let manifest = departing.remove(0);
+    let batch = ready.remove(0);
     let waiter = tokio::spawn({
         let flight = Arc::clone(&flight);
-        async move { flight.land().await }
+        async move { flight.wait().await }
     });
     let call = tokio::spawn(async move {
-        let _manifest = manifest;
+        let _batch = batch;
         panic!("planted");
     });
     assert!(call.await.unwrap_err().is_panic());
     assert!(is_lost(&waiter.await.unwrap()));
     drop(flight);
-    assert!(fetch.0.state().flights.is_empty() && fetch.0.state().lanes.is_empty());
+    assert!(fetch.0.state().flights.is_empty() && fetch.0.state().queues.is_empty());
     assert_eq!(fetch.0.flights.in_flight.load(Ordering::Relaxed), 0);
-    assert_eq!(terms.requester.caller_state.flights.load(Ordering::Relaxed), 0);
+    assert_eq!(context.identity.caller_state.flights.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queued_id_that_nobody_awaits_any_more_is_dropped() {
-    let (fetch, terms) = fetch();
+async fn a_queued_id_without_waiters_is_dropped() {
+    let (fetch, context) = fetch();
     let mut state = fetch.0.state();
     for id in ["left", "stays"] {
-        let permit = fetch.0.permits(1, &terms.requester.caller_state).unwrap().remove(0);
-        let passenger = state.begin(&fetch.0, &terms, &wanted(&terms, id), permit);
-        passenger.flight.awaited.fetch_add(usize::from(id == "stays"), Ordering::Relaxed);
-        state.queue(terms.lane(), vec![passenger]);
+        let permit = fetch.0.permits(1, &context.identity.caller_state).unwrap().remove(0);
+        let pending = state.start(&fetch.0, &context, &keyed(&context, id), permit);
+        pending.flight.waiters.fetch_add(usize::from(id == "stays"), Ordering::Relaxed);
+        state.enqueue(context.queue_key(), vec![pending]);
     }
-    let departing = fetch.0.departures(&mut state, terms.lane());
-    assert_eq!(departing.len(), 1);
-    assert!(state.flights.contains_key(&wanted(&terms, "stays").key));
-    assert!(!state.flights.contains_key(&wanted(&terms, "left").key));
+    let ready = fetch.0.take_ready_batches(&mut state, context.queue_key());
+    assert_eq!(ready.len(), 1);
+    assert!(state.flights.contains_key(&keyed(&context, "stays").key));
+    assert!(!state.flights.contains_key(&keyed(&context, "left").key));
     drop(state);
-    drop(departing);
+    drop(ready);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_that_is_shed_leaves_nothing_behind() {
-    let (fetch, terms) = fetch();
+async fn a_batch_that_is_shed_leaves_no_flight_and_no_permit() {
+    let (fetch, context) = fetch();
     let most = fetch.0.config.limits.in_flight;
-    let many: Vec<Wanted> = (0..=most / 2).map(|id| wanted(&terms, &id.to_string())).collect();
-    let shed = fetch.fetch(&terms, &many).await;
+    let many: Vec<KeyedId> = (0..=most / 2).map(|id| keyed(&context, &id.to_string())).collect();
+    let shed = fetch.fetch(&context, &many).await;
     assert_eq!(shed.err(), Some(Error::Shed(Limit::CallerInFlight)));
-    assert!(fetch.0.state().flights.is_empty() && fetch.0.state().lanes.is_empty());
+    assert!(fetch.0.state().flights.is_empty() && fetch.0.state().queues.is_empty());
     assert_eq!(fetch.0.flights.in_flight.load(Ordering::Relaxed), 0);
     assert_eq!(fetch.0.flights.waiters.load(Ordering::Relaxed), 0);
 }
 
-/// Regression: what the shared tier had said before the endpoint refused the caller an id was kept after it.
+/// Regression: an entry of the shared tier, found before the endpoint refused the caller an id, was stored after it.
 #[tokio::test(start_paused = true)]
-async fn what_was_found_before_a_doubt_is_not_kept_after_it() {
+async fn an_entry_found_before_an_invalidation_is_not_stored_after_it() {
     for invalidated in [false, true] {
-        let (fetch, terms) = fetch();
+        let (fetch, context) = fetch();
         let (inner, now) = (&fetch.0, fetch.0.clock.now());
-        inner.callers.accept(&terms.requester, now, terms.requester.caller_state.invalidations());
-        let wanted = wanted(&terms, "1");
-        let permit = inner.permits(1, &terms.requester.caller_state).unwrap().remove(0);
-        let passenger = inner.state().begin(inner, &terms, &wanted, permit);
-        let mut seekers = Seekers::new(inner, &terms, vec![passenger], false);
+        inner.callers.accept(&context.identity, now, context.identity.caller_state.invalidations());
+        let id = keyed(&context, "1");
+        let permit = inner.permits(1, &context.identity.caller_state).unwrap().remove(0);
+        let pending = inner.state().start(inner, &context, &id, permit);
+        let mut lookup = SharedLookup::new(inner, &context, vec![pending], false);
         if invalidated {
-            inner.callers.invalidate(&terms.requester);
+            inner.callers.invalidate(&context.identity);
             // And is accepted again, by a call for something else.
-            inner.callers.accept(&terms.requester, now, terms.requester.caller_state.invalidations());
+            inner.callers.accept(&context.identity, now, context.identity.caller_state.invalidations());
         }
         let link = Entry::new(Some("{}"), Deadlines::absent(now, std::time::Duration::from_secs(60)));
         let found = Found { links: vec![Some(link)], ..Found::default() };
-        assert_eq!(seekers.take(&found), [!invalidated]);
+        assert_eq!(lookup.take(&found), [!invalidated]);
         let marks = inner.cache.purges().of_group(None);
-        assert_eq!(inner.cache.look_up(wanted.key, "1", &marks).is_none(), invalidated);
+        assert_eq!(inner.cache.look_up(id.key, "1", &marks).is_none(), invalidated);
     }
 }

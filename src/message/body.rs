@@ -1,25 +1,23 @@
-//! One body type for whatever goes out: bytes at hand, or a stream.
+//! The one body type of everything that is sent: bytes in memory, or a stream.
 
-use std::convert::Infallible;
 use std::error::Error;
-use std::fmt;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 
-/// What is still read of a refused request, so that its sender gets to read the refusal (RFC 9112 §9.6).
+/// Most bytes that are still read of a refused request, so that its sender gets to read the refusal (RFC 9112 §9.6).
 pub(crate) const DRAIN_BYTES: usize = 1 << 20;
-/// And for how long.
+/// The longest that they are read for.
 pub(crate) const DRAIN_TIME: Duration = Duration::from_secs(5);
 
-/// Why a streamed body ended early. A type of its own, so that its bounds hold in any future (a boxed error's lifetime
-/// gets lost on the way through one).
-#[derive(Debug)]
+/// Why a streamed body ended early. Not a bare box: through a future, a boxed error's lifetime gets lost.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
 pub struct BodyError(Box<dyn Error + Send + Sync>);
 
 impl BodyError {
@@ -29,20 +27,8 @@ impl BodyError {
     }
 }
 
-impl fmt::Display for BodyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl Error for BodyError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.0.source()
-    }
-}
-
-impl From<Infallible> for BodyError {
-    fn from(never: Infallible) -> Self {
+impl From<std::convert::Infallible> for BodyError {
+    fn from(never: std::convert::Infallible) -> Self {
         match never {}
     }
 }
@@ -61,9 +47,9 @@ impl From<std::io::Error> for BodyError {
 
 /// A body that is sent, to a client or to the endpoint.
 pub enum Body {
-    /// Bytes at hand.
+    /// In memory.
     Whole(Full<Bytes>),
-    /// Piece by piece.
+    /// Frame by frame.
     Stream(UnsyncBoxBody<Bytes, BodyError>),
 }
 
@@ -98,7 +84,7 @@ pub fn whole(bytes: Bytes) -> Body {
     Body::Whole(Full::new(bytes))
 }
 
-/// A body that comes piece by piece.
+/// A body that streams.
 pub fn stream<B>(body: B) -> Body
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -107,7 +93,7 @@ where
     Body::Stream(body.map_err(Into::into).boxed_unsync())
 }
 
-/// Reads on, for a while and into nothing, what the sender of a refused request is still sending.
+/// Reads and discards, within bounds, the rest of a refused request's body in the background.
 pub fn drain<B>(body: B)
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -117,13 +103,7 @@ where
         return;
     }
     tokio::spawn(tokio::time::timeout(DRAIN_TIME, async move {
-        let mut body = std::pin::pin!(body);
-        let mut left = DRAIN_BYTES;
-        while let Some(Ok(frame)) = body.frame().await {
-            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-            if left == 0 {
-                break;
-            }
-        }
+        let mut body = pin!(Limited::new(body.map_err(|_| std::fmt::Error), DRAIN_BYTES));
+        while let Some(Ok(_)) = body.frame().await {}
     }));
 }

@@ -1,7 +1,7 @@
 //! `Cache-Control`, of requests and of answers (RFC 9111 §5.2).
 //!
-//! Lenient in what it reads, careful in what it concludes: unknown directives are passed over, a repeated directive
-//! counts at its most restrictive, and a number that cannot be read counts as 0 (RFC 9111 §4.2.1).
+//! Unknown directives are ignored, the most restrictive of a repeated directive counts, and a number that cannot be read counts as 0
+//! (RFC 9111 §4.2.1).
 
 use http::HeaderMap;
 use http::header::CACHE_CONTROL;
@@ -28,70 +28,50 @@ impl Directives {
     pub fn read(headers: &HeaderMap) -> Self {
         let mut read = Self::default();
         for line in headers.get_all(CACHE_CONTROL) {
-            for directive in split(line.as_bytes()) {
-                read.take(directive);
-            }
+            split(line.as_bytes()).for_each(|directive| read.add(directive));
         }
         read
     }
 
-    fn take(&mut self, directive: &[u8]) {
-        let (name, value) = match directive.iter().position(|byte| *byte == b'=') {
-            Some(at) => {
-                let (name, rest) = directive.split_at(at);
-                (name, rest.get(1..))
-            }
-            None => (directive, None),
-        };
-        let name = name.trim_ascii().to_ascii_lowercase();
+    fn add(&mut self, directive: &[u8]) {
+        let mut parts = directive.splitn(2, |byte| *byte == b'=');
+        let name = parts.next().unwrap_or_default().trim_ascii().to_ascii_lowercase();
+        let mut seconds = || seconds(parts.next().unwrap_or_default());
         match name.as_slice() {
-            // With field names (`no-cache="set-cookie"`) it is about those fields; taken as the stricter whole.
+            // With field names (`no-cache="set-cookie"`) it is about those fields; read as the stricter whole.
             b"no-cache" => self.no_cache = true,
             b"no-store" => self.no_store = true,
             b"only-if-cached" => self.only_if_cached = true,
             b"must-revalidate" => self.must_revalidate = true,
-            b"max-age" => {
-                let seconds = seconds(value).unwrap_or(0);
-                self.max_age = Some(self.max_age.map_or(seconds, |known| known.min(seconds)));
-            }
-            b"min-fresh" => {
-                let seconds = seconds(value).unwrap_or(0);
-                self.min_fresh = Some(self.min_fresh.map_or(seconds, |known| known.max(seconds)));
-            }
+            b"max-age" => self.max_age = Some(seconds().min(self.max_age.unwrap_or(u64::MAX))),
+            b"min-fresh" => self.min_fresh = Some(seconds().max(self.min_fresh.unwrap_or(0))),
             _ => {}
         }
     }
 }
 
-/// Splits at commas that are outside of quoted strings.
+/// Splits at commas outside of quoted strings.
 fn split(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let (mut quoted, mut escaped) = (false, false);
-    line.split(move |byte| {
-        if escaped {
-            escaped = false;
-            return false;
-        }
-        match byte {
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            b',' if !quoted => return true,
-            _ => {}
-        }
-        false
-    })
-    .map(<[u8]>::trim_ascii)
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let directives = line.split(move |byte| {
+        let was_escaped = is_escaped;
+        is_escaped = is_quoted && !was_escaped && *byte == b'\\';
+        is_quoted ^= *byte == b'"' && !was_escaped;
+        *byte == b',' && !is_quoted
+    });
+    directives.map(<[u8]>::trim_ascii)
 }
 
-/// delta-seconds (RFC 9111 §1.2.2), quoted or not; more digits than fit count as forever.
-fn seconds(value: Option<&[u8]>) -> Option<u64> {
-    let mut digits = value?.trim_ascii();
-    if let Some(inner) = digits.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")) {
-        digits = inner;
+/// delta-seconds (RFC 9111 §1.2.2), quoted or not; more digits than fit count as forever, anything else as 0.
+fn seconds(value: &[u8]) -> u64 {
+    let value = value.trim_ascii();
+    let digits = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(value);
+    match str::from_utf8(digits) {
+        Ok(digits) if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            digits.parse().unwrap_or(u64::MAX)
+        }
+        _ => 0,
     }
-    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    Some(std::str::from_utf8(digits).ok()?.parse().unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -138,7 +118,7 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             for directive in split(&bytes) {
-                Directives::default().take(directive);
+                Directives::default().add(directive);
             }
         }
     }

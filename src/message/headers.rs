@@ -1,4 +1,4 @@
-//! What a proxy does to headers, whoever they are for (RFC 9110 §7.6).
+//! Headers that a proxy reads, removes and adds in any message (RFC 9110 §7.6).
 
 use std::net::Ipv6Addr;
 
@@ -9,20 +9,18 @@ use http::header::{
 use http::{HeaderMap, Method, Request, Uri, Version};
 use http_body::Body;
 
-use crate::api;
+/// Names a request: the client's own, the endpoint's, or a generated one.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The name that this proxy goes by in `Via`, `Cache-Status` and `User-Agent`.
-pub const NAME: &str = "sidelink";
-
-/// This hop in `Via`, of a message that came by HTTP/1.1 or was made here.
+/// This hop in `Via`, for messages that came by HTTP/1.1 or are sidelink's own.
 pub const VIA_HTTP_11: &str = "1.1 sidelink";
 
-/// The longest request id of a client's that comes back, and of an endpoint's that is logged.
+/// The longest request id of a client's that is returned, and of an endpoint's that is logged.
 pub const REQUEST_ID_BYTES: usize = 128;
 
 const HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
-    // Meant for the proxy that a client takes sidelink for.
+    // A client that uses sidelink as an HTTP proxy means it for sidelink.
     PROXY_AUTHORIZATION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -40,18 +38,25 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// The headers that are about one connection only because `Connection` says so.
+/// The headers that are about one connection only because `Connection` names them.
 pub fn made_hop_by_hop(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
     named_by_connection(headers).filter(|name| !HOP_BY_HOP.contains(name))
 }
 
 fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
-    headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
+    list(headers, CONNECTION).filter_map(|name| name.parse().ok())
+}
+
+/// The members of a comma-separated list, over all its lines.
+fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim)
+}
+
+/// The value of a header that is there once.
+fn single(headers: &HeaderMap, name: HeaderName) -> Option<&HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    values.next().filter(|_| values.next().is_none())
 }
 
 /// Appends this hop to `Via`; `version` is that of the message received.
@@ -66,13 +71,7 @@ pub fn add_via(headers: &mut HeaderMap, version: Version) {
 
 /// How many sidelinks a message has passed.
 pub fn sidelinks(headers: &HeaderMap) -> usize {
-    headers
-        .get_all(VIA)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter(|hop| hop.split_whitespace().nth(1) == Some(NAME))
-        .count()
+    list(headers, VIA).filter(|hop| hop.split_whitespace().nth(1) == Some("sidelink")).count()
 }
 
 /// Whether this is a host and port (RFC 9112 §3.2, RFC 3986 §3.2); an empty host is allowed.
@@ -101,16 +100,15 @@ pub fn is_http2_target(uri: &Uri) -> bool {
         && uri.authority().is_none_or(|authority| is_host(authority.as_str().as_bytes()))
 }
 
-/// Whether a field value begins or ends in space. HTTP/1 takes that off; in HTTP/2 it is malformed (RFC 9113 §8.2.1).
+/// Whether a field value begins or ends with space. HTTP/1 strips it; in HTTP/2 it is malformed (RFC 9113 §8.2.1).
 pub fn has_outer_space(value: &HeaderValue) -> bool {
     let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     is_space(value.as_bytes().first()) || is_space(value.as_bytes().last())
 }
 
-/// Makes one field of the Cookie fields that an HTTP/2 request may have (RFC 9113 §8.2.3).
+/// Joins the Cookie fields of an HTTP/2 request into one (RFC 9113 §8.2.3).
 pub fn join_cookies(headers: &mut HeaderMap) {
-    let mut cookies = headers.get_all(COOKIE).iter();
-    if (cookies.next(), cookies.next()).1.is_none() {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
         return;
     }
     let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
@@ -121,8 +119,8 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether a request's client waits for a 100 before it sends the body (RFC 9110 §10.1.1): as hyper reads it, and no client
-/// that has no body to send, or speaks HTTP/1.0.
+/// Whether a request's client waits for a 100 before it sends the body (RFC 9110 §10.1.1), as hyper reads it. A client without a
+/// body, or with HTTP/1.0, does not.
 pub fn expects_continue<B: Body>(request: &Request<B>) -> bool {
     let mut values = request.headers().get_all(EXPECT).iter().peekable();
     values.peek().is_some()
@@ -131,27 +129,24 @@ pub fn expects_continue<B: Body>(request: &Request<B>) -> bool {
         && !request.body().is_end_stream()
 }
 
-/// How many proxies may yet forward this request (RFC 9110 §7.6.2), where that is said and counts.
+/// How many more proxies may forward this OPTIONS or TRACE (RFC 9110 §7.6.2), if it says so.
 pub fn max_forwards(method: &Method, headers: &HeaderMap) -> Option<u64> {
     if !matches!(*method, Method::OPTIONS | Method::TRACE) {
         return None;
     }
-    let mut values = headers.get_all(MAX_FORWARDS).iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return None };
-    let digits = value.to_str().ok().filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
-    // More than any number holds is as much as the largest.
-    if digits.is_empty() { None } else { Some(digits.parse().unwrap_or(u64::MAX)) }
+    let digits = single(headers, MAX_FORWARDS)?.to_str().ok()?;
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| digits.parse().unwrap_or(u64::MAX))
 }
 
-/// A client's own name for its request, if it is well-formed: 1 to 128 of `A-Za-z0-9._-`, and one.
+/// The client's request id, if there is one alone and it is well-formed: 1 to 128 of `A-Za-z0-9._-`.
 pub fn client_request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
-    let mut values = headers.get_all(api::REQUEST_ID).iter();
-    let (Some(id), None) = (values.next(), values.next()) else { return None };
+    let id = single(headers, REQUEST_ID)?;
     let is_known = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
     ((1..=REQUEST_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(is_known)).then_some(id)
 }
 
-/// 128 random bits in hex: a name for a request that the endpoint has not named.
+/// A generated request id: 128 random bits in hex.
 pub fn request_id() -> HeaderValue {
     let mut text = [0; 32];
     // Never fails: sixteen bytes are thirty-two digits, and digits are a value.

@@ -1,7 +1,6 @@
-//! Every other route: streamed both ways, untouched but for what a proxy must touch.
-//!
-//! Host is such a thing, and a signature covers it. So the Host of a client that names the endpoint itself is left as it
-//! is; else the request is signed again (`resign`), if its key is known.
+//! Streams requests of every other route to the endpoint, and answers back. A proxy must change some headers, Host among them,
+//! which signatures cover: a Host that names the endpoint is left as it is; else the request is signed again (`resign`), if
+//! its key is configured.
 
 mod deletion;
 mod expectation;
@@ -25,9 +24,9 @@ use tokio::time::{Instant, Sleep};
 
 use crate::error::{Error, NoAnswer};
 use crate::limits::budget::{Budget, Reservation};
-use crate::message::answered::Answered;
 use crate::message::body::{BodyError, stream};
 use crate::message::headers::{add_via, expects_continue, max_forwards, strip_hop_by_hop};
+use crate::message::reply::Reply;
 use crate::telemetry::metrics::Outcome;
 use crate::telemetry::trace::{self, RequestSpan};
 use crate::upstream::Upstream;
@@ -37,7 +36,7 @@ use expectation::{Expectation, Unsent};
 pub use deletion::Deletions;
 pub use resign::Resign;
 
-/// Streams requests to the endpoint and answers back.
+/// The handler of every route but the batch route.
 pub struct Passthrough {
     upstream: Arc<Upstream>,
     resign: Resign,
@@ -47,8 +46,8 @@ pub struct Passthrough {
 }
 
 impl Passthrough {
-    /// `idle_timeout`: the longest that an exchange may stay without a byte in either direction. `exchanges` bounds how many
-    /// there are at a time.
+    /// `idle_timeout` is the longest that an exchange may last without a byte in either direction; `exchanges` bounds the number
+    /// of exchanges.
     pub fn new(
         upstream: Arc<Upstream>,
         resign: Resign,
@@ -59,53 +58,53 @@ impl Passthrough {
         Self { upstream, resign, deletions, idle_timeout, exchanges }
     }
 
-    /// Sends `request` to the endpoint: raw path and query, Host rewritten unless it names the endpoint, hop-by-hop headers
-    /// gone, `Via` added.
-    pub async fn forward<B>(self: &Arc<Self>, request: Request<B>, trace: &RequestSpan) -> Answered
+    /// Sends `request` to the endpoint with its raw path and query. Rewrites Host unless it names the endpoint, removes
+    /// hop-by-hop headers, adds `Via`.
+    pub async fn forward<B>(self: &Arc<Self>, request: Request<B>, trace: &RequestSpan) -> Reply
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
-        let place = match self.exchanges.one() {
-            Ok(place) => place,
+        let reservation = match self.exchanges.one() {
+            Ok(reservation) => reservation,
             Err(error) => {
                 if !expects_continue(&request) {
                     crate::message::body::drain(request.into_body());
                 }
-                return Answered::own(error);
+                return Reply::error(error);
             }
         };
-        let Some(id) = deletion::id(&request) else { return self.exchange(request, None, place, trace).await };
-        // Runs to its end, also when the client has left: what the endpoint deletes is not to be served on.
+        let Some(id) = deletion::id(&request) else { return self.exchange(request, None, reservation, trace).await };
+        // Runs to its end, also when the client leaves: a deleted id must be purged.
         let (this, trace) = (Arc::clone(self), trace.clone());
-        let exchange = tokio::spawn(async move { this.exchange(request, Some(id), place, &trace).await });
-        exchange.await.unwrap_or_else(|_| Answered::own(Error::NoAnswer(NoAnswer::Lost)))
+        let exchange = tokio::spawn(async move { this.exchange(request, Some(id), reservation, &trace).await });
+        exchange.await.unwrap_or_else(|_| Reply::error(Error::NoAnswer(NoAnswer::Lost)))
     }
 
-    /// One request and its answer, to whose end it has its `place`; `deleted` is the id that it deletes.
+    /// One request and its answer, which keeps the `reservation` to its end; `deleted` is the id that the request deletes.
     async fn exchange<B>(
         &self,
         request: Request<B>,
         deleted: Option<String>,
-        place: Reservation,
+        reservation: Reservation,
         trace: &RequestSpan,
-    ) -> Answered
+    ) -> Reply
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
         let version = request.version();
-        let own_host = self.host_of_endpoint(&request);
-        let (mut request, proof) = if own_host.is_some() {
+        let endpoint_host = self.host_of_endpoint(&request);
+        let (mut request, proof) = if endpoint_host.is_some() {
             (request.map(stream), None)
         } else {
             match self.resign.verify(request).await {
                 Ok(verified) => verified,
-                Err(error) => return Answered::own(error),
+                Err(error) => return Reply::error(error),
             }
         };
         request.headers_mut().remove(HOST);
-        if let Some(host) = own_host {
+        if let Some(host) = endpoint_host {
             request.headers_mut().insert(HOST, host);
         }
         strip_hop_by_hop(request.headers_mut());
@@ -121,11 +120,10 @@ impl Passthrough {
         let expectation = Expectation::take(&mut request, &progress);
 
         if !request.body().is_end_stream() && request.body().size_hint().exact().is_none() {
-            // Said outright: hyper takes a GET of unknown length for one without a body. (HTTP/2 drops the header.)
+            // hyper sends a GET of unknown length without a body unless told so. (HTTP/2 drops the header.)
             request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
 
-        // A body that was read has its place to the end, until the endpoint answers.
         if let Some(proof) = &proof {
             self.resign.sign(&mut request, proof);
         }
@@ -142,14 +140,14 @@ impl Passthrough {
             }))
         });
         let request = match &expectation {
-            // Less than what ends the exchange.
+            // Shorter than the timeout that ends the exchange.
             Some(expectation) => expectation.hold(request, self.idle_timeout / 2),
             None => request,
         };
         let asked = Instant::now();
         let answer = self.upstream.forward(request);
         tokio::pin!(answer);
-        // While the upload moves, the endpoint need not have answered.
+        // The endpoint need not answer while the upload makes progress.
         let answer = loop {
             let last = *seen.borrow_and_update();
             tokio::select! {
@@ -161,21 +159,21 @@ impl Passthrough {
                 }
             }
         };
-        let waited = Some(asked.elapsed());
+        let waited = asked.elapsed();
         let unsent = expectation.and_then(|expectation| expectation.answered());
         let (mut head, body) = match answer {
             Ok(response) => {
                 span.answered(response.status(), "ok");
                 response.into_parts()
             }
-            // The client's fault, though it is the endpoint's connection that ends.
+            // The client's fault, although the connection to the endpoint ends.
             Err(_) if broken_off.load(Ordering::Relaxed) => {
                 span.unanswered("client-broke-off");
-                return Answered { waited, ..Answered::own(Error::Malformed("the request's body broke off")) };
+                return Reply::error(Error::Malformed("the request's body broke off")).after(waited);
             }
             Err(error) => {
                 span.unanswered(if error == Error::Deadline { "deadline" } else { "no_answer" });
-                return Answered { waited, ..Answered::own(error) };
+                return Reply::error(error).after(waited);
             }
         };
         drop(span);
@@ -187,18 +185,18 @@ impl Passthrough {
         add_via(&mut head.headers, head.version);
         head.version = Version::HTTP_11;
         if unsent.is_some() && version <= Version::HTTP_11 {
-            // Nobody will read the body if its client sends it all the same (RFC 9110 §10.1.1).
+            // The client may send its body all the same, and nobody reads it (RFC 9110 §10.1.1).
             head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let body = stream(Paced::new(body, self.idle_timeout, progress, Some((place, unsent))));
-        Answered { waited, ..Answered::new(http::Response::from_parts(head, body), Outcome::Bypass) }
+        let body = stream(Paced::new(body, self.idle_timeout, progress, Some((reservation, unsent))));
+        Reply::new(http::Response::from_parts(head, body), Outcome::Bypass).after(waited)
     }
 
-    /// The request's Host as it was sent, if it names the endpoint: a signature may cover its very bytes.
+    /// The request's Host, byte for byte, if it names the endpoint: a signature may cover it.
     fn host_of_endpoint<B>(&self, request: &Request<B>) -> Option<HeaderValue> {
         let host = match request.headers().get(HOST) {
             Some(host) => host.clone(),
-            // HTTP/2 has an authority in its place.
+            // HTTP/2 has an authority instead.
             None => HeaderValue::from_str(request.uri().authority()?.as_str()).ok()?,
         };
         let authority = Authority::try_from(host.as_bytes()).ok()?;
@@ -207,18 +205,18 @@ impl Passthrough {
 }
 
 pin_project! {
-    /// A body that fails once nothing has come for too long, and tells of each piece that does.
+    /// A body that fails after `idle` without a frame, and reports each frame as progress.
     struct Paced<B> {
         #[pin]
         body: B,
         #[pin]
-        patience: Sleep,
+        timeout: Sleep,
         idle: Duration,
-        // Time counts only while someone waits: a slow reader on the other side is not this side's silence.
+        // Time counts only while a frame is waited for: a slow reader on the other side is not silence of this side.
         waiting: bool,
         progress: Arc<watch::Sender<Instant>>,
-        // Of the exchange that ends with it.
-        held: Option<(Reservation, Option<Unsent>)>,
+        // Dropped at the body's end, which is the exchange's end.
+        on_end: Option<(Reservation, Option<Unsent>)>,
     }
 }
 
@@ -227,9 +225,9 @@ impl<B> Paced<B> {
         body: B,
         idle: Duration,
         progress: Arc<watch::Sender<Instant>>,
-        held: Option<(Reservation, Option<Unsent>)>,
+        on_end: Option<(Reservation, Option<Unsent>)>,
     ) -> Self {
-        Self { body, patience: tokio::time::sleep(idle), idle, waiting: false, progress, held }
+        Self { body, timeout: tokio::time::sleep(idle), idle, waiting: false, progress, on_end }
     }
 }
 
@@ -244,7 +242,7 @@ where
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, BodyError>>> {
         let mut this = self.project();
         if let Poll::Ready(frame) = this.body.poll_frame(cx) {
-            // A frame of HTTP/2 without data is none.
+            // An empty DATA frame of HTTP/2 is no progress.
             if !matches!(&frame, Some(Ok(frame)) if frame.data_ref().is_some_and(|data| !data.has_remaining())) {
                 *this.waiting = false;
                 this.progress.send_replace(Instant::now());
@@ -252,9 +250,9 @@ where
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
         if !std::mem::replace(this.waiting, true) {
-            this.patience.as_mut().reset(Instant::now() + *this.idle);
+            this.timeout.as_mut().reset(Instant::now() + *this.idle);
         }
-        ready!(this.patience.poll(cx));
+        ready!(this.timeout.poll(cx));
         Poll::Ready(Some(Err(BodyError::new("nothing came for upstream.idle_timeout"))))
     }
 

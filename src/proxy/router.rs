@@ -1,4 +1,4 @@
-//! Batch route or pass-through; and what no route may be given.
+//! Routes requests: to the batch route, to pass-through, or nowhere, where HTTP forbids it (RFC 9110, RFC 9112, RFC 9113).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,26 +11,26 @@ use percent_encoding::{CONTROLS, utf8_percent_encode};
 use tokio::time::Instant;
 
 use crate::api;
-use crate::batch::BatchRoute;
+use crate::batch::{Answering, BatchRoute};
 use crate::error::{Error, METHODS};
-use crate::message::answered::Answered;
 use crate::message::body::{Body, BodyError};
 use crate::message::headers::{
     REQUEST_ID_BYTES, client_request_id, expects_continue, has_outer_space, is_host, is_http2_target, join_cookies,
     max_forwards, sidelinks,
 };
+use crate::message::reply::Reply;
 use crate::proxy::passthrough::Passthrough;
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::{IdResult, Metrics, Outcome, Route};
 use crate::telemetry::trace::{RequestSpan, TraceContext, Tracer};
 use crate::upstream::Upstream;
 
-/// Most sidelinks that a request may have passed.
+/// The most sidelinks that a request may have passed.
 const MOST_HOPS: usize = 3;
 
-/// The first to see a request, and the last to see its answer.
+/// Routes each request, and accounts for its reply.
 pub struct Router {
-    access_urls: Arc<BatchRoute>,
+    batch: Arc<BatchRoute>,
     passthrough: Arc<Passthrough>,
     upstream: Arc<Upstream>,
     metrics: Arc<Metrics>,
@@ -41,56 +41,46 @@ pub struct Router {
 impl Router {
     /// A router over what the composition root has built.
     pub fn new(
-        access_urls: Arc<BatchRoute>,
+        batch: Arc<BatchRoute>,
         passthrough: Arc<Passthrough>,
         upstream: Arc<Upstream>,
         metrics: Arc<Metrics>,
         access_log: bool,
         tracer: Option<Tracer>,
     ) -> Self {
-        Self { access_urls, passthrough, upstream, metrics, access_log, tracer }
+        Self { batch, passthrough, upstream, metrics, access_log, tracer }
     }
 
     /// Answers a request, counts it, writes its line into the access log, and ends its span.
-    pub async fn answer<B>(&self, request: Request<B>) -> Response<Body>
+    pub async fn answer<B>(&self, mut request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
         let began = Instant::now();
         let trace = self.tracer.as_ref().map_or_else(RequestSpan::default, |tracer| tracer.begin(&request));
-        if let Some(mut answered) = self.access_urls.at_hand(&request, began) {
-            name(&mut answered, client_request_id(request.headers()));
-            self.log(Route::Batch, began, &request, &trace).end(Some(&answered));
-            return answered.response;
-        }
-        // Boxed, so that what most batches do without is not moved with them: a future is moved as a whole.
-        Box::pin(self.dispatch(request, began, trace)).await
-    }
-
-    async fn dispatch<B>(&self, mut request: Request<B>, began: Instant, trace: RequestSpan) -> Response<Body>
-    where
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BodyError> + Send,
-    {
         if request.version() == Version::HTTP_2 {
             join_cookies(request.headers_mut());
         }
         let route = route(&request);
         let mut request_log = self.log(route, began, &request, &trace);
         let request_id = client_request_id(request.headers()).cloned();
-        let mut answered = match self.refusal(&request) {
+        let mut reply = match self.refusal(&request) {
             Some(error) => refuse(error, request),
             None if ends_here(&request) => {
                 crate::message::body::drain(request.into_body());
-                Answered::made_here(methods(), Outcome::Bypass)
+                Reply::local(methods(), Outcome::Bypass)
             }
-            None if route == Route::Batch => self.access_urls.answer(request, &trace).await,
-            None => self.passthrough.forward(request, &trace).await,
+            None if route == Route::Batch => match self.batch.answer(request, began, &trace) {
+                Answering::Ready(reply) => reply,
+                Answering::Pending(future) => future.await,
+            },
+            // Boxed: a future is moved as a whole, and this one is large.
+            None => Box::pin(self.passthrough.forward(request, &trace)).await,
         };
-        name(&mut answered, request_id.as_ref());
-        request_log.end(Some(&answered));
-        answered.response
+        set_request_id(&mut reply, request_id.as_ref());
+        request_log.end(Some(&reply));
+        reply.response
     }
 
     fn log<'l, B>(
@@ -101,10 +91,10 @@ impl Router {
         trace: &'l RequestSpan,
     ) -> RequestLog<'l> {
         let line = self.access_log.then(|| Line::of(request, trace));
-        RequestLog { metrics: &self.metrics, route, began, line, trace, over: false }
+        RequestLog { metrics: &self.metrics, route, began, line, trace, ended: false }
     }
 
-    /// Why a request gets no further than here.
+    /// Why a request is refused here.
     fn refusal<B>(&self, request: &Request<B>) -> Option<Error> {
         let headers = request.headers();
         if request.method() == Method::CONNECT {
@@ -124,14 +114,14 @@ impl Router {
             (None, _) => return Some(Error::Malformed("the request has no Host header")),
         }
         match authority {
-            // In HTTP/1 that is a proxy's form, and this is no open proxy.
+            // In HTTP/1 this is the form for proxies (RFC 9112 §3.2.2), and sidelink is no open proxy.
             Some(authority) if version <= Version::HTTP_11 && !self.upstream.is_endpoint(authority) => {
                 return Some(Error::Misdirected);
             }
             Some(authority) if version <= Version::HTTP_11 && !is_host(authority.as_str().as_bytes()) => {
                 return Some(Error::Malformed("the URL's authority is no host and port"));
             }
-            // RFC 9113 §8.3.1. Whoever reads one of two names takes the request for another.
+            // RFC 9113 §8.3.1: two names would be two requests, for those who read either.
             Some(authority) if version > Version::HTTP_11 && !is_named(authority, headers) => {
                 return Some(Error::Malformed("the request's authority has a user in it, or is not its Host"));
             }
@@ -148,7 +138,7 @@ impl Router {
                 return Some(Error::Malformed("the request has more than one Content-Length"));
             }
         }
-        // Another coding would have to be undone: what is forwarded is framed anew, and has this one alone.
+        // Another coding would have to be undone: what is forwarded is framed anew, as chunked alone.
         let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
         if codings.next().is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
             || codings.next().is_some()
@@ -161,7 +151,7 @@ impl Router {
         if request.uri().path() == "*" && !ends_here(request) {
             return Some(Error::Malformed("the asterisk form is not forwarded"));
         }
-        if self.access_urls.callers().is_named_by_connection(headers) {
+        if self.batch.callers().is_named_by_connection(headers) {
             return Some(Error::NamedByConnection);
         }
         (sidelinks(headers) > MOST_HOPS).then_some(Error::Loop)
@@ -174,20 +164,19 @@ fn is_named(authority: &Authority, headers: &HeaderMap) -> bool {
     !authority.as_str().contains('@') && headers.get(HOST).is_none_or(same)
 }
 
-/// Gives an answer of sidelink's own, or made of links, the client's name for its request. What was forwarded keeps the
-/// endpoint's.
-fn name(answered: &mut Answered, request_id: Option<&HeaderValue>) {
-    if let Some(id) = request_id.filter(|_| answered.outcome != Outcome::Bypass) {
-        answered.response.headers_mut().insert(api::REQUEST_ID, id.clone());
+/// Puts the client's request id into a reply that was made here. A forwarded reply keeps the endpoint's.
+fn set_request_id(reply: &mut Reply, request_id: Option<&HeaderValue>) {
+    if let Some(id) = request_id.filter(|_| reply.info.outcome != Outcome::Bypass) {
+        reply.response.headers_mut().insert(api::REQUEST_ID, id.clone());
     }
 }
 
-/// Whether a request is about sidelink itself: OPTIONS that no proxy may forward any more (RFC 9110 §7.6.2).
+/// Whether a request is to be answered here: OPTIONS that may be forwarded no further (RFC 9110 §7.6.2).
 fn ends_here<B>(request: &Request<B>) -> bool {
     request.method() == Method::OPTIONS && max_forwards(request.method(), request.headers()) == Some(0)
 }
 
-/// Which methods are forwarded.
+/// The methods that are forwarded.
 fn methods() -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = StatusCode::NO_CONTENT;
@@ -199,19 +188,19 @@ fn route<B>(request: &Request<B>) -> Route {
     if request.method() == Method::GET && request.uri().path() == api::PATH { Route::Batch } else { Route::Passthrough }
 }
 
-fn refuse<B>(error: Error, request: Request<B>) -> Answered
+fn refuse<B>(error: Error, request: Request<B>) -> Reply
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Send,
 {
-    // Nobody is told to upload what is refused: reading on would do that.
+    // Reading the body would tell a client that waits for a 100 to send it.
     if !expects_continue(&request) {
         crate::message::body::drain(request.into_body());
     }
-    Answered::own(error)
+    Reply::error(error)
 }
 
-/// What the access log has of a request.
+/// What the access log says of a request.
 struct Line {
     method: Method,
     path: String,
@@ -231,47 +220,47 @@ impl Line {
     }
 }
 
-/// A path as the log has it, of ASCII alone: beyond that there is what steers a terminal, or turns a line around.
+/// A path as it is logged, in ASCII: other characters may steer a terminal or reverse the text's direction.
 fn shown(path: &str) -> String {
     let mut shown = utf8_percent_encode(path, CONTROLS).to_string();
     shown.truncate(PATH_BYTES);
     shown
 }
 
-/// Counts a request, writes its line and ends its span, once: at its answer, or when its client has left before.
+/// Counts a request, logs it and ends its span, once: at its reply, or when its client leaves before.
 struct RequestLog<'m> {
     metrics: &'m Metrics,
     route: Route,
     began: Instant,
-    /// Where there is an access log.
+    /// `None` without an access log.
     line: Option<Line>,
     trace: &'m RequestSpan,
-    over: bool,
+    ended: bool,
 }
 
-/// What the access log gives as the status of a request whose client has left.
+/// The status in the access log of a request whose client has left.
 const CLIENT_LEFT: u16 = 499;
 
-/// The longest path that is logged: a target may take all of a head.
+/// The most bytes of a path that are logged: a target may take all of a head.
 const PATH_BYTES: usize = 1024;
 
 impl RequestLog<'_> {
-    /// No query, no header but the request id, no link.
-    fn end(&mut self, answered: Option<&Answered>) {
-        self.over = true;
+    /// Logs no query, no header but the request id, and no link.
+    fn end(&mut self, reply: Option<&Reply>) {
+        self.ended = true;
         let elapsed = self.began.elapsed();
-        let outcome = answered.map_or(Outcome::Error, |answered| answered.outcome);
+        let outcome = reply.map_or(Outcome::Error, |reply| reply.info.outcome);
         self.metrics.count_request(self.route, outcome, elapsed.as_secs_f64());
-        self.trace.end(self.route, answered);
+        self.trace.end(self.route, reply);
         let Some(Line { method, path, client_request_id, trace }) = &self.line else { return };
-        let status = answered.map_or(CLIENT_LEFT, |answered| answered.response.status().as_u16());
-        let request_id = answered
-            .and_then(|answered| answered.response.headers().get(api::REQUEST_ID)?.to_str().ok())
+        let status = reply.map_or(CLIENT_LEFT, |reply| reply.response.status().as_u16());
+        let request_id = reply
+            .and_then(|reply| reply.response.headers().get(api::REQUEST_ID)?.to_str().ok())
             .filter(|id| id.len() <= REQUEST_ID_BYTES);
         let client_request_id = client_request_id.as_ref().and_then(|id| id.to_str().ok());
-        let detail = answered.map_or(Some("client-left"), |answered| answered.detail);
+        let detail = reply.map_or(Some("client-left"), |reply| reply.info.detail);
         let milliseconds = |span: Duration| (span.as_secs_f64() * 1_000_000.0).round() / 1000.0;
-        let tally = answered.map(|answered| answered.tally).filter(|tally| tally.total() > 0);
+        let tally = reply.map(|reply| reply.info.tally).filter(|tally| tally.total() > 0);
         let count = |result| tally.map(|tally| tally.count(result));
         events::Access {
             method: method.as_str(),
@@ -280,12 +269,12 @@ impl RequestLog<'_> {
             route: self.route.name(),
             outcome: outcome.name(),
             milliseconds: milliseconds(elapsed),
-            waited_milliseconds: answered.and_then(|answered| answered.waited).map(milliseconds),
+            waited_milliseconds: reply.and_then(|reply| reply.info.waited).map(milliseconds),
             detail,
             request_id,
             client_request_id: client_request_id.filter(|id| request_id != Some(*id)),
             trace_id: trace.id(),
-            caller: answered.and_then(|answered| answered.caller).map(|caller| format!("{caller:08x}")),
+            caller: reply.and_then(|reply| reply.info.caller).map(|caller| format!("{caller:08x}")),
             ids: tally.map(|tally| tally.total()),
             hit: count(IdResult::Hit),
             stale: count(IdResult::Stale),
@@ -301,7 +290,7 @@ impl RequestLog<'_> {
 
 impl Drop for RequestLog<'_> {
     fn drop(&mut self) {
-        if !self.over {
+        if !self.ended {
             self.end(None);
         }
     }

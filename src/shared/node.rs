@@ -1,7 +1,7 @@
-//! One server: a connection that many batches share, with a bound on what it may answer, and a breaker.
+//! One server: a connection that batches share, with a bound on the size of answers, and a breaker.
 //!
-//! A round trip that takes longer than `shared.timeout`, or fails, costs a batch that long; after [`FAILURES`] in a row the
-//! connection is given up, and until there is another, made in the background, a round trip costs nothing.
+//! A round trip costs a batch at most `shared.timeout`. After [`FAILURES`] in a row the connection is dropped; until the
+//! background task has made another, a round trip costs nothing.
 
 use std::io;
 use std::pin::Pin;
@@ -15,77 +15,98 @@ use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, Value};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::config::Address;
+use super::store::Command;
+use crate::config::{self, Address};
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::{Kind, Metrics, Operation};
 
-/// Failures in a row after which a connection is given up; of a new one, the first.
+/// Failures in a row after which a connection is dropped; a new connection is dropped at the first.
 const FAILURES: u32 = 3;
-/// The longest that connecting may take, TLS and login included; nobody waits for it.
+/// Time limit for connecting, TLS and login included; no batch waits for it.
 const CONNECT: Duration = Duration::from_secs(1);
-/// Bytes that may come before anything was asked: what logging in answers.
+/// Most bytes of the answers to a login.
 const GREETING: usize = 64 << 10;
-/// Bytes of answers outstanding at most.
+/// Most bytes of outstanding answers.
 const MOST_OUTSTANDING: usize = 16 << 20;
-/// Bytes that one reply may have besides a value.
+/// Most bytes of one reply besides a value.
 const REPLY: usize = 1 << 10;
 
 /// How connections are made.
-pub(super) struct Way {
-    pub(super) login: RedisConnectionInfo,
-    pub(super) tls: Option<TlsConnector>,
-    /// Of a round trip.
-    pub(super) timeout: Duration,
-    pub(super) metrics: Arc<Metrics>,
+pub(super) struct ConnectOptions {
+    login: RedisConnectionInfo,
+    tls: Option<TlsConnector>,
+    /// Time limit of a round trip.
+    timeout: Duration,
+    metrics: Arc<Metrics>,
+}
+
+impl ConnectOptions {
+    pub(super) fn new(shared: &config::Shared, tls: Option<rustls::ClientConfig>, metrics: Arc<Metrics>) -> Self {
+        let mut login = RedisConnectionInfo::default().set_db(shared.database).set_skip_set_lib_name();
+        if let Some(password) = &shared.password_file {
+            login = login.set_password(String::from_utf8_lossy(password.secret.expose()));
+        }
+        if let Some(username) = &shared.username {
+            login = login.set_username(username);
+        }
+        let tls = tls.map(|tls| TlsConnector::from(Arc::new(tls)));
+        Self { login, tls, timeout: shared.timeout, metrics }
+    }
 }
 
 /// One server.
 pub(super) struct Node {
     pub(super) address: Address,
-    way: Arc<Way>,
-    link: RwLock<Option<Link>>,
+    options: Arc<ConnectOptions>,
+    connection: RwLock<Option<Connection>>,
     /// In a row.
     failures: AtomicU32,
     refused: LogThrottle,
 }
 
 #[derive(Clone)]
-struct Link {
-    connection: MultiplexedConnection,
+struct Connection {
+    requests: MultiplexedConnection,
     allowance: Arc<Allowance>,
-    _driver: Arc<Driver>,
+    /// Reads and writes while any clone of the connection exists.
+    _driver: Arc<AbortOnDropHandle<()>>,
 }
 
-/// Commands for one server that go and come back together.
+/// Commands of one round trip to one server.
 #[derive(Default)]
-pub(super) struct Batch {
-    pub(super) pipeline: Pipeline,
-    pub(super) commands: usize,
-    /// Bytes of values that may come back.
-    pub(super) most: usize,
+pub(super) struct RoundTrip {
+    pipeline: Pipeline,
+    /// Most bytes of values in the replies.
+    reply_bytes: usize,
+}
+
+impl RoundTrip {
+    pub(super) fn add(&mut self, command: Command) {
+        self.reply_bytes += command.reply_bytes;
+        self.pipeline.add_command(command.command);
+    }
 }
 
 impl Node {
-    pub(super) fn new(address: Address, way: Arc<Way>) -> Self {
+    pub(super) fn new(address: Address, options: Arc<ConnectOptions>) -> Self {
         Self {
             address,
-            way,
-            link: RwLock::new(None),
+            options,
+            connection: RwLock::new(None),
             failures: AtomicU32::new(FAILURES),
             refused: LogThrottle::default(),
         }
     }
 
-    /// Whether there is a connection.
     pub(super) fn is_up(&self) -> bool {
-        self.link().is_some()
+        self.connection().is_some()
     }
 
-    /// Connects, unless it is connected, and sees to it that a round trip takes no longer than it may.
+    /// Connects, unless there is a connection, and checks that a round trip is within its time limit.
     ///
     /// # Errors
     /// Why there is no connection, for an operator.
@@ -93,34 +114,33 @@ impl Node {
         if self.is_up() {
             return Ok(());
         }
-        let link = match timeout(CONNECT, self.open()).await {
-            Ok(Ok(link)) => link,
+        let connection = match timeout(CONNECT, self.open()).await {
+            Ok(Ok(connection)) => connection,
             Ok(Err(reason)) => return Err(self.unreachable(reason)),
             Err(_) => return Err(self.unreachable("connecting takes too long".to_owned())),
         };
-        let mut trial = link.connection.clone();
-        link.allowance.grant(REPLY);
-        match timeout(self.way.timeout, trial.send_packed_command(&redis::cmd("PING"))).await {
+        let mut requests = connection.requests.clone();
+        connection.allowance.grant(REPLY);
+        match timeout(self.options.timeout, requests.send_packed_command(&redis::cmd("PING"))).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return Err(self.unreachable(error.to_string())),
             Err(_) => return Err(self.unreachable("a round trip takes longer than shared.timeout".to_owned())),
         }
-        // One failure of a connection that is new ends it: there were enough before.
         self.failures.store(FAILURES - 1, Ordering::Relaxed);
-        *self.link.write().unwrap_or_else(PoisonError::into_inner) = Some(link);
+        self.set_connection(Some(connection));
         Ok(())
     }
 
     fn unreachable(&self, reason: String) -> String {
-        self.way.metrics.shared.count_failure(Kind::Connect);
+        self.options.metrics.shared.count_failure(Kind::Connect);
         format!("{}: {reason}", self.address)
     }
 
-    async fn open(&self) -> Result<Link, String> {
+    async fn open(&self) -> Result<Connection, String> {
         let Address { host, port } = &self.address;
         let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        match &self.way.tls {
+        match &self.options.tls {
             None => self.log_in(stream).await,
             Some(tls) => {
                 let name = ServerName::try_from(host.clone()).map_err(|error| error.to_string())?;
@@ -130,42 +150,48 @@ impl Node {
         }
     }
 
-    async fn log_in<S>(&self, stream: S) -> Result<Link, String>
+    async fn log_in<S>(&self, stream: S) -> Result<Connection, String>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let allowance = Arc::new(Allowance(AtomicUsize::new(GREETING)));
         let stream = Measured { stream, allowance: Arc::clone(&allowance) };
-        // Round trips have their time limit here.
+        // Round trips have a time limit of their own.
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
-        let (connection, driver) = MultiplexedConnection::new_with_config(&self.way.login, stream, config)
+        let (requests, driver) = MultiplexedConnection::new_with_config(&self.options.login, stream, config)
             .await
             .map_err(|error| error.to_string())?;
-        let driver = Arc::new(Driver(tokio::spawn(driver).abort_handle()));
-        Ok(Link { connection, allowance, _driver: driver })
+        let driver = Arc::new(AbortOnDropHandle::new(tokio::spawn(driver)));
+        Ok(Connection { requests, allowance, _driver: driver })
     }
 
-    fn link(&self) -> Option<Link> {
-        self.link.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn connection(&self) -> Option<Connection> {
+        self.connection.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// One round trip of at most `limit`: a reply for each command. `None`: it has failed, or there is no connection.
-    pub(super) async fn exchange(&self, operation: Operation, batch: &Batch, limit: Duration) -> Option<Vec<Value>> {
-        let mut link = self.link()?;
-        link.allowance.grant(batch.most + batch.commands * REPLY);
-        let metrics = &self.way.metrics.shared;
+    fn set_connection(&self, connection: Option<Connection>) {
+        *self.connection.write().unwrap_or_else(PoisonError::into_inner) = connection;
+    }
+
+    /// Sends the commands of one round trip; returns a reply for each. `None` if there is no connection, or no answer within
+    /// `limit`.
+    pub(super) async fn run(&self, operation: Operation, trip: &RoundTrip, limit: Duration) -> Option<Vec<Value>> {
+        let mut connection = self.connection()?;
+        let commands = trip.pipeline.len();
+        connection.allowance.grant(trip.reply_bytes + commands * REPLY);
+        let metrics = &self.options.metrics.shared;
         let begin = Instant::now();
-        let replies = timeout(limit, link.connection.send_packed_commands(&batch.pipeline, 0, batch.commands)).await;
+        let replies = timeout(limit, connection.requests.send_packed_commands(&trip.pipeline, 0, commands)).await;
         metrics.count(operation, begin.elapsed().as_secs_f64());
         match replies {
-            Ok(Ok(replies)) if replies.len() == batch.commands => {
+            Ok(Ok(replies)) if replies.len() == commands => {
                 if let Some(code) = replies.iter().find_map(refusal) {
                     metrics.count_failure(Kind::Reply);
                     self.refused.when_due(|suppressed| {
                         events::SharedRefusal { server: format_args!("{}", self.address), code, suppressed }.log();
                     });
                 }
-                // A server that answers everything with an error (loading, no login) is as good as none.
+                // A server that answers everything with an error (loading, no login) counts as failed.
                 if replies.iter().all(|reply| refusal(reply).is_some()) && operation == Operation::Get {
                     self.failed();
                 } else {
@@ -173,14 +199,9 @@ impl Node {
                 }
                 Some(replies)
             }
-            Ok(Ok(_)) => {
-                metrics.count_failure(Kind::Reply);
-                self.give_up();
-                None
-            }
-            Ok(Err(_)) => {
-                metrics.count_failure(Kind::Broken);
-                self.give_up();
+            Ok(broken) => {
+                metrics.count_failure(if broken.is_ok() { Kind::Reply } else { Kind::Broken });
+                self.set_connection(None);
                 None
             }
             Err(_) => {
@@ -193,31 +214,18 @@ impl Node {
 
     fn failed(&self) {
         if self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1) >= FAILURES {
-            self.give_up();
+            self.set_connection(None);
         }
-    }
-
-    fn give_up(&self) {
-        *self.link.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
-/// What a server calls the reason for which it refuses a command, as `OOM`. What it says besides may name anything.
+/// The code of an error, as `OOM`. The text of an error may contain anything.
 fn refusal(value: &Value) -> Option<&str> {
     if let Value::ServerError(error) = value { Some(error.code()) } else { None }
 }
 
-/// Ends a connection's task once nobody has the connection.
-struct Driver(AbortHandle);
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Bytes that a server may still answer. More than was asked for is no answer, whatever length it announces: memory stays
-/// bounded.
+/// Bytes that a server may still answer. A longer answer is an error, so memory stays bounded whatever length the server
+/// announces.
 struct Allowance(AtomicUsize);
 
 impl Allowance {
@@ -232,7 +240,7 @@ impl Allowance {
     }
 }
 
-/// A stream that ends in an error where more is read than was allowed.
+/// A stream on which reading more than the allowance is an error.
 struct Measured<S> {
     stream: S,
     allowance: Arc<Allowance>,

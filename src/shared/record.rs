@@ -1,8 +1,12 @@
-//! What is sealed: a link, an acceptance, or a record of the journal, as bytes of fixed places.
+//! The plain bytes of sealed values: a link, an acceptance, or a record of the journal, with fields at fixed places.
 
 use std::sync::Arc;
 
-/// A link's bytes are filled up to a multiple of this, so that a value's length tells little of what is in it.
+use bytes::{Buf, BufMut};
+
+use crate::cache::purges::{Mark, Purges, Target};
+
+/// A link's bytes are padded to a multiple of this, so that a value's length tells little of its content.
 const PAD: usize = 64;
 
 const LINK: u8 = 1;
@@ -10,21 +14,21 @@ const ABSENCE: u8 = 2;
 const ACCEPTANCE: u8 = 3;
 const JOURNAL: u8 = 4;
 
-/// A place in the fleet's journal. What is sealed bears the one that its writer knew when it *asked* the endpoint: what the
-/// journal says from there on concerns it.
+/// A position in the fleet's journal. A value carries the position that its writer knew when it *asked* the endpoint: events
+/// from there on may void it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
-    /// A keyed hash of the journal up to there: two that have one beginning may have gone on in different ways.
-    pub(super) story: u128,
-    /// Characters of it that were known.
+pub struct Stamp {
+    /// A keyed hash of the journal up to there: journals with one beginning may differ later.
+    pub(super) chain_hash: u128,
+    /// Known characters of the journal.
     pub(super) position: u64,
 }
 
-/// A link as it is shared.
+/// A shared link.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Link {
+pub(super) struct LinkRecord {
     pub(super) stamp: Stamp,
-    /// When its call was sent, in milliseconds since the Unix epoch on the writer's clock.
+    /// When the call was sent, in milliseconds since the Unix epoch on the writer's clock.
     pub(super) sent: u64,
     /// Milliseconds from there that it is fresh, that it is usable, and until its URL expires.
     pub(super) spans: [u32; 3],
@@ -34,9 +38,9 @@ pub(super) struct Link {
 
 /// The endpoint's acceptance of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Acceptance {
+pub(super) struct AcceptanceRecord {
     pub(super) stamp: Stamp,
-    /// When the call was sent that showed it, as in [`Link`].
+    /// When the call was sent that showed it, as in [`LinkRecord`].
     pub(super) sent: u64,
 }
 
@@ -44,50 +48,56 @@ pub(super) struct Acceptance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct JournalRecord {
     pub(super) epoch: u128,
-    pub(super) says: Event,
+    pub(super) event: Event,
 }
 
-/// What a record says.
+/// An event in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Event {
-    /// Here the journal begins.
+    /// The journal begins.
     Begin,
-    /// Everything from before is void.
+    /// Voids everything from before.
     All,
-    /// So are an id's links, or a group's: a keyed hash of it.
-    Over(u128),
-    /// So is everything of a caller.
+    /// Voids the links of an id or a group, given its name as a purge.
+    Named(u128),
+    /// Voids all values of a caller.
     Caller(u128),
 }
 
-/// Bytes of a record of the journal: all have the same.
-pub(super) const ENTRY: usize = 1 + 16 + 1 + 16;
+impl Event {
+    /// The purge of `target`, whose name is hashed with `key`.
+    pub(super) fn purge(key: [u8; 16], target: Target<'_>) -> Self {
+        match Purges::name_under(key, target) {
+            Mark::All => Self::All,
+            Mark::Named(name) => Self::Named(name),
+        }
+    }
+}
 
-impl Link {
+/// Bytes of a record of the journal: all have the same.
+pub(super) const JOURNAL_RECORD: usize = 1 + 16 + 1 + 16;
+
+impl LinkRecord {
     pub(super) fn write(&self) -> Vec<u8> {
         let text = self.text.as_deref().unwrap_or_default().as_bytes();
         let mut bytes = Vec::with_capacity((64 + text.len()).next_multiple_of(PAD));
-        bytes.push(if self.text.is_some() { LINK } else { ABSENCE });
+        bytes.put_u8(if self.text.is_some() { LINK } else { ABSENCE });
         self.stamp.write(&mut bytes);
-        bytes.extend_from_slice(&self.sent.to_be_bytes());
-        for span in self.spans {
-            bytes.extend_from_slice(&span.to_be_bytes());
-        }
-        // No text that fits in a value is longer than this can say.
-        bytes.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
-        bytes.extend_from_slice(text);
+        bytes.put_u64(self.sent);
+        self.spans.iter().for_each(|span| bytes.put_u32(*span));
+        // No text that fits in a value is longer than 32 bits can tell.
+        bytes.put_u32(u32::try_from(text.len()).unwrap_or(u32::MAX));
+        bytes.put_slice(text);
         bytes.resize(bytes.len().next_multiple_of(PAD), 0);
         bytes
     }
 
-    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
-        let mut rest = Rest(bytes);
-        let kind = rest.byte()?;
-        let stamp = Stamp::read(&mut rest)?;
-        let sent = rest.u64()?;
-        let spans = [rest.u32()?, rest.u32()?, rest.u32()?];
-        let length = usize::try_from(rest.u32()?).ok()?;
-        let text = std::str::from_utf8(rest.0.get(..length)?).ok()?;
+    pub(super) fn read(mut bytes: &[u8]) -> Option<Self> {
+        let kind = bytes.try_get_u8().ok()?;
+        let (stamp, sent) = (Stamp::read(&mut bytes)?, bytes.try_get_u64().ok()?);
+        let mut span = || bytes.try_get_u32().ok();
+        let (spans, length) = ([span()?, span()?, span()?], span()?);
+        let text = std::str::from_utf8(bytes.get(..usize::try_from(length).ok()?)?).ok()?;
         let text = match kind {
             LINK => Some(Arc::from(text)),
             ABSENCE if text.is_empty() => None,
@@ -97,88 +107,58 @@ impl Link {
     }
 }
 
-impl Acceptance {
+impl AcceptanceRecord {
     pub(super) fn write(&self) -> Vec<u8> {
         let mut bytes = vec![ACCEPTANCE];
         self.stamp.write(&mut bytes);
-        bytes.extend_from_slice(&self.sent.to_be_bytes());
+        bytes.put_u64(self.sent);
         bytes
     }
 
-    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
-        let mut rest = Rest(bytes);
-        (rest.byte()? == ACCEPTANCE).then_some(())?;
-        Some(Self { stamp: Stamp::read(&mut rest)?, sent: rest.u64()? })
+    pub(super) fn read(mut bytes: &[u8]) -> Option<Self> {
+        (bytes.try_get_u8().ok()? == ACCEPTANCE).then_some(())?;
+        Some(Self { stamp: Stamp::read(&mut bytes)?, sent: bytes.try_get_u64().ok()? })
     }
 }
 
 impl JournalRecord {
-    pub(super) fn write(&self) -> [u8; ENTRY] {
-        let (kind, hash) = match self.says {
+    pub(super) fn write(&self) -> Vec<u8> {
+        let (kind, hash) = match self.event {
             Event::Begin => (0, 0),
             Event::All => (1, 0),
-            Event::Over(hash) => (2, hash),
+            Event::Named(hash) => (2, hash),
             Event::Caller(hash) => (3, hash),
         };
-        let mut bytes = [0; ENTRY];
-        let fields = [&[JOURNAL][..], &self.epoch.to_be_bytes(), &[kind], &hash.to_be_bytes()];
-        for (to, from) in bytes.iter_mut().zip(fields.into_iter().flatten()) {
-            *to = *from;
-        }
+        let mut bytes = Vec::with_capacity(JOURNAL_RECORD);
+        bytes.put_u8(JOURNAL);
+        bytes.put_u128(self.epoch);
+        bytes.put_u8(kind);
+        bytes.put_u128(hash);
         bytes
     }
 
-    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
-        let mut rest = Rest(bytes);
-        (rest.byte()? == JOURNAL).then_some(())?;
-        let epoch = rest.u128()?;
-        let (kind, hash) = (rest.byte()?, rest.u128()?);
-        let says = match kind {
-            0 => Event::Begin,
-            1 => Event::All,
-            2 => Event::Over(hash),
-            3 => Event::Caller(hash),
+    pub(super) fn read(mut bytes: &[u8]) -> Option<Self> {
+        (bytes.try_get_u8().ok()? == JOURNAL).then_some(())?;
+        let epoch = bytes.try_get_u128().ok()?;
+        let event = match (bytes.try_get_u8().ok()?, bytes.try_get_u128().ok()?) {
+            (0, _) => Event::Begin,
+            (1, _) => Event::All,
+            (2, hash) => Event::Named(hash),
+            (3, hash) => Event::Caller(hash),
             _ => return None,
         };
-        Some(Self { epoch, says })
+        Some(Self { epoch, event })
     }
 }
 
 impl Stamp {
     fn write(self, bytes: &mut Vec<u8>) {
-        bytes.extend_from_slice(&self.story.to_be_bytes());
-        bytes.extend_from_slice(&self.position.to_be_bytes());
+        bytes.put_u128(self.chain_hash);
+        bytes.put_u64(self.position);
     }
 
-    fn read(rest: &mut Rest<'_>) -> Option<Self> {
-        Some(Self { story: rest.u128()?, position: rest.u64()? })
-    }
-}
-
-/// What is yet to be read.
-struct Rest<'b>(&'b [u8]);
-
-impl Rest<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (taken, rest) = self.0.split_first_chunk::<N>()?;
-        self.0 = rest;
-        Some(*taken)
-    }
-
-    fn byte(&mut self) -> Option<u8> {
-        self.take::<1>().map(|[byte]| byte)
-    }
-
-    fn u32(&mut self) -> Option<u32> {
-        self.take().map(u32::from_be_bytes)
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        self.take().map(u64::from_be_bytes)
-    }
-
-    fn u128(&mut self) -> Option<u128> {
-        self.take().map(u128::from_be_bytes)
+    fn read(bytes: &mut &[u8]) -> Option<Self> {
+        Some(Self { chain_hash: bytes.try_get_u128().ok()?, position: bytes.try_get_u64().ok()? })
     }
 }
 
@@ -190,28 +170,28 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(
+        fn records_read_back_as_written(
             epoch in any::<u128>(), position in any::<u64>(), sent in any::<u64>(), spans in any::<[u32; 3]>(),
             text in proptest::option::of(".{0,200}"), hash in any::<u128>(),
         ) {
-            let stamp = Stamp { story: epoch, position };
-            let link = Link { stamp, sent, spans, text: text.map(Arc::from) };
+            let stamp = Stamp { chain_hash: epoch, position };
+            let link = LinkRecord { stamp, sent, spans, text: text.map(Arc::from) };
             let bytes = link.write();
             prop_assert_eq!(bytes.len() % PAD, 0);
-            prop_assert_eq!(Link::read(&bytes), Some(link));
-            let acceptance = Acceptance { stamp, sent };
-            prop_assert_eq!(Acceptance::read(&acceptance.write()), Some(acceptance));
-            for says in [Event::Begin, Event::All, Event::Over(hash), Event::Caller(hash)] {
-                let entry = JournalRecord { epoch, says };
+            prop_assert_eq!(LinkRecord::read(&bytes), Some(link));
+            let acceptance = AcceptanceRecord { stamp, sent };
+            prop_assert_eq!(AcceptanceRecord::read(&acceptance.write()), Some(acceptance));
+            for event in [Event::Begin, Event::All, Event::Named(hash), Event::Caller(hash)] {
+                let entry = JournalRecord { epoch, event };
                 prop_assert_eq!(JournalRecord::read(&entry.write()), Some(entry));
-                prop_assert_eq!(Link::read(&entry.write()), None);
+                prop_assert_eq!(LinkRecord::read(&entry.write()), None);
             }
-            prop_assert_eq!(Acceptance::read(&bytes), None);
+            prop_assert_eq!(AcceptanceRecord::read(&bytes), None);
         }
 
         #[test]
-        fn anything_may_be_read(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (Link::read(&bytes), Acceptance::read(&bytes), JournalRecord::read(&bytes));
+        fn any_bytes_can_be_read(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = (LinkRecord::read(&bytes), AcceptanceRecord::read(&bytes), JournalRecord::read(&bytes));
         }
     }
 }

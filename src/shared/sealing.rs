@@ -1,11 +1,11 @@
-//! Names and seals: a thief of what the shared tier holds learns nothing from it.
+//! Names and seals: whoever reads the shared tier learns nothing from it.
 //!
-//! From the fleet's secret and a caller's credential HKDF-SHA-256 (RFC 5869) derives two keys of that caller's: one makes
-//! names (HMAC-SHA-256, 192 bits of it), the other seals values (XChaCha20-Poly1305). Who has only one of the two, secret or
-//! credential, can neither find nor open anything. A value is sealed together with its whole name, so it opens nowhere else.
+//! From the fleet's secret and a caller's credential, HKDF-SHA-256 (RFC 5869) derives two keys of that caller: one makes
+//! names (HMAC-SHA-256, 192 bits of it), the other seals values (XChaCha20-Poly1305). With only the secret, or only the
+//! credential, nothing can be found or opened. A value is sealed together with its whole name, so it opens nowhere else.
 //!
-//! Nonces are random. XChaCha20's have 192 bits, so two of one key do not meet: after 2⁶⁴ values that is still less likely
-//! than 2⁻⁶⁴. With the 96 bits of AES-GCM, an access key that a fleet uses for years could come too near to that.
+//! Nonces are random. XChaCha20's have 192 bits, so a collision under one key is unlikely: below 2⁻⁶⁴ after 2⁶⁴ values. With
+//! the 96 bits of AES-GCM, an access key that a fleet uses for years could come too near to one.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -18,52 +18,52 @@ use zeroize::Zeroizing;
 
 use crate::config::{Endpoint, Secret};
 
-/// The layout of values and the way of deriving; what has another number does not open.
+/// The format of values, and of the derivation of keys; values of another version do not open.
 const VERSION: u8 = 1;
 const NONCE: usize = 24;
 const TAG: usize = 16;
 /// Bytes of a name's hash: 32 characters.
 const NAME: usize = 24;
-/// Characters of a sealed value at most: a longer one is not written, and none that is read.
+/// Most characters of a sealed value: a longer one is neither written nor read.
 pub(super) const MOST_TEXT: usize = 12 << 10;
 
-/// Characters that `plain` bytes have once they are sealed.
+/// Characters of a sealed value of `plain` bytes.
 pub(super) const fn sealed_len(plain: usize) -> usize {
     let bytes = 1 + NONCE + plain + TAG;
     (bytes * 4).div_ceil(3)
 }
 
-/// Hands a field on with its length before it: no two lists of fields run together, and `None`, a field that is not
-/// there, differs from an empty one.
-fn field(field: Option<&[u8]>, mut on: impl FnMut(&[u8])) {
-    on(&field.map_or(u64::MAX, |field| field.len() as u64).to_be_bytes());
-    on(field.unwrap_or_default());
+/// Writes a field after its length, so that different lists of fields differ; `None`, an absent field, differs from an empty
+/// one.
+fn field(field: Option<&[u8]>, mut write: impl FnMut(&[u8])) {
+    write(&field.map_or(u64::MAX, |field| field.len() as u64).to_be_bytes());
+    write(field.unwrap_or_default());
 }
 
-/// One of the fleet's secrets, toward one endpoint: fleets before different endpoints share nothing.
+/// One of the fleet's secrets, for one endpoint: fleets of different endpoints share nothing.
 pub(super) struct FleetKey {
     secret: Secret,
     endpoint: String,
     prefix: Box<str>,
-    /// Where the journal is.
+    /// The journal's key in Redis.
     pub(super) journal: Box<str>,
     /// Seals the journal.
     pub(super) seal: Seal,
-    /// The key of hashes of what is purged.
-    pub(super) marks: [u8; 16],
+    /// The key of names of purges.
+    pub(super) purge_key: [u8; 16],
 }
 
 impl FleetKey {
     pub(super) fn new(secret: Secret, endpoint: &Endpoint, prefix: &str) -> Self {
         let endpoint = endpoint.to_string();
         let keys = derive(&secret, &endpoint, "fleet", &[]);
-        let mut marks = [0; 16];
-        expand(&keys, "marks", &mut marks);
+        let mut purge_key = [0; 16];
+        expand(&keys, "marks", &mut purge_key);
         let journal = name(prefix, 'j', &names(&keys));
-        Self { secret, endpoint, prefix: prefix.into(), journal, seal: Seal::new(&keys), marks }
+        Self { secret, endpoint, prefix: prefix.into(), journal, seal: Seal::new(&keys), purge_key }
     }
 
-    /// The keys of whoever shows the credential that `fields` make up.
+    /// The keys of the caller with the credential of these fields.
     pub(super) fn caller(&self, kind: &str, fields: &[Option<&[u8]>]) -> CallerKey {
         let keys = derive(&self.secret, &self.endpoint, kind, fields);
         let names = names(&keys);
@@ -82,16 +82,16 @@ impl FleetKey {
 /// A caller's keys under one of the fleet's secrets.
 pub(super) struct CallerKey {
     pub(super) seal: Seal,
-    /// Where the endpoint's acceptance of it is.
+    /// The name of the endpoint's acceptance of the caller.
     pub(super) acceptance: Box<str>,
-    /// What the journal calls it.
+    /// The caller's name in the journal.
     pub(super) hash: u128,
     names: Hmac<Sha256>,
     prefix: Box<str>,
 }
 
 impl CallerKey {
-    /// Makes the names of one scope, which `fields` make up.
+    /// The names in the scope of these fields.
     pub(super) fn scope<'f>(&self, fields: impl IntoIterator<Item = Option<&'f [u8]>>) -> ScopeNames {
         let mut names = self.names.clone();
         for each in fields {
@@ -101,19 +101,19 @@ impl CallerKey {
     }
 }
 
-/// Makes the names of one scope.
+/// Names of values in one scope.
 pub(super) struct ScopeNames {
     names: Hmac<Sha256>,
     prefix: Box<str>,
 }
 
 impl ScopeNames {
-    /// Where the link of `id` is.
+    /// The name of the link of `id`.
     pub(super) fn link(&self, id: &str) -> Box<str> {
         name(&self.prefix, 'l', &self.of(id))
     }
 
-    /// Where the lease on `id` is.
+    /// The name of the lease on `id`.
     pub(super) fn lease(&self, id: &str) -> Box<str> {
         name(&self.prefix, 'f', &self.of(id))
     }
@@ -134,9 +134,9 @@ fn derive(secret: &Secret, endpoint: &str, kind: &str, fields: &[Option<&[u8]>])
     extract.finalize().1
 }
 
-/// Fills `key` with what is derived for `purpose`.
+/// Derives a key for `purpose`.
 fn expand(keys: &Hkdf<Sha256>, purpose: &str, key: &mut [u8]) {
-    // Fails for keys of more than 8160 bytes alone.
+    // Fails only for keys of more than 8160 bytes.
     let _ = keys.expand_multi_info(&[b"sidelink/1 ", purpose.as_bytes()], key);
 }
 
@@ -148,14 +148,14 @@ fn names(keys: &Hkdf<Sha256>) -> Hmac<Sha256> {
 }
 
 /// Prefix, a letter for the kind, and a hash: printable. The braces keep a link and its lease in one slot of a Cluster, so
-/// that what is done to both is done in order.
+/// that commands for both keep their order.
 fn name(prefix: &str, kind: char, hash: &Hmac<Sha256>) -> Box<str> {
     let hash = hash.clone().finalize().into_bytes();
     let text = URL_SAFE_NO_PAD.encode(hash.get(..NAME).unwrap_or_default());
     format!("{prefix}{kind}.{{{text}}}").into()
 }
 
-/// Seals values, and opens them.
+/// Seals and opens values.
 pub(super) struct Seal(XChaCha20Poly1305);
 
 impl Seal {
@@ -165,7 +165,7 @@ impl Seal {
         Self(XChaCha20Poly1305::new((&*key).into()))
     }
 
-    /// `plain` as the text that may stand under `name`. `None`: it would be too long.
+    /// Seals `plain` for `name`. `None` if the result would be too long.
     pub(super) fn seal(&self, name: &str, plain: &[u8]) -> Option<String> {
         if sealed_len(plain.len()) > MOST_TEXT {
             return None;
@@ -179,7 +179,7 @@ impl Seal {
         Some(URL_SAFE_NO_PAD.encode(bytes))
     }
 
-    /// What was sealed under `name` with this key, and nothing else.
+    /// Opens what was sealed for `name` with this key.
     pub(super) fn open(&self, name: &str, text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         if text.len() > MOST_TEXT {
             return None;
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_printable_and_differ_by_all_that_tells_links_apart() {
+    fn names_are_printable_and_differ_by_endpoint_caller_scope_and_id() {
         let here = fleet(SECRET, "http://h");
         let one = caller(&here, "t");
         let scope = |caller: &CallerKey, group: Option<&str>| caller.scope([group.map(str::as_bytes)]);
@@ -243,14 +243,14 @@ mod tests {
     }
 
     #[test]
-    fn a_value_opens_under_its_own_name_for_its_own_caller_alone() {
+    fn a_value_opens_only_under_its_name_and_for_its_caller() {
         let here = fleet(SECRET, "http://h");
         let one = caller(&here, "t");
         let text = one.seal.seal("name", b"link").unwrap();
         assert_eq!(**one.seal.open("name", text.as_bytes()).unwrap(), *b"link");
         assert!(one.seal.open("other name", text.as_bytes()).is_none(), "moved");
-        for stranger in [caller(&here, "u"), caller(&fleet(&SECRET.to_uppercase(), "http://h"), "t")] {
-            assert!(stranger.seal.open("name", text.as_bytes()).is_none());
+        for other in [caller(&here, "u"), caller(&fleet(&SECRET.to_uppercase(), "http://h"), "t")] {
+            assert!(other.seal.open("name", text.as_bytes()).is_none());
         }
         assert!(here.seal.open("name", text.as_bytes()).is_none());
         assert_ne!(one.seal.seal("name", b"link").unwrap(), text, "another nonce");
@@ -259,7 +259,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_sealed_opens_and_what_was_altered_does_not(
+        fn sealed_values_open_and_altered_ones_do_not(
             plain in proptest::collection::vec(any::<u8>(), 0..300), at in any::<usize>(), by in 1..=255_u8,
         ) {
             let seal = caller(&fleet(SECRET, "http://h"), "t").seal;
@@ -276,7 +276,7 @@ mod tests {
         }
 
         #[test]
-        fn anything_else_does_not_open(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_other_text_does_not_open(text in proptest::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(caller(&fleet(SECRET, "http://h"), "t").seal.open("name", &text).is_none());
         }
     }

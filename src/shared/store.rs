@@ -1,8 +1,7 @@
 //! Which server has which key: one server, or the nodes of a Cluster.
 //!
-//! Each round trip is one pipeline for each server that is concerned, all at the same time. In a Cluster the slots are
-//! followed here, on top of the client's connections: the client's own Cluster mode retries and reconnects on a batch's
-//! time, and lets one node that is down spoil what the others answer.
+//! Each round trip is one pipeline for each server concerned, all at the same time. The slots of a Cluster are followed here,
+//! since the client's Cluster mode retries and reconnects on a batch's time, and fails all answers where one node is down.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,36 +9,51 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use redis::{Cmd, ServerErrorKind, Value};
+use redis::{Cmd, ServerErrorKind, ToRedisArgs, Value};
 use tokio::time::Instant;
 
-use super::node::{Batch, Node, Way};
+use super::node::{ConnectOptions, Node, RoundTrip};
 use super::sealing::MOST_TEXT;
 use crate::config::Address;
 use crate::telemetry::metrics::Operation;
 
 /// Slots of a Cluster.
 const SLOTS: u16 = 16384;
-/// The longest that a Cluster's layout goes unread.
+/// A Cluster's layout is read again after this time.
 const LAYOUT_AGE: Duration = Duration::from_secs(30);
-/// Bytes of a Cluster's layout at most.
+/// Most bytes of a Cluster's layout.
 const MOST_LAYOUT: usize = 1 << 20;
-/// Nodes of a Cluster at most.
+/// Most nodes of a Cluster.
 const MOST_NODES: usize = 1000;
-/// The longest that reading a Cluster's layout may take; nobody waits for it.
+/// Time limit for reading a Cluster's layout; no batch waits for it.
 const LAYOUT: Duration = Duration::from_secs(1);
 
-/// One command, with the key that says where it goes.
+/// A command for the server that has `key`.
 pub(super) struct Command {
-    pub(super) key: Box<str>,
+    key: Box<str>,
     pub(super) command: Cmd,
-    /// Bytes that its reply may have.
-    pub(super) most: usize,
+    /// Most bytes of values in the reply.
+    pub(super) reply_bytes: usize,
+}
+
+impl Command {
+    pub(super) fn new(name: &str, key: &str) -> Self {
+        Self { key: key.into(), command: redis::cmd(name).arg(key).to_owned(), reply_bytes: 0 }
+    }
+
+    pub(super) fn arg(mut self, arg: impl ToRedisArgs) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    pub(super) fn reply_bytes(self, reply_bytes: usize) -> Self {
+        Self { reply_bytes, ..self }
+    }
 }
 
 /// The server, or the Cluster.
 pub(super) struct Store {
-    way: Arc<Way>,
+    options: Arc<ConnectOptions>,
     seeds: Vec<Address>,
     cluster: bool,
     layout: RwLock<Arc<Layout>>,
@@ -50,7 +64,7 @@ pub(super) struct Store {
 #[derive(Default)]
 struct Layout {
     nodes: Vec<Arc<Node>>,
-    /// First and last slot, and which of the nodes; in order. Empty: the first node has all.
+    /// First and last slot, and index of the node; sorted. Empty: the first node has all slots.
     slots: Vec<(u16, u16, usize)>,
     read: Option<Instant>,
 }
@@ -67,25 +81,25 @@ impl Layout {
 }
 
 impl Store {
-    pub(super) fn new(way: Way, seeds: Vec<Address>, cluster: bool) -> Self {
-        let way = Arc::new(way);
+    pub(super) fn new(options: ConnectOptions, seeds: Vec<Address>, cluster: bool) -> Self {
+        let options = Arc::new(options);
         let nodes = if cluster { &[] } else { seeds.get(..1).unwrap_or_default() };
-        let nodes = nodes.iter().map(|seed| Arc::new(Node::new(seed.clone(), Arc::clone(&way)))).collect();
+        let nodes = nodes.iter().map(|seed| Arc::new(Node::new(seed.clone(), Arc::clone(&options)))).collect();
         let layout = RwLock::new(Arc::new(Layout { nodes, ..Layout::default() }));
-        Self { way, seeds, cluster, layout, moved: AtomicBool::new(false) }
+        Self { options, seeds, cluster, layout, moved: AtomicBool::new(false) }
     }
 
     fn layout(&self) -> Arc<Layout> {
         Arc::clone(&self.layout.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Sees to it that every server is connected, as far as possible; at least the one that has `key` must be.
+    /// Connects every server that is not connected.
     ///
     /// # Errors
-    /// Why that one is not, for an operator.
+    /// Why a server that has one of `keys` is not connected, for an operator.
     pub(super) async fn connect(&self, keys: &[&str]) -> Result<(), String> {
         if self.cluster {
-            self.lay_out().await?;
+            self.update_layout().await?;
         }
         let layout = self.layout();
         let connected = join_all(layout.nodes.iter().map(|node| node.connect())).await;
@@ -99,22 +113,22 @@ impl Store {
     }
 
     /// Reads a Cluster's layout from any node, if it may have changed.
-    async fn lay_out(&self) -> Result<(), String> {
+    async fn update_layout(&self) -> Result<(), String> {
         let old = self.layout();
         let young = old.read.is_some_and(|read| read.elapsed() < LAYOUT_AGE);
         if young && !self.moved.swap(false, Ordering::Relaxed) && old.nodes.iter().all(|node| node.is_up()) {
             return Ok(());
         }
-        let seeds = self.seeds.iter().map(|seed| Arc::new(Node::new(seed.clone(), Arc::clone(&self.way))));
+        let seeds = self.seeds.iter().map(|seed| Arc::new(Node::new(seed.clone(), Arc::clone(&self.options))));
         let mut trouble = String::from("the Cluster has no nodes");
         for node in old.nodes.iter().cloned().chain(seeds) {
             if let Err(reason) = node.connect().await {
                 trouble = reason;
                 continue;
             }
-            let mut command = Batch { commands: 1, most: MOST_LAYOUT, ..Batch::default() };
-            command.pipeline.add_command(redis::cmd("CLUSTER").arg("SLOTS").to_owned());
-            let replies = node.exchange(Operation::Sync, &command, LAYOUT).await;
+            let mut trip = RoundTrip::default();
+            trip.add(Command::new("CLUSTER", "SLOTS").reply_bytes(MOST_LAYOUT));
+            let replies = node.run(Operation::Sync, &trip, LAYOUT).await;
             let Some([slots]) = replies.as_deref() else {
                 trouble = format!("{}: did not say which node has which slots", node.address);
                 continue;
@@ -139,7 +153,7 @@ impl Store {
             let [host, Value::Int(port), ..] = array(master)? else { return None };
             let host = match host {
                 Value::BulkString(host) if !host.is_empty() => String::from_utf8(host.clone()).ok()?,
-                // As the one that was asked.
+                // The host that was asked.
                 _ => asked.host.clone(),
             };
             let address = Address { host, port: u16::try_from(*port).ok()? };
@@ -149,7 +163,7 @@ impl Store {
             }
             let at = *places.entry(address.clone()).or_insert_with(|| {
                 let known = old.nodes.iter().find(|node| node.address == address).cloned();
-                layout.nodes.push(known.unwrap_or_else(|| Arc::new(Node::new(address, Arc::clone(&self.way)))));
+                layout.nodes.push(known.unwrap_or_else(|| Arc::new(Node::new(address, Arc::clone(&self.options)))));
                 layout.nodes.len() - 1
             });
             layout.slots.push((first, last, at));
@@ -158,8 +172,8 @@ impl Store {
         (!layout.slots.is_empty()).then_some(layout)
     }
 
-    /// One round trip within `limit`. For each command its reply; `None` where its server is down, has failed, or sent an
-    /// error.
+    /// Sends commands in one round trip within `limit`; returns each command's reply, `None` where its server is down, fails,
+    /// or answers with an error.
     pub(super) async fn run(
         &self,
         operation: Operation,
@@ -167,22 +181,19 @@ impl Store {
         limit: Duration,
     ) -> Vec<Option<Value>> {
         let layout = self.layout();
-        let mut replies: Vec<Option<Value>> = Vec::new();
-        replies.resize_with(commands.len(), || None);
-        let mut batches: HashMap<usize, (Batch, Vec<usize>)> = HashMap::new();
+        let mut replies = vec![None; commands.len()];
+        let mut trips: HashMap<usize, (RoundTrip, Vec<usize>)> = HashMap::new();
         for (at, command) in commands.into_iter().enumerate() {
             let Some(node) = layout.node(&command.key) else { continue };
-            let (batch, places) = batches.entry(node).or_default();
-            batch.pipeline.add_command(command.command);
-            batch.commands += 1;
-            batch.most += command.most;
+            let (trip, places) = trips.entry(node).or_default();
+            trip.add(command);
             places.push(at);
         }
-        let exchanges = batches.iter().filter_map(|(node, (batch, places))| {
+        let running = trips.iter().filter_map(|(node, (trip, places))| {
             let node = layout.nodes.get(*node)?;
-            Some(async move { (node.exchange(operation, batch, limit).await, places) })
+            Some(async move { (node.run(operation, trip, limit).await, places) })
         });
-        for (values, places) in join_all(exchanges).await {
+        for (values, places) in join_all(running).await {
             for (value, place) in values.into_iter().flatten().zip(places) {
                 if let Value::ServerError(error) = &value {
                     if matches!(error.kind(), Some(ServerErrorKind::Moved | ServerErrorKind::Ask)) {
@@ -198,12 +209,12 @@ impl Store {
         replies
     }
 
-    /// What stands under each of `keys`, with other commands before and after in the same round trip: the replies to those
-    /// before, the values, and the replies to those after. A value that is no string reads as none.
+    /// Gets the values of `keys`, with other commands before and after in the same round trip; returns the replies to those
+    /// before, the values, and the replies to those after. A value that is no string counts as none.
     pub(super) async fn get(
         &self,
         before: Vec<Command>,
-        keys: Vec<Box<str>>,
+        keys: &[Box<str>],
         after: Vec<Command>,
         operation: Operation,
         limit: Duration,
@@ -212,21 +223,15 @@ impl Store {
         let mut commands = before;
         // A Cluster takes several keys in one command only if they share a slot.
         if self.cluster {
-            for key in keys {
-                let command = redis::cmd("GET").arg(&*key).to_owned();
-                commands.push(Command { key, command, most: MOST_TEXT });
-            }
-        } else if let Some(first) = keys.first() {
-            let mut command = redis::cmd("MGET");
-            for key in &keys {
-                command.arg(&**key);
-            }
-            commands.push(Command { key: first.clone(), command, most: count * (MOST_TEXT + 16) });
+            commands.extend(keys.iter().map(|key| Command::new("GET", key).reply_bytes(MOST_TEXT)));
+        } else if let Some((first, rest)) = keys.split_first() {
+            let get = rest.iter().fold(Command::new("MGET", first), |get, key| get.arg(&**key));
+            commands.push(get.reply_bytes(count * (MOST_TEXT + 16)));
         }
-        let own = commands.len();
+        let last = commands.len();
         commands.extend(after);
         let mut before = self.run(operation, commands, limit).await;
-        let after = before.split_off(own);
+        let after = before.split_off(last);
         let mut values = before.split_off(first);
         if !self.cluster {
             values = match values.pop().flatten() {
@@ -243,13 +248,10 @@ fn array(value: &Value) -> Option<&[Value]> {
     if let Value::Array(values) = value { Some(values) } else { None }
 }
 
-/// The slot of a key: CRC-16/XMODEM of it, or of what stands in its braces, as the Redis Cluster specification says.
+/// The slot of a key, by the Redis Cluster specification: a hash of the key, or of the text in its first braces.
 fn slot(key: &str) -> u16 {
     let tag = key.split_once('{').and_then(|(_, rest)| Some(rest.split_once('}')?.0)).filter(|tag| !tag.is_empty());
-    let crc = tag.unwrap_or(key).bytes().fold(0_u16, |crc, byte| {
-        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { crc << 1 ^ 0x1021 })
-    });
-    crc % SLOTS
+    crc16::State::<crc16::XMODEM>::calculate(tag.unwrap_or(key).as_bytes()) % SLOTS
 }
 
 #[cfg(test)]

@@ -1,67 +1,51 @@
-//! Which values count, and what is written: a value opens under its own name alone, is not past its end, and nothing was
-//! said about it since its writer had asked the endpoint.
+//! Which values count: a value opens under its own name alone, has not expired, and no event since its writer asked the
+//! endpoint voids it.
 //!
-//! Clocks: how old a value is, is told by its writer's wall clock and this one. The clocks of a fleet are taken to agree
-//! within [`SKEW`], and each value to be that much older than it seems; one that comes from further in the future is refused.
+//! A value's age is the difference between its writer's wall clock and this one. The clocks of a fleet are assumed to agree
+//! within [`SKEW`]: each value counts as that much older than it seems, and one from further in the future is refused.
 
 use std::sync::Arc;
 
-use super::record::{Acceptance, Event, Link, Stamp};
-use super::sealing::CallerKey;
-use super::{Brought, Inner, Share};
-use crate::api::id;
+use super::record::{AcceptanceRecord, Event, LinkRecord, Stamp};
+use super::{Brought, FleetShare, Share, TierState};
 use crate::cache::Entry;
 use crate::cache::freshness::Deadlines;
-use crate::cache::purges::Target;
 use crate::clock::Moment;
 use crate::telemetry::metrics::Kind;
 
-/// How far apart the clocks of a fleet may be, in milliseconds.
+/// Most milliseconds between the clocks of a fleet.
 const SKEW: u64 = 2000;
 
-/// A value as it is to be written.
+/// A value to be written.
 pub(super) struct Sealed {
     pub(super) name: Box<str>,
     pub(super) value: String,
-    /// Milliseconds that it counts.
+    /// Milliseconds until it expires.
     pub(super) left: u64,
 }
 
-impl Inner {
-    /// A caller's acceptance, if it counts.
-    pub(super) fn acceptance(
-        &self,
-        at: usize,
-        key: &CallerKey,
-        name: &str,
-        value: &[u8],
-        now: Moment,
-    ) -> Option<Moment> {
-        let opened = key.seal.open(name, value).and_then(|bytes| Acceptance::read(&bytes));
+impl TierState {
+    /// When the call was sent that showed a caller's acceptance, if `value` counts.
+    pub(super) fn open_acceptance(&self, fleet: &FleetShare, name: &str, value: &[u8], now: Moment) -> Option<Moment> {
+        let opened = fleet.caller.seal.open(name, value).and_then(|bytes| AcceptanceRecord::read(&bytes));
         let acceptance = self.counted(opened, Kind::Unsealed)?;
-        self.counted(self.upholds(at, acceptance.stamp, &[Event::Caller(key.hash)]), Kind::Revoked)?;
-        let age = self.counted(age(acceptance.sent, now), Kind::Outlived)?;
-        self.counted((age < self.revalidate).then(|| now.before(age)), Kind::Outlived)
+        self.counted(self.is_valid(fleet, acceptance.stamp, &[fleet.revocation()]), Kind::Revoked)?;
+        let age = age(acceptance.sent, now).filter(|age| *age < self.revalidate);
+        Some(now.before(self.counted(age, Kind::Outlived)?))
     }
 
-    /// What is kept of an id, if it counts.
-    #[expect(clippy::too_many_arguments, reason = "one value with all that it has to agree with")]
-    pub(super) fn link(
+    /// The entry of `id`, if `value` counts.
+    pub(super) fn open_link(
         &self,
-        at: usize,
-        key: &CallerKey,
-        share: &Share,
+        fleet: &FleetShare,
         id: &str,
         name: &str,
         value: &[u8],
         now: Moment,
     ) -> Option<Entry> {
-        let link = self.counted(key.seal.open(name, value).and_then(|bytes| Link::read(&bytes)), Kind::Unsealed)?;
-        let mut whom = vec![Event::Caller(key.hash)];
-        let fleet = self.keys.get(at)?;
-        whom.extend(id::readings(id).map(|id| fleet.says(Target::Id(&id))));
-        whom.extend(share.groups.get(at).into_iter().flatten());
-        self.counted(self.upholds(at, link.stamp, &whom), Kind::Revoked)?;
+        let opened = fleet.caller.seal.open(name, value).and_then(|bytes| LinkRecord::read(&bytes));
+        let link = self.counted(opened, Kind::Unsealed)?;
+        self.counted(self.is_valid(fleet, link.stamp, &fleet.events(id)), Kind::Revoked)?;
         let deadlines = age(link.sent, now).and_then(|age| {
             let sent = now.before(age);
             match link.text {
@@ -73,8 +57,8 @@ impl Inner {
         Some(Entry::new(link.text.as_deref(), deadlines))
     }
 
-    fn upholds(&self, at: usize, stamp: Stamp, whom: &[Event]) -> Option<()> {
-        self.journals().get(at)?.upholds(stamp, whom).then_some(())
+    fn is_valid(&self, fleet: &FleetShare, stamp: Stamp, events: &[Event]) -> Option<()> {
+        self.journals().get(fleet.at)?.is_valid(stamp, events).then_some(())
     }
 
     fn counted<T>(&self, value: Option<T>, failure: Kind) -> Option<T> {
@@ -84,43 +68,36 @@ impl Inner {
         value
     }
 
-    /// What a call brought that was sent when the journal said `stamp`, but for what was purged or revoked since.
-    pub(super) fn sealed(&self, share: &Share, stamp: Stamp, brought: &Brought) -> Vec<Sealed> {
+    /// Seals what a call brought, with the stamp of when it was sent; without what was purged or revoked since.
+    pub(super) fn seal(&self, share: &Share, stamp: Stamp, brought: &Brought) -> Vec<Sealed> {
         let now = self.clock.now();
         let mut all = Vec::with_capacity(brought.links.len() + 1);
-        let (Some(key), Some(scope), Some(fleet)) = (share.keys.keys.first(), share.names.first(), self.keys.first())
-        else {
-            return all;
-        };
-        let mut add = |name: Box<str>, plain: &[u8], left: u64| {
-            if let Some(value) = key.seal.seal(&name, plain).filter(|_| left > 0) {
+        let Some(fleet) = share.0.first() else { return all };
+        let mut add = |name: Box<str>, plain: &[u8], left: u64, events: &[Event]| {
+            if left > 0
+                && self.is_valid(fleet, stamp, events).is_some()
+                && let Some(value) = fleet.caller.seal.seal(&name, plain)
+            {
                 all.push(Sealed { name, value, left });
             }
         };
-        if let Some(sent) = brought.sent.filter(|_| brought.accepted)
-            && self.upholds(0, stamp, &[Event::Caller(key.hash)]).is_some()
-        {
-            let acceptance = Acceptance { stamp, sent: sent.unix_millis() };
-            add(key.acceptance.clone(), &acceptance.write(), self.revalidate.saturating_sub(now.since(sent)));
+        if let Some(sent) = brought.sent.filter(|_| brought.accepted) {
+            let acceptance = AcceptanceRecord { stamp, sent: sent.unix_millis() };
+            let left = self.revalidate.saturating_sub(now.since(sent));
+            add(fleet.caller.acceptance.clone(), &acceptance.write(), left, &[fleet.revocation()]);
         }
-        for (id, kept) in &brought.links {
-            let deadlines = kept.deadlines();
-            let text = kept.text().and_then(|text| std::str::from_utf8(text).ok()).map(Arc::from);
-            let mut whom = vec![Event::Caller(key.hash)];
-            whom.extend(id::readings(id).map(|id| fleet.says(Target::Id(&id))));
-            whom.extend(share.groups.first().into_iter().flatten());
-            let (sent, spans) = deadlines.parts();
-            let left = deadlines.usable_left(now).unwrap_or(0);
-            let link = Link { stamp, sent: sent.unix_millis(), spans, text };
-            if self.upholds(0, stamp, &whom).is_some() {
-                add(scope.link(id), &link.write(), left);
-            }
+        for (id, entry) in &brought.links {
+            let (sent, spans) = entry.deadlines().parts();
+            let text = entry.text().and_then(|text| std::str::from_utf8(text).ok()).map(Arc::from);
+            let link = LinkRecord { stamp, sent: sent.unix_millis(), spans, text };
+            let left = entry.deadlines().usable_left(now).unwrap_or(0);
+            add(fleet.names.link(id), &link.write(), left, &fleet.events(id));
         }
         all
     }
 }
 
-/// How old what was sent at `sent`, on another clock, is at most; `None`: it is from the future.
+/// The greatest possible age of what was sent at `sent`, by another clock; `None` if it is from the future.
 fn age(sent: u64, now: Moment) -> Option<u64> {
     now.unix_millis().saturating_add(SKEW).checked_sub(sent)
 }

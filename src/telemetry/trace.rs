@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api;
 use crate::config::{self, Endpoint};
-use crate::message::answered::Answered;
+use crate::message::reply::Reply;
 use crate::telemetry::metrics::{IdResult, Metrics, Outcome, Route};
 pub use context::{TraceContext, pass_on};
 
@@ -143,22 +143,22 @@ impl RequestSpan {
     }
 
     /// Ends the request's span. Without an answer, the client left first.
-    pub fn end(&self, route: Route, answered: Option<&Answered>) {
+    pub fn end(&self, route: Route, reply: Option<&Reply>) {
         let Some(StartedSpan { method, span, .. }) = self.sampled() else { return };
         let span = &mut span.lock().unwrap_or_else(PoisonError::into_inner).span;
         if route == Route::Batch {
             span.update_name(format!("{} {}", name(method), api::PATH));
             span.set_attribute(KeyValue::new("http.route", api::PATH));
         }
-        if let Some(status) = answered.map(|answered| answered.response.status()) {
+        if let Some(status) = reply.map(|reply| reply.response.status()) {
             set_status(span, status, status.is_server_error());
         }
-        let outcome = answered.map_or(Outcome::Error, |answered| answered.outcome);
+        let outcome = reply.map_or(Outcome::Error, |reply| reply.info.outcome);
         span.set_attribute(KeyValue::new("sidelink.route", route.name()));
         span.set_attribute(KeyValue::new("sidelink.outcome", outcome.name()));
-        let detail = answered.map_or(Some("client-left"), |answered| answered.detail);
+        let detail = reply.map_or(Some("client-left"), |reply| reply.info.detail);
         span.set_attributes(detail.map(|detail| KeyValue::new("sidelink.detail", detail)));
-        if let Some(tally) = answered.map(|answered| answered.tally).filter(|tally| tally.total() > 0) {
+        if let Some(tally) = reply.map(|reply| reply.info.tally).filter(|tally| tally.total() > 0) {
             let count = |result: IdResult| {
                 KeyValue::new(format!("sidelink.ids.{}", result.name()), i64::from(tally.count(result)))
             };

@@ -1,6 +1,6 @@
-//! The breaker: while the endpoint is down, calls are refused here instead of waiting there.
+//! The breaker: refuses calls while the endpoint is down, so that they do not wait there.
 //!
-//! Closed → open when independent sources fail ([`Evidence`]); open → half-open after a jittered while; half-open → closed or
+//! Closed → open when independent sources fail ([`Evidence`]); open → half-open after a jittered time; half-open → closed or
 //! open by a probe. A source that fails while others succeed is refused alone, with a probe of its own.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,41 +8,47 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub use super::evidence::Counts;
-use super::evidence::{CallOutcome, Evidence, FailureKind, Finding, Source, Suspect};
+use super::evidence::{CallOutcome, Counts, Evidence, FailureKind, Finding, Source, Suspect};
 use crate::config;
 use crate::telemetry::metrics::BreakerState;
 
-/// An open breaker stays open for up to this share longer, so that a fleet does not probe in step.
+/// An open breaker stays open for up to this share longer, so that a fleet does not probe at the same time.
 const JITTER: f64 = 0.2;
-/// Sources that are refused alone, at most.
-const MOST_REFUSED: usize = 1024;
+/// Most sources that are refused alone.
+const MAX_REFUSED: usize = 1024;
 /// How long a source is remembered that does not come back for a probe.
 const FORGET: Duration = Duration::from_secs(60);
-/// How long a call is told to wait while a probe is under way: nobody knows when it is over.
+/// How long a call is told to wait while a probe is under way, whose end is not known.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
 
 /// The breaker of the one endpoint.
 pub(super) struct Breaker {
     config: config::Breaker,
-    state: Mutex<State>,
+    circuit: Mutex<Circuit>,
 }
 
-struct State {
+#[derive(Default)]
+struct Circuit {
     phase: Phase,
     evidence: Evidence,
-    /// Sources whose calls are refused, whatever the phase.
-    refused: Vec<Refused>,
-    /// On what evidence anything was last refused.
+    /// Sources whose calls are refused in any phase.
+    refused: Vec<RefusedSource>,
+    /// The evidence of the last refusal.
     counts: Counts,
-    /// Whether only sources are refused, and no other has succeeded since.
+    /// Whether no source has succeeded since one was refused.
     nobody_succeeds: bool,
 }
 
+#[derive(Default)]
 enum Phase {
+    #[default]
     Closed,
-    Open { until: Instant },
-    HalfOpen { probe: Option<Probe> },
+    Open {
+        until: Instant,
+    },
+    HalfOpen {
+        probe: Option<Probe>,
+    },
 }
 
 /// A probe under way.
@@ -51,44 +57,39 @@ struct Probe {
     source: Source,
 }
 
-struct Refused {
+struct RefusedSource {
     suspect: Suspect,
     until: Instant,
     /// Whether a probe for it is under way.
-    probing: bool,
+    is_probing: bool,
 }
 
-/// How a breaker stands, for operators.
+/// The state of a breaker, for operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerStatus {
     /// What it lets through.
-    pub position: BreakerState,
-    /// On what evidence it opened, or refuses sources alone; nothing while it does neither.
+    pub state: BreakerState,
+    /// The evidence by which it opened, or refuses sources alone; zero while it does neither.
     pub counts: Counts,
     /// Sources that are refused alone.
     pub refused: usize,
 }
 
-/// The right to make one call. Dropped with nothing recorded, it gives back a probe.
+/// The right to make one call. Dropped without a recorded outcome, it lets another call probe.
 pub(super) struct Permit<'b> {
     breaker: &'b Breaker,
     source: Source,
-    /// Whether the call is the phase's probe, and whether it is one for its source.
-    probes: [bool; 2],
-    recorded: bool,
+    /// The call probes the endpoint for everyone.
+    probes_endpoint: bool,
+    /// The call probes for its source, which is refused alone.
+    probes_source: bool,
+    is_recorded: bool,
 }
 
 impl Breaker {
     /// Closed.
     pub(super) fn new(config: &config::Breaker) -> Self {
-        let state = State {
-            phase: Phase::Closed,
-            evidence: Evidence::default(),
-            refused: Vec::new(),
-            counts: Counts::default(),
-            nobody_succeeds: false,
-        };
-        Self { config: config.clone(), state: Mutex::new(state) }
+        Self { config: config.clone(), circuit: Mutex::default() }
     }
 
     /// Lets a call of `source` through. A probe that takes longer than `patience` does not keep another source from probing.
@@ -97,25 +98,22 @@ impl Breaker {
     /// The time until the next probe may be made, where calls are refused.
     pub(super) fn admit(&self, source: &Source, patience: Duration) -> Result<Permit<'_>, Duration> {
         let now = Instant::now();
-        let mut state = self.state();
-        let state = &mut *state;
-        state.forget(now);
-        let refused = state.refused.iter_mut().find(|refused| refused.suspect.is(source));
-        if let Some(refused) = &refused
-            && let Some(wait) = refused.wait(now)
-        {
+        let mut circuit = self.circuit();
+        circuit.forget(now);
+        let circuit = &mut *circuit;
+        let refused = circuit.refused.iter_mut().find(|refused| refused.suspect.matches(source));
+        if let Some(wait) = refused.as_ref().and_then(|refused| refused.wait(now)) {
             return Err(wait);
         }
-        let probes_source = refused.is_some();
         let mut overdue = None;
-        let probes_phase = match &state.phase {
+        let probes_endpoint = match &circuit.phase {
             Phase::Closed => false,
             Phase::Open { until } if now < *until => return Err(*until - now),
             Phase::HalfOpen { probe: Some(probe) } => {
                 let is_overdue = now.duration_since(probe.sent) >= patience;
-                // A caller that is not accepted is no reason to keep an accepted one waiting.
-                let is_same = Suspect::new(&probe.source).is(source);
-                if is_same || (!is_overdue && (probe.source.accepted || !source.accepted)) {
+                // The probe of a caller that is not accepted does not keep an accepted caller waiting.
+                let goes_first = probe.source.accepted || !source.accepted;
+                if Suspect::new(&probe.source).matches(source) || (!is_overdue && goes_first) {
                     return Err(PROBE_WAIT);
                 }
                 overdue = Some(probe.source.clone()).filter(|_| is_overdue);
@@ -123,60 +121,57 @@ impl Breaker {
             }
             Phase::Open { .. } | Phase::HalfOpen { probe: None } => true,
         };
-        if probes_phase {
-            state.phase = Phase::HalfOpen { probe: Some(Probe { sent: now, source: source.clone() }) };
+        if probes_endpoint {
+            circuit.phase = Phase::HalfOpen { probe: Some(Probe { sent: now, source: source.clone() }) };
         }
-        if let Some(refused) = refused {
-            refused.probing = true;
-        }
-        // It shows nothing in time, and takes no turn again before the others.
+        let probes_source = refused.map(|refused| refused.is_probing = true).is_some();
+        // The overdue probe shows nothing in time; its source probes again only after the others.
         if let Some(overdue) = overdue {
-            state.refuse(Suspect::new(&overdue), self.reopening(now));
+            circuit.refuse(Suspect::new(&overdue), self.reopening(now));
         }
-        Ok(Permit { breaker: self, source: source.clone(), probes: [probes_phase, probes_source], recorded: false })
+        Ok(Permit { breaker: self, source: source.clone(), probes_endpoint, probes_source, is_recorded: false })
     }
 
-    /// How long calls of `source`, or of anyone, are still refused, without taking the place of a probe.
+    /// How long calls of `source`, or of anyone, are still refused. Takes no probe.
     pub(super) fn refusal(&self, source: Option<&Source>) -> Option<Duration> {
         let now = Instant::now();
-        let state = self.state();
-        let open = match state.phase {
+        let circuit = self.circuit();
+        let open = match circuit.phase {
             Phase::Open { until } => until.checked_duration_since(now).filter(|left| !left.is_zero()),
             Phase::Closed | Phase::HalfOpen { .. } => None,
         };
-        let alone = source.and_then(|source| state.refused.iter().find(|refused| refused.suspect.is(source)));
-        open.or_else(|| alone.and_then(|refused| refused.wait(now)))
+        let alone = || {
+            let source = source?;
+            circuit.refused.iter().find(|refused| refused.suspect.matches(source))?.wait(now)
+        };
+        open.or_else(alone)
     }
 
-    /// Whether any call is refused at all.
+    /// Whether no call at all is refused.
     pub(super) fn is_idle(&self) -> bool {
-        let state = self.state();
-        matches!(state.phase, Phase::Closed) && state.refused.is_empty()
+        let circuit = self.circuit();
+        matches!(circuit.phase, Phase::Closed) && circuit.refused.is_empty()
     }
 
-    /// How it stands. Where one source fails and nobody's calls succeed, the breaker counts as open, although another source
-    /// would be let through.
+    /// Its state. Where one source fails and nobody succeeds, the breaker counts as open, although it lets another source through.
     pub(super) fn status(&self) -> BreakerStatus {
         let now = Instant::now();
-        let mut state = self.state();
-        state.forget(now);
-        let alone = !state.refused.is_empty() && state.nobody_succeeds;
-        let position = match state.phase {
+        let mut circuit = self.circuit();
+        circuit.forget(now);
+        let state = match circuit.phase {
             Phase::Open { until } if now < until => BreakerState::Open,
             Phase::Open { .. } | Phase::HalfOpen { .. } => BreakerState::HalfOpen,
-            Phase::Closed if alone && state.refused.iter().any(|refused| refused.wait(now).is_some()) => {
-                BreakerState::Open
-            }
-            Phase::Closed if alone => BreakerState::HalfOpen,
-            Phase::Closed => BreakerState::Closed,
+            Phase::Closed if !circuit.nobody_succeeds => BreakerState::Closed,
+            Phase::Closed if circuit.refused.iter().any(|refused| refused.wait(now).is_some()) => BreakerState::Open,
+            Phase::Closed => BreakerState::HalfOpen,
         };
-        let idle = position == BreakerState::Closed && state.refused.is_empty();
-        let counts = if idle { Counts::default() } else { state.counts };
-        BreakerStatus { position, counts, refused: state.refused.len() }
+        let is_idle = state == BreakerState::Closed && circuit.refused.is_empty();
+        let counts = if is_idle { Counts::default() } else { circuit.counts };
+        BreakerStatus { state, counts, refused: circuit.refused.len() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn circuit(&self) -> MutexGuard<'_, Circuit> {
+        self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reopening(&self, now: Instant) -> Instant {
@@ -184,17 +179,17 @@ impl Breaker {
     }
 }
 
-impl Refused {
+impl RefusedSource {
     /// How long its calls have to wait.
     fn wait(&self, now: Instant) -> Option<Duration> {
         let left = self.until.saturating_duration_since(now);
-        if left.is_zero() { self.probing.then_some(PROBE_WAIT) } else { Some(left) }
+        if left.is_zero() { self.is_probing.then_some(PROBE_WAIT) } else { Some(left) }
     }
 }
 
-impl State {
-    /// Acts on what failures show.
-    fn act(&mut self, finding: Finding, until: Instant) {
+impl Circuit {
+    /// Acts on a finding. Whether that opens the breaker.
+    fn act(&mut self, finding: Finding, until: Instant) -> bool {
         self.counts = finding.counts;
         self.nobody_succeeds |= finding.nobody_succeeds;
         if finding.is_endpoint {
@@ -204,24 +199,19 @@ impl State {
             self.refuse(suspect, until);
         }
         self.evidence.forget_failures();
+        finding.is_endpoint
     }
 
     fn refuse(&mut self, suspect: Suspect, until: Instant) {
-        match self.refused.iter_mut().find(|refused| refused.suspect.caller == suspect.caller) {
-            Some(refused) => {
-                for set in &suspect.sets {
-                    refused.suspect.add(&set.iter().copied().collect::<Vec<_>>());
-                }
-                refused.suspect.all |= suspect.all;
-                (refused.until, refused.probing) = (until, false);
-            }
-            None => {
-                if self.refused.len() >= MOST_REFUSED {
-                    self.refused.remove(0);
-                }
-                self.refused.push(Refused { suspect, until, probing: false });
-            }
+        if let Some(refused) = self.refused.iter_mut().find(|refused| refused.suspect.caller == suspect.caller) {
+            refused.suspect.merge(suspect);
+            (refused.until, refused.is_probing) = (until, false);
+            return;
         }
+        if self.refused.len() >= MAX_REFUSED {
+            self.refused.remove(0);
+        }
+        self.refused.push(RefusedSource { suspect, until, is_probing: false });
     }
 
     /// Forgets sources that have not come back.
@@ -230,87 +220,80 @@ impl State {
         self.nobody_succeeds &= !self.refused.is_empty();
     }
 
-    /// Whether a failed probe of `source` is no news: others' calls may still succeed. It says nothing of the endpoint that its
-    /// caller was never accepted, or that its ids have failed before.
-    fn says_nothing(&self, source: &Source) -> bool {
+    /// Whether a failed probe of `source` shows nothing, so that others' calls may still succeed: its caller was never accepted, or
+    /// its ids have failed before.
+    fn is_known_to_fail(&self, source: &Source) -> bool {
         !source.accepted || self.refused.iter().any(|refused| refused.suspect.has_any(&source.ids))
+    }
+
+    /// Lets another call probe.
+    fn release(&mut self, permit: &Permit<'_>) {
+        if permit.probes_endpoint
+            && let Phase::HalfOpen { probe } = &mut self.phase
+        {
+            *probe = None;
+        }
+        let mut refused = self.refused.iter_mut().filter(|_| permit.probes_source);
+        if let Some(refused) = refused.find(|refused| refused.suspect.matches(&permit.source)) {
+            refused.is_probing = false;
+        }
     }
 }
 
 impl Permit<'_> {
-    /// Whether the call is to show that the endpoint is up again: on a new connection, or it shows nothing.
+    /// Whether the call shows that the endpoint is up again. It needs a new connection, or it shows nothing.
     pub(super) fn is_probe(&self) -> bool {
-        self.probes.contains(&true)
+        self.probes_endpoint || self.probes_source
     }
 
-    /// Tells what the call has shown. Whether the breaker has opened by it.
+    /// Records what the call has shown. Whether the breaker opens by it.
     pub(super) fn record(mut self, outcome: CallOutcome) -> bool {
-        self.recorded = true;
-        let [probes_phase, probes_source] = self.probes;
+        self.is_recorded = true;
         let now = Instant::now();
         let until = self.breaker.reopening(now);
-        let mut state = self.breaker.state();
+        let mut circuit = self.breaker.circuit();
         let source = &self.source;
         match outcome {
             CallOutcome::Success => {
-                state.evidence.add(source, None, now);
-                state.nobody_succeeds = false;
-                state.refused.retain(|refused| !refused.suspect.is(source));
-                if probes_phase {
-                    state.phase = Phase::Closed;
-                    state.refused.clear();
+                circuit.evidence.add(source, None, now);
+                circuit.nobody_succeeds = false;
+                circuit.refused.retain(|refused| !self.probes_endpoint && !refused.suspect.matches(source));
+                if self.probes_endpoint {
+                    circuit.phase = Phase::Closed;
                 }
-                false
             }
-            CallOutcome::Neutral => {
-                state.release(self.probes, source);
-                false
-            }
+            CallOutcome::Neutral => circuit.release(&self),
             CallOutcome::Failure(kind) => {
-                state.evidence.add(source, Some(kind), now);
-                let says_nothing = kind != FailureKind::Connect && (probes_source || state.says_nothing(source));
-                if probes_source {
-                    state.refuse(Suspect::new(source), until);
+                circuit.evidence.add(source, Some(kind), now);
+                let shows_nothing =
+                    kind != FailureKind::Connect && (self.probes_source || circuit.is_known_to_fail(source));
+                if self.probes_source {
+                    circuit.refuse(Suspect::new(source), until);
                 }
-                match state.phase {
-                    Phase::HalfOpen { .. } if probes_phase => {
-                        // The next source may probe at once where this one shows nothing.
-                        state.phase =
-                            if says_nothing { Phase::HalfOpen { probe: None } } else { Phase::Open { until } };
-                        state.refuse(Suspect::new(source), until);
+                match circuit.phase {
+                    Phase::HalfOpen { .. } if self.probes_endpoint => {
+                        // Where this probe shows nothing, the next source may probe at once.
+                        circuit.phase =
+                            if shows_nothing { Phase::HalfOpen { probe: None } } else { Phase::Open { until } };
+                        circuit.refuse(Suspect::new(source), until);
                     }
                     Phase::Closed => {
-                        if let Some(finding) = state.evidence.judge(source, &self.breaker.config) {
-                            let opens = finding.is_endpoint;
-                            state.act(finding, until);
-                            return opens;
-                        }
+                        let finding = circuit.evidence.judge(source, &self.breaker.config);
+                        return finding.is_some_and(|finding| circuit.act(finding, until));
                     }
-                    // A call that left while it was closed says nothing about what came after.
+                    // A call that was sent while the breaker was closed says nothing about the time since.
                     Phase::Open { .. } | Phase::HalfOpen { .. } => {}
                 }
-                false
             }
         }
-    }
-}
-
-impl State {
-    /// Makes room for another probe.
-    fn release(&mut self, [phase, source_alone]: [bool; 2], source: &Source) {
-        if phase && let Phase::HalfOpen { probe } = &mut self.phase {
-            *probe = None;
-        }
-        if source_alone && let Some(refused) = self.refused.iter_mut().find(|refused| refused.suspect.is(source)) {
-            refused.probing = false;
-        }
+        false
     }
 }
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        if !self.recorded && self.is_probe() {
-            self.breaker.state().release(self.probes, &self.source);
+        if !self.is_recorded && self.is_probe() {
+            self.breaker.circuit().release(self);
         }
     }
 }
@@ -346,7 +329,7 @@ mod tests {
         for caller in 1..=3 {
             record(breaker, caller, BAD);
         }
-        assert_eq!(breaker.status().position, BreakerState::Open);
+        assert_eq!(breaker.status().state, BreakerState::Open);
     }
 
     #[tokio::test(start_paused = true)]
@@ -355,7 +338,7 @@ mod tests {
         record(&breaker, 1, BAD);
         record(&breaker, 2, BAD);
         record(&breaker, 3, CallOutcome::Success);
-        assert_eq!(breaker.status().position, BreakerState::Closed);
+        assert_eq!(breaker.status().state, BreakerState::Closed);
         open(&breaker);
         let counts = breaker.status().counts;
         assert_eq!((counts.callers, counts.id_sets, counts.answer), (3, 3, 3));
@@ -365,12 +348,12 @@ mod tests {
         assert!(probe.is_probe());
         assert!(admit(&breaker, 8).is_err(), "one probe at a time");
         probe.record(BAD);
-        assert_eq!(breaker.status().position, BreakerState::Open);
+        assert_eq!(breaker.status().state, BreakerState::Open);
         advance(Duration::from_millis(2400)).await;
         record(&breaker, 1, CallOutcome::Success);
         assert_eq!(
             breaker.status(),
-            BreakerStatus { position: BreakerState::Closed, counts: Counts::default(), refused: 0 }
+            BreakerStatus { state: BreakerState::Closed, counts: Counts::default(), refused: 0 }
         );
     }
 
@@ -381,7 +364,7 @@ mod tests {
         for _ in 0..3 {
             record(&breaker, 1, BAD);
         }
-        assert_eq!(breaker.status().position, BreakerState::Closed);
+        assert_eq!(breaker.status().state, BreakerState::Closed);
         assert_eq!(breaker.status().refused, 1);
         assert!(admit(&breaker, 1).is_err());
         assert!(!admit(&breaker, 2).expect("others pass").is_probe());
@@ -397,10 +380,10 @@ mod tests {
         for _ in 0..3 {
             record(&breaker, 1, BAD);
         }
-        assert_eq!(breaker.status().position, BreakerState::Open);
+        assert_eq!(breaker.status().state, BreakerState::Open);
         assert!(admit(&breaker, 1).is_err());
         record(&breaker, 2, CallOutcome::Success);
-        assert_eq!(breaker.status().position, BreakerState::Closed);
+        assert_eq!(breaker.status().state, BreakerState::Closed);
     }
 
     #[tokio::test(start_paused = true)]
@@ -420,7 +403,7 @@ mod tests {
         record(&breaker, 1, BAD);
         assert!(admit(&breaker, 1).is_err());
         record(&breaker, 9, CallOutcome::Success);
-        assert_eq!(breaker.status().position, BreakerState::Closed);
+        assert_eq!(breaker.status().state, BreakerState::Closed);
     }
 
     #[tokio::test(start_paused = true)]
@@ -435,7 +418,7 @@ mod tests {
         advance(PATIENCE).await;
         assert!(admit(&breaker, 1).is_err(), "before the others");
         other.record(CallOutcome::Success);
-        assert_eq!(breaker.status().position, BreakerState::Closed);
+        assert_eq!(breaker.status().state, BreakerState::Closed);
     }
 
     #[tokio::test(start_paused = true)]
@@ -447,10 +430,10 @@ mod tests {
             record(&breaker, caller, CallOutcome::Neutral);
         }
         record(&breaker, 3, BAD);
-        assert_eq!(breaker.status().position, BreakerState::Open, "nor do they break a row");
+        assert_eq!(breaker.status().state, BreakerState::Open, "nor do they break a row");
         advance(Duration::from_millis(2400)).await;
         record(&breaker, 9, CallOutcome::Neutral);
-        assert_eq!(breaker.status().position, BreakerState::HalfOpen, "a refused token is no sign of health");
+        assert_eq!(breaker.status().state, BreakerState::HalfOpen, "a refused token is no sign of health");
         assert!(admit(&breaker, 9).expect("the next call").is_probe());
     }
 
@@ -461,7 +444,7 @@ mod tests {
         advance(Duration::from_secs(3)).await;
         drop(admit(&breaker, 9));
         record(&breaker, 9, CallOutcome::Success);
-        assert_eq!(breaker.status().position, BreakerState::Closed);
+        assert_eq!(breaker.status().state, BreakerState::Closed);
     }
 
     #[tokio::test(start_paused = true)]
@@ -471,6 +454,6 @@ mod tests {
         record(&breaker, 2, BAD);
         advance(Duration::from_secs(10)).await;
         record(&breaker, 3, BAD);
-        assert_eq!(breaker.status().position, BreakerState::Closed);
+        assert_eq!(breaker.status().state, BreakerState::Closed);
     }
 }

@@ -1,4 +1,4 @@
-//! Calls and what comes of them.
+//! Calls and their answers.
 
 use std::time::Duration;
 
@@ -22,11 +22,11 @@ pub struct Call {
     pub body: Bytes,
     /// The caller's credential and scope headers, and its trace context.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Signs it, each time that it is sent, if the batch was signed.
+    /// Signs each attempt, if the batch was signed.
     pub signer: Option<Signer>,
     /// Sidelinks that the batch had passed before this one.
     pub hops: usize,
-    /// On whose behalf it is made.
+    /// The caller that it is made for.
     pub caller: Caller,
     /// Whether the endpoint has accepted the caller.
     pub accepted: bool,
@@ -34,17 +34,17 @@ pub struct Call {
     pub ids: Vec<Box<str>>,
 }
 
-/// Why a call is not made.
+/// Why a call is refused.
 #[derive(Clone, Debug)]
 pub enum Rejection {
-    /// Calls of its source fail; ask again after this long.
+    /// Calls of its source fail; the time until the next may be made.
     Breaker(Duration),
     /// The endpoint has asked for a pause.
     Pause(Paused),
 }
 
 impl Rejection {
-    /// What the endpoint answered when it asked for a pause.
+    /// The answer in which the endpoint asked for a pause.
     pub fn answer(&self) -> Option<Response<Bytes>> {
         match self {
             Rejection::Breaker(_) => None,
@@ -52,7 +52,7 @@ impl Rejection {
         }
     }
 
-    /// What it is to a client that gets no answer of the endpoint's.
+    /// The error for a client that gets no answer of the endpoint's.
     pub fn error(&self) -> Error {
         match self {
             Rejection::Breaker(wait) => Error::BreakerOpen(*wait),
@@ -61,7 +61,7 @@ impl Rejection {
     }
 }
 
-/// What the endpoint answered to a call: whole and decoded.
+/// The endpoint's answer to a call, whole and decoded.
 #[derive(Clone)]
 pub struct Answer {
     /// Its status.
@@ -75,7 +75,7 @@ pub struct Answer {
 }
 
 impl Call {
-    /// The request that it is, to `uri`; signed for `host`, at `now` in Unix seconds, if the batch was signed.
+    /// Its request, to `uri`; signed for `host`, at `now` in Unix seconds, if the batch was signed.
     pub(super) fn request(&self, uri: Uri, host: &str, now: u64) -> Request<Bytes> {
         let target = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let mut request = Request::new(self.body.clone());
@@ -100,7 +100,7 @@ impl Call {
 }
 
 impl Answer {
-    /// Whether its body is in a coding that cannot be undone.
+    /// Whether its body is in a coding that cannot be decoded.
     pub fn is_coded(&self) -> bool {
         coding::is_coded(&self.headers)
     }

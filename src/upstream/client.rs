@@ -1,18 +1,19 @@
 //! Sends requests over hyper-util's client, and sends them again where that is safe.
 //!
 //! A request is sent again, on a new connection, where HTTP/2 proves that it was not processed (RFC 9113 §8.7), and where a
-//! connection that it did not have to itself from the start ends before any byte of an answer. Only requests that are
-//! idempotent and have no body (RFC 9110 §9.2.2) come here as [`Outgoing::Repeatable`]. Such a loss says nothing about the
-//! endpoint's health: neither the breaker nor the retry budget hears of it.
+//! reused connection ends before any byte of an answer. Only requests that are idempotent and have no body (RFC 9110 §9.2.2)
+//! come here as [`Outgoing::Repeatable`]. Neither the breaker nor the retry budget counts such a loss, since it says nothing
+//! about the endpoint's health. Retries of failed calls: [`super::retry`].
 
 use std::error::Error as StdError;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use h2::Reason;
-use http::{Extensions, Request, Response, StatusCode, Version};
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::{CaptureConnection, Connected, capture_connection};
 use hyper_util::client::legacy::{Builder, Client, Error as ClientError};
@@ -20,31 +21,31 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use prometheus::IntCounter;
 use tokio::time::Instant;
 
-use super::connector::{ConnectFailed, ConnectionInfo, Connector};
+use super::connector::{ConnectFailed, ConnectionInfo, ConnectionNumbers, Connector, extra};
 use crate::message::body::{Body, whole};
 
-/// Idle connections kept.
-const POOL_MOST: usize = 1000;
-/// Headers of an answer, and bytes of its head, beyond which it is none; over HTTP/2 the bytes alone count.
+/// Most idle connections.
+const MAX_IDLE: usize = 1000;
+/// Most headers of an answer, over HTTP/1.1, and most bytes of its head.
 const HEADERS: usize = 100;
 const HEADER_BYTES: u32 = 64 << 10;
-/// Bytes that the endpoint may send ahead, over HTTP/2: for one call, and for all.
+/// HTTP/2 flow control: bytes that the endpoint may send ahead for one call, and for all.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
-/// Answers over HTTP/2 that may be broken before their connection is given up.
+/// Broken answers over HTTP/2 after which their connection is given up.
 const STREAM_ERRORS: usize = 100;
 /// An HTTP/2 connection on which requests wait and nothing comes is pinged after this long, ...
 const PING: Duration = Duration::from_secs(2);
-/// ... and closed where the ping is not answered within this long. An HTTP/2 stack answers pings, however busy the application
-/// behind it is.
+/// ... and closed where the ping is not answered within this long. An HTTP/2 stack answers pings however busy its application is.
 const PONG: Duration = Duration::from_secs(3);
 /// How often one request may be sent again.
 const RESENDS: usize = 2;
 
-/// A client of the endpoint: a pool of connections, and a way around it.
+/// An HTTP client of the endpoint: a pool of connections, and a way around the pool.
 pub(super) struct HttpClient {
     builder: Builder,
     connector: Connector,
+    numbers: ConnectionNumbers,
     pooled: ArcSwap<Client<Connector, Body>>,
     /// Makes a connection for each request.
     unpooled: Client<Connector, Body>,
@@ -59,16 +60,7 @@ pub(super) enum Outgoing {
     Once(Request<Body>),
 }
 
-/// Why there is no answer's head.
-pub(super) struct SendError {
-    pub(super) error: ClientError,
-    /// The number of the connection that was lost, if one was.
-    pub(super) lost: Option<u64>,
-    /// The endpoint asks for HTTP/1.1 (RFC 9113 §7, `HTTP_1_1_REQUIRED`).
-    pub(super) wants_http1: bool,
-}
-
-/// Where one request is. Outlives the future that sends it.
+/// How far one request has come. Outlives the future that sends it.
 pub(super) struct Progress {
     began: Instant,
     dispatch: Mutex<Option<Dispatch>>,
@@ -78,8 +70,10 @@ pub(super) struct Progress {
 struct Dispatch {
     sent: Instant,
     captured: CaptureConnection,
-    info: ConnectionInfo,
+    info: Arc<ConnectionInfo>,
     bytes_before: u64,
+    /// The connection was lost, with all that it carried.
+    is_lost: bool,
 }
 
 impl Default for Progress {
@@ -89,27 +83,31 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// How long it has been since the request was to be sent first.
+    /// The time since the request was first to be sent.
     pub(super) fn waited(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// When the request was last handed to a connection.
-    pub(super) fn sent(&self) -> Option<Instant> {
-        self.dispatch().as_ref().map(|dispatch| dispatch.sent)
+    /// The time since the request was last handed to a connection.
+    pub(super) fn since_sent(&self) -> Option<Duration> {
+        self.dispatch().as_ref().map(|dispatch| dispatch.sent.elapsed())
     }
 
-    /// The number of its connection.
-    pub(super) fn connection(&self) -> Option<u64> {
-        self.dispatch().as_ref().map(|dispatch| dispatch.info.number())
+    /// The number of the connection that was lost, if one was.
+    pub(super) fn lost_connection(&self) -> Option<u64> {
+        self.dispatch().as_ref().filter(|dispatch| dispatch.is_lost).map(|dispatch| dispatch.info.number)
     }
 
-    /// Gives the request up because its deadline has passed. A connection over which no byte has come since it was sent takes
-    /// no new ones.
-    pub(super) fn give_up(&self) {
-        if let Some(dispatch) = &*self.dispatch()
-            && dispatch.is_silent()
-        {
+    /// The request, or its answer, ended with `error`. A stream that was reset leaves its connection intact.
+    pub(super) fn failed(&self, error: &(dyn StdError + 'static)) {
+        if let Some(dispatch) = &mut *self.dispatch() {
+            dispatch.is_lost = !http2_error(error).is_some_and(h2::Error::is_reset);
+        }
+    }
+
+    /// The deadline has passed. A connection from which no byte has come since the request was sent takes no new requests.
+    pub(super) fn timed_out(&self) {
+        if let Some(dispatch) = self.dispatch().as_ref().filter(|dispatch| dispatch.is_silent()) {
             dispatch.retire();
         }
     }
@@ -122,16 +120,16 @@ impl Progress {
 impl Dispatch {
     /// `None` while there is no connection.
     fn new(captured: &CaptureConnection) -> Option<Self> {
-        let info = info(captured.connection_metadata().as_ref()?)?;
-        info.add_request();
+        let info: Arc<ConnectionInfo> = extra(captured.connection_metadata().as_ref()?)?;
+        info.requests.fetch_add(1, Ordering::Relaxed);
         let bytes_before = info.bytes_read();
-        Some(Self { sent: Instant::now(), captured: captured.clone(), info, bytes_before })
+        Some(Self { sent: Instant::now(), captured: captured.clone(), info, bytes_before, is_lost: false })
     }
 
-    /// Whether the connection is not this request's alone: it was there before, when the next one was to be number `next`, or
-    /// others have used it since. Then another request, or time, may be the reason for its loss.
+    /// Whether the connection is not this request's alone: it was open before, when the next number was `next`, or other
+    /// requests have used it since. Then another request, or its age, may be the reason for its loss.
     fn is_reused(&self, next: u64) -> bool {
-        self.info.number() < next || self.info.requests() > 1
+        self.info.number < next || self.info.requests.load(Ordering::Relaxed) > 1
     }
 
     fn is_silent(&self) -> bool {
@@ -150,21 +148,20 @@ impl Dispatch {
     }
 }
 
-fn info(connected: &Connected) -> Option<ConnectionInfo> {
-    let mut extras = Extensions::new();
-    connected.get_extras(&mut extras);
-    extras.remove()
-}
-
 impl HttpClient {
     /// Connects to nothing yet. `resends` counts requests that are sent again.
-    pub(super) fn new(connector: Connector, pool_idle: Duration, resends: IntCounter) -> Self {
+    pub(super) fn new(
+        connector: Connector,
+        numbers: ConnectionNumbers,
+        pool_idle: Duration,
+        resends: IntCounter,
+    ) -> Self {
         let mut builder = Client::builder(TokioExecutor::new());
         builder
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
             .pool_idle_timeout(pool_idle)
-            .pool_max_idle_per_host(POOL_MOST)
+            .pool_max_idle_per_host(MAX_IDLE)
             .http1_max_headers(HEADERS)
             .http1_max_buf_size(HEADER_BYTES as usize)
             .http2_max_header_list_size(HEADER_BYTES)
@@ -175,7 +172,7 @@ impl HttpClient {
             .http2_keep_alive_timeout(PONG);
         let unpooled = builder.clone().pool_max_idle_per_host(0).build(connector.clone());
         let pooled = ArcSwap::from_pointee(builder.build(connector.clone()));
-        Self { builder, connector, pooled, unpooled, resends }
+        Self { builder, connector, numbers, pooled, unpooled, resends }
     }
 
     /// Closes idle connections; those in use end with their requests.
@@ -192,44 +189,49 @@ impl HttpClient {
         mut outgoing: Outgoing,
         new_connection: bool,
         progress: &Progress,
-    ) -> Result<Response<Incoming>, SendError> {
-        let mut attempt = 0;
+    ) -> Result<Response<Incoming>, ClientError> {
+        let mut resends = 0;
         let mut pooled = !new_connection;
         loop {
             let (request, again) = match outgoing {
                 Outgoing::Repeatable(request) => (request.clone().map(whole), Some(request)),
                 Outgoing::Once(request) => (request, None),
             };
-            let opened_before = self.connector.next_number();
+            let opened_before = self.numbers.next();
             let result = self.send_once(request, pooled, progress).await;
+            if let Err(error) = &result {
+                progress.failed(error);
+            }
             let dispatch = progress.dispatch();
             if let (Err(_), Some(dispatch)) = (&result, &*dispatch) {
                 dispatch.info.failed();
             }
-            let reused = dispatch.as_ref().is_some_and(|dispatch| dispatch.is_reused(opened_before));
-            // Over HTTP/2 bytes may have come that are another request's.
-            let no_answer = dispatch.as_ref().is_some_and(|dispatch| dispatch.is_silent() || dispatch.is_http2());
-            let safe = match &result {
-                // RFC 9110 §15.5.9: said on an idle connection, just as the request left.
+            let is_http2 = dispatch.as_ref().is_some_and(Dispatch::is_http2);
+            let is_reused = dispatch.as_ref().is_some_and(|dispatch| dispatch.is_reused(opened_before));
+            let is_safe = match &result {
+                // RFC 9110 §15.5.9: the endpoint closed an idle connection just as the request was sent.
                 Ok(response) => {
-                    reused && response.status() == StatusCode::REQUEST_TIMEOUT && response.version() < Version::HTTP_2
+                    is_reused
+                        && response.status() == StatusCode::REQUEST_TIMEOUT
+                        && response.version() < Version::HTTP_2
                 }
-                Err(error) => may_send_again(error, reused && no_answer),
+                // Over HTTP/2, bytes that came may belong to another request.
+                Err(error) => {
+                    let is_unanswered = is_http2 || dispatch.as_ref().is_some_and(Dispatch::is_silent);
+                    may_resend(error, is_reused && is_unanswered)
+                }
             };
             match again {
-                Some(request) if safe && attempt < RESENDS => outgoing = Outgoing::Repeatable(request),
-                _ => {
-                    let connection = dispatch.as_ref().map(|dispatch| dispatch.info.number());
-                    return result.map_err(|error| SendError::new(error, connection));
-                }
+                Some(request) if is_safe && resends < RESENDS => outgoing = Outgoing::Repeatable(request),
+                _ => return result,
             }
-            // The pool no longer has a retired HTTP/2 connection, and what it has instead is shared: a connection for each
-            // request that was refused would be many at once. Over HTTP/1.1 it may have others that are as dead.
-            pooled = attempt == 0 && dispatch.as_ref().is_some_and(Dispatch::is_http2);
+            // An HTTP/2 connection that is retired leaves the pool, and requests share its successor: a new connection for each
+            // refused request would be many at once. Over HTTP/1.1 the pool may have other dead connections.
+            pooled = resends == 0 && is_http2;
             dispatch.as_ref().inspect(|dispatch| dispatch.retire());
             drop(dispatch);
             self.resends.inc();
-            attempt += 1;
+            resends += 1;
         }
     }
 
@@ -249,11 +251,7 @@ impl HttpClient {
             () = async { drop(connected.wait_for_connection_metadata().await) } => None,
         };
         let dispatch = Dispatch::new(&captured);
-        if let Some(dispatch) = &dispatch
-            && dispatch.info.is_outdated()
-        {
-            dispatch.retire();
-        }
+        dispatch.as_ref().filter(|dispatch| dispatch.info.is_outdated()).inspect(|dispatch| dispatch.retire());
         *progress.dispatch() = dispatch;
         match early {
             Some(result) => result,
@@ -262,46 +260,33 @@ impl HttpClient {
     }
 }
 
-impl SendError {
-    fn new(error: ClientError, connection: Option<u64>) -> Self {
-        let stream = http2_error(&error);
-        let wants_http1 = stream.and_then(h2::Error::reason) == Some(Reason::HTTP_1_1_REQUIRED);
-        let lost = connection.filter(|_| !stream.is_some_and(h2::Error::is_reset));
-        Self { error, lost, wants_http1 }
-    }
+/// Whether the endpoint asks for HTTP/1.1 (RFC 9113 §7, `HTTP_1_1_REQUIRED`).
+pub(super) fn wants_http1(error: &ClientError) -> bool {
+    http2_error(error).and_then(h2::Error::reason) == Some(Reason::HTTP_1_1_REQUIRED)
 }
 
-/// Whether a repeatable request that has no answer may be sent again: HTTP/2 says that it was not processed, or the connection was
-/// lost (`is_lost`) before any byte of an answer.
-fn may_send_again(error: &ClientError, is_lost: bool) -> bool {
+/// Whether a repeatable request without an answer may be sent again: HTTP/2 says that it was not processed, or the connection
+/// was lost (`is_lost`) before any byte of an answer.
+fn may_resend(error: &ClientError, is_lost: bool) -> bool {
     if error.is_connect() {
-        // Else a connection that others were making, or had made, was given up just as it was to be shared.
-        return !causes(error).any(|cause| cause.is::<ConnectFailed>());
+        // Otherwise the request was to share a connection that was lost as it was handed over.
+        return cause::<ConnectFailed>(error).is_none();
     }
     if let Some(error) = http2_error(error) {
-        let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+        let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
         // h2 fails streams with the peer's GOAWAY only where they are above its last id.
-        let unprocessed = error.is_remote() && (refused || error.is_go_away());
-        return unprocessed && error.reason() != Some(Reason::HTTP_1_1_REQUIRED);
+        let is_unprocessed = error.is_remote() && (is_refused || error.is_go_away());
+        return is_unprocessed && error.reason() != Some(Reason::HTTP_1_1_REQUIRED);
     }
-    let cause = causes(error).find_map(|cause| cause.downcast_ref::<hyper::Error>());
-    is_lost && !cause.is_some_and(|cause| cause.is_user() || cause.is_parse())
+    is_lost && !cause::<hyper::Error>(error).is_some_and(|cause| cause.is_user() || cause.is_parse())
 }
 
-fn http2_error(error: &ClientError) -> Option<&h2::Error> {
-    causes(error).find_map(|cause| cause.downcast_ref())
+fn http2_error<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e h2::Error> {
+    cause(error)
 }
 
-/// Whether an answer broke off because its HTTP/2 stream was reset: its connection goes on.
-pub(super) fn is_stream_reset(error: &(dyn StdError + 'static)) -> bool {
-    chain_of(error).any(|cause| cause.downcast_ref::<h2::Error>().is_some_and(h2::Error::is_reset))
-}
-
-/// An error and its causes.
-fn chain_of<'e>(error: &'e (dyn StdError + 'static)) -> impl Iterator<Item = &'e (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |cause: &&'e (dyn StdError + 'static)| (*cause).source())
-}
-
-fn causes(error: &ClientError) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-    error.source().into_iter().flat_map(chain_of)
+/// The first error of this type: `error`, or one of its causes.
+fn cause<'e, E: StdError + 'static>(error: &'e (dyn StdError + 'static)) -> Option<&'e E> {
+    std::iter::successors(Some(error), |error: &&'e (dyn StdError + 'static)| (*error).source())
+        .find_map(|error| error.downcast_ref())
 }

@@ -1,4 +1,4 @@
-//! Content codings of an answer (RFC 9110 §8.4), undone within a bound.
+//! Content codings of an answer (RFC 9110 §8.4), decoded within a bound.
 
 use std::io::{self, Read};
 
@@ -15,71 +15,56 @@ const MOST_CODINGS: usize = 4;
 /// The largest window of zstd as a content coding (RFC 9659).
 const ZSTD_WINDOW: u64 = 8 << 20;
 
-#[derive(Clone, Copy)]
-enum Coding {
-    Gzip,
-    Deflate,
-    Brotli,
-    Zstd,
-}
+/// Decodes a body into at most so many bytes.
+type Decoder = fn(&[u8], usize) -> Result<Bytes, NoAnswer>;
 
-/// Undoes the codings of a body, the last one first; `limit` bounds the bytes after each. If one is not known, or there are more
-/// than four, the body and its headers stay as they came: [`is_coded`] tells.
+/// Decodes a body, its last coding first; `limit` bounds the bytes after each. If one is not known, or there are more than four,
+/// body and headers stay as they are: [`is_coded`] tells.
 ///
 /// # Errors
-/// If a coding does not hold, or the body grows over `limit`.
+/// If the body is not in the coding that its headers name, or grows over `limit`.
 pub(super) fn decode(headers: &mut HeaderMap, body: Bytes, limit: usize) -> Result<Bytes, NoAnswer> {
-    let Some(codings) = codings(headers).filter(|codings| codings.len() <= MOST_CODINGS) else { return Ok(body) };
-    if codings.is_empty() {
-        headers.remove(CONTENT_ENCODING);
-        return Ok(body);
+    let Some(decoders) = decoders(headers).filter(|decoders| decoders.len() <= MOST_CODINGS) else { return Ok(body) };
+    if !decoders.is_empty() {
+        headers.remove(CONTENT_LENGTH);
+        headers.remove(ETAG); // It named the coded bytes.
     }
-    let decoded = codings.iter().rev().try_fold(body, |body, coding| coding.undo(&body, limit))?;
+    let decoded = decoders.iter().rev().try_fold(body, |body, decoder| decoder(&body, limit))?;
     headers.remove(CONTENT_ENCODING);
-    headers.remove(CONTENT_LENGTH);
-    headers.remove(ETAG); // It named the coded bytes.
     Ok(decoded)
 }
 
-/// Whether an answer that has been through [`decode`] is in a coding that cannot be undone.
+/// Whether an answer that has been through [`decode`] is in a coding that cannot be decoded.
 pub(super) fn is_coded(headers: &HeaderMap) -> bool {
     headers.contains_key(CONTENT_ENCODING)
 }
 
-/// All codings in the order in which they were applied; `None` if one is not known.
-fn codings(headers: &HeaderMap) -> Option<Vec<Coding>> {
-    let mut codings = Vec::new();
+/// The decoders of all codings in the order in which they were applied; `None` if one is not known.
+fn decoders(headers: &HeaderMap) -> Option<Vec<Decoder>> {
+    let mut decoders: Vec<Decoder> = Vec::new();
     for value in headers.get_all(CONTENT_ENCODING) {
         for name in value.to_str().ok()?.split(',').map(|name| name.trim().to_ascii_lowercase()) {
-            codings.push(match name.as_str() {
+            decoders.push(match name.as_str() {
                 "" | "identity" => continue,
-                "gzip" | "x-gzip" => Coding::Gzip,
-                "deflate" => Coding::Deflate,
-                "br" => Coding::Brotli,
-                "zstd" => Coding::Zstd,
+                "gzip" | "x-gzip" => |body, limit| read(MultiGzDecoder::new(body), limit),
+                "deflate" => inflate,
+                "br" => |body, limit| read(brotli_decompressor::Decompressor::new(body, 4096), limit),
+                "zstd" => unzstd,
                 _ => return None,
             });
         }
     }
-    Some(codings)
+    Some(decoders)
 }
 
-impl Coding {
-    fn undo(self, body: &[u8], limit: usize) -> Result<Bytes, NoAnswer> {
-        match self {
-            Self::Gzip => read(MultiGzDecoder::new(body), limit),
-            Self::Deflate if has_zlib_header(body) => read(ZlibDecoder::new(body), limit),
-            // As some servers have it (RFC 9110 §8.4.1.2).
-            Self::Deflate => read(DeflateDecoder::new(body), limit),
-            Self::Brotli => read(brotli_decompressor::Decompressor::new(body, 4096), limit),
-            Self::Zstd => unzstd(body, limit),
+/// With a zlib header (RFC 1950 §2.2), or without, as some servers have it (RFC 9110 §8.4.1.2).
+fn inflate(body: &[u8], limit: usize) -> Result<Bytes, NoAnswer> {
+    match body {
+        [method, flags, ..] if method & 0xf == 8 && u16::from_be_bytes([*method, *flags]) % 31 == 0 => {
+            read(ZlibDecoder::new(body), limit)
         }
+        _ => read(DeflateDecoder::new(body), limit),
     }
-}
-
-/// RFC 1950 §2.2.
-fn has_zlib_header(body: &[u8]) -> bool {
-    matches!(body, [method, flags, ..] if method & 0xf == 8 && u16::from_be_bytes([*method, *flags]) % 31 == 0)
 }
 
 /// One frame after another.
@@ -87,26 +72,23 @@ fn unzstd(mut body: &[u8], limit: usize) -> Result<Bytes, NoAnswer> {
     let mut decoded = Vec::new();
     while !body.is_empty() {
         let frame = StreamingDecoder::new_with_max_window_size(&mut body, ZSTD_WINDOW);
-        read_on(frame.map_err(|_| NoAnswer::Unreadable)?, &mut decoded, limit)?;
+        append(frame.map_err(|_| NoAnswer::Unreadable)?, &mut decoded, limit)?;
     }
     Ok(decoded.into())
 }
 
 fn read(decoder: impl Read, limit: usize) -> Result<Bytes, NoAnswer> {
     let mut decoded = Vec::new();
-    read_on(decoder, &mut decoded, limit)?;
+    append(decoder, &mut decoded, limit)?;
     Ok(decoded.into())
 }
 
-/// Reads on behind what is there, to `limit` bytes in all.
-fn read_on(decoder: impl Read, decoded: &mut Vec<u8>, limit: usize) -> Result<(), NoAnswer> {
+/// Appends to `decoded`, to `limit` bytes in all.
+fn append(decoder: impl Read, decoded: &mut Vec<u8>, limit: usize) -> Result<(), NoAnswer> {
     // One byte more than allowed tells "just fits" from "goes on".
     let most = u64::try_from(limit.saturating_sub(decoded.len())).unwrap_or(u64::MAX).saturating_add(1);
     io::copy(&mut decoder.take(most), decoded).map_err(|_| NoAnswer::Unreadable)?;
-    if decoded.len() > limit {
-        return Err(NoAnswer::TooLong);
-    }
-    Ok(())
+    if decoded.len() > limit { Err(NoAnswer::TooLong) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
-//! How connections to the endpoint are made: over the network, or, in simulations, in memory.
+//! Makes connections to the endpoint: over the network, or, in simulations, in memory.
 
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -9,39 +8,38 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::Uri;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use http::{Extensions, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::proxy::Tunnel;
-use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector, HttpInfo};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::time::Instant;
-use tower_service::Service;
+use tokio::time::{Instant, timeout};
+use tower::util::BoxCloneSyncService;
+use tower::{BoxError, ServiceExt, service_fn};
 
 use super::resolver::Resolver;
 use crate::config;
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
 /// Bytes that an in-memory connection buffers each way.
 const MEMORY_BUFFER: usize = 64 << 10;
-/// How long an idle peer may be silent before TCP probes it, between probes, and how many may go unanswered.
+/// TCP keep-alive: idle time before the first probe, time between probes, and unanswered probes that end the connection.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(15), Duration::from_secs(5), 3);
-/// How long bytes that were sent may stay unacknowledged before TCP gives a connection up (RFC 5482). HTTP/1.1 has no ping:
-/// without this, a connection that died silently is found by nothing but a call's deadline.
+/// How long sent bytes may stay unacknowledged before TCP gives a connection up (RFC 5482). HTTP/1.1 has no ping: without this,
+/// only a call's deadline finds a connection that died silently.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
-/// A connection's age is shortened by up to this share, so that those made together do not end together.
+/// A connection's maximum age is shortened by up to this share, so that connections made together do not end together.
 const JITTER: f64 = 0.2;
 
-/// No connection could be made. The pool reports it in the same way where it only lost track of a connection.
+/// No connection could be made. The pool reports a connection that it lost track of as a connect error too; that error has no
+/// `ConnectFailed` among its causes.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub(super) struct ConnectFailed(BoxError);
 
-/// Where simulated connections go: `accept` gets the endpoint's side of each.
+/// Where simulated connections go.
 #[derive(Clone)]
 pub struct MemoryEndpoint {
     /// Gets the endpoint's side of each connection. Once its receiver is gone, connecting fails.
@@ -61,94 +59,62 @@ impl From<UnboundedSender<DuplexStream>> for MemoryEndpoint {
 pub(super) enum Protocols {
     /// HTTP/2 where TLS negotiates it, else HTTP/1.1. For calls: short requests whose bytes TCP must get acknowledged soon.
     All,
-    /// HTTP/1.1, which one request at a time has to itself.
+    /// HTTP/1.1, with one request at a time on a connection.
     Http1,
 }
 
-/// Makes connections, numbered in the order in which they were made.
-#[derive(Clone)]
-pub(super) struct Connector {
-    route: Route,
+/// Makes a connection to the authority of a URI.
+pub(super) type Connector = BoxCloneSyncService<Uri, TokioIo<Stream>, ConnectFailed>;
+
+/// Connects over TCP, and TLS where the endpoint's scheme asks for it, directly or through an egress proxy's tunnel.
+pub(super) fn network(
+    config: &config::Upstream,
+    tls: ClientConfig,
     protocols: Protocols,
-    max_age: Duration,
-    /// Number of the next connection. Shared by all connectors of one client.
-    next: Arc<AtomicU64>,
-}
-
-#[derive(Clone)]
-enum Route {
-    /// TCP and TLS where the endpoint's scheme asks for it, straight or through an egress proxy's tunnel.
-    Network {
-        network: Box<Network>,
-        timeout: Duration,
-        resolver: Resolver,
-    },
-    Memory(MemoryEndpoint),
-}
-
-#[derive(Clone)]
-enum Network {
-    Direct(HttpsConnector<HttpConnector<Resolver>>),
-    Tunnel(HttpsConnector<Tunnel<HttpConnector<Resolver>>>),
-}
-
-impl Connector {
-    /// Over the network.
-    pub(super) fn network(
-        config: &config::Upstream,
-        tls: ClientConfig,
-        protocols: Protocols,
-        resolver: &Resolver,
-        next: &Arc<AtomicU64>,
-    ) -> Self {
-        let mut tcp = HttpConnector::new_with_resolver(resolver.clone());
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        let (idle, interval, retries) = KEEPALIVE;
-        tcp.set_keepalive(Some(idle));
-        tcp.set_keepalive_interval(Some(interval));
-        tcp.set_keepalive_retries(Some(retries));
-        if protocols == Protocols::All {
-            // Not for other routes: an endpoint that reads an upload slowly acknowledges nothing for a while.
-            tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    resolver: Resolver,
+    numbers: ConnectionNumbers,
+) -> Connector {
+    let dns = resolver.clone();
+    let mut tcp = HttpConnector::new_with_resolver(service_fn(move |name| dns.clone().resolve(name)));
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    let (idle, interval, retries) = KEEPALIVE;
+    tcp.set_keepalive(Some(idle));
+    tcp.set_keepalive_interval(Some(interval));
+    tcp.set_keepalive_retries(Some(retries));
+    if protocols == Protocols::All {
+        // Not for other routes: an endpoint that reads an upload slowly acknowledges nothing for a while.
+        tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    }
+    // Each address of a family gets its share; both families are raced (RFC 8305).
+    tcp.set_connect_timeout(Some(config.connect_timeout));
+    let secured = match &config.proxy {
+        None => BoxCloneSyncService::new(secured(tcp, tls, protocols)),
+        Some(proxy) => BoxCloneSyncService::new(secured(tunnel(proxy, tcp), tls, protocols)),
+    };
+    // TLS, and a proxy's tunnel, have as much time again as TCP.
+    let limit = config.connect_timeout * 2;
+    BoxCloneSyncService::new(service_fn(move |uri| {
+        let connecting = timeout(limit, secured.clone().oneshot(with_port(uri)));
+        let (resolver, numbers) = (resolver.clone(), numbers.clone());
+        async move {
+            let connected = connecting.await.unwrap_or_else(|_| Err("upstream.connect_timeout is over".into()));
+            let stream = connected.inspect_err(|_| resolver.failed()).map_err(ConnectFailed)?;
+            let connected = stream.connected();
+            let remote = extra(&connected).map(|tcp: HttpInfo| (resolver, tcp.remote_addr()));
+            Ok(numbers.stream(TokioIo::new(stream), connected.is_negotiated_h2(), remote))
         }
-        // Each address of a family gets its share; both families are raced (RFC 8305).
-        tcp.set_connect_timeout(Some(config.connect_timeout));
-        let network = match &config.proxy {
-            None => Network::Direct(secured(tcp, tls, protocols)),
-            Some(proxy) => Network::Tunnel(secured(tunnel(proxy, tcp), tls, protocols)),
-        };
-        // TLS, and a proxy's tunnel, have as much time again as TCP.
-        let timeout = config.connect_timeout * 2;
-        let route = Route::Network { network: Box::new(network), timeout, resolver: resolver.clone() };
-        Self { route, protocols, max_age: config.max_connection_age, next: Arc::clone(next) }
-    }
+    }))
+}
 
-    /// In memory.
-    pub(super) fn memory(
-        endpoint: MemoryEndpoint,
-        config: &config::Upstream,
-        protocols: Protocols,
-        next: &Arc<AtomicU64>,
-    ) -> Self {
-        let max_age = config.max_connection_age;
-        Self { route: Route::Memory(endpoint), protocols, max_age, next: Arc::clone(next) }
-    }
-
-    /// The number that the next connection will have.
-    pub(super) fn next_number(&self) -> u64 {
-        self.next.load(Ordering::Relaxed)
-    }
-
-    fn info(&self, remote: Option<(Resolver, SocketAddr)>) -> ConnectionInfo {
-        ConnectionInfo(Arc::new(Info {
-            number: self.next.fetch_add(1, Ordering::Relaxed),
-            expires: Instant::now() + self.max_age.mul_f64(1.0 - JITTER * rand::random::<f64>()),
-            requests: AtomicU64::new(0),
-            bytes_read: AtomicU64::new(0),
-            remote,
-        }))
-    }
+/// Connects in memory.
+pub(super) fn memory(endpoint: MemoryEndpoint, protocols: Protocols, numbers: ConnectionNumbers) -> Connector {
+    BoxCloneSyncService::new(service_fn(move |_| {
+        let (near, far) = duplex(MEMORY_BUFFER);
+        let accepted = endpoint.accept.send(far).map_err(|_| ConnectFailed("connection refused".into()));
+        let stream = accepted.map(|()| numbers.stream(near, endpoint.http2 && protocols == Protocols::All, None));
+        std::future::ready(stream)
+    }))
 }
 
 fn secured<C>(connector: C, tls: ClientConfig, protocols: Protocols) -> HttpsConnector<C> {
@@ -159,8 +125,8 @@ fn secured<C>(connector: C, tls: ClientConfig, protocols: Protocols) -> HttpsCon
     }
 }
 
-/// A tunnel through `proxy`: for either scheme, so that what is sent stays the same with and
-/// without a proxy (CONNECT, RFC 9110 §9.3.6).
+/// A tunnel through `proxy`, for either scheme, so that requests are the same with and without a proxy (CONNECT, RFC 9110
+/// §9.3.6).
 fn tunnel<C>(proxy: &config::Proxy, tcp: C) -> Tunnel<C> {
     let tunnel = Tunnel::new(proxy.uri(), tcp);
     match proxy.authorization() {
@@ -169,61 +135,7 @@ fn tunnel<C>(proxy: &config::Proxy, tcp: C) -> Tunnel<C> {
     }
 }
 
-impl Service<Uri> for Connector {
-    type Response = TokioIo<Stream>;
-    type Error = ConnectFailed;
-    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<Stream>, ConnectFailed>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectFailed>> {
-        match &mut self.route {
-            Route::Network { network, .. } => match network.as_mut() {
-                Network::Direct(connector) => connector.poll_ready(cx).map_err(ConnectFailed),
-                Network::Tunnel(connector) => connector.poll_ready(cx).map_err(ConnectFailed),
-            },
-            Route::Memory(_) => Poll::Ready(Ok(())),
-        }
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let connector = self.clone();
-        match &mut self.route {
-            Route::Network { network, timeout, resolver } => {
-                let connecting = match network.as_mut() {
-                    Network::Direct(connector) => connector.call(uri),
-                    Network::Tunnel(connector) => connector.call(with_port(uri)),
-                };
-                let (connecting, resolver) = (tokio::time::timeout(*timeout, connecting), resolver.clone());
-                Box::pin(async move {
-                    let connected = match connecting.await {
-                        Ok(connected) => connected,
-                        Err(_) => Err("upstream.connect_timeout is over".into()),
-                    };
-                    let stream = connected.inspect_err(|_| resolver.failed()).map_err(ConnectFailed)?;
-                    let remote = match &stream {
-                        MaybeHttpsStream::Http(tcp) => tcp.inner().peer_addr(),
-                        MaybeHttpsStream::Https(tls) => tls.inner().get_ref().0.inner().inner().peer_addr(),
-                    };
-                    let info = connector.info(remote.ok().map(|remote| (resolver, remote)));
-                    let transport = Transport::Network(TokioIo::new(Box::new(stream)));
-                    Ok(TokioIo::new(Stream { transport, info }))
-                })
-            }
-            Route::Memory(MemoryEndpoint { accept, http2 }) => {
-                let (near, far) = duplex(MEMORY_BUFFER);
-                let accepted = accept.send(far).map_err(|_| ConnectFailed("connection refused".into()));
-                let http2 = *http2 && self.protocols == Protocols::All;
-                Box::pin(async move {
-                    accepted.map(|()| {
-                        let transport = Transport::Memory { stream: near, http2 };
-                        TokioIo::new(Stream { transport, info: connector.info(None) })
-                    })
-                })
-            }
-        }
-    }
-}
-
-/// A tunnel needs its target's port, and takes 443 for granted.
+/// Names the port of plain HTTP: a tunnel takes a missing one for 443.
 fn with_port(uri: Uri) -> Uri {
     let (Some(host), None, Some("http")) = (uri.host(), uri.port(), uri.scheme_str()) else { return uri };
     let authority = format!("{host}:80").parse();
@@ -232,115 +144,121 @@ fn with_port(uri: Uri) -> Uri {
     Uri::from_parts(parts).unwrap_or(uri)
 }
 
-/// What is known of one connection; travels with it through the client's pool.
+/// Numbers the connections of one client in the order in which they are made, and limits their age.
 #[derive(Clone)]
-pub(super) struct ConnectionInfo(Arc<Info>);
+pub(super) struct ConnectionNumbers {
+    next: Arc<AtomicU64>,
+    max_age: Duration,
+}
 
-struct Info {
-    number: u64,
+impl ConnectionNumbers {
+    pub(super) fn new(max_age: Duration) -> Self {
+        Self { next: Arc::default(), max_age }
+    }
+
+    /// The number of the next connection.
+    pub(super) fn next(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    fn stream(
+        &self,
+        transport: impl Transport + 'static,
+        is_http2: bool,
+        remote: Option<(Resolver, SocketAddr)>,
+    ) -> TokioIo<Stream> {
+        let info = ConnectionInfo {
+            number: self.next.fetch_add(1, Ordering::Relaxed),
+            expires: Instant::now() + self.max_age.mul_f64(1.0 - JITTER * rand::random::<f64>()),
+            requests: AtomicU64::new(0),
+            bytes_read: AtomicU64::new(0),
+            remote,
+        };
+        TokioIo::new(Stream { transport: Box::new(transport), is_http2, info: Arc::new(info) })
+    }
+}
+
+/// One connection's record; travels with it through the client's pool.
+pub(super) struct ConnectionInfo {
+    pub(super) number: u64,
     expires: Instant,
-    requests: AtomicU64,
+    /// Requests sent over it.
+    pub(super) requests: AtomicU64,
     bytes_read: AtomicU64,
-    /// Over the network: where it leads, and who has resolved that.
+    /// Over the network: the peer's address, and the resolver that gave it.
     remote: Option<(Resolver, SocketAddr)>,
 }
 
 impl ConnectionInfo {
-    /// Connections are numbered in the order in which they were made.
-    pub(super) fn number(&self) -> u64 {
-        self.0.number
-    }
-
-    /// Counts a request that is sent over it.
-    pub(super) fn add_request(&self) {
-        self.0.requests.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// How many requests have been sent over it.
-    pub(super) fn requests(&self) -> u64 {
-        self.0.requests.load(Ordering::Relaxed)
-    }
-
-    /// How many bytes have come over it.
     pub(super) fn bytes_read(&self) -> u64 {
-        self.0.bytes_read.load(Ordering::Relaxed)
+        self.bytes_read.load(Ordering::Relaxed)
     }
 
     /// Whether it is older than `upstream.max_connection_age`, or leads to an address that the endpoint's name has left.
     pub(super) fn is_outdated(&self) -> bool {
         let has_moved = |(resolver, remote): &(Resolver, SocketAddr)| resolver.has_moved_from(*remote);
-        Instant::now() >= self.0.expires || self.0.remote.as_ref().is_some_and(has_moved)
+        Instant::now() >= self.expires || self.remote.as_ref().is_some_and(has_moved)
     }
 
-    /// A request got no answer over it. If no byte has ever come, its address is no good one.
+    /// A request got no answer over it. An address from which no byte has ever come is tried last from now on.
     pub(super) fn failed(&self) {
-        if let (0, Some((resolver, _))) = (self.bytes_read(), &self.0.remote) {
+        if let (0, Some((resolver, _))) = (self.bytes_read(), &self.remote) {
             resolver.failed();
         }
     }
 
     fn count_read(&self, bytes: usize) {
-        let before = self.0.bytes_read.fetch_add(bytes as u64, Ordering::Relaxed);
-        if let (0, true, Some((resolver, remote))) = (before, bytes > 0, &self.0.remote) {
+        let before = self.bytes_read.fetch_add(bytes as u64, Ordering::Relaxed);
+        if let (0, true, Some((resolver, remote))) = (before, bytes > 0, &self.remote) {
             resolver.answered(*remote);
         }
     }
 }
 
-/// A connection to the endpoint: the bytes of HTTP, after TLS.
-pub(super) struct Stream {
-    transport: Transport,
-    info: ConnectionInfo,
+/// What a connection's makers have recorded of it under this type.
+pub(super) fn extra<T: Clone + Send + Sync + 'static>(connected: &Connected) -> Option<T> {
+    let mut extras = Extensions::new();
+    connected.get_extras(&mut extras);
+    extras.remove()
 }
 
-enum Transport {
-    Network(TokioIo<Box<MaybeHttpsStream<TokioIo<TcpStream>>>>),
-    Memory { stream: DuplexStream, http2: bool },
+trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
+
+/// A connection to the endpoint: the bytes of HTTP, after TLS.
+pub(super) struct Stream {
+    transport: Box<dyn Transport>,
+    is_http2: bool,
+    info: Arc<ConnectionInfo>,
 }
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        let connected = match &self.transport {
-            Transport::Network(stream) => stream.inner().connected(),
-            Transport::Memory { http2: true, .. } => Connected::new().negotiated_h2(),
-            Transport::Memory { http2: false, .. } => Connected::new(),
-        };
-        connected.extra(self.info.clone())
+        let connected = Connected::new().extra(Arc::clone(&self.info));
+        if self.is_http2 { connected.negotiated_h2() } else { connected }
     }
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(match &mut this.transport {
-            Transport::Network(stream) => Pin::new(stream).poll_read(cx, buf),
-            Transport::Memory { stream, .. } => Pin::new(stream).poll_read(cx, buf),
-        })?;
-        this.info.count_read(buf.filled().len() - before);
+        ready!(Pin::new(&mut self.transport).poll_read(cx, buf))?;
+        self.info.count_read(buf.filled().len() - before);
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().transport {
-            Transport::Network(stream) => Pin::new(stream).poll_write(cx, buf),
-            Transport::Memory { stream, .. } => Pin::new(stream).poll_write(cx, buf),
-        }
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.transport).poll_write(cx, buf)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().transport {
-            Transport::Network(stream) => Pin::new(stream).poll_flush(cx),
-            Transport::Memory { stream, .. } => Pin::new(stream).poll_flush(cx),
-        }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().transport {
-            Transport::Network(stream) => Pin::new(stream).poll_shutdown(cx),
-            Transport::Memory { stream, .. } => Pin::new(stream).poll_shutdown(cx),
-        }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_shutdown(cx)
     }
 }

@@ -1,4 +1,4 @@
-//! Whose calls fail: what the breaker judges by.
+//! Evidence: whose calls fail. The breaker judges by it.
 //!
 //! Failures are counted by source, not by number. A source is an accepted caller, or a set of ids; all callers that are not
 //! accepted are one source, and sets that share an id are one set. Sources are independent if they differ in both: one caller
@@ -17,21 +17,21 @@ use crate::config;
 /// How long a call counts.
 const WINDOW: Duration = Duration::from_secs(10);
 /// Calls that are remembered.
-const MOST: usize = 256;
+const MAX_CALLS: usize = 256;
 /// The newest failures whose ids are compared: more would only cost time.
 const CONSIDERED: usize = 32;
 /// Sets of ids that are remembered of one caller.
-const MOST_SETS: usize = 8;
+const MAX_SETS: usize = 8;
 /// Ids of one call that are remembered.
 pub(super) const MOST_IDS: usize = 64;
 
-/// On whose behalf a call is made, and for what.
+/// The caller and the ids of a call.
 #[derive(Clone)]
 pub(super) struct Source {
     pub(super) caller: Caller,
     /// Whether the endpoint has accepted the caller.
     pub(super) accepted: bool,
-    /// Hashes of the ids that are asked for, whoever asks; [`MOST_IDS`] at most.
+    /// Hashes of the ids, the same for every caller; [`MOST_IDS`] at most.
     pub(super) ids: Arc<[u64]>,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Source {
 pub(super) enum CallOutcome {
     /// It answers with links.
     Success,
-    /// It answers, but that says nothing: a refused caller, a bad request.
+    /// It answers with something else, such as a refused caller or a bad request: no evidence.
     Neutral,
     Failure(FailureKind),
 }
@@ -61,12 +61,12 @@ pub(super) enum FailureKind {
 /// Recent calls.
 #[derive(Default)]
 pub(super) struct Evidence {
-    calls: VecDeque<Call>,
+    calls: VecDeque<PastCall>,
 }
 
-struct Call {
+struct PastCall {
     at: Instant,
-    /// `None`: several callers, on one connection that was lost.
+    /// With whether it is accepted. `None`: several callers, on one connection that was lost.
     caller: Option<(Caller, bool)>,
     ids: Arc<[u64]>,
     failure: Option<FailureKind>,
@@ -75,16 +75,16 @@ struct Call {
 /// What failures show.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Finding {
-    /// Whether the endpoint itself is down: independent sources have failed, or no connection could be made.
+    /// The endpoint itself is down: independent sources have failed, or no connection could be made.
     pub(super) is_endpoint: bool,
-    /// Whether no other source's calls succeed: then the endpoint may be down, though only one source has asked it.
+    /// No other source succeeds: the endpoint may be down, though only one source has asked it.
     pub(super) nobody_succeeds: bool,
     pub(super) counts: Counts,
     /// The callers that have failed.
     pub(super) suspects: Vec<Suspect>,
 }
 
-/// How much evidence there is.
+/// The amount of evidence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Callers whose calls failed; all that are not accepted count as one.
@@ -101,25 +101,29 @@ pub struct Counts {
     pub silence: usize,
 }
 
-/// A caller whose calls fail, and the ids that they were for.
+/// A caller whose calls fail, and the ids of those calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Suspect {
     pub(super) caller: Caller,
-    /// What failing calls have in common: one set for each reason, as far as can be told.
-    pub(super) sets: Vec<HashSet<u64>>,
-    /// Whether the caller fails whatever it asks for: it has several sets, and none of its calls succeeds.
-    pub(super) all: bool,
+    /// The ids that failing calls have in common: one set for each reason, as far as can be told.
+    sets: Vec<HashSet<u64>>,
+    /// The caller fails with any ids: it has several sets, and none of its calls succeeds.
+    any_ids: bool,
 }
 
 impl Suspect {
     /// Of one failed call.
     pub(super) fn new(source: &Source) -> Self {
-        Self { caller: source.caller, sets: vec![source.ids.iter().copied().collect()], all: false }
+        Self::of(source.caller, &source.ids)
     }
 
-    /// Whether it is `source` that fails.
-    pub(super) fn is(&self, source: &Source) -> bool {
-        self.caller == source.caller && (self.all || self.has_any(&source.ids))
+    fn of(caller: Caller, ids: &[u64]) -> Self {
+        Self { caller, sets: vec![ids.iter().copied().collect()], any_ids: false }
+    }
+
+    /// Whether calls of `source` are expected to fail.
+    pub(super) fn matches(&self, source: &Source) -> bool {
+        self.caller == source.caller && (self.any_ids || self.has_any(&source.ids))
     }
 
     /// Whether any of `ids` has failed.
@@ -127,12 +131,18 @@ impl Suspect {
         ids.iter().any(|id| self.sets.iter().any(|set| set.contains(id)))
     }
 
-    /// Another call has failed. Where it shares ids with one before, those are what may be to blame.
-    pub(super) fn add(&mut self, ids: &[u64]) {
-        if let Some(set) = self.sets.iter_mut().find(|set| ids.iter().any(|id| set.contains(id))) {
+    /// Adds further failures of the same caller.
+    pub(super) fn merge(&mut self, other: Self) {
+        other.sets.into_iter().for_each(|ids| self.add(ids));
+        self.any_ids |= other.any_ids;
+    }
+
+    /// Adds a failed call. Ids that it shares with an earlier one are what may be to blame.
+    fn add(&mut self, ids: HashSet<u64>) {
+        if let Some(set) = self.sets.iter_mut().find(|set| !set.is_disjoint(&ids)) {
             set.retain(|id| ids.contains(id));
-        } else if self.sets.len() < MOST_SETS {
-            self.sets.push(ids.iter().copied().collect());
+        } else if self.sets.len() < MAX_SETS {
+            self.sets.push(ids);
         }
     }
 }
@@ -140,10 +150,12 @@ impl Suspect {
 impl Evidence {
     /// Adds a call that ended now.
     pub(super) fn add(&mut self, source: &Source, failure: Option<FailureKind>, now: Instant) {
-        while self.calls.front().is_some_and(|call| now.duration_since(call.at) >= WINDOW) || self.calls.len() >= MOST {
+        while self.calls.front().is_some_and(|call| now.duration_since(call.at) >= WINDOW)
+            || self.calls.len() >= MAX_CALLS
+        {
             self.calls.pop_front();
         }
-        // A connection that is lost fails all that it carries: that is one failure, and nobody knows whose.
+        // A lost connection fails all that it carries: that is one failure, of an unknown caller.
         if let Some(FailureKind::Lost(_)) = failure
             && let Some(call) = self.calls.iter_mut().find(|call| call.failure == failure)
         {
@@ -152,12 +164,12 @@ impl Evidence {
             }
             return;
         }
-        // Links are the endpoint's word that it accepts their caller.
+        // An answer with links shows that the endpoint accepts their caller.
         let caller = Some((source.caller, source.accepted || failure.is_none()));
-        self.calls.push_back(Call { at: now, caller, ids: Arc::clone(&source.ids), failure });
+        self.calls.push_back(PastCall { at: now, caller, ids: Arc::clone(&source.ids), failure });
     }
 
-    /// Forgets the failures: they have led to something.
+    /// Forgets the failures, since the breaker has acted on them.
     pub(super) fn forget_failures(&mut self) {
         self.calls.retain(|call| call.failure.is_none());
     }
@@ -166,8 +178,8 @@ impl Evidence {
     pub(super) fn judge(&self, source: &Source, config: &config::Breaker) -> Option<Finding> {
         let in_a_row = usize::try_from(config.consecutive).unwrap_or(usize::MAX);
         let newest = || self.calls.iter().rev();
-        let row: Vec<&Call> = newest().take_while(|call| call.failure.is_some()).collect();
-        let failed: Vec<&Call> = newest().filter(|call| call.failure.is_some()).collect();
+        let row: Vec<&PastCall> = newest().take_while(|call| call.failure.is_some()).collect();
+        let failed: Vec<&PastCall> = newest().filter(|call| call.failure.is_some()).collect();
         let is_share = self.calls.len() >= usize::try_from(config.min_calls).unwrap_or(usize::MAX)
             && failed.len() as f64 >= config.ratio * self.calls.len() as f64;
         let by_row = if row.len() >= in_a_row { self.judge_all(&row, in_a_row, config.ratio) } else { None };
@@ -177,20 +189,20 @@ impl Evidence {
     }
 
     /// What these failures, newest first, show of the endpoint.
-    fn judge_all(&self, failed: &[&Call], in_a_row: usize, ratio: f64) -> Option<Finding> {
+    fn judge_all(&self, failed: &[&PastCall], in_a_row: usize, ratio: f64) -> Option<Finding> {
         let finding = self.finding(failed);
         let failing: HashSet<Caller> = failed
             .iter()
             .filter_map(|call| call.accepted())
             .filter(|caller| !self.succeeds_since(failed, *caller))
             .collect();
-        let well = self.calls.iter().filter(|call| call.failure.is_none()).filter_map(Call::accepted);
-        let well = well.filter(|caller| !failing.contains(caller)).collect::<HashSet<_>>().len();
+        let succeeded = self.calls.iter().filter(|call| call.failure.is_none()).filter_map(PastCall::accepted);
+        let succeeding = succeeded.filter(|caller| !failing.contains(caller)).collect::<HashSet<_>>().len();
         // Callers that are not accepted are a source only where nobody else's calls tell more.
         let has_others = failed.iter().any(|call| call.accepted().is_none());
-        let sources = failing.len() + usize::from(well == 0 && has_others);
-        // Of those whose calls are known, a share must fail, or as many as must fail in a row.
-        let enough = failing.len() >= in_a_row || failing.len() as f64 >= ratio * (failing.len() + well) as f64;
+        let sources = failing.len() + usize::from(succeeding == 0 && has_others);
+        // A share of the callers must fail, or as many as must fail in a row.
+        let enough = failing.len() >= in_a_row || failing.len() as f64 >= ratio * (failing.len() + succeeding) as f64;
         let are_independent = sources.min(finding.counts.id_sets) > 1;
         let is_endpoint = finding.counts.connect >= in_a_row || (are_independent && enough);
         let nobody_succeeds = !self.others_succeed(failed, finding.counts);
@@ -199,17 +211,16 @@ impl Evidence {
 
     /// What the calls of one caller show: that all of its last ones failed, or all those for the same ids.
     fn judge_one(&self, source: &Source, in_a_row: usize) -> Option<Finding> {
-        let is_own = |call: &&Call| call.caller.is_some_and(|(caller, _)| caller == source.caller);
-        let own = || self.calls.iter().rev().filter(is_own);
-        let row: Vec<&Call> = own().take_while(|call| call.failure.is_some()).collect();
-        let same_ids = own().filter(|call| call.ids.iter().any(|id| source.ids.contains(id)));
-        let same_row: Vec<&Call> = same_ids.take_while(|call| call.failure.is_some()).collect();
+        let same_caller = || self.calls.iter().rev().filter(|call| call.is_of(source.caller));
+        let row: Vec<&PastCall> = same_caller().take_while(|call| call.failure.is_some()).collect();
+        let same_ids = same_caller().filter(|call| call.ids.iter().any(|id| source.ids.contains(id)));
+        let same_row: Vec<&PastCall> = same_ids.take_while(|call| call.failure.is_some()).collect();
         let row = if row.len() >= in_a_row { row } else { same_row };
         (row.len() >= in_a_row).then(|| self.finding(&row))
     }
 
     /// Counts failures, newest first, and names their callers.
-    fn finding(&self, failed: &[&Call]) -> Finding {
+    fn finding(&self, failed: &[&PastCall]) -> Finding {
         let of_kind =
             |kind: fn(FailureKind) -> bool| failed.iter().filter(|call| call.failure.is_some_and(kind)).count();
         let considered = failed.get(..CONSIDERED).unwrap_or(failed);
@@ -225,34 +236,31 @@ impl Evidence {
         for call in considered.iter().rev() {
             let Some((caller, _)) = call.caller else { continue };
             match suspects.iter_mut().find(|suspect| suspect.caller == caller) {
-                Some(suspect) => suspect.add(&call.ids),
-                None => {
-                    suspects.push(Suspect { caller, sets: vec![call.ids.iter().copied().collect()], all: false });
-                }
+                Some(suspect) => suspect.add(call.ids.iter().copied().collect()),
+                None => suspects.push(Suspect::of(caller, &call.ids)),
             }
         }
         for suspect in &mut suspects {
-            suspect.all = suspect.sets.len() > 1 && !self.succeeds_since(considered, suspect.caller);
+            suspect.any_ids = suspect.sets.len() > 1 && !self.succeeds_since(considered, suspect.caller);
         }
         Finding { is_endpoint: false, nobody_succeeds: false, counts, suspects }
     }
 
     /// Whether a call of `caller` succeeded after the first of its failures among `failed`, newest first.
-    fn succeeds_since(&self, failed: &[&Call], caller: Caller) -> bool {
-        let is_own = |call: &Call| call.caller.is_some_and(|(other, _)| other == caller);
-        let first = failed.iter().rev().find(|call| is_own(call)).map(|call| call.at);
-        let mut well = self.calls.iter().filter(|call| call.failure.is_none() && is_own(call));
-        first.is_some_and(|first| well.any(|call| call.at > first))
+    fn succeeds_since(&self, failed: &[&PastCall], caller: Caller) -> bool {
+        let first = failed.iter().rev().find(|call| call.is_of(caller)).map(|call| call.at);
+        let mut succeeded = self.calls.iter().filter(|call| call.failure.is_none() && call.is_of(caller));
+        first.is_some_and(|first| succeeded.any(|call| call.at > first))
     }
 
     /// Whether calls of other sources than that of `failed` succeed.
-    fn others_succeed(&self, failed: &[&Call], counts: Counts) -> bool {
+    fn others_succeed(&self, failed: &[&PastCall], counts: Counts) -> bool {
         let callers: HashSet<Option<Caller>> = failed.iter().map(|call| call.accepted()).collect();
         let considered = failed.get(..CONSIDERED).unwrap_or(failed);
         let ids: HashSet<u64> = considered.iter().flat_map(|call| call.ids.iter().copied()).collect();
-        let same_caller = |call: &Call| callers.contains(&call.accepted());
-        let same_ids = |call: &Call| call.ids.iter().any(|id| ids.contains(id));
-        let same_source = |call: &Call| match (counts.callers, counts.id_sets) {
+        let same_caller = |call: &PastCall| callers.contains(&call.accepted());
+        let same_ids = |call: &PastCall| call.ids.iter().any(|id| ids.contains(id));
+        let same_source = |call: &PastCall| match (counts.callers, counts.id_sets) {
             (1, 1) => same_caller(call) && same_ids(call),
             (1, _) => same_caller(call),
             _ => same_ids(call),
@@ -261,15 +269,19 @@ impl Evidence {
     }
 }
 
-impl Call {
-    /// The caller, if it is one that the endpoint has accepted. All others are one source, and so are several at once.
+impl PastCall {
+    fn is_of(&self, caller: Caller) -> bool {
+        self.caller.is_some_and(|(other, _)| other == caller)
+    }
+
+    /// The caller, if the endpoint has accepted it. All others are one source, and so are several callers at once.
     fn accepted(&self) -> Option<Caller> {
         self.caller.filter(|(_, accepted)| *accepted).map(|(caller, _)| caller)
     }
 }
 
 /// How many sets the ids of some calls are; those that share an id are one.
-fn count_id_sets(calls: &[&Call]) -> usize {
+fn count_id_sets(calls: &[&PastCall]) -> usize {
     let mut sets: Vec<HashSet<u64>> = Vec::new();
     for call in calls {
         let mut merged: HashSet<u64> = call.ids.iter().copied().collect();
@@ -338,7 +350,11 @@ mod tests {
         let finding = judge(&[(2, &[2], None), (1, &[7], BAD), (2, &[2], None), (1, &[7], BAD), (1, &[7], BAD)]);
         let suspect = Suspect::new(&source(1, &[7]));
         assert_eq!(finding.unwrap().suspects, std::slice::from_ref(&suspect));
-        assert!(suspect.is(&source(1, &[1, 7])) && !suspect.is(&source(1, &[1])) && !suspect.is(&source(2, &[7])));
+        assert!(
+            suspect.matches(&source(1, &[1, 7]))
+                && !suspect.matches(&source(1, &[1]))
+                && !suspect.matches(&source(2, &[7]))
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -376,8 +392,8 @@ mod tests {
         }
         let suspects = finding.unwrap().suspects;
         let suspect = &suspects[0];
-        assert!(!suspect.all && suspect.is(&source(1, &[8])));
-        assert!(!suspect.is(&source(1, &[20])), "an id that was asked for with the bad one is not to blame");
+        assert!(!suspect.any_ids && suspect.matches(&source(1, &[8])));
+        assert!(!suspect.matches(&source(1, &[20])), "an id that was asked for with the bad one is not to blame");
     }
 
     #[tokio::test(start_paused = true)]

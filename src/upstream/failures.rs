@@ -1,4 +1,4 @@
-//! What is said of a failing endpoint: in the log, seldom for each kind; and the last of it, for whoever asks.
+//! Failures of the endpoint: logged, each kind at most once in a while, and the last one remembered.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,56 +7,54 @@ use http::StatusCode;
 use crate::clock::{Clock, Moment};
 use crate::telemetry::log::{LogThrottle, events};
 
-/// By what a call came to nothing, for the endpoint's sake.
+/// A call or request that failed because of the endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct LastFailure {
     /// When.
     pub at: Moment,
-    /// Why: all causes. Names no header, body or query.
+    /// Why, with all causes. Names no header, body or query.
     pub reason: String,
 }
 
-/// The failures of one endpoint.
 #[derive(Default)]
-pub(super) struct Failures {
-    last: Mutex<Option<Failure>>,
+pub(super) struct FailureLog {
+    last: Mutex<Option<LastFailure>>,
     no_answer: LogThrottle,
     broken_off: LogThrottle,
     unusable: LogThrottle,
     server_error: LogThrottle,
 }
 
-impl Failures {
-    /// The last one.
-    pub(super) fn last(&self) -> Option<Failure> {
+impl FailureLog {
+    pub(super) fn last(&self) -> Option<LastFailure> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// There is no answer, not even its head.
     pub(super) fn no_answer(&self, clock: &Clock, reason: &str) {
-        self.note(clock, format!("no answer: {reason}"));
+        self.remember(clock, format!("no answer: {reason}"));
         self.no_answer.when_due(|suppressed| events::NoAnswer { reason, suppressed }.log());
     }
 
-    /// An answer has broken off after its head.
+    /// An answer ended early, after its head.
     pub(super) fn broken_off(&self, clock: &Clock, reason: &str) {
-        self.note(clock, format!("its answer broke off: {reason}"));
+        self.remember(clock, format!("its answer broke off: {reason}"));
         self.broken_off.when_due(|suppressed| events::AnswerBrokenOff { reason, suppressed }.log());
     }
 
-    /// An answer is whole, and of no use.
+    /// An answer is whole, and cannot be used.
     pub(super) fn unusable(&self, clock: &Clock, reason: &str) {
-        self.note(clock, format!("its answer cannot be used: {reason}"));
+        self.remember(clock, format!("its answer cannot be used: {reason}"));
         self.unusable.when_due(|suppressed| events::AnswerUnusable { reason, suppressed }.log());
     }
 
-    /// It answers with an error of its own, a 5xx.
+    /// An answer is a 5xx.
     pub(super) fn server_error(&self, clock: &Clock, status: StatusCode) {
-        self.note(clock, format!("it answers with {}", status.as_u16()));
+        self.remember(clock, format!("it answers with {}", status.as_u16()));
         self.server_error.when_due(|suppressed| events::ServerError { status: status.as_u16(), suppressed }.log());
     }
 
-    fn note(&self, clock: &Clock, reason: String) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Failure { at: clock.now(), reason });
+    fn remember(&self, clock: &Clock, reason: String) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(LastFailure { at: clock.now(), reason });
     }
 }

@@ -1,4 +1,4 @@
-//! Requests on other routes, and what an answer's head says.
+//! Requests on other routes, and the framing of any answer.
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -6,9 +6,10 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use hyper_util::client::legacy::Error as ClientError;
 
 use super::Upstream;
-use super::client::{Outgoing, Progress, SendError};
+use super::client::{Outgoing, Progress};
 use crate::error::{Error, NoAnswer};
 use crate::message::body::Body;
 use crate::telemetry::log::chain;
@@ -18,15 +19,15 @@ const BAD_HEAD: &str =
     "its lengths differ, its transfer coding is not chunked, or it is an upgrade that nobody asked for";
 
 impl Upstream {
-    /// Sends any other request, its hop-by-hop headers gone already, and hands back the answer as it streams in. Its Host
-    /// stays as it is; where it has none, it is the endpoint's. An idempotent request without a body (RFC 9110 §9.2.2) is sent
-    /// again where its connection is lost.
+    /// Sends any other request, whose hop-by-hop headers are gone already, and returns the answer as it streams in. A missing
+    /// Host becomes the endpoint's. An idempotent request without a body (RFC 9110 §9.2.2) is sent again where its connection is
+    /// lost.
     ///
     /// # Errors
     /// If there is no answer's head.
     pub async fn forward(&self, mut request: Request<Body>) -> Result<Response<Incoming>, Error> {
         let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        *request.uri_mut() = self.uri(target)?;
+        *request.uri_mut() = self.endpoint.uri(target);
         *request.version_mut() = Version::HTTP_11;
         let outgoing = if request.method().is_idempotent() && request.body().is_end_stream() {
             Outgoing::Repeatable(request.map(|_| Bytes::new()))
@@ -34,22 +35,20 @@ impl Upstream {
             Outgoing::Once(request)
         };
         let response = self.streams.send(outgoing, false, &Progress::default()).await;
-        let answered = Self::answered(response.map_err(|error| self.unanswered(&error))?);
-        answered.inspect_err(|_| self.failures.unusable(&self.clock, BAD_HEAD))
+        let checked = Self::checked(response.map_err(|error| self.no_answer(&error))?);
+        checked.inspect_err(|_| self.failures.unusable(&self.clock, BAD_HEAD))
     }
 
-    /// An answer, if it is one: a 101 is none to whoever has not asked for an upgrade, and nobody here does. Its framing is
-    /// unambiguous.
-    pub(super) fn answered(mut response: Response<Incoming>) -> Result<Response<Incoming>, Error> {
-        if response.status().is_informational() || !settle_length(response.headers_mut()) {
+    /// An answer with unambiguous framing. A 101 is none: no request asks for an upgrade.
+    pub(super) fn checked(mut response: Response<Incoming>) -> Result<Response<Incoming>, Error> {
+        if response.status().is_informational() || !normalize_length(response.headers_mut()) {
             return Err(Error::NoAnswer(NoAnswer::Unreadable));
         }
         Ok(response)
     }
 
-    /// Says why there is no answer, and what that is to the client.
-    pub(super) fn unanswered(&self, error: &SendError) -> Error {
-        let error = &error.error;
+    /// Notes why there is no answer. The client gets this error.
+    pub(super) fn no_answer(&self, error: &ClientError) -> Error {
         let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<hyper::Error>());
         // A client whose upload breaks off says nothing about the endpoint.
         if !cause.is_some_and(hyper::Error::is_user) {
@@ -59,16 +58,16 @@ impl Upstream {
     }
 }
 
-/// Leaves an answer's head one length at most: none beside a Transfer-Encoding, by which hyper has framed the body, and one for
-/// several that are the same (RFC 9112 §6.3). Whether that could be done: not where lengths differ or are no numbers (hyper
-/// does not look where there is no body by status or method), nor where a transfer coding is left that nobody undoes.
-fn settle_length(headers: &mut HeaderMap) -> bool {
+/// Leaves an answer's head at most one Content-Length: none beside a Transfer-Encoding, by which hyper has framed the body, and one
+/// for several equal ones (RFC 9112 §6.3). `false` where lengths differ or are no numbers (hyper does not look where status or
+/// method exclude a body), and where a transfer coding remains that nobody decodes.
+fn normalize_length(headers: &mut HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter().map(HeaderValue::as_bytes);
     if let Some(coding) = codings.next() {
-        let is_undone = [&b"chunked"[..], b"identity"].iter().any(|known| coding.eq_ignore_ascii_case(known));
+        let is_decoded = [&b"chunked"[..], b"identity"].iter().any(|known| coding.eq_ignore_ascii_case(known));
         let is_one = codings.next().is_none();
         headers.remove(CONTENT_LENGTH);
-        return is_one && is_undone;
+        return is_one && is_decoded;
     }
     let mut length: Option<u64> = None;
     for value in headers.get_all(CONTENT_LENGTH) {
@@ -80,8 +79,6 @@ fn settle_length(headers: &mut HeaderMap) -> bool {
             length = number;
         }
     }
-    if let Some(length) = length {
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-    }
+    length.map(|length| headers.insert(CONTENT_LENGTH, HeaderValue::from(length)));
     true
 }

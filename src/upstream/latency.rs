@@ -1,5 +1,6 @@
-//! How long calls take, and so how much time is fair for one.
+//! Latency of calls, and the fair time that follows from it.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -14,8 +15,8 @@ const LEAST: Duration = Duration::from_millis(100);
 /// Durations of the last calls that succeeded.
 #[derive(Default)]
 pub(super) struct Latency {
-    /// In milliseconds; a ring once it is full.
-    recent: Mutex<(Vec<u64>, usize)>,
+    /// In milliseconds, newest last.
+    recent: Mutex<VecDeque<u64>>,
     p99: AtomicU64,
 }
 
@@ -23,13 +24,11 @@ impl Latency {
     /// A call succeeded after `duration`.
     pub(super) fn observe(&self, duration: Duration) {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let (calls, next) = &mut *recent;
-        match calls.get_mut(*next) {
-            Some(oldest) => *oldest = millis(duration),
-            None => calls.push(millis(duration)),
+        if recent.len() == RECENT {
+            recent.pop_front();
         }
-        *next = (*next + 1) % RECENT;
-        let mut sorted = calls.clone();
+        recent.push_back(millis(duration));
+        let mut sorted: Vec<u64> = recent.iter().copied().collect();
         let rank = (sorted.len() * 99).div_ceil(100) - 1;
         let (_, p99, _) = sorted.select_nth_unstable(rank);
         self.p99.store(*p99, Ordering::Relaxed);

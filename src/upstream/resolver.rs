@@ -1,32 +1,30 @@
-//! Which addresses the endpoint's name has, and in which order they are tried.
+//! The addresses of the endpoint's name, in the order in which they are tried.
 //!
-//! The address that answered last comes first, and one that failed comes last, so that an address that is of no use costs time
-//! once. A name that stops resolving keeps its last addresses. While connections are in use the name is resolved again every few
-//! seconds, so that connections to an address which the name has left can be given up.
+//! The address that answered last comes first, and one that failed comes last. A name that stops resolving keeps its last
+//! addresses. While connections are in use the name is resolved again every few seconds, so that connections to an address that
+//! the name no longer has can be closed.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use tokio::time::{Instant, timeout};
-use tower_service::Service;
+use tower::Service;
 
 /// How often the name is resolved again while connections are in use.
 const INTERVAL: Duration = Duration::from_secs(3);
-/// An address must be missing for so long, two resolutions at least, before the name counts as moved away from it: a name server
-/// may answer with some of many addresses at a time.
+/// How long an address must be missing, from two resolutions at least, before connections to it are closed: a name server may
+/// answer with a part of many addresses at a time.
 const MISSING: Duration = Duration::from_secs(6);
 /// Addresses that are remembered.
 const MOST: usize = 64;
 
-/// Resolves the name of the endpoint, or of the egress proxy. Clones share what they know.
+/// Resolves the name of the endpoint, or of the egress proxy. Clones share their state.
 #[derive(Clone)]
 pub(super) struct Resolver {
-    shared: Arc<Mutex<Known>>,
+    known: Arc<Mutex<Known>>,
     /// How long a connection waits for a resolution.
     limit: Duration,
 }
@@ -34,47 +32,40 @@ pub(super) struct Resolver {
 #[derive(Default)]
 struct Known {
     name: Option<Name>,
-    /// All addresses that the name has had lately, those of the last resolution first.
+    /// Recent addresses of the name, those of the last resolution first.
     addresses: Vec<Address>,
     /// The address that answered last.
     good: Option<IpAddr>,
-    /// The address that was tried first when connecting, or the first answer, last failed.
+    /// The first address in order when connecting, or the first answer, last failed.
     bad: Option<IpAddr>,
-    /// The address that was last put first.
+    /// The first address in order at the last connect.
     first: Option<IpAddr>,
-    /// When a resolution was last begun.
+    /// When the last resolution began.
     begun: Option<Instant>,
 }
 
-#[derive(Clone, Copy)]
 struct Address {
     ip: IpAddr,
-    /// Since when resolutions lack it.
+    /// Since when resolutions have not contained it.
     missing: Option<Instant>,
 }
 
 impl Known {
-    /// The last addresses in the order in which they are to be tried. hyper-util fills in the port.
+    /// The addresses of the last resolution in the order in which they are to be tried. hyper-util fills in the port.
     fn in_order(&mut self) -> Vec<SocketAddr> {
-        let mut present: Vec<IpAddr> = self.addresses.iter().filter(|a| a.missing.is_none()).map(|a| a.ip).collect();
-        present.sort_by_key(|ip| {
-            if Some(*ip) == self.good {
-                0
-            } else if Some(*ip) == self.bad {
-                2
-            } else {
-                1
-            }
-        });
-        self.first = present.first().copied();
-        present.into_iter().map(|ip| SocketAddr::new(ip, 0)).collect()
+        let present = self.addresses.iter().filter(|address| address.missing.is_none());
+        let mut present: Vec<_> = present.map(|address| SocketAddr::new(address.ip, 0)).collect();
+        present.sort_by_key(|address| (Some(address.ip()) != self.good, Some(address.ip()) == self.bad));
+        self.first = present.first().map(SocketAddr::ip);
+        present
     }
 
     fn learn(&mut self, name: Name, resolved: Vec<IpAddr>) {
         let now = Instant::now();
-        let gone = self.addresses.drain(..).filter(|address| !resolved.contains(&address.ip));
-        let gone: Vec<_> = gone.map(|a| Address { missing: a.missing.or(Some(now)), ..a }).collect();
-        self.addresses = resolved.into_iter().map(|ip| Address { ip, missing: None }).chain(gone).collect();
+        let mut missing = std::mem::take(&mut self.addresses);
+        missing.retain(|address| !resolved.contains(&address.ip));
+        missing.iter_mut().for_each(|address| address.missing = address.missing.or(Some(now)));
+        self.addresses = resolved.into_iter().map(|ip| Address { ip, missing: None }).chain(missing).collect();
         self.addresses.truncate(MOST);
         self.name = Some(name);
     }
@@ -82,54 +73,49 @@ impl Known {
 
 impl Resolver {
     pub(super) fn new(limit: Duration) -> Self {
-        Self { shared: Arc::default(), limit }
+        Self { known: Arc::default(), limit }
     }
 
-    /// Something has come from `address`.
+    /// `address` has sent a byte.
     pub(super) fn answered(&self, address: SocketAddr) {
         let mut known = self.known();
         known.good = Some(address.ip());
-        if known.bad == known.good {
-            known.bad = None;
-        }
+        known.bad = known.bad.filter(|bad| *bad != address.ip());
     }
 
-    /// Connecting failed, or a new connection ended before anything came: the address that was tried first comes last now.
+    /// Connecting failed, or a new connection ended before its first byte: the address that was tried first becomes the last.
     pub(super) fn failed(&self) {
         let mut known = self.known();
         known.bad = known.first;
-        if known.good == known.bad {
-            known.good = None;
-        }
+        known.good = known.good.filter(|good| Some(*good) != known.bad);
     }
 
-    /// Whether the name no longer has `address`. Resolves it again in the background where that was done too long ago.
+    /// Whether the name no longer has `address`. Resolves the name in the background where the last resolution is too old.
     pub(super) fn has_moved_from(&self, address: SocketAddr) -> bool {
         let mut known = self.known();
-        let due = known.begun.is_none_or(|begun| begun.elapsed() >= INTERVAL);
-        if due && let Some(name) = known.name.clone() {
+        let is_due = known.begun.is_none_or(|begun| begun.elapsed() >= INTERVAL);
+        if is_due && let Some(name) = known.name.clone() {
             known.begun = Some(Instant::now());
             tokio::spawn(self.clone().look_up(name));
         }
-        let found = known.addresses.iter().find(|known| known.ip == address.ip());
-        found.is_some_and(|found| found.missing.is_some_and(|since| since.elapsed() >= MISSING))
+        let address = known.addresses.iter().find(|known| known.ip == address.ip());
+        address.and_then(|address| address.missing).is_some_and(|since| since.elapsed() >= MISSING)
     }
 
-    /// The addresses of `name`; its last ones where it does not resolve now, or not in time.
-    async fn resolve(self, name: Name) -> io::Result<std::vec::IntoIter<SocketAddr>> {
+    /// The addresses of `name`: the last ones where it does not resolve now, or not in time.
+    pub(super) async fn resolve(self, name: Name) -> io::Result<std::vec::IntoIter<SocketAddr>> {
         self.known().begun = Some(Instant::now());
-        // On its own, so that what comes late is not lost.
+        // A task of its own, so that a late result is not lost.
         let looked_up = timeout(self.limit, tokio::spawn(self.clone().look_up(name))).await;
         let addresses = self.known().in_order();
         if !addresses.is_empty() {
             return Ok(addresses.into_iter());
         }
-        let error = match looked_up {
+        Err(match looked_up {
             Ok(Ok(Err(error))) => error,
             Ok(_) => io::Error::new(io::ErrorKind::NotFound, "the name has no address"),
             Err(_) => io::Error::new(io::ErrorKind::TimedOut, "the name was not resolved in time"),
-        };
-        Err(error)
+        })
     }
 
     async fn look_up(self, name: Name) -> io::Result<()> {
@@ -141,21 +127,7 @@ impl Resolver {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Service<Name> for Resolver {
-    type Response = std::vec::IntoIter<SocketAddr>;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        Box::pin(self.clone().resolve(name))
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,11 +1,11 @@
-//! Whom sidelink trusts over TLS, and as whom it is known there: certificate authorities, and a client certificate.
+//! TLS toward the endpoint and other servers: trusted certificate authorities, and a client certificate.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use http::uri::Scheme;
 use rustls::client::WantsClientCert;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 
 use crate::config::{self, pem};
@@ -13,7 +13,7 @@ use crate::config::{self, pem};
 /// Why the client could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// A file cannot be read, or does not hold what it should: the key that names it, and why.
+    /// A file cannot be read, or its content is not as expected: the key that names it, and why.
     #[error("{0}: {1}")]
     File(&'static str, String),
     /// The platform has no certificate authorities; `upstream.ca_file` can name some.
@@ -24,9 +24,10 @@ pub enum SetupError {
     Exporter(String),
 }
 
-/// What the files behind a configuration held when it was put in force.
+/// The content of the files that a configuration named when it was loaded.
+#[derive(PartialEq)]
 pub(super) struct Trust {
-    roots: RootCertStore,
+    roots: Vec<TrustAnchor<'static>>,
     identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
 }
 
@@ -34,30 +35,22 @@ impl Trust {
     /// Reads the files, or the platform's authorities.
     pub(super) fn read(config: &config::Upstream) -> Result<Self, SetupError> {
         let roots = if config.ca_file.is_some() || config.endpoint.scheme == Scheme::HTTPS {
-            authorities("upstream.ca_file", config.ca_file.as_deref())?
+            authorities("upstream.ca_file", config.ca_file.as_deref())?.roots
         } else {
-            RootCertStore::empty()
+            Vec::new()
         };
-        let identity = match &config.client {
-            Some(files) => {
-                let chain = pem::certificates(&files.cert);
-                let key = pem::private_key(&files.key);
-                let named = |key: &'static str| move |reason| SetupError::File(key, reason);
-                Some((chain.map_err(named("upstream.client_cert"))?, key.map_err(named("upstream.client_key"))?))
-            }
-            None => None,
-        };
-        Ok(Self { roots, identity })
+        let identity = config.client.as_ref().map(|files| {
+            let chain = pem::certificates(&files.cert);
+            let chain = chain.map_err(|reason| SetupError::File("upstream.client_cert", reason))?;
+            let key = pem::private_key(&files.key);
+            Ok((chain, key.map_err(|reason| SetupError::File("upstream.client_key", reason))?))
+        });
+        Ok(Self { roots, identity: identity.transpose()? })
     }
 
-    /// Whether both say the same.
-    pub(super) fn is(&self, other: &Self) -> bool {
-        self.roots.roots == other.roots.roots && self.identity == other.identity
-    }
-
-    /// How TLS toward the endpoint is spoken.
+    /// The TLS configuration toward the endpoint.
     pub(super) fn client(&self) -> Result<ClientConfig, SetupError> {
-        let builder = builder(self.roots.clone())?;
+        let builder = builder(RootCertStore { roots: self.roots.clone() })?;
         match &self.identity {
             Some((chain, key)) => builder
                 .with_client_auth_cert(chain.clone(), key.clone_key())
@@ -67,7 +60,7 @@ impl Trust {
     }
 }
 
-/// How TLS is spoken toward a server that `key`, a file of authorities, or else the platform vouches for.
+/// The TLS configuration toward a server whose authority is in the file that `key` names, or else on the platform's list.
 ///
 /// # Errors
 /// If there is nothing to trust.

@@ -7,7 +7,7 @@ use std::io::Write;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderMap};
 use http::{Method, StatusCode};
 use sidelink::api;
-use sidelink::demo::origin::Reply;
+use sidelink::demo::origin::ScriptedReply;
 
 use crate::support::{Stack, query};
 
@@ -45,7 +45,7 @@ async fn the_order_is_the_clients_whatever_the_endpoints() {
 async fn items_keep_every_field_and_their_very_text() {
     let stack = Stack::start().await;
     let item = r#"{ "accessory_id" : "1", "new_field": {"a":[1.0, 1e400, "\u0041"]}, "accessory_url":"u" }"#;
-    stack.origin.script(Reply::json(200, format!("{{\"accessory_urls\": [\n{item} ]}}")));
+    stack.origin.script(ScriptedReply::json(200, format!("{{\"accessory_urls\": [\n{item} ]}}")));
     for _ in 0..2 {
         let reply = stack.client.batch("t", &["1"]).await;
         assert_eq!(reply.body, format!("{{\"accessory_urls\":[{item}]}}"));
@@ -107,10 +107,10 @@ async fn a_200_that_says_validation_failed_costs_the_caller_nothing_that_is_kept
 async fn what_is_no_answer_is_a_502_in_the_apis_shape() {
     let truncated = r#"{"accessory_urls":[{"accessory_id":"1""#;
     for reply in [
-        Reply::Reset,
-        Reply::Truncated(truncated.into()),
-        Reply::json(200, truncated),
-        Reply::json(200, "<html>"),
+        ScriptedReply::Reset,
+        ScriptedReply::Truncated(truncated.into()),
+        ScriptedReply::json(200, truncated),
+        ScriptedReply::json(200, "<html>"),
         coded("gzip", b"not gzip"),
     ] {
         let stack = Stack::with(|_| {}, |config| config.upstream.retry.attempts = 0).await;
@@ -126,7 +126,7 @@ async fn what_is_no_answer_is_a_502_in_the_apis_shape() {
 async fn an_endless_answer_or_a_compression_bomb_stops_at_the_limit() {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     encoder.write_all(&vec![b' '; 10 << 20]).unwrap();
-    for reply in [Reply::json(200, vec![b' '; 1 << 20]), coded("gzip", &encoder.finish().unwrap())] {
+    for reply in [ScriptedReply::json(200, vec![b' '; 1 << 20]), coded("gzip", &encoder.finish().unwrap())] {
         let stack = Stack::with(|_| {}, |config| config.upstream.answer_bytes = 64 << 10).await;
         stack.origin.script(reply);
         assert_eq!(stack.client.batch("t", &["1"]).await.json()["error_code"], "SIDELINK.1001");
@@ -162,10 +162,10 @@ async fn a_batch_is_answered_by_its_deadline() {
     assert_eq!((late.status.as_u16(), late.json()["error_code"].as_str()), (504, Some("SIDELINK.1002")));
 }
 
-fn coded(coding: &str, body: &[u8]) -> Reply {
+fn coded(coding: &str, body: &[u8]) -> ScriptedReply {
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, "application/json".parse().unwrap());
     headers.insert(CONTENT_ENCODING, coding.parse().unwrap());
     headers.insert(ETAG, "\"v1\"".parse().unwrap());
-    Reply::Whole(StatusCode::OK, headers, body.to_vec().into())
+    ScriptedReply::Whole(StatusCode::OK, headers, body.to_vec().into())
 }

@@ -1,5 +1,5 @@
-//! An endpoint that is broken or hostile gets a call refused, never more: no answer of it is taken for another's, none costs
-//! more memory or time than its limit, and none is waited for beyond a batch's deadline. Over HTTP/1.1 and HTTP/2.
+//! A broken or hostile endpoint fails the one call that it answers: no answer is taken for another call's, none costs more memory or
+//! time than its limit, and none is waited for beyond a batch's deadline. Over HTTP/1.1 and HTTP/2.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -17,6 +17,11 @@ use crate::raw_http2::frames::*;
 use crate::support::{LOOPBACK, Reply, TestClient, config, raw};
 use crate::tls::{Authority, acceptor, write};
 
+/// Where an answer is over at its deadline.
+const DEADLINE: Duration = Duration::from_secs(1);
+/// Where an answer is over before: long beside what a loaded machine takes.
+const NO_DEADLINE: Duration = Duration::from_secs(20);
+
 const ECHO: &str = "/v2/servicerequest/echo";
 
 /// What an answer to a batch begins with, when all is well.
@@ -26,7 +31,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
 pub struct Before {
     pub app: App,
     pub client: TestClient,
-    /// Bytes that the endpoint could send.
+    /// Bytes that the endpoint has sent.
     sent: Arc<AtomicUsize>,
     connections: Arc<AtomicUsize>,
 }
@@ -34,6 +39,17 @@ pub struct Before {
 impl Before {
     /// `answer` gets each connection after a request's head, and how many connections there were before.
     pub async fn start<F>(answer: impl Fn(Sent<TcpStream>, usize) -> F + Clone + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send,
+    {
+        Self::within(DEADLINE, answer).await
+    }
+
+    /// As [`Before::start`], with this deadline.
+    async fn within<F>(
+        deadline: Duration,
+        answer: impl Fn(Sent<TcpStream>, usize) -> F + Clone + Send + 'static,
+    ) -> Self
     where
         F: Future<Output = ()> + Send,
     {
@@ -52,13 +68,18 @@ impl Before {
                 });
             }
         });
-        Self::with(config, sent, connections).await
+        Self::with(config, deadline, sent, connections).await
     }
 
-    async fn with(mut config: Config, sent: Arc<AtomicUsize>, connections: Arc<AtomicUsize>) -> Self {
+    async fn with(
+        mut config: Config,
+        deadline: Duration,
+        sent: Arc<AtomicUsize>,
+        connections: Arc<AtomicUsize>,
+    ) -> Self {
         config.upstream.retry.attempts = 0;
         config.upstream.answer_bytes = 64 << 10;
-        config.upstream.deadline = Duration::from_secs(1);
+        config.upstream.deadline = deadline;
         config.upstream.idle_timeout = Duration::from_secs(1);
         config.upstream.breaker.consecutive = 1000;
         config.upstream.breaker.ratio = 1.0;
@@ -70,7 +91,7 @@ impl Before {
     async fn is_no_answer(&self, what: &str, status: u16) {
         let batch = self.client.batch("t", &["1"]).await;
         is_error(&batch, status, what);
-        // What is over before its time has been taken to no more than the limits allow, what sockets hold included.
+        // An answer that ends before its deadline was read within its limits, socket buffers included.
         let sent = self.sent.load(Ordering::SeqCst);
         assert!(status == 504 || sent < 32 << 20, "{what}: {sent} bytes were taken");
     }
@@ -133,7 +154,7 @@ async fn heads_without_end_are_no_answer() {
     for (what, piece) in
         [("headers", "x: y\r\n".to_owned()), ("one header", "x".repeat(999)), ("empty names", ": x\r\n".to_owned())]
     {
-        let before = Before::start(move |mut stream, _| {
+        let before = Before::within(NO_DEADLINE, move |mut stream, _| {
             let piece = piece.clone();
             async move {
                 stream.send(OK).await;
@@ -181,7 +202,7 @@ async fn answers_without_end_stop_at_their_limit_however_they_are_framed() {
         ("extensions", "transfer-encoding: chunked\r\n\r\n1;".to_owned(), "x".repeat(99)),
         ("trailers", "transfer-encoding: chunked\r\n\r\n0\r\n".to_owned(), "x: y\r\n".to_owned()),
     ] {
-        let before = Before::start(move |mut stream, _| {
+        let before = Before::within(NO_DEADLINE, move |mut stream, _| {
             let (head, piece) = (head.clone(), piece.clone());
             async move {
                 stream.send(format!("{OK}{head}")).await;
@@ -230,7 +251,7 @@ async fn a_connection_that_is_closed_within_an_answer_is_no_answer_and_is_not_pa
         String::new(),
     ] {
         let answer = format!("{OK}{rest}");
-        let before = Before::start(move |mut stream, _| {
+        let before = Before::within(NO_DEADLINE, move |mut stream, _| {
             let answer = answer.clone();
             async move {
                 stream.send(answer).await;
@@ -285,7 +306,7 @@ async fn framings_that_readers_take_differently_are_no_answer() {
         ("a space before a colon", format!("x : a\r\ncontent-length: {length}\r\n\r\n{body}")),
     ] {
         let answer = format!("{OK}{framing}");
-        let before = Before::start(move |mut stream, _| {
+        let before = Before::within(NO_DEADLINE, move |mut stream, _| {
             let answer = answer.clone();
             async move {
                 stream.send(answer).await;
@@ -297,7 +318,7 @@ async fn framings_that_readers_take_differently_are_no_answer() {
     for nonsense in
         ["nonsense\r\n\r\n", "HTTP/9.9 200 OK\r\n\r\n", "HTTP/1.1 20 OK\r\n\r\n", "\0\0\0\0", "SSH-2.0-x\r\n"]
     {
-        let before = Before::start(move |mut stream, _| async move {
+        let before = Before::within(NO_DEADLINE, move |mut stream, _| async move {
             stream.send(nonsense).await;
         })
         .await;
@@ -327,7 +348,7 @@ async fn what_comes_behind_an_answer_is_nobodys_answer() {
 
 #[tokio::test]
 async fn an_upgrade_that_nobody_has_asked_for_is_no_answer() {
-    let before = Before::start(|mut stream, _| async move {
+    let before = Before::within(NO_DEADLINE, |mut stream, _| async move {
         stream.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n").await;
         stream.wait().await;
     })
@@ -337,7 +358,10 @@ async fn an_upgrade_that_nobody_has_asked_for_is_no_answer() {
 }
 
 /// As [`Before::start`], over TLS and HTTP/2: `answer` gets the connection after the first request's head, on stream 1.
-async fn over_http2<F>(answer: impl Fn(Sent<TlsStream<TcpStream>>) -> F + Clone + Send + 'static) -> Before
+async fn over_http2<F>(
+    deadline: Duration,
+    answer: impl Fn(Sent<TlsStream<TcpStream>>) -> F + Clone + Send + 'static,
+) -> Before
 where
     F: Future<Output = ()> + Send,
 {
@@ -381,7 +405,7 @@ where
             });
         }
     });
-    Before::with(config, sent, connections).await
+    Before::with(config, deadline, sent, connections).await
 }
 
 /// The head of a good answer (RFC 7541, Appendix A: 8 is `:status: 200`).
@@ -391,7 +415,7 @@ fn ok() -> Vec<u8> {
 
 #[tokio::test]
 async fn over_http2_a_good_answer_is_one() {
-    let before = over_http2(|mut stream| async move {
+    let before = over_http2(DEADLINE, |mut stream| async move {
         stream.send(frame(HEADERS, END_HEADERS, 1, &ok())).await;
         stream.send(frame(DATA, END_STREAM, 1, links("1", "u").as_bytes())).await;
         stream.wait().await;
@@ -425,7 +449,7 @@ async fn over_http2_what_is_no_answer_is_none_either() {
         ("a farewell", Vec::new(), frame(GOAWAY, 0, 0, &[0; 8]), 502),
         ("nonsense", Vec::new(), b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), 502),
     ] {
-        let before = over_http2(move |mut stream| {
+        let before = over_http2(if status == 504 { DEADLINE } else { NO_DEADLINE }, move |mut stream| {
             let (first, flood) = (first.clone(), flood.clone());
             async move {
                 stream.send(first).await;
@@ -439,7 +463,7 @@ async fn over_http2_what_is_no_answer_is_none_either() {
 
 #[tokio::test]
 async fn over_http2_silence_ends_at_the_deadline() {
-    let before = over_http2(|mut stream| async move { stream.wait().await }).await;
+    let before = over_http2(DEADLINE, |mut stream| async move { stream.wait().await }).await;
     before.is_no_answer("silence", 504).await;
     // The connection is there still, and as silent.
     before.is_no_answer("silence", 504).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::Method;
 use sidelink::clock::Clock;
-use sidelink::demo::origin::Reply;
+use sidelink::demo::origin::ScriptedReply;
 use tokio::time::sleep;
 
 use crate::simulated::World;
@@ -40,7 +40,7 @@ async fn a_403_or_an_error_in_a_200_forgets_the_ids_of_its_call_and_no_others() 
     for status in [403, 200] {
         let stack = Stack::start().await;
         stack.client.batch("t", &["1", "2", "3"]).await;
-        stack.origin.script(Reply::json(status, FORBIDDEN));
+        stack.origin.script(ScriptedReply::json(status, FORBIDDEN));
         let anew = [("x-auth-token", "t"), ("cache-control", "no-cache")];
         let refused = stack.client.get(&query(&["1", "3"]), &anew).await;
         assert_eq!((refused.status.as_u16(), refused.json()["error_code"].as_str()), (status, Some("OSM.01010002")));
@@ -56,7 +56,7 @@ async fn a_caller_revalidates_when_a_link_that_it_had_is_refused_alone() {
     for status in [403, 200] {
         let stack = Stack::start().await;
         stack.client.batch("t", &["1", "2"]).await;
-        stack.origin.script(Reply::json(status, FORBIDDEN));
+        stack.origin.script(ScriptedReply::json(status, FORBIDDEN));
         let anew = [("x-auth-token", "t"), ("cache-control", "no-cache")];
         assert_eq!(stack.client.get(&query(&["1"]), &anew).await.json()["error_code"], "OSM.01010002");
         let calls = stack.asked().len();
@@ -102,7 +102,7 @@ async fn a_remembered_refusal_is_given_again_as_it_came_to_a_batch_of_exactly_th
         let headers = [("content-type", "application/json"), ("x-endpoints-own", "kept"), ("x-request-id", "r1")];
         let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
         let code = http::StatusCode::from_u16(status).unwrap();
-        world.origin.script(Reply::Whole(code, headers.into_iter().collect(), FORBIDDEN.into()));
+        world.origin.script(ScriptedReply::Whole(code, headers.into_iter().collect(), FORBIDDEN.into()));
         let first = client.batch("t", &["1"]).await;
         let again = client.batch("t", &["1"]).await;
         assert_eq!(again.header("cache-status"), REMEMBERED);
@@ -113,7 +113,7 @@ async fn a_remembered_refusal_is_given_again_as_it_came_to_a_batch_of_exactly_th
         }
         assert_eq!(world.origin.batch_calls(), 1);
         assert_eq!(client.batch("t", &["1", "2"]).await.ids(), ["1", "2"], "another batch");
-        world.origin.script(Reply::Whole(code, http::HeaderMap::new(), FORBIDDEN.into()));
+        world.origin.script(ScriptedReply::Whole(code, http::HeaderMap::new(), FORBIDDEN.into()));
         client.batch("t", &["3"]).await;
         assert_eq!(client.batch("u", &["3"]).await.ids(), ["3"], "another caller");
         let group = format!("{}&group_id=g", query(&["3"]));
@@ -126,7 +126,7 @@ async fn a_remembered_refusal_ends_by_either_clock_a_purge_a_401_or_a_later_answ
     for end in ["time", "suspend", "purge", "401", "answer"] {
         let world = World::new(|_| {}, |config| config.freshness.honour_no_store = true);
         let mut client = world.client().await;
-        world.origin.script(Reply::json(403, FORBIDDEN));
+        world.origin.script(ScriptedReply::json(403, FORBIDDEN));
         client.batch("t", &["1"]).await;
         sleep(Duration::from_millis(4_900)).await;
         assert_eq!(client.batch("t", &["1"]).await.header("cache-status"), REMEMBERED);
@@ -140,7 +140,7 @@ async fn a_remembered_refusal_ends_by_either_clock_a_purge_a_401_or_a_later_answ
                 assert!(purged.status().is_success());
             }
             "401" => {
-                world.origin.script(Reply::json(401, FORBIDDEN));
+                world.origin.script(ScriptedReply::json(401, FORBIDDEN));
                 assert_eq!(client.batch("t", &["2"]).await.status, 401);
             }
             _ => {
@@ -148,7 +148,7 @@ async fn a_remembered_refusal_ends_by_either_clock_a_purge_a_401_or_a_later_answ
                 let headers =
                     http::HeaderMap::from_iter([("cache-control".parse().unwrap(), "no-store".parse().unwrap())]);
                 let body = r#"{"accessory_urls":[{"accessory_id":"1","accessory_url":"u"}]}"#;
-                world.origin.script(Reply::Whole(http::StatusCode::OK, headers, body.into()));
+                world.origin.script(ScriptedReply::Whole(http::StatusCode::OK, headers, body.into()));
                 let anew = [("x-auth-token", "t"), ("cache-control", "no-cache")];
                 assert_eq!(client.get(&query(&["1"]), &anew).await.unwrap().ids(), ["1"]);
             }
@@ -201,7 +201,7 @@ async fn a_refusal_is_not_remembered_without_freshness_absent_or_where_it_may_no
         let world = World::new(|_| {}, |config| config.freshness.absent = Duration::from_secs(absent));
         let mut client = world.client().await;
         let status = http::StatusCode::from_u16(status).unwrap();
-        world.origin.script(Reply::Whole(status, headers.clone(), body.to_owned().into()));
+        world.origin.script(ScriptedReply::Whole(status, headers.clone(), body.to_owned().into()));
         assert_eq!(client.batch("t", &["1"]).await.status, status);
         assert_eq!(client.batch("t", &["1"]).await.ids(), ["1"], "{status} {headers:?} {body:.60}");
     }
@@ -234,7 +234,7 @@ async fn what_a_call_brings_that_left_before_a_403_for_that_id_fills_nothing() {
     world.origin.arrived(1).await;
     sleep(Duration::from_millis(10)).await;
     world.update(|options| options.delay = Duration::ZERO);
-    world.origin.script(Reply::json(403, FORBIDDEN));
+    world.origin.script(ScriptedReply::json(403, FORBIDDEN));
     let mut client = world.client().await;
     let alone = [("x-auth-token", "t"), ("cache-control", "no-store")];
     assert_eq!(client.get(&query(&["1"]), &alone).await.unwrap().status, 403);
@@ -246,7 +246,7 @@ async fn what_a_call_brings_that_left_before_a_403_for_that_id_fills_nothing() {
 #[tokio::test]
 async fn explain_tells_of_a_remembered_refusal() {
     let stack = Stack::start().await;
-    stack.origin.script(Reply::json(403, FORBIDDEN));
+    stack.origin.script(ScriptedReply::json(403, FORBIDDEN));
     stack.client.batch("t", &["1"]).await;
     let admin = crate::support::TestClient::new(stack.app.admin_address());
     let ask = async |ids: &[&str]| {
@@ -297,7 +297,7 @@ async fn what_a_call_brings_that_left_before_a_401_fills_nothing() {
     let client = stack.client.clone();
     let slow = tokio::spawn(async move { client.batch("t", &["1"]).await });
     stack.origin.arrived(1).await;
-    stack.origin.script(Reply::json(401, r#"{"error_code":"OSM.0002","error_msg":"failed"}"#));
+    stack.origin.script(ScriptedReply::json(401, r#"{"error_code":"OSM.0002","error_msg":"failed"}"#));
     let client = stack.client.clone();
     let refused = tokio::spawn(async move { client.batch("t", &["2"]).await });
     stack.origin.arrived(2).await;

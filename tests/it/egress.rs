@@ -125,7 +125,7 @@ async fn a_proxy_that_gives_no_tunnel_is_no_answer_and_nothing_goes_past_it() {
         let origin = Origin::start(origin_options()).await.unwrap();
         let proxy = EgressProxy::start(answer, origin.address()).await;
         let mut config = config(origin.address());
-        config.upstream.connect_timeout = std::time::Duration::from_millis(200);
+        config.upstream.connect_timeout = std::time::Duration::from_millis(500);
         config.upstream.retry.attempts = 1;
         proxy.named_in(&mut config);
         let app = App::start(config).await.unwrap();

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use sidelink::demo::origin::Reply;
+use sidelink::demo::origin::ScriptedReply;
 use tokio::time::{Instant, advance, sleep};
 
 use crate::simulated::{Client, World};
@@ -21,7 +21,12 @@ async fn is_refused(client: &mut Client, token: &str, ids: &[&str], code: &str) 
 
 #[tokio::test(start_paused = true)]
 async fn what_may_pass_is_tried_again() {
-    for reply in [Reply::Reset, Reply::json(502, "{}"), Reply::json(503, "{}"), Reply::json(504, "{}")] {
+    for reply in [
+        ScriptedReply::Reset,
+        ScriptedReply::json(502, "{}"),
+        ScriptedReply::json(503, "{}"),
+        ScriptedReply::json(504, "{}"),
+    ] {
         let world = World::new(|_| {}, |_| {});
         world.origin.script(reply.clone());
         world.origin.script(reply);
@@ -35,7 +40,7 @@ async fn what_may_pass_is_tried_again() {
 async fn what_will_not_pass_is_not_tried_again() {
     for status in [400, 403, 404, 429, 500, 200] {
         let world = World::new(|_| {}, |_| {});
-        world.origin.script(Reply::json(status, r#"{"error_code":"OSM.0004"}"#));
+        world.origin.script(ScriptedReply::json(status, r#"{"error_code":"OSM.0004"}"#));
         assert_eq!(world.client().await.batch("t", &["1"]).await.status, status);
         assert_eq!(world.origin.batch_calls(), 1);
     }
@@ -93,7 +98,7 @@ async fn while_calls_hang_an_open_breaker_lets_nobody_queue_behind_them() {
         assert_eq!(world.client().await.batch(token, &[id]).await.status, 200);
     }
     for (token, id) in [("u", "3"), ("v", "4")] {
-        world.origin.script(Reply::json(503, "{}"));
+        world.origin.script(ScriptedReply::json(503, "{}"));
         world.client().await.batch(token, &[id]).await;
     }
     advance(seconds(3)).await;
@@ -122,20 +127,20 @@ async fn a_failing_endpoint_is_answered_for_with_stale_links_while_they_are_usab
     let mut client = world.client().await;
     let first = client.batch("t", &["1", "2"]).await;
     sleep(seconds(101)).await;
-    world.origin.script(Reply::json(500, r#"{"error_code":"OSM.0004"}"#));
+    world.origin.script(ScriptedReply::json(500, r#"{"error_code":"OSM.0004"}"#));
     let stale = client.batch("t", &["1", "2"]).await;
     assert_eq!(stale.header("cache-status"), "sidelink; fwd=stale; fwd-status=500; detail=stale");
     assert_eq!(stale.header("cache-control"), "no-store");
     assert_eq!(stale.links(), first.links());
     assert_eq!(world.metric(r#"sidelink_ids_total{result="stale"}"#), 2.0);
 
-    world.origin.script(Reply::json(400, r#"{"error_code":"OSM.0001"}"#));
+    world.origin.script(ScriptedReply::json(400, r#"{"error_code":"OSM.0001"}"#));
     assert_eq!(client.batch("t", &["1", "2"]).await.status, 400, "a refusal is no failure");
-    world.origin.script(Reply::json(500, r#"{"error_code":"OSM.0004"}"#));
+    world.origin.script(ScriptedReply::json(500, r#"{"error_code":"OSM.0004"}"#));
     assert_eq!(client.batch("t", &["1", "new"]).await.status, 500, "nothing partial as if whole");
 
     sleep(seconds(300)).await;
-    world.origin.script(Reply::json(500, r#"{"error_code":"OSM.0004"}"#));
+    world.origin.script(ScriptedReply::json(500, r#"{"error_code":"OSM.0004"}"#));
     assert_eq!(client.batch("t", &["1"]).await.status, 500, "past stale_if_error");
 }
 
@@ -212,7 +217,7 @@ async fn a_refresh_that_fails_costs_nothing() {
     let mut client = world.client().await;
     let first = client.batch("t", &["1"]).await;
     sleep(seconds(95)).await;
-    world.origin.script(Reply::json(500, "{}"));
+    world.origin.script(ScriptedReply::json(500, "{}"));
     assert_eq!(client.batch("t", &["1"]).await.links(), first.links());
     world.origin.arrived(2).await;
     assert_eq!(client.batch("t", &["1"]).await.links(), first.links());

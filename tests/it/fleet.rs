@@ -1,4 +1,4 @@
-//! Sidecars that share a tier: real servers, on free ports, of Debian's redis-server.
+//! Sidecars that share a tier: real redis-servers, each on a port reserved for its test.
 
 mod faults;
 mod isolation;
@@ -8,27 +8,53 @@ mod secrecy;
 mod servers;
 mod sharing;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sidelink::app::App;
 use sidelink::clock::Clock;
 use sidelink::config::{Address, Config, Secret, Shared};
 use sidelink::demo::origin::{self, Origin};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep};
 
-use crate::support::{TestClient, config, origin_options};
+use crate::support::{LOOPBACK, TestClient, config, origin_options};
 
 pub const SECRET: &str = "a-fleet-secret-of-forty-characters-or-so";
 
-/// Far beyond what any step here takes, also on a machine that is busy.
+/// Far longer than any step takes, also on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A redis-server of its own.
+/// A port that only a server of this test listens on. The socket is bound and does not listen: connections are refused,
+/// nobody else is given the port, and a server that sets SO_REUSEADDR, as redis-server does, can listen on it.
+#[derive(Clone)]
+pub struct Port(Arc<TcpSocket>);
+
+impl Port {
+    pub fn reserve() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(LOOPBACK).unwrap();
+        Self(Arc::new(socket))
+    }
+
+    pub fn number(&self) -> u16 {
+        self.0.local_addr().unwrap().port()
+    }
+
+    pub fn address(&self) -> Address {
+        Address { host: "127.0.0.1".to_owned(), port: self.number() }
+    }
+}
+
+/// A redis-server.
 pub struct Redis {
     child: Child,
-    pub port: u16,
+    pub port: Port,
+    /// Of its bus, where it is a node of a Cluster.
+    _bus: Port,
     _folder: tempfile::TempDir,
 }
 
@@ -47,31 +73,34 @@ impl Redis {
 
     /// With these arguments beyond the usual ones.
     pub async fn with(arguments: &[&str]) -> Self {
-        Self::at(free_port(), arguments).await
+        Self::at(Port::reserve(), arguments).await
     }
 
-    pub async fn at(port: u16, arguments: &[&str]) -> Self {
+    pub async fn at(port: Port, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new("redis-server");
         let usual = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"];
-        command.args(usual).arg(port.to_string()).arg("--dir").arg(folder.path()).args(arguments);
+        let bus = Port::reserve();
+        command.args(usual).arg(port.number().to_string()).arg("--cluster-port").arg(bus.number().to_string());
+        command.arg("--dir").arg(folder.path()).args(arguments);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("redis-server is installed");
-        let redis = Self { child, port, _folder: folder };
+        let mut redis = Self { child, port, _bus: bus, _folder: folder };
         let begin = Instant::now();
-        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            assert!(begin.elapsed() < PATIENCE, "redis-server does not start");
+        while TcpStream::connect(("127.0.0.1", redis.port.number())).await.is_err() {
+            let status = redis.child.try_wait().unwrap();
+            assert!(status.is_none() && begin.elapsed() < PATIENCE, "redis-server does not start: {status:?}");
             sleep(Duration::from_millis(10)).await;
         }
         redis
     }
 
     pub fn address(&self) -> Address {
-        Address { host: "127.0.0.1".to_owned(), port: self.port }
+        self.port.address()
     }
 
     /// One command's reply.
     pub async fn ask(&self, command: &[&str]) -> redis::Value {
-        let client = redis::Client::open(format!("redis://127.0.0.1:{}/", self.port)).unwrap();
+        let client = redis::Client::open(format!("redis://{}/", self.address())).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let mut asked = redis::cmd(command[0]);
         asked.arg(&command[1..]);
@@ -104,11 +133,7 @@ impl Redis {
     }
 }
 
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// A tier at `nodes`, with limits that a busy machine keeps.
+/// A tier at `nodes`, with time limits that hold on a busy machine.
 pub fn shared(nodes: Vec<Address>) -> Shared {
     let mut shared = Shared::at(nodes, vec![Secret::new(SECRET.as_bytes().to_vec())]);
     shared.timeout = Duration::from_secs(2);
@@ -164,7 +189,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Waits until the first two sidecars use the tier, and what one of them fetches is the other's too.
+    /// Waits until the first two sidecars share links through the tier.
     pub async fn comes_to_share(&self, redis: &Redis) {
         let [one, other, ..] = &self.sidecars[..] else { panic!("a fleet of one") };
         one.tier_is(true).await;
@@ -219,7 +244,7 @@ pub fn sidecar(endpoint: SocketAddr, shared: &Shared) -> Config {
     config
 }
 
-/// Waits for what becomes true, for a reason that no event tells here.
+/// Waits until `is_so`.
 pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let begin = Instant::now();
     while !is_so().await {

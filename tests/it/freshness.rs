@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use sidelink::clock::Clock;
-use sidelink::demo::origin::Signer;
+use sidelink::demo::origin::LinkSigner;
 
 use crate::support::Stack;
 
@@ -75,11 +75,11 @@ async fn a_machine_an_hour_ahead_keeps_only_links_that_live_that_much_longer() {
 #[tokio::test]
 async fn every_way_of_signing_has_its_freshness() {
     for (signer, status, max_age) in [
-        (Signer::V2, "sidelink; hit", "private, max-age=599"),
-        (Signer::V4, "sidelink; hit", "private, max-age=599"),
-        (Signer::Obs, "sidelink; hit", "private, max-age=599"),
-        (Signer::Unsigned, "sidelink; hit", "private, max-age=59"),
-        (Signer::Unreadable, "sidelink; fwd=miss", "no-store"),
+        (LinkSigner::V2, "sidelink; hit", "private, max-age=599"),
+        (LinkSigner::V4, "sidelink; hit", "private, max-age=599"),
+        (LinkSigner::Obs, "sidelink; hit", "private, max-age=599"),
+        (LinkSigner::Unsigned, "sidelink; hit", "private, max-age=59"),
+        (LinkSigner::Unreadable, "sidelink; fwd=miss", "no-store"),
     ] {
         let clock = clock(0);
         let stack = Stack::on(clock.clone(), |endpoint| endpoint.signer = signer, |_| {}).await;

@@ -74,7 +74,11 @@ async fn an_answer_that_varies_by_something_outside_of_the_scope_is_not_stored()
         let body = r#"{"accessory_urls":[{"accessory_id":"1","accessory_url":"u"}]}"#;
         for _ in 0..2 {
             let headers = http::HeaderMap::from_iter([(http::header::VARY, vary.parse().unwrap())]);
-            stack.origin.script(sidelink::demo::origin::Reply::Whole(http::StatusCode::OK, headers, body.into()));
+            stack.origin.script(sidelink::demo::origin::ScriptedReply::Whole(
+                http::StatusCode::OK,
+                headers,
+                body.into(),
+            ));
         }
         stack.client.batch("t", &["1"]).await;
         let again = stack.client.batch("t", &["1"]).await;

@@ -13,9 +13,9 @@ use sidelink::cache::Entry;
 use sidelink::cache::freshness::Deadlines;
 use sidelink::clock::{Clock, basic_date};
 use sidelink::config::{Config, Endpoint, Secret, Shared};
-use sidelink::demo::origin::Reply;
+use sidelink::demo::origin::ScriptedReply;
 use sidelink::shared::Brought;
-use sidelink::shared::trial::Trial;
+use sidelink::shared::testing::Trial;
 use sidelink::telemetry::metrics::Metrics;
 
 use crate::support::Stack;
@@ -66,13 +66,13 @@ fn links(life: u64) -> Vec<(&'static str, String)> {
 }
 
 /// What the endpoint answers for the id `1`.
-fn reply(link: &str, headers: &[(HeaderName, String)]) -> Reply {
+fn reply(link: &str, headers: &[(HeaderName, String)]) -> ScriptedReply {
     let mut all = HeaderMap::from_iter([(CONTENT_TYPE, "application/json".parse().unwrap())]);
     headers.iter().for_each(|(name, value)| {
         all.append(name.clone(), value.parse().unwrap());
     });
     let body = format!(r#"{{"accessory_urls":[{{"accessory_id":"1","accessory_url":"{link}"}}]}}"#);
-    Reply::Whole(StatusCode::OK, all, body.into())
+    ScriptedReply::Whole(StatusCode::OK, all, body.into())
 }
 
 /// Cache-Status and Cache-Control of a batch that comes again, where the endpoint answers both times with `link`.

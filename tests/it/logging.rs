@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sidelink::demo::origin::{Origin, Reply};
+use sidelink::demo::origin::{Origin, ScriptedReply};
 use sidelink::telemetry::log::events::EVENTS;
 
 use crate::process::{Files, Process};
@@ -132,7 +132,9 @@ async fn the_reason_of_a_failed_call_is_in_the_log_and_the_status() {
     let mut process = Process::start(&path).await;
 
     let long = format!(r#"{{"accessory_urls":[],"more":"{}"}}"#, "x".repeat(70 << 10));
-    for (answer, reason) in [(Reply::json(200, "{\"acc"), "no JSON"), (Reply::json(200, long), "answer_bytes")] {
+    for (answer, reason) in
+        [(ScriptedReply::json(200, "{\"acc"), "no JSON"), (ScriptedReply::json(200, long), "answer_bytes")]
+    {
         let mut process = Process::start(&path).await;
         origin.script(answer);
         assert_eq!(process.client.batch("t", &["1"]).await.status, 502);
@@ -141,7 +143,7 @@ async fn the_reason_of_a_failed_call_is_in_the_log_and_the_status() {
         assert_eq!(line["suppressed"], 0);
     }
 
-    origin.script(Reply::json(500, "{}"));
+    origin.script(ScriptedReply::json(500, "{}"));
     assert_eq!(process.client.batch("t", &["1"]).await.status, 500);
     assert_eq!(process.says("the endpoint answers with an error").await["status"], 500);
     let status = process.admin.get("/status.json", &[]).await.json();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::StreamExt;
 use futures_util::stream;
 use sidelink::config::Config;
-use sidelink::demo::origin::Reply;
+use sidelink::demo::origin::ScriptedReply;
 
 use crate::exposition::{Family, Labels, families};
 use crate::support::{Stack, query};
@@ -209,14 +209,16 @@ async fn every_id_of_an_admitted_batch_has_exactly_one_result() {
     client.batch("t", &["2", "3"]).await;
     assert_eq!(requested_and_counted(&stack).await, (8.0, 8.0));
     // One error of the endpoint, and two of sidelink.
-    stack.origin.script(Reply::json(400, r#"{"error_code":"OSM.0001","error_msg":"failed"}"#));
+    stack.origin.script(ScriptedReply::json(400, r#"{"error_code":"OSM.0001","error_msg":"failed"}"#));
     assert_eq!(client.batch("t", &["4", "5"]).await.status, 400);
     assert_eq!(client.get(&query(&["1", "6"]), &with("only-if-cached")).await.status, 504);
     assert_eq!(client.get(&query(&["1", "6"]), &with("no-store")).await.status, 200);
     assert_eq!(requested_and_counted(&stack).await, (14.0, 14.0));
     // An answer that matches nothing: the batch is fetched whole.
     for _ in 0..2 {
-        stack.origin.script(Reply::json(200, r#"{"accessory_urls":[{"accessory_id":"x","accessory_url":"u"}]}"#));
+        stack
+            .origin
+            .script(ScriptedReply::json(200, r#"{"accessory_urls":[{"accessory_id":"x","accessory_url":"u"}]}"#));
     }
     assert_eq!(client.batch("t", &["1", "7"]).await.status, 200);
     // Not admitted: too many ids; not read: no batch.

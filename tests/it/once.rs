@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
-use sidelink::demo::origin::{Reply, link_is_for};
+use sidelink::demo::origin::{ScriptedReply, link_is_for};
 use sidelink::telemetry::metrics::IdResult;
 
 use crate::support::Stack;
@@ -88,15 +88,15 @@ async fn an_answer_that_cannot_be_matched_is_fetched_whole_and_passed_on() {
     let stack = Stack::start().await;
     stack.client.batch("t", &["1"]).await;
     let odd = r#"{"accessory_urls":[{"accessory_id":2,"accessory_url":"u"}]}"#;
-    stack.origin.script(Reply::json(200, odd));
+    stack.origin.script(ScriptedReply::json(200, odd));
     let whole = r#"{"accessory_urls":[{"accessory_id":1},{"accessory_id":2}]}"#;
-    stack.origin.script(Reply::json(200, whole));
+    stack.origin.script(ScriptedReply::json(200, whole));
     let reply = stack.client.batch("t", &["1", "2"]).await;
     assert_eq!(reply.body, whole);
     assert_eq!(reply.header("cache-status"), "sidelink; fwd=bypass; detail=unmatched");
     assert_eq!(stack.asked(), [vec!["1"], vec!["2"], vec!["1", "2"]]);
 
-    stack.origin.script(Reply::json(200, odd));
+    stack.origin.script(ScriptedReply::json(200, odd));
     let alone = stack.client.batch("t", &["2"]).await;
     assert_eq!(alone.body, odd, "it was the whole batch already");
     assert_eq!(stack.asked().len(), 4);

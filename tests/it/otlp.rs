@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use sidelink::api;
 use sidelink::config::{Config, Endpoint, Secret, SecretFile, Trace, TraceHeader};
-use sidelink::demo::origin::{self, Call, Origin, Reply};
+use sidelink::demo::origin::{self, Origin, RecordedCall, ScriptedReply};
 
 use crate::collector::{Collector, Manner, words};
 use crate::process::{Files, Process};
@@ -76,7 +76,7 @@ impl Traced {
     }
 }
 
-fn parent_of(call: &Call) -> &str {
+fn parent_of(call: &RecordedCall) -> &str {
     call.headers["traceparent"].to_str().unwrap()
 }
 
@@ -303,13 +303,13 @@ async fn a_call_for_several_batches_is_a_child_of_the_first_sampled_one_and_link
 #[tokio::test]
 async fn spans_record_failures() {
     let traced = Traced::start(|config| config.upstream.retry.attempts = 1).await;
-    traced.stack.origin.script(Reply::json(500, "{}"));
+    traced.stack.origin.script(ScriptedReply::json(500, "{}"));
     assert_eq!(traced.batch(&["1"], SAMPLED).await, 500);
-    traced.stack.origin.script(Reply::json(404, "{}"));
+    traced.stack.origin.script(ScriptedReply::json(404, "{}"));
     assert_eq!(traced.batch(&["2"], SAMPLED).await, 404);
     // The first attempt fails on a reused connection, so the call is sent again at once.
     for _ in 0..3 {
-        traced.stack.origin.script(Reply::Reset);
+        traced.stack.origin.script(ScriptedReply::Reset);
     }
     assert_eq!(traced.batch(&["3"], SAMPLED).await, 502);
     let (spans, _) = traced.end().await;

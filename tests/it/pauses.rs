@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
-use sidelink::demo::origin::Reply;
+use sidelink::demo::origin::ScriptedReply;
 use tokio::time::sleep;
 
 use crate::simulated::{Client, World};
@@ -18,12 +18,12 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 /// An answer that asks for a pause of `seconds`.
-fn asks_for_a_pause(status: u16, seconds: u32) -> Reply {
+fn asks_for_a_pause(status: u16, seconds: u32) -> ScriptedReply {
     let headers = HeaderMap::from_iter([
         (CONTENT_TYPE, "application/json".parse().unwrap()),
         (RETRY_AFTER, seconds.to_string().parse().unwrap()),
     ]);
-    Reply::Whole(StatusCode::from_u16(status).unwrap(), headers, BODY.into())
+    ScriptedReply::Whole(StatusCode::from_u16(status).unwrap(), headers, BODY.into())
 }
 
 /// The endpoint's answer as it came, with so many seconds left.

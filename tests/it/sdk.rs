@@ -5,7 +5,7 @@
 use std::process::Command;
 
 use serde_json::Value;
-use sidelink::demo::origin::{Reply as Scripted, link_is_for};
+use sidelink::demo::origin::{ScriptedReply as Scripted, link_is_for};
 
 use crate::signing::{ACCESS_KEY, SECRET_KEY, knows, pair};
 use crate::support::Stack;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use sidelink::api;
 use sidelink::clock::{Clock, read_basic_date};
 use sidelink::config::Config;
-use sidelink::demo::origin::Call;
+use sidelink::demo::origin::RecordedCall;
 
 use crate::signing::{ACCESS_KEY, SECRET_KEY, Unsigned, knows, pair};
 use crate::support::{Reply, Stack, TestClient, query};
@@ -59,7 +59,7 @@ async fn stack(now: u64, access_key: &str, secret_key: &str) -> Stack {
 }
 
 /// Whether a call is signed over its Host, with the query sorted by code point: computed by the tests' own signer.
-fn is_signed_strictly(call: &Call, access_key: &str, secret_key: &str) -> bool {
+fn is_signed_strictly(call: &RecordedCall, access_key: &str, secret_key: &str) -> bool {
     let text = |name: &str| call.headers[name].to_str().unwrap().to_owned();
     let authorization = text("authorization");
     let names = authorization.split("SignedHeaders=").nth(1).unwrap().split(',').next().unwrap().to_owned();

@@ -12,7 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use serde_json::Value;
 use sidelink::api;
 use sidelink::clock::Clock;
-use sidelink::demo::origin::{Origin, Reply as Scripted};
+use sidelink::demo::origin::{Origin, ScriptedReply as Scripted};
 
 use crate::process::{Files, Process};
 use crate::signing::{Unsigned, pair};

@@ -11,7 +11,7 @@ use serde_json::Value;
 use sidelink::api;
 use sidelink::clock::Clock;
 use sidelink::config::Config;
-use sidelink::demo::origin::{self, Reply as Scripted, link_is_for};
+use sidelink::demo::origin::{self, ScriptedReply as Scripted, link_is_for};
 
 use crate::signing::{ACCESS_KEY, SECRET_KEY, Unsigned, knows, pair};
 use crate::support::{Reply, Stack, query, raw};

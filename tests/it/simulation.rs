@@ -28,7 +28,7 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use sidelink::api;
 use sidelink::cache::freshness::{Expiry, expiry};
-use sidelink::demo::origin::{Reply, Signer, link_is_for};
+use sidelink::demo::origin::{LinkSigner, ScriptedReply, link_is_for};
 use sidelink::telemetry::metrics::IdResult;
 use tokio::time::{Instant, sleep};
 
@@ -90,7 +90,7 @@ async fn run(seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
     let plan = Plan::draw(&mut random);
     let offset = random.random_range(-4000..4000);
-    let signer = *[Signer::V2, Signer::V4, Signer::Obs].choose(&mut random).unwrap();
+    let signer = *[LinkSigner::V2, LinkSigner::V4, LinkSigner::Obs].choose(&mut random).unwrap();
     let calls_per_scope = random.random_range(1..4);
     let ids_per_call = random.random_range(2..20);
     let http2 = random.random_bool(0.5);
@@ -167,14 +167,18 @@ async fn run(seed: u64) {
 fn cause(world: &World, random: &mut StdRng) {
     let error = r#"{"error_code":"OSM.0004","error_msg":"failed"}"#;
     match random.random_range(0..14) {
-        0 => world.origin.script(Reply::Reset),
-        1 => world.origin.script(Reply::Truncated(r#"{"accessory_urls":[{"acc"#.into())),
-        2 => world.origin.script(Reply::json(200, r#"{"accessory_urls":[{"accessory_id":"1""#)),
-        3 => world.origin.script(Reply::json(200, r#"{"accessory_urls":[{"accessory_id":9999,"accessory_url":"u"}]}"#)),
-        4 => world.origin.script(Reply::json(200, r#"{"error_code":"OSM.01010002","error_msg":"no permission"}"#)),
+        0 => world.origin.script(ScriptedReply::Reset),
+        1 => world.origin.script(ScriptedReply::Truncated(r#"{"accessory_urls":[{"acc"#.into())),
+        2 => world.origin.script(ScriptedReply::json(200, r#"{"accessory_urls":[{"accessory_id":"1""#)),
+        3 => world
+            .origin
+            .script(ScriptedReply::json(200, r#"{"accessory_urls":[{"accessory_id":9999,"accessory_url":"u"}]}"#)),
+        4 => world
+            .origin
+            .script(ScriptedReply::json(200, r#"{"error_code":"OSM.01010002","error_msg":"no permission"}"#)),
         status @ 5..=8 => {
             let status = [400, 403, 500, 503][status - 5];
-            world.origin.script(Reply::json(status, error));
+            world.origin.script(ScriptedReply::json(status, error));
         }
         9 => world.update(|options| options.fail_ratio = 0.5),
         10 => {
@@ -183,7 +187,7 @@ fn cause(world: &World, random: &mut StdRng) {
         }
         11 => {
             let headers = http::HeaderMap::from_iter([(http::header::RETRY_AFTER, "2".parse().unwrap())]);
-            world.origin.script(Reply::Whole(http::StatusCode::TOO_MANY_REQUESTS, headers, error.into()));
+            world.origin.script(ScriptedReply::Whole(http::StatusCode::TOO_MANY_REQUESTS, headers, error.into()));
         }
         12 => {
             // Up to a call that is as good as lost.

@@ -101,6 +101,11 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
     }
 
+    /// The code of an error in the API's shape; empty where there is none.
+    pub fn code(&self) -> String {
+        self.json()["error_code"].as_str().unwrap_or("").to_owned()
+    }
+
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }

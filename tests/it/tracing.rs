@@ -3,7 +3,7 @@
 
 use http::Method;
 use sidelink::clock::Clock;
-use sidelink::demo::origin::Call;
+use sidelink::demo::origin::RecordedCall;
 
 use crate::signing::{Unsigned, pair};
 use crate::support::{Stack, query};
@@ -16,7 +16,7 @@ fn traced<'a>(parent: &'a str, state: &'a str) -> [(&'a str, &'a str); 3] {
     [("x-auth-token", "t"), ("traceparent", parent), ("tracestate", state)]
 }
 
-fn context(call: &Call) -> [Option<&str>; 2] {
+fn context(call: &RecordedCall) -> [Option<&str>; 2] {
     ["traceparent", "tracestate"].map(|name| call.headers.get(name).map(|value| value.to_str().unwrap()))
 }
 

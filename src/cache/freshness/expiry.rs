@@ -1,8 +1,8 @@
-//! When a URL says that it expires, and whether it is signed at all.
+//! Reads when a URL expires, and whether it is signed at all. To add a format, add a [`Form`] to [`FORMS`].
 //!
-//! One pass over the parameters collects what each form of [`FORMS`] states. Every form that is there has to be readable,
-//! the earliest expiry counts, and a URL that bears a sign of a signature without its form being readable is unreadable. No
-//! signature is verified: a URL can only shorten its own life.
+//! One pass over the parameters collects what each form states. Every form that is present must be readable, the earliest
+//! expiry counts, and a URL with a sign of a signature that belongs to no readable form is unreadable. No signature is
+//! verified: a URL can only shorten its own life.
 
 use base64::Engine;
 use base64::alphabet;
@@ -16,14 +16,14 @@ use serde_json::Value as Json;
 use super::forms::{FORMS, Form, Shape, Time, Value};
 use crate::clock::read_basic_date;
 
-/// What a URL says of its own end.
+/// The expiry that a URL states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
     /// Unix milliseconds.
     At(u64),
-    /// Not signed: it does not end by itself.
+    /// Not signed: it does not expire.
     None,
-    /// Signed, but it cannot be told when it ends.
+    /// Signed, with an expiry that cannot be read.
     Unreadable,
 }
 
@@ -36,24 +36,24 @@ pub fn expiry(url: &str) -> Expiry {
     }
 }
 
-/// For how long a signed URL is valid; Unix milliseconds.
+/// The validity of a signed URL, in Unix milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Validity {
-    /// The earliest of all expiries that it states.
+    /// The earliest of all stated expiries.
     pub(super) expiry: u64,
-    /// The latest of them.
+    /// The latest of all stated expiries.
     pub(super) latest_expiry: u64,
-    /// When it was signed, or from when it is valid, if it says.
+    /// When it was signed, or from when it is valid, if stated.
     pub(super) start: Option<u64>,
-    /// Whether an expiry in the past is perhaps the time of signing.
+    /// Whether an expiry in the past may be the time of signing.
     pub(super) may_be_signing_time: bool,
 }
 
-/// The URL is signed, and it cannot be told when it expires.
+/// The URL is signed, and its expiry cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unreadable;
 
-/// Reads for how long `url` is valid; `None`: it bears no sign of a signature.
+/// Reads the validity of `url`; `None` if it has no sign of a signature.
 pub(super) fn read(url: &str) -> Result<Option<Validity>, Unreadable> {
     let without_fragment = url.split('#').next().unwrap_or_default();
     let (path, query) = without_fragment.split_once('?').unwrap_or((without_fragment, ""));
@@ -65,13 +65,13 @@ pub(super) fn read(url: &str) -> Result<Option<Validity>, Unreadable> {
     reader.finish()
 }
 
-/// A set of forms: one bit for each of [`FORMS`].
+/// A set of forms, one bit for each of [`FORMS`].
 type FormSet = u32;
 
 const EVERY_FORM: FormSet = FormSet::MAX;
 const _: () = assert!(FORMS.len() <= FormSet::BITS as usize);
 
-/// What a URL's parameters have said so far.
+/// What the parameters have stated so far.
 #[derive(Default)]
 struct Reader {
     stated: [Stated; FORMS.len()],
@@ -79,17 +79,17 @@ struct Reader {
     signs: Vec<FormSet>,
 }
 
-/// What the parameters of one form have said so far.
+/// What the parameters of one form have stated so far.
 #[derive(Clone, Copy, Default)]
 struct Stated {
-    /// Which of its `times` were there.
+    /// The form's `times` that were present, one bit each.
     seen: u32,
     has_companion: bool,
     is_unreadable: bool,
     found: Found,
 }
 
-/// Points in time, in Unix milliseconds, and a span.
+/// Times in Unix milliseconds, and a span.
 #[derive(Clone, Copy, Default)]
 struct Found {
     /// The latest.
@@ -102,7 +102,7 @@ struct Found {
 }
 
 impl Reader {
-    /// Reads `name=value` segments like parameters, and looks for a hash beside a timestamp, as CDNs sign paths.
+    /// Reads `name=value` segments as parameters, and looks for a hash beside a timestamp, as CDNs sign paths.
     fn read_path(&mut self, path: &str) {
         let mut before = Segment::Other;
         for segment in path.split('/') {
@@ -163,7 +163,7 @@ impl Reader {
 }
 
 impl Stated {
-    /// Takes a parameter that limits the life of a URL of `form`; says whether it does.
+    /// Reads a parameter if it limits the life of a URL of `form`; returns whether it does.
     fn take(&mut self, form: &Form, name: &str, value: Option<&str>, shape: Option<Shape>) -> bool {
         let found = if form.shape.is_some() && shape.is_some() {
             if form.shape != shape {
@@ -183,7 +183,7 @@ impl Stated {
             value.filter(|_| !is_repeated).and_then(|value| read_value(parameter.value, value))
         };
         match found {
-            // A token without an expiry, which limits nothing.
+            // A token without an expiry limits nothing.
             Some(found) if self.seen == 0 && found.expiry.is_none() => return false,
             Some(found) => self.found.add(found),
             None => self.is_unreadable = true,
@@ -191,7 +191,7 @@ impl Stated {
         true
     }
 
-    /// What `form` states in all; `None`: the URL is not of this form.
+    /// All that `form` states; `None` if the URL is not of this form.
     fn finish(&self, form: &Form) -> Result<Option<Found>, Unreadable> {
         if form.only_with.is_some() && !self.has_companion {
             return Ok(None);
@@ -207,7 +207,7 @@ impl Stated {
         }
         match found.expiry {
             Some(_) => Ok(Some(found)),
-            // A start without an end.
+            // A start without an expiry.
             None if self.seen != 0 => Err(Unreadable),
             None => Ok(None),
         }
@@ -272,9 +272,9 @@ fn read_tilde_fields(value: &str) -> Option<Found> {
     found.expiry.map(|_| found)
 }
 
-/// CloudFront's policy, in which every statement has an end, or a POST policy.
+/// CloudFront's policy, in which every statement has an expiry, or a POST policy.
 fn read_policy(value: &str) -> Option<Found> {
-    // CloudFront's alphabet; what it leaves alone is standard base64.
+    // CloudFront's alphabet, a variant of standard base64.
     let standard: String = value
         .chars()
         .map(|c| match c {
@@ -300,7 +300,7 @@ fn read_policy(value: &str) -> Option<Found> {
     found.expiry.map(|_| found)
 }
 
-/// `exp` of a token that has one, and when it was issued.
+/// `exp` and `iat` of a token, if present.
 fn read_jwt(value: &str) -> Option<Found> {
     let payload = json_part(value.split('.').nth(1)?)?;
     let mut found = Found::default();
@@ -313,7 +313,7 @@ fn read_jwt(value: &str) -> Option<Found> {
     Some(found)
 }
 
-/// A number, or one as text; a fraction of a second is dropped.
+/// A number, or a number as text, without the fraction of a second.
 fn read_json_time(value: &Json) -> Option<u64> {
     match value {
         Json::Number(number) => read_time(Time::Unix, number.to_string().split('.').next()?),
@@ -322,7 +322,7 @@ fn read_json_time(value: &Json) -> Option<u64> {
     }
 }
 
-/// Whether a value says by itself what it is.
+/// The shape of a value that is recognized by itself.
 fn shape_of(value: &str) -> Option<Shape> {
     if value.split('~').any(|field| field.starts_with("hmac=")) {
         return Some(Shape::TildeFields);
@@ -332,7 +332,7 @@ fn shape_of(value: &str) -> Option<Shape> {
     is_jwt.then_some(Shape::Jwt)
 }
 
-/// A part of a JWT.
+/// One part of a JWT.
 fn json_part(part: &str) -> Option<Json> {
     serde_json::from_slice(&URL_SAFE.decode(part).ok()?).ok()
 }
@@ -354,7 +354,7 @@ fn read_time(time: Time, text: &str) -> Option<u64> {
     Some(millis).filter(|millis| *millis < YEAR_10000)
 }
 
-/// From here on numbers are no times.
+/// Numbers from here on are no times.
 const YEAR_10000: u64 = 253_402_300_800_000;
 
 /// Numbers from here on are milliseconds, since as seconds they lie beyond the year 5000.
@@ -379,8 +379,8 @@ const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIEN
 /// Words that show, in a parameter's name, that a URL is signed.
 const SIGN_WORDS: [&str; 7] = ["sig", "sign", "signature", "hmac", "token", "auth", "policy"];
 
-/// Whether one of the words of `name` is one of [`SIGN_WORDS`]. Words end where something else than a letter stands and where
-/// the case changes; of `URLSignature` both `URL` and `URLS` count as words, so that none is missed.
+/// Whether one of the words of `name` is one of [`SIGN_WORDS`]. Words end at anything but a letter, and where the case
+/// changes; `URLSignature` contains both `URL` and `URLS` as words, so that none is missed.
 fn has_sign_word(name: &str) -> bool {
     name.split(|c: char| !c.is_ascii_alphabetic()).any(|letters| {
         let is_upper = |at: usize| letters.as_bytes().get(at).map(u8::is_ascii_uppercase);
@@ -398,7 +398,7 @@ fn has_sign_word(name: &str) -> bool {
     })
 }
 
-/// What a segment of a path may be a part of.
+/// What a segment of a path looks like.
 #[derive(Clone, Copy)]
 enum Segment {
     /// 32 or more hexadecimal digits.

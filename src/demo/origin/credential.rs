@@ -1,4 +1,4 @@
-//! Who calls the simulated endpoint.
+//! Credentials of calls to the simulated endpoint.
 
 use http::request::Parts;
 
@@ -6,8 +6,8 @@ use crate::api;
 use crate::auth::signature::{self, Claim, Keys};
 use crate::config::KeyPair;
 
-/// What a call has shown for itself. It is also what the call's links are made for.
-pub(super) enum Credential<'a> {
+/// The credential of a call. Its links are made for it.
+pub(super) enum OriginCredential<'a> {
     /// An IAM token.
     Token(&'a str),
     /// The access key that signed it.
@@ -15,23 +15,23 @@ pub(super) enum Credential<'a> {
 }
 
 /// Why a call is not authenticated: the API's code and its message.
-pub(super) type Refusal = (&'static str, &'static str);
+pub(super) type Unauthenticated = (&'static str, &'static str);
 
-const NONE: Refusal = ("OSM.0002", "not authenticated");
-const FORGED: Refusal = ("APIGW.0301", "Incorrect IAM authentication information: verify aksk signature fail");
+const NONE: Unauthenticated = ("OSM.0002", "not authenticated");
+const FORGED: Unauthenticated = ("APIGW.0301", "Incorrect IAM authentication information: verify aksk signature fail");
 
-impl<'a> Credential<'a> {
-    /// Reads the credential of a request whose body has this hash; an `X-Auth-Token` goes before a signature. `now` is in
+impl<'a> OriginCredential<'a> {
+    /// Reads the credential of a request whose body has this hash; an `X-Auth-Token` precedes a signature. `now` is in
     /// Unix seconds.
-    pub(super) fn of(head: &'a Parts, hash: &str, pairs: &[KeyPair], now: u64) -> Result<Self, Refusal> {
+    pub(super) fn read(head: &'a Parts, hash: &str, pairs: &[KeyPair], now: u64) -> Result<Self, Unauthenticated> {
         let token = head.headers.get(api::TOKEN).and_then(|value| value.to_str().ok());
         if let Some(token) = token.filter(|token| !token.is_empty()) {
             return Ok(Self::Token(token));
         }
-        signed_by(head, hash, pairs, now)?.map(Self::Signed).ok_or(NONE)
+        access_key(head, hash, pairs, now)?.map(Self::Signed).ok_or(NONE)
     }
 
-    /// Its text: the token or the access key.
+    /// The token or the access key.
     pub(super) fn text(&self) -> &'a str {
         match self {
             Self::Token(text) | Self::Signed(text) => text,
@@ -39,18 +39,18 @@ impl<'a> Credential<'a> {
     }
 }
 
-/// The access key that signed a request whose body has this hash, if any claims to have.
-pub(super) fn signed_by<'a>(
+/// The access key that signed a request whose body has this hash; `None` if the request is not signed.
+pub(super) fn access_key<'a>(
     head: &'a Parts,
     hash: &str,
     pairs: &[KeyPair],
     now: u64,
-) -> Result<Option<&'a str>, Refusal> {
+) -> Result<Option<&'a str>, Unauthenticated> {
     let Some(claim) = Claim::read(&head.headers) else { return Ok(None) };
     let keys = Keys::new(pairs);
     let pair = keys.of(&claim).ok_or(FORGED)?;
     let stated = signature::stated_payload(&head.headers).map_err(|_| FORGED)?;
-    // Without a body some SDKs sign the hash of nothing, and others what they state all the same.
+    // Without a body some SDKs sign the hash of nothing, and others the payload that they state.
     if hash == signature::hash(b"") && signature::verify_strictly(&claim, pair, head, hash, now).is_ok() {
         return Ok(Some(claim.access_key));
     }

@@ -1,6 +1,5 @@
-//! The links that the simulated endpoint makes.
+//! Links of the simulated endpoint.
 
-use std::fmt::Write;
 use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
@@ -9,7 +8,7 @@ use crate::clock::basic_date;
 
 /// How a link is signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Signer {
+pub enum LinkSigner {
     /// `AccessKeyId`, `Expires`, `Signature`.
     V2,
     /// `X-Amz-Date`, `X-Amz-Expires`, `X-Amz-Signature`.
@@ -22,9 +21,9 @@ pub enum Signer {
     Unreadable,
 }
 
-/// For whom a link is made.
+/// The caller that a link is made for.
 pub(super) struct Owner<'a> {
-    /// Its token, or its access key.
+    /// A token, or an access key.
     pub(super) credential: &'a str,
     pub(super) group: Option<&'a str>,
     pub(super) language: Option<&'a str>,
@@ -32,7 +31,7 @@ pub(super) struct Owner<'a> {
     pub(super) time_zone: Option<&'a str>,
 }
 
-/// The object key: it shows for whom and for which id a link is.
+/// The object key. It names the caller and the id that a link is for.
 fn object_key(owner: &Owner<'_>, id: &str) -> String {
     format!(
         "/{:016x}/{}/{}/{}/{}",
@@ -49,7 +48,7 @@ fn encode(text: &str) -> PercentEncode<'_> {
     utf8_percent_encode(text, NON_ALPHANUMERIC)
 }
 
-/// FNV-1a: not a secret, only a name.
+/// FNV-1a.
 fn fingerprint(credential: &str) -> u64 {
     credential.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -69,44 +68,31 @@ pub fn link_is_for(
 }
 
 const BASE: &str = "https://bucket-osm.obs.cn-south-1.myhuaweicloud.com:443";
-/// In place of a temporary credential's token: with it a link is about 447 bytes long, as in life.
+/// A temporary credential's token. With it a link is about 447 bytes long, like a real one.
 const FILLER: &str = "gQpjbi1ub3J0aC00jPAxmqXHzOhZkGvZ8H2mqG4oVqL0mT6xQyq1y0bM3q2dQJbQ5l7Yg0wVt4r0Vq1aE8fZ2n6kA1sD3fG5hJ7kL9zX2cV4bN6mQ8wE1rT3yU5iO7pA9sD2fG4hJ6kL8";
 
 /// A link made at `now` (Unix seconds); `serial` differs for each call. The query shows the time zone, if one was sent.
-pub(super) fn link(signer: Signer, owner: &Owner<'_>, id: &str, now: u64, life: Duration, serial: usize) -> String {
-    let mut url = format!("{BASE}{}?serial={serial}", object_key(owner, id));
-    let (life, name) = (life.as_secs(), encode(id));
-    // Writing to a string does not fail.
-    if let Some(time_zone) = owner.time_zone {
-        let _ = write!(url, "&time-zone={}", encode(time_zone));
-    }
-    let _ = match signer {
-        Signer::Unsigned => Ok(()),
-        Signer::V2 => write!(
-            url,
-            "&AccessKeyId=HPUAEXAMPLE000000001&Expires={}&response-expires=1\
-             &response-content-disposition=attachment%3Bfilename%3D{name}.png\
-             &x-obs-security-token={FILLER}&Signature={serial:028}%3D",
-            now.saturating_add(life),
-        ),
-        Signer::Unreadable => write!(
-            url,
-            "&AccessKeyId=HPUAEXAMPLE000000001&response-expires=1\
+pub(super) fn link(signer: LinkSigner, owner: &Owner<'_>, id: &str, now: u64, life: Duration, serial: usize) -> String {
+    let (life, date) = (life.as_secs(), basic_date(now));
+    let expires = now.saturating_add(life);
+    let disposition = format!("&response-content-disposition=attachment%3Bfilename%3D{}.png", encode(id));
+    let zone = owner.time_zone.map(|zone| format!("&time-zone={}", encode(zone))).unwrap_or_default();
+    let signed = match signer {
+        LinkSigner::Unsigned => String::new(),
+        LinkSigner::V2 => format!(
+            "&AccessKeyId=HPUAEXAMPLE000000001&Expires={expires}&response-expires=1{disposition}\
              &x-obs-security-token={FILLER}&Signature={serial:028}%3D"
         ),
-        Signer::V4 => write!(
-            url,
-            "&X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={}&X-Amz-Expires={life}&X-Amz-SignedHeaders=host\
-             &X-Amz-Security-Token={FILLER}&X-Amz-Signature={serial:064}",
-            basic_date(now)
+        LinkSigner::Unreadable => format!(
+            "&AccessKeyId=HPUAEXAMPLE000000001&response-expires=1&x-obs-security-token={FILLER}&Signature={serial:028}%3D"
         ),
-        Signer::Obs => write!(
-            url,
-            "&X-Obs-Date={}&X-Obs-Expires={life}\
-             &response-content-disposition=attachment%3Bfilename%3D{name}.png\
-             &x-obs-security-token={FILLER}&X-Obs-Signature={serial:064}",
-            basic_date(now)
+        LinkSigner::V4 => format!(
+            "&X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={date}&X-Amz-Expires={life}&X-Amz-SignedHeaders=host\
+             &X-Amz-Security-Token={FILLER}&X-Amz-Signature={serial:064}"
+        ),
+        LinkSigner::Obs => format!(
+            "&X-Obs-Date={date}&X-Obs-Expires={life}{disposition}&x-obs-security-token={FILLER}&X-Obs-Signature={serial:064}"
         ),
     };
-    url
+    format!("{BASE}{}?serial={serial}{zone}{signed}", object_key(owner, id))
 }

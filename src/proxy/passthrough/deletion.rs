@@ -1,4 +1,4 @@
-//! A DELETE that passes through with success: what is kept of its id counts no more, in any scope.
+//! A DELETE that passes through with success purges its id in every scope.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use crate::message::body::{Body, stream};
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::{Metrics, PurgeTarget};
 
-/// Bytes of an answer that says that an id is gone, at most.
+/// The most bytes of an answer to a successful deletion.
 const MOST_BYTES: usize = 64 << 10;
 
-/// Purges what was deleted.
+/// Purges deleted ids.
 pub struct Deletions {
     purges: Arc<Purges>,
     clock: Clock,
@@ -33,13 +33,13 @@ pub struct Deletions {
 }
 
 impl Deletions {
-    /// Leaves its marks in `purges`.
+    /// Deletions that purge through `purges`.
     pub fn new(purges: Arc<Purges>, clock: Clock, metrics: Arc<Metrics>) -> Self {
         Self { purges, clock, metrics }
     }
 
-    /// The endpoint has answered the deletion of `id` with `status` and `body`, which is handed back as it came. Only with
-    /// success is anything purged, or everyone could take everyone's links away; and an error may come with a 200.
+    /// Purges `id` if the endpoint has answered its deletion with success; else any client could purge any link. An error may
+    /// come with a 200, so the body is read; it is returned as it came.
     pub(super) async fn answered(&self, id: &str, status: StatusCode, body: Incoming, patience: Duration) -> Body {
         if !status.is_success() {
             return stream(body);
@@ -58,7 +58,7 @@ impl Deletions {
     }
 }
 
-/// Reads a body to its end. `None`: it breaks off, or is longer than what says that an id is gone.
+/// Reads a body to its end. `None`: it breaks off, or is longer than [`MOST`].
 async fn read(frames: &mut Vec<Result<Frame<Bytes>, hyper::Error>>, body: &mut Incoming) -> Option<Vec<u8>> {
     let mut text = Vec::new();
     while let Some(frame) = body.frame().await {
@@ -77,14 +77,14 @@ async fn read(frames: &mut Vec<Result<Frame<Bytes>, hyper::Error>>, body: &mut I
     Some(text)
 }
 
-/// Whether a body says, whatever its status, that what was asked was not done.
+/// Whether a body is an error, whatever its status.
 fn is_error(body: &[u8]) -> bool {
     #[derive(Deserialize)]
-    struct Refusal {
+    struct ErrorBody {
         #[serde(rename = "error_code")]
         _code: IgnoredAny,
     }
-    serde_json::from_slice::<Refusal>(body).is_ok()
+    serde_json::from_slice::<ErrorBody>(body).is_ok()
 }
 
 /// The id that a request deletes, if it is a deletion.

@@ -1,9 +1,9 @@
-//! `Expect: 100-continue` (RFC 9110 §10.1.1): a body is held back until the endpoint wants it.
+//! `Expect: 100-continue` (RFC 9110 §10.1.1): a body waits until the endpoint asks for it.
 //!
-//! Over HTTP/1.1, hyper tells a client to continue when its body is first polled; over HTTP/2 it has no way to. So the body of
-//! a client that expects this is not polled before the endpoint says 100, or has been silent for [`PATIENCE`]. An endpoint that
-//! answers first does not want it: it is dropped unread, and the client gets that answer without having been told to upload.
-//! The connection to the endpoint then ends with the answer: a body was announced on it that does not come.
+//! Over HTTP/1.1, hyper tells a client to continue when its body is first polled; over HTTP/2 it cannot. So the body of a client
+//! that expects this is not polled before the endpoint says 100, or has been silent for [`PATIENCE`]. An endpoint that
+//! answers first does not want the body: it is dropped unread, and the client gets the answer without having uploaded. The
+//! connection to the endpoint then ends with the answer, since an announced body never comes on it.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,23 +23,23 @@ use tokio::time::{Instant, Sleep};
 use crate::message::body::{Body, BodyError, stream};
 use crate::message::headers::expects_continue;
 
-/// How long an endpoint may be silent before it gets the body unasked: it may not know of expectations.
+/// How long the body waits for an endpoint that may not know of expectations.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Nobody has said whether the body is wanted.
+/// The endpoint has said nothing yet.
 const HELD: u8 = 0;
-/// The endpoint has said 100, or nothing for too long.
+/// The endpoint has said 100, or has been silent for too long: the body is sent.
 const WANTED: u8 = 1;
-/// The endpoint has answered without it.
+/// The endpoint has answered without the body.
 const UNWANTED: u8 = 2;
-/// And that answer is over.
+/// That answer has ended.
 const OVER: u8 = 3;
 
 /// One request's expectation.
 #[derive(Clone)]
-pub(super) struct Expectation(Arc<State>);
+pub(super) struct Expectation(Arc<ExpectationState>);
 
-struct State {
+struct ExpectationState {
     phase: AtomicU8,
     /// The task that sends the body.
     sender: AtomicWaker,
@@ -48,13 +48,13 @@ struct State {
 }
 
 impl Expectation {
-    /// That of a request whose client waits for a 100. An expectation that cannot be met any more, or that its client must not
-    /// have, goes no further: the body has been read, there is none, or the client speaks HTTP/1.0.
+    /// Takes the expectation of a request whose client waits for a 100. The header is removed where the expectation is void: the
+    /// body has been read, there is none, or the client speaks HTTP/1.0.
     pub(super) fn take(request: &mut Request<Body>, progress: &Arc<watch::Sender<Instant>>) -> Option<Self> {
         let is_read = matches!(request.body(), Body::Whole(_)) || request.body().is_end_stream();
         if !is_read && expects_continue(request) {
             let (phase, sender) = (AtomicU8::new(HELD), AtomicWaker::new());
-            return Some(Self(Arc::new(State { phase, sender, progress: Arc::clone(progress) })));
+            return Some(Self(Arc::new(ExpectationState { phase, sender, progress: Arc::clone(progress) })));
         }
         let is_continue = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
         if request.headers().get_all(EXPECT).iter().all(is_continue) {
@@ -63,7 +63,7 @@ impl Expectation {
         None
     }
 
-    /// Holds `request`'s body back from the endpoint, which is listened to. `most`: never for longer than this.
+    /// Delays `request`'s body until the endpoint says 100, for `most` at most.
     pub(super) fn hold(&self, request: Request<Body>, most: Duration) -> Request<Body> {
         let patience = PATIENCE.min(most);
         let mut request = request.map(|body| {
@@ -79,14 +79,14 @@ impl Expectation {
         request
     }
 
-    /// The endpoint has answered. If the body is still held back, it is dropped; what is returned then is to be kept until the
-    /// end of the answer.
+    /// The endpoint has answered. A body that still waits is dropped; the returned value must live until the end of the
+    /// answer.
     pub(super) fn answered(&self) -> Option<Unsent> {
         self.0.leave(HELD, UNWANTED).then(|| Unsent(Arc::clone(&self.0)))
     }
 }
 
-impl State {
+impl ExpectationState {
     fn want(&self) {
         if self.leave(HELD, WANTED) {
             self.progress.send_replace(Instant::now());
@@ -103,8 +103,8 @@ impl State {
     }
 }
 
-/// A body that was announced to the endpoint and not sent. Dropped at the end of the answer: that ends the connection.
-pub(super) struct Unsent(Arc<State>);
+/// A body that was announced to the endpoint and not sent. Dropping it ends the connection.
+pub(super) struct Unsent(Arc<ExpectationState>);
 
 impl Drop for Unsent {
     fn drop(&mut self) {
@@ -116,11 +116,11 @@ pin_project! {
     struct HeldBack {
         // `None` once it is not wanted.
         body: Option<Body>,
-        state: Arc<State>,
+        state: Arc<ExpectationState>,
         #[pin]
         sleep: Sleep,
         patience: Duration,
-        // Whether it was polled: the request's head has been sent by then.
+        // Whether it was polled, that is, the request's head has been sent.
         is_asked: bool,
     }
 }
@@ -131,7 +131,7 @@ impl http_body::Body for HeldBack {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut this = self.project();
-        // Before the phase is looked at, so that no change is missed.
+        // Registered before the phase is read, so that no change is missed.
         this.state.sender.register(cx.waker());
         loop {
             match (this.state.phase.load(Ordering::Acquire), this.body.as_mut()) {

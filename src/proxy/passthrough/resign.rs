@@ -1,4 +1,5 @@
-//! Signing again what was signed for this host: verified first, so that sidelink's key vouches for nobody else.
+//! Signs requests again for the endpoint's host. Their own signatures are verified first, so that sidelink signs only for its
+//! callers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,30 +21,30 @@ use crate::message::headers::{expects_continue, made_hop_by_hop};
 use crate::telemetry::log::events;
 use crate::upstream::Upstream;
 
-/// Verifies signatures and makes them again for the endpoint's host.
+/// Verifies signatures, and signs again.
 pub struct Resign {
     keys: Arc<Keys>,
     callers: Arc<Callers>,
     upstream: Arc<Upstream>,
     body_limit: usize,
-    /// The longest that a body may take to come.
+    /// The longest that reading a body may take.
     body_timeout: Duration,
-    /// Those that are held to be hashed, and then until the endpoint answers.
+    /// Bytes of the bodies that are read to be hashed, until the endpoint answers.
     bodies: Budget,
     clock: Clock,
     warned: AtomicBool,
 }
 
-/// A verified signature, and what it says of the body.
-pub(super) struct Proof {
+/// A verified signature, and the body's hash that it states.
+pub(super) struct VerifiedSignature {
     signer: Signer,
     payload: String,
-    /// Of a body that was read: its place under `limits.signed_bodies`.
+    /// The reservation of a body that was read, under `limits.signed_bodies`.
     _held: Option<Reservation>,
 }
 
 impl Resign {
-    /// Over what the composition root has built. `bodies` bounds the bytes of bodies.
+    /// `bodies` bounds the bytes of bodies that are read.
     pub fn new(
         keys: Arc<Keys>,
         callers: Arc<Callers>,
@@ -64,18 +65,21 @@ impl Resign {
         }
     }
 
-    /// Verifies the signature of a request by a known key; any other request, and one whose signature does not verify here,
-    /// is handed back as it is. A body whose hash is signed and not stated is read to its end. Of a verified request, the
-    /// headers that say who asks and are not signed are removed.
+    /// Verifies the signature of a request by a configured key. Any other request, and one whose signature does not verify, is
+    /// returned as it is. A body whose hash is signed and not stated is read to its end. Credential and scope headers that
+    /// the signature does not cover are removed from a verified request.
     ///
     /// # Errors
     /// If `Connection` names a header that is signed, or the body is over a limit.
-    pub(super) async fn verify<B>(&self, request: Request<B>) -> Result<(Request<Body>, Option<Proof>), Error>
+    pub(super) async fn verify<B>(
+        &self,
+        request: Request<B>,
+    ) -> Result<(Request<Body>, Option<VerifiedSignature>), Error>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError>,
     {
-        // Nobody is told to upload what is refused: reading on would do that.
+        // Reading the body would tell a client that waits for a 100 to send it.
         let drains = !expects_continue(&request);
         let (mut head, body) = request.into_parts();
         let Some(claim) = Claim::read(&head.headers) else {
@@ -98,7 +102,7 @@ impl Resign {
             (signature::verify_whole(&claim, pair, &head, &body, now), whole(body), Some(held))
         };
         match verified {
-            // Such headers go no further than here, and whoever signed them did not say so.
+            // They would be removed here, and the signature says otherwise.
             Ok((signer, _)) if made_hop_by_hop(&head.headers).any(|name| signer.covers(&name)) => {
                 if drains {
                     crate::message::body::drain(body);
@@ -107,10 +111,10 @@ impl Resign {
             }
             Ok((signer, payload)) => {
                 self.callers.remove_unsigned(&signer, &mut head.headers);
-                Ok((Request::from_parts(head, body), Some(Proof { signer, payload, _held: held })))
+                Ok((Request::from_parts(head, body), Some(VerifiedSignature { signer, payload, _held: held })))
             }
             Err(fault) => {
-                // A batch's has been said already.
+                // The batch route has logged its own.
                 if head.uri.path() != api::PATH {
                     self.callers.warn_of_unverified(fault);
                 }
@@ -119,15 +123,15 @@ impl Resign {
         }
     }
 
-    /// Signs a request that is about to be sent to the endpoint, its headers as they will be.
-    pub(super) fn sign(&self, request: &mut Request<Body>, proof: &Proof) {
+    /// Signs a request whose headers are complete.
+    pub(super) fn sign(&self, request: &mut Request<Body>, proof: &VerifiedSignature) {
         let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let method = request.method().clone();
-        let (host, now) = (self.upstream.authority().as_str(), self.clock.now().unix_seconds());
+        let (host, now) = (self.upstream.endpoint().authority.as_str(), self.clock.now().unix_seconds());
         proof.signer.sign(&method, &target, request.headers_mut(), host, &proof.payload, now);
     }
 
-    /// The whole body, and its place under `limits.signed_bodies`.
+    /// The whole body, and its reservation under `limits.signed_bodies`.
     async fn read<B>(&self, body: B, drains: bool) -> Result<(Bytes, Reservation), Error>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,

@@ -1,16 +1,18 @@
-//! The breaker counts sources of failures: what one caller or one id brings about is nobody else's failure. A dead endpoint
-//! is refused after a few failures of anyone, and used again soon after it is back.
+//! The breaker counts sources of failures: one caller, or one id, that fails opens it for nobody else. Calls to a dead endpoint are
+//! refused after a few failures of any caller, and go on soon after the endpoint is back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use sidelink::demo::origin::ScriptedReply;
 use tokio::net::TcpListener;
 
 use crate::flaky_endpoint::{Act, Asked, Flaky, Sidelink, failed, serves};
+use crate::simulated::World;
 use crate::support::LOOPBACK;
 
-/// Fails in some way every request for an id that begins with `poison`, whoever asks, and serves all others.
+/// Fails every request for an id that begins with `poison`, and serves all others.
 async fn poisoned(act: Act) -> Flaky {
     Flaky::start(move |asked: Asked| {
         let act = act.clone();
@@ -69,29 +71,30 @@ async fn one_poison_id_that_many_accepted_callers_ask_for_is_one_source() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn made_up_tokens_whose_ids_hang_fail_nobody_elses_batch() {
-    let endpoint = poisoned(Act::Hang).await;
-    let sidelink = Sidelink::before(endpoint.address, |config| {
-        config.upstream.deadline = Duration::from_millis(400);
-    })
-    .await;
-    sidelink.gets("victim", "first").await;
-    let mut statuses = Vec::new();
+    let poison = |round: usize, poll: usize| format!("poison-{round}-{poll}");
+    let world = World::new(
+        |options| {
+            options.poison = (0..24).map(|at| poison(at / 8, at % 8)).collect();
+            options.poison_reply = Some(ScriptedReply::Hang);
+        },
+        |config| config.upstream.deadline = Duration::from_millis(400),
+    );
+    let mut victim = world.client().await;
+    let mut statuses = vec![victim.batch("victim", &["first"]).await.status.as_u16()];
     for round in 0..3 {
-        let hanging = (0..8).map(|poll| ("made-up".to_owned(), format!("poison-{round}-{poll}")));
-        let hanging = sidelink.burst(hanging);
-        let victim = async {
-            let mut statuses = Vec::new();
-            for batch in 0..20 {
-                statuses.push(sidelink.client.batch("victim", &[&format!("id-{round}-{batch}")]).await.status.as_u16());
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            statuses
-        };
-        let (_, seen) = tokio::join!(hanging, victim);
-        statuses.extend(seen);
-        statuses.push(sidelink.client.batch("victim", &[&format!("after-{round}")]).await.status.as_u16());
+        let mut hanging = tokio::task::JoinSet::new();
+        for poll in 0..8 {
+            let mut client = world.client().await;
+            hanging.spawn(async move { client.batch("made-up", &[&poison(round, poll)]).await.status.as_u16() });
+        }
+        for batch in 0..20 {
+            statuses.push(victim.batch("victim", &[&format!("id-{round}-{batch}")]).await.status.as_u16());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(!hanging.join_all().await.contains(&200));
+        statuses.push(victim.batch("victim", &[&format!("after-{round}")]).await.status.as_u16());
     }
     assert!(failed(&statuses).is_empty(), "of {}: {:?}", statuses.len(), failed(&statuses));
 }
@@ -108,29 +111,26 @@ async fn a_pause_that_one_poison_id_is_told_holds_back_nobody_else() {
     }
 }
 
-/// Four calls at a time, each of some 60 ms, can serve no more than half of what the heavy caller asks for.
-#[tokio::test]
+/// Four calls at a time, each of 60 ms, can serve no more than half of what the heavy caller asks for.
+#[tokio::test(start_paused = true)]
 async fn one_callers_long_queue_fails_nobody_elses_batch() {
-    let endpoint = Flaky::start(|_| async {
-        tokio::time::sleep(Duration::from_millis(60)).await;
-        Act::Answer
-    })
-    .await;
-    let sidelink = Arc::new(
-        Sidelink::before(endpoint.address, |config| {
+    let world = World::new(
+        |options| options.delay = Duration::from_millis(60),
+        |config| {
             config.upstream.deadline = Duration::from_millis(500);
             config.upstream.ids_per_call = 10;
-        })
-        .await,
+        },
     );
-    sidelink.gets("victim", "first").await;
-    sidelink.gets("heavy", "first").await;
+    let mut victim = world.client().await;
+    for token in ["victim", "heavy"] {
+        assert_eq!(victim.batch(token, &["first"]).await.status, 200);
+    }
     let mut heavy = tokio::task::JoinSet::new();
     let queueing = async {
         let mut pace = tokio::time::interval(Duration::from_millis(8));
         for batch in 0..124 {
             pace.tick().await;
-            let client = sidelink.client.clone();
+            let mut client = world.client().await;
             heavy.spawn(async move {
                 let ids: Vec<String> = (0..10).map(|id| format!("{:x<50}-{batch}-{id}", "id")).collect();
                 let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
@@ -142,7 +142,7 @@ async fn one_callers_long_queue_fails_nobody_elses_batch() {
     let victim = async {
         let mut statuses = Vec::new();
         for batch in 0..20 {
-            statuses.push(sidelink.client.batch("victim", &[&format!("id-{batch}")]).await.status.as_u16());
+            statuses.push(victim.batch("victim", &[&format!("id-{batch}")]).await.status.as_u16());
         }
         statuses
     };
@@ -151,7 +151,7 @@ async fn one_callers_long_queue_fails_nobody_elses_batch() {
     let heavy = failed(&heavy);
     assert!(heavy.values().sum::<usize>() > 20, "the queue was not long: {heavy:?}");
     assert!(heavy.keys().all(|status| *status == 504), "a healthy endpoint was taken for a dead one: {heavy:?}");
-    assert_eq!(sidelink.metric(r#"sidelink_breaker_state{state="closed"}"#).await, 1.0);
+    assert_eq!(world.metric(r#"sidelink_breaker_state{state="closed"}"#), 1.0);
 }
 
 /// Batches of `id` until one is refused without a call; how many had failed before, all as `status`.
@@ -180,7 +180,8 @@ async fn time_until_served(sidelink: &Sidelink) -> Duration {
     }
 }
 
-const OPEN: Duration = Duration::from_millis(300);
+/// Long beside what a loaded machine takes for a batch.
+const OPEN: Duration = Duration::from_secs(1);
 
 #[tokio::test]
 async fn refusals_of_made_up_tokens_are_no_sign_of_health() {
@@ -226,9 +227,8 @@ async fn an_endpoint_that_refuses_connections_fails_fast_for_a_single_caller_and
     drop(listener);
     let sidelink = Sidelink::before(address, |config| config.upstream.breaker.open = OPEN).await;
     assert!(failures_until_refused(&sidelink, 502).await <= 6);
-    let began = Instant::now();
-    assert_eq!(sidelink.client.batch("another", &["2"]).await.status, 503);
-    assert!(began.elapsed() < Duration::from_millis(100));
+    let another = sidelink.client.batch("another", &["2"]).await;
+    assert_eq!((another.status.as_u16(), another.code().as_str()), (503, "SIDELINK.1003"), "refused without a call");
     let _endpoint = Flaky::on(TcpListener::bind(address).await.unwrap(), |_| async { Act::Answer });
     let served = time_until_served(&sidelink).await;
     assert!(served < OPEN * 2 + Duration::from_millis(500), "{served:?}");
@@ -245,7 +245,7 @@ async fn an_endpoint_that_never_answers_fails_fast_for_a_single_caller_and_is_us
     .await;
     let sidelink = Sidelink::before(endpoint.address, |config| {
         config.upstream.breaker.open = OPEN;
-        config.upstream.deadline = Duration::from_millis(300);
+        config.upstream.deadline = Duration::from_millis(500);
     })
     .await;
     assert!(failures_until_refused(&sidelink, 504).await <= 6);
@@ -299,7 +299,7 @@ async fn a_probe_uses_a_new_connection() {
     .await;
     let sidelink = Sidelink::before(endpoint.address, |config| {
         config.upstream.breaker.open = OPEN;
-        config.upstream.deadline = Duration::from_millis(500);
+        config.upstream.deadline = Duration::from_secs(1);
         config.upstream.retry.attempts = 0;
     })
     .await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand_distr::{Distribution, Zipf};
-use sidelink::demo::origin::{Reply, link_is_for};
+use sidelink::demo::origin::{ScriptedReply, link_is_for};
 
 use super::{Fleet, Redis, eventually, shared};
 
@@ -92,7 +92,7 @@ async fn who_waits_for_a_call_that_fails_goes_on_at_once() {
     tier.lease_wait = Duration::from_secs(60);
     let fleet = Fleet::with(tier, 2, |_| {}, |_| {}).await;
     fleet.origin.hold();
-    fleet.origin.script(Reply::json(400, r#"{"error_code":"OSM.0001","error_msg":"failed"}"#));
+    fleet.origin.script(ScriptedReply::json(400, r#"{"error_code":"OSM.0001","error_msg":"failed"}"#));
     let client = fleet.sidecars[0].client.clone();
     let holder = tokio::spawn(async move { client.batch("t", &["1"]).await });
     fleet.origin.arrived(1).await;

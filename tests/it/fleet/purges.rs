@@ -86,7 +86,7 @@ async fn a_403_takes_the_ids_and_the_acceptance_away() {
     let redis = Redis::start().await;
     let fleet = warm(&redis).await;
     let refusal = r#"{"error_code":"OSM.0003","error_msg":"forbidden"}"#;
-    fleet.origin.script(sidelink::demo::origin::Reply::json(403, refusal));
+    fleet.origin.script(sidelink::demo::origin::ScriptedReply::json(403, refusal));
     let anew = [("x-auth-token", "t"), ("cache-control", "no-cache")];
     let reply = fleet.sidecars[0].client.get(&crate::support::query(&["1"]), &anew).await;
     assert_eq!(reply.status, 403);
@@ -106,7 +106,7 @@ async fn a_call_that_left_before_a_403_gives_no_acceptance_back() {
     fleet.origin.arrived(calls + 1).await;
     fleet.origin.update(|options| options.delay = Duration::ZERO);
     let refusal = r#"{"error_code":"OSM.0003","error_msg":"forbidden"}"#;
-    fleet.origin.script(sidelink::demo::origin::Reply::json(403, refusal));
+    fleet.origin.script(sidelink::demo::origin::ScriptedReply::json(403, refusal));
     // A link that the caller had is refused alone.
     let anew = [("x-auth-token", "t"), ("cache-control", "no-cache")];
     assert_eq!(one.client.get(&crate::support::query(&["1"]), &anew).await.status, 403);

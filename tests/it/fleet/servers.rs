@@ -1,14 +1,13 @@
-//! Whatever server it is, and before it is there.
+//! Kinds of servers: none yet, with an ACL, with TLS, a Cluster.
 
 use sidelink::config::{Secret, SecretFile};
 
-use super::{Fleet, Redis, eventually, free_port, shared};
+use super::{Fleet, Port, Redis, eventually, shared};
 
 #[tokio::test]
-async fn a_start_without_the_server_works_and_it_is_used_once_it_is_there() {
-    let port = free_port();
-    let mut tier = shared(vec![sidelink::config::Address { host: "127.0.0.1".into(), port }]);
-    tier.timeout = std::time::Duration::from_secs(2);
+async fn a_start_without_the_server_works_and_the_server_is_used_once_it_is_up() {
+    let port = Port::reserve();
+    let tier = shared(vec![port.address()]);
     let fleet = Fleet::without_waiting(tier, 2, |_| {}, |_| {}).await;
     let [one, other] = &fleet.sidecars[..] else { panic!() };
     assert_eq!(one.client.batch("t", &["1"]).await.ids(), ["1"]);
@@ -23,7 +22,7 @@ fn password(text: &[u8]) -> SecretFile {
 }
 
 #[tokio::test]
-async fn a_user_of_the_acl_that_may_do_no_more_than_is_needed_will_do() {
+async fn an_acl_user_with_the_documented_permissions_suffices() {
     let redis = Redis::start().await;
     // As FLEET.md has it.
     let page = include_str!("../../../docs/FLEET.md");
@@ -49,13 +48,13 @@ async fn a_user_of_the_acl_that_may_do_no_more_than_is_needed_will_do() {
     assert_eq!(one.failures("reply").await, 0.0);
 
     tier.password_file = Some(password(b"WRONG"));
-    let stranger = Fleet::without_waiting(tier, 1, |_| {}, |_| {}).await;
-    assert_eq!(stranger.sidecars[0].client.batch("t", &["1"]).await.ids(), ["1"]);
-    eventually("it is refused", async || stranger.sidecars[0].failures("connect").await > 0.0).await;
+    let refused = Fleet::without_waiting(tier, 1, |_| {}, |_| {}).await;
+    assert_eq!(refused.sidecars[0].client.batch("t", &["1"]).await.ids(), ["1"]);
+    eventually("it is refused", async || refused.sidecars[0].failures("connect").await > 0.0).await;
 }
 
 #[tokio::test]
-async fn over_tls_only_a_server_that_is_trusted_will_do() {
+async fn over_tls_only_a_trusted_server_is_used() {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -72,10 +71,10 @@ async fn over_tls_only_a_server_that_is_trusted_will_do() {
         path
     };
     let (ca, cert, key) = (file("ca", ca), file("cert", certificate.pem()), file("key", key.serialize_pem()));
-    let port = free_port().to_string();
+    let port = Port::reserve();
     let arguments = [
         "--tls-port",
-        &port,
+        &port.number().to_string(),
         "--tls-auth-clients",
         "no",
         "--tls-ca-cert-file",
@@ -86,7 +85,7 @@ async fn over_tls_only_a_server_that_is_trusted_will_do() {
         key.to_str().unwrap(),
     ];
     let redis = Redis::with(&arguments).await;
-    let mut tier = shared(vec![sidelink::config::Address { host: "127.0.0.1".into(), port: port.parse().unwrap() }]);
+    let mut tier = shared(vec![port.address()]);
     tier.tls = true;
     tier.ca_file = Some(ca);
     let fleet = Fleet::with(tier.clone(), 2, |_| {}, |_| {}).await;

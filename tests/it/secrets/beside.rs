@@ -18,7 +18,7 @@ use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use sidelink::api;
 use sidelink::clock::Clock;
-use sidelink::demo::origin::{Origin, Reply as Scripted};
+use sidelink::demo::origin::{Origin, ScriptedReply as Scripted};
 
 use super::{
     ACCESS_KEY, ANSWER, BODY, COOKIE, ECHO, GROUP, ID, OPERATOR, QUERY, SECRET_KEY, SESSION, STRANGER, TOKEN,
@@ -197,7 +197,7 @@ pub async fn everything() -> Beside {
          listen.tls.cert = {cert:?}\nlisten.tls.key = {cert_key:?}\n\
          [shared]\nurl = \"redis://127.0.0.1:{}\"\nsecret_file = {fleet:?}\ntimeout = \"5s\"\n\
          [[callers.keys]]\naccess_key = \"{ACCESS_KEY}\"\nsecret_key_file = {key:?}\n",
-        redis.port
+        redis.port.number()
     );
     let collector = {
         let (collector, header) = (crate::collector::Collector::start().await, file("collector", COLLECTOR));

@@ -13,7 +13,7 @@ use http::{HeaderMap, StatusCode};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
-use sidelink::demo::origin::{Loss, Reply, link_is_for};
+use sidelink::demo::origin::{Loss, ScriptedReply, link_is_for};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -36,7 +36,7 @@ struct Plan {
     requests_per_connection: Option<usize>,
     /// Asks for poison ids; whether the endpoint accepts it.
     attacker: Option<bool>,
-    poison: Reply,
+    poison: ScriptedReply,
     /// How much longer the heavy caller's calls take.
     heavy: Option<Duration>,
     outage: bool,
@@ -46,12 +46,12 @@ impl Plan {
     fn draw(random: &mut StdRng) -> Self {
         let pause = HeaderMap::from_iter([(http::header::RETRY_AFTER, "60".parse().unwrap())]);
         let poison = [
-            Reply::json(502, "{}"),
-            Reply::json(503, "{}"),
-            Reply::json(504, "{}"),
-            Reply::Whole(StatusCode::SERVICE_UNAVAILABLE, pause, "{}".into()),
-            Reply::Reset,
-            Reply::Hang,
+            ScriptedReply::json(502, "{}"),
+            ScriptedReply::json(503, "{}"),
+            ScriptedReply::json(504, "{}"),
+            ScriptedReply::Whole(StatusCode::SERVICE_UNAVAILABLE, pause, "{}".into()),
+            ScriptedReply::Reset,
+            ScriptedReply::Hang,
         ];
         Self {
             http2: random.random_bool(0.5),
@@ -101,7 +101,7 @@ async fn run(seed: u64) {
             config.limits.in_flight = 100_000;
         },
     ));
-    world.origin.update_faults(|faults| {
+    world.origin.update(|faults| {
         faults.requests_per_connection = plan.requests_per_connection;
         faults.poison_for = plan.attacker.map(|_| "attacker".to_owned());
         faults.poison_reply = Some(plan.poison.clone());
@@ -127,7 +127,7 @@ async fn run(seed: u64) {
         others.spawn(heavy(world.clone(), branch()));
     }
     if plan.loses_connections {
-        others.spawn(lose_connections(world.clone(), branch()));
+        others.spawn(lose_connections(world.clone(), outage.clone(), branch()));
     }
     if plan.outage {
         others.spawn(be_down(world.clone(), outage.clone(), branch()));
@@ -211,10 +211,14 @@ async fn heavy(world: Arc<World>, mut random: StdRng) {
     }
 }
 
-async fn lose_connections(world: Arc<World>, mut random: StdRng) {
+async fn lose_connections(world: Arc<World>, outage: Arc<Mutex<Outage>>, mut random: StdRng) {
     loop {
         // Far enough apart for a call to be sent again between two of them.
         sleep(Duration::from_millis(random.random_range(600..1500))).await;
+        // A probe's new connection that is lost with its first request is an endpoint that does not answer a direct request.
+        if outage.lock().unwrap().excuses(Instant::now(), Instant::now()) {
+            continue;
+        }
         let how = *[Loss::Now, Loss::AtNextRequest, Loss::AtNextRequest, Loss::Gracefully].choose(&mut random).unwrap();
         // Several sources whose new connections are lost with their first requests at once are evidence of a dead endpoint.
         if how != Loss::Now && random.random_bool(0.5) {

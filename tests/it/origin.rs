@@ -1,4 +1,4 @@
-//! The simulated endpoint over real sockets, and over streams in memory.
+//! The simulated endpoint behaves as the public API reference has it, over real sockets and over streams in memory.
 
 use std::io::Read;
 use std::time::{Duration, SystemTime};
@@ -6,103 +6,67 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use clap::Parser;
 use http::{HeaderMap, Method, Request, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::client::conn::{http1, http2};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use serde_json::Value;
+use sidelink::api;
+use sidelink::api::request::Form;
+use sidelink::demo::origin::{LinkSigner, Loss, Options, Origin, ScriptedReply, UnknownIds, link_is_for};
 
-use super::*;
-use crate::api;
+use crate::support::{Reply, TestClient, origin_options};
 
 const TOKEN: (&str, &str) = ("x-auth-token", "t");
 
-struct Answer {
-    status: u16,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
-impl Answer {
-    fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap()
-    }
-
-    fn code(&self) -> String {
-        self.json()["error_code"].as_str().unwrap_or("").to_owned()
-    }
-
-    fn links(&self) -> Vec<(String, String)> {
-        let text = |item: &Value, name: &str| item[name].as_str().unwrap().to_owned();
-        let answer = self.json();
-        let items = answer["accessory_urls"].as_array().unwrap();
-        items.iter().map(|item| (text(item, "accessory_id"), text(item, "accessory_url"))).collect()
-    }
-
-    fn ids(&self) -> Vec<String> {
-        self.links().into_iter().map(|(id, _)| id).collect()
-    }
-}
-
-fn options() -> Options {
-    Options { address: SocketAddr::from(([127, 0, 0, 1], 0)), record: true, ..Options::default() }
-}
-
 async fn start() -> Origin {
-    Origin::start(options()).await.unwrap()
+    Origin::start(origin_options()).await.unwrap()
 }
 
-fn client() -> Client<HttpConnector, Full<Bytes>> {
-    Client::builder(TokioExecutor::new()).build_http()
-}
-
-fn request(
-    origin: &Origin,
-    method: Method,
-    target: &str,
-    headers: &[(&str, &str)],
-    body: &[u8],
-) -> Request<Full<Bytes>> {
-    let mut request = Request::builder().method(method).uri(format!("http://{}{target}", origin.address()));
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    request.body(Full::new(Bytes::copy_from_slice(body))).unwrap()
-}
-
-async fn send(origin: &Origin, method: Method, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-    let response = client().request(request(origin, method, target, headers, body)).await.unwrap();
-    let (head, body) = response.into_parts();
-    Answer { status: head.status.as_u16(), headers: head.headers, body: body.collect().await.unwrap().to_bytes() }
+async fn send(origin: &Origin, method: Method, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+    TestClient::new(origin.address()).send(method, target, headers, body.to_vec()).await
 }
 
 /// A batch by query, as the caller `t`.
-async fn ask(origin: &Origin, query: &str) -> Answer {
+async fn ask(origin: &Origin, query: &str) -> Reply {
     ask_with(origin, query, &[TOKEN]).await
 }
 
-async fn ask_with(origin: &Origin, query: &str, headers: &[(&str, &str)]) -> Answer {
-    send(origin, Method::GET, &format!("{}?{query}", api::PATH), headers, b"").await
+async fn ask_with(origin: &Origin, query: &str, headers: &[(&str, &str)]) -> Reply {
+    TestClient::new(origin.address()).get(&format!("{}?{query}", api::PATH), headers).await
 }
 
-async fn ask_by_body(origin: &Origin, headers: &[(&str, &str)], body: &str) -> Answer {
+async fn ask_by_body(origin: &Origin, headers: &[(&str, &str)], body: &str) -> Reply {
     send(origin, Method::GET, api::PATH, headers, body.as_bytes()).await
 }
 
+/// The batch `1` as a request.
+fn batch(origin: &Origin) -> Request<Full<Bytes>> {
+    let uri = format!("http://{}{}?accessory_ids=1", origin.address(), api::PATH);
+    Request::get(uri).header(TOKEN.0, TOKEN.1).body(Full::default()).unwrap()
+}
+
+/// A connection in memory.
+fn connect(origin: &Origin) -> TokioIo<tokio::io::DuplexStream> {
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let serving = origin.clone();
+    tokio::spawn(async move { serving.serve_connection(far).await });
+    TokioIo::new(near)
+}
+
 #[test]
-fn the_defaults_are_those_of_the_command_line() {
+fn options_are_those_of_the_command_line() {
     #[derive(Parser)]
     struct Arguments {
         #[command(flatten)]
         options: Options,
     }
-    let parsed = Arguments::parse_from(["origin"]).options;
-    assert_eq!(format!("{parsed:?}"), format!("{:?}", Options::default()));
     for wrong in ["--fail-ratio=1.5", "--fail-ratio=nan", "--poison-status=99", "--link-life=x"] {
         assert!(Arguments::try_parse_from(["origin", wrong]).is_err(), "{wrong}");
     }
     let some = Arguments::parse_from(["origin", "--missing=1,2", "--unknown-ids=fail", "--clock-offset=-5"]).options;
     assert_eq!((some.missing.len(), some.unknown_ids, some.clock_offset), (2, UnknownIds::Fail, -5));
+    let default = Options::default();
+    assert_eq!((default.max_ids, default.link_life, default.poison_status), (100, Duration::from_secs(900), 500));
 }
 
 #[tokio::test]
@@ -148,7 +112,7 @@ async fn what_the_reference_forbids_is_a_400() {
         String::new(),
     ] {
         let answer = ask(&origin, &bad).await;
-        assert_eq!((answer.status, answer.code().as_str()), (400, "OSM.0001"), "{bad}");
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (400, "OSM.0001"), "{bad}");
         assert_eq!(answer.json()["request_id"], answer.headers["x-request-id"].to_str().unwrap());
     }
     for body in
@@ -184,26 +148,26 @@ async fn a_call_needs_a_credential() {
         (vec![TOKEN], 200, ""),
     ] {
         let answer = ask_with(&origin, "accessory_ids=1", &headers).await;
-        assert_eq!((answer.status, answer.code().as_str()), (status, code), "{headers:?}");
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (status, code), "{headers:?}");
     }
 }
 
 #[tokio::test]
-async fn a_link_tells_whom_it_is_for() {
+async fn a_link_names_its_caller() {
     let origin = start().await;
     let query = "accessory_ids=b%2F2%2C%3F&group_id=g";
     let headers = [TOKEN, ("x-language", "en-us"), ("x-site", "1"), ("x-time-zone", "GMT+8")];
     let (id, link) = ask_with(&origin, query, &headers).await.links().remove(0);
     assert_eq!(id, "b/2,?");
-    let whose = (id.as_str(), Some("g"), "t", Some("en-us"), Some("1"));
+    let right = (id.as_str(), Some("g"), "t", Some("en-us"), Some("1"));
     let is_for = |(id, group, token, language, site)| link_is_for(&link, id, group, token, language, site);
-    assert!(is_for(whose), "{link}");
+    assert!(is_for(right), "{link}");
     for other in [
-        ("b/2,", whose.1, whose.2, whose.3, whose.4),
-        (whose.0, None, whose.2, whose.3, whose.4),
-        (whose.0, whose.1, "T", whose.3, whose.4),
-        (whose.0, whose.1, whose.2, None, whose.4),
-        (whose.0, whose.1, whose.2, whose.3, Some("-")),
+        ("b/2,", right.1, right.2, right.3, right.4),
+        (right.0, None, right.2, right.3, right.4),
+        (right.0, right.1, "T", right.3, right.4),
+        (right.0, right.1, right.2, None, right.4),
+        (right.0, right.1, right.2, right.3, Some("-")),
     ] {
         assert!(!is_for(other), "{other:?} {link}");
     }
@@ -213,19 +177,19 @@ async fn a_link_tells_whom_it_is_for() {
 }
 
 #[tokio::test]
-async fn a_link_has_its_usual_size_and_expiry_whoever_signs_it() {
+async fn a_link_has_its_usual_size_and_expiry_with_any_signer() {
     let origin = start().await;
     for (signer, expiry) in [
-        (Signer::V2, Some("&Expires=")),
-        (Signer::V4, Some("&X-Amz-Expires=900&")),
-        (Signer::Obs, Some("&X-Obs-Expires=900&")),
-        (Signer::Unreadable, None),
-        (Signer::Unsigned, None),
+        (LinkSigner::V2, Some("&Expires=")),
+        (LinkSigner::V4, Some("&X-Amz-Expires=900&")),
+        (LinkSigner::Obs, Some("&X-Obs-Expires=900&")),
+        (LinkSigner::Unreadable, None),
+        (LinkSigner::Unsigned, None),
     ] {
         origin.update(|options| options.signer = signer);
         let (_, link) = ask(&origin, "accessory_ids=1234567890&group_id=1").await.links().remove(0);
         assert!(link_is_for(&link, "1234567890", Some("1"), "t", None, None), "{link}");
-        assert_eq!(link.contains("Signature="), signer != Signer::Unsigned, "{link}");
+        assert_eq!(link.contains("Signature="), signer != LinkSigner::Unsigned, "{link}");
         match expiry {
             Some(expiry) => {
                 assert!(link.contains(expiry) && (430..=470).contains(&link.len()), "{} {link}", link.len());
@@ -251,7 +215,7 @@ async fn its_clock_dates_answers_and_links() {
         origin.update(|options| {
             (options.clock_offset, options.link_life) = (offset, Duration::MAX);
         });
-        for signer in [Signer::V2, Signer::V4] {
+        for signer in [LinkSigner::V2, LinkSigner::V4] {
             origin.update(|options| options.signer = signer);
             assert_eq!(ask(&origin, "accessory_ids=1").await.status, 200);
         }
@@ -279,7 +243,7 @@ async fn a_poison_id_fails_its_whole_batch_and_no_other() {
     {
         origin.update(|options| options.poison_status = status);
         let answer = ask(&origin, "accessory_ids=1,bad").await;
-        assert_eq!((answer.status, answer.code().as_str()), (status, code));
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (status, code));
         assert_eq!(answer.headers.contains_key("retry-after"), status == 429);
         assert!(answer.json().get("accessory_urls").is_none());
     }
@@ -287,7 +251,7 @@ async fn a_poison_id_fails_its_whole_batch_and_no_other() {
     origin.update(|options| options.fail_ratio = 1.0);
     for (status, code) in [(503, "APIGW.0202"), (500, "OSM.0004")] {
         let failed = ask(&origin, "accessory_ids=1").await;
-        assert_eq!((failed.status, failed.code().as_str()), (status, code));
+        assert_eq!((failed.status.as_u16(), failed.code().as_str()), (status, code));
         origin.update(|options| options.fail_status = 500);
     }
 }
@@ -333,7 +297,7 @@ async fn what_is_asked_is_counted_whether_or_not_it_is_recorded() {
 }
 
 #[tokio::test]
-async fn a_held_call_waits_for_its_release() {
+async fn calls_that_are_held_wait_for_their_release() {
     let origin = start().await;
     origin.hold();
     let asking = |query: &'static str| {
@@ -343,7 +307,7 @@ async fn a_held_call_waits_for_its_release() {
     let (first, second) = (asking("accessory_ids=1"), asking("accessory_ids=2"));
     origin.arrived(2).await;
     // Scripted after they have arrived: it is not for them.
-    origin.script(Reply::json(200, "{}"));
+    origin.script(ScriptedReply::json(200, "{}"));
     assert!(!first.is_finished() && !second.is_finished());
     assert_eq!(send(&origin, Method::GET, "/v2/servicerequest/echo", &[], b"").await.status, 200, "only batches");
     origin.release();
@@ -364,23 +328,25 @@ async fn a_delay_delays_batches() {
 async fn scripted_replies_go_out_in_their_order_and_as_they_are() {
     let origin = start().await;
     let headers = HeaderMap::from_iter([("x-own".parse().unwrap(), "1".parse().unwrap())]);
-    origin.script(Reply::Whole(StatusCode::IM_A_TEAPOT, headers, Bytes::from_static(b"tea")));
-    origin.script(Reply::Truncated(Bytes::from_static(b"{\"accessory_urls\":[")));
-    origin.script(Reply::Reset);
+    origin.script(ScriptedReply::Whole(StatusCode::IM_A_TEAPOT, headers, Bytes::from_static(b"tea")));
+    origin.script(ScriptedReply::Truncated(Bytes::from_static(b"{\"accessory_urls\":[")));
+    origin.script(ScriptedReply::Reset);
 
     let whole = ask(&origin, "accessory_ids=1").await;
-    assert_eq!((whole.status, &whole.body[..], &whole.headers["x-own"]), (418, &b"tea"[..], &"1".parse().unwrap()));
+    assert_eq!(
+        (whole.status.as_u16(), &whole.body[..], &whole.headers["x-own"]),
+        (418, &b"tea"[..], &"1".parse().unwrap())
+    );
     assert!(!whole.headers.contains_key("x-request-id"));
 
-    let target = format!("{}?accessory_ids=1", api::PATH);
-    let batch = || request(&origin, Method::GET, &target, &[TOKEN], b"");
-    let cut = client().request(batch()).await.unwrap();
+    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let cut = client.request(batch(&origin)).await.unwrap();
     assert_eq!((cut.status(), &cut.headers()["content-length"]), (StatusCode::OK, &"83".parse().unwrap()));
     let mut body = cut.into_body();
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "{\"accessory_urls\":[");
     body.frame().await.unwrap().unwrap_err();
 
-    client().request(batch()).await.unwrap_err();
+    client.request(batch(&origin)).await.unwrap_err();
     assert_eq!(ask(&origin, "accessory_ids=1").await.ids(), ["1"]);
     assert_eq!(origin.batch_calls(), 4);
 }
@@ -389,19 +355,14 @@ async fn scripted_replies_go_out_in_their_order_and_as_they_are() {
 async fn a_stopped_endpoint_is_down_until_another_starts_there() {
     let origin = start().await;
     origin.hold();
-    let held = tokio::spawn(client().request(request(
-        &origin,
-        Method::GET,
-        &format!("{}?accessory_ids=1", api::PATH),
-        &[TOKEN],
-        b"",
-    )));
+    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let waiting = tokio::spawn(client.request(batch(&origin)));
     origin.arrived(1).await;
     origin.stop().await;
-    held.await.unwrap().unwrap_err();
-    assert!(client().request(request(&origin, Method::GET, "/", &[], b"")).await.unwrap_err().is_connect());
+    waiting.await.unwrap().unwrap_err();
+    assert!(client.request(batch(&origin)).await.unwrap_err().is_connect());
 
-    let again = Origin::start(Options { address: origin.address(), ..options() }).await.unwrap();
+    let again = Origin::start(Options { address: origin.address(), ..origin_options() }).await.unwrap();
     assert_eq!(ask(&again, "accessory_ids=1").await.ids(), ["1"]);
     // A connection in memory ends too.
     let (_client, server) = tokio::io::duplex(64);
@@ -414,34 +375,29 @@ async fn a_stopped_endpoint_is_down_until_another_starts_there() {
 #[tokio::test]
 async fn it_is_served_over_http_2_and_over_streams_in_memory() {
     let origin = start().await;
-    let (near, far) = tokio::io::duplex(1 << 16);
-    let serving = origin.clone();
-    tokio::spawn(async move { serving.serve_connection(far).await });
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(near)).await.unwrap();
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), connect(&origin)).await.unwrap();
     tokio::spawn(connection);
-    let target = format!("{}?accessory_ids=1", api::PATH);
-    let response = sender.send_request(request(&origin, Method::GET, &target, &[TOKEN], b"")).await.unwrap();
+    let response = sender.send_request(batch(&origin)).await.unwrap();
     assert_eq!((response.status(), response.version()), (StatusCode::OK, http::Version::HTTP_2));
-    assert_eq!(origin.calls()[0].target, target);
-    origin.script(Reply::Reset);
-    sender.send_request(request(&origin, Method::GET, &target, &[TOKEN], b"")).await.unwrap_err();
-    let echo = request(&origin, Method::PUT, "/v2/servicerequest/echo", &[], b"x");
+    assert_eq!(origin.calls()[0].ids, ["1"]);
+    origin.script(ScriptedReply::Reset);
+    sender.send_request(batch(&origin)).await.unwrap_err();
+    let echo = Request::put(format!("http://{}/v2/servicerequest/echo", origin.address()));
+    let echo = echo.body(Full::from("x")).unwrap();
     assert_eq!(sender.send_request(echo).await.unwrap().status(), StatusCode::OK, "only the stream was reset");
 
-    let held = sender.send_request(request(&origin, Method::GET, &target, &[TOKEN], b""));
     origin.hold();
-    let held = tokio::spawn(held);
+    let waiting = tokio::spawn(sender.send_request(batch(&origin)));
     origin.arrived(3).await;
     origin.stop().await;
-    held.await.unwrap().unwrap_err();
+    waiting.await.unwrap().unwrap_err();
 }
 
 #[tokio::test]
-async fn the_neighbouring_routes_answer() {
+async fn the_other_routes_answer() {
     let origin = start().await;
     let upload = send(&origin, Method::POST, "/v2/servicerequest/accessorys", &[], &[b'x'; 200_000]).await;
-    assert_eq!((upload.status, upload.json()["bytes"].as_u64()), (200, Some(200_000)));
+    assert_eq!((upload.status.as_u16(), upload.json()["bytes"].as_u64()), (200, Some(200_000)));
     assert!(upload.json()["accessory_id"].is_string());
 
     let path = "/v2/servicerequest/accessorys/1,2";
@@ -472,7 +428,58 @@ async fn the_neighbouring_routes_answer() {
         (Method::DELETE, "/v2/servicerequest/accessorys/"),
     ] {
         let answer = send(&origin, method, target, &[], b"").await;
-        assert_eq!((answer.status, answer.code().as_str()), (404, "APIGW.0101"), "{target}");
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (404, "APIGW.0101"), "{target}");
     }
     assert_eq!(origin.batch_calls(), 0);
+}
+
+/// Whether a request is answered on this connection.
+async fn answers(sender: &mut http1::SendRequest<Empty<Bytes>>) -> bool {
+    if sender.ready().await.is_err() {
+        return false;
+    }
+    match sender.send_request(Request::get("/counts").body(Empty::new()).unwrap()).await {
+        Ok(response) => response.into_body().collect().await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+async fn connect_http1(origin: &Origin) -> http1::SendRequest<Empty<Bytes>> {
+    let (sender, connection) = http1::handshake(connect(origin)).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+#[tokio::test]
+async fn connections_are_lost_as_told_and_others_stay() {
+    for how in [Loss::Now, Loss::AtNextRequest, Loss::Gracefully] {
+        let origin = start().await;
+        let (mut first, mut second) = (connect_http1(&origin).await, connect_http1(&origin).await);
+        assert!(answers(&mut first).await && answers(&mut second).await);
+        origin.lose_connection(0, how);
+        assert!(!answers(&mut first).await && answers(&mut second).await, "{how:?}");
+        origin.lose_connections(how);
+        let mut third = connect_http1(&origin).await;
+        assert!(!answers(&mut second).await && answers(&mut third).await, "{how:?}");
+        assert_eq!(origin.connections(), 3);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_ends_gracefully_after_its_last_request() {
+    let origin = start().await;
+    origin.update(|options| options.requests_per_connection = Some(3));
+    let mut sender = connect_http1(&origin).await;
+    for _ in 0..3 {
+        assert!(answers(&mut sender).await);
+    }
+    assert!(!answers(&mut sender).await);
+
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), connect(&origin)).await.unwrap();
+    let ended = tokio::spawn(connection);
+    for _ in 0..3 {
+        sender.ready().await.unwrap();
+        assert_eq!(sender.send_request(batch(&origin)).await.unwrap().status(), 200);
+    }
+    ended.await.unwrap().unwrap();
 }

@@ -1,12 +1,12 @@
-//! How many ids a call takes, by their number and by the bytes of its target.
+//! Splits ids into calls, by their number and by the bytes of the call's target.
 
-use super::Wanted;
+use super::KeyedId;
 use crate::api;
 use crate::api::request::{self, Form};
 use crate::config;
 
-/// How full a call is.
-pub(super) struct Load<'c> {
+/// Fills one call.
+pub(super) struct BatchBuilder<'c> {
     config: &'c config::Upstream,
     form: Form,
     ids: usize,
@@ -14,16 +14,15 @@ pub(super) struct Load<'c> {
     bytes: usize,
 }
 
-impl<'c> Load<'c> {
-    /// An empty call.
+impl<'c> BatchBuilder<'c> {
     pub(super) fn new(config: &'c config::Upstream, form: Form) -> Self {
         let group = api::GROUP_CHARS * 4 * 3;
         let bytes = api::PATH.len() + api::IDS.len() + api::GROUP.len() + 4 + group;
         Self { config, form, ids: 0, bytes }
     }
 
-    /// Adds `id` if it fits; one id always does.
-    pub(super) fn takes(&mut self, id: &str) -> bool {
+    /// Adds `id` if it fits; the first one always does.
+    pub(super) fn add(&mut self, id: &str) -> bool {
         let bytes = self.bytes + request::target_bytes(self.form, id);
         let full = self.ids >= self.config.ids_per_call || bytes > self.config.uri_bytes;
         if full && self.ids > 0 {
@@ -35,19 +34,19 @@ impl<'c> Load<'c> {
     }
 }
 
-/// The loads of calls for `wanted`.
-pub(super) fn split(config: &config::Upstream, form: Form, wanted: &[Wanted]) -> Vec<Vec<Wanted>> {
-    let mut loads: Vec<Vec<Wanted>> = Vec::new();
-    let mut load = Load::new(config, form);
-    for wanted in wanted {
-        match loads.last_mut() {
-            Some(last) if load.takes(&wanted.id) => last.push(wanted.clone()),
+/// The ids of each call that `ids` take.
+pub(super) fn split(config: &config::Upstream, form: Form, ids: &[KeyedId]) -> Vec<Vec<KeyedId>> {
+    let mut batches: Vec<Vec<KeyedId>> = Vec::new();
+    let mut builder = BatchBuilder::new(config, form);
+    for id in ids {
+        match batches.last_mut() {
+            Some(last) if builder.add(&id.id) => last.push(id.clone()),
             _ => {
-                load = Load::new(config, form);
-                load.takes(&wanted.id);
-                loads.push(vec![wanted.clone()]);
+                builder = BatchBuilder::new(config, form);
+                builder.add(&id.id);
+                batches.push(vec![id.clone()]);
             }
         }
     }
-    loads
+    batches
 }

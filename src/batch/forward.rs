@@ -1,0 +1,168 @@
+//! Batches that are forwarded: untouched, because sidelink may not answer them; or after their calls failed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::EXPECT;
+use http::request::Parts;
+use http::{Request, StatusCode, Uri};
+use tokio::time::timeout_at;
+
+use super::slots::Slots;
+use super::{BatchRoute, distinct, respond};
+use crate::api::answer;
+use crate::api::request::Batch;
+use crate::auth::Bypass;
+use crate::error::{Error, NoAnswer};
+use crate::fetch::{Cause, Failure, FetchContext, FetchResult, KeyedId};
+use crate::message::body::{BodyError, whole};
+use crate::message::reply::Reply;
+use crate::telemetry::log::events;
+use crate::telemetry::trace::RequestSpan;
+
+impl BatchRoute {
+    /// Forwards a request of the batch route untouched.
+    pub(super) async fn bypass<B>(&self, request: Request<B>, reason: Bypass, trace: &RequestSpan) -> Reply
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError> + Send,
+    {
+        self.count_bypass(reason);
+        respond::bypassed(self.passthrough.forward(request, trace).await, reason)
+    }
+
+    /// As [`Self::bypass`], for a request whose body has been read.
+    pub(super) async fn bypass_read(&self, parts: Parts, body: Bytes, reason: Bypass, trace: &RequestSpan) -> Reply {
+        let mut request = Request::from_parts(parts, whole(body));
+        // The client has been told to continue already.
+        request.headers_mut().remove(EXPECT);
+        self.bypass(request, reason, trace).await
+    }
+
+    fn count_bypass(&self, reason: Bypass) {
+        events::Bypassed { reason: reason.name() }.log();
+        self.metrics.bypass.of(reason).inc();
+    }
+
+    /// The reply to a batch whose calls failed, where it is not the failure itself:
+    /// - an answer that cannot be matched, to a call that carried other ids too: the batch is fetched whole;
+    /// - a refusal, to a batch that came with cookies, which calls do not carry: the batch is forwarded with them.
+    pub(super) async fn forward_failed(
+        &self,
+        failure: &Failure,
+        parts: &Parts,
+        body: &Bytes,
+        context: &Arc<FetchContext>,
+        slots: &mut Slots<'_>,
+    ) -> Option<Reply> {
+        let batch = Batch::read(parts.uri.query(), &parts.headers, body).ok()?;
+        let fits = self.fits_one_call(&batch, &parts.uri);
+        match &failure.cause {
+            Cause::Unmatched(_) if !failure.shared && failure.ids == slots.slots.len() => {
+                // The answer to exactly this batch is passed on.
+                slots.count_fetched();
+                None
+            }
+            Cause::Unmatched(_) if fits || failure.is_coded() => {
+                Some(self.forward_as_written(parts, body, Bypass::Unmatched, context, slots).await)
+            }
+            Cause::Unmatched(_) => Some(self.fetch_whole(&batch, context, slots).await),
+            Cause::Answer(answer) if fits && context.has_cookies && is_refusal(answer.status) => {
+                Some(self.forward_with_cookies(parts, body, context, slots).await)
+            }
+            _ => None,
+        }
+    }
+
+    /// Forwards a batch with its cookies, since a call without them was refused. The answer decides whether the endpoint
+    /// still accepts the caller.
+    pub(super) async fn forward_with_cookies(
+        &self,
+        parts: &Parts,
+        body: &Bytes,
+        context: &FetchContext,
+        slots: &mut Slots<'_>,
+    ) -> Reply {
+        let reply = self.forward_as_written(parts, body, Bypass::Cookie, context, slots).await;
+        if reply.response.status() == StatusCode::UNAUTHORIZED {
+            self.fetch.drop_caller(context, context.was_accepted);
+        }
+        reply
+    }
+
+    /// Forwards a batch as its client wrote it, within its deadline.
+    async fn forward_as_written(
+        &self,
+        parts: &Parts,
+        body: &Bytes,
+        reason: Bypass,
+        context: &FetchContext,
+        slots: &mut Slots<'_>,
+    ) -> Reply {
+        let forwarded = self.bypass_read(parts.clone(), body.clone(), reason, &context.trace);
+        let reply = timeout_at(context.deadline, forwarded).await;
+        let reply = reply.unwrap_or_else(|_| respond::error(Error::Deadline));
+        if reply.response.status().is_success() {
+            slots.count_fetched();
+        }
+        reply
+    }
+
+    /// Whether a batch, as its client wrote it, is no larger than a call of sidelink's own would be.
+    fn fits_one_call(&self, batch: &Batch<'_>, uri: &Uri) -> bool {
+        let limits = &self.config.upstream;
+        let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
+        let ids = batch.ids.len();
+        ids == 1 || (ids <= limits.ids_per_call && target <= limits.uri_bytes)
+    }
+
+    /// Fetches a batch that is too large to be forwarded as it was written, and one of whose answers has an item that matches
+    /// no id. All items are passed on in one list, call by call, or the answer of the first call that fails; nothing is
+    /// stored.
+    async fn fetch_whole(&self, batch: &Batch<'_>, context: &Arc<FetchContext>, slots: &mut Slots<'_>) -> Reply {
+        self.count_bypass(Bypass::Unmatched);
+        let Some(ids) = distinct(batch, context.scope, self.config.limits.batch_ids) else {
+            return respond::error(Error::TooManyIds);
+        };
+        let ids: Vec<KeyedId> = ids.iter().map(|(id, key)| KeyedId { id: Box::from(*id), key: *key }).collect();
+        let results = match self.fetch.fetch_separately(context, &ids, false).await {
+            Ok(results) => results,
+            Err(error) => return respond::error(error),
+        };
+        match items(&results) {
+            Ok(items) => {
+                slots.count_fetched();
+                let request_id = results.first().and_then(|result| result.request_id.clone());
+                respond::unmatched(items.into_iter(), request_id, &self.template)
+            }
+            // A part of the batch, in a coding that cannot be undone: passed on, it would look like the whole.
+            Err(failure) if failure.is_coded() => respond::error(Error::NoAnswer(NoAnswer::Unreadable)),
+            Err(failure) => respond::failure(failure),
+        }
+    }
+}
+
+/// The items that calls have brought, in the order of the calls.
+fn items(results: &[FetchResult]) -> Result<Vec<&[u8]>, &Failure> {
+    let mut items: Vec<&[u8]> = Vec::with_capacity(results.len());
+    let mut last: Option<&Arc<Failure>> = None;
+    for result in results {
+        match &result.entry {
+            Ok(entry) => items.extend(entry.text()),
+            Err(failure) => match &failure.cause {
+                // Of the same call as the id before.
+                Cause::Unmatched(_) if last.is_some_and(|last| Arc::ptr_eq(last, failure)) => {}
+                Cause::Unmatched(answer) if !answer.is_coded() => {
+                    items.extend(answer::items(&answer.body).into_iter().flatten());
+                    last = Some(failure);
+                }
+                _ => return Err(failure),
+            },
+        }
+    }
+    Ok(items)
+}
+
+fn is_refusal(status: StatusCode) -> bool {
+    status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN
+}

@@ -1,0 +1,197 @@
+//! The batch route of the simulated endpoint.
+
+use std::io;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderValue, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+
+use super::answers::{gzip, json_answer};
+use super::credential::{OriginCredential, Unauthenticated};
+use super::links::{Owner, link};
+use super::parse::{ParsedCall, parse};
+use super::{Exchange, RecordedCall, ScriptedReply, UnknownIds};
+use crate::api;
+use crate::auth::signature;
+use crate::message::body::{Body, whole};
+
+/// Most bytes of a batch's body.
+const MOST_BYTES: usize = 1 << 20;
+/// The bytes that a truncated reply announces and does not send.
+const CUT_OFF: usize = 64;
+
+/// Answers a call: as scripted, or as its options say.
+pub(super) async fn answer(mut exchange: Exchange, body: Incoming) -> io::Result<Response<Body>> {
+    let body = match Limited::new(body, MOST_BYTES).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(reason) if reason.is::<LengthLimitError>() => {
+            return Ok(exchange.error(413, "APIGW.0201", "Request entity too large"));
+        }
+        Err(reason) => return Err(io::Error::other(reason)),
+    };
+    let parsed = parse(&exchange.parts, &body, exchange.options.max_ids);
+    let keys = std::mem::take(&mut exchange.options.keys);
+    let parts = exchange.parts.clone();
+    let credential = OriginCredential::read(&parts, &signature::hash(&body), &keys, exchange.now);
+    let caller = credential.as_ref().map_or("", OriginCredential::text);
+    exchange.options = exchange.options.for_caller(caller);
+    let ids = parsed.as_ref().map_or(&[][..], |parsed| &parsed.ids);
+    let scripted = exchange.arrive(body, parsed.as_ref().ok(), caller).await?;
+    let poison_reply = exchange.options.poison_reply.take().filter(|_| exchange.options.is_poisoned(ids));
+    match scripted.or(poison_reply) {
+        Some(reply) => exchange.play(reply).await,
+        None => Ok(exchange.batch(credential, parsed)),
+    }
+}
+
+impl Exchange {
+    /// Counts and records a call, and waits until it may go on. Returns the reply scripted for it.
+    async fn arrive(
+        &self,
+        body: Bytes,
+        parsed: Option<&ParsedCall>,
+        caller: &str,
+    ) -> io::Result<Option<ScriptedReply>> {
+        let origin = &self.origin.0;
+        let scripted = {
+            let mut state = self.origin.state();
+            if let Some(parsed) = parsed {
+                state.count(caller, parsed.group.as_deref(), &parsed.ids);
+            }
+            if self.options.record {
+                state.calls.push(RecordedCall {
+                    method: self.parts.method.clone(),
+                    target: self.parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+                    headers: self.parts.headers.clone(),
+                    body,
+                    ids: parsed.map(|parsed| parsed.ids.clone()).unwrap_or_default(),
+                    group: parsed.and_then(|parsed| parsed.group.clone()),
+                    form: parsed.map(|parsed| parsed.form),
+                });
+            }
+            // Before the arrival is told: a reply that is scripted from then on is for the next call.
+            state.script.pop_front()
+        };
+        origin.arrived.send_modify(|arrived| *arrived += 1);
+        let go_on = async {
+            // The sender lives as long as the origin.
+            let _ = origin.gate.subscribe().wait_for(|open| *open).await;
+            if !self.options.delay.is_zero() {
+                tokio::time::sleep(self.options.delay).await;
+            }
+        };
+        // On HTTP/2 a call is a task of its own, which does not end with its connection.
+        tokio::select! {
+            () = go_on => Ok(scripted),
+            () = origin.stop.cancelled() => Err(io::Error::other("stopped")),
+        }
+    }
+
+    fn batch(
+        &self,
+        credential: Result<OriginCredential<'_>, Unauthenticated>,
+        parsed: Result<ParsedCall, &'static str>,
+    ) -> Response<Body> {
+        let credential = match credential {
+            Ok(credential) => credential,
+            Err((code, message)) => return self.error(401, code, message),
+        };
+        let ids = parsed.as_ref().map_or(&[][..], |parsed| &parsed.ids);
+        let options = &self.options;
+        if matches!(&credential, OriginCredential::Token(token) if options.refuse.iter().any(|refused| refused == token))
+        {
+            return self.error(401, "APIGW.0301", "Incorrect IAM authentication information");
+        }
+        if options.fail_ratio > 0.0 && rand::random::<f64>() < options.fail_ratio {
+            return self.failure(options.fail_status);
+        }
+        if options.is_poisoned(ids) {
+            return self.failure(options.poison_status);
+        }
+        if options.unknown_ids == UnknownIds::Fail && ids.iter().any(|id| options.missing.contains(id)) {
+            return self.error(400, "OSM.0001", "an accessory does not exist");
+        }
+        match parsed {
+            Ok(parsed) => self.links(credential.text(), &parsed),
+            Err(reason) => self.error(400, "OSM.0001", reason),
+        }
+    }
+
+    /// A failure of this status, with the code that goes with it.
+    fn failure(&self, status: u16) -> Response<Body> {
+        let code = match status {
+            200 => api::VALIDATION_FAILED,
+            400 => "OSM.0001",
+            401 => "OSM.0002",
+            403 => "OSM.0003",
+            429 => "APIGW.0308",
+            503 => "APIGW.0202",
+            _ => "OSM.0004",
+        };
+        self.error(status, code, "failed")
+    }
+
+    fn links(&self, credential: &str, parsed: &ParsedCall) -> Response<Body> {
+        let header = |name| self.parts.headers.get(name).and_then(|value| value.to_str().ok());
+        let owner = Owner {
+            credential,
+            group: parsed.group.as_deref(),
+            language: header(api::LANGUAGE),
+            site: header(api::SITE),
+            time_zone: header(api::TIME_ZONE),
+        };
+        let options = &self.options;
+        let known = parsed.ids.iter().filter(|id| !options.missing.contains(id));
+        let mut items: Vec<Value> = known
+            .map(|id| {
+                let url = link(options.signer, &owner, id, self.now, options.link_life, self.serial);
+                json!({"accessory_url": url, "accessory_id": id, "accessory_name": format!("{id}.png")})
+            })
+            .collect();
+        if options.reversed {
+            items.reverse();
+        }
+        let mut response = self.stamped(json_answer(200, &json!({"accessory_urls": items})));
+        if !options.no_gzip {
+            gzip(&self.parts.headers, &mut response);
+        }
+        if let Some(Ok(value)) = options.cache_control.as_deref().map(HeaderValue::from_str) {
+            response.headers_mut().insert(CACHE_CONTROL, value);
+        }
+        response.map(whole)
+    }
+
+    async fn play(&self, reply: ScriptedReply) -> io::Result<Response<Body>> {
+        match reply {
+            ScriptedReply::Whole(status, headers, body) => {
+                let mut response = Response::new(whole(body));
+                *response.status_mut() = status;
+                *response.headers_mut() = headers;
+                Ok(response)
+            }
+            ScriptedReply::Truncated(body) => {
+                let announced = body.len() + CUT_OFF;
+                let cut = stream::once(async {
+                    // The bytes so far are written out first.
+                    tokio::task::yield_now().await;
+                    Err(io::Error::other("cut off"))
+                });
+                let frames = stream::iter([Ok(Frame::data(body))]).chain(cut);
+                let mut response = Response::new(crate::message::body::stream(StreamBody::new(frames)));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(announced));
+                Ok(response)
+            }
+            ScriptedReply::Reset => Err(io::Error::other("reset")),
+            ScriptedReply::Hang => {
+                self.origin.0.stop.cancelled().await;
+                Err(io::Error::other("stopped"))
+            }
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! What a batch's fetch needs to know of the batch.
+
+use std::sync::Arc;
+
+use http::{HeaderName, HeaderValue};
+use tokio::time::Instant;
+
+use super::CacheRequirements;
+use super::calls::QueueKey;
+use crate::api::id::Group;
+use crate::api::request::Form;
+use crate::auth::{Identity, Key, Scope};
+use crate::shared::Share;
+use crate::telemetry::trace::{RequestSpan, TraceContext};
+
+/// The batch on whose behalf ids are fetched.
+pub struct FetchContext {
+    /// Who asks.
+    pub identity: Identity,
+    /// The headers of the client that calls carry.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Caller, group and scope headers.
+    pub scope: Scope,
+    /// The group.
+    pub group: Group<'static>,
+    /// The form that the client used.
+    pub form: Form,
+    /// When the batch must be answered.
+    pub deadline: Instant,
+    /// The client's own request id, if it is well-formed: for a call that serves this batch alone.
+    pub request_id: Option<HeaderValue>,
+    /// Whether the batch came with cookies, which calls do not carry: it is forwarded with them where its call is refused.
+    pub has_cookies: bool,
+    /// Whether the endpoint was known to accept the caller when the batch came.
+    pub was_accepted: bool,
+    /// How many sidelinks the batch had passed.
+    pub hops: usize,
+    /// The batch's span, if it has one.
+    pub trace: RequestSpan,
+    /// The trace context that its calls carry, where they have no spans.
+    pub trace_context: TraceContext,
+    /// What the client lets be answered without a call.
+    pub requirements: CacheRequirements,
+    /// Its scope in the shared tier, if there is one.
+    pub share: Option<Arc<Share>>,
+}
+
+impl FetchContext {
+    /// Where its ids queue for a call.
+    pub(super) fn queue_key(&self) -> QueueKey {
+        QueueKey { scope: self.scope, form: self.form }
+    }
+}
+
+/// An id, and its key in the batch's scope.
+#[derive(Clone)]
+pub struct KeyedId {
+    /// The id.
+    pub id: Box<str>,
+    /// Its key.
+    pub key: Key,
+}

@@ -1,0 +1,51 @@
+//! What a client's request lets be answered without a call.
+
+use crate::cache::Entry;
+use crate::cache::freshness::Deadlines;
+use crate::clock::Moment;
+use crate::message::cache_control::Directives;
+
+/// What may be answered from the cache.
+#[derive(Clone, Copy, Default)]
+pub struct CacheRequirements {
+    /// Nothing may.
+    pub nothing: bool,
+    /// The longest time since an entry's call was sent, in milliseconds.
+    pub max_age: Option<u64>,
+    /// The least freshness left, in milliseconds.
+    pub min_fresh: Option<u64>,
+}
+
+impl From<&Directives> for CacheRequirements {
+    /// The requirements of a request's `Cache-Control` (RFC 9111 §5.2.1).
+    fn from(directives: &Directives) -> Self {
+        Self {
+            nothing: directives.no_cache || directives.no_store,
+            max_age: directives.max_age.map(|seconds| seconds.saturating_mul(1000)),
+            min_fresh: directives.min_fresh.map(|seconds| seconds.saturating_mul(1000)),
+        }
+    }
+}
+
+impl CacheRequirements {
+    /// Whether anything is required at all.
+    pub fn are_any(&self) -> bool {
+        self.nothing || self.max_age.is_some() || self.min_fresh.is_some()
+    }
+
+    /// Whether `entry` may be served now.
+    pub fn allow(&self, entry: &Entry, now: Moment) -> bool {
+        self.allow_deadlines(entry.deadlines(), now)
+    }
+
+    /// Whether a remembered refusal of these deadlines may be answered again now; never to `max-age=0`.
+    pub(crate) fn allow_refusal(&self, deadlines: &Deadlines, now: Moment) -> bool {
+        self.max_age != Some(0) && self.allow_deadlines(deadlines, now)
+    }
+
+    fn allow_deadlines(&self, deadlines: &Deadlines, now: Moment) -> bool {
+        !self.nothing
+            && deadlines.fresh_left(now).is_some_and(|left| left >= self.min_fresh.unwrap_or(0))
+            && self.max_age.is_none_or(|most| deadlines.age(now) <= most)
+    }
+}

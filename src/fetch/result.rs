@@ -1,0 +1,124 @@
+//! What came of fetching one id.
+
+use std::sync::Arc;
+
+use http::HeaderValue;
+
+use crate::cache::Entry;
+use crate::error::{Error, NoAnswer};
+use crate::telemetry::metrics::IdResult;
+use crate::telemetry::trace::CallContext;
+use crate::upstream::{Answer, Rejection};
+
+/// What came of fetching one id.
+#[derive(Clone)]
+pub struct FetchResult {
+    /// What the id is answered with. An entry that is not stored says so ([`crate::cache::freshness::Deadlines::is_stored`]).
+    pub entry: Result<Entry, Arc<Failure>>,
+    /// Where the entry is from.
+    pub source: EntrySource,
+    /// The endpoint's name for the call.
+    pub request_id: Option<HeaderValue>,
+    /// The call's span, if it has one.
+    pub call: Option<CallContext>,
+}
+
+/// Where a fetched entry is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntrySource {
+    /// This process's memory: it arrived there after the batch's first look-up.
+    Memory,
+    /// The shared tier.
+    SharedTier,
+    /// A call to the endpoint.
+    Call,
+    /// A flight that another batch had started.
+    Joined {
+        /// Whether that flight ended with an entry of the shared tier.
+        shared: bool,
+    },
+}
+
+impl FetchResult {
+    /// The result of an id for which nothing was asked, or whose call is lost.
+    pub(super) fn failed(failure: Arc<Failure>) -> Self {
+        Self { entry: Err(failure), source: EntrySource::Call, request_id: None, call: None }
+    }
+
+    /// As [`Self::failed`], for an error of sidelink's own.
+    pub(super) fn error(error: Error) -> Self {
+        Self::failed(Arc::new(Failure { cause: Cause::NoAnswer(error), shared: false, ids: 0 }))
+    }
+
+    /// The result of an id that needs no call.
+    pub(super) fn without_call(entry: Entry, source: EntrySource) -> Self {
+        Self { entry: Ok(entry), source, request_id: None, call: None }
+    }
+
+    /// The same, for a batch that joined the flight.
+    pub(super) fn joined(self) -> Self {
+        Self { source: EntrySource::Joined { shared: self.source == EntrySource::SharedTier }, ..self }
+    }
+
+    /// How the id counts in metrics.
+    pub fn id_result(&self) -> IdResult {
+        match (&self.entry, self.source) {
+            (Err(_), _) => IdResult::Failed,
+            (Ok(_), EntrySource::Joined { .. }) => IdResult::Joined,
+            (Ok(_), EntrySource::Call) => IdResult::Fetched,
+            (Ok(entry), EntrySource::Memory | EntrySource::SharedTier) if entry.text().is_none() => IdResult::Absent,
+            (Ok(_), EntrySource::Memory) => IdResult::Hit,
+            (Ok(_), EntrySource::SharedTier) => IdResult::Shared,
+        }
+    }
+}
+
+/// Why the ids of a call have no entries.
+pub struct Failure {
+    /// What happened.
+    pub cause: Cause,
+    /// Whether the call carried ids of other batches too, or had joiners: which batch is at fault is not known then.
+    pub shared: bool,
+    /// How many ids the call carried.
+    pub ids: usize,
+}
+
+/// How a call failed.
+pub enum Cause {
+    /// The endpoint answered with an error, which is passed on as it came.
+    Answer(Answer),
+    /// The answer has items that match no id asked for, or is in a coding that cannot be undone.
+    Unmatched(Answer),
+    /// No call was made.
+    Rejected(Rejection),
+    /// The endpoint gave no answer.
+    NoAnswer(Error),
+}
+
+impl Failure {
+    /// Whether the answer is in a coding that cannot be undone.
+    pub fn is_coded(&self) -> bool {
+        matches!(&self.cause, Cause::Unmatched(answer) if answer.is_coded())
+    }
+
+    /// Whether a call for one batch alone may succeed. Not where the fault is the caller's as a whole or no batch's: a
+    /// refused token, a throttled caller, an endpoint that is down.
+    pub fn may_be_anothers_fault(&self) -> bool {
+        match &self.cause {
+            Cause::Answer(answer) => self.shared && !matches!(answer.status.as_u16(), 401 | 429),
+            // One id may break connections, or have its source refused by the breaker.
+            Cause::Rejected(Rejection::Breaker(_)) | Cause::NoAnswer(Error::NoAnswer(NoAnswer::Broken)) => self.shared,
+            Cause::Unmatched(_) | Cause::Rejected(_) | Cause::NoAnswer(_) => false,
+        }
+    }
+
+    /// Whether a stale link may be served instead: the endpoint failed, it did not refuse.
+    pub fn allows_stale(&self) -> bool {
+        match &self.cause {
+            Cause::Answer(answer) => matches!(answer.status.as_u16(), 429 | 500 | 502 | 503 | 504),
+            Cause::Unmatched(_) => false,
+            Cause::Rejected(_) => true,
+            Cause::NoAnswer(error) => !matches!(error, Error::Shed(_)),
+        }
+    }
+}

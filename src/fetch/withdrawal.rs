@@ -1,0 +1,86 @@
+//! Calls that the endpoint refuses (401, 403, "no permission"): what is dropped, and what is remembered of the refusal.
+
+use super::{FetchContext, Fetcher, KeyedId};
+use crate::cache::Entry;
+use crate::cache::freshness::{self, Deadlines};
+use crate::cache::refusals::Refusal;
+use crate::clock::Moment;
+use crate::upstream::Answer;
+
+impl Fetcher {
+    /// Drops all entries of the caller of these batches after a 401 to their call. Where each batch came with cookies, which
+    /// the call did not carry, the caller is only invalidated: the batch is forwarded as it was written, and that answer
+    /// decides ([`Fetcher::drop_caller`]).
+    pub(super) fn unauthorized(&self, batches: &[&FetchContext]) {
+        let Some(first) = batches.first() else { return };
+        if batches.iter().all(|context| context.has_cookies) {
+            self.callers.invalidate(&first.identity);
+        } else {
+            self.drop_caller(first, first.identity.caller_state.is_accepted());
+        }
+    }
+
+    /// Drops all entries of the caller, here and in the shared tier; `known`: the endpoint had accepted it before.
+    pub(super) fn drop_caller(&self, context: &FetchContext, known: bool) {
+        self.callers.drop_links(&context.identity);
+        if let (Some(tier), Some(share)) = (&self.tier, &context.share) {
+            tier.revoke(share, known);
+        }
+    }
+
+    /// Forgets these ids, which `answer` refuses to the caller. Which of several ids is at fault is not known, so only the
+    /// answer to one id alone is remembered (if `remember`), and only the loss of a link that the caller had invalidates it.
+    pub(super) fn withdraw(&self, answer: &Answer, context: &FetchContext, ids: &[KeyedId], remember: bool) {
+        let refusals = self.cache.refusals();
+        let alone = if let [alone] = ids { Some(alone) } else { None };
+        let had_link = alone.and_then(|alone| self.cache.peek(alone.key)).is_some_and(|entry| entry.text().is_some());
+        if let Some(alone) = alone.filter(|_| remember && self.may_store())
+            && let Some(refusal) = self.refusal_to_remember(answer)
+        {
+            refusals.remember(alone.key, refusal, context.identity.caller_state.is_accepted());
+        }
+        // Before the entries are forgotten: a call that stores them meanwhile looks for this mark afterwards.
+        ids.iter().for_each(|id| refusals.refused(id.key, answer.sent));
+        let now = self.clock.now();
+        for id in ids {
+            // An entry of a call that was sent later stays: the endpoint has changed its mind since.
+            let is_newer = |entry: Entry| entry.deadlines().age(now) < now.since(answer.sent);
+            if !self.cache.peek(id.key).is_some_and(is_newer) {
+                self.cache.forget(id.key);
+            }
+        }
+        if had_link {
+            self.callers.invalidate(&context.identity);
+        }
+        if let (Some(tier), Some(share)) = (&self.tier, &context.share) {
+            tier.withdraw(share, ids.iter().map(|id| id.id.clone()).collect());
+        }
+    }
+
+    /// The refusal that `answer` is, if it may be remembered.
+    fn refusal_to_remember(&self, answer: &Answer) -> Option<Refusal> {
+        let policy = &self.config.freshness;
+        let source = freshness::Source::read(&answer.headers, answer.sent);
+        if source.forbids_storing(policy) || self.callers.varies_outside(&answer.headers) {
+            return None;
+        }
+        let deadlines = Deadlines::absent(answer.sent, source.absence(policy));
+        Refusal::new(answer.status, &answer.headers, &answer.body, deadlines)
+    }
+
+    /// Settles what a call sent at `sent` brought against refusals: it ends older refusals of its ids; an id that was refused
+    /// to a later call is not stored.
+    pub(super) fn settle_refusals(&self, sent: Moment, ids: &[KeyedId], entries: &mut [Entry]) {
+        let refusals = self.cache.refusals();
+        if refusals.is_empty() {
+            return;
+        }
+        for (id, entry) in ids.iter().zip(entries) {
+            refusals.not_refused(id.key, sent);
+            if entry.deadlines().is_stored() && refusals.is_refused_since(id.key, sent) {
+                *entry = entry.not_stored();
+                self.cache.forget(id.key);
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! A reply on its way to the client, with what metrics, the access log and traces say of it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONNECTION};
+use http::{HeaderValue, Response, Version};
+
+use crate::api;
+use crate::error::Error;
+use crate::message::body::{Body, whole};
+use crate::message::headers::{add_via, request_id};
+use crate::telemetry::metrics::{Outcome, Tally};
+
+/// A response, and how it came about.
+pub struct Reply {
+    /// The response.
+    pub response: Response<Body>,
+    /// How it came about.
+    pub info: ReplyInfo,
+}
+
+/// How a reply came about.
+#[derive(Clone, Copy)]
+pub struct ReplyInfo {
+    /// How the request was answered.
+    pub outcome: Outcome,
+    /// The results of a batch's ids.
+    pub tally: Tally,
+    /// The caller's short hash, if the caller is known.
+    pub caller: Option<u32>,
+    /// How long the request waited for the endpoint, if it did.
+    pub waited: Option<Duration>,
+    /// The code of an error of sidelink's own, or why a batch was forwarded untouched.
+    pub detail: Option<&'static str>,
+}
+
+impl Reply {
+    /// A reply of no batch.
+    pub fn new(response: Response<Body>, outcome: Outcome) -> Self {
+        let info = ReplyInfo { outcome, tally: Tally::default(), caller: None, waited: None, detail: None };
+        Self { response, info }
+    }
+
+    /// An error of sidelink's own.
+    pub fn error(error: Error) -> Self {
+        let mut reply = Self::local(error.response(), Outcome::Error);
+        if matches!(error, Error::BodyTooLarge | Error::SignedBodyTooLarge | Error::Malformed(_)) {
+            reply.response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        reply.info.detail = Some(error.code());
+        reply
+    }
+
+    /// A response that the endpoint has no part in.
+    pub fn local(response: Response<Bytes>, outcome: Outcome) -> Self {
+        let mut response = response.map(whole);
+        let headers = response.headers_mut();
+        headers.insert(api::REQUEST_ID, request_id());
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        add_via(headers, Version::HTTP_11);
+        Self::new(response, outcome)
+    }
+
+    /// The same reply, after `waited` for the endpoint.
+    pub fn after(mut self, waited: Duration) -> Self {
+        self.info.waited = Some(waited);
+        self
+    }
+}

@@ -1,0 +1,279 @@
+//! The background task of the tier: connects, reads the journals, and appends this process's events.
+//!
+//! No batch waits for it. A server that is down is tried again within [`LONGEST`], so it is used again soon after it is back;
+//! the log has one line when the tier goes down and one when it comes back.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rand::RngExt;
+use redis::Value;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::TierState;
+use super::journal::{self, JournalRead, MOST, RECORD};
+use super::record::Event;
+use super::sealing::FleetKey;
+use super::store::Command;
+use crate::cache::purges::{self, Mark};
+use crate::telemetry::log::events;
+use crate::telemetry::metrics::{BreakerState, Kind, Operation, show_position};
+
+/// Between two synchronizations while nothing happens.
+const INTERVAL: Duration = Duration::from_millis(400);
+/// The shortest time between two, however often the task is woken.
+const SHORTEST: Duration = Duration::from_millis(20);
+/// Between two tries of a tier that is down: at first, and at most.
+const FIRST: Duration = Duration::from_millis(250);
+const LONGEST: Duration = Duration::from_secs(2);
+/// Time limit for reading a whole journal.
+const WHOLE: Duration = Duration::from_secs(1);
+/// How long Redis keeps a journal that no sidecar uses.
+const JOURNAL_LIFE: Duration = Duration::from_secs(48 * 3600);
+/// How often this life is extended.
+const EXTEND: Duration = Duration::from_secs(600);
+/// How long appending may be refused before the journal is deleted instead.
+const REFUSED: Duration = Duration::from_secs(1);
+const UNREADABLE: &str = "the journal cannot be read or written";
+
+/// Runs until the [`Tier`](super::Tier) is dropped.
+pub(super) async fn run(state: Arc<TierState>) {
+    let mut sync = Sync { state, extended: None, refused: None };
+    let state = Arc::clone(&sync.state);
+    let mut pause = FIRST;
+    let mut was_up = None;
+    loop {
+        let is_last = state.closing.load(Ordering::Acquire);
+        let result = sync.once().await;
+        let is_up = result.is_ok();
+        state.usable.store(is_up, Ordering::Release);
+        if was_up.replace(is_up) != Some(is_up) {
+            let breaker = if is_up { BreakerState::Closed } else { BreakerState::Open };
+            show_position(&state.metrics.shared.breaker_state, breaker);
+            match result {
+                Ok(()) => events::SharedUp {}.log(),
+                Err(reason) => events::SharedDown { reason: &reason }.log(),
+            }
+        }
+        if is_last {
+            return;
+        }
+        if is_up {
+            pause = FIRST;
+            sleep(SHORTEST).await;
+            let _ = timeout(INTERVAL, state.wake.notified()).await;
+        } else {
+            let jittered = pause.mul_f64(rand::rng().random_range(0.8..1.0));
+            // Not woken: that does not bring a server back.
+            sleep(SHORTEST + jittered).await;
+            pause = (pause * 2).min(LONGEST);
+        }
+    }
+}
+
+struct Sync {
+    state: Arc<TierState>,
+    /// When the journals' lives were extended last.
+    extended: Option<Instant>,
+    /// Since when appending is refused.
+    refused: Option<Instant>,
+}
+
+impl Sync {
+    async fn once(&mut self) -> Result<(), String> {
+        let state = Arc::clone(&self.state);
+        let journals: Vec<&str> = state.keys.iter().map(|key| &*key.journal).collect();
+        state.store.connect(&journals).await?;
+        for (at, key) in state.keys.iter().enumerate() {
+            state.read_journal(at, key).await?;
+            if self.append_pending(at, key).await {
+                state.read_journal(at, key).await?;
+            }
+        }
+        if self.extended.is_none_or(|last| last.elapsed() > EXTEND) {
+            self.extended = Some(Instant::now());
+            let extend = |key: &FleetKey| Command::new("EXPIRE", &key.journal).arg(JOURNAL_LIFE.as_secs());
+            let commands = state.keys.iter().map(extend).collect();
+            state.store.run(Operation::Sync, commands, state.config.timeout).await;
+            let span = Duration::from_millis(state.revalidate).max(purges::span_of_links(&state.freshness));
+            let now = state.clock.now();
+            state.journals().iter_mut().for_each(|journal| journal.sweep(now, span));
+        }
+        Ok(())
+    }
+
+    /// Appends pending events; returns whether there were any.
+    async fn append_pending(&mut self, at: usize, key: &FleetKey) -> bool {
+        let state = &self.state;
+        let text = state.journals().get_mut(at).and_then(|journal| journal.take_pending(key));
+        let Some(text) = text else { return false };
+        let run = async |command| state.store.run(Operation::Revoke, vec![command], state.config.timeout).await;
+        if let [Some(Value::Int(_))] = *run(Command::new("APPEND", &key.journal).arg(text)).await {
+            self.refused = None;
+            return true;
+        }
+        // A full server refuses to append, and allows to delete: without a journal no value counts.
+        if self.refused.get_or_insert_with(Instant::now).elapsed() > REFUSED {
+            self.refused = None;
+            run(Command::new("DEL", &key.journal)).await;
+        }
+        false
+    }
+}
+
+/// State of a journal after reading its news.
+pub(super) enum JournalStatus {
+    /// All of it is known.
+    Known,
+    /// All of it is known, and it is too long.
+    Full,
+    /// Not read yet.
+    Unknown,
+    /// The known records are gone.
+    Lost,
+}
+
+impl FleetKey {
+    pub(super) fn first_record(&self) -> Command {
+        self.journal_range(0, RECORD as i64 - 1).reply_bytes(RECORD)
+    }
+
+    pub(super) fn journal_length(&self) -> Command {
+        Command::new("STRLEN", &self.journal)
+    }
+
+    fn journal_range(&self, from: i64, to: i64) -> Command {
+        Command::new("GETRANGE", &self.journal).arg(from).arg(to).reply_bytes(MOST)
+    }
+}
+
+impl TierState {
+    /// Reads a journal's news, or all of it if it is another one, and applies them.
+    ///
+    /// # Errors
+    /// Why the journal cannot be read, for an operator.
+    async fn read_journal(&self, at: usize, key: &FleetKey) -> Result<(), String> {
+        match self.read_news(at, WHOLE).await? {
+            JournalStatus::Known => Ok(()),
+            JournalStatus::Full => {
+                self.begin(key, false).await?;
+                self.read_whole(at, key, false).await
+            }
+            JournalStatus::Unknown => self.read_whole(at, key, false).await,
+            JournalStatus::Lost => self.read_whole(at, key, true).await,
+        }
+    }
+
+    /// Reads a known journal's news in one round trip within `limit`, and applies them.
+    ///
+    /// # Errors
+    /// Why the journal cannot be read, for an operator. A server that does not answer has not lost a journal.
+    pub(super) async fn read_news(&self, at: usize, limit: Duration) -> Result<JournalStatus, String> {
+        let key = self.keys.get(at).ok_or(UNREADABLE)?;
+        let (from, is_full) = {
+            let journals = self.journals();
+            let journal = journals.get(at).ok_or(UNREADABLE)?;
+            if journal.stamp().is_none() {
+                return Ok(JournalStatus::Unknown);
+            }
+            (journal.read_from(), journal.is_full())
+        };
+        let news = vec![key.first_record(), key.journal_range(i64::try_from(from).unwrap_or(i64::MAX), -1)];
+        let replies = self.store.run(Operation::Sync, news, limit).await;
+        let [Some(Value::BulkString(first)), Some(Value::BulkString(text))] = replies.as_slice() else {
+            return if self.is_of_another_type(key, limit).await {
+                Ok(JournalStatus::Lost)
+            } else {
+                Err(UNREADABLE.to_owned())
+            };
+        };
+        let now = self.clock.now();
+        let read = {
+            let mut journals = self.journals();
+            let journal = journals.get_mut(at).ok_or(UNREADABLE)?;
+            if journal.read_from() != from {
+                return Ok(JournalStatus::Known); // A concurrent task has read the news.
+            }
+            journal.read(key, first, text, now)
+        };
+        match read {
+            JournalRead::News(news) => {
+                self.apply(at, &news);
+                Ok(if is_full { JournalStatus::Full } else { JournalStatus::Known })
+            }
+            JournalRead::Lost => {
+                self.metrics.shared.count_failure(Kind::Journal);
+                Ok(JournalStatus::Lost)
+            }
+        }
+    }
+
+    /// Whether the server says that the journal's key has a value that is no string.
+    async fn is_of_another_type(&self, key: &FleetKey, limit: Duration) -> bool {
+        let ask = vec![Command::new("TYPE", &key.journal).reply_bytes(64)];
+        match self.store.run(Operation::Sync, ask, limit).await.as_slice() {
+            [Some(Value::SimpleString(kind))] => kind != "string" && kind != "none",
+            _ => false,
+        }
+    }
+
+    /// Reads a whole journal in place of the known one. Begins a journal where there is none, where the text is no journal,
+    /// and, if `was_lost`, where its first record is the known one.
+    async fn read_whole(&self, at: usize, key: &FleetKey, was_lost: bool) -> Result<(), String> {
+        for _ in 0..3 {
+            let whole = vec![key.journal_range(0, -1), key.journal_length()];
+            let replies = self.store.run(Operation::Sync, whole, WHOLE).await;
+            let text = match replies.as_slice() {
+                [Some(Value::BulkString(text)), Some(Value::Int(_))] => text.as_slice(),
+                _ if self.is_of_another_type(key, WHOLE).await => b"of another type",
+                _ => break,
+            };
+            if text.is_empty() {
+                self.begin(key, true).await?;
+                continue;
+            }
+            let now = self.clock.now();
+            let read = {
+                let mut journals = self.journals();
+                let journal = journals.get_mut(at).ok_or(UNREADABLE)?;
+                let is_same = text.get(..RECORD).is_some_and(|first| journal.first() == Some(first));
+                if was_lost && is_same { JournalRead::Lost } else { journal.adopt(key, text, now) }
+            };
+            match read {
+                JournalRead::News(news) => {
+                    self.apply(at, &news);
+                    return Ok(());
+                }
+                JournalRead::Lost => self.begin(key, false).await?,
+            }
+        }
+        Err(UNREADABLE.to_owned())
+    }
+
+    async fn begin(&self, key: &FleetKey, if_absent: bool) -> Result<(), String> {
+        let first = journal::begin(key).ok_or("the journal cannot be sealed")?;
+        let mut command = Command::new("SET", &key.journal).arg(first).arg("EX").arg(JOURNAL_LIFE.as_secs());
+        if if_absent {
+            command = command.arg("NX");
+        }
+        match self.store.run(Operation::Sync, vec![command], WHOLE).await.as_slice() {
+            [Some(_)] => Ok(()),
+            _ => Err("the journal cannot be written: is the server read-only, or full?".to_owned()),
+        }
+    }
+
+    /// Applies events of other sidecars to this process.
+    fn apply(&self, at: usize, events: &[Event]) {
+        let now = self.clock.now();
+        for event in events {
+            match event {
+                Event::All => self.purges.mark(Mark::All, now),
+                // A sidecar with both secrets announces in both journals; this process names purges as in the first.
+                Event::Named(name) if at == 0 => self.purges.mark(Mark::Named(*name), now),
+                Event::Begin | Event::Named(_) => {}
+                Event::Caller(hash) => self.caller_states.drop_named(*hash, now),
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The tier without its server: what it would write, and how it reads any bytes. For tests and fuzzing only.
+
+use std::sync::Arc;
+
+use super::journal::{self, JournalRead, RECORD};
+use super::{Brought, Share, Stamp, TierState};
+use crate::auth::CallerStates;
+use crate::cache::Entry;
+use crate::cache::purges::{Purges, Target};
+use crate::clock::{Clock, Moment};
+use crate::config::{self, Config};
+use crate::telemetry::metrics::Metrics;
+
+/// One sidecar's side of the tier, with the first of the fleet's secrets.
+pub struct Trial(TierState);
+
+impl Trial {
+    /// A sidecar that has read nothing yet.
+    pub fn new(shared: &config::Shared, config: &Config, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        let purges = Arc::new(Purges::new(rand::random(), config.callers.revalidate));
+        let caller_states = Arc::new(CallerStates::new(rand::random()));
+        Self(TierState::new(shared, config, None, caller_states, purges, metrics, clock))
+    }
+
+    /// The scope of `group` and the caller with `token`.
+    pub fn share(&self, token: &str, group: Option<&str>) -> Share {
+        self.0.derive_share("token", &[Some(token.as_bytes())], &[group.map(str::as_bytes)], group)
+    }
+
+    /// The first record of a new journal.
+    pub fn begin(&self) -> Option<String> {
+        self.0.keys.first().and_then(journal::begin)
+    }
+
+    /// Reads the news of a journal, or all of it if it is another one. False if it is none, so that it has to begin anew.
+    pub fn read(&self, text: &[u8]) -> bool {
+        let now = self.0.clock.now();
+        let mut journals = self.0.journals();
+        let (Some(key), Some(journal)) = (self.0.keys.first(), journals.first_mut()) else { return false };
+        let first = text.get(..RECORD).unwrap_or_default();
+        let rest = usize::try_from(journal.read_from()).ok().and_then(|from| text.get(from..)).unwrap_or_default();
+        let same = journal.first() == Some(first);
+        let read = if same { journal.read(key, first, rest, now) } else { journal.adopt(key, text, now) };
+        matches!(read, JournalRead::News(_))
+    }
+
+    /// The state of the journal.
+    pub fn stamp(&self) -> Option<Stamp> {
+        self.0.journals().first()?.stamp()
+    }
+
+    /// Announces a purge.
+    pub fn purge(&self, target: Target<'_>) {
+        self.0.purge(target);
+    }
+
+    /// Revokes the caller of `share`.
+    pub fn revoke(&self, share: &Share) {
+        self.0.announce_revocation(share);
+    }
+
+    /// The records to be appended to the journal.
+    pub fn tell(&self) -> Option<String> {
+        let key = self.0.keys.first()?;
+        self.0.journals().first_mut()?.take_pending(key)
+    }
+
+    /// Names and values to be written for what a call brought, with the stamp of when it was sent.
+    pub fn write(&self, share: &Share, stamp: &Stamp, brought: &Brought) -> Vec<(Box<str>, String)> {
+        let sealed = self.0.seal(share, *stamp, brought);
+        sealed.into_iter().map(|sealed| (sealed.name, sealed.value)).collect()
+    }
+
+    /// Reads `value` as the link of `id`.
+    pub fn link(&self, share: &Share, id: &str, value: &[u8]) -> Option<Entry> {
+        let fleet = share.0.first()?;
+        self.0.open_link(fleet, id, &fleet.names.link(id), value, self.0.clock.now())
+    }
+
+    /// Reads `value` as the caller's acceptance: when the call was sent that showed it.
+    pub fn acceptance(&self, share: &Share, value: &[u8]) -> Option<Moment> {
+        let fleet = share.0.first()?;
+        self.0.open_acceptance(fleet, &fleet.caller.acceptance, value, self.0.clock.now())
+    }
+}

@@ -1,0 +1,137 @@
+//! One attempt of a call: its request, its whole and decoded answer, and what that says of the endpoint's health.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{Request, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Error as ClientError;
+use prometheus::IntGauge;
+use tokio::time::{Instant, timeout_at};
+
+use super::call::{Answer, Call};
+use super::client::{Outgoing, Progress, wants_http1};
+use super::evidence::{CallOutcome, FailureKind};
+use super::{UNREADABLE, Upstream, coding};
+use crate::error::{Error, NoAnswer};
+use crate::telemetry::log::{chain, events};
+
+/// Reasons that no library gives.
+const LATE: &str = "none within upstream.deadline";
+const TOO_LONG: &str = "it is longer than upstream.answer_bytes";
+
+impl Upstream {
+    /// Attempts `call` once; on a new connection if `new_connection`.
+    pub(super) async fn attempt(
+        &self,
+        call: &Call,
+        deadline: Instant,
+        new_connection: bool,
+        progress: &Progress,
+    ) -> Result<Answer, Error> {
+        self.metrics.upstream_call_ids.observe(call.ids.len() as f64);
+        let _in_flight = InFlight::new(&self.metrics.upstream_in_flight);
+        let began = Instant::now();
+        let exchange = timeout_at(deadline, self.exchange(call, new_connection, progress)).await;
+        self.metrics.upstream_call_duration.observe(began.elapsed().as_secs_f64());
+        let outcome = exchange.unwrap_or_else(|_| {
+            progress.timed_out();
+            Err(Error::Deadline)
+        });
+        match &outcome {
+            Ok(answer) if answer.status.is_server_error() => self.failures.server_error(&self.clock, answer.status),
+            Err(Error::Deadline) => self.failures.no_answer(&self.clock, LATE),
+            Err(Error::NoAnswer(NoAnswer::Unreadable)) => self.failures.unusable(&self.clock, UNREADABLE),
+            Err(Error::NoAnswer(NoAnswer::TooLong)) => self.failures.unusable(&self.clock, TOO_LONG),
+            _ => {}
+        }
+        outcome
+    }
+
+    async fn exchange(&self, call: &Call, new_connection: bool, progress: &Progress) -> Result<Answer, Error> {
+        let target = PathAndQuery::try_from(call.target.as_str()).map_err(|_| Error::NoAnswer(NoAnswer::Lost))?;
+        let sent = self.clock.now();
+        let host = self.endpoint.authority.as_str();
+        let request = call.request(self.endpoint.uri(target), host, sent.unix_seconds());
+        let response = self.send_call(request, new_connection, progress).await;
+        let response = response.map_err(|error| self.no_answer(&error))?;
+        let (head, body) = Self::checked(response)?.into_parts();
+        let body = match Limited::new(body, self.answer_bytes).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) if error.is::<LengthLimitError>() => return Err(Error::NoAnswer(NoAnswer::TooLong)),
+            Err(error) => {
+                self.failures.broken_off(&self.clock, &chain(&*error));
+                progress.failed(&*error);
+                return Err(Error::NoAnswer(NoAnswer::Broken));
+            }
+        };
+        let mut headers = head.headers;
+        let body = coding::decode(&mut headers, body, self.answer_bytes).map_err(Error::NoAnswer)?;
+        Ok(Answer { status: head.status, headers, body, sent })
+    }
+
+    /// Sends a call's request over HTTP/2 where the endpoint speaks it, until the endpoint asks for HTTP/1.1.
+    async fn send_call(
+        &self,
+        request: Request<Bytes>,
+        new_connection: bool,
+        progress: &Progress,
+    ) -> Result<Response<Incoming>, ClientError> {
+        if !self.http1_only.load(Ordering::Relaxed) {
+            let sent = self.calls.send(Outgoing::Repeatable(request.clone()), new_connection, progress).await;
+            match sent {
+                Err(error) if wants_http1(&error) => {
+                    if !self.http1_only.swap(true, Ordering::Relaxed) {
+                        events::Http1Required {}.log();
+                    }
+                }
+                sent => return sent,
+            }
+        }
+        self.streams.send(Outgoing::Repeatable(request), new_connection, progress).await
+    }
+
+    /// What an attempt says of the endpoint's health.
+    pub(super) fn judge(&self, outcome: &Result<Answer, Error>, has_links: bool, progress: &Progress) -> CallOutcome {
+        let took = progress.since_sent();
+        match outcome {
+            Ok(_) if has_links => {
+                took.inspect(|took| self.latency.observe(*took));
+                CallOutcome::Success
+            }
+            // An endpoint that asks for a pause is not down.
+            Ok(answer) if self.pause_of(answer).is_some() => CallOutcome::Neutral,
+            Ok(answer) if matches!(answer.status.as_u16(), 502..=504) => CallOutcome::Failure(FailureKind::Answer),
+            Err(Error::NoAnswer(NoAnswer::Connect)) => CallOutcome::Failure(FailureKind::Connect),
+            Err(Error::NoAnswer(NoAnswer::Broken)) => {
+                CallOutcome::Failure(progress.lost_connection().map_or(FailureKind::Answer, FailureKind::Lost))
+            }
+            // Unanswered after a fair time, or not even sent after the time for a connection.
+            Err(Error::Deadline) if took.is_some_and(|took| took >= self.fair_time()) => {
+                CallOutcome::Failure(FailureKind::Silence)
+            }
+            Err(Error::Deadline) if took.is_none() && progress.waited() >= self.connect_timeout => {
+                CallOutcome::Failure(FailureKind::Silence)
+            }
+            _ => CallOutcome::Neutral,
+        }
+    }
+}
+
+/// Counts an attempt while it is under way, also where its task is cancelled.
+struct InFlight<'g>(&'g IntGauge);
+
+impl<'g> InFlight<'g> {
+    fn new(gauge: &'g IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,6 +1,6 @@
-//! The admin listener: metrics and probes for everyone, the status page, explain and purge for those whom [`guard`] admits.
+//! The admin listener: metrics and probes for everyone, the status page, explain and purge for those whom `guard` admits.
 //!
-//! **Start at [`Admin::answer`].** A route is a variant of `Route`; what refuses a request is an `AdminError`.
+//! **Start at [`Admin::answer`].** A route is a variant of `AdminRoute`; what refuses a request is an `AdminError`.
 
 mod guard;
 mod history;
@@ -108,7 +108,7 @@ impl AdminState {
 
 /// The routes of the admin listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Route {
+enum AdminRoute {
     Metrics,
     Livez,
     Readyz,
@@ -118,28 +118,28 @@ enum Route {
     Purge,
 }
 
-impl Route {
+impl AdminRoute {
     fn of(path: &str) -> Option<Self> {
         match path {
-            "/metrics" => Some(Route::Metrics),
-            "/livez" => Some(Route::Livez),
-            "/readyz" => Some(Route::Readyz),
-            "/" => Some(Route::Page),
-            "/status.json" => Some(Route::Status),
-            "/explain" => Some(Route::Explain),
-            "/purge" => Some(Route::Purge),
+            "/metrics" => Some(AdminRoute::Metrics),
+            "/livez" => Some(AdminRoute::Livez),
+            "/readyz" => Some(AdminRoute::Readyz),
+            "/" => Some(AdminRoute::Page),
+            "/status.json" => Some(AdminRoute::Status),
+            "/explain" => Some(AdminRoute::Explain),
+            "/purge" => Some(AdminRoute::Purge),
             _ => None,
         }
     }
 
     /// Whether only those whom the guard admits get an answer.
     fn is_guarded(self) -> bool {
-        !matches!(self, Route::Metrics | Route::Livez | Route::Readyz)
+        !matches!(self, AdminRoute::Metrics | AdminRoute::Livez | AdminRoute::Readyz)
     }
 
     /// The methods of the route, as `Allow` lists them.
     fn allowed(self) -> &'static str {
-        if self == Route::Purge { "POST" } else { "GET, HEAD" }
+        if self == AdminRoute::Purge { "POST" } else { "GET, HEAD" }
     }
 
     fn takes(self, method: &Method) -> bool {
@@ -173,8 +173,8 @@ impl Admin {
     }
 
     /// The route of a request that is admitted.
-    fn admit(&self, peer: Peer, head: &Parts) -> Result<Route, AdminError> {
-        let route = Route::of(head.uri.path()).ok_or(AdminError::NotFound)?;
+    fn admit(&self, peer: Peer, head: &Parts) -> Result<AdminRoute, AdminError> {
+        let route = AdminRoute::of(head.uri.path()).ok_or(AdminError::NotFound)?;
         if !route.takes(&head.method) {
             return Err(AdminError::Method(route));
         }
@@ -190,25 +190,25 @@ impl Admin {
         Ok(route)
     }
 
-    async fn route<B>(&self, route: Route, mut head: Parts, body: B) -> Result<Response<Body>, AdminError>
+    async fn route<B>(&self, route: AdminRoute, mut head: Parts, body: B) -> Result<Response<Body>, AdminError>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
         Ok(match route {
-            Route::Metrics => self.scrape()?,
-            Route::Livez => text(StatusCode::OK, "alive\n"),
-            Route::Readyz if self.state.ready.load(Ordering::Acquire) => text(StatusCode::OK, "ready\n"),
-            Route::Readyz => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n"),
-            Route::Page => status::page(),
-            Route::Status => json_of(StatusCode::OK, &status::status(&self.state, head.uri.query())),
-            Route::Explain => {
+            AdminRoute::Metrics => self.scrape()?,
+            AdminRoute::Livez => text(StatusCode::OK, "alive\n"),
+            AdminRoute::Readyz if self.state.ready.load(Ordering::Acquire) => text(StatusCode::OK, "ready\n"),
+            AdminRoute::Readyz => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n"),
+            AdminRoute::Page => status::page(),
+            AdminRoute::Status => json_of(StatusCode::OK, &status::status(&self.state, head.uri.query())),
+            AdminRoute::Explain => {
                 let body = read(body).await?;
                 self.guard.take_token(&mut head.headers);
                 let explanation = serde_json::to_value(self.state.access_urls.explain(head, &body));
                 json_of(StatusCode::OK, &explanation.map_err(|_| AdminError::Unwritable)?)
             }
-            Route::Purge => {
+            AdminRoute::Purge => {
                 let purge = Purge::read(&read(body).await?).map_err(AdminError::Purge)?;
                 let AdminState { cache, clock, metrics, .. } = &self.state;
                 json_of(StatusCode::OK, &purge.run(cache, clock, metrics).await)
@@ -228,7 +228,7 @@ impl Admin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum AdminError {
     NotFound,
-    Method(Route),
+    Method(AdminRoute),
     /// The admin token is missing.
     NoToken,
     WrongToken,
@@ -256,7 +256,7 @@ impl AdminError {
             Self::NotFound => {
                 (StatusCode::NOT_FOUND, "there are /, /status.json, /explain, /purge, /metrics, /livez and /readyz")
             }
-            Self::Method(Route::Purge) => (StatusCode::METHOD_NOT_ALLOWED, "only POST"),
+            Self::Method(AdminRoute::Purge) => (StatusCode::METHOD_NOT_ALLOWED, "only POST"),
             Self::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD"),
             Self::NoToken => (
                 StatusCode::UNAUTHORIZED,

@@ -1,8 +1,8 @@
-//! What an operator may set: one small struct per concern, already validated.
+//! The configuration: one validated struct per table.
 //!
 //! **To add a key, add a line to its table** (`section!`, explained in `declare.rs`): name, type, default, what its value may
 //! be (`kind.rs`) and the doc line that operators read. Reading, `sidelink check`, `config/sidelink.toml` and
-//! `docs/CONFIGURATION.md` follow from there; `make docs` writes the two files. What must hold between keys is in `rules.rs`.
+//! `docs/CONFIGURATION.md` are derived from it; `make docs` writes the two files. Rules between keys are in `rules.rs`.
 //!
 //! Every error of a file is reported at once, with its line, its key and the nearest key that exists (`diagnostics.rs`).
 
@@ -32,13 +32,13 @@ use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 
-pub use callers::{Callers, Key};
+pub use callers::{CallerKey, Callers};
 use declare::section;
 pub use egress::{ClientCertificate, Proxy};
 pub use endpoint::Endpoint;
 pub use error::{ConfigError, ConfigErrors, Warning};
 pub use kind::parse_duration;
-use kind::{DAY, HOUR, MILLISECOND, MINUTE, SECOND, count, duration, flag, secret_file, size, text, word};
+use kind::{DAY, HOUR, MILLISECOND, MINUTE, SECOND, choice, count, duration, flag, secret_file, size, text};
 pub use listen::{Listen, ListenAddress, Tls, TlsError};
 pub use reload::{Reload, ReloadState};
 pub use render::{reference, shipped};
@@ -53,7 +53,7 @@ section! {
     pub struct Config: pub fn for_endpoint(endpoint: Endpoint) {
         /// Where clients connect.
         pub listen: Listen = Listen::default() => [table];
-        /// Where operators and probes connect.
+        /// Where operators, probes and Prometheus connect.
         pub admin: Admin = Admin::default() => [table];
         /// The endpoint that sidelink stands in front of, and how it is called.
         pub upstream: Upstream = Upstream::for_endpoint(endpoint) => [table];
@@ -61,17 +61,17 @@ section! {
         pub cache: Cache = Cache::default() => [table];
         /// How long it is cached.
         pub freshness: Freshness = Freshness::default() => [table];
-        /// Who may see what.
+        /// How callers are told apart.
         pub callers: Callers = Callers::default() => [table];
         /// The tier that a fleet of sidecars shares, in Redis or Valkey; without this table there is none.
         pub shared: Option<Shared> = None => [optional Shared::blank, Shared::visit];
-        /// What a client may ask of this process.
+        /// Limits of what clients may use.
         pub limits: Limits = Limits::default() => [table];
         /// What is logged.
         pub log: Log = Log::default() => [table];
         /// Spans for an OpenTelemetry collector; without this table there are none.
         pub trace: Option<Trace> = None => [optional Trace::blank, Trace::visit];
-        /// What is allowed and yet not right; for an operator to read.
+        /// What is allowed, but not as intended.
         pub warnings: Vec<Warning> = Vec::new();
     }
 }
@@ -86,7 +86,7 @@ impl Config {
         Self::parse(&text).map_err(|errors| errors.of_file(path))
     }
 
-    /// As [`Config::load`], to take the place of one that is in force.
+    /// As [`Config::load`], to replace the `running` configuration.
     ///
     /// # Errors
     /// As there; also each key that cannot change while sidelink runs.
@@ -110,7 +110,7 @@ section! {
     pub struct Admin {
         /// Address of metrics, probes and the status page.
         pub address: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8081)), text("an address such as \"127.0.0.1:8081\"", address).immutable();
-        /// File with the token that lets operators in from elsewhere than loopback (Authorization: Bearer TOKEN), and nothing else.
+        /// File with the token that admits operators from elsewhere than loopback (Authorization: Bearer TOKEN), and nothing else.
         pub token_file: Option<SecretFile> = None, secret_file(secret::from_file).check(|file, found| {
             if file.secret.expose().len() < GUESSABLE {
                 found.warn(&format!("a token of fewer than {GUESSABLE} characters may be guessed"));
@@ -139,9 +139,9 @@ section! {
     /// `[freshness]`
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Freshness {
-        /// The longest that a link is served without asking again.
+        /// The longest that a link is served before it is fetched again.
         pub max: Duration = 10 * MINUTE, duration(SECOND..=DAY);
-        /// Life that a link from memory must have left.
+        /// The least life that a link from memory has left when it is served.
         pub min_remaining: Duration = MINUTE, duration(Duration::ZERO..=DAY);
         /// Freshness of a link that carries no signature.
         pub unsigned: Duration = MINUTE, duration(Duration::ZERO..=DAY);
@@ -162,7 +162,7 @@ section! {
     pub struct Limits {
         /// Client connections at a time; at the limit none is accepted until one ends.
         pub connections: usize = 10_000, count(1..=1_000_000);
-        /// Ids being fetched at a time; one caller may hold half of them. At least twice `limits.batch_ids`.
+        /// Ids being fetched at a time; one caller may use half of them. At least twice `limits.batch_ids`.
         pub in_flight: usize = 20_000, count(1..=10_000_000);
         /// Batches waiting for a fetch at a time.
         pub waiters: usize = 10_000, count(1..=10_000_000);
@@ -172,11 +172,11 @@ section! {
         pub batch_ids: usize = 1000, count(1..=10_000);
         /// Bytes of a batch's body.
         pub batch_body: usize = 256 << 10, size(1 << 10..=16 << 20);
-        /// Bytes of batches' bodies at a time, until they are answered. At least `limits.batch_body`.
+        /// Bytes of batches' bodies in memory at a time, until they are answered. At least `limits.batch_body`.
         pub batch_bodies: usize = 64 << 20, size(1 << 10..=1 << 40);
         /// Bytes of a body that has to be hashed, because its request is signed again.
         pub signed_body: usize = 4 << 20, size(1 << 10..=256 << 20);
-        /// Bytes of such bodies at a time. At least `limits.signed_body`.
+        /// Bytes of such bodies in memory at a time. At least `limits.signed_body`.
         pub signed_bodies: usize = 64 << 20, size(1 << 10..=1 << 40);
         /// Bytes of a request's head, target included.
         pub header_bytes: usize = 64 << 10, size(8 << 10..=1 << 20);
@@ -196,10 +196,10 @@ section! {
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Log {
         /// The least severe level that is written.
-        pub level: LevelFilter = LevelFilter::INFO, word(&LEVELS);
-        /// One JSON object a line, or text for people.
-        pub format: LogFormat = LogFormat::Json, word(&FORMATS).immutable();
-        /// Whether every request gets a line.
+        pub level: LevelFilter = LevelFilter::INFO, choice(&LEVELS);
+        /// JSON, one object per line, or text.
+        pub format: LogFormat = LogFormat::Json, choice(&FORMATS).immutable();
+        /// Whether each request gets an access line.
         pub access: bool = true, flag();
     }
 }
@@ -218,6 +218,6 @@ const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("text", Log
 pub enum LogFormat {
     /// One JSON object a line.
     Json,
-    /// For people.
+    /// Text for people.
     Text,
 }

@@ -1,4 +1,4 @@
-//! What operators get to see: log lines ([`log`]), metric families ([`metrics`]), spans ([`trace`]).
+//! Log lines ([`log`]), metric families ([`metrics`]), spans ([`trace`]).
 //!
 //! A leaf. A new metric is a field of a `families!` table in [`metrics`]; a new log line is an entry of
 //! `events!` in [`log::events`].

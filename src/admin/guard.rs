@@ -213,19 +213,19 @@ mod tests {
 
     #[test]
     fn a_forwarded_request_needs_the_token_wherever_the_proxy_is() {
-        for said in [
+        for forwarded in [
             ("forwarded", "for=10.0.0.8"),
             ("x-forwarded-for", "127.0.0.1"),
             ("x-forwarded-host", "localhost"),
             ("x-real-ip", ""),
             ("via", "1.1 proxy"),
         ] {
-            let headers = [("host", "localhost"), said];
-            assert_eq!(admit(&guard(None), "127.0.0.1:5", &headers), Err(AdminError::Forwarded), "{said:?}");
+            let headers = [("host", "localhost"), forwarded];
+            assert_eq!(admit(&guard(None), "127.0.0.1:5", &headers), Err(AdminError::Forwarded), "{forwarded:?}");
             let guard = guard(Some("token-of-an-operator"));
-            assert_eq!(admit(&guard, "127.0.0.1:5", &headers), Err(AdminError::NoToken), "{said:?}");
-            let shown = [headers[0], said, ("authorization", "Bearer token-of-an-operator")];
-            assert_eq!(admit(&guard, "127.0.0.1:5", &shown), Ok(()), "{said:?}");
+            assert_eq!(admit(&guard, "127.0.0.1:5", &headers), Err(AdminError::NoToken), "{forwarded:?}");
+            let shown = [headers[0], forwarded, ("authorization", "Bearer token-of-an-operator")];
+            assert_eq!(admit(&guard, "127.0.0.1:5", &shown), Ok(()), "{forwarded:?}");
         }
     }
 
@@ -248,13 +248,13 @@ mod tests {
                 assert_eq!(admit(&guard, "127.0.0.1:5", headers), Err(AdminError::ForeignOrigin), "{foreign:?}");
             }
         }
-        for own in [
+        for allowed in [
             ("origin", "http://localhost:8081"),
             ("origin", "https://LOCALHOST:8081"),
             ("sec-fetch-site", "same-origin"),
             ("sec-fetch-site", "none"),
         ] {
-            assert_eq!(admit(&guard, "127.0.0.1:5", &[host, own]), Ok(()), "{own:?}");
+            assert_eq!(admit(&guard, "127.0.0.1:5", &[host, allowed]), Ok(()), "{allowed:?}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! The last ten minutes, so that a status page that was just opened has a past.
+//! Samples of the last ten minutes, for the charts of the status page.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use crate::clock::{Clock, Moment};
 use crate::telemetry::metrics::{IdResult, Metrics, Reading};
 
-/// Between one sample and the next.
+/// The time between two samples.
 pub const EVERY: Duration = Duration::from_secs(2);
-/// Samples that are kept: ten minutes of them.
+/// The samples of ten minutes.
 const MOST: usize = 300;
 
-/// What happened between two times, and how it stood at the second.
+/// What was counted since the sample before, and the gauges at its end.
 struct Sample {
     number: u64,
     at: Moment,
@@ -30,10 +30,10 @@ pub struct History {
     clock: Clock,
     metrics: Arc<Metrics>,
     started: Moment,
-    state: Mutex<State>,
+    state: Mutex<Samples>,
 }
 
-struct State {
+struct Samples {
     samples: VecDeque<Sample>,
     /// The next sample's number, from 1.
     next: u64,
@@ -42,10 +42,10 @@ struct State {
 }
 
 impl History {
-    /// None yet.
+    /// A history without samples.
     pub fn new(metrics: Arc<Metrics>, clock: Clock) -> Self {
         let now = clock.now();
-        let state = State { samples: VecDeque::new(), next: 1, last: metrics.reading(), last_at: now };
+        let state = Samples { samples: VecDeque::new(), next: 1, last: metrics.reading(), last_at: now };
         Self { clock, metrics, started: now, state: Mutex::new(state) }
     }
 
@@ -64,7 +64,7 @@ impl History {
         (state.last, state.last_at) = (reading, now);
     }
 
-    /// When it began.
+    /// When the process started.
     pub(super) fn started(&self) -> Moment {
         self.started
     }
@@ -100,8 +100,7 @@ impl History {
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Each step leaves it whole.
+    fn state(&self) -> MutexGuard<'_, Samples> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -114,7 +113,7 @@ mod tests {
     use crate::telemetry::metrics::{Outcome, Route, Tally};
 
     #[tokio::test(start_paused = true)]
-    async fn a_sample_holds_what_happened_since_the_one_before_and_old_ones_go() {
+    async fn a_sample_counts_since_the_sample_before_and_old_samples_are_dropped() {
         let (metrics, clock) = (Arc::new(Metrics::new(&Registry::new()).unwrap()), Clock::simulated(0));
         let history = History::new(Arc::clone(&metrics), clock);
         let mut tally = Tally::default();

@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::{Metrics, PurgeTarget};
 
-/// What is to be purged.
+/// A purge.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Purge {
     Ids(Vec<String>),
@@ -72,7 +72,7 @@ impl Purge {
         }
     }
 
-    /// Purges, and tells what was done. Which ids or group is nobody's business but the asker's: it is not logged.
+    /// Purges, and returns what was done. The log has no ids and no group.
     pub(super) async fn run(&self, cache: &Arc<Cache>, clock: &Clock, metrics: &Metrics) -> Value {
         let purges = cache.purges();
         let mut done = json!({ "purged": self.target().name() });
@@ -88,8 +88,7 @@ impl Purge {
             }
             Purge::All => {
                 purges.purge([Target::All], clock).await;
-                // They count no more by now; this is so that they are gone from memory too. Apart from the answers: a large
-                // table takes a while.
+                // The purge is in effect already; this frees the memory. Not on this thread: a large cache takes a while.
                 let (swept, now) = (Arc::clone(cache), clock.now());
                 let gone = tokio::task::spawn_blocking(move || swept.sweep(now)).await.unwrap_or_default();
                 add(&mut done, "links", gone);
@@ -121,7 +120,7 @@ mod tests {
         assert_eq!(Purge::read(br#"{"all":true}"#), Ok(Purge::All));
         let long = format!(r#"{{"accessory_ids":["{}"]}}"#, "x".repeat(65));
         let long_group = format!(r#"{{"group_id":"{}"}}"#, "x".repeat(33));
-        for (body, said) in [
+        for (body, expected) in [
             ("", "must be a JSON object"),
             ("[[\"1\"],null,null]", "must be a JSON object"),
             ("\"all\"", "must be a JSON object"),
@@ -144,7 +143,7 @@ mod tests {
             (&long_group, "characters"),
         ] {
             let error = Purge::read(body.as_bytes()).unwrap_err();
-            assert!(error.contains(said), "{body}: {error}");
+            assert!(error.contains(expected), "{body}: {error}");
         }
     }
 }

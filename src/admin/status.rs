@@ -1,6 +1,4 @@
-//! `/status.json` and the page that shows it.
-//!
-//! The page is one answer with nothing to load from elsewhere, and a policy that would not let it.
+//! `/status.json` and the page that shows it: one answer that loads nothing from elsewhere.
 
 use http::header::CONTENT_SECURITY_POLICY;
 use http::{HeaderValue, Response, StatusCode};
@@ -11,15 +9,14 @@ use super::{AdminState, typed};
 use crate::clock::rfc3339;
 use crate::message::body::Body;
 use crate::telemetry::metrics::{
-    BreakerState, CallResult, Counters, Eviction, Gauges, IdResult, Label, Outcome, Shared,
+    BreakerState, CallResult, Counters, Eviction, Evidence, Gauges, IdResult, Label, Outcome, SharedMetrics,
 };
-use crate::upstream::{BreakerStatus, Counts};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// The page, for which only its own style and script run.
+/// The page; its policy allows only its inline style and script.
 pub(super) fn page() -> Response<Body> {
     let nonce = hex::encode(rand::random::<[u8; 16]>());
     let page = PAGE.replace("{nonce}", &nonce).replace("{style}", STYLE).replace("{script}", SCRIPT);
@@ -34,8 +31,8 @@ pub(super) fn page() -> Response<Body> {
     response
 }
 
-/// How things stand. `query` may name the last sample that the asker has, as `since=N`; without it, it also gets what does
-/// not change by itself: the configuration, secrets left out.
+/// The status. `query` may name the last sample that the client has, as `since=N`; without it, the answer includes the
+/// configuration, without secrets.
 pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
     state.update_gauges();
     let since = query.and_then(|query| {
@@ -55,7 +52,7 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
         "ready": state.ready.load(std::sync::atomic::Ordering::Acquire),
         "endpoint": config.upstream.endpoint.to_string(),
         "breaker": position(&metrics.breaker_state),
-        "breaker_evidence": breaker_evidence(&state.upstream.breaker()),
+        "breaker_evidence": named::<Evidence, _>(metrics.breaker_evidence.iter().map(|(_, gauge)| gauge.get())),
         "calls_refused": state.upstream.refusal_of_all().map(|refusal| refusal.error().message()),
         "last_failure": state.upstream.last_failure().map(|failure| json!({
             "at": failure.at.unix_millis(),
@@ -79,9 +76,9 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
         "clock_skew_seconds": metrics.clock_skew.get(),
         "memory_bytes": resident(&state.registry),
         "totals": {
-            "ids": named::<IdResult>(reading.ids),
-            "batches": named::<Outcome>(reading.batches),
-            "calls": named::<CallResult>(reading.calls),
+            "ids": named::<IdResult, _>(reading.ids),
+            "batches": named::<Outcome, _>(reading.batches),
+            "calls": named::<CallResult, _>(reading.calls),
             "call_ids": reading.call_ids,
             "bypass": by_label(&metrics.bypass),
             "uncacheable": by_label(&metrics.uncacheable),
@@ -99,22 +96,8 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
     status
 }
 
-/// Whose failures the breaker has opened by, or refuses alone.
-fn breaker_evidence(status: &BreakerStatus) -> Value {
-    let Counts { callers, id_sets, connect, lost, answer, silence } = status.counts;
-    json!({
-        "callers": callers,
-        "id_sets": id_sets,
-        "failed_to_connect": connect,
-        "connections_lost": lost,
-        "failed_answers": answer,
-        "no_answers": silence,
-        "sources_refused": status.refused,
-    })
-}
-
-/// The shared tier, once it has been asked anything.
-fn shared(shared: &Shared) -> Option<Value> {
+/// The shared tier, after the first round trip.
+fn shared(shared: &SharedMetrics) -> Option<Value> {
     let asked: u64 = shared.operations.iter().map(|(_, count)| count.get()).sum();
     let failed: u64 = shared.failures.iter().map(|(_, count)| count.get()).sum();
     (asked > 0).then(|| {
@@ -133,17 +116,18 @@ fn position(gauges: &Gauges<BreakerState>) -> &'static str {
     gauges.iter().find(|(_, gauge)| gauge.get() == 1).map_or(BreakerState::Closed, |(state, _)| state).name()
 }
 
-fn named<L: Label>(counts: impl IntoIterator<Item = u64>) -> Value {
+/// Numbers under the names of a label's values.
+fn named<L: Label, N: Into<Value>>(numbers: impl IntoIterator<Item = N>) -> Value {
     let names = L::VALUES.iter().map(|label| label.value().to_owned());
-    names.zip(counts.into_iter().map(Value::from)).collect::<Map<_, _>>().into()
+    names.zip(numbers.into_iter().map(Into::into)).collect::<Map<_, _>>().into()
 }
 
 /// The counts of a family with one label, by its values.
 fn by_label<L: Label>(counters: &Counters<L>) -> Value {
-    named::<L>(counters.iter().map(|(_, counter)| counter.get()))
+    named::<L, _>(counters.iter().map(|(_, counter)| counter.get()))
 }
 
-/// Bytes of this process in memory, where the system tells.
+/// Resident memory of this process, where the system reports it.
 fn resident(registry: &Registry) -> Option<f64> {
     let families = registry.gather();
     let family = families.iter().find(|family| family.name() == "process_resident_memory_bytes")?;

@@ -1,4 +1,4 @@
-//! `[callers]`: who may see what.
+//! `[callers]`: how callers are told apart.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,40 +15,40 @@ section! {
     /// `[callers]`
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Callers {
-        /// How long the endpoint's acceptance of a caller counts: a revoked token loses access within this time.
+        /// How long the endpoint's acceptance of a caller is valid: a revoked token loses access within this time.
         pub revalidate: Duration = 5 * MINUTE, duration(SECOND..=DAY);
         /// Whether a request's Cache-Control is honoured; false makes page reloads cheap.
         pub cache_control: bool = true, flag();
         /// Request headers, beyond the known ones, whose values may change an answer.
         pub scope_headers: Vec<HeaderName> = Vec::new(), texts(scope_header);
         /// Keys whose signed requests may be answered from memory; one such table for each.
-        pub keys: Vec<Key> = Vec::new() => [list Key::blank, Key::visit];
+        pub keys: Vec<CallerKey> = Vec::new() => [list CallerKey::blank, CallerKey::visit];
     }
 }
 
 /// One table of `[[callers.keys]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key {
+pub struct CallerKey {
     /// The key, as it was read with the configuration.
     pub pair: KeyPair,
-    /// Where its secret key was read.
+    /// The source of its secret key.
     pub source: SecretSource,
 }
 
-impl Key {
+impl CallerKey {
     fn blank() -> Self {
         Self { pair: KeyPair::default(), source: SecretSource::File(PathBuf::new()) }
     }
 
-    /// Visits each key of a table after those before it.
+    /// Visits each key of a table; `before` are the tables above it.
     fn visit(&mut self, before: &[Self], table: &mut Table<'_>) {
         let access_key = string_of("an access key: 1 to 128 letters, digits and underscores", is_access_key)
             .required("AKEXAMPLE0000000001");
-        let doc = "The access key that the requests name.";
+        let doc = "The access key that requests name.";
         if let Some(found) = table.key("access_key", doc, &mut self.pair.access_key, access_key)
             && before.iter().any(|key| key.pair.access_key == self.pair.access_key)
         {
-            found.wrong("the same access key has a table before");
+            found.wrong("has the access key of a table above");
         }
 
         let known = |path: &PathBuf| !path.as_os_str().is_empty();
@@ -59,21 +59,21 @@ impl Key {
             }
             SecretSource::Environment(name) => (None, Some(name.clone())),
         };
-        let doc = "File that holds its secret key and nothing else, readable by its user alone.";
+        let doc = "File that holds the secret key and nothing else, readable by sidelink's user only.";
         let in_file = table.key(
             "secret_key_file",
             doc,
             &mut file,
             secret_file(secret::from_file).optional("/etc/sidelink/secret-key"),
         );
-        let doc = "Or the environment variable that holds it.";
+        let doc = "Environment variable that holds the secret key, instead of a file.";
         let name = string_of("the name of an environment variable", |_| true);
         let in_variable = table.key("secret_key_env", doc, &mut variable, name.optional("SIDELINK_SECRET_KEY"));
         match (in_file, in_variable) {
             (Some(_), Some(_)) => {
-                table.wrong("has both secret_key_file and secret_key_env: the secret key can be in one place only");
+                table.wrong("has both secret_key_file and secret_key_env: only one is allowed");
             }
-            (None, None) => table.wrong("has no secret key: secret_key_file or secret_key_env says where it is"),
+            (None, None) => table.wrong("has no secret key: set secret_key_file or secret_key_env"),
             (Some(_), None) => {
                 if let Some(SecretFile { secret, path }) = file {
                     (self.pair.secret_key, self.source) = (secret, SecretSource::File(path));
@@ -98,7 +98,9 @@ fn is_access_key(text: &str) -> bool {
 fn scope_header(text: &str, before: &[HeaderName]) -> Result<HeaderName, String> {
     let name: HeaderName = text.parse().map_err(|_| format!("\"{}\" is not a header's name", text.escape_debug()))?;
     let reason = match name.as_str() {
-        "authorization" | "x-auth-token" | "x-security-token" | "cookie" => "a credential, and always told apart",
+        "authorization" | "x-auth-token" | "x-security-token" | "cookie" => {
+            "a credential, and always part of the scope"
+        }
         "connection"
         | "keep-alive"
         | "proxy-connection"
@@ -113,8 +115,8 @@ fn scope_header(text: &str, before: &[HeaderName]) -> Result<HeaderName, String>
         | "user-agent" | "via" | "range" | "expect" | "traceparent" | "tracestate" | "cache-control" => {
             "set by sidelink itself on every call"
         }
-        "x-sdk-date" | "x-sdk-content-sha256" | "x-request-id" | "date" => "another one with every request",
-        _ if api::SCOPE_HEADERS.contains(&name) => "told apart without being named",
+        "x-sdk-date" | "x-sdk-content-sha256" | "x-request-id" | "date" => "different in every request",
+        _ if api::SCOPE_HEADERS.contains(&name) => "always part of the scope",
         _ if before.contains(&name) => return Err(format!("names {name} twice")),
         _ => return Ok(name),
     };

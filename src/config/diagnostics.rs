@@ -1,5 +1,5 @@
-//! The errors found so far, each with its place. What is unknown or missing is judged at the end, when every known key has
-//! been visited.
+//! The errors of a file, each with its place. Unknown and missing keys are reported at the end, when every known key has been
+//! visited.
 
 use std::cell::{RefCell, RefMut};
 use std::collections::BTreeSet;
@@ -12,30 +12,30 @@ use super::error::{ConfigError, ConfigErrors, Warning};
 use super::kind::About;
 use super::secret;
 
-/// Names that are not like any known key are not worth a suggestion below this (Jaro-Winkler, 0 to 1).
+/// The least likeness (Jaro-Winkler, 0 to 1) of a known key that is suggested.
 const SIMILAR: f64 = 0.7;
-/// The same for a key of another table, which has to be a nearer match to be worth naming.
+/// The same for a key of another table.
 const SIMILAR_ELSEWHERE: f64 = 0.9;
 
-/// The errors found so far, what their verdicts need, and every key that was visited.
-pub(super) struct Report<'a> {
+/// The errors found so far, and every key that was visited.
+pub(super) struct Diagnostics<'a> {
     text: &'a str,
-    /// Where lines begin, so that a place is found without reading the text again.
+    /// The bytes at which lines begin.
     lines: Vec<usize>,
-    state: RefCell<State>,
+    state: RefCell<Findings>,
 }
 
 #[derive(Default)]
-struct State {
+struct Findings {
     errors: Vec<ConfigError>,
     warnings: Vec<Warning>,
-    /// Lines that are not TOML: what the parser made of them is not worth an error of its own.
+    /// Lines that are not TOML; further errors in them are not reported.
     not_toml: BTreeSet<usize>,
     /// In the order of the file.
     tables: Vec<TableEntry>,
     unknown: Vec<Unknown>,
     missing: Vec<Missing>,
-    /// Paths that an unknown key was probably meant to be.
+    /// Paths suggested for unknown keys.
     meant: Vec<String>,
 }
 
@@ -44,11 +44,11 @@ pub(super) struct TableEntry {
     /// Dotted; empty for the whole document.
     pub(super) path: String,
     pub(super) doc: &'static str,
-    /// One of any number: `[[path]]`.
+    /// Written as `[[path]]`.
     pub(super) repeated: bool,
-    /// Part of the configuration that was visited; else visited only to list its keys.
+    /// Part of the visited configuration; otherwise visited only to list its keys.
     pub(super) present: bool,
-    /// Every name that it may have, those of its tables included.
+    /// The names of its keys and tables.
     pub(super) names: Vec<&'static str>,
     pub(super) keys: Vec<KeyEntry>,
 }
@@ -57,12 +57,12 @@ pub(super) struct TableEntry {
 pub(super) struct KeyEntry {
     pub(super) name: &'static str,
     pub(super) doc: &'static str,
-    /// In the configuration that was visited.
+    /// Its value in the visited configuration.
     pub(super) value: Option<toml::Value>,
     pub(super) about: About,
 }
 
-/// A key that nobody has read.
+/// A key that was not visited.
 pub(super) struct Unknown {
     pub(super) table: String,
     pub(super) key: String,
@@ -70,7 +70,7 @@ pub(super) struct Unknown {
     pub(super) is_table: bool,
 }
 
-/// A key that must be there and is not.
+/// A mandatory key that is absent.
 struct Missing {
     path: String,
     table: String,
@@ -82,7 +82,7 @@ pub(super) struct Found<'a> {
     pub(super) key: String,
     pub(super) at: usize,
     pub(super) value: &'a DeValue<'a>,
-    pub(super) report: &'a Report<'a>,
+    pub(super) report: &'a Diagnostics<'a>,
 }
 
 impl<'a> Found<'a> {
@@ -90,7 +90,7 @@ impl<'a> Found<'a> {
         self.report.add(self.at, &self.key, message);
     }
 
-    /// As [`Found::wrong`]; nothing could be read.
+    /// As [`Found::wrong`], for a value that could not be read.
     pub(super) fn refuse<T>(&self, message: impl AsRef<str>) -> Option<T> {
         self.wrong(message);
         None
@@ -101,15 +101,15 @@ impl<'a> Found<'a> {
         self.refuse(format!("must be {expected}, is {}", article(self.value.type_str())))
     }
 
-    /// For what is allowed and yet not right.
+    /// Reports a warning.
     pub(super) fn warn(&self, message: &str) {
         let warning = Warning(self.report.at(self.at, &self.key, message));
         self.report.state.borrow_mut().warnings.push(warning);
     }
 
-    /// Warns of a file with a secret that every user of this machine may read.
-    pub(super) fn warn_if_exposed(&self, path: &Path) {
-        if secret::is_everyones(path) {
+    /// Warns if every user of this machine may read the file with a secret.
+    pub(super) fn warn_if_world_readable(&self, path: &Path) {
+        if secret::is_world_readable(path) {
             let message = format!("everyone on this machine may read {}; chmod o-rwx takes that away", path.display());
             self.warn(&message);
         }
@@ -138,13 +138,13 @@ pub(super) fn article(kind: &str) -> String {
     format!("{article} {kind}")
 }
 
-impl<'a> Report<'a> {
+impl<'a> Diagnostics<'a> {
     pub(super) fn new(text: &'a str) -> Self {
         let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
         Self { text, lines: std::iter::once(0).chain(breaks).collect(), state: RefCell::default() }
     }
 
-    /// What the parser could not read; one error a line, since the parser stumbles on after the first.
+    /// Reports a syntax error: one per line, since one error causes others.
     pub(super) fn not_toml(&self, span: Option<Range<usize>>, message: &str) {
         let at = span.map_or(0, |span| span.start);
         let (line, _) = self.place(at);
@@ -169,7 +169,7 @@ impl<'a> Report<'a> {
         self.state.borrow_mut().unknown.push(unknown);
     }
 
-    /// Notes a table that is visited; returns its number.
+    /// Adds a visited table; returns its number.
     pub(super) fn enter(&self, path: &str, doc: &'static str, repeated: bool, present: bool) -> usize {
         let tables = &mut self.state.borrow_mut().tables;
         let path = path.to_owned();
@@ -196,9 +196,9 @@ impl<'a> Report<'a> {
             || state.missing.iter().any(|missing| is_below(&missing.path))
     }
 
-    /// Whether it is not known what `key`, of a table of the first level, was meant to be: it or something below it has an
-    /// error, something beside it is misspelt, or part of the text is not TOML.
-    pub(super) fn invalidations(&self, key: &str) -> bool {
+    /// Whether the intended value of `key` is unknown: it or a key below it has an error, a key beside it is unknown, or part of
+    /// the text is not TOML.
+    pub(super) fn is_uncertain(&self, key: &str) -> bool {
         let table = key.split('.').next().unwrap_or_default();
         let misspelt = |unknown: &Unknown| unknown.table.is_empty() || unknown.table == table;
         let state = self.state.borrow();
@@ -207,16 +207,16 @@ impl<'a> Report<'a> {
 
     /// The warnings, or every error.
     pub(super) fn finish(self) -> Result<Vec<Warning>, ConfigErrors> {
-        self.judge_unknown();
-        self.judge_missing();
+        self.report_unknown();
+        self.report_missing();
         let state = self.state.into_inner();
         if state.errors.is_empty() { Ok(state.warnings) } else { Err(ConfigErrors::new(state.errors)) }
     }
 
-    fn judge_unknown(&self) {
+    fn report_unknown(&self) {
         let unknown = std::mem::take(&mut self.state.borrow_mut().unknown);
         for unknown in unknown {
-            // A heading that is not TOML leaves the keys below it without a table.
+            // Below a heading that is not TOML, keys have no table.
             let (line, _) = self.place(unknown.at);
             let orphan = unknown.table.is_empty()
                 && !self.is_heading(unknown.at)
@@ -229,8 +229,8 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Not reported where its absence follows from another error: it may be in what is not TOML, or misspelt.
-    fn judge_missing(&self) {
+    /// Reports missing keys, unless they may be misspelt or in a line that is not TOML.
+    fn report_missing(&self) {
         let missing = std::mem::take(&mut self.state.borrow_mut().missing);
         for Missing { path, table, at } in missing {
             let state = self.state.borrow();
@@ -253,7 +253,7 @@ impl<'a> Report<'a> {
         ConfigError { line, column, key: one_line(key), message: one_line(message) }
     }
 
-    /// Whether the key at a byte stands in a heading, such as `[limits]`.
+    /// Whether the key at a byte is in a heading, such as `[limits]`.
     fn is_heading(&self, at: usize) -> bool {
         self.text.get(..at).is_some_and(|before| before.trim_end_matches([' ', '\t']).ends_with('['))
     }
@@ -267,8 +267,8 @@ impl<'a> Report<'a> {
     }
 }
 
-impl State {
-    /// What to say of an unknown key, and the paths of the known keys that may have been meant.
+impl Findings {
+    /// The message for an unknown key, and the paths that it suggests.
     fn suggest(&self, unknown: &Unknown) -> (String, Vec<String>) {
         let Unknown { table, key, is_table, .. } = unknown;
         let what = if *is_table { "unknown table" } else { "unknown key" };
@@ -311,7 +311,7 @@ fn nearest(known: &[&'static str], key: &str, least: f64) -> Option<(f64, &'stat
     likeness.filter(|(likeness, _)| *likeness > least).max_by(|one, other| one.0.total_cmp(&other.0))
 }
 
-/// A quoted key may hold anything, also line breaks and what a terminal obeys.
+/// Escapes control characters: a quoted key may contain any.
 fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for character in text.chars() {

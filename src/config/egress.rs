@@ -1,4 +1,4 @@
-//! How the endpoint is reached: by which client certificate sidelink is known there, and through which egress proxy.
+//! The client certificate and the egress proxy of connections to the endpoint.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ use super::table::Table;
 /// `upstream.client_cert` and `upstream.client_key`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCertificate {
-    /// PEM file of the certificate, and of those that lead from it to the endpoint's authority.
+    /// PEM file of the certificate and its intermediates.
     pub cert: PathBuf,
     /// PEM file of its private key.
     pub key: PathBuf,
@@ -33,7 +33,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Where to connect.
+    /// The proxy's URI.
     pub fn uri(&self) -> Uri {
         self.address.uri(PathAndQuery::from_static("/"))
     }
@@ -51,10 +51,10 @@ impl Proxy {
 /// Visits the keys of the client certificate.
 pub(super) fn client_keys(client: &mut Option<ClientCertificate>, table: &mut Table<'_>) {
     let (mut cert, mut key) = client.take().map(|client| (client.cert, client.key)).unzip();
-    let doc = "PEM file of the certificate by which the endpoint knows sidelink, if it asks for one.";
+    let doc = "PEM file of the client certificate for the endpoint, if the endpoint asks for one.";
     let at_cert = table.key("client_cert", doc, &mut cert, certificates().optional("/etc/sidelink/client.pem"));
-    let doc = "PEM file of that certificate's private key, readable by its user alone.";
-    let private_key = pem_file(pem::private_key).check(|path, found| found.warn_if_exposed(path));
+    let doc = "PEM file of the private key of client_cert, readable by sidelink's user only.";
+    let private_key = pem_file(pem::private_key).check(|path, found| found.warn_if_world_readable(path));
     let at_key = table.key("client_key", doc, &mut key, private_key.optional("/etc/sidelink/client-key.pem"));
     match (at_cert, at_key) {
         (Some(cert), None) => cert.wrong("needs upstream.client_key: its private key"),
@@ -68,15 +68,14 @@ pub(super) fn client_keys(client: &mut Option<ClientCertificate>, table: &mut Ta
 pub(super) fn proxy_keys(proxy: &mut Option<Proxy>, table: &mut Table<'_>) {
     let (mut address, credentials) = proxy.take().map(|proxy| (proxy.address, proxy.credentials)).unzip();
     let mut credentials = credentials.flatten();
-    let doc =
-        "The HTTP proxy through which the endpoint is reached, by CONNECT; HTTPS_PROXY and the like are not looked at.";
+    let doc = "The HTTP proxy through which the endpoint is reached, by CONNECT; HTTPS_PROXY and the like are ignored.";
     let kind = text("a URL", Endpoint::parse).check(|address, found| {
         if address.scheme != Scheme::HTTP {
-            found.wrong("must begin with http://: the way to the proxy itself is not encrypted");
+            found.wrong("must begin with http://: TLS to the proxy itself is not supported");
         }
     });
     table.key("proxy", doc, &mut address, kind.optional("http://proxy.internal:3128"));
-    let doc = "File that holds USER:PASSWORD for the proxy and nothing else, readable by its user alone.";
+    let doc = "File that holds USER:PASSWORD for the proxy and nothing else, readable by sidelink's user only.";
     let kind = secret_file(secret::from_file).check(|file, found| {
         if !file.secret.expose().contains(&b':') {
             found.wrong("must hold USER:PASSWORD");
@@ -86,7 +85,7 @@ pub(super) fn proxy_keys(proxy: &mut Option<Proxy>, table: &mut Table<'_>) {
     if let Some(found) = table.key("proxy_credentials_file", doc, &mut credentials, kind)
         && address.is_none()
     {
-        found.wrong("says who sidelink is to upstream.proxy, which names no proxy");
+        found.wrong("needs upstream.proxy: there is no proxy for the credentials");
     }
     *proxy = address.map(|address| Proxy { address, credentials });
 }

@@ -1,4 +1,4 @@
-//! The one endpoint that sidelink stands in front of.
+//! The URL of an endpoint.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -6,12 +6,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use http::Uri;
 use http::uri::{Authority, Parts, PathAndQuery, Scheme};
 
-/// The one endpoint that sidelink stands in front of: `scheme://host[:port]`, nothing more.
+/// A URL of scheme, host and port only: `scheme://host[:port]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// `http` or `https`.
     pub scheme: Scheme,
-    /// Host, in lower case, and port; the port is left out where it is the scheme's own.
+    /// Host, in lower case, and port; without the scheme's default port.
     pub authority: Authority,
 }
 
@@ -19,7 +19,7 @@ impl Endpoint {
     /// Reads `http(s)://host[:port]`, with or without a final `/`.
     ///
     /// # Errors
-    /// What is wrong with it, without a word of it: it may carry a password.
+    /// What is wrong with it. The message does not repeat it: it may contain a password.
     pub fn parse(text: &str) -> Result<Self, String> {
         let uri: Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
         let parts = uri.into_parts();
@@ -40,19 +40,19 @@ impl Endpoint {
         }
         let port = match authority.as_str().get(host.len()..).unwrap_or_default() {
             "" => default_port(&scheme),
-            port => read_port(port).ok_or("names a port that is none: expected 1 to 65535")?,
+            port => read_port(port).ok_or("names no port from 1 to 65535")?,
         };
         let plain = if port == default_port(&scheme) { host } else { format!("{host}:{port}") };
         let authority = plain.parse().map_err(|error| format!("not a host: {error}"))?;
         Ok(Self { scheme, authority })
     }
 
-    /// In place of one that is not known yet; its name leads nowhere (RFC 6761).
+    /// A placeholder whose name does not resolve (RFC 6761).
     pub(super) fn stand_in() -> Self {
         Self { scheme: Scheme::HTTP, authority: Authority::from_static("stand-in.invalid") }
     }
 
-    /// What is at `path` there.
+    /// The URI of `path` there.
     pub fn uri(&self, path: PathAndQuery) -> Uri {
         let mut parts = Parts::default();
         parts.scheme = Some(self.scheme.clone());
@@ -61,7 +61,7 @@ impl Endpoint {
         Uri::from_parts(parts).unwrap_or_default()
     }
 
-    /// Its port, the scheme's own where none is named.
+    /// Its port, or the scheme's default.
     pub fn port(&self) -> u16 {
         self.authority.port_u16().unwrap_or_else(|| default_port(&self.scheme))
     }
@@ -77,7 +77,7 @@ fn default_port(scheme: &Scheme) -> u16 {
     if *scheme == Scheme::HTTPS { 443 } else { 80 }
 }
 
-/// `:port`, digits only: a sign is none of a port's.
+/// `:port`, digits only: `parse` alone accepts a sign.
 fn read_port(text: &str) -> Option<u16> {
     let digits = text.strip_prefix(':').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
     digits.parse().ok().filter(|port| *port != 0)
@@ -92,7 +92,7 @@ fn is_host(host: &str) -> bool {
         named && !label.is_empty() && label.len() <= 63
     };
     let name = host.strip_suffix('.').unwrap_or(host);
-    // A name that ends in a number is an address in one of its old spellings (127.1), or none at all.
+    // A name that ends in a number is an IPv4 address, possibly in a short form such as 127.1, which is refused.
     let numeric = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
     if numeric { host.parse::<Ipv4Addr>().is_ok() } else { name.len() <= 253 && name.split('.').all(is_label) }
 }

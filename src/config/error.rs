@@ -1,9 +1,9 @@
-//! What is wrong with a configuration: where, which key, and what to do.
+//! Errors and warnings of a configuration.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Every error of one file, in the order of their places.
+/// Every error of one file, in order.
 #[derive(Debug)]
 pub struct ConfigErrors {
     file: Option<PathBuf>,
@@ -14,11 +14,11 @@ pub struct ConfigErrors {
 /// One error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// From 1; 0 where it is about the file as a whole.
+    /// From 1; 0 for an error of the whole file.
     pub line: usize,
-    /// In characters, from 1; 0 where it is about the file as a whole.
+    /// In characters, from 1; 0 for an error of the whole file.
     pub column: usize,
-    /// Dotted, such as `upstream.deadline`; empty where the text is not even TOML.
+    /// Dotted, such as `upstream.deadline`; empty where the text is not TOML.
     pub key: String,
     /// What is wrong, in one line.
     pub message: String,
@@ -30,7 +30,7 @@ impl ConfigErrors {
         Self { file: None, errors }
     }
 
-    /// About the file as a whole.
+    /// One error of the whole file.
     pub(super) fn whole_file(path: &Path, message: String) -> Self {
         let error = ConfigError { line: 0, column: 0, key: String::new(), message };
         Self { file: Some(path.to_owned()), errors: vec![error] }
@@ -41,17 +41,10 @@ impl ConfigErrors {
     }
 }
 
-/// What is allowed and yet not right: as an error, and none.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What is allowed, but not as intended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {}: {}: {}", .0.line, .0.key, .0.message)]
 pub struct Warning(pub ConfigError);
-
-/// `line N: KEY: MESSAGE`
-impl fmt::Display for Warning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ConfigError { line, key, message, .. } = &self.0;
-        write!(f, "line {line}: {key}: {message}")
-    }
-}
 
 /// One line an error: `FILE:LINE: KEY: MESSAGE`, beginning with `configuration` where no file is known.
 impl fmt::Display for ConfigErrors {

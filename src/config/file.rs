@@ -1,4 +1,4 @@
-//! Reads a file: its text, its keys, and what must hold between them.
+//! Reads a file: its text, its keys, and the rules between them.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,18 +6,18 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
-use super::diagnostics::Report;
+use super::diagnostics::Diagnostics;
 use super::error::ConfigErrors;
 use super::{Config, Endpoint, rules, table};
 
-/// A configuration is a page or two: what is longer is some other file.
+/// A longer file is not a configuration.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// The text of the file at `path`, or why there is none.
+/// The text of the file at `path`, or why it cannot be read.
 pub(super) fn text(path: &Path) -> Result<String, String> {
     let unreadable = |error: io::Error| format!("cannot be read: {error}");
     let mut bytes = Vec::new();
-    // One byte too many tells that the file is too long, also where it has no end.
+    // One byte more than allowed shows that the file is too long, even if it is endless.
     let file = File::open(path).map_err(unreadable)?;
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
@@ -29,9 +29,9 @@ pub(super) fn text(path: &Path) -> Result<String, String> {
     })
 }
 
-/// Reads a whole file; `running` is what is in force already, if it is to take its place.
+/// Reads a whole file; on a reload, `running` is the current configuration.
 pub(super) fn read(text: &str, running: Option<&Config>) -> Result<Config, ConfigErrors> {
-    let report = Report::new(text);
+    let report = Diagnostics::new(text);
     let (document, syntax) = DeTable::parse_recoverable(text);
     for error in syntax {
         report.not_toml(error.span(), error.message());

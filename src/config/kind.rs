@@ -1,4 +1,4 @@
-//! What the value of a key may be: how it is read, written and described.
+//! The types of values that keys have: how a value is read, written and described.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -20,23 +20,23 @@ pub(super) const MINUTE: Duration = Duration::from_secs(60);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 
-type Read<T> = Box<dyn Fn(&Found<'_>) -> Option<T>>;
-type Write<T> = Box<dyn Fn(&T) -> Option<Value>>;
+type Reader<T> = Box<dyn Fn(&Found<'_>) -> Option<T>>;
+type Writer<T> = Box<dyn Fn(&T) -> Option<Value>>;
 
-/// What the value of a key may be, and all else that is known of the key besides its name, default and doc.
+/// The type of a key's value, and the key's properties other than name, default and doc.
 pub(super) struct Kind<T> {
-    pub(super) read: Read<T>,
-    /// As it stands in a file; none for an absent value. Never a secret.
-    pub(super) write: Write<T>,
+    pub(super) read: Reader<T>,
+    /// Its TOML, without secrets; `None` for an absent value.
+    pub(super) write: Writer<T>,
     pub(super) about: About,
 }
 
-/// What the generated pages say of a key's values.
+/// The properties of a key, for the generated pages and for reloads.
 #[derive(Default)]
 pub(super) struct About {
-    /// Such as `1s to 24h`.
+    /// The allowed values, such as `1s to 24h`.
     pub(super) values: String,
-    /// A value for the shipped file, in place of a default.
+    /// A value for the shipped file, where there is no default.
     pub(super) example: Option<&'static str>,
     /// The file must have the key.
     pub(super) required: bool,
@@ -56,17 +56,17 @@ impl<T: 'static> Kind<T> {
         Self { read: Box::new(read), write: Box::new(move |value| Some(write(value))), about }
     }
 
-    /// A reload cannot change it.
+    /// A reload cannot change the value.
     pub(super) fn immutable(self) -> Self {
         Self { about: About { immutable: true, ..self.about }, ..self }
     }
 
-    /// It has no default, and must be there.
+    /// The key is mandatory.
     pub(super) fn required(self, example: &'static str) -> Self {
         Self { about: About { required: true, example: Some(example), ..self.about }, ..self }
     }
 
-    /// It has no default, and may be absent.
+    /// The key may be absent.
     pub(super) fn optional(self, example: &'static str) -> Kind<Option<T>> {
         let (read, write) = (self.read, self.write);
         Kind {
@@ -76,12 +76,12 @@ impl<T: 'static> Kind<T> {
         }
     }
 
-    /// The file is read only once, so that a change of it changes nothing.
+    /// The file is read only at the start, so a change of it causes no reload.
     pub(super) fn read_once(self) -> Self {
         Self { about: About { dependency: false, ..self.about }, ..self }
     }
 
-    /// Reports what else is wrong with a value that could be read.
+    /// Adds a check of values that could be read.
     pub(super) fn check(self, check: impl Fn(&T, &Found<'_>) + 'static) -> Self {
         let read = self.read;
         Self { read: Box::new(move |found| read(found).inspect(|value| check(value, found))), ..self }
@@ -127,7 +127,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     })
 }
 
-/// As it is written in a file: `10s`, `1h 30m`.
+/// A duration as a file has it: `10s`, `1h 30m`.
 pub(super) fn show_duration(duration: Duration) -> String {
     SpanPrinter::new().unsigned_duration_to_string(&duration)
 }
@@ -195,7 +195,7 @@ pub(super) fn share(bounds: RangeInclusive<f64>) -> Kind<f64> {
     let read = move |found: &Found<'_>| {
         let written = match found.value {
             DeValue::Float(float) => float.as_str(),
-            // A whole share is easily written without its point.
+            // `1` is a share as well.
             DeValue::Integer(number) => number.as_str(),
             _ => return found.is_not("a number"),
         };
@@ -205,8 +205,8 @@ pub(super) fn share(bounds: RangeInclusive<f64>) -> Kind<f64> {
     Kind::new(format!("{least} to {most}"), read, |value| Value::Float(*value))
 }
 
-/// One of a few words.
-pub(super) fn word<T: Copy + PartialEq + 'static>(words: &'static [(&'static str, T)]) -> Kind<T> {
+/// One of several strings.
+pub(super) fn choice<T: Copy + PartialEq + 'static>(words: &'static [(&'static str, T)]) -> Kind<T> {
     let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
     let values = names.join(", ");
     let read =
@@ -230,7 +230,7 @@ pub(super) fn mode() -> Kind<u32> {
     Kind::new("0000 to 0777", read, |mode| string(format_args!("{mode:04o}")))
 }
 
-/// A string that `parse` takes; `expected` says what it should be.
+/// A string that `parse` accepts; `expected` describes it.
 pub(super) fn text<T: Display + 'static>(
     expected: &'static str,
     parse: impl Fn(&str) -> Result<T, String> + 'static,
@@ -242,12 +242,12 @@ pub(super) fn text<T: Display + 'static>(
     Kind::new(expected, read, |value| string(value))
 }
 
-/// A string that `fits`; `expected` says what it should be.
+/// A string that `fits`; `expected` describes it.
 pub(super) fn string_of(expected: &'static str, fits: fn(&str) -> bool) -> Kind<String> {
     text(expected, move |text| if fits(text) { Ok(text.to_owned()) } else { Err(format!("must be {expected}")) })
 }
 
-/// A string, or an array of strings, each of which `parse` takes; it is shown those before.
+/// A string, or an array of strings, each of which `parse` accepts; its second argument is the values before.
 pub(super) fn texts<T: Display + 'static>(parse: impl Fn(&str, &[T]) -> Result<T, String> + 'static) -> Kind<Vec<T>> {
     let read = move |found: &Found<'_>| {
         let mut values = Vec::new();
@@ -291,7 +291,7 @@ where
 {
     file().check(move |path, found| {
         if let Err(message) = read(path) {
-            // The line shows the path already.
+            // The file's line has the path.
             found.wrong(message.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&message));
         }
     })
@@ -302,9 +302,9 @@ pub(super) fn certificates() -> Kind<PathBuf> {
     pem_file(pem::certificates)
 }
 
-/// The path of a file that `read` reads secrets from.
+/// The path of a file with a secret, or several.
 pub(super) fn secret_file<S: 'static>(read: fn(&Path) -> Result<S, String>) -> Kind<SecretFile<S>> {
-    let Kind { read: path, about, .. } = file().check(|path, found| found.warn_if_exposed(path));
+    let Kind { read: path, about, .. } = file().check(|path, found| found.warn_if_world_readable(path));
     let read = move |found: &Found<'_>| {
         let path = path(found)?;
         match read(&path) {

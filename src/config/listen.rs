@@ -1,4 +1,4 @@
-//! Where clients connect, and by which certificate they know that they are right.
+//! `[listen]`: the addresses and the TLS of the client listeners.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ section! {
     pub struct Listen {
         /// Where clients connect: one address, or a list; "unix:/run/sidelink/sidelink.sock" is a Unix socket.
         pub address: Vec<ListenAddress> = vec![SocketAddr::from(([127, 0, 0, 1], 8080)).into()], texts(address).not_empty("names no address").immutable();
-        /// Permission bits of Unix sockets: who may connect must be allowed to write.
+        /// Permission bits of Unix sockets; connecting needs write permission.
         pub unix_mode: u32 = 0o660, mode().immutable();
         /// TLS on the TCP addresses, with HTTP/2 and HTTP/1.1.
         pub tls: Option<Tls> = None => [optional Tls::blank, Tls::visit];
@@ -36,12 +36,12 @@ section! {
 fn address(text: &str, before: &[ListenAddress]) -> Result<ListenAddress, String> {
     let address = ListenAddress::parse(text)?;
     match before.iter().find(|other| clash(&address, other)) {
-        Some(other) => Err(format!("{address} clashes with {other}, named before")),
+        Some(other) => Err(format!("{address} clashes with {other}, listed before")),
         None => Ok(address),
     }
 }
 
-/// Whether the system would refuse the second of two listeners. Port 0 takes a free one.
+/// Whether the system would refuse the second of two listeners. Port 0 never clashes.
 pub(super) fn clash(one: &ListenAddress, other: &ListenAddress) -> bool {
     let (Some(one), Some(other)) = (one.tcp(), other.tcp()) else { return one == other };
     let any = one.is_ipv4() == other.is_ipv4() && (one.ip().is_unspecified() || other.ip().is_unspecified());
@@ -51,9 +51,9 @@ pub(super) fn clash(one: &ListenAddress, other: &ListenAddress) -> bool {
 /// Where clients connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddress {
-    /// Over TCP; port 0 takes a free one.
+    /// TCP; port 0 binds to a free port.
     Tcp(SocketAddr),
-    /// By a socket of this path, which is absolute.
+    /// A Unix socket at this absolute path.
     Unix(PathBuf),
 }
 
@@ -79,7 +79,7 @@ impl ListenAddress {
         Ok(ListenAddress::Unix(PathBuf::from(path)))
     }
 
-    /// Its address in the network, if it has one.
+    /// Its TCP address, if it has one.
     pub fn tcp(&self) -> Option<SocketAddr> {
         match self {
             ListenAddress::Tcp(address) => Some(*address),
@@ -107,22 +107,22 @@ section! {
     /// `[listen.tls]`: files in PEM, which were readable and fitted together when the configuration was read.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Tls: pub(super) fn blank() {
-        /// PEM file of the certificate, followed by those that link it to its authority.
+        /// PEM file of the certificate and its intermediates.
         pub cert: PathBuf = PathBuf::new(), file().required("/etc/sidelink/tls.crt");
         /// PEM file of its private key.
         pub key: PathBuf = PathBuf::new(), file().required("/etc/sidelink/tls.key");
-        /// PEM file of authorities of which every client must have a certificate.
+        /// PEM file of certificate authorities; each client must have a certificate of one of them.
         pub client_ca: Option<PathBuf> = None, file().optional("/etc/sidelink/client-ca.pem");
     }
 }
 
-/// A file of `[listen.tls]` that will not do.
+/// A file of `[listen.tls]` that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("listen.tls.{key}: {message}")]
 pub struct TlsError {
     /// Its key in `[listen.tls]`.
     pub key: &'static str,
-    /// What is wrong with it; nothing of what it holds.
+    /// What is wrong with it; never its contents.
     pub message: String,
 }
 
@@ -136,7 +136,7 @@ impl Tls {
         {
             found.wrong(error.message);
         } else if let Some(found) = table.find("key") {
-            found.warn_if_exposed(&self.key);
+            found.warn_if_world_readable(&self.key);
         }
     }
 

@@ -8,7 +8,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 /// The certificates in a file, at least one.
 ///
 /// # Errors
-/// The path, and why there are none.
+/// The path and the reason.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let fail = |reason: &str| format!("{}: {reason}", path.display());
     is_file(path)?;
@@ -23,7 +23,7 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String>
 /// The first private key in a file.
 ///
 /// # Errors
-/// The path, and why there is none; nothing of what the file holds.
+/// The path and the reason, without the file's contents.
 pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     is_file(path)?;
     PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
@@ -32,7 +32,7 @@ pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     })
 }
 
-/// Only a file is opened: opening a named pipe would wait for its writer.
+/// Only regular files are opened: opening a named pipe would block.
 fn is_file(path: &Path) -> Result<(), String> {
     match std::fs::metadata(path) {
         Ok(found) if found.is_file() => Ok(()),
@@ -41,7 +41,7 @@ fn is_file(path: &Path) -> Result<(), String> {
     }
 }
 
-/// Without what stands in the file: it may be a key.
+/// The reason without the file's contents: it may be a key.
 fn reason(error: &pem::Error) -> String {
     match error {
         pem::Error::Io(error) => format!("cannot be read: {error}"),

@@ -1,40 +1,40 @@
-//! How reloading has gone: for metrics, and for an operator to read.
+//! The result of the last reload, for the status page.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-/// What came of reading the configuration last, at the start or since.
+/// The result of loading the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reload {
     /// When.
     pub at: SystemTime,
-    /// What was wrong, one line each, with its place in the file; empty where it is in force. No secret is in one.
+    /// The errors, one line each with the place in the file; none if it succeeded. No error contains a secret.
     pub errors: Vec<String>,
 }
 
 impl Reload {
-    /// Whether what was read is in force.
+    /// Whether the configuration is in effect.
     pub fn succeeded(&self) -> bool {
         self.errors.is_empty()
     }
 }
 
-/// The last [`Reload`], shared by who reloads and who shows it.
+/// The last [`Reload`].
 #[derive(Clone)]
 pub struct ReloadState(Arc<Mutex<Reload>>);
 
 impl ReloadState {
-    /// As of a start with a configuration without errors.
+    /// A start without errors.
     pub fn started(at: SystemTime) -> Self {
         Self(Arc::new(Mutex::new(Reload { at, errors: Vec::new() })))
     }
 
-    /// The last one.
+    /// The last reload.
     pub fn last(&self) -> Reload {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Notes what has come of one more.
+    /// Records a reload.
     pub fn note(&self, reload: Reload) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = reload;
     }

@@ -1,13 +1,13 @@
-//! What is derived from the keys of a configuration: what `check` prints, the shipped file, the reference page, the files
-//! that it depends on, and what a reload cannot change.
+//! Derived from the keys of a configuration: the output of `check`, the shipped file, the reference page, the files that the
+//! configuration depends on, and the values that a reload cannot change.
 
 use std::fmt::{self, Display, Write};
 use std::path::PathBuf;
 
-use super::diagnostics::{KeyEntry, Report, TableEntry};
+use super::diagnostics::{Diagnostics, KeyEntry, TableEntry};
 use super::{Config, Endpoint, table};
 
-/// The effective configuration as TOML: what `check` prints. It reads back as the same configuration, and holds no secret.
+/// The effective configuration as TOML, as `check` prints it: it parses to the same configuration, and contains no secret.
 impl Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = String::new();
@@ -24,7 +24,7 @@ impl Display for Config {
 }
 
 impl Config {
-    /// Every file that it names and that is read with it: a change of one is a change of the configuration.
+    /// The files that are read with the configuration: a change of one causes a reload.
     pub fn dependencies(&self) -> Vec<PathBuf> {
         let keys = tables(self).into_iter().filter(|table| table.present).flat_map(|table| table.keys);
         let values = keys.filter(|key| key.about.dependency).filter_map(|key| key.value);
@@ -36,7 +36,7 @@ impl Config {
 pub fn shipped() -> String {
     let mut text = "\
 # Every key of sidelink, with its default. Only upstream.endpoint is mandatory.
-# Durations are written \"500ms\", \"10s\" or \"5m\"; sizes \"256KiB\" or \"8MiB\". `sidelink check --config FILE` finds what is wrong.
+# Durations are written \"500ms\", \"10s\" or \"5m\"; sizes \"256KiB\" or \"8MiB\". `sidelink check --config FILE` reports every error.
 "
     .to_owned();
     for table in documented() {
@@ -72,11 +72,11 @@ pub fn reference() -> String {
     text
 }
 
-/// Each key that a reload cannot change, and each table that it can neither add nor take away, with its value.
+/// Each key that a reload cannot change, and each table that it can neither add nor remove, with its value.
 pub(super) fn immutable(config: &Config) -> Vec<(String, String)> {
     let mut values = Vec::new();
     for table in tables(config) {
-        // Clients that were let in without TLS would stay.
+        // Clients that connected without TLS would stay.
         if table.path == "listen.tls" {
             values.push((table.path.clone(), table.present.to_string()));
         }
@@ -93,7 +93,7 @@ fn documented() -> Vec<TableEntry> {
 }
 
 fn tables(config: &Config) -> Vec<TableEntry> {
-    let report = Report::new("");
+    let report = Diagnostics::new("");
     table::list(&report, |table| config.clone().keys(table));
     let tables = report.into_tables().into_iter();
     tables.filter(|table| !table.path.is_empty()).collect()

@@ -1,16 +1,16 @@
-//! What must hold between the keys of a configuration, and between one that is in force and the next.
+//! Rules between the keys of a configuration, and between the running configuration and a new one.
 
 use std::net::SocketAddr;
 
 use toml::de::DeTable;
 
-use super::diagnostics::Report;
+use super::diagnostics::Diagnostics;
 use super::listen::{ListenAddress, clash};
 use super::self_loop::is_self;
 use super::{Config, Endpoint, render};
 
-/// Reports what does not fit together, at a key that stands in the file: defaults fit.
-pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Report<'_>) {
+/// Reports broken rules, at a key of the file: the defaults keep the rules.
+pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Diagnostics<'_>) {
     let wrong = |keys: &[&str], message: String| {
         if let Some((key, at)) = keys.iter().find_map(|key| place(document, key).ok().map(|at| (key, at))) {
             report.add(at, key, message);
@@ -19,7 +19,7 @@ pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Report<'_>
     let limits = &config.limits;
     if limits.in_flight / 2 < limits.batch_ids {
         let least = 2 * limits.batch_ids;
-        let why = "one caller may hold half of it, and a whole batch has to fit";
+        let why = "one caller may use half of it, and a whole batch has to fit";
         wrong(
             &["limits.in_flight", "limits.batch_ids"],
             format!("limits.in_flight must be at least {least}, twice limits.batch_ids: {why}"),
@@ -49,27 +49,26 @@ pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Report<'_>
         *endpoint != Endpoint::stand_in() && listeners.iter().any(|listener| is_self(endpoint, *listener))
     };
     if reaches_itself(&config.upstream.endpoint) {
-        let message = "is this sidelink's own listener: requests would go round in circles";
+        let message = "is this sidelink's own listener: requests would loop";
         wrong(&["upstream.endpoint"], message.to_owned());
     }
     if config.trace.as_ref().is_some_and(|trace| reaches_itself(&trace.endpoint)) {
-        let message = "is this sidelink's own listener: every span would cause another one";
+        let message = "is this sidelink's own listener: every span would cause another span";
         wrong(&["trace.endpoint"], message.to_owned());
     }
 }
 
-/// Reports each key that cannot change while sidelink runs and yet differs; not one whose value could not be read, since
-/// the default then stands in its place.
-pub(super) fn check_immutable(running: &Config, config: &Config, document: &DeTable<'_>, report: &Report<'_>) {
+/// Reports each immutable key that differs, except where its value could not be read and the default takes its place.
+pub(super) fn check_immutable(running: &Config, config: &Config, document: &DeTable<'_>, report: &Diagnostics<'_>) {
     for ((key, before), (_, now)) in render::immutable(running).into_iter().zip(render::immutable(config)) {
-        if before != now && !report.invalidations(&key) {
+        if before != now && !report.is_uncertain(&key) {
             let (Ok(at) | Err(at)) = place(document, &key);
             report.add(at, &key, "cannot change at run time: restart");
         }
     }
 }
 
-/// Where a key stands; where it does not, its table or, without that, the file's beginning.
+/// The byte of a key; for an absent key `Err`, with that of its table or else of the file's beginning.
 fn place(document: &DeTable<'_>, key: &str) -> Result<usize, usize> {
     let (mut table, mut at) = (Some(document), 0);
     for name in key.split('.') {

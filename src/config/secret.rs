@@ -8,42 +8,33 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-/// Most bytes of a secret: what is longer is some other file.
+/// The longest file with a secret.
 const MOST_BYTES: usize = 4 << 10;
-/// Mode bits that let everyone on the machine read a file.
-const EVERYONE: u32 = 0o004;
+/// The mode bit that lets every user read a file.
+const WORLD_READABLE: u32 = 0o004;
 
-/// A secret. Debug shows that there is one; nothing shows what it is.
+/// A secret. Debug output does not show it.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
-    /// A secret of these bytes, which are zeroed when it is dropped.
+    /// A secret of these bytes, which are zeroed on drop.
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// Its bytes, to be used at once and copied nowhere.
+    /// Its bytes. Do not copy them.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
 
-    /// What `bytes` hold but for a line's end; why not, if that is no secret.
-    fn of_text(bytes: Zeroizing<Vec<u8>>) -> Result<Self, &'static str> {
-        let secret = Self::of_line(bytes)?;
-        if !secret.0.iter().all(u8::is_ascii_graphic) {
-            return Err("must hold one secret and nothing else: one line of visible ASCII characters");
-        }
-        Ok(secret)
-    }
-
-    /// As [`Secret::of_text`], of several words.
-    fn of_line(mut bytes: Zeroizing<Vec<u8>>) -> Result<Self, &'static str> {
+    /// The secret in `bytes`, without the line's end: visible ASCII, and spaces where a secret may be `of_words`.
+    fn read(mut bytes: Zeroizing<Vec<u8>>, of_words: bool) -> Result<Self, &'static str> {
         while bytes.pop_if(|byte| matches!(byte, b'\n' | b'\r')).is_some() {}
         if bytes.is_empty() {
             return Err("is empty");
         }
-        if !bytes.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ') {
+        if !bytes.iter().all(|byte| byte.is_ascii_graphic() || (of_words && *byte == b' ')) {
             return Err("must hold one secret and nothing else: one line of visible ASCII characters");
         }
         Ok(Self(bytes))
@@ -74,10 +65,10 @@ pub struct KeyPair {
     pub secret_key: Secret,
 }
 
-/// Where a secret was read.
+/// The source of a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretSource {
-    /// A file that holds nothing else.
+    /// A file.
     File(PathBuf),
     /// The environment variable of this name.
     Environment(String),
@@ -85,19 +76,20 @@ pub enum SecretSource {
 
 /// Reads a secret from a file.
 pub(super) fn from_file(path: &Path) -> Result<Secret, String> {
-    Ok(Secret::of_text(whole_file(path)?)?)
+    Ok(Secret::read(whole_file(path)?, false)?)
 }
 
 /// Reads a secret of several words from a file, such as a header's value: `Bearer …`.
 pub(super) fn line_of_file(path: &Path) -> Result<Secret, String> {
-    Ok(Secret::of_line(whole_file(path)?)?)
+    Ok(Secret::read(whole_file(path)?, true)?)
 }
 
 /// Reads secrets from a file, one a line.
 pub(super) fn lines_of_file(path: &Path) -> Result<Vec<Secret>, String> {
     let bytes = whole_file(path)?;
     let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
-    let secrets = lines.map(|line| Secret::of_text(Zeroizing::new(line.to_vec()))).collect::<Result<Vec<_>, _>>()?;
+    let secrets =
+        lines.map(|line| Secret::read(Zeroizing::new(line.to_vec()), false)).collect::<Result<Vec<_>, _>>()?;
     if secrets.is_empty() { Err("is empty".to_owned()) } else { Ok(secrets) }
 }
 
@@ -109,7 +101,7 @@ fn whole_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
         return Err("is not a file".to_owned());
     }
     let file = File::open(path).map_err(unreadable)?;
-    // All its room at once: growing would leave copies behind.
+    // Allocated at once: growing would leave copies in memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(1 + MOST_BYTES));
     file.take(1 + MOST_BYTES as u64).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() > MOST_BYTES {
@@ -118,12 +110,12 @@ fn whole_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     Ok(bytes)
 }
 
-/// Whether everyone on this machine may read the file at `path`.
-pub(super) fn is_everyones(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & EVERYONE != 0)
+/// Whether every user of this machine may read the file at `path`.
+pub(super) fn is_world_readable(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & WORLD_READABLE != 0)
 }
 
-/// Reads a secret from an environment variable. The process's environment itself keeps it as well.
+/// Reads a secret from an environment variable. The process's environment keeps a copy.
 pub(super) fn from_environment(name: &str) -> Result<Secret, String> {
     let shown = name.escape_debug();
     if name.is_empty() || name.contains(['=', '\0']) {
@@ -131,7 +123,7 @@ pub(super) fn from_environment(name: &str) -> Result<Secret, String> {
     }
     let value = std::env::var_os(name).ok_or_else(|| format!("the environment has no variable \"{shown}\""))?;
     let bytes = Zeroizing::new(std::os::unix::ffi::OsStringExt::into_vec(value));
-    Secret::of_text(bytes).map_err(|reason| format!("the variable \"{shown}\" {reason}"))
+    Secret::read(bytes, false).map_err(|reason| format!("the variable \"{shown}\" {reason}"))
 }
 
 #[cfg(test)]

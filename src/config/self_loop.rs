@@ -1,10 +1,10 @@
-//! Whether an endpoint is a listener of this very process.
+//! Detects an endpoint that is a listener of this process.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 
 use super::endpoint::Endpoint;
 
-/// Whether whoever connects to `endpoint` gets to `listener`. A resolver is asked only where the ports are the same.
+/// Whether `endpoint` is `listener`. Names are resolved only where the ports are the same.
 pub(super) fn is_self(endpoint: &Endpoint, listener: SocketAddr) -> bool {
     if listener.port() == 0 || listener.port() != endpoint.port() {
         return false;
@@ -13,7 +13,7 @@ pub(super) fn is_self(endpoint: &Endpoint, listener: SocketAddr) -> bool {
     addresses(endpoint).into_iter().any(|ip| here == ip || (here.is_unspecified() && is_of_this_machine(ip)))
 }
 
-/// What the endpoint's host comes to. To connect to the unspecified address is to connect to this machine.
+/// The addresses of the endpoint's host. The unspecified address means this machine.
 fn addresses(endpoint: &Endpoint) -> Vec<IpAddr> {
     let this_machine = || vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let host = endpoint.authority.host().trim_end_matches('.');
@@ -21,7 +21,7 @@ fn addresses(endpoint: &Endpoint) -> Vec<IpAddr> {
         Ok(ip) if ip.is_unspecified() => this_machine(),
         Ok(ip) => vec![ip],
         Err(_) if host == "localhost" || host.ends_with(".localhost") => this_machine(),
-        // A name that is not known leads nowhere, so not here either.
+        // A name that does not resolve is not this machine.
         Err(_) => (host, endpoint.port())
             .to_socket_addrs()
             .map(|found| found.map(|address| address.ip().to_canonical()).collect())
@@ -29,7 +29,7 @@ fn addresses(endpoint: &Endpoint) -> Vec<IpAddr> {
     }
 }
 
-/// Only addresses of this machine's own can be bound.
+/// Only addresses of this machine can be bound.
 fn is_of_this_machine(ip: IpAddr) -> bool {
     ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
 }

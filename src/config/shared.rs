@@ -20,27 +20,27 @@ section! {
     /// `[shared]`. There is none by default.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Shared: pub fn at(nodes: Vec<Address>, secrets: Vec<Secret>) {
-        /// Where it is: one address, or of a Cluster one or more nodes to begin with.
+        /// One node, or one or more seed nodes of a Cluster.
         pub nodes: Vec<Address> = nodes => [with Shared::url_key];
         /// Whether connections are TLS: `rediss://`.
         pub tls: bool = false;
         /// The database's number, 0 to 1 000 000; 0 in a Cluster.
         pub database: i64 = 0;
-        /// Whether that is a Cluster.
+        /// Whether the nodes are a Cluster.
         pub cluster: bool = false, flag();
         /// File with the fleet's secret, 32 characters at least, the same for all; during a change of secret one more on a second line.
         pub secret_file: SecretFile<Vec<Secret>> = SecretFile { secret: secrets, ..SecretFile::default() }, secret_file(fleet_secrets).required("/etc/sidelink/fleet-secret");
         /// The ACL user to log in as.
         pub username: Option<String> = None, string_of("a user's name: visible ASCII characters", is_username).optional("sidelink");
-        /// File that holds its password and nothing else.
+        /// File that holds the password and nothing else.
         pub password_file: Option<SecretFile> = None, secret_file(secret::from_file).optional("/etc/sidelink/redis-password");
         /// PEM file of certificate authorities for rediss://, instead of the platform's.
         pub ca_file: Option<PathBuf> = None, certificates().read_once().optional("/etc/sidelink/redis-ca.pem");
-        /// What every key begins with.
+        /// Prefix of every key.
         pub prefix: String = "sidelink:".to_owned(), string_of("1 to 64 visible ASCII characters without braces", is_prefix);
         /// The longest that a round trip may take.
         pub timeout: Duration = 5 * MILLISECOND, duration(MILLISECOND..=10 * SECOND);
-        /// The longest that a batch waits for ids that another sidecar fetches; 0s: none waits.
+        /// The longest that a batch waits for ids that another sidecar fetches; 0s: batches do not wait.
         pub lease_wait: Duration = 500 * MILLISECOND, duration(Duration::ZERO..=MINUTE);
     }
 }
@@ -70,7 +70,7 @@ impl Shared {
     pub(super) fn visit(&mut self, table: &mut Table<'_>) {
         self.keys(table);
         if let Some(found) = table.find("ca_file").filter(|_| !self.tls) {
-            found.wrong("is of use with rediss:// only");
+            found.wrong("needs a url with rediss://");
         }
         if let (Some(found), None) = (table.find("username"), table.find("password_file")) {
             found.wrong("needs a password_file beside it");
@@ -86,7 +86,7 @@ impl Shared {
 
     fn url_key(&mut self, table: &mut Table<'_>) {
         let mut urls = self.as_urls();
-        let doc = "Where it is: redis:// or rediss:// (TLS), host, port and database; of a Cluster a list of nodes to begin with.";
+        let doc = "URL of the server: redis:// or rediss:// (TLS), host, port and database; a list of seed nodes for a Cluster.";
         let kind = texts(url).not_empty("names no node").required("redis://redis.internal:6379/0");
         table.key("url", doc, &mut urls, kind);
         if let Some(first) = urls.first() {
@@ -100,13 +100,13 @@ impl Shared {
         self.nodes.iter().map(url).collect()
     }
 
-    /// Its URLs, as they could stand in the file.
+    /// Its URLs.
     pub fn urls(&self) -> Vec<String> {
         self.as_urls().iter().map(ToString::to_string).collect()
     }
 }
 
-/// One URL, taken apart.
+/// A parsed URL.
 struct Url {
     tls: bool,
     address: Address,
@@ -119,7 +119,7 @@ impl fmt::Display for Url {
     }
 }
 
-/// Reads `redis://host:port/database`, which follows those before; a message says what is wrong with it.
+/// Reads `redis://host:port/database`; `before` are the URLs above it.
 fn url(text: &str, before: &[Url]) -> Result<Url, String> {
     let shown = || text.escape_debug().to_string();
     let (scheme, rest) =
@@ -131,8 +131,8 @@ fn url(text: &str, before: &[Url]) -> Result<Url, String> {
     };
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
     if authority.contains('@') {
-        // Not shown: it may hold a password.
-        return Err("must not name a user or a password: username and password_file do".to_owned());
+        // The message does not repeat it: it may contain a password.
+        return Err("must not name a user or a password: use username and password_file".to_owned());
     }
     let database = match database {
         "" => 0,
@@ -149,7 +149,7 @@ fn url(text: &str, before: &[Url]) -> Result<Url, String> {
     }
     let url = Url { tls, address: Address { host, port: parsed.port_u16().unwrap_or(PORT) }, database };
     if before.last().is_some_and(|other| (other.tls, other.database) != (tls, database)) {
-        return Err("must have the scheme and the database of the one before".to_owned());
+        return Err("must have the scheme and the database of the URL before".to_owned());
     }
     if before.iter().any(|other| other.address == url.address) {
         return Err(format!("names {} twice", url.address));
@@ -161,7 +161,7 @@ fn is_username(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// Braces would put all keys into one slot of a Cluster.
+/// Braces are excluded: they would put all keys into one slot of a Cluster.
 fn is_prefix(text: &str) -> bool {
     is_username(text) && text.len() <= 64 && !text.contains(['{', '}'])
 }

@@ -1,58 +1,63 @@
-//! Visits the keys of a TOML table one by one: reads those that are there, reports what is wrong, and lists them all.
+//! Visits the keys of a TOML table: reads those in the document, reports errors, and lists every key.
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::diagnostics::{Found, KeyEntry, Report, Unknown, article, path};
+use super::diagnostics::{Diagnostics, Found, KeyEntry, Unknown, article, path};
 use super::kind::Kind;
 
-/// One table of the document. Every key that is visited counts as known; the others are reported at the end.
+/// One table of the document. Keys that are not visited are unknown, and reported.
 pub(super) struct Table<'a> {
-    report: &'a Report<'a>,
-    /// In the report.
+    report: &'a Diagnostics<'a>,
+    /// Its number in the report.
     number: usize,
     /// Dotted; empty for the whole document.
     path: String,
-    state: State<'a>,
-    /// Where the table begins.
+    presence: Presence<'a>,
+    /// The byte at which the table begins.
     at: usize,
 }
 
 #[derive(Clone, Copy)]
-enum State<'a> {
+enum Presence<'a> {
+    /// In the document.
     There(&'a DeTable<'a>),
-    /// It reads as empty, and mandatory keys are missing.
+    /// Not in the document: it reads as empty, and mandatory keys are missing.
     Absent,
-    /// Nothing is read or missing: its keys are listed.
+    /// Visited only to list its keys.
     Listed,
 }
 
 /// Visits every key of `document` by `keys`.
-pub(super) fn visit<'a>(document: &'a Spanned<DeTable<'a>>, report: &'a Report<'a>, keys: impl FnOnce(&mut Table<'a>)) {
-    Table::enter(report, String::new(), "", State::There(document.get_ref()), 0, [false, true]).visit(keys);
+pub(super) fn visit<'a>(
+    document: &'a Spanned<DeTable<'a>>,
+    report: &'a Diagnostics<'a>,
+    keys: impl FnOnce(&mut Table<'a>),
+) {
+    Table::enter(report, String::new(), "", Presence::There(document.get_ref()), 0, [false, true]).visit(keys);
 }
 
 /// Lists every key and its value, reading nothing.
-pub(super) fn list<'a>(report: &'a Report<'a>, keys: impl FnOnce(&mut Table<'a>)) {
-    Table::enter(report, String::new(), "", State::Listed, 0, [false, true]).visit(keys);
+pub(super) fn list<'a>(report: &'a Diagnostics<'a>, keys: impl FnOnce(&mut Table<'a>)) {
+    Table::enter(report, String::new(), "", Presence::Listed, 0, [false, true]).visit(keys);
 }
 
 impl<'a> Table<'a> {
     fn enter(
-        report: &'a Report<'a>,
+        report: &'a Diagnostics<'a>,
         path: String,
         doc: &'static str,
-        state: State<'a>,
+        presence: Presence<'a>,
         at: usize,
         [repeated, present]: [bool; 2],
     ) -> Self {
         let number = report.enter(&path, doc.trim_start(), repeated, present);
-        Self { report, number, path, state, at }
+        Self { report, number, path, presence, at }
     }
 
     fn visit(mut self, keys: impl FnOnce(&mut Self)) {
         keys(&mut self);
-        let State::There(table) = self.state else { return };
+        let Presence::There(table) = self.presence else { return };
         for (name, value) in table {
             let entry = self.report.table(self.number);
             if !entry.is_some_and(|entry| entry.names.contains(&name.get_ref().as_ref())) {
@@ -62,7 +67,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Visits a key; returns what the file has for it.
+    /// Visits a key; returns its value in the document.
     pub(super) fn key<T: 'static>(
         &mut self,
         name: &'static str,
@@ -74,7 +79,7 @@ impl<'a> Table<'a> {
         if let Some(read) = found.as_ref().and_then(&kind.read) {
             *value = read;
         }
-        if found.is_none() && kind.about.required && !matches!(self.state, State::Listed) {
+        if found.is_none() && kind.about.required && !matches!(self.presence, Presence::Listed) {
             self.report.missing(&self.path, name, self.at);
         }
         let value = (kind.write)(value);
@@ -84,13 +89,13 @@ impl<'a> Table<'a> {
         found
     }
 
-    /// Visits a table within this one; one that is not there reads as empty.
+    /// Visits a table within this one; an absent one reads as empty.
     pub(super) fn table(&mut self, name: &'static str, doc: &'static str, keys: impl FnOnce(&mut Self)) {
         let (state, at) = self.inner(name);
         Self::enter(self.report, path(&self.path, name), doc, state, at, [false, true]).visit(keys);
     }
 
-    /// Visits a table that may be absent; `value` is then as it was.
+    /// Visits an optional table; where it is absent, `value` stays.
     pub(super) fn optional<T>(
         &mut self,
         name: &'static str,
@@ -100,10 +105,10 @@ impl<'a> Table<'a> {
         keys: impl FnOnce(&mut T, &mut Self),
     ) {
         let (state, at) = match self.inner(name) {
-            (State::Absent, at) => (State::Listed, at),
+            (Presence::Absent, at) => (Presence::Listed, at),
             there => there,
         };
-        let is_there = matches!(state, State::There(_));
+        let is_there = matches!(state, Presence::There(_));
         let mut visited = value.take().filter(|_| !is_there);
         let present = is_there || visited.is_some();
         let inner = visited.get_or_insert_with(blank);
@@ -112,7 +117,7 @@ impl<'a> Table<'a> {
         *value = visited.filter(|_| present);
     }
 
-    /// Visits the tables `[[name]]`, in their order; `keys` is shown those before. Without any, `values` are as they were.
+    /// Visits the tables `[[name]]` in order; the second argument of `keys` is the values before. Without any, `values` stay.
     pub(super) fn list<T>(
         &mut self,
         name: &'static str,
@@ -132,7 +137,7 @@ impl<'a> Table<'a> {
                 DeValue::Array(_) => {
                     for element in found.elements() {
                         match element.value {
-                            DeValue::Table(table) => tables.push((State::There(table), element.at)),
+                            DeValue::Table(table) => tables.push((Presence::There(table), element.at)),
                             other => not_tables(element.at, other.type_str()),
                         }
                     }
@@ -144,7 +149,7 @@ impl<'a> Table<'a> {
             Self::enter(self.report, path.clone(), doc, state, at, [true, present])
                 .visit(|table| keys(value, before, table));
         };
-        let listed = (State::Listed, self.at);
+        let listed = (Presence::Listed, self.at);
         if tables.is_empty() && values.is_empty() {
             visit(listed, false, &mut blank(), &[]);
         } else if tables.is_empty() {
@@ -159,40 +164,43 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Whether it stands in the document, without an error in it so far.
+    /// Whether the table is in the document, without an error so far.
     pub(super) fn is_sound(&self) -> bool {
-        matches!(self.state, State::There(_)) && !self.report.has_error(&self.path)
+        matches!(self.presence, Presence::There(_)) && !self.report.has_error(&self.path)
     }
 
-    /// Reports what is wrong with the table as a whole.
+    /// Reports an error of the table as a whole.
     pub(super) fn wrong(&self, message: &str) {
-        if matches!(self.state, State::There(_)) {
+        if matches!(self.presence, Presence::There(_)) {
             self.report.add(self.at, &self.path, message);
         }
     }
 
-    /// The value of a key or table, if it is there.
+    /// The value of a key or table, if it is in the document.
     pub(super) fn find(&self, name: &'static str) -> Option<Found<'a>> {
         if let Some(mut entry) = self.report.table(self.number)
             && !entry.names.contains(&name)
         {
             entry.names.push(name);
         }
-        let State::There(table) = self.state else { return None };
+        let Presence::There(table) = self.presence else { return None };
         let (key, value) = table.iter().find(|(key, _)| key.get_ref() == name)?;
-        // A table's own span covers its contents; its key is what an operator looks for.
+        // The span of a table covers its contents; the error belongs at its key.
         let at = if value.get_ref().is_table() { key.span().start } else { value.span().start };
         Some(Found { key: path(&self.path, name), at, value: value.get_ref(), report: self.report })
     }
 
     /// A table within this one, and where it begins.
-    fn inner(&self, name: &'static str) -> (State<'a>, usize) {
+    fn inner(&self, name: &'static str) -> (Presence<'a>, usize) {
         let Some(found) = self.find(name) else {
-            return (if matches!(self.state, State::Listed) { State::Listed } else { State::Absent }, self.at);
+            return (
+                if matches!(self.presence, Presence::Listed) { Presence::Listed } else { Presence::Absent },
+                self.at,
+            );
         };
         match found.value {
-            DeValue::Table(table) => (State::There(table), found.at),
-            _ => (found.is_not("a table").unwrap_or(State::Listed), found.at),
+            DeValue::Table(table) => (Presence::There(table), found.at),
+            _ => (found.is_not("a table").unwrap_or(Presence::Listed), found.at),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `[trace]`: where spans go, and which.
+//! `[trace]`: which spans are exported, and where to.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, secret_fi
 use super::secret::{self, SecretFile};
 use super::table::Table;
 
-/// Where OTLP over HTTP takes spans, on a collector of which no path is named.
+/// The default path of OTLP over HTTP.
 const PATH: &str = "/v1/traces";
 
 section! {
@@ -23,17 +23,17 @@ section! {
     pub struct Trace: pub fn at(endpoint: Endpoint) {
         /// The collector.
         pub endpoint: Endpoint = endpoint => [with Trace::endpoint_key];
-        /// Where on it.
+        /// The path on it.
         pub path: PathAndQuery = PathAndQuery::from_static(PATH);
-        /// Share of the traces begun here that are sampled; a client's traceparent has decided already.
+        /// Share of the traces that begin here that are sampled; a client's traceparent decides for its own trace.
         pub sample: f64 = 1.0, share(0.0..=1.0);
-        /// By what name the collector knows it: its `service.name`.
+        /// The `service.name` of exported spans.
         pub service_name: String = "sidelink".to_owned(), string_of("a service's name: 1 to 128 characters, none of control", is_service_name);
         /// PEM file of certificate authorities for https://, instead of the platform's.
         pub ca_file: Option<PathBuf> = None, certificates().read_once().optional("/etc/sidelink/collector-ca.pem");
         /// The longest that one attempt to export may take.
         pub timeout: Duration = 5 * SECOND, duration(MILLISECOND..=MINUTE);
-        /// A header that the collector wants to see, and the file that holds its value; one table for each.
+        /// A header of each export, and the file that holds its value; one table for each.
         pub headers: Vec<TraceHeader> = Vec::new() => [list TraceHeader::blank, TraceHeader::visit];
     }
 }
@@ -60,9 +60,9 @@ impl TraceHeader {
         }
     }
 
-    /// Its value, which no debug output shows.
+    /// Its value, marked as sensitive.
     pub fn value(&self) -> HeaderValue {
-        // Never fails: what is read is visible ASCII.
+        // Never fails: a secret is visible ASCII.
         let mut value =
             HeaderValue::from_bytes(self.value_file.secret.expose()).unwrap_or_else(|_| HeaderValue::from_static(""));
         value.set_sensitive(true);
@@ -79,25 +79,25 @@ impl Trace {
     pub(super) fn visit(&mut self, table: &mut Table<'_>) {
         self.keys(table);
         if let Some(found) = table.find("ca_file").filter(|_| self.endpoint.scheme != Scheme::HTTPS) {
-            found.wrong("is of use with https:// only");
+            found.wrong("needs an endpoint with https://");
         }
     }
 
     fn endpoint_key(&mut self, table: &mut Table<'_>) {
         let mut at = Collector { endpoint: self.endpoint.clone(), path: self.path.clone() };
-        let doc = "The collector, over OTLP/HTTP with protobuf; without a path of its own, that is /v1/traces.";
+        let doc = "The collector, over OTLP/HTTP with protobuf; the default path is /v1/traces.";
         let kind = text("a URL such as \"http://127.0.0.1:4318\"", collector).required("http://127.0.0.1:4318");
         table.key("endpoint", doc, &mut at, kind);
         (self.endpoint, self.path) = (at.endpoint, at.path);
     }
 
-    /// Where spans are brought.
+    /// The URI of exports.
     pub fn uri(&self) -> Uri {
         self.endpoint.uri(self.path.clone())
     }
 }
 
-/// A collector's URL, taken apart.
+/// A parsed collector URL.
 struct Collector {
     endpoint: Endpoint,
     path: PathAndQuery,
@@ -109,11 +109,11 @@ impl fmt::Display for Collector {
     }
 }
 
-/// Reads a collector's URL; a message says what is wrong with it, without a word of it: it may carry a password.
+/// Reads a collector's URL. A message does not repeat it: it may contain a password.
 fn collector(text: &str) -> Result<Collector, String> {
     let uri: Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
     if uri.query().is_some() || text.contains('#') {
-        return Err("must not have a query or fragment; what a collector wants to know goes into trace.headers".into());
+        return Err("must not have a query or fragment; use trace.headers for what the collector needs".into());
     }
     let path = match uri.path() {
         "" | "/" => PathAndQuery::from_static(PATH),

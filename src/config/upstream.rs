@@ -19,9 +19,9 @@ section! {
         pub deadline: Duration = 10 * SECOND, duration(MILLISECOND..=10 * MINUTE);
         /// The longest that a TCP connection may take: the addresses of the endpoint's name share it, TLS has as much again.
         pub connect_timeout: Duration = 2 * SECOND, duration(MILLISECOND..=MINUTE);
-        /// How old a connection may become; up to a fifth less, so that not all end together.
+        /// The longest that a connection is used; up to a fifth less, so that not all end together.
         pub max_connection_age: Duration = 5 * MINUTE, duration(SECOND..=24 * HOUR);
-        /// How long an idle connection is kept: less than the endpoint, or a balancer before it, keeps one.
+        /// How long an idle connection stays open: less than the endpoint, or a balancer before it, keeps it open.
         pub pool_idle: Duration = 30 * SECOND, duration(SECOND..=HOUR);
         /// Other routes: the longest without a byte in either direction.
         pub idle_timeout: Duration = MINUTE, duration(MILLISECOND..=HOUR);

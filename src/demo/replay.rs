@@ -30,7 +30,7 @@ pub(super) const TOKEN: &str = "demo-token";
 /// Its group.
 const GROUP: &str = "demo";
 
-/// What is replayed.
+/// The batches to replay.
 pub(super) struct Plan {
     pub(super) batches: usize,
     pub(super) batch_ids: usize,
@@ -39,7 +39,7 @@ pub(super) struct Plan {
     pub(super) connections: usize,
 }
 
-/// What came of it.
+/// The result of a replay.
 #[derive(Default)]
 pub(super) struct Replay {
     pub(super) distinct_ids: usize,
@@ -61,7 +61,7 @@ struct Item {
     accessory_url: String,
 }
 
-/// Replays `plan` against the sidelink at `address`; `progress` is told how many batches are done.
+/// Replays `plan` against the sidelink at `address`; calls `progress` with the number of batches done.
 pub(super) async fn run(plan: &Plan, address: SocketAddr, progress: impl Fn(u64)) -> io::Result<Replay> {
     let batches = Arc::new(draw(plan)?);
     let mut replay = Replay {
@@ -101,7 +101,7 @@ pub(super) async fn run(plan: &Plan, address: SocketAddr, progress: impl Fn(u64)
     while let Some(client) = clients.join_next().await {
         client.map_err(io::Error::other)??;
     }
-    // A batch that was never answered is as wrong as a bad answer.
+    // A batch without an answer counts as wrong.
     replay.wrong += plan.batches.saturating_sub(times.len());
     times.sort_unstable();
     let quantile = |share: usize| times.get(times.len().saturating_sub(1) * share / 100).copied().unwrap_or_default();
@@ -109,7 +109,7 @@ pub(super) async fn run(plan: &Plan, address: SocketAddr, progress: impl Fn(u64)
     Ok(replay)
 }
 
-/// The batches: the same in every run.
+/// The batches, the same in every run.
 fn draw(plan: &Plan) -> io::Result<Vec<Vec<String>>> {
     let zipf = Zipf::new(plan.ids as f64, plan.exponent).map_err(io::Error::other)?;
     let mut random = StdRng::seed_from_u64(1);
@@ -130,12 +130,12 @@ async fn connect(address: SocketAddr) -> io::Result<SendRequest<Empty<Bytes>>> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    // Ends with the sender; what it has to say the sender's next request says too.
+    // Ends with the sender, whose next request gets its errors.
     tokio::spawn(connection);
     Ok(sender)
 }
 
-/// Asks for one batch; `Ok(Err(…))` is an answer that is not right.
+/// Asks for one batch; `Ok(Err(…))` is a wrong answer.
 async fn ask(
     connection: &mut SendRequest<Empty<Bytes>>,
     address: SocketAddr,
@@ -154,7 +154,7 @@ async fn ask(
     Ok(check(status, &body, batch))
 }
 
-/// Every id answered, in the order asked, each with the link that is its own.
+/// Checks that every id is answered, in the order asked, with its own link.
 fn check(status: StatusCode, body: &[u8], batch: &[String]) -> Result<(), String> {
     if status != StatusCode::OK {
         return Err(format!("status {status}"));

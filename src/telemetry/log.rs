@@ -16,7 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{self, LogFormat};
 
-/// Says what is written, and can be told anew.
+/// The filter by level, which a reload changes.
 static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// Sends this process's log lines to standard output, as configured. A second call changes nothing.
@@ -28,13 +28,13 @@ pub fn init(config: &config::Log) {
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
         LogFormat::Text => registry.with(lines).try_init(),
     };
-    // Fails only if there is a subscriber already.
+    // Fails only if there is a subscriber.
     if begun.is_ok() {
         let _ = FILTER.set(handle);
     }
 }
 
-/// Changes the least severe level that is written, if this process's log lines were sent anywhere.
+/// Changes the least severe level that is written, after [`init`].
 pub fn set_level(level: LevelFilter) {
     if let Some(filter) = FILTER.get() {
         // Fails only if the subscriber is gone.
@@ -70,8 +70,8 @@ impl LogThrottle {
     }
 }
 
-/// An error with its causes. hyper's and rustls' texts name no header, body or query; what the other side has said in parting
-/// (RFC 9113 §6.8), which h2 appends as Rust writes bytes, may be anything.
+/// An error with its causes. Texts of hyper and rustls contain no header, body or query; the debug data of a GOAWAY (RFC 9113
+/// §6.8), which h2 appends, may contain anything and is cut off.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut texts = Vec::new();
     let mut cause = Some(error);
@@ -101,18 +101,18 @@ mod tests {
 
     use super::*;
 
-    /// Regression: what an endpoint says in parting over HTTP/2, up to 16 KiB of it, stood in the log.
+    /// Regression: the debug data of a GOAWAY, up to 16 KiB, was logged.
     #[tokio::test]
-    async fn what_the_other_side_says_in_parting_is_not_in_an_error() {
+    async fn the_debug_data_of_a_goaway_is_not_in_an_error() {
         let (client, mut server) = tokio::io::duplex(64 << 10);
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client)).await.unwrap();
         tokio::spawn(connection);
         tokio::spawn(async move {
             // SETTINGS, then GOAWAY with code 1 (RFC 9113 §6.8).
-            let said = [&[0, 0, 0, 0, 0, 0, 0, 1][..], b"token MARKED"].concat();
-            let length = u8::try_from(said.len()).unwrap();
-            let frames = [&[0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, length, 7, 0, 0, 0, 0, 0][..], &said].concat();
+            let debug_data = [&[0, 0, 0, 0, 0, 0, 0, 1][..], b"token MARKED"].concat();
+            let length = u8::try_from(debug_data.len()).unwrap();
+            let frames = [&[0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, length, 7, 0, 0, 0, 0, 0][..], &debug_data].concat();
             server.write_all(&frames).await.unwrap();
             let _ = server.read_to_end(&mut Vec::new()).await;
         });

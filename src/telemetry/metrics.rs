@@ -1,4 +1,4 @@
-//! Every metric family, as a value: registered on a registry that is passed in, every series there from the start.
+//! Every metric family, registered on a registry that is passed in; every series exists from the start.
 //!
 //! **To add a metric, add a line to `families!`**: its HELP text as the doc, its name, and what it is (`family.rs`). Values of
 //! labels are declared in `labels.rs`. Label sets are closed: no id, path or caller is ever a label.
@@ -12,7 +12,7 @@ use prometheus::{Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec};
 
 use family::families;
 pub use family::{Counters, Gauges, PerLabel};
-pub use groups::{Limits, Reload, Shared};
+pub use groups::{LimitsMetrics, ReloadMetrics, SharedMetrics};
 pub use labels::{
     Bounded, BreakerState, Bypass, CallResult, Eviction, Evidence, IdResult, Kind, Label, Limit, Operation, Outcome,
     PurgeTarget, Reason, Refetch, Route, SpanResult, Tally,
@@ -37,19 +37,19 @@ const CALL_IDS: [f64; 7] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
 const LIFE_SECONDS: [f64; 10] = [30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0, 900.0, 1800.0, 3600.0];
 
 families! {
-    /// Every family that the product counts in.
+    /// Every family of sidelink.
     pub struct Metrics {
-        /// Distinct ids of batches that were read and admitted, by what became of them. Each is counted once, when its batch ends.
+        /// Distinct ids of batches that were read and admitted, by result. Each is counted once, when its batch ends.
         ids: Counters<IdResult> = "ids_total", counters("result");
         /// Requests of the batch route, by how they were answered.
         batches: Counters<Outcome> = "batches_total", counters("outcome");
-        /// Seconds from a request's head to its answer's head, by route and outcome. A client that leaves before counts as an error.
+        /// Seconds from a request's head to its answer's head, by route and outcome. A client that disconnects before counts as an error.
         request_durations: RequestDurations = "request_duration_seconds", request_durations(&REQUEST_SECONDS);
         /// Distinct ids of each batch that was read and admitted; the sum is all ids asked for.
         pub batch_ids: Histogram = "batch_ids", histogram(&BATCH_IDS);
-        /// Calls to the endpoint, by what became of them. A call counts once, however often it is tried.
+        /// Calls to the endpoint, by result. A call counts once, however often it is tried.
         pub upstream_calls: Counters<CallResult> = "upstream_calls_total", counters("result");
-        /// Seconds from an attempt's departure to its whole answer, or to its failure.
+        /// Seconds from sending an attempt to its complete answer, or to its failure.
         pub upstream_call_duration: Histogram = "upstream_call_duration_seconds", histogram(&CALL_SECONDS);
         /// Ids in each attempt of a call; the sum is all ids sent to the endpoint.
         pub upstream_call_ids: Histogram = "upstream_call_ids", histogram(&CALL_IDS);
@@ -57,27 +57,27 @@ families! {
         pub upstream_in_flight: IntGauge = "upstream_in_flight", gauge();
         /// Attempts of calls beyond the first, after no answer, a 502, 503 or 504.
         pub upstream_retries: IntCounter = "upstream_retries_total", counter();
-        /// Requests, of batches and of other routes, that were sent again on a new connection: theirs had been open before, and ended before any byte of an answer, or HTTP/2 said that they were not processed.
+        /// Requests, of batches and of other routes, that were sent again on a new connection, because a reused connection ended before any byte of an answer, or HTTP/2 reported them as not processed.
         pub upstream_resends: IntCounter = "upstream_resends_total", counter();
-        /// On whose failures the breaker before the endpoint has opened, or refuses sources alone, by kind; 0 while it does neither.
+        /// The evidence on which the breaker before the endpoint opened, or refuses single sources, by kind; 0 while it does neither.
         pub breaker_evidence: Gauges<Evidence> = "breaker_evidence", gauges("kind");
-        /// 1 at what the breaker before the endpoint lets through: every call (closed), one probe (half_open), none (open).
+        /// 1 at the state of the breaker before the endpoint: it lets through every call (closed), one probe (half_open), none (open).
         pub breaker_state: Gauges<BreakerState> = "breaker_state", breaker();
         /// Links and remembered absences in memory now.
         pub cache_links: IntGauge = "cache_links", gauge();
-        /// Bytes of what is in memory now, its bookkeeping included.
+        /// Bytes of the entries in memory now, with their bookkeeping.
         pub cache_bytes: IntGauge = "cache_bytes", gauge();
-        /// Bytes that cache_bytes may come to (cache.capacity); beyond that, what is asked for least makes room.
+        /// The limit of cache_bytes (cache.capacity); at the limit, the entries that are asked for least are evicted.
         pub cache_capacity: IntGauge = "cache_capacity_bytes", gauge();
         /// Links and remembered absences that left memory, by cause.
         pub cache_evictions: Counters<Eviction> = "cache_evictions_total", counters("cause");
-        /// Seconds that links handed out from memory have left until their own expiry.
+        /// Seconds until the expiry of links that are served from memory.
         pub link_life_left: Histogram = "link_life_left_seconds", histogram(&LIFE_SECONDS);
-        /// Ids that were fresh in memory and fetched all the same, by cause.
+        /// Ids that were fetched although they were fresh in memory, by cause.
         pub refetched: Counters<Refetch> = "refetched_total", counters("cause");
-        /// Seconds that the local clock is ahead of the endpoint's, as of the last call; 0 before the first.
+        /// Seconds by which the local clock is ahead of the endpoint's, at the last call; 0 before the first.
         pub clock_skew: Gauge = "clock_skew_seconds", fraction();
-        /// Links passed on and not kept, by reason.
+        /// Links that were answered but not stored, by reason.
         pub uncacheable: Counters<Reason> = "uncacheable_total", counters("reason");
         /// Requests of the batch route that were forwarded untouched, by reason.
         pub bypass: Counters<Bypass> = "bypass_total", counters("reason");
@@ -87,19 +87,19 @@ families! {
         pub shed: Counters<Limit> = "shed_total", counters("limit");
         /// Tasks alive in the runtime now: listeners, connections, calls and housekeeping.
         pub tasks: IntGauge = "tasks", gauge();
-        /// Purges by what they were of: ids, a group or all at an operator's demand, or an id whose DELETE has passed through.
+        /// Purges by target: ids, a group or all by an operator, or an id whose DELETE passed through.
         pub purges: Counters<PurgeTarget> = "purges_total", counters("target");
-        /// Marks that purges have left; beyond 65536 the oldest make way for one over everything.
+        /// Purges that are remembered; beyond 65536 the oldest are merged into one that covers everything older.
         pub purge_marks: IntGauge = "purge_marks", gauge();
-        /// Always 1; the label is the version that runs.
+        /// Always 1; the label is the running version.
         pub build: IntGaugeVec = "build_info", build();
-        /// What is bounded, and how much of it is in use.
-        pub limits: Limits;
+        /// Limits and their use.
+        pub limits: LimitsMetrics;
         /// The last reload of the configuration.
-        pub reload: Reload;
+        pub reload: ReloadMetrics;
         /// The shared tier.
-        pub shared: Shared;
-        /// Spans of sampled requests and of their calls, by what became of them on the way to the collector.
+        pub shared: SharedMetrics;
+        /// Spans of sampled requests and of their calls, by result of their export.
         pub spans: Counters<SpanResult> = "spans_total", counters("result");
     }
 }

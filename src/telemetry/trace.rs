@@ -39,11 +39,11 @@ pub struct ExportTasks {
 }
 
 impl ExportTasks {
-    /// ExportTasks what is queued, within `patience`.
-    pub async fn end(&self, patience: Duration) {
+    /// Exports the queued spans, within `limit`.
+    pub async fn end(&self, limit: Duration) {
         self.tasks.close();
         self.stop.cancel();
-        let _ = tokio::time::timeout(patience, self.tasks.wait()).await;
+        let _ = tokio::time::timeout(limit, self.tasks.wait()).await;
     }
 }
 
@@ -63,7 +63,7 @@ impl Tracer {
         exports: &ExportTasks,
     ) -> Result<Self, ExporterBuildError> {
         let queue = export::start(config, tls, metrics, exports)?;
-        // Everything is set here: what is not would be read from `OTEL_*` variables.
+        // Everything is set here: the SDK would read the rest from `OTEL_*` variables.
         let provider = SdkTracerProvider::builder()
             .with_span_processor(queue)
             .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sample))))
@@ -92,16 +92,16 @@ impl Tracer {
     }
 }
 
-/// The span of a request. Cheap to clone; without a tracer it is a null pointer.
+/// The span of a request. Cheap to clone.
 ///
-/// `None`: nobody traces here, or the client's trace is not sampled. Its context goes on as it came.
+/// `None` without a tracer, or if the client's trace is not sampled; the client's trace context is forwarded unchanged.
 #[derive(Clone, Default)]
 pub struct RequestSpan(Option<Arc<StartedSpan>>);
 
 struct StartedSpan {
-    /// If it is not sampled, it only tells the endpoint so.
+    /// If it is not sampled, only the endpoint gets it.
     context: SpanContext,
-    /// The client's tracestate. It goes on to the endpoint, never to the collector.
+    /// The client's tracestate, for the endpoint only, never for the collector.
     state: Option<HeaderValue>,
     method: &'static str,
     span: Mutex<LinkedSpan>,
@@ -119,7 +119,7 @@ impl RequestSpan {
         self.0.as_deref().filter(|started| started.context.is_sampled())
     }
 
-    /// The context to send on for a request with these headers, unless a call's span comes in between.
+    /// The context to forward for a request with these headers, unless a call has a span of its own.
     pub fn context(&self, headers: &HeaderMap) -> TraceContext {
         match self.0.as_deref() {
             None => TraceContext::read(headers),
@@ -245,7 +245,7 @@ impl CallSpan {
     }
 }
 
-/// The span context of a call, and the span that the call is part of. A pointer, as each fetched id has room for one.
+/// The span context of a call, and its parent span. A pointer, since each fetched id stores one.
 #[derive(Clone)]
 pub struct CallContext(Arc<(SpanContext, SpanId)>);
 
@@ -267,7 +267,7 @@ fn set_status(span: &mut Span, status: StatusCode, failed: bool) {
     }
 }
 
-/// A method from a closed set: clients may make up any.
+/// A method from a closed set: clients may invent any.
 fn known(method: &Method) -> &'static str {
     let known = ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS", "CONNECT", "TRACE"];
     known.into_iter().find(|known| method == known).unwrap_or("_OTHER")

@@ -1,5 +1,5 @@
-//! Metrics and probes are for everyone who reaches the admin listener. All else is for loopback in loopback's name, or for
-//! the token; a browser's page of another origin gets nothing. What is refused is refused in a defined way.
+//! Metrics and probes are open to everyone who reaches the admin listener. All other routes need a request from loopback under a
+//! loopback name, or the token; a browser page of another origin gets nothing. Each refusal has a defined status.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use crate::support::{Reply, Stack, TestClient, raw};
 
 const TOKEN: &str = "token-of-an-operator";
 const JSON: (&str, &str) = ("content-type", "application/json");
-/// What is guarded, and read.
+/// Guarded routes with GET.
 const GUARDED: [&str; 3] = ["/", "/status.json", "/explain?accessory_ids=1"];
 const ALL: &str = r#"{"all":true}"#;
 
@@ -21,9 +21,9 @@ pub fn token(config: &mut sidelink::config::Config) {
     config.admin.token_file = Some(SecretFile { secret: Secret::new(TOKEN.into()), path: file.path().to_owned() });
 }
 
-/// An address of this machine that is not loopback; where there is none, tests of strangers cannot be made.
+/// An address of this machine that is not loopback, if there is one.
 fn outside() -> Option<IpAddr> {
-    // Connecting a datagram socket sends nothing; it only picks the address from which one would.
+    // Connecting a datagram socket sends nothing, but selects a source address.
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.1:9").ok()?;
     let ip = socket.local_addr().ok()?.ip();
@@ -39,7 +39,7 @@ fn admin(stack: &Stack) -> TestClient {
 }
 
 #[tokio::test]
-async fn every_answer_tells_browsers_to_keep_run_and_frame_nothing() {
+async fn every_answer_forbids_browsers_to_store_run_or_frame_it() {
     let stack = Stack::start().await;
     for path in ["/", "/status.json", "/metrics", "/livez", "/readyz", "/explain", "/purge", "/nowhere"] {
         let reply = admin(&stack).get(path, &[]).await;
@@ -75,7 +75,7 @@ async fn another_method_is_a_405_and_another_path_a_404() {
 }
 
 #[tokio::test]
-async fn a_purge_has_to_be_json_of_one_of_three_forms_within_its_limit() {
+async fn a_purge_is_json_of_one_of_three_forms_within_its_limit() {
     let stack = Stack::start().await;
     let client = admin(&stack);
     for content_type in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", ""] {
@@ -107,7 +107,7 @@ async fn a_purge_has_to_be_json_of_one_of_three_forms_within_its_limit() {
 }
 
 #[tokio::test]
-async fn a_page_of_another_origin_gets_nothing_through_a_browser() {
+async fn a_browser_page_of_another_origin_gets_nothing() {
     let stack = Stack::with(|_| {}, token).await;
     let client = admin(&stack);
     let bearer = format!("Bearer {TOKEN}");
@@ -133,7 +133,7 @@ async fn a_page_of_another_origin_gets_nothing_through_a_browser() {
 }
 
 #[tokio::test]
-async fn a_foreign_name_that_was_rebound_to_loopback_is_refused() {
+async fn dns_rebinding_to_loopback_is_refused() {
     for (configure, status) in [((|_| {}) as fn(&mut sidelink::config::Config), 403), (token, 401)] {
         let stack = Stack::with(|_| {}, configure).await;
         let body = format!(
@@ -154,7 +154,7 @@ async fn a_foreign_name_that_was_rebound_to_loopback_is_refused() {
 }
 
 #[tokio::test]
-async fn who_comes_from_elsewhere_needs_the_token() {
+async fn a_request_from_elsewhere_needs_the_token() {
     let Some(ip) = outside() else { return };
     for (configure, status) in [((|_| {}) as fn(&mut sidelink::config::Config), 403), (token, 401)] {
         let stack = Stack::with(
@@ -184,7 +184,7 @@ async fn who_comes_from_elsewhere_needs_the_token() {
 }
 
 #[tokio::test]
-async fn another_token_is_refused_from_anywhere() {
+async fn a_wrong_token_is_refused_from_anywhere() {
     let stack = Stack::with(|_| {}, token).await;
     for wrong in ["Bearer token-of-an-operatoR", "Bearer token-of-an-operator-", "Bearer "] {
         let reply = purge(&admin(&stack), &[JSON, ("authorization", wrong)], ALL).await;

@@ -8,26 +8,26 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// The longest that the browser may take for anything: it starts slowly on a busy machine.
+/// The longest that the browser may take for one step: it starts slowly on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// One browser with one page. Calls block; whoever serves the page does so on other threads.
+/// One browser with one page. Calls block, so the page must be served on other threads.
 pub struct Browser {
     child: Child,
     commands: ChildStdin,
     messages: Receiver<Value>,
     session: String,
     next: u64,
-    /// What the page did by itself, in order.
+    /// Events of the page, in order.
     events: Vec<Value>,
     _profile: tempfile::TempDir,
 }
 
 impl Browser {
-    /// With a page that is still blank.
+    /// Starts a browser with a blank page.
     pub fn start() -> Self {
         let profile = tempfile::tempdir().unwrap();
-        // The pipe's ends are 3 and 4; a shell puts them there.
+        // The pipe's descriptors are 3 and 4; a shell sets them.
         let mut child = Command::new("sh")
             .args(["-c", "exec chromium \"$@\" 3<&0 4>&1 0</dev/null 1>/dev/null 2>/dev/null", "sh"])
             .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
@@ -60,13 +60,13 @@ impl Browser {
         for domain in ["Page", "Runtime", "Network", "Log", "Accessibility"] {
             browser.call(&format!("{domain}.enable"), json!({}));
         }
-        // Keys go to the page in front, and to what has the focus there.
+        // Keys go to the focused element of the front page.
         browser.call("Page.bringToFront", json!({}));
         browser.call("Emulation.setFocusEmulationEnabled", json!({"enabled": true}));
         browser
     }
 
-    /// Sends a command and waits for what it returns.
+    /// Sends a command and returns its result.
     pub fn call(&mut self, method: &str, parameters: Value) -> Value {
         let id = self.next;
         self.next += 1;
@@ -85,7 +85,7 @@ impl Browser {
         }
     }
 
-    /// A window of this many pixels, whose system prefers `scheme`: light or dark.
+    /// Sets the window's size in pixels and the preferred color scheme: light or dark.
     pub fn look(&mut self, width: u32, height: u32, scheme: &str) {
         let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
         self.call("Emulation.setDeviceMetricsOverride", size);
@@ -131,7 +131,7 @@ impl Browser {
         }
     }
 
-    /// A picture of what is seen, or of the whole page, as PNG.
+    /// A screenshot of the visible part or of the whole page, as PNG.
     pub fn picture(&mut self, whole: bool) -> Vec<u8> {
         let shot = self.call("Page.captureScreenshot", json!({"format": "png", "captureBeyondViewport": whole}));
         decode(shot["data"].as_str().unwrap())
@@ -144,7 +144,7 @@ impl Browser {
         sent.map(|event| event["params"]["request"]["url"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// What the page has complained of: errors and warnings of its console, exceptions, breaches of its policy.
+    /// Errors and warnings of the console, exceptions, and violations of the policy.
     pub fn complaints(&mut self) -> Vec<String> {
         self.eval("0");
         let kinds = ["Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"];

@@ -1,4 +1,4 @@
-//! A collector on loopback: reads what is exported with OpenTelemetry's own types, and answers as it is told.
+//! A collector on loopback: decodes exports with OpenTelemetry's types, and answers as configured.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -26,22 +26,22 @@ use tokio_rustls::TlsAcceptor;
 use crate::support::LOOPBACK;
 use crate::tls::Issued;
 
-/// What a collector does with what it is brought.
+/// How a collector answers an export.
 #[derive(Clone)]
 pub enum Manner {
-    /// Takes all of it.
+    /// Accepts all spans.
     Take,
-    /// All but so many spans.
+    /// Rejects so many spans.
     Reject(i64),
-    /// Answers with a status, and what `Retry-After` says.
+    /// Answers with a status and `Retry-After`.
     Refuse(u16, Option<&'static str>),
-    /// Answers 200 with a page.
+    /// Answers 200 with an HTML page.
     Page,
     /// Does not answer.
     Freeze,
 }
 
-/// One export, as it came.
+/// One export.
 #[derive(Clone)]
 pub struct Export {
     pub target: String,
@@ -63,7 +63,7 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Takes all.
+    /// Starts a collector that accepts everything.
     pub async fn start() -> Self {
         let listener = TcpListener::bind(LOOPBACK).await.unwrap();
         let collector = Self {
@@ -81,7 +81,7 @@ impl Collector {
         collector
     }
 
-    /// Listens behind TLS as well, as `https://localhost:` and the port that is returned.
+    /// Listens with TLS as well, on `https://localhost:` and the returned port.
     pub async fn behind_tls(&self, issued: &Issued) -> u16 {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
@@ -108,7 +108,7 @@ impl Collector {
         let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
     }
 
-    /// Does so with one export after another, and from then on as with the last.
+    /// Sets the answers to the next exports; the last one is repeated.
     pub fn does(&self, mut manners: Vec<Manner>) {
         manners.reverse();
         *self.manner.lock().unwrap() = manners;
@@ -154,7 +154,7 @@ impl Collector {
         exports.wait_for(|exports| exports.len() >= count).await.unwrap();
     }
 
-    /// Every span so far, as it began.
+    /// Every span so far, in the order of their start.
     pub fn spans(&self) -> Vec<Span> {
         let requests = self.exports().into_iter().map(|export| export.request());
         let scopes = requests.flat_map(|request| request.resource_spans).flat_map(|spans| spans.scope_spans);
@@ -177,7 +177,7 @@ impl Collector {
     }
 }
 
-/// Attributes as words.
+/// Attributes as text.
 pub fn words(attributes: &[KeyValue]) -> BTreeMap<String, String> {
     let word = |pair: &KeyValue| match pair.value.as_ref().unwrap().value.as_ref().unwrap() {
         Value::StringValue(text) => text.clone(),

@@ -1,12 +1,12 @@
-//! A configuration is taken whole or refused with every error at once, each with its line, its key and what to do; the
-//! shipped file is the code's defaults.
+//! A configuration is accepted whole or refused with every error at once, each with line, key and remedy; the shipped file
+//! contains the code's defaults.
 
 use std::time::Duration;
 
 use proptest::prelude::*;
 use sidelink::config::{
-    Address, ClientCertificate, Config, Endpoint, Key, KeyPair, ListenAddress, LogFormat, Proxy, Secret, SecretFile,
-    SecretSource, Shared, Tls, Trace, TraceHeader,
+    Address, CallerKey, ClientCertificate, Config, Endpoint, KeyPair, ListenAddress, LogFormat, Proxy, Secret,
+    SecretFile, SecretSource, Shared, Tls, Trace, TraceHeader,
 };
 use tracing::level_filters::LevelFilter;
 
@@ -22,13 +22,13 @@ fn errors(text: &str) -> Vec<(usize, String, String)> {
     errors.into_iter().map(|error| (error.line, error.key, error.message)).collect()
 }
 
-/// A file with an endpoint in line 2 and more from line 3 on.
+/// The errors of a file with an endpoint in line 2 and `more` from line 3 on.
 fn errors_of(rest: &str) -> Vec<(usize, String, String)> {
     errors(&format!("[upstream]\nendpoint = \"http://h\"\n{rest}"))
 }
 
 #[test]
-fn the_shipped_file_is_the_defaults() {
+fn the_shipped_file_parses_to_the_defaults() {
     assert_eq!(Config::parse(SHIPPED).unwrap(), defaults());
 }
 
@@ -65,9 +65,9 @@ fn the_shipped_file_names_every_key_and_each_has_a_comment() {
     config.trace = Some(trace);
     let pair = KeyPair { access_key: "AKEXAMPLE0000000001".into(), secret_key: Secret::new(Vec::new()) };
     let file = SecretSource::File("/etc/sidelink/secret-key".into());
-    config.callers.keys = vec![Key { pair: pair.clone(), source: file }];
+    config.callers.keys = vec![CallerKey { pair: pair.clone(), source: file }];
     let with_file = keys(&config.to_string());
-    config.callers.keys = vec![Key { pair, source: SecretSource::Environment("SIDELINK_SECRET_KEY".into()) }];
+    config.callers.keys = vec![CallerKey { pair, source: SecretSource::Environment("SIDELINK_SECRET_KEY".into()) }];
     let with_variable = keys(&config.to_string());
     // A secret key is in one place only; the shipped file shows both.
     let shipped = keys(SHIPPED);
@@ -195,7 +195,7 @@ fn an_error_is_one_line_with_file_line_and_key() {
 }
 
 #[test]
-fn an_unknown_key_names_the_one_that_was_meant() {
+fn an_unknown_key_gets_a_suggestion() {
     for (rest, message) in [
         ("[freshness]\nmin_remaning = \"1m\"", "unknown key; did you mean \"min_remaining\"?"),
         ("[cache]\nmin_remaining = \"1m\"", "unknown key; it belongs in [freshness]"),
@@ -233,14 +233,14 @@ fn one_fault_is_one_error() {
 }
 
 #[test]
-fn what_is_not_toml_hides_no_other_error() {
+fn a_syntax_error_hides_no_other_error() {
     let errors = errors_of("calls = 0\n[cache]\ncapacity = 256MiB\n[limits]\ndrain = \"2h\"\n[lgo]\nlevel = \"x\"\n");
     let places: Vec<(usize, &str)> = errors.iter().map(|(line, key, _)| (*line, key.as_str())).collect();
     assert_eq!(places, [(3, "upstream.calls"), (5, ""), (7, "limits.drain"), (8, "lgo")]);
 }
 
 #[test]
-fn a_value_out_of_bounds_is_refused_and_the_bound_itself_is_not() {
+fn a_value_out_of_bounds_is_refused_and_the_bound_is_accepted() {
     for (table, key, good, bad) in [
         ("upstream", "deadline", "\"1ms\"", "\"999us\""),
         ("upstream", "deadline", "\"10m\"", "\"10m 1ns\""),
@@ -301,7 +301,7 @@ fn the_endpoint_is_not_sidelink_itself() {
         ("http://127.0.0.1:9000", "127.0.0.1:9001"),
         ("http://127.0.0.1:9000", "127.0.0.2:9000"),
         ("http://10.0.0.1:9000", "127.0.0.1:9000"),
-        // An address that is nobody's, so not this machine's.
+        // A documentation address, which is not this machine's.
         ("http://192.0.2.1:9000", "0.0.0.0:9000"),
         ("http://127.0.0.1:9000", "unix:/run/9000"),
     ] {
@@ -310,7 +310,7 @@ fn the_endpoint_is_not_sidelink_itself() {
 }
 
 #[test]
-fn the_endpoint_is_not_sidelink_by_this_machines_name() {
+fn the_endpoint_is_not_sidelink_under_this_machines_name() {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     let name = name.trim();
     if std::net::ToSocketAddrs::to_socket_addrs(&(name, 9000)).is_err() {
@@ -376,7 +376,7 @@ fn listeners_do_not_clash() {
 }
 
 #[test]
-fn a_scope_header_is_none_that_sidelink_handles_itself() {
+fn a_header_that_sidelink_handles_itself_is_no_scope_header() {
     for (name, reason) in [
         ("Authorization", "a credential"),
         ("x-auth-token", "a credential"),
@@ -384,8 +384,8 @@ fn a_scope_header_is_none_that_sidelink_handles_itself() {
         ("Transfer-Encoding", "about one connection"),
         ("host", "set by sidelink itself"),
         ("content-length", "set by sidelink itself"),
-        ("x-sdk-date", "another one with every request"),
-        ("X-Language", "told apart without being named"),
+        ("x-sdk-date", "different in every request"),
+        ("X-Language", "always part of the scope"),
         ("x tenant", "is not a header's name"),
     ] {
         let errors = errors_of(&format!("[callers]\nscope_headers = [\"x-tenant\", \"{name}\"]"));
@@ -456,7 +456,7 @@ fn endpoints_are_compared_in_one_spelling() {
     }
 }
 
-/// Whatever the text: no panic, and errors in order, each in one line that is there.
+/// Any text: no panic, and errors in order, each on an existing line.
 fn errors_are_in_order_and_in_the_text(text: &str) {
     let Err(errors) = Config::parse(text) else { return };
     assert!(!errors.errors.is_empty());
@@ -552,7 +552,7 @@ proptest! {
 }
 
 #[test]
-fn a_batch_that_could_never_be_fetched_is_seen_at_once() {
+fn limits_that_no_whole_batch_fits_are_refused() {
     for limits in ["in_flight = 100", "batch_ids = 10000\nin_flight = 19999"] {
         let text = format!("[upstream]\nendpoint = \"http://h\"\n[limits]\n{limits}\n");
         let errors = Config::parse(&text).expect_err(limits).to_string();
@@ -561,7 +561,7 @@ fn a_batch_that_could_never_be_fetched_is_seen_at_once() {
     assert!(Config::parse("[upstream]\nendpoint = \"http://h\"\n[limits]\nin_flight = 2000\n").is_ok());
 }
 
-/// A file with one key, whose table begins in line 3, and what it comes to.
+/// The result of a file with one key, whose table begins in line 3.
 fn with_key(table: &str) -> Result<Config, Vec<(usize, String, String)>> {
     let text = format!("[upstream]\nendpoint = \"http://h\"\n[[callers.keys]]\n{table}");
     let errors = |error: sidelink::config::ConfigError| (error.line, error.key, error.message);
@@ -626,7 +626,7 @@ fn the_admin_token_is_read_with_the_file_and_not_shown() {
 
 #[test]
 fn a_secret_may_come_from_an_environment_variable() {
-    // One that every test process has.
+    // A variable that every test process has.
     let config = with_key("access_key = \"AK1\"\nsecret_key_env = \"CARGO_PKG_NAME\"").unwrap();
     assert_eq!(config.callers.keys[0].pair.secret_key.expose(), b"sidelink");
 }
@@ -641,7 +641,7 @@ fn broken_keys_name_line_and_remedy() {
     for (table, line, key, message) in [
         (String::new(), 3, "callers.keys", "has no secret key"),
         (file(&good), 3, "callers.keys.access_key", "is missing"),
-        (ak.to_owned(), 3, "callers.keys", "has no secret key: secret_key_file or secret_key_env"),
+        (ak.to_owned(), 3, "callers.keys", "has no secret key: set secret_key_file or secret_key_env"),
         (format!("{ak}{}\nsecret_key_env = \"HOME\"", file(&good)), 3, "callers.keys", "has both"),
         (
             format!("{ak}secret_key_file = \"/nowhere/at/all\""),
@@ -666,12 +666,7 @@ fn broken_keys_name_line_and_remedy() {
             "unknown key; did you mean \"secret_key_",
         ),
         (format!("access_key = \"A,B\"\n{}", file(&good)), 4, "callers.keys.access_key", "must be an access key"),
-        (
-            format!("{ak}{0}\n[[callers.keys]]\n{ak}{0}", file(&good)),
-            7,
-            "callers.keys.access_key",
-            "has a table before",
-        ),
+        (format!("{ak}{0}\n[[callers.keys]]\n{ak}{0}", file(&good)), 7, "callers.keys.access_key", "of a table above"),
     ] {
         let errors = with_key(&table).expect_err(&table);
         let found = errors.iter().any(|(l, k, m)| *l == line && k == key && m.contains(message));
@@ -682,7 +677,7 @@ fn broken_keys_name_line_and_remedy() {
     assert!(single[0].2.contains("write [[callers.keys]] above each"), "{single:?}");
 }
 
-/// A file with `[shared]` and these further lines, whose secrets stand in `secrets`.
+/// A file with `[shared]` and these further lines, with the secrets in `secrets`.
 fn with_shared(secrets: &tempfile::NamedTempFile, lines: &str) -> Result<Config, sidelink::config::ConfigErrors> {
     let path = secrets.path().display();
     Config::parse(&format!("[upstream]\nendpoint = \"http://h\"\n[shared]\nsecret_file = \"{path}\"\n{lines}\n"))
@@ -718,7 +713,7 @@ fn a_shared_tier_reads_back_and_shows_no_secret() {
 }
 
 #[test]
-fn what_is_wrong_with_a_shared_tier_is_said_with_its_place() {
+fn errors_of_a_shared_tier_have_their_place() {
     let good = secret_file(FLEET, 0o600);
     for (lines, message) in [
         ("", "shared.url: is missing"),
@@ -733,7 +728,7 @@ fn what_is_wrong_with_a_shared_tier_is_said_with_its_place() {
         ("url = \"redis://a/1\"\ncluster = true", "a Cluster has number 0 alone"),
         ("url = \"redis://a\"\nusername = \"u\"", "needs a password_file"),
         ("url = \"redis://a\"\npassword_file = \"/nowhere\"", "cannot be read"),
-        ("url = \"redis://a\"\nca_file = \"/etc/hosts\"", "rediss:// only"),
+        ("url = \"redis://a\"\nca_file = \"/etc/hosts\"", "needs a url with rediss://"),
         ("url = \"redis://a\"\nprefix = \"{a}\"", "without braces"),
         ("url = \"redis://a\"\ntimeout = \"0s\"", "must be between 1ms and 10s"),
         ("url = \"redis://a\"\nleasewait = \"1s\"", "did you mean"),
@@ -760,7 +755,7 @@ fn with_trace(lines: &str) -> Result<Config, sidelink::config::ConfigErrors> {
 }
 
 #[test]
-fn where_spans_go_reads_back_and_shows_no_secret() {
+fn the_trace_table_reads_back_and_shows_no_secret() {
     let value = secret_file("Bearer MARKED-1\n", 0o600);
     let lines = format!(
         "endpoint = \"http://collector.internal:4318\"\nsample = 0.25\nservice_name = \"a b\"\ntimeout = \"1s\"\n\
@@ -789,7 +784,7 @@ fn where_spans_go_reads_back_and_shows_no_secret() {
 }
 
 #[test]
-fn what_is_wrong_with_where_spans_go_is_said_with_its_place() {
+fn errors_of_the_trace_table_have_their_place() {
     let header = |lines: &str| format!("endpoint = \"http://h\"\n[[trace.headers]]\n{lines}");
     let good = secret_file("x", 0o600);
     let good = good.path().display();
@@ -804,7 +799,7 @@ fn what_is_wrong_with_where_spans_go_is_said_with_its_place() {
         ("endpoint = \"http://h\"\nsample = \"all\"", "trace.sample: must be a number"),
         ("endpoint = \"http://h\"\nservice_name = \"\"", "must be a service's name"),
         ("endpoint = \"http://h\"\ntimeout = \"2m\"", "must be between 1ms and 1m"),
-        ("endpoint = \"http://h\"\nca_file = \"/etc/hosts\"", "https:// only"),
+        ("endpoint = \"http://h\"\nca_file = \"/etc/hosts\"", "needs an endpoint with https://"),
         ("endpoint = \"https://h\"\nca_file = \"/nowhere\"", "cannot be read"),
         ("endpoint = \"http://h\"\nsampel = 1", "did you mean \"sample\"?"),
         (&header("name = \"a b\"\nvalue_file = \"/nowhere\""), "\"a b\" is not a header's name"),
@@ -826,7 +821,7 @@ fn what_is_wrong_with_where_spans_go_is_said_with_its_place() {
 }
 
 #[test]
-fn what_a_reload_cannot_read_is_not_said_to_be_unchangeable_as_well() {
+fn a_value_that_a_reload_cannot_read_is_not_reported_as_immutable_too() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name).display().to_string();
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();

@@ -1,4 +1,4 @@
-//! The dashboard asks for series that exist, says what each picture shows, and is found where Grafana looks.
+//! The dashboard uses series that exist, describes each panel, and is provisioned in Grafana.
 
 use std::collections::BTreeSet;
 
@@ -26,7 +26,7 @@ fn panels() -> Vec<Value> {
     panels
 }
 
-/// What its panels ask for, with the legend of each, and its variables' choices filled in.
+/// The queries of its panels with their legends, and with values for its variables.
 pub fn queries() -> Vec<(String, String)> {
     let mut queries = Vec::new();
     for panel in panels() {
@@ -41,7 +41,7 @@ pub fn queries() -> Vec<(String, String)> {
 }
 
 #[test]
-fn it_tells_a_story_in_rows() {
+fn the_rows_of_the_dashboard_are_in_order() {
     let dashboard = dashboard();
     let rows = list(&dashboard["panels"]).iter().filter(|panel| panel["type"] == "row");
     assert_eq!(
@@ -89,7 +89,7 @@ fn every_alert_is_named_where_its_series_is_shown() {
 }
 
 #[tokio::test]
-async fn every_series_that_it_asks_for_exists() {
+async fn every_series_of_the_dashboard_exists() {
     let (families, recorded) = (families(&Stack::start().await.metrics().await), recorded());
     let dashboard = dashboard();
     let variables = list(&dashboard["templating"]["list"]).iter().filter(|variable| variable["type"] == "query");
@@ -108,14 +108,14 @@ async fn every_series_that_it_asks_for_exists() {
 }
 
 #[test]
-fn grafana_is_told_where_prometheus_and_the_dashboard_are() {
+fn grafana_is_provisioned_with_prometheus_and_the_dashboard() {
     let sources = yaml("deploy/grafana/provisioning/datasources/prometheus.yml");
     let source = &sources["datasources"][0];
     assert_eq!((string(source, "type"), string(source, "url")), ("prometheus", "http://prometheus:9090"));
     let dashboard = dashboard();
     let choice = &list(&dashboard["templating"]["list"])[0];
     assert_eq!((string(choice, "name"), string(choice, "query")), ("datasource", "prometheus"));
-    // Rates span four scrapes: of no more than Prometheus makes.
+    // Rates cover four scrapes.
     let interval = string(&source["jsonData"], "timeInterval");
     assert_eq!(yaml("deploy/prometheus/prometheus.yml")["global"]["scrape_interval"], interval);
     let providers = yaml("deploy/grafana/provisioning/dashboards/sidelink.yml");

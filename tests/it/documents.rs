@@ -1,4 +1,4 @@
-//! README and the pages it leads to: what they link to is there, keys that they name exist, and what they show is what comes.
+//! README and the pages that it links to: links lead somewhere, keys exist, and examples match the program.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -19,14 +19,14 @@ fn pages() -> Vec<(PathBuf, String)> {
     pages.into_iter().map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
 }
 
-/// What a heading's link ends with, as GitHub makes it.
+/// A heading's anchor, as GitHub makes it.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().to_lowercase().replace(' ', "-");
     kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
 }
 
 #[test]
-fn every_link_leads_to_a_file_or_a_heading_that_is_there() {
+fn every_link_leads_to_an_existing_file_or_heading() {
     let mut seen = 0;
     for (page, text) in pages() {
         for link in text.split("](").skip(1) {
@@ -50,7 +50,7 @@ fn every_link_leads_to_a_file_or_a_heading_that_is_there() {
 }
 
 #[test]
-fn every_key_that_a_page_names_is_one_of_the_shipped_file() {
+fn every_key_that_a_page_names_is_in_the_shipped_file() {
     let shipped = std::fs::read_to_string(root().join("config/sidelink.toml")).unwrap();
     let (mut table, mut tables, mut keys) = (String::new(), BTreeSet::new(), BTreeSet::new());
     for line in shipped.lines().map(|line| line.trim_start_matches("# ")) {
@@ -78,7 +78,7 @@ fn every_key_that_a_page_names_is_one_of_the_shipped_file() {
     assert!(seen.len() > 40, "{seen:?}");
 }
 
-/// The file at `path`, which is as `generate` makes it of the present one; `make docs` (SIDELINK_DOCS=write) writes it.
+/// Compares the file at `path` with what `generate` makes of it; `make docs` (SIDELINK_DOCS=write) writes it.
 pub fn generated(path: &str, generate: impl FnOnce(&str) -> String) -> String {
     let present = std::fs::read_to_string(root().join(path)).unwrap();
     let text = generate(&present);
@@ -105,7 +105,7 @@ fn generated_files_are_up_to_date() {
     }
 }
 
-/// What follows this line of a page is generated.
+/// The rest of a page after this line is generated.
 const GENERATED: &str = "<!-- Generated from the program by `make docs`. -->";
 
 #[test]

@@ -168,7 +168,12 @@ fn a_proxy_is_configured_with_its_credentials_in_a_file() {
     for (lines, line, key, message) in [
         ("proxy = \"https://h:3128\"".to_owned(), 3, "upstream.proxy", "must begin with http://"),
         ("proxy = \"http://user:MARKED@h:3128\"".to_owned(), 3, "upstream.proxy", "must not carry a user"),
-        (format!("proxy_credentials_file = '{credentials}'"), 3, "upstream.proxy_credentials_file", "says who"),
+        (
+            format!("proxy_credentials_file = '{credentials}'"),
+            3,
+            "upstream.proxy_credentials_file",
+            "needs upstream.proxy",
+        ),
         (
             format!("{proxy}\nproxy_credentials_file = '{nonsense}'"),
             4,

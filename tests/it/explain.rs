@@ -1,4 +1,4 @@
-//! `/explain` says what would become of a batch, and then it does; asking changes nothing, and shows no secret.
+//! `/explain` predicts the answer of a batch; it changes nothing and shows no secret.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ fn today() -> Clock {
 }
 
 #[tokio::test]
-async fn each_id_has_its_state_and_what_would_become_of_it() {
+async fn each_id_has_its_state_and_its_expected_result() {
     let endpoint = |options: &mut sidelink::demo::origin::Options| options.missing = vec!["gone".into()];
     let configure = |config: &mut Config| {
         config.freshness.absent = Duration::from_secs(60);
@@ -86,7 +86,7 @@ async fn each_id_has_its_state_and_what_would_become_of_it() {
 }
 
 #[tokio::test]
-async fn what_is_explained_is_what_then_happens() {
+async fn the_explanation_matches_the_answer_that_follows() {
     let configure = |config: &mut Config| {
         config.upstream.breaker.consecutive = 1;
         config.upstream.breaker.open = Duration::from_secs(60);
@@ -138,7 +138,7 @@ async fn what_is_explained_is_what_then_happens() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_no_batch_is_told_why() {
+async fn a_request_that_is_no_batch_gets_the_reason() {
     let stack = Stack::with(|_| {}, |config| config.limits.batch_ids = 2).await;
     for (query, headers, bypass) in [
         ("accessory_ids=1", &[][..], "no-credential"),
@@ -170,11 +170,11 @@ async fn a_request_that_is_no_batch_is_told_why() {
 }
 
 #[tokio::test]
-async fn asking_changes_nothing_and_shows_no_secret() {
+async fn explain_changes_nothing_and_shows_no_secret() {
     let stack = Stack::start().await;
     let links = stack.client.batch("MARKED-token", &["1", "2"]).await.links();
     let counted = |page: String| -> Vec<String> {
-        // Of the process, and of time.
+        // Metrics of the process and of time.
         let moves = ["process_", "sidelink_tasks", "# "];
         page.lines().filter(|line| !moves.iter().any(|moves| line.starts_with(moves))).map(str::to_owned).collect()
     };
@@ -208,7 +208,7 @@ async fn a_signed_batch_is_explained_as_signed_for_its_own_path() {
     let signed = Unsigned { secret_key: "SECRET", ..Unsigned::get(address, &target, &Clock::system()) }.sign();
     let headers: Vec<(&str, &str)> = signed.iter().map(|(name, value)| (*name, value.as_str())).collect();
     assert_eq!(stack.client.get(&target, &headers).await.ids(), ["1"]);
-    // Signed for the endpoint's own name, as by a client that takes sidelink for its proxy.
+    // Signed for the endpoint's name, as by a client that uses sidelink as its proxy.
     let own =
         Unsigned { secret_key: "SECRET", ..Unsigned::get(stack.origin.address(), &target, &Clock::system()) }.sign();
     let own: Vec<(&str, &str)> =

@@ -1,4 +1,4 @@
-//! Prometheus' text format, read as far as sidelink writes it.
+//! A parser of Prometheus' text format, for what sidelink writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,13 +9,13 @@ pub type Labels = BTreeMap<String, String>;
 pub struct Family {
     pub kind: String,
     pub help: String,
-    /// Of a histogram, without the last, which is infinite.
+    /// Upper bounds of a histogram, without the infinite one.
     pub buckets: Vec<String>,
     pub series: BTreeSet<Labels>,
 }
 
 impl Family {
-    /// The names under which its series can be asked for.
+    /// The names of its series.
     pub fn names(&self, name: &str) -> Vec<String> {
         let suffixes: &[&str] = if self.kind == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
         suffixes.iter().map(|suffix| format!("{name}{suffix}")).collect()

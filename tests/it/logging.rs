@@ -89,7 +89,7 @@ async fn an_access_line_says_how_long_the_endpoint_was_waited_for() {
 
 /// Regression: a path's characters beyond ASCII, of which some steer a terminal or turn a line around, came into the log raw.
 #[tokio::test]
-async fn a_path_in_the_log_steers_no_terminal() {
+async fn a_logged_path_has_no_control_or_bidi_characters() {
     let origin = Origin::start(origin_options()).await.unwrap();
     let mut process = Process::start(&Files::new(origin.address()).write("")).await;
     let request = "GET /other/\u{9b}31m\u{202e}\u{2028}%0a\"x HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
@@ -103,7 +103,7 @@ async fn a_path_in_the_log_steers_no_terminal() {
 }
 
 #[tokio::test]
-async fn a_dead_endpoint_floods_no_log() {
+async fn a_dead_endpoint_does_not_flood_the_log() {
     let origin = Origin::start(origin_options()).await.unwrap();
     let files = Files::new(origin.address());
     let path = files.write("log.access = false\nupstream.retry.attempts = 0\nupstream.breaker.consecutive = 1000000\nupstream.breaker.min_calls = 1000000");
@@ -125,7 +125,7 @@ async fn a_dead_endpoint_floods_no_log() {
 }
 
 #[tokio::test]
-async fn whatever_a_call_fails_by_is_in_the_log_and_in_the_status() {
+async fn the_reason_of_a_failed_call_is_in_the_log_and_the_status() {
     let origin = Origin::start(origin_options()).await.unwrap();
     let path = Files::new(origin.address());
     let path = path.write("log.access = false\nupstream.retry.attempts = 0\nupstream.deadline = \"1s\"\nupstream.answer_bytes = \"64KiB\"\nupstream.breaker.consecutive = 1");

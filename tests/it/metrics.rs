@@ -1,4 +1,4 @@
-//! What is counted is told in series that are there from the start, and that no client can make more of.
+//! Every series exists from the start, and no client can create another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ fn series(page: &str) -> BTreeSet<&str> {
     lines.map(|line| line.rsplit_once(' ').unwrap().0).collect()
 }
 
-/// Each series of sidelink's own, with its value.
+/// Each series of sidelink, with its value.
 fn own(page: &str) -> impl Iterator<Item = (&str, f64)> {
     let lines = page.lines().filter(|line| line.starts_with("sidelink_"));
     lines.map(|line| line.rsplit_once(' ').unwrap()).map(|(series, value)| (series, value.parse().unwrap()))
@@ -74,7 +74,7 @@ async fn no_caller_id_or_path_makes_a_series() {
     assert!(!after.contains("marked"));
 }
 
-/// What docs/METRICS.md says of each family; a value that is not quoted there stands for any.
+/// Each family on docs/METRICS.md; a value without quotes means any.
 fn documented(page: &str) -> BTreeMap<String, Family> {
     let quoted = |text: &str| text.trim().strip_prefix('`').and_then(|text| text.strip_suffix('`')).map(str::to_owned);
     let mut families = BTreeMap::new();
@@ -140,12 +140,12 @@ fn updated(page: &str, program: &BTreeMap<String, Family>) -> String {
 }
 
 #[tokio::test]
-async fn the_page_on_metrics_says_what_the_program_does() {
+async fn the_page_on_metrics_matches_the_program() {
     let stack = Stack::start().await;
     let mut program = families(&stack.metrics().await);
     let text = crate::documents::generated("docs/METRICS.md", |page| updated(page, &program));
     let page = documented(&text);
-    // The one label whose values are not known in advance.
+    // The only label whose values are not known in advance.
     let build = program.get_mut("sidelink_build_info").unwrap();
     build.series = std::mem::take(&mut build.series)
         .into_iter()
@@ -160,7 +160,7 @@ async fn the_page_on_metrics_says_what_the_program_does() {
 }
 
 #[tokio::test]
-async fn what_is_in_use_stands_beside_its_limit_which_follows_a_reload() {
+async fn usage_and_limit_are_metrics_and_the_limit_follows_a_reload() {
     let stack = Stack::start().await;
     let defaults = stack.app.config();
     stack.origin.hold();
@@ -191,7 +191,7 @@ async fn what_is_in_use_stands_beside_its_limit_which_follows_a_reload() {
     assert_eq!(stack.metric("sidelink_limit{limit=\"calls\"}").await, 16.0);
 }
 
-/// Ids asked for, and ids that have become something.
+/// Ids requested, and ids with a result.
 async fn requested_and_counted(stack: &Stack) -> (f64, f64) {
     let page = stack.metrics().await;
     let sum = |prefix: &str| own(&page).filter(|(series, _)| series.starts_with(prefix)).map(|(_, value)| value).sum();
@@ -199,7 +199,7 @@ async fn requested_and_counted(stack: &Stack) -> (f64, f64) {
 }
 
 #[tokio::test]
-async fn every_id_of_every_batch_that_was_admitted_becomes_exactly_one_result() {
+async fn every_id_of_an_admitted_batch_has_exactly_one_result() {
     let stack = Stack::with(|endpoint| endpoint.missing = vec!["gone".to_owned()], |c| c.limits.batch_ids = 10).await;
     let client = &stack.client;
     let with = |directive: &'static str| [("x-auth-token", "t"), ("cache-control", directive)];
@@ -208,7 +208,7 @@ async fn every_id_of_every_batch_that_was_admitted_becomes_exactly_one_result() 
     client.batch("t", &["1", "2", "gone"]).await;
     client.batch("t", &["2", "3"]).await;
     assert_eq!(requested_and_counted(&stack).await, (8.0, 8.0));
-    // An error of the endpoint's, and two of sidelink's own.
+    // One error of the endpoint, and two of sidelink.
     stack.origin.script(ScriptedReply::json(400, r#"{"error_code":"OSM.0001","error_msg":"failed"}"#));
     assert_eq!(client.batch("t", &["4", "5"]).await.status, 400);
     assert_eq!(client.get(&query(&["1", "6"]), &with("only-if-cached")).await.status, 504);
@@ -227,7 +227,7 @@ async fn every_id_of_every_batch_that_was_admitted_becomes_exactly_one_result() 
     client.get(&format!("{}&surprise=1", query(&["1"])), &with("max-age=1")).await;
     assert_eq!(requested_and_counted(&stack).await, (16.0, 16.0));
 
-    // A client that leaves: under way, until its call has come to its end all the same.
+    // A client that disconnects: its ids are under way until the call has ended.
     stack.origin.hold();
     let calls = stack.origin.batch_calls();
     let leaver = client.clone();

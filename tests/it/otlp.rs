@@ -1,5 +1,5 @@
-//! What is sampled has a span for each request, call and exchange, with its parent, and in a collector's hands by the end; what
-//! a collector does, or does not, costs no request anything.
+//! A sampled trace has a span for each request, call and exchange, with its parent, and a collector has them all after a drain;
+//! a slow or failing collector delays no request.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -57,7 +57,7 @@ impl Traced {
         self.stack.client.get(&query(ids), &headers).await.status.as_u16()
     }
 
-    /// Ends it, and so has all spans, as they began.
+    /// Drains sidelink and returns all spans, in the order of their start.
     async fn end(self) -> (Vec<Span>, Origin) {
         self.stack.app.drain().await;
         (self.collector.spans(), self.stack.origin)
@@ -67,7 +67,7 @@ impl Traced {
         self.stack.metric(&format!("sidelink_spans_total{{result=\"{result}\"}}")).await
     }
 
-    /// Waits until so many spans have come to `result`.
+    /// Waits until `result` has been counted for so many spans.
     async fn counted(&self, result: &str, spans: f64) {
         while self.count(result).await < spans {
             tokio::task::yield_now().await;
@@ -93,7 +93,7 @@ fn links(span: &Span) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_batch_and_its_call_are_spans_of_the_clients_trace_and_the_endpoints_are_the_calls() {
+async fn a_batch_and_its_call_are_spans_of_the_clients_trace() {
     let traced = Traced::start(|_| {}).await;
     assert_eq!(traced.batch(&["1"], SAMPLED).await, 200);
     assert_eq!(traced.batch(&["1", "2"], SAMPLED).await, 200);
@@ -114,7 +114,7 @@ async fn a_batch_and_its_call_are_spans_of_the_clients_trace_and_the_endpoints_a
     for batch in [first, second, third] {
         assert_eq!((batch.kind(), hex::encode(&batch.parent_span_id)), (SpanKind::Server, PARENT.to_owned()));
         assert_eq!(batch.name, format!("GET {}", api::PATH));
-        // The parent is another program's (bits 8 and 9), and the trace is sampled.
+        // The parent is remote (bits 8 and 9), and the trace is sampled.
         assert_eq!(batch.flags, 0x301);
     }
     for (call, batch) in [(first_call, first), (second_call, second)] {
@@ -122,7 +122,7 @@ async fn a_batch_and_its_call_are_spans_of_the_clients_trace_and_the_endpoints_a
         assert!(call.start_time_unix_nano >= batch.start_time_unix_nano);
         assert!(call.end_time_unix_nano <= batch.end_time_unix_nano);
     }
-    // All that is said, and no more.
+    // All attributes, and no more.
     let batch = |outcome, [hit, fetched, ids]: [&str; 3]| {
         let mut words = pairs(&[
             ("http.request.method", "GET"),
@@ -180,7 +180,7 @@ async fn other_routes_are_spans_without_their_paths() {
     let echo = client.send(Method::POST, &target, &[("traceparent", SAMPLED)], "marked").await.json().to_string();
     let made_up: Method = "MARKED".parse().unwrap();
     client.send(made_up, &target, &[], "").await;
-    // A signature may cover it.
+    // A signature may cover the headers.
     let signed = [("authorization", "Other scheme"), ("traceparent", SAMPLED)];
     assert!(client.send(Method::POST, ECHO, &signed, "").await.json().to_string().contains(SAMPLED));
     let deleted = client.send(Method::DELETE, &format!("{}/marked", api::ACCESSORIES), &[], "").await;
@@ -214,7 +214,7 @@ async fn other_routes_are_spans_without_their_paths() {
 }
 
 #[tokio::test]
-async fn who_brings_a_trace_has_decided_whether_it_is_sampled() {
+async fn the_client_decides_whether_its_trace_is_sampled() {
     let traced = Traced::start(|config| Traced::trace(config).sample = 0.0).await;
     assert_eq!(traced.batch(&["1"], SAMPLED).await, 200);
     assert_eq!(traced.batch(&["2"], "").await, 200);
@@ -222,7 +222,7 @@ async fn who_brings_a_trace_has_decided_whether_it_is_sampled() {
     assert_eq!(spans.len(), 2, "{spans:#?}");
     let calls = origin.calls();
     assert_eq!(parent_of(&calls[0]), traceparent(&spans[1]));
-    // Of one that begins here and is not sampled, the endpoint is told so, without a state that belongs to no trace.
+    // For a trace that begins here and is not sampled, the endpoint gets an unsampled `traceparent` and no `tracestate`.
     let parent = parent_of(&calls[1]);
     assert!(parent.starts_with("00-") && parent.ends_with("-00") && parent.len() == 55, "{parent}");
     assert!(!calls[1].headers.contains_key("tracestate"));
@@ -237,7 +237,7 @@ async fn who_brings_a_trace_has_decided_whether_it_is_sampled() {
 }
 
 #[tokio::test]
-async fn a_share_of_the_traces_that_begin_here_is_sampled_by_their_ids() {
+async fn new_traces_are_sampled_by_their_ids() {
     let traced = Traced::start(|config| Traced::trace(config).sample = 0.5).await;
     for _ in 0..400 {
         assert_eq!(traced.batch(&["1"], "").await, 200);
@@ -253,7 +253,7 @@ async fn a_share_of_the_traces_that_begin_here_is_sampled_by_their_ids() {
 }
 
 #[tokio::test]
-async fn a_call_for_several_batches_is_part_of_the_first_that_is_sampled_and_linked_with_the_others() {
+async fn a_call_for_several_batches_is_a_child_of_the_first_sampled_one_and_linked_with_the_others() {
     let traced = Traced::start(|config| config.upstream.calls_per_scope = 1).await;
     let parent = |number: u8| format!("00-{number:032x}-{number:016x}-01");
     let mut batches = Vec::new();
@@ -269,11 +269,11 @@ async fn a_call_for_several_batches_is_part_of_the_first_that_is_sampled_and_lin
     traced.stack.origin.hold();
     ask("1", parent(1), 1.0).await;
     traced.stack.origin.arrived(1).await;
-    // These gather meanwhile, the first of them unsampled.
+    // These ids gather meanwhile; the first batch is not sampled.
     for (number, id, parent) in [(2.0, "2", UNSAMPLED.to_owned()), (3.0, "3", parent(3)), (4.0, "4", parent(4))] {
         ask(id, parent, number).await;
     }
-    // And this one joins.
+    // This batch joins.
     ask("3", parent(5), 4.0).await;
     while traced.stack.metric("sidelink_limit_used{limit=\"waiters\"}").await < 5.0 {
         tokio::task::yield_now().await;
@@ -301,13 +301,13 @@ async fn a_call_for_several_batches_is_part_of_the_first_that_is_sampled_and_lin
 }
 
 #[tokio::test]
-async fn a_failure_is_seen_in_its_spans() {
+async fn spans_record_failures() {
     let traced = Traced::start(|config| config.upstream.retry.attempts = 1).await;
     traced.stack.origin.script(ScriptedReply::json(500, "{}"));
     assert_eq!(traced.batch(&["1"], SAMPLED).await, 500);
     traced.stack.origin.script(ScriptedReply::json(404, "{}"));
     assert_eq!(traced.batch(&["2"], SAMPLED).await, 404);
-    // The first is on a reused connection, which is no failure of the endpoint: the call is sent again at once.
+    // The first attempt fails on a reused connection, so the call is sent again at once.
     for _ in 0..3 {
         traced.stack.origin.script(ScriptedReply::Reset);
     }
@@ -330,7 +330,7 @@ async fn a_failure_is_seen_in_its_spans() {
     let expected = [
         row("500", "500", "", "", true),
         row("500", "500", "server_error", "", true),
-        // To whom asks, a 404 is an error; whoever is asked has none (OpenTelemetry's conventions for HTTP).
+        // A 404 is an error of a client span, but not of a server span (OpenTelemetry's conventions for HTTP).
         row("404", "", "", "", false),
         row("404", "404", "client_error", "", true),
         row("502", "502", "SIDELINK.1001", "", true),
@@ -340,10 +340,10 @@ async fn a_failure_is_seen_in_its_spans() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_has_a_span_too() {
+async fn a_request_whose_client_disconnects_has_a_span() {
     let traced = Traced::start(|_| {}).await;
     traced.stack.origin.hold();
-    // Over HTTP/1, leaving cannot be told from having asked.
+    // Over HTTP/1, a disconnect looks like the end of the request.
     let client = Client::builder(TokioExecutor::new()).http2_only(true).build(HttpConnector::new());
     let request = Request::builder().uri(format!("http://{}{}", traced.stack.client.address, query(&["1"])));
     let request = request.header("x-auth-token", "t").body(Full::<Bytes>::default()).unwrap();
@@ -358,7 +358,7 @@ async fn a_client_that_leaves_has_a_span_too() {
 }
 
 #[tokio::test]
-async fn a_frozen_collector_costs_no_request_anything_and_what_overflows_is_counted() {
+async fn a_frozen_collector_delays_no_request_and_dropped_spans_are_counted() {
     let traced = Traced::start(|config| {
         config.limits.drain = Duration::from_millis(300);
         Traced::trace(config).timeout = Duration::from_secs(60);
@@ -367,7 +367,7 @@ async fn a_frozen_collector_costs_no_request_anything_and_what_overflows_is_coun
     traced.collector.does(vec![Manner::Freeze]);
     assert_eq!(traced.batch(&["1"], "").await, 200);
     traced.collector.exported(1).await;
-    // The first two are on their way for good; this is what the queue takes, and 300 more.
+    // Two spans are being exported; these fill the queue, and 300 more.
     for _ in 0..2348 {
         assert_eq!(traced.batch(&["1"], "").await, 200);
     }
@@ -379,12 +379,12 @@ async fn a_frozen_collector_costs_no_request_anything_and_what_overflows_is_coun
 }
 
 #[tokio::test]
-async fn what_becomes_of_spans_is_counted() {
+async fn spans_are_counted_by_result() {
     let traced = Traced::start(|_| {}).await;
     let spans = async |manners: Vec<Manner>, exports: usize| {
         traced.collector.does(manners);
         let before = traced.collector.exports().len();
-        // Both spans go together, as soon as a second is over.
+        // Both spans are exported together, after a second.
         let ids = traced.collector.exports().len().to_string();
         assert_eq!(traced.batch(&[&ids], "").await, 200);
         traced.collector.exported(before + exports).await;
@@ -398,14 +398,14 @@ async fn what_becomes_of_spans_is_counted() {
     traced.counted("failed", 2.0).await;
     spans(vec![Manner::Page], 1).await;
     traced.counted("failed", 4.0).await;
-    // What may pass is tried again, when the collector says.
+    // Temporary failures are tried again, after `Retry-After`.
     spans(vec![Manner::Refuse(503, Some("0")), Manner::Refuse(429, Some("0")), Manner::Take], 3).await;
     traced.counted("exported", 5.0).await;
     assert_eq!((traced.count("dropped").await, traced.count("failed").await), (0.0, 4.0));
 }
 
 #[tokio::test]
-async fn a_collector_that_is_down_is_said_once_and_holds_up_no_end() {
+async fn a_collector_that_is_down_is_logged_once_and_does_not_delay_the_shutdown() {
     let origin = Origin::start(crate::support::origin_options()).await.unwrap();
     let collector = Collector::start().await;
     let files = Files::new(origin.address());
@@ -445,7 +445,7 @@ async fn a_collector_that_is_down_is_said_once_and_holds_up_no_end() {
 }
 
 #[tokio::test]
-async fn a_reload_changes_where_spans_go_and_which() {
+async fn a_reload_changes_collector_and_sampling() {
     let traced = Traced::start(|config| Traced::trace(config).sample = 0.0).await;
     let reload = |change: &dyn Fn(&mut Config)| {
         let mut config = Config::clone(&traced.stack.app.config());
@@ -456,7 +456,7 @@ async fn a_reload_changes_where_spans_go_and_which() {
     reload(&|config| Traced::trace(config).sample = 1.0);
     assert_eq!(traced.batch(&["1"], "").await, 200);
     let other = Collector::start().await;
-    // What the first one has queued still goes where it should.
+    // The spans queued before the reload still go to the first collector.
     reload(&|config| Traced::trace(config).endpoint = Endpoint::parse(&format!("http://{}", other.address)).unwrap());
     assert_eq!(traced.batch(&["1"], "").await, 200);
     reload(&|config| config.trace = None);
@@ -479,7 +479,7 @@ async fn the_access_line_has_the_trace_that_began_here() {
 }
 
 #[tokio::test]
-async fn variables_of_the_environment_have_no_say() {
+async fn environment_variables_are_ignored() {
     let origin = Origin::start(crate::support::origin_options()).await.unwrap();
     let collector = Collector::start().await;
     let files = Files::new(origin.address());

@@ -1,6 +1,6 @@
-//! A real Prometheus that scrapes a running sidelink sees what clients were given.
+//! A real Prometheus that scrapes a running sidelink records what clients got.
 //!
-//! It comes with `make tools`; without it these tests fail.
+//! `make tools` installs Prometheus; without it these tests fail.
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
@@ -15,10 +15,10 @@ use crate::dashboard::queries;
 use crate::rules::path;
 use crate::support::{LOOPBACK, Stack, TestClient};
 
-/// Scrapes and evaluations a second apart: by far long enough for a few of them.
+/// Longer than several scrapes and evaluations, which are a second apart.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A running Prometheus, configured as `deploy/prometheus` has it; killed when dropped.
+/// A running Prometheus, configured as in `deploy/prometheus`; killed on drop.
 struct Prometheus {
     process: Child,
     client: TestClient,
@@ -35,7 +35,7 @@ impl Drop for Prometheus {
 impl Prometheus {
     /// Scrapes `target`, and both scrapes and evaluates every second.
     async fn start(target: SocketAddr) -> Self {
-        // It takes no port 0. One that is free now may be taken by the time it listens: then it ends, and another is tried.
+        // Prometheus accepts no port 0. A free port may be taken before it listens: then it exits, and another port is tried.
         for _ in 0..20 {
             let mut prometheus = Self::spawn(target, TcpListener::bind(LOOPBACK).unwrap().local_addr().unwrap());
             if prometheus.is_ready().await {
@@ -71,12 +71,12 @@ impl Prometheus {
         Self { process, client: TestClient::new(address), home }
     }
 
-    /// Waits until it answers; `false` if it has ended.
+    /// Waits until it answers; `false` if it has exited.
     async fn is_ready(&mut self) -> bool {
         let folder = self.home.path().join("data").display().to_string();
         let began = Instant::now();
         while self.process.try_wait().unwrap().is_none() {
-            // Whoever else may have got the port has another folder.
+            // Another process on the port has another folder.
             if let Some(flags) = self.get("/api/v1/status/flags").await
                 && flags["data"]["storage.tsdb.path"] == folder.as_str()
                 && self.get("/-/ready").await.is_some()
@@ -89,7 +89,7 @@ impl Prometheus {
         false
     }
 
-    /// The body of a 200, if that is what there is: parsed if it is JSON.
+    /// The body of a 200, parsed if it is JSON.
     async fn get(&self, target: &str) -> Option<Value> {
         let reply = self.client.try_get(target).await?;
         reply.status.is_success().then(|| serde_json::from_slice(&reply.body).unwrap_or_default())
@@ -108,7 +108,7 @@ impl Prometheus {
         reply["data"]["result"].as_array().unwrap().clone()
     }
 
-    /// Asks until `met`, or for as long as patience lasts: the last samples.
+    /// Queries until `met` or the timeout; returns the last samples.
     async fn wait(&self, expression: &str, met: impl Fn(&[f64]) -> bool) -> Vec<f64> {
         let began = Instant::now();
         loop {
@@ -121,7 +121,7 @@ impl Prometheus {
     }
 }
 
-/// Whether `samples` is the one `value`, give or take rounding.
+/// Whether `samples` is only `value`, apart from rounding.
 fn is(samples: &[f64], value: f64) -> bool {
     matches!(samples, [sample] if (sample - value).abs() < 1e-9)
 }
@@ -130,7 +130,7 @@ fn is(samples: &[f64], value: f64) -> bool {
 async fn a_real_prometheus_records_the_hit_rate_that_clients_had() {
     let stack = Stack::with(|endpoint| endpoint.missing = vec!["gone".to_owned()], |_| {}).await;
     let prometheus = Prometheus::start(stack.app.admin_address()).await;
-    // What it has not seen at 0 it could not see rise.
+    // A rise is visible only after a scrape at 0.
     assert_eq!(prometheus.wait("count(sidelink_ids_total == 0)", |samples| samples == [7.0]).await, [7.0]);
 
     // Ten ids that are fetched once and hit seven times; one that is not there, and is remembered as absent.
@@ -150,11 +150,11 @@ async fn a_real_prometheus_records_the_hit_rate_that_clients_had() {
         let recorded = prometheus.wait(ratio, |samples| is(samples, spared / asked)).await;
         assert!(is(&recorded, spared / asked), "{ratio}: {recorded:?}");
     }
-    // From the first scrape to the last, no moment's rate has passed 1.
+    // The rate never exceeds 1.
     let most =
         prometheus.wait("max_over_time(instance:sidelink_hit_ratio:rate5m[5m])", |samples| !samples.is_empty()).await;
     assert!(matches!(most[..], [most] if most <= 1.0), "{most:?}");
-    // Every id that was asked for has become something.
+    // Every id has a result.
     let under_way = prometheus.wait("instance:sidelink_ids_under_way", |samples| samples == [0.0]).await;
     assert_eq!(under_way, [0.0]);
     let sent = prometheus.wait("instance:sidelink_ids_sent_ratio:rate5m", |samples| is(samples, 11.0 / asked)).await;
@@ -172,7 +172,7 @@ async fn a_real_prometheus_records_the_hit_rate_that_clients_had() {
 
     dashboard_has_something_to_show(&prometheus).await;
 
-    // And what it sees when sidelink has gone.
+    // After sidelink has exited.
     stack.app.drain().await;
     let up = prometheus.wait("up{job=\"sidelink\"}", |samples| samples == [0.0]).await;
     assert_eq!(up, [0.0]);
@@ -180,8 +180,7 @@ async fn a_real_prometheus_records_the_hit_rate_that_clients_had() {
     assert_eq!(pending, [1.0]);
 }
 
-/// But for a shared tier, which is not there, every query of the dashboard has an answer, with the labels that its legend
-/// names.
+/// Except those of the shared tier, which is absent, every query of the dashboard returns series with the labels of its legend.
 async fn dashboard_has_something_to_show(prometheus: &Prometheus) {
     for (expression, legend) in queries() {
         let samples = prometheus.samples(&expression).await;

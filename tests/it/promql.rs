@@ -1,4 +1,4 @@
-//! What a PromQL expression asks for: its selectors. Read only as far as that; Prometheus itself judges the rest.
+//! The selectors of a PromQL expression. Nothing else of the expression is parsed; Prometheus checks it.
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Selector {
@@ -49,7 +49,7 @@ fn word(text: &str) -> (&str, &str) {
     text.split_at(text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':').unwrap_or(text.len()))
 }
 
-/// A quoted string's value, and what follows it.
+/// A quoted string's value, and the rest.
 fn string(text: &str) -> (String, &str) {
     let quote = text.chars().next().unwrap();
     let mut value = String::new();
@@ -80,7 +80,7 @@ fn matchers(text: &str) -> (Vec<(String, String, String)>, &str) {
 }
 
 #[test]
-fn selectors_are_found_wherever_they_stand() {
+fn selectors_are_found_anywhere_in_an_expression() {
     let matcher = |label: &str, operator: &str, value: &str| (label.to_owned(), operator.to_owned(), value.to_owned());
     let found = selectors(
         r#"sum by (job, le) (rate(a_bucket{le=~"120(\\.0)?", job != 'x,}'}[5m])) / on (job) group_left () (b:c:d offset 30m > 0)

@@ -1,7 +1,7 @@
-//! What `deploy/` makes of the metrics holds together: every series that a rule or the dashboard asks for exists, every alert
-//! has its section in the runbook, and has been seen to fire and to be quiet.
+//! Rules and alerts of `deploy/`: every series in them exists, and every alert has a section in the runbook, a case in which it
+//! fires and one in which it does not.
 //!
-//! `promtool` comes with `make tools`; without it these tests fail.
+//! `make tools` installs `promtool`; without it these tests fail.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -76,20 +76,20 @@ fn promtool_accepts_configuration_and_rules() {
 }
 
 #[test]
-fn the_rules_come_to_what_their_cases_say() {
+fn the_rules_pass_their_test_cases() {
     promtool(&["test", "rules", "tests/recording.yml", "tests/alerts.yml"], "");
 }
 
 #[tokio::test]
-async fn promtool_has_no_complaint_about_a_scrape() {
+async fn promtool_accepts_a_scrape() {
     let stack = Stack::start().await;
     assert_eq!(stack.client.batch("t", &["1", "2"]).await.ids(), ["1", "2"]);
     promtool(&["check", "metrics"], &stack.metrics().await);
 }
 
 #[test]
-fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_quiet() {
-    // Of each alert: the names of the series that its cases bring, of those that fire and of those that are quiet.
+fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() {
+    // For each alert, the series of the cases in which it fires, and of those in which it does not.
     type Cases = Vec<BTreeSet<String>>;
     let mut cases: BTreeMap<String, (Cases, Cases)> = BTreeMap::new();
     for case in list(&yaml("deploy/prometheus/tests/alerts.yml")["tests"]) {
@@ -108,13 +108,13 @@ fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_quiet() {
     assert_eq!(cases.keys().cloned().collect::<BTreeSet<_>>(), alerts);
     for (alert, (firing, quiet)) in &cases {
         assert!(!firing.is_empty(), "{alert} is nowhere seen to fire");
-        // Quiet for what the series say, not for their absence.
+        // An alert must not be silent only because its series are absent.
         assert!(quiet.iter().any(|quiet| firing.contains(quiet)), "{alert} is nowhere seen to be quiet");
     }
 }
 
 #[test]
-fn every_alert_says_what_it_is_and_has_its_section_in_the_runbook() {
+fn every_alert_has_a_description_and_a_section_in_the_runbook() {
     let mut sections = BTreeMap::new();
     for section in text("docs/RUNBOOK.md").split("\n## ").skip(1) {
         let (name, said) = section.split_once('\n').unwrap();
@@ -137,7 +137,7 @@ fn every_alert_says_what_it_is_and_has_its_section_in_the_runbook() {
     }
 }
 
-/// Panics where `selector` asks for what the families do not have.
+/// Panics if `selector` matches no series of the families.
 pub fn exists(selector: &Selector, families: &BTreeMap<String, Family>, recorded: &BTreeSet<String>) {
     let owned = selector.matchers.iter().filter(|(label, ..)| !TARGET.contains(&label.as_str()));
     if selector.name == "up" || recorded.contains(&selector.name) {
@@ -153,7 +153,7 @@ pub fn exists(selector: &Selector, families: &BTreeMap<String, Family>, recorded
         };
         let values: Vec<String> = match operator.as_str() {
             "=" | "!=" => vec![value.clone()],
-            // Nothing but alternatives is used here, and how two versions of Prometheus write a bucket.
+            // The rules use only alternatives, and the bucket notations of two versions of Prometheus.
             _ => value.replace(r"(\.0)?", "").split('|').map(str::to_owned).collect(),
         };
         for value in values {
@@ -163,7 +163,7 @@ pub fn exists(selector: &Selector, families: &BTreeMap<String, Family>, recorded
 }
 
 #[tokio::test]
-async fn every_series_that_a_rule_asks_for_exists() {
+async fn every_series_of_a_rule_exists() {
     let (families, recorded) = (families(&Stack::start().await.metrics().await), recorded());
     let mut asked = BTreeSet::new();
     for rule in rules("deploy/prometheus/recording.yml").iter().chain(&alerts()) {
@@ -172,7 +172,7 @@ async fn every_series_that_a_rule_asks_for_exists() {
         selectors.iter().for_each(|selector| exists(selector, &families, &recorded));
         asked.extend(selectors.into_iter().map(|selector| selector.name));
     }
-    // Cases are about series that exist, too.
+    // The series of the cases exist too.
     for file in ["deploy/prometheus/tests/recording.yml", "deploy/prometheus/tests/alerts.yml"] {
         for case in list(&yaml(file)["tests"]) {
             let series = list(&case["input_series"]).iter().map(|series| string(series, "series"));

@@ -1,5 +1,5 @@
-//! No secret leaves: what is marked in requests, answers and files is in no log line, not at trace level either, on no
-//! page, in no span, in no error of sidelink's own and in nothing that a fleet shares, however it may have been encoded.
+//! No secret leaves: marked values of requests, answers and files are in no log line, at no level, on no page, in no span, in no error
+//! of sidelink and in nothing that a fleet shares, in any encoding.
 
 mod beside;
 
@@ -19,7 +19,7 @@ use crate::signing::{Unsigned, pair};
 use crate::support::{Reply, origin_options, raw};
 use crate::tls::write;
 
-// Each with characters that encodings change.
+// Each contains characters that encodings change.
 const TOKEN: &str = "marked/T0ken+7f3a9c==";
 const SESSION: &str = "marked/Sess1on+51d0b7==";
 const OPERATOR: &str = "marked/0perator+c44e01==";
@@ -38,14 +38,14 @@ const ALL: [&str; 12] =
 const ECHO: &str = "/v2/servicerequest/echo";
 const X_AUTH_TOKEN: &str = "x-auth-token";
 
-/// What a mark may look like, in lower case.
+/// The encodings of a mark, in lower case.
 fn forms(mark: &str) -> Vec<String> {
     const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
     let mut forms = vec![mark.to_owned(), hex::encode(mark)];
     forms.extend([NON_ALPHANUMERIC, UNRESERVED].map(|set| utf8_percent_encode(mark, set).to_string()));
     let numbers = format!("{:?}", mark.as_bytes());
     forms.push(numbers.trim_matches(['[', ']']).to_owned());
-    // Wherever it may begin in what was encoded: the digits that hold bits of nothing else.
+    // At each offset: the digits that encode only bits of the mark.
     for before in 0..3 {
         let bytes = [&vec![0; before], mark.as_bytes()].concat();
         let digits = (before * 8).div_ceil(6)..bytes.len() * 8 / 6;
@@ -76,7 +76,7 @@ fn a_mark_is_found_in_every_encoding() {
     }
 }
 
-/// What is left of a process that has seen everything.
+/// The output of a process that has been through everything.
 pub struct Traces {
     /// Its whole log.
     pub log: Vec<Value>,
@@ -89,7 +89,7 @@ pub struct Traces {
     marks: Vec<String>,
 }
 
-/// What must not be seen of the links in an answer, if that is what it is.
+/// The secret parts of the links in an answer, if it has links.
 fn marks_of_links(reply: &Reply) -> Vec<String> {
     let mut marks = Vec::new();
     let text = String::from_utf8_lossy(&reply.body);
@@ -163,7 +163,7 @@ impl Run {
         let with = |more| [(X_AUTH_TOKEN, TOKEN), more];
         let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         self.get(&batch("1"), &with(("traceparent", parent))).await;
-        // Forwarded untouched, each for another reason.
+        // Forwarded untouched, each for a different reason.
         self.get(&batch("1"), &with(("cookie", COOKIE))).await;
         self.origin.script(Scripted::json(403, "{}"));
         assert_eq!(self.get(&batch("cookie"), &with(("cookie", COOKIE))).await, 200);
@@ -256,7 +256,7 @@ fn batch(id: &str) -> String {
     format!("{}?accessory_ids={ID}-{id}", api::PATH)
 }
 
-/// Everything that may happen to a sidelink that logs all it can.
+/// Takes a sidelink with log level trace through every situation.
 pub async fn everything() -> Traces {
     let mut options = origin_options();
     options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
@@ -270,7 +270,7 @@ pub async fn everything() -> Traces {
     let path = files.write(&config);
     let stderr = files.directory.path().join("stderr");
     let mut command = Command::new(env!("CARGO_BIN_EXE_sidelink"));
-    // Which has no say.
+    // Ignored.
     command.env("RUST_LOG", "trace");
     command.args(["serve", "--config"]).arg(&path).stderr(File::create(&stderr).unwrap());
     let process = Process::spawn(&mut command).await;
@@ -318,7 +318,7 @@ async fn no_marked_secret_leaves_by_tls_http2_operators_pages_a_shared_tier_or_s
     assert!(access > 40 && beside.errors.len() > 3 && beside.marks.len() > 30 && beside.kept.len() > 1000, "{access}");
     assert!(!beside.exported.is_empty());
     for line in &beside.log {
-        // The libraries below say what passes through them, where they are let: TLS, HTTP/2, Redis.
+        // Libraries (TLS, HTTP/2, Redis) log what passes through them at lower levels.
         let own = ["access", "sidelink"].iter().any(|own| line["target"].as_str().unwrap().starts_with(own));
         assert!(own || ["WARN", "ERROR"].contains(&line["level"].as_str().unwrap()), "a library's: {line}");
     }
@@ -330,7 +330,7 @@ async fn no_marked_secret_leaves_by_tls_http2_operators_pages_a_shared_tier_or_s
         for text in &left {
             assert_eq!(find(mark, text), None, "{mark} in {text}");
         }
-        // What an operator has asked about, and which keys there are, an operator may see.
+        // An operator may see what they asked about, and which keys exist.
         for page in beside.pages.iter().filter(|_| ![ID, GROUP, ACCESS_KEY].contains(&mark)) {
             assert_eq!(find(mark, page), None, "{mark} on {page}");
         }

@@ -1,5 +1,5 @@
-//! The status page, in a real browser: its numbers are the metrics', they move as traffic flows, and it loads nothing, keeps
-//! nothing and gives nothing away.
+//! The status page in a real browser: its numbers match the metrics and follow the traffic; it loads and stores nothing, and
+//! contains no secret.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -23,7 +23,7 @@ async fn status(stack: &Stack, query: &str) -> Value {
 }
 
 #[tokio::test]
-async fn the_status_says_what_the_metrics_say() {
+async fn the_status_matches_the_metrics() {
     let stack = Stack::start().await;
     stack.client.batch("t", &["1", "2"]).await;
     stack.client.batch("t", &["1", "3"]).await;
@@ -48,7 +48,7 @@ async fn the_status_says_what_the_metrics_say() {
 }
 
 #[tokio::test]
-async fn the_history_is_told_from_where_the_asker_left_it() {
+async fn the_history_continues_after_the_last_sample_that_the_client_has() {
     let stack = Stack::start().await;
     stack.client.batch("t", &["1", "2"]).await;
     let first = loop {
@@ -67,7 +67,7 @@ async fn the_history_is_told_from_where_the_asker_left_it() {
 }
 
 #[tokio::test]
-async fn a_breaker_that_opens_is_told() {
+async fn an_open_breaker_is_in_the_status() {
     let configure = |config: &mut Config| {
         config.upstream.breaker.consecutive = 1;
         config.upstream.breaker.open = Duration::from_secs(60);
@@ -84,7 +84,7 @@ async fn a_breaker_that_opens_is_told() {
 }
 
 #[tokio::test]
-async fn a_reload_that_is_refused_is_told_with_what_is_wrong() {
+async fn a_refused_reload_is_in_the_status_with_its_errors() {
     let files = Files::new("127.0.0.1:9".parse().unwrap());
     let mut process = Process::start(&files.write("limits.batch_ids = 2")).await;
     files.write("limits.batch_idz = 4");
@@ -112,7 +112,7 @@ async fn no_secret_is_in_the_status() {
 }
 
 #[tokio::test]
-async fn the_page_has_a_policy_that_lets_nothing_else_run() {
+async fn the_policy_of_the_page_allows_only_its_own_script() {
     let stack = Stack::start().await;
     let client = TestClient::new(stack.app.admin_address());
     let (one, other) = (client.get("/", &[]).await, client.get("/", &[]).await);
@@ -135,7 +135,7 @@ async fn the_page_has_a_policy_that_lets_nothing_else_run() {
 
 /// The page in a browser is one test: a browser takes seconds to start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn numbers_move_as_traffic_flows_and_the_page_keeps_to_itself() {
+async fn the_numbers_follow_the_traffic_and_the_page_loads_nothing_from_elsewhere() {
     let stack = Stack::start().await;
     let address = stack.app.admin_address();
     let mut browser = Browser::start();
@@ -145,7 +145,7 @@ async fn numbers_move_as_traffic_flows_and_the_page_keeps_to_itself() {
     assert_eq!(browser.text("#tiles dd"), "–", "with no traffic there is no rate");
     assert_eq!(browser.text("#ids dd"), "0");
 
-    // What the page says is what flowed.
+    // The page matches the traffic.
     stack.client.batch("t", &["1", "2", "3", "4"]).await;
     for _ in 0..4 {
         stack.client.batch("t", &["1", "2", "3", "4"]).await;
@@ -157,12 +157,12 @@ async fn numbers_move_as_traffic_flows_and_the_page_keeps_to_itself() {
         browser.until(&format!("document.querySelector('#plot-{id} path') !== null"));
         assert!(!browser.text(&format!("#plot-{id}")).contains("NaN"));
     }
-    // A page opened later has the same past.
+    // A page opened later has the same history.
     browser.open(address, "/");
     browser.until("document.querySelector('#tiles dd')?.textContent === '80 %'");
     assert!(browser.text("#config").contains("min_remaining"));
 
-    // By keyboard, and for a screen reader.
+    // Keyboard and screen reader.
     browser.eval("document.querySelector('#plot-ids').focus()");
     browser.press("End");
     browser.until("/hit .*fetched/.test(document.querySelector('#said-moment').textContent)");
@@ -192,7 +192,7 @@ async fn numbers_move_as_traffic_flows_and_the_page_keeps_to_itself() {
     browser.look(390, 844, "dark");
     browser.until("document.documentElement.scrollWidth <= 390");
 
-    // Paused, it asks for nothing.
+    // A paused page sends no requests.
     browser.eval("document.querySelector('#pause').click()");
     assert_eq!(browser.text("#link"), "paused");
     browser.eval("document.querySelector('#pause').click()");
@@ -203,7 +203,7 @@ async fn numbers_move_as_traffic_flows_and_the_page_keeps_to_itself() {
     let strays: Vec<String> =
         browser.requests().into_iter().filter(|url| !url.starts_with(&own) && !url.starts_with("data:")).collect();
     assert_eq!(strays, Vec::<String>::new());
-    // The policy holds: what someone slips in does not run.
+    // The policy prevents injected scripts.
     let slipped = "const script = document.createElement('script'); document.body.append(script); \
                    try { script.textContent = 'window.slipped = true'; } catch (error) {} \
                    fetch('http://127.0.0.1:9/').catch(() => { window.refused = true; }); 0";
@@ -212,14 +212,14 @@ async fn numbers_move_as_traffic_flows_and_the_page_keeps_to_itself() {
     assert_eq!(browser.eval("window.slipped"), Value::Null);
     assert!(browser.complaints().iter().any(|complaint| complaint.contains("Content Security Policy")));
 
-    // It tells when the connection is lost.
+    // The page shows that the connection is lost.
     drop(stack);
     browser.until("document.querySelector('#link').textContent === 'connection lost'");
     browser.until("document.querySelector('#said').textContent.startsWith('Connection lost at ')");
     assert_eq!(browser.text("#ids dd"), "16", "what was known stays");
 }
 
-/// Not a test: draws the page for a human to look at, empty and after a few minutes of mixed traffic, into the folder that
+/// Not a test: takes screenshots of the page, empty and after a few minutes of mixed traffic, into the folder that
 /// `SIDELINK_PICTURES` names. `make status-page` keeps one for README.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes, and shows nothing by itself"]
@@ -262,7 +262,7 @@ async fn pictures() {
                     let ids: BTreeSet<String> = (0..20).map(|_| zipf.sample(&mut random).floor().to_string()).collect();
                     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
                     client.batch(&format!("t{}", seed % 2), &ids).await;
-                    // Busier and quieter, and once in a while an endpoint that fails.
+                    // Varying load, and an endpoint that fails at times.
                     let phase = (end - tokio::time::Instant::now()).as_secs_f64();
                     tokio::time::sleep(Duration::from_secs_f64(0.03 + 0.02 * (phase / 25.0).sin())).await;
                     let fails = (phase % 120.0) < 8.0;

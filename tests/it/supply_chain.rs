@@ -1,6 +1,5 @@
-//! What sidelink is built from is known: no dependency needs a newer Rust than `rust-version` says, no build script
-//! names a way to the network, and all can be vendored, and found there without a network. Licences, sources and
-//! duplicates are `deny.toml`'s.
+//! Dependencies: none needs a newer Rust than `rust-version`, no build script uses the network, and all can be vendored and
+//! resolved offline. `deny.toml` covers licences, sources and duplicates.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -8,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// What a build script that reaches out would have to name.
+/// Names that a build script with network access would contain.
 const WAYS_OUT: [&str; 9] =
     ["std::net", "TcpStream", "UdpSocket", "\"curl\"", "\"wget\"", "\"git\"", "reqwest", "ureq", "https_proxy"];
 
@@ -42,7 +41,7 @@ fn version(text: &str) -> Vec<u32> {
 }
 
 #[test]
-fn no_dependency_needs_a_newer_rust_than_is_stated() {
+fn no_dependency_needs_a_newer_rust_than_declared() {
     let packages = packages();
     let stated = |package: &Value| package["rust_version"].as_str().map(version);
     let own = packages.iter().find(|package| package["name"] == "sidelink").and_then(stated).expect("rust-version");
@@ -53,7 +52,7 @@ fn no_dependency_needs_a_newer_rust_than_is_stated() {
 }
 
 #[test]
-fn no_program_that_runs_at_build_time_reaches_out() {
+fn no_build_script_uses_the_network() {
     let mut scripts = 0;
     for package in &packages() {
         for target in package["targets"].as_array().unwrap() {
@@ -72,7 +71,7 @@ fn no_program_that_runs_at_build_time_reaches_out() {
 }
 
 #[test]
-fn everything_can_be_vendored_and_resolved_from_there() {
+fn all_dependencies_can_be_vendored_and_resolved_offline() {
     let directory = tempfile::tempdir().unwrap();
     let vendor = directory.path().join("vendor");
     let configuration = cargo(&["vendor", "--locked", "--versioned-dirs", vendor.to_str().unwrap()], root());

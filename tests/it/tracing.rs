@@ -1,5 +1,5 @@
-//! A client's trace goes on at the endpoint: valid W3C Trace Context is passed on as it came, anything else is dropped, and
-//! neither decides which links a client gets.
+//! A client's trace continues at the endpoint: valid W3C Trace Context is passed on unchanged, an invalid one is dropped, and neither
+//! is part of a scope.
 
 use http::Method;
 use sidelink::clock::Clock;
@@ -29,7 +29,7 @@ async fn a_call_carries_the_context_of_its_batch_and_another_trace_gets_the_same
     let calls = stack.origin.calls();
     assert_eq!(calls.len(), 1);
     assert_eq!(context(&calls[0]), [Some(ONE), Some("a=1,b=2")]);
-    // What the next batch asks goes under its own.
+    // The next batch's calls carry its own context.
     stack.client.get(&query(&["1", "2"]), &traced(TWO, "")).await;
     assert_eq!(context(&stack.origin.calls()[1]), [Some(TWO), None]);
 }
@@ -44,7 +44,7 @@ async fn every_call_of_a_batch_carries_its_context() {
 }
 
 #[tokio::test]
-async fn who_joins_a_flight_of_another_trace_gets_its_link_and_names_only_its_own_calls() {
+async fn a_batch_that_joins_a_flight_of_another_trace_gets_its_link_and_its_own_trace_context() {
     let stack = Stack::start().await;
     stack.origin.hold();
     let ask = |ids: &'static [&'static str], parent: &'static str| {
@@ -63,7 +63,7 @@ async fn who_joins_a_flight_of_another_trace_gets_its_link_and_names_only_its_ow
 }
 
 #[tokio::test]
-async fn what_is_not_valid_is_dropped_and_the_batch_answered() {
+async fn an_invalid_context_is_dropped_and_the_batch_answered() {
     let stack = Stack::start().await;
     let long = "a".repeat(20_000);
     for (number, parent) in ["", "00-short", &ONE.to_uppercase(), &long].into_iter().enumerate() {
@@ -84,7 +84,7 @@ async fn other_routes_pass_a_valid_context_on_and_no_other() {
     assert_eq!(echoed(&traced("invalid", "a=1")).await, [false; 3]);
     assert_eq!(echoed(&[("tracestate", "a=1")]).await, [false; 3]);
     assert_eq!(echoed(&traced(ONE, "invalid")).await, [true, false, false]);
-    // Its signature may cover them.
+    // The signature may cover the headers.
     let signed = [("authorization", "Other scheme"), ("traceparent", "invalid")];
     assert_eq!(echoed(&signed).await, [false, false, true]);
 }

@@ -6,22 +6,22 @@ use super::family::{Counters, Gauges, families};
 use super::{Bounded, BreakerState, Kind, Operation};
 use crate::config::Config;
 
-/// A round trip within one network takes a fraction of a millisecond; the buckets around the default of `shared.timeout`
-/// (5 ms) tell a slow tier from one that is given up on.
+/// A round trip within one network takes a fraction of a millisecond; the buckets around the default of `shared.timeout` (5 ms)
+/// tell a slow tier from one that times out.
 const ROUND_TRIP_SECONDS: [f64; 13] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.5];
 
 families! {
     /// Families of limits.
-    pub struct Limits {
-        /// The most that there may be at a time, as configured.
+    pub struct LimitsMetrics {
+        /// The configured limit.
         pub limit: Gauges<Bounded> = "limit", gauges("limit");
-        /// How much of sidelink_limit is in use now.
+        /// The part of sidelink_limit that is in use now.
         pub used: Gauges<Bounded> = "limit_used", gauges("limit");
     }
 }
 
-impl Limits {
+impl LimitsMetrics {
     /// Shows what `config` allows.
     pub fn show(&self, config: &Config) {
         for (bounded, most) in [
@@ -40,7 +40,7 @@ impl Limits {
 
 families! {
     /// The last reload.
-    pub struct Reload {
+    pub struct ReloadMetrics {
         /// 1 if the last reload of the configuration succeeded or there was none yet; 0 if it was refused: the previous configuration stays in effect.
         pub successful: IntGauge = "config_last_reload_successful", flag();
         /// When the configuration in effect was loaded, in seconds since the Unix epoch.
@@ -48,7 +48,7 @@ families! {
     }
 }
 
-impl Reload {
+impl ReloadMetrics {
     /// A configuration is in effect since `unix_seconds`.
     pub fn succeeded(&self, unix_seconds: u64) {
         self.successful.set(1);
@@ -63,8 +63,8 @@ impl Reload {
 
 families! {
     /// Families of the shared tier. Without one, all of them stay at 0.
-    pub struct Shared {
-        /// 1 at what the breaker before the shared tier lets through: every round trip (closed), one probe (half_open), none (open).
+    pub struct SharedMetrics {
+        /// 1 at the state of the breaker before the shared tier: it lets through every round trip (closed), one probe (half_open), none (open).
         pub breaker_state: Gauges<BreakerState> = "shared_breaker_state", breaker();
         /// Round trips to the shared tier, failed ones included, by purpose.
         pub operations: Counters<Operation> = "shared_operations_total", counters("operation");
@@ -79,7 +79,7 @@ families! {
     }
 }
 
-impl Shared {
+impl SharedMetrics {
     /// Counts a round trip that took `seconds`.
     pub fn count(&self, operation: Operation, seconds: f64) {
         self.operations.of(operation).inc();

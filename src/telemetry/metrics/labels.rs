@@ -48,7 +48,7 @@ macro_rules! labels {
 }
 
 labels! {
-    /// What became of one id of a batch.
+    /// The result of one id of a batch.
     pub enum IdResult {
         /// From memory, fresh.
         Hit = "hit",
@@ -60,9 +60,9 @@ labels! {
         Shared = "shared",
         /// From a call for this batch.
         Fetched = "fetched",
-        /// Remembered as left out.
+        /// Remembered as left out by the endpoint.
         Absent = "absent",
-        /// Not to be had.
+        /// Not available.
         Failed = "failed",
     }
 }
@@ -109,7 +109,7 @@ labels! {
 }
 
 labels! {
-    /// Which way a request went.
+    /// The route of a request.
     pub enum Route {
         /// The batch route.
         Batch = "batch",
@@ -149,7 +149,7 @@ labels! {
 }
 
 labels! {
-    /// What became of a call to the endpoint.
+    /// The result of a call to the endpoint.
     pub enum CallResult {
         /// An answer that was read.
         Ok = "ok",
@@ -257,7 +257,7 @@ labels! {
 }
 
 labels! {
-    /// The limits that shed.
+    /// The limits that refuse requests.
     pub enum Limit {
         /// `limits.in_flight`
         InFlight = "in_flight",
@@ -277,7 +277,7 @@ labels! {
 }
 
 labels! {
-    /// What is bounded in all, however many callers there are.
+    /// The bounded resources of the process.
     pub enum Bounded {
         /// Client connections, by `limits.connections`.
         Connections = "connections",
@@ -289,7 +289,7 @@ labels! {
         Exchanges = "exchanges",
         /// Bytes of batches' bodies, by `limits.batch_bodies`.
         BatchBodies = "batch_bodies",
-        /// Bytes of bodies held to be signed again, by `limits.signed_bodies`.
+        /// Bytes of bodies that are signed again, by `limits.signed_bodies`.
         SignedBodies = "signed_bodies",
         /// Calls under way, by `upstream.calls`.
         Calls = "calls",
@@ -297,17 +297,17 @@ labels! {
 }
 
 labels! {
-    /// What a round trip to the shared tier is for.
+    /// The purpose of a round trip to the shared tier.
     pub enum Operation {
-        /// Links that memory lacks are looked up.
+        /// Look up links that are not in memory.
         Get = "get",
-        /// Links that were fetched are written back.
+        /// Write links that were fetched.
         Put = "put",
-        /// A lease on ids about to be fetched is asked for, waited for or given back.
+        /// Acquire, await or release a lease on ids that are fetched.
         Lease = "lease",
-        /// A purge or a revocation is made known to the fleet.
+        /// Announce a purge or a revocation to the fleet.
         Revoke = "revoke",
-        /// Purges and revocations of others, and a Cluster's layout, are read while nobody asks.
+        /// Read purges and revocations of others, and a Cluster's layout, in the background.
         Sync = "sync",
     }
 }
@@ -325,27 +325,27 @@ labels! {
         Reply = "reply",
         /// A value that does not open: altered, moved, or sealed with another secret. It counts as a miss.
         Unsealed = "unsealed",
-        /// A value from before a purge, a revocation, or a loss of what the fleet knew of them. It counts as a miss.
+        /// A value from before a purge, a revocation, or a loss of the journal. It counts as a miss.
         Revoked = "revoked",
-        /// A value past its end, or from the future: its writer's clock, or this one, is off. It counts as a miss.
+        /// A value that is expired or from the future: the writer's clock or this one is wrong. It counts as a miss.
         Outlived = "outlived",
-        /// Too much is being written already: what was fetched is not shared.
+        /// Too many writes are under way: fetched links are not shared.
         Busy = "busy",
-        /// What the fleet knew of purges was lost, went back, or was altered: what is there counts no more.
+        /// The fleet's journal of purges was lost, went back, or was altered: older values are ignored.
         Journal = "journal",
     }
 }
 
 labels! {
-    /// What has become of a span.
+    /// The result of a span's export.
     pub enum SpanResult {
-        /// The collector has taken it.
+        /// The collector accepted it.
         Exported = "exported",
-        /// The collector has answered that it would not have it.
+        /// The collector rejected it.
         Rejected = "rejected",
         /// The collector could not be reached, or refused.
         Failed = "failed",
-        /// Too many waited to be exported.
+        /// The queue was full.
         Dropped = "dropped",
     }
 }

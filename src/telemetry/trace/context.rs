@@ -14,9 +14,9 @@ use crate::api::{TRACEPARENT, TRACESTATE};
 const PARENT_BYTES: usize = 55;
 /// The longest `traceparent` of a later version that is passed on.
 const LATER_PARENT_BYTES: usize = 256;
-/// What of a `tracestate` is passed on at most.
+/// The longest `tracestate` that is passed on.
 const STATE_BYTES: usize = 512;
-/// Members longer than this go first where a `tracestate` is too long.
+/// Members longer than this are removed first where a `tracestate` is too long.
 const LONG_MEMBER: usize = 128;
 
 /// A valid trace context, within bounds.
@@ -28,7 +28,7 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// What `headers` have of it; nothing without one valid `traceparent`.
+    /// The context in `headers`; empty without exactly one valid `traceparent`.
     pub fn read(headers: &HeaderMap) -> Self {
         let mut parents = headers.get_all(&TRACEPARENT).iter();
         match (parents.next(), parents.next()) {
@@ -62,8 +62,7 @@ impl TraceContext {
     }
 }
 
-/// Puts `context` into a request's headers, for what they have of one. One with a signature is left as it is, which may
-/// cover these headers.
+/// Replaces the trace context in a request's headers. A signed request stays as it is, since the signature may cover it.
 pub fn pass_on(headers: &mut HeaderMap, context: &TraceContext) {
     if headers.contains_key(AUTHORIZATION) {
         return;
@@ -126,7 +125,7 @@ mod tests {
         !read(&[("traceparent", value)]).is_empty()
     }
 
-    /// What becomes of these lines beside a valid parent.
+    /// The `tracestate` that these lines become beside a valid parent.
     fn states(lines: &[&str]) -> Option<String> {
         let mut all = vec![("traceparent", PARENT)];
         all.extend(lines.iter().map(|line| ("tracestate", *line)));
@@ -134,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parent_is_taken_over_if_it_is_valid() {
+    fn a_valid_parent_is_passed_on() {
         assert!(parent(PARENT));
         assert!(parent(&PARENT.replacen("00", "cc", 1)), "a later version");
         assert!(parent(&format!("{}-what-comes-later", PARENT.replacen("00", "cc", 1))));
@@ -153,7 +152,7 @@ mod tests {
         ] {
             assert!(!parent(wrong), "{wrong}");
         }
-        assert!(read(&[("traceparent", PARENT), ("traceparent", PARENT)]).is_empty(), "whose it is cannot be told");
+        assert!(read(&[("traceparent", PARENT), ("traceparent", PARENT)]).is_empty(), "two parents are ambiguous");
     }
 
     #[test]
@@ -178,7 +177,7 @@ mod tests {
         let over = states(&[&full, &format!("d={}", "x".repeat(120))]).unwrap();
         assert!(over.len() <= STATE_BYTES && !over.contains("long") && over.contains("c=1,d="), "{over}");
         let even = (0..6).map(|member| format!("m{member}={}", "x".repeat(120))).collect::<Vec<_>>().join(",");
-        let kept = states(&[&even]).unwrap();
-        assert!(even.starts_with(&kept) && kept.len() == 4 * 123 + 3, "{kept}");
+        let shortened = states(&[&even]).unwrap();
+        assert!(even.starts_with(&shortened) && shortened.len() == 4 * 123 + 3, "{shortened}");
     }
 }

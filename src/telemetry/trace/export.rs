@@ -1,4 +1,4 @@
-//! ExportTasks spans over OTLP/HTTP (protobuf): a bounded queue, and a task that hands batches from it to the SDK's exporter.
+//! Exports spans over OTLP/HTTP (protobuf): a bounded queue, and a task that hands batches from it to the SDK's exporter.
 //!
 //! The SDK's batch processors keep the number of dropped spans private, and block the thread that drops the last span.
 
@@ -81,7 +81,7 @@ pub(super) fn start(
     Ok(SpanQueue { sender, dropped: metrics.spans.of(SpanResult::Dropped).clone() })
 }
 
-/// Queues ended spans. A span that does not fit is dropped and counted; nobody waits.
+/// Queues ended spans. A span that does not fit is dropped and counted; no request waits.
 #[derive(Debug)]
 pub(super) struct SpanQueue {
     sender: Sender<SpanData>,
@@ -131,7 +131,7 @@ impl ExportTask {
         }
     }
 
-    /// ExportTasks a batch and empties it. Returns whether the collector accepted it.
+    /// Exports a batch and empties it. Returns whether the collector accepted it.
     async fn export(&self, batch: &mut Vec<SpanData>) -> bool {
         let spans = batch.len() as u64;
         // Once stopped, an export that is waiting to be tried again has as long as one attempt.
@@ -163,7 +163,7 @@ impl ExportTask {
     }
 }
 
-/// Waits for spans, and for those that follow within [`INTERVAL`]. `false`: no more will come.
+/// Waits for spans, and for those that follow within [`INTERVAL`]. `false`: the queue is closed and empty.
 async fn gather(queue: &mut Receiver<SpanData>, batch: &mut Vec<SpanData>) -> bool {
     let mut received = queue.recv_many(batch, BATCH).await;
     let until = Instant::now() + INTERVAL;
@@ -174,8 +174,8 @@ async fn gather(queue: &mut Receiver<SpanData>, batch: &mut Vec<SpanData>) -> bo
     !batch.is_empty()
 }
 
-/// Sends exports with the configured headers alone, and notes what the last attempt came to, which the exporter keeps to
-/// itself: the spans that the collector rejected, or why it accepted none.
+/// Sends exports with the configured headers only, and records the result of the last attempt, which the exporter does not
+/// return: the number of rejected spans, or why the attempt failed.
 #[derive(Debug)]
 struct CollectorClient {
     http: Box<dyn HttpClient>,
@@ -218,12 +218,12 @@ impl HttpClient for CollectorClient {
     }
 }
 
-/// How many spans the collector rejected, or why it accepted none. Nothing of what it says is repeated.
+/// The number of rejected spans, or why the export failed. The collector's message is not repeated.
 fn rejected(response: &Response<Bytes>) -> Result<u64, String> {
     if !response.status().is_success() {
         return Err(format!("the collector answered with status {}", response.status().as_u16()));
     }
     let answer = ExportTraceServiceResponse::decode(response.body().clone());
-    let partial = answer.map_err(|_| "what answered is no collector".to_owned())?.partial_success;
+    let partial = answer.map_err(|_| "the answer is not a collector's".to_owned())?.partial_success;
     Ok(partial.map_or(0, |partial| u64::try_from(partial.rejected_spans).unwrap_or(0)))
 }

@@ -1,5 +1,4 @@
-//! Another sidelink, in other surroundings: clients over TLS, with HTTP/2 and HTTP/1.1, a tier that is shared, operators who
-//! look at pages, and a collector of spans.
+//! A second sidelink: clients over TLS with HTTP/2 and HTTP/1.1, a shared tier, operators with a browser, and a collector.
 
 use std::fs::File;
 use std::process::Command;
@@ -36,7 +35,7 @@ const STATE: &str = "marked+Tr4ce-State-0be9";
 const COLLECTOR: &str = "Bearer marked/C0llector+5ad0e2==";
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// What is left of it.
+/// Its output.
 pub struct Beside {
     /// Its whole log.
     pub log: Vec<Value>,
@@ -44,11 +43,11 @@ pub struct Beside {
     pub metrics: String,
     /// sidelink's own errors.
     pub errors: Vec<String>,
-    /// What operators saw.
+    /// The pages that operators saw.
     pub pages: Vec<String>,
-    /// All that the shared tier's server has.
+    /// All data of the shared tier's server.
     pub kept: String,
-    /// All that the collector was brought.
+    /// All exports that the collector received.
     pub exported: Vec<String>,
     /// Parts of links' queries, signatures, and secrets that no other sidelink has.
     pub marks: Vec<String>,
@@ -144,7 +143,7 @@ impl Clients {
     }
 }
 
-/// Looks at every page, as an operator who brings a caller's credentials along.
+/// Requests every page, as an operator with a caller's credentials.
 async fn pages(process: &Process) -> Vec<String> {
     let bearer = format!("Bearer {OPERATOR}");
     let headers = [("authorization", bearer.as_str()), (X_AUTH_TOKEN, TOKEN), ("cookie", COOKIE)];
@@ -170,7 +169,7 @@ async fn pages(process: &Process) -> Vec<String> {
     pages
 }
 
-/// All that a server has, as it is and decoded.
+/// All data of a server, raw and decoded.
 async fn kept(redis: &Redis) -> String {
     let mut all = String::new();
     for key in redis.list(&["KEYS", "*"]).await {
@@ -183,7 +182,7 @@ async fn kept(redis: &Redis) -> String {
     all
 }
 
-/// Everything that may happen to it.
+/// Takes it through every situation.
 pub async fn everything() -> Beside {
     let mut options = origin_options();
     options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)];
@@ -227,7 +226,7 @@ pub async fn everything() -> Beside {
     let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
     assert_eq!(process.admin.send(Method::POST, "/purge", &headers, purge).await.status, 200);
     let kept = kept(&redis).await;
-    // A tier that goes away while it is used.
+    // The tier goes down while it is in use.
     drop(redis);
     clients.send(0, Method::GET, &batch("alone"), &[(X_AUTH_TOKEN, TOKEN)], "").await;
     process.says("the shared tier is down; sidelink continues without it and reconnects").await;

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::COOKIE;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request};
+use http::{HeaderValue, Request};
 use tokio::time::Instant;
 
 use crate::api::request::Batch;
@@ -34,6 +34,7 @@ use crate::fetch::{CacheRequirements, Failure, Fetch, FetchContext, KeyedId};
 use crate::limits::budget::{Budget, Reservation};
 use crate::message::body::{BodyError, drain, stream};
 use crate::message::cache_control::Directives;
+use crate::message::header_filter::{HeaderFilter, Headers};
 use crate::message::headers;
 use crate::message::reply::Reply;
 use crate::proxy::passthrough::Passthrough;
@@ -126,17 +127,23 @@ impl BatchRoute {
         &self.callers
     }
 
-    /// Answers a GET on the batch route that came at `began`; `trace` is its span.
-    pub fn answer<'a, B>(&'a self, request: Request<B>, began: Instant, trace: &'a RequestSpan) -> Answering<'a>
+    /// Answers a GET on the batch route that came at `began`; `filter` is of its headers, `trace` its span.
+    pub fn answer<'a, B>(
+        &'a self,
+        request: Request<B>,
+        filter: HeaderFilter,
+        began: Instant,
+        trace: &'a RequestSpan,
+    ) -> Answering<'a>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
         if request.body().is_end_stream() {
-            return self.answer_read(request.into_parts().0, Bytes::new(), self.clock.at(began), trace);
+            return self.answer_read(request.into_parts().0, filter, Bytes::new(), self.clock.at(began), trace);
         }
         // A request without a credential is no batch: its body streams through.
-        if let Err(reason) = self.callers.credential(request.headers()) {
+        if let Err(reason) = self.callers.credential(filter.on(request.headers())) {
             return Answering::Pending(Box::pin(self.bypass(request, reason, trace)));
         }
         Answering::Pending(Box::pin(async move {
@@ -145,7 +152,7 @@ impl BatchRoute {
                 Ok(read) => read,
                 Err(error) => return respond::error(error),
             };
-            self.answer_read(parts, body, self.clock.now(), trace).reply().await
+            self.answer_read(parts, filter, body, self.clock.now(), trace).reply().await
         }))
     }
 
@@ -167,8 +174,15 @@ impl BatchRoute {
         read.map(|(body, reservation)| (parts, body, reservation))
     }
 
-    fn answer_read<'a>(&'a self, parts: Parts, body: Bytes, now: Moment, trace: &'a RequestSpan) -> Answering<'a> {
-        match self.look_up(&parts, &body, now, trace) {
+    fn answer_read<'a>(
+        &'a self,
+        parts: Parts,
+        filter: HeaderFilter,
+        body: Bytes,
+        now: Moment,
+        trace: &'a RequestSpan,
+    ) -> Answering<'a> {
+        match self.look_up(&parts, filter.on(&parts.headers), &body, now, trace) {
             Step::Reply(reply) => Answering::Ready(reply),
             Step::Bypass(reason) => Answering::Pending(Box::pin(self.bypass_read(parts, body, reason, trace))),
             Step::Fetch(missing) => Answering::Pending(Box::pin(self.fetch_and_reply(missing, parts, body))),
@@ -176,8 +190,8 @@ impl BatchRoute {
     }
 
     /// Reads a batch and looks it up in memory. Waits for nothing.
-    fn look_up(&self, parts: &Parts, body: &[u8], now: Moment, trace: &RequestSpan) -> Step<'_> {
-        let credential = match self.callers.credential(&parts.headers) {
+    fn look_up(&self, parts: &Parts, headers: Headers<'_>, body: &[u8], now: Moment, trace: &RequestSpan) -> Step<'_> {
+        let credential = match self.callers.credential(headers) {
             Ok(credential) => credential,
             Err(reason) => return Step::Bypass(reason),
         };
@@ -187,15 +201,15 @@ impl BatchRoute {
             Err(AuthError::Unverified(_)) => return Step::Bypass(Bypass::Signature),
             Err(AuthError::NamedByConnection) => return Step::Reply(respond::error(Error::NamedByConnection)),
         };
-        let Ok(batch) = Batch::read(parts.uri.query(), &parts.headers, body) else {
+        let Ok(batch) = Batch::read(parts.uri.query(), headers, body) else {
             return Step::Bypass(Bypass::Unreadable);
         };
-        let scope = self.callers.scope(&identity, &parts.headers, &batch.group);
+        let scope = self.callers.scope(&identity, headers, &batch.group);
         let Some(ids) = distinct(&batch, scope, self.config.limits.batch_ids) else {
             return Step::Reply(respond::error(Error::TooManyIds));
         };
         self.metrics.batch_ids.observe(ids.len() as f64);
-        let directives = self.directives(&parts.headers);
+        let directives = self.directives(headers);
         let client = CacheRequirements::from(&directives);
         let must_revalidate = self.callers.must_revalidate(&identity, now);
         let requirements = CacheRequirements { nothing: client.nothing || must_revalidate, ..client };
@@ -232,7 +246,7 @@ impl BatchRoute {
         // It needs no acceptance of the caller: it gives nothing away, and the caller had it before.
         let refusal = refusal.filter(|refusal| client.allow_refusal(&refusal.deadlines, now));
         if let Some(refusal) = &refusal
-            && !parts.headers.contains_key(COOKIE)
+            && !headers.contains(&COOKIE)
         {
             return with_tally(respond::refused(refusal));
         }
@@ -243,7 +257,7 @@ impl BatchRoute {
             let cause = if client.are_any() { Refetch::Client } else { Refetch::Revalidate };
             self.metrics.refetched.of(cause).inc_by(refetched);
         }
-        let context = Arc::new(self.context(&batch, scope, identity, &credential, client, &parts.headers, trace));
+        let context = Arc::new(self.context(&batch, scope, identity, &credential, client, headers, trace));
         self.refresh_ahead(&ageing, &context);
         if !is_missing {
             let mut reply = respond::merged(
@@ -324,7 +338,7 @@ impl BatchRoute {
         respond::merged(slots.entries(), &fetched, *from_memory, context.form, &self.template, &self.metrics, now)
     }
 
-    fn directives(&self, headers: &HeaderMap) -> Directives {
+    fn directives(&self, headers: Headers<'_>) -> Directives {
         if self.config.callers.cache_control { Directives::read(headers) } else { Directives::default() }
     }
 
@@ -337,27 +351,27 @@ impl BatchRoute {
         identity: Identity,
         credential: &Credential<'_>,
         requirements: CacheRequirements,
-        headers: &HeaderMap,
+        headers: Headers<'_>,
         trace: &RequestSpan,
     ) -> FetchContext {
         let share = self.fetch.tier().map(|tier| {
-            let (kind, fields) = self.callers.made_up_of(credential, &identity, headers);
+            let (kind, fields) = self.callers.made_up_of(credential, &identity, headers.map());
             let scope: Vec<_> = self.callers.scope_fields(&identity, headers, &batch.group).collect();
             Arc::new(tier.share(&identity, (kind, &fields), &scope, batch.group.name()))
         });
         FetchContext {
             requirements,
             share,
-            headers: self.callers.carried(&identity, headers),
+            headers: self.callers.carried(&identity, headers.map()),
             scope,
             group: batch.group.to_static(),
             form: batch.form,
             deadline: Instant::now() + self.config.upstream.deadline,
             request_id: headers::client_request_id(headers).cloned(),
-            has_cookies: headers.contains_key(COOKIE),
+            has_cookies: headers.contains(&COOKIE),
             was_accepted: identity.caller_state.is_accepted(),
             hops: headers::sidelinks(headers),
-            trace_context: trace.context(headers),
+            trace_context: trace.context(headers.map()),
             trace: trace.clone(),
             identity,
         }

@@ -2,5 +2,6 @@
 
 pub mod body;
 pub mod cache_control;
+pub mod header_filter;
 pub mod headers;
 pub mod reply;

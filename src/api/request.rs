@@ -11,7 +11,6 @@ use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 use memchr::{memchr, memchr_iter};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -19,6 +18,7 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::api;
 use crate::api::id::{self, Group};
+use crate::message::header_filter::Headers;
 
 /// Characters that are percent-encoded: all but `A-Z a-z 0-9 - _ . ~`, as in the service's signing rules.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -54,9 +54,13 @@ impl<'r> Batch<'r> {
     ///
     /// # Errors
     /// [`NotABatch`], if it is no batch.
-    pub fn read(query: Option<&'r str>, headers: &HeaderMap, body: &'r [u8]) -> Result<Self, NotABatch> {
+    pub fn read<'m>(
+        query: Option<&'r str>,
+        headers: impl Into<Headers<'m>>,
+        body: &'r [u8],
+    ) -> Result<Self, NotABatch> {
         let query = query.filter(|query| !query.is_empty());
-        if headers.contains_key(CONTENT_ENCODING) {
+        if headers.into().contains(&CONTENT_ENCODING) {
             return Err(NotABatch);
         }
         match (query, body.is_empty()) {
@@ -313,6 +317,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use http::HeaderMap;
 
     fn query(query: &str) -> Result<Batch<'_>, NotABatch> {
         Batch::read(Some(query), &HeaderMap::new(), b"")

@@ -10,6 +10,7 @@ use super::signature::{self, Claim, Fault, Signer};
 use super::{AuthError, Bypass, Caller, Callers, Identity};
 use crate::api;
 use crate::config::KeyPair;
+use crate::message::header_filter::Headers;
 use crate::message::headers::made_hop_by_hop;
 use crate::telemetry::log::events;
 
@@ -22,13 +23,13 @@ pub enum Credential<'r> {
 }
 
 /// The first value of a credential header; an empty value counts as absent.
-pub(super) fn value<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
-    headers.get_all(name).iter().find(|value| !value.is_empty())
+pub(super) fn value<'h>(headers: Headers<'h>, name: &HeaderName) -> Option<&'h HeaderValue> {
+    headers.get_all(name).find(|value| !value.is_empty())
 }
 
 /// The only value of a credential header.
-fn only_value<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h HeaderValue>, Bypass> {
-    let mut values = headers.get_all(name).iter().filter(|value| !value.is_empty());
+fn only_value<'h>(headers: Headers<'h>, name: &HeaderName) -> Result<Option<&'h HeaderValue>, Bypass> {
+    let mut values = headers.get_all(name).filter(|value| !value.is_empty());
     match (values.next(), values.next()) {
         (_, Some(_)) => Err(Bypass::Credentials),
         (value, None) => Ok(value),
@@ -40,11 +41,12 @@ impl Callers {
     ///
     /// # Errors
     /// Why the request is not a batch of any caller, so that it is forwarded untouched.
-    pub fn credential<'r>(&'r self, headers: &'r HeaderMap) -> Result<Credential<'r>, Bypass> {
-        if headers.contains_key(ORIGIN) {
+    pub fn credential<'r>(&'r self, headers: impl Into<Headers<'r>>) -> Result<Credential<'r>, Bypass> {
+        let headers = headers.into();
+        if headers.contains(&ORIGIN) {
             return Err(Bypass::Origin);
         }
-        if headers.contains_key(RANGE) {
+        if headers.contains(&RANGE) {
             return Err(Bypass::Range);
         }
         if self.has_long_header(headers) {
@@ -54,7 +56,7 @@ impl Callers {
             (Some(_), Some(_)) => Err(Bypass::Credentials),
             (None, None) => Err(Bypass::NoCredential),
             (Some(_), None) => {
-                let claim = Claim::read(headers).ok_or(Bypass::Algorithm)?;
+                let claim = Claim::read(headers.map()).ok_or(Bypass::Algorithm)?;
                 let pair = self.keys.of(&claim).ok_or(Bypass::UnknownKey)?;
                 Ok(Credential::Signed(claim, pair))
             }
@@ -131,7 +133,7 @@ impl Callers {
 
     /// Whether `Connection` names a header that says who asks, may change the answer, or is part of every signature. Removing
     /// such a header, as `Connection` asks, would make another request.
-    pub(crate) fn is_named_by_connection(&self, headers: &HeaderMap) -> bool {
+    pub(crate) fn is_named_by_connection(&self, headers: Headers<'_>) -> bool {
         const NAMES: [HeaderName; 6] =
             [AUTHORIZATION, HOST, api::TOKEN, api::SECURITY_TOKEN, api::SDK_DATE, api::SDK_CONTENT];
         made_hop_by_hop(headers).any(|name| NAMES.contains(&name) || self.is_scope_header(&name))
@@ -139,10 +141,10 @@ impl Callers {
 
     /// Whether a credential or scope header is longer than the endpoint takes. Several of one name count as one list
     /// (RFC 9110 §5.3).
-    pub(crate) fn has_long_header(&self, headers: &HeaderMap) -> bool {
+    pub(crate) fn has_long_header(&self, headers: Headers<'_>) -> bool {
         let credentials = [api::TOKEN, api::SECURITY_TOKEN];
         credentials.iter().chain(&self.scope_headers).any(|name| {
-            let bytes: usize = headers.get_all(name).iter().map(|value| value.len() + ", ".len()).sum();
+            let bytes: usize = headers.get_all(name).map(|value| value.len() + ", ".len()).sum();
             bytes.saturating_sub(", ".len()) > api::header_bytes(name)
         })
     }

@@ -10,6 +10,7 @@ use super::signature::Signer;
 use super::{Callers, Identity, credential};
 use crate::api;
 use crate::api::id::Group;
+use crate::message::header_filter::Headers;
 
 /// Caller, group and the values of the headers that may change an answer. Links never cross scopes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -86,13 +87,13 @@ impl Hasher for KeyHasher {
 
 impl Callers {
     /// The scope of a caller's batch in `group`, with these headers.
-    pub fn scope(&self, identity: &Identity, headers: &HeaderMap, group: &Group<'_>) -> Scope {
+    pub fn scope<'m>(&self, identity: &Identity, headers: impl Into<Headers<'m>>, group: &Group<'_>) -> Scope {
         let mut hash = self.by_scope;
         let Halves(low, high) = Halves::of(identity.caller.0);
         for number in [low, high, identity.generation] {
             hash.number(number);
         }
-        for field in self.scope_fields(identity, headers, group) {
+        for field in self.scope_fields(identity, headers.into(), group) {
             match field {
                 Some(field) => hash.field(field),
                 None => hash.absent(),
@@ -105,14 +106,15 @@ impl Callers {
     pub(crate) fn scope_fields<'r>(
         &'r self,
         identity: &'r Identity,
-        headers: &'r HeaderMap,
+        headers: Headers<'r>,
         group: &'r Group<'r>,
     ) -> impl Iterator<Item = Option<&'r [u8]>> {
-        let names = if headers.is_empty() { [].iter() } else { self.scope_headers.iter() };
-        group.fields().chain(names.filter(|name| identity.uses_header(name)).flat_map(|name| {
-            let values = headers.get_all(name).iter();
-            values.flat_map(|value| [Some(name.as_str().as_bytes()), Some(value.as_bytes())])
-        }))
+        group.fields().chain(self.scope_headers.iter().filter(|name| identity.uses_header(name)).flat_map(
+            move |name| {
+                let values = headers.get_all(name);
+                values.flat_map(|value| [Some(name.as_str().as_bytes()), Some(value.as_bytes())])
+            },
+        ))
     }
 
     pub(crate) fn is_scope_header(&self, name: &HeaderName) -> bool {
@@ -133,7 +135,7 @@ impl Callers {
     pub(crate) fn carried(&self, identity: &Identity, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
         let mut carried = Vec::new();
         for name in [api::TOKEN, api::SECURITY_TOKEN] {
-            if let Some(secret) = credential::value(headers, &name).filter(|_| identity.uses_header(&name)) {
+            if let Some(secret) = credential::value(headers.into(), &name).filter(|_| identity.uses_header(&name)) {
                 let mut secret = secret.clone();
                 secret.set_sensitive(true);
                 carried.push((name, secret));

@@ -172,7 +172,7 @@ impl BatchRoute {
         };
         let now = self.clock.now();
         let (hash, identity) = known;
-        let directives = self.directives(&head.headers);
+        let directives = self.directives((&head.headers).into());
         let (caller, must_revalidate) = self.caller_now(hash, identity.as_ref(), now);
         let client = CacheRequirements::from(&directives);
         let nothing = client.nothing || must_revalidate || identity.is_none();

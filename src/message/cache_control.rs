@@ -3,8 +3,9 @@
 //! Unknown directives are ignored, the most restrictive of a repeated directive counts, and a number that cannot be read counts as 0
 //! (RFC 9111 §4.2.1).
 
-use http::HeaderMap;
 use http::header::CACHE_CONTROL;
+
+use super::header_filter::Headers;
 
 /// The directives that sidelink acts on; spans in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,9 +26,9 @@ pub struct Directives {
 
 impl Directives {
     /// Reads every `Cache-Control` line of `headers`.
-    pub fn read(headers: &HeaderMap) -> Self {
+    pub fn read<'m>(headers: impl Into<Headers<'m>>) -> Self {
         let mut read = Self::default();
-        for line in headers.get_all(CACHE_CONTROL) {
+        for line in headers.into().get_all(&CACHE_CONTROL) {
             split(line.as_bytes()).for_each(|directive| read.add(directive));
         }
         read
@@ -76,6 +77,8 @@ fn seconds(value: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderMap;
+
     use super::*;
     use proptest::prelude::*;
 

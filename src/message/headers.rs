@@ -9,6 +9,8 @@ use http::header::{
 use http::{HeaderMap, Method, Request, Uri, Version};
 use http_body::Body;
 
+use super::header_filter::Headers;
+
 /// Names a request: the client's own, the endpoint's, or a generated one.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -32,30 +34,30 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 
 /// Removes the headers that are about one connection: the known ones and those that `Connection` names.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = named_by_connection(headers).collect();
+    let named: Vec<HeaderName> = named_by_connection((&*headers).into()).collect();
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
 }
 
 /// The headers that are about one connection only because `Connection` names them.
-pub fn made_hop_by_hop(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
-    named_by_connection(headers).filter(|name| !HOP_BY_HOP.contains(name))
+pub fn made_hop_by_hop<'m>(headers: impl Into<Headers<'m>>) -> impl Iterator<Item = HeaderName> {
+    named_by_connection(headers.into()).filter(|name| !HOP_BY_HOP.contains(name))
 }
 
-fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
-    list(headers, CONNECTION).filter_map(|name| name.parse().ok())
+fn named_by_connection(headers: Headers<'_>) -> impl Iterator<Item = HeaderName> {
+    list(headers, &CONNECTION).filter_map(|name| name.parse().ok())
 }
 
 /// The members of a comma-separated list, over all its lines.
-fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
-    let lines = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+fn list<'m>(headers: Headers<'m>, name: &HeaderName) -> impl Iterator<Item = &'m str> {
+    let lines = headers.get_all(name).filter_map(|value| value.to_str().ok());
     lines.flat_map(|line| line.split(',')).map(str::trim)
 }
 
 /// The value of a header that is there once.
-fn single(headers: &HeaderMap, name: HeaderName) -> Option<&HeaderValue> {
-    let mut values = headers.get_all(name).iter();
+fn single<'m>(headers: Headers<'m>, name: &HeaderName) -> Option<&'m HeaderValue> {
+    let mut values = headers.get_all(name);
     values.next().filter(|_| values.next().is_none())
 }
 
@@ -70,8 +72,8 @@ pub fn add_via(headers: &mut HeaderMap, version: Version) {
 }
 
 /// How many sidelinks a message has passed.
-pub fn sidelinks(headers: &HeaderMap) -> usize {
-    list(headers, VIA).filter(|hop| hop.split_whitespace().nth(1) == Some("sidelink")).count()
+pub fn sidelinks<'m>(headers: impl Into<Headers<'m>>) -> usize {
+    list(headers.into(), &VIA).filter(|hop| hop.split_whitespace().nth(1) == Some("sidelink")).count()
 }
 
 /// Whether this is a host and port (RFC 9112 §3.2, RFC 3986 §3.2); an empty host is allowed.
@@ -130,18 +132,18 @@ pub fn expects_continue<B: Body>(request: &Request<B>) -> bool {
 }
 
 /// How many more proxies may forward this OPTIONS or TRACE (RFC 9110 §7.6.2), if it says so.
-pub fn max_forwards(method: &Method, headers: &HeaderMap) -> Option<u64> {
+pub fn max_forwards<'m>(method: &Method, headers: impl Into<Headers<'m>>) -> Option<u64> {
     if !matches!(*method, Method::OPTIONS | Method::TRACE) {
         return None;
     }
-    let digits = single(headers, MAX_FORWARDS)?.to_str().ok()?;
+    let digits = single(headers.into(), &MAX_FORWARDS)?.to_str().ok()?;
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     is_number.then(|| digits.parse().unwrap_or(u64::MAX))
 }
 
 /// The client's request id, if there is one alone and it is well-formed: 1 to 128 of `A-Za-z0-9._-`.
-pub fn client_request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
-    let id = single(headers, REQUEST_ID)?;
+pub fn client_request_id<'m>(headers: impl Into<Headers<'m>>) -> Option<&'m HeaderValue> {
+    let id = single(headers.into(), &REQUEST_ID)?;
     let is_known = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
     ((1..=REQUEST_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(is_known)).then_some(id)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use percent_encoding::{CONTROLS, utf8_percent_encode};
 use tokio::time::Instant;
 
@@ -14,6 +14,7 @@ use crate::api;
 use crate::batch::{Answering, BatchRoute};
 use crate::error::{Error, METHODS};
 use crate::message::body::{Body, BodyError};
+use crate::message::header_filter::{HeaderFilter, Headers};
 use crate::message::headers::{
     REQUEST_ID_BYTES, client_request_id, expects_continue, has_outer_space, is_host, is_http2_target, join_cookies,
     max_forwards, sidelinks,
@@ -62,16 +63,18 @@ impl Router {
         if request.version() == Version::HTTP_2 {
             join_cookies(request.headers_mut());
         }
+        let filter = HeaderFilter::new(request.headers());
+        let headers = filter.on(request.headers());
         let route = route(&request);
         let mut request_log = self.log(route, began, &request, &trace);
-        let request_id = client_request_id(request.headers()).cloned();
-        let mut reply = match self.refusal(&request) {
+        let request_id = client_request_id(headers).cloned();
+        let mut reply = match self.refusal(&request, headers) {
             Some(error) => refuse(error, request),
             None if ends_here(&request) => {
                 crate::message::body::drain(request.into_body());
                 Reply::local(methods(), Outcome::Bypass)
             }
-            None if route == Route::Batch => match self.batch.answer(request, began, &trace) {
+            None if route == Route::Batch => match self.batch.answer(request, filter, began, &trace) {
                 Answering::Ready(reply) => reply,
                 Answering::Pending(future) => future.await,
             },
@@ -95,13 +98,12 @@ impl Router {
     }
 
     /// Why a request is refused here.
-    fn refusal<B>(&self, request: &Request<B>) -> Option<Error> {
-        let headers = request.headers();
+    fn refusal<B>(&self, request: &Request<B>, headers: Headers<'_>) -> Option<Error> {
         if request.method() == Method::CONNECT {
             return Some(Error::Connect);
         }
         let (version, authority) = (request.version(), request.uri().authority());
-        let mut hosts = headers.get_all(HOST).iter();
+        let mut hosts = headers.get_all(&HOST);
         match (hosts.next(), hosts.next()) {
             (Some(_), Some(_)) => return Some(Error::Malformed("the request has more than one Host header")),
             (Some(host), None) if !is_host(host.as_bytes()) => {
@@ -131,15 +133,15 @@ impl Router {
             if !is_http2_target(request.uri()) {
                 return Some(Error::Malformed("the request's :scheme is none, or its :authority is no host and port"));
             }
-            if headers.values().any(has_outer_space) {
+            if headers.map().values().any(has_outer_space) {
                 return Some(Error::Malformed("a field value begins or ends in space"));
             }
-            if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+            if headers.get_all(&CONTENT_LENGTH).nth(1).is_some() {
                 return Some(Error::Malformed("the request has more than one Content-Length"));
             }
         }
         // Another coding would have to be undone: what is forwarded is framed anew, as chunked alone.
-        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        let mut codings = headers.get_all(&TRANSFER_ENCODING);
         if codings.next().is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
             || codings.next().is_some()
         {
@@ -159,9 +161,9 @@ impl Router {
 }
 
 /// Whether `authority` is a host and port and, where there is a Host, the same.
-fn is_named(authority: &Authority, headers: &HeaderMap) -> bool {
+fn is_named(authority: &Authority, headers: Headers<'_>) -> bool {
     let same = |host: &HeaderValue| host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes());
-    !authority.as_str().contains('@') && headers.get(HOST).is_none_or(same)
+    !authority.as_str().contains('@') && headers.get_all(&HOST).all(same)
 }
 
 /// Puts the client's request id into a reply that was made here. A forwarded reply keeps the endpoint's.

@@ -1,0 +1,90 @@
+//! Look-ups of headers that mostly are not there.
+//!
+//! A proxy asks each request for some twenty headers, and a request has few. A look-up in a `HeaderMap` hashes the name, so
+//! most of that work is for nothing. The filter is a Bloom filter with one hash function: it answers most look-ups of absent
+//! headers with a few instructions (docs/BENCHMARKS.md).
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+
+/// Which names a header map may contain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeaderFilter(u128);
+
+/// Headers with their filter.
+#[derive(Clone, Copy)]
+pub struct Headers<'m> {
+    map: &'m HeaderMap,
+    filter: HeaderFilter,
+}
+
+impl HeaderFilter {
+    /// The filter of this map.
+    pub fn new(map: &HeaderMap) -> Self {
+        Self(map.keys().fold(0, |bits, name| bits | bit(name)))
+    }
+
+    /// The map with its filter, which must be of this map or of one with more names.
+    pub fn on(self, map: &HeaderMap) -> Headers<'_> {
+        Headers { map, filter: self }
+    }
+}
+
+/// The bit of a name.
+fn bit(name: &HeaderName) -> u128 {
+    let name = name.as_str().as_bytes();
+    let at = |index: usize| name.get(index).copied().map_or(0, usize::from);
+    let length = name.len();
+    let hash = length.wrapping_mul(11) ^ at(0).wrapping_mul(3) ^ at(length / 2).wrapping_mul(7) ^ at(length - 1);
+    1 << (hash % 128)
+}
+
+impl<'m> From<&'m HeaderMap> for Headers<'m> {
+    /// Without a filter: every look-up is made.
+    fn from(map: &'m HeaderMap) -> Self {
+        HeaderFilter(u128::MAX).on(map)
+    }
+}
+
+impl<'m> Headers<'m> {
+    /// The map.
+    pub fn map(self) -> &'m HeaderMap {
+        self.map
+    }
+
+    /// The filter.
+    pub fn filter(self) -> HeaderFilter {
+        self.filter
+    }
+
+    /// Whether there is a header of this name.
+    pub fn contains(self, name: &HeaderName) -> bool {
+        self.may_contain(name) && self.map.contains_key(name)
+    }
+
+    /// The values of all headers of this name.
+    pub fn get_all(self, name: &HeaderName) -> impl Iterator<Item = &'m HeaderValue> {
+        let values = self.may_contain(name).then(|| self.map.get_all(name));
+        values.into_iter().flat_map(|values| values.into_iter())
+    }
+
+    fn may_contain(self, name: &HeaderName) -> bool {
+        self.filter.0 & bit(name) != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api;
+
+    #[test]
+    fn every_header_that_is_there_is_found_and_no_other() {
+        let names = [http::header::HOST, api::TOKEN, http::header::COOKIE, HeaderName::from_static("x")];
+        let absent = [http::header::RANGE, http::header::VIA, api::SECURITY_TOKEN, api::LANGUAGE];
+        let map: HeaderMap = names.iter().map(|name| (name.clone(), HeaderValue::from_static("1"))).collect();
+        for headers in [HeaderFilter::new(&map).on(&map), Headers::from(&map)] {
+            assert!(names.iter().all(|name| headers.contains(name) && headers.get_all(name).count() == 1));
+            assert!(absent.iter().all(|name| !headers.contains(name) && headers.get_all(name).next().is_none()));
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! Every malformed request gets a clear answer, and costs nobody else anything.
+//! A malformed or excessive request gets a clear error and affects no other client.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ async fn is_refused(stack: &Stack, request: &str, status: &str, code: &str) {
 }
 
 #[tokio::test]
-async fn requests_that_http_forbids_are_refused_and_their_connection_closed() {
+async fn requests_that_violate_http_are_refused_and_their_connections_close() {
     let stack = Stack::start().await;
     let target = query(&["1"]);
     for (request, code) in [
@@ -35,7 +35,7 @@ async fn requests_that_http_forbids_are_refused_and_their_connection_closed() {
 }
 
 #[tokio::test]
-async fn sidelink_is_no_open_proxy_and_no_tunnel() {
+async fn sidelink_is_neither_an_open_proxy_nor_a_tunnel() {
     let stack = Stack::start().await;
     let close = "host: a\r\nconnection: close\r\nx-auth-token: t\r\n\r\n";
     is_refused(&stack, &format!("CONNECT example.com:443 HTTP/1.1\r\n{close}"), "405", "SIDELINK.0005").await;
@@ -51,7 +51,7 @@ async fn sidelink_is_no_open_proxy_and_no_tunnel() {
 }
 
 #[tokio::test]
-async fn a_batch_over_its_limits_is_told_so() {
+async fn a_batch_over_batch_ids_is_a_400() {
     let stack = Stack::with(|_| {}, |config| config.limits.batch_ids = 3).await;
     let many = stack.client.batch("t", &["1", "2", "3", "4"]).await;
     assert_eq!((many.status.as_u16(), many.json()["error_code"].as_str()), (400, Some("SIDELINK.0001")));
@@ -59,7 +59,7 @@ async fn a_batch_over_its_limits_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_body_over_its_limit_is_refused_and_its_sender_gets_to_read_it() {
+async fn a_body_over_batch_body_is_a_413_that_reaches_the_client() {
     let stack = Stack::with(|_| {}, |config| config.limits.batch_body = 1024).await;
     let body = "x".repeat(500_000);
     let head = format!("GET {} HTTP/1.1\r\nhost: a\r\nx-auth-token: t\r\n", api::PATH);
@@ -71,14 +71,14 @@ async fn a_body_over_its_limit_is_refused_and_its_sender_gets_to_read_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_does_not_come_is_given_up() {
+async fn a_stalled_batch_body_is_a_400() {
     let stack = Stack::with(|_| {}, |config| config.limits.idle_timeout = Duration::from_secs(5)).await;
     let head = format!("GET {} HTTP/1.1\r\nhost: a\r\nx-auth-token: t\r\ncontent-length: 9\r\n\r\n{{", api::PATH);
     is_refused(&stack, &head, "400", "SIDELINK.0005").await;
 }
 
 #[tokio::test]
-async fn a_body_on_a_query_batch_is_read_to_its_end_so_that_it_is_no_second_request() {
+async fn a_body_on_a_query_batch_is_not_read_as_a_second_request() {
     let stack = Stack::start().await;
     let smuggled = "GET /v2/smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
     let request = format!(
@@ -92,7 +92,7 @@ async fn a_body_on_a_query_batch_is_read_to_its_end_so_that_it_is_no_second_requ
 }
 
 #[tokio::test]
-async fn a_sidelink_that_is_its_own_endpoint_is_told_so_at_once() {
+async fn a_sidelink_that_is_its_own_endpoint_answers_508() {
     let listener = std::net::TcpListener::bind(crate::support::LOOPBACK).unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -100,13 +100,14 @@ async fn a_sidelink_that_is_its_own_endpoint_is_told_so_at_once() {
     config.listen.address = vec![address.into()];
     let app = sidelink::app::App::start(config).await.unwrap();
     let client = crate::support::TestClient::new(app.addresses()[0]);
-    let reply =
-        tokio::time::timeout(Duration::from_secs(5), client.batch("t", &["1"])).await.expect("waits for itself");
+    let reply = tokio::time::timeout(Duration::from_secs(5), client.batch("t", &["1"]))
+        .await
+        .expect("sidelink waits for itself");
     assert_eq!((reply.status.as_u16(), reply.json()["error_code"].as_str()), (508, Some("SIDELINK.0006")));
 }
 
 #[tokio::test]
-async fn more_than_three_sidelinks_on_the_way_are_a_loop() {
+async fn more_than_three_sidelinks_in_via_are_a_loop() {
     let stack = Stack::start().await;
     for target in [query(&["1"]), "/v2/other".to_owned()] {
         let three = [("x-auth-token", "t"), ("via", "1.1 sidelink, 1.1 sidelink"), ("via", "2 sidelink")];
@@ -118,7 +119,7 @@ async fn more_than_three_sidelinks_on_the_way_are_a_loop() {
 }
 
 #[tokio::test]
-async fn at_the_limit_of_flights_a_miss_is_shed_and_a_hit_is_not() {
+async fn at_the_in_flight_limit_a_miss_is_shed_and_a_hit_is_served() {
     let stack = Stack::with(|_| {}, |config| config.limits.in_flight = 4).await;
     stack.client.batch("a", &["1"]).await;
     stack.origin.hold();
@@ -129,7 +130,7 @@ async fn at_the_limit_of_flights_a_miss_is_shed_and_a_hit_is_not() {
     assert_eq!((shed.status.as_u16(), shed.json()["error_code"].as_str()), (503, Some("SIDELINK.1004")));
     assert_eq!(shed.header("retry-after"), "1");
     assert_eq!(stack.client.batch("a", &["1"]).await.header("cache-status"), "sidelink; hit");
-    // One caller has its half; the other half is there for others.
+    // One caller can use only half of the limit; other callers use the other half.
     let client = stack.client.clone();
     let other = tokio::spawn(async move { client.batch("b", &["1", "2"]).await });
     stack.origin.arrived(3).await;
@@ -139,11 +140,11 @@ async fn at_the_limit_of_flights_a_miss_is_shed_and_a_hit_is_not() {
     stack.origin.release();
     assert_eq!(first.await.unwrap().ids(), ["2", "3"]);
     assert_eq!(other.await.unwrap().ids(), ["1", "2"]);
-    assert_eq!(stack.client.batch("c", &["1"]).await.status, 200, "permits come back");
+    assert_eq!(stack.client.batch("c", &["1"]).await.status, 200, "permits are released");
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_frees_no_permit_before_its_flight_ends() {
+async fn a_disconnect_frees_no_permit_before_the_flight_ends() {
     let stack = Stack::with(|_| {}, |config| config.limits.in_flight = 2).await;
     stack.origin.hold();
     let client = stack.client.clone();
@@ -166,7 +167,7 @@ async fn other_methods_on_the_batch_path_pass_through() {
 }
 
 #[tokio::test]
-async fn a_slow_client_holds_up_nobody() {
+async fn a_slow_client_delays_no_other_client() {
     let stack = Stack::start().await;
     let slow = tokio::net::TcpStream::connect(stack.client.address).await.unwrap();
     let reply = tokio::time::timeout(Duration::from_secs(5), stack.client.batch("t", &["1"])).await;
@@ -175,7 +176,7 @@ async fn a_slow_client_holds_up_nobody() {
 }
 
 #[tokio::test]
-async fn at_the_limit_of_waiting_batches_the_next_is_shed() {
+async fn at_the_waiters_limit_the_next_batch_is_shed() {
     let stack = Stack::with(|_| {}, |config| config.limits.waiters = 1).await;
     stack.origin.hold();
     let client = stack.client.clone();

@@ -1,5 +1,5 @@
-//! A batch is split into ids that are here and ids that are not; only those go upstream, in the client's own form, and
-//! the answer comes in the order asked. The three forms share their links.
+//! A batch fetches only the ids that the cache lacks, in the client's request form. Its answer has the order of the request.
+//! The three request forms share cache entries.
 
 use http::Method;
 use serde_json::json;
@@ -17,7 +17,7 @@ async fn ask(stack: &Stack, form: Form, ids: &[&str]) -> Reply {
     stack.client.send(Method::GET, &target, &[TOKEN], body).await
 }
 
-async fn a_partial_batch_asks_for_what_lacks(form: Form, upstream: &str) {
+async fn fetches_only_its_misses(form: Form, upstream: &str) {
     let stack = Stack::start().await;
     let first = ask(&stack, form, &["1", "2"]).await;
     assert_eq!(first.header("cache-status"), "sidelink; fwd=miss; stored");
@@ -43,22 +43,14 @@ async fn a_partial_batch_asks_for_what_lacks(form: Form, upstream: &str) {
 }
 
 #[tokio::test]
-async fn a_partial_batch_in_repeated_form_asks_for_what_lacks() {
-    a_partial_batch_asks_for_what_lacks(Form::Repeated, "accessory_ids=3&accessory_ids=4&group_id=g").await;
+async fn a_partial_batch_fetches_only_its_misses_in_every_form() {
+    fetches_only_its_misses(Form::Repeated, "accessory_ids=3&accessory_ids=4&group_id=g").await;
+    fetches_only_its_misses(Form::Comma, "accessory_ids=3,4&group_id=g").await;
+    fetches_only_its_misses(Form::Body, "").await;
 }
 
 #[tokio::test]
-async fn a_partial_batch_in_comma_form_asks_for_what_lacks() {
-    a_partial_batch_asks_for_what_lacks(Form::Comma, "accessory_ids=3,4&group_id=g").await;
-}
-
-#[tokio::test]
-async fn a_partial_batch_in_body_form_asks_for_what_lacks() {
-    a_partial_batch_asks_for_what_lacks(Form::Body, "").await;
-}
-
-#[tokio::test]
-async fn the_three_forms_share_their_links() {
+async fn the_three_request_forms_share_cache_entries() {
     let stack = Stack::start().await;
     let first = ask(&stack, Form::Repeated, &["1", "2"]).await;
     for form in [Form::Comma, Form::Body] {
@@ -70,7 +62,7 @@ async fn the_three_forms_share_their_links() {
 }
 
 #[tokio::test]
-async fn ids_of_any_characters_survive_in_every_form() {
+async fn ids_with_any_characters_work_in_every_form() {
     let ids = ["a/b", "c d", "e+f", "g,h", "i%j", "k\"l", "m\\n", "附件", "🎉", "a&b=c", "#?", "%2C", "é"];
     for form in [Form::Repeated, Form::Comma, Form::Body] {
         let stack = Stack::start().await;
@@ -82,7 +74,7 @@ async fn ids_of_any_characters_survive_in_every_form() {
 }
 
 #[tokio::test]
-async fn an_id_given_twice_is_asked_and_answered_once() {
+async fn a_repeated_id_is_fetched_and_answered_once() {
     let stack = Stack::start().await;
     let reply = stack.client.batch("t", &["1", "2", "1", "%31"]).await;
     assert_eq!(reply.ids(), ["1", "2"]);
@@ -90,7 +82,7 @@ async fn an_id_given_twice_is_asked_and_answered_once() {
 }
 
 #[tokio::test]
-async fn more_ids_than_the_endpoint_takes_are_split_into_several_calls() {
+async fn ids_beyond_ids_per_call_are_split_into_several_calls() {
     let stack = Stack::start().await;
     let ids: Vec<String> = (0..250).map(|n| n.to_string()).collect();
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
@@ -102,7 +94,7 @@ async fn more_ids_than_the_endpoint_takes_are_split_into_several_calls() {
 }
 
 #[tokio::test]
-async fn calls_are_split_where_the_target_would_grow_too_long() {
+async fn calls_are_split_to_keep_targets_within_uri_bytes() {
     let stack = Stack::with(|_| {}, |config| config.upstream.uri_bytes = 1024).await;
     let ids: Vec<String> = (0..40).map(|n| format!("{n:060}")).collect();
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
@@ -113,7 +105,7 @@ async fn calls_are_split_where_the_target_would_grow_too_long() {
 }
 
 #[tokio::test]
-async fn a_group_is_optional_and_part_of_the_call() {
+async fn a_group_is_optional_and_sent_upstream() {
     let stack = Stack::start().await;
     stack.client.batch("t", &["1"]).await;
     ask(&stack, Form::Repeated, &["1"]).await;
@@ -122,7 +114,7 @@ async fn a_group_is_optional_and_part_of_the_call() {
 }
 
 #[tokio::test]
-async fn an_id_left_out_is_left_out_and_remembered_as_absent() {
+async fn an_id_that_the_endpoint_leaves_out_is_cached_as_absent() {
     let stack = Stack::with(|endpoint| endpoint.missing = vec!["2".into()], |_| {}).await;
     for _ in 0..2 {
         assert_eq!(stack.client.batch("t", &["1", "2", "3"]).await.ids(), ["1", "3"]);
@@ -134,7 +126,7 @@ async fn an_id_left_out_is_left_out_and_remembered_as_absent() {
 }
 
 #[tokio::test]
-async fn a_call_carries_the_credential_and_the_scope_headers_and_nothing_else_of_the_client() {
+async fn a_call_carries_only_the_clients_credential_and_scope_headers() {
     let stack = Stack::start().await;
     let headers =
         [TOKEN, ("x-language", "en-us"), ("x-other", "secret"), ("accept", "text/html"), ("user-agent", "me")];
@@ -150,7 +142,7 @@ async fn a_call_carries_the_credential_and_the_scope_headers_and_nothing_else_of
 }
 
 #[tokio::test]
-async fn a_client_of_http2_with_prior_knowledge_gets_the_same_answers() {
+async fn an_http2_client_with_prior_knowledge_gets_the_same_answers() {
     let stack = Stack::start().await;
     let executor = hyper_util::rt::TokioExecutor::new();
     let client = hyper_util::client::legacy::Client::builder(executor).http2_only(true).build_http();

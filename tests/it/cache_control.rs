@@ -1,5 +1,4 @@
-//! A client's Cache-Control is honoured: what it refuses from memory is fetched, what it forbids to store is not stored,
-//! and each such fetch is counted.
+//! A client's Cache-Control is honoured: it can require a fetch and forbid storage. Each such fetch is counted.
 
 use crate::support::{Reply, Stack, query};
 
@@ -8,18 +7,18 @@ async fn ask(stack: &Stack, directive: &str) -> Reply {
 }
 
 #[tokio::test]
-async fn no_cache_fetches_all_and_stores() {
+async fn no_cache_fetches_every_id_and_stores_the_links() {
     let stack = Stack::start().await;
     let first = stack.client.batch("t", &["1", "2"]).await;
     let anew = ask(&stack, "no-cache").await;
     assert_ne!(first.links(), anew.links());
-    assert_eq!(stack.client.batch("t", &["1", "2"]).await.links(), anew.links(), "the new links are kept");
+    assert_eq!(stack.client.batch("t", &["1", "2"]).await.links(), anew.links(), "the new links are stored");
     assert_eq!(stack.asked().len(), 2);
     assert_eq!(stack.metric(r#"sidelink_refetched_total{cause="client"}"#).await, 2.0);
 }
 
 #[tokio::test]
-async fn no_store_fetches_all_and_stores_nothing() {
+async fn no_store_fetches_every_id_and_stores_nothing() {
     let stack = Stack::start().await;
     let reply = ask(&stack, "no-store").await;
     assert_eq!(reply.header("cache-control"), "no-store");
@@ -30,7 +29,7 @@ async fn no_store_fetches_all_and_stores_nothing() {
 }
 
 #[tokio::test]
-async fn only_if_cached_never_asks() {
+async fn only_if_cached_never_calls_upstream() {
     let stack = Stack::start().await;
     let reply = ask(&stack, "only-if-cached").await;
     assert_eq!((reply.status.as_u16(), reply.json()["error_code"].as_str()), (504, Some("SIDELINK.0004")));
@@ -40,7 +39,7 @@ async fn only_if_cached_never_asks() {
 }
 
 #[tokio::test]
-async fn max_age_and_min_fresh_bound_what_memory_may_answer() {
+async fn max_age_and_min_fresh_limit_hits() {
     let stack = Stack::start().await;
     stack.client.batch("t", &["1", "2"]).await;
     for (directive, hit) in
@@ -53,7 +52,7 @@ async fn max_age_and_min_fresh_bound_what_memory_may_answer() {
 }
 
 #[tokio::test]
-async fn an_operator_can_turn_it_off() {
+async fn client_directives_can_be_disabled() {
     let stack = Stack::with(|_| {}, |config| config.callers.cache_control = false).await;
     stack.client.batch("t", &["1", "2"]).await;
     for directive in ["no-cache", "no-store", "max-age=0"] {

@@ -1,5 +1,5 @@
-//! Whoever works against the endpoint directly works through sidelink: ordinary HTTP clients, cookie jars, browsers,
-//! form encoders. What cannot change an answer does not keep a batch from the cache.
+//! A client that works with the endpoint directly works through sidelink: HTTP clients with cookie jars, browsers, form
+//! encoders. A header that cannot change the answer does not prevent a hit.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const MISS: &str = "sidelink; fwd=miss; stored";
 const HIT: &str = "sidelink; hit";
 const ECHO: &str = "/v2/servicerequest/echo";
 
-/// An answer of the endpoint with one item for each of `ids`.
+/// The endpoint's answer with one item for each of `ids`.
 fn items(ids: &[&str]) -> String {
     let items: Vec<Value> = ids
         .iter()
@@ -39,7 +39,7 @@ fn status(reply: &Reply) -> &str {
 }
 
 #[tokio::test]
-async fn a_batch_with_cookies_hits_and_its_calls_carry_none() {
+async fn a_batch_with_cookies_hits_and_its_calls_carry_no_cookies() {
     let stack = Stack::start().await;
     assert_eq!(status(&stack.client.get(&query(&["1", "2"]), &[T, COOKIE]).await), MISS);
     assert!(!stack.origin.calls()[0].headers.contains_key("cookie"));
@@ -50,15 +50,15 @@ async fn a_batch_with_cookies_hits_and_its_calls_carry_none() {
 }
 
 #[tokio::test]
-async fn a_batch_with_cookies_whose_call_is_refused_is_forwarded_once_as_it_was_written() {
+async fn a_refused_batch_with_cookies_is_forwarded_once_unchanged() {
     for code in [401, 403] {
         let stack = Stack::start().await;
-        // More than one, so that no call of a single id is told apart.
+        // Two ids: a refused call for a single id takes another path.
         let target = query(&["2", "1", "2"]);
         stack.origin.script(forbidden(code));
         let reply = stack.client.get(&target, &[T, COOKIE]).await;
         assert_eq!(status(&reply), "sidelink; fwd=bypass; detail=cookie");
-        assert_eq!(reply.ids(), ["2", "1", "2"], "the endpoint's own answer");
+        assert_eq!(reply.ids(), ["2", "1", "2"], "the endpoint's answer, unchanged");
         let calls = stack.origin.calls();
         assert_eq!(calls.len(), 2);
         assert_eq!(
@@ -68,7 +68,7 @@ async fn a_batch_with_cookies_whose_call_is_refused_is_forwarded_once_as_it_was_
         assert_eq!(stack.metric(r#"sidelink_bypass_total{reason="cookie"}"#).await, 1.0);
         assert_eq!(stack.metric(r#"sidelink_ids_total{result="fetched"}"#).await, 2.0);
         assert_eq!(stack.metric("sidelink_cache_links").await, 0.0);
-        // Without cookies the refusal is the answer.
+        // Without cookies the client gets the refusal.
         stack.origin.script(forbidden(code));
         assert_eq!(stack.client.get(&target, &[T]).await.status, code);
         assert_eq!(stack.origin.calls().len(), 3);
@@ -87,7 +87,7 @@ async fn a_forwarded_refusal_is_passed_on_and_its_ids_count_as_failed() {
 }
 
 #[tokio::test]
-async fn a_401_to_a_call_without_the_batchs_cookies_drops_the_cache_only_if_the_forwarded_batch_gets_one_too() {
+async fn a_401_without_cookies_drops_entries_only_if_the_forwarded_batch_gets_a_401_too() {
     for is_refused in [false, true] {
         let stack = Stack::start().await;
         stack.client.batch("t", &["1", "2"]).await;
@@ -97,7 +97,7 @@ async fn a_401_to_a_call_without_the_batchs_cookies_drops_the_cache_only_if_the_
         }
         let reply = stack.client.get(&query(&["3", "4"]), &[T, COOKIE]).await;
         assert_eq!(reply.status.as_u16(), if is_refused { 401 } else { 200 });
-        // Either way the next batch asks the endpoint before anything is served from the cache.
+        // In both cases the endpoint must accept the caller again before a hit is served.
         let calls = stack.asked().len();
         assert_eq!(status(&stack.client.batch("t", &["1"]).await), MISS);
         assert_eq!(stack.asked().len(), calls + 1);
@@ -107,18 +107,18 @@ async fn a_401_to_a_call_without_the_batchs_cookies_drops_the_cache_only_if_the_
 }
 
 #[tokio::test]
-async fn a_remembered_refusal_is_not_given_to_a_batch_with_cookies() {
+async fn a_remembered_refusal_is_not_served_to_a_batch_with_cookies() {
     let stack = Stack::start().await;
     stack.origin.script(forbidden(403));
     assert_eq!(stack.client.batch("t", &["1"]).await.status, 403);
     assert_eq!(status(&stack.client.batch("t", &["1"]).await), "sidelink; hit; detail=refused");
     let reply = stack.client.get(&query(&["1"]), &[T, COOKIE]).await;
     assert_eq!((status(&reply), reply.ids()), ("sidelink; fwd=bypass; detail=cookie", vec!["1".to_owned()]));
-    assert_eq!(stack.asked().len(), 2, "one request, as without sidelink");
+    assert_eq!(stack.asked().len(), 2, "one request to the endpoint, as without sidelink");
 }
 
 #[tokio::test]
-async fn an_answer_that_varies_by_cookie_is_not_kept() {
+async fn an_answer_that_varies_by_cookie_is_not_cached() {
     for (vary, is_kept) in [
         ("Cookie", false),
         ("Origin, cookie", false),
@@ -142,7 +142,7 @@ async fn an_answer_that_varies_by_cookie_is_not_kept() {
 }
 
 #[tokio::test]
-async fn a_batch_with_an_origin_is_forwarded_untouched() {
+async fn a_batch_with_an_origin_header_is_forwarded_unchanged() {
     let stack = Stack::start().await;
     stack.client.batch("t", &["1"]).await;
     let headers = [T, ("origin", "https://app.example")];
@@ -161,7 +161,7 @@ async fn a_batch_with_an_origin_is_forwarded_untouched() {
 }
 
 #[tokio::test]
-async fn null_empty_and_absent_groups_are_three_scopes_and_go_upstream_as_written() {
+async fn null_empty_and_absent_groups_are_three_scopes_and_sent_as_written() {
     let stack = Stack::start().await;
     let bodies = [
         r#"{"accessory_ids":["1"]}"#,
@@ -179,7 +179,7 @@ async fn null_empty_and_absent_groups_are_three_scopes_and_go_upstream_as_writte
         assert_eq!(status(&reply), HIT, "{body}");
     }
     let by_query = ask(&stack, "accessory_ids=1&group_id=", &[T]).await;
-    assert_eq!(status(&by_query), HIT, "empty in either form");
+    assert_eq!(status(&by_query), HIT, "an empty group is the same in a query and in a body");
     stack.origin.script(Scripted::json(200, items(&["2"])));
     ask(&stack, "accessory_ids=2&group_id=", &[T]).await;
     assert!(stack.origin.calls().last().unwrap().target.ends_with("&group_id="));
@@ -190,7 +190,7 @@ async fn null_empty_and_absent_groups_are_three_scopes_and_go_upstream_as_writte
 }
 
 #[tokio::test]
-async fn an_unencoded_plus_is_cached_under_its_spelling_whichever_way_the_endpoint_reads_it() {
+async fn an_unencoded_plus_is_cached_as_spelled_however_the_endpoint_decodes_it() {
     for reading in ["a b", "a+b"] {
         let stack = Stack::start().await;
         stack.origin.script(Scripted::json(200, items(&["1", reading])));
@@ -202,7 +202,7 @@ async fn an_unencoded_plus_is_cached_under_its_spelling_whichever_way_the_endpoi
             assert_eq!(status(&reply), HIT, "{query}");
             assert!(reply.ids().contains(&reading.to_owned()));
         }
-        // Encoded, they are other ids.
+        // The encoded spellings are other ids.
         for encoded in ["a%20b", "a%2Bb"] {
             assert_eq!(status(&ask(&stack, &format!("accessory_ids={encoded}"), &[T]).await), MISS, "{encoded}");
         }
@@ -211,7 +211,7 @@ async fn an_unencoded_plus_is_cached_under_its_spelling_whichever_way_the_endpoi
 }
 
 #[tokio::test]
-async fn a_batch_with_two_spellings_of_one_text_is_not_guessed_at() {
+async fn an_item_that_matches_two_spellings_is_unmatched() {
     for (other, text) in [("a%20b", "a b"), ("a%2Bb", "a+b")] {
         let stack = Stack::start().await;
         let batch = format!("accessory_ids=a+b&accessory_ids={other}");
@@ -222,14 +222,14 @@ async fn a_batch_with_two_spellings_of_one_text_is_not_guessed_at() {
         assert_eq!((status(&reply), reply.ids()), ("sidelink; fwd=bypass; detail=unmatched", vec![text.to_owned()]));
         assert_eq!(stack.metric("sidelink_cache_links").await, 0.0);
     }
-    // Where the endpoint's answer leaves no invalidation, there is none.
+    // With one spelling in the batch the item is matched.
     let stack = Stack::start().await;
     stack.origin.script(Scripted::json(200, items(&["c+d", "1"])));
     assert_eq!(ask(&stack, "accessory_ids=1&accessory_ids=c+d", &[T]).await.ids(), ["1", "c+d"]);
 }
 
 #[tokio::test]
-async fn a_purge_of_either_reading_of_a_plus_ends_its_links() {
+async fn a_purge_of_either_decoding_of_a_plus_covers_it() {
     for (spelled, purged) in [("a+b", "a b"), ("a+b", "a+b"), ("c+d%2Fe", "c d/e")] {
         let stack = Stack::start().await;
         let batch = format!("accessory_ids={spelled}");
@@ -264,7 +264,7 @@ async fn an_empty_credential_header_counts_as_absent() {
     assert_eq!(status(&two), "sidelink; fwd=bypass; detail=credentials");
     let twice = stack.client.get(&query(&["1"]), &[T, ("x-auth-token", "u")]).await;
     assert_eq!(status(&twice), "sidelink; fwd=bypass; detail=credentials");
-    // And no call carries one.
+    // A call carries no empty credential header.
     stack.client.get(&query(&["2"]), &[T, ("x-security-token", ""), ("authorization", "")]).await;
     let call = stack.origin.calls().pop().unwrap();
     assert_eq!(call.ids, ["2"]);
@@ -272,7 +272,7 @@ async fn an_empty_credential_header_counts_as_absent() {
 }
 
 #[tokio::test]
-async fn connection_that_names_a_credential_scope_header_or_host_is_refused_on_every_route() {
+async fn a_connection_header_that_names_a_credential_scope_header_or_host_is_refused() {
     let stack = Stack::start().await;
     stack.client.batch("t", &["1"]).await;
     for named in
@@ -302,7 +302,7 @@ async fn connection_that_names_a_credential_scope_header_or_host_is_refused_on_e
 }
 
 #[tokio::test]
-async fn a_clients_request_id_comes_back_and_goes_upstream_with_a_call_of_its_own() {
+async fn a_clients_request_id_is_returned_and_sent_with_a_call_for_its_batch_alone() {
     let stack = Stack::start().await;
     let longest = "x".repeat(128);
     let own = |id| [T, ("x-request-id", id)];
@@ -320,7 +320,7 @@ async fn a_clients_request_id_comes_back_and_goes_upstream_with_a_call_of_its_ow
         assert_ne!(reply.header("x-request-id"), id);
         assert_eq!(reply.header("x-request-id").len(), 32);
     }
-    // An error of sidelink's own, one of the endpoint's, and other routes.
+    // Errors of sidelink, errors of the endpoint, and other routes.
     let reply =
         stack.client.get(&query(&["9"]), &[T, ("x-request-id", "mine"), ("cache-control", "only-if-cached")]).await;
     assert_eq!((reply.status.as_u16(), reply.header("x-request-id")), (504, "mine"));
@@ -331,7 +331,7 @@ async fn a_clients_request_id_comes_back_and_goes_upstream_with_a_call_of_its_ow
 }
 
 #[tokio::test]
-async fn a_call_for_several_batches_carries_nobodys_request_id() {
+async fn a_call_for_several_batches_carries_no_request_id() {
     let stack = Stack::with(|_| {}, |config| config.upstream.calls_per_scope = 1).await;
     stack.origin.hold();
     let send = |ids: &'static [&'static str], name: &'static str| {
@@ -355,7 +355,7 @@ async fn a_call_for_several_batches_carries_nobodys_request_id() {
 }
 
 #[tokio::test]
-async fn a_clients_request_id_is_in_the_access_log() {
+async fn a_clients_request_id_is_logged() {
     let origin = sidelink::demo::origin::Origin::start(origin_options()).await.unwrap();
     let mut process = Process::start(&Files::new(origin.address()).write("")).await;
     for _ in 0..2 {
@@ -364,7 +364,7 @@ async fn a_clients_request_id_is_in_the_access_log() {
         assert_eq!(line["request_id"], "mine");
         assert!(line.get("client_request_id").is_none(), "{line}");
     }
-    // Forwarded untouched: the answer has the endpoint's, and the log has both.
+    // A forwarded answer keeps the endpoint's request id; the log has both.
     process.client.get(&format!("{}?x=1", api::PATH), &[T, ("x-request-id", "mine")]).await;
     let line = process.says("request").await;
     assert_eq!(line["client_request_id"], "mine");
@@ -385,5 +385,5 @@ async fn an_id_that_the_endpoint_splits_at_its_encoded_comma_counts_as_fetched()
         assert_eq!(stack.metric(r#"sidelink_ids_total{result="failed"}"#).await, 0.0);
         assert_eq!(stack.metric(r#"sidelink_uncacheable_total{reason="unmatched"}"#).await, f64::from(round));
     }
-    assert_eq!(stack.asked().len(), 2, "and its answer is passed on, not fetched again");
+    assert_eq!(stack.asked().len(), 2, "the answer is passed on and not fetched again");
 }

@@ -1,5 +1,5 @@
-//! `Expect: 100-continue` on other routes (RFC 9110 §10.1.1): a client is told to upload once the endpoint wants the body, or has
-//! been silent for a second; what the endpoint answers before that reaches a client that has uploaded nothing.
+//! `Expect: 100-continue` on other routes (RFC 9110 §10.1.1): the client gets a 100 when the endpoint sends one, or after one
+//! second without an answer. A final answer before that reaches the client without an upload.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,7 +28,8 @@ fn head(length: usize) -> String {
     format!("POST {TARGET} HTTP/1.1\r\nhost: a\r\nexpect: 100-Continue\r\ncontent-length: {length}\r\n\r\n")
 }
 
-/// A sidelink before an endpoint that runs `answer` on each connection after a request's head. Heads are told.
+/// Starts sidelink and an endpoint that runs `answer` on each connection after it has read a request's head. The receiver
+/// yields the heads.
 async fn before<F>(
     answer: impl Fn(Sent<TcpStream>) -> F + Clone + Send + 'static,
 ) -> (Before, SocketAddr, mpsc::UnboundedReceiver<String>)
@@ -51,31 +52,31 @@ async fn read_body(stream: &mut Sent<TcpStream>, length: usize) -> String {
     String::from_utf8(body).unwrap()
 }
 
-/// Reads until `end` has come.
+/// Reads until the text ends with `end`.
 async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     let mut text = String::new();
     while !text.ends_with(end) {
-        let byte = timeout(Duration::from_secs(20), stream.read_u8()).await.expect("it comes");
+        let byte = timeout(Duration::from_secs(20), stream.read_u8()).await.expect("data within 20 s");
         text.push(byte.unwrap_or_else(|_| panic!("the connection ended after {text:?}")).into());
     }
     text
 }
 
 #[tokio::test]
-async fn a_client_is_told_to_continue_when_the_endpoint_says_so_and_not_before() {
+async fn a_client_gets_100_continue_only_after_the_endpoint_sends_it() {
     let may_continue = Arc::new(AtomicBool::new(false));
     let said = Arc::clone(&may_continue);
     let (_before, address, mut heads) = before(move |mut stream| {
         let said = Arc::clone(&said);
         async move {
-            // Something comes before; it is no leave to upload.
+            // Another interim answer must not start the upload.
             stream.send("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n").await;
             tokio::time::sleep(Duration::from_millis(200)).await;
             said.store(true, Ordering::SeqCst);
             stream.send("HTTP/1.1 100 Continue\r\n\r\n").await;
             assert_eq!(read_body(&mut stream, 3).await, "abc");
             stream.send(CREATED).await;
-            assert!(stream.asked().await, "the connection is used again");
+            assert!(stream.asked().await, "the connection to the endpoint is reused");
             stream.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
             stream.wait().await;
         }
@@ -85,20 +86,20 @@ async fn a_client_is_told_to_continue_when_the_endpoint_says_so_and_not_before()
     client.write_all(head(3).as_bytes()).await.unwrap();
     let told = read_until(&mut client, "\r\n\r\n").await;
     assert_eq!(told, "HTTP/1.1 100 Continue\r\n\r\n");
-    assert!(may_continue.load(Ordering::SeqCst), "sidelink said it by itself");
+    assert!(may_continue.load(Ordering::SeqCst), "sidelink sent a 100 before the endpoint did");
     let head = heads.recv().await.unwrap().to_ascii_lowercase();
     assert!(head.contains("\r\nexpect: 100-continue\r\n") && head.contains("\r\ncontent-length: 3\r\n"), "{head}");
     client.write_all(b"abc").await.unwrap();
     let answer = read_until(&mut client, "ok").await;
     assert!(answer.starts_with("HTTP/1.1 201 ") && !answer.contains("connection: close"), "{answer}");
-    // The client's connection goes on as well.
+    // The client's connection is reused as well.
     client.write_all(b"GET /v2/x HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     let answer = read_until(&mut client, "\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 }
 
 #[tokio::test]
-async fn what_the_endpoint_refuses_at_the_head_is_not_uploaded_and_the_connection_ends() {
+async fn a_refused_upload_is_not_sent_and_its_connection_closes() {
     for closes in [true, false] {
         let (_before, address, mut heads) = before(move |mut stream| async move {
             stream.send(REFUSAL).await;
@@ -117,27 +118,30 @@ async fn what_the_endpoint_refuses_at_the_head_is_not_uploaded_and_the_connectio
 }
 
 #[tokio::test]
-async fn an_answer_at_the_head_arrives_whole_however_long_it_is() {
+async fn a_long_answer_before_the_upload_arrives_whole() {
     let (before, address, _heads) = before(|mut stream| async move {
         stream.send("HTTP/1.1 413 Content Too Large\r\ncontent-length: 300000\r\n\r\n").await;
         for _ in 0..3 {
             tokio::time::sleep(Duration::from_millis(50)).await;
             stream.send("x".repeat(100_000)).await;
         }
-        // The upload that nobody wants has not been sent, and its connection is given up, not kept.
+        // The body is not sent, and the connection is closed instead of reused.
         let mut rest = Vec::new();
-        assert!(timeout(Duration::from_secs(10), stream.io.read_to_end(&mut rest)).await.is_ok(), "it stays open");
+        assert!(
+            timeout(Duration::from_secs(10), stream.io.read_to_end(&mut rest)).await.is_ok(),
+            "the connection stays open"
+        );
         assert!(rest.is_empty(), "{rest:?}");
     })
     .await;
     let answer = raw(address, head(1_000_000).as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 413 ") && answer.ends_with(&"x".repeat(1000)), "{:?}", answer.get(..200));
     assert_eq!(answer.split_once("\r\n\r\n").unwrap().1.len(), 300_000);
-    assert_eq!(before.client.get("/v2/x", &[]).await.status, 413, "others go on");
+    assert_eq!(before.client.get("/v2/x", &[]).await.status, 413, "other requests are served");
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_wait_is_answered_as_well() {
+async fn a_client_that_uploads_without_waiting_gets_the_answer() {
     let (_before, address, _heads) = before(|mut stream| async move {
         stream.send(REFUSAL).await;
         stream.wait().await;
@@ -149,7 +153,7 @@ async fn a_client_that_does_not_wait_is_answered_as_well() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_never_says_it_gets_the_body_after_a_second() {
+async fn the_body_is_sent_after_a_second_without_a_100() {
     let listener = TcpListener::bind(LOOPBACK).await.unwrap();
     let app = App::start(config(listener.local_addr().unwrap())).await.unwrap();
     let endpoint = tokio::spawn(async move {
@@ -172,8 +176,8 @@ async fn an_endpoint_that_never_says_it_gets_the_body_after_a_second() {
 }
 
 #[tokio::test]
-async fn over_http2_the_body_waits_as_well() {
-    // What is refused.
+async fn over_http2_the_body_waits_for_the_endpoint() {
+    // The endpoint refuses the upload.
     let (_before, address, _heads) = before(|mut stream| async move {
         stream.send(REFUSAL).await;
         stream.wait().await;
@@ -190,13 +194,13 @@ async fn over_http2_the_body_waits_as_well() {
     // h2 resets a stream whose request is not read to its end, with NO_ERROR, once the answer is whole (RFC 9113 §8.1).
     let end = client.end(stream).await;
     assert_eq!(end, End::Answered(413, "too big".to_owned()));
-    assert_eq!(client.exchange(&get("/v2/x")).await.status(), 413, "the connection goes on");
+    assert_eq!(client.exchange(&get("/v2/x")).await.status(), 413, "the connection stays open");
 
-    // What is wanted: the body that came meanwhile is sent once the endpoint has said so.
+    // The endpoint wants the upload: the body, which has arrived meanwhile, is sent after the 100.
     let (_before, address, mut heads) = before(|mut stream| async move {
         let mut early = [0];
         let nothing = timeout(Duration::from_millis(200), stream.io.read_exact(&mut early)).await;
-        assert!(nothing.is_err(), "the body came unasked");
+        assert!(nothing.is_err(), "the body was sent before the 100");
         stream.send("HTTP/1.1 100 Continue\r\n\r\n").await;
         let body = read_body(&mut stream, 3).await;
         stream.send(format!("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n{body}")).await;
@@ -211,10 +215,10 @@ async fn over_http2_the_body_waits_as_well() {
 }
 
 #[tokio::test]
-async fn an_expectation_that_means_nothing_goes_no_further_and_waits_for_nothing() {
+async fn a_meaningless_expectation_is_dropped_without_a_wait() {
     let stack = Stack::start().await;
     let echo = "/v2/servicerequest/echo";
-    // Without a body (RFC 9110 §10.1.1: a client must not), and from a client of HTTP/1.0, where it has to be ignored.
+    // RFC 9110 §10.1.1: a client must not send it without a body, and a server ignores it from HTTP/1.0.
     for request in [
         format!("GET {echo} HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\n\r\n"),
         format!("POST {echo} HTTP/1.0\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\nabc"),
@@ -223,14 +227,14 @@ async fn an_expectation_that_means_nothing_goes_no_further_and_waits_for_nothing
         assert!(answer.contains(" 200 OK") && !answer.contains("\"expect\""), "{answer}");
         assert!(!answer.contains("100 Continue"), "{answer}");
     }
-    // Another expectation is the endpoint's to judge.
+    // Any other expectation is forwarded.
     let request = head(3).replace("100-Continue", "the-worst").replace(TARGET, echo);
     let answer = raw(stack.client.address, format!("{request}abcGET / HTTP/1.0\r\n\r\n").as_bytes()).await;
     assert!(answer.contains(r#"["expect","the-worst"]"#) && answer.contains(r#""body":"abc""#), "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_is_told_to_upload_what_sidelink_refuses_itself() {
+async fn a_request_that_sidelink_refuses_gets_no_100() {
     let stack = Stack::with(
         |_| {},
         |config| {
@@ -257,7 +261,7 @@ async fn nobody_is_told_to_upload_what_sidelink_refuses_itself() {
     }
 }
 
-/// Sends `request` and reads to the end of the connection; how long that took.
+/// Sends `request` and reads until the connection closes. Returns the answer and the time this took.
 async fn timed(address: SocketAddr, request: &str) -> (String, Duration) {
     let began = Instant::now();
     let answer = raw(address, request.as_bytes()).await;
@@ -265,14 +269,14 @@ async fn timed(address: SocketAddr, request: &str) -> (String, Duration) {
 }
 
 #[tokio::test]
-async fn a_body_that_is_read_here_waits_for_nobody_and_one_that_is_not_waits_for_the_endpoint() {
+async fn only_a_forwarded_body_waits_for_the_endpoint() {
     let stack = Stack::with(
         |options| options.keys = vec![pair(ACCESS_KEY, SECRET_KEY)],
         |config| knows(config, ACCESS_KEY, SECRET_KEY),
     )
     .await;
     let address = stack.client.address;
-    // To be signed again, unless its hash is not signed.
+    // A signed body is read before the request is signed again; an unsigned one is streamed.
     for (payload, forwarded) in [(None, false), (Some("UNSIGNED-PAYLOAD"), true)] {
         let mut unsigned = Unsigned::get(address, "/v2/servicerequest/echo", &Clock::system());
         (unsigned.method, unsigned.body) = (Method::POST, b"abc");
@@ -288,7 +292,7 @@ async fn a_body_that_is_read_here_waits_for_nobody_and_one_that_is_not_waits_for
         assert_eq!(answer.contains(r#"["expect","100-continue"]"#), forwarded, "{answer}");
         assert!(answer.contains(r#""body":"abc""#) && took < Duration::from_millis(900), "{took:?}: {answer}");
     }
-    // A batch that turns out to be unreadable, and one that nobody asks for.
+    // An unreadable batch is read here; a batch without a credential is forwarded.
     for (token, forwarded) in [("x-auth-token: t\r\n", false), ("", true)] {
         let request = format!(
             "GET {} HTTP/1.1\r\nhost: a\r\n{token}connection: close\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\nabc",

@@ -1,5 +1,5 @@
-//! Links of every form that docs/LINKS.md lists, end to end: a link is cached while its expiry is far enough away, by the
-//! latest of all clocks, and never if its expiry cannot be read.
+//! Links of the forms in docs/LINKS.md, end to end: a link is served from the cache until its remaining life, by the latest of
+//! all clocks, falls below `min_remaining`. A link with an unreadable expiry is never cached.
 
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -65,7 +65,7 @@ fn links(life: u64) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// What the endpoint answers for the id `1`.
+/// The endpoint's answer for the id `1`.
 fn reply(link: &str, headers: &[(HeaderName, String)]) -> ScriptedReply {
     let mut all = HeaderMap::from_iter([(CONTENT_TYPE, "application/json".parse().unwrap())]);
     headers.iter().for_each(|(name, value)| {
@@ -75,7 +75,7 @@ fn reply(link: &str, headers: &[(HeaderName, String)]) -> ScriptedReply {
     ScriptedReply::Whole(StatusCode::OK, all, body.into())
 }
 
-/// Cache-Status and Cache-Control of a batch that comes again, where the endpoint answers both times with `link`.
+/// `Cache-Status` and `Cache-Control` of the second of two equal batches; the endpoint answers each call with `link`.
 async fn second_answer(stack: &Stack, link: &str, headers: &[(HeaderName, String)]) -> (String, String) {
     (0..2).for_each(|_| stack.origin.script(reply(link, headers)));
     stack.client.batch("t", &["1"]).await;
@@ -83,14 +83,14 @@ async fn second_answer(stack: &Stack, link: &str, headers: &[(HeaderName, String
     (second.header("cache-status").to_owned(), second.header("cache-control").to_owned())
 }
 
-/// Seconds of freshness that are left of a hit.
+/// Remaining freshness of a hit, in seconds.
 async fn max_age(stack: &Stack, link: &str, headers: &[(HeaderName, String)]) -> u64 {
     let (_, cache_control) = second_answer(stack, link, headers).await;
     cache_control.rsplit_once("max-age=").map_or(0, |(_, seconds)| seconds.parse().unwrap())
 }
 
 #[tokio::test]
-async fn a_link_of_any_form_is_cached_until_it_is_near_its_expiry() {
+async fn a_link_of_every_form_is_cached_until_near_its_expiry() {
     for (form, link) in links(55) {
         let stack = Stack::on(clock(), |_| {}, |_| {}).await;
         let (how, cache_control) = second_answer(&stack, &link, &[]).await;
@@ -105,7 +105,7 @@ async fn a_link_of_any_form_is_cached_until_it_is_near_its_expiry() {
 }
 
 #[tokio::test]
-async fn a_link_signed_in_an_unknown_form_is_passed_on_and_counted() {
+async fn a_link_with_an_unreadable_expiry_is_not_cached_and_counted() {
     let (now, hash) = (unix_seconds(), "0123456789abcdef0123456789abcdef");
     for link in [
         "https://h/k?accessToken=x".to_owned(),
@@ -128,7 +128,7 @@ async fn a_link_signed_in_an_unknown_form_is_passed_on_and_counted() {
 }
 
 #[tokio::test]
-async fn an_endpoint_whose_date_is_behind_prolongs_no_life() {
+async fn a_clock_that_is_behind_extends_no_life() {
     let now = unix_seconds();
     let v4 = format!("https://h/k?X-Amz-Date={}&X-Amz-Expires=90&X-Amz-Signature=s", basic_date(now));
     let v2 = format!("https://h/k?AccessKeyId=A&Expires={}&Signature=s", now + 90);
@@ -141,7 +141,7 @@ async fn an_endpoint_whose_date_is_behind_prolongs_no_life() {
             assert!((skew - (now - date) as f64).abs() < 5.0, "{skew}");
         }
     }
-    // The local clock is behind as well: the link's own signing date tells.
+    // The local clock is behind as well; the link's signing date is the latest clock.
     let behind = Clock::simulated(i64::try_from(now - 3600).unwrap() * 1000);
     let stack = Stack::on(behind, |_| {}, |_| {}).await;
     let left = max_age(&stack, &v4, &[(DATE, http_date(now - 3600))]).await;
@@ -149,7 +149,7 @@ async fn an_endpoint_whose_date_is_behind_prolongs_no_life() {
 }
 
 #[tokio::test]
-async fn the_endpoints_expires_limits_freshness_where_it_sends_no_max_age() {
+async fn expires_limits_freshness_without_max_age() {
     let now = unix_seconds();
     let link = format!("https://h/k?AccessKeyId=A&Expires={}&Signature=s", now + 900);
     let headers = |expires: String, cache_control: Option<&str>| {
@@ -178,7 +178,7 @@ async fn the_endpoints_expires_limits_freshness_where_it_sends_no_max_age() {
 }
 
 #[tokio::test]
-async fn absences_and_unsigned_links_of_a_peer_are_bounded_by_local_settings() {
+async fn local_settings_bound_a_peers_absences_and_unsigned_links() {
     let mut shared = Shared::at(Vec::new(), vec![Secret::new(vec![b'x'; 32])]);
     shared.timeout = Duration::from_millis(5);
     let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
@@ -196,7 +196,7 @@ async fn absences_and_unsigned_links_of_a_peer_are_bounded_by_local_settings() {
     }
     let now = clock.now();
     for text in [None, Some("{}")] {
-        // An unsigned link states no expiry either.
+        // An unsigned link has no expiry of its own either.
         let entry = Entry::new(text, Deadlines::absent(now, Duration::from_secs(500)));
         let brought = Brought { sent: Some(now), links: vec![("1".into(), entry)], ..Brought::default() };
         let written = peer.write(&peer.share("t", None), &peer.stamp().unwrap(), &brought);

@@ -1,5 +1,5 @@
-//! Headers that are longer than the endpoint takes them: whoever sends them harms no other caller, though a real server ends
-//! the whole HTTP/2 connection for one.
+//! A client with headers beyond the endpoint's limit harms no other caller, although a real server closes the whole HTTP/2
+//! connection because of one such request.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -19,7 +19,7 @@ use crate::tls::{Authority, write};
 
 const CALLERS: usize = 10;
 
-/// Debian's nginx before an endpoint, over TLS and HTTP/2.
+/// Debian's nginx in front of an endpoint, with TLS and HTTP/2.
 struct Nginx {
     child: Child,
     port: u16,
@@ -62,9 +62,9 @@ impl Drop for Nginx {
     }
 }
 
-/// Regression: nginx ended the connection that all calls share, every batch in flight failed, and the breaker opened.
+/// Regression: nginx closed the connection that all calls share, every batch in flight failed, and the breaker opened.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_long_header_of_a_made_up_token_ends_no_other_callers_call_at_nginx_over_http2() {
+async fn a_long_header_fails_no_other_callers_call_at_nginx_over_http2() {
     let (files, authority) = (tempfile::tempdir().unwrap(), Authority::new());
     let mut options = origin_options();
     options.delay = Duration::from_millis(200);
@@ -73,7 +73,7 @@ async fn a_long_header_of_a_made_up_token_ends_no_other_callers_call_at_nginx_ov
     let mut config = config(origin.address());
     config.upstream.endpoint = Endpoint::parse(&format!("https://localhost:{}", nginx.port)).unwrap();
     config.upstream.ca_file = Some(write(&files, "ca.pem", &authority.pem()));
-    // A retry would hide what a lost connection does.
+    // A retry would hide a lost connection.
     config.upstream.retry.attempts = 0;
     let app = App::start(config).await.unwrap();
     let client = TestClient::new(app.addresses()[0]);
@@ -100,7 +100,7 @@ async fn a_long_header_of_a_made_up_token_ends_no_other_callers_call_at_nginx_ov
         headers.extend((name != "x-auth-token").then_some(("x-auth-token", "made-up")));
         let reply = client.get(&query(&["1"]), &headers).await;
         assert_eq!(reply.header("cache-status"), "sidelink; fwd=bypass; detail=header-too-long", "{name}");
-        assert_eq!(reply.status, 400, "what nginx itself says: {reply:?}");
+        assert_eq!(reply.status, 400, "nginx's own answer: {reply:?}");
         sleep(Duration::from_millis(150)).await;
     }
     over.store(true, Ordering::Relaxed);

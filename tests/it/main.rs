@@ -1,4 +1,4 @@
-//! sidelink by behaviour, over real sockets: one file a behaviour, its invariant on top.
+//! Integration tests over real sockets. Each file covers one behaviour and states its invariant at the top.
 
 #![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

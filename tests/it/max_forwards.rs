@@ -1,4 +1,5 @@
-//! `Max-Forwards` of OPTIONS and TRACE (RFC 9110 §7.6.2): at 0 sidelink is the last to see the request, else one less goes on.
+//! `Max-Forwards` of OPTIONS and TRACE (RFC 9110 §7.6.2): at 0 sidelink answers the request, otherwise it forwards the value
+//! decremented by one.
 
 use serde_json::Value;
 
@@ -24,7 +25,7 @@ fn forwarded(answer: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn options_with_none_left_are_answered_here() {
+async fn options_with_max_forwards_zero_is_answered_by_sidelink() {
     let stack = Stack::start().await;
     for target in [ECHO, "*", "/nowhere"] {
         let answer = asked(&stack, "OPTIONS", target, &["0"]).await;
@@ -37,7 +38,7 @@ async fn options_with_none_left_are_answered_here() {
 }
 
 #[tokio::test]
-async fn trace_with_none_left_is_a_405_that_reflects_nothing() {
+async fn trace_with_max_forwards_zero_is_a_405_that_reflects_nothing() {
     let stack = Stack::start().await;
     let answer = asked(&stack, "TRACE", ECHO, &["0"]).await;
     assert!(answer.starts_with("HTTP/1.1 405 ") && answer.contains("\r\nallow: "), "{answer}");
@@ -45,7 +46,7 @@ async fn trace_with_none_left_is_a_405_that_reflects_nothing() {
 }
 
 #[tokio::test]
-async fn one_less_is_forwarded() {
+async fn max_forwards_is_decremented() {
     let stack = Stack::start().await;
     for (value, left) in [("1", "0"), ("010", "9"), ("99999999999999999999999", "18446744073709551614")] {
         for method in ["OPTIONS", "TRACE"] {
@@ -55,7 +56,7 @@ async fn one_less_is_forwarded() {
 }
 
 #[tokio::test]
-async fn invalid_values_and_those_of_other_methods_are_forwarded_as_they_are() {
+async fn invalid_values_and_other_methods_are_forwarded_unchanged() {
     let stack = Stack::start().await;
     for values in [&["-1"][..], &["+1"], &["1.5"], &["x"], &["0, 0"], &["0", "0"], &["3", "4"]] {
         assert_eq!(forwarded(&asked(&stack, "OPTIONS", ECHO, values).await), values, "{values:?}");

@@ -1,5 +1,4 @@
-//! While an id is fresh or in flight in a scope, no second call asks for it; and every id of every batch is counted
-//! exactly once.
+//! While an id is fresh or in flight in a scope, no second call fetches it. Every id of every batch is counted exactly once.
 
 use std::collections::HashSet;
 
@@ -19,7 +18,7 @@ async fn counted(stack: &Stack) -> f64 {
 }
 
 #[tokio::test]
-async fn batches_that_miss_at_the_same_time_share_their_flights() {
+async fn concurrent_misses_share_flights() {
     let stack = Stack::start().await;
     stack.origin.hold();
     let client = stack.client.clone();
@@ -30,7 +29,7 @@ async fn batches_that_miss_at_the_same_time_share_their_flights() {
     stack.origin.arrived(2).await;
     let client = stack.client.clone();
     let follower = tokio::spawn(async move { client.batch("t", &["1", "2"]).await });
-    // The follower asks nothing: it can be seen nowhere but in its answer.
+    // This batch causes no call, so the endpoint cannot tell when it has arrived.
     stack.origin.release();
     assert_eq!(leader.await.unwrap().ids(), ["1", "2"]);
     let joined = joiner.await.unwrap();
@@ -41,7 +40,7 @@ async fn batches_that_miss_at_the_same_time_share_their_flights() {
 }
 
 #[tokio::test]
-async fn a_leader_that_leaves_costs_its_joiners_nothing() {
+async fn joined_batches_complete_after_the_first_client_disconnects() {
     let stack = Stack::start().await;
     stack.origin.hold();
     let client = stack.client.clone();
@@ -58,7 +57,7 @@ async fn a_leader_that_leaves_costs_its_joiners_nothing() {
 }
 
 #[tokio::test]
-async fn a_batch_with_a_bad_id_fails_alone() {
+async fn a_bad_id_fails_only_its_own_batch() {
     for status in [500, 400, 200] {
         let stack = Stack::with(
             |endpoint| {
@@ -79,12 +78,12 @@ async fn a_batch_with_a_bad_id_fails_alone() {
         assert_eq!(innocent.await.unwrap().ids(), ["2", "1"], "{status}");
         let error = faulty.await.unwrap();
         assert_eq!(error.status, status);
-        assert!(error.json()["error_code"].as_str().unwrap().starts_with("OSM."), "as the endpoint sent it");
+        assert!(error.json()["error_code"].as_str().unwrap().starts_with("OSM."), "the endpoint's own error");
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_cannot_be_matched_is_fetched_whole_and_passed_on() {
+async fn a_batch_with_an_unmatched_answer_is_forwarded_whole() {
     let stack = Stack::start().await;
     stack.client.batch("t", &["1"]).await;
     let odd = r#"{"accessory_urls":[{"accessory_id":2,"accessory_url":"u"}]}"#;
@@ -98,14 +97,14 @@ async fn an_answer_that_cannot_be_matched_is_fetched_whole_and_passed_on() {
 
     stack.origin.script(ScriptedReply::json(200, odd));
     let alone = stack.client.batch("t", &["2"]).await;
-    assert_eq!(alone.body, odd, "it was the whole batch already");
+    assert_eq!(alone.body, odd, "the call was the whole batch, so its answer is passed on");
     assert_eq!(stack.asked().len(), 4);
     assert_eq!(stack.metric(r#"sidelink_uncacheable_total{reason="unmatched"}"#).await, 2.0);
 }
 
-/// The stampede of 64 different cold batches over 40 ids.
+/// 64 different cold batches over 40 ids at once.
 #[tokio::test]
-async fn a_cold_stampede_asks_for_each_id_once_in_at_most_five_calls() {
+async fn a_cold_stampede_fetches_each_id_once_in_at_most_five_calls() {
     let stack = Stack::start().await;
     stack.origin.hold();
     let mut random = StdRng::seed_from_u64(7);
@@ -118,7 +117,7 @@ async fn a_cold_stampede_asks_for_each_id_once_in_at_most_five_calls() {
             tokio::spawn(async move { client.batch("t", &refs(&batch)).await.ids() == batch })
         })
         .collect();
-    // All are aboard: a batch is counted and finds its flights in one go.
+    // A batch is counted and joins its flights without an await between, so all 64 have joined.
     while stack.metric("sidelink_batch_ids_count").await < 64.0 {}
     stack.origin.release();
     for client in clients {
@@ -129,9 +128,9 @@ async fn a_cold_stampede_asks_for_each_id_once_in_at_most_five_calls() {
     println!("stampede: {} ids in {} calls", stack.origin.ids_asked(), stack.origin.batch_calls());
 }
 
-/// Skewed and overlapping, over 64 connections: upstream ids ÷ distinct ids is exactly 1.
+/// Skewed batches over 64 connections: upstream ids ÷ distinct ids is exactly 1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn overlapping_batches_ask_for_each_id_exactly_once() {
+async fn overlapping_batches_fetch_each_id_exactly_once() {
     let stack = Stack::start().await;
     let (batches, connections) = (3_200, 64);
     let clients: Vec<_> = (0..connections)
@@ -161,7 +160,7 @@ async fn overlapping_batches_ask_for_each_id_exactly_once() {
     assert_eq!(counted(&stack).await, f64::from(u32::try_from(batches * 20).unwrap()));
 }
 
-/// `count` distinct ids below `most`, the low ones more often.
+/// `count` distinct ids below `most`; low ids are more likely.
 fn draw(random: &mut impl Rng, count: usize, most: usize) -> Vec<String> {
     let mut batch: Vec<String> = Vec::new();
     while batch.len() < count {

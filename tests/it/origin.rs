@@ -1,4 +1,4 @@
-//! The simulated endpoint behaves as the public API reference has it, over real sockets and over streams in memory.
+//! The simulated endpoint follows the public API reference, over sockets and over in-memory streams.
 
 use std::io::Read;
 use std::time::{Duration, SystemTime};
@@ -26,7 +26,7 @@ async fn send(origin: &Origin, method: Method, target: &str, headers: &[(&str, &
     TestClient::new(origin.address()).send(method, target, headers, body.to_vec()).await
 }
 
-/// A batch by query, as the caller `t`.
+/// Sends a batch in query form as the caller `t`.
 async fn ask(origin: &Origin, query: &str) -> Reply {
     ask_with(origin, query, &[TOKEN]).await
 }
@@ -39,13 +39,13 @@ async fn ask_by_body(origin: &Origin, headers: &[(&str, &str)], body: &str) -> R
     send(origin, Method::GET, api::PATH, headers, body.as_bytes()).await
 }
 
-/// The batch `1` as a request.
+/// A request for the id `1`.
 fn batch(origin: &Origin) -> Request<Full<Bytes>> {
     let uri = format!("http://{}{}?accessory_ids=1", origin.address(), api::PATH);
     Request::get(uri).header(TOKEN.0, TOKEN.1).body(Full::default()).unwrap()
 }
 
-/// A connection in memory.
+/// An in-memory connection.
 fn connect(origin: &Origin) -> TokioIo<tokio::io::DuplexStream> {
     let (near, far) = tokio::io::duplex(1 << 16);
     let serving = origin.clone();
@@ -54,7 +54,7 @@ fn connect(origin: &Origin) -> TokioIo<tokio::io::DuplexStream> {
 }
 
 #[test]
-fn options_are_those_of_the_command_line() {
+fn command_line_options_are_parsed_and_validated() {
     #[derive(Parser)]
     struct Arguments {
         #[command(flatten)]
@@ -70,7 +70,7 @@ fn options_are_those_of_the_command_line() {
 }
 
 #[tokio::test]
-async fn the_three_forms_are_read() {
+async fn the_three_request_forms_are_read() {
     let origin = start().await;
     let target = format!("{}?accessory_ids=1&accessory_ids=3%20x&accessory_ids=b%2F2,c&group_id=g+1", api::PATH);
     let answer = send(&origin, Method::GET, &target, &[TOKEN], b"").await;
@@ -91,7 +91,7 @@ async fn the_three_forms_are_read() {
 }
 
 #[tokio::test]
-async fn what_the_reference_forbids_is_a_400() {
+async fn requests_that_the_api_reference_forbids_are_a_400() {
     let origin = start().await;
     let many = |count: usize| vec!["accessory_ids=1"; count].join("&");
     let id = |length: usize| format!("accessory_ids={}", "ü".repeat(length).replace('ü', "%C3%BC"));
@@ -153,7 +153,7 @@ async fn a_call_needs_a_credential() {
 }
 
 #[tokio::test]
-async fn a_link_names_its_caller() {
+async fn a_link_belongs_to_one_id_and_scope() {
     let origin = start().await;
     let query = "accessory_ids=b%2F2%2C%3F&group_id=g";
     let headers = [TOKEN, ("x-language", "en-us"), ("x-site", "1"), ("x-time-zone", "GMT+8")];
@@ -173,11 +173,11 @@ async fn a_link_names_its_caller() {
     }
     assert!(link.contains("&time-zone=GMT%2B8&"), "{link}");
     let again = ask_with(&origin, query, &headers).await.links().remove(0).1;
-    assert_ne!(link, again, "a link that is fetched again is another one");
+    assert_ne!(link, again, "each call makes a new link");
 }
 
 #[tokio::test]
-async fn a_link_has_its_usual_size_and_expiry_with_any_signer() {
+async fn links_have_the_usual_size_and_expiry_with_every_signer() {
     let origin = start().await;
     for (signer, expiry) in [
         (LinkSigner::V2, Some("&Expires=")),
@@ -200,7 +200,7 @@ async fn a_link_has_its_usual_size_and_expiry_with_any_signer() {
 }
 
 #[tokio::test]
-async fn its_clock_dates_answers_and_links() {
+async fn answers_and_links_are_dated_by_the_simulated_clock() {
     let origin = start().await;
     for offset in [3600, -3600] {
         origin.update(|options| options.clock_offset = offset);
@@ -223,7 +223,7 @@ async fn its_clock_dates_answers_and_links() {
 }
 
 #[tokio::test]
-async fn ids_that_it_does_not_know_are_left_out_or_fail_the_batch() {
+async fn unknown_ids_are_left_out_or_fail_the_batch() {
     let origin = start().await;
     origin.update(|options| options.missing = vec!["2".to_owned()]);
     assert_eq!(ask(&origin, "accessory_ids=1,2,3").await.ids(), ["1", "3"]);
@@ -235,7 +235,7 @@ async fn ids_that_it_does_not_know_are_left_out_or_fail_the_batch() {
 }
 
 #[tokio::test]
-async fn a_poison_id_fails_its_whole_batch_and_no_other() {
+async fn a_poison_id_fails_only_its_own_batch() {
     let origin = start().await;
     origin.update(|options| options.poison = vec!["bad".to_owned()]);
     for (status, code) in
@@ -257,7 +257,7 @@ async fn a_poison_id_fails_its_whole_batch_and_no_other() {
 }
 
 #[tokio::test]
-async fn an_answer_is_compressed_only_where_that_is_accepted() {
+async fn an_answer_is_compressed_only_if_accepted() {
     let origin = start().await;
     for (accepted, coded) in [("gzip", true), ("br, GZIP;q=0.5", true), ("gzip;q=0", false), ("br", false)] {
         let answer = ask_with(&origin, "accessory_ids=1", &[TOKEN, ("accept-encoding", accepted)]).await;
@@ -279,7 +279,7 @@ async fn an_answer_is_compressed_only_where_that_is_accepted() {
 }
 
 #[tokio::test]
-async fn what_is_asked_is_counted_whether_or_not_it_is_recorded() {
+async fn calls_and_ids_are_counted_with_and_without_recording() {
     let origin = start().await;
     ask(&origin, "accessory_ids=1,2").await;
     ask(&origin, "accessory_ids=2,3").await;
@@ -297,7 +297,7 @@ async fn what_is_asked_is_counted_whether_or_not_it_is_recorded() {
 }
 
 #[tokio::test]
-async fn calls_that_are_held_wait_for_their_release() {
+async fn held_calls_wait_until_released() {
     let origin = start().await;
     origin.hold();
     let asking = |query: &'static str| {
@@ -306,10 +306,14 @@ async fn calls_that_are_held_wait_for_their_release() {
     };
     let (first, second) = (asking("accessory_ids=1"), asking("accessory_ids=2"));
     origin.arrived(2).await;
-    // Scripted after they have arrived: it is not for them.
+    // The held calls arrived before this reply was scripted, so they do not get it.
     origin.script(ScriptedReply::json(200, "{}"));
     assert!(!first.is_finished() && !second.is_finished());
-    assert_eq!(send(&origin, Method::GET, "/v2/servicerequest/echo", &[], b"").await.status, 200, "only batches");
+    assert_eq!(
+        send(&origin, Method::GET, "/v2/servicerequest/echo", &[], b"").await.status,
+        200,
+        "only batches are held"
+    );
     origin.release();
     assert_eq!((first.await.unwrap(), second.await.unwrap()), (vec!["1".to_owned()], vec!["2".to_owned()]));
     assert_eq!(&ask(&origin, "accessory_ids=3").await.body[..], b"{}");
@@ -325,7 +329,7 @@ async fn a_delay_delays_batches() {
 }
 
 #[tokio::test]
-async fn scripted_replies_go_out_in_their_order_and_as_they_are() {
+async fn scripted_replies_are_sent_in_order_and_unchanged() {
     let origin = start().await;
     let headers = HeaderMap::from_iter([("x-own".parse().unwrap(), "1".parse().unwrap())]);
     origin.script(ScriptedReply::Whole(StatusCode::IM_A_TEAPOT, headers, Bytes::from_static(b"tea")));
@@ -352,7 +356,7 @@ async fn scripted_replies_go_out_in_their_order_and_as_they_are() {
 }
 
 #[tokio::test]
-async fn a_stopped_endpoint_is_down_until_another_starts_there() {
+async fn a_stopped_origin_is_down_until_another_starts_on_its_address() {
     let origin = start().await;
     origin.hold();
     let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
@@ -364,7 +368,7 @@ async fn a_stopped_endpoint_is_down_until_another_starts_there() {
 
     let again = Origin::start(Options { address: origin.address(), ..origin_options() }).await.unwrap();
     assert_eq!(ask(&again, "accessory_ids=1").await.ids(), ["1"]);
-    // A connection in memory ends too.
+    // An in-memory connection ends too.
     let (_client, server) = tokio::io::duplex(64);
     let serving = again.clone();
     let served = tokio::spawn(async move { serving.serve_connection(server).await });
@@ -373,7 +377,7 @@ async fn a_stopped_endpoint_is_down_until_another_starts_there() {
 }
 
 #[tokio::test]
-async fn it_is_served_over_http_2_and_over_streams_in_memory() {
+async fn http2_over_in_memory_streams_is_served() {
     let origin = start().await;
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), connect(&origin)).await.unwrap();
     tokio::spawn(connection);
@@ -394,7 +398,7 @@ async fn it_is_served_over_http_2_and_over_streams_in_memory() {
 }
 
 #[tokio::test]
-async fn the_other_routes_answer() {
+async fn other_routes_are_answered() {
     let origin = start().await;
     let upload = send(&origin, Method::POST, "/v2/servicerequest/accessorys", &[], &[b'x'; 200_000]).await;
     assert_eq!((upload.status.as_u16(), upload.json()["bytes"].as_u64()), (200, Some(200_000)));
@@ -433,7 +437,7 @@ async fn the_other_routes_answer() {
     assert_eq!(origin.batch_calls(), 0);
 }
 
-/// Whether a request is answered on this connection.
+/// Whether this connection answers a request.
 async fn answers(sender: &mut http1::SendRequest<Empty<Bytes>>) -> bool {
     if sender.ready().await.is_err() {
         return false;
@@ -451,7 +455,7 @@ async fn connect_http1(origin: &Origin) -> http1::SendRequest<Empty<Bytes>> {
 }
 
 #[tokio::test]
-async fn connections_are_lost_as_told_and_others_stay() {
+async fn only_the_selected_connections_are_lost() {
     for how in [Loss::Now, Loss::AtNextRequest, Loss::Gracefully] {
         let origin = start().await;
         let (mut first, mut second) = (connect_http1(&origin).await, connect_http1(&origin).await);
@@ -466,7 +470,7 @@ async fn connections_are_lost_as_told_and_others_stay() {
 }
 
 #[tokio::test]
-async fn a_connection_ends_gracefully_after_its_last_request() {
+async fn a_connection_closes_gracefully_after_its_last_request() {
     let origin = start().await;
     origin.update(|options| options.requests_per_connection = Some(3));
     let mut sender = connect_http1(&origin).await;

@@ -1,4 +1,4 @@
-//! Every other route streams through, untouched but for what a proxy must touch.
+//! Other routes are streamed. Only what a proxy must change is changed.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn names(echo: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn method_target_headers_and_body_come_through_as_they_are() {
+async fn method_target_headers_and_body_are_forwarded_unchanged() {
     let stack = Stack::start().await;
     let target = format!("{ECHO}?a=%2f%2F&b=x+y&c=%E9&&=;d");
     let headers = [("authorization", "SDK-HMAC-SHA256 x"), ("cookie", "a=b"), ("x-twice", "1"), ("x-twice", "2")];
@@ -44,20 +44,20 @@ async fn method_target_headers_and_body_come_through_as_they_are() {
 }
 
 #[tokio::test]
-async fn headers_of_one_connection_do_not_cross_it() {
+async fn hop_by_hop_headers_are_not_forwarded() {
     let stack = Stack::start().await;
     let request = format!(
         "GET {ECHO} HTTP/1.1\r\nhost: a\r\nconnection: close, x-mine\r\nx-mine: 1\r\nte: trailers\r\nkeep-alive: 5\r\nproxy-connection: x\r\nupgrade: h2c\r\nx-kept: 1\r\n\r\n"
     );
     let answer = raw(stack.client.address, request.as_bytes()).await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(!head.contains("x-hop"), "the endpoint named it in Connection: {head}");
+    assert!(!head.contains("x-hop"), "the endpoint's Connection header names x-hop: {head}");
     let echo: Value = serde_json::from_str(body).unwrap();
     assert_eq!(names(&echo), ["host", "via", "x-kept"]);
 }
 
 #[tokio::test]
-async fn a_large_upload_streams_through() {
+async fn a_large_upload_is_streamed() {
     let stack = Stack::start().await;
     let chunks = (0..512).map(|_| Ok::<_, std::io::Error>(Frame::data(Bytes::from(vec![b'x'; 64 << 10]))));
     let body = StreamBody::new(futures_util::stream::iter(chunks));
@@ -70,7 +70,7 @@ async fn a_large_upload_streams_through() {
 }
 
 #[tokio::test]
-async fn a_slow_download_arrives_piece_by_piece() {
+async fn a_slow_download_is_streamed() {
     let stack = Stack::start().await;
     let client = Client::builder(TokioExecutor::new()).build_http::<http_body_util::Empty<Bytes>>();
     let target = "/v2/servicerequest/accessorys/1,2?bytes=65536&chunk_delay_ms=100";
@@ -79,13 +79,13 @@ async fn a_slow_download_arrives_piece_by_piece() {
     assert_eq!(response.headers()["content-length"], "65536");
     let mut body = response.into_body();
     let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
-    assert!(first.len() < 65536, "the first piece does not wait for the last");
+    assert!(first.len() < 65536, "the first chunk arrives before the last one is sent");
     let rest = body.collect().await.unwrap().to_bytes();
     assert_eq!(first.len() + rest.len(), 65536);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_exchange_without_a_byte_is_given_up_after_its_time() {
+async fn an_idle_exchange_ends_with_a_504_after_idle_timeout() {
     let stack = Stack::with(
         |endpoint| endpoint.delay = Duration::from_secs(1000),
         |config| {
@@ -93,13 +93,13 @@ async fn an_exchange_without_a_byte_is_given_up_after_its_time() {
         },
     )
     .await;
-    // A request that is nobody's batch is forwarded, and the endpoint sits on it.
+    // A batch without a credential is forwarded, and the endpoint does not answer.
     let reply = stack.client.get(&crate::support::query(&["1"]), &[]).await;
     assert_eq!((reply.status.as_u16(), reply.json()["error_code"].as_str()), (504, Some("SIDELINK.1002")));
 }
 
 #[tokio::test]
-async fn an_endpoint_that_is_gone_is_a_502_in_the_apis_shape() {
+async fn an_unreachable_endpoint_is_a_502_in_the_apis_format() {
     let stack = Stack::start().await;
     stack.origin.stop().await;
     let reply = stack.client.get(ECHO, &[]).await;
@@ -107,7 +107,7 @@ async fn an_endpoint_that_is_gone_is_a_502_in_the_apis_shape() {
 }
 
 #[tokio::test]
-async fn an_expectation_is_met_and_the_body_follows() {
+async fn the_body_is_forwarded_after_a_100_continue() {
     let stack = Stack::start().await;
     let request = format!(
         "POST {ECHO} HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\nhi"
@@ -118,7 +118,7 @@ async fn an_expectation_is_met_and_the_body_follows() {
 }
 
 #[tokio::test]
-async fn a_chunked_body_of_a_get_is_not_lost() {
+async fn a_chunked_get_body_is_forwarded() {
     let stack = Stack::start().await;
     let request = format!(
         "GET {ECHO} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"

@@ -1,5 +1,5 @@
-//! An answer with an item that matches no id asked for: nothing is guessed and nothing of the batch is kept. It is fetched
-//! whole, in as many calls as the endpoint's limit takes, and passed on.
+//! An answer with an item that matches no requested id is unmatched: nothing of it is cached. The batch is fetched whole, in
+//! several calls if it exceeds `ids_per_call`, and the answers are passed on.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,24 +11,24 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::{LOOPBACK, TestClient, config, query};
 
-/// Like the service: more ids than this in one call get a 400.
+/// A call with more ids gets a 400, as from the real service.
 const IDS_PER_CALL: usize = 100;
 const UNMATCHED: &str = "sidelink; fwd=bypass; detail=unmatched";
 const SURPLUS: &str = r#"{"accessory_id":"surplus","accessory_url":"u"}"#;
 
-/// An endpoint that adds an item nobody asked for to the answer of each call for an id of `surplus`.
+/// An endpoint that adds an item that was not requested to each answer for an id in `surplus`.
 #[derive(Clone, Default)]
 struct Endpoint {
     surplus: Vec<String>,
-    /// Ids whose calls fail with a 500, once each of them has been answered once.
+    /// Ids whose calls fail with a 500, except the first call for one of them.
     failing: Vec<String>,
-    /// Ids of each call so far.
+    /// The ids of each call.
     calls: Arc<Mutex<Vec<Vec<String>>>>,
     delay: Duration,
 }
 
 impl Endpoint {
-    async fn before(&self, configure: impl FnOnce(&mut Config)) -> (App, TestClient) {
+    async fn start_sidelink(&self, configure: impl FnOnce(&mut Config)) -> (App, TestClient) {
         let listener = TcpListener::bind(LOOPBACK).await.unwrap();
         let mut config = config(listener.local_addr().unwrap());
         configure(&mut config);
@@ -107,13 +107,13 @@ async fn metric(app: &App, series: &str) -> f64 {
     line.parse().unwrap()
 }
 
-/// Regression: the batch was forwarded as it was written, and the endpoint refused it for its number of ids.
+/// Regression: the batch was forwarded as one request, and the endpoint refused it because it had too many ids.
 #[tokio::test]
-async fn a_batch_beyond_ids_per_call_is_fetched_whole_in_as_many_calls_as_it_takes() {
-    // In the first call, in the last, in both.
+async fn an_unmatched_batch_over_ids_per_call_is_fetched_whole_in_several_calls() {
+    // The surplus item is in the first call, in the last call, or in both.
     for surplus in [&["10"][..], &["149"], &["10", "149"]] {
         let endpoint = Endpoint { surplus: surplus.iter().map(ToString::to_string).collect(), ..Endpoint::default() };
-        let (app, client) = endpoint.before(|_| {}).await;
+        let (app, client) = endpoint.start_sidelink(|_| {}).await;
         let ids = numbers(150);
         let reply = client.get(&target(&ids), &[("x-auth-token", "t")]).await;
         assert_eq!(reply.header("cache-status"), UNMATCHED);
@@ -125,7 +125,7 @@ async fn a_batch_beyond_ids_per_call_is_fetched_whole_in_as_many_calls_as_it_tak
         if surplus.contains(&"10") {
             expected.insert(100, "surplus".to_owned());
         }
-        assert_eq!(reply.ids(), expected, "call by call");
+        assert_eq!(reply.ids(), expected, "in the order of the calls");
         assert_eq!(endpoint.calls(), [50, 50, 100, 100]);
         assert_eq!(metric(&app, r#"sidelink_bypass_total{reason="unmatched"}"#).await, 1.0);
         assert_eq!(metric(&app, r#"sidelink_ids_total{result="fetched"}"#).await, 150.0);
@@ -134,9 +134,9 @@ async fn a_batch_beyond_ids_per_call_is_fetched_whole_in_as_many_calls_as_it_tak
 }
 
 #[tokio::test]
-async fn a_batch_that_one_call_can_carry_is_forwarded_as_it_was_written() {
+async fn an_unmatched_batch_that_fits_in_one_call_is_forwarded_unchanged() {
     let endpoint = Endpoint { surplus: vec!["2".into()], ..Endpoint::default() };
-    let (_app, client) = endpoint.before(|_| {}).await;
+    let (_app, client) = endpoint.start_sidelink(|_| {}).await;
     client.batch("t", &["1"]).await;
     let reply = client.batch("t", &["1", "2"]).await;
     assert_eq!(
@@ -147,9 +147,9 @@ async fn a_batch_that_one_call_can_carry_is_forwarded_as_it_was_written() {
 }
 
 #[tokio::test]
-async fn ids_that_are_written_twice_count_for_what_one_call_can_carry() {
+async fn repeated_ids_count_toward_ids_per_call() {
     let endpoint = Endpoint { surplus: vec!["99".into()], ..Endpoint::default() };
-    let (_app, client) = endpoint.before(|_| {}).await;
+    let (_app, client) = endpoint.start_sidelink(|_| {}).await;
     client.batch("t", &["0"]).await;
     let ids = numbers(100);
     let twice = [ids.clone(), ids.clone()].concat();
@@ -160,9 +160,9 @@ async fn ids_that_are_written_twice_count_for_what_one_call_can_carry() {
 }
 
 #[tokio::test]
-async fn where_one_of_its_calls_fails_its_answer_is_the_clients() {
+async fn the_error_of_a_failed_call_is_passed_on() {
     let endpoint = Endpoint { surplus: vec!["10".into()], failing: vec!["149".into()], ..Endpoint::default() };
-    let (app, client) = endpoint.before(|config| config.upstream.retry.attempts = 0).await;
+    let (app, client) = endpoint.start_sidelink(|config| config.upstream.retry.attempts = 0).await;
     let reply = client.get(&target(&numbers(150)), &[("x-auth-token", "t")]).await;
     assert_eq!((reply.status.as_u16(), reply.json()["error_code"].as_str()), (500, Some("OSM.0004")));
     assert_eq!(endpoint.calls(), [50, 50, 100, 100]);
@@ -172,9 +172,9 @@ async fn where_one_of_its_calls_fails_its_answer_is_the_clients() {
 }
 
 #[tokio::test]
-async fn the_deadline_of_the_batch_holds_for_all_of_its_calls() {
+async fn one_deadline_covers_all_calls_of_a_batch() {
     let endpoint = Endpoint { surplus: vec!["10".into()], delay: Duration::from_millis(600), ..Endpoint::default() };
-    let (_app, client) = endpoint.before(|config| config.upstream.deadline = Duration::from_secs(1)).await;
+    let (_app, client) = endpoint.start_sidelink(|config| config.upstream.deadline = Duration::from_secs(1)).await;
     let began = std::time::Instant::now();
     let reply = client.get(&target(&numbers(150)), &[("x-auth-token", "t")]).await;
     assert_eq!((reply.status.as_u16(), reply.json()["error_code"].as_str()), (504, Some("SIDELINK.1002")));

@@ -356,7 +356,8 @@ impl BatchRoute {
     ) -> FetchContext {
         let share = self.fetch.tier().map(|tier| {
             let (kind, fields) = self.callers.made_up_of(credential, &identity, headers.map());
-            let scope: Vec<_> = self.callers.scope_fields(&identity, headers, &batch.group).collect();
+            let mut scope = Vec::new();
+            self.callers.each_scope_field(&identity, headers, &batch.group, |field| scope.push(field));
             Arc::new(tier.share(&identity, (kind, &fields), &scope, batch.group.name()))
         });
         FetchContext {

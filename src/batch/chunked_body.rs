@@ -35,11 +35,6 @@ impl ChunkedBody {
         Self { entries: entries.into_iter(), remaining, has_begun: false }
     }
 
-    /// Bytes that are not sent yet.
-    pub(super) fn remaining(&self) -> usize {
-        self.remaining
-    }
-
     fn next_chunk(&mut self) -> Bytes {
         let mut chunk = Vec::with_capacity(self.remaining.min(CHUNK));
         if !std::mem::replace(&mut self.has_begun, true) {

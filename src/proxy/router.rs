@@ -63,7 +63,7 @@ impl Router {
         if request.version() == Version::HTTP_2 {
             join_cookies(request.headers_mut());
         }
-        let filter = HeaderFilter::new(request.headers());
+        let filter = HeaderFilter::new(request.headers().keys());
         let headers = filter.on(request.headers());
         let route = route(&request);
         let mut request_log = self.log(route, began, &request, &trace);

@@ -236,7 +236,7 @@ fn as_it_came(status: StatusCode, headers: &HeaderMap, body: &Bytes) -> Response
     *response.headers_mut() = headers.clone();
     let headers = response.headers_mut();
     strip_hop_by_hop(headers);
-    headers.remove(CONTENT_LENGTH); // Set anew from the body.
+    headers.remove(CONTENT_LENGTH); // hyper sets it from the body.
     add_via(headers, Version::HTTP_11);
     response
 }

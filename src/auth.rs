@@ -23,6 +23,7 @@ use http::{HeaderName, HeaderValue};
 use crate::api;
 use crate::clock::{Clock, Moment, millis};
 use crate::config;
+use crate::message::header_filter::HeaderFilter;
 use crate::telemetry::log::LogThrottle;
 pub use crate::telemetry::metrics::Bypass;
 pub(crate) use caller_state::CallerState;
@@ -97,6 +98,7 @@ pub struct Callers {
     by_scope: Fields,
     keys: Arc<Keys>,
     scope_headers: Vec<HeaderName>,
+    scope_filter: HeaderFilter,
     /// Credential headers, then scope headers.
     varies: Vec<HeaderName>,
     vary: HeaderValue,
@@ -131,6 +133,7 @@ impl Callers {
             by_key: Fields::new(&key, b"caller/key"),
             by_scope: Fields::new(&key, b"scope"),
             keys,
+            scope_filter: HeaderFilter::new(&scope_headers),
             scope_headers,
             varies,
             vary,

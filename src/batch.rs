@@ -1,4 +1,4 @@
-//! The batch route: look up what is asked, fetch what memory lacks, merge, answer.
+//! The batch route: look up the ids in memory, fetch those that are missing, merge, answer.
 //!
 //! Start at [`BatchRoute::answer`]. A batch is read by `api::request`; `auth` tells its caller and scope; `BatchRoute::look_up`
 //! asks memory, synchronously: a batch that is all in memory is answered there. Only for the others a future is made
@@ -222,7 +222,7 @@ impl BatchRoute {
             entry.is_some_and(|entry| requirements.allow(entry, now) && !self.is_ageing(entry, key, now))
         };
         if ids.iter().zip(&found).all(|((_, key), entry)| is_hit((*key, *entry))) {
-            // Merged out of the cache's own memory: nothing is copied or counted up for a hit but its bytes.
+            // Merged from entries that the cache lends: no reference count is touched for a hit.
             let entries = found.iter().flatten().map(|entry| (*entry, result_of_hit(entry)));
             let fetched = Fetched::default();
             let mut reply =
@@ -243,7 +243,7 @@ impl BatchRoute {
             ([Slot { entry: None, .. }], [(id, key)]) => self.cache.refusals().look_up(*key, id, &marks, now),
             _ => None,
         };
-        // It needs no acceptance of the caller: it gives nothing away, and the caller had it before.
+        // Also for a caller that must revalidate: a refusal gives nothing away.
         let refusal = refusal.filter(|refusal| client.allow_refusal(&refusal.deadlines, now));
         if let Some(refusal) = &refusal
             && !headers.contains(&COOKIE)
@@ -356,7 +356,8 @@ impl BatchRoute {
     ) -> FetchContext {
         let share = self.fetch.tier().map(|tier| {
             let (kind, fields) = self.callers.made_up_of(credential, &identity, headers.map());
-            let scope: Vec<_> = self.callers.scope_fields(&identity, headers, &batch.group).collect();
+            let mut scope = Vec::new();
+            self.callers.each_scope_field(&identity, headers, &batch.group, |field| scope.push(field));
             Arc::new(tier.share(&identity, (kind, &fields), &scope, batch.group.name()))
         });
         FetchContext {

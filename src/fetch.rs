@@ -1,4 +1,4 @@
-//! Fetches the ids that memory lacks: one flight per id, which every batch that wants the id joins.
+//! Fetches ids that are not in memory: one flight per id, which every batch that wants the id joins.
 //!
 //! Start at [`Fetch::fetch`], then `join_or_start`: there a batch joins the flights of ids that are being fetched,
 //! and starts flights for the others. New flights look into the shared tier (`shared_lookup`), then leave in calls

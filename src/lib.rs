@@ -1,40 +1,29 @@
-//! A sidecar that makes batch link look-ups cheap.
+//! A sidecar that makes batch look-ups cheap: a caching proxy for endpoints that turn a batch of ids into links that expire.
 //!
 //! It stands in front of the endpoint `GET /v2/servicerequest/accessorys/access-urls`, answers what it can from memory, asks
-//! the endpoint only for the ids that are missing, and returns one answer. The modules are in the order of a request, which
-//! `docs/ARCHITECTURE.md` follows through them.
+//! the endpoint only for the ids that are missing, and returns one answer. `docs/ARCHITECTURE.md` lists the modules in the
+//! order of a request; imports point down that list.
+//!
+//! A newcomer starts at [`proxy::router::Router::answer`], which sees every request, then [`batch::BatchRoute::answer`].
 
-pub mod app;
-
-pub mod server;
+pub mod demo;
 
 pub mod admin;
-
-pub mod proxy;
-
-pub mod batch;
-
-pub mod fetch;
-
-pub mod cache;
-
-pub mod shared;
-
-pub mod upstream;
-
-pub mod auth;
-
 pub mod api;
-
-pub mod telemetry;
-
+pub mod app;
+pub mod auth;
+pub mod batch;
+pub mod cache;
 pub mod config;
+pub mod fetch;
+pub mod proxy;
+pub mod server;
+pub mod shared;
+pub mod telemetry;
+pub mod upstream;
 
 // Leaves: any module may import them.
 pub mod clock;
 pub mod error;
 pub mod limits;
 pub mod message;
-
-// Beside the product: the simulated endpoint and the demonstration.
-pub mod demo;

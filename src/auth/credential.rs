@@ -142,11 +142,12 @@ impl Callers {
     /// Whether a credential or scope header is longer than the endpoint takes. Several of one name count as one list
     /// (RFC 9110 §5.3).
     pub(crate) fn has_long_header(&self, headers: Headers<'_>) -> bool {
-        let credentials = [api::TOKEN, api::SECURITY_TOKEN];
-        credentials.iter().chain(&self.scope_headers).any(|name| {
+        let is_long = |name: &HeaderName| {
             let bytes: usize = headers.get_all(name).map(|value| value.len() + ", ".len()).sum();
-            bytes.saturating_sub(", ".len()) > api::header_bytes(name)
-        })
+            bytes > api::header_bytes(name) + ", ".len()
+        };
+        [api::TOKEN, api::SECURITY_TOKEN].iter().any(is_long)
+            || (headers.may_contain_any(self.scope_filter) && self.scope_headers.iter().any(is_long))
     }
 
     /// The kind and the fields of a credential: what the shared tier derives a caller's keys from.

@@ -93,28 +93,31 @@ impl Callers {
         for number in [low, high, identity.generation] {
             hash.number(number);
         }
-        for field in self.scope_fields(identity, headers.into(), group) {
-            match field {
-                Some(field) => hash.field(field),
-                None => hash.absent(),
-            }
-        }
+        self.each_scope_field(identity, headers.into(), group, |field| match field {
+            Some(field) => hash.field(field),
+            None => hash.absent(),
+        });
         Scope(hash.finish())
     }
 
-    /// The fields of a scope besides its caller: the group, and each scope header by name and value.
-    pub(crate) fn scope_fields<'r>(
+    /// Calls `take` with the fields of a scope besides its caller: the group, and each scope header by name and value.
+    pub(crate) fn each_scope_field<'r>(
         &'r self,
-        identity: &'r Identity,
+        identity: &Identity,
         headers: Headers<'r>,
         group: &'r Group<'r>,
-    ) -> impl Iterator<Item = Option<&'r [u8]>> {
-        group.fields().chain(self.scope_headers.iter().filter(|name| identity.uses_header(name)).flat_map(
-            move |name| {
-                let values = headers.get_all(name);
-                values.flat_map(|value| [Some(name.as_str().as_bytes()), Some(value.as_bytes())])
-            },
-        ))
+        mut take: impl FnMut(Option<&'r [u8]>),
+    ) {
+        group.fields().for_each(&mut take);
+        if !headers.may_contain_any(self.scope_filter) {
+            return;
+        }
+        for name in self.scope_headers.iter().filter(|name| identity.uses_header(name)) {
+            for value in headers.get_all(name) {
+                take(Some(name.as_str().as_bytes()));
+                take(Some(value.as_bytes()));
+            }
+        }
     }
 
     pub(crate) fn is_scope_header(&self, name: &HeaderName) -> bool {

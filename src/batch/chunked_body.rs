@@ -1,6 +1,6 @@
 //! A large body, merged in chunks as it is sent.
 //!
-//! A client that asks and does not read makes sidelink hold its body for `limits.idle_timeout`, on each stream of each
+//! A client that asks and does not read makes sidelink keep its body for `limits.idle_timeout`, on each stream of each
 //! connection. A merged copy of a thousand links is half a megabyte; the entries it is merged from are in memory once.
 
 use std::convert::Infallible;
@@ -33,11 +33,6 @@ impl ChunkedBody {
         let items: usize = entries.iter().map(|entry| text(entry).len()).sum();
         let remaining = HEAD.len() + items + commas + TAIL.len();
         Self { entries: entries.into_iter(), remaining, has_begun: false }
-    }
-
-    /// Bytes that are not sent yet.
-    pub(super) fn remaining(&self) -> usize {
-        self.remaining
     }
 
     fn next_chunk(&mut self) -> Bytes {

@@ -1,5 +1,5 @@
-//! What would become of a batch that was asked now, and why; for an operator. It changes nothing: no link is used, nobody
-//! becomes a caller, nothing is counted, and the endpoint is not asked.
+//! Explains to an operator how a batch would be answered now, and why. Explaining changes nothing: no entry counts as used, no
+//! caller is remembered, nothing is counted, and the endpoint is not asked.
 
 use std::collections::HashSet;
 
@@ -25,7 +25,7 @@ use crate::telemetry::metrics::{IdResult, Outcome};
 const REFUSED: &str = "refused";
 const WHY_REFUSED: &str = "the endpoint refused it lately to a batch of this id alone, whose answer is given again";
 
-/// What would become of a batch.
+/// How a batch would be answered.
 #[derive(Debug, Serialize)]
 pub struct Explanation {
     /// How it would be answered, as in `batches_total`; as far as can be told before the endpoint has answered.
@@ -62,10 +62,10 @@ pub struct CallerNow {
     /// What stands for it in the access log.
     pub hash: String,
     /// `accepted`, `must_revalidate` or `unknown`.
-    pub standing: &'static str,
+    pub state: &'static str,
     /// What that means.
     pub why: &'static str,
-    /// Seconds until it must be accepted anew.
+    /// Seconds until the caller must revalidate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accepted_seconds: Option<f64>,
     /// And when that is.
@@ -137,14 +137,14 @@ impl Explanation {
     }
 }
 
-/// What all ids of a batch have in common.
+/// What all ids of a batch share.
 struct Circumstances<'a> {
     identity: Option<&'a Identity>,
     /// Why no call could be made now.
     refusal: Option<Error>,
     requirements: CacheRequirements,
     directives: &'a Directives,
-    /// Whether its caller must be accepted anew.
+    /// Whether the caller must revalidate.
     must_revalidate: bool,
     group: &'a Group<'a>,
     marks: Marks<'a>,
@@ -244,7 +244,7 @@ impl BatchRoute {
         explanation
     }
 
-    /// Who asks, and, if it is remembered, as whom.
+    /// The caller's short hash, and its identity if the caller is remembered.
     fn known(&self, head: &mut Parts, body: &[u8]) -> Result<(String, Option<Identity>), AuthError> {
         let look = |head: &Parts| {
             let credential = self.callers.credential(&head.headers).map_err(AuthError::Bypass)?;
@@ -253,7 +253,7 @@ impl BatchRoute {
         };
         let as_sent = look(head);
         let Err(AuthError::Unverified(_)) = as_sent else { return as_sent };
-        // It was signed for where its batches go: a listener, or the endpoint in its own name.
+        // Signed for the host that its batches go to: the endpoint's, or a listener's.
         let listeners = self.config.listen.address.iter().map(ToString::to_string);
         for host in [self.config.upstream.endpoint.authority.to_string()].into_iter().chain(listeners) {
             let Ok(host) = HeaderValue::from_str(&host) else { continue };
@@ -272,14 +272,14 @@ impl BatchRoute {
             Some(Some(_)) => ("accepted", "the endpoint has accepted it within callers.revalidate"),
             Some(None) => (
                 "must_revalidate",
-                "the endpoint has not accepted it within callers.revalidate, or has cast invalidation on it: its next batch is fetched whole",
+                "the endpoint has not accepted it within callers.revalidate, or has refused it since: its next batch is fetched whole",
             ),
-            None => ("unknown", "it has not asked for a batch yet, or not for long: its first is fetched whole"),
+            None => ("unknown", "it is not remembered: its next batch is fetched whole"),
         };
         let left = left.flatten();
         let caller = CallerNow {
             hash,
-            standing: caller_state,
+            state: caller_state,
             why,
             accepted_seconds: left.map(seconds),
             accepted_until: left.map(|left| until(now, left)),
@@ -335,7 +335,7 @@ impl BatchRoute {
         id_now
     }
 
-    /// Says so where a batch of this id alone would get the endpoint's refusal of a moment ago.
+    /// Explains a remembered refusal, which a batch of this id alone gets.
     fn explain_refusal(&self, id: &mut IdNow, key: Key, now: &Circumstances<'_>) {
         if id.result == IdResult::Hit.name() || id.result == IdResult::Absent.name() {
             return;
@@ -363,30 +363,30 @@ impl BatchRoute {
                 _ => (IdResult::Hit, "it is fresh, and its caller is accepted"),
             };
         }
-        let asked_anew = now.directives.no_cache || now.directives.no_store;
+        let no_cache = now.directives.no_cache || now.directives.no_store;
         if id_now.in_flight && !now.directives.no_store {
             return (IdResult::Joined, "a call for it is under way, which the batch would join");
         }
         if now.refusal.is_some() {
-            // Calls that cannot be made are a failing endpoint's; what an invalidation took away is no stale link either.
+            // A call that cannot be made counts as a failure of the endpoint, for which stale links are served.
             let usable = id_now.state == "fresh" || id_now.state == "stale";
             return match now.identity {
-                Some(_) if usable && !asked_anew => {
+                Some(_) if usable && !no_cache => {
                     (IdResult::Stale, "no call can be made now, and the link has life left")
                 }
                 _ => (IdResult::Failed, "no call can be made now, and nothing in memory may answer for it"),
             };
         }
         let why = match id_now.state {
-            "fresh" | "absent" if asked_anew => "the request's Cache-Control asks for it anew",
-            "fresh" | "absent" if now.must_revalidate => "the caller must be accepted anew",
-            "fresh" | "absent" => "it is fresh, but not as the request's max-age or min-fresh asks",
-            "stale" => "it is past its freshness; should the endpoint fail, it is served all the same",
-            "past_floor" => "less life is left of it than freshness.min_remaining: it is never served again",
-            "expired" => "what was entry of it counts no more",
-            "purged" => "it was purged after its call had left",
-            "in_flight" => "a call for it is under way, but the request's no-store keeps to itself",
-            _ => "nothing is known of it in this scope: of this caller, this group and these headers",
+            "fresh" | "absent" if no_cache => "the request's Cache-Control forbids an answer from memory",
+            "fresh" | "absent" if now.must_revalidate => "the caller must revalidate",
+            "fresh" | "absent" => "it is fresh, but not within the request's max-age or min-fresh",
+            "stale" => "it is stale, and served only if the endpoint fails",
+            "past_floor" => "the link has less life left than freshness.min_remaining, and is never served again",
+            "expired" => "its entry has expired",
+            "purged" => "it was purged after its call was sent",
+            "in_flight" => "a call for it is under way, but a request with no-store joins none",
+            _ => "there is no entry in this scope: this caller, group and scope headers",
         };
         (IdResult::Fetched, why)
     }

@@ -34,17 +34,13 @@ const REFUSED: &str = "refused";
 /// Up to this many links, gathering their observations does not pay.
 const FEW: usize = 4;
 
-/// The body, and its length in bytes.
-fn body<'l>(entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone) -> (Body, usize) {
+/// The body. Its length is exact, so hyper sends a Content-Length.
+fn body<'l>(entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone) -> Body {
     let texts = entries.clone().filter_map(|(entry, _)| entry.text());
     if texts.clone().map(<[u8]>::len).sum::<usize>() > CHUNK {
-        let chunks = ChunkedBody::new(entries.map(|(entry, _)| entry.clone()));
-        let length = chunks.remaining();
-        return (stream(chunks), length);
+        return stream(ChunkedBody::new(entries.map(|(entry, _)| entry.clone())));
     }
-    let merged = merge(texts);
-    let length = merged.len();
-    (whole(merged), length)
+    whole(merge(texts))
 }
 
 /// The headers of a hit. A map is copied in less time than it is filled; the values that differ are inserted.
@@ -54,7 +50,6 @@ impl HeaderTemplate {
     pub(super) fn new(callers: &Callers) -> Self {
         Self(HeaderMap::from_iter([
             (CONTENT_TYPE, HeaderValue::from_static("application/json")),
-            (CONTENT_LENGTH, HeaderValue::from(0)),
             (CACHE_CONTROL, HeaderValue::from_static("no-store")),
             (CACHE_STATUS, HeaderValue::from_static(HIT)),
             (VARY, callers.vary().clone()),
@@ -74,12 +69,11 @@ pub(super) fn merged<'l>(
     metrics: &Metrics,
     now: Moment,
 ) -> Reply {
-    let (body, length) = body(entries.clone());
+    let body = body(entries.clone());
     let (tally, freshness) = observe(entries, metrics, now);
     let outcome = outcome(&tally);
 
     let mut headers = template.0.clone();
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(CACHE_CONTROL, cache_control(&freshness, &tally, form));
     if outcome != Outcome::Hit || tally.count(IdResult::Shared) > 0 {
         headers.insert(CACHE_STATUS, cache_status(&tally, &freshness, fetched, from_memory));
@@ -228,7 +222,6 @@ pub(super) fn unmatched<'a>(
 ) -> Reply {
     let body = merge(items);
     let mut headers = template.0.clone();
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     headers.insert(api::REQUEST_ID, upstream_request_id.unwrap_or_else(request_id));
     headers.remove(CACHE_STATUS);
     let mut response = Response::new(whole(body));
@@ -243,7 +236,7 @@ fn as_it_came(status: StatusCode, headers: &HeaderMap, body: &Bytes) -> Response
     *response.headers_mut() = headers.clone();
     let headers = response.headers_mut();
     strip_hop_by_hop(headers);
-    headers.remove(CONTENT_LENGTH); // Set anew from the body.
+    headers.remove(CONTENT_LENGTH); // hyper sets it from the body.
     add_via(headers, Version::HTTP_11);
     response
 }

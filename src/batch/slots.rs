@@ -8,7 +8,7 @@ use crate::telemetry::trace::RequestSpan;
 
 /// One id's place in the reply.
 pub(super) struct Slot {
-    /// The id, where memory lacks it.
+    /// The id, if it is not in memory.
     pub(super) missing: Option<KeyedId>,
     pub(super) entry: Option<Entry>,
     pub(super) result: IdResult,

@@ -293,7 +293,7 @@ impl Fetcher {
         self.upstream.refusal(context.identity.caller, ids).map(Cause::Rejected)
     }
 
-    /// A 429, and a 503 with `Retry-After`, hold back their caller: one id, or one bad token, may be the reason for them.
+    /// Pauses the caller after a 429, or a 503 with `Retry-After`; not all callers: one id or one token may be the reason.
     fn note_pause(&self, call: &Call, answer: &Answer, identity: &Identity) {
         let now = self.clock.now();
         let asked = self.upstream.pause_of(answer);

@@ -4,9 +4,9 @@
 //! most of that work is for nothing. The filter is a Bloom filter with one hash function: it answers most look-ups of absent
 //! headers with a few instructions (docs/BENCHMARKS.md).
 
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderMap, HeaderName, HeaderValue, ValueIter};
 
-/// Which names a header map may contain.
+/// A set of header names: never without one that was put in, sometimes with others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeaderFilter(u128);
 
@@ -18,12 +18,12 @@ pub struct Headers<'m> {
 }
 
 impl HeaderFilter {
-    /// The filter of this map.
-    pub fn new(map: &HeaderMap) -> Self {
-        Self(map.keys().fold(0, |bits, name| bits | bit(name)))
+    /// The filter of these names.
+    pub fn new<'n>(names: impl IntoIterator<Item = &'n HeaderName>) -> Self {
+        Self(names.into_iter().fold(0, |bits, name| bits | bit(name)))
     }
 
-    /// The map with its filter, which must be of this map or of one with more names.
+    /// The map with its filter, which must be of the map's names.
     pub fn on(self, map: &HeaderMap) -> Headers<'_> {
         Headers { map, filter: self }
     }
@@ -62,13 +62,28 @@ impl<'m> Headers<'m> {
     }
 
     /// The values of all headers of this name.
-    pub fn get_all(self, name: &HeaderName) -> impl Iterator<Item = &'m HeaderValue> {
-        let values = self.may_contain(name).then(|| self.map.get_all(name));
-        values.into_iter().flat_map(|values| values.into_iter())
+    pub fn get_all(self, name: &HeaderName) -> Values<'m> {
+        Values(self.may_contain(name).then(|| self.map.get_all(name).iter()))
+    }
+
+    /// Whether there may be a header of one of the names in `filter`.
+    pub fn may_contain_any(self, filter: HeaderFilter) -> bool {
+        self.filter.0 & filter.0 != 0
     }
 
     fn may_contain(self, name: &HeaderName) -> bool {
         self.filter.0 & bit(name) != 0
+    }
+}
+
+/// Values of one header.
+pub struct Values<'m>(Option<ValueIter<'m, HeaderValue>>);
+
+impl<'m> Iterator for Values<'m> {
+    type Item = &'m HeaderValue;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.as_mut()?.next()
     }
 }
 
@@ -82,7 +97,7 @@ mod tests {
         let names = [http::header::HOST, api::TOKEN, http::header::COOKIE, HeaderName::from_static("x")];
         let absent = [http::header::RANGE, http::header::VIA, api::SECURITY_TOKEN, api::LANGUAGE];
         let map: HeaderMap = names.iter().map(|name| (name.clone(), HeaderValue::from_static("1"))).collect();
-        for headers in [HeaderFilter::new(&map).on(&map), Headers::from(&map)] {
+        for headers in [HeaderFilter::new(map.keys()).on(&map), Headers::from(&map)] {
             assert!(names.iter().all(|name| headers.contains(name) && headers.get_all(name).count() == 1));
             assert!(absent.iter().all(|name| !headers.contains(name) && headers.get_all(name).next().is_none()));
         }

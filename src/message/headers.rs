@@ -1,5 +1,6 @@
 //! Headers that a proxy reads, removes and adds in any message (RFC 9110 §7.6).
 
+use std::cell::Cell;
 use std::net::Ipv6Addr;
 
 use http::header::{
@@ -82,7 +83,8 @@ pub fn is_host(text: &[u8]) -> bool {
         let number = || str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok());
         port.iter().all(u8::is_ascii_digit) && (port.is_empty() || number())
     };
-    let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(byte);
+    let is_punctuation = |byte: &u8| matches!(byte, b'!' | b'$' | b'%' | b'&'..=b'.' | b';' | b'=' | b'_' | b'~');
+    let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || is_punctuation(byte);
     if let Some(literal) = text.strip_prefix(b"[") {
         let mut parts = literal.splitn(2, |byte| *byte == b']');
         let (Some(literal), Some(after)) = (parts.next(), parts.next()) else { return false };
@@ -148,11 +150,19 @@ pub fn client_request_id<'m>(headers: impl Into<Headers<'m>>) -> Option<&'m Head
     ((1..=REQUEST_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(is_known)).then_some(id)
 }
 
-/// A generated request id: 128 random bits in hex.
+/// Added to a request id for the next one: an odd number, so that all 2¹²⁸ follow (a Weyl sequence).
+const NEXT_REQUEST_ID: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+
+/// A generated request id: 128 bits in hex, drawn at random for each thread and counted on from there.
 pub fn request_id() -> HeaderValue {
+    thread_local! {
+        static LAST: Cell<u128> = Cell::new(rand::random());
+    }
+    let id = LAST.get().wrapping_add(NEXT_REQUEST_ID);
+    LAST.set(id);
     let mut text = [0; 32];
     // Never fails: sixteen bytes are thirty-two digits, and digits are a value.
-    let _ = hex::encode_to_slice(rand::random::<[u8; 16]>(), &mut text);
+    let _ = hex::encode_to_slice(id.to_be_bytes(), &mut text);
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }
 

@@ -141,7 +141,7 @@ impl Passthrough {
         });
         let request = match &expectation {
             // Shorter than the timeout that ends the exchange.
-            Some(expectation) => expectation.hold(request, self.idle_timeout / 2),
+            Some(expectation) => expectation.delay(request, self.idle_timeout / 2),
             None => request,
         };
         let asked = Instant::now();

@@ -63,7 +63,7 @@ impl Router {
         if request.version() == Version::HTTP_2 {
             join_cookies(request.headers_mut());
         }
-        let filter = HeaderFilter::new(request.headers());
+        let filter = HeaderFilter::new(request.headers().keys());
         let headers = filter.on(request.headers());
         let route = route(&request);
         let mut request_log = self.log(route, began, &request, &trace);
@@ -140,7 +140,7 @@ impl Router {
                 return Some(Error::Malformed("the request has more than one Content-Length"));
             }
         }
-        // Another coding would have to be undone: what is forwarded is framed anew, as chunked alone.
+        // Another coding would have to be undone: a forwarded body is always framed as chunked alone.
         let mut codings = headers.get_all(&TRANSFER_ENCODING);
         if codings.next().is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
             || codings.next().is_some()
@@ -206,7 +206,7 @@ where
 struct Line {
     method: Method,
     path: String,
-    /// The client's own name for the request.
+    /// The client's request id.
     client_request_id: Option<HeaderValue>,
     trace: TraceContext,
 }

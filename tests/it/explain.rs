@@ -39,7 +39,7 @@ async fn each_id_has_its_state_and_its_expected_result() {
     let (clock, asked) = (today(), "accessory_ids=1&accessory_ids=2&accessory_ids=gone&accessory_ids=1");
     let stack = Stack::on(clock.clone(), endpoint, configure).await;
     let unknown = explain(&stack, asked, &[T]).await;
-    assert_eq!(unknown["caller"]["standing"], "unknown");
+    assert_eq!(unknown["caller"]["state"], "unknown");
     assert_eq!(
         ids(&unknown),
         [["1", "unknown", "fetched"], ["2", "unknown", "fetched"], ["gone", "unknown", "fetched"]]
@@ -48,7 +48,7 @@ async fn each_id_has_its_state_and_its_expected_result() {
 
     stack.client.batch("t", &["1", "gone"]).await;
     let known = explain(&stack, asked, &[T]).await;
-    assert_eq!(known["caller"]["standing"], "accepted");
+    assert_eq!(known["caller"]["state"], "accepted");
     assert!(known["caller"]["accepted_seconds"].as_f64().unwrap() > 3500.0);
     assert_eq!(ids(&known), [["1", "fresh", "hit"], ["2", "unknown", "fetched"], ["gone", "absent", "absent"]]);
     assert_eq!((&known["outcome"], &known["form"]), (&json!("partial"), &json!("repeated")));
@@ -182,8 +182,8 @@ async fn explain_changes_nothing_and_shows_no_secret() {
     for token in ["MARKED-token", "MARKED-stranger"] {
         for _ in 0..3 {
             let said = explain(&stack, "accessory_ids=1,2,3", &[("x-auth-token", token)]).await;
-            let standing = if token == "MARKED-token" { "accepted" } else { "unknown" };
-            assert_eq!(said["caller"]["standing"], standing, "to ask makes nobody known");
+            let state = if token == "MARKED-token" { "accepted" } else { "unknown" };
+            assert_eq!(said["caller"]["state"], state, "to ask makes nobody known");
             assert!(!said.to_string().contains("MARKED"));
             for (_, link) in &links {
                 let (bare, secret) = link.split_once('?').unwrap();

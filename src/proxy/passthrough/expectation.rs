@@ -64,7 +64,7 @@ impl Expectation {
     }
 
     /// Delays `request`'s body until the endpoint says 100, for `most` at most.
-    pub(super) fn hold(&self, request: Request<Body>, most: Duration) -> Request<Body> {
+    pub(super) fn delay(&self, request: Request<Body>, most: Duration) -> Request<Body> {
         let patience = PATIENCE.min(most);
         let mut request = request.map(|body| {
             let sleep = tokio::time::sleep(patience);

@@ -40,7 +40,7 @@ pub(super) struct VerifiedSignature {
     signer: Signer,
     payload: String,
     /// The reservation of a body that was read, under `limits.signed_bodies`.
-    _held: Option<Reservation>,
+    _reservation: Option<Reservation>,
 }
 
 impl Resign {
@@ -93,13 +93,13 @@ impl Resign {
         };
         let now = self.clock.now().unix_seconds();
         let unsigned = matches!(signature::stated_payload(&head.headers), Ok(Some(signature::UNSIGNED_PAYLOAD)));
-        let (verified, body, held) = if unsigned && !body.is_end_stream() {
+        let (verified, body, reservation) = if unsigned && !body.is_end_stream() {
             let payload = signature::UNSIGNED_PAYLOAD;
             let verified = signature::verify(&claim, pair, &head, payload, now);
             (verified.map(|signer| (signer, payload.to_owned())), stream(body), None)
         } else {
-            let (body, held) = self.read(body, drains).await?;
-            (signature::verify_whole(&claim, pair, &head, &body, now), whole(body), Some(held))
+            let (body, reservation) = self.read(body, drains).await?;
+            (signature::verify_whole(&claim, pair, &head, &body, now), whole(body), Some(reservation))
         };
         match verified {
             // They would be removed here, and the signature says otherwise.
@@ -111,7 +111,10 @@ impl Resign {
             }
             Ok((signer, payload)) => {
                 self.callers.remove_unsigned(&signer, &mut head.headers);
-                Ok((Request::from_parts(head, body), Some(VerifiedSignature { signer, payload, _held: held })))
+                Ok((
+                    Request::from_parts(head, body),
+                    Some(VerifiedSignature { signer, payload, _reservation: reservation }),
+                ))
             }
             Err(fault) => {
                 // The batch route has logged its own.

@@ -60,7 +60,7 @@ plant "a lost connection that counts once a stream" src/upstream/evidence.rs \
 plant "a probe on an old connection" src/upstream/retry.rs \
     'let probe = permit.is_probe();' 'let probe = false & permit.is_probe();' "$way"
 plant "a joiner with the deadline of another batch" src/fetch.rs \
-    'while self.0.upstream.leaves_fair_time(context.deadline) {' 'while false & self.0.upstream.leaves_fair_time(context.deadline) {' deadlines::
+    'while self.upstream.leaves_fair_time(context.deadline) {' 'while false & self.upstream.leaves_fair_time(context.deadline) {' deadlines::
 plant "one source that counts many times" src/upstream/evidence.rs \
     'sources.min(finding.counts.id_sets) > 1' 'failed.len() > 1'
 plant "a refused token that is a sign of health" src/upstream/attempt.rs \

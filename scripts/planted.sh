@@ -35,7 +35,7 @@ plant() {
 plant "a scope without its group" src/api/id.rs \
     'once(self.name().map(str::as_bytes))' 'once(self.name().and(None::<&[u8]>))'
 plant "a scope without its headers" src/auth/scope.rs \
-    'Some(value.as_bytes())])' 'Some(&value.as_bytes()[..0])])'
+    'take(Some(value.as_bytes()));' 'take(Some(&value.as_bytes()[..0]));'
 plant "a deadline that never comes" src/cache/freshness.rs \
     'left(self.fresh, now.since(self.sent))' 'left(self.fresh, now.since(self.sent) / 1000)'
 plant "a clock that a suspend stops" src/clock.rs \

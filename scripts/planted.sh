@@ -35,7 +35,7 @@ plant() {
 plant "a scope without its group" src/api/id.rs \
     'once(self.name().map(str::as_bytes))' 'once(self.name().and(None::<&[u8]>))'
 plant "a scope without its headers" src/auth/scope.rs \
-    'Some(value.as_bytes())])' 'Some(&value.as_bytes()[..0])])'
+    'take(Some(value.as_bytes()));' 'take(Some(&value.as_bytes()[..0]));'
 plant "a deadline that never comes" src/cache/freshness.rs \
     'left(self.fresh, now.since(self.sent))' 'left(self.fresh, now.since(self.sent) / 1000)'
 plant "a clock that a suspend stops" src/clock.rs \
@@ -60,7 +60,7 @@ plant "a lost connection that counts once a stream" src/upstream/evidence.rs \
 plant "a probe on an old connection" src/upstream/retry.rs \
     'let probe = permit.is_probe();' 'let probe = false & permit.is_probe();' "$way"
 plant "a joiner with the deadline of another batch" src/fetch.rs \
-    'while self.0.upstream.leaves_fair_time(context.deadline) {' 'while false & self.0.upstream.leaves_fair_time(context.deadline) {' deadlines::
+    'while self.upstream.leaves_fair_time(context.deadline) {' 'while false & self.upstream.leaves_fair_time(context.deadline) {' deadlines::
 plant "one source that counts many times" src/upstream/evidence.rs \
     'sources.min(finding.counts.id_sets) > 1' 'failed.len() > 1'
 plant "a refused token that is a sign of health" src/upstream/attempt.rs \

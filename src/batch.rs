@@ -30,7 +30,7 @@ use crate::cache::{Cache, Entry, KeyHasher};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::Error;
-use crate::fetch::{CacheRequirements, Failure, Fetch, FetchContext, KeyedId};
+use crate::fetch::{CacheRequirements, Failure, FetchContext, Fetcher, KeyedId};
 use crate::limits::budget::{Budget, Reservation};
 use crate::message::body::{BodyError, drain, stream};
 use crate::message::cache_control::Directives;
@@ -48,7 +48,7 @@ pub use explain::Explanation;
 pub struct BatchRoute {
     callers: Arc<Callers>,
     cache: Arc<Cache>,
-    fetch: Fetch,
+    fetch: Arc<Fetcher>,
     passthrough: Arc<Passthrough>,
     /// Bodies of batches that are not answered yet.
     bodies: Budget,
@@ -111,7 +111,7 @@ impl BatchRoute {
     pub fn new(
         callers: Arc<Callers>,
         cache: Arc<Cache>,
-        fetch: Fetch,
+        fetch: Arc<Fetcher>,
         passthrough: Arc<Passthrough>,
         bodies: Budget,
         config: Arc<Config>,

@@ -1,6 +1,6 @@
 //! Fetches ids that are not in memory: one flight per id, which every batch that wants the id joins.
 //!
-//! Start at [`Fetch::fetch`], then `join_or_start`: there a batch joins the flights of ids that are being fetched,
+//! Start at [`Fetcher::fetch`], then `join_or_start`: there a batch joins the flights of ids that are being fetched,
 //! and starts flights for the others. New flights look into the shared tier (`shared_lookup`), then leave in calls
 //! (`calls`). Flights run detached from the client that started them. A call stores its entries *before* its flights end,
 //! and flights start under one lock after a last look into the cache: between "not in memory" and "not in flight" there is
@@ -42,10 +42,7 @@ pub use requirements::CacheRequirements;
 pub use result::{Cause, EntrySource, Failure, FetchResult};
 
 /// Fetches ids.
-#[derive(Clone)]
-pub struct Fetch(Arc<Fetcher>);
-
-struct Fetcher {
+pub struct Fetcher {
     upstream: Arc<Upstream>,
     callers: Arc<Callers>,
     cache: Arc<Cache>,
@@ -66,7 +63,7 @@ enum FetchPlan {
     Refused(Arc<Failure>),
 }
 
-impl Fetch {
+impl Fetcher {
     /// A fetcher that stores into `cache`. Its flights are among `flights`, which fetchers of other configurations share.
     #[expect(clippy::too_many_arguments, reason = "the composition root hands over what it has built")]
     pub fn new(
@@ -79,7 +76,7 @@ impl Fetch {
         config: Arc<Config>,
         clock: Clock,
     ) -> Self {
-        Self(Arc::new(Fetcher {
+        Self {
             upstream,
             callers,
             cache,
@@ -90,7 +87,7 @@ impl Fetch {
             tier,
             warned_no_store: AtomicBool::new(false),
             throttled: LogThrottle::default(),
-        }))
+        }
     }
 
     /// Fetches `ids` by the deadline of `context`: from memory, where an entry has arrived since the batch's first look-up,
@@ -98,32 +95,36 @@ impl Fetch {
     ///
     /// # Errors
     /// If a limit is reached; nothing has been asked then.
-    pub async fn fetch(&self, context: &Arc<FetchContext>, ids: &[KeyedId]) -> Result<Vec<FetchResult>, Error> {
-        if self.0.would_wait_for_itself(context, ids) {
+    pub async fn fetch(
+        self: &Arc<Self>,
+        context: &Arc<FetchContext>,
+        ids: &[KeyedId],
+    ) -> Result<Vec<FetchResult>, Error> {
+        if self.would_wait_for_itself(context, ids) {
             return self.fetch_separately(context, ids, true).await;
         }
-        let _waiting = self.0.wait()?;
-        let mut results = self.0.fetch_each(context, ids).await?;
+        let _waiting = self.wait()?;
+        let mut results = self.fetch_each(context, ids).await?;
         // A flight ends by the deadline of the batch that started it. A batch that joined it has its own deadline.
-        while self.0.upstream.leaves_fair_time(context.deadline) {
+        while self.upstream.leaves_fair_time(context.deadline) {
             let (places, late) = select(ids, &results, ended_by_another_deadline);
             if late.is_empty() {
                 break;
             }
             // At a limit, the failure that is known says more than the limit.
-            let Ok(again) = self.0.fetch_each(context, &late).await else { break };
+            let Ok(again) = self.fetch_each(context, &late).await else { break };
             replace(&mut results, places, again);
         }
         // Last attempt: call upstream directly, not joinable, bypassing the shared tier.
         for separately in [false, true] {
-            let (places, declined) = self.0.declined(context, ids, &results);
+            let (places, declined) = self.declined(context, ids, &results);
             if declined.is_empty() {
                 break;
             }
             let again = if separately {
-                self.0.call_separately(context, &declined, true).await?
+                self.call_separately(context, &declined, true).await?
             } else {
-                self.0.fetch_each(context, &declined).await?
+                self.fetch_each(context, &declined).await?
             };
             replace(&mut results, places, again);
         }
@@ -136,37 +137,31 @@ impl Fetch {
     /// # Errors
     /// If a limit is reached; nothing has been asked then.
     pub async fn fetch_separately(
-        &self,
+        self: &Arc<Self>,
         context: &Arc<FetchContext>,
         ids: &[KeyedId],
         store: bool,
     ) -> Result<Vec<FetchResult>, Error> {
-        let _waiting = self.0.wait()?;
-        self.0.call_separately(context, ids, store).await
+        let _waiting = self.wait()?;
+        self.call_separately(context, ids, store).await
     }
 
     /// The shared tier, if there is one.
     pub fn tier(&self) -> Option<&Arc<Tier>> {
-        self.0.tier.as_ref()
-    }
-
-    /// Refreshes ids ahead, in the background, while their entries are fresh: those that are not in flight, as far as limits
-    /// and the budget of refreshes allow. Returns how many.
-    pub fn refresh(&self, context: &Arc<FetchContext>, ids: &[KeyedId]) -> usize {
-        self.0.refresh(context, ids)
+        self.tier.as_ref()
     }
 
     /// Whether a batch would join a flight for `id`; `marks` are the purges of its group.
     pub fn is_in_flight(&self, key: Key, id: &str, marks: &Marks<'_>) -> bool {
-        self.0.state().flights.get(&key).is_some_and(|flight| !flight.is_purged(id, marks))
+        self.state().flights.get(&key).is_some_and(|flight| !flight.is_purged(id, marks))
     }
 
     /// Why no call may be made now, for this caller if it is known, else for anyone.
     pub fn refusal_for(&self, identity: Option<&Identity>, ids: &[&str]) -> Option<Error> {
-        let upstream = &self.0.upstream;
+        let upstream = &self.upstream;
         let refusal = match identity {
             Some(identity) => {
-                let paused = identity.caller_state.pause.lasting(self.0.clock.now()).map(Rejection::Pause);
+                let paused = identity.caller_state.pause.lasting(self.clock.now()).map(Rejection::Pause);
                 paused.or_else(|| upstream.refusal(identity.caller, ids.iter().copied()))
             }
             None => upstream.refusal_of_all(),
@@ -174,15 +169,9 @@ impl Fetch {
         refusal.map(|refusal| refusal.error())
     }
 
-    /// Drops all entries of the caller of `context`, whom the endpoint has refused with a 401; `known`: it was accepted
-    /// before.
-    pub fn drop_caller(&self, context: &FetchContext, known: bool) {
-        self.0.drop_caller(context, known);
-    }
-
     /// Whether the budget of extra calls allows one more, to find out which batch is at fault.
     pub fn affords_extra(&self) -> bool {
-        self.0.flights.extra_calls.withdraw()
+        self.flights.extra_calls.withdraw()
     }
 }
 
@@ -338,7 +327,9 @@ impl Fetcher {
         }
     }
 
-    fn refresh(self: &Arc<Self>, context: &Arc<FetchContext>, ids: &[KeyedId]) -> usize {
+    /// Refreshes ids ahead, in the background, while their entries are fresh: those that are not in flight, as far as limits
+    /// and the budget of refreshes allow. Returns how many.
+    pub fn refresh(self: &Arc<Self>, context: &Arc<FetchContext>, ids: &[KeyedId]) -> usize {
         if self.refusal(context, ids).is_some() {
             return 0;
         }

@@ -18,7 +18,7 @@ use crate::cache::purges::{self, Mark, Purges};
 use crate::clock::Clock;
 use crate::config::{Config, Reload, ReloadState};
 use crate::error::Limit;
-use crate::fetch::{Fetch, Flights};
+use crate::fetch::{Fetcher, Flights};
 use crate::limits::budget::{Budget, Usage, Usages};
 use crate::proxy::passthrough::{Deletions, Passthrough, Resign};
 use crate::proxy::router::Router;
@@ -231,7 +231,7 @@ impl SharedState {
             &config.upstream.endpoint,
             clock.clone(),
         ));
-        let fetch = Fetch::new(
+        let fetch = Fetcher::new(
             Arc::clone(&upstream),
             Arc::clone(&callers),
             Arc::clone(&self.cache),
@@ -257,7 +257,7 @@ impl SharedState {
         let batch_route = Arc::new(BatchRoute::new(
             callers,
             Arc::clone(&self.cache),
-            fetch,
+            Arc::new(fetch),
             Arc::clone(&passthrough),
             budget(&self.totals.batch_bodies, config.limits.batch_bodies, Limit::BatchBodies),
             Arc::clone(&config),

@@ -16,7 +16,7 @@ use crate::shared::Found;
 use crate::telemetry::trace::{RequestSpan, TraceContext};
 
 /// A fetcher whose endpoint refuses every connection.
-fn fetch() -> (Fetch, Arc<FetchContext>) {
+fn fetch() -> (Arc<Fetcher>, Arc<FetchContext>) {
     let config = Arc::new(Config::for_endpoint(Endpoint::parse("http://h").unwrap()));
     let clock = Clock::simulated(1_000_000);
     let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
@@ -46,7 +46,7 @@ fn fetch() -> (Fetch, Arc<FetchContext>) {
         share: None,
     };
     let flights = Arc::new(Flights::new(config.upstream.calls));
-    (Fetch::new(upstream, callers, cache, flights, None, metrics, config, clock), Arc::new(context))
+    (Arc::new(Fetcher::new(upstream, callers, cache, flights, None, metrics, config, clock)), Arc::new(context))
 }
 
 fn keyed(context: &FetchContext, id: &str) -> KeyedId {
@@ -63,13 +63,13 @@ async fn a_flight_whose_task_panics_frees_its_waiters_and_its_permit() {
     let (fetch, context) = fetch();
     let id = keyed(&context, "1");
     let (flight, mut ready) = {
-        let mut state = fetch.0.state();
-        let permit = fetch.0.permits(1, &context.identity.caller_state).unwrap().remove(0);
-        let pending = state.start(&fetch.0, &context, &id, permit);
+        let mut state = fetch.state();
+        let permit = fetch.permits(1, &context.identity.caller_state).unwrap().remove(0);
+        let pending = state.start(&fetch, &context, &id, permit);
         let flight = Arc::clone(&pending.flight);
         flight.waiters.fetch_add(1, Ordering::Relaxed);
         state.enqueue(context.queue_key(), vec![pending]);
-        let ready = fetch.0.take_ready_batches(&mut state, context.queue_key());
+        let ready = fetch.take_ready_batches(&mut state, context.queue_key());
         (flight, ready)
     };
     let batch = ready.remove(0);
@@ -84,22 +84,22 @@ async fn a_flight_whose_task_panics_frees_its_waiters_and_its_permit() {
     assert!(call.await.unwrap_err().is_panic());
     assert!(is_lost(&waiter.await.unwrap()));
     drop(flight);
-    assert!(fetch.0.state().flights.is_empty() && fetch.0.state().queues.is_empty());
-    assert_eq!(fetch.0.flights.in_flight.load(Ordering::Relaxed), 0);
+    assert!(fetch.state().flights.is_empty() && fetch.state().queues.is_empty());
+    assert_eq!(fetch.flights.in_flight.load(Ordering::Relaxed), 0);
     assert_eq!(context.identity.caller_state.flights.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_queued_id_without_waiters_is_dropped() {
     let (fetch, context) = fetch();
-    let mut state = fetch.0.state();
+    let mut state = fetch.state();
     for id in ["left", "stays"] {
-        let permit = fetch.0.permits(1, &context.identity.caller_state).unwrap().remove(0);
-        let pending = state.start(&fetch.0, &context, &keyed(&context, id), permit);
+        let permit = fetch.permits(1, &context.identity.caller_state).unwrap().remove(0);
+        let pending = state.start(&fetch, &context, &keyed(&context, id), permit);
         pending.flight.waiters.fetch_add(usize::from(id == "stays"), Ordering::Relaxed);
         state.enqueue(context.queue_key(), vec![pending]);
     }
-    let ready = fetch.0.take_ready_batches(&mut state, context.queue_key());
+    let ready = fetch.take_ready_batches(&mut state, context.queue_key());
     assert_eq!(ready.len(), 1);
     assert!(state.flights.contains_key(&keyed(&context, "stays").key));
     assert!(!state.flights.contains_key(&keyed(&context, "left").key));
@@ -110,13 +110,13 @@ async fn a_queued_id_without_waiters_is_dropped() {
 #[tokio::test(start_paused = true)]
 async fn a_batch_that_is_shed_leaves_no_flight_and_no_permit() {
     let (fetch, context) = fetch();
-    let most = fetch.0.config.limits.in_flight;
+    let most = fetch.config.limits.in_flight;
     let many: Vec<KeyedId> = (0..=most / 2).map(|id| keyed(&context, &id.to_string())).collect();
     let shed = fetch.fetch(&context, &many).await;
     assert_eq!(shed.err(), Some(Error::Shed(Limit::CallerInFlight)));
-    assert!(fetch.0.state().flights.is_empty() && fetch.0.state().queues.is_empty());
-    assert_eq!(fetch.0.flights.in_flight.load(Ordering::Relaxed), 0);
-    assert_eq!(fetch.0.flights.waiters.load(Ordering::Relaxed), 0);
+    assert!(fetch.state().flights.is_empty() && fetch.state().queues.is_empty());
+    assert_eq!(fetch.flights.in_flight.load(Ordering::Relaxed), 0);
+    assert_eq!(fetch.flights.waiters.load(Ordering::Relaxed), 0);
 }
 
 /// Regression: an entry of the shared tier, found before the endpoint refused the caller an id, was stored after it.
@@ -124,7 +124,7 @@ async fn a_batch_that_is_shed_leaves_no_flight_and_no_permit() {
 async fn an_entry_found_before_an_invalidation_is_not_stored_after_it() {
     for invalidated in [false, true] {
         let (fetch, context) = fetch();
-        let (inner, now) = (&fetch.0, fetch.0.clock.now());
+        let (inner, now) = (&fetch, fetch.clock.now());
         inner.callers.accept(&context.identity, now, context.identity.caller_state.invalidations());
         let id = keyed(&context, "1");
         let permit = inner.permits(1, &context.identity.caller_state).unwrap().remove(0);

@@ -20,8 +20,8 @@ impl Fetcher {
         }
     }
 
-    /// Drops all entries of the caller, here and in the shared tier; `known`: the endpoint had accepted it before.
-    pub(super) fn drop_caller(&self, context: &FetchContext, known: bool) {
+    /// Drops all entries of the caller after a 401, here and in the shared tier; `known`: the endpoint had accepted it before.
+    pub(crate) fn drop_caller(&self, context: &FetchContext, known: bool) {
         self.callers.drop_links(&context.identity);
         if let (Some(tier), Some(share)) = (&self.tier, &context.share) {
             tier.revoke(share, known);

@@ -74,16 +74,23 @@ pub(super) fn merged<'l>(
     let outcome = outcome(&tally);
 
     let mut headers = template.0.clone();
-    headers.insert(CACHE_CONTROL, cache_control(&freshness, &tally, form));
+    set(&mut headers, &CACHE_CONTROL, cache_control(&freshness, &tally, form));
     if outcome != Outcome::Hit || tally.count(IdResult::Shared) > 0 {
-        headers.insert(CACHE_STATUS, cache_status(&tally, &freshness, fetched, from_memory));
+        set(&mut headers, &CACHE_STATUS, cache_status(&tally, &freshness, fetched, from_memory));
     }
-    headers.insert(api::REQUEST_ID, fetched.request_id.clone().unwrap_or_else(request_id));
+    set(&mut headers, &api::REQUEST_ID, fetched.request_id.clone().unwrap_or_else(request_id));
     let mut response = Response::new(body);
     *response.headers_mut() = headers;
     let mut reply = Reply::new(response, outcome);
     reply.info.tally = tally;
     reply
+}
+
+/// Replaces a value of the template. (`insert` would reserve room for one more header, and grow the map.)
+fn set(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) {
+    if let Some(old) = headers.get_mut(name) {
+        *old = value;
+    }
 }
 
 /// What the entries of a reply have in common.

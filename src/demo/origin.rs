@@ -21,8 +21,8 @@ use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,6 +33,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -100,7 +101,7 @@ pub struct Origin(Arc<Inner>);
 struct Inner {
     address: SocketAddr,
     clock: Clock,
-    state: Mutex<State>,
+    state: Mutex<OriginState>,
     /// Calls on the batch route that have arrived.
     arrived: watch::Sender<usize>,
     /// Whether calls may go on.
@@ -112,7 +113,8 @@ struct Inner {
     tasks: TaskTracker,
 }
 
-struct State {
+#[derive(Default)]
+struct OriginState {
     options: Options,
     calls: Vec<RecordedCall>,
     script: VecDeque<ScriptedReply>,
@@ -150,22 +152,18 @@ impl Origin {
         let origin = Self::new(options.address, options, clock);
         let accepting = origin.clone();
         tokio::spawn(async move {
-            while let Some(stream) = connections.recv().await {
-                // A dropped stream is a refused connection.
-                if !accepting.0.stop.is_cancelled() {
-                    accepting.spawn(stream);
-                }
+            while let Some(Some(stream)) = accepting.0.stop.run_until_cancelled(connections.recv()).await {
+                accepting.spawn(stream);
             }
         });
         origin
     }
 
     fn new(address: SocketAddr, options: Options, clock: Clock) -> Self {
-        let (calls, script, distinct) = (Vec::new(), VecDeque::new(), HashSet::new());
         Self(Arc::new(Inner {
             address,
             clock,
-            state: Mutex::new(State { options, calls, script, ids_asked: 0, distinct }),
+            state: Mutex::new(OriginState { options, ..OriginState::default() }),
             arrived: watch::Sender::new(0),
             gate: watch::Sender::new(true),
             serial: AtomicUsize::new(1),
@@ -176,11 +174,7 @@ impl Origin {
     }
 
     async fn accept(self, listener: TcpListener) {
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = self.0.stop.cancelled() => return,
-            };
+        while let Some(accepted) = self.0.stop.run_until_cancelled(listener.accept()).await {
             match accepted {
                 Ok((stream, _)) => {
                     let _ = stream.set_nodelay(true);
@@ -251,8 +245,8 @@ impl Origin {
         self.0.address
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.0.state)
+    fn state(&self) -> MutexGuard<'_, OriginState> {
+        self.0.state.lock()
     }
 
     fn options(&self) -> Options {
@@ -321,7 +315,7 @@ impl Origin {
     }
 }
 
-impl State {
+impl OriginState {
     fn count(&mut self, credential: &str, group: Option<&str>, ids: &[String]) {
         self.ids_asked += ids.len();
         for id in ids {
@@ -333,8 +327,4 @@ impl State {
             self.distinct.insert(hasher.finish());
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,11 +1,12 @@
 //! Pauses that the endpoint asks for: `Retry-After` (RFC 9110 §10.2.3), and what it answered then.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{RETRY_AFTER, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, Response};
+use parking_lot::Mutex;
 
 use crate::clock::{Moment, millis};
 
@@ -39,7 +40,7 @@ impl Pause {
     /// Pauses for `span` from `now`; `answer` is repeated meanwhile. Never shortens a pause.
     pub fn set(&self, now: Moment, span: Duration, answer: Option<Response<Bytes>>) {
         let end = now.monotonic.saturating_add(millis(span));
-        let mut until = self.until();
+        let mut until = self.0.lock();
         if end > until.end {
             let answer = answer.filter(|answer| answer.body().len() <= MAX_BYTES).map(|mut answer| {
                 // A cookie is set once.
@@ -52,13 +53,9 @@ impl Pause {
 
     /// What is left of the pause, if it has not ended.
     pub fn lasting(&self, now: Moment) -> Option<Paused> {
-        let until = self.until();
+        let until = self.0.lock();
         let left = until.end.saturating_sub(now.monotonic);
         (left > 0).then(|| Paused { left: Duration::from_millis(left), answer: until.answer.clone() })
-    }
-
-    fn until(&self) -> MutexGuard<'_, Until> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

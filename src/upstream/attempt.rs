@@ -11,7 +11,7 @@ use prometheus::IntGauge;
 use tokio::time::{Instant, timeout_at};
 
 use super::call::{Answer, Call};
-use super::client::{Outgoing, Progress, wants_http1};
+use super::client::{Outgoing, SendProgress, wants_http1};
 use super::evidence::{CallOutcome, FailureKind};
 use super::{UNREADABLE, Upstream, coding};
 use crate::error::{Error, NoAnswer};
@@ -28,7 +28,7 @@ impl Upstream {
         call: &Call,
         deadline: Instant,
         new_connection: bool,
-        progress: &Progress,
+        progress: &SendProgress,
     ) -> Result<Answer, Error> {
         self.metrics.upstream_call_ids.observe(call.ids.len() as f64);
         let _in_flight = InFlight::new(&self.metrics.upstream_in_flight);
@@ -49,13 +49,14 @@ impl Upstream {
         outcome
     }
 
-    async fn exchange(&self, call: &Call, new_connection: bool, progress: &Progress) -> Result<Answer, Error> {
+    async fn exchange(&self, call: &Call, new_connection: bool, progress: &SendProgress) -> Result<Answer, Error> {
         let sent = self.clock.now();
-        let request = call.request(&self.endpoint, sent.unix_seconds()).ok_or(Error::NoAnswer(NoAnswer::Lost))?;
+        let request =
+            call.request(&self.config.endpoint, sent.unix_seconds()).ok_or(Error::NoAnswer(NoAnswer::Lost))?;
         let response = self.send_call(request, new_connection, progress).await;
         let response = response.map_err(|error| self.no_answer(&error))?;
         let (head, body) = Self::checked(response)?.into_parts();
-        let body = match Limited::new(body, self.answer_bytes).collect().await {
+        let body = match Limited::new(body, self.config.answer_bytes).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => return Err(Error::NoAnswer(NoAnswer::TooLong)),
             Err(error) => {
@@ -65,7 +66,7 @@ impl Upstream {
             }
         };
         let mut headers = head.headers;
-        let body = coding::decode(&mut headers, body, self.answer_bytes).map_err(Error::NoAnswer)?;
+        let body = coding::decode(&mut headers, body, self.config.answer_bytes).map_err(Error::NoAnswer)?;
         Ok(Answer { status: head.status, headers, body, sent })
     }
 
@@ -74,7 +75,7 @@ impl Upstream {
         &self,
         request: Request<Bytes>,
         new_connection: bool,
-        progress: &Progress,
+        progress: &SendProgress,
     ) -> Result<Response<Incoming>, ClientError> {
         if !self.http1_only.load(Ordering::Relaxed) {
             let sent = self.calls.send(Outgoing::Repeatable(request.clone()), new_connection, progress).await;
@@ -91,7 +92,12 @@ impl Upstream {
     }
 
     /// What an attempt says of the endpoint's health.
-    pub(super) fn judge(&self, outcome: &Result<Answer, Error>, has_links: bool, progress: &Progress) -> CallOutcome {
+    pub(super) fn judge(
+        &self,
+        outcome: &Result<Answer, Error>,
+        has_links: bool,
+        progress: &SendProgress,
+    ) -> CallOutcome {
         let took = progress.since_sent();
         match outcome {
             Ok(_) if has_links => {
@@ -109,7 +115,7 @@ impl Upstream {
             Err(Error::Deadline) if took.is_some_and(|took| took >= self.fair_time()) => {
                 CallOutcome::Failure(FailureKind::Silence)
             }
-            Err(Error::Deadline) if took.is_none() && progress.waited() >= self.connect_timeout => {
+            Err(Error::Deadline) if took.is_none() && progress.waited() >= self.config.connect_timeout => {
                 CallOutcome::Failure(FailureKind::Silence)
             }
             _ => CallOutcome::Neutral,

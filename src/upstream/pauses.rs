@@ -1,9 +1,10 @@
 //! Pauses of single callers that add up to a pause of everyone.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::evidence::Source;
+use parking_lot::Mutex;
+
+use super::evidence::CallSource;
 use crate::clock::{Moment, millis};
 
 /// Callers that are remembered.
@@ -15,19 +16,19 @@ const MOST: usize = 64;
 pub(super) struct Pauses(Mutex<Vec<PausedCaller>>);
 
 struct PausedCaller {
-    source: Source,
+    source: CallSource,
     /// On the monotonic clock.
     until: u64,
 }
 
 impl Pauses {
     /// `source` was asked at `now` to pause for `span`. Returns how long everyone has to pause, if everyone has.
-    pub(super) fn asked(&self, source: &Source, now: Moment, span: Duration) -> Option<Duration> {
+    pub(super) fn asked(&self, source: &CallSource, now: Moment, span: Duration) -> Option<Duration> {
         if !source.accepted {
             return None;
         }
         let until = now.monotonic.saturating_add(millis(span));
-        let mut paused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut paused = self.0.lock();
         paused.retain(|paused| paused.until > now.monotonic && paused.source.caller != source.caller);
         let others = paused.iter().filter(|paused| !paused.source.ids.iter().any(|id| source.ids.contains(id)));
         let other = others.map(|paused| paused.until).max();
@@ -46,7 +47,8 @@ mod tests {
 
     #[test]
     fn two_accepted_callers_with_different_ids_make_a_pause_for_everyone() {
-        let source = |caller, accepted, id: u64| Source { caller: Caller::of_test(caller), accepted, ids: [id].into() };
+        let source =
+            |caller, accepted, id: u64| CallSource { caller: Caller::of_test(caller), accepted, ids: [id].into() };
         let at = |monotonic| Moment { monotonic, wall: 0 };
         let asked = |pauses: &Pauses, source, now| pauses.asked(&source, at(now), Duration::from_secs(3));
         for second in [source(1, true, 2), source(2, true, 1), source(2, false, 2)] {

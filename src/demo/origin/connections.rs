@@ -1,12 +1,13 @@
 //! Connections to the simulated endpoint, and how they are lost.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{Origin, lock};
+use super::Origin;
 
 /// How a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,11 +23,11 @@ pub enum Loss {
 #[derive(Default)]
 pub(super) struct Connections {
     made: AtomicUsize,
-    open: Mutex<Vec<Arc<Connection>>>,
+    open: Mutex<Vec<Arc<OriginConnection>>>,
 }
 
 #[derive(Default)]
-pub(super) struct Connection {
+pub(super) struct OriginConnection {
     /// Cancelled to close it, and when it has ended.
     pub(super) is_closed: CancellationToken,
     pub(super) is_leaving: Notify,
@@ -35,16 +36,16 @@ pub(super) struct Connection {
 }
 
 impl Connections {
-    pub(super) fn add(&self) -> Arc<Connection> {
+    pub(super) fn add(&self) -> Arc<OriginConnection> {
         self.made.fetch_add(1, Ordering::Relaxed);
-        let connection = Arc::new(Connection::default());
+        let connection = Arc::new(OriginConnection::default());
         self.open().push(Arc::clone(&connection));
         connection
     }
 
     /// The open ones, by age.
-    fn open(&self) -> MutexGuard<'_, Vec<Arc<Connection>>> {
-        let mut open = lock(&self.open);
+    fn open(&self) -> MutexGuard<'_, Vec<Arc<OriginConnection>>> {
+        let mut open = self.open.lock();
         open.retain(|connection| !connection.is_closed.is_cancelled());
         open
     }
@@ -70,7 +71,7 @@ impl Origin {
     }
 }
 
-impl Connection {
+impl OriginConnection {
     fn lose(&self, how: Loss) {
         match how {
             Loss::Now => self.is_closed.cancel(),

@@ -33,7 +33,7 @@ use crate::error::{Error, NoAnswer};
 use crate::shared::Tier;
 use crate::telemetry::log::LogThrottle;
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::{Rejection, Upstream};
+use crate::upstream::Upstream;
 use calls::PendingId;
 pub use context::{FetchContext, KeyedId};
 pub use flights::Flights;
@@ -166,12 +166,12 @@ impl Fetch {
         let upstream = &self.0.upstream;
         let refusal = match identity {
             Some(identity) => {
-                let paused = identity.caller_state.pause.lasting(self.0.clock.now()).map(Rejection::Pause);
+                let paused = identity.caller_state.pause.lasting(self.0.clock.now());
                 paused.or_else(|| upstream.refusal(identity.caller, ids.iter().copied()))
             }
             None => upstream.refusal_of_all(),
         };
-        refusal.map(|refusal| refusal.error())
+        refusal.map(|refusal| refusal.error)
     }
 
     /// Drops all entries of the caller of `context`, whom the endpoint has refused with a 401; `known`: it was accepted

@@ -33,7 +33,8 @@ use tower::retry::budget::TpsBudget;
 use crate::auth::Caller;
 use crate::clock::Clock;
 use crate::config;
-use crate::limits::pause::{self, Pause, Paused};
+use crate::error::Error;
+use crate::limits::pause::{self, Pause, Rejection};
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::{BreakerState, Metrics, show_position};
 use breaker::Breaker;
@@ -47,7 +48,7 @@ use resolver::Resolver;
 use trust::Trust;
 
 pub use breaker::BreakerStatus;
-pub use call::{Answer, Call, Rejection};
+pub use call::{Answer, Call};
 pub use connector::MemoryEndpoint;
 pub use evidence::Counts;
 pub use failures::LastFailure;
@@ -166,23 +167,22 @@ impl Upstream {
 
     /// Why no call of `caller` for these ids may be made now.
     pub fn refusal<'i>(&self, caller: Caller, ids: impl Iterator<Item = &'i str>) -> Option<Rejection> {
-        if let Some(paused) = self.paused() {
-            return Some(Rejection::Pause(paused));
-        }
-        if self.breaker.is_idle() {
-            return None;
-        }
-        self.breaker.refusal(Some(&self.source(caller, true, ids))).map(Rejection::Breaker)
+        let source = || (!self.breaker.is_idle()).then(|| self.source(caller, true, ids));
+        self.paused().or_else(|| self.refused_by_breaker(Some(&source()?)))
     }
 
     /// Why no call of anyone may be made now.
     pub fn refusal_of_all(&self) -> Option<Rejection> {
-        let paused = self.paused().map(Rejection::Pause);
-        paused.or_else(|| self.breaker.refusal(None).map(Rejection::Breaker))
+        self.paused().or_else(|| self.refused_by_breaker(None))
     }
 
-    fn paused(&self) -> Option<Paused> {
+    fn paused(&self) -> Option<Rejection> {
         self.pause.lasting(self.clock.now())
+    }
+
+    fn refused_by_breaker(&self, source: Option<&CallSource>) -> Option<Rejection> {
+        let wait = self.breaker.refusal(source)?;
+        Some(Rejection { error: Error::BreakerOpen(wait), answer: None })
     }
 
     /// The pause that a 503 with `Retry-After` asks for.

@@ -188,15 +188,12 @@ impl Origin {
 
     fn spawn(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let origin = self.clone();
-        tokio::spawn(self.0.tasks.track_future(async move { origin.drive(stream).await }));
+        self.0.tasks.spawn(async move { origin.serve_connection(stream).await });
     }
 
     /// Serves one connection over any stream, HTTP/1.1 or HTTP/2, until either side ends it or [`Origin::stop`].
     pub async fn serve_connection(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        self.0.tasks.track_future(self.drive(io)).await;
-    }
-
-    async fn drive(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let _tracked = self.0.tasks.token();
         let connection = self.0.connections.add();
         let _closes = connection.is_closed.clone().drop_guard();
         let service = service_fn(|request: Request<Incoming>| {

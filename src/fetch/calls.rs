@@ -27,7 +27,7 @@ use crate::limits::pause;
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::CallResult;
 use crate::telemetry::trace::{CallContext, CallSpan};
-use crate::upstream::{Answer, Call, Rejection};
+use crate::upstream::{Answer, Call};
 
 /// Ids that may share a call: same caller, group, scope headers and form.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -286,11 +286,9 @@ impl Fetcher {
 
     /// Why no call for these ids may be made for this caller now.
     pub(super) fn refusal(&self, context: &FetchContext, ids: &[KeyedId]) -> Option<Cause> {
-        if let Some(paused) = context.identity.caller_state.pause.lasting(self.clock.now()) {
-            return Some(Cause::Rejected(Rejection::Pause(paused)));
-        }
         let ids = ids.iter().map(|id| &*id.id);
-        self.upstream.refusal(context.identity.caller, ids).map(Cause::Rejected)
+        let paused = context.identity.caller_state.pause.lasting(self.clock.now());
+        paused.or_else(|| self.upstream.refusal(context.identity.caller, ids)).map(Cause::Rejected)
     }
 
     /// A 429, and a 503 with `Retry-After`, hold back their caller: one id, or one bad token, may be the reason for them.

@@ -7,7 +7,6 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Error as ClientError;
-use prometheus::IntGauge;
 use tokio::time::{Instant, timeout_at};
 
 use super::call::{Answer, Call};
@@ -16,10 +15,7 @@ use super::evidence::{CallOutcome, FailureKind};
 use super::{UNREADABLE, Upstream, coding};
 use crate::error::{Error, NoAnswer};
 use crate::telemetry::log::{chain, events};
-
-/// Reasons that no library gives.
-const LATE: &str = "none within upstream.deadline";
-const TOO_LONG: &str = "it is longer than upstream.answer_bytes";
+use crate::telemetry::metrics::Counted;
 
 impl Upstream {
     /// Attempts `call` once; on a new connection if `new_connection`.
@@ -31,7 +27,7 @@ impl Upstream {
         progress: &SendProgress,
     ) -> Result<Answer, Error> {
         self.metrics.upstream_call_ids.observe(call.ids.len() as f64);
-        let _in_flight = InFlight::new(&self.metrics.upstream_in_flight);
+        let _in_flight = Counted::new(&self.metrics.upstream_in_flight);
         let began = Instant::now();
         let exchange = timeout_at(deadline, self.exchange(call, new_connection, progress)).await;
         self.metrics.upstream_call_duration.observe(began.elapsed().as_secs_f64());
@@ -41,9 +37,11 @@ impl Upstream {
         });
         match &outcome {
             Ok(answer) if answer.status.is_server_error() => self.failures.server_error(&self.clock, answer.status),
-            Err(Error::Deadline) => self.failures.no_answer(&self.clock, LATE),
+            Err(Error::Deadline) => self.failures.no_answer(&self.clock, "none within upstream.deadline"),
             Err(Error::NoAnswer(NoAnswer::Unreadable)) => self.failures.unusable(&self.clock, UNREADABLE),
-            Err(Error::NoAnswer(NoAnswer::TooLong)) => self.failures.unusable(&self.clock, TOO_LONG),
+            Err(Error::NoAnswer(NoAnswer::TooLong)) => {
+                self.failures.unusable(&self.clock, "it is longer than upstream.answer_bytes");
+            }
             _ => {}
         }
         outcome
@@ -120,21 +118,5 @@ impl Upstream {
             }
             _ => CallOutcome::Neutral,
         }
-    }
-}
-
-/// Counts an attempt while it is under way, also where its task is cancelled.
-struct InFlight<'g>(&'g IntGauge);
-
-impl<'g> InFlight<'g> {
-    fn new(gauge: &'g IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }

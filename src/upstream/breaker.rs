@@ -47,14 +47,9 @@ enum Phase {
         until: Instant,
     },
     HalfOpen {
-        probe: Option<Probe>,
+        /// The call under way that probes, and when it was sent.
+        probe: Option<(Instant, CallSource)>,
     },
-}
-
-/// A probe under way.
-struct Probe {
-    sent: Instant,
-    source: CallSource,
 }
 
 struct RefusedSource {
@@ -109,20 +104,20 @@ impl Breaker {
         let probes_endpoint = match &circuit.phase {
             Phase::Closed => false,
             Phase::Open { until } if now < *until => return Err(*until - now),
-            Phase::HalfOpen { probe: Some(probe) } => {
-                let is_overdue = now.duration_since(probe.sent) >= patience;
+            Phase::HalfOpen { probe: Some((sent, probing)) } => {
+                let is_overdue = now.duration_since(*sent) >= patience;
                 // The probe of a caller that is not accepted does not keep an accepted caller waiting.
-                let goes_first = probe.source.accepted || !source.accepted;
-                if Suspect::new(&probe.source).matches(source) || (!is_overdue && goes_first) {
+                let goes_first = probing.accepted || !source.accepted;
+                if Suspect::new(probing).matches(source) || (!is_overdue && goes_first) {
                     return Err(PROBE_WAIT);
                 }
-                overdue = Some(probe.source.clone()).filter(|_| is_overdue);
+                overdue = is_overdue.then(|| probing.clone());
                 true
             }
             Phase::Open { .. } | Phase::HalfOpen { probe: None } => true,
         };
         if probes_endpoint {
-            circuit.phase = Phase::HalfOpen { probe: Some(Probe { sent: now, source: source.clone() }) };
+            circuit.phase = Phase::HalfOpen { probe: Some((now, source.clone())) };
         }
         let probes_source = refused.map(|refused| refused.is_probing = true).is_some();
         // The overdue probe shows nothing in time; its source probes again only after the others.

@@ -13,13 +13,10 @@ const MOST: usize = 64;
 /// Callers that a 503 with `Retry-After` has asked for a pause. One caller, or one set of ids, may be the reason for it; two
 /// callers with disjoint ids show that everyone is meant.
 #[derive(Default)]
-pub(super) struct Pauses(Mutex<Vec<PausedCaller>>);
-
-struct PausedCaller {
-    source: CallSource,
-    /// On the monotonic clock.
-    until: u64,
-}
+pub(super) struct Pauses(
+    /// With when its pause ends, on the monotonic clock.
+    Mutex<Vec<(CallSource, u64)>>,
+);
 
 impl Pauses {
     /// `source` was asked at `now` to pause for `span`. Returns how long everyone has to pause, if everyone has.
@@ -29,13 +26,13 @@ impl Pauses {
         }
         let until = now.monotonic.saturating_add(millis(span));
         let mut paused = self.0.lock();
-        paused.retain(|paused| paused.until > now.monotonic && paused.source.caller != source.caller);
-        let others = paused.iter().filter(|paused| !paused.source.ids.iter().any(|id| source.ids.contains(id)));
-        let other = others.map(|paused| paused.until).max();
+        paused.retain(|(other, until)| *until > now.monotonic && other.caller != source.caller);
+        let others = paused.iter().filter(|(other, _)| !other.ids.iter().any(|id| source.ids.contains(id)));
+        let other = others.map(|(_, until)| *until).max();
         if paused.len() >= MOST {
             paused.remove(0);
         }
-        paused.push(PausedCaller { source: source.clone(), until });
+        paused.push((source.clone(), until));
         other.map(|other| Duration::from_millis(other.min(until).saturating_sub(now.monotonic)))
     }
 }

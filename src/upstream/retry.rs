@@ -49,7 +49,7 @@ impl Upstream {
         read: impl Fn(&[u8]) -> (R, bool),
     ) -> Result<(Answer, Option<R>), Error> {
         if let Some(paused) = self.paused() {
-            return Err(Error::HeldBack(paused.left));
+            return Err(paused.error);
         }
         let source = self.source_of(call);
         self.retry_budget.deposit();

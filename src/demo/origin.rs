@@ -45,7 +45,7 @@ use crate::api;
 use crate::api::request::Form;
 use crate::clock::Clock;
 use crate::message::body::Body;
-use connections::Connections;
+use connections::OriginConnection;
 
 pub use connections::Loss;
 pub use links::{LinkSigner, link_is_for};
@@ -107,7 +107,8 @@ struct Inner {
     /// Whether calls may go on.
     gate: watch::Sender<bool>,
     serial: AtomicUsize,
-    connections: Connections,
+    connections: Mutex<Vec<Arc<OriginConnection>>>,
+    connections_made: AtomicUsize,
     stop: CancellationToken,
     /// The listener and the connections.
     tasks: TaskTracker,
@@ -167,7 +168,8 @@ impl Origin {
             arrived: watch::Sender::new(0),
             gate: watch::Sender::new(true),
             serial: AtomicUsize::new(1),
-            connections: Connections::default(),
+            connections: Mutex::default(),
+            connections_made: AtomicUsize::new(0),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }))
@@ -194,7 +196,7 @@ impl Origin {
     /// Serves one connection over any stream, HTTP/1.1 or HTTP/2, until either side ends it or [`Origin::stop`].
     pub async fn serve_connection(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let _tracked = self.0.tasks.token();
-        let connection = self.0.connections.add();
+        let connection = self.add_connection();
         let _closes = connection.is_closed.clone().drop_guard();
         let service = service_fn(|request: Request<Incoming>| {
             let (origin, connection) = (self.clone(), Arc::clone(&connection));

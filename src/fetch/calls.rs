@@ -295,8 +295,8 @@ impl Fetcher {
     fn note_pause(&self, call: &Call, answer: &Answer, identity: &Identity) {
         let now = self.clock.now();
         let asked = self.upstream.pause_of(answer);
-        let throttled =
-            (answer.status == StatusCode::TOO_MANY_REQUESTS).then(|| pause::throttled(&answer.headers, now));
+        let throttled = (answer.status == StatusCode::TOO_MANY_REQUESTS)
+            .then(|| pause::retry_after(&answer.headers, now).unwrap_or(pause::DEFAULT));
         let Some(span) = asked.or(throttled) else { return };
         identity.caller_state.pause.set(now, span, Some(answer.response()));
         if asked.is_some() {

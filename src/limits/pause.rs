@@ -13,7 +13,7 @@ use crate::error::Error;
 /// The longest pause, whatever the endpoint says.
 const MAX: Duration = Duration::from_secs(60);
 /// Without a `Retry-After`, or with one that cannot be read.
-const DEFAULT: Duration = Duration::from_secs(1);
+pub const DEFAULT: Duration = Duration::from_secs(1);
 /// A longer answer is not repeated.
 const MAX_BYTES: usize = 16 << 10;
 
@@ -75,11 +75,6 @@ pub fn retry_after(headers: &HeaderMap, now: Moment) -> Option<Duration> {
         Some(date.duration_since(here).unwrap_or_default())
     });
     Some(span.unwrap_or(DEFAULT).min(MAX))
-}
-
-/// The pause that a 429 asks for; a second where it does not say.
-pub fn throttled(headers: &HeaderMap, now: Moment) -> Duration {
-    retry_after(headers, now).unwrap_or(DEFAULT)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::MutexGuard;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -21,12 +21,6 @@ pub enum Loss {
 }
 
 #[derive(Default)]
-pub(super) struct Connections {
-    made: AtomicUsize,
-    open: Mutex<Vec<Arc<OriginConnection>>>,
-}
-
-#[derive(Default)]
 pub(super) struct OriginConnection {
     /// Cancelled to close it, and when it has ended.
     pub(super) is_closed: CancellationToken,
@@ -35,31 +29,29 @@ pub(super) struct OriginConnection {
     requests: AtomicUsize,
 }
 
-impl Connections {
-    pub(super) fn add(&self) -> Arc<OriginConnection> {
-        self.made.fetch_add(1, Ordering::Relaxed);
+impl Origin {
+    pub(super) fn add_connection(&self) -> Arc<OriginConnection> {
+        self.0.connections_made.fetch_add(1, Ordering::Relaxed);
         let connection = Arc::new(OriginConnection::default());
-        self.open().push(Arc::clone(&connection));
+        self.open_connections().push(Arc::clone(&connection));
         connection
     }
 
     /// The open ones, by age.
-    fn open(&self) -> MutexGuard<'_, Vec<Arc<OriginConnection>>> {
-        let mut open = self.open.lock();
+    fn open_connections(&self) -> MutexGuard<'_, Vec<Arc<OriginConnection>>> {
+        let mut open = self.0.connections.lock();
         open.retain(|connection| !connection.is_closed.is_cancelled());
         open
     }
-}
 
-impl Origin {
     /// Loses every open connection.
     pub fn lose_connections(&self, how: Loss) {
-        self.0.connections.open().iter().for_each(|connection| connection.lose(how));
+        self.open_connections().iter().for_each(|connection| connection.lose(how));
     }
 
     /// Loses one open connection, if there is any: number `which` by age, modulo their count.
     pub fn lose_connection(&self, which: usize, how: Loss) {
-        let open = self.0.connections.open();
+        let open = self.open_connections();
         if let Some(connection) = open.get(which % open.len().max(1)) {
             connection.lose(how);
         }
@@ -67,7 +59,7 @@ impl Origin {
 
     /// Connections since the start.
     pub fn connections(&self) -> usize {
-        self.0.connections.made.load(Ordering::Relaxed)
+        self.0.connections_made.load(Ordering::Relaxed)
     }
 }
 

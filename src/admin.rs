@@ -87,9 +87,9 @@ impl AdminState {
             (Bounded::Connections, gauge(&self.metrics.connections)),
             (Bounded::InFlight, in_flight),
             (Bounded::Waiters, waiters),
-            (Bounded::Exchanges, self.totals.exchanges.now()),
-            (Bounded::BatchBodies, self.totals.batch_bodies.now()),
-            (Bounded::SignedBodies, self.totals.signed_bodies.now()),
+            (Bounded::Exchanges, self.totals.exchanges.load(Ordering::Relaxed)),
+            (Bounded::BatchBodies, self.totals.batch_bodies.load(Ordering::Relaxed)),
+            (Bounded::SignedBodies, self.totals.signed_bodies.load(Ordering::Relaxed)),
             (Bounded::Calls, gauge(&self.metrics.upstream_in_flight)),
         ] {
             self.metrics.limits.used.set(bounded, used);

@@ -5,20 +5,18 @@ pub mod origin;
 mod replay;
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal, Write as _};
+use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::api;
 use crate::app::App;
 use crate::config::{Config, Endpoint};
 use origin::Origin;
-use replay::{Plan, Replay};
+use replay::{BATCH_IDS, BATCHES, CONNECTIONS, EXPONENT, IDS, Replay};
 
-/// 20,000 batches of 20 ids, drawn from 10,000 by Zipf's law, over 64 connections.
-const PLAN: Plan = Plan { batches: 20_000, batch_ids: 20, ids: 10_000, exponent: 0.99, connections: 64 };
 /// About a WAN round trip.
 const ENDPOINT_DELAY: Duration = Duration::from_millis(20);
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -38,15 +36,18 @@ pub async fn run(once: bool) -> io::Result<bool> {
     let app = App::start(config).await.map_err(io::Error::other)?;
     let address = *app.addresses().first().ok_or_else(|| io::Error::other("sidelink has no listener"))?;
 
-    let Plan { batches, batch_ids, ids, exponent, connections } = PLAN;
     let delay = ENDPOINT_DELAY.as_millis();
     print(&format!(
-        "{batches} batches of {batch_ids} ids, drawn by Zipf {exponent} from {ids}, over {connections} connections; the endpoint is {delay} ms away.\n"
+        "{BATCHES} batches of {BATCH_IDS} ids, drawn by Zipf {EXPONENT} from {IDS}, over {CONNECTIONS} connections; the endpoint is {delay} ms away.\n"
     ))?;
-    let progress = progress_bar(PLAN.batches as u64);
-    let replay = replay::run(&PLAN, address, |done| progress.set_position(done)).await?;
+    // Hidden where standard error is no terminal.
+    let progress = ProgressBar::new(BATCHES as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} batches  {per_sec}") {
+        progress.set_style(style);
+    }
+    let replay = replay::run(address, || progress.inc(1)).await?;
     progress.finish_and_clear();
-    print(&table(&PLAN, &replay, &origin))?;
+    print(&table(&replay, &origin))?;
     if !once {
         print(&invitation(address, app.admin_address()))?;
         tokio::signal::ctrl_c().await?;
@@ -60,24 +61,14 @@ fn print(text: &str) -> io::Result<()> {
     io::stdout().lock().write_all(text.as_bytes())
 }
 
-fn progress_bar(length: u64) -> ProgressBar {
-    let bar = ProgressBar::new(length);
-    if !io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} batches  {per_sec}") {
-        bar.set_style(style);
-    }
-    bar
-}
-
-fn table(plan: &Plan, replay: &Replay, origin: &Origin) -> String {
-    let asked = plan.batches * plan.batch_ids;
-    let upstream = [origin.ids_asked(), replay.distinct_batches * plan.batch_ids];
+fn table(replay: &Replay, origin: &Origin) -> String {
+    let asked = BATCHES * BATCH_IDS;
+    let upstream = [origin.ids_asked(), replay.distinct_batches * BATCH_IDS];
     let calls = [origin.batch_calls(), replay.distinct_batches];
     let amplification = |ids: usize| format!("{:.2}", ids as f64 / replay.distinct_ids.max(1) as f64);
     let from_memory = |ids: usize| format!("{:.1} %", 100.0 * asked.saturating_sub(ids) as f64 / asked as f64);
     let only = |sidelink: String| [sidelink, "-".to_owned()];
+    let milliseconds = |duration: Duration| format!("{:.2} ms", duration.as_secs_f64() * 1000.0);
     let rows = [
         ("", ["sidelink", "a whole-request cache"].map(str::to_owned)),
         ("ids asked by clients", [asked; 2].map(grouped)),
@@ -88,7 +79,7 @@ fn table(plan: &Plan, replay: &Replay, origin: &Origin) -> String {
         ("ids answered without the endpoint", upstream.map(from_memory)),
         ("answer, median", only(milliseconds(replay.median))),
         ("answer, 99th percentile", only(milliseconds(replay.p99))),
-        ("answers checked right", only(grouped(plan.batches - replay.wrong))),
+        ("answers checked right", only(grouped(BATCHES - replay.wrong))),
     ];
     let mut table = String::new();
     for (name, [sidelink, whole]) in rows {
@@ -98,10 +89,6 @@ fn table(plan: &Plan, replay: &Replay, origin: &Origin) -> String {
         let _ = writeln!(table, "\n{} answers were WRONG; the first: {}", replay.wrong, replay.first_wrong);
     }
     table
-}
-
-fn milliseconds(duration: Duration) -> String {
-    format!("{:.2} ms", duration.as_secs_f64() * 1000.0)
 }
 
 /// Digits in groups of three.

@@ -33,7 +33,7 @@ use crate::error::{Error, NoAnswer};
 use crate::shared::Tier;
 use crate::telemetry::log::LogThrottle;
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::{Rejection, Upstream};
+use crate::upstream::Upstream;
 use calls::PendingId;
 pub use context::{FetchContext, KeyedId};
 pub use flights::Flights;
@@ -161,12 +161,12 @@ impl Fetcher {
         let upstream = &self.upstream;
         let refusal = match identity {
             Some(identity) => {
-                let paused = identity.caller_state.pause.lasting(self.clock.now()).map(Rejection::Pause);
+                let paused = identity.caller_state.pause.lasting(self.clock.now());
                 paused.or_else(|| upstream.refusal(identity.caller, ids.iter().copied()))
             }
             None => upstream.refusal_of_all(),
         };
-        refusal.map(|refusal| refusal.error())
+        refusal.map(|refusal| refusal.error)
     }
 
     /// Whether the budget of extra calls allows one more, to find out which batch is at fault.

@@ -41,6 +41,7 @@ use crate::config;
 use crate::limits::permits::Permits;
 use crate::message::body::Body;
 use crate::telemetry::log::{LogThrottle, events};
+use crate::telemetry::metrics::Counted;
 use body::ResponseBody;
 use listener::{PlainStream, QUEUE};
 use timeouts::{ConnIo, ConnState, ConnTimeouts, Expiry};
@@ -171,10 +172,10 @@ where
         // ends connections, so that clients that wait get one. The semaphore is never closed.
         let permit = tokio::select! {
             biased;
-            Ok(permit) = state.connections.acquire_owned() => permit,
+            Ok(permit) = state.connections.acquire() => permit,
             () = state.drained(&mut end) => break,
         };
-        let open = OpenConnection::new(state.open.clone());
+        let open = Counted::new(&state.open);
         let answer = answer.clone();
         let connection = serve_client(stream, Arc::clone(&state), move |request| answer(peer, request));
         connections.spawn(async move {
@@ -280,21 +281,5 @@ where
             Expiry::CutOff(reason) => return Err(reason.into()),
         }
         expiries.push(timeouts.next());
-    }
-}
-
-/// Counts a connection, also where its handler panics.
-struct OpenConnection(IntGauge);
-
-impl OpenConnection {
-    fn new(open: IntGauge) -> Self {
-        open.inc();
-        Self(open)
-    }
-}
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }

@@ -20,33 +20,35 @@ mod retry;
 mod trust;
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
 use http::uri::{Authority, Scheme};
+use parking_lot::Mutex;
 use tokio::time::Instant;
+use tower::retry::budget::TpsBudget;
 
 use crate::auth::Caller;
 use crate::clock::Clock;
 use crate::config;
-use crate::limits::pause::{self, Pause, Paused};
+use crate::error::Error;
+use crate::limits::pause::{self, Pause, Rejection};
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::{BreakerState, Metrics, show_position};
 use breaker::Breaker;
 use client::HttpClient;
 use connector::{ConnectionNumbers, Connector, Protocols};
-use evidence::{MOST_IDS, Source};
+use evidence::{CallSource, MOST_IDS};
 use failures::FailureLog;
 use latency::Latency;
 use pauses::Pauses;
 use resolver::Resolver;
-use retry::RetryPolicy;
 use trust::Trust;
 
 pub use breaker::BreakerStatus;
-pub use call::{Answer, Call, Rejection};
+pub use call::{Answer, Call};
 pub use connector::MemoryEndpoint;
 pub use evidence::Counts;
 pub use failures::LastFailure;
@@ -65,13 +67,11 @@ pub struct Upstream {
     streams: HttpClient,
     /// The endpoint has asked for HTTP/1.1 (RFC 9113 §7): calls use the other client.
     http1_only: AtomicBool,
-    endpoint: config::Endpoint,
+    config: config::Upstream,
     /// Certificates, where the endpoint is reached over the network.
     trust: Option<Trust>,
-    answer_bytes: usize,
-    deadline: Duration,
-    connect_timeout: Duration,
-    retry: RetryPolicy,
+    /// Allows retries as a share of calls.
+    retry_budget: TpsBudget,
     breaker: Breaker,
     /// The breaker's state as last logged.
     logged: Mutex<BreakerState>,
@@ -122,12 +122,9 @@ impl Upstream {
             calls: client(Protocols::All),
             streams: client(Protocols::Http1),
             http1_only: AtomicBool::new(false),
-            endpoint: config.endpoint.clone(),
+            config: config.clone(),
             trust: None,
-            answer_bytes: config.answer_bytes,
-            deadline: config.deadline,
-            connect_timeout: config.connect_timeout,
-            retry: RetryPolicy::new(&config.retry),
+            retry_budget: retry::budget(&config.retry),
             breaker: Breaker::new(&config.breaker),
             logged: Mutex::new(BreakerState::Closed),
             latency: Latency::default(),
@@ -148,45 +145,44 @@ impl Upstream {
 
     /// The endpoint.
     pub fn endpoint(&self) -> &config::Endpoint {
-        &self.endpoint
+        &self.config.endpoint
     }
 
     /// Whether `authority` names the endpoint; a missing port is the scheme's own. One with a user never does.
     pub fn is_endpoint(&self, authority: &Authority) -> bool {
-        let default_port = if self.endpoint.scheme == Scheme::HTTPS { 443 } else { 80 };
+        let default_port = if self.config.endpoint.scheme == Scheme::HTTPS { 443 } else { 80 };
         !authority.as_str().contains('@')
-            && authority.host().eq_ignore_ascii_case(self.endpoint.authority.host())
-            && authority.port_u16().unwrap_or(default_port) == self.endpoint.port()
+            && authority.host().eq_ignore_ascii_case(self.config.endpoint.authority.host())
+            && authority.port_u16().unwrap_or(default_port) == self.config.endpoint.port()
     }
 
     /// The source of a call, for the breaker.
-    fn source_of(&self, call: &Call) -> Source {
+    fn source_of(&self, call: &Call) -> CallSource {
         self.source(call.caller, call.accepted, call.ids.iter().map(AsRef::as_ref))
     }
 
-    fn source<'i>(&self, caller: Caller, accepted: bool, ids: impl Iterator<Item = &'i str>) -> Source {
-        Source { caller, accepted, ids: ids.take(MOST_IDS).map(|id| self.id_hasher.hash_one(id)).collect() }
+    fn source<'i>(&self, caller: Caller, accepted: bool, ids: impl Iterator<Item = &'i str>) -> CallSource {
+        CallSource { caller, accepted, ids: ids.take(MOST_IDS).map(|id| self.id_hasher.hash_one(id)).collect() }
     }
 
     /// Why no call of `caller` for these ids may be made now.
     pub fn refusal<'i>(&self, caller: Caller, ids: impl Iterator<Item = &'i str>) -> Option<Rejection> {
-        if let Some(paused) = self.paused() {
-            return Some(Rejection::Pause(paused));
-        }
-        if self.breaker.is_idle() {
-            return None;
-        }
-        self.breaker.refusal(Some(&self.source(caller, true, ids))).map(Rejection::Breaker)
+        let source = || (!self.breaker.is_idle()).then(|| self.source(caller, true, ids));
+        self.paused().or_else(|| self.refused_by_breaker(Some(&source()?)))
     }
 
     /// Why no call of anyone may be made now.
     pub fn refusal_of_all(&self) -> Option<Rejection> {
-        let paused = self.paused().map(Rejection::Pause);
-        paused.or_else(|| self.breaker.refusal(None).map(Rejection::Breaker))
+        self.paused().or_else(|| self.refused_by_breaker(None))
     }
 
-    fn paused(&self) -> Option<Paused> {
+    fn paused(&self) -> Option<Rejection> {
         self.pause.lasting(self.clock.now())
+    }
+
+    fn refused_by_breaker(&self, source: Option<&CallSource>) -> Option<Rejection> {
+        let wait = self.breaker.refusal(source)?;
+        Some(Rejection { error: Error::BreakerOpen(wait), answer: None })
     }
 
     /// The pause that a 503 with `Retry-After` asks for.
@@ -206,7 +202,7 @@ impl Upstream {
 
     /// The time that a call needs to have a fair chance of an answer.
     fn fair_time(&self) -> Duration {
-        self.latency.fair(self.deadline)
+        self.latency.fair(self.config.deadline)
     }
 
     /// Whether a call that is sent now has a fair chance of an answer by `deadline`.
@@ -222,7 +218,7 @@ impl Upstream {
     /// Shows the breaker's state in metrics, and logs a change.
     pub fn show_breaker(&self) {
         let BreakerStatus { state: now, counts, refused } = self.breaker.status();
-        let before = std::mem::replace(&mut *self.logged.lock().unwrap_or_else(PoisonError::into_inner), now);
+        let before = std::mem::replace(&mut *self.logged.lock(), now);
         if before != now {
             let reason = match now {
                 BreakerState::Open => self.last_failure().map(|failure| failure.reason).unwrap_or_default(),

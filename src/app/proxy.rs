@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Reload, ReloadState};
 use crate::error::Limit;
 use crate::fetch::{Fetcher, Flights};
-use crate::limits::budget::{Budget, Usage, Usages};
+use crate::limits::budget::{Budget, Usages};
 use crate::proxy::passthrough::{Deletions, Passthrough, Resign};
 use crate::proxy::router::Router;
 use crate::shared::{Tier, TierState};
@@ -241,25 +241,24 @@ impl SharedState {
             Arc::clone(&config),
             clock.clone(),
         );
-        let budget = |usage: &Usage, size, limit| Budget::new(usage.clone(), size, limit, Arc::clone(metrics));
         let resign = Resign::new(
             keys,
             Arc::clone(&callers),
             Arc::clone(&upstream),
             &config.limits,
-            budget(&self.totals.signed_bodies, config.limits.signed_bodies, Limit::SignedBodies),
+            Budget::new(&self.totals.signed_bodies, config.limits.signed_bodies, Limit::SignedBodies, metrics),
             clock.clone(),
         );
         let deletions = Deletions::new(Arc::clone(&self.purges), clock.clone(), Arc::clone(metrics));
         let idle_timeout = config.upstream.idle_timeout;
-        let exchanges = budget(&self.totals.exchanges, config.limits.exchanges, Limit::Exchanges);
+        let exchanges = Budget::new(&self.totals.exchanges, config.limits.exchanges, Limit::Exchanges, metrics);
         let passthrough = Arc::new(Passthrough::new(Arc::clone(&upstream), resign, deletions, idle_timeout, exchanges));
         let batch_route = Arc::new(BatchRoute::new(
             callers,
             Arc::clone(&self.cache),
             Arc::new(fetch),
             Arc::clone(&passthrough),
-            budget(&self.totals.batch_bodies, config.limits.batch_bodies, Limit::BatchBodies),
+            Budget::new(&self.totals.batch_bodies, config.limits.batch_bodies, Limit::BatchBodies, metrics),
             Arc::clone(&config),
             Arc::clone(metrics),
             clock.clone(),

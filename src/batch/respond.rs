@@ -17,6 +17,7 @@ use crate::cache::refusals::Refusal;
 use crate::clock::Moment;
 use crate::error::{Error, NoAnswer};
 use crate::fetch::{Cause, Failure};
+use crate::limits::pause::Rejection;
 use crate::message::body::{Body, stream, whole};
 use crate::message::headers::{VIA_HTTP_11, add_via, request_id, strip_hop_by_hop};
 use crate::message::reply::Reply;
@@ -195,10 +196,8 @@ fn cache_status(tally: &Tally, freshness: &ReplyFreshness, fetched: &Fetched, fr
 pub(super) fn failure(failure: &Failure) -> Reply {
     let response = match &failure.cause {
         Cause::Answer(answer) | Cause::Unmatched(answer) => answer.response(),
-        Cause::Rejected(rejection) => match rejection.answer() {
-            Some(answer) => answer,
-            None => return error(rejection.error()),
-        },
+        Cause::Rejected(Rejection { answer: Some(answer), .. }) => answer.clone(),
+        Cause::Rejected(Rejection { error: reason, answer: None }) => return error(*reason),
         Cause::NoAnswer(no_answer) => return error(*no_answer),
     };
     let mut response = as_it_came(response.status(), response.headers(), response.body());

@@ -21,8 +21,8 @@ use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,6 +33,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -44,7 +45,7 @@ use crate::api;
 use crate::api::request::Form;
 use crate::clock::Clock;
 use crate::message::body::Body;
-use connections::Connections;
+use connections::OriginConnection;
 
 pub use connections::Loss;
 pub use links::{LinkSigner, link_is_for};
@@ -100,19 +101,21 @@ pub struct Origin(Arc<Inner>);
 struct Inner {
     address: SocketAddr,
     clock: Clock,
-    state: Mutex<State>,
+    state: Mutex<OriginState>,
     /// Calls on the batch route that have arrived.
     arrived: watch::Sender<usize>,
     /// Whether calls may go on.
     gate: watch::Sender<bool>,
     serial: AtomicUsize,
-    connections: Connections,
+    connections: Mutex<Vec<Arc<OriginConnection>>>,
+    connections_made: AtomicUsize,
     stop: CancellationToken,
     /// The listener and the connections.
     tasks: TaskTracker,
 }
 
-struct State {
+#[derive(Default)]
+struct OriginState {
     options: Options,
     calls: Vec<RecordedCall>,
     script: VecDeque<ScriptedReply>,
@@ -150,37 +153,30 @@ impl Origin {
         let origin = Self::new(options.address, options, clock);
         let accepting = origin.clone();
         tokio::spawn(async move {
-            while let Some(stream) = connections.recv().await {
-                // A dropped stream is a refused connection.
-                if !accepting.0.stop.is_cancelled() {
-                    accepting.spawn(stream);
-                }
+            while let Some(Some(stream)) = accepting.0.stop.run_until_cancelled(connections.recv()).await {
+                accepting.spawn(stream);
             }
         });
         origin
     }
 
     fn new(address: SocketAddr, options: Options, clock: Clock) -> Self {
-        let (calls, script, distinct) = (Vec::new(), VecDeque::new(), HashSet::new());
         Self(Arc::new(Inner {
             address,
             clock,
-            state: Mutex::new(State { options, calls, script, ids_asked: 0, distinct }),
+            state: Mutex::new(OriginState { options, ..OriginState::default() }),
             arrived: watch::Sender::new(0),
             gate: watch::Sender::new(true),
             serial: AtomicUsize::new(1),
-            connections: Connections::default(),
+            connections: Mutex::default(),
+            connections_made: AtomicUsize::new(0),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }))
     }
 
     async fn accept(self, listener: TcpListener) {
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = self.0.stop.cancelled() => return,
-            };
+        while let Some(accepted) = self.0.stop.run_until_cancelled(listener.accept()).await {
             match accepted {
                 Ok((stream, _)) => {
                     let _ = stream.set_nodelay(true);
@@ -194,16 +190,13 @@ impl Origin {
 
     fn spawn(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let origin = self.clone();
-        tokio::spawn(self.0.tasks.track_future(async move { origin.drive(stream).await }));
+        self.0.tasks.spawn(async move { origin.serve_connection(stream).await });
     }
 
     /// Serves one connection over any stream, HTTP/1.1 or HTTP/2, until either side ends it or [`Origin::stop`].
     pub async fn serve_connection(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        self.0.tasks.track_future(self.drive(io)).await;
-    }
-
-    async fn drive(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let connection = self.0.connections.add();
+        let _tracked = self.0.tasks.token();
+        let connection = self.add_connection();
         let _closes = connection.is_closed.clone().drop_guard();
         let service = service_fn(|request: Request<Incoming>| {
             let (origin, connection) = (self.clone(), Arc::clone(&connection));
@@ -251,8 +244,8 @@ impl Origin {
         self.0.address
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.0.state)
+    fn state(&self) -> MutexGuard<'_, OriginState> {
+        self.0.state.lock()
     }
 
     fn options(&self) -> Options {
@@ -321,7 +314,7 @@ impl Origin {
     }
 }
 
-impl State {
+impl OriginState {
     fn count(&mut self, credential: &str, group: Option<&str>, ids: &[String]) {
         self.ids_asked += ids.len();
         for id in ids {
@@ -333,8 +326,4 @@ impl State {
             self.distinct.insert(hasher.finish());
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

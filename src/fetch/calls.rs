@@ -27,7 +27,7 @@ use crate::limits::pause;
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::CallResult;
 use crate::telemetry::trace::{CallContext, CallSpan};
-use crate::upstream::{Answer, Call, Rejection};
+use crate::upstream::{Answer, Call};
 
 /// Ids that may share a call: same caller, group, scope headers and form.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -286,19 +286,17 @@ impl Fetcher {
 
     /// Why no call for these ids may be made for this caller now.
     pub(super) fn refusal(&self, context: &FetchContext, ids: &[KeyedId]) -> Option<Cause> {
-        if let Some(paused) = context.identity.caller_state.pause.lasting(self.clock.now()) {
-            return Some(Cause::Rejected(Rejection::Pause(paused)));
-        }
         let ids = ids.iter().map(|id| &*id.id);
-        self.upstream.refusal(context.identity.caller, ids).map(Cause::Rejected)
+        let paused = context.identity.caller_state.pause.lasting(self.clock.now());
+        paused.or_else(|| self.upstream.refusal(context.identity.caller, ids)).map(Cause::Rejected)
     }
 
     /// Pauses the caller after a 429, or a 503 with `Retry-After`; not all callers: one id or one token may be the reason.
     fn note_pause(&self, call: &Call, answer: &Answer, identity: &Identity) {
         let now = self.clock.now();
         let asked = self.upstream.pause_of(answer);
-        let throttled =
-            (answer.status == StatusCode::TOO_MANY_REQUESTS).then(|| pause::throttled(&answer.headers, now));
+        let throttled = (answer.status == StatusCode::TOO_MANY_REQUESTS)
+            .then(|| pause::retry_after(&answer.headers, now).unwrap_or(pause::DEFAULT));
         let Some(span) = asked.or(throttled) else { return };
         identity.caller_state.pause.set(now, span, Some(answer.response()));
         if asked.is_some() {

@@ -6,9 +6,10 @@ use http::HeaderValue;
 
 use crate::cache::Entry;
 use crate::error::{Error, NoAnswer};
+use crate::limits::pause::Rejection;
 use crate::telemetry::metrics::IdResult;
 use crate::telemetry::trace::CallContext;
-use crate::upstream::{Answer, Rejection};
+use crate::upstream::Answer;
 
 /// What came of fetching one id.
 #[derive(Clone)]
@@ -107,7 +108,8 @@ impl Failure {
         match &self.cause {
             Cause::Answer(answer) => self.shared && !matches!(answer.status.as_u16(), 401 | 429),
             // One id may break connections, or have its source refused by the breaker.
-            Cause::Rejected(Rejection::Breaker(_)) | Cause::NoAnswer(Error::NoAnswer(NoAnswer::Broken)) => self.shared,
+            Cause::Rejected(Rejection { error: Error::BreakerOpen(_), .. })
+            | Cause::NoAnswer(Error::NoAnswer(NoAnswer::Broken)) => self.shared,
             Cause::Unmatched(_) | Cause::Rejected(_) | Cause::NoAnswer(_) => false,
         }
     }

@@ -13,31 +13,20 @@ use crate::error::{Error, Limit};
 use crate::message::body::Body;
 use crate::telemetry::metrics::Metrics;
 
-/// How much of a budget is used. Outlasts configurations.
-#[derive(Clone, Debug, Default)]
-pub struct Usage(Arc<AtomicUsize>);
-
-impl Usage {
-    /// The current value.
-    pub fn now(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// The usage of every budget.
+/// How much of every budget is used. Outlasts configurations.
 #[derive(Clone, Debug, Default)]
 pub struct Usages {
     /// Requests on other routes, from their head to the end of their answer.
-    pub exchanges: Usage,
+    pub exchanges: Arc<AtomicUsize>,
     /// Bytes of batches' bodies, until they are answered.
-    pub batch_bodies: Usage,
+    pub batch_bodies: Arc<AtomicUsize>,
     /// Bytes of bodies that are signed again, until the endpoint answers.
-    pub signed_bodies: Usage,
+    pub signed_bodies: Arc<AtomicUsize>,
 }
 
 /// A bounded resource.
 pub struct Budget {
-    usage: Usage,
+    used: Arc<AtomicUsize>,
     size: usize,
     limit: Limit,
     metrics: Arc<Metrics>,
@@ -46,14 +35,14 @@ pub struct Budget {
 /// A share of a budget, which is returned when this is dropped.
 #[derive(Debug)]
 pub struct Reservation {
-    usage: Usage,
+    used: Arc<AtomicUsize>,
     amount: usize,
 }
 
 impl Budget {
     /// A budget of `size`. What it refuses is counted as shed by `limit`.
-    pub fn new(usage: Usage, size: usize, limit: Limit, metrics: Arc<Metrics>) -> Self {
-        Self { usage, size, limit, metrics }
+    pub fn new(used: &Arc<AtomicUsize>, size: usize, limit: Limit, metrics: &Arc<Metrics>) -> Self {
+        Self { used: Arc::clone(used), size, limit, metrics: Arc::clone(metrics) }
     }
 
     /// Reserves one.
@@ -82,37 +71,31 @@ impl Budget {
         if usize::try_from(body.size_hint().lower()).is_ok_and(|length| length > max_bytes) {
             return Err(too_long);
         }
-        let read = tokio::time::timeout(timeout, self.read_all(body, max_bytes, too_long)).await;
-        read.unwrap_or(Err(Error::Malformed("the request's body did not come in time")))
-    }
-
-    async fn read_all(
-        &self,
-        body: &mut Body,
-        max_bytes: usize,
-        too_long: Error,
-    ) -> Result<(Bytes, Reservation), Error> {
-        let mut reservation = self.none();
-        let mut read = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Error::Malformed("the request's body broke off"))?;
-            let Some(chunk) = frame.data_ref() else { continue };
-            if read.len() + chunk.len() > max_bytes {
-                return Err(too_long);
+        let read = async {
+            let mut reservation = self.none();
+            let mut read = BytesMut::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|_| Error::Malformed("the request's body broke off"))?;
+                let Some(chunk) = frame.data_ref() else { continue };
+                if read.len() + chunk.len() > max_bytes {
+                    return Err(too_long);
+                }
+                self.grow(&mut reservation, chunk.len())?;
+                read.extend_from_slice(chunk);
             }
-            self.grow(&mut reservation, chunk.len())?;
-            read.extend_from_slice(chunk);
-        }
-        Ok((read.freeze(), reservation))
+            Ok((read.freeze(), reservation))
+        };
+        let late = Err(Error::Malformed("the request's body did not come in time"));
+        tokio::time::timeout(timeout, read).await.unwrap_or(late)
     }
 
     fn none(&self) -> Reservation {
-        Reservation { usage: self.usage.clone(), amount: 0 }
+        Reservation { used: Arc::clone(&self.used), amount: 0 }
     }
 
     fn grow(&self, reservation: &mut Reservation, amount: usize) -> Result<(), Error> {
         reservation.amount += amount;
-        if self.usage.0.fetch_add(amount, Ordering::Relaxed) + amount <= self.size {
+        if self.used.fetch_add(amount, Ordering::Relaxed) + amount <= self.size {
             return Ok(());
         }
         self.metrics.shed.of(self.limit).inc();
@@ -122,6 +105,6 @@ impl Budget {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.usage.0.fetch_sub(self.amount, Ordering::Relaxed);
+        self.used.fetch_sub(self.amount, Ordering::Relaxed);
     }
 }

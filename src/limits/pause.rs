@@ -1,76 +1,65 @@
 //! Pauses that the endpoint asks for: `Retry-After` (RFC 9110 §10.2.3), and what it answered then.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{RETRY_AFTER, SET_COOKIE};
+use http::header::{Entry, RETRY_AFTER, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, Response};
+use parking_lot::Mutex;
 
 use crate::clock::{Moment, millis};
+use crate::error::Error;
 
 /// The longest pause, whatever the endpoint says.
 const MAX: Duration = Duration::from_secs(60);
 /// Without a `Retry-After`, or with one that cannot be read.
-const DEFAULT: Duration = Duration::from_secs(1);
+pub const DEFAULT: Duration = Duration::from_secs(1);
 /// A longer answer is not repeated.
 const MAX_BYTES: usize = 16 << 10;
 
-/// Until when calls wait, on the monotonic clock, and what the endpoint answered.
+/// Until when calls wait, and what the endpoint answered.
 #[derive(Debug, Default)]
 pub struct Pause(Mutex<Until>);
 
 #[derive(Debug, Default)]
 struct Until {
+    /// On the monotonic clock.
     end: u64,
-    answer: Option<Arc<Response<Bytes>>>,
+    answer: Option<Response<Bytes>>,
 }
 
-/// What is left of a pause.
-#[derive(Clone, Debug)]
-pub struct Paused {
-    /// How long the pause still lasts.
-    pub left: Duration,
-    /// The answer with which the endpoint asked for it; `None` where that is too long, or another caller's.
-    answer: Option<Arc<Response<Bytes>>>,
+/// Why no call is made.
+pub struct Rejection {
+    /// What the client gets where there is no answer of the endpoint's.
+    pub error: Error,
+    /// The answer with which the endpoint asked for a pause, as it came; its `Retry-After` says what is left. `None` where the
+    /// answer is too long, or another caller's.
+    pub answer: Option<Response<Bytes>>,
 }
 
 impl Pause {
     /// Pauses for `span` from `now`; `answer` is repeated meanwhile. Never shortens a pause.
     pub fn set(&self, now: Moment, span: Duration, answer: Option<Response<Bytes>>) {
         let end = now.monotonic.saturating_add(millis(span));
-        let mut until = self.until();
+        let mut until = self.0.lock();
         if end > until.end {
-            let answer = answer.filter(|answer| answer.body().len() <= MAX_BYTES).map(|mut answer| {
-                // A cookie is set once.
-                answer.headers_mut().remove(SET_COOKIE);
-                Arc::new(answer)
-            });
+            let mut answer = answer.filter(|answer| answer.body().len() <= MAX_BYTES);
+            // A cookie is set once.
+            answer.iter_mut().for_each(|answer| drop(answer.headers_mut().remove(SET_COOKIE)));
             *until = Until { end, answer };
         }
     }
 
-    /// What is left of the pause, if it has not ended.
-    pub fn lasting(&self, now: Moment) -> Option<Paused> {
-        let until = self.until();
-        let left = until.end.saturating_sub(now.monotonic);
-        (left > 0).then(|| Paused { left: Duration::from_millis(left), answer: until.answer.clone() })
-    }
-
-    fn until(&self) -> MutexGuard<'_, Until> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Paused {
-    /// The endpoint's answer as it came; a `Retry-After` says what is left of the pause.
-    pub fn answer(&self) -> Option<Response<Bytes>> {
-        let mut answer = Response::clone(self.answer.as_ref()?);
-        if answer.headers().contains_key(RETRY_AFTER) {
-            let seconds = millis(self.left).div_ceil(1000);
-            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    /// The rejection of calls, if the pause has not ended.
+    pub fn lasting(&self, now: Moment) -> Option<Rejection> {
+        let until = self.0.lock();
+        let left = until.end.checked_sub(now.monotonic).filter(|left| *left > 0)?;
+        let mut answer = until.answer.clone();
+        if let Some(Entry::Occupied(mut value)) = answer.as_mut().map(|answer| answer.headers_mut().entry(RETRY_AFTER))
+        {
+            value.insert(HeaderValue::from(left.div_ceil(1000)));
         }
-        Some(answer)
+        Some(Rejection { error: Error::HeldBack(Duration::from_millis(left)), answer })
     }
 }
 
@@ -86,11 +75,6 @@ pub fn retry_after(headers: &HeaderMap, now: Moment) -> Option<Duration> {
         Some(date.duration_since(here).unwrap_or_default())
     });
     Some(span.unwrap_or(DEFAULT).min(MAX))
-}
-
-/// The pause that a 429 asks for; a second where it does not say.
-pub fn throttled(headers: &HeaderMap, now: Moment) -> Duration {
-    retry_after(headers, now).unwrap_or(DEFAULT)
 }
 
 #[cfg(test)]
@@ -122,7 +106,7 @@ mod tests {
         pause.set(NOW, Duration::from_secs(5), Some(answer(b"busy")));
         pause.set(NOW, Duration::from_secs(1), Some(answer(b"shorter")));
         let later = |monotonic| pause.lasting(Moment { monotonic, ..NOW });
-        let again = later(3500).unwrap().answer().unwrap();
+        let again = later(3500).unwrap().answer.unwrap();
         assert_eq!((again.status().as_u16(), &again.body()[..]), (429, &b"busy"[..]));
         assert_eq!(again.headers()[RETRY_AFTER], "2");
         assert!(later(5000).is_none());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 /// Permits of a number that can change. Those in use when it shrinks stay until they are returned.
 pub struct Permits {
@@ -46,15 +46,7 @@ impl Permits {
     ///
     /// # Errors
     /// Never: the semaphore is not closed.
-    pub async fn acquire(&self) -> Result<SemaphorePermit<'_>, AcquireError> {
-        self.semaphore.acquire().await
-    }
-
-    /// As [`Permits::acquire`], for a permit without a borrow.
-    ///
-    /// # Errors
-    /// Never: the semaphore is not closed.
-    pub async fn acquire_owned(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
+    pub async fn acquire(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
         Arc::clone(&self.semaphore).acquire_owned().await
     }
 }
@@ -80,7 +72,7 @@ mod tests {
         let permits = Permits::new(4);
         let mut used: Vec<_> = Vec::new();
         for _ in 0..3 {
-            used.push(permits.acquire_owned().await.unwrap());
+            used.push(permits.acquire().await.unwrap());
         }
         permits.resize(1);
         tokio::task::yield_now().await;
@@ -93,7 +85,7 @@ mod tests {
         used.pop();
         drop(waiting.await.unwrap());
         // And back, also before the surplus is in.
-        let used = [permits.acquire_owned().await.unwrap()];
+        let used = [permits.acquire().await.unwrap()];
         permits.resize(3);
         permits.resize(1);
         permits.resize(2);

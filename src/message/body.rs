@@ -1,6 +1,5 @@
 //! The one body type of everything that is sent: bytes in memory, or a stream.
 
-use std::error::Error;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,34 +14,21 @@ pub(crate) const DRAIN_BYTES: usize = 1 << 20;
 /// The longest that they are read for.
 pub(crate) const DRAIN_TIME: Duration = Duration::from_secs(5);
 
-/// Why a streamed body ended early. Not a bare box: through a future, a boxed error's lifetime gets lost.
+/// Why a streamed body ended early. Not a boxed error: through a future, the lifetime in its type gets lost.
 #[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct BodyError(Box<dyn Error + Send + Sync>);
-
-impl BodyError {
-    /// A body ends early because of `reason`.
-    pub fn new(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self(reason.into())
-    }
-}
-
-impl From<std::convert::Infallible> for BodyError {
-    fn from(never: std::convert::Infallible) -> Self {
-        match never {}
-    }
-}
-
-impl From<hyper::Error> for BodyError {
-    fn from(error: hyper::Error) -> Self {
-        Self::new(error)
-    }
-}
-
-impl From<std::io::Error> for BodyError {
-    fn from(error: std::io::Error) -> Self {
-        Self::new(error)
-    }
+pub enum BodyError {
+    /// Its sender, or the connection, broke off.
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    /// A simulated body broke off.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// Ended by sidelink, for this reason.
+    #[error("{0}")]
+    Ended(&'static str),
+    /// Not at all.
+    #[error(transparent)]
+    Never(#[from] std::convert::Infallible),
 }
 
 /// A body that is sent, to a client or to the endpoint.

@@ -82,39 +82,26 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn read(lines: &[&str]) -> Directives {
-        let mut headers = HeaderMap::new();
-        for line in lines {
-            headers.append(CACHE_CONTROL, line.parse().unwrap());
+    #[test]
+    fn the_strictest_of_repeated_directives_counts_and_what_cannot_be_read_counts_as_0() {
+        let none = Directives::default();
+        let max_age = |seconds| Directives { max_age: Some(seconds), ..none };
+        let both = Directives { no_cache: true, max_age: Some(30), min_fresh: Some(5), ..none };
+        for (lines, expected) in [
+            (&["No-Cache, MAX-AGE=30", "min-fresh=5"][..], both),
+            (&["max-age=9, max-age=3", "max-age=5"], max_age(3)),
+            (&["min-fresh=9, min-fresh=3"], Directives { min_fresh: Some(9), ..none }),
+            (&["max-age=soon"], max_age(0)),
+            (&["max-age"], max_age(0)),
+            (&["max-age=-1"], max_age(0)),
+            (&["max-age=\"7\""], max_age(7)),
+            (&["max-age=99999999999999999999999"], max_age(u64::MAX)),
+            (&[r#"ext="a, no-store, \", no-cache""#], none),
+            (&[r#"ext="a", no-store"#], Directives { no_store: true, ..none }),
+        ] {
+            let headers = HeaderMap::from_iter(lines.iter().map(|line| (CACHE_CONTROL, line.parse().unwrap())));
+            assert_eq!(Directives::read(&headers), expected, "{headers:?}");
         }
-        Directives::read(&headers)
-    }
-
-    #[test]
-    fn directives_are_read_in_any_case_and_over_several_lines() {
-        let read = read(&["No-Cache, MAX-AGE=30", "min-fresh=5"]);
-        assert_eq!(read, Directives { no_cache: true, max_age: Some(30), min_fresh: Some(5), ..Directives::default() });
-    }
-
-    #[test]
-    fn the_strictest_of_repeated_directives_counts() {
-        assert_eq!(read(&["max-age=9, max-age=3", "max-age=5"]).max_age, Some(3));
-        assert_eq!(read(&["min-fresh=9, min-fresh=3"]).min_fresh, Some(9));
-    }
-
-    #[test]
-    fn an_unreadable_number_counts_as_nothing_left_and_a_huge_one_as_forever() {
-        assert_eq!(read(&["max-age=soon"]).max_age, Some(0));
-        assert_eq!(read(&["max-age"]).max_age, Some(0));
-        assert_eq!(read(&["max-age=-1"]).max_age, Some(0));
-        assert_eq!(read(&["max-age=\"7\""]).max_age, Some(7));
-        assert_eq!(read(&["max-age=99999999999999999999999"]).max_age, Some(u64::MAX));
-    }
-
-    #[test]
-    fn a_comma_or_a_directive_inside_a_quoted_string_is_text() {
-        assert_eq!(read(&[r#"ext="a, no-store, \", no-cache""#]), Directives::default());
-        assert!(read(&[r#"ext="a", no-store"#]).no_store);
     }
 
     proptest! {

@@ -253,7 +253,7 @@ where
             this.timeout.as_mut().reset(Instant::now() + *this.idle);
         }
         ready!(this.timeout.poll(cx));
-        Poll::Ready(Some(Err(BodyError::new("nothing came for upstream.idle_timeout"))))
+        Poll::Ready(Some(Err(BodyError::Ended("nothing came for upstream.idle_timeout"))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -11,7 +11,7 @@ mod reading;
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec};
 
 use family::families;
-pub use family::{Counters, Gauges, PerLabel};
+pub use family::{Counted, Counters, Gauges, PerLabel};
 pub use groups::{LimitsMetrics, ReloadMetrics, SharedMetrics};
 pub use labels::{
     Bounded, BreakerState, Bypass, CallResult, Eviction, Evidence, IdResult, Kind, Label, Limit, Operation, Outcome,

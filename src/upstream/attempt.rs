@@ -7,19 +7,15 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Error as ClientError;
-use prometheus::IntGauge;
 use tokio::time::{Instant, timeout_at};
 
 use super::call::{Answer, Call};
-use super::client::{Outgoing, Progress, wants_http1};
+use super::client::{Outgoing, SendProgress, wants_http1};
 use super::evidence::{CallOutcome, FailureKind};
 use super::{UNREADABLE, Upstream, coding};
 use crate::error::{Error, NoAnswer};
 use crate::telemetry::log::{chain, events};
-
-/// Reasons that no library gives.
-const LATE: &str = "none within upstream.deadline";
-const TOO_LONG: &str = "it is longer than upstream.answer_bytes";
+use crate::telemetry::metrics::Counted;
 
 impl Upstream {
     /// Attempts `call` once; on a new connection if `new_connection`.
@@ -28,10 +24,10 @@ impl Upstream {
         call: &Call,
         deadline: Instant,
         new_connection: bool,
-        progress: &Progress,
+        progress: &SendProgress,
     ) -> Result<Answer, Error> {
         self.metrics.upstream_call_ids.observe(call.ids.len() as f64);
-        let _in_flight = InFlight::new(&self.metrics.upstream_in_flight);
+        let _in_flight = Counted::new(&self.metrics.upstream_in_flight);
         let began = Instant::now();
         let exchange = timeout_at(deadline, self.exchange(call, new_connection, progress)).await;
         self.metrics.upstream_call_duration.observe(began.elapsed().as_secs_f64());
@@ -41,21 +37,24 @@ impl Upstream {
         });
         match &outcome {
             Ok(answer) if answer.status.is_server_error() => self.failures.server_error(&self.clock, answer.status),
-            Err(Error::Deadline) => self.failures.no_answer(&self.clock, LATE),
+            Err(Error::Deadline) => self.failures.no_answer(&self.clock, "none within upstream.deadline"),
             Err(Error::NoAnswer(NoAnswer::Unreadable)) => self.failures.unusable(&self.clock, UNREADABLE),
-            Err(Error::NoAnswer(NoAnswer::TooLong)) => self.failures.unusable(&self.clock, TOO_LONG),
+            Err(Error::NoAnswer(NoAnswer::TooLong)) => {
+                self.failures.unusable(&self.clock, "it is longer than upstream.answer_bytes");
+            }
             _ => {}
         }
         outcome
     }
 
-    async fn exchange(&self, call: &Call, new_connection: bool, progress: &Progress) -> Result<Answer, Error> {
+    async fn exchange(&self, call: &Call, new_connection: bool, progress: &SendProgress) -> Result<Answer, Error> {
         let sent = self.clock.now();
-        let request = call.request(&self.endpoint, sent.unix_seconds()).ok_or(Error::NoAnswer(NoAnswer::Lost))?;
+        let request =
+            call.request(&self.config.endpoint, sent.unix_seconds()).ok_or(Error::NoAnswer(NoAnswer::Lost))?;
         let response = self.send_call(request, new_connection, progress).await;
         let response = response.map_err(|error| self.no_answer(&error))?;
         let (head, body) = Self::checked(response)?.into_parts();
-        let body = match Limited::new(body, self.answer_bytes).collect().await {
+        let body = match Limited::new(body, self.config.answer_bytes).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => return Err(Error::NoAnswer(NoAnswer::TooLong)),
             Err(error) => {
@@ -65,7 +64,7 @@ impl Upstream {
             }
         };
         let mut headers = head.headers;
-        let body = coding::decode(&mut headers, body, self.answer_bytes).map_err(Error::NoAnswer)?;
+        let body = coding::decode(&mut headers, body, self.config.answer_bytes).map_err(Error::NoAnswer)?;
         Ok(Answer { status: head.status, headers, body, sent })
     }
 
@@ -74,7 +73,7 @@ impl Upstream {
         &self,
         request: Request<Bytes>,
         new_connection: bool,
-        progress: &Progress,
+        progress: &SendProgress,
     ) -> Result<Response<Incoming>, ClientError> {
         if !self.http1_only.load(Ordering::Relaxed) {
             let sent = self.calls.send(Outgoing::Repeatable(request.clone()), new_connection, progress).await;
@@ -91,7 +90,12 @@ impl Upstream {
     }
 
     /// What an attempt says of the endpoint's health.
-    pub(super) fn judge(&self, outcome: &Result<Answer, Error>, has_links: bool, progress: &Progress) -> CallOutcome {
+    pub(super) fn judge(
+        &self,
+        outcome: &Result<Answer, Error>,
+        has_links: bool,
+        progress: &SendProgress,
+    ) -> CallOutcome {
         let took = progress.since_sent();
         match outcome {
             Ok(_) if has_links => {
@@ -109,26 +113,10 @@ impl Upstream {
             Err(Error::Deadline) if took.is_some_and(|took| took >= self.fair_time()) => {
                 CallOutcome::Failure(FailureKind::Silence)
             }
-            Err(Error::Deadline) if took.is_none() && progress.waited() >= self.connect_timeout => {
+            Err(Error::Deadline) if took.is_none() && progress.waited() >= self.config.connect_timeout => {
                 CallOutcome::Failure(FailureKind::Silence)
             }
             _ => CallOutcome::Neutral,
         }
-    }
-}
-
-/// Counts an attempt while it is under way, also where its task is cancelled.
-struct InFlight<'g>(&'g IntGauge);
-
-impl<'g> InFlight<'g> {
-    fn new(gauge: &'g IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }

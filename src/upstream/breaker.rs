@@ -3,12 +3,12 @@
 //! Closed → open when independent sources fail ([`Evidence`]); open → half-open after a jittered time; half-open → closed or
 //! open by a probe. A source that fails while others succeed is refused alone, with a probe of its own.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::evidence::{CallOutcome, Counts, Evidence, FailureKind, Finding, Source, Suspect};
+use super::evidence::{CallOutcome, CallSource, Counts, Evidence, FailureKind, Finding, Suspect};
 use crate::config;
 use crate::telemetry::metrics::BreakerState;
 
@@ -47,14 +47,9 @@ enum Phase {
         until: Instant,
     },
     HalfOpen {
-        probe: Option<Probe>,
+        /// The call under way that probes, and when it was sent.
+        probe: Option<(Instant, CallSource)>,
     },
-}
-
-/// A probe under way.
-struct Probe {
-    sent: Instant,
-    source: Source,
 }
 
 struct RefusedSource {
@@ -78,7 +73,7 @@ pub struct BreakerStatus {
 /// The right to make one call. Dropped without a recorded outcome, it lets another call probe.
 pub(super) struct Permit<'b> {
     breaker: &'b Breaker,
-    source: Source,
+    source: CallSource,
     /// The call probes the endpoint for everyone.
     probes_endpoint: bool,
     /// The call probes for its source, which is refused alone.
@@ -96,9 +91,9 @@ impl Breaker {
     ///
     /// # Errors
     /// The time until the next probe may be made, where calls are refused.
-    pub(super) fn admit(&self, source: &Source, patience: Duration) -> Result<Permit<'_>, Duration> {
+    pub(super) fn admit(&self, source: &CallSource, patience: Duration) -> Result<Permit<'_>, Duration> {
         let now = Instant::now();
-        let mut circuit = self.circuit();
+        let mut circuit = self.circuit.lock();
         circuit.forget(now);
         let circuit = &mut *circuit;
         let refused = circuit.refused.iter_mut().find(|refused| refused.suspect.matches(source));
@@ -109,20 +104,20 @@ impl Breaker {
         let probes_endpoint = match &circuit.phase {
             Phase::Closed => false,
             Phase::Open { until } if now < *until => return Err(*until - now),
-            Phase::HalfOpen { probe: Some(probe) } => {
-                let is_overdue = now.duration_since(probe.sent) >= patience;
+            Phase::HalfOpen { probe: Some((sent, probing)) } => {
+                let is_overdue = now.duration_since(*sent) >= patience;
                 // The probe of a caller that is not accepted does not keep an accepted caller waiting.
-                let goes_first = probe.source.accepted || !source.accepted;
-                if Suspect::new(&probe.source).matches(source) || (!is_overdue && goes_first) {
+                let goes_first = probing.accepted || !source.accepted;
+                if Suspect::new(probing).matches(source) || (!is_overdue && goes_first) {
                     return Err(PROBE_WAIT);
                 }
-                overdue = Some(probe.source.clone()).filter(|_| is_overdue);
+                overdue = is_overdue.then(|| probing.clone());
                 true
             }
             Phase::Open { .. } | Phase::HalfOpen { probe: None } => true,
         };
         if probes_endpoint {
-            circuit.phase = Phase::HalfOpen { probe: Some(Probe { sent: now, source: source.clone() }) };
+            circuit.phase = Phase::HalfOpen { probe: Some((now, source.clone())) };
         }
         let probes_source = refused.map(|refused| refused.is_probing = true).is_some();
         // The overdue probe shows nothing in time; its source probes again only after the others.
@@ -133,9 +128,9 @@ impl Breaker {
     }
 
     /// How long calls of `source`, or of anyone, are still refused. Takes no probe.
-    pub(super) fn refusal(&self, source: Option<&Source>) -> Option<Duration> {
+    pub(super) fn refusal(&self, source: Option<&CallSource>) -> Option<Duration> {
         let now = Instant::now();
-        let circuit = self.circuit();
+        let circuit = self.circuit.lock();
         let open = match circuit.phase {
             Phase::Open { until } => until.checked_duration_since(now).filter(|left| !left.is_zero()),
             Phase::Closed | Phase::HalfOpen { .. } => None,
@@ -149,14 +144,14 @@ impl Breaker {
 
     /// Whether no call at all is refused.
     pub(super) fn is_idle(&self) -> bool {
-        let circuit = self.circuit();
+        let circuit = self.circuit.lock();
         matches!(circuit.phase, Phase::Closed) && circuit.refused.is_empty()
     }
 
     /// Its state. Where one source fails and nobody succeeds, the breaker counts as open, although it lets another source through.
     pub(super) fn status(&self) -> BreakerStatus {
         let now = Instant::now();
-        let mut circuit = self.circuit();
+        let mut circuit = self.circuit.lock();
         circuit.forget(now);
         let state = match circuit.phase {
             Phase::Open { until } if now < until => BreakerState::Open,
@@ -168,10 +163,6 @@ impl Breaker {
         let is_idle = state == BreakerState::Closed && circuit.refused.is_empty();
         let counts = if is_idle { Counts::default() } else { circuit.counts };
         BreakerStatus { state, counts, refused: circuit.refused.len() }
-    }
-
-    fn circuit(&self) -> MutexGuard<'_, Circuit> {
-        self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reopening(&self, now: Instant) -> Instant {
@@ -222,7 +213,7 @@ impl Circuit {
 
     /// Whether a failed probe of `source` shows nothing, so that others' calls may still succeed: its caller was never accepted, or
     /// its ids have failed before.
-    fn is_known_to_fail(&self, source: &Source) -> bool {
+    fn is_known_to_fail(&self, source: &CallSource) -> bool {
         !source.accepted || self.refused.iter().any(|refused| refused.suspect.has_any(&source.ids))
     }
 
@@ -251,7 +242,7 @@ impl Permit<'_> {
         self.is_recorded = true;
         let now = Instant::now();
         let until = self.breaker.reopening(now);
-        let mut circuit = self.breaker.circuit();
+        let mut circuit = self.breaker.circuit.lock();
         let source = &self.source;
         match outcome {
             CallOutcome::Success => {
@@ -293,7 +284,7 @@ impl Permit<'_> {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if !self.is_recorded && self.is_probe() {
-            self.breaker.circuit().release(self);
+            self.breaker.circuit.lock().release(self);
         }
     }
 }
@@ -306,154 +297,100 @@ mod tests {
     use crate::auth::Caller;
 
     const PATIENCE: Duration = Duration::from_millis(100);
-    const BAD: CallOutcome = CallOutcome::Failure(FailureKind::Answer);
+    /// Longer than the breaker stays open.
+    const WAIT: Duration = Duration::from_millis(2400);
 
     fn breaker() -> Breaker {
         Breaker::new(&config::Breaker { consecutive: 3, ratio: 0.5, min_calls: 10, open: Duration::from_secs(2) })
     }
 
-    fn source(caller: u128, ids: &[u64]) -> Source {
-        Source { caller: Caller::of_test(caller), accepted: true, ids: ids.into() }
+    fn admit(breaker: &Breaker, caller: u64, id: u64) -> Result<Permit<'_>, Duration> {
+        let source = CallSource { caller: Caller::of_test(caller.into()), accepted: true, ids: [id].into() };
+        breaker.admit(&source, PATIENCE)
     }
 
-    fn admit(breaker: &Breaker, caller: u128) -> Result<Permit<'_>, Duration> {
-        breaker.admit(&source(caller, &[u64::try_from(caller).unwrap()]), PATIENCE)
-    }
-
-    fn record(breaker: &Breaker, caller: u128, outcome: CallOutcome) {
-        admit(breaker, caller).expect("refused").record(outcome);
-    }
-
-    /// Opens it by three callers.
-    fn open(breaker: &Breaker) {
-        for caller in 1..=3 {
-            record(breaker, caller, BAD);
+    /// Steps separated by space. `+1`, `-1`, `?1`, `=1`: a call of caller 1 for id 1 succeeds, fails, says nothing, or is given up;
+    /// `!1`: it is refused. `*`: the call is a probe; `1/7`: it is for id 7. `wait`: the breaker's time is over. Else: the state.
+    async fn play(breaker: &Breaker, steps: &str) {
+        for step in steps.split(' ') {
+            if step == "wait" {
+                advance(WAIT).await;
+                continue;
+            }
+            let (kind, call) = step.split_at(1);
+            let probes = call.ends_with('*');
+            let (caller, id) = call.trim_end_matches('*').split_once('/').unwrap_or((call.trim_end_matches('*'), ""));
+            let Ok(caller) = caller.parse() else {
+                assert_eq!(breaker.status().state.name(), step, "in {steps}");
+                continue;
+            };
+            let permit = admit(breaker, caller, id.parse().unwrap_or(caller));
+            assert_eq!(permit.is_err(), kind == "!", "{step} in {steps}");
+            let Ok(permit) = permit else { continue };
+            assert_eq!(permit.is_probe(), probes, "{step} in {steps}");
+            match kind {
+                "+" => drop(permit.record(CallOutcome::Success)),
+                "-" => drop(permit.record(CallOutcome::Failure(FailureKind::Answer))),
+                "?" => drop(permit.record(CallOutcome::Neutral)),
+                _ => drop(permit),
+            }
         }
-        assert_eq!(breaker.status().state, BreakerState::Open);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failures_of_several_sources_open_it_and_one_good_probe_closes_it() {
+    async fn it_opens_and_closes_by_what_sources_show() {
+        let neutral = "-1 -2 ?10 ?11 ?12 ?13 ?14 ?15 ?16 ?17 ?18 ?19 -3 open wait ?9* half_open ?9*";
+        for (case, steps, refused) in [
+            (
+                "several sources fail, and one good probe closes it",
+                "-1 -2 +3 closed -1 -2 -3 open !9 wait -9* open wait +1* closed",
+                0,
+            ),
+            ("a source that fails alone is refused alone", "+9 -1 -1 -1 closed !1 +2 +1/77", 1),
+            ("until its probe succeeds", "+9 -1 -1 -1 closed !1 wait +1*", 0),
+            ("where nobody succeeds it shows as open, and another is let through", "-1 -1 -1 open !1 +2 closed", 1),
+            ("a caller that fails with several ids is refused whatever it asks for", "-1/0 -1/1 -1/2 !1/99", 1),
+            (
+                "a probe of a known source shows nothing, and the next may probe",
+                "-1 -2 -3 open wait -1* !1 +9* closed",
+                0,
+            ),
+            ("neutral answers neither open nor close it, nor break a row", neutral, 3),
+            ("a probe that is given up makes room for another", "-1 -2 -3 wait =9* +9* closed", 0),
+            ("failures of long ago do not count", "-1 -2 wait wait wait wait wait -3 closed", 0),
+        ] {
+            let breaker = breaker();
+            play(&breaker, steps).await;
+            assert_eq!(breaker.status().refused, refused, "{case}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_shows_its_evidence_while_it_is_open_and_lets_one_probe_through_at_a_time() {
         let breaker = breaker();
-        record(&breaker, 1, BAD);
-        record(&breaker, 2, BAD);
-        record(&breaker, 3, CallOutcome::Success);
-        assert_eq!(breaker.status().state, BreakerState::Closed);
-        open(&breaker);
+        play(&breaker, "-1 -2 -3 open").await;
         let counts = breaker.status().counts;
         assert_eq!((counts.callers, counts.id_sets, counts.answer), (3, 3, 3));
-        assert!(admit(&breaker, 9).is_err_and(|wait| (2.0..=2.4).contains(&wait.as_secs_f64())));
-        advance(Duration::from_millis(2400)).await;
-        let probe = admit(&breaker, 9).expect("a probe");
-        assert!(probe.is_probe());
-        assert!(admit(&breaker, 8).is_err(), "one probe at a time");
-        probe.record(BAD);
-        assert_eq!(breaker.status().state, BreakerState::Open);
-        advance(Duration::from_millis(2400)).await;
-        record(&breaker, 1, CallOutcome::Success);
-        assert_eq!(
-            breaker.status(),
-            BreakerStatus { state: BreakerState::Closed, counts: Counts::default(), refused: 0 }
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_source_that_fails_alone_is_refused_alone() {
-        let breaker = breaker();
-        record(&breaker, 9, CallOutcome::Success);
-        for _ in 0..3 {
-            record(&breaker, 1, BAD);
-        }
-        assert_eq!(breaker.status().state, BreakerState::Closed);
-        assert_eq!(breaker.status().refused, 1);
-        assert!(admit(&breaker, 1).is_err());
-        assert!(!admit(&breaker, 2).expect("others pass").is_probe());
-        assert!(breaker.admit(&source(1, &[77]), PATIENCE).is_ok(), "and so do its other ids");
-        advance(Duration::from_millis(2400)).await;
-        record(&breaker, 1, CallOutcome::Success);
-        assert_eq!(breaker.status().refused, 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_source_that_fails_while_nobody_succeeds_shows_as_open_and_another_is_let_through() {
-        let breaker = breaker();
-        for _ in 0..3 {
-            record(&breaker, 1, BAD);
-        }
-        assert_eq!(breaker.status().state, BreakerState::Open);
-        assert!(admit(&breaker, 1).is_err());
-        record(&breaker, 2, CallOutcome::Success);
-        assert_eq!(breaker.status().state, BreakerState::Closed);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_caller_that_fails_with_several_ids_is_refused_whatever_it_asks_for() {
-        let breaker = breaker();
-        for id in 0..3 {
-            breaker.admit(&source(1, &[id]), PATIENCE).unwrap().record(BAD);
-        }
-        assert!(breaker.admit(&source(1, &[99]), PATIENCE).is_err());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_probe_of_a_source_that_is_known_to_fail_lets_the_next_source_probe() {
-        let breaker = breaker();
-        open(&breaker);
-        advance(Duration::from_millis(2400)).await;
-        record(&breaker, 1, BAD);
-        assert!(admit(&breaker, 1).is_err());
-        record(&breaker, 9, CallOutcome::Success);
-        assert_eq!(breaker.status().state, BreakerState::Closed);
+        assert!(admit(&breaker, 9, 9).is_err_and(|wait| (2.0..=2.4).contains(&wait.as_secs_f64())));
+        advance(WAIT).await;
+        let probe = admit(&breaker, 9, 9).expect("a probe");
+        play(&breaker, "!8").await;
+        probe.record(CallOutcome::Success);
+        let closed = BreakerStatus { state: BreakerState::Closed, counts: Counts::default(), refused: 0 };
+        assert_eq!(breaker.status(), closed);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_probe_that_hangs_does_not_keep_another_source_from_probing() {
         let breaker = breaker();
-        open(&breaker);
-        advance(Duration::from_millis(2400)).await;
-        let _hanging = admit(&breaker, 1).expect("a probe");
+        play(&breaker, "-1 -2 -3 open wait").await;
+        let _hanging = admit(&breaker, 1, 1).expect("a probe");
         advance(PATIENCE).await;
-        assert!(admit(&breaker, 1).is_err(), "nor takes its source another turn");
-        let other = admit(&breaker, 9).expect("another source's probe");
+        assert!(admit(&breaker, 1, 1).is_err(), "nor takes its source another turn");
+        let other = admit(&breaker, 9, 9).expect("another source's probe");
         advance(PATIENCE).await;
-        assert!(admit(&breaker, 1).is_err(), "before the others");
+        play(&breaker, "!1").await;
         other.record(CallOutcome::Success);
-        assert_eq!(breaker.status().state, BreakerState::Closed);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn answers_that_say_nothing_neither_open_nor_close_it() {
-        let breaker = breaker();
-        record(&breaker, 1, BAD);
-        record(&breaker, 2, BAD);
-        for caller in 10..30 {
-            record(&breaker, caller, CallOutcome::Neutral);
-        }
-        record(&breaker, 3, BAD);
-        assert_eq!(breaker.status().state, BreakerState::Open, "nor do they break a row");
-        advance(Duration::from_millis(2400)).await;
-        record(&breaker, 9, CallOutcome::Neutral);
-        assert_eq!(breaker.status().state, BreakerState::HalfOpen, "a refused token is no sign of health");
-        assert!(admit(&breaker, 9).expect("the next call").is_probe());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_probe_that_is_given_up_makes_room_for_another() {
-        let breaker = breaker();
-        open(&breaker);
-        advance(Duration::from_secs(3)).await;
-        drop(admit(&breaker, 9));
-        record(&breaker, 9, CallOutcome::Success);
-        assert_eq!(breaker.status().state, BreakerState::Closed);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn failures_of_long_ago_do_not_count() {
-        let breaker = breaker();
-        record(&breaker, 1, BAD);
-        record(&breaker, 2, BAD);
-        advance(Duration::from_secs(10)).await;
-        record(&breaker, 3, BAD);
-        assert_eq!(breaker.status().state, BreakerState::Closed);
+        play(&breaker, "closed").await;
     }
 }

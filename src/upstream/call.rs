@@ -1,7 +1,5 @@
 //! Calls and their answers.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT, VIA};
 use http::uri::PathAndQuery;
@@ -11,8 +9,6 @@ use crate::auth::Caller;
 use crate::auth::signature::{self, Signer};
 use crate::clock::Moment;
 use crate::config;
-use crate::error::Error;
-use crate::limits::pause::Paused;
 
 /// One request to the endpoint for a batch's misses.
 pub struct Call {
@@ -32,33 +28,6 @@ pub struct Call {
     pub accepted: bool,
     /// The ids that it asks for.
     pub ids: Vec<Box<str>>,
-}
-
-/// Why a call is refused.
-#[derive(Clone, Debug)]
-pub enum Rejection {
-    /// Calls of its source fail; the time until the next may be made.
-    Breaker(Duration),
-    /// The endpoint has asked for a pause.
-    Pause(Paused),
-}
-
-impl Rejection {
-    /// The answer in which the endpoint asked for a pause.
-    pub fn answer(&self) -> Option<Response<Bytes>> {
-        match self {
-            Rejection::Breaker(_) => None,
-            Rejection::Pause(paused) => paused.answer(),
-        }
-    }
-
-    /// The error for a client that gets no answer of the endpoint's.
-    pub fn error(&self) -> Error {
-        match self {
-            Rejection::Breaker(wait) => Error::BreakerOpen(*wait),
-            Rejection::Pause(paused) => Error::HeldBack(paused.left),
-        }
-    }
 }
 
 /// The endpoint's answer to a call, whole and decoded.

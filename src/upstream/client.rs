@@ -6,8 +6,8 @@
 //! about the endpoint's health. Retries of failed calls: [`super::retry`].
 
 use std::error::Error as StdError;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::{CaptureConnection, Connected, capture_connection};
 use hyper_util::client::legacy::{Builder, Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use parking_lot::Mutex;
 use prometheus::IntCounter;
 use tokio::time::Instant;
 
@@ -61,7 +62,7 @@ pub(super) enum Outgoing {
 }
 
 /// How far one request has come. Outlives the future that sends it.
-pub(super) struct Progress {
+pub(super) struct SendProgress {
     began: Instant,
     dispatch: Mutex<Option<Dispatch>>,
 }
@@ -76,13 +77,13 @@ struct Dispatch {
     is_lost: bool,
 }
 
-impl Default for Progress {
+impl Default for SendProgress {
     fn default() -> Self {
         Self { began: Instant::now(), dispatch: Mutex::default() }
     }
 }
 
-impl Progress {
+impl SendProgress {
     /// The time since the request was first to be sent.
     pub(super) fn waited(&self) -> Duration {
         self.began.elapsed()
@@ -90,30 +91,26 @@ impl Progress {
 
     /// The time since the request was last handed to a connection.
     pub(super) fn since_sent(&self) -> Option<Duration> {
-        self.dispatch().as_ref().map(|dispatch| dispatch.sent.elapsed())
+        self.dispatch.lock().as_ref().map(|dispatch| dispatch.sent.elapsed())
     }
 
     /// The number of the connection that was lost, if one was.
     pub(super) fn lost_connection(&self) -> Option<u64> {
-        self.dispatch().as_ref().filter(|dispatch| dispatch.is_lost).map(|dispatch| dispatch.info.number)
+        self.dispatch.lock().as_ref().filter(|dispatch| dispatch.is_lost).map(|dispatch| dispatch.info.number)
     }
 
     /// The request, or its answer, ended with `error`. A stream that was reset leaves its connection intact.
     pub(super) fn failed(&self, error: &(dyn StdError + 'static)) {
-        if let Some(dispatch) = &mut *self.dispatch() {
-            dispatch.is_lost = !http2_error(error).is_some_and(h2::Error::is_reset);
+        if let Some(dispatch) = &mut *self.dispatch.lock() {
+            dispatch.is_lost = !cause(error).is_some_and(h2::Error::is_reset);
         }
     }
 
     /// The deadline has passed. A connection from which no byte has come since the request was sent takes no new requests.
     pub(super) fn timed_out(&self) {
-        if let Some(dispatch) = self.dispatch().as_ref().filter(|dispatch| dispatch.is_silent()) {
+        if let Some(dispatch) = self.dispatch.lock().as_ref().filter(|dispatch| dispatch.is_silent()) {
             dispatch.retire();
         }
-    }
-
-    fn dispatch(&self) -> MutexGuard<'_, Option<Dispatch>> {
-        self.dispatch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -188,7 +185,7 @@ impl HttpClient {
         &self,
         mut outgoing: Outgoing,
         new_connection: bool,
-        progress: &Progress,
+        progress: &SendProgress,
     ) -> Result<Response<Incoming>, ClientError> {
         let mut resends = 0;
         let mut pooled = !new_connection;
@@ -202,7 +199,7 @@ impl HttpClient {
             if let Err(error) = &result {
                 progress.failed(error);
             }
-            let dispatch = progress.dispatch();
+            let dispatch = progress.dispatch.lock();
             if let (Err(_), Some(dispatch)) = (&result, &*dispatch) {
                 dispatch.info.failed();
             }
@@ -239,7 +236,7 @@ impl HttpClient {
         &self,
         mut request: Request<Body>,
         pooled: bool,
-        progress: &Progress,
+        progress: &SendProgress,
     ) -> Result<Response<Incoming>, ClientError> {
         let captured = capture_connection(&mut request);
         let mut connected = captured.clone();
@@ -252,7 +249,7 @@ impl HttpClient {
         };
         let dispatch = Dispatch::new(&captured);
         dispatch.as_ref().filter(|dispatch| dispatch.info.is_outdated()).inspect(|dispatch| dispatch.retire());
-        *progress.dispatch() = dispatch;
+        *progress.dispatch.lock() = dispatch;
         match early {
             Some(result) => result,
             None => response.await,
@@ -262,7 +259,7 @@ impl HttpClient {
 
 /// Whether the endpoint asks for HTTP/1.1 (RFC 9113 §7, `HTTP_1_1_REQUIRED`).
 pub(super) fn wants_http1(error: &ClientError) -> bool {
-    http2_error(error).and_then(h2::Error::reason) == Some(Reason::HTTP_1_1_REQUIRED)
+    cause(error).and_then(h2::Error::reason) == Some(Reason::HTTP_1_1_REQUIRED)
 }
 
 /// Whether a repeatable request without an answer may be sent again: HTTP/2 says that it was not processed, or the connection
@@ -272,17 +269,13 @@ fn may_resend(error: &ClientError, is_lost: bool) -> bool {
         // Otherwise the request was to share a connection that was lost as it was handed over.
         return cause::<ConnectFailed>(error).is_none();
     }
-    if let Some(error) = http2_error(error) {
+    if let Some(error) = cause::<h2::Error>(error) {
         let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
         // h2 fails streams with the peer's GOAWAY only where they are above its last id.
         let is_unprocessed = error.is_remote() && (is_refused || error.is_go_away());
         return is_unprocessed && error.reason() != Some(Reason::HTTP_1_1_REQUIRED);
     }
     is_lost && !cause::<hyper::Error>(error).is_some_and(|cause| cause.is_user() || cause.is_parse())
-}
-
-fn http2_error<'e>(error: &'e (dyn StdError + 'static)) -> Option<&'e h2::Error> {
-    cause(error)
 }
 
 /// The first error of this type: `error`, or one of its causes.

@@ -27,7 +27,7 @@ pub(super) const MOST_IDS: usize = 64;
 
 /// The caller and the ids of a call.
 #[derive(Clone)]
-pub(super) struct Source {
+pub(super) struct CallSource {
     pub(super) caller: Caller,
     /// Whether the endpoint has accepted the caller.
     pub(super) accepted: bool,
@@ -113,7 +113,7 @@ pub(super) struct Suspect {
 
 impl Suspect {
     /// Of one failed call.
-    pub(super) fn new(source: &Source) -> Self {
+    pub(super) fn new(source: &CallSource) -> Self {
         Self::of(source.caller, &source.ids)
     }
 
@@ -122,7 +122,7 @@ impl Suspect {
     }
 
     /// Whether calls of `source` are expected to fail.
-    pub(super) fn matches(&self, source: &Source) -> bool {
+    pub(super) fn matches(&self, source: &CallSource) -> bool {
         self.caller == source.caller && (self.any_ids || self.has_any(&source.ids))
     }
 
@@ -149,7 +149,7 @@ impl Suspect {
 
 impl Evidence {
     /// Adds a call that ended now.
-    pub(super) fn add(&mut self, source: &Source, failure: Option<FailureKind>, now: Instant) {
+    pub(super) fn add(&mut self, source: &CallSource, failure: Option<FailureKind>, now: Instant) {
         while self.calls.front().is_some_and(|call| now.duration_since(call.at) >= WINDOW)
             || self.calls.len() >= MAX_CALLS
         {
@@ -175,7 +175,7 @@ impl Evidence {
     }
 
     /// What the calls so far show, after one of `source` has failed. `None`: nothing yet.
-    pub(super) fn judge(&self, source: &Source, config: &config::Breaker) -> Option<Finding> {
+    pub(super) fn judge(&self, source: &CallSource, config: &config::Breaker) -> Option<Finding> {
         let in_a_row = usize::try_from(config.consecutive).unwrap_or(usize::MAX);
         let newest = || self.calls.iter().rev();
         let row: Vec<&PastCall> = newest().take_while(|call| call.failure.is_some()).collect();
@@ -210,7 +210,7 @@ impl Evidence {
     }
 
     /// What the calls of one caller show: that all of its last ones failed, or all those for the same ids.
-    fn judge_one(&self, source: &Source, in_a_row: usize) -> Option<Finding> {
+    fn judge_one(&self, source: &CallSource, in_a_row: usize) -> Option<Finding> {
         let same_caller = || self.calls.iter().rev().filter(|call| call.is_of(source.caller));
         let row: Vec<&PastCall> = same_caller().take_while(|call| call.failure.is_some()).collect();
         let same_ids = same_caller().filter(|call| call.ids.iter().any(|id| source.ids.contains(id)));
@@ -304,8 +304,8 @@ mod tests {
     const CONFIG: config::Breaker =
         config::Breaker { consecutive: 3, ratio: 0.5, min_calls: 10, open: Duration::from_secs(2) };
 
-    fn source(caller: u128, ids: &[u64]) -> Source {
-        Source { caller: Caller::of_test(caller), accepted: caller < 100, ids: ids.into() }
+    fn source(caller: u128, ids: &[u64]) -> CallSource {
+        CallSource { caller: Caller::of_test(caller), accepted: caller < 100, ids: ids.into() }
     }
 
     fn judge(calls: &[(u128, &[u64], Option<FailureKind>)]) -> Option<Finding> {
@@ -321,28 +321,41 @@ mod tests {
     const BAD: Option<FailureKind> = Some(FailureKind::Answer);
     const CONNECT: Option<FailureKind> = Some(FailureKind::Connect);
 
-    #[tokio::test(start_paused = true)]
-    async fn two_callers_with_different_ids_show_that_the_endpoint_is_down() {
-        let finding = judge(&[(1, &[1], BAD), (2, &[2], BAD), (1, &[1], BAD)]).unwrap();
-        assert!(finding.is_endpoint);
-        assert_eq!((finding.counts.callers, finding.counts.id_sets), (2, 2));
-    }
+    const LOST: Option<FailureKind> = Some(FailureKind::Lost(5));
 
     #[tokio::test(start_paused = true)]
-    async fn one_id_of_many_callers_and_many_ids_of_one_caller_are_one_source() {
-        for calls in [
-            [(1, &[7, 1][..], BAD), (2, &[7, 2], BAD), (3, &[7], BAD)],
-            [(1, &[1], BAD), (1, &[2], BAD), (1, &[3], BAD)],
-            [(100, &[1], BAD), (101, &[2], BAD), (102, &[3], BAD)],
+    async fn only_independent_sources_show_that_the_endpoint_is_down() {
+        let repeated = |count, calls: &[(u128, &'static [u64], _)]| calls.repeat(count);
+        let (one, two) = ((1, &[1][..], BAD), (2, &[2][..], BAD));
+        let share = [repeated(3, &[one, two, (3, &[3], None)]), vec![one]].concat();
+        let well = vec![(4, &[4][..], None), (5, &[5], None), (6, &[6], None)];
+        let lost =
+            |number| [(1, &[1][..], Some(FailureKind::Lost(number))), (2, &[2], Some(FailureKind::Lost(number)))];
+        for (case, calls, expected) in [
+            ("two callers with different ids", vec![one, two, one], Some((true, 2, 2))),
+            ("one id of many callers", vec![(1, &[7, 1], BAD), (2, &[7, 2], BAD), (3, &[7], BAD)], Some((false, 3, 1))),
+            ("many ids of one caller", vec![one, (1, &[2], BAD), (1, &[3], BAD)], Some((false, 1, 3))),
+            (
+                "callers that are not accepted",
+                vec![(100, &[1], BAD), (101, &[2], BAD), (102, &[3], BAD)],
+                Some((false, 1, 3)),
+            ),
+            ("two failures to connect", repeated(2, &[(1, &[1], CONNECT)]), None),
+            ("three failures to connect", repeated(3, &[(1, &[1], CONNECT)]), Some((true, 1, 1))),
+            ("one lost connection is one failure", vec![(1, &[1], LOST), (2, &[2], LOST), (3, &[3], LOST)], None),
+            ("lost connections are nobody's in particular", [lost(0), lost(1), lost(2)].concat(), Some((false, 1, 1))),
+            ("a share of calls and of callers", share.clone(), Some((true, 2, 2))),
+            ("a share of calls, but most callers are well", [well, share].concat(), Some((false, 1, 1))),
+            // Regression: a valid token with one bad id and a made-up one with another opened the breaker for ten that were served.
+            (
+                "a valid and a made-up token while another is served",
+                [vec![(2, &[2][..], None)], repeated(3, &[(1, &[7], BAD), (100, &[8], BAD)])].concat(),
+                Some((false, 1, 1)),
+            ),
         ] {
-            assert!(!judge(&calls).unwrap().is_endpoint, "one source says nothing of the endpoint");
+            let counts = |finding: Finding| (finding.is_endpoint, finding.counts.callers, finding.counts.id_sets);
+            assert_eq!(judge(&calls).map(counts), expected, "{case}");
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn failing_to_connect_is_evidence_by_itself() {
-        assert!(judge(&[(1, &[1], CONNECT), (1, &[1], CONNECT)]).is_none());
-        assert!(judge(&[(1, &[1], CONNECT), (1, &[1], CONNECT), (1, &[1], CONNECT)]).unwrap().is_endpoint);
     }
 
     #[tokio::test(start_paused = true)]
@@ -355,26 +368,6 @@ mod tests {
                 && !suspect.matches(&source(1, &[1]))
                 && !suspect.matches(&source(2, &[7]))
         );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_lost_connection_is_one_failure_of_nobody_in_particular() {
-        let lost = Some(FailureKind::Lost(5));
-        assert!(judge(&[(1, &[1], lost), (2, &[2], lost), (3, &[3], lost)]).is_none());
-        let again = |number| Some(FailureKind::Lost(number));
-        let calls: Vec<(u128, &[u64], _)> =
-            (0..3).flat_map(|n| [(1, &[1][..], again(n)), (2, &[2], again(n))]).collect();
-        assert!(!judge(&calls).unwrap().is_endpoint);
-    }
-
-    /// Regression: a valid token with one bad id and a made-up one with another opened the breaker for ten that were served.
-    #[tokio::test(start_paused = true)]
-    async fn a_valid_token_and_a_made_up_one_show_nothing_while_accepted_callers_succeed() {
-        let mut calls: Vec<(u128, &[u64], Option<FailureKind>)> = vec![(2, &[2], None)];
-        for _ in 0..3 {
-            calls.extend([(1, &[7][..], BAD), (100, &[8], BAD)]);
-        }
-        assert!(!judge(&calls).unwrap().is_endpoint);
     }
 
     #[tokio::test(start_paused = true)]
@@ -394,18 +387,5 @@ mod tests {
         let suspect = &suspects[0];
         assert!(!suspect.any_ids && suspect.matches(&source(1, &[8])));
         assert!(!suspect.matches(&source(1, &[20])), "an id that was asked for with the bad one is not to blame");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_share_of_calls_and_of_callers_must_fail() {
-        let mut calls: Vec<(u128, &[u64], Option<FailureKind>)> = Vec::new();
-        for _ in 0..3 {
-            calls.extend([(1, &[1][..], BAD), (2, &[2], BAD), (3, &[3], None)]);
-        }
-        calls.push((1, &[1], BAD));
-        assert!(judge(&calls).unwrap().is_endpoint);
-        let well: [(u128, &[u64], _); 3] = [(4, &[4], None), (5, &[5], None), (6, &[6], None)];
-        let calls: Vec<_> = well.into_iter().chain(calls).collect();
-        assert!(judge(&calls).is_none_or(|finding| !finding.is_endpoint), "most callers are well");
     }
 }

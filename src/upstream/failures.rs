@@ -1,8 +1,7 @@
 //! Failures of the endpoint: logged, each kind at most once in a while, and the last one remembered.
 
-use std::sync::{Mutex, PoisonError};
-
 use http::StatusCode;
+use parking_lot::Mutex;
 
 use crate::clock::{Clock, Moment};
 use crate::telemetry::log::{LogThrottle, events};
@@ -27,7 +26,7 @@ pub(super) struct FailureLog {
 
 impl FailureLog {
     pub(super) fn last(&self) -> Option<LastFailure> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last.lock().clone()
     }
 
     /// There is no answer, not even its head.
@@ -55,6 +54,6 @@ impl FailureLog {
     }
 
     fn remember(&self, clock: &Clock, reason: String) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(LastFailure { at: clock.now(), reason });
+        *self.last.lock() = Some(LastFailure { at: clock.now(), reason });
     }
 }

@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Error as ClientError;
 
 use super::Upstream;
-use super::client::{Outgoing, Progress};
+use super::client::{Outgoing, SendProgress};
 use crate::error::{Error, NoAnswer};
 use crate::message::body::Body;
 use crate::telemetry::log::chain;
@@ -27,14 +27,14 @@ impl Upstream {
     /// If there is no answer's head.
     pub async fn forward(&self, mut request: Request<Body>) -> Result<Response<Incoming>, Error> {
         let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        *request.uri_mut() = self.endpoint.uri(target);
+        *request.uri_mut() = self.config.endpoint.uri(target);
         *request.version_mut() = Version::HTTP_11;
         let outgoing = if request.method().is_idempotent() && request.body().is_end_stream() {
             Outgoing::Repeatable(request.map(|_| Bytes::new()))
         } else {
             Outgoing::Once(request)
         };
-        let response = self.streams.send(outgoing, false, &Progress::default()).await;
+        let response = self.streams.send(outgoing, false, &SendProgress::default()).await;
         let checked = Self::checked(response.map_err(|error| self.no_answer(&error))?);
         checked.inspect_err(|_| self.failures.unusable(&self.clock, BAD_HEAD))
     }

@@ -1,9 +1,10 @@
 //! Pauses of single callers that add up to a pause of everyone.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::evidence::Source;
+use parking_lot::Mutex;
+
+use super::evidence::CallSource;
 use crate::clock::{Moment, millis};
 
 /// Callers that are remembered.
@@ -12,29 +13,26 @@ const MOST: usize = 64;
 /// Callers that a 503 with `Retry-After` has asked for a pause. One caller, or one set of ids, may be the reason for it; two
 /// callers with disjoint ids show that everyone is meant.
 #[derive(Default)]
-pub(super) struct Pauses(Mutex<Vec<PausedCaller>>);
-
-struct PausedCaller {
-    source: Source,
-    /// On the monotonic clock.
-    until: u64,
-}
+pub(super) struct Pauses(
+    /// With when its pause ends, on the monotonic clock.
+    Mutex<Vec<(CallSource, u64)>>,
+);
 
 impl Pauses {
     /// `source` was asked at `now` to pause for `span`. Returns how long everyone has to pause, if everyone has.
-    pub(super) fn asked(&self, source: &Source, now: Moment, span: Duration) -> Option<Duration> {
+    pub(super) fn asked(&self, source: &CallSource, now: Moment, span: Duration) -> Option<Duration> {
         if !source.accepted {
             return None;
         }
         let until = now.monotonic.saturating_add(millis(span));
-        let mut paused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        paused.retain(|paused| paused.until > now.monotonic && paused.source.caller != source.caller);
-        let others = paused.iter().filter(|paused| !paused.source.ids.iter().any(|id| source.ids.contains(id)));
-        let other = others.map(|paused| paused.until).max();
+        let mut paused = self.0.lock();
+        paused.retain(|(other, until)| *until > now.monotonic && other.caller != source.caller);
+        let others = paused.iter().filter(|(other, _)| !other.ids.iter().any(|id| source.ids.contains(id)));
+        let other = others.map(|(_, until)| *until).max();
         if paused.len() >= MOST {
             paused.remove(0);
         }
-        paused.push(PausedCaller { source: source.clone(), until });
+        paused.push((source.clone(), until));
         other.map(|other| Duration::from_millis(other.min(until).saturating_sub(now.monotonic)))
     }
 }
@@ -46,7 +44,8 @@ mod tests {
 
     #[test]
     fn two_accepted_callers_with_different_ids_make_a_pause_for_everyone() {
-        let source = |caller, accepted, id: u64| Source { caller: Caller::of_test(caller), accepted, ids: [id].into() };
+        let source =
+            |caller, accepted, id: u64| CallSource { caller: Caller::of_test(caller), accepted, ids: [id].into() };
         let at = |monotonic| Moment { monotonic, wall: 0 };
         let asked = |pauses: &Pauses, source, now| pauses.asked(&source, at(now), Duration::from_secs(3));
         for second in [source(1, true, 2), source(2, true, 1), source(2, false, 2)] {

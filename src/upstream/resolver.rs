@@ -6,10 +6,11 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
+use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 use tower::Service;
 
@@ -33,7 +34,7 @@ pub(super) struct Resolver {
 struct Known {
     name: Option<Name>,
     /// Recent addresses of the name, those of the last resolution first.
-    addresses: Vec<Address>,
+    addresses: Vec<ResolvedAddress>,
     /// The address that answered last.
     good: Option<IpAddr>,
     /// The first address in order when connecting, or the first answer, last failed.
@@ -44,7 +45,7 @@ struct Known {
     begun: Option<Instant>,
 }
 
-struct Address {
+struct ResolvedAddress {
     ip: IpAddr,
     /// Since when resolutions have not contained it.
     missing: Option<Instant>,
@@ -65,7 +66,7 @@ impl Known {
         let mut missing = std::mem::take(&mut self.addresses);
         missing.retain(|address| !resolved.contains(&address.ip));
         missing.iter_mut().for_each(|address| address.missing = address.missing.or(Some(now)));
-        self.addresses = resolved.into_iter().map(|ip| Address { ip, missing: None }).chain(missing).collect();
+        self.addresses = resolved.into_iter().map(|ip| ResolvedAddress { ip, missing: None }).chain(missing).collect();
         self.addresses.truncate(MOST);
         self.name = Some(name);
     }
@@ -78,21 +79,21 @@ impl Resolver {
 
     /// `address` has sent a byte.
     pub(super) fn answered(&self, address: SocketAddr) {
-        let mut known = self.known();
+        let mut known = self.known.lock();
         known.good = Some(address.ip());
         known.bad = known.bad.filter(|bad| *bad != address.ip());
     }
 
     /// Connecting failed, or a new connection ended before its first byte: the address that was tried first becomes the last.
     pub(super) fn failed(&self) {
-        let mut known = self.known();
+        let mut known = self.known.lock();
         known.bad = known.first;
         known.good = known.good.filter(|good| Some(*good) != known.bad);
     }
 
     /// Whether the name no longer has `address`. Resolves the name in the background where the last resolution is too old.
     pub(super) fn has_moved_from(&self, address: SocketAddr) -> bool {
-        let mut known = self.known();
+        let mut known = self.known.lock();
         let is_due = known.begun.is_none_or(|begun| begun.elapsed() >= INTERVAL);
         if is_due && let Some(name) = known.name.clone() {
             known.begun = Some(Instant::now());
@@ -104,10 +105,10 @@ impl Resolver {
 
     /// The addresses of `name`: the last ones where it does not resolve now, or not in time.
     pub(super) async fn resolve(self, name: Name) -> io::Result<std::vec::IntoIter<SocketAddr>> {
-        self.known().begun = Some(Instant::now());
+        self.known.lock().begun = Some(Instant::now());
         // A task of its own, so that a late result is not lost.
         let looked_up = timeout(self.limit, tokio::spawn(self.clone().look_up(name))).await;
-        let addresses = self.known().in_order();
+        let addresses = self.known.lock().in_order();
         if !addresses.is_empty() {
             return Ok(addresses.into_iter());
         }
@@ -121,13 +122,9 @@ impl Resolver {
     async fn look_up(self, name: Name) -> io::Result<()> {
         let resolved: Vec<IpAddr> = GaiResolver::new().call(name.clone()).await?.map(|address| address.ip()).collect();
         if !resolved.is_empty() {
-            self.known().learn(name, resolved);
+            self.known.lock().learn(name, resolved);
         }
         Ok(())
-    }
-
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -139,8 +136,8 @@ mod tests {
 
     fn learn(resolver: &Resolver, ips: &[&str]) {
         let name = "name.invalid".parse().unwrap();
-        resolver.known().learn(name, ips.iter().map(|ip| ip.parse().unwrap()).collect());
-        resolver.known().begun = Some(Instant::now());
+        resolver.known.lock().learn(name, ips.iter().map(|ip| ip.parse().unwrap()).collect());
+        resolver.known.lock().begun = Some(Instant::now());
     }
 
     fn address(ip: &str) -> SocketAddr {
@@ -164,7 +161,8 @@ mod tests {
     async fn the_address_that_answered_comes_first_and_one_that_failed_last() {
         let resolver = Resolver::new(Duration::from_secs(1));
         learn(&resolver, &["127.0.0.4", "127.0.0.5", "127.0.0.6"]);
-        let order = || resolver.known().in_order().iter().map(|address| address.ip().to_string()).collect::<Vec<_>>();
+        let order =
+            || resolver.known.lock().in_order().iter().map(|address| address.ip().to_string()).collect::<Vec<_>>();
         resolver.answered(address("127.0.0.5"));
         assert_eq!(order(), ["127.0.0.5", "127.0.0.4", "127.0.0.6"]);
         resolver.failed();

@@ -11,7 +11,7 @@ use tower::retry::budget::{Budget, TpsBudget};
 
 use super::Upstream;
 use super::call::{Answer, Call};
-use super::client::Progress;
+use super::client::SendProgress;
 use crate::config;
 use crate::error::{Error, NoAnswer};
 
@@ -19,28 +19,19 @@ use crate::error::{Error, NoAnswer};
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(2);
 
-/// How often calls may be retried.
-pub(super) struct RetryPolicy {
-    attempts: u32,
-    /// Allows retries as a share of calls.
-    budget: TpsBudget,
+/// The budget of retries.
+pub(super) fn budget(config: &config::Retry) -> TpsBudget {
+    // The share of a quiet endpoint's calls is none at all: one a second is allowed besides.
+    let a_second = u32::from(config.budget > 0.0);
+    #[allow(clippy::cast_possible_truncation)] // A share, of which seven digits are enough.
+    TpsBudget::new(Duration::from_secs(10), a_second, config.budget as f32)
 }
 
-impl RetryPolicy {
-    pub(super) fn new(config: &config::Retry) -> Self {
-        // The share of a quiet endpoint's calls is none at all: one a second is allowed besides.
-        let a_second = u32::from(config.budget > 0.0);
-        #[allow(clippy::cast_possible_truncation)] // A share, of which seven digits are enough.
-        let budget = TpsBudget::new(Duration::from_secs(10), a_second, config.budget as f32);
-        Self { attempts: u32::try_from(config.attempts).unwrap_or(u32::MAX), budget }
-    }
-
-    fn delays(&self) -> impl Iterator<Item = Duration> + use<> {
-        (0..self.attempts).map(|retry| {
-            let delay = FIRST_DELAY.saturating_mul(3_u32.saturating_pow(retry)).min(LONGEST_DELAY);
-            delay.mul_f64(1.0 + rand::random::<f64>())
-        })
-    }
+/// The delays before this many retries.
+fn delays(retries: usize) -> impl Iterator<Item = Duration> {
+    let longer = |delay: &Duration| Some((*delay * 3).min(LONGEST_DELAY));
+    let delays = std::iter::successors(Some(FIRST_DELAY), longer).take(retries);
+    delays.map(|delay| delay.mul_f64(1.0 + rand::random::<f64>()))
 }
 
 impl Upstream {
@@ -58,17 +49,17 @@ impl Upstream {
         read: impl Fn(&[u8]) -> (R, bool),
     ) -> Result<(Answer, Option<R>), Error> {
         if let Some(paused) = self.paused() {
-            return Err(Error::HeldBack(paused.left));
+            return Err(paused.error);
         }
         let source = self.source_of(call);
-        self.retry.budget.deposit();
+        self.retry_budget.deposit();
         let mut permit = self.breaker.admit(&source, self.fair_time()).map_err(Error::BreakerOpen)?;
-        let mut delays = self.retry.delays();
+        let mut delays = delays(self.config.retry.attempts);
         // A call without a fair chance of an answer in time is not sent.
         let mut outcome = Err(Error::Deadline);
         let mut reading = None;
         while self.leaves_fair_time(deadline) {
-            let progress = Progress::default();
+            let progress = SendProgress::default();
             let probe = permit.is_probe();
             outcome = self.attempt(call, deadline, probe, &progress).await;
             let answer = outcome.as_ref().ok();
@@ -82,7 +73,7 @@ impl Upstream {
             self.show_breaker();
             let Some(delay) = delays.next().filter(|_| self.is_retryable(&outcome)) else { break };
             let is_in_time = Instant::now() + delay + self.fair_time() <= deadline;
-            if !is_in_time || !self.retry.budget.withdraw() {
+            if !is_in_time || !self.retry_budget.withdraw() {
                 break;
             }
             tokio::time::sleep(delay).await;
@@ -109,8 +100,7 @@ mod tests {
 
     #[test]
     fn delays_grow_threefold_to_a_bound_with_up_to_as_much_jitter() {
-        let policy = RetryPolicy::new(&config::Retry { attempts: 6, budget: 0.0 });
-        let delays: Vec<u128> = policy.delays().map(|delay| delay.as_millis()).collect();
+        let delays: Vec<u128> = delays(6).map(|delay| delay.as_millis()).collect();
         assert_eq!(delays.len(), 6);
         for (delay, least) in delays.into_iter().zip([50, 150, 450, 1350, 2000, 2000]) {
             assert!((least..=2 * least).contains(&delay), "{delay} {least}");

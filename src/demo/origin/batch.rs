@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::answers::{gzip, json_answer};
-use super::credential::{OriginCredential, Unauthenticated};
+use super::credential::{Unauthenticated, credential};
 use super::links::{Owner, link};
 use super::parse::{ParsedCall, parse};
 use super::{Exchange, RecordedCall, ScriptedReply, UnknownIds};
@@ -37,8 +37,8 @@ pub(super) async fn answer(mut exchange: Exchange, body: Incoming) -> io::Result
     let parsed = parse(&exchange.parts, &body, exchange.options.max_ids);
     let keys = std::mem::take(&mut exchange.options.keys);
     let parts = exchange.parts.clone();
-    let credential = OriginCredential::read(&parts, &signature::hash(&body), &keys, exchange.now);
-    let caller = credential.as_ref().map_or("", OriginCredential::text);
+    let credential = credential(&parts, &signature::hash(&body), &keys, exchange.now);
+    let caller = credential.unwrap_or_default();
     exchange.options = exchange.options.for_caller(caller);
     let ids = parsed.as_ref().map_or(&[][..], |parsed| &parsed.ids);
     let scripted = exchange.arrive(body, parsed.as_ref().ok(), caller).await?;
@@ -94,7 +94,7 @@ impl Exchange {
 
     fn batch(
         &self,
-        credential: Result<OriginCredential<'_>, Unauthenticated>,
+        credential: Result<&str, Unauthenticated>,
         parsed: Result<ParsedCall, &'static str>,
     ) -> Response<Body> {
         let credential = match credential {
@@ -103,8 +103,7 @@ impl Exchange {
         };
         let ids = parsed.as_ref().map_or(&[][..], |parsed| &parsed.ids);
         let options = &self.options;
-        if matches!(&credential, OriginCredential::Token(token) if options.refuse.iter().any(|refused| refused == token))
-        {
+        if options.refuse.iter().any(|refused| refused == credential) {
             return self.error(401, "APIGW.0301", "Incorrect IAM authentication information");
         }
         if options.fail_ratio > 0.0 && rand::random::<f64>() < options.fail_ratio {
@@ -117,7 +116,7 @@ impl Exchange {
             return self.error(400, "OSM.0001", "an accessory does not exist");
         }
         match parsed {
-            Ok(parsed) => self.links(credential.text(), &parsed),
+            Ok(parsed) => self.links(credential, &parsed),
             Err(reason) => self.error(400, "OSM.0001", reason),
         }
     }

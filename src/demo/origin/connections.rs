@@ -1,12 +1,13 @@
 //! Connections to the simulated endpoint, and how they are lost.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 
+use parking_lot::MutexGuard;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{Origin, lock};
+use super::Origin;
 
 /// How a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,13 +21,7 @@ pub enum Loss {
 }
 
 #[derive(Default)]
-pub(super) struct Connections {
-    made: AtomicUsize,
-    open: Mutex<Vec<Arc<Connection>>>,
-}
-
-#[derive(Default)]
-pub(super) struct Connection {
+pub(super) struct OriginConnection {
     /// Cancelled to close it, and when it has ended.
     pub(super) is_closed: CancellationToken,
     pub(super) is_leaving: Notify,
@@ -34,31 +29,29 @@ pub(super) struct Connection {
     requests: AtomicUsize,
 }
 
-impl Connections {
-    pub(super) fn add(&self) -> Arc<Connection> {
-        self.made.fetch_add(1, Ordering::Relaxed);
-        let connection = Arc::new(Connection::default());
-        self.open().push(Arc::clone(&connection));
+impl Origin {
+    pub(super) fn add_connection(&self) -> Arc<OriginConnection> {
+        self.0.connections_made.fetch_add(1, Ordering::Relaxed);
+        let connection = Arc::new(OriginConnection::default());
+        self.open_connections().push(Arc::clone(&connection));
         connection
     }
 
     /// The open ones, by age.
-    fn open(&self) -> MutexGuard<'_, Vec<Arc<Connection>>> {
-        let mut open = lock(&self.open);
+    fn open_connections(&self) -> MutexGuard<'_, Vec<Arc<OriginConnection>>> {
+        let mut open = self.0.connections.lock();
         open.retain(|connection| !connection.is_closed.is_cancelled());
         open
     }
-}
 
-impl Origin {
     /// Loses every open connection.
     pub fn lose_connections(&self, how: Loss) {
-        self.0.connections.open().iter().for_each(|connection| connection.lose(how));
+        self.open_connections().iter().for_each(|connection| connection.lose(how));
     }
 
     /// Loses one open connection, if there is any: number `which` by age, modulo their count.
     pub fn lose_connection(&self, which: usize, how: Loss) {
-        let open = self.0.connections.open();
+        let open = self.open_connections();
         if let Some(connection) = open.get(which % open.len().max(1)) {
             connection.lose(how);
         }
@@ -66,11 +59,11 @@ impl Origin {
 
     /// Connections since the start.
     pub fn connections(&self) -> usize {
-        self.0.connections.made.load(Ordering::Relaxed)
+        self.0.connections_made.load(Ordering::Relaxed)
     }
 }
 
-impl Connection {
+impl OriginConnection {
     fn lose(&self, how: Loss) {
         match how {
             Loss::Now => self.is_closed.cancel(),

@@ -33,7 +33,7 @@ pub struct Options {
     /// What it does with a batch that has some of those.
     #[arg(long, value_enum, default_value_t = UnknownIds::LeaveOut)]
     pub unknown_ids: UnknownIds,
-    /// Tokens that it refuses with a 401.
+    /// Tokens and access keys that it refuses with a 401.
     #[arg(long, value_name = "TOKEN,…", value_delimiter = ',')]
     pub refuse: Vec<String>,
     /// A key pair whose signatures it accepts, as ACCESS_KEY:SECRET_KEY; may be given several times.

@@ -65,7 +65,7 @@ fn parse_query(query: &str) -> Result<ParsedCall, &'static str> {
 
 fn parse_body(parts: &Parts, body: &[u8]) -> Result<ParsedCall, &'static str> {
     #[derive(Deserialize)]
-    struct Fields {
+    struct BodyFields {
         accessory_ids: Vec<String>,
         group_id: Option<String>,
     }
@@ -78,7 +78,7 @@ fn parse_body(parts: &Parts, body: &[u8]) -> Result<ParsedCall, &'static str> {
     }
     // A map first: a struct could also be read from an array of its fields.
     let fields: Value = serde_json::from_slice(body).map_err(|_| "the body is not JSON")?;
-    let fields = Map::deserialize(fields).and_then(|fields| Fields::deserialize(Value::Object(fields)));
-    let Fields { accessory_ids, group_id } = fields.map_err(|_| "the body is not as documented")?;
+    let fields = Map::deserialize(fields).and_then(|fields| BodyFields::deserialize(Value::Object(fields)));
+    let BodyFields { accessory_ids, group_id } = fields.map_err(|_| "the body is not as documented")?;
     Ok(ParsedCall { ids: accessory_ids, group: group_id, form: Form::Body })
 }

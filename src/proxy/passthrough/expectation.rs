@@ -147,7 +147,7 @@ impl http_body::Body for HeldBack {
                     *this.body = None;
                     return Poll::Pending;
                 }
-                _ => return Poll::Ready(Some(Err(BodyError::new("the endpoint has answered without the body")))),
+                _ => return Poll::Ready(Some(Err(BodyError::Ended("the endpoint has answered without the body")))),
             }
         }
     }

@@ -7,9 +7,11 @@ mod history;
 mod purge;
 mod status;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, WWW_AUTHENTICATE,
@@ -23,8 +25,8 @@ use serde_json::{Value, json};
 
 use crate::batch::BatchRoute;
 use crate::cache::Cache;
-use crate::clock::Clock;
-use crate::config::{self, Config, ReloadState};
+use crate::clock::{Clock, Moment};
+use crate::config::{self, Config};
 use crate::fetch::Flights;
 use crate::limits::budget::Usages;
 use crate::message::body::{Body, BodyError, drain, stream, whole};
@@ -39,6 +41,9 @@ pub use history::{EVERY, History};
 /// Most bytes of a request's body.
 const MOST_BODY: usize = 256 << 10;
 
+/// The methods of routes that change nothing.
+const GET: &str = "GET, HEAD";
+
 /// Answers other than the status page run, load and frame nothing.
 const NO_CONTENT: HeaderValue =
     HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'");
@@ -51,63 +56,79 @@ pub struct Admin {
 
 /// What the routes show and change.
 pub struct AdminState {
+    /// What outlasts the configuration.
+    pub process: ProcessState,
+    /// The endpoint's client.
+    pub upstream: Arc<Upstream>,
+    /// The batch route.
+    pub batch_route: Arc<BatchRoute>,
+    /// The current configuration.
+    pub config: Arc<Config>,
+}
+
+/// What outlasts a configuration.
+#[derive(Clone)]
+pub struct ProcessState {
     /// Where all metrics are registered.
     pub registry: Registry,
     /// sidelink's own metrics.
     pub metrics: Arc<Metrics>,
     /// The entries.
     pub cache: Arc<Cache>,
-    /// The endpoint's client.
-    pub upstream: Arc<Upstream>,
-    /// The batch route.
-    pub access_urls: Arc<BatchRoute>,
     /// The last ten minutes.
     pub history: Arc<History>,
-    /// The current configuration.
-    pub config: Arc<Config>,
     /// The result of the last reload.
-    pub reloads: ReloadState,
+    pub last_reload: Arc<ArcSwap<Reload>>,
     /// Ids being fetched.
     pub flights: Arc<Flights>,
     /// Use of the bounded resources.
-    pub totals: Usages,
+    pub usages: Usages,
     /// Whether sidelink is ready.
     pub ready: Arc<AtomicBool>,
     /// The clock.
     pub clock: Clock,
 }
 
+/// The result of loading the configuration.
+pub struct Reload {
+    /// When.
+    pub at: Moment,
+    /// The errors, one line each with the place in the file; none if it succeeded. No error contains a secret.
+    pub errors: Vec<String>,
+}
+
 impl AdminState {
     /// Sets the gauges that are not updated as their values change.
     fn update_gauges(&self) {
         self.upstream.show_breaker();
-        let (in_flight, waiters) = self.flights.in_use();
+        let ProcessState { metrics, cache, usages, .. } = &self.process;
+        let config::Limits { connections, in_flight, waiters, exchanges, batch_bodies, signed_bodies, .. } =
+            self.config.limits;
+        let (ids_in_flight, waiting) = self.process.flights.in_use();
         let gauge = |gauge: &IntGauge| usize::try_from(gauge.get()).unwrap_or(0);
-        for (bounded, used) in [
-            (Bounded::Connections, gauge(&self.metrics.connections)),
-            (Bounded::InFlight, in_flight),
-            (Bounded::Waiters, waiters),
-            (Bounded::Exchanges, self.totals.exchanges.now()),
-            (Bounded::BatchBodies, self.totals.batch_bodies.now()),
-            (Bounded::SignedBodies, self.totals.signed_bodies.now()),
-            (Bounded::Calls, gauge(&self.metrics.upstream_in_flight)),
-        ] {
-            self.metrics.limits.used.set(bounded, used);
-        }
+        metrics.show_limits([
+            (Bounded::Connections, connections, gauge(&metrics.connections)),
+            (Bounded::InFlight, in_flight, ids_in_flight),
+            (Bounded::Waiters, waiters, waiting),
+            (Bounded::Exchanges, exchanges, usages.exchanges.now()),
+            (Bounded::BatchBodies, batch_bodies, usages.batch_bodies.now()),
+            (Bounded::SignedBodies, signed_bodies, usages.signed_bodies.now()),
+            (Bounded::Calls, self.config.upstream.calls, gauge(&metrics.upstream_in_flight)),
+        ]);
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        let (links, bytes) = self.cache.size();
-        self.metrics.cache_links.set(number(links));
-        self.metrics.cache_bytes.set(number(bytes));
-        self.metrics.cache_capacity.set(number(self.cache.capacity()));
-        self.metrics.purge_marks.set(number(self.cache.purges().count() as u64));
+        let (links, bytes) = cache.size();
+        metrics.cache_links.set(number(links));
+        metrics.cache_bytes.set(number(bytes));
+        metrics.cache_capacity.set(number(cache.capacity()));
+        metrics.purge_marks.set(number(cache.purges().count() as u64));
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            self.metrics.tasks.set(number(runtime.metrics().num_alive_tasks() as u64));
+            metrics.tasks.set(number(runtime.metrics().num_alive_tasks() as u64));
         }
     }
 }
 
 /// The routes of the admin listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum AdminRoute {
     Metrics,
     Livez,
@@ -119,31 +140,18 @@ enum AdminRoute {
 }
 
 impl AdminRoute {
-    fn of(path: &str) -> Option<Self> {
+    /// The route of a path, whether only those whom the guard admits get an answer, and its methods, as `Allow` lists them.
+    fn of(path: &str) -> Option<(Self, bool, &'static str)> {
         match path {
-            "/metrics" => Some(AdminRoute::Metrics),
-            "/livez" => Some(AdminRoute::Livez),
-            "/readyz" => Some(AdminRoute::Readyz),
-            "/" => Some(AdminRoute::Page),
-            "/status.json" => Some(AdminRoute::Status),
-            "/explain" => Some(AdminRoute::Explain),
-            "/purge" => Some(AdminRoute::Purge),
+            "/metrics" => Some((AdminRoute::Metrics, false, GET)),
+            "/livez" => Some((AdminRoute::Livez, false, GET)),
+            "/readyz" => Some((AdminRoute::Readyz, false, GET)),
+            "/" => Some((AdminRoute::Page, true, GET)),
+            "/status.json" => Some((AdminRoute::Status, true, GET)),
+            "/explain" => Some((AdminRoute::Explain, true, GET)),
+            "/purge" => Some((AdminRoute::Purge, true, "POST")),
             _ => None,
         }
-    }
-
-    /// Whether only those whom the guard admits get an answer.
-    fn is_guarded(self) -> bool {
-        !matches!(self, AdminRoute::Metrics | AdminRoute::Livez | AdminRoute::Readyz)
-    }
-
-    /// The methods of the route, as `Allow` lists them.
-    fn allowed(self) -> &'static str {
-        if self == AdminRoute::Purge { "POST" } else { "GET, HEAD" }
-    }
-
-    fn takes(self, method: &Method) -> bool {
-        self.allowed().split(", ").any(|allowed| allowed == method.as_str())
     }
 }
 
@@ -174,18 +182,18 @@ impl Admin {
 
     /// The route of a request that is admitted.
     fn admit(&self, peer: Peer, head: &Parts) -> Result<AdminRoute, AdminError> {
-        let route = AdminRoute::of(head.uri.path()).ok_or(AdminError::NotFound)?;
-        if !route.takes(&head.method) {
-            return Err(AdminError::Method(route));
+        let (route, guarded, methods) = AdminRoute::of(head.uri.path()).ok_or(AdminError::NOT_FOUND)?;
+        if !methods.split(", ").any(|method| method == head.method.as_str()) {
+            return Err(if methods == GET { AdminError::ONLY_GET } else { AdminError::ONLY_POST });
         }
-        if route.is_guarded() {
+        if guarded {
             self.guard.admit(peer, head)?;
         }
         if head.method == Method::POST && !is_json(&head.headers) {
-            return Err(AdminError::ContentType);
+            return Err(AdminError::NOT_JSON);
         }
         if head.method == Method::POST && head.headers.contains_key(CONTENT_ENCODING) {
-            return Err(AdminError::ContentEncoding);
+            return Err(AdminError::CONTENT_ENCODING);
         }
         Ok(route)
     }
@@ -198,19 +206,19 @@ impl Admin {
         Ok(match route {
             AdminRoute::Metrics => self.scrape()?,
             AdminRoute::Livez => text(StatusCode::OK, "alive\n"),
-            AdminRoute::Readyz if self.state.ready.load(Ordering::Acquire) => text(StatusCode::OK, "ready\n"),
+            AdminRoute::Readyz if self.state.process.ready.load(Ordering::Acquire) => text(StatusCode::OK, "ready\n"),
             AdminRoute::Readyz => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n"),
             AdminRoute::Page => status::page(),
             AdminRoute::Status => json_of(StatusCode::OK, &status::status(&self.state, head.uri.query())),
             AdminRoute::Explain => {
                 let body = read(body).await?;
                 self.guard.take_token(&mut head.headers);
-                let explanation = serde_json::to_value(self.state.access_urls.explain(head, &body));
-                json_of(StatusCode::OK, &explanation.map_err(|_| AdminError::Unwritable)?)
+                let explanation = serde_json::to_value(self.state.batch_route.explain(head, &body));
+                json_of(StatusCode::OK, &explanation.map_err(|_| AdminError::UNWRITABLE)?)
             }
             AdminRoute::Purge => {
-                let purge = Purge::read(&read(body).await?).map_err(AdminError::Purge)?;
-                let AdminState { cache, clock, metrics, .. } = &self.state;
+                let purge = Purge::read(&read(body).await?).map_err(AdminError::not_a_purge)?;
+                let ProcessState { cache, clock, metrics, .. } = &self.state.process;
                 json_of(StatusCode::OK, &purge.run(cache, clock, metrics).await)
             }
         })
@@ -218,85 +226,73 @@ impl Admin {
 
     fn scrape(&self) -> Result<Response<Body>, AdminError> {
         self.state.update_gauges();
-        let page = TextEncoder::new().encode_to_string(&self.state.registry.gather());
-        let page = page.map_err(|_| AdminError::Unwritable)?;
+        let page = TextEncoder::new().encode_to_string(&self.state.process.registry.gather());
+        let page = page.map_err(|_| AdminError::UNWRITABLE)?;
         Ok(typed(StatusCode::OK, page.into(), HeaderValue::from_static(prometheus::TEXT_FORMAT)))
     }
 }
 
 /// Why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum AdminError {
-    NotFound,
-    Method(AdminRoute),
-    /// The admin token is missing.
-    NoToken,
-    WrongToken,
-    /// Not from loopback, and no token is configured.
-    NotLoopback,
-    /// From loopback, but `Host` names another host, and no token is configured.
-    ForeignHost,
-    /// From loopback, but forwarded by a proxy, and no token is configured.
-    Forwarded,
-    /// From a browser page of another origin.
-    ForeignOrigin,
-    ContentType,
-    ContentEncoding,
-    TooLarge,
-    BrokenBody,
-    /// The body is not a purge, and why.
-    Purge(String),
-    /// The answer could not be serialized.
-    Unwritable,
+struct AdminError {
+    status: StatusCode,
+    message: Cow<'static, str>,
+    /// The value of `Allow` (405) or `WWW-Authenticate` (401, RFC 6750 §3).
+    header: &'static str,
 }
 
 impl AdminError {
+    const NOT_FOUND: Self =
+        Self::new(StatusCode::NOT_FOUND, "there are /, /status.json, /explain, /purge, /metrics, /livez and /readyz");
+    const ONLY_GET: Self = Self::new(StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD").with(GET);
+    const ONLY_POST: Self = Self::new(StatusCode::METHOD_NOT_ALLOWED, "only POST").with("POST");
+    const NO_TOKEN: Self = Self::new(
+        StatusCode::UNAUTHORIZED,
+        "requests from elsewhere than loopback, for another host's name, or by way of a proxy need the admin token, as Authorization: Bearer TOKEN",
+    )
+    .with(r#"Bearer realm="sidelink""#);
+    const WRONG_TOKEN: Self = Self::new(
+        StatusCode::UNAUTHORIZED,
+        "this is not the admin token: admin.token_file names the file that holds it",
+    )
+    .with(r#"Bearer realm="sidelink", error="invalid_token""#);
+    // The next three without a configured token alone.
+    const NOT_LOOPBACK: Self =
+        Self::new(StatusCode::FORBIDDEN, "only requests from loopback are admitted; admin.token_file admits others");
+    const FOREIGN_HOST: Self =
+        Self::new(StatusCode::FORBIDDEN, "Host names another host; from loopback, ask for localhost or 127.0.0.1");
+    const FORWARDED: Self = Self::new(
+        StatusCode::FORBIDDEN,
+        "requests that a proxy forwards are not admitted; admin.token_file admits its clients",
+    );
+    const FOREIGN_ORIGIN: Self =
+        Self::new(StatusCode::FORBIDDEN, "pages of another origin are not admitted; enter the address by hand");
+    const NOT_JSON: Self = Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json");
+    const CONTENT_ENCODING: Self =
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a body with a Content-Encoding is not read");
+    const TOO_LARGE: Self = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 256 KiB; use several");
+    const BROKEN_BODY: Self = Self::new(StatusCode::BAD_REQUEST, "the body broke off");
+    const UNWRITABLE: Self = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be written");
+
+    const fn new(status: StatusCode, message: &'static str) -> Self {
+        Self { status, message: Cow::Borrowed(message), header: "" }
+    }
+
+    const fn with(mut self, header: &'static str) -> Self {
+        self.header = header;
+        self
+    }
+
+    fn not_a_purge(message: String) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, message: message.into(), header: "" }
+    }
+
     fn response(self) -> Response<Body> {
-        let (status, message) = match &self {
-            Self::NotFound => {
-                (StatusCode::NOT_FOUND, "there are /, /status.json, /explain, /purge, /metrics, /livez and /readyz")
-            }
-            Self::Method(AdminRoute::Purge) => (StatusCode::METHOD_NOT_ALLOWED, "only POST"),
-            Self::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD"),
-            Self::NoToken => (
-                StatusCode::UNAUTHORIZED,
-                "requests from elsewhere than loopback, for another host's name, or by way of a proxy need the admin token, as Authorization: Bearer TOKEN",
-            ),
-            Self::WrongToken => {
-                (StatusCode::UNAUTHORIZED, "this is not the admin token: admin.token_file names the file that holds it")
-            }
-            Self::NotLoopback => {
-                (StatusCode::FORBIDDEN, "only requests from loopback are admitted; admin.token_file admits others")
-            }
-            Self::ForeignHost => {
-                (StatusCode::FORBIDDEN, "Host names another host; from loopback, ask for localhost or 127.0.0.1")
-            }
-            Self::Forwarded => (
-                StatusCode::FORBIDDEN,
-                "requests that a proxy forwards are not admitted; admin.token_file admits its clients",
-            ),
-            Self::ForeignOrigin => {
-                (StatusCode::FORBIDDEN, "pages of another origin are not admitted; enter the address by hand")
-            }
-            Self::ContentType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json"),
-            Self::ContentEncoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "a body with a Content-Encoding is not read"),
-            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 256 KiB; use several"),
-            Self::BrokenBody => (StatusCode::BAD_REQUEST, "the body broke off"),
-            Self::Purge(message) => (StatusCode::BAD_REQUEST, message.as_str()),
-            Self::Unwritable => (StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be written"),
-        };
-        let mut response = json_of(status, &json!({ "error": message }));
-        let headers = response.headers_mut();
-        // RFC 6750 §3.
-        match self {
-            Self::Method(route) => headers.insert(ALLOW, HeaderValue::from_static(route.allowed())),
-            Self::NoToken => headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(r#"Bearer realm="sidelink""#)),
-            Self::WrongToken => {
-                let challenge = r#"Bearer realm="sidelink", error="invalid_token""#;
-                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
-            }
-            _ => None,
-        };
+        let mut response = json_of(self.status, &json!({ "error": self.message }));
+        if !self.header.is_empty() {
+            let name = if self.status == StatusCode::UNAUTHORIZED { WWW_AUTHENTICATE } else { ALLOW };
+            response.headers_mut().insert(name, HeaderValue::from_static(self.header));
+        }
         response
     }
 }
@@ -309,16 +305,16 @@ where
 {
     if body.size_hint().lower() > MOST_BODY as u64 {
         drain(body);
-        return Err(AdminError::TooLarge);
+        return Err(AdminError::TOO_LARGE);
     }
     let mut body = stream(body);
     match Limited::new(&mut body, MOST_BODY).collect().await {
         Ok(read) => Ok(read.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
             drain(body);
-            Err(AdminError::TooLarge)
+            Err(AdminError::TOO_LARGE)
         }
-        Err(_) => Err(AdminError::BrokenBody),
+        Err(_) => Err(AdminError::BROKEN_BODY),
     }
 }
 

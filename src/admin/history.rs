@@ -79,8 +79,8 @@ impl History {
             let of = |sample: &Sample| sample.counted.ids.get(result as usize).copied().into();
             ids.insert(result.name().to_owned(), column(&of));
         }
-        let quantiles = |of: fn(&Reading) -> &crate::telemetry::metrics::Buckets| {
-            let quantile = |quantile: f64| column(&|sample| of(&sample.counted).quantile(quantile).into());
+        let quantiles = |of: fn(&Reading, f64) -> Option<f64>| {
+            let quantile = |quantile: f64| column(&|sample| of(&sample.counted, quantile).into());
             json!({ "p50": quantile(0.5), "p99": quantile(0.99) })
         };
         json!({
@@ -93,8 +93,8 @@ impl History {
             "calls": column(&|sample| sample.counted.calls.iter().sum::<u64>().into()),
             "calls_failed": column(&|sample| sample.counted.calls.iter().skip(1).sum::<u64>().into()),
             "call_ids": column(&|sample| sample.counted.call_ids.into()),
-            "answer_seconds": quantiles(|counted| &counted.answers),
-            "call_seconds": quantiles(|counted| &counted.call_durations),
+            "answer_seconds": quantiles(Reading::answer_seconds),
+            "call_seconds": quantiles(Reading::call_seconds),
             "links": column(&|sample| sample.links.into()),
             "bytes": column(&|sample| sample.bytes.into()),
         })

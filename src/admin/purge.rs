@@ -13,6 +13,8 @@ use crate::clock::Clock;
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::{Metrics, PurgeTarget};
 
+const FORMS: &str = r#"{"accessory_ids":["…"]}, {"group_id":"…"} or {"all":true}"#;
+
 /// A purge.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Purge {
@@ -64,47 +66,31 @@ impl Purge {
         }
     }
 
-    fn target(&self) -> PurgeTarget {
-        match self {
-            Purge::Ids(_) => PurgeTarget::Ids,
-            Purge::Group(_) => PurgeTarget::Group,
-            Purge::All => PurgeTarget::All,
-        }
-    }
-
     /// Purges, and returns what was done. The log has no ids and no group.
     pub(super) async fn run(&self, cache: &Arc<Cache>, clock: &Clock, metrics: &Metrics) -> Value {
         let purges = cache.purges();
-        let mut done = json!({ "purged": self.target().name() });
-        match self {
+        let (target, done) = match self {
             Purge::Ids(ids) => {
                 purges.purge(ids.iter().map(|id| Target::Id(id)), clock).await;
-                add(&mut done, "ids", ids.len() as u64);
                 events::PurgedIds { ids: ids.len() }.log();
+                (PurgeTarget::Ids, json!({ "purged": "ids", "ids": ids.len() }))
             }
             Purge::Group(group) => {
                 purges.purge([Target::Group(group)], clock).await;
                 events::PurgedGroup {}.log();
+                (PurgeTarget::Group, json!({ "purged": "group" }))
             }
             Purge::All => {
                 purges.purge([Target::All], clock).await;
                 // The purge is in effect already; this frees the memory. Not on this thread: a large cache takes a while.
                 let (swept, now) = (Arc::clone(cache), clock.now());
-                let gone = tokio::task::spawn_blocking(move || swept.sweep(now)).await.unwrap_or_default();
-                add(&mut done, "links", gone);
-                events::PurgedAll { links: gone }.log();
+                let links = tokio::task::spawn_blocking(move || swept.sweep(now)).await.unwrap_or_default();
+                events::PurgedAll { links }.log();
+                (PurgeTarget::All, json!({ "purged": "all", "links": links }))
             }
-        }
-        metrics.purges.of(self.target()).inc();
+        };
+        metrics.purges.of(target).inc();
         done
-    }
-}
-
-const FORMS: &str = r#"{"accessory_ids":["…"]}, {"group_id":"…"} or {"all":true}"#;
-
-fn add(object: &mut Value, name: &str, count: u64) {
-    if let Value::Object(fields) = object {
-        fields.insert(name.to_owned(), count.into());
     }
 }
 

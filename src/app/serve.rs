@@ -36,25 +36,25 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Command {
+    async fn next(&mut self) -> Trigger {
         tokio::select! {
-            _ = self.terminate.recv() => Command::Stop,
-            _ = self.interrupt.recv() => Command::Stop,
-            _ = self.hang_up.recv() => Command::Reload,
+            _ = self.terminate.recv() => Trigger::Stop,
+            _ = self.interrupt.recv() => Trigger::Stop,
+            _ = self.hang_up.recv() => Trigger::Reload,
         }
     }
 
     /// Waits for a signal to stop. Sets `reload` where one to reload came before.
     async fn stop(&mut self, reload: &mut bool) {
-        while self.next().await != Command::Stop {
+        while self.next().await != Trigger::Stop {
             *reload = true;
         }
     }
 }
 
-/// What a signal, or a changed file, asks for.
+/// What a signal or a changed file causes.
 #[derive(PartialEq, Eq)]
-enum Command {
+enum Trigger {
     /// SIGTERM, SIGINT.
     Stop,
     /// SIGHUP.
@@ -76,10 +76,10 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
     loop {
         let command = tokio::select! {
             command = signals.next(), if !again => command,
-            () = watch.changed(), if !again => Command::Reload,
-            else => Command::Reload,
+            () = watch.changed(), if !again => Trigger::Reload,
+            else => Trigger::Reload,
         };
-        if command == Command::Stop {
+        if command == Trigger::Stop {
             break;
         }
         again = false;

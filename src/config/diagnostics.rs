@@ -1,14 +1,14 @@
 //! The errors of a file, each with its place. Unknown and missing keys are reported at the end, when every known key has been
 //! visited.
 
-use std::cell::{RefCell, RefMut};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 
 use toml::de::DeValue;
 
-use super::error::{ConfigError, ConfigErrors, Warning};
+use super::error::{ConfigError, ConfigErrors};
 use super::kind::About;
 use super::secret;
 
@@ -28,7 +28,7 @@ pub(super) struct Diagnostics<'a> {
 #[derive(Default)]
 struct Findings {
     errors: Vec<ConfigError>,
-    warnings: Vec<Warning>,
+    warnings: Vec<ConfigError>,
     /// Lines that are not TOML; further errors in them are not reported.
     not_toml: BTreeSet<usize>,
     /// In the order of the file.
@@ -103,7 +103,7 @@ impl<'a> Found<'a> {
 
     /// Reports a warning.
     pub(super) fn warn(&self, message: &str) {
-        let warning = Warning(self.report.at(self.at, &self.key, message));
+        let warning = self.report.at(self.at, &self.key, message);
         self.report.state.borrow_mut().warnings.push(warning);
     }
 
@@ -169,17 +169,14 @@ impl<'a> Diagnostics<'a> {
         self.state.borrow_mut().unknown.push(unknown);
     }
 
-    /// Adds a visited table; returns its number.
-    pub(super) fn enter(&self, path: &str, doc: &'static str, repeated: bool, present: bool) -> usize {
-        let tables = &mut self.state.borrow_mut().tables;
-        let path = path.to_owned();
-        tables.push(TableEntry { path, doc, repeated, present, names: Vec::new(), keys: Vec::new() });
-        tables.len() - 1
+    /// How many tables have been visited.
+    pub(super) fn tables(&self) -> usize {
+        self.state.borrow().tables.len()
     }
 
-    /// The table of this number.
-    pub(super) fn table(&self, number: usize) -> Option<RefMut<'_, TableEntry>> {
-        RefMut::filter_map(self.state.borrow_mut(), |state| state.tables.get_mut(number)).ok()
+    /// Adds a visited table; `number` tables were visited before it was entered.
+    pub(super) fn visited(&self, number: usize, table: TableEntry) {
+        self.state.borrow_mut().tables.insert(number, table);
     }
 
     /// Every table that was visited, in the order of the file.
@@ -206,7 +203,7 @@ impl<'a> Diagnostics<'a> {
     }
 
     /// The warnings, or every error.
-    pub(super) fn finish(self) -> Result<Vec<Warning>, ConfigErrors> {
+    pub(super) fn finish(self) -> Result<Vec<ConfigError>, ConfigErrors> {
         self.report_unknown();
         self.report_missing();
         let state = self.state.into_inner();

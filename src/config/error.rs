@@ -11,8 +11,9 @@ pub struct ConfigErrors {
     pub errors: Vec<ConfigError>,
 }
 
-/// One error.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One error or warning. A warning: what is allowed, but not as intended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {key}: {message}")]
 pub struct ConfigError {
     /// From 1; 0 for an error of the whole file.
     pub line: usize,
@@ -40,11 +41,6 @@ impl ConfigErrors {
         Self { file: Some(path.to_owned()), ..self }
     }
 }
-
-/// What is allowed, but not as intended.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {}: {}: {}", .0.line, .0.key, .0.message)]
-pub struct Warning(pub ConfigError);
 
 /// One line an error: `FILE:LINE: KEY: MESSAGE`, beginning with `configuration` where no file is known.
 impl fmt::Display for ConfigErrors {

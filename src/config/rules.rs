@@ -52,7 +52,7 @@ pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Diagnostic
         let message = "is this sidelink's own listener: requests would loop";
         wrong(&["upstream.endpoint"], message.to_owned());
     }
-    if config.trace.as_ref().is_some_and(|trace| reaches_itself(&trace.endpoint)) {
+    if config.trace.as_ref().is_some_and(|trace| reaches_itself(&trace.endpoint.server)) {
         let message = "is this sidelink's own listener: every span would cause another span";
         wrong(&["trace.endpoint"], message.to_owned());
     }

@@ -12,9 +12,9 @@ pub trait Label: Copy + 'static {
     fn index(self) -> usize;
 }
 
-/// Declares the values of one label as an enum: `Variant = "value"`.
+/// Declares each label as an enum of its values: `Variant = "value"`.
 macro_rules! labels {
-    ($(#[$meta:meta])* pub enum $name:ident { $($(#[$doc:meta])+ $variant:ident = $value:literal,)+ }) => {
+    ($($(#[$meta:meta])* pub enum $name:ident { $($(#[$doc:meta])+ $variant:ident = $value:literal,)+ })+) => {$(
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum $name {
@@ -44,7 +44,7 @@ macro_rules! labels {
                 self as usize
             }
         }
-    };
+    )+};
 }
 
 labels! {
@@ -65,32 +65,7 @@ labels! {
         /// Not available.
         Failed = "failed",
     }
-}
 
-/// The results of one batch's distinct ids.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally(pub(super) [u32; 7]);
-
-impl Tally {
-    /// Counts one id.
-    pub fn add(&mut self, result: IdResult) {
-        if let Some(count) = self.0.get_mut(result as usize) {
-            *count += 1;
-        }
-    }
-
-    /// The count of `result`.
-    pub fn count(&self, result: IdResult) -> u32 {
-        self.0.get(result as usize).copied().unwrap_or(0)
-    }
-
-    /// All ids.
-    pub fn total(&self) -> u32 {
-        self.0.iter().sum()
-    }
-}
-
-labels! {
     /// How a batch was answered.
     pub enum Outcome {
         /// All from memory.
@@ -106,9 +81,7 @@ labels! {
         /// An error, the endpoint's or sidelink's own.
         Error = "error",
     }
-}
 
-labels! {
     /// The route of a request.
     pub enum Route {
         /// The batch route.
@@ -116,9 +89,7 @@ labels! {
         /// Any other route of the endpoint.
         Passthrough = "passthrough",
     }
-}
 
-labels! {
     /// Why a batch is forwarded untouched.
     pub enum Bypass {
         /// No credential, or only empty ones.
@@ -146,9 +117,7 @@ labels! {
         /// The answer does not match the ids asked for.
         Unmatched = "unmatched",
     }
-}
 
-labels! {
     /// The result of a call to the endpoint.
     pub enum CallResult {
         /// An answer that was read.
@@ -168,9 +137,7 @@ labels! {
         /// Refused by the breaker or a pause, before anything was sent.
         Refused = "refused",
     }
-}
 
-labels! {
     /// What the breaker counts.
     pub enum Evidence {
         /// Callers whose calls failed.
@@ -188,9 +155,7 @@ labels! {
         /// Sources refused while the breaker is closed for others.
         SourcesRefused = "sources_refused",
     }
-}
 
-labels! {
     /// Why a fresh id is fetched again.
     pub enum Refetch {
         /// Refresh ahead.
@@ -200,9 +165,7 @@ labels! {
         /// The client's own cache directives.
         Client = "client",
     }
-}
 
-labels! {
     /// What is purged.
     pub enum PurgeTarget {
         /// Ids, by an operator.
@@ -214,9 +177,7 @@ labels! {
         /// An id whose DELETE passed through.
         Delete = "delete",
     }
-}
 
-labels! {
     /// Why an entry left memory.
     pub enum Eviction {
         /// To make room.
@@ -226,9 +187,7 @@ labels! {
         /// Purged, or refused by the endpoint.
         Explicit = "explicit",
     }
-}
 
-labels! {
     /// What the breaker lets through.
     pub enum BreakerState {
         /// Every call.
@@ -238,9 +197,7 @@ labels! {
         /// None.
         Open = "open",
     }
-}
 
-labels! {
     /// Why a link is passed on and not stored.
     pub enum Reason {
         /// Its life left is below `freshness.min_remaining`.
@@ -254,9 +211,7 @@ labels! {
         /// The answer could not be matched to the ids asked for.
         Unmatched = "unmatched",
     }
-}
 
-labels! {
     /// The limits that refuse requests.
     pub enum Limit {
         /// `limits.in_flight`
@@ -274,9 +229,7 @@ labels! {
         /// `limits.signed_bodies`
         SignedBodies = "signed_bodies",
     }
-}
 
-labels! {
     /// The bounded resources of the process.
     pub enum Bounded {
         /// Client connections, by `limits.connections`.
@@ -294,9 +247,7 @@ labels! {
         /// Calls under way, by `upstream.calls`.
         Calls = "calls",
     }
-}
 
-labels! {
     /// The purpose of a round trip to the shared tier.
     pub enum Operation {
         /// Look up links that are not in memory.
@@ -310,9 +261,7 @@ labels! {
         /// Read purges and revocations of others, and a Cluster's layout, in the background.
         Sync = "sync",
     }
-}
 
-labels! {
     /// How the shared tier fails. Each costs hits, never an answer.
     pub enum Kind {
         /// No connection: refused, unreachable, name, certificate or credentials.
@@ -334,9 +283,7 @@ labels! {
         /// The fleet's journal of purges was lost, went back, or was altered: older values are ignored.
         Journal = "journal",
     }
-}
 
-labels! {
     /// The result of a span's export.
     pub enum SpanResult {
         /// The collector accepted it.
@@ -347,5 +294,28 @@ labels! {
         Failed = "failed",
         /// The queue was full.
         Dropped = "dropped",
+    }
+}
+
+/// The results of one batch's distinct ids.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally(pub(super) [u32; 7]);
+
+impl Tally {
+    /// Counts one id.
+    pub fn add(&mut self, result: IdResult) {
+        if let Some(count) = self.0.get_mut(result as usize) {
+            *count += 1;
+        }
+    }
+
+    /// The count of `result`.
+    pub fn count(&self, result: IdResult) -> u32 {
+        self.0.get(result as usize).copied().unwrap_or(0)
+    }
+
+    /// All ids.
+    pub fn total(&self) -> u32 {
+        self.0.iter().sum()
     }
 }

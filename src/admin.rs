@@ -19,6 +19,7 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use prometheus::{IntGauge, Registry, TextEncoder};
 use serde_json::{Value, json};
@@ -165,9 +166,10 @@ impl Admin {
     pub async fn answer<B>(&self, peer: Peer, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BodyError> + Send,
+        B::Error: Into<BodyError>,
     {
         let (head, body) = request.into_parts();
+        let body = stream(body);
         let answered = match self.admit(peer, &head) {
             Ok(route) => self.route(route, head, body).await,
             Err(error) => {
@@ -198,11 +200,7 @@ impl Admin {
         Ok(route)
     }
 
-    async fn route<B>(&self, route: AdminRoute, mut head: Parts, body: B) -> Result<Response<Body>, AdminError>
-    where
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BodyError> + Send,
-    {
+    async fn route(&self, route: AdminRoute, mut head: Parts, body: Body) -> Result<Response<Body>, AdminError> {
         Ok(match route {
             AdminRoute::Metrics => self.scrape()?,
             AdminRoute::Livez => text(StatusCode::OK, "alive\n"),
@@ -298,16 +296,11 @@ impl AdminError {
 }
 
 /// The whole body, within [`MOST_BODY`], or why there is none.
-async fn read<B>(body: B) -> Result<Bytes, AdminError>
-where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BodyError> + Send,
-{
+async fn read(mut body: Body) -> Result<Bytes, AdminError> {
     if body.size_hint().lower() > MOST_BODY as u64 {
         drain(body);
         return Err(AdminError::TOO_LARGE);
     }
-    let mut body = stream(body);
     match Limited::new(&mut body, MOST_BODY).collect().await {
         Ok(read) => Ok(read.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {

@@ -85,17 +85,11 @@ struct Running {
 
 impl App {
     /// Builds everything and begins to serve.
-    ///
-    /// # Errors
-    /// An address is taken, or the endpoint's client cannot be built.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         Self::start_with(config, Clock::system()).await
     }
 
     /// As [`App::start`], with the caller's clock.
-    ///
-    /// # Errors
-    /// As [`App::start`].
     pub async fn start_with(config: Config, clock: Clock) -> Result<Self, StartError> {
         let proxy = Proxy::new(config, clock)?;
         let config = Arc::clone(&proxy.current().config);

@@ -76,36 +76,21 @@ section! {
 }
 
 impl Config {
-    /// Reads and validates the file at `path`, of 1 MiB at most.
+    /// Reads and validates the file at `path`, of 1 MiB at most; on a reload, `running` is the current configuration.
     ///
     /// # Errors
-    /// Every error of the file, each with its line and key; or the one reason why it cannot be read.
-    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        Self::read(path, None)
-    }
-
-    /// As [`Config::load`], to replace the `running` configuration.
-    ///
-    /// # Errors
-    /// As there; also each key that cannot change while sidelink runs.
-    pub fn reload(path: &Path, running: &Self) -> Result<Self, ConfigErrors> {
-        Self::read(path, Some(running))
+    /// Every error of the file, each with its line and key, keys that a reload cannot change among them; or the one reason
+    /// why it cannot be read.
+    pub fn load(path: &Path, running: Option<&Self>) -> Result<Self, ConfigErrors> {
+        let text = text_of(path).map_err(|message| ConfigErrors::whole_file(path, message))?;
+        Self::validate(&text, running).map_err(|errors| ConfigErrors { file: Some(path.to_owned()), ..errors })
     }
 
     /// Validates TOML text.
-    ///
-    /// # Errors
-    /// Every error of the text, each with its line and key.
     pub fn parse(text: &str) -> Result<Self, ConfigErrors> {
         Self::validate(text, None)
     }
 
-    fn read(path: &Path, running: Option<&Self>) -> Result<Self, ConfigErrors> {
-        let text = text_of(path).map_err(|message| ConfigErrors::whole_file(path, message))?;
-        Self::validate(&text, running).map_err(|errors| errors.of_file(path))
-    }
-
-    /// On a reload, `running` is the current configuration.
     fn validate(text: &str, running: Option<&Self>) -> Result<Self, ConfigErrors> {
         let report = Diagnostics::new(text);
         let (document, syntax) = DeTable::parse_recoverable(text);

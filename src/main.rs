@@ -88,7 +88,7 @@ fn serve(path: &std::path::Path, core_dumps: bool) -> ExitCode {
 }
 
 fn check(path: &std::path::Path) -> ExitCode {
-    match Config::load(path) {
+    match Config::load(path, None) {
         Ok(config) => {
             for ConfigError { line, key, message, .. } in &config.warnings {
                 let _ = writeln!(std::io::stderr().lock(), "{}:{line}: {key}: {message} (a warning)", path.display());

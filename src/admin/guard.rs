@@ -46,9 +46,6 @@ impl Guard {
     }
 
     /// Admits the request with this head from `peer`.
-    ///
-    /// # Errors
-    /// Why it is refused.
     pub(super) fn admit(&self, peer: Peer, head: &Parts) -> Result<(), AdminError> {
         let authority = authority(head);
         if is_foreign(&head.headers, authority.as_ref()) {

@@ -33,9 +33,6 @@ struct Text {
 
 impl Purge {
     /// Reads a request's body.
-    ///
-    /// # Errors
-    /// What is wrong with it.
     pub(super) fn read(body: &[u8]) -> Result<Self, String> {
         // serde reads an array as an object whose names are left out.
         if !body.trim_ascii_start().starts_with(b"{") {

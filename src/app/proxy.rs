@@ -59,17 +59,11 @@ pub(super) struct SharedState {
 
 impl Proxy {
     /// Builds everything, to reach the endpoint over the network. Must be called within a tokio runtime.
-    ///
-    /// # Errors
-    /// The endpoint's client cannot be built.
     pub fn new(config: Config, clock: Clock) -> Result<Self, StartError> {
         Self::build(config, clock, None)
     }
 
     /// Builds everything, to reach the endpoint in memory.
-    ///
-    /// # Errors
-    /// The metrics cannot be registered.
     pub fn in_memory(config: Config, clock: Clock, endpoint: impl Into<MemoryEndpoint>) -> Result<Self, StartError> {
         Self::build(config, clock, Some(endpoint.into()))
     }

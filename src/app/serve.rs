@@ -63,9 +63,6 @@ enum Trigger {
 
 /// Serves as `config` says, which `watch` has loaded, until SIGTERM or SIGINT. SIGHUP, and a change of a file that is
 /// watched, load it anew.
-///
-/// # Errors
-/// Why it does not start.
 pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> {
     log_warnings(&config.warnings, &watch.path().display().to_string());
     let mut signals = Signals::new().map_err(StartError::Signals)?;

@@ -45,17 +45,11 @@ impl Watch {
     }
 
     /// Loads the file; `running` is the configuration that is applied, if there is one.
-    ///
-    /// # Errors
-    /// What is wrong with it.
     pub fn load(&mut self, running: Option<&Config>) -> Result<Config, ConfigErrors> {
         loop {
             // Before it is read, so that a change meanwhile is noticed later.
             self.loaded = file_states(self.loaded.keys().cloned().collect());
-            let config = match running {
-                Some(running) => Config::reload(&self.path, running),
-                None => Config::load(&self.path),
-            };
+            let config = Config::load(&self.path, running);
             self.refused = config.is_err().then(Instant::now);
             let config = config?;
             let files = config.dependencies();

@@ -7,7 +7,7 @@ use http::HeaderName;
 use super::declare::section;
 use super::kind::{DAY, MINUTE, SECOND, duration, flag, secret_file, string_of, text, texts};
 use super::secret::{self, KeyPair, SecretFile, SecretVariable};
-use super::table::Table;
+use super::table::TableVisitor;
 use crate::api;
 
 section! {
@@ -40,7 +40,7 @@ section! {
 
 impl CallerKey {
     /// Visits each key of a table; `before` are the tables above it.
-    fn visit(&mut self, before: &[Self], table: &mut Table<'_>) {
+    fn visit(&mut self, before: &[Self], table: &mut TableVisitor<'_>) {
         self.keys(table);
         if let Some(found) = table.find("access_key")
             && before.iter().any(|key| key.access_key == self.access_key)

@@ -1,7 +1,7 @@
 //! `section!`: one table of the configuration, each key declared once.
 
 /// Declares a table of the configuration: its struct, its defaults, and `keys`, which visits each key in the order of the
-/// file ([`super::table::Table`]). A field is
+/// file ([`super::table::TableVisitor`]). A field is
 ///
 /// - `field: Type = default, kind;`: the key of that name; the field's doc is the key's line in every generated page;
 /// - `field: Type = default => [table KEYS];`: a table whose keys `KEYS` visits, `[optional BLANK, KEYS]`: one that may be
@@ -35,7 +35,7 @@ macro_rules! section {
             }
 
             /// Visits each key.
-            pub(in crate::config) fn keys(&mut self, table: &mut $crate::config::table::Table<'_>) {
+            pub(in crate::config) fn keys(&mut self, table: &mut $crate::config::table::TableVisitor<'_>) {
                 $(section!(@visit self, table, $field, concat!($($doc),+) $(, $kind)? $(=> [$($how)+])?);)+
             }
         }

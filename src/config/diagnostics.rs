@@ -78,27 +78,21 @@ struct Missing {
 }
 
 /// A value with its key's path and its place.
-pub(super) struct Found<'a> {
+pub(super) struct FileValue<'a> {
     pub(super) key: String,
     pub(super) at: usize,
     pub(super) value: &'a DeValue<'a>,
     pub(super) report: &'a Diagnostics<'a>,
 }
 
-impl<'a> Found<'a> {
+impl<'a> FileValue<'a> {
     pub(super) fn wrong(&self, message: impl AsRef<str>) {
         self.report.add(self.at, &self.key, message);
     }
 
-    /// As [`Found::wrong`], for a value that could not be read.
-    pub(super) fn refuse<T>(&self, message: impl AsRef<str>) -> Option<T> {
-        self.wrong(message);
-        None
-    }
-
-    /// The value is of another type.
-    pub(super) fn is_not<T>(&self, expected: &str) -> Option<T> {
-        self.refuse(format!("must be {expected}, is {}", article(self.value.type_str())))
+    /// Why a value of another type cannot be read.
+    pub(super) fn is_not(&self, expected: &str) -> String {
+        format!("must be {expected}, is {}", article(self.value.type_str()))
     }
 
     /// Reports a warning.
@@ -115,14 +109,14 @@ impl<'a> Found<'a> {
         }
     }
 
-    /// The text of a string value; anything else is reported.
-    pub(super) fn text(&self, expected: &str) -> Option<&'a str> {
-        self.value.as_str().or_else(|| self.is_not(expected))
+    /// The text of a string value.
+    pub(super) fn text(&self, expected: &str) -> Result<&'a str, String> {
+        self.value.as_str().ok_or_else(|| self.is_not(expected))
     }
 
     /// The elements of an array; any other value alone.
-    pub(super) fn elements(&self) -> Vec<Found<'a>> {
-        let found = |at, value| Found { key: self.key.clone(), at, value, report: self.report };
+    pub(super) fn elements(&self) -> Vec<FileValue<'a>> {
+        let found = |at, value| FileValue { key: self.key.clone(), at, value, report: self.report };
         match self.value {
             DeValue::Array(array) => {
                 array.iter().map(|element| found(element.span().start, element.get_ref())).collect()
@@ -206,8 +200,9 @@ impl<'a> Diagnostics<'a> {
     pub(super) fn finish(self) -> Result<Vec<ConfigError>, ConfigErrors> {
         self.report_unknown();
         self.report_missing();
-        let state = self.state.into_inner();
-        if state.errors.is_empty() { Ok(state.warnings) } else { Err(ConfigErrors::new(state.errors)) }
+        let Findings { mut errors, warnings, .. } = self.state.into_inner();
+        errors.sort_by(|one, other| (one.line, one.column, &one.key).cmp(&(other.line, other.column, &other.key)));
+        if errors.is_empty() { Ok(warnings) } else { Err(ConfigErrors { file: None, errors }) }
     }
 
     fn report_unknown(&self) {

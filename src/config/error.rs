@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Every error of one file, in order.
 #[derive(Debug)]
 pub struct ConfigErrors {
-    file: Option<PathBuf>,
+    pub(super) file: Option<PathBuf>,
     /// At least one.
     pub errors: Vec<ConfigError>,
 }
@@ -26,19 +26,10 @@ pub struct ConfigError {
 }
 
 impl ConfigErrors {
-    pub(super) fn new(mut errors: Vec<ConfigError>) -> Self {
-        errors.sort_by(|one, other| (one.line, one.column, &one.key).cmp(&(other.line, other.column, &other.key)));
-        Self { file: None, errors }
-    }
-
     /// One error of the whole file.
     pub(super) fn whole_file(path: &Path, message: String) -> Self {
         let error = ConfigError { line: 0, column: 0, key: String::new(), message };
         Self { file: Some(path.to_owned()), errors: vec![error] }
-    }
-
-    pub(super) fn of_file(self, path: &Path) -> Self {
-        Self { file: Some(path.to_owned()), ..self }
     }
 }
 

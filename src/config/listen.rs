@@ -12,7 +12,7 @@ use rustls::server::WebPkiClientVerifier;
 use super::declare::section;
 use super::kind::{file, mode, texts};
 use super::pem;
-use super::table::Table;
+use super::table::TableVisitor;
 
 /// What a Unix socket's path begins with in the configuration.
 const UNIX: &str = "unix:";
@@ -59,9 +59,6 @@ pub enum ListenAddress {
 
 impl ListenAddress {
     /// Reads `IP:PORT` or `unix:/PATH`.
-    ///
-    /// # Errors
-    /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some(path) = text.strip_prefix(UNIX) else {
             let example = "an address such as \"127.0.0.1:8080\" or \"unix:/run/sidelink.sock\"";
@@ -128,7 +125,7 @@ pub struct TlsError {
 
 impl Tls {
     /// Visits the keys and reads the files.
-    fn visit(&mut self, table: &mut Table<'_>) {
+    fn visit(&mut self, table: &mut TableVisitor<'_>) {
         self.keys(table);
         if table.is_sound()
             && let Err(error) = self.read()
@@ -141,9 +138,6 @@ impl Tls {
     }
 
     /// Reads the files, for HTTP/2 and HTTP/1.1.
-    ///
-    /// # Errors
-    /// The file that cannot be read or does not fit.
     pub fn read(&self) -> Result<ServerConfig, TlsError> {
         let wrong = |key, message: String| TlsError { key, message };
         let chain = pem::certificates(&self.cert).map_err(|message| wrong("cert", message))?;

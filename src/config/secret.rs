@@ -138,14 +138,3 @@ pub(super) fn is_file(path: &Path) -> Result<(), String> {
 pub(super) fn is_world_readable(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & WORLD_READABLE != 0)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_secret_shows_in_no_debug_output() {
-        let pair = KeyPair { access_key: "AK".into(), secret_key: Secret::new(b"MARKED".to_vec()) };
-        assert_eq!(format!("{pair:?}"), r#"KeyPair { access_key: "AK", secret_key: Secret(…) }"#);
-    }
-}

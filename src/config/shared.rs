@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::declare::section;
 use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, flag, secret_file, string_of, texts};
 use super::secret::{self, Secret, SecretFile};
-use super::table::Table;
+use super::table::TableVisitor;
 
 /// The default port of Redis.
 const PORT: u16 = 6379;
@@ -63,7 +63,7 @@ impl Shared {
     }
 
     /// Visits each key, and reports what does not fit together.
-    pub(super) fn visit(&mut self, table: &mut Table<'_>) {
+    pub(super) fn visit(&mut self, table: &mut TableVisitor<'_>) {
         self.keys(table);
         if let Some(found) = table.find("ca_file").filter(|_| !self.tls()) {
             found.wrong("needs a url with rediss://");

@@ -3,11 +3,11 @@
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::diagnostics::{Diagnostics, Found, KeyEntry, TableEntry, Unknown, article, path};
+use super::diagnostics::{Diagnostics, FileValue, KeyEntry, TableEntry, Unknown, article, path};
 use super::kind::Kind;
 
 /// One table of the document. Keys that are not visited are unknown, and reported.
-pub(super) struct Table<'a> {
+pub(super) struct TableVisitor<'a> {
     report: &'a Diagnostics<'a>,
     entry: TableEntry,
     presence: Presence<'a>,
@@ -29,17 +29,17 @@ enum Presence<'a> {
 pub(super) fn visit<'a>(
     document: &'a Spanned<DeTable<'a>>,
     report: &'a Diagnostics<'a>,
-    keys: impl FnOnce(&mut Table<'a>),
+    keys: impl FnOnce(&mut TableVisitor<'a>),
 ) {
-    Table::visit(report, String::new(), "", (Presence::There(document.get_ref()), 0), [false, true], keys);
+    TableVisitor::visit(report, String::new(), "", (Presence::There(document.get_ref()), 0), [false, true], keys);
 }
 
 /// Lists every key and its value, reading nothing.
-pub(super) fn list<'a>(report: &'a Diagnostics<'a>, keys: impl FnOnce(&mut Table<'a>)) {
-    Table::visit(report, String::new(), "", (Presence::Listed, 0), [false, true], keys);
+pub(super) fn list<'a>(report: &'a Diagnostics<'a>, keys: impl FnOnce(&mut TableVisitor<'a>)) {
+    TableVisitor::visit(report, String::new(), "", (Presence::Listed, 0), [false, true], keys);
 }
 
-impl<'a> Table<'a> {
+impl<'a> TableVisitor<'a> {
     /// Visits a table by `keys`, and adds it to the report before the tables within it.
     fn visit(
         report: &'a Diagnostics<'a>,
@@ -72,7 +72,7 @@ impl<'a> Table<'a> {
         doc: &'static str,
         value: &mut T,
         kind: Kind<T>,
-    ) -> Option<Found<'a>> {
+    ) -> Option<FileValue<'a>> {
         let found = self.find(name);
         if let Some(read) = found.as_ref().and_then(&kind.read) {
             *value = read;
@@ -167,7 +167,7 @@ impl<'a> Table<'a> {
     }
 
     /// The value of a key or table, if it is in the document.
-    pub(super) fn find(&mut self, name: &'static str) -> Option<Found<'a>> {
+    pub(super) fn find(&mut self, name: &'static str) -> Option<FileValue<'a>> {
         if !self.entry.names.contains(&name) {
             self.entry.names.push(name);
         }
@@ -175,7 +175,7 @@ impl<'a> Table<'a> {
         let (key, value) = table.iter().find(|(key, _)| key.get_ref() == name)?;
         // The span of a table covers its contents; the error belongs at its key.
         let at = if value.get_ref().is_table() { key.span().start } else { value.span().start };
-        Some(Found { key: path(&self.entry.path, name), at, value: value.get_ref(), report: self.report })
+        Some(FileValue { key: path(&self.entry.path, name), at, value: value.get_ref(), report: self.report })
     }
 
     /// A table within this one, and where it begins.
@@ -186,7 +186,10 @@ impl<'a> Table<'a> {
         };
         match found.value {
             DeValue::Table(table) => (Presence::There(table), found.at),
-            _ => (found.is_not("a table").unwrap_or(Presence::Listed), found.at),
+            _ => {
+                found.wrong(found.is_not("a table"));
+                (Presence::Listed, found.at)
+            }
         }
     }
 }

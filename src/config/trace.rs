@@ -12,7 +12,7 @@ use super::declare::section;
 use super::endpoint::Endpoint;
 use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, secret_file, share, string_of, text};
 use super::secret::{self, SecretFile};
-use super::table::Table;
+use super::table::TableVisitor;
 
 /// The default path of OTLP over HTTP.
 const PATH: &str = "/v1/traces";
@@ -49,7 +49,7 @@ section! {
 
 impl TraceHeader {
     /// Visits each key of a table; `before` are the tables above it.
-    fn visit(&mut self, before: &[Self], table: &mut Table<'_>) {
+    fn visit(&mut self, before: &[Self], table: &mut TableVisitor<'_>) {
         self.keys(table);
         if let Some(found) = table.find("name")
             && before.iter().any(|other| other.name == self.name)
@@ -74,7 +74,7 @@ impl Trace {
     }
 
     /// Visits each key, and reports what does not fit together.
-    pub(super) fn visit(&mut self, table: &mut Table<'_>) {
+    pub(super) fn visit(&mut self, table: &mut TableVisitor<'_>) {
         self.keys(table);
         if let Some(found) = table.find("ca_file").filter(|_| self.endpoint.server.scheme != Scheme::HTTPS) {
             found.wrong("needs an endpoint with https://");

@@ -16,7 +16,7 @@ use super::kind::{
 };
 use super::pem;
 use super::secret::{self, Secret, SecretFile};
-use super::table::Table;
+use super::table::TableVisitor;
 
 section! {
     /// `[upstream]`
@@ -63,7 +63,7 @@ section! {
 
 impl Upstream {
     /// Visits each key, and reports what does not fit together.
-    pub(super) fn visit(&mut self, table: &mut Table<'_>) {
+    pub(super) fn visit(&mut self, table: &mut TableVisitor<'_>) {
         self.keys(table);
         match (table.find("client_cert"), table.find("client_key")) {
             (Some(cert), None) => cert.wrong("needs upstream.client_key: its private key"),

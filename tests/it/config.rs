@@ -195,7 +195,7 @@ fn an_error_is_one_line_with_file_line_and_key() {
 
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
-    let printed = Config::load(file.path()).expect_err(text).to_string();
+    let printed = Config::load(file.path(), None).expect_err(text).to_string();
     assert!(printed.starts_with(&format!("{}:4: upstream.retry.budget: ", file.path().display())), "{printed}");
 }
 
@@ -414,7 +414,7 @@ fn a_file_that_cannot_be_read_is_named_with_the_reason() {
         (write("latin.toml", b"[upstream]\n# \xe9t\xe9\n"), "is not UTF-8 text: see line 2"),
         (write("long.toml", &vec![b'#'; (1 << 20) + 1]), "is longer than 1 MiB"),
     ] {
-        let printed = Config::load(&path).expect_err(reason).to_string();
+        let printed = Config::load(&path, None).expect_err(reason).to_string();
         assert!(printed.starts_with(&format!("{}: {reason}", path.display())), "{printed}");
         assert_eq!(printed.lines().count(), 1);
     }
@@ -841,7 +841,7 @@ fn a_value_that_a_reload_cannot_read_is_not_reported_as_immutable_too() {
     let running = Config::parse(&text).unwrap();
     let reload = |text: &str| {
         std::fs::write(at("sidelink.toml"), text).unwrap();
-        let errors = Config::reload(&directory.path().join("sidelink.toml"), &running).unwrap_err().errors;
+        let errors = Config::load(&directory.path().join("sidelink.toml"), Some(&running)).unwrap_err().errors;
         errors.into_iter().map(|error| format!("{}: {}", error.key, error.message)).collect::<Vec<_>>()
     };
     for (was, is, only) in [

@@ -100,9 +100,8 @@ fn quantile_of(bounds: &[f64], counts: &[u64], quantile: f64) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use prometheus::{HistogramOpts, Registry};
+    use prometheus::HistogramOpts;
 
-    use super::super::{CallResult, IdResult, Outcome, Route, Tally};
     use super::*;
 
     #[test]
@@ -117,26 +116,5 @@ mod tests {
         assert_eq!(quantile(1.0), Some(4.0));
         histogram.observe(100.0);
         assert_eq!(quantile(1.0), Some(4.0), "beyond the last bound");
-    }
-
-    #[test]
-    fn a_reading_is_what_was_counted_since_the_one_before() {
-        let metrics = Metrics::new(&Registry::new()).unwrap();
-        let mut tally = Tally::default();
-        tally.add(IdResult::Hit);
-        metrics.count_ids(&tally);
-        metrics.count_request(Route::Batch, Outcome::Hit, 5.0);
-        let before = metrics.reading();
-        assert_eq!((&before.ids[..], &before.batches[..]), (&[1, 0, 0, 0, 0, 0, 0][..], &[1, 0, 0, 0, 0, 0][..]));
-        metrics.count_ids(&tally);
-        for _ in 0..3 {
-            metrics.count_request(Route::Batch, Outcome::Miss, 0.001);
-        }
-        metrics.upstream_calls.of(CallResult::Ok).inc();
-        metrics.upstream_call_ids.observe(20.0);
-        let since = metrics.reading().since(&before);
-        assert_eq!((since.ids[0], since.batches[2], since.calls[0], since.call_ids), (1, 3, 1, 20));
-        assert!(since.answer_seconds(0.99).unwrap() <= 0.001, "what was before is not in it");
-        assert_eq!(since.call_seconds(0.5), None);
     }
 }

@@ -1,6 +1,6 @@
 //! The admin listener: metrics and probes for everyone, the status page, explain and purge for those whom `guard` admits.
 //!
-//! **Start at [`Admin::answer`].** A route is a variant of `AdminRoute`; what refuses a request is an `AdminError`.
+//! **Start at [`Admin::answer`].** A route is an arm of `Admin::route`; what refuses a request is an `AdminError`.
 
 mod guard;
 mod history;
@@ -18,7 +18,7 @@ use http::header::{
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use prometheus::{IntGauge, Registry, TextEncoder};
@@ -128,34 +128,6 @@ impl AdminState {
     }
 }
 
-/// The routes of the admin listener.
-#[derive(Clone, Copy)]
-enum AdminRoute {
-    Metrics,
-    Livez,
-    Readyz,
-    Page,
-    Status,
-    Explain,
-    Purge,
-}
-
-impl AdminRoute {
-    /// The route of a path, whether only those whom the guard admits get an answer, and its methods, as `Allow` lists them.
-    fn of(path: &str) -> Option<(Self, bool, &'static str)> {
-        match path {
-            "/metrics" => Some((AdminRoute::Metrics, false, GET)),
-            "/livez" => Some((AdminRoute::Livez, false, GET)),
-            "/readyz" => Some((AdminRoute::Readyz, false, GET)),
-            "/" => Some((AdminRoute::Page, true, GET)),
-            "/status.json" => Some((AdminRoute::Status, true, GET)),
-            "/explain" => Some((AdminRoute::Explain, true, GET)),
-            "/purge" => Some((AdminRoute::Purge, true, "POST")),
-            _ => None,
-        }
-    }
-}
-
 impl Admin {
     /// Admits those whom `config` names, and shows `state`.
     pub fn new(config: &config::Admin, state: AdminState) -> Self {
@@ -169,57 +141,70 @@ impl Admin {
         B::Error: Into<BodyError>,
     {
         let (head, body) = request.into_parts();
-        let body = stream(body);
-        let answered = match self.admit(peer, &head) {
-            Ok(route) => self.route(route, head, body).await,
+        let mut body = stream(body);
+        let mut response = match self.route(peer, head, &mut body).await {
+            Ok(response) => response,
             Err(error) => {
                 drain(body);
-                Err(error)
+                error.response()
             }
         };
-        let mut response = answered.unwrap_or_else(AdminError::response);
         protect(response.headers_mut());
         response
     }
 
-    /// The route of a request that is admitted.
-    fn admit(&self, peer: Peer, head: &Parts) -> Result<AdminRoute, AdminError> {
-        let (route, guarded, methods) = AdminRoute::of(head.uri.path()).ok_or(AdminError::NOT_FOUND)?;
-        if !methods.split(", ").any(|method| method == head.method.as_str()) {
-            return Err(if methods == GET { AdminError::ONLY_GET } else { AdminError::ONLY_POST });
-        }
-        if guarded {
-            self.guard.admit(peer, head)?;
-        }
-        if head.method == Method::POST && !is_json(&head.headers) {
-            return Err(AdminError::NOT_JSON);
-        }
-        if head.method == Method::POST && head.headers.contains_key(CONTENT_ENCODING) {
-            return Err(AdminError::CONTENT_ENCODING);
-        }
-        Ok(route)
-    }
-
-    async fn route(&self, route: AdminRoute, mut head: Parts, body: Body) -> Result<Response<Body>, AdminError> {
-        Ok(match route {
-            AdminRoute::Metrics => self.scrape()?,
-            AdminRoute::Livez => text(StatusCode::OK, "alive\n"),
-            AdminRoute::Readyz if self.state.process.ready.load(Ordering::Acquire) => text(StatusCode::OK, "ready\n"),
-            AdminRoute::Readyz => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n"),
-            AdminRoute::Page => status::page(),
-            AdminRoute::Status => json_of(StatusCode::OK, &status::status(&self.state, head.uri.query())),
-            AdminRoute::Explain => {
+    async fn route(&self, peer: Peer, mut head: Parts, body: &mut Body) -> Result<Response<Body>, AdminError> {
+        match head.uri.path() {
+            "/metrics" => {
+                takes(GET, &head)?;
+                self.scrape()
+            }
+            "/livez" => {
+                takes(GET, &head)?;
+                Ok(text(StatusCode::OK, "alive\n"))
+            }
+            "/readyz" => {
+                takes(GET, &head)?;
+                Ok(match self.state.process.ready.load(Ordering::Acquire) {
+                    true => text(StatusCode::OK, "ready\n"),
+                    false => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n"),
+                })
+            }
+            "/" => {
+                self.admit(peer, GET, &head)?;
+                Ok(status::page())
+            }
+            "/status.json" => {
+                self.admit(peer, GET, &head)?;
+                Ok(json_of(StatusCode::OK, &status::status(&self.state, head.uri.query())))
+            }
+            "/explain" => {
+                self.admit(peer, GET, &head)?;
                 let body = read(body).await?;
                 self.guard.take_token(&mut head.headers);
                 let explanation = serde_json::to_value(self.state.batch_route.explain(head, &body));
-                json_of(StatusCode::OK, &explanation.map_err(|_| AdminError::UNWRITABLE)?)
+                Ok(json_of(StatusCode::OK, &explanation.map_err(|_| AdminError::UNWRITABLE)?))
             }
-            AdminRoute::Purge => {
+            "/purge" => {
+                self.admit(peer, "POST", &head)?;
+                if !is_json(&head.headers) {
+                    return Err(AdminError::NOT_JSON);
+                }
+                if head.headers.contains_key(CONTENT_ENCODING) {
+                    return Err(AdminError::CONTENT_ENCODING);
+                }
                 let purge = Purge::read(&read(body).await?).map_err(AdminError::not_a_purge)?;
                 let ProcessState { cache, clock, metrics, .. } = &self.state.process;
-                json_of(StatusCode::OK, &purge.run(cache, clock, metrics).await)
+                Ok(json_of(StatusCode::OK, &purge.run(cache, clock, metrics).await))
             }
-        })
+            _ => Err(AdminError::NOT_FOUND),
+        }
+    }
+
+    /// Admits a request to a route for those whom the guard admits.
+    fn admit(&self, peer: Peer, methods: &'static str, head: &Parts) -> Result<(), AdminError> {
+        takes(methods, head)?;
+        self.guard.admit(peer, head)
     }
 
     fn scrape(&self) -> Result<Response<Body>, AdminError> {
@@ -242,8 +227,6 @@ struct AdminError {
 impl AdminError {
     const NOT_FOUND: Self =
         Self::new(StatusCode::NOT_FOUND, "there are /, /status.json, /explain, /purge, /metrics, /livez and /readyz");
-    const ONLY_GET: Self = Self::new(StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD").with(GET);
-    const ONLY_POST: Self = Self::new(StatusCode::METHOD_NOT_ALLOWED, "only POST").with("POST");
     const NO_TOKEN: Self = Self::new(
         StatusCode::UNAUTHORIZED,
         "requests from elsewhere than loopback, for another host's name, or by way of a proxy need the admin token, as Authorization: Bearer TOKEN",
@@ -281,6 +264,11 @@ impl AdminError {
         self
     }
 
+    fn method(allowed: &'static str) -> Self {
+        let message = format!("only {allowed}").into();
+        Self { status: StatusCode::METHOD_NOT_ALLOWED, message, header: allowed }
+    }
+
     fn not_a_purge(message: String) -> Self {
         Self { status: StatusCode::BAD_REQUEST, message: message.into(), header: "" }
     }
@@ -295,20 +283,22 @@ impl AdminError {
     }
 }
 
-/// The whole body, within [`MOST_BODY`], or why there is none.
-async fn read(mut body: Body) -> Result<Bytes, AdminError> {
+/// Refuses a request whose method is none of `methods`, which are as `Allow` lists them.
+fn takes(methods: &'static str, head: &Parts) -> Result<(), AdminError> {
+    let is_taken = methods.split(", ").any(|method| method == head.method.as_str());
+    if is_taken { Ok(()) } else { Err(AdminError::method(methods)) }
+}
+
+/// The whole body, within [`MOST_BODY`].
+async fn read(body: &mut Body) -> Result<Bytes, AdminError> {
     if body.size_hint().lower() > MOST_BODY as u64 {
-        drain(body);
         return Err(AdminError::TOO_LARGE);
     }
-    match Limited::new(&mut body, MOST_BODY).collect().await {
-        Ok(read) => Ok(read.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            drain(body);
-            Err(AdminError::TOO_LARGE)
-        }
-        Err(_) => Err(AdminError::BROKEN_BODY),
-    }
+    let read = Limited::new(body, MOST_BODY).collect().await.map_err(|error| match error.is::<LengthLimitError>() {
+        true => AdminError::TOO_LARGE,
+        false => AdminError::BROKEN_BODY,
+    });
+    Ok(read?.to_bytes())
 }
 
 /// Whether `Content-Type` is JSON. A page of another origin cannot send it without a preflight.

@@ -91,7 +91,7 @@ impl App {
 
     /// As [`App::start`], with the caller's clock.
     pub async fn start_with(config: Config, clock: Clock) -> Result<Self, StartError> {
-        let proxy = Proxy::new(config, clock)?;
+        let proxy = Proxy::new(config, clock, None)?;
         let config = Arc::clone(&proxy.current().config);
         let limits = ConnLimits::from(&config.limits);
         let (stop, stop_admin) = (CancellationToken::new(), CancellationToken::new());

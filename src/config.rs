@@ -17,7 +17,6 @@ pub mod pem;
 mod render;
 mod rules;
 mod secret;
-mod self_loop;
 mod shared;
 mod table;
 mod trace;
@@ -63,13 +62,13 @@ section! {
         /// How callers are told apart.
         pub callers: Callers = Callers::default() => [table Callers::keys];
         /// The tier that a fleet of sidecars shares, in Redis or Valkey; without this table there is none.
-        pub shared: Option<Shared> = None => [optional Shared::blank, Shared::visit];
+        pub shared: Option<Shared> = None => [optional || Shared::at(Vec::new(), Vec::new()), Shared::visit];
         /// Limits of what clients may use.
         pub limits: Limits = Limits::default() => [table Limits::keys];
         /// What is logged.
         pub log: Log = Log::default() => [table Log::keys];
         /// Spans for an OpenTelemetry collector; without this table there are none.
-        pub trace: Option<Trace> = None => [optional Trace::blank, Trace::visit];
+        pub trace: Option<Trace> = None => [optional || Trace::at(Endpoint::stand_in()), Trace::visit];
         /// What is allowed, but not as intended.
         pub warnings: Vec<ConfigError> = Vec::new();
     }
@@ -82,16 +81,17 @@ impl Config {
     /// Every error of the file, each with its line and key, keys that a reload cannot change among them; or the one reason
     /// why it cannot be read.
     pub fn load(path: &Path, running: Option<&Self>) -> Result<Self, ConfigErrors> {
-        let text = text_of(path).map_err(|message| ConfigErrors::whole_file(path, message))?;
-        Self::validate(&text, running).map_err(|errors| ConfigErrors { file: Some(path.to_owned()), ..errors })
+        let whole_file = |message| vec![ConfigError { message, ..ConfigError::default() }];
+        let config = text_of(path).map_err(whole_file).and_then(|text| Self::validate(&text, running));
+        config.map_err(|errors| ConfigErrors { file: Some(path.to_owned()), errors })
     }
 
     /// Validates TOML text.
     pub fn parse(text: &str) -> Result<Self, ConfigErrors> {
-        Self::validate(text, None)
+        Self::validate(text, None).map_err(|errors| ConfigErrors { file: None, errors })
     }
 
-    fn validate(text: &str, running: Option<&Self>) -> Result<Self, ConfigErrors> {
+    fn validate(text: &str, running: Option<&Self>) -> Result<Self, Vec<ConfigError>> {
         let report = Diagnostics::new(text);
         let (document, syntax) = DeTable::parse_recoverable(text);
         for error in syntax {

@@ -26,7 +26,8 @@ struct Sample {
 pub struct History {
     clock: Clock,
     metrics: Arc<Metrics>,
-    started: Moment,
+    /// When the process started.
+    pub(super) started: Moment,
     samples: Mutex<Samples>,
 }
 
@@ -55,11 +56,6 @@ impl History {
         }
         state.samples.push_back(sample);
         state.last += 1;
-    }
-
-    /// When the process started.
-    pub(super) fn started(&self) -> Moment {
-        self.started
     }
 
     /// The samples after the one of number `since`, column by column: what was counted since the sample before, and the

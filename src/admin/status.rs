@@ -43,7 +43,7 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
     });
     let AdminState { process, upstream, config, .. } = state;
     let ProcessState { metrics, history, .. } = process;
-    let (now, started) = (process.clock.now(), history.started());
+    let (now, started) = (process.clock.now(), history.started);
     let reading = metrics.reading();
     let reload = process.last_reload.load();
     let mut status = json!({
@@ -120,7 +120,7 @@ fn position(gauges: &Gauges<BreakerState>) -> &'static str {
 
 /// Numbers under the names of a label's values.
 fn named<L: Label, N: Into<Value>>(numbers: impl IntoIterator<Item = N>) -> Value {
-    let names = L::VALUES.iter().map(|label| label.value().to_owned());
+    let names = L::VALUES.iter().map(|(_, value)| (*value).to_owned());
     names.zip(numbers.into_iter().map(Into::into)).collect::<Map<_, _>>().into()
 }
 

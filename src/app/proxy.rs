@@ -58,17 +58,18 @@ pub(super) struct SharedState {
 }
 
 impl Proxy {
-    /// Builds everything, to reach the endpoint over the network. Must be called within a tokio runtime.
-    pub fn new(config: Config, clock: Clock) -> Result<Self, StartError> {
-        Self::build(config, clock, None)
-    }
-
     /// Builds everything, to reach the endpoint in memory.
     pub fn in_memory(config: Config, clock: Clock, endpoint: impl Into<MemoryEndpoint>) -> Result<Self, StartError> {
-        Self::build(config, clock, Some(endpoint.into()))
+        Self::new(config, clock, Some(endpoint.into()))
     }
 
-    fn build(config: Config, clock: Clock, memory_endpoint: Option<MemoryEndpoint>) -> Result<Self, StartError> {
+    /// Builds everything, to reach the endpoint over the network unless it is in memory. Must be called within a tokio
+    /// runtime.
+    pub(super) fn new(
+        config: Config,
+        clock: Clock,
+        memory_endpoint: Option<MemoryEndpoint>,
+    ) -> Result<Self, StartError> {
         let registry = Registry::new();
         let metrics = Arc::new(Metrics::new(&registry)?);
         metrics.reloaded(clock.now().unix_seconds());

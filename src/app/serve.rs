@@ -82,7 +82,8 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
         again = false;
         let running = Arc::clone(&app.running);
         let path = watch.path().to_owned();
-        notify_reloading();
+        let now = NotifyState::monotonic_usec_now().ok();
+        notify(&[NotifyState::Reloading].into_iter().chain(now).collect::<Vec<_>>());
         let reload = tokio::task::spawn_blocking(move || {
             running.reload(&mut watch);
             watch
@@ -115,12 +116,5 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         events::NotifyFailed { reason: format_args!("{error}") }.log();
-    }
-}
-
-fn notify_reloading() {
-    match NotifyState::monotonic_usec_now() {
-        Ok(now) => notify(&[NotifyState::Reloading, now]),
-        Err(_) => notify(&[NotifyState::Reloading]),
     }
 }

@@ -19,7 +19,7 @@ section! {
         /// Whether a request's Cache-Control is honoured; false makes page reloads cheap.
         pub cache_control: bool = true, flag();
         /// Request headers, beyond the known ones, whose values may change an answer.
-        pub scope_headers: Vec<HeaderName> = Vec::new(), texts(scope_header);
+        pub scope_headers: Vec<HeaderName> = Vec::new(), texts(None, scope_header);
         /// Keys whose signed requests may be answered from memory; one such table for each.
         pub keys: Vec<CallerKey> = Vec::new() => [list CallerKey::blank, CallerKey::visit];
     }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use toml::de::DeValue;
 
-use super::error::{ConfigError, ConfigErrors};
+use super::error::ConfigError;
 use super::kind::About;
 use super::secret;
 
@@ -197,12 +197,12 @@ impl<'a> Diagnostics<'a> {
     }
 
     /// The warnings, or every error.
-    pub(super) fn finish(self) -> Result<Vec<ConfigError>, ConfigErrors> {
+    pub(super) fn finish(self) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
         self.report_unknown();
         self.report_missing();
         let Findings { mut errors, warnings, .. } = self.state.into_inner();
         errors.sort_by(|one, other| (one.line, one.column, &one.key).cmp(&(other.line, other.column, &other.key)));
-        if errors.is_empty() { Ok(warnings) } else { Err(ConfigErrors { file: None, errors }) }
+        if errors.is_empty() { Ok(warnings) } else { Err(errors) }
     }
 
     fn report_unknown(&self) {

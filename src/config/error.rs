@@ -1,7 +1,7 @@
 //! Errors and warnings of a configuration.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Every error of one file, in order.
 #[derive(Debug)]
@@ -12,7 +12,7 @@ pub struct ConfigErrors {
 }
 
 /// One error or warning. A warning: what is allowed, but not as intended.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {key}: {message}")]
 pub struct ConfigError {
     /// From 1; 0 for an error of the whole file.
@@ -23,14 +23,6 @@ pub struct ConfigError {
     pub key: String,
     /// What is wrong, in one line.
     pub message: String,
-}
-
-impl ConfigErrors {
-    /// One error of the whole file.
-    pub(super) fn whole_file(path: &Path, message: String) -> Self {
-        let error = ConfigError { line: 0, column: 0, key: String::new(), message };
-        Self { file: Some(path.to_owned()), errors: vec![error] }
-    }
 }
 
 /// One line an error: `FILE:LINE: KEY: MESSAGE`, beginning with `configuration` where no file is known.

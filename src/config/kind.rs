@@ -239,8 +239,15 @@ pub(super) fn string_of(expected: &'static str, fits: fn(&str) -> bool) -> Kind<
 }
 
 /// A string, or an array of strings, each of which `parse` accepts; its second argument is the values before.
-pub(super) fn texts<T: Display + 'static>(parse: impl Fn(&str, &[T]) -> Result<T, String> + 'static) -> Kind<Vec<T>> {
+/// `none` refuses an empty array.
+pub(super) fn texts<T: Display + 'static>(
+    none: Option<&'static str>,
+    parse: impl Fn(&str, &[T]) -> Result<T, String> + 'static,
+) -> Kind<Vec<T>> {
     let read = move |found: &FileValue<'_>| {
+        if let (Some(none), Some([])) = (none, found.value.as_array().map(|array| array.as_ref())) {
+            return Err(none.to_owned());
+        }
         let mut values = Vec::new();
         for element in found.elements() {
             match element.text("a string, or an array of strings").and_then(|text| parse(text, &values)) {
@@ -255,17 +262,6 @@ pub(super) fn texts<T: Display + 'static>(parse: impl Fn(&str, &[T]) -> Result<T
         several => Value::Array(several.iter().map(string).collect()),
     };
     Kind::new("", read, write)
-}
-
-impl<T: 'static> Kind<Vec<T>> {
-    /// An empty array is wrong.
-    pub(super) fn not_empty(self, message: &'static str) -> Self {
-        self.check(move |_, found| {
-            if found.value.as_array().is_some_and(|array| array.is_empty()) {
-                found.wrong(message);
-            }
-        })
-    }
 }
 
 /// The path of a file.

@@ -7,10 +7,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::secret::is_file;
 
-/// The certificates in a file, at least one.
-///
-/// # Errors
-/// The path and the reason.
+/// The certificates in a file, at least one; or the path and the reason why not.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     read(path, "holds no certificate", |path| {
         let certificates: Vec<_> = CertificateDer::pem_file_iter(path)?.collect::<Result<_, _>>()?;
@@ -18,10 +15,7 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String>
     })
 }
 
-/// The first private key in a file.
-///
-/// # Errors
-/// The path and the reason, without the file's contents.
+/// The first private key in a file; or the path and the reason why not.
 pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     read(path, "holds no private key", |path| PrivateKeyDer::from_pem_file(path))
 }

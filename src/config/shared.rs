@@ -21,7 +21,7 @@ section! {
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Shared: pub fn at(nodes: Vec<NodeAddress>, secrets: Vec<Secret>) {
         /// URL of the server: redis:// or rediss:// (TLS), host, port and database; a list of seed nodes for a Cluster.
-        pub url: Vec<NodeUrl> = nodes.into_iter().map(NodeUrl::from).collect(), texts(NodeUrl::parse).not_empty("names no node").required("redis://redis.internal:6379/0");
+        pub url: Vec<NodeUrl> = nodes.into_iter().map(NodeUrl::from).collect(), texts(Some("names no node"), NodeUrl::parse).required("redis://redis.internal:6379/0");
         /// Whether the nodes are a Cluster.
         pub cluster: bool = false, flag();
         /// File with the fleet's secret, 32 characters at least, the same for all; during a change of secret one more on a second line.
@@ -58,10 +58,6 @@ impl fmt::Display for NodeAddress {
 }
 
 impl Shared {
-    pub(super) fn blank() -> Self {
-        Self::at(Vec::new(), Vec::new())
-    }
-
     /// Visits each key, and reports what does not fit together.
     pub(super) fn visit(&mut self, table: &mut TableVisitor<'_>) {
         self.keys(table);

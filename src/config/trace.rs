@@ -69,10 +69,6 @@ impl TraceHeader {
 }
 
 impl Trace {
-    pub(super) fn blank() -> Self {
-        Self::at(Endpoint::stand_in())
-    }
-
     /// Visits each key, and reports what does not fit together.
     pub(super) fn visit(&mut self, table: &mut TableVisitor<'_>) {
         self.keys(table);

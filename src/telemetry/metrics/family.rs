@@ -22,7 +22,7 @@ pub type Gauges<L> = PerLabel<L, IntGauge>;
 
 impl<L: Label, M> PerLabel<L, M> {
     fn new(series: impl Fn(&'static str) -> M) -> Self {
-        Self(L::VALUES.iter().map(|value| series(value.value())).collect(), PhantomData)
+        Self(L::VALUES.iter().map(|(_, value)| series(value)).collect(), PhantomData)
     }
 
     /// The series of one value.
@@ -33,7 +33,7 @@ impl<L: Label, M> PerLabel<L, M> {
 
     /// Every series, in the order of the values.
     pub fn iter(&self) -> impl Iterator<Item = (L, &M)> {
-        L::VALUES.iter().copied().zip(&self.0)
+        L::VALUES.iter().map(|(value, _)| *value).zip(&self.0)
     }
 }
 

@@ -2,11 +2,8 @@
 
 /// The values of one label.
 pub trait Label: Copy + 'static {
-    /// Every value.
-    const VALUES: &'static [Self];
-
-    /// The value, as it stands in metrics and logs.
-    fn value(self) -> &'static str;
+    /// Every value, and how it stands in metrics and logs.
+    const VALUES: &'static [(Self, &'static str)];
 
     /// Its place in [`Label::VALUES`].
     fn index(self) -> usize;
@@ -34,11 +31,7 @@ macro_rules! labels {
         }
 
         impl Label for $name {
-            const VALUES: &'static [Self] = &Self::ALL;
-
-            fn value(self) -> &'static str {
-                self.name()
-            }
+            const VALUES: &'static [(Self, &'static str)] = &[$((Self::$variant, $value)),+];
 
             fn index(self) -> usize {
                 self as usize

@@ -111,12 +111,10 @@ impl App {
         };
         app.listen(&config).await?;
         app.running.proxy.shared.process.ready.store(true, Ordering::Release);
-        let endpoint = &config.upstream.endpoint;
         let addresses: Vec<String> = app.addresses.iter().map(ToString::to_string).collect();
-        let addresses = addresses.join(", ");
         events::Serving {
-            endpoint: format_args!("{endpoint}"),
-            addresses: &addresses,
+            endpoint: format_args!("{}", config.upstream.endpoint),
+            addresses: &addresses.join(", "),
             tls: config.listen.tls.is_some(),
             admin: format_args!("{}", app.admin_address),
         }

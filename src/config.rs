@@ -10,7 +10,6 @@ mod callers;
 mod declare;
 mod diagnostics;
 mod endpoint;
-mod error;
 mod kind;
 mod listen;
 pub mod pem;
@@ -34,8 +33,8 @@ use tracing::level_filters::LevelFilter;
 pub use callers::{CallerKey, Callers};
 use declare::section;
 use diagnostics::Diagnostics;
+pub use diagnostics::{ConfigError, ConfigErrors};
 pub use endpoint::Endpoint;
-pub use error::{ConfigError, ConfigErrors};
 pub use kind::parse_duration;
 use kind::{DAY, HOUR, MILLISECOND, MINUTE, SECOND, choice, count, duration, flag, secret_file, size, text};
 pub use listen::{Listen, ListenAddress, Tls, TlsError};
@@ -98,7 +97,7 @@ impl Config {
             report.not_toml(error.span(), error.message());
         }
         let mut config = Self::for_endpoint(Endpoint::stand_in());
-        table::visit(&document, &report, |table| config.keys(table));
+        table::visit(Some(document.get_ref()), &report, |table| config.keys(table));
         rules::check(&config, document.get_ref(), &report);
         if let Some(running) = running {
             rules::check_immutable(running, &config, document.get_ref(), &report);

@@ -1,7 +1,7 @@
 //! Samples of the last ten minutes, for the charts of the status page.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -50,7 +50,7 @@ impl History {
     /// Takes a sample; `links` and `bytes` are in memory now.
     pub fn sample(&self, links: u64, bytes: u64) {
         let sample = Sample { at: self.clock.now(), reading: self.metrics.reading(), links, bytes };
-        let mut state = self.samples();
+        let mut state = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         if state.samples.len() > MOST {
             state.samples.pop_front();
         }
@@ -61,7 +61,7 @@ impl History {
     /// The samples after the one of number `since`, column by column: what was counted since the sample before, and the
     /// gauges at its end.
     pub(super) fn after(&self, since: u64) -> Value {
-        let state = self.samples();
+        let state = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let new = usize::try_from(state.last.saturating_sub(since)).unwrap_or(MOST);
         let pairs = state.samples.iter().zip(state.samples.iter().skip(1));
         let old = state.samples.len().saturating_sub(1).saturating_sub(new);
@@ -94,10 +94,6 @@ impl History {
             "links": column(&|(sample, ..)| sample.links.into()),
             "bytes": column(&|(sample, ..)| sample.bytes.into()),
         })
-    }
-
-    fn samples(&self) -> MutexGuard<'_, Samples> {
-        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -39,26 +39,14 @@ impl Purge {
             return Err(format!("the body must be a JSON object: {FORMS}"));
         }
         let text: Text = serde_json::from_slice(body).map_err(|error| format!("{error}; the body must be {FORMS}"))?;
-        match text {
-            Text { accessory_ids: Some(ids), group_id: None, all: None } => {
-                if ids.is_empty() {
-                    return Err("accessory_ids names no id".to_owned());
-                }
-                if !ids.iter().all(|id| is_id(id)) {
-                    return Err(format!("an id in accessory_ids is not of 1 to {} characters", api::ID_CHARS));
-                }
-                Ok(Purge::Ids(ids))
-            }
-            Text { accessory_ids: None, group_id: Some(group), all: None } => {
-                if group.is_empty() || !is_group(&group) {
-                    return Err(format!("group_id is not of 1 to {} characters", api::GROUP_CHARS));
-                }
-                Ok(Purge::Group(group))
-            }
-            Text { accessory_ids: None, group_id: None, all: Some(true) } => Ok(Purge::All),
-            Text { accessory_ids: None, group_id: None, all: Some(false) } => {
-                Err("all must be true, or be left out".to_owned())
-            }
+        match (text.accessory_ids, text.group_id, text.all) {
+            (Some(ids), None, None) if ids.is_empty() => Err("accessory_ids names no id".to_owned()),
+            (Some(ids), None, None) if ids.iter().all(|id| is_id(id)) => Ok(Purge::Ids(ids)),
+            (Some(_), None, None) => Err(format!("an id in accessory_ids is not of 1 to {} characters", api::ID_CHARS)),
+            (None, Some(group), None) if !group.is_empty() && is_group(&group) => Ok(Purge::Group(group)),
+            (None, Some(_), None) => Err(format!("group_id is not of 1 to {} characters", api::GROUP_CHARS)),
+            (None, None, Some(true)) => Ok(Purge::All),
+            (None, None, Some(false)) => Err("all must be true, or be left out".to_owned()),
             _ => Err(format!("the body must be one of three: {FORMS}")),
         }
     }

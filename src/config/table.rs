@@ -1,6 +1,5 @@
 //! Visits the keys of a TOML table: reads those in the document, reports errors, and lists every key.
 
-use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostics::{Diagnostics, FileValue, KeyEntry, TableEntry, Unknown, article, path};
@@ -25,18 +24,14 @@ enum Presence<'a> {
     Listed,
 }
 
-/// Visits every key of `document` by `keys`.
+/// Visits every key by `keys`: of `document`, or only to list them.
 pub(super) fn visit<'a>(
-    document: &'a Spanned<DeTable<'a>>,
+    document: Option<&'a DeTable<'a>>,
     report: &'a Diagnostics<'a>,
     keys: impl FnOnce(&mut TableVisitor<'a>),
 ) {
-    TableVisitor::visit(report, String::new(), "", (Presence::There(document.get_ref()), 0), [false, true], keys);
-}
-
-/// Lists every key and its value, reading nothing.
-pub(super) fn list<'a>(report: &'a Diagnostics<'a>, keys: impl FnOnce(&mut TableVisitor<'a>)) {
-    TableVisitor::visit(report, String::new(), "", (Presence::Listed, 0), [false, true], keys);
+    let presence = document.map_or(Presence::Listed, Presence::There);
+    TableVisitor::visit(report, String::new(), "", (presence, 0), [false, true], keys);
 }
 
 impl<'a> TableVisitor<'a> {
@@ -56,8 +51,8 @@ impl<'a> TableVisitor<'a> {
         keys(&mut table);
         let entry = table.entry;
         if let Presence::There(document) = presence {
-            let names = |name: &str| entry.names.contains(&name);
-            for (name, value) in document.iter().filter(|(name, _)| !names(name.get_ref())) {
+            let is_known = |name: &str| entry.names.contains(&name);
+            for (name, value) in document.iter().filter(|(name, _)| !is_known(name.get_ref())) {
                 let (table, key, at) = (entry.path.clone(), name.get_ref().to_string(), name.span().start);
                 report.unknown(Unknown { table, key, at, is_table: value.get_ref().is_table() });
             }
@@ -65,14 +60,8 @@ impl<'a> TableVisitor<'a> {
         report.visited(number, entry);
     }
 
-    /// Visits a key; returns its value in the document.
-    pub(super) fn key<T: 'static>(
-        &mut self,
-        name: &'static str,
-        doc: &'static str,
-        value: &mut T,
-        kind: Kind<T>,
-    ) -> Option<FileValue<'a>> {
+    /// Visits a key.
+    pub(super) fn key<T: 'static>(&mut self, name: &'static str, doc: &'static str, value: &mut T, kind: Kind<T>) {
         let found = self.find(name);
         if let Some(read) = found.as_ref().and_then(&kind.read) {
             *value = read;
@@ -82,7 +71,6 @@ impl<'a> TableVisitor<'a> {
         }
         let (doc, value) = (doc.trim_start(), (kind.write)(value));
         self.entry.keys.push(KeyEntry { name, doc, value, about: kind.about });
-        found
     }
 
     /// Visits a table within this one; an absent one reads as empty.

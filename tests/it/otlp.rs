@@ -458,7 +458,7 @@ async fn a_reload_changes_collector_and_sampling() {
     let other = Collector::start().await;
     // The spans queued before the reload still go to the first collector.
     reload(&|config| {
-        Traced::trace(config).endpoint = Endpoint::parse(&format!("http://{}", other.address)).unwrap().into()
+        Traced::trace(config).endpoint = Endpoint::parse(&format!("http://{}", other.address)).unwrap().into();
     });
     assert_eq!(traced.batch(&["1"], "").await, 200);
     reload(&|config| config.trace = None);

@@ -237,7 +237,7 @@ impl AdminError {
         "this is not the admin token: admin.token_file names the file that holds it",
     )
     .with(r#"Bearer realm="sidelink", error="invalid_token""#);
-    // The next three without a configured token alone.
+    // The next three occur only where no token is configured.
     const NOT_LOOPBACK: Self =
         Self::new(StatusCode::FORBIDDEN, "only requests from loopback are admitted; admin.token_file admits others");
     const FOREIGN_HOST: Self =

@@ -1,30 +1,33 @@
 //! The admin listener: metrics and probes for everyone, the status page, explain and purge for those whom `guard` admits.
 //!
-//! **Start at [`Admin::answer`].** A route is a variant of `AdminRoute`; what refuses a request is an `AdminError`.
+//! **Start at [`Admin::answer`].** A route is an arm of `Admin::route`; what refuses a request is an `AdminError`.
 
 mod guard;
 mod history;
 mod purge;
 mod status;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, WWW_AUTHENTICATE,
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use prometheus::{IntGauge, Registry, TextEncoder};
 use serde_json::{Value, json};
 
 use crate::batch::BatchRoute;
 use crate::cache::Cache;
-use crate::clock::Clock;
-use crate::config::{self, Config, ReloadState};
+use crate::clock::{Clock, Moment};
+use crate::config::{self, Config};
 use crate::fetch::Flights;
 use crate::limits::budget::Usages;
 use crate::message::body::{Body, BodyError, drain, stream, whole};
@@ -39,6 +42,9 @@ pub use history::{EVERY, History};
 /// Most bytes of a request's body.
 const MOST_BODY: usize = 256 << 10;
 
+/// The methods of routes that change nothing.
+const GET: &str = "GET, HEAD";
+
 /// Answers other than the status page run, load and frame nothing.
 const NO_CONTENT: HeaderValue =
     HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'");
@@ -51,99 +57,74 @@ pub struct Admin {
 
 /// What the routes show and change.
 pub struct AdminState {
+    /// What outlasts the configuration.
+    pub process: ProcessState,
+    /// The endpoint's client.
+    pub upstream: Arc<Upstream>,
+    /// The batch route.
+    pub batch_route: Arc<BatchRoute>,
+    /// The current configuration.
+    pub config: Arc<Config>,
+}
+
+/// What outlasts a configuration.
+#[derive(Clone)]
+pub struct ProcessState {
     /// Where all metrics are registered.
     pub registry: Registry,
     /// sidelink's own metrics.
     pub metrics: Arc<Metrics>,
     /// The entries.
     pub cache: Arc<Cache>,
-    /// The endpoint's client.
-    pub upstream: Arc<Upstream>,
-    /// The batch route.
-    pub access_urls: Arc<BatchRoute>,
     /// The last ten minutes.
     pub history: Arc<History>,
-    /// The current configuration.
-    pub config: Arc<Config>,
     /// The result of the last reload.
-    pub reloads: ReloadState,
+    pub last_reload: Arc<ArcSwap<Reload>>,
     /// Ids being fetched.
     pub flights: Arc<Flights>,
     /// Use of the bounded resources.
-    pub totals: Usages,
+    pub usages: Usages,
     /// Whether sidelink is ready.
     pub ready: Arc<AtomicBool>,
     /// The clock.
     pub clock: Clock,
 }
 
+/// The result of loading the configuration.
+pub struct Reload {
+    /// When.
+    pub at: Moment,
+    /// The errors, one line each with the place in the file; none if it succeeded. No error contains a secret.
+    pub errors: Vec<String>,
+}
+
 impl AdminState {
     /// Sets the gauges that are not updated as their values change.
     fn update_gauges(&self) {
         self.upstream.show_breaker();
-        let (in_flight, waiters) = self.flights.in_use();
+        let ProcessState { metrics, cache, usages, .. } = &self.process;
+        let config::Limits { connections, in_flight, waiters, exchanges, batch_bodies, signed_bodies, .. } =
+            self.config.limits;
+        let (ids_in_flight, waiting) = self.process.flights.in_use();
         let gauge = |gauge: &IntGauge| usize::try_from(gauge.get()).unwrap_or(0);
-        for (bounded, used) in [
-            (Bounded::Connections, gauge(&self.metrics.connections)),
-            (Bounded::InFlight, in_flight),
-            (Bounded::Waiters, waiters),
-            (Bounded::Exchanges, self.totals.exchanges.load(Ordering::Relaxed)),
-            (Bounded::BatchBodies, self.totals.batch_bodies.load(Ordering::Relaxed)),
-            (Bounded::SignedBodies, self.totals.signed_bodies.load(Ordering::Relaxed)),
-            (Bounded::Calls, gauge(&self.metrics.upstream_in_flight)),
-        ] {
-            self.metrics.limits.used.set(bounded, used);
-        }
+        metrics.show_limits([
+            (Bounded::Connections, connections, gauge(&metrics.connections)),
+            (Bounded::InFlight, in_flight, ids_in_flight),
+            (Bounded::Waiters, waiters, waiting),
+            (Bounded::Exchanges, exchanges, usages.exchanges.load(Ordering::Relaxed)),
+            (Bounded::BatchBodies, batch_bodies, usages.batch_bodies.load(Ordering::Relaxed)),
+            (Bounded::SignedBodies, signed_bodies, usages.signed_bodies.load(Ordering::Relaxed)),
+            (Bounded::Calls, self.config.upstream.calls, gauge(&metrics.upstream_in_flight)),
+        ]);
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        let (links, bytes) = self.cache.size();
-        self.metrics.cache_links.set(number(links));
-        self.metrics.cache_bytes.set(number(bytes));
-        self.metrics.cache_capacity.set(number(self.cache.capacity()));
-        self.metrics.purge_marks.set(number(self.cache.purges().count() as u64));
+        let (links, bytes) = cache.size();
+        metrics.cache_links.set(number(links));
+        metrics.cache_bytes.set(number(bytes));
+        metrics.cache_capacity.set(number(cache.capacity()));
+        metrics.purge_marks.set(number(cache.purges().count() as u64));
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            self.metrics.tasks.set(number(runtime.metrics().num_alive_tasks() as u64));
+            metrics.tasks.set(number(runtime.metrics().num_alive_tasks() as u64));
         }
-    }
-}
-
-/// The routes of the admin listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AdminRoute {
-    Metrics,
-    Livez,
-    Readyz,
-    Page,
-    Status,
-    Explain,
-    Purge,
-}
-
-impl AdminRoute {
-    fn of(path: &str) -> Option<Self> {
-        match path {
-            "/metrics" => Some(AdminRoute::Metrics),
-            "/livez" => Some(AdminRoute::Livez),
-            "/readyz" => Some(AdminRoute::Readyz),
-            "/" => Some(AdminRoute::Page),
-            "/status.json" => Some(AdminRoute::Status),
-            "/explain" => Some(AdminRoute::Explain),
-            "/purge" => Some(AdminRoute::Purge),
-            _ => None,
-        }
-    }
-
-    /// Whether only those whom the guard admits get an answer.
-    fn is_guarded(self) -> bool {
-        !matches!(self, AdminRoute::Metrics | AdminRoute::Livez | AdminRoute::Readyz)
-    }
-
-    /// The methods of the route, as `Allow` lists them.
-    fn allowed(self) -> &'static str {
-        if self == AdminRoute::Purge { "POST" } else { "GET, HEAD" }
-    }
-
-    fn takes(self, method: &Method) -> bool {
-        self.allowed().split(", ").any(|allowed| allowed == method.as_str())
     }
 }
 
@@ -157,169 +138,167 @@ impl Admin {
     pub async fn answer<B>(&self, peer: Peer, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BodyError> + Send,
+        B::Error: Into<BodyError>,
     {
         let (head, body) = request.into_parts();
-        let answered = match self.admit(peer, &head) {
-            Ok(route) => self.route(route, head, body).await,
+        let mut body = stream(body);
+        let mut response = match self.route(peer, head, &mut body).await {
+            Ok(response) => response,
             Err(error) => {
                 drain(body);
-                Err(error)
+                error.response()
             }
         };
-        let mut response = answered.unwrap_or_else(AdminError::response);
         protect(response.headers_mut());
         response
     }
 
-    /// The route of a request that is admitted.
-    fn admit(&self, peer: Peer, head: &Parts) -> Result<AdminRoute, AdminError> {
-        let route = AdminRoute::of(head.uri.path()).ok_or(AdminError::NotFound)?;
-        if !route.takes(&head.method) {
-            return Err(AdminError::Method(route));
-        }
-        if route.is_guarded() {
-            self.guard.admit(peer, head)?;
-        }
-        if head.method == Method::POST && !is_json(&head.headers) {
-            return Err(AdminError::ContentType);
-        }
-        if head.method == Method::POST && head.headers.contains_key(CONTENT_ENCODING) {
-            return Err(AdminError::ContentEncoding);
-        }
-        Ok(route)
-    }
-
-    async fn route<B>(&self, route: AdminRoute, mut head: Parts, body: B) -> Result<Response<Body>, AdminError>
-    where
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BodyError> + Send,
-    {
-        Ok(match route {
-            AdminRoute::Metrics => self.scrape()?,
-            AdminRoute::Livez => text(StatusCode::OK, "alive\n"),
-            AdminRoute::Readyz if self.state.ready.load(Ordering::Acquire) => text(StatusCode::OK, "ready\n"),
-            AdminRoute::Readyz => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n"),
-            AdminRoute::Page => status::page(),
-            AdminRoute::Status => json_of(StatusCode::OK, &status::status(&self.state, head.uri.query())),
-            AdminRoute::Explain => {
+    async fn route(&self, peer: Peer, mut head: Parts, body: &mut Body) -> Result<Response<Body>, AdminError> {
+        match head.uri.path() {
+            "/metrics" => {
+                takes(GET, &head)?;
+                self.scrape()
+            }
+            "/livez" => {
+                takes(GET, &head)?;
+                Ok(text(StatusCode::OK, "alive\n"))
+            }
+            "/readyz" => {
+                takes(GET, &head)?;
+                Ok(match self.state.process.ready.load(Ordering::Acquire) {
+                    true => text(StatusCode::OK, "ready\n"),
+                    false => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n"),
+                })
+            }
+            "/" => {
+                self.admit(peer, GET, &head)?;
+                Ok(status::page())
+            }
+            "/status.json" => {
+                self.admit(peer, GET, &head)?;
+                Ok(json_of(StatusCode::OK, &status::status(&self.state, head.uri.query())))
+            }
+            "/explain" => {
+                self.admit(peer, GET, &head)?;
                 let body = read(body).await?;
                 self.guard.take_token(&mut head.headers);
-                let explanation = serde_json::to_value(self.state.access_urls.explain(head, &body));
-                json_of(StatusCode::OK, &explanation.map_err(|_| AdminError::Unwritable)?)
+                let explanation = serde_json::to_value(self.state.batch_route.explain(head, &body));
+                Ok(json_of(StatusCode::OK, &explanation.map_err(|_| AdminError::UNWRITABLE)?))
             }
-            AdminRoute::Purge => {
-                let purge = Purge::read(&read(body).await?).map_err(AdminError::Purge)?;
-                let AdminState { cache, clock, metrics, .. } = &self.state;
-                json_of(StatusCode::OK, &purge.run(cache, clock, metrics).await)
+            "/purge" => {
+                self.admit(peer, "POST", &head)?;
+                if !is_json(&head.headers) {
+                    return Err(AdminError::NOT_JSON);
+                }
+                if head.headers.contains_key(CONTENT_ENCODING) {
+                    return Err(AdminError::CONTENT_ENCODING);
+                }
+                let purge = Purge::read(&read(body).await?).map_err(AdminError::not_a_purge)?;
+                let ProcessState { cache, clock, metrics, .. } = &self.state.process;
+                Ok(json_of(StatusCode::OK, &purge.run(cache, clock, metrics).await))
             }
-        })
+            _ => Err(AdminError::NOT_FOUND),
+        }
+    }
+
+    /// Admits a request to a route for those whom the guard admits.
+    fn admit(&self, peer: Peer, methods: &'static str, head: &Parts) -> Result<(), AdminError> {
+        takes(methods, head)?;
+        self.guard.admit(peer, head)
     }
 
     fn scrape(&self) -> Result<Response<Body>, AdminError> {
         self.state.update_gauges();
-        let page = TextEncoder::new().encode_to_string(&self.state.registry.gather());
-        let page = page.map_err(|_| AdminError::Unwritable)?;
+        let page = TextEncoder::new().encode_to_string(&self.state.process.registry.gather());
+        let page = page.map_err(|_| AdminError::UNWRITABLE)?;
         Ok(typed(StatusCode::OK, page.into(), HeaderValue::from_static(prometheus::TEXT_FORMAT)))
     }
 }
 
 /// Why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum AdminError {
-    NotFound,
-    Method(AdminRoute),
-    /// The admin token is missing.
-    NoToken,
-    WrongToken,
-    /// Not from loopback, and no token is configured.
-    NotLoopback,
-    /// From loopback, but `Host` names another host, and no token is configured.
-    ForeignHost,
-    /// From loopback, but forwarded by a proxy, and no token is configured.
-    Forwarded,
-    /// From a browser page of another origin.
-    ForeignOrigin,
-    ContentType,
-    ContentEncoding,
-    TooLarge,
-    BrokenBody,
-    /// The body is not a purge, and why.
-    Purge(String),
-    /// The answer could not be serialized.
-    Unwritable,
+struct AdminError {
+    status: StatusCode,
+    message: Cow<'static, str>,
+    /// The value of `Allow` (405) or `WWW-Authenticate` (401, RFC 6750 §3).
+    header: &'static str,
 }
 
 impl AdminError {
+    const NOT_FOUND: Self =
+        Self::new(StatusCode::NOT_FOUND, "there are /, /status.json, /explain, /purge, /metrics, /livez and /readyz");
+    const NO_TOKEN: Self = Self::new(
+        StatusCode::UNAUTHORIZED,
+        "requests from elsewhere than loopback, for another host's name, or by way of a proxy need the admin token, as Authorization: Bearer TOKEN",
+    )
+    .with(r#"Bearer realm="sidelink""#);
+    const WRONG_TOKEN: Self = Self::new(
+        StatusCode::UNAUTHORIZED,
+        "this is not the admin token: admin.token_file names the file that holds it",
+    )
+    .with(r#"Bearer realm="sidelink", error="invalid_token""#);
+    // The next three occur only where no token is configured.
+    const NOT_LOOPBACK: Self =
+        Self::new(StatusCode::FORBIDDEN, "only requests from loopback are admitted; admin.token_file admits others");
+    const FOREIGN_HOST: Self =
+        Self::new(StatusCode::FORBIDDEN, "Host names another host; from loopback, ask for localhost or 127.0.0.1");
+    const FORWARDED: Self = Self::new(
+        StatusCode::FORBIDDEN,
+        "requests that a proxy forwards are not admitted; admin.token_file admits its clients",
+    );
+    const FOREIGN_ORIGIN: Self =
+        Self::new(StatusCode::FORBIDDEN, "pages of another origin are not admitted; enter the address by hand");
+    const NOT_JSON: Self = Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json");
+    const CONTENT_ENCODING: Self =
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a body with a Content-Encoding is not read");
+    const TOO_LARGE: Self = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 256 KiB; use several");
+    const BROKEN_BODY: Self = Self::new(StatusCode::BAD_REQUEST, "the body broke off");
+    const UNWRITABLE: Self = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be written");
+
+    const fn new(status: StatusCode, message: &'static str) -> Self {
+        Self { status, message: Cow::Borrowed(message), header: "" }
+    }
+
+    const fn with(mut self, header: &'static str) -> Self {
+        self.header = header;
+        self
+    }
+
+    fn method(allowed: &'static str) -> Self {
+        let message = format!("only {allowed}").into();
+        Self { status: StatusCode::METHOD_NOT_ALLOWED, message, header: allowed }
+    }
+
+    fn not_a_purge(message: String) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, message: message.into(), header: "" }
+    }
+
     fn response(self) -> Response<Body> {
-        let (status, message) = match &self {
-            Self::NotFound => {
-                (StatusCode::NOT_FOUND, "there are /, /status.json, /explain, /purge, /metrics, /livez and /readyz")
-            }
-            Self::Method(AdminRoute::Purge) => (StatusCode::METHOD_NOT_ALLOWED, "only POST"),
-            Self::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD"),
-            Self::NoToken => (
-                StatusCode::UNAUTHORIZED,
-                "requests from elsewhere than loopback, for another host's name, or by way of a proxy need the admin token, as Authorization: Bearer TOKEN",
-            ),
-            Self::WrongToken => {
-                (StatusCode::UNAUTHORIZED, "this is not the admin token: admin.token_file names the file that holds it")
-            }
-            Self::NotLoopback => {
-                (StatusCode::FORBIDDEN, "only requests from loopback are admitted; admin.token_file admits others")
-            }
-            Self::ForeignHost => {
-                (StatusCode::FORBIDDEN, "Host names another host; from loopback, ask for localhost or 127.0.0.1")
-            }
-            Self::Forwarded => (
-                StatusCode::FORBIDDEN,
-                "requests that a proxy forwards are not admitted; admin.token_file admits its clients",
-            ),
-            Self::ForeignOrigin => {
-                (StatusCode::FORBIDDEN, "pages of another origin are not admitted; enter the address by hand")
-            }
-            Self::ContentType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json"),
-            Self::ContentEncoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "a body with a Content-Encoding is not read"),
-            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 256 KiB; use several"),
-            Self::BrokenBody => (StatusCode::BAD_REQUEST, "the body broke off"),
-            Self::Purge(message) => (StatusCode::BAD_REQUEST, message.as_str()),
-            Self::Unwritable => (StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be written"),
-        };
-        let mut response = json_of(status, &json!({ "error": message }));
-        let headers = response.headers_mut();
-        // RFC 6750 §3.
-        match self {
-            Self::Method(route) => headers.insert(ALLOW, HeaderValue::from_static(route.allowed())),
-            Self::NoToken => headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(r#"Bearer realm="sidelink""#)),
-            Self::WrongToken => {
-                let challenge = r#"Bearer realm="sidelink", error="invalid_token""#;
-                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
-            }
-            _ => None,
-        };
+        let mut response = json_of(self.status, &json!({ "error": self.message }));
+        if !self.header.is_empty() {
+            let name = if self.status == StatusCode::UNAUTHORIZED { WWW_AUTHENTICATE } else { ALLOW };
+            response.headers_mut().insert(name, HeaderValue::from_static(self.header));
+        }
         response
     }
 }
 
-/// The whole body, within [`MOST_BODY`], or why there is none.
-async fn read<B>(body: B) -> Result<Bytes, AdminError>
-where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BodyError> + Send,
-{
+/// Refuses a request whose method is none of `methods`, which are as `Allow` lists them.
+fn takes(methods: &'static str, head: &Parts) -> Result<(), AdminError> {
+    let is_taken = methods.split(", ").any(|method| method == head.method.as_str());
+    if is_taken { Ok(()) } else { Err(AdminError::method(methods)) }
+}
+
+/// The whole body, within [`MOST_BODY`].
+async fn read(body: &mut Body) -> Result<Bytes, AdminError> {
     if body.size_hint().lower() > MOST_BODY as u64 {
-        drain(body);
-        return Err(AdminError::TooLarge);
+        return Err(AdminError::TOO_LARGE);
     }
-    let mut body = stream(body);
-    match Limited::new(&mut body, MOST_BODY).collect().await {
-        Ok(read) => Ok(read.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            drain(body);
-            Err(AdminError::TooLarge)
-        }
-        Err(_) => Err(AdminError::BrokenBody),
-    }
+    let read = Limited::new(body, MOST_BODY).collect().await.map_err(|error| match error.is::<LengthLimitError>() {
+        true => AdminError::TOO_LARGE,
+        false => AdminError::BROKEN_BODY,
+    });
+    Ok(read?.to_bytes())
 }
 
 /// Whether `Content-Type` is JSON. A page of another origin cannot send it without a preflight.

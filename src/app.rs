@@ -18,10 +18,9 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, History};
-use crate::cache::Cache;
+use crate::admin::{self, ProcessState};
 use crate::clock::Clock;
-use crate::config::{Config, ListenAddress, Tls, TlsError, Warning};
+use crate::config::{Config, ConfigError, ListenAddress, Tls, TlsError};
 use crate::server::{self, ConnLimits, Listener, ListenerState, Peer, RequestBody};
 use crate::telemetry::log::{self, events};
 use crate::upstream::SetupError;
@@ -36,7 +35,7 @@ const ADMIN_CONNECTIONS: usize = 64;
 const ADMIN_IDLE: Duration = Duration::from_secs(5);
 /// The longest that answers to operators delay the end.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
-/// Between one sweep of dead links and the next.
+/// Between one removal of dead links from the cache and the next.
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// Why sidelink does not start, or a configuration cannot be applied.
@@ -86,23 +85,17 @@ struct Running {
 
 impl App {
     /// Builds everything and begins to serve.
-    ///
-    /// # Errors
-    /// An address is taken, or the endpoint's client cannot be built.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         Self::start_with(config, Clock::system()).await
     }
 
     /// As [`App::start`], with the caller's clock.
-    ///
-    /// # Errors
-    /// As [`App::start`].
     pub async fn start_with(config: Config, clock: Clock) -> Result<Self, StartError> {
-        let proxy = Proxy::new(config, clock)?;
+        let proxy = Proxy::new(config, clock, None)?;
         let config = Arc::clone(&proxy.current().config);
         let limits = ConnLimits::from(&config.limits);
         let (stop, stop_admin) = (CancellationToken::new(), CancellationToken::new());
-        let open = proxy.shared.metrics.connections.clone();
+        let open = proxy.shared.process.metrics.connections.clone();
         let clients = ListenerState::new(limits, config.limits.connections, open, stop.clone());
         // The gauge is of clients' connections alone.
         let unregistered = prometheus::IntGauge::new("admin_connections", "not registered")?;
@@ -117,13 +110,11 @@ impl App {
             admin: JoinSet::new(),
         };
         app.listen(&config).await?;
-        app.running.proxy.shared.ready.store(true, Ordering::Release);
-        let endpoint = &config.upstream.endpoint;
+        app.running.proxy.shared.process.ready.store(true, Ordering::Release);
         let addresses: Vec<String> = app.addresses.iter().map(ToString::to_string).collect();
-        let addresses = addresses.join(", ");
         events::Serving {
-            endpoint: format_args!("{endpoint}"),
-            addresses: &addresses,
+            endpoint: format_args!("{}", config.upstream.endpoint),
+            addresses: &addresses.join(", "),
             tls: config.listen.tls.is_some(),
             admin: format_args!("{}", app.admin_address),
         }
@@ -152,9 +143,17 @@ impl App {
             };
             self.clients.spawn(server::run(listener, Arc::clone(&self.running.clients), answer));
         }
-        let shared = &self.running.proxy.shared;
-        self.admin.spawn(sweep(Arc::clone(&shared.cache), shared.clock.clone(), self.stop_admin.clone()));
-        self.admin.spawn(sample(Arc::clone(&shared.history), Arc::clone(&shared.cache), self.stop_admin.clone()));
+        let ProcessState { cache, clock, history, .. } = self.running.proxy.shared.process.clone();
+        let swept = Arc::clone(&cache);
+        self.admin.spawn(every(SWEEP, self.stop_admin.clone(), async move || {
+            let (cache, now) = (Arc::clone(&swept), clock.now());
+            // A large table takes a while: not on a thread that answers.
+            let _ = spawn_blocking(move || cache.sweep(now)).await;
+        }));
+        self.admin.spawn(every(admin::EVERY, self.stop_admin.clone(), async move || {
+            let (links, bytes) = cache.size();
+            history.sample(links, bytes);
+        }));
         let running = Arc::clone(&self.running);
         let answer = move |peer: Peer, request: Request<RequestBody>| {
             let current = running.proxy.current();
@@ -191,7 +190,7 @@ impl App {
     /// served until the end.
     pub async fn drain(mut self) {
         let shared = &self.running.proxy.shared;
-        shared.ready.store(false, Ordering::Release);
+        shared.process.ready.store(false, Ordering::Release);
         events::Draining {}.log();
         let (began, drain) = (Instant::now(), self.config().limits.drain);
         self.stop.cancel();
@@ -239,7 +238,7 @@ impl Running {
             Err(errors) => errors.to_string().lines().map(str::to_owned).collect(),
         };
         // A refused configuration is tried again and again, and logged once.
-        let is_known = self.proxy.shared.reloads.last().errors == errors;
+        let is_known = self.proxy.shared.process.last_reload.load().errors == errors;
         self.proxy.refuse(errors.clone());
         if !is_known {
             for line in &errors {
@@ -250,7 +249,7 @@ impl Running {
     }
 }
 
-fn log_warnings(warnings: &[Warning], file: &str) {
+fn log_warnings(warnings: &[ConfigError], file: &str) {
     for warning in warnings {
         events::ConfigWarning { file, reason: &warning.to_string() }.log();
     }
@@ -268,20 +267,10 @@ fn admin_limits(limits: ConnLimits) -> ConnLimits {
     }
 }
 
-/// Removes dead links from the cache periodically, until `stop`.
-async fn sweep(cache: Arc<Cache>, clock: Clock, stop: CancellationToken) {
-    while timeout(SWEEP, stop.cancelled()).await.is_err() {
-        let (cache, clock) = (Arc::clone(&cache), clock.clone());
-        // A large table takes a while: not on a thread that answers.
-        let _ = spawn_blocking(move || cache.sweep(clock.now())).await;
-    }
-}
-
-/// Samples the last ten minutes for the status page, until `stop`.
-async fn sample(history: Arc<History>, cache: Arc<Cache>, stop: CancellationToken) {
-    while timeout(admin::EVERY, stop.cancelled()).await.is_err() {
-        let (links, bytes) = cache.size();
-        history.sample(links, bytes);
+/// Runs `task` periodically, until `stop`.
+async fn every(interval: Duration, stop: CancellationToken, task: impl AsyncFn()) {
+    while timeout(interval, stop.cancelled()).await.is_err() {
+        task().await;
     }
 }
 

@@ -36,11 +36,6 @@ impl Moment {
         self.wall
     }
 
-    /// The wall clock's time.
-    pub fn wall_time(self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_millis(self.wall)
-    }
-
     /// Seconds since the Unix epoch on the wall clock.
     pub fn unix_seconds(self) -> u64 {
         self.wall / 1000

@@ -9,42 +9,39 @@
 mod callers;
 mod declare;
 mod diagnostics;
-mod egress;
 mod endpoint;
-mod error;
-mod file;
 mod kind;
 mod listen;
 pub mod pem;
-mod reload;
 mod render;
 mod rules;
 mod secret;
-mod self_loop;
 mod shared;
 mod table;
 mod trace;
 mod upstream;
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use toml::de::DeTable;
 use tracing::level_filters::LevelFilter;
 
 pub use callers::{CallerKey, Callers};
 use declare::section;
-pub use egress::{ClientCertificate, Proxy};
+use diagnostics::Diagnostics;
+pub use diagnostics::{ConfigError, ConfigErrors};
 pub use endpoint::Endpoint;
-pub use error::{ConfigError, ConfigErrors, Warning};
 pub use kind::parse_duration;
 use kind::{DAY, HOUR, MILLISECOND, MINUTE, SECOND, choice, count, duration, flag, secret_file, size, text};
 pub use listen::{Listen, ListenAddress, Tls, TlsError};
-pub use reload::{Reload, ReloadState};
 pub use render::{reference, shipped};
-pub use secret::{KeyPair, Secret, SecretFile, SecretSource};
-pub use shared::{Address, Shared};
-pub use trace::{Trace, TraceHeader};
+pub use secret::{KeyPair, Secret, SecretFile, SecretVariable};
+pub use shared::{NodeAddress, NodeUrl, Shared};
+pub use trace::{Collector, Trace, TraceHeader};
 pub use upstream::{Breaker, Retry, Upstream};
 
 section! {
@@ -52,56 +49,80 @@ section! {
     #[derive(Clone, Debug, PartialEq)]
     pub struct Config: pub fn for_endpoint(endpoint: Endpoint) {
         /// Where clients connect.
-        pub listen: Listen = Listen::default() => [table];
+        pub listen: Listen = Listen::default() => [table Listen::keys];
         /// Where operators, probes and Prometheus connect.
-        pub admin: Admin = Admin::default() => [table];
+        pub admin: Admin = Admin::default() => [table Admin::keys];
         /// The endpoint that sidelink stands in front of, and how it is called.
-        pub upstream: Upstream = Upstream::for_endpoint(endpoint) => [table];
+        pub upstream: Upstream = Upstream::for_endpoint(endpoint) => [table Upstream::visit];
         /// How much is cached.
-        pub cache: Cache = Cache::default() => [table];
+        pub cache: Cache = Cache::default() => [table Cache::keys];
         /// How long it is cached.
-        pub freshness: Freshness = Freshness::default() => [table];
+        pub freshness: Freshness = Freshness::default() => [table Freshness::keys];
         /// How callers are told apart.
-        pub callers: Callers = Callers::default() => [table];
+        pub callers: Callers = Callers::default() => [table Callers::keys];
         /// The tier that a fleet of sidecars shares, in Redis or Valkey; without this table there is none.
-        pub shared: Option<Shared> = None => [optional Shared::blank, Shared::visit];
+        pub shared: Option<Shared> = None => [optional || Shared::at(Vec::new(), Vec::new()), Shared::visit];
         /// Limits of what clients may use.
-        pub limits: Limits = Limits::default() => [table];
+        pub limits: Limits = Limits::default() => [table Limits::keys];
         /// What is logged.
-        pub log: Log = Log::default() => [table];
+        pub log: Log = Log::default() => [table Log::keys];
         /// Spans for an OpenTelemetry collector; without this table there are none.
-        pub trace: Option<Trace> = None => [optional Trace::blank, Trace::visit];
+        pub trace: Option<Trace> = None => [optional || Trace::at(Endpoint::stand_in()), Trace::visit];
         /// What is allowed, but not as intended.
-        pub warnings: Vec<Warning> = Vec::new();
+        pub warnings: Vec<ConfigError> = Vec::new();
     }
 }
 
 impl Config {
-    /// Reads and validates the file at `path`, of 1 MiB at most.
+    /// Reads and validates the file at `path`, of 1 MiB at most; on a reload, `running` is the current configuration.
     ///
     /// # Errors
-    /// Every error of the file, each with its line and key; or the one reason why it cannot be read.
-    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        let text = file::text(path).map_err(|message| ConfigErrors::whole_file(path, message))?;
-        Self::parse(&text).map_err(|errors| errors.of_file(path))
-    }
-
-    /// As [`Config::load`], to replace the `running` configuration.
-    ///
-    /// # Errors
-    /// As there; also each key that cannot change while sidelink runs.
-    pub fn reload(path: &Path, running: &Self) -> Result<Self, ConfigErrors> {
-        let text = file::text(path).map_err(|message| ConfigErrors::whole_file(path, message))?;
-        file::read(&text, Some(running)).map_err(|errors| errors.of_file(path))
+    /// Every error of the file, each with its line and key, keys that a reload cannot change among them; or the one reason
+    /// why it cannot be read.
+    pub fn load(path: &Path, running: Option<&Self>) -> Result<Self, ConfigErrors> {
+        let whole_file = |message| vec![ConfigError { message, ..ConfigError::default() }];
+        let config = text_of(path).map_err(whole_file).and_then(|text| Self::validate(&text, running));
+        config.map_err(|errors| ConfigErrors { file: Some(path.to_owned()), errors })
     }
 
     /// Validates TOML text.
-    ///
-    /// # Errors
-    /// Every error of the text, each with its line and key.
     pub fn parse(text: &str) -> Result<Self, ConfigErrors> {
-        file::read(text, None)
+        Self::validate(text, None).map_err(|errors| ConfigErrors { file: None, errors })
     }
+
+    fn validate(text: &str, running: Option<&Self>) -> Result<Self, Vec<ConfigError>> {
+        let report = Diagnostics::new(text);
+        let (document, syntax) = DeTable::parse_recoverable(text);
+        for error in syntax {
+            report.not_toml(error.span(), error.message());
+        }
+        let mut config = Self::for_endpoint(Endpoint::stand_in());
+        table::visit(Some(document.get_ref()), &report, |table| config.keys(table));
+        rules::check(&config, document.get_ref(), &report);
+        if let Some(running) = running {
+            rules::check_immutable(running, &config, document.get_ref(), &report);
+        }
+        Ok(Self { warnings: report.finish()?, ..config })
+    }
+}
+
+/// A longer file is not a configuration.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// The text of the file at `path`, or why it cannot be read.
+fn text_of(path: &Path) -> Result<String, String> {
+    let unreadable = |error: io::Error| format!("cannot be read: {error}");
+    let mut bytes = Vec::new();
+    // One byte more than allowed shows that the file is too long, even if it is endless.
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err("is longer than 1 MiB".to_owned());
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let before = error.as_bytes().iter().take(error.utf8_error().valid_up_to());
+        format!("is not UTF-8 text: see line {}", 1 + before.filter(|byte| **byte == b'\n').count())
+    })
 }
 
 section! {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use sidelink::app::core_dumps;
 use sidelink::app::{self, End, Watch};
-use sidelink::config::{Config, ConfigError, Warning};
+use sidelink::config::{Config, ConfigError};
 use sidelink::demo;
 use sidelink::demo::origin::{self, Origin};
 use sidelink::telemetry::log;
@@ -88,9 +88,9 @@ fn serve(path: &std::path::Path, core_dumps: bool) -> ExitCode {
 }
 
 fn check(path: &std::path::Path) -> ExitCode {
-    match Config::load(path) {
+    match Config::load(path, None) {
         Ok(config) => {
-            for Warning(ConfigError { line, key, message, .. }) in &config.warnings {
+            for ConfigError { line, key, message, .. } in &config.warnings {
                 let _ = writeln!(std::io::stderr().lock(), "{}:{line}: {key}: {message} (a warning)", path.display());
             }
             match writeln!(std::io::stdout().lock(), "{config}") {

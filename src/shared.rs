@@ -188,7 +188,7 @@ impl TierState {
             revalidate: millis(config.callers.revalidate),
             journals: Mutex::new(keys.iter().map(|_| Journal::default()).collect()),
             keys,
-            store: Store::new(options, shared.nodes.clone(), shared.cluster),
+            store: Store::new(options, shared.nodes(), shared.cluster),
             config: shared.clone(),
             usable: AtomicBool::new(false),
             closing: AtomicBool::new(false),

@@ -128,9 +128,7 @@ impl Fleet {
             LazyLock::new(|| Arc::new(Metrics::new(&Registry::new()).expect("the first of their names")));
         let config = Config::for_endpoint(Endpoint::parse("http://endpoint").unwrap());
         let shared = sidelink::config::Shared {
-            nodes: Vec::new(),
-            tls: false,
-            database: 0,
+            url: Vec::new(),
             cluster: false,
             secret_file: SecretFile { secret: vec![Secret::new(vec![b'x'; 32])], path: Default::default() },
             username: None,

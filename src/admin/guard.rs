@@ -46,29 +46,26 @@ impl Guard {
     }
 
     /// Admits the request with this head from `peer`.
-    ///
-    /// # Errors
-    /// Why it is refused.
     pub(super) fn admit(&self, peer: Peer, head: &Parts) -> Result<(), AdminError> {
         let authority = authority(head);
         if is_foreign(&head.headers, authority.as_ref()) {
-            return Err(AdminError::ForeignOrigin);
+            return Err(AdminError::FOREIGN_ORIGIN);
         }
         let shown = bearer(&head.headers);
         match (&self.token, shown) {
             (Some(_), Some(shown)) if self.is_token(shown) => return Ok(()),
-            (Some(_), Some(_)) => return Err(AdminError::WrongToken),
+            (Some(_), Some(_)) => return Err(AdminError::WRONG_TOKEN),
             _ => {}
         }
         let refusal = match peer {
-            Peer::Tcp(address) if !address.ip().to_canonical().is_loopback() => AdminError::NotLoopback,
-            _ if FORWARDED_BY_PROXY.iter().any(|name| head.headers.contains_key(name)) => AdminError::Forwarded,
+            Peer::Tcp(address) if !address.ip().to_canonical().is_loopback() => AdminError::NOT_LOOPBACK,
+            _ if FORWARDED_BY_PROXY.iter().any(|name| head.headers.contains_key(name)) => AdminError::FORWARDED,
             // Neither a browser nor another machine can connect to a Unix socket.
             Peer::Local => return Ok(()),
             Peer::Tcp(_) if authority.is_some_and(|authority| self.is_this(&authority)) => return Ok(()),
-            Peer::Tcp(_) => AdminError::ForeignHost,
+            Peer::Tcp(_) => AdminError::FOREIGN_HOST,
         };
-        Err(if self.token.is_some() { AdminError::NoToken } else { refusal })
+        Err(if self.token.is_some() { AdminError::NO_TOKEN } else { refusal })
     }
 
     /// Removes the admin token from a batch's headers: it is not a credential of the batch.
@@ -197,17 +194,17 @@ mod tests {
             for peer in ["127.0.0.1:5", "[::1]:5", "[::ffff:127.0.0.1]:5"] {
                 assert_eq!(admit(&guard, peer, &[("host", host)]), Ok(()), "{host} {peer}");
             }
-            assert_eq!(admit(&guard, "10.0.0.8:5", &[("host", host)]), Err(AdminError::NotLoopback), "{host}");
+            assert_eq!(admit(&guard, "10.0.0.8:5", &[("host", host)]), Err(AdminError::NOT_LOOPBACK), "{host}");
         }
         for host in ["evil.example", "localhost.evil.example", "notlocalhost", "10.0.0.8", "a@localhost", "", "a b"] {
-            assert_eq!(admit(&guard, "127.0.0.1:5", &[("host", host)]), Err(AdminError::ForeignHost), "{host}");
+            assert_eq!(admit(&guard, "127.0.0.1:5", &[("host", host)]), Err(AdminError::FOREIGN_HOST), "{host}");
         }
         let twice = [("host", "localhost"), ("host", "localhost")];
-        assert_eq!(admit(&guard, "127.0.0.1:5", &twice), Err(AdminError::ForeignHost));
-        assert_eq!(admit(&guard, "127.0.0.1:5", &[]), Err(AdminError::ForeignHost));
+        assert_eq!(admit(&guard, "127.0.0.1:5", &twice), Err(AdminError::FOREIGN_HOST));
+        assert_eq!(admit(&guard, "127.0.0.1:5", &[]), Err(AdminError::FOREIGN_HOST));
         let (head, ()) =
             Request::get("http://evil.example/").header("host", "localhost").body(()).unwrap().into_parts();
-        assert_eq!(guard.admit(Peer::Tcp("127.0.0.1:5".parse().unwrap()), &head), Err(AdminError::ForeignHost));
+        assert_eq!(guard.admit(Peer::Tcp("127.0.0.1:5".parse().unwrap()), &head), Err(AdminError::FOREIGN_HOST));
         assert_eq!(guard.admit(Peer::Local, &head), Ok(()));
     }
 
@@ -221,9 +218,9 @@ mod tests {
             ("via", "1.1 proxy"),
         ] {
             let headers = [("host", "localhost"), forwarded];
-            assert_eq!(admit(&guard(None), "127.0.0.1:5", &headers), Err(AdminError::Forwarded), "{forwarded:?}");
+            assert_eq!(admit(&guard(None), "127.0.0.1:5", &headers), Err(AdminError::FORWARDED), "{forwarded:?}");
             let guard = guard(Some("token-of-an-operator"));
-            assert_eq!(admit(&guard, "127.0.0.1:5", &headers), Err(AdminError::NoToken), "{forwarded:?}");
+            assert_eq!(admit(&guard, "127.0.0.1:5", &headers), Err(AdminError::NO_TOKEN), "{forwarded:?}");
             let shown = [headers[0], forwarded, ("authorization", "Bearer token-of-an-operator")];
             assert_eq!(admit(&guard, "127.0.0.1:5", &shown), Ok(()), "{forwarded:?}");
         }
@@ -245,7 +242,7 @@ mod tests {
             ("sec-fetch-site", "same-site"),
         ] {
             for headers in [&[host, foreign][..], &[host, foreign, bearer]] {
-                assert_eq!(admit(&guard, "127.0.0.1:5", headers), Err(AdminError::ForeignOrigin), "{foreign:?}");
+                assert_eq!(admit(&guard, "127.0.0.1:5", headers), Err(AdminError::FOREIGN_ORIGIN), "{foreign:?}");
             }
         }
         for allowed in [
@@ -268,15 +265,15 @@ mod tests {
         for shown in ["Bearer token-of-an-operato", "Bearer token-of-an-operatorr", "Bearer x", "Bearer ", "Bearer"] {
             for peer in ["10.0.0.8:5", "127.0.0.1:5"] {
                 let headers = [("host", "localhost"), ("authorization", shown)];
-                assert_eq!(admit(&guard, peer, &headers), Err(AdminError::WrongToken), "{shown}");
+                assert_eq!(admit(&guard, peer, &headers), Err(AdminError::WRONG_TOKEN), "{shown}");
             }
         }
         let right = ("authorization", "Bearer token-of-an-operator");
-        assert_eq!(admit(&guard, "10.0.0.8:5", &[host, right, right]), Err(AdminError::WrongToken));
+        assert_eq!(admit(&guard, "10.0.0.8:5", &[host, right, right]), Err(AdminError::WRONG_TOKEN));
         let basic = ("authorization", "Basic token-of-an-operator");
         for headers in [&[host][..], &[host, basic]] {
-            assert_eq!(admit(&guard, "10.0.0.8:5", headers), Err(AdminError::NoToken));
-            assert_eq!(admit(&guard, "127.0.0.1:5", headers), Err(AdminError::NoToken), "in another host's name");
+            assert_eq!(admit(&guard, "10.0.0.8:5", headers), Err(AdminError::NO_TOKEN));
+            assert_eq!(admit(&guard, "127.0.0.1:5", headers), Err(AdminError::NO_TOKEN), "in another host's name");
         }
         assert_eq!(admit(&guard, "127.0.0.1:5", &[("host", "localhost")]), Ok(()));
     }

@@ -13,6 +13,8 @@ use crate::clock::Clock;
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::{Metrics, PurgeTarget};
 
+const FORMS: &str = r#"{"accessory_ids":["…"]}, {"group_id":"…"} or {"all":true}"#;
+
 /// A purge.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Purge {
@@ -31,80 +33,49 @@ struct Text {
 
 impl Purge {
     /// Reads a request's body.
-    ///
-    /// # Errors
-    /// What is wrong with it.
     pub(super) fn read(body: &[u8]) -> Result<Self, String> {
         // serde reads an array as an object whose names are left out.
         if !body.trim_ascii_start().starts_with(b"{") {
             return Err(format!("the body must be a JSON object: {FORMS}"));
         }
         let text: Text = serde_json::from_slice(body).map_err(|error| format!("{error}; the body must be {FORMS}"))?;
-        match text {
-            Text { accessory_ids: Some(ids), group_id: None, all: None } => {
-                if ids.is_empty() {
-                    return Err("accessory_ids names no id".to_owned());
-                }
-                if !ids.iter().all(|id| is_id(id)) {
-                    return Err(format!("an id in accessory_ids is not of 1 to {} characters", api::ID_CHARS));
-                }
-                Ok(Purge::Ids(ids))
-            }
-            Text { accessory_ids: None, group_id: Some(group), all: None } => {
-                if group.is_empty() || !is_group(&group) {
-                    return Err(format!("group_id is not of 1 to {} characters", api::GROUP_CHARS));
-                }
-                Ok(Purge::Group(group))
-            }
-            Text { accessory_ids: None, group_id: None, all: Some(true) } => Ok(Purge::All),
-            Text { accessory_ids: None, group_id: None, all: Some(false) } => {
-                Err("all must be true, or be left out".to_owned())
-            }
+        match (text.accessory_ids, text.group_id, text.all) {
+            (Some(ids), None, None) if ids.is_empty() => Err("accessory_ids names no id".to_owned()),
+            (Some(ids), None, None) if ids.iter().all(|id| is_id(id)) => Ok(Purge::Ids(ids)),
+            (Some(_), None, None) => Err(format!("an id in accessory_ids is not of 1 to {} characters", api::ID_CHARS)),
+            (None, Some(group), None) if !group.is_empty() && is_group(&group) => Ok(Purge::Group(group)),
+            (None, Some(_), None) => Err(format!("group_id is not of 1 to {} characters", api::GROUP_CHARS)),
+            (None, None, Some(true)) => Ok(Purge::All),
+            (None, None, Some(false)) => Err("all must be true, or be left out".to_owned()),
             _ => Err(format!("the body must be one of three: {FORMS}")),
-        }
-    }
-
-    fn target(&self) -> PurgeTarget {
-        match self {
-            Purge::Ids(_) => PurgeTarget::Ids,
-            Purge::Group(_) => PurgeTarget::Group,
-            Purge::All => PurgeTarget::All,
         }
     }
 
     /// Purges, and returns what was done. The log has no ids and no group.
     pub(super) async fn run(&self, cache: &Arc<Cache>, clock: &Clock, metrics: &Metrics) -> Value {
         let purges = cache.purges();
-        let mut done = json!({ "purged": self.target().name() });
-        match self {
+        let (target, done) = match self {
             Purge::Ids(ids) => {
                 purges.purge(ids.iter().map(|id| Target::Id(id)), clock).await;
-                add(&mut done, "ids", ids.len() as u64);
                 events::PurgedIds { ids: ids.len() }.log();
+                (PurgeTarget::Ids, json!({ "purged": "ids", "ids": ids.len() }))
             }
             Purge::Group(group) => {
                 purges.purge([Target::Group(group)], clock).await;
                 events::PurgedGroup {}.log();
+                (PurgeTarget::Group, json!({ "purged": "group" }))
             }
             Purge::All => {
                 purges.purge([Target::All], clock).await;
                 // The purge is in effect already; this frees the memory. Not on this thread: a large cache takes a while.
                 let (swept, now) = (Arc::clone(cache), clock.now());
-                let gone = tokio::task::spawn_blocking(move || swept.sweep(now)).await.unwrap_or_default();
-                add(&mut done, "links", gone);
-                events::PurgedAll { links: gone }.log();
+                let links = tokio::task::spawn_blocking(move || swept.sweep(now)).await.unwrap_or_default();
+                events::PurgedAll { links }.log();
+                (PurgeTarget::All, json!({ "purged": "all", "links": links }))
             }
-        }
-        metrics.purges.of(self.target()).inc();
+        };
+        metrics.purges.of(target).inc();
         done
-    }
-}
-
-const FORMS: &str = r#"{"accessory_ids":["…"]}, {"group_id":"…"} or {"all":true}"#;
-
-fn add(object: &mut Value, name: &str, count: u64) {
-    if let Value::Object(fields) = object {
-        fields.insert(name.to_owned(), count.into());
     }
 }
 

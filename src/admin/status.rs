@@ -1,11 +1,13 @@
 //! `/status.json` and the page that shows it: one answer that loads nothing from elsewhere.
 
+use std::sync::atomic::Ordering;
+
 use http::header::CONTENT_SECURITY_POLICY;
 use http::{HeaderValue, Response, StatusCode};
 use prometheus::Registry;
 use serde_json::{Map, Value, json};
 
-use super::{AdminState, typed};
+use super::{AdminState, ProcessState, typed};
 use crate::clock::rfc3339;
 use crate::message::body::Body;
 use crate::telemetry::metrics::{
@@ -39,30 +41,30 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
         let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
         pairs.find(|(name, _)| *name == "since").and_then(|(_, value)| value.parse::<u64>().ok())
     });
-    let (metrics, history, now) = (&state.metrics, &state.history, state.clock.now());
-    let started = history.started();
+    let AdminState { process, upstream, config, .. } = state;
+    let ProcessState { metrics, history, .. } = process;
+    let (now, started) = (process.clock.now(), history.started);
     let reading = metrics.reading();
-    let reload = state.reloads.last();
-    let config = &state.config;
+    let reload = process.last_reload.load();
     let mut status = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "now": now.unix_millis(),
         "started": started.unix_millis(),
         "uptime_seconds": now.since(started) / 1000,
-        "ready": state.ready.load(std::sync::atomic::Ordering::Acquire),
+        "ready": process.ready.load(Ordering::Acquire),
         "endpoint": config.upstream.endpoint.to_string(),
         "breaker": position(&metrics.breaker_state),
         "breaker_evidence": named::<Evidence, _>(metrics.breaker_evidence.iter().map(|(_, gauge)| gauge.get())),
-        "calls_refused": state.upstream.refusal_of_all().map(|refusal| refusal.error.message()),
-        "last_failure": state.upstream.last_failure().map(|failure| json!({
+        "calls_refused": upstream.refusal_of_all().map(|refusal| refusal.error.message()),
+        "last_failure": upstream.last_failure().map(|failure| json!({
             "at": failure.at.unix_millis(),
             "reason": failure.reason,
         })),
         "calls_in_flight": metrics.upstream_in_flight.get(),
         "connections": metrics.connections.get(),
         "reload": {
-            "succeeded": reload.succeeded(),
-            "at": reload.at.duration_since(std::time::UNIX_EPOCH).ok().map(|at| rfc3339(crate::clock::millis(at))),
+            "succeeded": reload.errors.is_empty(),
+            "at": rfc3339(reload.at.unix_millis()),
             "errors": reload.errors,
         },
         "cache": {
@@ -74,7 +76,7 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
         },
         "shared": shared(&metrics.shared),
         "clock_skew_seconds": metrics.clock_skew.get(),
-        "memory_bytes": resident(&state.registry),
+        "memory_bytes": resident(&process.registry),
         "totals": {
             "ids": named::<IdResult, _>(reading.ids),
             "batches": named::<Outcome, _>(reading.batches),
@@ -118,7 +120,7 @@ fn position(gauges: &Gauges<BreakerState>) -> &'static str {
 
 /// Numbers under the names of a label's values.
 fn named<L: Label, N: Into<Value>>(numbers: impl IntoIterator<Item = N>) -> Value {
-    let names = L::VALUES.iter().map(|label| label.value().to_owned());
+    let names = L::VALUES.iter().map(|(_, value)| (*value).to_owned());
     names.zip(numbers.into_iter().map(Into::into)).collect::<Map<_, _>>().into()
 }
 

@@ -6,9 +6,6 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 
 /// Forbids core dumps of this process, also to a program (`core_pattern`), which a size limit alone does not (core(5)). Only
 /// root can then attach a debugger, or read memory and environment of this process under `/proc`.
-///
-/// # Errors
-/// The kernel refuses.
 pub fn forbid() -> io::Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;

@@ -9,14 +9,14 @@ use http::uri::Scheme;
 use prometheus::Registry;
 
 use super::StartError;
-use crate::admin::{Admin, AdminState, History};
+use crate::admin::{Admin, AdminState, History, ProcessState, Reload};
 use crate::auth::signature::Keys;
 use crate::auth::{CallerStates, Callers};
 use crate::batch::BatchRoute;
 use crate::cache::Cache;
 use crate::cache::purges::{self, Mark, Purges};
 use crate::clock::Clock;
-use crate::config::{Config, Reload, ReloadState};
+use crate::config::{CallerKey, Config};
 use crate::error::Limit;
 use crate::fetch::{Fetcher, Flights};
 use crate::limits::budget::{Budget, Usages};
@@ -49,62 +49,47 @@ pub struct Generation {
 
 /// What outlasts a configuration: the cache, flights, counters.
 pub(super) struct SharedState {
-    pub(super) cache: Arc<Cache>,
+    pub(super) process: ProcessState,
     purges: Arc<Purges>,
     caller_states: Arc<CallerStates>,
-    flights: Arc<Flights>,
-    totals: Usages,
-    registry: Registry,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) ready: Arc<AtomicBool>,
-    pub(super) reloads: ReloadState,
-    pub(super) history: Arc<History>,
-    pub(super) clock: Clock,
     pub(super) exports: ExportTasks,
     /// The endpoint, where it is in memory and not in the network.
     memory_endpoint: Option<MemoryEndpoint>,
 }
 
 impl Proxy {
-    /// Builds everything, to reach the endpoint over the network. Must be called within a tokio runtime.
-    ///
-    /// # Errors
-    /// The endpoint's client cannot be built.
-    pub fn new(config: Config, clock: Clock) -> Result<Self, StartError> {
-        Self::build(config, clock, None)
-    }
-
     /// Builds everything, to reach the endpoint in memory.
-    ///
-    /// # Errors
-    /// The metrics cannot be registered.
     pub fn in_memory(config: Config, clock: Clock, endpoint: impl Into<MemoryEndpoint>) -> Result<Self, StartError> {
-        Self::build(config, clock, Some(endpoint.into()))
+        Self::new(config, clock, Some(endpoint.into()))
     }
 
-    fn build(config: Config, clock: Clock, memory_endpoint: Option<MemoryEndpoint>) -> Result<Self, StartError> {
+    /// Builds everything, to reach the endpoint over the network unless it is in memory. Must be called within a tokio
+    /// runtime.
+    pub(super) fn new(
+        config: Config,
+        clock: Clock,
+        memory_endpoint: Option<MemoryEndpoint>,
+    ) -> Result<Self, StartError> {
         let registry = Registry::new();
         let metrics = Arc::new(Metrics::new(&registry)?);
-        metrics.reload.succeeded(clock.now().unix_seconds());
+        metrics.reloaded(clock.now().unix_seconds());
         let process = prometheus::process_collector::ProcessCollector::for_self();
         registry.register(Box::new(process))?;
         let purges = Arc::new(Purges::new(purge_key(&config).unwrap_or_else(rand::random), purges::span_of(&config)));
         let history = Arc::new(History::new(Arc::clone(&metrics), clock.clone()));
-        let shared = SharedState {
+        let process = ProcessState {
             cache: Arc::new(Cache::new(&config.cache, Arc::clone(&purges), &metrics)),
-            purges,
-            caller_states: Arc::new(CallerStates::new(rand::random())),
             flights: Arc::new(Flights::new(config.upstream.calls)),
-            totals: Usages::default(),
+            usages: Usages::default(),
             registry,
             metrics,
             ready: Arc::new(AtomicBool::new(false)),
-            reloads: ReloadState::started(clock.now().wall_time()),
+            last_reload: Arc::new(ArcSwap::from_pointee(Reload { at: clock.now(), errors: Vec::new() })),
             history,
             clock,
-            exports: ExportTasks::default(),
-            memory_endpoint,
         };
+        let caller_states = Arc::new(CallerStates::new(rand::random()));
+        let shared = SharedState { process, purges, caller_states, exports: ExportTasks::default(), memory_endpoint };
         let upstream = shared.upstream(&config, None)?;
         let tier = shared.tier(&config, None)?;
         let tracer = shared.tracer(&config, None)?;
@@ -124,33 +109,32 @@ impl Proxy {
     /// The endpoint's client cannot be built. Nothing has changed then.
     pub fn reload(&self, config: Config) -> Result<(), SetupError> {
         let before = self.current();
+        let SharedState { process, purges, .. } = &self.shared;
         let upstream = self.shared.upstream(&config, Some(&before))?;
         let tracer = self.shared.tracer(&config, Some(&before))?;
         let tier = self.shared.tier(&config, Some(&before))?;
-        if config.freshness.min_remaining > before.config.freshness.min_remaining {
-            // Links in the cache were judged by the lower floor, and so are those of batches that are in flight.
-            self.shared.flights.set_min_remaining(config.freshness.min_remaining);
-            self.shared.purges.mark(Mark::All, self.shared.clock.now());
-        }
-        self.shared.purges.lengthen(purges::span_of(&config));
-        self.shared.cache.resize(config.cache.capacity);
-        self.shared.flights.resize(config.upstream.calls);
         let floor = config.freshness.min_remaining;
+        if floor > before.config.freshness.min_remaining {
+            // Links in the cache were judged by the lower floor, and so are those of batches that are in flight.
+            process.flights.set_min_remaining(floor);
+            purges.mark(Mark::All, process.clock.now());
+        }
+        purges.lengthen(purges::span_of(&config));
+        process.cache.resize(config.cache.capacity);
+        process.flights.resize(config.upstream.calls);
         self.current.store(Arc::new(self.shared.build(Arc::new(config), upstream, tier, tracer)));
-        self.shared.flights.set_min_remaining(floor);
-        self.shared.metrics.reload.succeeded(self.shared.clock.now().unix_seconds());
-        self.note(Vec::new());
+        process.flights.set_min_remaining(floor);
+        let at = process.clock.now();
+        process.metrics.reloaded(at.unix_seconds());
+        process.last_reload.store(Arc::new(Reload { at, errors: Vec::new() }));
         Ok(())
     }
 
     /// Notes that a configuration was refused because of `errors`.
     pub fn refuse(&self, errors: Vec<String>) {
-        self.shared.metrics.reload.failed();
-        self.note(errors);
-    }
-
-    fn note(&self, errors: Vec<String>) {
-        self.shared.reloads.note(Reload { at: self.shared.clock.now().wall_time(), errors });
+        let process = &self.shared.process;
+        process.metrics.reload_successful.set(0);
+        process.last_reload.store(Arc::new(Reload { at: process.clock.now(), errors }));
     }
 }
 
@@ -163,7 +147,7 @@ impl SharedState {
         {
             return Ok(Arc::clone(&before.upstream));
         }
-        let (clock, metrics) = (self.clock.clone(), Arc::clone(&self.metrics));
+        let (clock, metrics) = (self.process.clock.clone(), Arc::clone(&self.process.metrics));
         let upstream = match &self.memory_endpoint {
             None => Upstream::new(&config.upstream, clock, metrics)?,
             Some(endpoint) => Upstream::in_memory(endpoint.clone(), &config.upstream, clock, metrics),
@@ -186,13 +170,13 @@ impl SharedState {
             self.purges.tell(None);
             return Ok(None);
         };
-        let tls = if shared.tls { Some(trusted_client("shared.ca_file", shared.ca_file.as_deref())?) } else { None };
+        let tls = if shared.tls() { Some(trusted_client("shared.ca_file", shared.ca_file.as_deref())?) } else { None };
         if let Some(key) = purge_key(config) {
-            self.purges.rename(key, || self.clock.now());
+            self.purges.rename(key, || self.process.clock.now());
         }
         let (caller_states, purges) = (Arc::clone(&self.caller_states), Arc::clone(&self.purges));
-        let metrics = Arc::clone(&self.metrics);
-        let state = TierState::new(shared, config, tls, caller_states, purges, metrics, self.clock.clone());
+        let metrics = Arc::clone(&self.process.metrics);
+        let state = TierState::new(shared, config, tls, caller_states, purges, metrics, self.process.clock.clone());
         let tier = Arc::new(Tier::start(state));
         let weak = Arc::downgrade(&tier);
         self.purges.tell(Some(Box::new(move |target| {
@@ -209,9 +193,9 @@ impl SharedState {
             return Ok(before.tracer.clone());
         }
         let Some(trace) = &config.trace else { return Ok(None) };
-        let is_https = trace.endpoint.scheme == Scheme::HTTPS;
+        let is_https = trace.endpoint.server.scheme == Scheme::HTTPS;
         let tls = if is_https { Some(trusted_client("trace.ca_file", trace.ca_file.as_deref())?) } else { None };
-        let tracer = Tracer::start(trace, tls, &self.metrics, &self.exports);
+        let tracer = Tracer::start(trace, tls, &self.process.metrics, &self.exports);
         tracer.map(Some).map_err(|error| SetupError::Exporter(error.to_string()))
     }
 
@@ -222,8 +206,8 @@ impl SharedState {
         tier: Option<Arc<Tier>>,
         tracer: Option<Tracer>,
     ) -> Generation {
-        let (clock, metrics) = (&self.clock, &self.metrics);
-        let keys = Arc::new(Keys::new(config.callers.keys.iter().map(|key| &key.pair)));
+        let (clock, metrics) = (&self.process.clock, &self.process.metrics);
+        let keys = Arc::new(Keys::new(&config.callers.keys.iter().map(CallerKey::pair).collect::<Vec<_>>()));
         let callers = Arc::new(Callers::new(
             &config.callers,
             Arc::clone(&keys),
@@ -234,8 +218,8 @@ impl SharedState {
         let fetch = Fetcher::new(
             Arc::clone(&upstream),
             Arc::clone(&callers),
-            Arc::clone(&self.cache),
-            Arc::clone(&self.flights),
+            Arc::clone(&self.process.cache),
+            Arc::clone(&self.process.flights),
             tier.clone(),
             Arc::clone(metrics),
             Arc::clone(&config),
@@ -246,37 +230,28 @@ impl SharedState {
             Arc::clone(&callers),
             Arc::clone(&upstream),
             &config.limits,
-            Budget::new(&self.totals.signed_bodies, config.limits.signed_bodies, Limit::SignedBodies, metrics),
+            Budget::new(&self.process.usages.signed_bodies, config.limits.signed_bodies, Limit::SignedBodies, metrics),
             clock.clone(),
         );
         let deletions = Deletions::new(Arc::clone(&self.purges), clock.clone(), Arc::clone(metrics));
         let idle_timeout = config.upstream.idle_timeout;
-        let exchanges = Budget::new(&self.totals.exchanges, config.limits.exchanges, Limit::Exchanges, metrics);
+        let exchanges = Budget::new(&self.process.usages.exchanges, config.limits.exchanges, Limit::Exchanges, metrics);
         let passthrough = Arc::new(Passthrough::new(Arc::clone(&upstream), resign, deletions, idle_timeout, exchanges));
         let batch_route = Arc::new(BatchRoute::new(
             callers,
-            Arc::clone(&self.cache),
+            Arc::clone(&self.process.cache),
             Arc::new(fetch),
             Arc::clone(&passthrough),
-            Budget::new(&self.totals.batch_bodies, config.limits.batch_bodies, Limit::BatchBodies, metrics),
+            Budget::new(&self.process.usages.batch_bodies, config.limits.batch_bodies, Limit::BatchBodies, metrics),
             Arc::clone(&config),
             Arc::clone(metrics),
             clock.clone(),
         ));
-        metrics.limits.show(&config);
         let admin_state = AdminState {
-            registry: self.registry.clone(),
-            metrics: Arc::clone(metrics),
-            cache: Arc::clone(&self.cache),
+            process: self.process.clone(),
             upstream: Arc::clone(&upstream),
-            access_urls: Arc::clone(&batch_route),
-            history: Arc::clone(&self.history),
+            batch_route: Arc::clone(&batch_route),
             config: Arc::clone(&config),
-            reloads: self.reloads.clone(),
-            flights: Arc::clone(&self.flights),
-            totals: self.totals.clone(),
-            ready: Arc::clone(&self.ready),
-            clock: clock.clone(),
         };
         let admin = Admin::new(&config.admin, admin_state);
         let router = Router::new(

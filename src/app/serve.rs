@@ -36,25 +36,25 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Command {
+    async fn next(&mut self) -> Trigger {
         tokio::select! {
-            _ = self.terminate.recv() => Command::Stop,
-            _ = self.interrupt.recv() => Command::Stop,
-            _ = self.hang_up.recv() => Command::Reload,
+            _ = self.terminate.recv() => Trigger::Stop,
+            _ = self.interrupt.recv() => Trigger::Stop,
+            _ = self.hang_up.recv() => Trigger::Reload,
         }
     }
 
     /// Waits for a signal to stop. Sets `reload` where one to reload came before.
     async fn stop(&mut self, reload: &mut bool) {
-        while self.next().await != Command::Stop {
+        while self.next().await != Trigger::Stop {
             *reload = true;
         }
     }
 }
 
-/// What a signal, or a changed file, asks for.
+/// What a signal or a changed file causes.
 #[derive(PartialEq, Eq)]
-enum Command {
+enum Trigger {
     /// SIGTERM, SIGINT.
     Stop,
     /// SIGHUP.
@@ -63,9 +63,6 @@ enum Command {
 
 /// Serves as `config` says, which `watch` has loaded, until SIGTERM or SIGINT. SIGHUP, and a change of a file that is
 /// watched, load it anew.
-///
-/// # Errors
-/// Why it does not start.
 pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> {
     log_warnings(&config.warnings, &watch.path().display().to_string());
     let mut signals = Signals::new().map_err(StartError::Signals)?;
@@ -76,16 +73,17 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
     loop {
         let command = tokio::select! {
             command = signals.next(), if !again => command,
-            () = watch.changed(), if !again => Command::Reload,
-            else => Command::Reload,
+            () = watch.changed(), if !again => Trigger::Reload,
+            else => Trigger::Reload,
         };
-        if command == Command::Stop {
+        if command == Trigger::Stop {
             break;
         }
         again = false;
         let running = Arc::clone(&app.running);
         let path = watch.path().to_owned();
-        notify_reloading();
+        let now = NotifyState::monotonic_usec_now().ok();
+        notify(&[NotifyState::Reloading].into_iter().chain(now).collect::<Vec<_>>());
         let reload = tokio::task::spawn_blocking(move || {
             running.reload(&mut watch);
             watch
@@ -118,12 +116,5 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         events::NotifyFailed { reason: format_args!("{error}") }.log();
-    }
-}
-
-fn notify_reloading() {
-    match NotifyState::monotonic_usec_now() {
-        Ok(now) => notify(&[NotifyState::Reloading, now]),
-        Err(_) => notify(&[NotifyState::Reloading]),
     }
 }

@@ -5,7 +5,6 @@
 //! file systems, and has a limit for all the pods of a machine.
 
 use std::collections::BTreeMap;
-use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,27 +29,9 @@ pub struct Watch {
 /// The state of each file; `None`: it cannot be read.
 type FileStates = BTreeMap<PathBuf, Option<FileState>>;
 
-/// Tells one content of a file from another, without reading it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileState {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl FileState {
-    fn of(file: &Metadata) -> Self {
-        Self {
-            device: file.dev(),
-            inode: file.ino(),
-            size: file.size(),
-            modified: (file.mtime(), file.mtime_nsec()),
-            changed: (file.ctime(), file.ctime_nsec()),
-        }
-    }
-}
+/// Tells one content of a file from another, without reading it: device, inode, size, and the times of the last
+/// modification and change.
+type FileState = (u64, u64, u64, [i64; 4]);
 
 impl Watch {
     /// Watches the file at `path`, which has not been loaded yet.
@@ -64,17 +45,11 @@ impl Watch {
     }
 
     /// Loads the file; `running` is the configuration that is applied, if there is one.
-    ///
-    /// # Errors
-    /// What is wrong with it.
     pub fn load(&mut self, running: Option<&Config>) -> Result<Config, ConfigErrors> {
         loop {
             // Before it is read, so that a change meanwhile is noticed later.
             self.loaded = file_states(self.loaded.keys().cloned().collect());
-            let config = match running {
-                Some(running) => Config::reload(&self.path, running),
-                None => Config::load(&self.path),
-            };
+            let config = Config::load(&self.path, running);
             self.refused = config.is_err().then(Instant::now);
             let config = config?;
             let files = config.dependencies();
@@ -112,7 +87,10 @@ impl Watch {
 
 fn file_states(files: Vec<PathBuf>) -> FileStates {
     let state = |path: PathBuf| {
-        let state = std::fs::metadata(&path).ok().map(|file| FileState::of(&file));
+        let state = std::fs::metadata(&path).ok().map(|file| {
+            let times = [file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec()];
+            (file.dev(), file.ino(), file.size(), times)
+        });
         (path, state)
     };
     files.into_iter().map(state).collect()

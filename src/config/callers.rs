@@ -1,14 +1,13 @@
 //! `[callers]`: how callers are told apart.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use http::HeaderName;
 
 use super::declare::section;
-use super::kind::{DAY, MINUTE, SECOND, duration, flag, secret_file, string_of, texts};
-use super::secret::{self, KeyPair, SecretFile, SecretSource};
-use super::table::Table;
+use super::kind::{DAY, MINUTE, SECOND, duration, flag, secret_file, string_of, text, texts};
+use super::secret::{self, KeyPair, SecretFile, SecretVariable};
+use super::table::TableVisitor;
 use crate::api;
 
 section! {
@@ -20,74 +19,46 @@ section! {
         /// Whether a request's Cache-Control is honoured; false makes page reloads cheap.
         pub cache_control: bool = true, flag();
         /// Request headers, beyond the known ones, whose values may change an answer.
-        pub scope_headers: Vec<HeaderName> = Vec::new(), texts(scope_header);
+        pub scope_headers: Vec<HeaderName> = Vec::new(), texts(None, scope_header);
         /// Keys whose signed requests may be answered from memory; one such table for each.
         pub keys: Vec<CallerKey> = Vec::new() => [list CallerKey::blank, CallerKey::visit];
     }
 }
 
-/// One table of `[[callers.keys]]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CallerKey {
-    /// The key, as it was read with the configuration.
-    pub pair: KeyPair,
-    /// The source of its secret key.
-    pub source: SecretSource,
+section! {
+    /// One table of `[[callers.keys]]`.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct CallerKey: pub(super) fn blank() {
+        /// The access key that requests name.
+        pub access_key: String = String::new(), string_of("an access key: 1 to 128 letters, digits and underscores", is_access_key).required("AKEXAMPLE0000000001");
+        /// File that holds the secret key and nothing else, readable by sidelink's user only.
+        pub secret_key_file: Option<SecretFile> = None, secret_file(secret::from_file).optional("/etc/sidelink/secret-key");
+        /// Environment variable that holds the secret key, instead of a file.
+        pub secret_key_env: Option<SecretVariable> = None, text("the name of an environment variable", SecretVariable::read).optional("SIDELINK_SECRET_KEY");
+    }
 }
 
 impl CallerKey {
-    fn blank() -> Self {
-        Self { pair: KeyPair::default(), source: SecretSource::File(PathBuf::new()) }
-    }
-
     /// Visits each key of a table; `before` are the tables above it.
-    fn visit(&mut self, before: &[Self], table: &mut Table<'_>) {
-        let access_key = string_of("an access key: 1 to 128 letters, digits and underscores", is_access_key)
-            .required("AKEXAMPLE0000000001");
-        let doc = "The access key that requests name.";
-        if let Some(found) = table.key("access_key", doc, &mut self.pair.access_key, access_key)
-            && before.iter().any(|key| key.pair.access_key == self.pair.access_key)
+    fn visit(&mut self, before: &[Self], table: &mut TableVisitor<'_>) {
+        self.keys(table);
+        if let Some(found) = table.find("access_key")
+            && before.iter().any(|key| key.access_key == self.access_key)
         {
             found.wrong("has the access key of a table above");
         }
-
-        let known = |path: &PathBuf| !path.as_os_str().is_empty();
-        let (mut file, mut variable) = match &self.source {
-            SecretSource::File(path) => {
-                let file = SecretFile { secret: self.pair.secret_key.clone(), path: path.clone() };
-                (Some(file).filter(|file| known(&file.path)), None)
-            }
-            SecretSource::Environment(name) => (None, Some(name.clone())),
-        };
-        let doc = "File that holds the secret key and nothing else, readable by sidelink's user only.";
-        let in_file = table.key(
-            "secret_key_file",
-            doc,
-            &mut file,
-            secret_file(secret::from_file).optional("/etc/sidelink/secret-key"),
-        );
-        let doc = "Environment variable that holds the secret key, instead of a file.";
-        let name = string_of("the name of an environment variable", |_| true);
-        let in_variable = table.key("secret_key_env", doc, &mut variable, name.optional("SIDELINK_SECRET_KEY"));
-        match (in_file, in_variable) {
-            (Some(_), Some(_)) => {
-                table.wrong("has both secret_key_file and secret_key_env: only one is allowed");
-            }
+        match (table.find("secret_key_file"), table.find("secret_key_env")) {
+            (Some(_), Some(_)) => table.wrong("has both secret_key_file and secret_key_env: only one is allowed"),
             (None, None) => table.wrong("has no secret key: set secret_key_file or secret_key_env"),
-            (Some(_), None) => {
-                if let Some(SecretFile { secret, path }) = file {
-                    (self.pair.secret_key, self.source) = (secret, SecretSource::File(path));
-                }
-            }
-            (None, Some(found)) => {
-                let Some(name) = variable else { return };
-                match secret::from_environment(&name) {
-                    Ok(secret_key) => self.pair.secret_key = secret_key,
-                    Err(message) => found.wrong(message),
-                }
-                self.source = SecretSource::Environment(name);
-            }
+            _ => {}
         }
+    }
+
+    /// The key.
+    pub fn pair(&self) -> KeyPair {
+        let in_file = self.secret_key_file.as_ref().map(|file| &file.secret);
+        let secret_key = in_file.or(self.secret_key_env.as_ref().map(|variable| &variable.secret));
+        KeyPair { access_key: self.access_key.clone(), secret_key: secret_key.cloned().unwrap_or_default() }
     }
 }
 

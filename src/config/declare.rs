@@ -1,13 +1,11 @@
 //! `section!`: one table of the configuration, each key declared once.
 
 /// Declares a table of the configuration: its struct, its defaults, and `keys`, which visits each key in the order of the
-/// file ([`super::table::Table`]). A field is
+/// file ([`super::table::TableVisitor`]). A field is
 ///
 /// - `field: Type = default, kind;`: the key of that name; the field's doc is the key's line in every generated page;
-/// - `field: Type = default => [table];`: a table of keys, `[optional BLANK, KEYS]`: one that may be absent, or
-///   `[list BLANK, KEYS]`: any number of them;
-/// - `field: Type = default => [with METHOD];`: keys that `METHOD(&mut self, &mut Table)` visits, because they are not one
-///   field each;
+/// - `field: Type = default => [table KEYS];`: a table whose keys `KEYS` visits, `[optional BLANK, KEYS]`: one that may be
+///   absent, or `[list BLANK, KEYS]`: any number of them;
 /// - `field: Type = default;`: no key.
 ///
 /// Where keys have no default, `: fn NAME(…)` after the struct's name makes the constructor that takes them; otherwise the
@@ -37,7 +35,7 @@ macro_rules! section {
             }
 
             /// Visits each key.
-            pub(in crate::config) fn keys(&mut self, table: &mut $crate::config::table::Table<'_>) {
+            pub(in crate::config) fn keys(&mut self, table: &mut $crate::config::table::TableVisitor<'_>) {
                 $(section!(@visit self, table, $field, concat!($($doc),+) $(, $kind)? $(=> [$($how)+])?);)+
             }
         }
@@ -46,17 +44,14 @@ macro_rules! section {
     (@visit $this:ident, $table:ident, $field:ident, $doc:expr, $kind:expr) => {
         $table.key(stringify!($field), $doc, &mut $this.$field, $kind);
     };
-    (@visit $this:ident, $table:ident, $field:ident, $doc:expr => [table]) => {
-        $table.table(stringify!($field), $doc, |table| $this.$field.keys(table));
+    (@visit $this:ident, $table:ident, $field:ident, $doc:expr => [table $keys:expr]) => {
+        $table.table(stringify!($field), $doc, |table| $keys(&mut $this.$field, table));
     };
     (@visit $this:ident, $table:ident, $field:ident, $doc:expr => [optional $blank:expr, $keys:expr]) => {
         $table.optional(stringify!($field), $doc, &mut $this.$field, $blank, $keys);
     };
     (@visit $this:ident, $table:ident, $field:ident, $doc:expr => [list $blank:expr, $keys:expr]) => {
         $table.list(stringify!($field), $doc, &mut $this.$field, $blank, $keys);
-    };
-    (@visit $this:ident, $table:ident, $field:ident, $doc:expr => [with $method:expr]) => {
-        $method($this, $table);
     };
 }
 

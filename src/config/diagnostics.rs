@@ -1,14 +1,14 @@
 //! The errors of a file, each with its place. Unknown and missing keys are reported at the end, when every known key has been
 //! visited.
 
-use std::cell::{RefCell, RefMut};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::de::DeValue;
 
-use super::error::{ConfigError, ConfigErrors, Warning};
 use super::kind::About;
 use super::secret;
 
@@ -16,6 +16,50 @@ use super::secret;
 const SIMILAR: f64 = 0.7;
 /// The same for a key of another table.
 const SIMILAR_ELSEWHERE: f64 = 0.9;
+
+/// Every error of one file, in order.
+#[derive(Debug)]
+pub struct ConfigErrors {
+    pub(super) file: Option<PathBuf>,
+    /// At least one.
+    pub errors: Vec<ConfigError>,
+}
+
+/// One error or warning. A warning: what is allowed, but not as intended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {key}: {message}")]
+pub struct ConfigError {
+    /// From 1; 0 for an error of the whole file.
+    pub line: usize,
+    /// In characters, from 1; 0 for an error of the whole file.
+    pub column: usize,
+    /// Dotted, such as `upstream.deadline`; empty where the text is not TOML.
+    pub key: String,
+    /// What is wrong, in one line.
+    pub message: String,
+}
+
+/// One line an error: `FILE:LINE: KEY: MESSAGE`, beginning with `configuration` where no file is known.
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for error in &self.errors {
+            match &self.file {
+                Some(file) => write!(f, "{}", file.display())?,
+                None => f.write_str("configuration")?,
+            }
+            if error.line > 0 {
+                write!(f, ":{}", error.line)?;
+            }
+            if !error.key.is_empty() {
+                write!(f, ": {}", error.key)?;
+            }
+            writeln!(f, ": {}", error.message)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
 
 /// The errors found so far, and every key that was visited.
 pub(super) struct Diagnostics<'a> {
@@ -28,7 +72,7 @@ pub(super) struct Diagnostics<'a> {
 #[derive(Default)]
 struct Findings {
     errors: Vec<ConfigError>,
-    warnings: Vec<Warning>,
+    warnings: Vec<ConfigError>,
     /// Lines that are not TOML; further errors in them are not reported.
     not_toml: BTreeSet<usize>,
     /// In the order of the file.
@@ -78,32 +122,26 @@ struct Missing {
 }
 
 /// A value with its key's path and its place.
-pub(super) struct Found<'a> {
+pub(super) struct FileValue<'a> {
     pub(super) key: String,
     pub(super) at: usize,
     pub(super) value: &'a DeValue<'a>,
     pub(super) report: &'a Diagnostics<'a>,
 }
 
-impl<'a> Found<'a> {
+impl<'a> FileValue<'a> {
     pub(super) fn wrong(&self, message: impl AsRef<str>) {
         self.report.add(self.at, &self.key, message);
     }
 
-    /// As [`Found::wrong`], for a value that could not be read.
-    pub(super) fn refuse<T>(&self, message: impl AsRef<str>) -> Option<T> {
-        self.wrong(message);
-        None
-    }
-
-    /// The value is of another type.
-    pub(super) fn is_not<T>(&self, expected: &str) -> Option<T> {
-        self.refuse(format!("must be {expected}, is {}", article(self.value.type_str())))
+    /// Why a value of another type cannot be read.
+    pub(super) fn is_not(&self, expected: &str) -> String {
+        format!("must be {expected}, is {}", article(self.value.type_str()))
     }
 
     /// Reports a warning.
     pub(super) fn warn(&self, message: &str) {
-        let warning = Warning(self.report.at(self.at, &self.key, message));
+        let warning = self.report.at(self.at, &self.key, message);
         self.report.state.borrow_mut().warnings.push(warning);
     }
 
@@ -115,14 +153,14 @@ impl<'a> Found<'a> {
         }
     }
 
-    /// The text of a string value; anything else is reported.
-    pub(super) fn text(&self, expected: &str) -> Option<&'a str> {
-        self.value.as_str().or_else(|| self.is_not(expected))
+    /// The text of a string value.
+    pub(super) fn text(&self, expected: &str) -> Result<&'a str, String> {
+        self.value.as_str().ok_or_else(|| self.is_not(expected))
     }
 
     /// The elements of an array; any other value alone.
-    pub(super) fn elements(&self) -> Vec<Found<'a>> {
-        let found = |at, value| Found { key: self.key.clone(), at, value, report: self.report };
+    pub(super) fn elements(&self) -> Vec<FileValue<'a>> {
+        let found = |at, value| FileValue { key: self.key.clone(), at, value, report: self.report };
         match self.value {
             DeValue::Array(array) => {
                 array.iter().map(|element| found(element.span().start, element.get_ref())).collect()
@@ -169,17 +207,14 @@ impl<'a> Diagnostics<'a> {
         self.state.borrow_mut().unknown.push(unknown);
     }
 
-    /// Adds a visited table; returns its number.
-    pub(super) fn enter(&self, path: &str, doc: &'static str, repeated: bool, present: bool) -> usize {
-        let tables = &mut self.state.borrow_mut().tables;
-        let path = path.to_owned();
-        tables.push(TableEntry { path, doc, repeated, present, names: Vec::new(), keys: Vec::new() });
-        tables.len() - 1
+    /// How many tables have been visited.
+    pub(super) fn tables(&self) -> usize {
+        self.state.borrow().tables.len()
     }
 
-    /// The table of this number.
-    pub(super) fn table(&self, number: usize) -> Option<RefMut<'_, TableEntry>> {
-        RefMut::filter_map(self.state.borrow_mut(), |state| state.tables.get_mut(number)).ok()
+    /// Adds a visited table; `number` tables were visited before it was entered.
+    pub(super) fn visited(&self, number: usize, table: TableEntry) {
+        self.state.borrow_mut().tables.insert(number, table);
     }
 
     /// Every table that was visited, in the order of the file.
@@ -206,11 +241,12 @@ impl<'a> Diagnostics<'a> {
     }
 
     /// The warnings, or every error.
-    pub(super) fn finish(self) -> Result<Vec<Warning>, ConfigErrors> {
+    pub(super) fn finish(self) -> Result<Vec<ConfigError>, Vec<ConfigError>> {
         self.report_unknown();
         self.report_missing();
-        let state = self.state.into_inner();
-        if state.errors.is_empty() { Ok(state.warnings) } else { Err(ConfigErrors::new(state.errors)) }
+        let Findings { mut errors, warnings, .. } = self.state.into_inner();
+        errors.sort_by(|one, other| (one.line, one.column, &one.key).cmp(&(other.line, other.column, &other.key)));
+        if errors.is_empty() { Ok(warnings) } else { Err(errors) }
     }
 
     fn report_unknown(&self) {

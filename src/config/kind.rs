@@ -10,7 +10,7 @@ use jiff::fmt::friendly::{SpanParser, SpanPrinter};
 use toml::Value;
 use toml::de::DeValue;
 
-use super::diagnostics::Found;
+use super::diagnostics::FileValue;
 use super::pem;
 use super::secret::SecretFile;
 
@@ -20,7 +20,7 @@ pub(super) const MINUTE: Duration = Duration::from_secs(60);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 
-type Reader<T> = Box<dyn Fn(&Found<'_>) -> Option<T>>;
+type Reader<T> = Box<dyn Fn(&FileValue<'_>) -> Option<T>>;
 type Writer<T> = Box<dyn Fn(&T) -> Option<Value>>;
 
 /// The type of a key's value, and the key's properties other than name, default and doc.
@@ -49,10 +49,11 @@ pub(super) struct About {
 impl<T: 'static> Kind<T> {
     fn new(
         values: impl Into<String>,
-        read: impl Fn(&Found<'_>) -> Option<T> + 'static,
+        read: impl Fn(&FileValue<'_>) -> Result<T, String> + 'static,
         write: impl Fn(&T) -> Value + 'static,
     ) -> Self {
         let about = About { values: values.into(), ..About::default() };
+        let read = move |found: &FileValue<'_>| read(found).map_err(|message| found.wrong(message)).ok();
         Self { read: Box::new(read), write: Box::new(move |value| Some(write(value))), about }
     }
 
@@ -82,7 +83,7 @@ impl<T: 'static> Kind<T> {
     }
 
     /// Adds a check of values that could be read.
-    pub(super) fn check(self, check: impl Fn(&T, &Found<'_>) + 'static) -> Self {
+    pub(super) fn check(self, check: impl Fn(&T, &FileValue<'_>) + 'static) -> Self {
         let read = self.read;
         Self { read: Box::new(move |found| read(found).inspect(|value| check(value, found))), ..self }
     }
@@ -92,32 +93,36 @@ fn string(value: impl Display) -> Value {
     Value::String(value.to_string())
 }
 
+fn within<T: PartialOrd>(
+    bounds: &RangeInclusive<T>,
+    read: Option<T>,
+    values: &str,
+    written: &str,
+) -> Result<T, String> {
+    let outside = || format!("must be between {}, is {written}", values.replace(" to ", " and "));
+    read.filter(|read| bounds.contains(read)).ok_or_else(outside)
+}
+
 pub(super) fn flag() -> Kind<bool> {
-    let read = |found: &Found<'_>| found.value.as_bool().or_else(|| found.is_not("true or false"));
+    let read = |found: &FileValue<'_>| found.value.as_bool().ok_or_else(|| found.is_not("true or false"));
     Kind::new("", read, |value| Value::Boolean(*value))
 }
 
 pub(super) fn duration(bounds: RangeInclusive<Duration>) -> Kind<Duration> {
     let [least, most] = [bounds.start(), bounds.end()].map(|bound| show_duration(*bound));
     let values = format!("{least} to {most}");
-    let read = move |found: &Found<'_>| {
+    let read = move |found: &FileValue<'_>| {
         if let Some(seconds) = integer(found.value).filter(|seconds| *seconds >= 0) {
-            return found.refuse(format!("must be a duration such as \"10s\", is an integer; write \"{seconds}s\""));
+            return Err(format!("must be a duration such as \"10s\", is an integer; write \"{seconds}s\""));
         }
         let text = found.text("a duration such as \"10s\"")?;
-        match parse_duration(text) {
-            Ok(read) if bounds.contains(&read) => Some(read),
-            Ok(_) => found.refuse(format!("must be between {least} and {most}, is {text}")),
-            Err(message) => found.refuse(format!("{message}; must be between {least} and {most}")),
-        }
+        let read = parse_duration(text).map_err(|message| format!("{message}; must be between {least} and {most}"))?;
+        within(&bounds, Some(read), &format!("{least} to {most}"), text)
     };
     Kind::new(values, read, |value| string(show_duration(*value)))
 }
 
 /// Reads a duration such as `500ms`, `10s` or `1h 30m`.
-///
-/// # Errors
-/// What is wrong with it.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let span = SpanParser::new().parse_span(text);
     let duration = span.and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()));
@@ -138,27 +143,20 @@ where
     T: Copy + PartialOrd + TryFrom<u64> + TryInto<u64> + 'static,
 {
     let show = |bytes: T| show_size(bytes.try_into().unwrap_or(u64::MAX));
-    let (least, most) = (show(*bounds.start()), show(*bounds.end()));
-    let values = format!("{least} to {most}");
-    let read = move |found: &Found<'_>| {
+    let values = format!("{} to {}", show(*bounds.start()), show(*bounds.end()));
+    let allowed = values.clone();
+    let read = move |found: &FileValue<'_>| {
         let (read, written) = match found.value {
             DeValue::Integer(number) => {
-                (integer(found.value).and_then(|number| u64::try_from(number).ok()), number.as_str())
+                (integer(found.value).and_then(|read| u64::try_from(read).ok()), number.as_str())
             }
             _ => {
                 let text = found.text("a size such as \"256MiB\"")?;
-                match text.parse::<bytesize::ByteSize>() {
-                    Ok(read) => (Some(read.as_u64()), text),
-                    Err(_) => {
-                        let text = text.escape_debug();
-                        return found.refuse(format!("not a size such as \"256MiB\" or \"64KiB\": \"{text}\""));
-                    }
-                }
+                let wrong = |_| format!("not a size such as \"256MiB\" or \"64KiB\": \"{}\"", text.escape_debug());
+                (Some(text.parse::<bytesize::ByteSize>().map_err(wrong)?.as_u64()), text)
             }
         };
-        read.and_then(|read| T::try_from(read).ok())
-            .filter(|read| bounds.contains(read))
-            .or_else(|| found.refuse(format!("must be between {least} and {most}, is {written}")))
+        within(&bounds, read.and_then(|read| T::try_from(read).ok()), &allowed, written)
     };
     Kind::new(values, read, move |value| string(show(*value)))
 }
@@ -178,54 +176,51 @@ pub(super) fn count<T>(bounds: RangeInclusive<T>) -> Kind<T>
 where
     T: Copy + PartialOrd + Display + TryFrom<i64> + TryInto<i64> + 'static,
 {
-    let (least, most) = (*bounds.start(), *bounds.end());
-    let read = move |found: &Found<'_>| {
-        let DeValue::Integer(number) = found.value else { return found.is_not("a whole number") };
-        integer(found.value)
-            .and_then(|number| T::try_from(number).ok())
-            .filter(|read| bounds.contains(read))
-            .or_else(|| found.refuse(format!("must be between {least} and {most}, is {}", number.as_str())))
+    let values = format!("{} to {}", bounds.start(), bounds.end());
+    let allowed = values.clone();
+    let read = move |found: &FileValue<'_>| {
+        let DeValue::Integer(number) = found.value else { return Err(found.is_not("a whole number")) };
+        let read = integer(found.value).and_then(|number| T::try_from(number).ok());
+        within(&bounds, read, &allowed, number.as_str())
     };
-    Kind::new(format!("{least} to {most}"), read, |value| Value::Integer((*value).try_into().unwrap_or(i64::MAX)))
+    Kind::new(values, read, |value| Value::Integer((*value).try_into().unwrap_or(i64::MAX)))
 }
 
 /// A share of a whole.
 pub(super) fn share(bounds: RangeInclusive<f64>) -> Kind<f64> {
-    let (least, most) = (*bounds.start(), *bounds.end());
-    let read = move |found: &Found<'_>| {
+    let values = format!("{} to {}", bounds.start(), bounds.end());
+    let allowed = values.clone();
+    let read = move |found: &FileValue<'_>| {
         let written = match found.value {
             DeValue::Float(float) => float.as_str(),
             // `1` is a share as well.
             DeValue::Integer(number) => number.as_str(),
-            _ => return found.is_not("a number"),
+            _ => return Err(found.is_not("a number")),
         };
-        let read = written.replace('_', "").parse::<f64>().ok().filter(|read| bounds.contains(read));
-        read.or_else(|| found.refuse(format!("must be between {least} and {most}, is {written}")))
+        within(&bounds, written.replace('_', "").parse().ok(), &allowed, written)
     };
-    Kind::new(format!("{least} to {most}"), read, |value| Value::Float(*value))
+    Kind::new(values, read, |value| Value::Float(*value))
 }
 
 /// One of several strings.
 pub(super) fn choice<T: Copy + PartialEq + 'static>(words: &'static [(&'static str, T)]) -> Kind<T> {
-    let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-    let values = names.join(", ");
-    let read =
-        move |found: &Found<'_>| {
-            let text = found.text("a string")?;
-            words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).or_else(|| {
-                found.refuse(format!("must be one of {}, is \"{}\"", names.join(", "), text.escape_debug()))
-            })
-        };
+    let values = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
+    let names = values.clone();
+    let read = move |found: &FileValue<'_>| {
+        let text = found.text("a string")?;
+        let known = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+        known.ok_or_else(|| format!("must be one of {names}, is \"{}\"", text.escape_debug()))
+    };
     let name = |value: &T| words.iter().find(|(_, known)| known == value).map_or("", |(word, _)| *word);
     Kind::new(values, read, move |value| string(name(value)))
 }
 
 /// Permission bits.
 pub(super) fn mode() -> Kind<u32> {
-    let read = |found: &Found<'_>| {
+    let read = |found: &FileValue<'_>| {
         let text = found.text("an octal mode such as \"0660\"")?;
         let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777 && !text.starts_with('+'));
-        mode.or_else(|| found.refuse("must be an octal mode such as \"0660\", between \"0000\" and \"0777\""))
+        mode.ok_or_else(|| "must be an octal mode such as \"0660\", between \"0000\" and \"0777\"".to_owned())
     };
     Kind::new("0000 to 0777", read, |mode| string(format_args!("{mode:04o}")))
 }
@@ -235,11 +230,7 @@ pub(super) fn text<T: Display + 'static>(
     expected: &'static str,
     parse: impl Fn(&str) -> Result<T, String> + 'static,
 ) -> Kind<T> {
-    let read = move |found: &Found<'_>| match parse(found.text(expected)?) {
-        Ok(read) => Some(read),
-        Err(message) => found.refuse(message),
-    };
-    Kind::new(expected, read, |value| string(value))
+    Kind::new(expected, move |found| parse(found.text(expected)?), |value| string(value))
 }
 
 /// A string that `fits`; `expected` describes it.
@@ -248,34 +239,29 @@ pub(super) fn string_of(expected: &'static str, fits: fn(&str) -> bool) -> Kind<
 }
 
 /// A string, or an array of strings, each of which `parse` accepts; its second argument is the values before.
-pub(super) fn texts<T: Display + 'static>(parse: impl Fn(&str, &[T]) -> Result<T, String> + 'static) -> Kind<Vec<T>> {
-    let read = move |found: &Found<'_>| {
+/// `none` refuses an empty array.
+pub(super) fn texts<T: Display + 'static>(
+    none: Option<&'static str>,
+    parse: impl Fn(&str, &[T]) -> Result<T, String> + 'static,
+) -> Kind<Vec<T>> {
+    let read = move |found: &FileValue<'_>| {
+        if let (Some(none), Some([])) = (none, found.value.as_array().map(|array| array.as_ref())) {
+            return Err(none.to_owned());
+        }
         let mut values = Vec::new();
         for element in found.elements() {
-            let Some(text) = element.text("a string, or an array of strings") else { continue };
-            match parse(text, &values) {
+            match element.text("a string, or an array of strings").and_then(|text| parse(text, &values)) {
                 Ok(value) => values.push(value),
                 Err(message) => element.wrong(message),
             }
         }
-        Some(values)
+        Ok(values)
     };
     let write = |values: &Vec<T>| match values.as_slice() {
         [one] => string(one),
         several => Value::Array(several.iter().map(string).collect()),
     };
     Kind::new("", read, write)
-}
-
-impl<T: 'static> Kind<Vec<T>> {
-    /// An empty array is wrong.
-    pub(super) fn not_empty(self, message: &'static str) -> Self {
-        self.check(move |_, found| {
-            if found.value.as_array().is_some_and(|array| array.is_empty()) {
-                found.wrong(message);
-            }
-        })
-    }
 }
 
 /// The path of a file.
@@ -304,15 +290,13 @@ pub(super) fn certificates() -> Kind<PathBuf> {
 
 /// The path of a file with a secret, or several.
 pub(super) fn secret_file<S: 'static>(read: fn(&Path) -> Result<S, String>) -> Kind<SecretFile<S>> {
-    let Kind { read: path, about, .. } = file().check(|path, found| found.warn_if_world_readable(path));
-    let read = move |found: &Found<'_>| {
-        let path = path(found)?;
-        match read(&path) {
-            Ok(secret) => Some(SecretFile { secret, path }),
-            Err(message) => found.refuse(message),
-        }
+    let read = move |found: &FileValue<'_>| {
+        let path = PathBuf::from(found.text("a file's path")?);
+        found.warn_if_world_readable(&path);
+        Ok(SecretFile { secret: read(&path)?, path })
     };
-    Kind { about, ..Kind::new("", read, |file: &SecretFile<S>| string(file.path.display())) }
+    let kind = Kind::new("", read, |file: &SecretFile<S>| string(file.path.display()));
+    Kind { about: About { dependency: true, ..kind.about }, ..kind }
 }
 
 fn integer(value: &DeValue<'_>) -> Option<i64> {

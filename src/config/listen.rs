@@ -2,17 +2,18 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::RootCertStore;
-use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{RootCertStore, ServerConfig};
 
 use super::declare::section;
 use super::kind::{file, mode, texts};
 use super::pem;
-use super::table::Table;
+use super::table::TableVisitor;
 
 /// What a Unix socket's path begins with in the configuration.
 const UNIX: &str = "unix:";
@@ -25,7 +26,7 @@ section! {
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Listen {
         /// Where clients connect: one address, or a list; "unix:/run/sidelink/sidelink.sock" is a Unix socket.
-        pub address: Vec<ListenAddress> = vec![SocketAddr::from(([127, 0, 0, 1], 8080)).into()], texts(address).not_empty("names no address").immutable();
+        pub address: Vec<ListenAddress> = vec![SocketAddr::from(([127, 0, 0, 1], 8080)).into()], texts(Some("names no address"), address).immutable();
         /// Permission bits of Unix sockets; connecting needs write permission.
         pub unix_mode: u32 = 0o660, mode().immutable();
         /// TLS on the TCP addresses, with HTTP/2 and HTTP/1.1.
@@ -59,9 +60,6 @@ pub enum ListenAddress {
 
 impl ListenAddress {
     /// Reads `IP:PORT` or `unix:/PATH`.
-    ///
-    /// # Errors
-    /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some(path) = text.strip_prefix(UNIX) else {
             let example = "an address such as \"127.0.0.1:8080\" or \"unix:/run/sidelink.sock\"";
@@ -116,59 +114,53 @@ section! {
     }
 }
 
-/// A file of `[listen.tls]` that cannot be used.
+/// A file of `[listen.tls]` that cannot be used: its key there, and what is wrong with it; never its contents.
 #[derive(Debug, thiserror::Error)]
-#[error("listen.tls.{key}: {message}")]
-pub struct TlsError {
-    /// Its key in `[listen.tls]`.
-    pub key: &'static str,
-    /// What is wrong with it; never its contents.
-    pub message: String,
-}
+#[error("listen.tls.{0}: {1}")]
+pub struct TlsError(&'static str, String);
 
 impl Tls {
     /// Visits the keys and reads the files.
-    fn visit(&mut self, table: &mut Table<'_>) {
+    fn visit(&mut self, table: &mut TableVisitor<'_>) {
         self.keys(table);
         if table.is_sound()
-            && let Err(error) = self.read()
-            && let Some(found) = table.find(error.key)
+            && let Err(TlsError(key, message)) = self.read()
+            && let Some(found) = table.find(key)
         {
-            found.wrong(error.message);
+            found.wrong(message);
         } else if let Some(found) = table.find("key") {
             found.warn_if_world_readable(&self.key);
         }
     }
 
     /// Reads the files, for HTTP/2 and HTTP/1.1.
-    ///
-    /// # Errors
-    /// The file that cannot be read or does not fit.
     pub fn read(&self) -> Result<ServerConfig, TlsError> {
-        let wrong = |key, message: String| TlsError { key, message };
-        let chain = pem::certificates(&self.cert).map_err(|message| wrong("cert", message))?;
-        let key = pem::private_key(&self.key).map_err(|message| wrong("key", message))?;
+        let chain = pem::certificates(&self.cert).map_err(|message| TlsError("cert", message))?;
+        let key = pem::private_key(&self.key).map_err(|message| TlsError("key", message))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .map_err(|error| wrong("cert", error.to_string()))?;
+            .map_err(|error| TlsError("cert", error.to_string()))?;
         let builder = match &self.client_ca {
             Some(path) => {
-                let mut roots = RootCertStore::empty();
-                for certificate in pem::certificates(path).map_err(|message| wrong("client_ca", message))? {
-                    roots.add(certificate).map_err(|error| wrong("client_ca", error.to_string()))?;
-                }
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                    .build()
-                    .map_err(|error| wrong("client_ca", error.to_string()))?;
+                let verifier = verifier(path, provider).map_err(|message| TlsError("client_ca", message))?;
                 builder.with_client_cert_verifier(verifier)
             }
             None => builder.with_no_client_auth(),
         };
         let mut config = builder
             .with_single_cert(chain, key)
-            .map_err(|error| wrong("key", format!("does not go with the certificate: {error}")))?;
+            .map_err(|error| TlsError("key", format!("does not go with the certificate: {error}")))?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(config)
     }
+}
+
+fn verifier(client_ca: &Path, provider: Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in pem::certificates(client_ca)? {
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    verifier.build().map_err(|error| error.to_string())
 }

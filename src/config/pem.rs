@@ -5,46 +5,29 @@ use std::path::Path;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// The certificates in a file, at least one.
-///
-/// # Errors
-/// The path and the reason.
-pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let fail = |reason: &str| format!("{}: {reason}", path.display());
-    is_file(path)?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    match certificates {
-        Ok(certificates) if certificates.is_empty() => Err(fail("holds no certificate")),
-        Ok(certificates) => Ok(certificates),
-        Err(error) => Err(fail(&reason(&error))),
-    }
-}
+use super::secret::is_file;
 
-/// The first private key in a file.
-///
-/// # Errors
-/// The path and the reason, without the file's contents.
-pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    is_file(path)?;
-    PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
-        pem::Error::NoItemsFound => format!("{}: holds no private key", path.display()),
-        error => format!("{}: {}", path.display(), reason(&error)),
+/// The certificates in a file, at least one; or the path and the reason why not.
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    read(path, "holds no certificate", |path| {
+        let certificates: Vec<_> = CertificateDer::pem_file_iter(path)?.collect::<Result<_, _>>()?;
+        if certificates.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(certificates) }
     })
 }
 
-/// Only regular files are opened: opening a named pipe would block.
-fn is_file(path: &Path) -> Result<(), String> {
-    match std::fs::metadata(path) {
-        Ok(found) if found.is_file() => Ok(()),
-        Ok(_) => Err(format!("{}: is not a file", path.display())),
-        Err(error) => Err(format!("{}: cannot be read: {error}", path.display())),
-    }
+/// The first private key in a file; or the path and the reason why not.
+pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    read(path, "holds no private key", |path| PrivateKeyDer::from_pem_file(path))
 }
 
-/// The reason without the file's contents: it may be a key.
-fn reason(error: &pem::Error) -> String {
-    match error {
-        pem::Error::Io(error) => format!("cannot be read: {error}"),
-        _ => "is not in PEM format".to_owned(),
-    }
+/// A reason never has the file's contents: it may be a key.
+fn read<T>(path: &Path, empty: &str, read: impl Fn(&Path) -> Result<T, pem::Error>) -> Result<T, String> {
+    let read = is_file(path).and_then(|()| {
+        read(path).map_err(|error| match error {
+            pem::Error::NoItemsFound => empty.to_owned(),
+            pem::Error::Io(error) => format!("cannot be read: {error}"),
+            _ => "is not in PEM format".to_owned(),
+        })
+    });
+    read.map_err(|reason| format!("{}: {reason}", path.display()))
 }

@@ -94,7 +94,7 @@ fn documented() -> Vec<TableEntry> {
 
 fn tables(config: &Config) -> Vec<TableEntry> {
     let report = Diagnostics::new("");
-    table::list(&report, |table| config.clone().keys(table));
+    table::visit(None, &report, |table| config.clone().keys(table));
     let tables = report.into_tables().into_iter();
     tables.filter(|table| !table.path.is_empty()).collect()
 }

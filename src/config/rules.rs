@@ -1,12 +1,11 @@
 //! Rules between the keys of a configuration, and between the running configuration and a new one.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 
 use toml::de::DeTable;
 
 use super::diagnostics::Diagnostics;
 use super::listen::{ListenAddress, clash};
-use super::self_loop::is_self;
 use super::{Config, Endpoint, render};
 
 /// Reports broken rules, at a key of the file: the defaults keep the rules.
@@ -52,7 +51,7 @@ pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Diagnostic
         let message = "is this sidelink's own listener: requests would loop";
         wrong(&["upstream.endpoint"], message.to_owned());
     }
-    if config.trace.as_ref().is_some_and(|trace| reaches_itself(&trace.endpoint)) {
+    if config.trace.as_ref().is_some_and(|trace| reaches_itself(&trace.endpoint.server)) {
         let message = "is this sidelink's own listener: every span would cause another span";
         wrong(&["trace.endpoint"], message.to_owned());
     }
@@ -78,4 +77,34 @@ fn place(document: &DeTable<'_>, key: &str) -> Result<usize, usize> {
         table = value.get_ref().as_table();
     }
     Ok(at)
+}
+
+/// Whether `endpoint` is `listener`. Names are resolved only where the ports are the same.
+fn is_self(endpoint: &Endpoint, listener: SocketAddr) -> bool {
+    if listener.port() == 0 || listener.port() != endpoint.port() {
+        return false;
+    }
+    let here = listener.ip().to_canonical();
+    addresses(endpoint).into_iter().any(|ip| here == ip || (here.is_unspecified() && is_of_this_machine(ip)))
+}
+
+/// The addresses of the endpoint's host. The unspecified address means this machine.
+fn addresses(endpoint: &Endpoint) -> Vec<IpAddr> {
+    let this_machine = || vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let host = endpoint.authority.host().trim_end_matches('.');
+    match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+        Ok(ip) if ip.is_unspecified() => this_machine(),
+        Ok(ip) => vec![ip],
+        Err(_) if host == "localhost" || host.ends_with(".localhost") => this_machine(),
+        // A name that does not resolve is not this machine.
+        Err(_) => (host, endpoint.port())
+            .to_socket_addrs()
+            .map(|found| found.map(|address| address.ip().to_canonical()).collect())
+            .unwrap_or_default(),
+    }
+}
+
+/// Only addresses of this machine can be bound.
+fn is_of_this_machine(ip: IpAddr) -> bool {
+    ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -65,13 +66,33 @@ pub struct KeyPair {
     pub secret_key: Secret,
 }
 
-/// The source of a secret.
+/// A secret, and the environment variable that it was read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SecretSource {
-    /// A file.
-    File(PathBuf),
-    /// The environment variable of this name.
-    Environment(String),
+pub struct SecretVariable {
+    /// As it was read with the configuration.
+    pub secret: Secret,
+    /// The variable.
+    pub name: String,
+}
+
+impl SecretVariable {
+    /// Reads the variable of this name. The process's environment keeps a copy.
+    pub(super) fn read(name: &str) -> Result<Self, String> {
+        let shown = name.escape_debug();
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(format!("\"{shown}\" is not the name of an environment variable"));
+        }
+        let value = std::env::var_os(name).ok_or_else(|| format!("the environment has no variable \"{shown}\""))?;
+        let secret = Secret::read(Zeroizing::new(value.into_vec()), false);
+        let secret = secret.map_err(|reason| format!("the variable \"{shown}\" {reason}"))?;
+        Ok(Self { secret, name: name.to_owned() })
+    }
+}
+
+impl fmt::Display for SecretVariable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
 }
 
 /// Reads a secret from a file.
@@ -95,11 +116,8 @@ pub(super) fn lines_of_file(path: &Path) -> Result<Vec<Secret>, String> {
 
 /// The bytes of a file that may hold secrets.
 fn whole_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
-    // Opening a named pipe would wait for its writer.
-    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err("is not a file".to_owned());
-    }
+    let unreadable = |error| format!("cannot be read: {error}");
+    is_file(path)?;
     let file = File::open(path).map_err(unreadable)?;
     // Allocated at once: growing would leave copies in memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(1 + MOST_BYTES));
@@ -110,29 +128,13 @@ fn whole_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     Ok(bytes)
 }
 
+/// Only regular files are opened: opening a named pipe would wait for its writer.
+pub(super) fn is_file(path: &Path) -> Result<(), String> {
+    let found = std::fs::metadata(path).map_err(|error| format!("cannot be read: {error}"))?;
+    if found.is_file() { Ok(()) } else { Err("is not a file".to_owned()) }
+}
+
 /// Whether every user of this machine may read the file at `path`.
 pub(super) fn is_world_readable(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & WORLD_READABLE != 0)
-}
-
-/// Reads a secret from an environment variable. The process's environment keeps a copy.
-pub(super) fn from_environment(name: &str) -> Result<Secret, String> {
-    let shown = name.escape_debug();
-    if name.is_empty() || name.contains(['=', '\0']) {
-        return Err(format!("\"{shown}\" is not the name of an environment variable"));
-    }
-    let value = std::env::var_os(name).ok_or_else(|| format!("the environment has no variable \"{shown}\""))?;
-    let bytes = Zeroizing::new(std::os::unix::ffi::OsStringExt::into_vec(value));
-    Secret::read(bytes, false).map_err(|reason| format!("the variable \"{shown}\" {reason}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_secret_shows_in_no_debug_output() {
-        let pair = KeyPair { access_key: "AK".into(), secret_key: Secret::new(b"MARKED".to_vec()) };
-        assert_eq!(format!("{pair:?}"), r#"KeyPair { access_key: "AK", secret_key: Secret(…) }"#);
-    }
 }

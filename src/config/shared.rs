@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::declare::section;
 use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, flag, secret_file, string_of, texts};
 use super::secret::{self, Secret, SecretFile};
-use super::table::Table;
+use super::table::TableVisitor;
 
 /// The default port of Redis.
 const PORT: u16 = 6379;
@@ -19,13 +19,9 @@ const SECRETS: usize = 2;
 section! {
     /// `[shared]`. There is none by default.
     #[derive(Clone, Debug, PartialEq, Eq)]
-    pub struct Shared: pub fn at(nodes: Vec<Address>, secrets: Vec<Secret>) {
-        /// One node, or one or more seed nodes of a Cluster.
-        pub nodes: Vec<Address> = nodes => [with Shared::url_key];
-        /// Whether connections are TLS: `rediss://`.
-        pub tls: bool = false;
-        /// The database's number, 0 to 1 000 000; 0 in a Cluster.
-        pub database: i64 = 0;
+    pub struct Shared: pub fn at(nodes: Vec<NodeAddress>, secrets: Vec<Secret>) {
+        /// URL of the server: redis:// or rediss:// (TLS), host, port and database; a list of seed nodes for a Cluster.
+        pub url: Vec<NodeUrl> = nodes.into_iter().map(NodeUrl::from).collect(), texts(Some("names no node"), NodeUrl::parse).required("redis://redis.internal:6379/0");
         /// Whether the nodes are a Cluster.
         pub cluster: bool = false, flag();
         /// File with the fleet's secret, 32 characters at least, the same for all; during a change of secret one more on a second line.
@@ -47,14 +43,14 @@ section! {
 
 /// A node's host and port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Address {
+pub struct NodeAddress {
     /// A name or an address; of IPv6 without its brackets.
     pub host: String,
     /// A port.
     pub port: u16,
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for NodeAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, port } = self;
         if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
@@ -62,99 +58,109 @@ impl fmt::Display for Address {
 }
 
 impl Shared {
-    pub(super) fn blank() -> Self {
-        Self::at(Vec::new(), Vec::new())
-    }
-
     /// Visits each key, and reports what does not fit together.
-    pub(super) fn visit(&mut self, table: &mut Table<'_>) {
+    pub(super) fn visit(&mut self, table: &mut TableVisitor<'_>) {
         self.keys(table);
-        if let Some(found) = table.find("ca_file").filter(|_| !self.tls) {
+        if let Some(found) = table.find("ca_file").filter(|_| !self.tls()) {
             found.wrong("needs a url with rediss://");
         }
         if let (Some(found), None) = (table.find("username"), table.find("password_file")) {
             found.wrong("needs a password_file beside it");
         }
         if let Some(found) = table.find("url") {
-            if self.cluster && self.database != 0 {
+            if self.cluster && self.database() != 0 {
                 found.wrong("must not name a database: a Cluster has number 0 alone");
-            } else if !self.cluster && self.nodes.len() > 1 {
+            } else if !self.cluster && self.url.len() > 1 {
                 found.wrong("names a second node: only a Cluster has several; set cluster = true");
             }
         }
     }
 
-    fn url_key(&mut self, table: &mut Table<'_>) {
-        let mut urls = self.as_urls();
-        let doc = "URL of the server: redis:// or rediss:// (TLS), host, port and database; a list of seed nodes for a Cluster.";
-        let kind = texts(url).not_empty("names no node").required("redis://redis.internal:6379/0");
-        table.key("url", doc, &mut urls, kind);
-        if let Some(first) = urls.first() {
-            (self.tls, self.database) = (first.tls, first.database);
-        }
-        self.nodes = urls.into_iter().map(|url| url.address).collect();
+    /// The nodes.
+    pub fn nodes(&self) -> Vec<NodeAddress> {
+        self.url.iter().map(|url| url.address.clone()).collect()
     }
 
-    fn as_urls(&self) -> Vec<Url> {
-        let url = |address: &Address| Url { tls: self.tls, address: address.clone(), database: self.database };
-        self.nodes.iter().map(url).collect()
+    /// Whether connections are TLS: `rediss://`.
+    pub fn tls(&self) -> bool {
+        self.url.first().is_some_and(|url| url.tls)
     }
 
-    /// Its URLs.
-    pub fn urls(&self) -> Vec<String> {
-        self.as_urls().iter().map(ToString::to_string).collect()
+    /// The database's number.
+    pub fn database(&self) -> i64 {
+        self.url.first().map_or(0, |url| url.database)
     }
 }
 
-/// A parsed URL.
-struct Url {
-    tls: bool,
-    address: Address,
-    database: i64,
+/// A node's URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeUrl {
+    /// `rediss://`.
+    pub tls: bool,
+    /// Host and port.
+    pub address: NodeAddress,
+    /// The database's number, 0 to 1 000 000; 0 in a Cluster.
+    pub database: i64,
 }
 
-impl fmt::Display for Url {
+impl From<NodeAddress> for NodeUrl {
+    fn from(address: NodeAddress) -> Self {
+        Self { tls: false, address, database: 0 }
+    }
+}
+
+impl fmt::Display for NodeUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}/{}", if self.tls { "rediss" } else { "redis" }, self.address, self.database)
     }
 }
 
-/// Reads `redis://host:port/database`; `before` are the URLs above it.
-fn url(text: &str, before: &[Url]) -> Result<Url, String> {
-    let shown = || text.escape_debug().to_string();
-    let (scheme, rest) =
-        text.split_once("://").ok_or_else(|| format!("\"{}\" is not a URL such as \"redis://host:6379\"", shown()))?;
-    let tls = match scheme {
-        "redis" | "valkey" => false,
-        "rediss" | "valkeys" => true,
-        _ => return Err(format!("must begin with redis:// or rediss://, begins with {}://", scheme.escape_debug())),
-    };
-    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
-    if authority.contains('@') {
-        // The message does not repeat it: it may contain a password.
-        return Err("must not name a user or a password: use username and password_file".to_owned());
+impl NodeUrl {
+    /// Reads `redis://host:port/database`; `before` are the URLs above it.
+    fn parse(text: &str, before: &[Self]) -> Result<Self, String> {
+        let shown = || text.escape_debug().to_string();
+        let (scheme, rest) = text
+            .split_once("://")
+            .ok_or_else(|| format!("\"{}\" is not a URL such as \"redis://host:6379\"", shown()))?;
+        let tls = match scheme {
+            "redis" | "valkey" => false,
+            "rediss" | "valkeys" => true,
+            _ => {
+                return Err(format!("must begin with redis:// or rediss://, begins with {}://", scheme.escape_debug()));
+            }
+        };
+        let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+        if authority.contains('@') {
+            // The message does not repeat it: it may contain a password.
+            return Err("must not name a user or a password: use username and password_file".to_owned());
+        }
+        let database = match database {
+            "" => 0,
+            number => match number.parse() {
+                Ok(number @ 0..=1_000_000) if !rest.contains(['?', '#']) => number,
+                _ => {
+                    return Err(format!(
+                        "\"{}\" must end in its host and port, or in the number of a database",
+                        shown()
+                    ));
+                }
+            },
+        };
+        let parsed: http::uri::Authority =
+            authority.parse().map_err(|_| format!("\"{}\" does not name a host and a port", shown()))?;
+        let host = parsed.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        if host.is_empty() || (parsed.port().is_some() && parsed.port_u16().is_none_or(|port| port == 0)) {
+            return Err(format!("\"{}\" does not name a host and a port", shown()));
+        }
+        let url = Self { tls, address: NodeAddress { host, port: parsed.port_u16().unwrap_or(PORT) }, database };
+        if before.last().is_some_and(|other| (other.tls, other.database) != (tls, database)) {
+            return Err("must have the scheme and the database of the URL before".to_owned());
+        }
+        if before.iter().any(|other| other.address == url.address) {
+            return Err(format!("names {} twice", url.address));
+        }
+        Ok(url)
     }
-    let database = match database {
-        "" => 0,
-        number => match number.parse() {
-            Ok(number @ 0..=1_000_000) if !rest.contains(['?', '#']) => number,
-            _ => return Err(format!("\"{}\" must end in its host and port, or in the number of a database", shown())),
-        },
-    };
-    let parsed: http::uri::Authority =
-        authority.parse().map_err(|_| format!("\"{}\" does not name a host and a port", shown()))?;
-    let host = parsed.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-    if host.is_empty() || (parsed.port().is_some() && parsed.port_u16().is_none_or(|port| port == 0)) {
-        return Err(format!("\"{}\" does not name a host and a port", shown()));
-    }
-    let url = Url { tls, address: Address { host, port: parsed.port_u16().unwrap_or(PORT) }, database };
-    if before.last().is_some_and(|other| (other.tls, other.database) != (tls, database)) {
-        return Err("must have the scheme and the database of the URL before".to_owned());
-    }
-    if before.iter().any(|other| other.address == url.address) {
-        return Err(format!("names {} twice", url.address));
-    }
-    Ok(url)
 }
 
 fn is_username(text: &str) -> bool {

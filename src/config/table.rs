@@ -1,18 +1,14 @@
 //! Visits the keys of a TOML table: reads those in the document, reports errors, and lists every key.
 
-use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::diagnostics::{Diagnostics, Found, KeyEntry, Unknown, article, path};
+use super::diagnostics::{Diagnostics, FileValue, KeyEntry, TableEntry, Unknown, article, path};
 use super::kind::Kind;
 
 /// One table of the document. Keys that are not visited are unknown, and reported.
-pub(super) struct Table<'a> {
+pub(super) struct TableVisitor<'a> {
     report: &'a Diagnostics<'a>,
-    /// Its number in the report.
-    number: usize,
-    /// Dotted; empty for the whole document.
-    path: String,
+    entry: TableEntry,
     presence: Presence<'a>,
     /// The byte at which the table begins.
     at: usize,
@@ -28,71 +24,59 @@ enum Presence<'a> {
     Listed,
 }
 
-/// Visits every key of `document` by `keys`.
+/// Visits every key by `keys`: of `document`, or only to list them.
 pub(super) fn visit<'a>(
-    document: &'a Spanned<DeTable<'a>>,
+    document: Option<&'a DeTable<'a>>,
     report: &'a Diagnostics<'a>,
-    keys: impl FnOnce(&mut Table<'a>),
+    keys: impl FnOnce(&mut TableVisitor<'a>),
 ) {
-    Table::enter(report, String::new(), "", Presence::There(document.get_ref()), 0, [false, true]).visit(keys);
+    let presence = document.map_or(Presence::Listed, Presence::There);
+    TableVisitor::visit(report, String::new(), "", (presence, 0), [false, true], keys);
 }
 
-/// Lists every key and its value, reading nothing.
-pub(super) fn list<'a>(report: &'a Diagnostics<'a>, keys: impl FnOnce(&mut Table<'a>)) {
-    Table::enter(report, String::new(), "", Presence::Listed, 0, [false, true]).visit(keys);
-}
-
-impl<'a> Table<'a> {
-    fn enter(
+impl<'a> TableVisitor<'a> {
+    /// Visits a table by `keys`, and adds it to the report before the tables within it.
+    fn visit(
         report: &'a Diagnostics<'a>,
         path: String,
         doc: &'static str,
-        presence: Presence<'a>,
-        at: usize,
+        (presence, at): (Presence<'a>, usize),
         [repeated, present]: [bool; 2],
-    ) -> Self {
-        let number = report.enter(&path, doc.trim_start(), repeated, present);
-        Self { report, number, path, presence, at }
-    }
-
-    fn visit(mut self, keys: impl FnOnce(&mut Self)) {
-        keys(&mut self);
-        let Presence::There(table) = self.presence else { return };
-        for (name, value) in table {
-            let entry = self.report.table(self.number);
-            if !entry.is_some_and(|entry| entry.names.contains(&name.get_ref().as_ref())) {
-                let (table, key, at) = (self.path.clone(), name.get_ref().to_string(), name.span().start);
-                self.report.unknown(Unknown { table, key, at, is_table: value.get_ref().is_table() });
+        keys: impl FnOnce(&mut Self),
+    ) {
+        let number = report.tables();
+        let doc = doc.trim_start();
+        let entry = TableEntry { path, doc, repeated, present, names: Vec::new(), keys: Vec::new() };
+        let mut table = Self { report, entry, presence, at };
+        keys(&mut table);
+        let entry = table.entry;
+        if let Presence::There(document) = presence {
+            let is_known = |name: &str| entry.names.contains(&name);
+            for (name, value) in document.iter().filter(|(name, _)| !is_known(name.get_ref())) {
+                let (table, key, at) = (entry.path.clone(), name.get_ref().to_string(), name.span().start);
+                report.unknown(Unknown { table, key, at, is_table: value.get_ref().is_table() });
             }
         }
+        report.visited(number, entry);
     }
 
-    /// Visits a key; returns its value in the document.
-    pub(super) fn key<T: 'static>(
-        &mut self,
-        name: &'static str,
-        doc: &'static str,
-        value: &mut T,
-        kind: Kind<T>,
-    ) -> Option<Found<'a>> {
+    /// Visits a key.
+    pub(super) fn key<T: 'static>(&mut self, name: &'static str, doc: &'static str, value: &mut T, kind: Kind<T>) {
         let found = self.find(name);
         if let Some(read) = found.as_ref().and_then(&kind.read) {
             *value = read;
         }
         if found.is_none() && kind.about.required && !matches!(self.presence, Presence::Listed) {
-            self.report.missing(&self.path, name, self.at);
+            self.report.missing(&self.entry.path, name, self.at);
         }
-        let value = (kind.write)(value);
-        if let Some(mut entry) = self.report.table(self.number) {
-            entry.keys.push(KeyEntry { name, doc: doc.trim_start(), value, about: kind.about });
-        }
-        found
+        let (doc, value) = (doc.trim_start(), (kind.write)(value));
+        self.entry.keys.push(KeyEntry { name, doc, value, about: kind.about });
     }
 
     /// Visits a table within this one; an absent one reads as empty.
     pub(super) fn table(&mut self, name: &'static str, doc: &'static str, keys: impl FnOnce(&mut Self)) {
-        let (state, at) = self.inner(name);
-        Self::enter(self.report, path(&self.path, name), doc, state, at, [false, true]).visit(keys);
+        let place = self.inner(name);
+        Self::visit(self.report, path(&self.entry.path, name), doc, place, [false, true], keys);
     }
 
     /// Visits an optional table; where it is absent, `value` stays.
@@ -112,8 +96,8 @@ impl<'a> Table<'a> {
         let mut visited = value.take().filter(|_| !is_there);
         let present = is_there || visited.is_some();
         let inner = visited.get_or_insert_with(blank);
-        Self::enter(self.report, path(&self.path, name), doc, state, at, [false, present])
-            .visit(|table| keys(inner, table));
+        let path = path(&self.entry.path, name);
+        Self::visit(self.report, path, doc, (state, at), [false, present], |table| keys(inner, table));
         *value = visited.filter(|_| present);
     }
 
@@ -126,28 +110,22 @@ impl<'a> Table<'a> {
         blank: impl Fn() -> T,
         keys: impl Fn(&mut T, &[T], &mut Self),
     ) {
-        let path = path(&self.path, name);
-        let not_tables = |at, kind: &str| {
-            let message = format!("must be a list of tables: write [[{path}]] above each; is {}", article(kind));
-            self.report.add(at, &path, message);
-        };
+        let path = path(&self.entry.path, name);
         let mut tables = Vec::new();
         if let Some(found) = self.find(name) {
-            match found.value {
-                DeValue::Array(_) => {
-                    for element in found.elements() {
-                        match element.value {
-                            DeValue::Table(table) => tables.push((Presence::There(table), element.at)),
-                            other => not_tables(element.at, other.type_str()),
-                        }
+            for element in found.elements() {
+                match (found.value, element.value) {
+                    (DeValue::Array(_), DeValue::Table(table)) => tables.push((Presence::There(table), element.at)),
+                    (_, other) => {
+                        let kind = article(other.type_str());
+                        let message = format!("must be a list of tables: write [[{path}]] above each; is {kind}");
+                        self.report.add(element.at, &path, message);
                     }
                 }
-                other => not_tables(found.at, other.type_str()),
             }
         }
-        let visit = |(state, at), present, value: &mut T, before: &[T]| {
-            Self::enter(self.report, path.clone(), doc, state, at, [true, present])
-                .visit(|table| keys(value, before, table));
+        let visit = |place, present, value: &mut T, before: &[T]| {
+            Self::visit(self.report, path.clone(), doc, place, [true, present], |table| keys(value, before, table));
         };
         let listed = (Presence::Listed, self.at);
         if tables.is_empty() && values.is_empty() {
@@ -166,41 +144,40 @@ impl<'a> Table<'a> {
 
     /// Whether the table is in the document, without an error so far.
     pub(super) fn is_sound(&self) -> bool {
-        matches!(self.presence, Presence::There(_)) && !self.report.has_error(&self.path)
+        matches!(self.presence, Presence::There(_)) && !self.report.has_error(&self.entry.path)
     }
 
     /// Reports an error of the table as a whole.
     pub(super) fn wrong(&self, message: &str) {
         if matches!(self.presence, Presence::There(_)) {
-            self.report.add(self.at, &self.path, message);
+            self.report.add(self.at, &self.entry.path, message);
         }
     }
 
     /// The value of a key or table, if it is in the document.
-    pub(super) fn find(&self, name: &'static str) -> Option<Found<'a>> {
-        if let Some(mut entry) = self.report.table(self.number)
-            && !entry.names.contains(&name)
-        {
-            entry.names.push(name);
+    pub(super) fn find(&mut self, name: &'static str) -> Option<FileValue<'a>> {
+        if !self.entry.names.contains(&name) {
+            self.entry.names.push(name);
         }
         let Presence::There(table) = self.presence else { return None };
         let (key, value) = table.iter().find(|(key, _)| key.get_ref() == name)?;
         // The span of a table covers its contents; the error belongs at its key.
         let at = if value.get_ref().is_table() { key.span().start } else { value.span().start };
-        Some(Found { key: path(&self.path, name), at, value: value.get_ref(), report: self.report })
+        Some(FileValue { key: path(&self.entry.path, name), at, value: value.get_ref(), report: self.report })
     }
 
     /// A table within this one, and where it begins.
-    fn inner(&self, name: &'static str) -> (Presence<'a>, usize) {
+    fn inner(&mut self, name: &'static str) -> (Presence<'a>, usize) {
         let Some(found) = self.find(name) else {
-            return (
-                if matches!(self.presence, Presence::Listed) { Presence::Listed } else { Presence::Absent },
-                self.at,
-            );
+            let is_listed = matches!(self.presence, Presence::Listed);
+            return (if is_listed { Presence::Listed } else { Presence::Absent }, self.at);
         };
         match found.value {
             DeValue::Table(table) => (Presence::There(table), found.at),
-            _ => (found.is_not("a table").unwrap_or(Presence::Listed), found.at),
+            _ => {
+                found.wrong(found.is_not("a table"));
+                (Presence::Listed, found.at)
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use super::declare::section;
 use super::endpoint::Endpoint;
 use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, secret_file, share, string_of, text};
 use super::secret::{self, SecretFile};
-use super::table::Table;
+use super::table::TableVisitor;
 
 /// The default path of OTLP over HTTP.
 const PATH: &str = "/v1/traces";
@@ -21,10 +21,8 @@ section! {
     /// `[trace]`. There is none by default.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Trace: pub fn at(endpoint: Endpoint) {
-        /// The collector.
-        pub endpoint: Endpoint = endpoint => [with Trace::endpoint_key];
-        /// The path on it.
-        pub path: PathAndQuery = PathAndQuery::from_static(PATH);
+        /// The collector, over OTLP/HTTP with protobuf; the default path is /v1/traces.
+        pub endpoint: Collector = endpoint.into(), text("a URL such as \"http://127.0.0.1:4318\"", Collector::parse).required("http://127.0.0.1:4318");
         /// Share of the traces that begin here that are sampled; a client's traceparent decides for its own trace.
         pub sample: f64 = 1.0, share(0.0..=1.0);
         /// The `service.name` of exported spans.
@@ -51,7 +49,7 @@ section! {
 
 impl TraceHeader {
     /// Visits each key of a table; `before` are the tables above it.
-    fn visit(&mut self, before: &[Self], table: &mut Table<'_>) {
+    fn visit(&mut self, before: &[Self], table: &mut TableVisitor<'_>) {
         self.keys(table);
         if let Some(found) = table.find("name")
             && before.iter().any(|other| other.name == self.name)
@@ -71,56 +69,48 @@ impl TraceHeader {
 }
 
 impl Trace {
-    pub(super) fn blank() -> Self {
-        Self::at(Endpoint::stand_in())
-    }
-
     /// Visits each key, and reports what does not fit together.
-    pub(super) fn visit(&mut self, table: &mut Table<'_>) {
+    pub(super) fn visit(&mut self, table: &mut TableVisitor<'_>) {
         self.keys(table);
-        if let Some(found) = table.find("ca_file").filter(|_| self.endpoint.scheme != Scheme::HTTPS) {
+        if let Some(found) = table.find("ca_file").filter(|_| self.endpoint.server.scheme != Scheme::HTTPS) {
             found.wrong("needs an endpoint with https://");
         }
     }
+}
 
-    fn endpoint_key(&mut self, table: &mut Table<'_>) {
-        let mut at = Collector { endpoint: self.endpoint.clone(), path: self.path.clone() };
-        let doc = "The collector, over OTLP/HTTP with protobuf; the default path is /v1/traces.";
-        let kind = text("a URL such as \"http://127.0.0.1:4318\"", collector).required("http://127.0.0.1:4318");
-        table.key("endpoint", doc, &mut at, kind);
-        (self.endpoint, self.path) = (at.endpoint, at.path);
-    }
+/// Where spans are exported to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Collector {
+    /// Scheme, host and port.
+    pub server: Endpoint,
+    path: PathAndQuery,
+}
 
-    /// The URI of exports.
-    pub fn uri(&self) -> Uri {
-        self.endpoint.uri(self.path.clone())
+impl Collector {
+    /// Reads a collector's URL. A message does not repeat it: it may contain a password.
+    fn parse(text: &str) -> Result<Self, String> {
+        let uri: Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
+        if uri.query().is_some() || text.contains('#') {
+            return Err("must not have a query or fragment; use trace.headers for what the collector needs".into());
+        }
+        let path = match uri.path() {
+            "" | "/" => PathAndQuery::from_static(PATH),
+            path => path.parse().map_err(|error| format!("not a path: {error}"))?,
+        };
+        Ok(Self { server: Endpoint::parse(text.strip_suffix(uri.path()).unwrap_or(text))?, path })
     }
 }
 
-/// A parsed collector URL.
-struct Collector {
-    endpoint: Endpoint,
-    path: PathAndQuery,
+impl From<Endpoint> for Collector {
+    fn from(server: Endpoint) -> Self {
+        Self { server, path: PathAndQuery::from_static(PATH) }
+    }
 }
 
 impl fmt::Display for Collector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.endpoint, self.path)
+        write!(f, "{}{}", self.server, self.path)
     }
-}
-
-/// Reads a collector's URL. A message does not repeat it: it may contain a password.
-fn collector(text: &str) -> Result<Collector, String> {
-    let uri: Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
-    if uri.query().is_some() || text.contains('#') {
-        return Err("must not have a query or fragment; use trace.headers for what the collector needs".into());
-    }
-    let path = match uri.path() {
-        "" | "/" => PathAndQuery::from_static(PATH),
-        path => path.parse().map_err(|error| format!("not a path: {error}"))?,
-    };
-    let origin = text.strip_suffix(uri.path()).unwrap_or(text);
-    Ok(Collector { endpoint: Endpoint::parse(origin)?, path })
 }
 
 fn is_service_name(text: &str) -> bool {

@@ -1,13 +1,22 @@
 //! `[upstream]`: the endpoint and how it is called.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
+use http::uri::Scheme;
+use zeroize::Zeroizing;
+
 use super::declare::section;
-use super::egress::{ClientCertificate, Proxy, client_keys, proxy_keys};
 use super::endpoint::Endpoint;
-use super::kind::{HOUR, MILLISECOND, MINUTE, SECOND, certificates, count, duration, share, size, text};
-use super::table::Table;
+use super::kind::{
+    HOUR, MILLISECOND, MINUTE, SECOND, certificates, count, duration, pem_file, secret_file, share, size, text,
+};
+use super::pem;
+use super::secret::{self, Secret, SecretFile};
+use super::table::TableVisitor;
 
 section! {
     /// `[upstream]`
@@ -37,15 +46,54 @@ section! {
         pub answer_bytes: usize = 8 << 20, size(64 << 10..=256 << 20);
         /// PEM file of certificate authorities, instead of the platform's.
         pub ca_file: Option<PathBuf> = None, certificates().optional("/etc/sidelink/ca.pem");
-        /// Certificate and key by which the endpoint knows sidelink.
-        pub client: Option<ClientCertificate> = None => [with |upstream: &mut Self, table: &mut Table<'_>| client_keys(&mut upstream.client, table)];
-        /// The HTTP proxy through which the endpoint is reached.
-        pub proxy: Option<Proxy> = None => [with |upstream: &mut Self, table: &mut Table<'_>| proxy_keys(&mut upstream.proxy, table)];
+        /// PEM file of the client certificate for the endpoint, if the endpoint asks for one.
+        pub client_cert: Option<PathBuf> = None, certificates().optional("/etc/sidelink/client.pem");
+        /// PEM file of the private key of client_cert, readable by sidelink's user only.
+        pub client_key: Option<PathBuf> = None, pem_file(pem::private_key).check(|path, found| found.warn_if_world_readable(path)).optional("/etc/sidelink/client-key.pem");
+        /// The HTTP proxy through which the endpoint is reached, by CONNECT; HTTPS_PROXY and the like are ignored.
+        pub proxy: Option<Endpoint> = None, text("a URL", proxy).optional("http://proxy.internal:3128");
+        /// File that holds USER:PASSWORD for the proxy and nothing else, readable by sidelink's user only.
+        pub proxy_credentials_file: Option<SecretFile> = None, secret_file(proxy_credentials).optional("/etc/sidelink/proxy-credentials");
         /// When a call is attempted again.
-        pub retry: Retry = Retry::default() => [table];
+        pub retry: Retry = Retry::default() => [table Retry::keys];
         /// When calls stop because they fail.
-        pub breaker: Breaker = Breaker::default() => [table];
+        pub breaker: Breaker = Breaker::default() => [table Breaker::keys];
     }
+}
+
+impl Upstream {
+    /// Visits each key, and reports what does not fit together.
+    pub(super) fn visit(&mut self, table: &mut TableVisitor<'_>) {
+        self.keys(table);
+        match (table.find("client_cert"), table.find("client_key")) {
+            (Some(cert), None) => cert.wrong("needs upstream.client_key: its private key"),
+            (None, Some(key)) => key.wrong("needs upstream.client_cert: the certificate that the key belongs to"),
+            _ => {}
+        }
+        if let (Some(found), None) = (table.find("proxy_credentials_file"), table.find("proxy")) {
+            found.wrong("needs upstream.proxy: there is no proxy for the credentials");
+        }
+    }
+
+    /// The value of `Proxy-Authorization` (Basic, RFC 7617), which no debug output shows.
+    pub fn proxy_authorization(&self) -> Option<HeaderValue> {
+        let credentials = self.proxy_credentials_file.as_ref()?.secret.expose();
+        let text = Zeroizing::new(format!("Basic {}", STANDARD.encode(credentials)));
+        let mut value = HeaderValue::from_str(&text).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+}
+
+fn proxy(text: &str) -> Result<Endpoint, String> {
+    let proxy = Endpoint::parse(text)?;
+    let wrong = "must begin with http://: TLS to the proxy itself is not supported";
+    if proxy.scheme == Scheme::HTTP { Ok(proxy) } else { Err(wrong.to_owned()) }
+}
+
+fn proxy_credentials(path: &Path) -> Result<Secret, String> {
+    let secret = secret::from_file(path)?;
+    if secret.expose().contains(&b':') { Ok(secret) } else { Err("must hold USER:PASSWORD".to_owned()) }
 }
 
 section! {

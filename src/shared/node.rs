@@ -21,7 +21,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::store::Command;
-use crate::config::{self, Address};
+use crate::config::{self, NodeAddress};
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::{Kind, Metrics, Operation};
 
@@ -47,7 +47,7 @@ pub(super) struct ConnectOptions {
 
 impl ConnectOptions {
     pub(super) fn new(shared: &config::Shared, tls: Option<rustls::ClientConfig>, metrics: Arc<Metrics>) -> Self {
-        let mut login = RedisConnectionInfo::default().set_db(shared.database).set_skip_set_lib_name();
+        let mut login = RedisConnectionInfo::default().set_db(shared.database()).set_skip_set_lib_name();
         if let Some(password) = &shared.password_file {
             login = login.set_password(String::from_utf8_lossy(password.secret.expose()));
         }
@@ -61,7 +61,7 @@ impl ConnectOptions {
 
 /// One server.
 pub(super) struct Node {
-    pub(super) address: Address,
+    pub(super) address: NodeAddress,
     options: Arc<ConnectOptions>,
     connection: RwLock<Option<Connection>>,
     /// In a row.
@@ -93,7 +93,7 @@ impl RoundTrip {
 }
 
 impl Node {
-    pub(super) fn new(address: Address, options: Arc<ConnectOptions>) -> Self {
+    pub(super) fn new(address: NodeAddress, options: Arc<ConnectOptions>) -> Self {
         Self {
             address,
             options,
@@ -138,7 +138,7 @@ impl Node {
     }
 
     async fn open(&self) -> Result<Connection, String> {
-        let Address { host, port } = &self.address;
+        let NodeAddress { host, port } = &self.address;
         let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
         match &self.options.tls {

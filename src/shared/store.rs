@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::node::{ConnectOptions, Node, RoundTrip};
 use super::sealing::MOST_TEXT;
-use crate::config::Address;
+use crate::config::NodeAddress;
 use crate::telemetry::metrics::Operation;
 
 /// Slots of a Cluster.
@@ -55,7 +55,7 @@ impl Command {
 /// The server, or the Cluster.
 pub(super) struct Store {
     options: Arc<ConnectOptions>,
-    seeds: Vec<Address>,
+    seeds: Vec<NodeAddress>,
     cluster: bool,
     layout: RwLock<Arc<Layout>>,
     /// A node has said that a slot is elsewhere.
@@ -82,7 +82,7 @@ impl Layout {
 }
 
 impl Store {
-    pub(super) fn new(options: ConnectOptions, seeds: Vec<Address>, cluster: bool) -> Self {
+    pub(super) fn new(options: ConnectOptions, seeds: Vec<NodeAddress>, cluster: bool) -> Self {
         let options = Arc::new(options);
         let nodes = if cluster { &[] } else { seeds.get(..1).unwrap_or_default() };
         let nodes = nodes.iter().map(|seed| Arc::new(Node::new(seed.clone(), Arc::clone(&options)))).collect();
@@ -142,9 +142,9 @@ impl Store {
     }
 
     /// The answer to CLUSTER SLOTS: `[first, last, [host, port, …], replicas…]` each.
-    fn read_layout(&self, slots: &Value, asked: &Address, old: &Layout) -> Option<Layout> {
+    fn read_layout(&self, slots: &Value, asked: &NodeAddress, old: &Layout) -> Option<Layout> {
         let mut layout = Layout { read: Some(Instant::now()), ..Layout::default() };
-        let mut places: HashMap<Address, usize> = HashMap::new();
+        let mut places: HashMap<NodeAddress, usize> = HashMap::new();
         for range in array(slots)? {
             let [Value::Int(first), Value::Int(last), master, ..] = array(range)? else { return None };
             let [host, Value::Int(port), ..] = array(master)? else { return None };
@@ -153,7 +153,7 @@ impl Store {
                 // The host that was asked.
                 _ => asked.host.clone(),
             };
-            let address = Address { host, port: u16::try_from(*port).ok()? };
+            let address = NodeAddress { host, port: u16::try_from(*port).ok()? };
             let (first, last) = (u16::try_from(*first).ok()?, u16::try_from(*last).ok()?);
             if first > last || last >= SLOTS || places.len() >= MOST_NODES {
                 return None;

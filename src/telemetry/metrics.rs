@@ -4,7 +4,6 @@
 //! labels are declared in `labels.rs`. Label sets are closed: no id, path or caller is ever a label.
 
 mod family;
-mod groups;
 mod labels;
 mod reading;
 
@@ -12,12 +11,11 @@ use prometheus::{Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec};
 
 use family::families;
 pub use family::{Counted, Counters, Gauges, PerLabel};
-pub use groups::{LimitsMetrics, ReloadMetrics, SharedMetrics};
 pub use labels::{
     Bounded, BreakerState, Bypass, CallResult, Eviction, Evidence, IdResult, Kind, Label, Limit, Operation, Outcome,
     PurgeTarget, Reason, Refetch, Route, SpanResult, Tally,
 };
-pub use reading::{Buckets, Reading};
+pub use reading::Reading;
 
 /// Buckets of requests' durations. A hit takes tens of microseconds, a miss as long as the endpoint, a batch at most
 /// `upstream.deadline`; two to three buckets a decade tell a quantile to within a factor of 2.5.
@@ -35,6 +33,10 @@ const BATCH_IDS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500
 const CALL_IDS: [f64; 7] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
 /// Links live for minutes. Finest above `freshness.min_remaining`, below which none may be.
 const LIFE_SECONDS: [f64; 10] = [30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0, 900.0, 1800.0, 3600.0];
+/// A round trip within one network takes a fraction of a millisecond; the buckets around the default of `shared.timeout` (5 ms)
+/// tell a slow tier from one that times out.
+const ROUND_TRIP_SECONDS: [f64; 13] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.5];
 
 families! {
     /// Every family of sidelink.
@@ -93,14 +95,36 @@ families! {
         pub purge_marks: IntGauge = "purge_marks", gauge();
         /// Always 1; the label is the running version.
         pub build: IntGaugeVec = "build_info", build();
-        /// Limits and their use.
-        pub limits: LimitsMetrics;
-        /// The last reload of the configuration.
-        pub reload: ReloadMetrics;
+        /// The configured limit.
+        limit: Gauges<Bounded> = "limit", gauges("limit");
+        /// The part of sidelink_limit that is in use now.
+        limit_used: Gauges<Bounded> = "limit_used", gauges("limit");
+        /// 1 if the last reload of the configuration succeeded or there was none yet; 0 if it was refused: the previous configuration stays in effect.
+        pub reload_successful: IntGauge = "config_last_reload_successful", flag();
+        /// When the configuration in effect was loaded, in seconds since the Unix epoch.
+        reload_success_timestamp: IntGauge = "config_last_reload_success_timestamp_seconds", gauge();
         /// The shared tier.
         pub shared: SharedMetrics;
         /// Spans of sampled requests and of their calls, by result of their export.
         pub spans: Counters<SpanResult> = "spans_total", counters("result");
+    }
+}
+
+families! {
+    /// Families of the shared tier. Without one, all of them stay at 0.
+    pub struct SharedMetrics {
+        /// 1 at the state of the breaker before the shared tier: it lets through every round trip (closed), one probe (half_open), none (open).
+        pub breaker_state: Gauges<BreakerState> = "shared_breaker_state", breaker();
+        /// Round trips to the shared tier, failed ones included, by purpose.
+        pub operations: Counters<Operation> = "shared_operations_total", counters("operation");
+        /// Round trips to the shared tier that failed, and values in it that cannot be used, by kind.
+        pub failures: Counters<Kind> = "shared_failures_total", counters("kind");
+        /// Ids looked up in the shared tier and found usable there.
+        pub hits: IntCounter = "shared_hits_total", counter();
+        /// Ids looked up in the shared tier that were not there or not usable.
+        pub misses: IntCounter = "shared_misses_total", counter();
+        /// Seconds of a round trip to the shared tier, failed ones included.
+        pub duration: Histogram = "shared_duration_seconds", histogram(&ROUND_TRIP_SECONDS);
     }
 }
 
@@ -124,6 +148,20 @@ impl Metrics {
         }
     }
 
+    /// Sets the gauges of limits: of each, its size and the part in use.
+    pub fn show_limits(&self, limits: impl IntoIterator<Item = (Bounded, usize, usize)>) {
+        for (bounded, limit, used) in limits {
+            self.limit.set(bounded, limit);
+            self.limit_used.set(bounded, used);
+        }
+    }
+
+    /// A configuration is in effect since `unix_seconds`.
+    pub fn reloaded(&self, unix_seconds: u64) {
+        self.reload_successful.set(1);
+        self.reload_success_timestamp.set(i64::try_from(unix_seconds).unwrap_or(i64::MAX));
+    }
+
     /// Shows the breaker's evidence, in the order of [`Evidence::ALL`].
     pub fn show_breaker_evidence(&self, counts: [usize; Evidence::ALL.len()]) {
         for (kind, count) in Evidence::ALL.into_iter().zip(counts) {
@@ -142,6 +180,19 @@ impl Metrics {
             }
         };
         duration.observe(seconds);
+    }
+}
+
+impl SharedMetrics {
+    /// Counts a round trip that took `seconds`.
+    pub fn count(&self, operation: Operation, seconds: f64) {
+        self.operations.of(operation).inc();
+        self.duration.observe(seconds);
+    }
+
+    /// Counts a failure.
+    pub fn count_failure(&self, kind: Kind) {
+        self.failures.of(kind).inc();
     }
 }
 

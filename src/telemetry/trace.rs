@@ -53,9 +53,6 @@ pub struct Tracer(SdkTracer);
 
 impl Tracer {
     /// A tracer whose export task runs in `exports`. Must be called within a tokio runtime.
-    ///
-    /// # Errors
-    /// If the exporter cannot be built.
     pub fn start(
         config: &config::Trace,
         tls: Option<ClientConfig>,

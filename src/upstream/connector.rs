@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{Extensions, Uri};
+use http::uri::PathAndQuery;
+use http::{Extensions, HeaderValue, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector, HttpInfo};
@@ -90,7 +91,10 @@ pub(super) fn network(
     tcp.set_connect_timeout(Some(config.connect_timeout));
     let secured = match &config.proxy {
         None => BoxCloneSyncService::new(secured(tcp, tls, protocols)),
-        Some(proxy) => BoxCloneSyncService::new(secured(tunnel(proxy, tcp), tls, protocols)),
+        Some(proxy) => {
+            let tunnel = tunnel(proxy, config.proxy_authorization(), tcp);
+            BoxCloneSyncService::new(secured(tunnel, tls, protocols))
+        }
     };
     // TLS, and a proxy's tunnel, have as much time again as TCP.
     let limit = config.connect_timeout * 2;
@@ -127,9 +131,9 @@ fn secured<C>(connector: C, tls: ClientConfig, protocols: Protocols) -> HttpsCon
 
 /// A tunnel through `proxy`, for either scheme, so that requests are the same with and without a proxy (CONNECT, RFC 9110
 /// §9.3.6).
-fn tunnel<C>(proxy: &config::Proxy, tcp: C) -> Tunnel<C> {
-    let tunnel = Tunnel::new(proxy.uri(), tcp);
-    match proxy.authorization() {
+fn tunnel<C>(proxy: &config::Endpoint, authorization: Option<HeaderValue>, tcp: C) -> Tunnel<C> {
+    let tunnel = Tunnel::new(proxy.uri(PathAndQuery::from_static("/")), tcp);
+    match authorization {
         Some(value) => tunnel.with_auth(value),
         None => tunnel,
     }

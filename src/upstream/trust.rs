@@ -39,10 +39,10 @@ impl Trust {
         } else {
             Vec::new()
         };
-        let identity = config.client.as_ref().map(|files| {
-            let chain = pem::certificates(&files.cert);
+        let identity = config.client_cert.as_ref().zip(config.client_key.as_ref()).map(|(cert, key)| {
+            let chain = pem::certificates(cert);
             let chain = chain.map_err(|reason| SetupError::File("upstream.client_cert", reason))?;
-            let key = pem::private_key(&files.key);
+            let key = pem::private_key(key);
             Ok((chain, key.map_err(|reason| SetupError::File("upstream.client_key", reason))?))
         });
         Ok(Self { roots, identity: identity.transpose()? })

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sidelink::config::{
-    Address, CallerKey, ClientCertificate, Config, Endpoint, KeyPair, ListenAddress, LogFormat, Proxy, Secret,
-    SecretFile, SecretSource, Shared, Tls, Trace, TraceHeader,
+    CallerKey, Config, Endpoint, ListenAddress, LogFormat, NodeAddress, Secret, SecretFile, SecretVariable, Shared,
+    Tls, Trace, TraceHeader,
 };
 use tracing::level_filters::LevelFilter;
 
@@ -45,14 +45,13 @@ fn the_shipped_file_names_every_key_and_each_has_a_comment() {
         client_ca: Some("/etc/sidelink/client-ca.pem".into()),
     });
     config.upstream.ca_file = Some("/etc/sidelink/ca.pem".into());
-    let client = ("/etc/sidelink/client.pem", "/etc/sidelink/client-key.pem");
-    config.upstream.client = Some(ClientCertificate { cert: client.0.into(), key: client.1.into() });
-    let address = Endpoint::parse("http://proxy.internal:3128").unwrap();
+    config.upstream.client_cert = Some("/etc/sidelink/client.pem".into());
+    config.upstream.client_key = Some("/etc/sidelink/client-key.pem".into());
+    config.upstream.proxy = Some(Endpoint::parse("http://proxy.internal:3128").unwrap());
     let file = |path: &str| SecretFile { secret: Secret::default(), path: path.into() };
-    let credentials = Some(file("/etc/sidelink/proxy-credentials"));
-    config.upstream.proxy = Some(Proxy { address, credentials });
+    config.upstream.proxy_credentials_file = Some(file("/etc/sidelink/proxy-credentials"));
     config.admin.token_file = Some(file("/etc/sidelink/admin-token"));
-    let node = Address { host: "redis.internal".into(), port: 6379 };
+    let node = NodeAddress { host: "redis.internal".into(), port: 6379 };
     let mut shared = Shared::at(vec![node], Vec::new());
     shared.username = Some("sidelink".into());
     shared.password_file = Some(file("/etc/sidelink/redis-password"));
@@ -63,11 +62,17 @@ fn the_shipped_file_names_every_key_and_each_has_a_comment() {
     let value_file = file("/etc/sidelink/collector-authorization");
     trace.headers = vec![TraceHeader { name: http::header::AUTHORIZATION, value_file }];
     config.trace = Some(trace);
-    let pair = KeyPair { access_key: "AKEXAMPLE0000000001".into(), secret_key: Secret::new(Vec::new()) };
-    let file = SecretSource::File("/etc/sidelink/secret-key".into());
-    config.callers.keys = vec![CallerKey { pair: pair.clone(), source: file }];
+    let mut key = CallerKey {
+        access_key: "AKEXAMPLE0000000001".into(),
+        secret_key_file: Some(file("/etc/sidelink/secret-key")),
+        secret_key_env: None,
+    };
+    config.callers.keys = vec![key.clone()];
     let with_file = keys(&config.to_string());
-    config.callers.keys = vec![CallerKey { pair, source: SecretSource::Environment("SIDELINK_SECRET_KEY".into()) }];
+    let name = "SIDELINK_SECRET_KEY".into();
+    key.secret_key_file = None;
+    key.secret_key_env = Some(SecretVariable { secret: Secret::default(), name });
+    config.callers.keys = vec![key];
     let with_variable = keys(&config.to_string());
     // A secret key is in one place only; the shipped file shows both.
     let shipped = keys(SHIPPED);
@@ -190,7 +195,7 @@ fn an_error_is_one_line_with_file_line_and_key() {
 
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
-    let printed = Config::load(file.path()).expect_err(text).to_string();
+    let printed = Config::load(file.path(), None).expect_err(text).to_string();
     assert!(printed.starts_with(&format!("{}:4: upstream.retry.budget: ", file.path().display())), "{printed}");
 }
 
@@ -409,7 +414,7 @@ fn a_file_that_cannot_be_read_is_named_with_the_reason() {
         (write("latin.toml", b"[upstream]\n# \xe9t\xe9\n"), "is not UTF-8 text: see line 2"),
         (write("long.toml", &vec![b'#'; (1 << 20) + 1]), "is longer than 1 MiB"),
     ] {
-        let printed = Config::load(&path).expect_err(reason).to_string();
+        let printed = Config::load(&path, None).expect_err(reason).to_string();
         assert!(printed.starts_with(&format!("{}: {reason}", path.display())), "{printed}");
         assert_eq!(printed.lines().count(), 1);
     }
@@ -581,7 +586,7 @@ fn keys_are_read_with_the_file_and_shown_without_their_secrets() {
     let file = secret_file("MARKED-secret\n", 0o600);
     let path = file.path().display();
     let config = with_key(&format!("access_key = \"AK1\"\nsecret_key_file = \"{path}\"")).unwrap();
-    assert_eq!(config.callers.keys[0].pair.secret_key.expose(), b"MARKED-secret");
+    assert_eq!(config.callers.keys[0].pair().secret_key.expose(), b"MARKED-secret");
     assert_eq!(config.warnings, []);
     let shown = config.to_string();
     assert!(shown.contains("AK1") && !shown.contains("MARKED"), "{shown}");
@@ -628,7 +633,7 @@ fn the_admin_token_is_read_with_the_file_and_not_shown() {
 fn a_secret_may_come_from_an_environment_variable() {
     // A variable that every test process has.
     let config = with_key("access_key = \"AK1\"\nsecret_key_env = \"CARGO_PKG_NAME\"").unwrap();
-    assert_eq!(config.callers.keys[0].pair.secret_key.expose(), b"sidelink");
+    assert_eq!(config.callers.keys[0].pair().secret_key.expose(), b"sidelink");
 }
 
 #[test]
@@ -697,7 +702,8 @@ fn a_shared_tier_reads_back_and_shows_no_secret() {
     let config = with_shared(&secrets, &lines).unwrap();
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
     let shared = config.shared.clone().unwrap();
-    assert_eq!(shared.urls(), ["rediss://a:6379/0", "rediss://[::1]:7000/0"]);
+    let urls: Vec<String> = shared.url.iter().map(ToString::to_string).collect();
+    assert_eq!(urls, ["rediss://a:6379/0", "rediss://[::1]:7000/0"]);
     let secrets = &shared.secret_file.secret;
     assert_eq!((secrets.len(), secrets[1].expose()), (2, FLEET.to_uppercase().as_bytes()));
     let shown = format!("{config}{config:?}");
@@ -709,7 +715,7 @@ fn a_shared_tier_reads_back_and_shows_no_secret() {
     let config = with_shared(&secret_file(FLEET, 0o604), "url = \"redis://h/3\"").unwrap();
     assert!(config.warnings[0].to_string().contains("shared.secret_file: everyone on this machine may read"));
     let shared = config.shared.unwrap();
-    assert_eq!((shared.database, shared.timeout, shared.lease_wait.as_millis()), (3, Duration::from_millis(5), 500));
+    assert_eq!((shared.database(), shared.timeout, shared.lease_wait.as_millis()), (3, Duration::from_millis(5), 500));
 }
 
 #[test]
@@ -766,7 +772,7 @@ fn the_trace_table_reads_back_and_shows_no_secret() {
     let config = with_trace(&lines).unwrap();
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
     let trace = config.trace.clone().unwrap();
-    assert_eq!(trace.uri(), "http://collector.internal:4318/v1/traces");
+    assert_eq!(trace.endpoint.to_string(), "http://collector.internal:4318/v1/traces");
     assert_eq!((trace.sample, trace.service_name.as_str(), trace.timeout), (0.25, "a b", Duration::from_secs(1)));
     assert_eq!(trace.headers[0].value(), "Bearer MARKED-1");
     assert_eq!(config.dependencies(), [value.path(); 2]);
@@ -775,7 +781,7 @@ fn the_trace_table_reads_back_and_shows_no_secret() {
     assert_eq!(Config::parse(&config.to_string()).unwrap(), config);
 
     let trace = with_trace("endpoint = \"https://[::1]/a/path\"").unwrap().trace.unwrap();
-    assert_eq!(trace.uri(), "https://[::1]/a/path");
+    assert_eq!(trace.endpoint.to_string(), "https://[::1]/a/path");
     assert_eq!((trace.sample, trace.service_name.as_str(), trace.timeout), (1.0, "sidelink", Duration::from_secs(5)));
     let open = secret_file("x", 0o604);
     let lines = "endpoint = \"http://h\"\n[[trace.headers]]\nname = \"x\"\nvalue_file = ";
@@ -835,7 +841,7 @@ fn a_value_that_a_reload_cannot_read_is_not_reported_as_immutable_too() {
     let running = Config::parse(&text).unwrap();
     let reload = |text: &str| {
         std::fs::write(at("sidelink.toml"), text).unwrap();
-        let errors = Config::reload(&directory.path().join("sidelink.toml"), &running).unwrap_err().errors;
+        let errors = Config::load(&directory.path().join("sidelink.toml"), Some(&running)).unwrap_err().errors;
         errors.into_iter().map(|error| format!("{}: {}", error.key, error.message)).collect::<Vec<_>>()
     };
     for (was, is, only) in [

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use sidelink::app::App;
-use sidelink::config::{Config, Endpoint, Proxy, Secret, SecretFile};
+use sidelink::config::{Config, Endpoint, Secret, SecretFile};
 use sidelink::demo::origin::Origin;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
@@ -57,7 +57,7 @@ impl EgressProxy {
 
     fn named_in(&self, config: &mut Config) {
         let address = Endpoint::parse(&format!("http://{}", self.address)).unwrap();
-        config.upstream.proxy = Some(Proxy { address, credentials: None });
+        config.upstream.proxy = Some(address);
     }
 }
 
@@ -104,7 +104,7 @@ async fn the_proxys_credentials_go_to_the_proxy_alone() {
     let mut config = config(origin.address());
     proxy.named_in(&mut config);
     let secret = Secret::new(b"user:pass".to_vec());
-    config.upstream.proxy.as_mut().unwrap().credentials = Some(SecretFile { secret, path: "proxy-credentials".into() });
+    config.upstream.proxy_credentials_file = Some(SecretFile { secret, path: "proxy-credentials".into() });
     assert!(!format!("{config:?}{config}").contains("user:pass"));
     let app = App::start(config).await.unwrap();
     assert_eq!(TestClient::new(app.addresses()[0]).batch("t", &["1"]).await.ids(), ["1"]);
@@ -149,7 +149,7 @@ async fn a_proxy_that_cannot_be_reached_is_a_502() {
     let gone = TcpListener::bind(LOOPBACK).await.unwrap().local_addr().unwrap();
     let mut config = config(origin.address());
     let address = Endpoint::parse(&format!("http://{gone}")).unwrap();
-    config.upstream.proxy = Some(Proxy { address, credentials: None });
+    config.upstream.proxy = Some(address);
     let app = App::start(config).await.unwrap();
     let reply = TestClient::new(app.addresses()[0]).batch("t", &["1"]).await;
     assert_eq!(reply.status, 502);

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use sidelink::app::App;
 use sidelink::clock::Clock;
-use sidelink::config::{Address, Config, Secret, Shared};
+use sidelink::config::{Config, NodeAddress, Secret, Shared};
 use sidelink::demo::origin::{self, Origin};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep};
@@ -44,8 +44,8 @@ impl Port {
         self.0.local_addr().unwrap().port()
     }
 
-    pub fn address(&self) -> Address {
-        Address { host: "127.0.0.1".to_owned(), port: self.number() }
+    pub fn address(&self) -> NodeAddress {
+        NodeAddress { host: "127.0.0.1".to_owned(), port: self.number() }
     }
 }
 
@@ -94,7 +94,7 @@ impl Redis {
         redis
     }
 
-    pub fn address(&self) -> Address {
+    pub fn address(&self) -> NodeAddress {
         self.port.address()
     }
 
@@ -134,7 +134,7 @@ impl Redis {
 }
 
 /// A tier at `nodes`, with time limits for a busy machine.
-pub fn shared(nodes: Vec<Address>) -> Shared {
+pub fn shared(nodes: Vec<NodeAddress>) -> Shared {
     let mut shared = Shared::at(nodes, vec![Secret::new(SECRET.as_bytes().to_vec())]);
     shared.timeout = Duration::from_secs(2);
     shared.lease_wait = Duration::from_secs(10);

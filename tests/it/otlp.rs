@@ -457,7 +457,9 @@ async fn a_reload_changes_collector_and_sampling() {
     assert_eq!(traced.batch(&["1"], "").await, 200);
     let other = Collector::start().await;
     // The spans queued before the reload still go to the first collector.
-    reload(&|config| Traced::trace(config).endpoint = Endpoint::parse(&format!("http://{}", other.address)).unwrap());
+    reload(&|config| {
+        Traced::trace(config).endpoint = Endpoint::parse(&format!("http://{}", other.address)).unwrap().into();
+    });
     assert_eq!(traced.batch(&["1"], "").await, 200);
     reload(&|config| config.trace = None);
     assert_eq!(traced.batch(&["1"], "").await, 200);
@@ -520,7 +522,7 @@ async fn a_collector_behind_tls_is_trusted_by_its_authority_alone() {
     let port = collector.behind_tls(&issued).await;
     let traced = Traced::start(|config| {
         let trace = Traced::trace(config);
-        trace.endpoint = Endpoint::parse(&format!("https://localhost:{port}")).unwrap();
+        trace.endpoint = Endpoint::parse(&format!("https://localhost:{port}")).unwrap().into();
         trace.ca_file = Some(right);
         let secret = Secret::new(b"Bearer x".to_vec());
         trace.headers = vec![TraceHeader {

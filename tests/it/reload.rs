@@ -158,7 +158,10 @@ async fn a_key_pair_that_is_taken_out_loses_access_at_once() {
     };
     send().await;
     assert_eq!(send().await.header("cache-status"), "sidelink; hit");
-    change(&stack, |config| config.callers.keys[0].pair = pair(ACCESS_KEY, "sk-another"));
+    change(&stack, |config| {
+        config.callers.keys.clear();
+        knows(config, ACCESS_KEY, "sk-another");
+    });
     let reply = send().await;
     assert_eq!(reply.header("cache-status"), "sidelink; fwd=bypass; detail=signature");
     change(&stack, |config| config.callers.keys.clear());

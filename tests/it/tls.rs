@@ -11,7 +11,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use sidelink::app::App;
-use sidelink::config::{ClientCertificate, Config, Endpoint};
+use sidelink::config::{Config, Endpoint};
 use sidelink::demo::origin::Origin;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -206,10 +206,8 @@ async fn an_endpoint_that_asks_for_a_certificate_gets_the_one_configured() {
         let issued = clients.issue("sidelink");
         let mut config = secured.config();
         config.upstream.ca_file = Some(write(&files, "ca.pem", &authority.pem()));
-        config.upstream.client = Some(ClientCertificate {
-            cert: write(&files, "client.pem", &issued.certificate.pem()),
-            key: write(&files, "client-key.pem", &issued.key.serialize_pem()),
-        });
+        config.upstream.client_cert = Some(write(&files, "client.pem", &issued.certificate.pem()));
+        config.upstream.client_key = Some(write(&files, "client-key.pem", &issued.key.serialize_pem()));
         let app = App::start(config).await.unwrap();
         let client = TestClient::new(app.addresses()[0]);
         assert_eq!(client.batch("t", &["1"]).await.ids(), ["1"]);
@@ -229,10 +227,8 @@ async fn a_key_that_does_not_fit_its_certificate_is_named_at_the_start() {
     let (files, authority) = (tempfile::tempdir().unwrap(), Authority::new());
     let (one, other) = (authority.issue("sidelink"), authority.issue("sidelink"));
     let mut config = config(SocketAddr::from(([127, 0, 0, 1], 9)));
-    config.upstream.client = Some(ClientCertificate {
-        cert: write(&files, "client.pem", &one.certificate.pem()),
-        key: write(&files, "client-key.pem", &other.key.serialize_pem()),
-    });
+    config.upstream.client_cert = Some(write(&files, "client.pem", &one.certificate.pem()));
+    config.upstream.client_key = Some(write(&files, "client-key.pem", &other.key.serialize_pem()));
     let error = App::start(config).await.err().unwrap().to_string();
     assert!(error.starts_with("upstream.client_key: does not fit"), "{error}");
 }

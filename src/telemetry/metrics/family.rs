@@ -21,8 +21,8 @@ pub type Counters<L> = PerLabel<L, IntCounter>;
 pub type Gauges<L> = PerLabel<L, IntGauge>;
 
 impl<L: Label, M> PerLabel<L, M> {
-    fn new(series: impl Fn(L) -> M) -> Self {
-        Self(L::VALUES.iter().map(|value| series(*value)).collect(), PhantomData)
+    fn new(series: impl Fn(&'static str) -> M) -> Self {
+        Self(L::VALUES.iter().map(|(_, value)| series(value)).collect(), PhantomData)
     }
 
     /// The series of one value.
@@ -33,7 +33,7 @@ impl<L: Label, M> PerLabel<L, M> {
 
     /// Every series, in the order of the values.
     pub fn iter(&self) -> impl Iterator<Item = (L, &M)> {
-        L::VALUES.iter().copied().zip(&self.0)
+        L::VALUES.iter().map(|(value, _)| *value).zip(&self.0)
     }
 }
 
@@ -57,9 +57,6 @@ macro_rules! families {
 
         impl $name {
             /// Registers every family on `registry`.
-            ///
-            /// # Errors
-            /// If a family of the same name is there already.
             pub fn new(registry: &prometheus::Registry) -> prometheus::Result<Self> {
                 Ok(Self {
                     $($field: families!(@new registry, $type, concat!($($help),+) $(, $metric, $kind($($argument),*))?),)+
@@ -116,12 +113,12 @@ impl<'a> Family<'a> {
 
     pub(super) fn counters<L: Label>(self, label: &str) -> Result<Counters<L>> {
         let vector = self.register(IntCounterVec::new(self.opts(), &[label])?)?;
-        Ok(PerLabel::new(|value: L| vector.with_label_values(&[value.value()])))
+        Ok(PerLabel::new(|value| vector.with_label_values(&[value])))
     }
 
     pub(super) fn gauges<L: Label>(self, label: &str) -> Result<Gauges<L>> {
         let vector = self.register(IntGaugeVec::new(self.opts(), &[label])?)?;
-        Ok(PerLabel::new(|value: L| vector.with_label_values(&[value.value()])))
+        Ok(PerLabel::new(|value| vector.with_label_values(&[value])))
     }
 
     /// A series for each state of a breaker, 1 at the current one.
@@ -134,11 +131,11 @@ impl<'a> Family<'a> {
     pub(super) fn request_durations(self, buckets: &[f64]) -> Result<RequestDurations> {
         let opts = HistogramOpts::new(&*self.name, self.help).buckets(buckets.to_vec());
         let vector = self.register(HistogramVec::new(opts, &["route", "outcome"])?)?;
-        let of = |route: Route, outcome: Outcome| vector.with_label_values(&[route.name(), outcome.name()]);
+        let of = |route: Route, outcome: &str| vector.with_label_values(&[route.name(), outcome]);
         Ok(RequestDurations {
             batch: PerLabel::new(|outcome| of(Route::Batch, outcome)),
-            forwarded: of(Route::Passthrough, Outcome::Bypass),
-            failed: of(Route::Passthrough, Outcome::Error),
+            forwarded: of(Route::Passthrough, Outcome::Bypass.name()),
+            failed: of(Route::Passthrough, Outcome::Error.name()),
         })
     }
 

@@ -2,19 +2,16 @@
 
 /// The values of one label.
 pub trait Label: Copy + 'static {
-    /// Every value.
-    const VALUES: &'static [Self];
-
-    /// The value, as it stands in metrics and logs.
-    fn value(self) -> &'static str;
+    /// Every value, and how it stands in metrics and logs.
+    const VALUES: &'static [(Self, &'static str)];
 
     /// Its place in [`Label::VALUES`].
     fn index(self) -> usize;
 }
 
-/// Declares the values of one label as an enum: `Variant = "value"`.
+/// Declares each label as an enum of its values: `Variant = "value"`.
 macro_rules! labels {
-    ($(#[$meta:meta])* pub enum $name:ident { $($(#[$doc:meta])+ $variant:ident = $value:literal,)+ }) => {
+    ($($(#[$meta:meta])* pub enum $name:ident { $($(#[$doc:meta])+ $variant:ident = $value:literal,)+ })+) => {$(
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum $name {
@@ -34,17 +31,13 @@ macro_rules! labels {
         }
 
         impl Label for $name {
-            const VALUES: &'static [Self] = &Self::ALL;
-
-            fn value(self) -> &'static str {
-                self.name()
-            }
+            const VALUES: &'static [(Self, &'static str)] = &[$((Self::$variant, $value)),+];
 
             fn index(self) -> usize {
                 self as usize
             }
         }
-    };
+    )+};
 }
 
 labels! {
@@ -65,32 +58,7 @@ labels! {
         /// Not available.
         Failed = "failed",
     }
-}
 
-/// The results of one batch's distinct ids.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally(pub(super) [u32; 7]);
-
-impl Tally {
-    /// Counts one id.
-    pub fn add(&mut self, result: IdResult) {
-        if let Some(count) = self.0.get_mut(result as usize) {
-            *count += 1;
-        }
-    }
-
-    /// The count of `result`.
-    pub fn count(&self, result: IdResult) -> u32 {
-        self.0.get(result as usize).copied().unwrap_or(0)
-    }
-
-    /// All ids.
-    pub fn total(&self) -> u32 {
-        self.0.iter().sum()
-    }
-}
-
-labels! {
     /// How a batch was answered.
     pub enum Outcome {
         /// All from memory.
@@ -106,9 +74,7 @@ labels! {
         /// An error, the endpoint's or sidelink's own.
         Error = "error",
     }
-}
 
-labels! {
     /// The route of a request.
     pub enum Route {
         /// The batch route.
@@ -116,9 +82,7 @@ labels! {
         /// Any other route of the endpoint.
         Passthrough = "passthrough",
     }
-}
 
-labels! {
     /// Why a batch is forwarded untouched.
     pub enum Bypass {
         /// No credential, or only empty ones.
@@ -146,9 +110,7 @@ labels! {
         /// The answer does not match the ids asked for.
         Unmatched = "unmatched",
     }
-}
 
-labels! {
     /// The result of a call to the endpoint.
     pub enum CallResult {
         /// An answer that was read.
@@ -168,9 +130,7 @@ labels! {
         /// Refused by the breaker or a pause, before anything was sent.
         Refused = "refused",
     }
-}
 
-labels! {
     /// What the breaker counts.
     pub enum Evidence {
         /// Callers whose calls failed.
@@ -188,9 +148,7 @@ labels! {
         /// Sources refused while the breaker is closed for others.
         SourcesRefused = "sources_refused",
     }
-}
 
-labels! {
     /// Why a fresh id is fetched again.
     pub enum Refetch {
         /// Refresh ahead.
@@ -200,9 +158,7 @@ labels! {
         /// The client's own cache directives.
         Client = "client",
     }
-}
 
-labels! {
     /// What is purged.
     pub enum PurgeTarget {
         /// Ids, by an operator.
@@ -214,9 +170,7 @@ labels! {
         /// An id whose DELETE passed through.
         Delete = "delete",
     }
-}
 
-labels! {
     /// Why an entry left memory.
     pub enum Eviction {
         /// To make room.
@@ -226,9 +180,7 @@ labels! {
         /// Purged, or refused by the endpoint.
         Explicit = "explicit",
     }
-}
 
-labels! {
     /// What the breaker lets through.
     pub enum BreakerState {
         /// Every call.
@@ -238,9 +190,7 @@ labels! {
         /// None.
         Open = "open",
     }
-}
 
-labels! {
     /// Why a link is passed on and not stored.
     pub enum Reason {
         /// Its life left is below `freshness.min_remaining`.
@@ -254,9 +204,7 @@ labels! {
         /// The answer could not be matched to the ids asked for.
         Unmatched = "unmatched",
     }
-}
 
-labels! {
     /// The limits that refuse requests.
     pub enum Limit {
         /// `limits.in_flight`
@@ -274,9 +222,7 @@ labels! {
         /// `limits.signed_bodies`
         SignedBodies = "signed_bodies",
     }
-}
 
-labels! {
     /// The bounded resources of the process.
     pub enum Bounded {
         /// Client connections, by `limits.connections`.
@@ -294,9 +240,7 @@ labels! {
         /// Calls under way, by `upstream.calls`.
         Calls = "calls",
     }
-}
 
-labels! {
     /// The purpose of a round trip to the shared tier.
     pub enum Operation {
         /// Look up links that are not in memory.
@@ -310,9 +254,7 @@ labels! {
         /// Read purges and revocations of others, and a Cluster's layout, in the background.
         Sync = "sync",
     }
-}
 
-labels! {
     /// How the shared tier fails. Each costs hits, never an answer.
     pub enum Kind {
         /// No connection: refused, unreachable, name, certificate or credentials.
@@ -334,9 +276,7 @@ labels! {
         /// The fleet's journal of purges was lost, went back, or was altered: older values are ignored.
         Journal = "journal",
     }
-}
 
-labels! {
     /// The result of a span's export.
     pub enum SpanResult {
         /// The collector accepted it.
@@ -347,5 +287,28 @@ labels! {
         Failed = "failed",
         /// The queue was full.
         Dropped = "dropped",
+    }
+}
+
+/// The results of one batch's distinct ids.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally(pub(super) [u32; 7]);
+
+impl Tally {
+    /// Counts one id.
+    pub fn add(&mut self, result: IdResult) {
+        if let Some(count) = self.0.get_mut(result as usize) {
+            *count += 1;
+        }
+    }
+
+    /// The count of `result`.
+    pub fn count(&self, result: IdResult) -> u32 {
+        self.0.get(result as usize).copied().unwrap_or(0)
+    }
+
+    /// All ids.
+    pub fn total(&self) -> u32 {
+        self.0.iter().sum()
     }
 }

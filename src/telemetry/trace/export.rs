@@ -55,7 +55,7 @@ pub(super) fn start(
         RetryPolicy::recommended().with_initial_delay(Duration::from_secs(1)).with_max_delay(Duration::from_secs(8));
     let mut exporter = SpanExporter::builder()
         .with_http()
-        .with_endpoint(config.uri().to_string())
+        .with_endpoint(config.endpoint.to_string())
         .with_protocol(Protocol::HttpBinary)
         .with_timeout(RETRY_WINDOW)
         .with_retry_policy(retries)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::Method;
-use sidelink::config::{Config, Endpoint, Proxy};
+use sidelink::config::{Config, Endpoint};
 use tokio::sync::watch;
 
 use crate::flaky_endpoint::http2::Secure;
@@ -94,7 +94,7 @@ async fn tunnels_of_an_egress_proxy_that_are_all_lost_fail_no_batch() {
         let wire = Wire::egress(endpoint.address).await;
         let proxy = Endpoint::parse(&format!("http://{}", wire.address)).unwrap();
         let sidelink = Sidelink::before(endpoint.address, |config| {
-            config.upstream.proxy = Some(Proxy { address: proxy, credentials: None });
+            config.upstream.proxy = Some(proxy);
         })
         .await;
         fill_pool(&sidelink, &endpoint, 20, &gate).await;

@@ -86,7 +86,7 @@ async fn over_tls_only_a_trusted_server_is_used() {
     ];
     let redis = Redis::with(&arguments).await;
     let mut tier = shared(vec![port.address()]);
-    tier.tls = true;
+    tier.url[0].tls = true;
     tier.ca_file = Some(ca);
     let fleet = Fleet::with(tier.clone(), 2, |_| {}, |_| {}).await;
     let [one, other] = &fleet.sidecars[..] else { panic!() };

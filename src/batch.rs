@@ -354,14 +354,14 @@ impl BatchRoute {
         headers: Headers<'_>,
         trace: &RequestSpan,
     ) -> FetchContext {
-        let share = self.fetch.tier().map(|tier| {
+        let tier_scope = self.fetch.tier().map(|tier| {
             let (kind, fields) = self.callers.made_up_of(credential, &identity, headers.map());
             let scope: Vec<_> = self.callers.scope_fields(&identity, headers, &batch.group).collect();
-            Arc::new(tier.share(&identity, (kind, &fields), &scope, batch.group.name()))
+            Arc::new(tier.scope(&identity, (kind, &fields), &scope, batch.group.name()))
         });
         FetchContext {
             requirements,
-            share,
+            tier_scope,
             headers: self.callers.carried(&identity, headers.map()),
             scope,
             group: batch.group.to_static(),

@@ -12,7 +12,7 @@ use sidelink::cache::purges::Target;
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint, Secret, SecretFile};
 use sidelink::shared::testing::Trial;
-use sidelink::shared::{Brought, Share, Stamp};
+use sidelink::shared::{Brought, Stamp, TierScope};
 use sidelink::telemetry::metrics::Metrics;
 
 use super::{EPOCH, runtime};
@@ -72,7 +72,7 @@ struct Fleet {
     sidecars: [Trial; 2],
     clocks: [Clock; 2],
     endpoint_clock: Clock,
-    shares: [Vec<Share>; 2],
+    shares: [Vec<TierScope>; 2],
     journal: Vec<u8>,
     copies: Vec<Vec<u8>>,
     /// The journal of another time was brought back: of what others said, some may be unsaid.
@@ -145,7 +145,7 @@ impl Fleet {
         let sidecars = clocks.each_ref().map(|clock| Trial::new(&shared, &config, METRICS.clone(), clock.clone()));
         let shares = sidecars
             .each_ref()
-            .map(|sidecar| Self::SCOPES.iter().map(|(token, group)| sidecar.share(token, *group)).collect::<Vec<_>>());
+            .map(|sidecar| Self::SCOPES.iter().map(|(token, group)| sidecar.scope(token, *group)).collect::<Vec<_>>());
         let mut fleet = Self {
             sidecars,
             clocks,

@@ -52,30 +52,25 @@ impl Deadlines {
         self.fresh > 0
     }
 
-    /// Deadlines of a link from another sidecar, for a call sent at `sent` with these spans, shortened to what `config` allows
-    /// here. `None` if it allows nothing.
-    pub(crate) fn link_elsewhere(
+    /// Deadlines of an entry from another sidecar, for a call sent at `sent` with these spans, shortened to what `config`
+    /// allows here. `None` if it allows nothing.
+    pub(crate) fn elsewhere(
         sent: Moment,
         [fresh, stale, life]: [u32; 3],
+        is_absent: bool,
         config: &config::Freshness,
     ) -> Option<Self> {
         let most = |span: Duration| saturate(millis(span));
-        let (usable, by_kind) = match life {
-            u32::MAX => (u32::MAX, most(config.unsigned)),
-            life => {
-                let usable = life.saturating_sub(most(config.min_remaining));
-                (usable, usable)
-            }
+        let deadlines = if is_absent {
+            Self::absent(sent, Duration::from_millis(fresh.into()).min(config.absent))
+        } else {
+            let usable = if life == u32::MAX { life } else { life.saturating_sub(most(config.min_remaining)) };
+            let by_kind = if life == u32::MAX { most(config.unsigned) } else { usable };
+            let fresh = fresh.min(by_kind).min(most(config.max));
+            let stale = stale.min(usable).min(fresh.saturating_add(most(config.stale_if_error))).max(fresh);
+            Self { sent, fresh, stale, life }
         };
-        let fresh = fresh.min(by_kind).min(most(config.max));
-        let stale = stale.min(usable).min(fresh.saturating_add(most(config.stale_if_error))).max(fresh);
-        (fresh > 0).then_some(Self { sent, fresh, stale, life })
-    }
-
-    /// As [`Self::link_elsewhere`], for an id that the endpoint left out.
-    pub(crate) fn absent_elsewhere(sent: Moment, [fresh, ..]: [u32; 3], config: &config::Freshness) -> Option<Self> {
-        let deadlines = Self::absent(sent, Duration::from_millis(fresh.into()).min(config.absent));
-        (deadlines.fresh > 0).then_some(deadlines)
+        deadlines.is_stored().then_some(deadlines)
     }
 
     /// When the call was sent, and the milliseconds from there that the entry is fresh, that it is usable, and until its URL

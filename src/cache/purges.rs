@@ -39,8 +39,19 @@ pub enum Target<'t> {
     All,
 }
 
+impl Target<'_> {
+    /// The mark of a purge, where names are hashed with `key`.
+    pub(crate) fn mark(self, key: [u8; 16]) -> Mark {
+        match self {
+            Target::Id(id) => Mark::Named(hash(key, b'i', id)),
+            Target::Group(group) => Mark::Named(hash(key, b'g', group)),
+            Target::All => Mark::All,
+        }
+    }
+}
+
 /// A [`Target`] as a keyed hash, which tells nothing without the key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Mark {
     /// One id, or one group.
     Named(u128),
@@ -109,15 +120,6 @@ impl Purges {
         self.listener.store(listener.map(Arc::new));
     }
 
-    /// The mark of `target` where names are hashed with `key`.
-    pub(crate) fn name_under(key: [u8; 16], target: Target<'_>) -> Mark {
-        match target {
-            Target::Id(id) => Mark::Named(hash(key, b'i', id)),
-            Target::Group(group) => Mark::Named(hash(key, b'g', group)),
-            Target::All => Mark::All,
-        }
-    }
-
     /// Covers with `mark` what was sent at `at` or before. A mark never moves back.
     pub(crate) fn mark(&self, mark: Mark, at: Moment) {
         self.insert(&mut self.table.write(), mark, at);
@@ -141,7 +143,7 @@ impl Purges {
 
     fn leave(&self, target: Target<'_>, at: Moment) {
         let mut table = self.table.write();
-        let mark = Self::name_under(table.key, target);
+        let mark = target.mark(table.key);
         self.insert(&mut table, mark, at);
     }
 

@@ -23,8 +23,8 @@ impl Fetcher {
     /// Drops all entries of the caller, here and in the shared tier; `known`: the endpoint had accepted it before.
     pub(super) fn drop_caller(&self, context: &FetchContext, known: bool) {
         self.callers.drop_links(&context.identity);
-        if let (Some(tier), Some(share)) = (&self.tier, &context.share) {
-            tier.revoke(share, known);
+        if let (Some(tier), Some(scope)) = (&self.tier, &context.tier_scope) {
+            tier.revoke(scope, known);
         }
     }
 
@@ -52,8 +52,8 @@ impl Fetcher {
         if had_link {
             self.callers.invalidate(&context.identity);
         }
-        if let (Some(tier), Some(share)) = (&self.tier, &context.share) {
-            tier.withdraw(share, ids.iter().map(|id| id.id.clone()).collect());
+        if let (Some(tier), Some(scope)) = (&self.tier, &context.tier_scope) {
+            tier.withdraw(scope, ids.iter().map(|id| id.id.clone()).collect());
         }
     }
 

@@ -7,7 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::store::Command;
+use super::store::RedisCommand;
 use crate::config::{self, Address};
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::{Kind, Metrics, Operation};
@@ -63,14 +63,14 @@ impl ConnectOptions {
 pub(super) struct Node {
     pub(super) address: Address,
     options: Arc<ConnectOptions>,
-    connection: RwLock<Option<Connection>>,
+    connection: RwLock<Option<NodeConnection>>,
     /// In a row.
     failures: AtomicU32,
     refused: LogThrottle,
 }
 
 #[derive(Clone)]
-struct Connection {
+struct NodeConnection {
     requests: MultiplexedConnection,
     allowance: Arc<Allowance>,
     /// Reads and writes while any clone of the connection exists.
@@ -86,7 +86,7 @@ pub(super) struct RoundTrip {
 }
 
 impl RoundTrip {
-    pub(super) fn add(&mut self, command: Command) {
+    pub(super) fn add(&mut self, command: RedisCommand) {
         self.reply_bytes += command.reply_bytes;
         self.pipeline.add_command(command.command);
     }
@@ -137,7 +137,7 @@ impl Node {
         format!("{}: {reason}", self.address)
     }
 
-    async fn open(&self) -> Result<Connection, String> {
+    async fn open(&self) -> Result<NodeConnection, String> {
         let Address { host, port } = &self.address;
         let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
@@ -151,19 +151,20 @@ impl Node {
         }
     }
 
-    async fn log_in<S>(&self, stream: S) -> Result<Connection, String>
+    async fn log_in<S>(&self, stream: S) -> Result<NodeConnection, String>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let allowance = Arc::new(Allowance(AtomicUsize::new(GREETING)));
-        let stream = Measured { stream, allowance: Arc::clone(&allowance) };
+        let (read, write) = tokio::io::split(stream);
+        let stream = tokio::io::join(Measured { read, allowance: Arc::clone(&allowance) }, write);
         // Round trips have a time limit of their own.
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let (requests, driver) = MultiplexedConnection::new_with_config(&self.options.login, stream, config)
             .await
             .map_err(|error| error.to_string())?;
         let driver = Arc::new(AbortOnDropHandle::new(tokio::spawn(driver)));
-        Ok(Connection { requests, allowance, _driver: driver })
+        Ok(NodeConnection { requests, allowance, _driver: driver })
     }
 
     /// Sends the commands of one round trip; returns a reply for each. `None` if there is no connection, or no answer within
@@ -233,33 +234,16 @@ impl Allowance {
     }
 }
 
-/// A stream on which reading more than the allowance is an error.
-struct Measured<S> {
-    stream: S,
+/// Reading more than the allowance from this is an error.
+struct Measured<R> {
+    read: R,
     allowance: Arc<Allowance>,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Measured<S> {
+impl<R: AsyncRead + Unpin> AsyncRead for Measured<R> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if let Poll::Ready(Ok(())) = read {
-            return Poll::Ready(self.allowance.spend(buf.filled().len() - before));
-        }
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Measured<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        ready!(Pin::new(&mut self.read).poll_read(cx, buf))?;
+        Poll::Ready(self.allowance.spend(buf.filled().len() - before))
     }
 }

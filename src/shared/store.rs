@@ -30,14 +30,14 @@ const MOST_NODES: usize = 1000;
 const LAYOUT: Duration = Duration::from_secs(1);
 
 /// A command for the server that has `key`.
-pub(super) struct Command {
+pub(super) struct RedisCommand {
     key: Box<str>,
     pub(super) command: Cmd,
     /// Most bytes of values in the reply.
     pub(super) reply_bytes: usize,
 }
 
-impl Command {
+impl RedisCommand {
     pub(super) fn new(name: &str, key: &str) -> Self {
         Self { key: key.into(), command: redis::cmd(name).arg(key).to_owned(), reply_bytes: 0 }
     }
@@ -124,7 +124,7 @@ impl Store {
                 continue;
             }
             let mut trip = RoundTrip::default();
-            trip.add(Command::new("CLUSTER", "SLOTS").reply_bytes(MOST_LAYOUT));
+            trip.add(RedisCommand::new("CLUSTER", "SLOTS").reply_bytes(MOST_LAYOUT));
             let replies = node.run(Operation::Sync, &trip, LAYOUT).await;
             let Some([slots]) = replies.as_deref() else {
                 trouble = format!("{}: did not say which node has which slots", node.address);
@@ -169,12 +169,11 @@ impl Store {
         (!layout.slots.is_empty()).then_some(layout)
     }
 
-    /// Sends commands in one round trip within `limit`; returns each command's reply, `None` where its server is down, fails,
-    /// or answers with an error.
+    /// Sends commands in one round trip within `limit`; returns each command's reply, `None` where its server is down or fails.
     pub(super) async fn run(
         &self,
         operation: Operation,
-        commands: Vec<Command>,
+        commands: Vec<RedisCommand>,
         limit: Duration,
     ) -> Vec<Option<Value>> {
         let layout = self.layout.read().clone();
@@ -192,11 +191,10 @@ impl Store {
         });
         for (values, places) in join_all(running).await {
             for (value, place) in values.into_iter().flatten().zip(places) {
-                if let Value::ServerError(error) = &value {
-                    if matches!(error.kind(), Some(ServerErrorKind::Moved | ServerErrorKind::Ask)) {
-                        self.moved.store(true, Ordering::Relaxed);
-                    }
-                    continue;
+                if let Value::ServerError(error) = &value
+                    && matches!(error.kind(), Some(ServerErrorKind::Moved | ServerErrorKind::Ask))
+                {
+                    self.moved.store(true, Ordering::Relaxed);
                 }
                 if let Some(reply) = replies.get_mut(*place) {
                     *reply = Some(value);
@@ -210,9 +208,9 @@ impl Store {
     /// before, the values, and the replies to those after. A value that is no string counts as none.
     pub(super) async fn get(
         &self,
-        before: Vec<Command>,
+        before: Vec<RedisCommand>,
         keys: &[Box<str>],
-        after: Vec<Command>,
+        after: Vec<RedisCommand>,
         operation: Operation,
         limit: Duration,
     ) -> (Vec<Option<Value>>, Vec<Option<Vec<u8>>>, Vec<Option<Value>>) {
@@ -220,9 +218,9 @@ impl Store {
         let mut commands = before;
         // A Cluster takes several keys in one command only if they share a slot.
         if self.cluster {
-            commands.extend(keys.iter().map(|key| Command::new("GET", key).reply_bytes(MOST_TEXT)));
+            commands.extend(keys.iter().map(|key| RedisCommand::new("GET", key).reply_bytes(MOST_TEXT)));
         } else if let Some((first, rest)) = keys.split_first() {
-            let get = rest.iter().fold(Command::new("MGET", first), |get, key| get.arg(&**key));
+            let get = rest.iter().fold(RedisCommand::new("MGET", first), |get, key| get.arg(&**key));
             commands.push(get.reply_bytes(count * (MOST_TEXT + 16)));
         }
         let last = commands.len();

@@ -199,9 +199,9 @@ async fn absences_and_unsigned_links_of_a_peer_are_bounded_by_local_settings() {
         // An unsigned link states no expiry either.
         let entry = Entry::new(text, Deadlines::absent(now, Duration::from_secs(500)));
         let brought = Brought { sent: Some(now), links: vec![("1".into(), entry)], ..Brought::default() };
-        let written = peer.write(&peer.share("t", None), &peer.stamp().unwrap(), &brought);
+        let written = peer.write(&peer.scope("t", None), &peer.stamp().unwrap(), &brought);
         let (_, value) = written.first().unwrap();
-        let read = |sidecar: &Trial| sidecar.link(&sidecar.share("t", None), "1", value.as_bytes());
+        let read = |sidecar: &Trial| sidecar.link(&sidecar.scope("t", None), "1", value.as_bytes());
         assert!(read(&none).is_none(), "{text:?}: a local setting of 0 s");
         let left = read(&some).unwrap().deadlines().fresh_left(now).unwrap();
         assert!((15_000..=20_000).contains(&left), "{text:?}: {left} ms");

@@ -118,11 +118,13 @@ fn an_expiry_beyond_ten_years_or_an_auth_key_of_the_past_is_unreadable() {
 #[test]
 fn deadlines_of_a_peer_are_bounded_by_local_settings() {
     let strict = config::Freshness { absent: Duration::ZERO, unsigned: Duration::ZERO, ..config() };
-    assert_eq!(Deadlines::absent_elsewhere(moment(0), [3_600_000; 3], &strict), None);
-    assert_eq!(Deadlines::link_elsewhere(moment(0), [60_000, 60_000, u32::MAX], &strict), None);
-    let absent = Deadlines::absent_elsewhere(moment(0), [3_600_000, 3_600_000, u32::MAX], &config()).unwrap();
+    let elsewhere =
+        |spans, is_absent, config: &config::Freshness| Deadlines::elsewhere(moment(0), spans, is_absent, config);
+    assert_eq!(elsewhere([3_600_000; 3], true, &strict), None);
+    assert_eq!(elsewhere([60_000, 60_000, u32::MAX], false, &strict), None);
+    let absent = elsewhere([3_600_000, 3_600_000, u32::MAX], true, &config()).unwrap();
     assert_eq!(absent.usable_left(moment(0)), Some(5_000));
-    let signed = Deadlines::link_elsewhere(moment(0), [600_000, 840_000, 900_000], &strict).unwrap();
+    let signed = elsewhere([600_000, 840_000, 900_000], false, &strict).unwrap();
     assert_eq!(signed.fresh_left(moment(0)), Some(600_000));
 }
 
@@ -237,7 +239,7 @@ proptest! {
         }
         // A peer allows no more.
         let (sent, spans) = deadlines.parts();
-        if let Some(elsewhere) = Deadlines::link_elsewhere(sent, spans, &config) {
+        if let Some(elsewhere) = Deadlines::elsewhere(sent, spans, false, &config) {
             prop_assert!(elsewhere.usable_left(now) <= deadlines.usable_left(now));
         }
     }

@@ -28,7 +28,7 @@ pub use crate::telemetry::metrics::Bypass;
 pub(crate) use caller_state::CallerState;
 pub use caller_state::CallerStates;
 pub use credential::Credential;
-use scope::Fields;
+use scope::KeyedHash;
 pub use scope::{Key, KeyHasher, Scope};
 use signature::{Fault, Keys, Signer};
 
@@ -92,9 +92,9 @@ pub enum AuthError {
 /// Identifies callers, and keeps their states.
 pub struct Callers {
     /// Hashes to start from, each of another purpose.
-    by_token: Fields,
-    by_key: Fields,
-    by_scope: Fields,
+    by_token: KeyedHash,
+    by_key: KeyedHash,
+    by_scope: KeyedHash,
     keys: Arc<Keys>,
     scope_headers: Vec<HeaderName>,
     /// Credential headers, then scope headers.
@@ -116,9 +116,8 @@ impl Callers {
         endpoint: &config::Endpoint,
         clock: Clock,
     ) -> Self {
-        let mut key = Fields::new(&caller_states.key, b"endpoint");
-        key.field(endpoint.to_string().as_bytes());
-        let key = key.finish().to_be_bytes();
+        let key = KeyedHash::new(&caller_states.key, b"endpoint");
+        let key = key.with([Some(endpoint.to_string().as_bytes())]).to_be_bytes();
         let mut scope_headers = api::SCOPE_HEADERS.to_vec();
         scope_headers.extend(config.scope_headers.iter().cloned());
         let mut varies = vec![api::TOKEN, AUTHORIZATION, api::SECURITY_TOKEN];
@@ -127,9 +126,9 @@ impl Callers {
         // Never the star: header names make a valid value.
         let vary = HeaderValue::from_str(&names.join(", ")).unwrap_or(HeaderValue::from_static("*"));
         Self {
-            by_token: Fields::new(&key, b"caller/token"),
-            by_key: Fields::new(&key, b"caller/key"),
-            by_scope: Fields::new(&key, b"scope"),
+            by_token: KeyedHash::new(&key, b"caller/token"),
+            by_key: KeyedHash::new(&key, b"caller/key"),
+            by_scope: KeyedHash::new(&key, b"scope"),
             keys,
             scope_headers,
             varies,

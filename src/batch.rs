@@ -355,7 +355,7 @@ impl BatchRoute {
         trace: &RequestSpan,
     ) -> FetchContext {
         let tier_scope = self.fetch.tier().map(|tier| {
-            let (kind, fields) = self.callers.made_up_of(credential, &identity, headers.map());
+            let (kind, fields) = self.callers.credential_fields(credential, &identity, headers.map());
             let scope: Vec<_> = self.callers.scope_fields(&identity, headers, &batch.group).collect();
             Arc::new(tier.scope(&identity, (kind, &fields), &scope, batch.group.name()))
         });

@@ -6,7 +6,7 @@
 //!
 //! # Locks
 //! Each `Part` has a lock. Readers are `View` (the look-ups of one batch, never across an await) and `Cache::peek`.
-//! Writers are `Cache::keep`, `Cache::forget`, `Cache::resize` and one slice of `Cache::sweep`; a writer has one part
+//! Writers are `Cache::insert`, `Cache::remove`, `Cache::resize` and one slice of `Cache::sweep`; a writer has one part
 //! at a time, and a view locks its parts in order, so no deadlock is possible between them. Within a part's lock only
 //! that of `purges` is taken.
 
@@ -142,7 +142,7 @@ impl Cache {
     }
 
     /// Inserts or replaces the entry of `key`.
-    pub fn keep(&self, key: Key, entry: Entry) {
+    pub fn insert(&self, key: Key, entry: Entry) {
         let mut part = self.parts.get(self.part_of(key)).map(Part::write);
         let Some(table) = part.as_mut().and_then(|part| part.get_mut(self.table_of(key))) else { return };
         let expected = table.len() + usize::from(table.peek(&key).is_none());
@@ -151,7 +151,7 @@ impl Cache {
     }
 
     /// Removes the entry of `key`.
-    pub(crate) fn forget(&self, key: Key) {
+    pub(crate) fn remove(&self, key: Key) {
         let part = self.parts.get(self.part_of(key));
         if part.and_then(|part| part.write().get_mut(self.table_of(key))?.remove(&key)).is_some() {
             self.evictions.of(Eviction::Explicit).inc();
@@ -293,7 +293,7 @@ mod tests {
         let scope = Scope::of_test(1);
         for seconds in [10, 20] {
             let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(seconds));
-            cache.keep(scope.key(&seconds.to_string()), Entry::new(None, deadlines));
+            cache.insert(scope.key(&seconds.to_string()), Entry::new(None, deadlines));
         }
         tokio::time::advance(Duration::from_secs(10)).await;
         cache.sweep(clock.now());
@@ -311,7 +311,7 @@ mod tests {
         let count = 4 * PARTS * SLICE;
         for id in 0..count {
             let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(if id % 2 == 0 { 1 } else { 20 }));
-            cache.keep(scope.key(&id.to_string()), Entry::new(None, deadlines));
+            cache.insert(scope.key(&id.to_string()), Entry::new(None, deadlines));
         }
         tokio::time::advance(Duration::from_secs(10)).await;
         let mut slices = 0;
@@ -320,7 +320,7 @@ mod tests {
             // If any part were locked, these writes would deadlock.
             for id in 0..64 {
                 let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(20));
-                cache.keep(scope.key(&format!("new{id}")), Entry::new(None, deadlines));
+                cache.insert(scope.key(&format!("new{id}")), Entry::new(None, deadlines));
             }
         });
         assert!(slices >= count / SLICE, "{slices}");
@@ -345,7 +345,7 @@ mod tests {
         let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
         let fill = || {
             for id in 0..10_000 {
-                cache.keep(scope.key(&id.to_string()), Entry::new(Some(&"x".repeat(440)), deadlines));
+                cache.insert(scope.key(&id.to_string()), Entry::new(Some(&"x".repeat(440)), deadlines));
             }
             cache.size().1
         };
@@ -363,7 +363,7 @@ mod tests {
         let scope = Scope::of_test(1);
         let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
         for id in 0..10_000 {
-            cache.keep(scope.key(&id.to_string()), Entry::new(Some(&"x".repeat(440)), deadlines));
+            cache.insert(scope.key(&id.to_string()), Entry::new(Some(&"x".repeat(440)), deadlines));
         }
         let (links, bytes) = cache.size();
         assert!(bytes <= 1 << 20 && links > 1500, "{links} links of {bytes} bytes");
@@ -376,7 +376,7 @@ mod tests {
         let (cache, metrics) = cache(1 << 20);
         let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
         for _ in 0..3 {
-            cache.keep(Scope::of_test(1).key("1"), Entry::new(Some("{}"), deadlines));
+            cache.insert(Scope::of_test(1).key("1"), Entry::new(Some("{}"), deadlines));
         }
         assert_eq!((metrics.cache_evictions.of(Eviction::Size).get(), cache.size().0), (0, 1));
     }

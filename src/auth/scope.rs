@@ -91,15 +91,9 @@ impl Callers {
         let mut hash = self.by_scope;
         let Halves(low, high) = Halves::of(identity.caller.0);
         for number in [low, high, identity.generation] {
-            hash.number(number);
+            hash.0.write_u64(number);
         }
-        for field in self.scope_fields(identity, headers.into(), group) {
-            match field {
-                Some(field) => hash.field(field),
-                None => hash.absent(),
-            }
-        }
-        Scope(hash.finish())
+        Scope(hash.with(self.scope_fields(identity, headers.into(), group)))
     }
 
     /// The fields of a scope besides its caller: the group, and each scope header by name and value.
@@ -172,33 +166,28 @@ fn is_the_same_in_all_calls(name: &str) -> bool {
         || name.get(..BROWSERS.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(BROWSERS))
 }
 
-/// A keyed hash over fields, each preceded by its length, and numbers.
+/// A keyed hash over fields.
 #[derive(Clone, Copy)]
-pub(super) struct Fields(SipHasher24);
+pub(super) struct KeyedHash(SipHasher24);
 
-impl Fields {
+impl KeyedHash {
     pub(super) fn new(key: &[u8; 16], purpose: &[u8]) -> Self {
-        let mut fields = Self(SipHasher24::new_with_key(key));
-        fields.field(purpose);
-        fields
+        let mut hash = Self(SipHasher24::new_with_key(key));
+        hash.field(Some(purpose));
+        hash
     }
 
-    pub(super) fn field(&mut self, bytes: &[u8]) {
-        self.0.write_u64(bytes.len() as u64);
-        self.0.write(bytes);
-    }
-
-    /// A field of fixed length, without a length before it.
-    pub(super) fn number(&mut self, number: u64) {
-        self.0.write_u64(number);
-    }
-
-    /// An absent field, which differs from an empty one.
-    pub(super) fn absent(&mut self) {
-        self.0.write_u64(u64::MAX);
-    }
-
-    pub(super) fn finish(self) -> u128 {
+    /// The hash with these fields besides. An absent field differs from an empty one.
+    pub(super) fn with<'f>(mut self, fields: impl IntoIterator<Item = Option<&'f [u8]>>) -> u128 {
+        fields.into_iter().for_each(|field| self.field(field));
         self.0.finish128().as_u128()
+    }
+
+    /// Each field is preceded by its length.
+    fn field(&mut self, field: Option<&[u8]>) {
+        self.0.write_u64(field.map_or(u64::MAX, |bytes| bytes.len() as u64));
+        if let Some(bytes) = field {
+            self.0.write(bytes);
+        }
     }
 }

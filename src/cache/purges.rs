@@ -116,7 +116,7 @@ impl Purges {
     }
 
     /// Replaces the listener.
-    pub(crate) fn tell(&self, listener: Option<Listener>) {
+    pub(crate) fn set_listener(&self, listener: Option<Listener>) {
         self.listener.store(listener.map(Arc::new));
     }
 

@@ -350,7 +350,7 @@ impl Fetcher {
                         if store && identity.caller_state.invalidations() != invalidations {
                             // The caller was invalidated meanwhile, perhaps over these very ids.
                             accepted = false;
-                            ids.iter().for_each(|id| self.cache.forget(id.key));
+                            ids.iter().for_each(|id| self.cache.remove(id.key));
                         }
                         Ok(entries)
                     }
@@ -409,7 +409,7 @@ impl Fetcher {
                 // An id that was left out, and that may not be remembered as absent.
                 None if source.forbids_storing(policy) || foreign_vary => {
                     if may_store {
-                        self.cache.forget(id.key);
+                        self.cache.remove(id.key);
                     }
                     Ok(Deadlines::not_stored(answer.sent))
                 }
@@ -427,7 +427,7 @@ impl Fetcher {
             let deadlines = if is_stored { deadlines } else { Deadlines::not_stored(answer.sent) };
             let entry = Entry::new(item.as_ref().map(|item| &*item.text), deadlines);
             if is_stored {
-                self.cache.keep(id.key, entry.clone());
+                self.cache.insert(id.key, entry.clone());
             }
             entry
         };

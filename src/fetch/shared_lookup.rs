@@ -168,7 +168,7 @@ impl SharedLookup {
                 // Stored also where it is no longer fresh: it may be served stale.
                 let is_older = |entry: &Entry| entry.deadlines().age(now) > shared.deadlines().age(now);
                 if in_memory.as_ref().is_none_or(is_older) {
-                    inner.cache.keep(*key, shared.clone());
+                    inner.cache.insert(*key, shared.clone());
                     stored.push(*key);
                     in_memory = Some(shared);
                 }
@@ -186,7 +186,7 @@ impl SharedLookup {
         }
         if is_invalidated() {
             // The caller was invalidated meanwhile, perhaps over these very ids.
-            stored.into_iter().for_each(|key| inner.cache.forget(key));
+            stored.into_iter().for_each(|key| inner.cache.remove(key));
         }
         let mut state = inner.state();
         for (pending, _) in &completed {

@@ -46,7 +46,7 @@ impl Fetcher {
             // An entry of a call that was sent later stays: the endpoint has changed its mind since.
             let is_newer = |entry: Entry| entry.deadlines().age(now) < now.since(answer.sent);
             if !self.cache.peek(id.key).is_some_and(is_newer) {
-                self.cache.forget(id.key);
+                self.cache.remove(id.key);
             }
         }
         if had_link {
@@ -79,7 +79,7 @@ impl Fetcher {
             refusals.not_refused(id.key, sent);
             if entry.deadlines().is_stored() && refusals.is_refused_since(id.key, sent) {
                 *entry = entry.not_stored();
-                self.cache.forget(id.key);
+                self.cache.remove(id.key);
             }
         }
     }

@@ -71,10 +71,10 @@ impl Entry {
     }
 }
 
-type Table = unsync::Cache<Key, Entry, Weight, BuildHasherDefault<KeyHasher>>;
+type EntryTable = unsync::Cache<Key, Entry, Weight, BuildHasherDefault<KeyHasher>>;
 
 /// A part of the cache: one lock over a power of two of tables.
-type Part = RwLock<Box<[Table]>>;
+type Part = RwLock<Box<[EntryTable]>>;
 
 /// The entries of this process.
 pub struct Cache {
@@ -98,7 +98,7 @@ impl Cache {
         }
         let tables = (entries / count).div_ceil(TABLE_ENTRIES).max(1).next_power_of_two();
         let (entries, capacity) = (entries.div_ceil(count * tables), share(config.capacity, count * tables));
-        let table = || Table::with(entries, capacity, Weight, BuildHasherDefault::default(), Default::default());
+        let table = || EntryTable::with(entries, capacity, Weight, BuildHasherDefault::default(), Default::default());
         let parts = (0..count).map(|_| RwLock::new((0..tables).map(|_| table()).collect())).collect();
         Self { parts, tables, purges, refusals: Refusals::default(), evictions }
     }
@@ -167,10 +167,10 @@ impl Cache {
     /// As [`Cache::sweep`]; calls `between` before each slice, while nothing is locked.
     fn sweep_between(&self, now: Moment, mut between: impl FnMut()) -> u64 {
         let (mut expired, mut purged) = (0, 0);
-        let all = self.purges.of_all();
+        let floor = self.purges.floor();
         for (part, at) in self.parts.iter().flat_map(|part| (0..self.tables).map(move |at| (part, at))) {
             // Keys alone, which lie side by side in the table: each entry costs a cache miss.
-            let keys = |table: &Table| table.iter().map(|(key, _)| *key).collect();
+            let keys = |table: &EntryTable| table.iter().map(|(key, _)| *key).collect();
             let keys: Vec<Key> = part.read().get(at).map(keys).unwrap_or_default();
             for slice in keys.chunks(SLICE) {
                 between();
@@ -178,7 +178,7 @@ impl Cache {
                 let Some(table) = part.get_mut(at) else { continue };
                 for key in slice {
                     let Some(deadlines) = table.peek(key).map(Entry::deadlines) else { continue };
-                    let count = if all.cover_all(deadlines.sent()) {
+                    let count = if deadlines.sent().monotonic < floor {
                         &mut purged
                     } else if !deadlines.usable(now) {
                         &mut expired
@@ -207,15 +207,15 @@ impl Cache {
 
     /// Capacity in bytes.
     pub(crate) fn capacity(&self) -> u64 {
-        self.sum(Table::capacity)
+        self.sum(EntryTable::capacity)
     }
 
     /// Number of entries, and their bytes.
     pub(crate) fn size(&self) -> (u64, u64) {
-        (self.sum(|table| table.len() as u64), self.sum(Table::weight))
+        (self.sum(|table| table.len() as u64), self.sum(EntryTable::weight))
     }
 
-    fn sum(&self, count: impl Fn(&Table) -> u64) -> u64 {
+    fn sum(&self, count: impl Fn(&EntryTable) -> u64) -> u64 {
         self.parts.iter().map(|part| part.read().iter().map(&count).sum::<u64>()).sum()
     }
 
@@ -241,7 +241,7 @@ fn share(capacity: u64, tables: usize) -> u64 {
 /// at a time, where each locked instruction would make it wait (docs/BENCHMARKS.md).
 pub struct View<'c> {
     cache: &'c Cache,
-    parts: [Option<RwLockReadGuard<'c, Box<[Table]>>>; PARTS],
+    parts: [Option<RwLockReadGuard<'c, Box<[EntryTable]>>>; PARTS],
 }
 
 impl View<'_> {
@@ -284,6 +284,15 @@ mod tests {
         let metrics = Metrics::new(&Registry::new()).unwrap();
         let purges = Arc::new(Purges::new([7; 16], Duration::from_secs(60)));
         (Cache::new(&config::Cache { capacity }, purges, &metrics), metrics)
+    }
+
+    /// Inserts 10,000 entries of 600 bytes; returns the number of entries then, and their bytes.
+    fn fill(cache: &Cache) -> (u64, u64) {
+        let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
+        for id in 0..10_000 {
+            cache.insert(Scope::of_test(1).key(&id.to_string()), Entry::new(Some(&"x".repeat(440)), deadlines));
+        }
+        cache.size()
     }
 
     #[tokio::test(start_paused = true)]
@@ -341,31 +350,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_new_capacity_counts_at_once() {
         let (cache, _) = cache(4 << 20);
-        let scope = Scope::of_test(1);
-        let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
-        let fill = || {
-            for id in 0..10_000 {
-                cache.insert(scope.key(&id.to_string()), Entry::new(Some(&"x".repeat(440)), deadlines));
-            }
-            cache.size().1
-        };
-        assert!(fill() > 3 << 20);
+        assert!(fill(&cache).1 > 3 << 20);
         cache.resize(1 << 20);
         assert!((1..=1 << 20).contains(&cache.size().1));
-        assert!(fill() <= 1 << 20);
+        assert!(fill(&cache).1 <= 1 << 20);
         cache.resize(4 << 20);
-        assert!(fill() > 3 << 20);
+        assert!(fill(&cache).1 > 3 << 20);
     }
 
     #[tokio::test(start_paused = true)]
     async fn entries_stay_within_capacity() {
         let (cache, metrics) = cache(1 << 20);
-        let scope = Scope::of_test(1);
-        let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
-        for id in 0..10_000 {
-            cache.insert(scope.key(&id.to_string()), Entry::new(Some(&"x".repeat(440)), deadlines));
-        }
-        let (links, bytes) = cache.size();
+        let (links, bytes) = fill(&cache);
         assert!(bytes <= 1 << 20 && links > 1500, "{links} links of {bytes} bytes");
         assert_eq!(metrics.cache_evictions.of(Eviction::Size).get(), 10_000 - links);
     }

@@ -43,7 +43,7 @@ use crate::message::body::Body;
 use crate::telemetry::log::{LogThrottle, events};
 use body::ResponseBody;
 use listener::{PlainStream, QUEUE};
-use timeouts::{ConnIo, ConnState, ConnTimeouts, Expiry};
+use timeouts::{ConnEnd, ConnIo, ConnState, ConnTimeouts};
 
 pub use body::RequestBody;
 pub use listener::Listener;
@@ -276,8 +276,8 @@ where
             ended = connection.as_mut() => return ended,
         };
         match expiry {
-            Expiry::Close => connection.as_mut().graceful_shutdown(),
-            Expiry::CutOff(reason) => return Err(reason.into()),
+            ConnEnd::Close => connection.as_mut().graceful_shutdown(),
+            ConnEnd::CutOff(reason) => return Err(reason.into()),
         }
         expiries.push(timeouts.next());
     }

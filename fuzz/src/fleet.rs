@@ -7,7 +7,7 @@ use http::header::DATE;
 use http::{HeaderMap, HeaderValue};
 use prometheus::Registry;
 use sidelink::cache::Entry;
-use sidelink::cache::freshness::{Expiry, Source, Verdict, expiry, judge};
+use sidelink::cache::freshness::{AnswerFreshness, Expiry, expiry, judge};
 use sidelink::cache::purges::Target;
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint, Secret, SecretFile};
@@ -187,7 +187,7 @@ impl Fleet {
         let headers = HeaderMap::from_iter([(DATE, HeaderValue::from_str(&date).expect("a date"))]);
         let sent = self.clocks[who].now();
         let mut brought = Brought { sent: Some(sent), accepted: how & 16 == 0, ..Brought::default() };
-        if let Verdict::Keep(deadlines) = judge(Some(&url), &Source::read(&headers, sent), &self.config) {
+        if let Ok(deadlines) = judge(Some(&url), &AnswerFreshness::read(&headers, sent), &self.config) {
             brought.links.push((Self::IDS[id].into(), Entry::new(Some(&url), deadlines)));
         }
         let written = self.sidecars[who].write(&self.shares[who][scope], &stamp, &brought);

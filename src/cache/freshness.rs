@@ -123,7 +123,7 @@ fn left(span: u32, elapsed: u64) -> Option<u64> {
 
 /// What the headers of an answer say about all of its links.
 #[derive(Clone, Copy, Debug)]
-pub struct Source {
+pub struct AnswerFreshness {
     /// When the call was sent.
     sent: Moment,
     /// The later of the endpoint's clock (its `Date` plus its `Age`) and the local one, in Unix milliseconds.
@@ -137,7 +137,7 @@ pub struct Source {
     expires_in: Option<u64>,
 }
 
-impl Source {
+impl AnswerFreshness {
     /// Reads the headers of an answer to a call sent at `sent`.
     pub fn read(headers: &HeaderMap, sent: Moment) -> Self {
         let age: u64 = single(headers, &AGE).and_then(|text| text.trim().parse().ok()).unwrap_or(0);
@@ -201,47 +201,40 @@ fn single<'h>(headers: &'h HeaderMap, name: &http::HeaderName) -> Option<&'h str
     line.to_str().ok()
 }
 
-/// Whether a link is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Stored with these deadlines.
-    Keep(Deadlines),
-    /// Passed on, not stored.
-    Pass(Reason),
-}
-
 /// An expiry further away than this counts as misread.
 const TEN_YEARS: u64 = 3653 * 24 * 3600 * 1000;
 
 /// Decides whether the link `url` of an answer is stored, and until when it may be served.
-pub fn judge(url: Option<&str>, source: &Source, config: &config::Freshness) -> Verdict {
+///
+/// # Errors
+/// Why it is passed on and not stored.
+pub fn judge(url: Option<&str>, source: &AnswerFreshness, config: &config::Freshness) -> Result<Deadlines, Reason> {
     if source.forbids_storing(config) {
-        return Verdict::Pass(Reason::NoStore);
+        return Err(Reason::NoStore);
     }
-    let Some(Ok(validity)) = url.map(expiry::read) else { return Verdict::Pass(Reason::Unreadable) };
-    let life = validity.map(|validity| validity.expiry.saturating_sub(source.now.max(validity.start.unwrap_or(0))));
-    if let Some(validity) = validity {
-        let is_too_far = validity.latest_expiry.saturating_sub(source.now) > TEN_YEARS;
-        if is_too_far || (validity.may_be_signing_time && life == Some(0)) {
-            return Verdict::Pass(Reason::Unreadable);
-        }
+    let Some(Ok(validity)) = url.map(expiry::read) else { return Err(Reason::Unreadable) };
+    let now = source.now.max(validity.start.unwrap_or(0));
+    let life = validity.expiry.map(|(first, _)| first.saturating_sub(now));
+    let is_too_far = validity.expiry.is_some_and(|(_, last)| last.saturating_sub(source.now) > TEN_YEARS);
+    if is_too_far || (validity.may_be_signing_time && life == Some(0)) {
+        return Err(Reason::Unreadable);
     }
     let usable = life.map(|life| life.saturating_sub(millis(config.min_remaining)));
     if usable == Some(0) {
-        return Verdict::Pass(Reason::UnderFloor);
+        return Err(Reason::UnderFloor);
     }
     let by_kind = usable.unwrap_or(millis(config.unsigned));
     let by_endpoint = source.lifetime(config).unwrap_or(u64::MAX);
     let fresh = by_kind.min(millis(config.max)).min(by_endpoint);
     if fresh == 0 {
-        return Verdict::Pass(Reason::NoStore);
+        return Err(Reason::NoStore);
     }
     let stale = if source.directives.must_revalidate && !source.is_overruled(config) {
         fresh
     } else {
         fresh.saturating_add(millis(config.stale_if_error)).min(usable.unwrap_or(u64::MAX))
     };
-    Verdict::Keep(Deadlines {
+    Ok(Deadlines {
         sent: source.sent,
         fresh: saturate(fresh),
         stale: saturate(stale),

@@ -21,7 +21,7 @@ use crate::api::answer::{self, AnswerItem, ParsedAnswer};
 use crate::api::request::{self, Form};
 use crate::auth::{Identity, Scope};
 use crate::cache::Entry;
-use crate::cache::freshness::{self, Deadlines, Reason, Verdict};
+use crate::cache::freshness::{self, AnswerFreshness, Deadlines, Reason};
 use crate::error::{Error, Limit, NoAnswer};
 use crate::limits::pause;
 use crate::telemetry::log::events;
@@ -392,7 +392,7 @@ impl Fetcher {
         items: Vec<Option<AnswerItem>>,
         store: bool,
     ) -> Vec<Entry> {
-        let source = freshness::Source::read(&answer.headers, answer.sent);
+        let source = AnswerFreshness::read(&answer.headers, answer.sent);
         self.metrics.clock_skew.set(source.skew() as f64 / 1000.0);
         let foreign_vary = self.callers.varies_outside(&answer.headers);
         let policy = &self.config.freshness;
@@ -402,9 +402,8 @@ impl Fetcher {
             let may_store = store && !marks.cover(&id.id, answer.sent);
             let deadlines = match &item {
                 Some(item) => match freshness::judge(item.url.as_deref(), &source, policy) {
-                    Verdict::Keep(_) if foreign_vary => Err(Reason::Vary),
-                    Verdict::Keep(deadlines) => Ok(deadlines),
-                    Verdict::Pass(reason) => Err(reason),
+                    Ok(_) if foreign_vary => Err(Reason::Vary),
+                    verdict => verdict,
                 },
                 // An id that was left out, and that may not be remembered as absent.
                 None if source.forbids_storing(policy) || foreign_vary => {

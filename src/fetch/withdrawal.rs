@@ -2,7 +2,7 @@
 
 use super::{FetchContext, Fetcher, KeyedId};
 use crate::cache::Entry;
-use crate::cache::freshness::{self, Deadlines};
+use crate::cache::freshness::{AnswerFreshness, Deadlines};
 use crate::cache::refusals::Refusal;
 use crate::clock::Moment;
 use crate::upstream::Answer;
@@ -60,7 +60,7 @@ impl Fetcher {
     /// The refusal that `answer` is, if it may be remembered.
     fn refusal_to_remember(&self, answer: &Answer) -> Option<Refusal> {
         let policy = &self.config.freshness;
-        let source = freshness::Source::read(&answer.headers, answer.sent);
+        let source = AnswerFreshness::read(&answer.headers, answer.sent);
         if source.forbids_storing(policy) || self.callers.varies_outside(&answer.headers) {
             return None;
         }

@@ -9,7 +9,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 
-use super::streams::Progress;
+use super::streams::StreamProgress;
 use super::timeouts::{InService, UnreadBody};
 use crate::message::body::Body;
 
@@ -67,7 +67,7 @@ pin_project! {
         body: Body,
         in_service: InService,
         // On HTTP/2: of its stream.
-        progress: Option<Arc<Progress>>,
+        progress: Option<Arc<StreamProgress>>,
         // On HTTP/2: what hyper is not given yet.
         rest: Bytes,
     }
@@ -76,7 +76,7 @@ pin_project! {
 impl ResponseBody {
     /// Must be called in the task that sends it.
     pub(super) fn new(body: Body, in_service: InService) -> Self {
-        Self { body, in_service, progress: Progress::current(), rest: Bytes::new() }
+        Self { body, in_service, progress: StreamProgress::current(), rest: Bytes::new() }
     }
 }
 

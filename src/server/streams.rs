@@ -19,21 +19,21 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 tokio::task_local! {
     /// Of the stream that is polled.
-    static PROGRESS: Arc<Progress>;
+    static PROGRESS: Arc<StreamProgress>;
 }
 
 /// What the body of a stream's answer tells the stream.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub(super) struct StreamProgress {
     /// The body has given a chunk, and was not asked for more since.
     waits_for_client: AtomicBool,
     /// The body has given a chunk since the stream looked last.
     gave: AtomicBool,
 }
 
-impl Progress {
+impl StreamProgress {
     /// That of the stream whose task this is; `None` on HTTP/1.
-    pub(super) fn current() -> Option<Arc<Progress>> {
+    pub(super) fn current() -> Option<Arc<StreamProgress>> {
         PROGRESS.try_with(Arc::clone).ok()
     }
 
@@ -62,7 +62,7 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        let progress = Arc::<Progress>::default();
+        let progress = Arc::<StreamProgress>::default();
         let (stream, idle_timeout) = (PROGRESS.scope(Arc::clone(&progress), stream), self.idle_timeout);
         tokio::spawn(TimedStream {
             stream,
@@ -78,7 +78,7 @@ pin_project! {
     struct TimedStream<F> {
         #[pin]
         stream: F,
-        progress: Arc<Progress>,
+        progress: Arc<StreamProgress>,
         idle_timeout: Duration,
         // The last chunk.
         since: Instant,

@@ -172,7 +172,7 @@ impl Drop for UnreadBody {
 }
 
 /// What becomes of a connection at a time limit.
-pub(super) enum Expiry {
+pub(super) enum ConnEnd {
     /// It is closed, once what is in service has been answered.
     Close,
     /// It is cut off, for this reason.
@@ -199,7 +199,7 @@ impl ConnTimeouts {
     }
 
     /// Waits for the next limit that the connection reaches.
-    pub(super) async fn next(mut self) -> (Expiry, Self) {
+    pub(super) async fn next(mut self) -> (ConnEnd, Self) {
         loop {
             let now = Instant::now();
             let leaves = self.draining.is_some() || now >= self.expires;
@@ -208,14 +208,14 @@ impl ConnTimeouts {
             }
             let due = match self.due() {
                 // HTTP/2 tells its client where it ends: an idle connection need not be waited for.
-                _ if leaves && self.closing.is_none() && self.state.is_http2() => Some((now, Expiry::Close)),
+                _ if leaves && self.closing.is_none() && self.state.is_http2() => Some((now, ConnEnd::Close)),
                 due => due,
             };
             // What begins to wait from now on is not due earlier than this; for the rest there is `changed`.
             let mut wake = now + self.limits.idle_timeout;
             if let Some((at, expiry)) = due {
                 if at <= now {
-                    if matches!(expiry, Expiry::Close) {
+                    if matches!(expiry, ConnEnd::Close) {
                         self.closing = Some(now);
                         self.state.is_leaving.store(true, Ordering::Relaxed);
                     }
@@ -235,9 +235,9 @@ impl ConnTimeouts {
     }
 
     /// What is due as things are, and when; `None` while a handler works.
-    fn due(&self) -> Option<(Instant, Expiry)> {
+    fn due(&self) -> Option<(Instant, ConnEnd)> {
         let (state, limits) = (&self.state, &self.limits);
-        let cut_off = |since, limit, reason| Some((since + limit, Expiry::CutOff(reason)));
+        let cut_off = |since, limit, reason| Some((since + limit, ConnEnd::CutOff(reason)));
         if let Some(since) = state.since(&state.shut) {
             return cut_off(since, DRAIN_TIME, "the client did not close its side");
         }
@@ -257,8 +257,8 @@ impl ConnTimeouts {
         let since = since.map_or(quiet_since, |since| since.max(quiet_since));
         match (self.closing, self.draining) {
             (Some(_), _) => cut_off(since, LEAVE, "the client did not close"),
-            (None, Some(_)) => Some((since + limits.linger, Expiry::Close)),
-            (None, None) => Some((since + limits.idle_timeout, Expiry::Close)),
+            (None, Some(_)) => Some((since + limits.linger, ConnEnd::Close)),
+            (None, None) => Some((since + limits.idle_timeout, ConnEnd::Close)),
         }
     }
 }

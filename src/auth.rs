@@ -99,7 +99,8 @@ pub struct Callers {
     scope_headers: Vec<HeaderName>,
     /// Credential headers, then scope headers.
     varies: Vec<HeaderName>,
-    vary: HeaderValue,
+    /// The value of `Vary`: credential and scope headers.
+    pub(crate) vary: HeaderValue,
     revalidate: u64,
     caller_states: Arc<CallerStates>,
     unverified: LogThrottle,

@@ -240,7 +240,7 @@ impl BatchRoute {
             Step::Reply(reply)
         };
         let refusal = match (slots.slots.as_slice(), ids.as_slice()) {
-            ([Slot { entry: None, .. }], [(id, key)]) => self.cache.refusals().look_up(*key, id, &marks, now),
+            ([Slot { entry: None, .. }], [(id, key)]) => self.cache.refusals.look_up(*key, id, &marks, now),
             _ => None,
         };
         // It needs no acceptance of the caller: it gives nothing away, and the caller had it before.

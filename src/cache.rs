@@ -83,7 +83,7 @@ pub struct Cache {
     /// Number of tables in each part.
     tables: usize,
     purges: Arc<Purges>,
-    refusals: Refusals,
+    pub(crate) refusals: Refusals,
     evictions: Counters<Eviction>,
 }
 
@@ -134,11 +134,6 @@ impl Cache {
     /// What was purged.
     pub fn purges(&self) -> &Purges {
         &self.purges
-    }
-
-    /// What the endpoint has refused lately.
-    pub(crate) fn refusals(&self) -> &Refusals {
-        &self.refusals
     }
 
     /// Inserts or replaces the entry of `key`.

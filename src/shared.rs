@@ -124,11 +124,9 @@ pub(crate) struct TierResult {
 
 /// What a call brought that is to be shared.
 #[derive(Default)]
-pub struct Brought {
-    /// When the call was sent.
-    pub sent: Option<Moment>,
-    /// Whether the call shows that the endpoint accepts the caller.
-    pub accepted: bool,
+pub struct TierUpdate {
+    /// When the call was sent, if it shows that the endpoint accepts the caller.
+    pub accepted: Option<Moment>,
     /// Entries to write.
     pub links: Vec<(Box<str>, Entry)>,
     /// Leased ids, whose leases are released.
@@ -326,8 +324,8 @@ impl TierState {
 
     /// Writes what a call brought, in the background, with the stamp of when it was sent; without a stamp, only releases
     /// leases.
-    pub(crate) fn put(self: &Arc<Self>, scope: &Arc<TierScope>, stamp: Option<Stamp>, brought: Brought) {
-        let is_empty = brought.links.is_empty() && brought.released.is_empty() && !brought.accepted;
+    pub(crate) fn put(self: &Arc<Self>, scope: &Arc<TierScope>, stamp: Option<Stamp>, update: TierUpdate) {
+        let is_empty = update.links.is_empty() && update.released.is_empty() && update.accepted.is_none();
         if is_empty || !self.is_usable() {
             return;
         }
@@ -338,12 +336,12 @@ impl TierState {
         let (state, scope) = (Arc::clone(self), Arc::clone(scope));
         tokio::spawn(async move {
             let _permit = permit;
-            let sealed = stamp.map(|stamp| state.seal(&scope, stamp, &brought)).unwrap_or_default();
+            let sealed = stamp.map(|stamp| state.seal(&scope, stamp, &update)).unwrap_or_default();
             let set = |Sealed { name, value, left }| RedisCommand::new("SET", &name).arg(value).arg("PX").arg(left);
             let mut commands: Vec<RedisCommand> = sealed.into_iter().map(set).collect();
             // After the values: commands for the same server keep their order.
             if let Some(keys) = scope.0.first() {
-                commands.extend(brought.released.iter().map(|id| RedisCommand::new("DEL", &keys.lease(id))));
+                commands.extend(update.released.iter().map(|id| RedisCommand::new("DEL", &keys.lease(id))));
             }
             if !commands.is_empty() {
                 state.store.run(Operation::Put, commands, state.config.timeout).await;

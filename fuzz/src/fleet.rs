@@ -12,7 +12,7 @@ use sidelink::cache::purges::Target;
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint, Secret, SecretFile};
 use sidelink::shared::testing::Trial;
-use sidelink::shared::{Brought, Stamp, TierScope};
+use sidelink::shared::{Stamp, TierScope, TierUpdate};
 use sidelink::telemetry::metrics::Metrics;
 
 use super::{EPOCH, runtime};
@@ -186,12 +186,12 @@ impl Fleet {
         let date = httpdate(now);
         let headers = HeaderMap::from_iter([(DATE, HeaderValue::from_str(&date).expect("a date"))]);
         let sent = self.clocks[who].now();
-        let mut brought = Brought { sent: Some(sent), accepted: how & 16 == 0, ..Brought::default() };
+        let mut brought = TierUpdate { accepted: (how & 16 == 0).then_some(sent), ..TierUpdate::default() };
         if let Ok(deadlines) = judge(Some(&url), &AnswerFreshness::read(&headers, sent), &self.config) {
             brought.links.push((Self::IDS[id].into(), Entry::new(Some(&url), deadlines)));
         }
         let written = self.sidecars[who].write(&self.shares[who][scope], &stamp, &brought);
-        let at_most = brought.links.len() + usize::from(brought.accepted);
+        let at_most = brought.links.len() + usize::from(brought.accepted.is_some());
         assert!(written.len() <= at_most);
         for (name, value) in written {
             let id = name.starts_with("p:l.").then_some(id);

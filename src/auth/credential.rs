@@ -126,7 +126,7 @@ impl Callers {
     pub(crate) fn is_named_by_connection(&self, headers: Headers<'_>) -> bool {
         const NAMES: [HeaderName; 6] =
             [AUTHORIZATION, HOST, api::TOKEN, api::SECURITY_TOKEN, api::SDK_DATE, api::SDK_CONTENT];
-        made_hop_by_hop(headers).any(|name| NAMES.contains(&name) || self.is_scope_header(&name))
+        made_hop_by_hop(headers).any(|name| NAMES.contains(&name) || self.scope_headers.contains(&name))
     }
 
     /// Whether a credential or scope header is longer than the endpoint takes. Several of one name count as one list

@@ -111,10 +111,6 @@ impl Callers {
         ))
     }
 
-    pub(crate) fn is_scope_header(&self, name: &HeaderName) -> bool {
-        self.scope_headers.contains(name)
-    }
-
     /// Removes credential and scope headers that the client's signature does not cover from a request that is signed again:
     /// sidelink's signature would vouch for what the client's did not.
     pub(crate) fn remove_unsigned(&self, signer: &Signer, headers: &mut HeaderMap) {
@@ -139,11 +135,6 @@ impl Callers {
             carried.extend(headers.get_all(name).iter().map(|value| (name.clone(), value.clone())));
         }
         carried
-    }
-
-    /// The value of `Vary`: credential and scope headers.
-    pub(crate) fn vary(&self) -> &HeaderValue {
-        &self.vary
     }
 
     /// Whether an answer's `Vary` names anything that is no part of a scope (RFC 9111 §4.1) and may differ between calls.

@@ -57,7 +57,7 @@ impl HeaderTemplate {
             (CONTENT_LENGTH, HeaderValue::from(0)),
             (CACHE_CONTROL, HeaderValue::from_static("no-store")),
             (CACHE_STATUS, HeaderValue::from_static(HIT)),
-            (VARY, callers.vary().clone()),
+            (VARY, callers.vary.clone()),
             (api::REQUEST_ID, HeaderValue::from_static("")),
             (VIA, HeaderValue::from_static(VIA_HTTP_11)),
         ]))

@@ -14,7 +14,7 @@ use super::calls::{CallReport, PendingId};
 use super::{EntrySource, FetchContext, FetchResult, Fetcher, KeyedId};
 use crate::cache::Entry;
 use crate::clock::Moment;
-use crate::shared::{Brought, Leases, Stamp, Tier, TierResult, TierScope};
+use crate::shared::{Leases, Stamp, Tier, TierResult, TierScope, TierUpdate};
 
 /// The first pause between two looks for an entry that another sidecar fetches; each pause is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(4);
@@ -74,20 +74,20 @@ impl Fetcher {
     /// Shares the entries of a call for `ids`, and gives back the leases of those that are `leased`.
     pub(super) fn share(&self, context: &FetchContext, ids: &[KeyedId], leased: &[bool], result: &CallReport) {
         let (Some(tier), Some(scope)) = (&self.tier, &context.tier_scope) else { return };
-        let mut brought = Brought::default();
+        let mut update = TierUpdate::default();
         let stamp = result.proof.as_ref().map(|proof| {
-            (brought.sent, brought.accepted) = (Some(proof.sent), true);
+            update.accepted = Some(proof.sent);
             proof.stamp
         });
         let entries = result.entries.as_deref().unwrap_or_default();
         for (at, id) in ids.iter().enumerate() {
             let stored = entries.get(at).filter(|entry| entry.deadlines().is_stored());
-            brought.links.extend(stored.map(|entry| (id.id.clone(), entry.clone())));
+            update.links.extend(stored.map(|entry| (id.id.clone(), entry.clone())));
             if leased.get(at).copied().unwrap_or(false) {
-                brought.released.push(id.id.clone());
+                update.released.push(id.id.clone());
             }
         }
-        tier.put(scope, stamp, brought);
+        tier.put(scope, stamp, update);
     }
 }
 
@@ -119,7 +119,7 @@ impl SharedLookup {
         let is_leased_here = |at: &usize| found.leased.get(*at).is_some_and(|leased| !leased);
         let arrived = completed.iter().enumerate().filter(|(at, completed)| **completed && is_leased_here(at));
         let released = arrived.filter_map(|(at, _)| ids.get(at).map(|id| id.id.clone())).collect();
-        tier.put(scope, None, Brought { released, ..Brought::default() });
+        tier.put(scope, None, TierUpdate { released, ..TierUpdate::default() });
         self.send_on(&not_leased_elsewhere(&found, &completed), true);
         let mut pause = FIRST_PAUSE;
         while self.has_waiters() {
@@ -162,7 +162,7 @@ impl SharedLookup {
         for (at, pending) in all.into_iter().enumerate() {
             let KeyedId { id, key } = &pending.id;
             let mut in_memory = inner.cache.look_up(*key, id, &marks);
-            let is_refused = |entry: &Entry| inner.cache.refusals().is_refused_since(*key, entry.deadlines().sent());
+            let is_refused = |entry: &Entry| inner.cache.refusals.is_refused_since(*key, entry.deadlines().sent());
             let shared = found.links.get(at).cloned().flatten();
             if let Some(shared) = shared.filter(|entry| may_store && !is_refused(entry)) {
                 // Stored also where it is no longer fresh: it may be served stale.

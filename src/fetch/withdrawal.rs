@@ -31,7 +31,7 @@ impl Fetcher {
     /// Forgets these ids, which `answer` refuses to the caller. Which of several ids is at fault is not known, so only the
     /// answer to one id alone is remembered (if `remember`), and only the loss of a link that the caller had invalidates it.
     pub(super) fn withdraw(&self, answer: &Answer, context: &FetchContext, ids: &[KeyedId], remember: bool) {
-        let refusals = self.cache.refusals();
+        let refusals = &self.cache.refusals;
         let alone = if let [alone] = ids { Some(alone) } else { None };
         let had_link = alone.and_then(|alone| self.cache.peek(alone.key)).is_some_and(|entry| entry.text().is_some());
         if let Some(alone) = alone.filter(|_| remember && self.may_store())
@@ -71,7 +71,7 @@ impl Fetcher {
     /// Settles what a call sent at `sent` brought against refusals: it ends older refusals of its ids; an id that was refused
     /// to a later call is not stored.
     pub(super) fn settle_refusals(&self, sent: Moment, ids: &[KeyedId], entries: &mut [Entry]) {
-        let refusals = self.cache.refusals();
+        let refusals = &self.cache.refusals;
         if refusals.is_empty() {
             return;
         }

@@ -64,13 +64,7 @@ where
     fn execute(&self, stream: F) {
         let progress = Arc::<StreamProgress>::default();
         let (stream, idle_timeout) = (PROGRESS.scope(Arc::clone(&progress), stream), self.idle_timeout);
-        tokio::spawn(TimedStream {
-            stream,
-            progress,
-            idle_timeout,
-            since: Instant::now(),
-            timer: LazyTimer::default(),
-        });
+        tokio::spawn(TimedStream { stream, progress, idle_timeout, since: Instant::now(), timer: None });
     }
 }
 
@@ -82,7 +76,8 @@ pin_project! {
         idle_timeout: Duration,
         // The last chunk.
         since: Instant,
-        timer: LazyTimer,
+        // Set late: an earlier deadline fires first and is moved then, which is cheaper than moving it with each chunk.
+        timer: Option<Pin<Box<Sleep>>>,
     }
 }
 
@@ -97,30 +92,18 @@ impl<F: Future> Future for TimedStream<F> {
         if this.progress.gave.swap(false, Ordering::Relaxed) {
             *this.since = Instant::now();
         }
-        let waits = this.progress.waits_for_client.load(Ordering::Relaxed);
-        if !waits || !this.timer.is_past(*this.since + *this.idle_timeout, cx) {
+        if !this.progress.waits_for_client.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
+        let deadline = *this.since + *this.idle_timeout;
+        if Instant::now() < deadline {
+            let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+            while timer.as_mut().poll(cx).is_ready() {
+                timer.as_mut().reset(deadline);
+            }
             return Poll::Pending;
         }
         events::StreamStalled {}.log();
         Poll::Ready(())
-    }
-}
-
-/// A timer that is set often and fires seldom. An earlier deadline that is set already fires first and is moved then: cheaper
-/// than moving it each time.
-#[derive(Default)]
-struct LazyTimer(Option<Pin<Box<Sleep>>>);
-
-impl LazyTimer {
-    /// Whether `deadline` has passed; otherwise the task is woken by then.
-    fn is_past(&mut self, deadline: Instant, cx: &mut Context<'_>) -> bool {
-        if Instant::now() >= deadline {
-            return true;
-        }
-        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        while sleep.as_mut().poll(cx).is_ready() {
-            sleep.as_mut().reset(deadline);
-        }
-        false
     }
 }

@@ -14,16 +14,19 @@ use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, Value};
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
+use tokio_util::either::Either;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::store::RedisCommand;
 use crate::config::{self, Address};
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::{Kind, Metrics, Operation};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Failures in a row after which a connection is dropped; a new connection is dropped at the first.
 const FAILURES: u32 = 3;
@@ -115,54 +118,39 @@ impl Node {
         if self.is_up() {
             return Ok(());
         }
-        let connection = match timeout(CONNECT, self.open()).await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(reason)) => return Err(self.unreachable(reason)),
-            Err(_) => return Err(self.unreachable("connecting takes too long".to_owned())),
-        };
-        let mut requests = connection.requests.clone();
-        connection.allowance.grant(REPLY);
-        match timeout(self.options.timeout, requests.send_packed_command(&redis::cmd("PING"))).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Err(self.unreachable(error.to_string())),
-            Err(_) => return Err(self.unreachable("a round trip takes longer than shared.timeout".to_owned())),
-        }
+        let connection = self.open().await.map_err(|reason| {
+            self.options.metrics.shared.count_failure(Kind::Connect);
+            format!("{}: {reason}", self.address)
+        })?;
         self.failures.store(FAILURES - 1, Ordering::Relaxed);
         *self.connection.write() = Some(connection);
         Ok(())
     }
 
-    fn unreachable(&self, reason: String) -> String {
-        self.options.metrics.shared.count_failure(Kind::Connect);
-        format!("{}: {reason}", self.address)
+    async fn open(&self) -> Result<NodeConnection, BoxError> {
+        let logged_in = timeout(CONNECT, self.log_in()).await;
+        let mut connection = logged_in.map_err(|_| "connecting takes too long")??;
+        connection.allowance.grant(REPLY);
+        let ping = redis::cmd("PING");
+        let pong = timeout(self.options.timeout, connection.requests.send_packed_command(&ping)).await;
+        pong.map_err(|_| "a round trip takes longer than shared.timeout")??;
+        Ok(connection)
     }
 
-    async fn open(&self) -> Result<NodeConnection, String> {
+    async fn log_in(&self) -> Result<NodeConnection, BoxError> {
         let Address { host, port } = &self.address;
-        let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|error| error.to_string())?;
-        stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        match &self.options.tls {
-            None => self.log_in(stream).await,
-            Some(tls) => {
-                let name = ServerName::try_from(host.clone()).map_err(|error| error.to_string())?;
-                let stream = tls.connect(name, stream).await.map_err(|error| error.to_string())?;
-                self.log_in(stream).await
-            }
-        }
-    }
-
-    async fn log_in<S>(&self, stream: S) -> Result<NodeConnection, String>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+        let stream = TcpStream::connect((host.as_str(), *port)).await?;
+        stream.set_nodelay(true)?;
+        let stream = match &self.options.tls {
+            None => Either::Left(stream),
+            Some(tls) => Either::Right(tls.connect(ServerName::try_from(host.clone())?, stream).await?),
+        };
         let allowance = Arc::new(Allowance(AtomicUsize::new(GREETING)));
         let (read, write) = tokio::io::split(stream);
         let stream = tokio::io::join(Measured { read, allowance: Arc::clone(&allowance) }, write);
-        // Round trips have a time limit of their own.
+        // Round trips have time limits.
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
-        let (requests, driver) = MultiplexedConnection::new_with_config(&self.options.login, stream, config)
-            .await
-            .map_err(|error| error.to_string())?;
+        let (requests, driver) = MultiplexedConnection::new_with_config(&self.options.login, stream, config).await?;
         let driver = Arc::new(AbortOnDropHandle::new(tokio::spawn(driver)));
         Ok(NodeConnection { requests, allowance, _driver: driver })
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::journal::{self, RECORD};
-use super::{Brought, Fleet, Stamp, TierScope, TierState};
+use super::{Fleet, Stamp, TierScope, TierState, TierUpdate};
 use crate::auth::CallerStates;
 use crate::cache::Entry;
 use crate::cache::purges::{Purges, Target};
@@ -66,8 +66,8 @@ impl Trial {
     }
 
     /// Names and values to be written for what a call brought, with the stamp of when it was sent.
-    pub fn write(&self, scope: &TierScope, stamp: &Stamp, brought: &Brought) -> Vec<(Box<str>, String)> {
-        let sealed = self.0.seal(scope, *stamp, brought);
+    pub fn write(&self, scope: &TierScope, stamp: &Stamp, update: &TierUpdate) -> Vec<(Box<str>, String)> {
+        let sealed = self.0.seal(scope, *stamp, update);
         sealed.into_iter().map(|sealed| (sealed.name, sealed.value)).collect()
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::record::{JournalEvent, LinkRecord, Stamp, read_acceptance, write_acceptance};
 use super::sealing::ScopeKeys;
-use super::{Brought, Fleet, TierScope, TierState};
+use super::{Fleet, TierScope, TierState, TierUpdate};
 use crate::cache::Entry;
 use crate::cache::freshness::Deadlines;
 use crate::clock::Moment;
@@ -61,9 +61,9 @@ impl TierState {
     }
 
     /// Seals what a call brought, with the stamp of when it was sent; without what was purged or revoked since.
-    pub(super) fn seal(&self, scope: &TierScope, stamp: Stamp, brought: &Brought) -> Vec<Sealed> {
+    pub(super) fn seal(&self, scope: &TierScope, stamp: Stamp, update: &TierUpdate) -> Vec<Sealed> {
         let now = self.clock.now();
-        let mut all = Vec::with_capacity(brought.links.len() + 1);
+        let mut all = Vec::with_capacity(update.links.len() + 1);
         let Some((fleet, keys)) = self.of_scope(scope).next() else { return all };
         let mut add = |name: Box<str>, plain: &[u8], left: u64, events: &[JournalEvent]| {
             if left > 0
@@ -73,12 +73,12 @@ impl TierState {
                 all.push(Sealed { name, value, left });
             }
         };
-        if let Some(sent) = brought.sent.filter(|_| brought.accepted) {
+        if let Some(sent) = update.accepted {
             let acceptance = write_acceptance(stamp, sent.unix_millis());
             let left = self.revalidate.saturating_sub(now.since(sent));
             add(keys.acceptance.clone(), &acceptance, left, &[keys.revocation()]);
         }
-        for (id, entry) in &brought.links {
+        for (id, entry) in &update.links {
             let (sent, spans) = entry.deadlines().parts();
             let text = entry.text().and_then(|text| std::str::from_utf8(text).ok()).map(Arc::from);
             let link = LinkRecord { stamp, sent: sent.unix_millis(), spans, text };

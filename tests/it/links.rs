@@ -14,7 +14,7 @@ use sidelink::cache::freshness::Deadlines;
 use sidelink::clock::{Clock, basic_date};
 use sidelink::config::{Config, Endpoint, Secret, Shared};
 use sidelink::demo::origin::ScriptedReply;
-use sidelink::shared::Brought;
+use sidelink::shared::TierUpdate;
 use sidelink::shared::testing::Trial;
 use sidelink::telemetry::metrics::Metrics;
 
@@ -198,7 +198,7 @@ async fn absences_and_unsigned_links_of_a_peer_are_bounded_by_local_settings() {
     for text in [None, Some("{}")] {
         // An unsigned link states no expiry either.
         let entry = Entry::new(text, Deadlines::absent(now, Duration::from_secs(500)));
-        let brought = Brought { sent: Some(now), links: vec![("1".into(), entry)], ..Brought::default() };
+        let brought = TierUpdate { links: vec![("1".into(), entry)], ..TierUpdate::default() };
         let written = peer.write(&peer.scope("t", None), &peer.stamp().unwrap(), &brought);
         let (_, value) = written.first().unwrap();
         let read = |sidecar: &Trial| sidecar.link(&sidecar.scope("t", None), "1", value.as_bytes());

@@ -125,12 +125,19 @@ impl InService {
         self.0.is_leaving.load(Ordering::Relaxed) || self.0.is_end_uncertain.load(Ordering::Relaxed)
     }
 
-    /// The body of this request, which is in service as well until it is read.
-    pub(super) fn body(&self, is_chunked: bool) -> UnreadBody {
+    /// The body of this request begins; it is in service as well until it is read or dropped (HTTP/1).
+    pub(super) fn body(&self, is_chunked: bool) -> InService {
+        self.0.is_body_unread.store(true, Ordering::Relaxed);
         if is_chunked {
             self.0.is_end_uncertain.store(true, Ordering::Relaxed);
         }
-        UnreadBody { in_service: self.0.in_service(), is_chunked, is_read: false }
+        self.0.in_service()
+    }
+
+    /// The body was read to its end, and had no trailers.
+    pub(super) fn body_ended(self) {
+        self.0.is_body_unread.store(false, Ordering::Relaxed);
+        self.0.is_end_uncertain.store(false, Ordering::Relaxed);
     }
 }
 
@@ -142,31 +149,6 @@ impl Drop for InService {
         self.0.in_service.fetch_sub(1, Ordering::Release);
         if self.0.is_leaving.load(Ordering::Relaxed) {
             self.0.changed.notify_one();
-        }
-    }
-}
-
-/// The body of an HTTP/1 request, until it is read to its end.
-pub(super) struct UnreadBody {
-    in_service: InService,
-    is_chunked: bool,
-    is_read: bool,
-}
-
-impl UnreadBody {
-    /// It was read to its end, and had no trailers.
-    pub(super) fn end(mut self) {
-        self.is_read = true;
-        if self.is_chunked {
-            self.in_service.0.is_end_uncertain.store(false, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for UnreadBody {
-    fn drop(&mut self) {
-        if !self.is_read {
-            self.in_service.0.is_body_unread.store(true, Ordering::Relaxed);
         }
     }
 }

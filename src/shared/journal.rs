@@ -229,12 +229,24 @@ mod tests {
         }
     }
 
+    /// Announces events, appends them, and reads them back; returns the news.
+    fn append(journal: &mut Journal, key: &FleetKey, text: &mut String, events: &[JournalEvent]) -> Vec<JournalEvent> {
+        events.iter().for_each(|event| journal.announce(*event));
+        text.push_str(&journal.take_pending(key).unwrap());
+        sync(journal, key, text).unwrap()
+    }
+
+    /// A new journal, which has been read.
+    fn begun(key: &FleetKey) -> (Journal, String) {
+        let (mut journal, text) = (Journal::default(), begin(key).unwrap());
+        assert_eq!(sync(&mut journal, key, &text), Some(vec![]));
+        (journal, text)
+    }
+
     #[test]
     fn an_event_voids_earlier_values_that_it_concerns_and_nothing_else() {
         let key = key();
-        let (mut one, mut other) = (Journal::default(), Journal::default());
-        let mut text = begin(&key).unwrap();
-        assert_eq!(sync(&mut one, &key, &text), Some(vec![]));
+        let ((mut one, mut text), mut other) = (begun(&key), Journal::default());
         assert_eq!(sync(&mut other, &key, &text), Some(vec![]));
         let before = other.stamp().unwrap();
         assert!(other.is_valid(before, &[named(1)]));
@@ -252,8 +264,7 @@ mod tests {
             assert!(journal.is_valid(journal.stamp().unwrap(), &[named(1)]), "a later value");
         }
 
-        other.announce(EVERYTHING);
-        text.push_str(&other.take_pending(&key).unwrap());
+        append(&mut other, &key, &mut text, &[EVERYTHING]);
         assert_eq!(sync(&mut one, &key, &text), Some(vec![EVERYTHING]));
         assert!(!one.is_valid(before, &[named(2)]));
     }
@@ -261,21 +272,16 @@ mod tests {
     #[test]
     fn a_changed_journal_is_lost() {
         let key = key();
-        let mut journal = Journal::default();
-        let mut text = begin(&key).unwrap();
-        sync(&mut journal, &key, &text);
+        let (mut journal, mut text) = begun(&key);
         for number in 1..=2 {
-            journal.announce(named(number));
-            text.push_str(&journal.take_pending(&key).unwrap());
-            sync(&mut journal, &key, &text);
+            append(&mut journal, &key, &mut text, &[named(number)]);
         }
         assert_eq!(sync(&mut journal, &key, &text), Some(vec![]));
         let another = begin(&key).unwrap();
         let mut grown_anew = text[..2 * RECORD].to_owned();
         let mut writer = Journal::default();
-        writer.adopt(&key, grown_anew.as_bytes(), NOW);
-        writer.announce(named(9));
-        grown_anew.push_str(&writer.take_pending(&key).unwrap());
+        sync(&mut writer, &key, &grown_anew);
+        append(&mut writer, &key, &mut grown_anew, &[named(9)]);
         for lost in [
             "",
             &text[..2 * RECORD],
@@ -296,17 +302,12 @@ mod tests {
     #[test]
     fn a_restored_copy_with_other_records_validates_no_value_of_the_first_journal() {
         let key = key();
-        let copy = begin(&key).unwrap();
-        let (mut journal, mut text) = (Journal::default(), copy.clone());
-        sync(&mut journal, &key, &text);
-        journal.announce(named(1));
-        text.push_str(&journal.take_pending(&key).unwrap());
-        sync(&mut journal, &key, &text);
+        let (mut journal, copy) = begun(&key);
+        let mut text = copy.clone();
+        append(&mut journal, &key, &mut text, &[named(1)]);
         let stamp = journal.stamp().unwrap();
         assert!(journal.is_valid(stamp, &[named(1)]));
-        journal.announce(named(1));
-        text.push_str(&journal.take_pending(&key).unwrap());
-        sync(&mut journal, &key, &text);
+        append(&mut journal, &key, &mut text, &[named(1)]);
 
         // Another journal, and then the copy: events are announced again, at positions where the first had other events.
         journal.adopt(&key, begin(&key).unwrap().as_bytes(), NOW);
@@ -322,15 +323,9 @@ mod tests {
     #[test]
     fn a_new_journal_voids_all_values_and_events_are_announced_again() {
         let key = key();
-        let mut journal = Journal::default();
-        let mut text = begin(&key).unwrap();
-        sync(&mut journal, &key, &text);
+        let (mut journal, mut text) = begun(&key);
         let old = journal.stamp().unwrap();
-        for event in [named(1), JournalEvent::Caller(2)] {
-            journal.announce(event);
-        }
-        text.push_str(&journal.take_pending(&key).unwrap());
-        sync(&mut journal, &key, &text);
+        append(&mut journal, &key, &mut text, &[named(1), JournalEvent::Caller(2)]);
         journal.announce(named(3));
         journal.take_pending(&key).unwrap();
 
@@ -350,9 +345,7 @@ mod tests {
     #[test]
     fn pending_events_are_bounded() {
         let key = key();
-        let mut journal = Journal::default();
-        let text = begin(&key).unwrap();
-        sync(&mut journal, &key, &text);
+        let (mut journal, _) = begun(&key);
         let before = journal.stamp().unwrap();
         for number in 0..3 * MOST_EVENTS {
             journal.announce(named(number as u128));

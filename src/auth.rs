@@ -174,7 +174,6 @@ impl Callers {
         identity.caller_state.generation.load(Ordering::Acquire) == identity.generation
     }
 
-    /// Drops all links of a caller at once.
     pub(crate) fn drop_links(&self, identity: &Identity) {
         let now = self.clock.now();
         self.each_state(identity, |state| self.caller_states.drop_links(state, now));

@@ -80,7 +80,6 @@ type Part = RwLock<Box<[EntryTable]>>;
 pub struct Cache {
     /// A power of two of them.
     parts: Box<[Part]>,
-    /// Number of tables in each part.
     tables: usize,
     purges: Arc<Purges>,
     pub(crate) refusals: Refusals,
@@ -145,7 +144,6 @@ impl Cache {
         self.evictions.of(Eviction::Size).inc_by(expected.saturating_sub(table.len()) as u64);
     }
 
-    /// Removes the entry of `key`.
     pub(crate) fn remove(&self, key: Key) {
         let part = self.parts.get(self.part_of(key));
         if part.and_then(|part| part.write().get_mut(self.table_of(key))?.remove(&key)).is_some() {
@@ -200,7 +198,6 @@ impl Cache {
         }
     }
 
-    /// Capacity in bytes.
     pub(crate) fn capacity(&self) -> u64 {
         self.sum(EntryTable::capacity)
     }

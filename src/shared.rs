@@ -75,7 +75,6 @@ pub struct TierState {
     /// Whether the journals are known: without them no value counts.
     usable: AtomicBool,
     closing: AtomicBool,
-    /// Wakes the background task.
     wake: Notify,
     writes: Arc<Semaphore>,
     unaccepted_revocations: TpsBudget,
@@ -111,7 +110,6 @@ pub(crate) enum Leases {
     See,
 }
 
-/// Result of a look-up.
 #[derive(Default)]
 pub(crate) struct TierResult {
     /// When a call was sent that showed, somewhere in the fleet, that the endpoint accepts the caller.
@@ -185,7 +183,6 @@ impl TierState {
         }
     }
 
-    /// Whether the tier may be asked now.
     pub(crate) fn is_usable(&self) -> bool {
         self.usable.load(Ordering::Acquire)
     }
@@ -378,7 +375,6 @@ impl TierState {
         });
     }
 
-    /// Announces a purge to the fleet.
     pub(crate) fn purge(&self, target: Target<'_>) {
         let event = |fleet: &Fleet| JournalEvent::Purge(target.mark(fleet.key.purge_key));
         self.announce(self.fleets.iter().map(|fleet| (fleet, event(fleet))));

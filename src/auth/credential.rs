@@ -27,7 +27,6 @@ pub(super) fn value<'h>(headers: Headers<'h>, name: &HeaderName) -> Option<&'h H
     headers.get_all(name).find(|value| !value.is_empty())
 }
 
-/// The only value of a credential header.
 fn only_value<'h>(headers: Headers<'h>, name: &HeaderName) -> Result<Option<&'h HeaderValue>, Bypass> {
     let mut values = headers.get_all(name).filter(|value| !value.is_empty());
     match (values.next(), values.next()) {
@@ -159,7 +158,6 @@ impl Callers {
         }
     }
 
-    /// Logs, throttled, that a signature by a configured key does not verify.
     pub(crate) fn warn_of_unverified(&self, fault: Fault) {
         self.unverified.when_due(|suppressed| {
             events::SignatureUnverified { reason: fault.message(), suppressed }.log();

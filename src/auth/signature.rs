@@ -47,7 +47,6 @@ impl Fault {
     }
 }
 
-/// The order of the query's parameters in a signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
     /// By name, then by value, by code point: Python, Go, and what is signed here.
@@ -63,12 +62,10 @@ const ORDERS: [Order; 3] = [Order::CodePoint, Order::NameOnly, Order::Utf16];
 const ALGORITHM: &str = "SDK-HMAC-SHA256";
 /// `X-Sdk-Content-Sha256` of a body that is not signed.
 pub(crate) const UNSIGNED_PAYLOAD: &str = "UNSIGNED-PAYLOAD";
-/// The hash of an empty body.
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 /// Seconds between a signature's date and now, either way: what the endpoint allows.
 const MOST_SKEW: u64 = 15 * 60;
 
-/// All but RFC 3986's unreserved characters.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// The configured key pairs, by access key.
@@ -282,7 +279,6 @@ impl Signer {
     }
 }
 
-/// A decoded parameter of a query: name and value.
 type Pair<'q> = [Cow<'q, [u8]>; 2];
 
 /// The parameters of a query, in its order. A plus sign is a plus sign.

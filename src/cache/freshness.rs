@@ -104,7 +104,6 @@ impl Deadlines {
         self.sent
     }
 
-    /// Milliseconds since the call was sent.
     pub(crate) fn age(&self, now: Moment) -> u64 {
         now.since(self.sent)
     }

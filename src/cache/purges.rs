@@ -115,7 +115,6 @@ impl Purges {
         }
     }
 
-    /// Replaces the listener.
     pub(crate) fn set_listener(&self, listener: Option<Listener>) {
         self.listener.store(listener.map(Arc::new));
     }
@@ -173,7 +172,6 @@ impl Purges {
         self.floor.load(Ordering::Acquire)
     }
 
-    /// Removes expired marks.
     pub(super) fn sweep(&self, now: Moment) {
         self.remove_expired(&mut self.table.write(), now);
     }

@@ -116,7 +116,6 @@ impl ConnState {
     }
 }
 
-/// A request in service.
 pub(super) struct InService(Arc<ConnState>);
 
 impl InService {
@@ -254,13 +253,10 @@ pub(super) struct ConnIo<IO> {
     state: Arc<ConnState>,
     /// What of HTTP/2's preface has not come yet; empty once it is known whether this is HTTP/2.
     preface: &'static [u8],
-    /// A read waits.
-    reads: bool,
-    /// A write waits.
-    writes: bool,
+    read_waits: bool,
+    write_waits: bool,
     /// The client has closed its side.
     is_over: bool,
-    /// This side is shut.
     is_shut: bool,
     /// Bytes that are read at most after that.
     left: usize,
@@ -271,16 +267,15 @@ impl<IO> ConnIo<IO> {
         // hyper reads at once.
         state.note(&state.read);
         let (preface, left) = (PREFACE, DRAIN_BYTES);
-        Self { io, state, preface, reads: true, writes: false, is_over: false, is_shut: false, left }
+        Self { io, state, preface, read_waits: true, write_waits: false, is_over: false, is_shut: false, left }
     }
 
-    /// `bytes` have been read.
     fn note_read(&mut self, bytes: &[u8]) {
         let state = &self.state;
         if state.is_http2() {
             return;
         }
-        if std::mem::take(&mut self.reads) {
+        if std::mem::take(&mut self.read_waits) {
             state.read.store(0, Ordering::Relaxed);
         }
         if !self.preface.is_empty() {
@@ -302,13 +297,12 @@ impl<IO> ConnIo<IO> {
         }
     }
 
-    /// A read has to wait.
     fn note_wait(&mut self) {
         let state = &self.state;
-        if self.reads || state.is_http2() {
+        if self.read_waits || state.is_http2() {
             return;
         }
-        self.reads = true;
+        self.read_waits = true;
         state.note(&state.read);
         if state.in_head.load(Ordering::Relaxed) && state.since(&state.head).is_none() {
             state.note(&state.head);
@@ -316,10 +310,9 @@ impl<IO> ConnIo<IO> {
         }
     }
 
-    /// A write was tried.
     fn note_write<T>(&mut self, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         let state = &self.state;
-        match (self.writes, write.is_pending()) {
+        match (self.write_waits, write.is_pending()) {
             (false, true) => state.note(&state.write),
             (true, false) => {
                 state.write.store(0, Ordering::Relaxed);
@@ -327,7 +320,7 @@ impl<IO> ConnIo<IO> {
             }
             _ => {}
         }
-        self.writes = write.is_pending();
+        self.write_waits = write.is_pending();
         write
     }
 }

@@ -35,7 +35,6 @@ const EVERYTHING: JournalEvent = JournalEvent::Purge(Mark::All);
 pub(super) struct Journal {
     /// `None`: not read yet.
     epoch: Option<u128>,
-    /// Known characters.
     position: u64,
     first_record: Vec<u8>,
     /// The last known record.
@@ -52,7 +51,6 @@ pub(super) struct Journal {
 
 struct Pending {
     event: JournalEvent,
-    /// The record that was appended, if any.
     record: Option<String>,
 }
 
@@ -62,7 +60,6 @@ impl Journal {
         Some(Stamp { chain_hash: *self.chain_hashes.last()?, position: self.position })
     }
 
-    /// The first record, if known.
     pub(super) fn first(&self) -> Option<&[u8]> {
         self.epoch.map(|_| self.first_record.as_slice())
     }
@@ -72,7 +69,6 @@ impl Journal {
         self.position.saturating_sub(RECORD as u64)
     }
 
-    /// Whether the journal is so long that it has to begin anew.
     pub(super) fn is_full(&self) -> bool {
         self.position >= (MOST_RECORDS * RECORD) as u64
     }
@@ -190,7 +186,6 @@ impl Journal {
     }
 }
 
-/// The first record of a new journal.
 pub(super) fn begin(key: &FleetKey) -> Option<String> {
     seal(key, rand::random(), JournalEvent::Begin)
 }

@@ -31,19 +31,15 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Failures in a row after which a connection is dropped; a new connection is dropped at the first.
 const FAILURES: u32 = 3;
 /// Time limit for connecting, TLS and login included; no batch waits for it.
-const CONNECT: Duration = Duration::from_secs(1);
-/// Most bytes of the answers to a login.
-const GREETING: usize = 64 << 10;
-/// Most bytes of outstanding answers.
-const MOST_OUTSTANDING: usize = 16 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_LOGIN_BYTES: usize = 64 << 10;
+const MAX_OUTSTANDING_BYTES: usize = 16 << 20;
 /// Most bytes of one reply besides a value.
-const REPLY: usize = 1 << 10;
+const MAX_REPLY_OVERHEAD: usize = 1 << 10;
 
-/// How connections are made.
 pub(super) struct ConnectOptions {
     login: RedisConnectionInfo,
     tls: Option<TlsConnector>,
-    /// Time limit of a round trip.
     timeout: Duration,
     metrics: Arc<Metrics>,
 }
@@ -62,7 +58,6 @@ impl ConnectOptions {
     }
 }
 
-/// One server.
 pub(super) struct Node {
     pub(super) address: Address,
     options: Arc<ConnectOptions>,
@@ -128,9 +123,9 @@ impl Node {
     }
 
     async fn open(&self) -> Result<NodeConnection, BoxError> {
-        let logged_in = timeout(CONNECT, self.log_in()).await;
+        let logged_in = timeout(CONNECT_TIMEOUT, self.log_in()).await;
         let mut connection = logged_in.map_err(|_| "connecting takes too long")??;
-        connection.allowance.grant(REPLY);
+        connection.allowance.grant(MAX_REPLY_OVERHEAD);
         let ping = redis::cmd("PING");
         let pong = timeout(self.options.timeout, connection.requests.send_packed_command(&ping)).await;
         pong.map_err(|_| "a round trip takes longer than shared.timeout")??;
@@ -145,7 +140,7 @@ impl Node {
             None => Either::Left(stream),
             Some(tls) => Either::Right(tls.connect(ServerName::try_from(host.clone())?, stream).await?),
         };
-        let allowance = Arc::new(Allowance(AtomicUsize::new(GREETING)));
+        let allowance = Arc::new(Allowance(AtomicUsize::new(MAX_LOGIN_BYTES)));
         let (read, write) = tokio::io::split(stream);
         let stream = tokio::io::join(Measured { read, allowance: Arc::clone(&allowance) }, write);
         // Round trips have time limits.
@@ -160,7 +155,7 @@ impl Node {
     pub(super) async fn run(&self, operation: Operation, trip: &RoundTrip, limit: Duration) -> Option<Vec<Value>> {
         let mut connection = self.connection.read().clone()?;
         let commands = trip.pipeline.len();
-        connection.allowance.grant(trip.reply_bytes + commands * REPLY);
+        connection.allowance.grant(trip.reply_bytes + commands * MAX_REPLY_OVERHEAD);
         let metrics = &self.options.metrics.shared;
         let begin = Instant::now();
         let replies = timeout(limit, connection.requests.send_packed_commands(&trip.pipeline, 0, commands)).await;
@@ -212,7 +207,7 @@ struct Allowance(AtomicUsize);
 
 impl Allowance {
     fn grant(&self, bytes: usize) {
-        let add = |left: usize| Some(left.saturating_add(bytes).min(MOST_OUTSTANDING));
+        let add = |left: usize| Some(left.saturating_add(bytes).min(MAX_OUTSTANDING_BYTES));
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 

@@ -20,11 +20,9 @@ const JOURNAL: u8 = 4;
 pub struct Stamp {
     /// A keyed hash of the journal up to there: journals with one beginning may differ later.
     pub(super) chain_hash: u128,
-    /// Known characters of the journal.
     pub(super) position: u64,
 }
 
-/// A shared link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LinkRecord {
     pub(super) stamp: Stamp,
@@ -36,10 +34,8 @@ pub(super) struct LinkRecord {
     pub(super) text: Option<Arc<str>>,
 }
 
-/// An event in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum JournalEvent {
-    /// The journal begins.
     Begin,
     /// Voids the links that the mark covers.
     Purge(Mark),
@@ -109,7 +105,6 @@ impl JournalEvent {
         bytes
     }
 
-    /// The journal's epoch, and the event.
     pub(super) fn read(mut bytes: &[u8]) -> Option<(u128, Self)> {
         (bytes.try_get_u8().ok()? == JOURNAL).then_some(())?;
         let epoch = bytes.try_get_u128().ok()?;

@@ -48,11 +48,8 @@ pub(super) struct FleetKey {
     secret: Secret,
     endpoint: String,
     prefix: Box<str>,
-    /// The journal's key in Redis.
     pub(super) journal: Box<str>,
-    /// Seals the journal.
     pub(super) seal: Seal,
-    /// The key of names of purges.
     pub(super) purge_key: [u8; 16],
 }
 
@@ -121,12 +118,10 @@ impl ScopeKeys {
         JournalEvent::Caller(self.caller)
     }
 
-    /// The name of the link of `id`.
     pub(super) fn link(&self, id: &str) -> Box<str> {
         self.name('l', id)
     }
 
-    /// The name of the lease on `id`.
     pub(super) fn lease(&self, id: &str) -> Box<str> {
         self.name('f', id)
     }
@@ -147,7 +142,6 @@ fn derive(secret: &Secret, endpoint: &str, kind: &str, fields: &[Option<&[u8]>])
     extract.finalize().1
 }
 
-/// Derives a key for `purpose`.
 fn expand(keys: &Hkdf<Sha256>, purpose: &str, key: &mut [u8]) {
     // Fails only for keys of more than 8160 bytes.
     let _ = keys.expand_multi_info(&[b"sidelink/1 ", purpose.as_bytes()], key);
@@ -168,7 +162,6 @@ fn name(prefix: &str, kind: char, hash: &Hmac<Sha256>) -> Box<str> {
     format!("{prefix}{kind}.{{{text}}}").into()
 }
 
-/// Seals and opens values.
 pub(super) struct Seal(XChaCha20Poly1305);
 
 impl Seal {

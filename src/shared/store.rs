@@ -18,16 +18,12 @@ use super::sealing::MOST_TEXT;
 use crate::config::Address;
 use crate::telemetry::metrics::Operation;
 
-/// Slots of a Cluster.
 const SLOTS: u16 = 16384;
-/// A Cluster's layout is read again after this time.
-const LAYOUT_AGE: Duration = Duration::from_secs(30);
-/// Most bytes of a Cluster's layout.
-const MOST_LAYOUT: usize = 1 << 20;
-/// Most nodes of a Cluster.
-const MOST_NODES: usize = 1000;
+const MAX_LAYOUT_AGE: Duration = Duration::from_secs(30);
+const MAX_LAYOUT_BYTES: usize = 1 << 20;
+const MAX_NODES: usize = 1000;
 /// Time limit for reading a Cluster's layout; no batch waits for it.
-const LAYOUT: Duration = Duration::from_secs(1);
+const LAYOUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A command for the server that has `key`.
 pub(super) struct RedisCommand {
@@ -90,8 +86,6 @@ impl Store {
         Self { options, seeds, cluster, layout, moved: AtomicBool::new(false) }
     }
 
-    /// Connects every server that is not connected.
-    ///
     /// # Errors
     /// Why a server that has one of `keys` is not connected, for an operator.
     pub(super) async fn connect(&self, keys: &[&str]) -> Result<(), String> {
@@ -112,7 +106,7 @@ impl Store {
     /// Reads a Cluster's layout from any node, if it may have changed.
     async fn update_layout(&self) -> Result<(), String> {
         let old = self.layout.read().clone();
-        let young = old.read.is_some_and(|read| read.elapsed() < LAYOUT_AGE);
+        let young = old.read.is_some_and(|read| read.elapsed() < MAX_LAYOUT_AGE);
         if young && !self.moved.swap(false, Ordering::Relaxed) && old.nodes.iter().all(|node| node.is_up()) {
             return Ok(());
         }
@@ -124,8 +118,8 @@ impl Store {
                 continue;
             }
             let mut trip = RoundTrip::default();
-            trip.add(RedisCommand::new("CLUSTER", "SLOTS").reply_bytes(MOST_LAYOUT));
-            let replies = node.run(Operation::Sync, &trip, LAYOUT).await;
+            trip.add(RedisCommand::new("CLUSTER", "SLOTS").reply_bytes(MAX_LAYOUT_BYTES));
+            let replies = node.run(Operation::Sync, &trip, LAYOUT_TIMEOUT).await;
             let Some([slots]) = replies.as_deref() else {
                 trouble = format!("{}: did not say which node has which slots", node.address);
                 continue;
@@ -155,7 +149,7 @@ impl Store {
             };
             let address = Address { host, port: u16::try_from(*port).ok()? };
             let (first, last) = (u16::try_from(*first).ok()?, u16::try_from(*last).ok()?);
-            if first > last || last >= SLOTS || places.len() >= MOST_NODES {
+            if first > last || last >= SLOTS || places.len() >= MAX_NODES {
                 return None;
             }
             let at = *places.entry(address.clone()).or_insert_with(|| {

@@ -1,6 +1,6 @@
 //! The background task of the tier: connects, reads the journals, and appends this process's events.
 //!
-//! No batch waits for it. A server that is down is tried again within [`LONGEST`], so it is used again soon after it is back;
+//! No batch waits for it. A server that is down is tried again within [`MAX_RETRY`], so it is used again soon after it is back;
 //! the log has one line when the tier goes down and one when it comes back.
 
 use std::sync::Arc;
@@ -20,28 +20,26 @@ use crate::cache::purges::{self, Mark};
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::{BreakerState, Kind, Operation, show_position};
 
-/// Between two synchronizations while nothing happens.
-const INTERVAL: Duration = Duration::from_millis(400);
+const SYNC_INTERVAL: Duration = Duration::from_millis(400);
 /// The shortest time between two, however often the task is woken.
-const SHORTEST: Duration = Duration::from_millis(20);
+const MIN_INTERVAL: Duration = Duration::from_millis(20);
 /// Between two tries of a tier that is down: at first, and at most.
-const FIRST: Duration = Duration::from_millis(250);
-const LONGEST: Duration = Duration::from_secs(2);
-/// Time limit for reading a whole journal.
-const WHOLE: Duration = Duration::from_secs(1);
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const MAX_RETRY: Duration = Duration::from_secs(2);
+const WHOLE_JOURNAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long Redis keeps a journal that no sidecar uses.
 const JOURNAL_LIFE: Duration = Duration::from_secs(48 * 3600);
 /// How often this life is extended.
-const EXTEND: Duration = Duration::from_secs(600);
+const EXTEND_INTERVAL: Duration = Duration::from_secs(600);
 /// How long appending may be refused before the journal is deleted instead.
-const REFUSED: Duration = Duration::from_secs(1);
+const MAX_REFUSED: Duration = Duration::from_secs(1);
 const UNREADABLE: &str = "the journal cannot be read or written";
 
 /// Runs until the [`Tier`](super::Tier) is dropped.
 pub(super) async fn run(state: Arc<TierState>) {
     let mut sync = Sync { state, extended: None, refused: None };
     let state = Arc::clone(&sync.state);
-    let mut pause = FIRST;
+    let mut pause = FIRST_RETRY;
     let mut was_up = None;
     loop {
         let is_last = state.closing.load(Ordering::Acquire);
@@ -60,21 +58,20 @@ pub(super) async fn run(state: Arc<TierState>) {
             return;
         }
         if is_up {
-            pause = FIRST;
-            sleep(SHORTEST).await;
-            let _ = timeout(INTERVAL, state.wake.notified()).await;
+            pause = FIRST_RETRY;
+            sleep(MIN_INTERVAL).await;
+            let _ = timeout(SYNC_INTERVAL, state.wake.notified()).await;
         } else {
             let jittered = pause.mul_f64(rand::rng().random_range(0.8..1.0));
             // Not woken: that does not bring a server back.
-            sleep(SHORTEST + jittered).await;
-            pause = (pause * 2).min(LONGEST);
+            sleep(MIN_INTERVAL + jittered).await;
+            pause = (pause * 2).min(MAX_RETRY);
         }
     }
 }
 
 struct Sync {
     state: Arc<TierState>,
-    /// When the journals' lives were extended last.
     extended: Option<Instant>,
     /// Since when appending is refused.
     refused: Option<Instant>,
@@ -91,7 +88,7 @@ impl Sync {
                 state.read_journal(fleet).await?;
             }
         }
-        if self.extended.is_none_or(|last| last.elapsed() > EXTEND) {
+        if self.extended.is_none_or(|last| last.elapsed() > EXTEND_INTERVAL) {
             self.extended = Some(Instant::now());
             let extend = |journal: &&str| RedisCommand::new("EXPIRE", journal).arg(JOURNAL_LIFE.as_secs());
             let commands = journals.iter().map(extend).collect();
@@ -113,7 +110,7 @@ impl Sync {
             return true;
         }
         // A full server refuses to append, and allows to delete: without a journal no value counts.
-        if self.refused.get_or_insert_with(Instant::now).elapsed() > REFUSED {
+        if self.refused.get_or_insert_with(Instant::now).elapsed() > MAX_REFUSED {
             self.refused = None;
             run(RedisCommand::new("DEL", &key.journal)).await;
         }
@@ -141,7 +138,7 @@ impl TierState {
     /// # Errors
     /// Why the journal cannot be read, for an operator.
     async fn read_journal(&self, fleet: &Fleet) -> Result<(), String> {
-        if self.read_news(fleet, WHOLE).await? {
+        if self.read_news(fleet, WHOLE_JOURNAL_TIMEOUT).await? {
             if !fleet.journal.lock().is_full() {
                 return Ok(());
             }
@@ -190,7 +187,7 @@ impl TierState {
     async fn read_whole(&self, fleet: &Fleet) -> Result<(), String> {
         let Fleet { key, journal } = fleet;
         for _ in 0..3 {
-            let replies = self.store.run(Operation::Sync, vec![key.journal_range(0, -1)], WHOLE).await;
+            let replies = self.store.run(Operation::Sync, vec![key.journal_range(0, -1)], WHOLE_JOURNAL_TIMEOUT).await;
             let text = match replies.as_slice() {
                 [Some(Value::BulkString(text))] => text.as_slice(),
                 replies if is_of_another_type(replies) => b"of another type",
@@ -221,13 +218,12 @@ impl TierState {
         if if_absent {
             command = command.arg("NX");
         }
-        match self.store.run(Operation::Sync, vec![command], WHOLE).await.as_slice() {
+        match self.store.run(Operation::Sync, vec![command], WHOLE_JOURNAL_TIMEOUT).await.as_slice() {
             [Some(Value::Okay | Value::Nil)] => Ok(()),
             _ => Err("the journal cannot be written: is the server read-only, or full?".to_owned()),
         }
     }
 
-    /// Applies events of other sidecars to this process.
     fn apply(&self, fleet: &Fleet, events: &[JournalEvent]) {
         let now = self.clock.now();
         let is_first = self.fleets.first().is_some_and(|first| std::ptr::eq(first, fleet));

@@ -2,7 +2,7 @@
 //! endpoint voids it.
 //!
 //! A value's age is the difference between its writer's wall clock and this one. The clocks of a fleet are assumed to agree
-//! within [`SKEW`]: each value counts as that much older than it seems, and one from further in the future is refused.
+//! within [`MAX_CLOCK_SKEW_MILLIS`]: each value counts as that much older than it seems, and one from further in the future is refused.
 
 use std::sync::Arc;
 
@@ -14,14 +14,11 @@ use crate::cache::freshness::Deadlines;
 use crate::clock::Moment;
 use crate::telemetry::metrics::Kind;
 
-/// Most milliseconds between the clocks of a fleet.
-const SKEW: u64 = 2000;
+const MAX_CLOCK_SKEW_MILLIS: u64 = 2000;
 
-/// A value to be written.
 pub(super) struct Sealed {
     pub(super) name: Box<str>,
     pub(super) value: String,
-    /// Milliseconds until it expires.
     pub(super) left: u64,
 }
 
@@ -91,5 +88,5 @@ impl TierState {
 
 /// The greatest possible age of what was sent at `sent`, by another clock; `None` if it is from the future.
 fn age(sent: u64, now: Moment) -> Option<u64> {
-    now.unix_millis().saturating_add(SKEW).checked_sub(sent)
+    now.unix_millis().saturating_add(MAX_CLOCK_SKEW_MILLIS).checked_sub(sent)
 }

@@ -305,7 +305,6 @@ fn read_json_time(value: &Json) -> Option<u64> {
     }
 }
 
-/// The shape of a value that is recognized by itself.
 fn shape_of(value: &str) -> Option<Shape> {
     if value.split('~').any(|field| field.starts_with("hmac=")) {
         return Some(Shape::TildeFields);
@@ -315,7 +314,6 @@ fn shape_of(value: &str) -> Option<Shape> {
     is_jwt.then_some(Shape::Jwt)
 }
 
-/// One part of a JWT.
 fn json_part(part: &str) -> Option<Json> {
     serde_json::from_slice(&URL_SAFE.decode(part).ok()?).ok()
 }
@@ -381,7 +379,6 @@ fn has_sign_word(name: &str) -> bool {
     })
 }
 
-/// What a segment of a path looks like.
 #[derive(Clone, Copy)]
 enum Segment {
     /// 32 or more hexadecimal digits.

@@ -18,6 +18,7 @@ pub mod fetch;
 
 pub mod cache;
 
+// Imports `cache` as well: it returns entries and applies purges. `cache` never imports it.
 pub mod shared;
 
 pub mod upstream;

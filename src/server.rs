@@ -213,7 +213,7 @@ async fn accept(listener: &Listener, failures: &LogThrottle) -> Option<(PlainStr
 }
 
 /// Serves one connection of a listener, after its TLS handshake if there is TLS. The handshake has `header_timeout` and the
-/// permit of its connection: with a bound of their own, a few slow handshakes would keep out all others.
+/// permit of its connection: with a separate bound, a few slow handshakes would keep out all others.
 async fn serve_client<S, F>(stream: PlainStream, state: Arc<ListenerState>, answer: S) -> Result<(), BoxError>
 where
     S: Fn(Request<RequestBody>) -> F + Clone + Send + 'static,

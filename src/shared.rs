@@ -70,7 +70,7 @@ pub struct TierState {
     /// Milliseconds that an acceptance counts.
     revalidate: u64,
     /// One for each of the fleet's secrets: the first seals, all open.
-    fleets: Vec<Fleet>,
+    fleets: Vec<FleetSecret>,
     store: Store,
     /// Whether the journals are known: without them no value counts.
     usable: AtomicBool,
@@ -85,12 +85,12 @@ pub struct TierState {
 }
 
 /// One of the fleet's secrets, and the journal under it.
-struct Fleet {
+struct FleetSecret {
     key: FleetKey,
     journal: Mutex<Journal>,
 }
 
-impl Fleet {
+impl FleetSecret {
     fn is_valid(&self, stamp: Stamp, events: &[JournalEvent]) -> Option<()> {
         self.journal.lock().is_valid(stamp, events).then_some(())
     }
@@ -159,7 +159,7 @@ impl TierState {
         clock: Clock,
     ) -> Self {
         let endpoint = &config.upstream.endpoint;
-        let fleet = |secret: &config::Secret| Fleet {
+        let fleet = |secret: &config::Secret| FleetSecret {
             key: FleetKey::new(secret.clone(), endpoint, &shared.prefix),
             journal: Mutex::default(),
         };
@@ -219,7 +219,7 @@ impl TierState {
     }
 
     /// Each of the fleet's secrets, with the keys of `scope` under it.
-    fn of_scope<'s>(&'s self, scope: &'s TierScope) -> impl Iterator<Item = (&'s Fleet, &'s ScopeKeys)> {
+    fn of_scope<'s>(&'s self, scope: &'s TierScope) -> impl Iterator<Item = (&'s FleetSecret, &'s ScopeKeys)> {
         self.fleets.iter().zip(&scope.0)
     }
 
@@ -376,11 +376,11 @@ impl TierState {
     }
 
     pub(crate) fn purge(&self, target: Target<'_>) {
-        let event = |fleet: &Fleet| JournalEvent::Purge(target.mark(fleet.key.purge_key));
+        let event = |fleet: &FleetSecret| JournalEvent::Purge(target.mark(fleet.key.purge_key));
         self.announce(self.fleets.iter().map(|fleet| (fleet, event(fleet))));
     }
 
-    fn announce<'s>(&self, events: impl Iterator<Item = (&'s Fleet, JournalEvent)>) {
+    fn announce<'s>(&self, events: impl Iterator<Item = (&'s FleetSecret, JournalEvent)>) {
         events.for_each(|(fleet, event)| fleet.journal.lock().announce(event));
         self.wake.notify_one();
     }

@@ -15,7 +15,7 @@ use super::journal::{self, MOST, RECORD};
 use super::record::JournalEvent;
 use super::sealing::FleetKey;
 use super::store::RedisCommand;
-use super::{Fleet, TierState};
+use super::{FleetSecret, TierState};
 use crate::cache::purges::{self, Mark};
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::{BreakerState, Kind, Operation, show_position};
@@ -101,7 +101,7 @@ impl Sync {
     }
 
     /// Appends pending events; returns whether there were any.
-    async fn append_pending(&mut self, Fleet { key, journal }: &Fleet) -> bool {
+    async fn append_pending(&mut self, FleetSecret { key, journal }: &FleetSecret) -> bool {
         let state = &self.state;
         let Some(text) = journal.lock().take_pending(key) else { return false };
         let run = async |command| state.store.run(Operation::Revoke, vec![command], state.config.timeout).await;
@@ -137,7 +137,7 @@ impl TierState {
     ///
     /// # Errors
     /// Why the journal cannot be read, for an operator.
-    async fn read_journal(&self, fleet: &Fleet) -> Result<(), String> {
+    async fn read_journal(&self, fleet: &FleetSecret) -> Result<(), String> {
         if self.read_news(fleet, WHOLE_JOURNAL_TIMEOUT).await? {
             if !fleet.journal.lock().is_full() {
                 return Ok(());
@@ -152,8 +152,8 @@ impl TierState {
     ///
     /// # Errors
     /// Why the journal cannot be read, for an operator. A server that does not answer has not lost a journal.
-    pub(super) async fn read_news(&self, fleet: &Fleet, limit: Duration) -> Result<bool, String> {
-        let Fleet { key, journal } = fleet;
+    pub(super) async fn read_news(&self, fleet: &FleetSecret, limit: Duration) -> Result<bool, String> {
+        let FleetSecret { key, journal } = fleet;
         let from = {
             let journal = journal.lock();
             if journal.stamp().is_none() {
@@ -184,8 +184,8 @@ impl TierState {
 
     /// Reads a whole journal in place of the known one, whose records are gone. Begins a journal where there is none, where
     /// the text is no journal, and where its first record is the known one.
-    async fn read_whole(&self, fleet: &Fleet) -> Result<(), String> {
-        let Fleet { key, journal } = fleet;
+    async fn read_whole(&self, fleet: &FleetSecret) -> Result<(), String> {
+        let FleetSecret { key, journal } = fleet;
         for _ in 0..3 {
             let replies = self.store.run(Operation::Sync, vec![key.journal_range(0, -1)], WHOLE_JOURNAL_TIMEOUT).await;
             let text = match replies.as_slice() {
@@ -224,7 +224,7 @@ impl TierState {
         }
     }
 
-    fn apply(&self, fleet: &Fleet, events: &[JournalEvent]) {
+    fn apply(&self, fleet: &FleetSecret, events: &[JournalEvent]) {
         let now = self.clock.now();
         let is_first = self.fleets.first().is_some_and(|first| std::ptr::eq(first, fleet));
         for event in events {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::journal::{self, RECORD};
-use super::{Fleet, Stamp, TierScope, TierState, TierUpdate};
+use super::{FleetSecret, Stamp, TierScope, TierState, TierUpdate};
 use crate::auth::CallerStates;
 use crate::cache::Entry;
 use crate::cache::purges::{Purges, Target};
@@ -35,7 +35,7 @@ impl Trial {
     /// Reads the news of a journal, or all of it if it is another one. False if it is none, so that it has to begin anew.
     pub fn read(&self, text: &[u8]) -> bool {
         let now = self.0.clock.now();
-        let Some(Fleet { key, journal }) = self.0.fleets.first() else { return false };
+        let Some(FleetSecret { key, journal }) = self.0.fleets.first() else { return false };
         let mut journal = journal.lock();
         let first = text.get(..RECORD).unwrap_or_default();
         let rest = usize::try_from(journal.read_from()).ok().and_then(|from| text.get(from..)).unwrap_or_default();
@@ -61,7 +61,7 @@ impl Trial {
 
     /// The records to be appended to the journal.
     pub fn tell(&self) -> Option<String> {
-        let Fleet { key, journal } = self.0.fleets.first()?;
+        let FleetSecret { key, journal } = self.0.fleets.first()?;
         journal.lock().take_pending(key)
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::record::{JournalEvent, LinkRecord, Stamp, read_acceptance, write_acceptance};
 use super::sealing::ScopeKeys;
-use super::{Fleet, TierScope, TierState, TierUpdate};
+use super::{FleetSecret, TierScope, TierState, TierUpdate};
 use crate::cache::Entry;
 use crate::cache::freshness::Deadlines;
 use crate::clock::Moment;
@@ -24,7 +24,13 @@ pub(super) struct Sealed {
 
 impl TierState {
     /// When the call was sent that showed a caller's acceptance, if `value` counts.
-    pub(super) fn open_acceptance(&self, fleet: &Fleet, keys: &ScopeKeys, value: &[u8], now: Moment) -> Option<Moment> {
+    pub(super) fn open_acceptance(
+        &self,
+        fleet: &FleetSecret,
+        keys: &ScopeKeys,
+        value: &[u8],
+        now: Moment,
+    ) -> Option<Moment> {
         let opened = keys.seal.open(&keys.acceptance, value).and_then(|bytes| read_acceptance(&bytes));
         let (stamp, sent) = self.counted(opened, Kind::Unsealed)?;
         self.counted(fleet.is_valid(stamp, &[keys.revocation()]), Kind::Revoked)?;
@@ -35,7 +41,7 @@ impl TierState {
     /// The entry of `id`, if `value` counts.
     pub(super) fn open_link(
         &self,
-        fleet: &Fleet,
+        fleet: &FleetSecret,
         keys: &ScopeKeys,
         (id, name): (&str, &str),
         value: &[u8],

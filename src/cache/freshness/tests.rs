@@ -244,9 +244,9 @@ proptest! {
         }
     }
 
-    /// Whatever a URL is, a link whose expiry cannot be read is not kept.
+    /// Whatever a URL is, a link whose expiry cannot be read is not stored.
     #[test]
-    fn an_unreadable_link_is_never_kept(url in "https://h/k\\?([a-zA-Z-]{1,8}=[a-z0-9]{0,12}&){0,3}(Expires|token|Policy|X-Amz-Date|auth_key)=[a-z0-9]{0,12}") {
+    fn an_unreadable_link_is_never_stored(url in "https://h/k\\?([a-zA-Z-]{1,8}=[a-z0-9]{0,12}&){0,3}(Expires|token|Policy|X-Amz-Date|auth_key)=[a-z0-9]{0,12}") {
         if expiry(&url) == Expiry::Unreadable {
             let verdict = judge(Some(&url), &source(Directives::default()), &config());
             prop_assert_eq!(verdict, Err(Reason::Unreadable));

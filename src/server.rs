@@ -36,11 +36,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
+use tower::BoxError;
 
 use crate::config;
 use crate::limits::permits::Permits;
 use crate::message::body::Body;
 use crate::telemetry::log::{LogThrottle, events};
+use crate::telemetry::metrics::GaugeGuard;
 use body::ResponseBody;
 use listener::{PlainStream, QUEUE};
 use timeouts::{ConnEnd, ConnIo, ConnState, ConnTimeouts};
@@ -53,8 +55,6 @@ pub use protocol::Protocol;
 const LINGER: Duration = Duration::from_secs(1);
 /// Pause after a failed accept: out of file descriptors, for example, and some are freed soon.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,7 +174,7 @@ where
             Ok(permit) = state.connections.acquire_owned() => permit,
             () = state.drained(&mut end) => break,
         };
-        let open = OpenConnection::new(state.open.clone());
+        let open = GaugeGuard::new(&state.open);
         let answer = answer.clone();
         let connection = serve_client(stream, Arc::clone(&state), move |request| answer(peer, request));
         connections.spawn(async move {
@@ -280,21 +280,5 @@ where
             ConnEnd::CutOff(reason) => return Err(reason.into()),
         }
         expiries.push(timeouts.next());
-    }
-}
-
-/// Counts a connection, also where its handler panics.
-struct OpenConnection(IntGauge);
-
-impl OpenConnection {
-    fn new(open: IntGauge) -> Self {
-        open.inc();
-        Self(open)
-    }
-}
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }

@@ -20,13 +20,12 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_util::either::Either;
 use tokio_util::task::AbortOnDropHandle;
+use tower::BoxError;
 
 use super::store::RedisCommand;
 use crate::config::{self, Address};
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::{Kind, Metrics, Operation};
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Failures in a row after which a connection is dropped; a new connection is dropped at the first.
 const FAILURES: u32 = 3;

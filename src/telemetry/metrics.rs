@@ -151,3 +151,19 @@ pub fn show_position(gauges: &Gauges<BreakerState>, now: BreakerState) {
         gauge.set(i64::from(state == now));
     }
 }
+
+/// Counts something in a gauge until it is dropped, also where its task panics or is cancelled.
+pub(crate) struct GaugeGuard(IntGauge);
+
+impl GaugeGuard {
+    pub(crate) fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for GaugeGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -7,7 +7,6 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Error as ClientError;
-use prometheus::IntGauge;
 use tokio::time::{Instant, timeout_at};
 
 use super::call::{Answer, Call};
@@ -16,6 +15,7 @@ use super::evidence::{CallOutcome, FailureKind};
 use super::{UNREADABLE, Upstream, coding};
 use crate::error::{Error, NoAnswer};
 use crate::telemetry::log::{chain, events};
+use crate::telemetry::metrics::GaugeGuard;
 
 /// Reasons that no library gives.
 const LATE: &str = "none within upstream.deadline";
@@ -31,7 +31,7 @@ impl Upstream {
         progress: &Progress,
     ) -> Result<Answer, Error> {
         self.metrics.upstream_call_ids.observe(call.ids.len() as f64);
-        let _in_flight = InFlight::new(&self.metrics.upstream_in_flight);
+        let _in_flight = GaugeGuard::new(&self.metrics.upstream_in_flight);
         let began = Instant::now();
         let exchange = timeout_at(deadline, self.exchange(call, new_connection, progress)).await;
         self.metrics.upstream_call_duration.observe(began.elapsed().as_secs_f64());
@@ -114,21 +114,5 @@ impl Upstream {
             }
             _ => CallOutcome::Neutral,
         }
-    }
-}
-
-/// Counts an attempt while it is under way, also where its task is cancelled.
-struct InFlight<'g>(&'g IntGauge);
-
-impl<'g> InFlight<'g> {
-    fn new(gauge: &'g IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }

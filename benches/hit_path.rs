@@ -81,7 +81,7 @@ fn looking_up(criterion: &mut Criterion) {
         let keys: Vec<(&str, Key)> = ids.iter().map(|id| (id.as_str(), scope.key(id))).collect();
         let deadlines = Deadlines::absent(Clock::system().now(), config.freshness.max);
         for (_, key) in &keys {
-            cache.keep(*key, Entry::new(Some(&"x".repeat(447)), deadlines));
+            cache.insert(*key, Entry::new(Some(&"x".repeat(447)), deadlines));
         }
         for size in SIZES {
             group.throughput(Throughput::Elements(size as u64));

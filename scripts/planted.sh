@@ -70,10 +70,10 @@ plant "a refused token that is a sign of health" src/upstream/attempt.rs \
 fleet="fleet::isolation::"
 plant "a scope without its group, in a fleet" src/shared/sealing.rs \
     'for each in fields {
-            field(each' 'for each in fields.into_iter().skip(1) {
-            field(each' "$fleet"
+            field(*each' 'for each in fields.iter().skip(1) {
+            field(*each' "$fleet"
 plant "a tier's name without its scope" src/shared/sealing.rs \
-    'field(each, |bytes| names.update(bytes));' 'field(each.and(None), |bytes| names.update(bytes));' "$fleet"
+    'field(*each, |bytes| names.update(bytes));' 'field(each.and(None), |bytes| names.update(bytes));' "$fleet"
 plant "a tier's key without its caller" src/shared/sealing.rs \
     'first.iter().chain(fields)' 'first.iter().chain(&fields[..0])' "$fleet"
 plant "a scope header that is forgotten" src/api.rs \
@@ -83,7 +83,7 @@ plant "a value that opens anywhere" src/shared/sealing.rs \
 plant "a purge that is forgotten" src/cache/purges.rs \
     '*last = at.monotonic.max(*last);' 'let _ = last;' "$fleet"
 plant "a purge that the fleet does not hear" src/shared.rs \
-    'self.announce(|_, key| Some(Event::purge(key.purge_key, target)));' 'let _ = target;' "$fleet"
+    'self.announce(self.fleets.iter().map(|fleet| (fleet, event(fleet))));' 'let _ = event;' "$fleet"
 plant "a journal that nobody applies" src/shared/journal.rs \
     'is_some_and(|at| *at >= stamp.position)' 'is_some_and(|at| *at > u64::MAX - stamp.position)' "$fleet"
 plant "a revocation that stays where it is" src/shared.rs \

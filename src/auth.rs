@@ -29,7 +29,7 @@ pub use crate::telemetry::metrics::Bypass;
 pub(crate) use caller_state::CallerState;
 pub use caller_state::CallerStates;
 pub use credential::Credential;
-use scope::Fields;
+use scope::KeyedHash;
 pub use scope::{Key, KeyHasher, Scope};
 use signature::{Fault, Keys, Signer};
 
@@ -93,15 +93,16 @@ pub enum AuthError {
 /// Identifies callers, and keeps their states.
 pub struct Callers {
     /// Hashes to start from, each of another purpose.
-    by_token: Fields,
-    by_key: Fields,
-    by_scope: Fields,
+    by_token: KeyedHash,
+    by_key: KeyedHash,
+    by_scope: KeyedHash,
     keys: Arc<Keys>,
     scope_headers: Vec<HeaderName>,
     scope_filter: HeaderFilter,
     /// Credential headers, then scope headers.
     varies: Vec<HeaderName>,
-    vary: HeaderValue,
+    /// The value of `Vary`: credential and scope headers.
+    pub(crate) vary: HeaderValue,
     revalidate: u64,
     caller_states: Arc<CallerStates>,
     unverified: LogThrottle,
@@ -118,9 +119,8 @@ impl Callers {
         endpoint: &config::Endpoint,
         clock: Clock,
     ) -> Self {
-        let mut key = Fields::new(&caller_states.key, b"endpoint");
-        key.field(endpoint.to_string().as_bytes());
-        let key = key.finish().to_be_bytes();
+        let key = KeyedHash::new(&caller_states.key, b"endpoint");
+        let key = key.with([Some(endpoint.to_string().as_bytes())]).to_be_bytes();
         let mut scope_headers = api::SCOPE_HEADERS.to_vec();
         scope_headers.extend(config.scope_headers.iter().cloned());
         let mut varies = vec![api::TOKEN, AUTHORIZATION, api::SECURITY_TOKEN];
@@ -129,9 +129,9 @@ impl Callers {
         // Never the star: header names make a valid value.
         let vary = HeaderValue::from_str(&names.join(", ")).unwrap_or(HeaderValue::from_static("*"));
         Self {
-            by_token: Fields::new(&key, b"caller/token"),
-            by_key: Fields::new(&key, b"caller/key"),
-            by_scope: Fields::new(&key, b"scope"),
+            by_token: KeyedHash::new(&key, b"caller/token"),
+            by_key: KeyedHash::new(&key, b"caller/key"),
+            by_scope: KeyedHash::new(&key, b"scope"),
             keys,
             scope_filter: HeaderFilter::new(&scope_headers),
             scope_headers,
@@ -177,7 +177,6 @@ impl Callers {
         identity.caller_state.generation.load(Ordering::Acquire) == identity.generation
     }
 
-    /// Drops all links of a caller at once.
     pub(crate) fn drop_links(&self, identity: &Identity) {
         let now = self.clock.now();
         self.each_state(identity, |state| self.caller_states.drop_links(state, now));

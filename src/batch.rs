@@ -240,7 +240,7 @@ impl BatchRoute {
             Step::Reply(reply)
         };
         let refusal = match (slots.slots.as_slice(), ids.as_slice()) {
-            ([Slot { entry: None, .. }], [(id, key)]) => self.cache.refusals().look_up(*key, id, &marks, now),
+            ([Slot { entry: None, .. }], [(id, key)]) => self.cache.refusals.look_up(*key, id, &marks, now),
             _ => None,
         };
         // Also for a caller that must revalidate: a refusal gives nothing away.
@@ -354,15 +354,15 @@ impl BatchRoute {
         headers: Headers<'_>,
         trace: &RequestSpan,
     ) -> FetchContext {
-        let share = self.fetch.tier().map(|tier| {
-            let (kind, fields) = self.callers.made_up_of(credential, &identity, headers.map());
+        let tier_scope = self.fetch.tier().map(|tier| {
+            let (kind, fields) = self.callers.credential_fields(credential, &identity, headers.map());
             let mut scope = Vec::new();
             self.callers.each_scope_field(&identity, headers, &batch.group, |field| scope.push(field));
-            Arc::new(tier.share(&identity, (kind, &fields), &scope, batch.group.name()))
+            Arc::new(tier.scope(&identity, (kind, &fields), &scope, batch.group.name()))
         });
         FetchContext {
             requirements,
-            share,
+            tier_scope,
             headers: self.callers.carried(&identity, headers.map()),
             scope,
             group: batch.group.to_static(),

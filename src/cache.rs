@@ -6,7 +6,7 @@
 //!
 //! # Locks
 //! Each `Part` has a lock. Readers are `View` (the look-ups of one batch, never across an await) and `Cache::peek`.
-//! Writers are `Cache::keep`, `Cache::forget`, `Cache::resize` and one slice of `Cache::sweep`; a writer has one part
+//! Writers are `Cache::insert`, `Cache::remove`, `Cache::resize` and one slice of `Cache::sweep`; a writer has one part
 //! at a time, and a view locks its parts in order, so no deadlock is possible between them. Within a part's lock only
 //! that of `purges` is taken.
 
@@ -71,19 +71,18 @@ impl Entry {
     }
 }
 
-type Table = unsync::Cache<Key, Entry, Weight, BuildHasherDefault<KeyHasher>>;
+type EntryTable = unsync::Cache<Key, Entry, Weight, BuildHasherDefault<KeyHasher>>;
 
 /// A part of the cache: one lock over a power of two of tables.
-type Part = RwLock<Box<[Table]>>;
+type Part = RwLock<Box<[EntryTable]>>;
 
 /// The entries of this process.
 pub struct Cache {
     /// A power of two of them.
     parts: Box<[Part]>,
-    /// Number of tables in each part.
     tables: usize,
     purges: Arc<Purges>,
-    refusals: Refusals,
+    pub(crate) refusals: Refusals,
     evictions: Counters<Eviction>,
 }
 
@@ -98,7 +97,7 @@ impl Cache {
         }
         let tables = (entries / count).div_ceil(TABLE_ENTRIES).max(1).next_power_of_two();
         let (entries, capacity) = (entries.div_ceil(count * tables), share(config.capacity, count * tables));
-        let table = || Table::with(entries, capacity, Weight, BuildHasherDefault::default(), Default::default());
+        let table = || EntryTable::with(entries, capacity, Weight, BuildHasherDefault::default(), Default::default());
         let parts = (0..count).map(|_| RwLock::new((0..tables).map(|_| table()).collect())).collect();
         Self { parts, tables, purges, refusals: Refusals::default(), evictions }
     }
@@ -136,13 +135,8 @@ impl Cache {
         &self.purges
     }
 
-    /// What the endpoint has refused lately.
-    pub(crate) fn refusals(&self) -> &Refusals {
-        &self.refusals
-    }
-
     /// Inserts or replaces the entry of `key`.
-    pub fn keep(&self, key: Key, entry: Entry) {
+    pub fn insert(&self, key: Key, entry: Entry) {
         let mut part = self.parts.get(self.part_of(key)).map(Part::write);
         let Some(table) = part.as_mut().and_then(|part| part.get_mut(self.table_of(key))) else { return };
         let expected = table.len() + usize::from(table.peek(&key).is_none());
@@ -150,8 +144,7 @@ impl Cache {
         self.evictions.of(Eviction::Size).inc_by(expected.saturating_sub(table.len()) as u64);
     }
 
-    /// Removes the entry of `key`.
-    pub(crate) fn forget(&self, key: Key) {
+    pub(crate) fn remove(&self, key: Key) {
         let part = self.parts.get(self.part_of(key));
         if part.and_then(|part| part.write().get_mut(self.table_of(key))?.remove(&key)).is_some() {
             self.evictions.of(Eviction::Explicit).inc();
@@ -167,10 +160,10 @@ impl Cache {
     /// As [`Cache::sweep`]; calls `between` before each slice, while nothing is locked.
     fn sweep_between(&self, now: Moment, mut between: impl FnMut()) -> u64 {
         let (mut expired, mut purged) = (0, 0);
-        let all = self.purges.of_all();
+        let floor = self.purges.floor();
         for (part, at) in self.parts.iter().flat_map(|part| (0..self.tables).map(move |at| (part, at))) {
             // Keys alone, which lie side by side in the table: each entry costs a cache miss.
-            let keys = |table: &Table| table.iter().map(|(key, _)| *key).collect();
+            let keys = |table: &EntryTable| table.iter().map(|(key, _)| *key).collect();
             let keys: Vec<Key> = part.read().get(at).map(keys).unwrap_or_default();
             for slice in keys.chunks(SLICE) {
                 between();
@@ -178,7 +171,7 @@ impl Cache {
                 let Some(table) = part.get_mut(at) else { continue };
                 for key in slice {
                     let Some(deadlines) = table.peek(key).map(Entry::deadlines) else { continue };
-                    let count = if all.cover_all(deadlines.sent()) {
+                    let count = if deadlines.sent().monotonic < floor {
                         &mut purged
                     } else if !deadlines.usable(now) {
                         &mut expired
@@ -205,17 +198,16 @@ impl Cache {
         }
     }
 
-    /// Capacity in bytes.
     pub(crate) fn capacity(&self) -> u64 {
-        self.sum(Table::capacity)
+        self.sum(EntryTable::capacity)
     }
 
     /// Number of entries, and their bytes.
     pub(crate) fn size(&self) -> (u64, u64) {
-        (self.sum(|table| table.len() as u64), self.sum(Table::weight))
+        (self.sum(|table| table.len() as u64), self.sum(EntryTable::weight))
     }
 
-    fn sum(&self, count: impl Fn(&Table) -> u64) -> u64 {
+    fn sum(&self, count: impl Fn(&EntryTable) -> u64) -> u64 {
         self.parts.iter().map(|part| part.read().iter().map(&count).sum::<u64>()).sum()
     }
 
@@ -241,7 +233,7 @@ fn share(capacity: u64, tables: usize) -> u64 {
 /// at a time, where each locked instruction would make it wait (docs/BENCHMARKS.md).
 pub struct View<'c> {
     cache: &'c Cache,
-    parts: [Option<RwLockReadGuard<'c, Box<[Table]>>>; PARTS],
+    parts: [Option<RwLockReadGuard<'c, Box<[EntryTable]>>>; PARTS],
 }
 
 impl View<'_> {
@@ -286,6 +278,15 @@ mod tests {
         (Cache::new(&config::Cache { capacity }, purges, &metrics), metrics)
     }
 
+    /// Inserts 10,000 entries of 600 bytes; returns the number of entries then, and their bytes.
+    fn fill(cache: &Cache) -> (u64, u64) {
+        let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
+        for id in 0..10_000 {
+            cache.insert(Scope::of_test(1).key(&id.to_string()), Entry::new(Some(&"x".repeat(440)), deadlines));
+        }
+        cache.size()
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_sweep_removes_dead_entries_and_nothing_else() {
         let (cache, metrics) = cache(1 << 20);
@@ -293,7 +294,7 @@ mod tests {
         let scope = Scope::of_test(1);
         for seconds in [10, 20] {
             let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(seconds));
-            cache.keep(scope.key(&seconds.to_string()), Entry::new(None, deadlines));
+            cache.insert(scope.key(&seconds.to_string()), Entry::new(None, deadlines));
         }
         tokio::time::advance(Duration::from_secs(10)).await;
         cache.sweep(clock.now());
@@ -311,7 +312,7 @@ mod tests {
         let count = 4 * PARTS * SLICE;
         for id in 0..count {
             let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(if id % 2 == 0 { 1 } else { 20 }));
-            cache.keep(scope.key(&id.to_string()), Entry::new(None, deadlines));
+            cache.insert(scope.key(&id.to_string()), Entry::new(None, deadlines));
         }
         tokio::time::advance(Duration::from_secs(10)).await;
         let mut slices = 0;
@@ -320,7 +321,7 @@ mod tests {
             // If any part were locked, these writes would deadlock.
             for id in 0..64 {
                 let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(20));
-                cache.keep(scope.key(&format!("new{id}")), Entry::new(None, deadlines));
+                cache.insert(scope.key(&format!("new{id}")), Entry::new(None, deadlines));
             }
         });
         assert!(slices >= count / SLICE, "{slices}");
@@ -341,31 +342,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_new_capacity_counts_at_once() {
         let (cache, _) = cache(4 << 20);
-        let scope = Scope::of_test(1);
-        let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
-        let fill = || {
-            for id in 0..10_000 {
-                cache.keep(scope.key(&id.to_string()), Entry::new(Some(&"x".repeat(440)), deadlines));
-            }
-            cache.size().1
-        };
-        assert!(fill() > 3 << 20);
+        assert!(fill(&cache).1 > 3 << 20);
         cache.resize(1 << 20);
         assert!((1..=1 << 20).contains(&cache.size().1));
-        assert!(fill() <= 1 << 20);
+        assert!(fill(&cache).1 <= 1 << 20);
         cache.resize(4 << 20);
-        assert!(fill() > 3 << 20);
+        assert!(fill(&cache).1 > 3 << 20);
     }
 
     #[tokio::test(start_paused = true)]
     async fn entries_stay_within_capacity() {
         let (cache, metrics) = cache(1 << 20);
-        let scope = Scope::of_test(1);
-        let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
-        for id in 0..10_000 {
-            cache.keep(scope.key(&id.to_string()), Entry::new(Some(&"x".repeat(440)), deadlines));
-        }
-        let (links, bytes) = cache.size();
+        let (links, bytes) = fill(&cache);
         assert!(bytes <= 1 << 20 && links > 1500, "{links} links of {bytes} bytes");
         assert_eq!(metrics.cache_evictions.of(Eviction::Size).get(), 10_000 - links);
     }
@@ -376,7 +364,7 @@ mod tests {
         let (cache, metrics) = cache(1 << 20);
         let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
         for _ in 0..3 {
-            cache.keep(Scope::of_test(1).key("1"), Entry::new(Some("{}"), deadlines));
+            cache.insert(Scope::of_test(1).key("1"), Entry::new(Some("{}"), deadlines));
         }
         assert_eq!((metrics.cache_evictions.of(Eviction::Size).get(), cache.size().0), (0, 1));
     }

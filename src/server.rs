@@ -36,15 +36,16 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
+use tower::BoxError;
 
 use crate::config;
 use crate::limits::permits::Permits;
 use crate::message::body::Body;
 use crate::telemetry::log::{LogThrottle, events};
-use crate::telemetry::metrics::Counted;
+use crate::telemetry::metrics::GaugeGuard;
 use body::ResponseBody;
 use listener::{PlainStream, QUEUE};
-use timeouts::{ConnIo, ConnState, ConnTimeouts, Expiry};
+use timeouts::{ConnEnd, ConnIo, ConnState, ConnTimeouts};
 
 pub use body::RequestBody;
 pub use listener::Listener;
@@ -54,8 +55,6 @@ pub use protocol::Protocol;
 const LINGER: Duration = Duration::from_secs(1);
 /// Pause after a failed accept: out of file descriptors, for example, and some are freed soon.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +174,7 @@ where
             Ok(permit) = state.connections.acquire() => permit,
             () = state.drained(&mut end) => break,
         };
-        let open = Counted::new(&state.open);
+        let open = GaugeGuard::new(&state.open);
         let answer = answer.clone();
         let connection = serve_client(stream, Arc::clone(&state), move |request| answer(peer, request));
         connections.spawn(async move {
@@ -214,7 +213,7 @@ async fn accept(listener: &Listener, failures: &LogThrottle) -> Option<(PlainStr
 }
 
 /// Serves one connection of a listener, after its TLS handshake if there is TLS. The handshake has `header_timeout` and the
-/// permit of its connection: with a bound of their own, a few slow handshakes would keep out all others.
+/// permit of its connection: with a separate bound, a few slow handshakes would keep out all others.
 async fn serve_client<S, F>(stream: PlainStream, state: Arc<ListenerState>, answer: S) -> Result<(), BoxError>
 where
     S: Fn(Request<RequestBody>) -> F + Clone + Send + 'static,
@@ -277,8 +276,8 @@ where
             ended = connection.as_mut() => return ended,
         };
         match expiry {
-            Expiry::Close => connection.as_mut().graceful_shutdown(),
-            Expiry::CutOff(reason) => return Err(reason.into()),
+            ConnEnd::Close => connection.as_mut().graceful_shutdown(),
+            ConnEnd::CutOff(reason) => return Err(reason.into()),
         }
         expiries.push(timeouts.next());
     }

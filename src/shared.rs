@@ -25,7 +25,6 @@ use redis::Value;
 use tokio::sync::{Notify, Semaphore};
 use tower::retry::budget::{Budget, TpsBudget};
 
-use crate::api::id;
 use crate::auth::{CallerStates, Identity};
 use crate::cache::Entry;
 use crate::cache::purges::{Purges, Target};
@@ -34,11 +33,10 @@ use crate::config::{self, Config};
 use crate::telemetry::metrics::{BreakerState, Kind, Metrics, Operation, show_position};
 use journal::Journal;
 use node::ConnectOptions;
-use record::Event;
+use record::JournalEvent;
 pub use record::Stamp;
-use sealing::{CallerKey, FleetKey, ScopeNames};
-use store::{Command, Store};
-use sync::JournalStatus;
+use sealing::{FleetKey, ScopeKeys};
+use store::{RedisCommand, Store};
 use values::Sealed;
 
 /// Round trips that write at a time; beyond that, nothing is written.
@@ -72,14 +70,11 @@ pub struct TierState {
     /// Milliseconds that an acceptance counts.
     revalidate: u64,
     /// One for each of the fleet's secrets: the first seals, all open.
-    keys: Vec<FleetKey>,
-    /// One for each key.
-    journals: Mutex<Vec<Journal>>,
+    fleets: Vec<FleetSecret>,
     store: Store,
     /// Whether the journals are known: without them no value counts.
     usable: AtomicBool,
     closing: AtomicBool,
-    /// Wakes the background task.
     wake: Notify,
     writes: Arc<Semaphore>,
     unaccepted_revocations: TpsBudget,
@@ -89,32 +84,20 @@ pub struct TierState {
     clock: Clock,
 }
 
-/// One scope in the tier: names and keys, under each of the fleet's secrets.
-pub struct Share(Vec<FleetShare>);
-
-/// One scope under one of the fleet's secrets.
-struct FleetShare {
-    /// The secret's index.
-    at: usize,
-    caller: CallerKey,
-    names: ScopeNames,
-    /// The key of names in the journal.
-    purge_key: [u8; 16],
-    /// Purges of the group; two of them, where it has two readings.
-    group: Vec<Event>,
+/// One of the fleet's secrets, and the journal under it.
+struct FleetSecret {
+    key: FleetKey,
+    journal: Mutex<Journal>,
 }
 
-impl FleetShare {
-    /// The events that void the link of `id`, besides [`Event::All`].
-    fn events(&self, id: &str) -> Vec<Event> {
-        let ids = id::readings(id).map(|id| Event::purge(self.purge_key, Target::Id(&id)));
-        ids.chain(self.group.iter().copied()).chain([self.revocation()]).collect()
-    }
-
-    fn revocation(&self) -> Event {
-        Event::Caller(self.caller.hash)
+impl FleetSecret {
+    fn is_valid(&self, stamp: Stamp, events: &[JournalEvent]) -> Option<()> {
+        self.journal.lock().is_valid(stamp, events).then_some(())
     }
 }
+
+/// One scope in the tier: its keys under each of the fleet's secrets.
+pub struct TierScope(Vec<ScopeKeys>);
 
 /// How a look-up treats leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,9 +110,8 @@ pub(crate) enum Leases {
     See,
 }
 
-/// Result of a look-up.
 #[derive(Default)]
-pub(crate) struct Found {
+pub(crate) struct TierResult {
     /// When a call was sent that showed, somewhere in the fleet, that the endpoint accepts the caller.
     pub(crate) accepted: Option<Moment>,
     /// The entry of each id, fresh or stale.
@@ -140,11 +122,9 @@ pub(crate) struct Found {
 
 /// What a call brought that is to be shared.
 #[derive(Default)]
-pub struct Brought {
-    /// When the call was sent.
-    pub sent: Option<Moment>,
-    /// Whether the call shows that the endpoint accepts the caller.
-    pub accepted: bool,
+pub struct TierUpdate {
+    /// When the call was sent, if it shows that the endpoint accepts the caller.
+    pub accepted: Option<Moment>,
     /// Entries to write.
     pub links: Vec<(Box<str>, Entry)>,
     /// Leased ids, whose leases are released.
@@ -179,15 +159,16 @@ impl TierState {
         clock: Clock,
     ) -> Self {
         let endpoint = &config.upstream.endpoint;
-        let key = |secret: &config::Secret| FleetKey::new(secret.clone(), endpoint, &shared.prefix);
-        let keys: Vec<FleetKey> = shared.secret_file.secret.iter().map(key).collect();
+        let fleet = |secret: &config::Secret| FleetSecret {
+            key: FleetKey::new(secret.clone(), endpoint, &shared.prefix),
+            journal: Mutex::default(),
+        };
         show_position(&metrics.shared.breaker_state, BreakerState::Open);
         let options = ConnectOptions::new(shared, tls, Arc::clone(&metrics));
         Self {
             freshness: config.freshness.clone(),
             revalidate: millis(config.callers.revalidate),
-            journals: Mutex::new(keys.iter().map(|_| Journal::default()).collect()),
-            keys,
+            fleets: shared.secret_file.secret.iter().map(fleet).collect(),
             store: Store::new(options, shared.nodes(), shared.cluster),
             config: shared.clone(),
             usable: AtomicBool::new(false),
@@ -202,7 +183,6 @@ impl TierState {
         }
     }
 
-    /// Whether the tier may be asked now.
     pub(crate) fn is_usable(&self) -> bool {
         self.usable.load(Ordering::Acquire)
     }
@@ -212,42 +192,35 @@ impl TierState {
         self.config.lease_wait
     }
 
-    /// Derives names and keys of a scope from a caller's credential, and from the fields of the scope.
-    pub(crate) fn share(
+    /// The keys of a scope of `identity`, from the kind and the fields of its credential, and from the fields of the scope.
+    pub(crate) fn scope(
         &self,
         identity: &Identity,
-        (kind, credential): (&'static str, &[Option<&[u8]>]),
-        scope: &[Option<&[u8]>],
+        credential: (&str, &[Option<&[u8]>]),
+        fields: &[Option<&[u8]>],
         group: Option<&str>,
-    ) -> Share {
-        let share = self.derive_share(kind, credential, scope, group);
-        let names: Vec<u128> = share.0.iter().map(|fleet| fleet.caller.hash).collect();
+    ) -> TierScope {
+        let scope = self.derive_scope(credential, fields, group);
+        let names: Vec<u128> = scope.0.iter().map(|keys| keys.caller).collect();
         let known = &identity.caller_state.fleet_names;
         if known.load().as_deref() != Some(&names) {
             known.store(Some(Arc::new(names)));
         }
-        share
+        scope
     }
 
-    fn derive_share(
+    fn derive_scope(
         &self,
-        kind: &str,
-        credential: &[Option<&[u8]>],
-        scope: &[Option<&[u8]>],
+        credential: (&str, &[Option<&[u8]>]),
+        fields: &[Option<&[u8]>],
         group: Option<&str>,
-    ) -> Share {
-        let derive = |(at, key): (usize, &FleetKey)| {
-            let caller = key.caller(kind, credential);
-            let groups = group.into_iter().flat_map(id::readings);
-            FleetShare {
-                at,
-                names: caller.scope(scope.iter().copied()),
-                caller,
-                purge_key: key.purge_key,
-                group: groups.map(|group| Event::purge(key.purge_key, Target::Group(&group))).collect(),
-            }
-        };
-        Share(self.keys.iter().enumerate().map(derive).collect())
+    ) -> TierScope {
+        TierScope(self.fleets.iter().map(|fleet| fleet.key.scope(credential, fields, group)).collect())
+    }
+
+    /// Each of the fleet's secrets, with the keys of `scope` under it.
+    fn of_scope<'s>(&'s self, scope: &'s TierScope) -> impl Iterator<Item = (&'s FleetSecret, &'s ScopeKeys)> {
+        self.fleets.iter().zip(&scope.0)
     }
 
     /// The state of the journal, to go with calls that are sent from here on.
@@ -255,20 +228,20 @@ impl TierState {
         if !self.is_usable() {
             return None;
         }
-        self.journals.lock().first()?.stamp()
+        self.fleets.first()?.journal.lock().stamp()
     }
 
     /// Looks up `ids`, and the caller's acceptance, in one round trip, or two where the journal has news. `None` if the tier
     /// is of no use now.
-    pub(crate) async fn look_up(&self, share: &Share, ids: &[&str], leases: Leases) -> Option<Found> {
+    pub(crate) async fn look_up(&self, scope: &TierScope, ids: &[&str], leases: Leases) -> Option<TierResult> {
         if !self.is_usable() {
             return None;
         }
         // Before the round trip: what is purged from here on covers what is found.
         let now = self.clock.now();
         let lease_names = || {
-            let first = share.0.first().into_iter();
-            first.flat_map(|fleet| ids.iter().map(|id| fleet.names.lease(id)))
+            let first = scope.0.first().into_iter();
+            first.flat_map(|keys| ids.iter().map(|id| keys.lease(id)))
         };
         let (mut takes, mut names) = (Vec::new(), Vec::new());
         match leases {
@@ -277,11 +250,12 @@ impl TierState {
             Leases::See => names.extend(lease_names()),
         }
         let values = names.len();
-        for fleet in &share.0 {
-            names.push(fleet.caller.acceptance.clone());
-            names.extend(ids.iter().map(|id| fleet.names.link(id)));
+        for keys in &scope.0 {
+            names.push(keys.acceptance.clone());
+            names.extend(ids.iter().map(|id| keys.link(id)));
         }
-        let journals = self.keys.iter().flat_map(|key| [key.first_record(), key.journal_length()]).collect();
+        let journals =
+            self.fleets.iter().flat_map(|fleet| [fleet.key.first_record(), fleet.key.journal_length()]).collect();
         let operation = if leases == Leases::Leave { Operation::Get } else { Operation::Lease };
         // Leases are taken first: an owner writes its values before it releases its leases, so they are found then.
         let (taken, mut leased, journals) =
@@ -294,17 +268,17 @@ impl TierState {
             Leases::Take => taken.into_iter().map(|reply| matches!(reply, Some(Value::Nil))).collect(),
             _ => leased.into_iter().map(|value| value.is_some()).collect(),
         };
-        let mut result = Found { accepted: None, links: vec![None; ids.len()], leased };
+        let mut result = TierResult { accepted: None, links: vec![None; ids.len()], leased };
         let mut values = names.iter().skip(values).zip(found);
-        for fleet in &share.0 {
-            if let Some((name, Some(value))) = values.next()
+        for (fleet, keys) in self.of_scope(scope) {
+            if let Some((_, Some(value))) = values.next()
                 && result.accepted.is_none()
             {
-                result.accepted = self.open_acceptance(fleet, name, &value, now);
+                result.accepted = self.open_acceptance(fleet, keys, &value, now);
             }
             for ((link, id), (name, value)) in result.links.iter_mut().zip(ids).zip(&mut values) {
                 if let (None, Some(value)) = (&link, value) {
-                    *link = self.open_link(fleet, id, name, &value, now);
+                    *link = self.open_link(fleet, keys, (id, name), &value, now);
                 }
             }
         }
@@ -317,27 +291,23 @@ impl TierState {
         Some(result)
     }
 
-    fn take_lease(&self, name: &str) -> Command {
-        Command::new("SET", name).arg("1").arg("NX").arg("PX").arg(millis(self.config.lease_wait).max(1))
+    fn take_lease(&self, name: &str) -> RedisCommand {
+        RedisCommand::new("SET", name).arg("1").arg("NX").arg("PX").arg(millis(self.config.lease_wait).max(1))
     }
 
     /// Reads the news of each journal, given the first record and the length of each. `None` if a journal was replaced.
     async fn follow_journals(&self, replies: &[Option<Value>]) -> Option<()> {
-        for (at, replies) in replies.chunks(2).enumerate() {
+        for (fleet, replies) in self.fleets.iter().zip(replies.chunks(2)) {
             let [Some(Value::BulkString(first)), Some(Value::Int(length))] = replies else { return None };
             let length = u64::try_from(*length).ok()?;
             let known = {
-                let journals = self.journals.lock();
-                let journal = journals.get(at)?;
+                let journal = fleet.journal.lock();
                 let known = journal.stamp()?.position;
                 (journal.first() == Some(first)).then_some(known)
             };
             let is_followed = match known {
                 Some(known) if length == known => true,
-                Some(known) if length > known => {
-                    let status = self.read_news(at, self.config.timeout).await;
-                    matches!(status, Ok(JournalStatus::Known | JournalStatus::Full))
-                }
+                Some(known) if length > known => matches!(self.read_news(fleet, self.config.timeout).await, Ok(true)),
                 _ => false,
             };
             if !is_followed {
@@ -351,8 +321,8 @@ impl TierState {
 
     /// Writes what a call brought, in the background, with the stamp of when it was sent; without a stamp, only releases
     /// leases.
-    pub(crate) fn put(self: &Arc<Self>, share: &Arc<Share>, stamp: Option<Stamp>, brought: Brought) {
-        let is_empty = brought.links.is_empty() && brought.released.is_empty() && !brought.accepted;
+    pub(crate) fn put(self: &Arc<Self>, scope: &Arc<TierScope>, stamp: Option<Stamp>, update: TierUpdate) {
+        let is_empty = update.links.is_empty() && update.released.is_empty() && update.accepted.is_none();
         if is_empty || !self.is_usable() {
             return;
         }
@@ -360,15 +330,15 @@ impl TierState {
             self.metrics.shared.count_failure(Kind::Busy);
             return;
         };
-        let (state, share) = (Arc::clone(self), Arc::clone(share));
+        let (state, scope) = (Arc::clone(self), Arc::clone(scope));
         tokio::spawn(async move {
             let _permit = permit;
-            let sealed = stamp.map(|stamp| state.seal(&share, stamp, &brought)).unwrap_or_default();
-            let set = |Sealed { name, value, left }| Command::new("SET", &name).arg(value).arg("PX").arg(left);
-            let mut commands: Vec<Command> = sealed.into_iter().map(set).collect();
+            let sealed = stamp.map(|stamp| state.seal(&scope, stamp, &update)).unwrap_or_default();
+            let set = |Sealed { name, value, left }| RedisCommand::new("SET", &name).arg(value).arg("PX").arg(left);
+            let mut commands: Vec<RedisCommand> = sealed.into_iter().map(set).collect();
             // After the values: commands for the same server keep their order.
-            if let Some(fleet) = share.0.first() {
-                commands.extend(brought.released.iter().map(|id| Command::new("DEL", &fleet.names.lease(id))));
+            if let Some(keys) = scope.0.first() {
+                commands.extend(update.released.iter().map(|id| RedisCommand::new("DEL", &keys.lease(id))));
             }
             if !commands.is_empty() {
                 state.store.run(Operation::Put, commands, state.config.timeout).await;
@@ -377,47 +347,41 @@ impl TierState {
     }
 
     /// Voids all of a caller's values, anywhere in the fleet. `was_accepted`: the endpoint was known to accept the caller.
-    pub(crate) fn revoke(&self, share: &Share, was_accepted: bool) {
+    pub(crate) fn revoke(&self, scope: &TierScope, was_accepted: bool) {
         if was_accepted || self.unaccepted_revocations.withdraw() {
-            self.announce_revocation(share);
+            self.announce_revocation(scope);
         }
     }
 
-    fn announce_revocation(&self, share: &Share) {
-        self.announce(|at, _| share.0.get(at).map(FleetShare::revocation));
+    fn announce_revocation(&self, scope: &TierScope) {
+        self.announce(self.of_scope(scope).map(|(fleet, keys)| (fleet, keys.revocation())));
     }
 
     /// Deletes a caller's acceptance, and its values of `ids`, in the background. If that fails, all of the caller's values
     /// are voided.
-    pub(crate) fn withdraw(self: &Arc<Self>, share: &Arc<Share>, ids: Vec<Box<str>>) {
-        let (state, share) = (Arc::clone(self), Arc::clone(share));
+    pub(crate) fn withdraw(self: &Arc<Self>, scope: &Arc<TierScope>, ids: Vec<Box<str>>) {
+        let (state, scope) = (Arc::clone(self), Arc::clone(scope));
         tokio::spawn(async move {
-            let names = share
-                .0
-                .iter()
-                .flat_map(|fleet| ids.iter().map(|id| fleet.names.link(id)).chain([fleet.caller.acceptance.clone()]));
-            let commands = names.map(|name| Command::new("DEL", &name)).collect();
+            let of_keys = |keys: &ScopeKeys| {
+                let links = ids.iter().map(|id| keys.link(id));
+                links.chain([keys.acceptance.clone()]).collect::<Vec<_>>()
+            };
+            let names = scope.0.iter().flat_map(of_keys);
+            let commands = names.map(|name| RedisCommand::new("DEL", &name)).collect();
             let replies = state.store.run(Operation::Revoke, commands, state.config.timeout).await;
             if !replies.iter().all(|reply| matches!(reply, Some(Value::Int(_)))) {
-                state.announce_revocation(&share);
+                state.announce_revocation(&scope);
             }
         });
     }
 
-    /// Announces a purge to the fleet.
     pub(crate) fn purge(&self, target: Target<'_>) {
-        self.announce(|_, key| Some(Event::purge(key.purge_key, target)));
+        let event = |fleet: &FleetSecret| JournalEvent::Purge(target.mark(fleet.key.purge_key));
+        self.announce(self.fleets.iter().map(|fleet| (fleet, event(fleet))));
     }
 
-    /// Announces an event in each journal.
-    fn announce(&self, event: impl Fn(usize, &FleetKey) -> Option<Event>) {
-        let mut journals = self.journals.lock();
-        for (at, (journal, key)) in journals.iter_mut().zip(&self.keys).enumerate() {
-            if let Some(event) = event(at, key) {
-                journal.announce(event);
-            }
-        }
-        drop(journals);
+    fn announce<'s>(&self, events: impl Iterator<Item = (&'s FleetSecret, JournalEvent)>) {
+        events.for_each(|(fleet, event)| fleet.journal.lock().announce(event));
         self.wake.notify_one();
     }
 }

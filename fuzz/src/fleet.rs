@@ -7,12 +7,12 @@ use http::header::DATE;
 use http::{HeaderMap, HeaderValue};
 use prometheus::Registry;
 use sidelink::cache::Entry;
-use sidelink::cache::freshness::{Expiry, Source, Verdict, expiry, judge};
+use sidelink::cache::freshness::{AnswerFreshness, Expiry, expiry, judge};
 use sidelink::cache::purges::Target;
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint, Secret, SecretFile};
 use sidelink::shared::testing::Trial;
-use sidelink::shared::{Brought, Share, Stamp};
+use sidelink::shared::{Stamp, TierScope, TierUpdate};
 use sidelink::telemetry::metrics::Metrics;
 
 use super::{EPOCH, runtime};
@@ -72,7 +72,7 @@ struct Fleet {
     sidecars: [Trial; 2],
     clocks: [Clock; 2],
     endpoint_clock: Clock,
-    shares: [Vec<Share>; 2],
+    shares: [Vec<TierScope>; 2],
     journal: Vec<u8>,
     copies: Vec<Vec<u8>>,
     /// The journal of another time was brought back: of what others said, some may be unsaid.
@@ -143,7 +143,7 @@ impl Fleet {
         let sidecars = clocks.each_ref().map(|clock| Trial::new(&shared, &config, METRICS.clone(), clock.clone()));
         let shares = sidecars
             .each_ref()
-            .map(|sidecar| Self::SCOPES.iter().map(|(token, group)| sidecar.share(token, *group)).collect::<Vec<_>>());
+            .map(|sidecar| Self::SCOPES.iter().map(|(token, group)| sidecar.scope(token, *group)).collect::<Vec<_>>());
         let mut fleet = Self {
             sidecars,
             clocks,
@@ -184,12 +184,12 @@ impl Fleet {
         let date = httpdate(now);
         let headers = HeaderMap::from_iter([(DATE, HeaderValue::from_str(&date).expect("a date"))]);
         let sent = self.clocks[who].now();
-        let mut brought = Brought { sent: Some(sent), accepted: how & 16 == 0, ..Brought::default() };
-        if let Verdict::Keep(deadlines) = judge(Some(&url), &Source::read(&headers, sent), &self.config) {
+        let mut brought = TierUpdate { accepted: (how & 16 == 0).then_some(sent), ..TierUpdate::default() };
+        if let Ok(deadlines) = judge(Some(&url), &AnswerFreshness::read(&headers, sent), &self.config) {
             brought.links.push((Self::IDS[id].into(), Entry::new(Some(&url), deadlines)));
         }
         let written = self.sidecars[who].write(&self.shares[who][scope], &stamp, &brought);
-        let at_most = brought.links.len() + usize::from(brought.accepted);
+        let at_most = brought.links.len() + usize::from(brought.accepted.is_some());
         assert!(written.len() <= at_most);
         for (name, value) in written {
             let id = name.starts_with("p:l.").then_some(id);

@@ -18,7 +18,7 @@ use sidelink::api::answer::{self, ParsedAnswer};
 use sidelink::api::request::{self, Batch};
 use sidelink::app::Proxy;
 use sidelink::auth::signature::{self, Claim};
-use sidelink::cache::freshness::{Expiry, Source, Verdict, expiry, judge};
+use sidelink::cache::freshness::{AnswerFreshness, Expiry, expiry, judge};
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint, KeyPair, Secret};
 use sidelink::demo::origin::{Options, Origin, ScriptedReply, link_is_for};
@@ -87,8 +87,8 @@ pub fn freshness(data: &[u8]) {
     let _entered = runtime.enter();
     let clock = Clock::simulated(EPOCH);
     let config = sidelink::config::Freshness::default();
-    let source = Source::read(&headers, clock.now());
-    let Verdict::Keep(deadlines) = judge(Some(url), &source, &config) else { return };
+    let source = AnswerFreshness::read(&headers, clock.now());
+    let Ok(deadlines) = judge(Some(url), &source, &config) else { return };
     assert_ne!(expiry, Expiry::Unreadable, "kept");
     let floor = u64::try_from(config.min_remaining.as_millis()).expect("a minute");
     let mut before = u64::MAX;
@@ -129,7 +129,7 @@ pub fn signature(data: &[u8]) {
         request.headers_mut().insert("x-sdk-date", HeaderValue::from_static("20261124T000000Z"));
         let (head, ()) = request.clone().into_parts();
         if let Some(claim) = Claim::read(&head.headers) {
-            assert!(signature::verify_whole(&claim, &pair, &head, body, now).is_err(), "a forgery");
+            assert!(signature::verify_whole(&claim, &pair, &head, &signature::hash(body), now).is_err(), "a forgery");
         }
     }
     let signer = signer(&pair, now);

@@ -167,7 +167,7 @@ impl SharedState {
             return Ok(before.tier.clone());
         }
         let Some(shared) = &config.shared else {
-            self.purges.tell(None);
+            self.purges.set_listener(None);
             return Ok(None);
         };
         let tls = if shared.tls() { Some(trusted_client("shared.ca_file", shared.ca_file.as_deref())?) } else { None };
@@ -179,7 +179,7 @@ impl SharedState {
         let state = TierState::new(shared, config, tls, caller_states, purges, metrics, self.process.clock.clone());
         let tier = Arc::new(Tier::start(state));
         let weak = Arc::downgrade(&tier);
-        self.purges.tell(Some(Box::new(move |target| {
+        self.purges.set_listener(Some(Box::new(move |target| {
             if let Some(tier) = weak.upgrade() {
                 tier.purge(target);
             }

@@ -21,7 +21,6 @@ pub(super) const CALLERS: usize = 50_000;
 /// Callers idle for this long are evicted; `freshness.max` allows no link more.
 const TIME_TO_IDLE: Duration = Duration::from_secs(24 * 3600);
 
-/// State of one caller besides its links.
 pub(crate) struct CallerState {
     pub(super) generation: AtomicU64,
     /// Send time of the last call that the endpoint accepted, on both clocks; `u64::MAX`: never.
@@ -33,11 +32,9 @@ pub(crate) struct CallerState {
     updates: Mutex<()>,
     /// Permits of calls under way, so that no caller takes all permits of the process. Sized by the caller of `acquire`.
     pub(crate) calls: Permits,
-    /// Number of ids in flight.
     pub(crate) flights: AtomicUsize,
     /// Names of this caller in the fleet's journals, once it was looked up in the shared tier.
     pub(crate) fleet_names: ArcSwapOption<Vec<u128>>,
-    /// Pause that the endpoint has asked this caller for.
     pub(crate) pause: Pause,
 }
 
@@ -120,7 +117,6 @@ fn states() -> States {
 /// The states of all callers, and the key of the hashes that tell callers apart. Outlives a configuration.
 pub struct CallerStates {
     pub(super) key: [u8; 16],
-    /// Callers that the endpoint has accepted at least once.
     pub(super) accepted: States,
     /// Callers that it had not accepted when they were first seen: made-up tokens evict nobody from `accepted`.
     pub(super) unaccepted: States,

@@ -27,7 +27,6 @@ pub(super) fn value<'h>(headers: Headers<'h>, name: &HeaderName) -> Option<&'h H
     headers.get_all(name).find(|value| !value.is_empty())
 }
 
-/// The only value of a credential header.
 fn only_value<'h>(headers: Headers<'h>, name: &HeaderName) -> Result<Option<&'h HeaderValue>, Bypass> {
     let mut values = headers.get_all(name).filter(|value| !value.is_empty());
     match (values.next(), values.next()) {
@@ -89,12 +88,6 @@ impl Callers {
         Ok((caller, self.caller_states.all(caller).next().map(|state| Identity::new(caller, state, signer))))
     }
 
-    fn caller_by_token(&self, token: &HeaderValue) -> Caller {
-        let mut hash = self.by_token;
-        hash.field(token.as_bytes());
-        Caller(hash.finish())
-    }
-
     fn caller_of(
         &self,
         credential: &Credential<'_>,
@@ -102,25 +95,21 @@ impl Callers {
         body: &[u8],
     ) -> Result<(Caller, Option<Signer>), AuthError> {
         match credential {
-            Credential::Token(token) => Ok((self.caller_by_token(token), None)),
+            Credential::Token(token) => Ok((Caller(self.by_token.with([Some(token.as_bytes())])), None)),
             Credential::Signed(claim, pair) => {
                 let signer = self.verify(claim, pair, head, body)?;
-                let mut hash = self.by_key;
-                hash.field(signer.access_key().as_bytes());
-                for field in identity_fields(&signer, &head.headers) {
-                    match field {
-                        Some(value) => hash.field(value),
-                        None => hash.absent(),
-                    }
-                }
-                Ok((Caller(hash.finish()), Some(signer)))
+                let fields = identity_fields(&signer, &head.headers);
+                let fields = [Some(signer.access_key().as_bytes())].into_iter().chain(fields);
+                Ok((Caller(self.by_key.with(fields)), Some(signer)))
             }
         }
     }
 
     fn verify(&self, claim: &Claim<'_>, pair: &Arc<KeyPair>, head: &Parts, body: &[u8]) -> Result<Signer, AuthError> {
         let now = self.clock.now().unix_seconds();
-        let (signer, payload) = signature::verify_whole(claim, pair, head, body, now).map_err(AuthError::Unverified)?;
+        let hash = signature::hash(body);
+        let (signer, payload) =
+            signature::verify_whole(claim, pair, head, &hash, now).map_err(AuthError::Unverified)?;
         if made_hop_by_hop(&head.headers).any(|name| signer.covers(&name)) {
             return Err(AuthError::NamedByConnection);
         }
@@ -136,7 +125,7 @@ impl Callers {
     pub(crate) fn is_named_by_connection(&self, headers: Headers<'_>) -> bool {
         const NAMES: [HeaderName; 6] =
             [AUTHORIZATION, HOST, api::TOKEN, api::SECURITY_TOKEN, api::SDK_DATE, api::SDK_CONTENT];
-        made_hop_by_hop(headers).any(|name| NAMES.contains(&name) || self.is_scope_header(&name))
+        made_hop_by_hop(headers).any(|name| NAMES.contains(&name) || self.scope_headers.contains(&name))
     }
 
     /// Whether a credential or scope header is longer than the endpoint takes. Several of one name count as one list
@@ -150,8 +139,8 @@ impl Callers {
             || (headers.may_contain_any(self.scope_filter) && self.scope_headers.iter().any(is_long))
     }
 
-    /// The kind and the fields of a credential: what the shared tier derives a caller's keys from.
-    pub(crate) fn made_up_of<'r>(
+    /// The kind and the fields of a credential, from which the shared tier derives a caller's keys.
+    pub(crate) fn credential_fields<'r>(
         &self,
         credential: &Credential<'r>,
         identity: &Identity,
@@ -160,18 +149,16 @@ impl Callers {
     where
         Self: 'r,
     {
-        match (credential, &identity.signer) {
-            (Credential::Signed(_, pair), Some(signer)) => {
+        match credential {
+            Credential::Signed(_, pair) => {
                 let mut fields = vec![Some(pair.access_key.as_bytes()), Some(pair.secret_key.expose())];
-                fields.extend(identity_fields(signer, headers));
+                fields.extend(identity.signer.iter().flat_map(|signer| identity_fields(signer, headers)));
                 ("key", fields)
             }
-            (Credential::Signed(_, pair), None) => ("key", vec![Some(pair.access_key.as_bytes())]),
-            (Credential::Token(token), _) => ("token", vec![Some(token.as_bytes())]),
+            Credential::Token(token) => ("token", vec![Some(token.as_bytes())]),
         }
     }
 
-    /// Logs, throttled, that a signature by a configured key does not verify.
     pub(crate) fn warn_of_unverified(&self, fault: Fault) {
         self.unverified.when_due(|suppressed| {
             events::SignatureUnverified { reason: fault.message(), suppressed }.log();

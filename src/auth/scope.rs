@@ -91,12 +91,9 @@ impl Callers {
         let mut hash = self.by_scope;
         let Halves(low, high) = Halves::of(identity.caller.0);
         for number in [low, high, identity.generation] {
-            hash.number(number);
+            hash.0.write_u64(number);
         }
-        self.each_scope_field(identity, headers.into(), group, |field| match field {
-            Some(field) => hash.field(field),
-            None => hash.absent(),
-        });
+        self.each_scope_field(identity, headers.into(), group, |field| hash.field(field));
         Scope(hash.finish())
     }
 
@@ -118,10 +115,6 @@ impl Callers {
                 take(Some(value.as_bytes()));
             }
         }
-    }
-
-    pub(crate) fn is_scope_header(&self, name: &HeaderName) -> bool {
-        self.scope_headers.contains(name)
     }
 
     /// Removes credential and scope headers that the client's signature does not cover from a request that is signed again:
@@ -150,11 +143,6 @@ impl Callers {
         carried
     }
 
-    /// The value of `Vary`: credential and scope headers.
-    pub(crate) fn vary(&self) -> &HeaderValue {
-        &self.vary
-    }
-
     /// Whether an answer's `Vary` names anything that is no part of a scope (RFC 9111 §4.1) and may differ between calls.
     pub(crate) fn varies_outside(&self, headers: &HeaderMap) -> bool {
         headers.get_all(VARY).iter().any(|line| {
@@ -175,33 +163,32 @@ fn is_the_same_in_all_calls(name: &str) -> bool {
         || name.get(..BROWSERS.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(BROWSERS))
 }
 
-/// A keyed hash over fields, each preceded by its length, and numbers.
+/// A keyed hash over fields.
 #[derive(Clone, Copy)]
-pub(super) struct Fields(SipHasher24);
+pub(super) struct KeyedHash(SipHasher24);
 
-impl Fields {
+impl KeyedHash {
     pub(super) fn new(key: &[u8; 16], purpose: &[u8]) -> Self {
-        let mut fields = Self(SipHasher24::new_with_key(key));
-        fields.field(purpose);
-        fields
+        let mut hash = Self(SipHasher24::new_with_key(key));
+        hash.field(Some(purpose));
+        hash
     }
 
-    pub(super) fn field(&mut self, bytes: &[u8]) {
-        self.0.write_u64(bytes.len() as u64);
-        self.0.write(bytes);
+    /// The hash with these fields besides. An absent field differs from an empty one.
+    pub(super) fn with<'f>(mut self, fields: impl IntoIterator<Item = Option<&'f [u8]>>) -> u128 {
+        fields.into_iter().for_each(|field| self.field(field));
+        self.finish()
     }
 
-    /// A field of fixed length, without a length before it.
-    pub(super) fn number(&mut self, number: u64) {
-        self.0.write_u64(number);
-    }
-
-    /// An absent field, which differs from an empty one.
-    pub(super) fn absent(&mut self) {
-        self.0.write_u64(u64::MAX);
-    }
-
-    pub(super) fn finish(self) -> u128 {
+    fn finish(self) -> u128 {
         self.0.finish128().as_u128()
+    }
+
+    /// Each field is preceded by its length.
+    fn field(&mut self, field: Option<&[u8]>) {
+        self.0.write_u64(field.map_or(u64::MAX, |bytes| bytes.len() as u64));
+        if let Some(bytes) = field {
+            self.0.write(bytes);
+        }
     }
 }

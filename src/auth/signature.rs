@@ -47,7 +47,6 @@ impl Fault {
     }
 }
 
-/// The order of the query's parameters in a signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
     /// By name, then by value, by code point: Python, Go, and what is signed here.
@@ -58,13 +57,15 @@ enum Order {
     Utf16,
 }
 
+const ORDERS: [Order; 3] = [Order::CodePoint, Order::NameOnly, Order::Utf16];
+
 const ALGORITHM: &str = "SDK-HMAC-SHA256";
 /// `X-Sdk-Content-Sha256` of a body that is not signed.
 pub(crate) const UNSIGNED_PAYLOAD: &str = "UNSIGNED-PAYLOAD";
+const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 /// Seconds between a signature's date and now, either way: what the endpoint allows.
 const MOST_SKEW: u64 = 15 * 60;
 
-/// All but RFC 3986's unreserved characters.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// The configured key pairs, by access key.
@@ -130,29 +131,6 @@ pub(crate) fn stated_payload(headers: &HeaderMap) -> Result<Option<&str>, Fault>
 /// # Errors
 /// Why the signature proves nothing.
 pub fn verify(claim: &Claim<'_>, pair: &Arc<KeyPair>, head: &Parts, payload: &str, now: u64) -> Result<Signer, Fault> {
-    verify_in(&[Order::CodePoint, Order::NameOnly, Order::Utf16], claim, pair, head, payload, now)
-}
-
-/// As [`verify`], as the strictest endpoint does: the query sorted by code point, and Host signed.
-pub(crate) fn verify_strictly(
-    claim: &Claim<'_>,
-    pair: &Arc<KeyPair>,
-    head: &Parts,
-    payload: &str,
-    now: u64,
-) -> Result<Signer, Fault> {
-    let verified = verify_in(&[Order::CodePoint], claim, pair, head, payload, now);
-    verified.and_then(|signer| if signer.covers(&HOST) { Ok(signer) } else { Err(Fault::Malformed) })
-}
-
-fn verify_in(
-    orders: &[Order],
-    claim: &Claim<'_>,
-    pair: &Arc<KeyPair>,
-    head: &Parts,
-    payload: &str,
-    now: u64,
-) -> Result<Signer, Fault> {
     let names = field(claim.fields, "SignedHeaders=").ok_or(Fault::Malformed)?;
     let mut signature = [0; 32];
     let signature_text = field(claim.fields, "Signature=").ok_or(Fault::Malformed)?;
@@ -181,8 +159,8 @@ fn verify_in(
     }
     let path = head.uri.path_and_query().map_or("/", PathAndQuery::path);
     let pairs = pairs(head.uri.query());
-    let mut tried: Vec<Vec<Pair<'_>>> = Vec::with_capacity(orders.len());
-    for order in orders {
+    let mut tried: Vec<Vec<Pair<'_>>> = Vec::with_capacity(ORDERS.len());
+    for order in ORDERS {
         let pairs = order.apply(pairs.clone());
         // Most requests are the same in every order, and are tried once.
         if tried.contains(&pairs) {
@@ -192,15 +170,16 @@ fn verify_in(
         let mac = mac(pair, date, &canonical).ok_or(Fault::Mismatch)?;
         // In constant time.
         if mac.verify_slice(&signature).is_ok() {
-            return Ok(Signer { pair: Arc::clone(pair), headers: headers.into() });
+            let is_strict = order == Order::CodePoint && headers.contains(&HOST);
+            return Ok(Signer { pair: Arc::clone(pair), headers: headers.into(), is_strict });
         }
         tried.push(pairs);
     }
     Err(Fault::Mismatch)
 }
 
-/// Verifies the claim of a request with this whole body; `now` is in Unix seconds. Also returns the signed payload: the
-/// body's hash, or `UNSIGNED-PAYLOAD`.
+/// Verifies the claim of a request whose whole body has this hex SHA-256; `now` is in Unix seconds. Also returns the signed
+/// payload: the body's hash, or `UNSIGNED-PAYLOAD`.
 ///
 /// # Errors
 /// Why the signature proves nothing.
@@ -208,15 +187,14 @@ pub fn verify_whole(
     claim: &Claim<'_>,
     pair: &Arc<KeyPair>,
     head: &Parts,
-    body: &[u8],
+    hash: &str,
     now: u64,
 ) -> Result<(Signer, String), Fault> {
-    let hash = hash(body);
     let stated = stated_payload(&head.headers)?;
-    let mut payload = stated.filter(|_| !body.is_empty()).unwrap_or(&hash);
+    let mut payload = stated.filter(|_| hash != EMPTY).unwrap_or(hash);
     let signer = match verify(claim, pair, head, payload, now) {
         // Without a body some SDKs sign the hash of nothing, and others what they state.
-        Err(Fault::Mismatch) if body.is_empty() && stated == Some(UNSIGNED_PAYLOAD) => {
+        Err(Fault::Mismatch) if hash == EMPTY && stated == Some(UNSIGNED_PAYLOAD) => {
             payload = UNSIGNED_PAYLOAD;
             verify(claim, pair, head, payload, now)?
         }
@@ -244,12 +222,18 @@ fn once<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<&'h HeaderValue
 pub struct Signer {
     pair: Arc<KeyPair>,
     headers: Arc<[HeaderName]>,
+    is_strict: bool,
 }
 
 impl Signer {
     /// The access key.
     pub(crate) fn access_key(&self) -> &str {
         &self.pair.access_key
+    }
+
+    /// Whether the strictest endpoint accepts the verified signature: the query is sorted by code point, and Host is signed.
+    pub(crate) fn is_strict(&self) -> bool {
+        self.is_strict
     }
 
     /// Whether the verified signature covers this header.
@@ -295,7 +279,6 @@ impl Signer {
     }
 }
 
-/// A decoded parameter of a query: name and value.
 type Pair<'q> = [Cow<'q, [u8]>; 2];
 
 /// The parameters of a query, in its order. A plus sign is a plus sign.

@@ -34,6 +34,20 @@ fn identify(callers: &Callers, headers: &HeaderMap) -> Result<Identity, Bypass> 
     Ok(callers.identify(&credential, &head, b"").ok().unwrap())
 }
 
+/// The caller with the token `t`.
+fn caller(callers: &Callers) -> Identity {
+    identify(callers, &headers(&[("x-auth-token", "t")])).ok().unwrap()
+}
+
+/// Records that the endpoint accepts a caller now.
+fn accept(callers: &Callers, identity: &Identity) -> bool {
+    callers.accept(identity, callers.clock.now(), identity.caller_state.invalidations())
+}
+
+fn must_revalidate(callers: &Callers, identity: &Identity) -> bool {
+    callers.must_revalidate(identity, callers.clock.now())
+}
+
 fn key(callers: &Callers, list: &[(&'static str, &str)], group: Option<&str>, id: &str) -> Key {
     let list = headers(list);
     let identity = identify(callers, &list).ok().unwrap();
@@ -97,7 +111,7 @@ async fn made_up_tokens_crowd_out_no_caller() {
     let callers = callers();
     let list = headers(&[("x-auth-token", "good")]);
     let identity = identify(&callers, &list).ok().unwrap();
-    callers.accept(&identity, callers.clock.now(), identity.caller_state.invalidations());
+    accept(&callers, &identity);
     for made_up in 0..CALLERS + 1000 {
         let _ = identify(&callers, &headers(&[("x-auth-token", &made_up.to_string())]));
     }
@@ -111,7 +125,7 @@ async fn callers_that_were_accepted_are_bounded_in_number_too() {
     let callers = callers();
     let accept = |token: &str| {
         let identity = identify(&callers, &headers(&[("x-auth-token", token)])).ok().unwrap();
-        callers.accept(&identity, callers.clock.now(), identity.caller_state.invalidations());
+        accept(&callers, &identity);
         identity.caller
     };
     let is_remembered = |caller: Caller| callers.caller_states.accepted.contains_key(&caller);
@@ -131,20 +145,20 @@ async fn callers_that_were_accepted_are_bounded_in_number_too() {
 #[tokio::test(start_paused = true)]
 async fn a_call_sent_before_an_invalidation_does_not_undo_it() {
     let callers = callers();
-    let identity = identify(&callers, &headers(&[("x-auth-token", "t")])).ok().unwrap();
+    let identity = caller(&callers);
     let before = identity.caller_state.invalidations();
     identity.caller_state.invalidate(callers.clock.now());
     assert!(!callers.accept(&identity, callers.clock.now(), before));
-    assert!(callers.must_revalidate(&identity, callers.clock.now()));
-    assert!(callers.accept(&identity, callers.clock.now(), identity.caller_state.invalidations()));
-    assert!(!callers.must_revalidate(&identity, callers.clock.now()));
+    assert!(must_revalidate(&callers, &identity));
+    assert!(accept(&callers, &identity));
+    assert!(!must_revalidate(&callers, &identity));
 }
 
 /// Regression: an acceptance that was being recorded overwrote a concurrent invalidation.
 #[tokio::test(start_paused = true)]
 async fn an_invalidation_during_an_acceptance_is_not_overwritten() {
     let callers = callers();
-    let identity = identify(&callers, &headers(&[("x-auth-token", "t")])).ok().unwrap();
+    let identity = caller(&callers);
     let (caller_state, now) = (&identity.caller_state, callers.clock.now());
     std::thread::scope(|scope| {
         let mut invalidating = None;
@@ -168,18 +182,18 @@ async fn an_acceptance_counts_for_its_time_and_a_drop_ends_it() {
     let callers = callers();
     let list = headers(&[("x-auth-token", "t")]);
     let identity = identify(&callers, &list).ok().unwrap();
-    assert!(callers.must_revalidate(&identity, callers.clock.now()), "a caller never seen is not accepted");
-    callers.accept(&identity, callers.clock.now(), identity.caller_state.invalidations());
+    assert!(must_revalidate(&callers, &identity), "a caller never seen is not accepted");
+    accept(&callers, &identity);
     tokio::time::advance(Duration::from_secs(299)).await;
-    assert!(!callers.must_revalidate(&identity, callers.clock.now()));
+    assert!(!must_revalidate(&callers, &identity));
     tokio::time::advance(Duration::from_secs(1)).await;
-    assert!(callers.must_revalidate(&identity, callers.clock.now()));
+    assert!(must_revalidate(&callers, &identity));
 
-    callers.accept(&identity, callers.clock.now(), identity.caller_state.invalidations());
+    accept(&callers, &identity);
     let before = callers.scope(&identity, &list, &Group::Absent);
     callers.drop_links(&identity);
     let again = identify(&callers, &list).ok().unwrap();
-    assert!(callers.must_revalidate(&again, callers.clock.now()));
+    assert!(must_revalidate(&callers, &again));
     assert!(before != callers.scope(&again, &list, &Group::Absent));
     assert!(
         before == callers.scope(&identity, &list, &Group::Absent),
@@ -195,16 +209,16 @@ async fn a_refusal_concerns_a_caller_that_was_forgotten_and_met_again_meanwhile(
         let callers = callers();
         let list = headers(&[("x-auth-token", "t")]);
         let asked = identify(&callers, &list).ok().unwrap();
-        callers.accept(&asked, callers.clock.now(), asked.caller_state.invalidations());
+        accept(&callers, &asked);
         callers.caller_states.accepted.invalidate(&asked.caller);
         callers.caller_states.unaccepted.invalidate(&asked.caller);
         let again = identify(&callers, &list).ok().unwrap();
         assert!(!Arc::ptr_eq(&asked.caller_state, &again.caller_state));
-        callers.accept(&again, callers.clock.now(), again.caller_state.invalidations());
-        assert!(!callers.must_revalidate(&again, callers.clock.now()));
+        accept(&callers, &again);
+        assert!(!must_revalidate(&callers, &again));
         refuse(&callers, &asked);
-        assert!(callers.must_revalidate(&again, callers.clock.now()));
-        assert!(callers.must_revalidate(&asked, callers.clock.now()));
+        assert!(must_revalidate(&callers, &again));
+        assert!(must_revalidate(&callers, &asked));
     }
 }
 
@@ -213,9 +227,7 @@ proptest! {
     #[test]
     fn fields_do_not_run_together(a in proptest::collection::vec(".{0,4}", 0..4), b in proptest::collection::vec(".{0,4}", 0..4)) {
         let hash = |list: &[String]| {
-            let mut fields = Fields::new(&[1; 16], b"test");
-            list.iter().for_each(|field| fields.field(field.as_bytes()));
-            fields.finish()
+            KeyedHash::new(&[1; 16], b"test").with(list.iter().map(|field| Some(field.as_bytes())))
         };
         prop_assert_eq!(a == b, hash(&a) == hash(&b));
     }

@@ -340,7 +340,7 @@ impl BatchRoute {
         if id.result == IdResult::Hit.name() || id.result == IdResult::Absent.name() {
             return;
         }
-        let refusal = self.cache.refusals().look_up(key, &id.id, &now.marks, now.now);
+        let refusal = self.cache.refusals.look_up(key, &id.id, &now.marks, now.now);
         let client = CacheRequirements::from(now.directives);
         if let Some(refusal) = refusal.filter(|refusal| client.allow_refusal(&refusal.deadlines, now.now)) {
             let left = refusal.deadlines.fresh_left(now.now);

@@ -53,7 +53,7 @@ impl HeaderTemplate {
             (CONTENT_TYPE, HeaderValue::from_static("application/json")),
             (CACHE_CONTROL, HeaderValue::from_static("no-store")),
             (CACHE_STATUS, HeaderValue::from_static(HIT)),
-            (VARY, callers.vary().clone()),
+            (VARY, callers.vary.clone()),
             (api::REQUEST_ID, HeaderValue::from_static("")),
             (VIA, HeaderValue::from_static(VIA_HTTP_11)),
         ]))

@@ -52,30 +52,25 @@ impl Deadlines {
         self.fresh > 0
     }
 
-    /// Deadlines of a link from another sidecar, for a call sent at `sent` with these spans, shortened to what `config` allows
-    /// here. `None` if it allows nothing.
-    pub(crate) fn link_elsewhere(
+    /// Deadlines of an entry from another sidecar, for a call sent at `sent` with these spans, shortened to what `config`
+    /// allows here. `None` if it allows nothing.
+    pub(crate) fn elsewhere(
         sent: Moment,
         [fresh, stale, life]: [u32; 3],
+        is_absent: bool,
         config: &config::Freshness,
     ) -> Option<Self> {
         let most = |span: Duration| saturate(millis(span));
-        let (usable, by_kind) = match life {
-            u32::MAX => (u32::MAX, most(config.unsigned)),
-            life => {
-                let usable = life.saturating_sub(most(config.min_remaining));
-                (usable, usable)
-            }
+        let deadlines = if is_absent {
+            Self::absent(sent, Duration::from_millis(fresh.into()).min(config.absent))
+        } else {
+            let usable = if life == u32::MAX { life } else { life.saturating_sub(most(config.min_remaining)) };
+            let by_kind = if life == u32::MAX { most(config.unsigned) } else { usable };
+            let fresh = fresh.min(by_kind).min(most(config.max));
+            let stale = stale.min(usable).min(fresh.saturating_add(most(config.stale_if_error))).max(fresh);
+            Self { sent, fresh, stale, life }
         };
-        let fresh = fresh.min(by_kind).min(most(config.max));
-        let stale = stale.min(usable).min(fresh.saturating_add(most(config.stale_if_error))).max(fresh);
-        (fresh > 0).then_some(Self { sent, fresh, stale, life })
-    }
-
-    /// As [`Self::link_elsewhere`], for an id that the endpoint left out.
-    pub(crate) fn absent_elsewhere(sent: Moment, [fresh, ..]: [u32; 3], config: &config::Freshness) -> Option<Self> {
-        let deadlines = Self::absent(sent, Duration::from_millis(fresh.into()).min(config.absent));
-        (deadlines.fresh > 0).then_some(deadlines)
+        deadlines.is_stored().then_some(deadlines)
     }
 
     /// When the call was sent, and the milliseconds from there that the entry is fresh, that it is usable, and until its URL
@@ -109,7 +104,6 @@ impl Deadlines {
         self.sent
     }
 
-    /// Milliseconds since the call was sent.
     pub(crate) fn age(&self, now: Moment) -> u64 {
         now.since(self.sent)
     }
@@ -128,7 +122,7 @@ fn left(span: u32, elapsed: u64) -> Option<u64> {
 
 /// What the headers of an answer say about all of its links.
 #[derive(Clone, Copy, Debug)]
-pub struct Source {
+pub struct AnswerFreshness {
     /// When the call was sent.
     sent: Moment,
     /// The later of the endpoint's clock (its `Date` plus its `Age`) and the local one, in Unix milliseconds.
@@ -142,7 +136,7 @@ pub struct Source {
     expires_in: Option<u64>,
 }
 
-impl Source {
+impl AnswerFreshness {
     /// Reads the headers of an answer to a call sent at `sent`.
     pub fn read(headers: &HeaderMap, sent: Moment) -> Self {
         let age: u64 = single(headers, &AGE).and_then(|text| text.trim().parse().ok()).unwrap_or(0);
@@ -206,47 +200,40 @@ fn single<'h>(headers: &'h HeaderMap, name: &http::HeaderName) -> Option<&'h str
     line.to_str().ok()
 }
 
-/// Whether a link is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Stored with these deadlines.
-    Keep(Deadlines),
-    /// Passed on, not stored.
-    Pass(Reason),
-}
-
 /// An expiry further away than this counts as misread.
 const TEN_YEARS: u64 = 3653 * 24 * 3600 * 1000;
 
 /// Decides whether the link `url` of an answer is stored, and until when it may be served.
-pub fn judge(url: Option<&str>, source: &Source, config: &config::Freshness) -> Verdict {
+///
+/// # Errors
+/// Why it is passed on and not stored.
+pub fn judge(url: Option<&str>, source: &AnswerFreshness, config: &config::Freshness) -> Result<Deadlines, Reason> {
     if source.forbids_storing(config) {
-        return Verdict::Pass(Reason::NoStore);
+        return Err(Reason::NoStore);
     }
-    let Some(Ok(validity)) = url.map(expiry::read) else { return Verdict::Pass(Reason::Unreadable) };
-    let life = validity.map(|validity| validity.expiry.saturating_sub(source.now.max(validity.start.unwrap_or(0))));
-    if let Some(validity) = validity {
-        let is_too_far = validity.latest_expiry.saturating_sub(source.now) > TEN_YEARS;
-        if is_too_far || (validity.may_be_signing_time && life == Some(0)) {
-            return Verdict::Pass(Reason::Unreadable);
-        }
+    let Some(Ok(validity)) = url.map(expiry::read) else { return Err(Reason::Unreadable) };
+    let now = source.now.max(validity.start.unwrap_or(0));
+    let life = validity.expiry.map(|(first, _)| first.saturating_sub(now));
+    let is_too_far = validity.expiry.is_some_and(|(_, last)| last.saturating_sub(source.now) > TEN_YEARS);
+    if is_too_far || (validity.may_be_signing_time && life == Some(0)) {
+        return Err(Reason::Unreadable);
     }
     let usable = life.map(|life| life.saturating_sub(millis(config.min_remaining)));
     if usable == Some(0) {
-        return Verdict::Pass(Reason::UnderFloor);
+        return Err(Reason::UnderFloor);
     }
     let by_kind = usable.unwrap_or(millis(config.unsigned));
     let by_endpoint = source.lifetime(config).unwrap_or(u64::MAX);
     let fresh = by_kind.min(millis(config.max)).min(by_endpoint);
     if fresh == 0 {
-        return Verdict::Pass(Reason::NoStore);
+        return Err(Reason::NoStore);
     }
     let stale = if source.directives.must_revalidate && !source.is_overruled(config) {
         fresh
     } else {
         fresh.saturating_add(millis(config.stale_if_error)).min(usable.unwrap_or(u64::MAX))
     };
-    Verdict::Keep(Deadlines {
+    Ok(Deadlines {
         sent: source.sent,
         fresh: saturate(fresh),
         stale: saturate(stale),

@@ -39,8 +39,19 @@ pub enum Target<'t> {
     All,
 }
 
+impl Target<'_> {
+    /// The mark of a purge, where names are hashed with `key`.
+    pub(crate) fn mark(self, key: [u8; 16]) -> Mark {
+        match self {
+            Target::Id(id) => Mark::Named(hash(key, b'i', id)),
+            Target::Group(group) => Mark::Named(hash(key, b'g', group)),
+            Target::All => Mark::All,
+        }
+    }
+}
+
 /// A [`Target`] as a keyed hash, which tells nothing without the key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Mark {
     /// One id, or one group.
     Named(u128),
@@ -56,21 +67,21 @@ pub struct Purges {
     listener: ArcSwapOption<Listener>,
     /// Milliseconds until a mark expires.
     span: AtomicU64,
-    /// Everything sent before this monotonic millisecond is covered. Never decreases.
+    /// Never decreases.
     floor: AtomicU64,
     /// Number of marks in `table`: with none, look-ups take no lock.
     count: AtomicUsize,
-    table: RwLock<Table>,
+    table: RwLock<MarkTable>,
 }
 
-struct Table {
+struct MarkTable {
     /// The key of names.
     key: [u8; 16],
     /// The name of an id or group → the monotonic millisecond of its last purge.
     last: HashMap<u128, u64, BuildHasherDefault<KeyHasher>>,
 }
 
-impl Table {
+impl MarkTable {
     /// The last purge of any text that `name` may stand for.
     fn last_of(&self, kind: u8, name: &str) -> Option<u64> {
         id::readings(name).filter_map(|text| self.last.get(&hash(self.key, kind, &text)).copied()).max()
@@ -86,7 +97,7 @@ impl Purges {
             span: AtomicU64::new(millis(span)),
             floor: AtomicU64::new(0),
             count: AtomicUsize::new(0),
-            table: RwLock::new(Table { key, last: HashMap::default() }),
+            table: RwLock::new(MarkTable { key, last: HashMap::default() }),
         }
     }
 
@@ -104,18 +115,8 @@ impl Purges {
         }
     }
 
-    /// Replaces the listener.
-    pub(crate) fn tell(&self, listener: Option<Listener>) {
+    pub(crate) fn set_listener(&self, listener: Option<Listener>) {
         self.listener.store(listener.map(Arc::new));
-    }
-
-    /// The mark of `target` where names are hashed with `key`.
-    pub(crate) fn name_under(key: [u8; 16], target: Target<'_>) -> Mark {
-        match target {
-            Target::Id(id) => Mark::Named(hash(key, b'i', id)),
-            Target::Group(group) => Mark::Named(hash(key, b'g', group)),
-            Target::All => Mark::All,
-        }
     }
 
     /// Covers with `mark` what was sent at `at` or before. A mark never moves back.
@@ -141,11 +142,11 @@ impl Purges {
 
     fn leave(&self, target: Target<'_>, at: Moment) {
         let mut table = self.table.write();
-        let mark = Self::name_under(table.key, target);
+        let mark = target.mark(table.key);
         self.insert(&mut table, mark, at);
     }
 
-    fn insert(&self, table: &mut Table, mark: Mark, at: Moment) {
+    fn insert(&self, table: &mut MarkTable, mark: Mark, at: Moment) {
         let Mark::Named(name) = mark else { return self.raise_floor(at.monotonic) };
         if table.last.len() >= MOST && !table.last.contains_key(&name) {
             self.make_room(table, at);
@@ -158,20 +159,19 @@ impl Purges {
     /// The marks for the links of one group, or of none.
     pub fn of_group(&self, group: Option<&str>) -> Marks<'_> {
         if self.count.load(Ordering::Acquire) == 0 {
-            return self.of_all();
+            return Marks { floor: self.floor(), purges: None };
         }
         let table = self.table.read();
         let marked = group.and_then(|group| table.last_of(b'g', group));
-        let floor = self.floor.load(Ordering::Acquire);
+        let floor = self.floor();
         Marks { floor: marked.map_or(floor, |last| floor.max(last.saturating_add(1))), purges: Some(self) }
     }
 
-    /// The mark over everything alone.
-    pub(super) fn of_all(&self) -> Marks<'_> {
-        Marks { floor: self.floor.load(Ordering::Acquire), purges: None }
+    /// Everything sent before this monotonic millisecond is covered.
+    pub(super) fn floor(&self) -> u64 {
+        self.floor.load(Ordering::Acquire)
     }
 
-    /// Removes expired marks.
     pub(super) fn sweep(&self, now: Moment) {
         self.remove_expired(&mut self.table.write(), now);
     }
@@ -182,7 +182,7 @@ impl Purges {
     }
 
     /// Removes expired marks, and the oldest quarter if few are expired, so that the cost is shared by many insertions.
-    fn make_room(&self, table: &mut Table, now: Moment) {
+    fn make_room(&self, table: &mut MarkTable, now: Moment) {
         self.remove_expired(table, now);
         if table.last.len() < MOST / 4 * 3 {
             return;
@@ -199,9 +199,9 @@ impl Purges {
     }
 
     /// Removes marks that no link is old enough for, and those that the floor covers.
-    fn remove_expired(&self, table: &mut Table, now: Moment) {
+    fn remove_expired(&self, table: &mut MarkTable, now: Moment) {
         let span = self.span.load(Ordering::Relaxed);
-        let floor = self.floor.load(Ordering::Acquire);
+        let floor = self.floor();
         table.last.retain(|_, last| *last >= floor && now.monotonic.saturating_sub(*last) <= span);
         // After the floor was raised: look-ups that see no marks see the floor.
         self.count.store(table.last.len(), Ordering::Release);
@@ -236,11 +236,6 @@ pub struct Marks<'p> {
 }
 
 impl<'p> Marks<'p> {
-    /// Whether a mark covers the result of a call sent at `sent`, whatever its id.
-    pub(super) fn cover_all(&self, sent: Moment) -> bool {
-        sent.monotonic < self.floor
-    }
-
     /// Whether a mark covers what a call sent at `sent` brings of `id`.
     pub(crate) fn cover(&self, id: &str, sent: Moment) -> bool {
         self.lock().cover(id, sent)
@@ -250,7 +245,7 @@ impl<'p> Marks<'p> {
     pub(super) fn lock(&self) -> LockedMarks<'p> {
         let table = self.purges.map(|purges| purges.table.read());
         // Under the lock: marks that were merged into the floor meanwhile are missing in the table.
-        let floor = self.purges.map_or(0, |purges| purges.floor.load(Ordering::Acquire));
+        let floor = self.purges.map_or(0, Purges::floor);
         LockedMarks { floor: floor.max(self.floor), table }
     }
 }
@@ -258,7 +253,7 @@ impl<'p> Marks<'p> {
 /// [`Marks`] whose table is locked for reading.
 pub(super) struct LockedMarks<'p> {
     floor: u64,
-    table: Option<RwLockReadGuard<'p, Table>>,
+    table: Option<RwLockReadGuard<'p, MarkTable>>,
 }
 
 impl LockedMarks<'_> {

@@ -21,7 +21,7 @@ use crate::api::answer::{self, AnswerItem, ParsedAnswer};
 use crate::api::request::{self, Form};
 use crate::auth::{Identity, Scope};
 use crate::cache::Entry;
-use crate::cache::freshness::{self, Deadlines, Reason, Verdict};
+use crate::cache::freshness::{self, AnswerFreshness, Deadlines, Reason};
 use crate::error::{Error, Limit, NoAnswer};
 use crate::limits::pause;
 use crate::telemetry::log::events;
@@ -348,7 +348,7 @@ impl Fetcher {
                         if store && identity.caller_state.invalidations() != invalidations {
                             // The caller was invalidated meanwhile, perhaps over these very ids.
                             accepted = false;
-                            ids.iter().for_each(|id| self.cache.forget(id.key));
+                            ids.iter().for_each(|id| self.cache.remove(id.key));
                         }
                         Ok(entries)
                     }
@@ -390,7 +390,7 @@ impl Fetcher {
         items: Vec<Option<AnswerItem>>,
         store: bool,
     ) -> Vec<Entry> {
-        let source = freshness::Source::read(&answer.headers, answer.sent);
+        let source = AnswerFreshness::read(&answer.headers, answer.sent);
         self.metrics.clock_skew.set(source.skew() as f64 / 1000.0);
         let foreign_vary = self.callers.varies_outside(&answer.headers);
         let policy = &self.config.freshness;
@@ -400,14 +400,13 @@ impl Fetcher {
             let may_store = store && !marks.cover(&id.id, answer.sent);
             let deadlines = match &item {
                 Some(item) => match freshness::judge(item.url.as_deref(), &source, policy) {
-                    Verdict::Keep(_) if foreign_vary => Err(Reason::Vary),
-                    Verdict::Keep(deadlines) => Ok(deadlines),
-                    Verdict::Pass(reason) => Err(reason),
+                    Ok(_) if foreign_vary => Err(Reason::Vary),
+                    verdict => verdict,
                 },
                 // An id that was left out, and that may not be remembered as absent.
                 None if source.forbids_storing(policy) || foreign_vary => {
                     if may_store {
-                        self.cache.forget(id.key);
+                        self.cache.remove(id.key);
                     }
                     Ok(Deadlines::not_stored(answer.sent))
                 }
@@ -425,7 +424,7 @@ impl Fetcher {
             let deadlines = if is_stored { deadlines } else { Deadlines::not_stored(answer.sent) };
             let entry = Entry::new(item.as_ref().map(|item| &*item.text), deadlines);
             if is_stored {
-                self.cache.keep(id.key, entry.clone());
+                self.cache.insert(id.key, entry.clone());
             }
             entry
         };

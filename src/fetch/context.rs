@@ -10,7 +10,7 @@ use super::calls::QueueKey;
 use crate::api::id::Group;
 use crate::api::request::Form;
 use crate::auth::{Identity, Key, Scope};
-use crate::shared::Share;
+use crate::shared::TierScope;
 use crate::telemetry::trace::{RequestSpan, TraceContext};
 
 /// The batch on whose behalf ids are fetched.
@@ -42,7 +42,7 @@ pub struct FetchContext {
     /// What the client lets be answered without a call.
     pub requirements: CacheRequirements,
     /// Its scope in the shared tier, if there is one.
-    pub share: Option<Arc<Share>>,
+    pub tier_scope: Option<Arc<TierScope>>,
 }
 
 impl FetchContext {

@@ -14,7 +14,7 @@ use super::calls::{CallReport, PendingId};
 use super::{EntrySource, FetchContext, FetchResult, Fetcher, KeyedId};
 use crate::cache::Entry;
 use crate::clock::Moment;
-use crate::shared::{Brought, Found, Leases, Share, Stamp, Tier};
+use crate::shared::{Leases, Stamp, Tier, TierResult, TierScope, TierUpdate};
 
 /// The first pause between two looks for an entry that another sidecar fetches; each pause is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(4);
@@ -48,7 +48,7 @@ impl Fetcher {
     /// Whether a batch looks into the shared tier before it asks the endpoint.
     pub(super) fn uses_shared_tier(&self, context: &FetchContext) -> bool {
         // A batch that has passed a sidelink of this fleet would wait for its own lease.
-        let may_use = !context.requirements.nothing && context.hops == 0 && context.share.is_some();
+        let may_use = !context.requirements.nothing && context.hops == 0 && context.tier_scope.is_some();
         may_use && self.tier.as_ref().is_some_and(|tier| tier.is_usable())
     }
 
@@ -73,21 +73,21 @@ impl Fetcher {
 
     /// Shares the entries of a call for `ids`, and gives back the leases of those that are `leased`.
     pub(super) fn share(&self, context: &FetchContext, ids: &[KeyedId], leased: &[bool], result: &CallReport) {
-        let (Some(tier), Some(share)) = (&self.tier, &context.share) else { return };
-        let mut brought = Brought::default();
+        let (Some(tier), Some(scope)) = (&self.tier, &context.tier_scope) else { return };
+        let mut update = TierUpdate::default();
         let stamp = result.proof.as_ref().map(|proof| {
-            (brought.sent, brought.accepted) = (Some(proof.sent), true);
+            update.accepted = Some(proof.sent);
             proof.stamp
         });
         let entries = result.entries.as_deref().unwrap_or_default();
         for (at, id) in ids.iter().enumerate() {
             let stored = entries.get(at).filter(|entry| entry.deadlines().is_stored());
-            brought.links.extend(stored.map(|entry| (id.id.clone(), entry.clone())));
+            update.links.extend(stored.map(|entry| (id.id.clone(), entry.clone())));
             if leased.get(at).copied().unwrap_or(false) {
-                brought.released.push(id.id.clone());
+                update.released.push(id.id.clone());
             }
         }
-        tier.put(share, stamp, brought);
+        tier.put(scope, stamp, update);
     }
 }
 
@@ -104,8 +104,8 @@ impl SharedLookup {
 
     async fn run(&mut self) {
         let (inner, context) = (Arc::clone(&self.inner), Arc::clone(&self.context));
-        let (Some(tier), Some(share)) = (&inner.tier, &context.share) else { return };
-        let Some(found) = self.look_up(tier, share, Leases::Leave).await else { return };
+        let (Some(tier), Some(scope)) = (&inner.tier, &context.tier_scope) else { return };
+        let Some(found) = self.look_up(tier, scope, Leases::Leave).await else { return };
         self.take(&found);
         let ids: Vec<KeyedId> = self.pending.iter().map(|pending| pending.id.clone()).collect();
         // A caller that may make no call now takes no lease.
@@ -113,13 +113,13 @@ impl SharedLookup {
             return;
         }
         let until = context.deadline.min(Instant::now() + tier.lease_wait());
-        let Some(found) = self.look_up(tier, share, Leases::Take).await else { return };
+        let Some(found) = self.look_up(tier, scope, Leases::Take).await else { return };
         let completed = self.take(&found);
         // The lease of an id whose entry arrived meanwhile is given back: other sidecars must not wait for it.
         let is_leased_here = |at: &usize| found.leased.get(*at).is_some_and(|leased| !leased);
         let arrived = completed.iter().enumerate().filter(|(at, completed)| **completed && is_leased_here(at));
         let released = arrived.filter_map(|(at, _)| ids.get(at).map(|id| id.id.clone())).collect();
-        tier.put(share, None, Brought { released, ..Brought::default() });
+        tier.put(scope, None, TierUpdate { released, ..TierUpdate::default() });
         self.send_on(&not_leased_elsewhere(&found, &completed), true);
         let mut pause = FIRST_PAUSE;
         while self.has_waiters() {
@@ -129,7 +129,7 @@ impl SharedLookup {
             }
             sleep(pause.min(left)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
-            let Some(found) = self.look_up(tier, share, Leases::See).await else { return };
+            let Some(found) = self.look_up(tier, scope, Leases::See).await else { return };
             let completed = self.take(&found);
             // A lease that is gone without an entry: its owner has failed, or stores nothing.
             self.send_on(&not_leased_elsewhere(&found, &completed), false);
@@ -140,13 +140,13 @@ impl SharedLookup {
         self.pending.iter().any(|pending| pending.flight.waiters.load(Ordering::Relaxed) > 0)
     }
 
-    async fn look_up(&self, tier: &Tier, share: &Share, leases: Leases) -> Option<Found> {
+    async fn look_up(&self, tier: &Tier, scope: &TierScope, leases: Leases) -> Option<TierResult> {
         let ids: Vec<&str> = self.pending.iter().map(|pending| &*pending.id.id).collect();
-        tier.look_up(share, &ids, leases).await
+        tier.look_up(scope, &ids, leases).await
     }
 
     /// Completes the flights whose entry was found, or has arrived in memory. Returns for each id whether its flight was.
-    pub(super) fn take(&mut self, found: &Found) -> Vec<bool> {
+    pub(super) fn take(&mut self, found: &TierResult) -> Vec<bool> {
         let (inner, context) = (&self.inner, &self.context);
         if let Some(accepted) = found.accepted {
             inner.callers.accept_elsewhere(&context.identity, accepted);
@@ -162,13 +162,13 @@ impl SharedLookup {
         for (at, pending) in all.into_iter().enumerate() {
             let KeyedId { id, key } = &pending.id;
             let mut in_memory = inner.cache.look_up(*key, id, &marks);
-            let is_refused = |entry: &Entry| inner.cache.refusals().is_refused_since(*key, entry.deadlines().sent());
+            let is_refused = |entry: &Entry| inner.cache.refusals.is_refused_since(*key, entry.deadlines().sent());
             let shared = found.links.get(at).cloned().flatten();
             if let Some(shared) = shared.filter(|entry| may_store && !is_refused(entry)) {
                 // Stored also where it is no longer fresh: it may be served stale.
                 let is_older = |entry: &Entry| entry.deadlines().age(now) > shared.deadlines().age(now);
                 if in_memory.as_ref().is_none_or(is_older) {
-                    inner.cache.keep(*key, shared.clone());
+                    inner.cache.insert(*key, shared.clone());
                     stored.push(*key);
                     in_memory = Some(shared);
                 }
@@ -186,7 +186,7 @@ impl SharedLookup {
         }
         if is_invalidated() {
             // The caller was invalidated meanwhile, perhaps over these very ids.
-            stored.into_iter().for_each(|key| inner.cache.forget(key));
+            stored.into_iter().for_each(|key| inner.cache.remove(key));
         }
         let mut state = inner.state();
         for (pending, _) in &completed {
@@ -213,7 +213,7 @@ impl SharedLookup {
 }
 
 /// For each id whose flight was not `completed`: whether no other sidecar has leased it.
-fn not_leased_elsewhere(found: &Found, completed: &[bool]) -> Vec<bool> {
+fn not_leased_elsewhere(found: &TierResult, completed: &[bool]) -> Vec<bool> {
     let waiting = found.leased.iter().zip(completed).filter(|(_, completed)| !**completed);
     waiting.map(|(leased, _)| !leased).collect()
 }

@@ -12,7 +12,7 @@ use crate::cache::freshness::Deadlines;
 use crate::cache::purges::Purges;
 use crate::config::Endpoint;
 use crate::error::Limit;
-use crate::shared::Found;
+use crate::shared::TierResult;
 use crate::telemetry::trace::{RequestSpan, TraceContext};
 
 /// A fetcher whose endpoint refuses every connection.
@@ -43,7 +43,7 @@ fn fetch() -> (Arc<Fetcher>, Arc<FetchContext>) {
         trace: RequestSpan::default(),
         trace_context: TraceContext::default(),
         requirements: CacheRequirements::default(),
-        share: None,
+        tier_scope: None,
     };
     let flights = Arc::new(Flights::new(config.upstream.calls));
     (Arc::new(Fetcher::new(upstream, callers, cache, flights, None, metrics, config, clock)), Arc::new(context))
@@ -136,7 +136,7 @@ async fn an_entry_found_before_an_invalidation_is_not_stored_after_it() {
             inner.callers.accept(&context.identity, now, context.identity.caller_state.invalidations());
         }
         let link = Entry::new(Some("{}"), Deadlines::absent(now, std::time::Duration::from_secs(60)));
-        let found = Found { links: vec![Some(link)], ..Found::default() };
+        let found = TierResult { links: vec![Some(link)], ..TierResult::default() };
         assert_eq!(lookup.take(&found), [!invalidated]);
         let marks = inner.cache.purges().of_group(None);
         assert_eq!(inner.cache.look_up(id.key, "1", &marks).is_none(), invalidated);

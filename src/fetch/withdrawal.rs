@@ -2,7 +2,7 @@
 
 use super::{FetchContext, Fetcher, KeyedId};
 use crate::cache::Entry;
-use crate::cache::freshness::{self, Deadlines};
+use crate::cache::freshness::{AnswerFreshness, Deadlines};
 use crate::cache::refusals::Refusal;
 use crate::clock::Moment;
 use crate::upstream::Answer;
@@ -23,15 +23,15 @@ impl Fetcher {
     /// Drops all entries of the caller after a 401, here and in the shared tier; `known`: the endpoint had accepted it before.
     pub(crate) fn drop_caller(&self, context: &FetchContext, known: bool) {
         self.callers.drop_links(&context.identity);
-        if let (Some(tier), Some(share)) = (&self.tier, &context.share) {
-            tier.revoke(share, known);
+        if let (Some(tier), Some(scope)) = (&self.tier, &context.tier_scope) {
+            tier.revoke(scope, known);
         }
     }
 
     /// Forgets these ids, which `answer` refuses to the caller. Which of several ids is at fault is not known, so only the
     /// answer to one id alone is remembered (if `remember`), and only the loss of a link that the caller had invalidates it.
     pub(super) fn withdraw(&self, answer: &Answer, context: &FetchContext, ids: &[KeyedId], remember: bool) {
-        let refusals = self.cache.refusals();
+        let refusals = &self.cache.refusals;
         let alone = if let [alone] = ids { Some(alone) } else { None };
         let had_link = alone.and_then(|alone| self.cache.peek(alone.key)).is_some_and(|entry| entry.text().is_some());
         if let Some(alone) = alone.filter(|_| remember && self.may_store())
@@ -46,21 +46,21 @@ impl Fetcher {
             // An entry of a call that was sent later stays: the endpoint has changed its mind since.
             let is_newer = |entry: Entry| entry.deadlines().age(now) < now.since(answer.sent);
             if !self.cache.peek(id.key).is_some_and(is_newer) {
-                self.cache.forget(id.key);
+                self.cache.remove(id.key);
             }
         }
         if had_link {
             self.callers.invalidate(&context.identity);
         }
-        if let (Some(tier), Some(share)) = (&self.tier, &context.share) {
-            tier.withdraw(share, ids.iter().map(|id| id.id.clone()).collect());
+        if let (Some(tier), Some(scope)) = (&self.tier, &context.tier_scope) {
+            tier.withdraw(scope, ids.iter().map(|id| id.id.clone()).collect());
         }
     }
 
     /// The refusal that `answer` is, if it may be remembered.
     fn refusal_to_remember(&self, answer: &Answer) -> Option<Refusal> {
         let policy = &self.config.freshness;
-        let source = freshness::Source::read(&answer.headers, answer.sent);
+        let source = AnswerFreshness::read(&answer.headers, answer.sent);
         if source.forbids_storing(policy) || self.callers.varies_outside(&answer.headers) {
             return None;
         }
@@ -71,7 +71,7 @@ impl Fetcher {
     /// Settles what a call sent at `sent` brought against refusals: it ends older refusals of its ids; an id that was refused
     /// to a later call is not stored.
     pub(super) fn settle_refusals(&self, sent: Moment, ids: &[KeyedId], entries: &mut [Entry]) {
-        let refusals = self.cache.refusals();
+        let refusals = &self.cache.refusals;
         if refusals.is_empty() {
             return;
         }
@@ -79,7 +79,7 @@ impl Fetcher {
             refusals.not_refused(id.key, sent);
             if entry.deadlines().is_stored() && refusals.is_refused_since(id.key, sent) {
                 *entry = entry.not_stored();
-                self.cache.forget(id.key);
+                self.cache.remove(id.key);
             }
         }
     }

@@ -9,8 +9,8 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 
-use super::streams::Progress;
-use super::timeouts::{InService, UnreadBody};
+use super::streams::StreamProgress;
+use super::timeouts::InService;
 use crate::message::body::Body;
 
 /// The most that a stream of HTTP/2 is given to send at a time, since hyper keeps what it has until there is room: a frame's
@@ -21,7 +21,7 @@ const CHUNK: usize = 16 << 10;
 pub struct RequestBody {
     body: Incoming,
     /// On HTTP/1, until the end is read.
-    unread: Option<UnreadBody>,
+    unread: Option<InService>,
 }
 
 impl RequestBody {
@@ -46,7 +46,7 @@ impl http_body::Body for RequestBody {
         if matches!(&frame, Some(Ok(frame)) if frame.is_trailers()) {
             self.unread = None;
         } else if is_over && let Some(unread) = self.unread.take() {
-            unread.end();
+            unread.body_ended();
         }
         Poll::Ready(frame)
     }
@@ -67,7 +67,7 @@ pin_project! {
         body: Body,
         in_service: InService,
         // On HTTP/2: of its stream.
-        progress: Option<Arc<Progress>>,
+        progress: Option<Arc<StreamProgress>>,
         // On HTTP/2: what hyper is not given yet.
         rest: Bytes,
     }
@@ -76,7 +76,7 @@ pin_project! {
 impl ResponseBody {
     /// Must be called in the task that sends it.
     pub(super) fn new(body: Body, in_service: InService) -> Self {
-        Self { body, in_service, progress: Progress::current(), rest: Bytes::new() }
+        Self { body, in_service, progress: StreamProgress::current(), rest: Bytes::new() }
     }
 }
 

@@ -19,21 +19,21 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 tokio::task_local! {
     /// Of the stream that is polled.
-    static PROGRESS: Arc<Progress>;
+    static PROGRESS: Arc<StreamProgress>;
 }
 
 /// What the body of a stream's answer tells the stream.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub(super) struct StreamProgress {
     /// The body has given a chunk, and was not asked for more since.
     waits_for_client: AtomicBool,
     /// The body has given a chunk since the stream looked last.
     gave: AtomicBool,
 }
 
-impl Progress {
+impl StreamProgress {
     /// That of the stream whose task this is; `None` on HTTP/1.
-    pub(super) fn current() -> Option<Arc<Progress>> {
+    pub(super) fn current() -> Option<Arc<StreamProgress>> {
         PROGRESS.try_with(Arc::clone).ok()
     }
 
@@ -62,15 +62,9 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        let progress = Arc::<Progress>::default();
+        let progress = Arc::<StreamProgress>::default();
         let (stream, idle_timeout) = (PROGRESS.scope(Arc::clone(&progress), stream), self.idle_timeout);
-        tokio::spawn(TimedStream {
-            stream,
-            progress,
-            idle_timeout,
-            since: Instant::now(),
-            timer: LazyTimer::default(),
-        });
+        tokio::spawn(TimedStream { stream, progress, idle_timeout, since: Instant::now(), timer: None });
     }
 }
 
@@ -78,11 +72,12 @@ pin_project! {
     struct TimedStream<F> {
         #[pin]
         stream: F,
-        progress: Arc<Progress>,
+        progress: Arc<StreamProgress>,
         idle_timeout: Duration,
         // The last chunk.
         since: Instant,
-        timer: LazyTimer,
+        // Set late: an earlier deadline fires first and is moved then, which is cheaper than moving it with each chunk.
+        timer: Option<Pin<Box<Sleep>>>,
     }
 }
 
@@ -97,30 +92,18 @@ impl<F: Future> Future for TimedStream<F> {
         if this.progress.gave.swap(false, Ordering::Relaxed) {
             *this.since = Instant::now();
         }
-        let waits = this.progress.waits_for_client.load(Ordering::Relaxed);
-        if !waits || !this.timer.is_past(*this.since + *this.idle_timeout, cx) {
+        if !this.progress.waits_for_client.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
+        let deadline = *this.since + *this.idle_timeout;
+        if Instant::now() < deadline {
+            let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+            while timer.as_mut().poll(cx).is_ready() {
+                timer.as_mut().reset(deadline);
+            }
             return Poll::Pending;
         }
         events::StreamStalled {}.log();
         Poll::Ready(())
-    }
-}
-
-/// A timer that is set often and fires seldom. An earlier deadline that is set already fires first and is moved then: cheaper
-/// than moving it each time.
-#[derive(Default)]
-struct LazyTimer(Option<Pin<Box<Sleep>>>);
-
-impl LazyTimer {
-    /// Whether `deadline` has passed; otherwise the task is woken by then.
-    fn is_past(&mut self, deadline: Instant, cx: &mut Context<'_>) -> bool {
-        if Instant::now() >= deadline {
-            return true;
-        }
-        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        while sleep.as_mut().poll(cx).is_ready() {
-            sleep.as_mut().reset(deadline);
-        }
-        false
     }
 }

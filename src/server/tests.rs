@@ -84,7 +84,7 @@ async fn a_head_that_trickles_in_is_cut_off_after_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quiet_connection_is_kept_for_the_idle_time_and_no_longer() {
+async fn a_quiet_connection_stays_for_the_idle_time_and_no_longer() {
     let mut client = connect();
     for _ in 0..3 {
         client.write_all(GET).await.unwrap();
@@ -97,8 +97,12 @@ async fn a_quiet_connection_is_kept_for_the_idle_time_and_no_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_without_a_byte_is_closed_after_the_idle_time() {
-    assert_eq!(closed_after(&mut connect()).await.as_secs(), 60);
+async fn a_connection_is_closed_after_the_idle_time_and_a_part_of_a_head_after_the_header_timeout() {
+    for (begin, seconds) in [(&b""[..], 60), (b"G", 10), (b"PRI * HTTP/2.0\r\n\r\n", 10)] {
+        let mut client = connect();
+        client.write_all(begin).await.unwrap();
+        assert_eq!(closed_after(&mut client).await.as_secs(), seconds, "{begin:?}");
+    }
 }
 
 /// Regression: the rest of a body that came while its answer was stuck passed for a head, and the connection's idle time began
@@ -170,18 +174,12 @@ async fn an_answer_that_is_read_slowly_but_steadily_is_not_cut_off() {
     }
 }
 
-/// A connection whose handler reads the request's body to its end.
-fn connect_reader() -> DuplexStream {
-    let (client, _) = serve(64 << 10, |request: Request<RequestBody>| async {
+#[tokio::test(start_paused = true)]
+async fn a_body_may_trickle_in_but_not_stall() {
+    let (mut client, _) = serve(64 << 10, async |request: Request<RequestBody>| {
         let status = if request.into_body().collect().await.is_ok() { 200 } else { 400 };
         Response::builder().status(status).body(whole(Bytes::new())).unwrap()
     });
-    client
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_body_may_trickle_in_but_not_stall() {
-    let mut client = connect_reader();
     client.write_all(b"GET /a HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n").await.unwrap();
     for _ in 0..4 {
         sleep(Duration::from_secs(50)).await;
@@ -205,13 +203,6 @@ async fn a_body_that_its_handler_reads_late_has_the_whole_idle_time() {
     sleep(Duration::from_secs(50)).await;
     client.write_all(b"abc").await.unwrap();
     read_until(&mut client, "abc").await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_http2_preface_that_does_not_end_is_cut_off_as_a_head() {
-    let mut client = connect();
-    client.write_all(b"PRI * HTTP/2.0\r\n\r\n").await.unwrap();
-    assert_eq!(closed_after(&mut client).await.as_secs(), 10);
 }
 
 #[tokio::test(start_paused = true)]

@@ -116,7 +116,6 @@ impl ConnState {
     }
 }
 
-/// A request in service.
 pub(super) struct InService(Arc<ConnState>);
 
 impl InService {
@@ -125,12 +124,19 @@ impl InService {
         self.0.is_leaving.load(Ordering::Relaxed) || self.0.is_end_uncertain.load(Ordering::Relaxed)
     }
 
-    /// The body of this request, which is in service as well until it is read.
-    pub(super) fn body(&self, is_chunked: bool) -> UnreadBody {
+    /// The body of this request begins; it is in service as well until it is read or dropped (HTTP/1).
+    pub(super) fn body(&self, is_chunked: bool) -> InService {
+        self.0.is_body_unread.store(true, Ordering::Relaxed);
         if is_chunked {
             self.0.is_end_uncertain.store(true, Ordering::Relaxed);
         }
-        UnreadBody { in_service: self.0.in_service(), is_chunked, is_read: false }
+        self.0.in_service()
+    }
+
+    /// The body was read to its end, and had no trailers.
+    pub(super) fn body_ended(self) {
+        self.0.is_body_unread.store(false, Ordering::Relaxed);
+        self.0.is_end_uncertain.store(false, Ordering::Relaxed);
     }
 }
 
@@ -146,33 +152,8 @@ impl Drop for InService {
     }
 }
 
-/// The body of an HTTP/1 request, until it is read to its end.
-pub(super) struct UnreadBody {
-    in_service: InService,
-    is_chunked: bool,
-    is_read: bool,
-}
-
-impl UnreadBody {
-    /// It was read to its end, and had no trailers.
-    pub(super) fn end(mut self) {
-        self.is_read = true;
-        if self.is_chunked {
-            self.in_service.0.is_end_uncertain.store(false, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for UnreadBody {
-    fn drop(&mut self) {
-        if !self.is_read {
-            self.in_service.0.is_body_unread.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
 /// What becomes of a connection at a time limit.
-pub(super) enum Expiry {
+pub(super) enum ConnEnd {
     /// It is closed, once what is in service has been answered.
     Close,
     /// It is cut off, for this reason.
@@ -199,7 +180,7 @@ impl ConnTimeouts {
     }
 
     /// Waits for the next limit that the connection reaches.
-    pub(super) async fn next(mut self) -> (Expiry, Self) {
+    pub(super) async fn next(mut self) -> (ConnEnd, Self) {
         loop {
             let now = Instant::now();
             let leaves = self.draining.is_some() || now >= self.expires;
@@ -208,14 +189,14 @@ impl ConnTimeouts {
             }
             let due = match self.due() {
                 // HTTP/2 tells its client where it ends: an idle connection need not be waited for.
-                _ if leaves && self.closing.is_none() && self.state.is_http2() => Some((now, Expiry::Close)),
+                _ if leaves && self.closing.is_none() && self.state.is_http2() => Some((now, ConnEnd::Close)),
                 due => due,
             };
             // What begins to wait from now on is not due earlier than this; for the rest there is `changed`.
             let mut wake = now + self.limits.idle_timeout;
             if let Some((at, expiry)) = due {
                 if at <= now {
-                    if matches!(expiry, Expiry::Close) {
+                    if matches!(expiry, ConnEnd::Close) {
                         self.closing = Some(now);
                         self.state.is_leaving.store(true, Ordering::Relaxed);
                     }
@@ -235,9 +216,9 @@ impl ConnTimeouts {
     }
 
     /// What is due as things are, and when; `None` while a handler works.
-    fn due(&self) -> Option<(Instant, Expiry)> {
+    fn due(&self) -> Option<(Instant, ConnEnd)> {
         let (state, limits) = (&self.state, &self.limits);
-        let cut_off = |since, limit, reason| Some((since + limit, Expiry::CutOff(reason)));
+        let cut_off = |since, limit, reason| Some((since + limit, ConnEnd::CutOff(reason)));
         if let Some(since) = state.since(&state.shut) {
             return cut_off(since, DRAIN_TIME, "the client did not close its side");
         }
@@ -257,8 +238,8 @@ impl ConnTimeouts {
         let since = since.map_or(quiet_since, |since| since.max(quiet_since));
         match (self.closing, self.draining) {
             (Some(_), _) => cut_off(since, LEAVE, "the client did not close"),
-            (None, Some(_)) => Some((since + limits.linger, Expiry::Close)),
-            (None, None) => Some((since + limits.idle_timeout, Expiry::Close)),
+            (None, Some(_)) => Some((since + limits.linger, ConnEnd::Close)),
+            (None, None) => Some((since + limits.idle_timeout, ConnEnd::Close)),
         }
     }
 }
@@ -272,13 +253,10 @@ pub(super) struct ConnIo<IO> {
     state: Arc<ConnState>,
     /// What of HTTP/2's preface has not come yet; empty once it is known whether this is HTTP/2.
     preface: &'static [u8],
-    /// A read waits.
-    reads: bool,
-    /// A write waits.
-    writes: bool,
+    read_waits: bool,
+    write_waits: bool,
     /// The client has closed its side.
     is_over: bool,
-    /// This side is shut.
     is_shut: bool,
     /// Bytes that are read at most after that.
     left: usize,
@@ -289,16 +267,15 @@ impl<IO> ConnIo<IO> {
         // hyper reads at once.
         state.note(&state.read);
         let (preface, left) = (PREFACE, DRAIN_BYTES);
-        Self { io, state, preface, reads: true, writes: false, is_over: false, is_shut: false, left }
+        Self { io, state, preface, read_waits: true, write_waits: false, is_over: false, is_shut: false, left }
     }
 
-    /// `bytes` have been read.
     fn note_read(&mut self, bytes: &[u8]) {
         let state = &self.state;
         if state.is_http2() {
             return;
         }
-        if std::mem::take(&mut self.reads) {
+        if std::mem::take(&mut self.read_waits) {
             state.read.store(0, Ordering::Relaxed);
         }
         if !self.preface.is_empty() {
@@ -320,13 +297,12 @@ impl<IO> ConnIo<IO> {
         }
     }
 
-    /// A read has to wait.
     fn note_wait(&mut self) {
         let state = &self.state;
-        if self.reads || state.is_http2() {
+        if self.read_waits || state.is_http2() {
             return;
         }
-        self.reads = true;
+        self.read_waits = true;
         state.note(&state.read);
         if state.in_head.load(Ordering::Relaxed) && state.since(&state.head).is_none() {
             state.note(&state.head);
@@ -334,10 +310,9 @@ impl<IO> ConnIo<IO> {
         }
     }
 
-    /// A write was tried.
     fn note_write<T>(&mut self, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         let state = &self.state;
-        match (self.writes, write.is_pending()) {
+        match (self.write_waits, write.is_pending()) {
             (false, true) => state.note(&state.write),
             (true, false) => {
                 state.write.store(0, Ordering::Relaxed);
@@ -345,7 +320,7 @@ impl<IO> ConnIo<IO> {
             }
             _ => {}
         }
-        self.writes = write.is_pending();
+        self.write_waits = write.is_pending();
         write
     }
 }

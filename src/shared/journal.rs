@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use siphasher::sip128::{Hasher128, SipHasher24};
 
-use super::record::{Event, JOURNAL_RECORD, JournalRecord, Stamp};
+use super::record::{JOURNAL_RECORD, JournalEvent, Stamp};
 use super::sealing::{FleetKey, sealed_len};
+use crate::cache::purges::Mark;
 use crate::clock::{Moment, millis};
 
 /// Characters of a record.
@@ -27,12 +28,13 @@ pub(super) const MOST: usize = (MOST_RECORDS + 1000) * RECORD;
 /// Most pending events, and most announced ones; beyond that, one event voids everything.
 const MOST_EVENTS: usize = 4096;
 
+const EVERYTHING: JournalEvent = JournalEvent::Purge(Mark::All);
+
 /// What this process knows of the journal under one of the fleet's secrets.
 #[derive(Default)]
 pub(super) struct Journal {
     /// `None`: not read yet.
     epoch: Option<u128>,
-    /// Known characters.
     position: u64,
     first_record: Vec<u8>,
     /// The last known record.
@@ -40,16 +42,15 @@ pub(super) struct Journal {
     /// [`Stamp::chain_hash`] at the end of each record.
     chain_hashes: Vec<u128>,
     /// The position of each event's last record.
-    last: HashMap<Event, u64>,
+    last: HashMap<JournalEvent, u64>,
     /// Events of this process that are not seen in the journal yet. They count here already.
     pending: Vec<Pending>,
     /// Events of this process that were seen in the journal: announced again if the journal is lost.
-    announced: VecDeque<(Event, Moment)>,
+    announced: VecDeque<(JournalEvent, Moment)>,
 }
 
 struct Pending {
-    event: Event,
-    /// The record that was appended, if any.
+    event: JournalEvent,
     record: Option<String>,
 }
 
@@ -59,7 +60,6 @@ impl Journal {
         Some(Stamp { chain_hash: *self.chain_hashes.last()?, position: self.position })
     }
 
-    /// The first record, if known.
     pub(super) fn first(&self) -> Option<&[u8]> {
         self.epoch.map(|_| self.first_record.as_slice())
     }
@@ -69,7 +69,6 @@ impl Journal {
         self.position.saturating_sub(RECORD as u64)
     }
 
-    /// Whether the journal is so long that it has to begin anew.
     pub(super) fn is_full(&self) -> bool {
         self.position >= (MOST_RECORDS * RECORD) as u64
     }
@@ -91,24 +90,24 @@ impl Journal {
         self.last_record = record.to_vec();
     }
 
-    /// Whether a value with `stamp` is void by none of `events`, nor by [`Event::All`], since.
-    pub(super) fn is_valid(&self, stamp: Stamp, events: &[Event]) -> bool {
-        let is_pending = |event: &Event| self.pending.iter().any(|pending| pending.event == *event);
-        let is_later = |event: &Event| self.last.get(event).is_some_and(|at| *at >= stamp.position);
-        self.has(stamp) && !events.iter().chain([&Event::All]).any(|event| is_pending(event) || is_later(event))
+    /// Whether a value with `stamp` is void by none of `events`, nor by [`EVERYTHING`], since.
+    pub(super) fn is_valid(&self, stamp: Stamp, events: &[JournalEvent]) -> bool {
+        let is_pending = |event: &JournalEvent| self.pending.iter().any(|pending| pending.event == *event);
+        let is_later = |event: &JournalEvent| self.last.get(event).is_some_and(|at| *at >= stamp.position);
+        self.has(stamp) && !events.iter().chain([&EVERYTHING]).any(|event| is_pending(event) || is_later(event))
     }
 
     /// Reads the text from [`Journal::read_from`] on, of a journal that begins with `first`; returns the new events of other
     /// sidecars. `None` if the known records are gone, or the text is no journal: it has to begin anew.
-    pub(super) fn read(&mut self, key: &FleetKey, first: &[u8], text: &[u8], now: Moment) -> Option<Vec<Event>> {
+    pub(super) fn read(&mut self, key: &FleetKey, first: &[u8], text: &[u8], now: Moment) -> Option<Vec<JournalEvent>> {
         let news = text.strip_prefix(self.last_record.as_slice()).filter(|_| self.first() == Some(first));
         self.read_records(key, news?, now)
     }
 
     /// Reads a whole journal in place of the known one; returns as [`Journal::read`].
-    pub(super) fn adopt(&mut self, key: &FleetKey, text: &[u8], now: Moment) -> Option<Vec<Event>> {
+    pub(super) fn adopt(&mut self, key: &FleetKey, text: &[u8], now: Moment) -> Option<Vec<JournalEvent>> {
         let (first, rest) = text.split_at_checked(RECORD)?;
-        let JournalRecord { epoch, event: Event::Begin } = open(key, first)? else { return None };
+        let (epoch, JournalEvent::Begin) = open(key, first)? else { return None };
         if self.epoch != Some(epoch) {
             // Announced again: the other journal may have been lost before all had read it.
             self.pending.iter_mut().for_each(|pending| pending.record = None);
@@ -125,15 +124,15 @@ impl Journal {
         self.read_records(key, rest, now)
     }
 
-    fn read_records(&mut self, key: &FleetKey, text: &[u8], now: Moment) -> Option<Vec<Event>> {
+    fn read_records(&mut self, key: &FleetKey, text: &[u8], now: Moment) -> Option<Vec<JournalEvent>> {
         let records = text.chunks_exact(RECORD);
         if !records.remainder().is_empty() {
             return None;
         }
         let mut news = Vec::new();
         for record in records {
-            let JournalRecord { epoch, event } = open(key, record)?;
-            if Some(epoch) != self.epoch || event == Event::Begin {
+            let (epoch, event) = open(key, record)?;
+            if Some(epoch) != self.epoch || event == JournalEvent::Begin {
                 return None;
             }
             self.last.insert(event, self.position);
@@ -146,7 +145,7 @@ impl Journal {
             self.pending.swap_remove(at);
             if self.announced.len() >= MOST_EVENTS {
                 self.announced.clear();
-                self.announced.push_back((Event::All, now));
+                self.announced.push_back((EVERYTHING, now));
             }
             self.announced.push_back((event, now));
         }
@@ -154,14 +153,14 @@ impl Journal {
     }
 
     /// Announces an event. It counts here at once, and elsewhere once it was appended.
-    pub(super) fn announce(&mut self, event: Event) {
+    pub(super) fn announce(&mut self, event: JournalEvent) {
         let is_waiting = |pending: &Pending| pending.event == event && pending.record.is_none();
         if self.pending.iter().any(is_waiting) {
             return;
         }
         if self.pending.len() >= MOST_EVENTS {
             self.pending.clear();
-            self.pending.push(Pending { event: Event::All, record: None });
+            self.pending.push(Pending { event: EVERYTHING, record: None });
         }
         self.pending.push(Pending { event, record: None });
     }
@@ -187,17 +186,16 @@ impl Journal {
     }
 }
 
-/// The first record of a new journal.
 pub(super) fn begin(key: &FleetKey) -> Option<String> {
-    seal(key, rand::random(), Event::Begin)
+    seal(key, rand::random(), JournalEvent::Begin)
 }
 
-fn seal(key: &FleetKey, epoch: u128, event: Event) -> Option<String> {
-    key.seal.seal(&key.journal, &JournalRecord { epoch, event }.write())
+fn seal(key: &FleetKey, epoch: u128, event: JournalEvent) -> Option<String> {
+    key.seal.seal(&key.journal, &event.write(epoch))
 }
 
-fn open(key: &FleetKey, record: &[u8]) -> Option<JournalRecord> {
-    JournalRecord::read(&key.seal.open(&key.journal, record)?)
+fn open(key: &FleetKey, record: &[u8]) -> Option<(u128, JournalEvent)> {
+    JournalEvent::read(&key.seal.open(&key.journal, record)?)
 }
 
 #[cfg(test)]
@@ -211,8 +209,12 @@ mod tests {
         FleetKey::new(Secret::new(vec![b'x'; 32]), &Endpoint::parse("http://h").unwrap(), "p:")
     }
 
+    fn named(name: u128) -> JournalEvent {
+        JournalEvent::Purge(Mark::Named(name))
+    }
+
     /// Reads what was appended, as the background task does.
-    fn sync(journal: &mut Journal, key: &FleetKey, text: &str) -> Option<Vec<Event>> {
+    fn sync(journal: &mut Journal, key: &FleetKey, text: &str) -> Option<Vec<JournalEvent>> {
         let at = usize::try_from(journal.read_from()).unwrap();
         let first = text.as_bytes().get(..RECORD).unwrap_or_default();
         if journal.stamp().is_none() {
@@ -222,53 +224,59 @@ mod tests {
         }
     }
 
+    /// Announces events, appends them, and reads them back; returns the news.
+    fn append(journal: &mut Journal, key: &FleetKey, text: &mut String, events: &[JournalEvent]) -> Vec<JournalEvent> {
+        events.iter().for_each(|event| journal.announce(*event));
+        text.push_str(&journal.take_pending(key).unwrap());
+        sync(journal, key, text).unwrap()
+    }
+
+    /// A new journal, which has been read.
+    fn begun(key: &FleetKey) -> (Journal, String) {
+        let (mut journal, text) = (Journal::default(), begin(key).unwrap());
+        assert_eq!(sync(&mut journal, key, &text), Some(vec![]));
+        (journal, text)
+    }
+
     #[test]
     fn an_event_voids_earlier_values_that_it_concerns_and_nothing_else() {
         let key = key();
-        let (mut one, mut other) = (Journal::default(), Journal::default());
-        let mut text = begin(&key).unwrap();
-        assert_eq!(sync(&mut one, &key, &text), Some(vec![]));
+        let ((mut one, mut text), mut other) = (begun(&key), Journal::default());
         assert_eq!(sync(&mut other, &key, &text), Some(vec![]));
         let before = other.stamp().unwrap();
-        assert!(other.is_valid(before, &[Event::Named(1)]));
+        assert!(other.is_valid(before, &[named(1)]));
 
-        one.announce(Event::Named(1));
-        assert!(!one.is_valid(before, &[Event::Named(1)]), "at once where it is announced");
-        assert!(one.is_valid(before, &[Event::Named(2)]));
+        one.announce(named(1));
+        assert!(!one.is_valid(before, &[named(1)]), "at once where it is announced");
+        assert!(one.is_valid(before, &[named(2)]));
         text.push_str(&one.take_pending(&key).unwrap());
         assert_eq!(sync(&mut one, &key, &text), Some(vec![]), "no news for the sidecar that announced it");
-        assert_eq!(sync(&mut other, &key, &text), Some(vec![Event::Named(1)]));
+        assert_eq!(sync(&mut other, &key, &text), Some(vec![named(1)]));
         for journal in [&one, &other] {
             assert!(journal.pending.is_empty());
-            assert!(!journal.is_valid(before, &[Event::Named(2), Event::Named(1)]));
-            assert!(journal.is_valid(before, &[Event::Named(2)]));
-            assert!(journal.is_valid(journal.stamp().unwrap(), &[Event::Named(1)]), "a later value");
+            assert!(!journal.is_valid(before, &[named(2), named(1)]));
+            assert!(journal.is_valid(before, &[named(2)]));
+            assert!(journal.is_valid(journal.stamp().unwrap(), &[named(1)]), "a later value");
         }
 
-        other.announce(Event::All);
-        text.push_str(&other.take_pending(&key).unwrap());
-        assert_eq!(sync(&mut one, &key, &text), Some(vec![Event::All]));
-        assert!(!one.is_valid(before, &[Event::Named(2)]));
+        append(&mut other, &key, &mut text, &[EVERYTHING]);
+        assert_eq!(sync(&mut one, &key, &text), Some(vec![EVERYTHING]));
+        assert!(!one.is_valid(before, &[named(2)]));
     }
 
     #[test]
     fn a_changed_journal_is_lost() {
         let key = key();
-        let mut journal = Journal::default();
-        let mut text = begin(&key).unwrap();
-        sync(&mut journal, &key, &text);
+        let (mut journal, mut text) = begun(&key);
         for number in 1..=2 {
-            journal.announce(Event::Named(number));
-            text.push_str(&journal.take_pending(&key).unwrap());
-            sync(&mut journal, &key, &text);
+            append(&mut journal, &key, &mut text, &[named(number)]);
         }
         assert_eq!(sync(&mut journal, &key, &text), Some(vec![]));
         let another = begin(&key).unwrap();
         let mut grown_anew = text[..2 * RECORD].to_owned();
         let mut writer = Journal::default();
-        writer.adopt(&key, grown_anew.as_bytes(), NOW);
-        writer.announce(Event::Named(9));
-        grown_anew.push_str(&writer.take_pending(&key).unwrap());
+        sync(&mut writer, &key, &grown_anew);
+        append(&mut writer, &key, &mut grown_anew, &[named(9)]);
         for lost in [
             "",
             &text[..2 * RECORD],
@@ -289,17 +297,12 @@ mod tests {
     #[test]
     fn a_restored_copy_with_other_records_validates_no_value_of_the_first_journal() {
         let key = key();
-        let copy = begin(&key).unwrap();
-        let (mut journal, mut text) = (Journal::default(), copy.clone());
-        sync(&mut journal, &key, &text);
-        journal.announce(Event::Named(1));
-        text.push_str(&journal.take_pending(&key).unwrap());
-        sync(&mut journal, &key, &text);
+        let (mut journal, copy) = begun(&key);
+        let mut text = copy.clone();
+        append(&mut journal, &key, &mut text, &[named(1)]);
         let stamp = journal.stamp().unwrap();
-        assert!(journal.is_valid(stamp, &[Event::Named(1)]));
-        journal.announce(Event::Named(1));
-        text.push_str(&journal.take_pending(&key).unwrap());
-        sync(&mut journal, &key, &text);
+        assert!(journal.is_valid(stamp, &[named(1)]));
+        append(&mut journal, &key, &mut text, &[named(1)]);
 
         // Another journal, and then the copy: events are announced again, at positions where the first had other events.
         journal.adopt(&key, begin(&key).unwrap().as_bytes(), NOW);
@@ -308,30 +311,24 @@ mod tests {
         grown.push_str(&journal.take_pending(&key).unwrap());
         sync(&mut journal, &key, &grown);
         assert_eq!(journal.stamp().unwrap().position, stamp.position);
-        assert!(!journal.is_valid(stamp, &[Event::Named(1)]));
+        assert!(!journal.is_valid(stamp, &[named(1)]));
         assert!(!journal.is_valid(stamp, &[]));
     }
 
     #[test]
     fn a_new_journal_voids_all_values_and_events_are_announced_again() {
         let key = key();
-        let mut journal = Journal::default();
-        let mut text = begin(&key).unwrap();
-        sync(&mut journal, &key, &text);
+        let (mut journal, mut text) = begun(&key);
         let old = journal.stamp().unwrap();
-        for event in [Event::Named(1), Event::Caller(2)] {
-            journal.announce(event);
-        }
-        text.push_str(&journal.take_pending(&key).unwrap());
-        sync(&mut journal, &key, &text);
-        journal.announce(Event::Named(3));
+        append(&mut journal, &key, &mut text, &[named(1), JournalEvent::Caller(2)]);
+        journal.announce(named(3));
         journal.take_pending(&key).unwrap();
 
         let mut text = begin(&key).unwrap();
         assert_eq!(journal.adopt(&key, text.as_bytes(), NOW), Some(vec![]));
         assert!(!journal.is_valid(old, &[]));
         let new = journal.stamp().unwrap();
-        for event in [Event::Named(1), Event::Caller(2), Event::Named(3)] {
+        for event in [named(1), JournalEvent::Caller(2), named(3)] {
             assert!(!journal.is_valid(new, &[event]), "an event counts until it is in the journal again");
         }
         text.push_str(&journal.take_pending(&key).unwrap());
@@ -343,16 +340,14 @@ mod tests {
     #[test]
     fn pending_events_are_bounded() {
         let key = key();
-        let mut journal = Journal::default();
-        let text = begin(&key).unwrap();
-        sync(&mut journal, &key, &text);
+        let (mut journal, _) = begun(&key);
         let before = journal.stamp().unwrap();
         for number in 0..3 * MOST_EVENTS {
-            journal.announce(Event::Named(number as u128));
+            journal.announce(named(number as u128));
         }
         assert!(journal.pending.len() <= MOST_EVENTS + 1);
         for number in 0..3 * MOST_EVENTS {
-            assert!(!journal.is_valid(before, &[Event::Named(number as u128)]));
+            assert!(!journal.is_valid(before, &[named(number as u128)]));
         }
     }
 }

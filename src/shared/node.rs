@@ -7,20 +7,22 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, Value};
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
+use tokio_util::either::Either;
 use tokio_util::task::AbortOnDropHandle;
+use tower::BoxError;
 
-use super::store::Command;
+use super::store::RedisCommand;
 use crate::config::{self, NodeAddress};
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::{Kind, Metrics, Operation};
@@ -28,19 +30,15 @@ use crate::telemetry::metrics::{Kind, Metrics, Operation};
 /// Failures in a row after which a connection is dropped; a new connection is dropped at the first.
 const FAILURES: u32 = 3;
 /// Time limit for connecting, TLS and login included; no batch waits for it.
-const CONNECT: Duration = Duration::from_secs(1);
-/// Most bytes of the answers to a login.
-const GREETING: usize = 64 << 10;
-/// Most bytes of outstanding answers.
-const MOST_OUTSTANDING: usize = 16 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_LOGIN_BYTES: usize = 64 << 10;
+const MAX_OUTSTANDING_BYTES: usize = 16 << 20;
 /// Most bytes of one reply besides a value.
-const REPLY: usize = 1 << 10;
+const MAX_REPLY_OVERHEAD: usize = 1 << 10;
 
-/// How connections are made.
 pub(super) struct ConnectOptions {
     login: RedisConnectionInfo,
     tls: Option<TlsConnector>,
-    /// Time limit of a round trip.
     timeout: Duration,
     metrics: Arc<Metrics>,
 }
@@ -59,18 +57,17 @@ impl ConnectOptions {
     }
 }
 
-/// One server.
 pub(super) struct Node {
     pub(super) address: NodeAddress,
     options: Arc<ConnectOptions>,
-    connection: RwLock<Option<Connection>>,
+    connection: RwLock<Option<NodeConnection>>,
     /// In a row.
     failures: AtomicU32,
     refused: LogThrottle,
 }
 
 #[derive(Clone)]
-struct Connection {
+struct NodeConnection {
     requests: MultiplexedConnection,
     allowance: Arc<Allowance>,
     /// Reads and writes while any clone of the connection exists.
@@ -86,7 +83,7 @@ pub(super) struct RoundTrip {
 }
 
 impl RoundTrip {
-    pub(super) fn add(&mut self, command: Command) {
+    pub(super) fn add(&mut self, command: RedisCommand) {
         self.reply_bytes += command.reply_bytes;
         self.pipeline.add_command(command.command);
     }
@@ -115,55 +112,41 @@ impl Node {
         if self.is_up() {
             return Ok(());
         }
-        let connection = match timeout(CONNECT, self.open()).await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(reason)) => return Err(self.unreachable(reason)),
-            Err(_) => return Err(self.unreachable("connecting takes too long".to_owned())),
-        };
-        let mut requests = connection.requests.clone();
-        connection.allowance.grant(REPLY);
-        match timeout(self.options.timeout, requests.send_packed_command(&redis::cmd("PING"))).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Err(self.unreachable(error.to_string())),
-            Err(_) => return Err(self.unreachable("a round trip takes longer than shared.timeout".to_owned())),
-        }
+        let connection = self.open().await.map_err(|reason| {
+            self.options.metrics.shared.count_failure(Kind::Connect);
+            format!("{}: {reason}", self.address)
+        })?;
         self.failures.store(FAILURES - 1, Ordering::Relaxed);
         *self.connection.write() = Some(connection);
         Ok(())
     }
 
-    fn unreachable(&self, reason: String) -> String {
-        self.options.metrics.shared.count_failure(Kind::Connect);
-        format!("{}: {reason}", self.address)
+    async fn open(&self) -> Result<NodeConnection, BoxError> {
+        let logged_in = timeout(CONNECT_TIMEOUT, self.log_in()).await;
+        let mut connection = logged_in.map_err(|_| "connecting takes too long")??;
+        connection.allowance.grant(MAX_REPLY_OVERHEAD);
+        let ping = redis::cmd("PING");
+        let pong = timeout(self.options.timeout, connection.requests.send_packed_command(&ping)).await;
+        pong.map_err(|_| "a round trip takes longer than shared.timeout")??;
+        Ok(connection)
     }
 
-    async fn open(&self) -> Result<Connection, String> {
+    async fn log_in(&self) -> Result<NodeConnection, BoxError> {
         let NodeAddress { host, port } = &self.address;
-        let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|error| error.to_string())?;
-        stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        match &self.options.tls {
-            None => self.log_in(stream).await,
-            Some(tls) => {
-                let name = ServerName::try_from(host.clone()).map_err(|error| error.to_string())?;
-                let stream = tls.connect(name, stream).await.map_err(|error| error.to_string())?;
-                self.log_in(stream).await
-            }
-        }
-    }
-
-    async fn log_in<S>(&self, stream: S) -> Result<Connection, String>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let allowance = Arc::new(Allowance(AtomicUsize::new(GREETING)));
-        let stream = Measured { stream, allowance: Arc::clone(&allowance) };
-        // Round trips have a time limit of their own.
+        let stream = TcpStream::connect((host.as_str(), *port)).await?;
+        stream.set_nodelay(true)?;
+        let stream = match &self.options.tls {
+            None => Either::Left(stream),
+            Some(tls) => Either::Right(tls.connect(ServerName::try_from(host.clone())?, stream).await?),
+        };
+        let allowance = Arc::new(Allowance(AtomicUsize::new(MAX_LOGIN_BYTES)));
+        let (read, write) = tokio::io::split(stream);
+        let stream = tokio::io::join(Measured { read, allowance: Arc::clone(&allowance) }, write);
+        // Round trips have time limits.
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
-        let (requests, driver) = MultiplexedConnection::new_with_config(&self.options.login, stream, config)
-            .await
-            .map_err(|error| error.to_string())?;
+        let (requests, driver) = MultiplexedConnection::new_with_config(&self.options.login, stream, config).await?;
         let driver = Arc::new(AbortOnDropHandle::new(tokio::spawn(driver)));
-        Ok(Connection { requests, allowance, _driver: driver })
+        Ok(NodeConnection { requests, allowance, _driver: driver })
     }
 
     /// Sends the commands of one round trip; returns a reply for each. `None` if there is no connection, or no answer within
@@ -171,7 +154,7 @@ impl Node {
     pub(super) async fn run(&self, operation: Operation, trip: &RoundTrip, limit: Duration) -> Option<Vec<Value>> {
         let mut connection = self.connection.read().clone()?;
         let commands = trip.pipeline.len();
-        connection.allowance.grant(trip.reply_bytes + commands * REPLY);
+        connection.allowance.grant(trip.reply_bytes + commands * MAX_REPLY_OVERHEAD);
         let metrics = &self.options.metrics.shared;
         let begin = Instant::now();
         let replies = timeout(limit, connection.requests.send_packed_commands(&trip.pipeline, 0, commands)).await;
@@ -223,7 +206,7 @@ struct Allowance(AtomicUsize);
 
 impl Allowance {
     fn grant(&self, bytes: usize) {
-        let add = |left: usize| Some(left.saturating_add(bytes).min(MOST_OUTSTANDING));
+        let add = |left: usize| Some(left.saturating_add(bytes).min(MAX_OUTSTANDING_BYTES));
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
@@ -233,33 +216,16 @@ impl Allowance {
     }
 }
 
-/// A stream on which reading more than the allowance is an error.
-struct Measured<S> {
-    stream: S,
+/// Reading more than the allowance from this is an error.
+struct Measured<R> {
+    read: R,
     allowance: Arc<Allowance>,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Measured<S> {
+impl<R: AsyncRead + Unpin> AsyncRead for Measured<R> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if let Poll::Ready(Ok(())) = read {
-            return Poll::Ready(self.allowance.spend(buf.filled().len() - before));
-        }
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Measured<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        ready!(Pin::new(&mut self.read).poll_read(cx, buf))?;
+        Poll::Ready(self.allowance.spend(buf.filled().len() - before))
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut};
 
-use crate::cache::purges::{Mark, Purges, Target};
+use crate::cache::purges::Mark;
 
 /// A link's bytes are padded to a multiple of this, so that a value's length tells little of its content.
 const PAD: usize = 64;
@@ -20,11 +20,9 @@ const JOURNAL: u8 = 4;
 pub struct Stamp {
     /// A keyed hash of the journal up to there: journals with one beginning may differ later.
     pub(super) chain_hash: u128,
-    /// Known characters of the journal.
     pub(super) position: u64,
 }
 
-/// A shared link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LinkRecord {
     pub(super) stamp: Stamp,
@@ -36,42 +34,13 @@ pub(super) struct LinkRecord {
     pub(super) text: Option<Arc<str>>,
 }
 
-/// The endpoint's acceptance of a caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct AcceptanceRecord {
-    pub(super) stamp: Stamp,
-    /// When the call was sent that showed it, as in [`LinkRecord`].
-    pub(super) sent: u64,
-}
-
-/// One record of the journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct JournalRecord {
-    pub(super) epoch: u128,
-    pub(super) event: Event,
-}
-
-/// An event in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Event {
-    /// The journal begins.
+pub(super) enum JournalEvent {
     Begin,
-    /// Voids everything from before.
-    All,
-    /// Voids the links of an id or a group, given its name as a purge.
-    Named(u128),
+    /// Voids the links that the mark covers.
+    Purge(Mark),
     /// Voids all values of a caller.
     Caller(u128),
-}
-
-impl Event {
-    /// The purge of `target`, whose name is hashed with `key`.
-    pub(super) fn purge(key: [u8; 16], target: Target<'_>) -> Self {
-        match Purges::name_under(key, target) {
-            Mark::All => Self::All,
-            Mark::Named(name) => Self::Named(name),
-        }
-    }
 }
 
 /// Bytes of a record of the journal: all have the same.
@@ -107,47 +76,46 @@ impl LinkRecord {
     }
 }
 
-impl AcceptanceRecord {
-    pub(super) fn write(&self) -> Vec<u8> {
-        let mut bytes = vec![ACCEPTANCE];
-        self.stamp.write(&mut bytes);
-        bytes.put_u64(self.sent);
-        bytes
-    }
-
-    pub(super) fn read(mut bytes: &[u8]) -> Option<Self> {
-        (bytes.try_get_u8().ok()? == ACCEPTANCE).then_some(())?;
-        Some(Self { stamp: Stamp::read(&mut bytes)?, sent: bytes.try_get_u64().ok()? })
-    }
+/// The endpoint's acceptance of a caller, shown by a call sent at `sent` (as in [`LinkRecord`]).
+pub(super) fn write_acceptance(stamp: Stamp, sent: u64) -> Vec<u8> {
+    let mut bytes = vec![ACCEPTANCE];
+    stamp.write(&mut bytes);
+    bytes.put_u64(sent);
+    bytes
 }
 
-impl JournalRecord {
-    pub(super) fn write(&self) -> Vec<u8> {
-        let (kind, hash) = match self.event {
-            Event::Begin => (0, 0),
-            Event::All => (1, 0),
-            Event::Named(hash) => (2, hash),
-            Event::Caller(hash) => (3, hash),
+pub(super) fn read_acceptance(mut bytes: &[u8]) -> Option<(Stamp, u64)> {
+    (bytes.try_get_u8().ok()? == ACCEPTANCE).then_some(())?;
+    Some((Stamp::read(&mut bytes)?, bytes.try_get_u64().ok()?))
+}
+
+impl JournalEvent {
+    pub(super) fn write(self, epoch: u128) -> Vec<u8> {
+        let (kind, hash) = match self {
+            Self::Begin => (0, 0),
+            Self::Purge(Mark::All) => (1, 0),
+            Self::Purge(Mark::Named(hash)) => (2, hash),
+            Self::Caller(hash) => (3, hash),
         };
         let mut bytes = Vec::with_capacity(JOURNAL_RECORD);
         bytes.put_u8(JOURNAL);
-        bytes.put_u128(self.epoch);
+        bytes.put_u128(epoch);
         bytes.put_u8(kind);
         bytes.put_u128(hash);
         bytes
     }
 
-    pub(super) fn read(mut bytes: &[u8]) -> Option<Self> {
+    pub(super) fn read(mut bytes: &[u8]) -> Option<(u128, Self)> {
         (bytes.try_get_u8().ok()? == JOURNAL).then_some(())?;
         let epoch = bytes.try_get_u128().ok()?;
         let event = match (bytes.try_get_u8().ok()?, bytes.try_get_u128().ok()?) {
-            (0, _) => Event::Begin,
-            (1, _) => Event::All,
-            (2, hash) => Event::Named(hash),
-            (3, hash) => Event::Caller(hash),
+            (0, _) => Self::Begin,
+            (1, _) => Self::Purge(Mark::All),
+            (2, hash) => Self::Purge(Mark::Named(hash)),
+            (3, hash) => Self::Caller(hash),
             _ => return None,
         };
-        Some(Self { epoch, event })
+        Some((epoch, event))
     }
 }
 
@@ -179,19 +147,23 @@ mod tests {
             let bytes = link.write();
             prop_assert_eq!(bytes.len() % PAD, 0);
             prop_assert_eq!(LinkRecord::read(&bytes), Some(link));
-            let acceptance = AcceptanceRecord { stamp, sent };
-            prop_assert_eq!(AcceptanceRecord::read(&acceptance.write()), Some(acceptance));
-            for event in [Event::Begin, Event::All, Event::Named(hash), Event::Caller(hash)] {
-                let entry = JournalRecord { epoch, event };
-                prop_assert_eq!(JournalRecord::read(&entry.write()), Some(entry));
-                prop_assert_eq!(LinkRecord::read(&entry.write()), None);
+            prop_assert_eq!(read_acceptance(&write_acceptance(stamp, sent)), Some((stamp, sent)));
+            for event in [
+                JournalEvent::Begin,
+                JournalEvent::Purge(Mark::All),
+                JournalEvent::Purge(Mark::Named(hash)),
+                JournalEvent::Caller(hash),
+            ] {
+                let bytes = event.write(epoch);
+                prop_assert_eq!(JournalEvent::read(&bytes), Some((epoch, event)));
+                prop_assert_eq!(LinkRecord::read(&bytes), None);
             }
-            prop_assert_eq!(AcceptanceRecord::read(&bytes), None);
+            prop_assert_eq!(read_acceptance(&bytes), None);
         }
 
         #[test]
         fn any_bytes_can_be_read(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (LinkRecord::read(&bytes), AcceptanceRecord::read(&bytes), JournalRecord::read(&bytes));
+            let _ = (LinkRecord::read(&bytes), read_acceptance(&bytes), JournalEvent::read(&bytes));
         }
     }
 }

@@ -16,6 +16,9 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use super::record::JournalEvent;
+use crate::api::id;
+use crate::cache::purges::{Mark, Target};
 use crate::config::{Endpoint, Secret};
 
 /// The format of values, and of the derivation of keys; values of another version do not open.
@@ -45,11 +48,8 @@ pub(super) struct FleetKey {
     secret: Secret,
     endpoint: String,
     prefix: Box<str>,
-    /// The journal's key in Redis.
     pub(super) journal: Box<str>,
-    /// Seals the journal.
     pub(super) seal: Seal,
-    /// The key of names of purges.
     pub(super) purge_key: [u8; 16],
 }
 
@@ -63,65 +63,73 @@ impl FleetKey {
         Self { secret, endpoint, prefix: prefix.into(), journal, seal: Seal::new(&keys), purge_key }
     }
 
-    /// The keys of the caller with the credential of these fields.
-    pub(super) fn caller(&self, kind: &str, fields: &[Option<&[u8]>]) -> CallerKey {
-        let keys = derive(&self.secret, &self.endpoint, kind, fields);
-        let names = names(&keys);
-        let mut hash = [0; 16];
-        expand(&keys, "caller", &mut hash);
-        CallerKey {
+    /// The keys of the scope of `fields`, those of `group` among them, and of the caller with this credential.
+    pub(super) fn scope(
+        &self,
+        (kind, credential): (&str, &[Option<&[u8]>]),
+        fields: &[Option<&[u8]>],
+        group: Option<&str>,
+    ) -> ScopeKeys {
+        let keys = derive(&self.secret, &self.endpoint, kind, credential);
+        let mut names = names(&keys);
+        let acceptance = name(&self.prefix, 'c', &names);
+        let mut caller = [0; 16];
+        expand(&keys, "caller", &mut caller);
+        for each in fields {
+            field(*each, |bytes| names.update(bytes));
+        }
+        let group = group.into_iter().flat_map(id::readings);
+        ScopeKeys {
             seal: Seal::new(&keys),
-            acceptance: name(&self.prefix, 'c', &names),
-            hash: u128::from_be_bytes(hash),
+            acceptance,
+            caller: u128::from_be_bytes(caller),
             names,
             prefix: self.prefix.clone(),
+            purge_key: self.purge_key,
+            group: group.map(|group| Target::Group(&group).mark(self.purge_key)).collect(),
         }
     }
 }
 
-/// A caller's keys under one of the fleet's secrets.
-pub(super) struct CallerKey {
+/// The keys of one scope under one of the fleet's secrets.
+pub(super) struct ScopeKeys {
+    /// Seals all values of the caller.
     pub(super) seal: Seal,
     /// The name of the endpoint's acceptance of the caller.
     pub(super) acceptance: Box<str>,
     /// The caller's name in the journal.
-    pub(super) hash: u128,
+    pub(super) caller: u128,
     names: Hmac<Sha256>,
     prefix: Box<str>,
+    purge_key: [u8; 16],
+    /// Purges of the group; two of them, where it has two readings.
+    group: Vec<Mark>,
 }
 
-impl CallerKey {
-    /// The names in the scope of these fields.
-    pub(super) fn scope<'f>(&self, fields: impl IntoIterator<Item = Option<&'f [u8]>>) -> ScopeNames {
-        let mut names = self.names.clone();
-        for each in fields {
-            field(each, |bytes| names.update(bytes));
-        }
-        ScopeNames { names, prefix: self.prefix.clone() }
+impl ScopeKeys {
+    /// The events that void the link of `id`, besides a purge of everything.
+    pub(super) fn events(&self, id: &str) -> Vec<JournalEvent> {
+        let ids = id::readings(id).map(|id| Target::Id(&id).mark(self.purge_key));
+        ids.chain(self.group.iter().copied()).map(JournalEvent::Purge).chain([self.revocation()]).collect()
     }
-}
 
-/// Names of values in one scope.
-pub(super) struct ScopeNames {
-    names: Hmac<Sha256>,
-    prefix: Box<str>,
-}
+    /// The event that voids all values of the caller.
+    pub(super) fn revocation(&self) -> JournalEvent {
+        JournalEvent::Caller(self.caller)
+    }
 
-impl ScopeNames {
-    /// The name of the link of `id`.
     pub(super) fn link(&self, id: &str) -> Box<str> {
-        name(&self.prefix, 'l', &self.of(id))
+        self.name('l', id)
     }
 
-    /// The name of the lease on `id`.
     pub(super) fn lease(&self, id: &str) -> Box<str> {
-        name(&self.prefix, 'f', &self.of(id))
+        self.name('f', id)
     }
 
-    fn of(&self, id: &str) -> Hmac<Sha256> {
+    fn name(&self, kind: char, id: &str) -> Box<str> {
         let mut names = self.names.clone();
         field(Some(id.as_bytes()), |bytes| names.update(bytes));
-        names
+        name(&self.prefix, kind, &names)
     }
 }
 
@@ -134,7 +142,6 @@ fn derive(secret: &Secret, endpoint: &str, kind: &str, fields: &[Option<&[u8]>])
     extract.finalize().1
 }
 
-/// Derives a key for `purpose`.
 fn expand(keys: &Hkdf<Sha256>, purpose: &str, key: &mut [u8]) {
     // Fails only for keys of more than 8160 bytes.
     let _ = keys.expand_multi_info(&[b"sidelink/1 ", purpose.as_bytes()], key);
@@ -155,7 +162,6 @@ fn name(prefix: &str, kind: char, hash: &Hmac<Sha256>) -> Box<str> {
     format!("{prefix}{kind}.{{{text}}}").into()
 }
 
-/// Seals and opens values.
 pub(super) struct Seal(XChaCha20Poly1305);
 
 impl Seal {
@@ -208,28 +214,27 @@ mod tests {
         FleetKey::new(Secret::new(secret.as_bytes().to_vec()), &endpoint, "p:")
     }
 
-    fn caller(fleet: &FleetKey, token: &str) -> CallerKey {
-        fleet.caller("token", &[Some(token.as_bytes())])
+    fn scope(fleet: &FleetKey, token: &str, group: Option<&str>) -> ScopeKeys {
+        fleet.scope(("token", &[Some(token.as_bytes())]), &[group.map(str::as_bytes)], group)
     }
 
     #[test]
     fn names_are_printable_and_differ_by_endpoint_caller_scope_and_id() {
         let here = fleet(SECRET, "http://h");
-        let one = caller(&here, "t");
-        let scope = |caller: &CallerKey, group: Option<&str>| caller.scope([group.map(str::as_bytes)]);
-        let of_group = scope(&one, Some("g"));
+        let (other_host, other_secret) = (fleet(SECRET, "http://other"), fleet(&SECRET.to_uppercase(), "http://h"));
+        let one = scope(&here, "t", Some("g"));
         let names = [
-            of_group.link("1"),
-            of_group.lease("1"),
-            of_group.link("2"),
-            scope(&one, None).link("1"),
-            scope(&one, Some("")).link("1"),
-            scope(&one, Some("g1")).link(""),
-            scope(&caller(&here, "u"), Some("g")).link("1"),
-            scope(&here.caller("key", &[Some(b"t")]), Some("g")).link("1"),
-            scope(&here.caller("token", &[Some(b"t"), None]), Some("g")).link("1"),
-            scope(&caller(&fleet(SECRET, "http://other"), "t"), Some("g")).link("1"),
-            scope(&caller(&fleet(&SECRET.to_uppercase(), "http://h"), "t"), Some("g")).link("1"),
+            one.link("1"),
+            one.lease("1"),
+            one.link("2"),
+            scope(&here, "t", None).link("1"),
+            scope(&here, "t", Some("")).link("1"),
+            scope(&here, "t", Some("g1")).link(""),
+            scope(&here, "u", Some("g")).link("1"),
+            here.scope(("key", &[Some(b"t")]), &[Some(b"g")], None).link("1"),
+            here.scope(("token", &[Some(b"t"), None]), &[Some(b"g")], None).link("1"),
+            scope(&other_host, "t", Some("g")).link("1"),
+            scope(&other_secret, "t", Some("g")).link("1"),
             one.acceptance.clone(),
             here.journal.clone(),
         ];
@@ -238,18 +243,18 @@ mod tests {
             assert_eq!(name.len(), 2 + 2 + 2 + NAME / 3 * 4);
             assert!(!names.iter().take(at).any(|other| other == name));
         }
-        assert_eq!(of_group.link("1"), scope(&caller(&fleet(SECRET, "http://h"), "t"), Some("g")).link("1"));
-        assert_eq!(one.hash, caller(&fleet(SECRET, "http://h"), "t").hash);
+        let again = scope(&fleet(SECRET, "http://h"), "t", Some("g"));
+        assert_eq!((one.link("1"), one.caller), (again.link("1"), again.caller));
     }
 
     #[test]
     fn a_value_opens_only_under_its_name_and_for_its_caller() {
         let here = fleet(SECRET, "http://h");
-        let one = caller(&here, "t");
+        let one = scope(&here, "t", None);
         let text = one.seal.seal("name", b"link").unwrap();
         assert_eq!(**one.seal.open("name", text.as_bytes()).unwrap(), *b"link");
         assert!(one.seal.open("other name", text.as_bytes()).is_none(), "moved");
-        for other in [caller(&here, "u"), caller(&fleet(&SECRET.to_uppercase(), "http://h"), "t")] {
+        for other in [scope(&here, "u", None), scope(&fleet(&SECRET.to_uppercase(), "http://h"), "t", None)] {
             assert!(other.seal.open("name", text.as_bytes()).is_none());
         }
         assert!(here.seal.open("name", text.as_bytes()).is_none());
@@ -262,7 +267,7 @@ mod tests {
         fn sealed_values_open_and_altered_ones_do_not(
             plain in proptest::collection::vec(any::<u8>(), 0..300), at in any::<usize>(), by in 1..=255_u8,
         ) {
-            let seal = caller(&fleet(SECRET, "http://h"), "t").seal;
+            let seal = scope(&fleet(SECRET, "http://h"), "t", None).seal;
             let text = seal.seal("name", &plain).unwrap();
             prop_assert_eq!(text.len(), sealed_len(plain.len()));
             prop_assert!(text.bytes().all(|byte| byte.is_ascii_graphic()));
@@ -277,7 +282,7 @@ mod tests {
 
         #[test]
         fn any_other_text_does_not_open(text in proptest::collection::vec(any::<u8>(), 0..200)) {
-            prop_assert!(caller(&fleet(SECRET, "http://h"), "t").seal.open("name", &text).is_none());
+            prop_assert!(scope(&fleet(SECRET, "http://h"), "t", None).seal.open("name", &text).is_none());
         }
     }
 }

@@ -18,26 +18,22 @@ use super::sealing::MOST_TEXT;
 use crate::config::NodeAddress;
 use crate::telemetry::metrics::Operation;
 
-/// Slots of a Cluster.
 const SLOTS: u16 = 16384;
-/// A Cluster's layout is read again after this time.
-const LAYOUT_AGE: Duration = Duration::from_secs(30);
-/// Most bytes of a Cluster's layout.
-const MOST_LAYOUT: usize = 1 << 20;
-/// Most nodes of a Cluster.
-const MOST_NODES: usize = 1000;
+const MAX_LAYOUT_AGE: Duration = Duration::from_secs(30);
+const MAX_LAYOUT_BYTES: usize = 1 << 20;
+const MAX_NODES: usize = 1000;
 /// Time limit for reading a Cluster's layout; no batch waits for it.
-const LAYOUT: Duration = Duration::from_secs(1);
+const LAYOUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A command for the server that has `key`.
-pub(super) struct Command {
+pub(super) struct RedisCommand {
     key: Box<str>,
     pub(super) command: Cmd,
     /// Most bytes of values in the reply.
     pub(super) reply_bytes: usize,
 }
 
-impl Command {
+impl RedisCommand {
     pub(super) fn new(name: &str, key: &str) -> Self {
         Self { key: key.into(), command: redis::cmd(name).arg(key).to_owned(), reply_bytes: 0 }
     }
@@ -90,8 +86,6 @@ impl Store {
         Self { options, seeds, cluster, layout, moved: AtomicBool::new(false) }
     }
 
-    /// Connects every server that is not connected.
-    ///
     /// # Errors
     /// Why a server that has one of `keys` is not connected, for an operator.
     pub(super) async fn connect(&self, keys: &[&str]) -> Result<(), String> {
@@ -112,7 +106,7 @@ impl Store {
     /// Reads a Cluster's layout from any node, if it may have changed.
     async fn update_layout(&self) -> Result<(), String> {
         let old = self.layout.read().clone();
-        let young = old.read.is_some_and(|read| read.elapsed() < LAYOUT_AGE);
+        let young = old.read.is_some_and(|read| read.elapsed() < MAX_LAYOUT_AGE);
         if young && !self.moved.swap(false, Ordering::Relaxed) && old.nodes.iter().all(|node| node.is_up()) {
             return Ok(());
         }
@@ -124,8 +118,8 @@ impl Store {
                 continue;
             }
             let mut trip = RoundTrip::default();
-            trip.add(Command::new("CLUSTER", "SLOTS").reply_bytes(MOST_LAYOUT));
-            let replies = node.run(Operation::Sync, &trip, LAYOUT).await;
+            trip.add(RedisCommand::new("CLUSTER", "SLOTS").reply_bytes(MAX_LAYOUT_BYTES));
+            let replies = node.run(Operation::Sync, &trip, LAYOUT_TIMEOUT).await;
             let Some([slots]) = replies.as_deref() else {
                 trouble = format!("{}: did not say which node has which slots", node.address);
                 continue;
@@ -155,7 +149,7 @@ impl Store {
             };
             let address = NodeAddress { host, port: u16::try_from(*port).ok()? };
             let (first, last) = (u16::try_from(*first).ok()?, u16::try_from(*last).ok()?);
-            if first > last || last >= SLOTS || places.len() >= MOST_NODES {
+            if first > last || last >= SLOTS || places.len() >= MAX_NODES {
                 return None;
             }
             let at = *places.entry(address.clone()).or_insert_with(|| {
@@ -169,12 +163,11 @@ impl Store {
         (!layout.slots.is_empty()).then_some(layout)
     }
 
-    /// Sends commands in one round trip within `limit`; returns each command's reply, `None` where its server is down, fails,
-    /// or answers with an error.
+    /// Sends commands in one round trip within `limit`; returns each command's reply, `None` where its server is down or fails.
     pub(super) async fn run(
         &self,
         operation: Operation,
-        commands: Vec<Command>,
+        commands: Vec<RedisCommand>,
         limit: Duration,
     ) -> Vec<Option<Value>> {
         let layout = self.layout.read().clone();
@@ -192,11 +185,10 @@ impl Store {
         });
         for (values, places) in join_all(running).await {
             for (value, place) in values.into_iter().flatten().zip(places) {
-                if let Value::ServerError(error) = &value {
-                    if matches!(error.kind(), Some(ServerErrorKind::Moved | ServerErrorKind::Ask)) {
-                        self.moved.store(true, Ordering::Relaxed);
-                    }
-                    continue;
+                if let Value::ServerError(error) = &value
+                    && matches!(error.kind(), Some(ServerErrorKind::Moved | ServerErrorKind::Ask))
+                {
+                    self.moved.store(true, Ordering::Relaxed);
                 }
                 if let Some(reply) = replies.get_mut(*place) {
                     *reply = Some(value);
@@ -210,9 +202,9 @@ impl Store {
     /// before, the values, and the replies to those after. A value that is no string counts as none.
     pub(super) async fn get(
         &self,
-        before: Vec<Command>,
+        before: Vec<RedisCommand>,
         keys: &[Box<str>],
-        after: Vec<Command>,
+        after: Vec<RedisCommand>,
         operation: Operation,
         limit: Duration,
     ) -> (Vec<Option<Value>>, Vec<Option<Vec<u8>>>, Vec<Option<Value>>) {
@@ -220,9 +212,9 @@ impl Store {
         let mut commands = before;
         // A Cluster takes several keys in one command only if they share a slot.
         if self.cluster {
-            commands.extend(keys.iter().map(|key| Command::new("GET", key).reply_bytes(MOST_TEXT)));
+            commands.extend(keys.iter().map(|key| RedisCommand::new("GET", key).reply_bytes(MOST_TEXT)));
         } else if let Some((first, rest)) = keys.split_first() {
-            let get = rest.iter().fold(Command::new("MGET", first), |get, key| get.arg(&**key));
+            let get = rest.iter().fold(RedisCommand::new("MGET", first), |get, key| get.arg(&**key));
             commands.push(get.reply_bytes(count * (MOST_TEXT + 16)));
         }
         let last = commands.len();

@@ -1,6 +1,6 @@
 //! The background task of the tier: connects, reads the journals, and appends this process's events.
 //!
-//! No batch waits for it. A server that is down is tried again within [`LONGEST`], so it is used again soon after it is back;
+//! No batch waits for it. A server that is down is tried again within [`MAX_RETRY`], so it is used again soon after it is back;
 //! the log has one line when the tier goes down and one when it comes back.
 
 use std::sync::Arc;
@@ -11,37 +11,35 @@ use rand::RngExt;
 use redis::Value;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::TierState;
 use super::journal::{self, MOST, RECORD};
-use super::record::Event;
+use super::record::JournalEvent;
 use super::sealing::FleetKey;
-use super::store::Command;
+use super::store::RedisCommand;
+use super::{FleetSecret, TierState};
 use crate::cache::purges::{self, Mark};
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::{BreakerState, Kind, Operation, show_position};
 
-/// Between two synchronizations while nothing happens.
-const INTERVAL: Duration = Duration::from_millis(400);
+const SYNC_INTERVAL: Duration = Duration::from_millis(400);
 /// The shortest time between two, however often the task is woken.
-const SHORTEST: Duration = Duration::from_millis(20);
+const MIN_INTERVAL: Duration = Duration::from_millis(20);
 /// Between two tries of a tier that is down: at first, and at most.
-const FIRST: Duration = Duration::from_millis(250);
-const LONGEST: Duration = Duration::from_secs(2);
-/// Time limit for reading a whole journal.
-const WHOLE: Duration = Duration::from_secs(1);
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const MAX_RETRY: Duration = Duration::from_secs(2);
+const WHOLE_JOURNAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long Redis keeps a journal that no sidecar uses.
 const JOURNAL_LIFE: Duration = Duration::from_secs(48 * 3600);
 /// How often this life is extended.
-const EXTEND: Duration = Duration::from_secs(600);
+const EXTEND_INTERVAL: Duration = Duration::from_secs(600);
 /// How long appending may be refused before the journal is deleted instead.
-const REFUSED: Duration = Duration::from_secs(1);
+const MAX_REFUSED: Duration = Duration::from_secs(1);
 const UNREADABLE: &str = "the journal cannot be read or written";
 
 /// Runs until the [`Tier`](super::Tier) is dropped.
 pub(super) async fn run(state: Arc<TierState>) {
     let mut sync = Sync { state, extended: None, refused: None };
     let state = Arc::clone(&sync.state);
-    let mut pause = FIRST;
+    let mut pause = FIRST_RETRY;
     let mut was_up = None;
     loop {
         let is_last = state.closing.load(Ordering::Acquire);
@@ -60,21 +58,20 @@ pub(super) async fn run(state: Arc<TierState>) {
             return;
         }
         if is_up {
-            pause = FIRST;
-            sleep(SHORTEST).await;
-            let _ = timeout(INTERVAL, state.wake.notified()).await;
+            pause = FIRST_RETRY;
+            sleep(MIN_INTERVAL).await;
+            let _ = timeout(SYNC_INTERVAL, state.wake.notified()).await;
         } else {
             let jittered = pause.mul_f64(rand::rng().random_range(0.8..1.0));
             // Not woken: that does not bring a server back.
-            sleep(SHORTEST + jittered).await;
-            pause = (pause * 2).min(LONGEST);
+            sleep(MIN_INTERVAL + jittered).await;
+            pause = (pause * 2).min(MAX_RETRY);
         }
     }
 }
 
 struct Sync {
     state: Arc<TierState>,
-    /// When the journals' lives were extended last.
     extended: Option<Instant>,
     /// Since when appending is refused.
     refused: Option<Instant>,
@@ -83,146 +80,117 @@ struct Sync {
 impl Sync {
     async fn once(&mut self) -> Result<(), String> {
         let state = Arc::clone(&self.state);
-        let journals: Vec<&str> = state.keys.iter().map(|key| &*key.journal).collect();
+        let journals: Vec<&str> = state.fleets.iter().map(|fleet| &*fleet.key.journal).collect();
         state.store.connect(&journals).await?;
-        for (at, key) in state.keys.iter().enumerate() {
-            state.read_journal(at, key).await?;
-            if self.append_pending(at, key).await {
-                state.read_journal(at, key).await?;
+        for fleet in &state.fleets {
+            state.read_journal(fleet).await?;
+            if self.append_pending(fleet).await {
+                state.read_journal(fleet).await?;
             }
         }
-        if self.extended.is_none_or(|last| last.elapsed() > EXTEND) {
+        if self.extended.is_none_or(|last| last.elapsed() > EXTEND_INTERVAL) {
             self.extended = Some(Instant::now());
-            let extend = |key: &FleetKey| Command::new("EXPIRE", &key.journal).arg(JOURNAL_LIFE.as_secs());
-            let commands = state.keys.iter().map(extend).collect();
+            let extend = |journal: &&str| RedisCommand::new("EXPIRE", journal).arg(JOURNAL_LIFE.as_secs());
+            let commands = journals.iter().map(extend).collect();
             state.store.run(Operation::Sync, commands, state.config.timeout).await;
             let span = Duration::from_millis(state.revalidate).max(purges::span_of_links(&state.freshness));
             let now = state.clock.now();
-            state.journals.lock().iter_mut().for_each(|journal| journal.sweep(now, span));
+            state.fleets.iter().for_each(|fleet| fleet.journal.lock().sweep(now, span));
         }
         Ok(())
     }
 
     /// Appends pending events; returns whether there were any.
-    async fn append_pending(&mut self, at: usize, key: &FleetKey) -> bool {
+    async fn append_pending(&mut self, FleetSecret { key, journal }: &FleetSecret) -> bool {
         let state = &self.state;
-        let text = state.journals.lock().get_mut(at).and_then(|journal| journal.take_pending(key));
-        let Some(text) = text else { return false };
+        let Some(text) = journal.lock().take_pending(key) else { return false };
         let run = async |command| state.store.run(Operation::Revoke, vec![command], state.config.timeout).await;
-        if let [Some(Value::Int(_))] = *run(Command::new("APPEND", &key.journal).arg(text)).await {
+        if let [Some(Value::Int(_))] = *run(RedisCommand::new("APPEND", &key.journal).arg(text)).await {
             self.refused = None;
             return true;
         }
         // A full server refuses to append, and allows to delete: without a journal no value counts.
-        if self.refused.get_or_insert_with(Instant::now).elapsed() > REFUSED {
+        if self.refused.get_or_insert_with(Instant::now).elapsed() > MAX_REFUSED {
             self.refused = None;
-            run(Command::new("DEL", &key.journal)).await;
+            run(RedisCommand::new("DEL", &key.journal)).await;
         }
         false
     }
 }
 
-/// State of a journal after reading its news.
-pub(super) enum JournalStatus {
-    /// All of it is known.
-    Known,
-    /// All of it is known, and it is too long.
-    Full,
-    /// Not read yet.
-    Unknown,
-    /// The known records are gone.
-    Lost,
-}
-
 impl FleetKey {
-    pub(super) fn first_record(&self) -> Command {
+    pub(super) fn first_record(&self) -> RedisCommand {
         self.journal_range(0, RECORD as i64 - 1).reply_bytes(RECORD)
     }
 
-    pub(super) fn journal_length(&self) -> Command {
-        Command::new("STRLEN", &self.journal)
+    pub(super) fn journal_length(&self) -> RedisCommand {
+        RedisCommand::new("STRLEN", &self.journal)
     }
 
-    fn journal_range(&self, from: i64, to: i64) -> Command {
-        Command::new("GETRANGE", &self.journal).arg(from).arg(to).reply_bytes(MOST)
+    fn journal_range(&self, from: i64, to: i64) -> RedisCommand {
+        RedisCommand::new("GETRANGE", &self.journal).arg(from).arg(to).reply_bytes(MOST)
     }
 }
 
 impl TierState {
-    /// Reads a journal's news, or all of it if it is another one, and applies them.
+    /// Reads a journal's news, or all of it if it is another one, and applies them. One that is too long begins anew.
     ///
     /// # Errors
     /// Why the journal cannot be read, for an operator.
-    async fn read_journal(&self, at: usize, key: &FleetKey) -> Result<(), String> {
-        match self.read_news(at, WHOLE).await? {
-            JournalStatus::Known => Ok(()),
-            JournalStatus::Full => {
-                self.begin(key, false).await?;
-                self.read_whole(at, key, false).await
+    async fn read_journal(&self, fleet: &FleetSecret) -> Result<(), String> {
+        if self.read_news(fleet, WHOLE_JOURNAL_TIMEOUT).await? {
+            if !fleet.journal.lock().is_full() {
+                return Ok(());
             }
-            JournalStatus::Unknown => self.read_whole(at, key, false).await,
-            JournalStatus::Lost => self.read_whole(at, key, true).await,
+            self.begin(&fleet.key, false).await?;
         }
+        self.read_whole(fleet).await
     }
 
-    /// Reads a known journal's news in one round trip within `limit`, and applies them.
+    /// Reads a known journal's news in one round trip within `limit`, and applies them. False if the known records are gone,
+    /// or none are known yet.
     ///
     /// # Errors
     /// Why the journal cannot be read, for an operator. A server that does not answer has not lost a journal.
-    pub(super) async fn read_news(&self, at: usize, limit: Duration) -> Result<JournalStatus, String> {
-        let key = self.keys.get(at).ok_or(UNREADABLE)?;
-        let (from, is_full) = {
-            let journals = self.journals.lock();
-            let journal = journals.get(at).ok_or(UNREADABLE)?;
+    pub(super) async fn read_news(&self, fleet: &FleetSecret, limit: Duration) -> Result<bool, String> {
+        let FleetSecret { key, journal } = fleet;
+        let from = {
+            let journal = journal.lock();
             if journal.stamp().is_none() {
-                return Ok(JournalStatus::Unknown);
+                return Ok(false);
             }
-            (journal.read_from(), journal.is_full())
+            journal.read_from()
         };
         let news = vec![key.first_record(), key.journal_range(i64::try_from(from).unwrap_or(i64::MAX), -1)];
         let replies = self.store.run(Operation::Sync, news, limit).await;
         let [Some(Value::BulkString(first)), Some(Value::BulkString(text))] = replies.as_slice() else {
-            return if self.is_of_another_type(key, limit).await {
-                Ok(JournalStatus::Lost)
-            } else {
-                Err(UNREADABLE.to_owned())
-            };
+            return if is_of_another_type(&replies) { Ok(false) } else { Err(UNREADABLE.to_owned()) };
         };
         let now = self.clock.now();
         let read = {
-            let mut journals = self.journals.lock();
-            let journal = journals.get_mut(at).ok_or(UNREADABLE)?;
+            let mut journal = journal.lock();
             if journal.read_from() != from {
-                return Ok(JournalStatus::Known); // A concurrent task has read the news.
+                return Ok(true); // A concurrent task has read the news.
             }
             journal.read(key, first, text, now)
         };
         let Some(news) = read else {
             self.metrics.shared.count_failure(Kind::Journal);
-            return Ok(JournalStatus::Lost);
+            return Ok(false);
         };
-        self.apply(at, &news);
-        Ok(if is_full { JournalStatus::Full } else { JournalStatus::Known })
+        self.apply(fleet, &news);
+        Ok(true)
     }
 
-    /// Whether the server says that the journal's key has a value that is no string.
-    async fn is_of_another_type(&self, key: &FleetKey, limit: Duration) -> bool {
-        let ask = vec![Command::new("TYPE", &key.journal).reply_bytes(64)];
-        match self.store.run(Operation::Sync, ask, limit).await.as_slice() {
-            [Some(Value::SimpleString(kind))] => kind != "string" && kind != "none",
-            _ => false,
-        }
-    }
-
-    /// Reads a whole journal in place of the known one. Begins a journal where there is none, where the text is no journal,
-    /// and, if `was_lost`, where its first record is the known one.
-    async fn read_whole(&self, at: usize, key: &FleetKey, was_lost: bool) -> Result<(), String> {
+    /// Reads a whole journal in place of the known one, whose records are gone. Begins a journal where there is none, where
+    /// the text is no journal, and where its first record is the known one.
+    async fn read_whole(&self, fleet: &FleetSecret) -> Result<(), String> {
+        let FleetSecret { key, journal } = fleet;
         for _ in 0..3 {
-            let whole = vec![key.journal_range(0, -1), key.journal_length()];
-            let replies = self.store.run(Operation::Sync, whole, WHOLE).await;
+            let replies = self.store.run(Operation::Sync, vec![key.journal_range(0, -1)], WHOLE_JOURNAL_TIMEOUT).await;
             let text = match replies.as_slice() {
-                [Some(Value::BulkString(text)), Some(Value::Int(_))] => text.as_slice(),
-                _ if self.is_of_another_type(key, WHOLE).await => b"of another type",
+                [Some(Value::BulkString(text))] => text.as_slice(),
+                replies if is_of_another_type(replies) => b"of another type",
                 _ => break,
             };
             if text.is_empty() {
@@ -231,13 +199,12 @@ impl TierState {
             }
             let now = self.clock.now();
             let read = {
-                let mut journals = self.journals.lock();
-                let journal = journals.get_mut(at).ok_or(UNREADABLE)?;
-                let is_same = text.get(..RECORD).is_some_and(|first| journal.first() == Some(first));
-                if was_lost && is_same { None } else { journal.adopt(key, text, now) }
+                let mut journal = journal.lock();
+                let is_known = text.get(..RECORD).is_some_and(|first| journal.first() == Some(first));
+                if is_known { None } else { journal.adopt(key, text, now) }
             };
             if let Some(news) = read {
-                self.apply(at, &news);
+                self.apply(fleet, &news);
                 return Ok(());
             }
             self.begin(key, false).await?;
@@ -247,27 +214,31 @@ impl TierState {
 
     async fn begin(&self, key: &FleetKey, if_absent: bool) -> Result<(), String> {
         let first = journal::begin(key).ok_or("the journal cannot be sealed")?;
-        let mut command = Command::new("SET", &key.journal).arg(first).arg("EX").arg(JOURNAL_LIFE.as_secs());
+        let mut command = RedisCommand::new("SET", &key.journal).arg(first).arg("EX").arg(JOURNAL_LIFE.as_secs());
         if if_absent {
             command = command.arg("NX");
         }
-        match self.store.run(Operation::Sync, vec![command], WHOLE).await.as_slice() {
-            [Some(_)] => Ok(()),
+        match self.store.run(Operation::Sync, vec![command], WHOLE_JOURNAL_TIMEOUT).await.as_slice() {
+            [Some(Value::Okay | Value::Nil)] => Ok(()),
             _ => Err("the journal cannot be written: is the server read-only, or full?".to_owned()),
         }
     }
 
-    /// Applies events of other sidecars to this process.
-    fn apply(&self, at: usize, events: &[Event]) {
+    fn apply(&self, fleet: &FleetSecret, events: &[JournalEvent]) {
         let now = self.clock.now();
+        let is_first = self.fleets.first().is_some_and(|first| std::ptr::eq(first, fleet));
         for event in events {
             match event {
-                Event::All => self.purges.mark(Mark::All, now),
                 // A sidecar with both secrets announces in both journals; this process names purges as in the first.
-                Event::Named(name) if at == 0 => self.purges.mark(Mark::Named(*name), now),
-                Event::Begin | Event::Named(_) => {}
-                Event::Caller(hash) => self.caller_states.drop_named(*hash, now),
+                JournalEvent::Purge(mark) if is_first || *mark == Mark::All => self.purges.mark(*mark, now),
+                JournalEvent::Begin | JournalEvent::Purge(_) => {}
+                JournalEvent::Caller(hash) => self.caller_states.drop_named(*hash, now),
             }
         }
     }
+}
+
+/// Whether the server says that the journal's key has a value that is no string.
+fn is_of_another_type(replies: &[Option<Value>]) -> bool {
+    replies.iter().any(|reply| matches!(reply, Some(Value::ServerError(error)) if error.code() == "WRONGTYPE"))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::journal::{self, RECORD};
-use super::{Brought, Share, Stamp, TierState};
+use super::{FleetSecret, Stamp, TierScope, TierState, TierUpdate};
 use crate::auth::CallerStates;
 use crate::cache::Entry;
 use crate::cache::purges::{Purges, Target};
@@ -23,20 +23,20 @@ impl Trial {
     }
 
     /// The scope of `group` and the caller with `token`.
-    pub fn share(&self, token: &str, group: Option<&str>) -> Share {
-        self.0.derive_share("token", &[Some(token.as_bytes())], &[group.map(str::as_bytes)], group)
+    pub fn scope(&self, token: &str, group: Option<&str>) -> TierScope {
+        self.0.derive_scope(("token", &[Some(token.as_bytes())]), &[group.map(str::as_bytes)], group)
     }
 
     /// The first record of a new journal.
     pub fn begin(&self) -> Option<String> {
-        self.0.keys.first().and_then(journal::begin)
+        self.0.fleets.first().and_then(|fleet| journal::begin(&fleet.key))
     }
 
     /// Reads the news of a journal, or all of it if it is another one. False if it is none, so that it has to begin anew.
     pub fn read(&self, text: &[u8]) -> bool {
         let now = self.0.clock.now();
-        let mut journals = self.0.journals.lock();
-        let (Some(key), Some(journal)) = (self.0.keys.first(), journals.first_mut()) else { return false };
+        let Some(FleetSecret { key, journal }) = self.0.fleets.first() else { return false };
+        let mut journal = journal.lock();
         let first = text.get(..RECORD).unwrap_or_default();
         let rest = usize::try_from(journal.read_from()).ok().and_then(|from| text.get(from..)).unwrap_or_default();
         let same = journal.first() == Some(first);
@@ -46,7 +46,7 @@ impl Trial {
 
     /// The state of the journal.
     pub fn stamp(&self) -> Option<Stamp> {
-        self.0.journals.lock().first()?.stamp()
+        self.0.fleets.first()?.journal.lock().stamp()
     }
 
     /// Announces a purge.
@@ -54,32 +54,32 @@ impl Trial {
         self.0.purge(target);
     }
 
-    /// Revokes the caller of `share`.
-    pub fn revoke(&self, share: &Share) {
-        self.0.announce_revocation(share);
+    /// Revokes the caller of `scope`.
+    pub fn revoke(&self, scope: &TierScope) {
+        self.0.announce_revocation(scope);
     }
 
     /// The records to be appended to the journal.
     pub fn tell(&self) -> Option<String> {
-        let key = self.0.keys.first()?;
-        self.0.journals.lock().first_mut()?.take_pending(key)
+        let FleetSecret { key, journal } = self.0.fleets.first()?;
+        journal.lock().take_pending(key)
     }
 
     /// Names and values to be written for what a call brought, with the stamp of when it was sent.
-    pub fn write(&self, share: &Share, stamp: &Stamp, brought: &Brought) -> Vec<(Box<str>, String)> {
-        let sealed = self.0.seal(share, *stamp, brought);
+    pub fn write(&self, scope: &TierScope, stamp: &Stamp, update: &TierUpdate) -> Vec<(Box<str>, String)> {
+        let sealed = self.0.seal(scope, *stamp, update);
         sealed.into_iter().map(|sealed| (sealed.name, sealed.value)).collect()
     }
 
     /// Reads `value` as the link of `id`.
-    pub fn link(&self, share: &Share, id: &str, value: &[u8]) -> Option<Entry> {
-        let fleet = share.0.first()?;
-        self.0.open_link(fleet, id, &fleet.names.link(id), value, self.0.clock.now())
+    pub fn link(&self, scope: &TierScope, id: &str, value: &[u8]) -> Option<Entry> {
+        let (fleet, keys) = self.0.of_scope(scope).next()?;
+        self.0.open_link(fleet, keys, (id, &keys.link(id)), value, self.0.clock.now())
     }
 
     /// Reads `value` as the caller's acceptance: when the call was sent that showed it.
-    pub fn acceptance(&self, share: &Share, value: &[u8]) -> Option<Moment> {
-        let fleet = share.0.first()?;
-        self.0.open_acceptance(fleet, &fleet.caller.acceptance, value, self.0.clock.now())
+    pub fn acceptance(&self, scope: &TierScope, value: &[u8]) -> Option<Moment> {
+        let (fleet, keys) = self.0.of_scope(scope).next()?;
+        self.0.open_acceptance(fleet, keys, value, self.0.clock.now())
     }
 }

@@ -10,7 +10,7 @@ mod reading;
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec};
 
 use family::families;
-pub use family::{Counted, Counters, Gauges, PerLabel};
+pub use family::{Counters, Gauges, PerLabel};
 pub use labels::{
     Bounded, BreakerState, Bypass, CallResult, Eviction, Evidence, IdResult, Kind, Label, Limit, Operation, Outcome,
     PurgeTarget, Reason, Refetch, Route, SpanResult, Tally,
@@ -200,5 +200,21 @@ impl SharedMetrics {
 pub fn show_position(gauges: &Gauges<BreakerState>, now: BreakerState) {
     for (state, gauge) in gauges.iter() {
         gauge.set(i64::from(state == now));
+    }
+}
+
+/// Counts something in a gauge until it is dropped, also where its task panics or is cancelled.
+pub(crate) struct GaugeGuard(IntGauge);
+
+impl GaugeGuard {
+    pub(crate) fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for GaugeGuard {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }

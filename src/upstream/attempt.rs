@@ -15,7 +15,7 @@ use super::evidence::{CallOutcome, FailureKind};
 use super::{UNREADABLE, Upstream, coding};
 use crate::error::{Error, NoAnswer};
 use crate::telemetry::log::{chain, events};
-use crate::telemetry::metrics::Counted;
+use crate::telemetry::metrics::GaugeGuard;
 
 impl Upstream {
     /// Attempts `call` once; on a new connection if `new_connection`.
@@ -27,7 +27,7 @@ impl Upstream {
         progress: &SendProgress,
     ) -> Result<Answer, Error> {
         self.metrics.upstream_call_ids.observe(call.ids.len() as f64);
-        let _in_flight = Counted::new(&self.metrics.upstream_in_flight);
+        let _in_flight = GaugeGuard::new(&self.metrics.upstream_in_flight);
         let began = Instant::now();
         let exchange = timeout_at(deadline, self.exchange(call, new_connection, progress)).await;
         self.metrics.upstream_call_duration.observe(began.elapsed().as_secs_f64());

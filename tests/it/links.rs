@@ -14,7 +14,7 @@ use sidelink::cache::freshness::Deadlines;
 use sidelink::clock::{Clock, basic_date};
 use sidelink::config::{Config, Endpoint, Secret, Shared};
 use sidelink::demo::origin::ScriptedReply;
-use sidelink::shared::Brought;
+use sidelink::shared::TierUpdate;
 use sidelink::shared::testing::Trial;
 use sidelink::telemetry::metrics::Metrics;
 
@@ -198,10 +198,10 @@ async fn local_settings_bound_a_peers_absences_and_unsigned_links() {
     for text in [None, Some("{}")] {
         // An unsigned link has no expiry of its own either.
         let entry = Entry::new(text, Deadlines::absent(now, Duration::from_secs(500)));
-        let brought = Brought { sent: Some(now), links: vec![("1".into(), entry)], ..Brought::default() };
-        let written = peer.write(&peer.share("t", None), &peer.stamp().unwrap(), &brought);
+        let brought = TierUpdate { links: vec![("1".into(), entry)], ..TierUpdate::default() };
+        let written = peer.write(&peer.scope("t", None), &peer.stamp().unwrap(), &brought);
         let (_, value) = written.first().unwrap();
-        let read = |sidecar: &Trial| sidecar.link(&sidecar.share("t", None), "1", value.as_bytes());
+        let read = |sidecar: &Trial| sidecar.link(&sidecar.scope("t", None), "1", value.as_bytes());
         assert!(read(&none).is_none(), "{text:?}: a local setting of 0 s");
         let left = read(&some).unwrap().deadlines().fresh_left(now).unwrap();
         assert!((15_000..=20_000).contains(&left), "{text:?}: {left} ms");

@@ -30,21 +30,21 @@ pub enum Expiry {
 /// Reads when `url` expires.
 pub fn expiry(url: &str) -> Expiry {
     match read(url) {
-        Ok(Some(validity)) => Expiry::At(validity.expiry),
-        Ok(None) => Expiry::None,
+        Ok(Validity { expiry: Some((first, _)), .. }) => Expiry::At(first),
+        Ok(_) => Expiry::None,
         Err(Unreadable) => Expiry::Unreadable,
     }
 }
 
-/// The validity of a signed URL, in Unix milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a URL, or a part of it, states of its validity, in Unix milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Validity {
-    /// The earliest of all stated expiries.
-    pub(super) expiry: u64,
-    /// The latest of all stated expiries.
-    pub(super) latest_expiry: u64,
-    /// When it was signed, or from when it is valid, if stated.
+    /// The earliest and the latest expiry.
+    pub(super) expiry: Option<(u64, u64)>,
+    /// When it was signed, or from when it is valid: the latest.
     pub(super) start: Option<u64>,
+    /// Milliseconds from `start`.
+    lifetime: Option<u64>,
     /// Whether an expiry in the past may be the time of signing.
     pub(super) may_be_signing_time: bool,
 }
@@ -53,8 +53,8 @@ pub(super) struct Validity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unreadable;
 
-/// Reads the validity of `url`; `None` if it has no sign of a signature.
-pub(super) fn read(url: &str) -> Result<Option<Validity>, Unreadable> {
+/// Reads the validity of `url`; without an expiry, the URL has no sign of a signature.
+pub(super) fn read(url: &str) -> Result<Validity, Unreadable> {
     let without_fragment = url.split('#').next().unwrap_or_default();
     let (path, query) = without_fragment.split_once('?').unwrap_or((without_fragment, ""));
     let mut reader = Reader::default();
@@ -86,19 +86,7 @@ struct Stated {
     seen: u32,
     has_companion: bool,
     is_unreadable: bool,
-    found: Found,
-}
-
-/// Times in Unix milliseconds, and a span.
-#[derive(Clone, Copy, Default)]
-struct Found {
-    /// The latest.
-    start: Option<u64>,
-    /// The earliest and the latest.
-    expiry: Option<(u64, u64)>,
-    /// Milliseconds from `start`.
-    lifetime: Option<u64>,
-    may_be_signing_time: bool,
+    found: Validity,
 }
 
 impl Reader {
@@ -142,8 +130,8 @@ impl Reader {
         }
     }
 
-    fn finish(self) -> Result<Option<Validity>, Unreadable> {
-        let (mut all, mut read) = (Found::default(), 0);
+    fn finish(self) -> Result<Validity, Unreadable> {
+        let (mut all, mut read) = (Validity::default(), 0);
         for (at, (form, stated)) in FORMS.iter().zip(&self.stated).enumerate() {
             if let Some(found) = stated.finish(form)? {
                 all.add(found);
@@ -153,12 +141,7 @@ impl Reader {
         if self.signs.iter().any(|forms| forms & read == 0) {
             return Err(Unreadable);
         }
-        Ok(all.expiry.map(|(expiry, latest_expiry)| Validity {
-            expiry,
-            latest_expiry,
-            start: all.start,
-            may_be_signing_time: all.may_be_signing_time,
-        }))
+        Ok(all)
     }
 }
 
@@ -192,7 +175,7 @@ impl Stated {
     }
 
     /// All that `form` states; `None` if the URL is not of this form.
-    fn finish(&self, form: &Form) -> Result<Option<Found>, Unreadable> {
+    fn finish(&self, form: &Form) -> Result<Option<Validity>, Unreadable> {
         if form.only_with.is_some() && !self.has_companion {
             return Ok(None);
         }
@@ -203,7 +186,7 @@ impl Stated {
         if let Some(lifetime) = found.lifetime {
             let expiry =
                 found.start.and_then(|start| start.checked_add(lifetime)).filter(|expiry| *expiry < YEAR_10000);
-            found.add(Found::expiry(expiry.ok_or(Unreadable)?));
+            found.add(Validity::expiry(expiry.ok_or(Unreadable)?));
         }
         match found.expiry {
             Some(_) => Ok(Some(found)),
@@ -214,7 +197,7 @@ impl Stated {
     }
 }
 
-impl Found {
+impl Validity {
     fn expiry(at: u64) -> Self {
         Self { expiry: Some((at, at)), ..Self::default() }
     }
@@ -223,7 +206,7 @@ impl Found {
         Self { start: Some(at), ..Self::default() }
     }
 
-    fn add(&mut self, other: Found) {
+    fn add(&mut self, other: Validity) {
         self.start = self.start.max(other.start);
         self.expiry = match (self.expiry, other.expiry) {
             (Some((first, last)), Some((other_first, other_last))) => {
@@ -236,36 +219,36 @@ impl Found {
     }
 }
 
-fn read_value(how: Value, value: &str) -> Option<Found> {
+fn read_value(how: Value, value: &str) -> Option<Validity> {
     match how {
-        Value::Expiry(time) => read_time(time, value).map(Found::expiry),
-        Value::Start(time) => read_time(time, value).map(Found::start),
+        Value::Expiry(time) => read_time(time, value).map(Validity::expiry),
+        Value::Start(time) => read_time(time, value).map(Validity::start),
         Value::Lifetime => {
             let lifetime = number(value, 10)?.checked_mul(1000)?;
-            Some(Found { lifetime: Some(lifetime), ..Found::default() })
+            Some(Validity { lifetime: Some(lifetime), ..Validity::default() })
         }
         Value::Interval => {
             let (start, end) = value.split_once(';')?;
-            let mut found = Found::start(read_time(Time::Unix, start)?);
-            found.add(Found::expiry(read_time(Time::Unix, end)?));
+            let mut found = Validity::start(read_time(Time::Unix, start)?);
+            found.add(Validity::expiry(read_time(Time::Unix, end)?));
             Some(found)
         }
         Value::Policy => read_policy(value),
         Value::TildeFields => read_tilde_fields(value),
         Value::AuthKey => {
             let timestamp = value.split('-').next()?;
-            Some(Found { may_be_signing_time: true, ..Found::expiry(read_time(Time::Unix, timestamp)?) })
+            Some(Validity { may_be_signing_time: true, ..Validity::expiry(read_time(Time::Unix, timestamp)?) })
         }
     }
 }
 
 /// `exp=…~acl=…~hmac=…`; Akamai's `st=` is the start. Google's Media CDN spells it `Expires=`.
-fn read_tilde_fields(value: &str) -> Option<Found> {
-    let mut found = Found::default();
+fn read_tilde_fields(value: &str) -> Option<Validity> {
+    let mut found = Validity::default();
     for (name, value) in value.split('~').filter_map(|field| field.split_once('=')) {
         match name.to_ascii_lowercase().as_str() {
-            "exp" | "expires" => found.add(Found::expiry(read_time(Time::Unix, value)?)),
-            "st" | "starts" => found.add(Found::start(read_time(Time::Unix, value)?)),
+            "exp" | "expires" => found.add(Validity::expiry(read_time(Time::Unix, value)?)),
+            "st" | "starts" => found.add(Validity::start(read_time(Time::Unix, value)?)),
             _ => {}
         }
     }
@@ -273,7 +256,7 @@ fn read_tilde_fields(value: &str) -> Option<Found> {
 }
 
 /// CloudFront's policy, in which every statement has an expiry, or a POST policy.
-fn read_policy(value: &str) -> Option<Found> {
+fn read_policy(value: &str) -> Option<Validity> {
     // CloudFront's alphabet, a variant of standard base64.
     let standard: String = value
         .chars()
@@ -285,30 +268,30 @@ fn read_policy(value: &str) -> Option<Found> {
         })
         .collect();
     let policy: Json = serde_json::from_slice(&STANDARD.decode(standard).ok()?).ok()?;
-    let mut found = Found::default();
+    let mut found = Validity::default();
     if let Some(expiration) = policy.get("expiration") {
-        found.add(Found::expiry(read_time(Time::Rfc3339, expiration.as_str()?)?));
+        found.add(Validity::expiry(read_time(Time::Rfc3339, expiration.as_str()?)?));
     }
     let statements = policy.get("Statement").map(|statements| statements.as_array()).into_iter();
     for statement in statements.collect::<Option<Vec<_>>>()?.into_iter().flatten() {
         let end = statement.pointer("/Condition/DateLessThan/AWS:EpochTime")?;
-        found.add(Found::expiry(read_json_time(end)?));
+        found.add(Validity::expiry(read_json_time(end)?));
         if let Some(start) = statement.pointer("/Condition/DateGreaterThan/AWS:EpochTime") {
-            found.add(Found::start(read_json_time(start)?));
+            found.add(Validity::start(read_json_time(start)?));
         }
     }
     found.expiry.map(|_| found)
 }
 
 /// `exp` and `iat` of a token, if present.
-fn read_jwt(value: &str) -> Option<Found> {
+fn read_jwt(value: &str) -> Option<Validity> {
     let payload = json_part(value.split('.').nth(1)?)?;
-    let mut found = Found::default();
+    let mut found = Validity::default();
     if let Some(end) = payload.get("exp") {
-        found.add(Found::expiry(read_json_time(end)?));
+        found.add(Validity::expiry(read_json_time(end)?));
     }
     if let Some(issued) = payload.get("iat") {
-        found.add(Found::start(read_json_time(issued)?));
+        found.add(Validity::start(read_json_time(issued)?));
     }
     Some(found)
 }
@@ -322,7 +305,6 @@ fn read_json_time(value: &Json) -> Option<u64> {
     }
 }
 
-/// The shape of a value that is recognized by itself.
 fn shape_of(value: &str) -> Option<Shape> {
     if value.split('~').any(|field| field.starts_with("hmac=")) {
         return Some(Shape::TildeFields);
@@ -332,7 +314,6 @@ fn shape_of(value: &str) -> Option<Shape> {
     is_jwt.then_some(Shape::Jwt)
 }
 
-/// One part of a JWT.
 fn json_part(part: &str) -> Option<Json> {
     serde_json::from_slice(&URL_SAFE.decode(part).ok()?).ok()
 }
@@ -398,7 +379,6 @@ fn has_sign_word(name: &str) -> bool {
     })
 }
 
-/// What a segment of a path looks like.
 #[derive(Clone, Copy)]
 enum Segment {
     /// 32 or more hexadecimal digits.

@@ -23,7 +23,6 @@ pub struct Parameter {
     pub(super) value: Value,
 }
 
-/// How a value is read.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Value {
     Expiry(Time),
@@ -41,7 +40,6 @@ pub(super) enum Value {
     AuthKey,
 }
 
-/// How a point in time is written.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Time {
     /// Unix seconds below 10^11, else Unix milliseconds.
@@ -54,10 +52,8 @@ pub(super) enum Time {
     Rfc3339,
 }
 
-/// What a value is recognized by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
-    /// A JSON Web Token.
     Jwt,
     /// Akamai's fields, `hmac=` among them.
     TildeFields,

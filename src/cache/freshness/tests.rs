@@ -12,8 +12,8 @@ fn moment(after: u64) -> Moment {
     Moment { monotonic: 1_000_000 + after, wall: NOW + after }
 }
 
-fn source(directives: Directives) -> Source {
-    Source { sent: moment(0), now: NOW, skew: 0, age: 0, directives, expires_in: None }
+fn source(directives: Directives) -> AnswerFreshness {
+    AnswerFreshness { sent: moment(0), now: NOW, skew: 0, age: 0, directives, expires_in: None }
 }
 
 fn v2(seconds_left: i64) -> String {
@@ -21,32 +21,29 @@ fn v2(seconds_left: i64) -> String {
 }
 
 fn deadlines(url: &str, directives: Directives) -> Deadlines {
-    match judge(Some(url), &source(directives), &config()) {
-        Verdict::Keep(deadlines) => deadlines,
-        Verdict::Pass(reason) => panic!("passed: {reason:?}"),
-    }
+    judge(Some(url), &source(directives), &config()).unwrap()
 }
 
 #[test]
 fn a_link_under_the_floor_or_with_no_url_is_passed_on() {
     let pass = |url: Option<&str>| judge(url, &source(Directives::default()), &config());
-    assert_eq!(pass(Some(&v2(60))), Verdict::Pass(Reason::UnderFloor));
-    assert_eq!(pass(Some(&v2(-5))), Verdict::Pass(Reason::UnderFloor));
-    assert!(matches!(pass(Some(&v2(61))), Verdict::Keep(_)));
-    assert_eq!(pass(None), Verdict::Pass(Reason::Unreadable));
+    assert_eq!(pass(Some(&v2(60))), Err(Reason::UnderFloor));
+    assert_eq!(pass(Some(&v2(-5))), Err(Reason::UnderFloor));
+    assert!(pass(Some(&v2(61))).is_ok());
+    assert_eq!(pass(None), Err(Reason::Unreadable));
 }
 
 #[test]
 fn the_endpoints_cache_control_shortens_and_forbids() {
     let with = |directives| judge(Some(&v2(900)), &source(directives), &config());
     let no_store = Directives { no_store: true, max_age: Some(0), ..Directives::default() };
-    assert_eq!(with(no_store), Verdict::Pass(Reason::NoStore));
-    assert_eq!(with(Directives { no_cache: true, ..Directives::default() }), Verdict::Pass(Reason::NoStore));
-    assert_eq!(with(Directives { max_age: Some(0), ..Directives::default() }), Verdict::Pass(Reason::NoStore));
+    assert_eq!(with(no_store), Err(Reason::NoStore));
+    assert_eq!(with(Directives { no_cache: true, ..Directives::default() }), Err(Reason::NoStore));
+    assert_eq!(with(Directives { max_age: Some(0), ..Directives::default() }), Err(Reason::NoStore));
     let short = deadlines(&v2(900), Directives { max_age: Some(30), ..Directives::default() });
     assert_eq!(short.fresh_left(moment(0)), Some(30_000));
     let overruled = config::Freshness { honour_no_store: false, ..config() };
-    assert!(matches!(judge(Some(&v2(900)), &source(no_store), &overruled), Verdict::Keep(_)));
+    assert!(judge(Some(&v2(900)), &source(no_store), &overruled).is_ok());
 }
 
 #[test]
@@ -64,14 +61,17 @@ fn the_latest_clock_counts() {
     headers.insert(AGE, "10".parse().unwrap());
     let behind = Moment { monotonic: 5, wall: MIDNIGHT - 3_600_000 };
     let ahead = Moment { monotonic: 5, wall: MIDNIGHT + 3_600_000 };
-    assert_eq!(Source::read(&headers, behind).now, MIDNIGHT + 10_999);
-    assert_eq!(Source::read(&headers, ahead).now, ahead.wall);
-    assert_eq!(Source::read(&headers, behind).skew(), -3_600_000 - 10_500);
-    assert_eq!(Source::read(&headers, ahead).skew(), 3_600_000 - 10_500);
+    assert_eq!(AnswerFreshness::read(&headers, behind).now, MIDNIGHT + 10_999);
+    assert_eq!(AnswerFreshness::read(&headers, ahead).now, ahead.wall);
+    assert_eq!(AnswerFreshness::read(&headers, behind).skew(), -3_600_000 - 10_500);
+    assert_eq!(AnswerFreshness::read(&headers, ahead).skew(), 3_600_000 - 10_500);
     headers.append(DATE, "Tue, 24 Nov 2026 00:00:01 GMT".parse().unwrap());
-    assert_eq!(Source::read(&headers, behind).now, behind.wall, "two dates are none");
+    assert_eq!(AnswerFreshness::read(&headers, behind).now, behind.wall, "two dates are none");
     headers.insert(DATE, "yesterday".parse().unwrap());
-    assert_eq!((Source::read(&headers, behind).now, Source::read(&headers, behind).skew()), (behind.wall, 0));
+    assert_eq!(
+        (AnswerFreshness::read(&headers, behind).now, AnswerFreshness::read(&headers, behind).skew()),
+        (behind.wall, 0)
+    );
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn expires_counts_from_the_latest_clock_and_only_without_max_age() {
         }
         // 00:00:10 here.
         let sent = Moment { monotonic: 5, wall: 1_795_478_410_000 };
-        Source::read(&headers, sent).lifetime(&config())
+        AnswerFreshness::read(&headers, sent).lifetime(&config())
     };
     let expires = || (EXPIRES, "Tue, 24 Nov 2026 00:01:00 GMT");
     assert_eq!(read(&[]), None);
@@ -105,24 +105,26 @@ fn expires_counts_from_the_latest_clock_and_only_without_max_age() {
 fn an_expiry_beyond_ten_years_or_an_auth_key_of_the_past_is_unreadable() {
     let verdict = |url: String| judge(Some(&url), &source(Directives::default()), &config());
     const YEAR: i64 = 366 * 24 * 3600;
-    assert!(matches!(verdict(v2(9 * YEAR)), Verdict::Keep(_)));
-    assert_eq!(verdict(v2(11 * YEAR)), Verdict::Pass(Reason::Unreadable));
-    assert_eq!(verdict(format!("{}&e={}&token=t", v2(900), 4_000_000_000u64)), Verdict::Pass(Reason::Unreadable));
+    assert!(verdict(v2(9 * YEAR)).is_ok());
+    assert_eq!(verdict(v2(11 * YEAR)), Err(Reason::Unreadable));
+    assert_eq!(verdict(format!("{}&e={}&token=t", v2(900), 4_000_000_000u64)), Err(Reason::Unreadable));
     let auth_key = |left: i64| verdict(format!("https://h/k?auth_key={}-0-0-ab", (NOW as i64) / 1000 + left));
-    assert!(matches!(auth_key(900), Verdict::Keep(_)));
-    assert_eq!(auth_key(30), Verdict::Pass(Reason::UnderFloor));
-    assert_eq!(auth_key(0), Verdict::Pass(Reason::Unreadable));
-    assert_eq!(auth_key(-900), Verdict::Pass(Reason::Unreadable));
+    assert!(auth_key(900).is_ok());
+    assert_eq!(auth_key(30), Err(Reason::UnderFloor));
+    assert_eq!(auth_key(0), Err(Reason::Unreadable));
+    assert_eq!(auth_key(-900), Err(Reason::Unreadable));
 }
 
 #[test]
 fn deadlines_of_a_peer_are_bounded_by_local_settings() {
     let strict = config::Freshness { absent: Duration::ZERO, unsigned: Duration::ZERO, ..config() };
-    assert_eq!(Deadlines::absent_elsewhere(moment(0), [3_600_000; 3], &strict), None);
-    assert_eq!(Deadlines::link_elsewhere(moment(0), [60_000, 60_000, u32::MAX], &strict), None);
-    let absent = Deadlines::absent_elsewhere(moment(0), [3_600_000, 3_600_000, u32::MAX], &config()).unwrap();
+    let elsewhere =
+        |spans, is_absent, config: &config::Freshness| Deadlines::elsewhere(moment(0), spans, is_absent, config);
+    assert_eq!(elsewhere([3_600_000; 3], true, &strict), None);
+    assert_eq!(elsewhere([60_000, 60_000, u32::MAX], false, &strict), None);
+    let absent = elsewhere([3_600_000, 3_600_000, u32::MAX], true, &config()).unwrap();
     assert_eq!(absent.usable_left(moment(0)), Some(5_000));
-    let signed = Deadlines::link_elsewhere(moment(0), [600_000, 840_000, 900_000], &strict).unwrap();
+    let signed = elsewhere([600_000, 840_000, 900_000], false, &strict).unwrap();
     assert_eq!(signed.fresh_left(moment(0)), Some(600_000));
 }
 
@@ -174,7 +176,7 @@ proptest! {
         // The local wall clock is off by `skew`; the endpoint's says NOW.
         let sent = Moment { monotonic: 7, wall: NOW.saturating_add_signed(skew) };
         let now = NOW.max(sent.wall);
-        let source = Source { sent, now, ..source(directives) };
+        let source = AnswerFreshness { sent, now, ..source(directives) };
         let verdict = judge(Some(&url), &source, &config());
 
         // A local clock that is ahead shortens lives.
@@ -182,10 +184,10 @@ proptest! {
         let floor = left - 60_000;
         let fresh = floor.min(600_000).min(max_age.map_or(i64::MAX, |age| age as i64 * 1000));
         if fresh <= 0 {
-            prop_assert!(matches!(verdict, Verdict::Pass(_)));
+            prop_assert!(verdict.is_err());
             return Ok(());
         }
-        let Verdict::Keep(deadlines) = verdict else { panic!("passed on") };
+        let deadlines = verdict.unwrap();
         let now = Moment { monotonic: sent.monotonic + elapsed, wall: sent.wall + elapsed };
         prop_assert_eq!(deadlines.fresh_left(now).is_some(), (elapsed as i64) < fresh);
         let stale = if must_revalidate { fresh } else { floor.min(fresh + 300_000) };
@@ -229,7 +231,7 @@ proptest! {
             map.append(http::HeaderName::from_static(name), value.parse().unwrap());
         }
         let sent = Moment { monotonic: 7, wall: local };
-        let Verdict::Keep(deadlines) = judge(Some(&url), &Source::read(&map, sent), &config) else { return Ok(()) };
+        let Ok(deadlines) = judge(Some(&url), &AnswerFreshness::read(&map, sent), &config) else { return Ok(()) };
         let now = Moment { monotonic: 7 + monotonic, wall: local + wall };
         if deadlines.usable(now) || deadlines.fresh_left(now).is_some() {
             let left = (life * 1000).checked_sub(monotonic.max(wall));
@@ -237,17 +239,17 @@ proptest! {
         }
         // A peer allows no more.
         let (sent, spans) = deadlines.parts();
-        if let Some(elsewhere) = Deadlines::link_elsewhere(sent, spans, &config) {
+        if let Some(elsewhere) = Deadlines::elsewhere(sent, spans, false, &config) {
             prop_assert!(elsewhere.usable_left(now) <= deadlines.usable_left(now));
         }
     }
 
-    /// Whatever a URL is, a link whose expiry cannot be read is not kept.
+    /// Whatever a URL is, a link whose expiry cannot be read is not stored.
     #[test]
-    fn an_unreadable_link_is_never_kept(url in "https://h/k\\?([a-zA-Z-]{1,8}=[a-z0-9]{0,12}&){0,3}(Expires|token|Policy|X-Amz-Date|auth_key)=[a-z0-9]{0,12}") {
+    fn an_unreadable_link_is_never_stored(url in "https://h/k\\?([a-zA-Z-]{1,8}=[a-z0-9]{0,12}&){0,3}(Expires|token|Policy|X-Amz-Date|auth_key)=[a-z0-9]{0,12}") {
         if expiry(&url) == Expiry::Unreadable {
             let verdict = judge(Some(&url), &source(Directives::default()), &config());
-            prop_assert_eq!(verdict, Verdict::Pass(Reason::Unreadable));
+            prop_assert_eq!(verdict, Err(Reason::Unreadable));
         }
     }
 

@@ -34,14 +34,8 @@ pub(super) fn access_key<'a>(
     let Some(claim) = Claim::read(&head.headers) else { return Ok(None) };
     let keys = Keys::new(pairs);
     let pair = keys.of(&claim).ok_or(FORGED)?;
-    let stated = signature::stated_payload(&head.headers).map_err(|_| FORGED)?;
-    // Without a body some SDKs sign the hash of nothing, and others the payload that they state.
-    if hash == signature::hash(b"") && signature::verify_strictly(&claim, pair, head, hash, now).is_ok() {
-        return Ok(Some(claim.access_key));
-    }
-    signature::verify_strictly(&claim, pair, head, stated.unwrap_or(hash), now).map_err(|_| FORGED)?;
-    match stated {
-        Some(stated) if stated != hash && stated != signature::UNSIGNED_PAYLOAD => Err(FORGED),
-        _ => Ok(Some(claim.access_key)),
+    match signature::verify_whole(&claim, pair, head, hash, now) {
+        Ok((signer, _)) if signer.is_strict() => Ok(Some(claim.access_key)),
+        _ => Err(FORGED),
     }
 }

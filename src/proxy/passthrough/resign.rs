@@ -99,7 +99,7 @@ impl Resign {
             (verified.map(|signer| (signer, payload.to_owned())), stream(body), None)
         } else {
             let (body, reservation) = self.read(body, drains).await?;
-            (signature::verify_whole(&claim, pair, &head, &body, now), whole(body), Some(reservation))
+            (signature::verify_whole(&claim, pair, &head, &signature::hash(&body), now), whole(body), Some(reservation))
         };
         match verified {
             // They would be removed here, and the signature says otherwise.

@@ -17,6 +17,13 @@ fn listener_state(limits: ConnLimits, connections: usize) -> Arc<ListenerState> 
     Arc::new(ListenerState::new(limits, connections, open, CancellationToken::new()))
 }
 
+/// Connects, and sends a request.
+async fn ask(listening: &Listening, request: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(listening.address).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    stream
+}
+
 async fn listen<S, F>(state: Arc<ListenerState>, answer: S) -> Listening
 where
     S: Fn(Request<RequestBody>) -> F + Clone + Send + Sync + 'static,
@@ -33,15 +40,9 @@ where
 #[tokio::test]
 async fn clients_that_wait_for_a_permit_when_a_drain_begins_are_answered() {
     let listening = listen(listener_state(LIMITS, 1), path).await;
-    let mut first = TcpStream::connect(listening.address).await.unwrap();
-    first.write_all(GET).await.unwrap();
+    let mut first = ask(&listening, GET).await;
     read_until(&mut first, "/a").await;
-    let mut waiting = Vec::new();
-    for _ in 0..2 {
-        let mut stream = TcpStream::connect(listening.address).await.unwrap();
-        stream.write_all(GET).await.unwrap();
-        waiting.push(stream);
-    }
+    let waiting = [ask(&listening, GET).await, ask(&listening, GET).await];
     // One has been accepted and waits, the other is in the system's queue.
     for _ in 0..10 {
         tokio::task::yield_now().await;
@@ -64,12 +65,7 @@ async fn clients_that_wait_for_a_permit_do_not_delay_the_end_of_a_drain() {
         std::future::pending()
     })
     .await;
-    let mut streams = Vec::new();
-    for _ in 0..3 {
-        let mut stream = TcpStream::connect(listening.address).await.unwrap();
-        stream.write_all(GET).await.unwrap();
-        streams.push(stream);
-    }
+    let streams = [ask(&listening, GET).await, ask(&listening, GET).await, ask(&listening, GET).await];
     arrivals.recv().await.unwrap();
     listening.stop.cancel();
     listening.running.await.unwrap();
@@ -85,11 +81,9 @@ async fn a_handler_that_panics_ends_its_connection_alone() {
         path(request).await
     })
     .await;
-    let mut first = TcpStream::connect(listening.address).await.unwrap();
-    first.write_all(b"GET /panic HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut first = ask(&listening, b"GET /panic HTTP/1.1\r\nhost: x\r\n\r\n").await;
     closed_after(&mut first).await;
-    let mut second = TcpStream::connect(listening.address).await.unwrap();
-    second.write_all(GET).await.unwrap();
+    let mut second = ask(&listening, GET).await;
     read_until(&mut second, "/a").await;
     assert_eq!(listening.open.get(), 1);
 }
@@ -103,8 +97,7 @@ async fn a_listener_without_clients_takes_no_permit() {
         tokio::task::yield_now().await;
     }
     let busy = listen(state, path).await;
-    let mut client = TcpStream::connect(busy.address).await.unwrap();
-    client.write_all(GET).await.unwrap();
+    let mut client = ask(&busy, GET).await;
     read_until(&mut client, "/a").await;
 }
 
@@ -113,12 +106,10 @@ async fn new_limits_count_for_connections_to_come() {
     let state = listener_state(LIMITS, 1);
     let listening = listen(Arc::clone(&state), path).await;
     let head = format!("GET /a HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(12 << 10));
-    let mut before = TcpStream::connect(listening.address).await.unwrap();
-    before.write_all(GET).await.unwrap();
+    let mut before = ask(&listening, GET).await;
     read_until(&mut before, "/a").await;
     // A second one waits until there may be two.
-    let mut waiting = TcpStream::connect(listening.address).await.unwrap();
-    waiting.write_all(head.as_bytes()).await.unwrap();
+    let mut waiting = ask(&listening, head.as_bytes()).await;
     state.set_limits(ConnLimits { header_bytes: 64 << 10, ..LIMITS }, 2);
     read_until(&mut waiting, "/a").await;
     before.write_all(head.as_bytes()).await.unwrap();

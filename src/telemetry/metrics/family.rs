@@ -154,20 +154,3 @@ impl<'a> Family<'a> {
         Ok(family)
     }
 }
-
-/// Counts in a gauge while it lives: also where its task panics or is cancelled.
-pub struct Counted(IntGauge);
-
-impl Counted {
-    /// One more, until this is dropped.
-    pub fn new(gauge: &IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}

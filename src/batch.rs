@@ -443,17 +443,19 @@ impl BatchRoute {
     }
 }
 
+/// Up to this many ids, comparing keys costs less than a set of them.
+const FEW: usize = 32;
+
 /// The ids of a batch, each once, in the order asked, with their keys. `None`: there are more than `most`.
 fn distinct<'b>(batch: &'b Batch<'_>, scope: Scope, most: usize) -> Option<Vec<(&'b str, Key)>> {
-    let count = batch.ids.len();
-    let room = count.min(most);
-    // A batch of one, as there are many, needs no set (nor the allocation of one).
-    let room_to_see = if count > 1 { room } else { 0 };
-    let mut seen = HashSet::with_capacity_and_hasher(room_to_see, BuildHasherDefault::<KeyHasher>::default());
-    let mut ids = Vec::with_capacity(room);
+    let room = batch.ids.len().min(most);
+    let room_in_set = if batch.ids.len() > FEW { room } else { 0 };
+    let mut seen = HashSet::with_capacity_and_hasher(room_in_set, BuildHasherDefault::<KeyHasher>::default());
+    let mut ids: Vec<(&str, Key)> = Vec::with_capacity(room);
     for id in &batch.ids {
         let key = scope.key(id);
-        if count > 1 && !seen.insert(key) {
+        let is_new = if room_in_set > 0 { seen.insert(key) } else { ids.iter().all(|(_, other)| *other != key) };
+        if !is_new {
             continue;
         }
         if ids.len() == most {

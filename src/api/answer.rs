@@ -120,9 +120,19 @@ pub(crate) const TAIL: &[u8] = b"]}";
 
 /// Merges the items' texts into one body, in the order given.
 pub fn merge<'a>(texts: impl Iterator<Item = &'a [u8]> + Clone) -> Bytes {
-    // Sized to the byte: a buffer that is not full would be copied when it becomes `Bytes`.
-    let length: usize = texts.clone().map(|text| text.len() + 1).sum();
-    let mut body = Vec::with_capacity(HEAD.len() + length.saturating_sub(1) + TAIL.len());
+    let length = merged_length(texts.clone());
+    merge_sized(texts, length)
+}
+
+/// The length of [`merge`]'s body, in bytes.
+pub(crate) fn merged_length<'a>(texts: impl Iterator<Item = &'a [u8]>) -> usize {
+    let items: usize = texts.map(|text| text.len() + 1).sum();
+    HEAD.len() + items.saturating_sub(1) + TAIL.len()
+}
+
+/// As [`merge`], for a body of a known length: a buffer that is not full would be copied when it becomes `Bytes`.
+pub(crate) fn merge_sized<'a>(texts: impl Iterator<Item = &'a [u8]>, length: usize) -> Bytes {
+    let mut body = Vec::with_capacity(length);
     body.extend_from_slice(HEAD);
     for (index, text) in texts.enumerate() {
         if index > 0 {

@@ -11,7 +11,7 @@ use std::vec::IntoIter;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::api::answer::{HEAD, TAIL};
+use crate::api::answer::{HEAD, TAIL, merged_length};
 use crate::cache::Entry;
 
 /// The most bytes of a body that is merged at once, and of a chunk of a larger one.
@@ -29,9 +29,7 @@ impl ChunkedBody {
     /// The items of `entries`, in their order.
     pub(super) fn new(entries: impl Iterator<Item = Entry>) -> Self {
         let entries: Vec<Entry> = entries.filter(|entry| entry.text().is_some()).collect();
-        let commas = entries.len().saturating_sub(1);
-        let items: usize = entries.iter().map(|entry| text(entry).len()).sum();
-        let remaining = HEAD.len() + items + commas + TAIL.len();
+        let remaining = merged_length(entries.iter().map(text));
         Self { entries: entries.into_iter(), remaining, has_begun: false }
     }
 

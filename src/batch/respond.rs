@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 use super::Fetched;
 use super::chunked_body::{CHUNK, ChunkedBody};
 use crate::api;
-use crate::api::answer::merge;
+use crate::api::answer::{merge, merge_sized, merged_length};
 use crate::api::request::Form;
 use crate::auth::{Bypass, Callers};
 use crate::cache::Entry;
@@ -38,10 +38,11 @@ const FEW: usize = 4;
 /// The body. Its length is exact, so hyper sends a Content-Length.
 fn body<'l>(entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone) -> Body {
     let texts = entries.clone().filter_map(|(entry, _)| entry.text());
-    if texts.clone().map(<[u8]>::len).sum::<usize>() > CHUNK {
+    let length = merged_length(texts.clone());
+    if length > CHUNK {
         return stream(ChunkedBody::new(entries.map(|(entry, _)| entry.clone())));
     }
-    whole(merge(texts))
+    whole(merge_sized(texts, length))
 }
 
 /// The headers of a hit. A map is copied in less time than it is filled; the values that differ are inserted.

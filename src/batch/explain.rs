@@ -26,7 +26,7 @@ const REFUSED: &str = "refused";
 const WHY_REFUSED: &str = "the endpoint refused it lately to a batch of this id alone, whose answer is given again";
 
 /// How a batch would be answered.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct Explanation {
     /// How it would be answered, as in `batches_total`; as far as can be told before the endpoint has answered.
     pub outcome: &'static str,
@@ -74,7 +74,7 @@ pub struct CallerNow {
 }
 
 /// What is known of an id in the batch's scope.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct IdNow {
     /// The id.
     pub id: String,
@@ -115,21 +115,11 @@ pub struct IdNow {
 
 impl Explanation {
     fn of(outcome: Outcome) -> Self {
-        Self {
-            outcome: outcome.name(),
-            why: None,
-            bypass: None,
-            error_code: None,
-            form: None,
-            group_id: None,
-            caller: None,
-            calls_refused: None,
-            ids: Vec::new(),
-        }
+        Self { outcome: outcome.name(), ..Self::default() }
     }
 
     fn bypass(reason: Bypass) -> Self {
-        Self { why: Some(why_bypass(reason)), bypass: Some(reason.name()), ..Self::of(Outcome::Bypass) }
+        Self { why: Some(reason.meaning()), bypass: Some(reason.name()), ..Self::of(Outcome::Bypass) }
     }
 
     fn error(error: Error) -> Self {
@@ -291,21 +281,7 @@ impl BatchRoute {
         let entry = key.and_then(|key| self.cache.peek(key));
         let is_purged = entry.as_ref().is_some_and(|entry| now.marks.cover(id, entry.deadlines().sent()));
         let in_flight = key.is_some_and(|key| self.fetch.is_in_flight(key, id, &now.marks));
-        let mut id_now = IdNow {
-            id: id::shown(id).to_owned(),
-            state: "unknown",
-            result: IdResult::Failed.name(),
-            why: "",
-            in_flight,
-            refresh_ahead: false,
-            link: None,
-            age_seconds: None,
-            fresh_until: None,
-            fresh_seconds: None,
-            usable_until: None,
-            usable_seconds: None,
-            expires_at: None,
-        };
+        let mut id_now = IdNow { id: id::shown(id).to_owned(), in_flight, ..IdNow::default() };
         if let Some(entry) = entry.as_ref().filter(|_| !is_purged) {
             id_now.describe(entry, now.now);
         }
@@ -427,28 +403,6 @@ fn seconds(millis: u64) -> f64 {
 
 fn until(now: Moment, left: u64) -> String {
     rfc3339(now.unix_millis().saturating_add(left))
-}
-
-fn why_bypass(reason: Bypass) -> &'static str {
-    match reason {
-        Bypass::NoCredential => "it shows no credential: neither X-Auth-Token nor a signed Authorization",
-        Bypass::Credentials => "it shows more than one credential",
-        Bypass::Algorithm => "its Authorization is of a scheme that sidelink does not know",
-        Bypass::UnknownKey => "it is signed with a key that is not configured",
-        Bypass::Signature => "its signature, by a key of callers.keys, does not verify here: the endpoint judges it",
-        Bypass::UnsignedPayload => "its body is not signed",
-        Bypass::Cookie => "a call without its cookies was refused",
-        Bypass::Origin => "its Origin shows a browser's page, which wants the endpoint's own CORS headers",
-        Bypass::Range => "it asks for a range",
-        Bypass::HeaderTooLong => {
-            "a header that says who asks, or changes the answer, is longer than the endpoint takes it"
-        }
-        Bypass::Unreadable => {
-            "it is none of a batch's three forms: accessory_ids=1&accessory_ids=2, accessory_ids=1,2, or a JSON body of those \
-             names; group_id may stand beside, nothing else"
-        }
-        Bypass::Unmatched => "the endpoint's answer could not be matched",
-    }
 }
 
 #[cfg(test)]

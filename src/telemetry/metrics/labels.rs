@@ -11,11 +11,11 @@ pub trait Label: Copy + 'static {
 
 /// Declares each label as an enum of its values: `Variant = "value"`.
 macro_rules! labels {
-    ($($(#[$meta:meta])* pub enum $name:ident { $($(#[$doc:meta])+ $variant:ident = $value:literal,)+ })+) => {$(
+    ($($(#[$meta:meta])* pub enum $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $value:literal,)+ })+) => {$(
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum $name {
-            $($(#[$doc])+ $variant,)+
+            $($(#[doc = $doc])+ $variant,)+
         }
 
         impl $name {
@@ -26,6 +26,13 @@ macro_rules! labels {
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $value,)+
+                }
+            }
+
+            /// What the value means: its documentation.
+            pub fn meaning(self) -> &'static str {
+                match self {
+                    $(Self::$variant => concat!($($doc),+).trim_ascii_start(),)+
                 }
             }
         }
@@ -85,29 +92,29 @@ labels! {
 
     /// Why a batch is forwarded untouched.
     pub enum Bypass {
-        /// No credential, or only empty ones.
+        /// It has no credential: neither `X-Auth-Token` nor a signed `Authorization`.
         NoCredential = "no-credential",
-        /// More than one credential.
+        /// It has more than one credential.
         Credentials = "credentials",
-        /// An `Authorization` of a scheme that sidelink does not know.
+        /// Its `Authorization` is of a scheme that sidelink does not know.
         Algorithm = "algorithm",
-        /// Signed with a key that is not configured.
+        /// It is signed with a key that is not configured.
         UnknownKey = "unknown-key",
-        /// Signed with a configured key, but the signature does not verify here: the endpoint judges it.
+        /// Its signature, by a configured key, does not verify here: the endpoint judges it.
         Signature = "signature",
-        /// Signed, but not over its body.
+        /// Its signature does not cover its body.
         UnsignedPayload = "unsigned-payload",
-        /// A call without the batch's cookies was refused; the batch was forwarded with them.
+        /// A call without its cookies was refused, so it is forwarded with them.
         Cookie = "cookie",
-        /// A browser's page on another origin, which wants the endpoint's own CORS headers.
+        /// It has an `Origin`: a page in a browser needs the endpoint's own CORS headers.
         Origin = "origin",
-        /// A `Range` header.
+        /// It has a `Range`.
         Range = "range",
-        /// A credential or scope header longer than the endpoint takes.
+        /// A credential or scope header is longer than the endpoint takes.
         HeaderTooLong = "header-too-long",
-        /// Not readable as a batch.
+        /// It is not exactly a batch: `accessory_ids` repeated, between commas, or in a JSON body; `group_id` beside; nothing else.
         Unreadable = "unreadable",
-        /// The answer does not match the ids asked for.
+        /// The endpoint's answer does not match its ids.
         Unmatched = "unmatched",
     }
 

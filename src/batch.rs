@@ -72,11 +72,11 @@ pub enum Answering<'a> {
 enum Step<'m> {
     Reply(Reply),
     Bypass(Bypass),
-    Fetch(Box<PartialHit<'m>>),
+    Fetch(Box<PendingBatch<'m>>),
 }
 
 /// A batch that memory does not have all of.
-struct PartialHit<'m> {
+struct PendingBatch<'m> {
     slots: Slots<'m>,
     /// How many ids were found by the look-up.
     from_memory: usize,
@@ -185,7 +185,7 @@ impl BatchRoute {
         match self.look_up(&parts, filter.on(&parts.headers), &body, now, trace) {
             Step::Reply(reply) => Answering::Ready(reply),
             Step::Bypass(reason) => Answering::Pending(Box::pin(self.bypass_read(parts, body, reason, trace))),
-            Step::Fetch(missing) => Answering::Pending(Box::pin(self.fetch_and_reply(missing, parts, body))),
+            Step::Fetch(pending) => Answering::Pending(Box::pin(self.fetch_and_reply(pending, parts, body))),
         }
     }
 
@@ -212,7 +212,7 @@ impl BatchRoute {
         let directives = self.directives(headers);
         let client = CacheRequirements::from(&directives);
         let must_revalidate = self.callers.must_revalidate(&identity, now);
-        let requirements = CacheRequirements { nothing: client.nothing || must_revalidate, ..client };
+        let requirements = CacheRequirements { forbids_cache: client.forbids_cache || must_revalidate, ..client };
         let caller = Some(identity.caller.short());
 
         let marks = self.cache.purges().of_group(batch.group.name());
@@ -254,7 +254,7 @@ impl BatchRoute {
             return with_tally(respond::error(Error::NotCached));
         }
         if refetched > 0 {
-            let cause = if client.are_any() { Refetch::Client } else { Refetch::Revalidate };
+            let cause = if client.restrict() { Refetch::Client } else { Refetch::Revalidate };
             self.metrics.refetched.of(cause).inc_by(refetched);
         }
         let context = Arc::new(self.context(&batch, scope, identity, &credential, client, headers, trace));
@@ -273,7 +273,7 @@ impl BatchRoute {
             return Step::Reply(reply);
         }
         let from_memory = slots.entries().count();
-        Step::Fetch(Box::new(PartialHit { slots, from_memory, context, directives, is_refused: refusal.is_some() }))
+        Step::Fetch(Box::new(PendingBatch { slots, from_memory, context, directives, is_refused: refusal.is_some() }))
     }
 
     /// The slots of a batch that memory does not have all of, the ids that are to be refreshed ahead, and how many entries are
@@ -295,11 +295,11 @@ impl BatchRoute {
                     if self.is_ageing(entry, *key, now) {
                         ageing.push(keyed());
                     }
-                    Slot { missing: None, result: result_of_hit(entry), entry: Some((*entry).clone()) }
+                    Slot { id_to_fetch: None, result: result_of_hit(entry), entry: Some((*entry).clone()) }
                 }
                 entry => {
                     refetched += u64::from(entry.is_some_and(|entry| entry.deadlines().fresh_left(now).is_some()));
-                    Slot { missing: Some(keyed()), entry: None, result: IdResult::Failed }
+                    Slot { id_to_fetch: Some(keyed()), entry: None, result: IdResult::Failed }
                 }
             });
         }
@@ -307,17 +307,17 @@ impl BatchRoute {
     }
 
     /// Fetches the missing ids of a batch, and answers it.
-    async fn fetch_and_reply(&self, mut missing: Box<PartialHit<'_>>, parts: Parts, body: Bytes) -> Reply {
+    async fn fetch_and_reply(&self, mut pending: Box<PendingBatch<'_>>, parts: Parts, body: Bytes) -> Reply {
         let asked = Instant::now();
-        let reply = self.fetch_or_forward(&mut missing, &parts, &body).await;
+        let reply = self.fetch_or_forward(&mut pending, &parts, &body).await;
         let mut reply = reply.after(asked.elapsed());
-        reply.info.tally = missing.slots.tally();
-        reply.info.caller = Some(missing.context.identity.caller.short());
+        reply.info.tally = pending.slots.tally();
+        reply.info.caller = Some(pending.context.identity.caller.short());
         reply
     }
 
-    async fn fetch_or_forward(&self, missing: &mut PartialHit<'_>, parts: &Parts, body: &Bytes) -> Reply {
-        let PartialHit { slots, from_memory, context, directives, is_refused } = missing;
+    async fn fetch_or_forward(&self, pending: &mut PendingBatch<'_>, parts: &Parts, body: &Bytes) -> Reply {
+        let PendingBatch { slots, from_memory, context, directives, is_refused } = pending;
         if *is_refused {
             // A call, which carries no cookies, would be refused again.
             return self.forward_with_cookies(parts, body, context, slots).await;
@@ -434,7 +434,7 @@ impl BatchRoute {
         let now = self.clock.now();
         let marks = self.cache.purges().of_group(context.group.name());
         for slot in slots.missing_mut() {
-            let entry = slot.missing.as_ref().and_then(|id| self.cache.look_up(id.key, &id.id, &marks));
+            let entry = slot.id_to_fetch.as_ref().and_then(|id| self.cache.look_up(id.key, &id.id, &marks));
             if let Some(entry) = entry.filter(|entry| entry.text().is_some() && entry.deadlines().usable(now)) {
                 (slot.entry, slot.result) = (Some(entry), IdResult::Stale);
             }
@@ -443,19 +443,17 @@ impl BatchRoute {
     }
 }
 
-/// Up to this many ids, comparing keys costs less than a set of them.
-const FEW: usize = 32;
-
 /// The ids of a batch, each once, in the order asked, with their keys. `None`: there are more than `most`.
 fn distinct<'b>(batch: &'b Batch<'_>, scope: Scope, most: usize) -> Option<Vec<(&'b str, Key)>> {
-    let room = batch.ids.len().min(most);
-    let room_in_set = if batch.ids.len() > FEW { room } else { 0 };
+    let count = batch.ids.len();
+    let room = count.min(most);
+    // A batch of one id, as there are many, needs no set.
+    let room_in_set = if count > 1 { room } else { 0 };
     let mut seen = HashSet::with_capacity_and_hasher(room_in_set, BuildHasherDefault::<KeyHasher>::default());
     let mut ids: Vec<(&str, Key)> = Vec::with_capacity(room);
     for id in &batch.ids {
         let key = scope.key(id);
-        let is_new = if room_in_set > 0 { seen.insert(key) } else { ids.iter().all(|(_, other)| *other != key) };
-        if !is_new {
+        if count > 1 && !seen.insert(key) {
             continue;
         }
         if ids.len() == most {

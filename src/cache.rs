@@ -1,14 +1,15 @@
-//! The embedded tier: entries by [`Key`], bounded by bytes. Start at [`Cache`].
+//! Entries in memory, by [`Key`], bounded by bytes. Start at [`Cache`].
 //!
-//! An entry contains the JSON text that the endpoint sent, so that answering is copying. This module never decides whether an
-//! entry may be served: each look-up asks its [`Deadlines`]. Eviction (CLOCK-PRO by weight) and the sweep of dead entries only
-//! free memory.
+//! An entry contains the JSON text that the endpoint sent, so that answering is copying. A look-up leaves out
+//! purged entries, and nothing else: whether an entry is fresh enough is asked of its [`Deadlines`] by
+//! `fetch::CacheRequirements::allow`. Eviction (CLOCK-PRO by weight) and the sweep of dead entries only free memory.
 //!
 //! # Locks
-//! Each `Part` has a lock. Readers are `View` (the look-ups of one batch, never across an await) and `Cache::peek`.
+//! Each `Part` has a lock. Readers are `View` (the look-ups of one batch, never across an await), `Cache::peek`, the key
+//! scan of `Cache::sweep`, `size` and `capacity`.
 //! Writers are `Cache::insert`, `Cache::remove`, `Cache::resize` and one slice of `Cache::sweep`; a writer has one part
-//! at a time, and a view locks its parts in order, so no deadlock is possible between them. Within a part's lock only
-//! that of `purges` is taken.
+//! at a time, and a view locks its parts in order, so no deadlock is possible between them. The order is: the
+//! flights' lock (`fetch`), a part, `purges`.
 
 pub mod freshness;
 pub mod purges;

@@ -6,6 +6,13 @@
 //! and flights start under one lock after a last look into the cache: between "not in memory" and "not in flight" there is
 //! no gap in which an id could be asked twice.
 //!
+//! | an id is asked again | where |
+//! |---|---|
+//! | on a new connection, since it was not processed | `upstream::client` |
+//! | after a failure, within the retry budget | `upstream::retry` |
+//! | since its flight ended by another batch's deadline, or with an entry that is too old for this client | [`Fetcher::fetch`] |
+//! | by a call for one batch alone, since a call for several batches failed | `batch::fetch_missing`, [`Fetcher::fetch_separately`] |
+//!
 //! May use `cache`, `shared`, `upstream`, `auth`, `api` and the leaves.
 
 mod admission;
@@ -103,7 +110,7 @@ impl Fetcher {
         if self.would_wait_for_itself(context, ids) {
             return self.fetch_separately(context, ids, true).await;
         }
-        let _waiting = self.wait()?;
+        let _waiting = self.waiter_permit()?;
         let mut results = self.fetch_each(context, ids).await?;
         // A flight ends by the deadline of the batch that started it. A batch that joined it has its own deadline.
         while self.upstream.leaves_fair_time(context.deadline) {
@@ -115,7 +122,8 @@ impl Fetcher {
             let Ok(again) = self.fetch_each(context, &late).await else { break };
             replace(&mut results, places, again);
         }
-        // Last attempt: call upstream directly, not joinable, bypassing the shared tier.
+        // An entry of the shared tier may be older than this client allows: join or start once more, then make calls that
+        // bypass the tier and that no batch joins.
         for separately in [false, true] {
             let (places, declined) = self.declined(context, ids, &results);
             if declined.is_empty() {
@@ -142,7 +150,7 @@ impl Fetcher {
         ids: &[KeyedId],
         store: bool,
     ) -> Result<Vec<FetchResult>, Error> {
-        let _waiting = self.wait()?;
+        let _waiting = self.waiter_permit()?;
         self.call_separately(context, ids, store).await
     }
 
@@ -203,7 +211,7 @@ impl Fetcher {
         let uses_tier = self.uses_shared_tier(context);
         // The shared tier may have the ids even where no call may be made.
         let refusal = if uses_tier { None } else { self.refusal(context, ids) };
-        let refusal = refusal.map(|cause| Arc::new(Failure { cause, shared: false, ids: 0 }));
+        let refusal = refusal.map(|cause| Arc::new(Failure { cause, of_several_batches: false, ids: 0 }));
         let may_serve = |entry: &Entry| self.may_serve(context, entry);
         let marks = self.cache.purges().of_group(context.group.name());
         let mut state = self.state();
@@ -270,12 +278,12 @@ impl Fetcher {
         let calls: Vec<_> = batch_builder::split(&self.config.upstream, context.form, ids)
             .into_iter()
             .map(|ids| {
-                let (inner, context) = (Arc::clone(self), Arc::clone(context));
+                let (fetcher, context) = (Arc::clone(self), Arc::clone(context));
                 let permits: Vec<InFlightPermit> = permits.by_ref().take(ids.len()).collect();
                 let count = ids.len();
                 // Detached like any flight, so that a client that leaves frees no permit early.
                 let task = self.flights.runtime.spawn(async move {
-                    let results = inner.call_for_one_batch(&context, &ids, store).await;
+                    let results = fetcher.call_for_one_batch(&context, &ids, store).await;
                     drop(permits);
                     results
                 });
@@ -298,7 +306,7 @@ impl Fetcher {
     fn declined(&self, context: &FetchContext, ids: &[KeyedId], results: &[FetchResult]) -> (Vec<usize>, Vec<KeyedId>) {
         let now = self.clock.now();
         let is_declined = |result: &FetchResult| match (&result.entry, result.source) {
-            (Ok(entry), EntrySource::Joined { shared: true }) => !context.requirements.allow(entry, now),
+            (Ok(entry), EntrySource::Joined { from_tier: true }) => !context.requirements.allow(entry, now),
             _ => false,
         };
         select(ids, results, is_declined)

@@ -30,7 +30,7 @@ use crate::cache::Entry;
 use crate::cache::purges::{Purges, Target};
 use crate::clock::{Clock, Moment, millis};
 use crate::config::{self, Config};
-use crate::telemetry::metrics::{BreakerState, Kind, Metrics, Operation, show_position};
+use crate::telemetry::metrics::{BreakerState, Kind, Metrics, Operation, show_state};
 use journal::Journal;
 use node::ConnectOptions;
 use record::JournalEvent;
@@ -103,11 +103,11 @@ pub struct TierScope(Vec<ScopeKeys>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Leases {
     /// Ignores them.
-    Leave,
+    Ignore,
     /// Takes free ones, for [`TierState::lease_wait`] at most.
-    Take,
-    /// Sees which are taken.
-    See,
+    Acquire,
+    /// Reads which are taken.
+    Check,
 }
 
 #[derive(Default)]
@@ -116,7 +116,7 @@ pub(crate) struct TierResult {
     pub(crate) accepted: Option<Moment>,
     /// The entry of each id, fresh or stale.
     pub(crate) links: Vec<Option<Entry>>,
-    /// Whether another sidecar has leased each id; empty with [`Leases::Leave`].
+    /// Whether another sidecar has leased each id; empty with [`Leases::Ignore`].
     pub(crate) leased: Vec<bool>,
 }
 
@@ -163,7 +163,7 @@ impl TierState {
             key: FleetKey::new(secret.clone(), endpoint, &shared.prefix),
             journal: Mutex::default(),
         };
-        show_position(&metrics.shared.breaker_state, BreakerState::Open);
+        show_state(&metrics.shared.breaker_state, BreakerState::Open);
         let options = ConnectOptions::new(shared, tls, Arc::clone(&metrics));
         Self {
             freshness: config.freshness.clone(),
@@ -245,9 +245,9 @@ impl TierState {
         };
         let (mut takes, mut names) = (Vec::new(), Vec::new());
         match leases {
-            Leases::Leave => {}
-            Leases::Take => takes.extend(lease_names().map(|name| self.take_lease(&name))),
-            Leases::See => names.extend(lease_names()),
+            Leases::Ignore => {}
+            Leases::Acquire => takes.extend(lease_names().map(|name| self.take_lease(&name))),
+            Leases::Check => names.extend(lease_names()),
         }
         let values = names.len();
         for keys in &scope.0 {
@@ -256,7 +256,7 @@ impl TierState {
         }
         let journals =
             self.fleets.iter().flat_map(|fleet| [fleet.key.first_record(), fleet.key.journal_length()]).collect();
-        let operation = if leases == Leases::Leave { Operation::Get } else { Operation::Lease };
+        let operation = if leases == Leases::Ignore { Operation::Get } else { Operation::Lease };
         // Leases are taken first: an owner writes its values before it releases its leases, so they are found then.
         let (taken, mut leased, journals) =
             self.store.get(takes, &names, journals, operation, self.config.timeout).await;
@@ -265,7 +265,7 @@ impl TierState {
         let found = leased.split_off(values);
         let leased = match leases {
             // An error counts as not leased by another: at worst the id is fetched twice.
-            Leases::Take => taken.into_iter().map(|reply| matches!(reply, Some(Value::Nil))).collect(),
+            Leases::Acquire => taken.into_iter().map(|reply| matches!(reply, Some(Value::Nil))).collect(),
             _ => leased.into_iter().map(|value| value.is_some()).collect(),
         };
         let mut result = TierResult { accepted: None, links: vec![None; ids.len()], leased };
@@ -282,7 +282,7 @@ impl TierState {
                 }
             }
         }
-        if leases == Leases::Leave {
+        if leases == Leases::Ignore {
             let is_fresh = |entry: &&Entry| entry.deadlines().fresh_left(now).is_some();
             let hits = result.links.iter().flatten().filter(is_fresh).count();
             self.metrics.shared.hits.inc_by(hits as u64);

@@ -36,7 +36,7 @@ use crate::config;
 use crate::error::Error;
 use crate::limits::pause::{self, Pause, Rejection};
 use crate::telemetry::log::{LogThrottle, events};
-use crate::telemetry::metrics::{BreakerState, Metrics, show_position};
+use crate::telemetry::metrics::{BreakerState, Metrics, show_state};
 use breaker::Breaker;
 use client::HttpClient;
 use connector::{ConnectionNumbers, Connector, Protocols};
@@ -238,7 +238,7 @@ impl Upstream {
             }
             .log();
         }
-        show_position(&self.metrics.breaker_state, now);
+        show_state(&self.metrics.breaker_state, now);
         let Counts { callers, id_sets, connect, lost, answer, silence } = counts;
         self.metrics.show_breaker_evidence([callers, id_sets, connect, lost, answer, silence, refused]);
     }

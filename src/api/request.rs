@@ -4,6 +4,7 @@
 //! 2. [`Form::Comma`]: `?accessory_ids=1,2`; an encoded comma belongs to an id;
 //! 3. [`Form::Body`]: the same names as a JSON object in the body of the GET.
 //!
+//! **To add a form, add it to [`Form`]**, to [`Batch::read`], and to `target`, `target_bytes` and `body`, which write calls.
 //! A request that is not exactly one of these is forwarded untouched. An id or a group with an unencoded `+` is named by its
 //! spelling ([`id`]), and goes upstream as it is spelled.
 

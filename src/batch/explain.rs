@@ -165,8 +165,8 @@ impl BatchRoute {
         let directives = self.directives((&head.headers).into());
         let (caller, must_revalidate) = self.caller_now(hash, identity.as_ref(), now);
         let client = CacheRequirements::from(&directives);
-        let nothing = client.nothing || must_revalidate || identity.is_none();
-        let requirements = CacheRequirements { nothing, ..client };
+        let forbids_cache = client.forbids_cache || must_revalidate || identity.is_none();
+        let requirements = CacheRequirements { forbids_cache, ..client };
         let ids: Vec<&str> = batch.ids.iter().map(AsRef::as_ref).collect();
         let circumstances = Circumstances {
             refusal: self.fetch.refusal_for(identity.as_ref(), &ids),
@@ -277,52 +277,49 @@ impl BatchRoute {
         (caller, left.is_none())
     }
 
-    fn id_now(&self, id: &str, key: Option<Key>, now: &Circumstances<'_>) -> IdNow {
+    fn id_now(&self, id: &str, key: Option<Key>, around: &Circumstances<'_>) -> IdNow {
         let entry = key.and_then(|key| self.cache.peek(key));
-        let is_purged = entry.as_ref().is_some_and(|entry| now.marks.cover(id, entry.deadlines().sent()));
-        let in_flight = key.is_some_and(|key| self.fetch.is_in_flight(key, id, &now.marks));
+        let is_purged = entry.as_ref().is_some_and(|entry| around.marks.cover(id, entry.deadlines().sent()));
+        let in_flight = key.is_some_and(|key| self.fetch.is_in_flight(key, id, &around.marks));
         let mut id_now = IdNow { id: id::shown(id).to_owned(), in_flight, ..IdNow::default() };
         if let Some(entry) = entry.as_ref().filter(|_| !is_purged) {
-            id_now.describe(entry, now.now);
+            id_now.describe(entry, around.now);
         }
-        let serves = entry.as_ref().is_some_and(|entry| !is_purged && now.requirements.allow(entry, now.now));
+        let serves = entry.as_ref().is_some_and(|entry| !is_purged && around.requirements.allow(entry, around.now));
         id_now.state = match &entry {
             _ if is_purged => "purged",
-            Some(entry) if entry.deadlines().fresh_left(now.now).is_some() => {
+            Some(entry) if entry.deadlines().fresh_left(around.now).is_some() => {
                 if entry.text().is_some() {
                     "fresh"
                 } else {
                     "absent"
                 }
             }
-            Some(entry) if entry.text().is_some() && entry.deadlines().usable(now.now) => "stale",
-            Some(entry) if entry.text().is_some() && self.is_past_floor(entry, now.now) => "past_floor",
+            Some(entry) if entry.text().is_some() && entry.deadlines().usable(around.now) => "stale",
+            Some(entry) if entry.text().is_some() && self.is_past_floor(entry, around.now) => "past_floor",
             Some(_) => "expired",
             None if in_flight => "in_flight",
             None => "unknown",
         };
-        let (result, why) = self.verdict(&id_now, serves, now);
+        let (result, why) = self.verdict(&id_now, serves, around);
         (id_now.result, id_now.why) = (result.name(), why);
-        id_now.refresh_ahead = serves
-            && self.config.freshness.refresh_ahead
-            && entry.zip(key).is_some_and(|(entry, key)| {
-                entry.text().is_some() && entry.deadlines().is_ageing(now.now, key.spread())
-            });
+        id_now.refresh_ahead =
+            serves && entry.zip(key).is_some_and(|(entry, key)| self.is_ageing(&entry, key, around.now));
         id_now
     }
 
     /// Explains a remembered refusal, which a batch of this id alone gets.
-    fn explain_refusal(&self, id: &mut IdNow, key: Key, now: &Circumstances<'_>) {
+    fn explain_refusal(&self, id: &mut IdNow, key: Key, around: &Circumstances<'_>) {
         if id.result == IdResult::Hit.name() || id.result == IdResult::Absent.name() {
             return;
         }
-        let refusal = self.cache.refusals.look_up(key, &id.id, &now.marks, now.now);
-        let client = CacheRequirements::from(now.directives);
-        if let Some(refusal) = refusal.filter(|refusal| client.allow_refusal(&refusal.deadlines, now.now)) {
-            let left = refusal.deadlines.fresh_left(now.now);
+        let refusal = self.cache.refusals.look_up(key, &id.id, &around.marks, around.now);
+        let client = CacheRequirements::from(around.directives);
+        if let Some(refusal) = refusal.filter(|refusal| client.allow_refusal(&refusal.deadlines, around.now)) {
+            let left = refusal.deadlines.fresh_left(around.now);
             (id.state, id.result, id.why) = (REFUSED, IdResult::Failed.name(), WHY_REFUSED);
-            id.age_seconds = Some(seconds(refusal.deadlines.age(now.now)));
-            id.fresh_until = left.map(|left| until(now.now, left));
+            id.age_seconds = Some(seconds(refusal.deadlines.age(around.now)));
+            id.fresh_until = left.map(|left| until(around.now, left));
             id.fresh_seconds = left.map(seconds);
         }
     }
@@ -332,21 +329,21 @@ impl BatchRoute {
         entry.deadlines().life_left(now).is_some_and(|left| left <= floor)
     }
 
-    fn verdict(&self, id_now: &IdNow, serves: bool, now: &Circumstances<'_>) -> (IdResult, &'static str) {
+    fn verdict(&self, id_now: &IdNow, serves: bool, around: &Circumstances<'_>) -> (IdResult, &'static str) {
         if serves {
             return match id_now.state {
                 "absent" => (IdResult::Absent, "the endpoint left it out lately"),
                 _ => (IdResult::Hit, "it is fresh, and its caller is accepted"),
             };
         }
-        let no_cache = now.directives.no_cache || now.directives.no_store;
-        if id_now.in_flight && !now.directives.no_store {
+        let no_cache = around.directives.no_cache || around.directives.no_store;
+        if id_now.in_flight && !around.directives.no_store {
             return (IdResult::Joined, "a call for it is under way, which the batch would join");
         }
-        if now.refusal.is_some() {
+        if around.refusal.is_some() {
             // A call that cannot be made counts as a failure of the endpoint, for which stale links are served.
             let usable = id_now.state == "fresh" || id_now.state == "stale";
-            return match now.identity {
+            return match around.identity {
                 Some(_) if usable && !no_cache => {
                     (IdResult::Stale, "no call can be made now, and the link has life left")
                 }
@@ -355,7 +352,7 @@ impl BatchRoute {
         }
         let why = match id_now.state {
             "fresh" | "absent" if no_cache => "the request's Cache-Control forbids an answer from memory",
-            "fresh" | "absent" if now.must_revalidate => "the caller must revalidate",
+            "fresh" | "absent" if around.must_revalidate => "the caller must revalidate",
             "fresh" | "absent" => "it is fresh, but not within the request's max-age or min-fresh",
             "stale" => "it is stale, and served only if the endpoint fails",
             "past_floor" => "the link has less life left than freshness.min_remaining, and is never served again",

@@ -58,7 +58,7 @@ impl BatchRoute {
         let batch = Batch::read(parts.uri.query(), &parts.headers, body).ok()?;
         let fits = self.fits_one_call(&batch, &parts.uri);
         match &failure.cause {
-            Cause::Unmatched(_) if !failure.shared && failure.ids == slots.slots.len() => {
+            Cause::Unmatched(_) if !failure.of_several_batches && failure.ids == slots.slots.len() => {
                 // The answer to exactly this batch is passed on.
                 slots.count_fetched();
                 None
@@ -85,7 +85,7 @@ impl BatchRoute {
     ) -> Reply {
         let reply = self.forward_as_written(parts, body, Bypass::Cookie, context, slots).await;
         if reply.response.status() == StatusCode::UNAUTHORIZED {
-            self.fetch.drop_caller(context, context.was_accepted);
+            self.fetch.drop_caller_links(context, context.was_accepted);
         }
         reply
     }

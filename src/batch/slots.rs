@@ -8,8 +8,8 @@ use crate::telemetry::trace::RequestSpan;
 
 /// One id's place in the reply.
 pub(super) struct Slot {
-    /// The id, if it is not in memory.
-    pub(super) missing: Option<KeyedId>,
+    /// The id, where the look-up in memory found no entry.
+    pub(super) id_to_fetch: Option<KeyedId>,
     pub(super) entry: Option<Entry>,
     pub(super) result: IdResult,
 }
@@ -37,7 +37,7 @@ impl Slots<'_> {
 
     /// The ids without an entry.
     pub(super) fn missing(&self) -> Vec<KeyedId> {
-        self.slots.iter().filter(|slot| slot.entry.is_none()).filter_map(|slot| slot.missing.clone()).collect()
+        self.slots.iter().filter(|slot| slot.entry.is_none()).filter_map(|slot| slot.id_to_fetch.clone()).collect()
     }
 
     pub(super) fn missing_mut(&mut self) -> impl Iterator<Item = &mut Slot> {

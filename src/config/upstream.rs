@@ -115,7 +115,7 @@ section! {
         pub consecutive: u32 = 5, count(1..=1_000_000);
         /// Share of failed calls that opens it.
         pub ratio: f64 = 0.5, share(0.01..=1.0);
-        /// Calls within the last 5 to 10 seconds before that share counts.
+        /// Calls within the last 10 seconds (256 at most) before that share counts.
         pub min_calls: u32 = 20, count(1..=1_000_000);
         /// How long it stays open before a probe; up to a fifth more.
         pub open: Duration = 2 * SECOND, duration(MILLISECOND..=MINUTE);

@@ -10,7 +10,7 @@ use crate::error::{Error, Limit};
 
 impl Fetcher {
     /// Lets a batch wait for flights, or sheds it.
-    pub(super) fn wait(&self) -> Result<WaiterPermit<'_>, Error> {
+    pub(super) fn waiter_permit(&self) -> Result<WaiterPermit<'_>, Error> {
         let waiting = WaiterPermit(&self.flights.waiters);
         if self.flights.waiters.fetch_add(1, Ordering::Relaxed) >= self.config.limits.waiters {
             return Err(self.shed(Limit::Waiters));

@@ -54,7 +54,7 @@ pub(super) struct PendingId {
     /// Whether no batch waits for it: it is a refresh ahead.
     pub(super) background: bool,
     /// The fetcher of the configuration under which its batch was read.
-    pub(super) inner: Arc<Fetcher>,
+    pub(super) fetcher: Arc<Fetcher>,
 }
 
 /// The batches that a call serves, one for each of its ids.
@@ -66,7 +66,7 @@ struct Served<'t> {
 
 /// The ids of one call. However its task ends, its flights are completed and its queue moves on.
 pub(super) struct UpstreamBatch {
-    inner: Arc<Fetcher>,
+    fetcher: Arc<Fetcher>,
     queue: QueueKey,
     pending: Vec<PendingId>,
 }
@@ -75,7 +75,7 @@ pub(super) struct UpstreamBatch {
 pub(super) struct CallReport {
     pub(super) entries: Result<Vec<Entry>, Cause>,
     request_id: Option<HeaderValue>,
-    /// SharingProof that the entries may be shared with the fleet.
+    /// Proof that the entries may be shared with the fleet.
     pub(super) proof: Option<SharingProof>,
     /// Its span, if it has one.
     span: Option<CallContext>,
@@ -86,8 +86,8 @@ impl CallReport {
         Self { entries: Err(cause), request_id: None, proof: None, span: None }
     }
 
-    /// One result for each of the call's `ids`; `shared`: they are not of one batch.
-    fn each(self, ids: usize, shared: bool) -> Vec<FetchResult> {
+    /// One result for each of the call's `ids`; `of_several_batches`: whose fault a failure is, is not known.
+    fn each(self, ids: usize, of_several_batches: bool) -> Vec<FetchResult> {
         let (request_id, call) = (self.request_id, self.span);
         let result = |entry| FetchResult {
             entry,
@@ -97,7 +97,7 @@ impl CallReport {
         };
         match self.entries {
             Ok(entries) => entries.into_iter().map(|entry| result(Ok(entry))).collect(),
-            Err(cause) => vec![result(Err(Arc::new(Failure { cause, shared, ids }))); ids],
+            Err(cause) => vec![result(Err(Arc::new(Failure { cause, of_several_batches, ids }))); ids],
         }
     }
 }
@@ -106,7 +106,7 @@ impl UpstreamBatch {
     /// Ends the flights. The entries that may be stored are in the cache already.
     fn complete(&mut self, result: CallReport) {
         let pending = std::mem::take(&mut self.pending);
-        let mut state = self.inner.state();
+        let mut state = self.fetcher.state();
         for pending in &pending {
             state.remove(pending.id.key, &pending.flight);
         }
@@ -114,9 +114,9 @@ impl UpstreamBatch {
         // No batch joins any more, so whether batches share a failure is settled.
         let mut contexts = pending.iter().map(|pending| Arc::as_ptr(&pending.context));
         let first = contexts.next();
-        let shared = contexts.any(|other| Some(other) != first)
+        let of_several_batches = contexts.any(|other| Some(other) != first)
             || pending.iter().any(|pending| pending.flight.joined.load(Ordering::Relaxed));
-        for (pending, result) in pending.iter().zip(result.each(pending.len(), shared)) {
+        for (pending, result) in pending.iter().zip(result.each(pending.len(), of_several_batches)) {
             pending.flight.complete(result);
         }
     }
@@ -128,13 +128,13 @@ impl Drop for UpstreamBatch {
             events::CallLost { ids: self.pending.len() }.log();
             self.complete(CallReport::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost))));
         }
-        let mut state = self.inner.state();
+        let mut state = self.fetcher.state();
         if let Some(queue) = state.queues.get_mut(&self.queue) {
             queue.calls = queue.calls.saturating_sub(1);
         }
-        let ready = self.inner.take_ready_batches(&mut state, self.queue);
+        let ready = self.fetcher.take_ready_batches(&mut state, self.queue);
         drop(state);
-        self.inner.send(ready);
+        self.fetcher.send(ready);
     }
 }
 
@@ -144,10 +144,10 @@ impl Fetcher {
         let mut ready = Vec::new();
         let mut abandoned = Vec::new();
         let Some(queue) = state.queues.get_mut(&key) else { return ready };
-        // Of two configurations, the one of the batch that came last.
-        let inner = Arc::clone(queue.pending.back().map_or(self, |last| &last.inner));
-        while queue.calls < inner.config.upstream.calls_per_scope {
-            let mut builder = BatchBuilder::new(&inner.config.upstream, key.form);
+        // After a reload, the fetcher of the batch that came last, with its configuration.
+        let fetcher = Arc::clone(queue.pending.back().map_or(self, |last| &last.fetcher));
+        while queue.calls < fetcher.config.upstream.calls_per_scope {
+            let mut builder = BatchBuilder::new(&fetcher.config.upstream, key.form);
             let mut pending = Vec::new();
             while let Some(next) = queue.pending.front() {
                 let is_abandoned = next.flight.waiters.load(Ordering::Relaxed) == 0;
@@ -166,11 +166,11 @@ impl Fetcher {
             }
             let now = self.clock.now();
             for pending in &pending {
-                // Set once: an id that leaves the queue does not return.
+                // An id that was looked up in the shared tier keeps the time of that look-up.
                 let _ = pending.flight.sent.set(now);
             }
             queue.calls += 1;
-            ready.push(UpstreamBatch { inner: Arc::clone(&inner), queue: key, pending });
+            ready.push(UpstreamBatch { fetcher: Arc::clone(&fetcher), queue: key, pending });
         }
         if queue.calls == 0 {
             state.queues.remove(&key);
@@ -260,7 +260,7 @@ impl Fetcher {
         self.flights.extra_calls.deposit();
         let mut retries = 0;
         let outcome = self.upstream.call(&call, deadline, &mut retries, read).await;
-        span.resent(retries);
+        span.retried(retries);
         let status = outcome.as_ref().ok().map(|(answer, _)| answer.status);
         let mut result = match outcome {
             Ok((answer, read)) => {
@@ -453,9 +453,9 @@ impl UpstreamBatch {
         });
         let batches = self.pending.iter().map(|pending| &*pending.context).collect();
         let served = Served { batches, is_one_batch };
-        let result = self.inner.call(&context, &served, &ids, deadline, true).await;
+        let result = self.fetcher.call(&context, &served, &ids, deadline, true).await;
         let leased: Vec<bool> = self.pending.iter().map(|pending| pending.leased).collect();
-        self.inner.share(&context, &ids, &leased, &result);
+        self.fetcher.share(&context, &ids, &leased, &result);
         result
     }
 }

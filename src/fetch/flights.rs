@@ -108,10 +108,10 @@ impl FlightMap {
         }
     }
 
-    /// Starts a flight for `id`, which `inner` is to fetch.
+    /// Starts a flight for `id`, which `fetcher` is to fetch.
     pub(super) fn start(
         &mut self,
-        inner: &Arc<Fetcher>,
+        fetcher: &Arc<Fetcher>,
         context: &Arc<FetchContext>,
         id: &KeyedId,
         permit: InFlightPermit,
@@ -130,7 +130,7 @@ impl FlightMap {
             id: id.clone(),
             flight,
             context: Arc::clone(context),
-            inner: Arc::clone(inner),
+            fetcher: Arc::clone(fetcher),
             leased: false,
             background: false,
         }

@@ -8,8 +8,8 @@ use crate::message::cache_control::Directives;
 /// What may be answered from the cache.
 #[derive(Clone, Copy, Default)]
 pub struct CacheRequirements {
-    /// Nothing may.
-    pub nothing: bool,
+    /// Nothing may: the client forbids it (no-cache, no-store), or its caller must revalidate.
+    pub forbids_cache: bool,
     /// The longest time since an entry's call was sent, in milliseconds.
     pub max_age: Option<u64>,
     /// The least freshness left, in milliseconds.
@@ -20,7 +20,7 @@ impl From<&Directives> for CacheRequirements {
     /// The requirements of a request's `Cache-Control` (RFC 9111 §5.2.1).
     fn from(directives: &Directives) -> Self {
         Self {
-            nothing: directives.no_cache || directives.no_store,
+            forbids_cache: directives.no_cache || directives.no_store,
             max_age: directives.max_age.map(|seconds| seconds.saturating_mul(1000)),
             min_fresh: directives.min_fresh.map(|seconds| seconds.saturating_mul(1000)),
         }
@@ -28,9 +28,9 @@ impl From<&Directives> for CacheRequirements {
 }
 
 impl CacheRequirements {
-    /// Whether anything is required at all.
-    pub fn are_any(&self) -> bool {
-        self.nothing || self.max_age.is_some() || self.min_fresh.is_some()
+    /// Whether anything in memory may not be answered.
+    pub fn restrict(&self) -> bool {
+        self.forbids_cache || self.max_age.is_some() || self.min_fresh.is_some()
     }
 
     /// Whether `entry` may be served now.
@@ -44,7 +44,7 @@ impl CacheRequirements {
     }
 
     fn allow_deadlines(&self, deadlines: &Deadlines, now: Moment) -> bool {
-        !self.nothing
+        !self.forbids_cache
             && deadlines.fresh_left(now).is_some_and(|left| left >= self.min_fresh.unwrap_or(0))
             && self.max_age.is_none_or(|most| deadlines.age(now) <= most)
     }

@@ -36,7 +36,7 @@ pub enum EntrySource {
     /// A flight that another batch had started.
     Joined {
         /// Whether that flight ended with an entry of the shared tier.
-        shared: bool,
+        from_tier: bool,
     },
 }
 
@@ -48,7 +48,7 @@ impl FetchResult {
 
     /// As [`Self::failed`], for an error of sidelink's own.
     pub(super) fn error(error: Error) -> Self {
-        Self::failed(Arc::new(Failure { cause: Cause::NoAnswer(error), shared: false, ids: 0 }))
+        Self::failed(Arc::new(Failure { cause: Cause::NoAnswer(error), of_several_batches: false, ids: 0 }))
     }
 
     /// The result of an id that needs no call.
@@ -58,7 +58,7 @@ impl FetchResult {
 
     /// The same, for a batch that joined the flight.
     pub(super) fn joined(self) -> Self {
-        Self { source: EntrySource::Joined { shared: self.source == EntrySource::SharedTier }, ..self }
+        Self { source: EntrySource::Joined { from_tier: self.source == EntrySource::SharedTier }, ..self }
     }
 
     /// How the id counts in metrics.
@@ -79,7 +79,7 @@ pub struct Failure {
     /// What happened.
     pub cause: Cause,
     /// Whether the call carried ids of other batches too, or had joiners: which batch is at fault is not known then.
-    pub shared: bool,
+    pub of_several_batches: bool,
     /// How many ids the call carried.
     pub ids: usize,
 }
@@ -106,10 +106,10 @@ impl Failure {
     /// refused token, a throttled caller, an endpoint that is down.
     pub fn may_be_anothers_fault(&self) -> bool {
         match &self.cause {
-            Cause::Answer(answer) => self.shared && !matches!(answer.status.as_u16(), 401 | 429),
+            Cause::Answer(answer) => self.of_several_batches && !matches!(answer.status.as_u16(), 401 | 429),
             // One id may break connections, or have its source refused by the breaker.
             Cause::Rejected(Rejection { error: Error::BreakerOpen(_), .. })
-            | Cause::NoAnswer(Error::NoAnswer(NoAnswer::Broken)) => self.shared,
+            | Cause::NoAnswer(Error::BreakerOpen(_) | Error::NoAnswer(NoAnswer::Broken)) => self.of_several_batches,
             Cause::Unmatched(_) | Cause::Rejected(_) | Cause::NoAnswer(_) => false,
         }
     }

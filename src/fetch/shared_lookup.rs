@@ -20,7 +20,7 @@ use crate::shared::{Leases, Stamp, Tier, TierResult, TierScope, TierUpdate};
 const FIRST_PAUSE: Duration = Duration::from_millis(4);
 const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 
-/// SharingProof of a call that its entries may be shared.
+/// Proof of a call that its entries may be shared.
 pub(super) struct SharingProof {
     pub(super) stamp: Stamp,
     /// When the call was sent.
@@ -29,7 +29,7 @@ pub(super) struct SharingProof {
 
 /// The new flights of one batch that look into the shared tier. Dropping it queues the ids without an entry for a call.
 pub(super) struct SharedLookup {
-    inner: Arc<Fetcher>,
+    fetcher: Arc<Fetcher>,
     context: Arc<FetchContext>,
     pending: Vec<PendingId>,
     /// Whether the ids are refreshed ahead: entries in memory are fresh, so only newer ones are taken.
@@ -40,7 +40,7 @@ pub(super) struct SharedLookup {
 
 impl Drop for SharedLookup {
     fn drop(&mut self) {
-        self.inner.enqueue(&self.context, std::mem::take(&mut self.pending));
+        self.fetcher.enqueue(&self.context, std::mem::take(&mut self.pending));
     }
 }
 
@@ -48,7 +48,7 @@ impl Fetcher {
     /// Whether a batch looks into the shared tier before it asks the endpoint.
     pub(super) fn uses_shared_tier(&self, context: &FetchContext) -> bool {
         // A batch that has passed a sidelink of this fleet would wait for its own lease.
-        let may_use = !context.requirements.nothing && context.hops == 0 && context.tier_scope.is_some();
+        let may_use = !context.requirements.forbids_cache && context.hops == 0 && context.tier_scope.is_some();
         may_use && self.tier.as_ref().is_some_and(|tier| tier.is_usable())
     }
 
@@ -93,27 +93,27 @@ impl Fetcher {
 
 impl SharedLookup {
     pub(super) fn new(
-        inner: &Arc<Fetcher>,
+        fetcher: &Arc<Fetcher>,
         context: &Arc<FetchContext>,
         pending: Vec<PendingId>,
         refresh: bool,
     ) -> Self {
         let invalidations = context.identity.caller_state.invalidations();
-        Self { inner: Arc::clone(inner), context: Arc::clone(context), pending, refresh, invalidations }
+        Self { fetcher: Arc::clone(fetcher), context: Arc::clone(context), pending, refresh, invalidations }
     }
 
     async fn run(&mut self) {
-        let (inner, context) = (Arc::clone(&self.inner), Arc::clone(&self.context));
-        let (Some(tier), Some(scope)) = (&inner.tier, &context.tier_scope) else { return };
-        let Some(found) = self.look_up(tier, scope, Leases::Leave).await else { return };
+        let (fetcher, context) = (Arc::clone(&self.fetcher), Arc::clone(&self.context));
+        let (Some(tier), Some(scope)) = (&fetcher.tier, &context.tier_scope) else { return };
+        let Some(found) = self.look_up(tier, scope, Leases::Ignore).await else { return };
         self.take(&found);
         let ids: Vec<KeyedId> = self.pending.iter().map(|pending| pending.id.clone()).collect();
         // A caller that may make no call now takes no lease.
-        if ids.is_empty() || tier.lease_wait().is_zero() || inner.refusal(&context, &ids).is_some() {
+        if ids.is_empty() || tier.lease_wait().is_zero() || fetcher.refusal(&context, &ids).is_some() {
             return;
         }
         let until = context.deadline.min(Instant::now() + tier.lease_wait());
-        let Some(found) = self.look_up(tier, scope, Leases::Take).await else { return };
+        let Some(found) = self.look_up(tier, scope, Leases::Acquire).await else { return };
         let completed = self.take(&found);
         // The lease of an id whose entry arrived meanwhile is given back: other sidecars must not wait for it.
         let is_leased_here = |at: &usize| found.leased.get(*at).is_some_and(|leased| !leased);
@@ -129,7 +129,7 @@ impl SharedLookup {
             }
             sleep(pause.min(left)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
-            let Some(found) = self.look_up(tier, scope, Leases::See).await else { return };
+            let Some(found) = self.look_up(tier, scope, Leases::Check).await else { return };
             let completed = self.take(&found);
             // A lease that is gone without an entry: its owner has failed, or stores nothing.
             self.send_on(&not_leased_elsewhere(&found, &completed), false);
@@ -147,35 +147,35 @@ impl SharedLookup {
 
     /// Completes the flights whose entry was found, or has arrived in memory. Returns for each id whether its flight was.
     pub(super) fn take(&mut self, found: &TierResult) -> Vec<bool> {
-        let (inner, context) = (&self.inner, &self.context);
+        let (fetcher, context) = (&self.fetcher, &self.context);
         if let Some(accepted) = found.accepted {
-            inner.callers.accept_elsewhere(&context.identity, accepted);
+            fetcher.callers.accept_elsewhere(&context.identity, accepted);
         }
-        let now = inner.clock.now();
-        let marks = inner.cache.purges().of_group(context.group.name());
+        let now = fetcher.clock.now();
+        let marks = fetcher.cache.purges().of_group(context.group.name());
         let all = std::mem::take(&mut self.pending);
         let mut is_completed = Vec::with_capacity(all.len());
         let mut completed = Vec::new();
         let mut stored = Vec::new();
         let is_invalidated = || context.identity.caller_state.invalidations() != self.invalidations;
-        let may_store = inner.may_store() && !is_invalidated();
+        let may_store = fetcher.may_store() && !is_invalidated();
         for (at, pending) in all.into_iter().enumerate() {
             let KeyedId { id, key } = &pending.id;
-            let mut in_memory = inner.cache.look_up(*key, id, &marks);
-            let is_refused = |entry: &Entry| inner.cache.refusals.is_refused_since(*key, entry.deadlines().sent());
+            let mut in_memory = fetcher.cache.look_up(*key, id, &marks);
+            let is_refused = |entry: &Entry| fetcher.cache.refusals.is_refused_since(*key, entry.deadlines().sent());
             let shared = found.links.get(at).cloned().flatten();
             if let Some(shared) = shared.filter(|entry| may_store && !is_refused(entry)) {
                 // Stored also where it is no longer fresh: it may be served stale.
                 let is_older = |entry: &Entry| entry.deadlines().age(now) > shared.deadlines().age(now);
                 if in_memory.as_ref().is_none_or(is_older) {
-                    inner.cache.insert(*key, shared.clone());
+                    fetcher.cache.insert(*key, shared.clone());
                     stored.push(*key);
                     in_memory = Some(shared);
                 }
             }
             let may_serve = |entry: &Entry| {
                 let is_new = || !self.refresh || !entry.deadlines().is_ageing(now, key.spread());
-                inner.may_serve(context, entry) && is_new()
+                fetcher.may_serve(context, entry) && is_new()
             };
             let entry = in_memory.filter(may_serve);
             is_completed.push(entry.is_some());
@@ -186,9 +186,9 @@ impl SharedLookup {
         }
         if is_invalidated() {
             // The caller was invalidated meanwhile, perhaps over these very ids.
-            stored.into_iter().for_each(|key| inner.cache.remove(key));
+            stored.into_iter().for_each(|key| fetcher.cache.remove(key));
         }
-        let mut state = inner.state();
+        let mut state = fetcher.state();
         for (pending, _) in &completed {
             state.remove(pending.id.key, &pending.flight);
         }
@@ -208,7 +208,7 @@ impl SharedLookup {
             pending.leased = leased;
         }
         self.pending = waiting;
-        self.inner.enqueue(&self.context, sent);
+        self.fetcher.enqueue(&self.context, sent);
     }
 }
 

@@ -124,21 +124,21 @@ async fn a_batch_that_is_shed_leaves_no_flight_and_no_permit() {
 async fn an_entry_found_before_an_invalidation_is_not_stored_after_it() {
     for invalidated in [false, true] {
         let (fetch, context) = fetch();
-        let (inner, now) = (&fetch, fetch.clock.now());
-        inner.callers.accept(&context.identity, now, context.identity.caller_state.invalidations());
+        let (fetcher, now) = (&fetch, fetch.clock.now());
+        fetcher.callers.accept(&context.identity, now, context.identity.caller_state.invalidations());
         let id = keyed(&context, "1");
-        let permit = inner.permits(1, &context.identity.caller_state).unwrap().remove(0);
-        let pending = inner.state().start(inner, &context, &id, permit);
-        let mut lookup = SharedLookup::new(inner, &context, vec![pending], false);
+        let permit = fetcher.permits(1, &context.identity.caller_state).unwrap().remove(0);
+        let pending = fetcher.state().start(fetcher, &context, &id, permit);
+        let mut lookup = SharedLookup::new(fetcher, &context, vec![pending], false);
         if invalidated {
-            inner.callers.invalidate(&context.identity);
+            fetcher.callers.invalidate(&context.identity);
             // And is accepted again, by a call for something else.
-            inner.callers.accept(&context.identity, now, context.identity.caller_state.invalidations());
+            fetcher.callers.accept(&context.identity, now, context.identity.caller_state.invalidations());
         }
         let link = Entry::new(Some("{}"), Deadlines::absent(now, std::time::Duration::from_secs(60)));
         let found = TierResult { links: vec![Some(link)], ..TierResult::default() };
         assert_eq!(lookup.take(&found), [!invalidated]);
-        let marks = inner.cache.purges().of_group(None);
-        assert_eq!(inner.cache.look_up(id.key, "1", &marks).is_none(), invalidated);
+        let marks = fetcher.cache.purges().of_group(None);
+        assert_eq!(fetcher.cache.look_up(id.key, "1", &marks).is_none(), invalidated);
     }
 }

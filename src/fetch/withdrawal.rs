@@ -1,4 +1,11 @@
-//! Calls that the endpoint refuses (401, 403, "no permission"): what is dropped, and what is remembered of the refusal.
+//! Calls that the endpoint refuses: what is dropped, and what is remembered of the refusal.
+//!
+//! | answer | of the caller | of the ids | in the shared tier |
+//! |---|---|---|---|
+//! | 401 (`unauthorized`) | a new generation: all entries are unreachable; with cookies on every batch, invalidated alone | | the caller is revoked |
+//! | 403, or "no permission" (`withdraw`) | invalidated, if the one refused id had a link | forgotten; the refusal of one id alone is remembered | the ids are withdrawn |
+//!
+//! An invalidated caller's next batch asks the endpoint.
 
 use super::{FetchContext, Fetcher, KeyedId};
 use crate::cache::Entry;
@@ -10,21 +17,21 @@ use crate::upstream::Answer;
 impl Fetcher {
     /// Drops all entries of the caller of these batches after a 401 to their call. Where each batch came with cookies, which
     /// the call did not carry, the caller is only invalidated: the batch is forwarded as it was written, and that answer
-    /// decides ([`Fetcher::drop_caller`]).
+    /// decides ([`Fetcher::drop_caller_links`]).
     pub(super) fn unauthorized(&self, batches: &[&FetchContext]) {
         let Some(first) = batches.first() else { return };
         if batches.iter().all(|context| context.has_cookies) {
             self.callers.invalidate(&first.identity);
         } else {
-            self.drop_caller(first, first.identity.caller_state.is_accepted());
+            self.drop_caller_links(first, first.identity.caller_state.is_accepted());
         }
     }
 
-    /// Drops all entries of the caller after a 401, here and in the shared tier; `known`: the endpoint had accepted it before.
-    pub(crate) fn drop_caller(&self, context: &FetchContext, known: bool) {
+    /// Drops all entries of the caller after a 401, here and in the shared tier; `was_accepted`: the endpoint had accepted it before.
+    pub(crate) fn drop_caller_links(&self, context: &FetchContext, was_accepted: bool) {
         self.callers.drop_links(&context.identity);
         if let (Some(tier), Some(scope)) = (&self.tier, &context.tier_scope) {
-            tier.revoke(scope, known);
+            tier.revoke(scope, was_accepted);
         }
     }
 
@@ -39,7 +46,7 @@ impl Fetcher {
         {
             refusals.remember(alone.key, refusal, context.identity.caller_state.is_accepted());
         }
-        // Before the entries are forgotten: a call that stores them meanwhile looks for this mark afterwards.
+        // Before the entries are forgotten: a call that stores them meanwhile looks for this afterwards.
         ids.iter().for_each(|id| refusals.refused(id.key, answer.sent));
         let now = self.clock.now();
         for id in ids {

@@ -62,6 +62,13 @@ impl Reply {
         Self::new(response, outcome)
     }
 
+    /// Names the reply as its client named the request, if it did.
+    pub fn set_request_id(&mut self, id: Option<&HeaderValue>) {
+        if let Some(id) = id {
+            self.response.headers_mut().insert(api::REQUEST_ID, id.clone());
+        }
+    }
+
     /// The same reply, after `waited` for the endpoint.
     pub fn after(mut self, waited: Duration) -> Self {
         self.info.waited = Some(waited);

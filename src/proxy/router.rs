@@ -11,7 +11,7 @@ use percent_encoding::{CONTROLS, utf8_percent_encode};
 use tokio::time::Instant;
 
 use crate::api;
-use crate::batch::{Answering, BatchRoute};
+use crate::batch::BatchRoute;
 use crate::error::{Error, METHODS};
 use crate::message::body::{Body, BodyError};
 use crate::message::header_filter::{HeaderFilter, Headers};
@@ -72,16 +72,18 @@ impl Router {
             Some(error) => refuse(error, request),
             None if ends_here(&request) => {
                 crate::message::body::drain(request.into_body());
-                Reply::local(methods(), Outcome::Bypass)
+                let mut reply = Reply::local(methods(), Outcome::Bypass);
+                reply.set_request_id(request_id.as_ref());
+                reply
             }
-            None if route == Route::Batch => match self.batch.answer(request, filter, began, &trace) {
-                Answering::Ready(reply) => reply,
-                Answering::Pending(future) => future.await,
-            },
+            None if route == Route::Batch => self.batch.answer(request, filter, began, &trace).reply().await,
             // Boxed: a future is moved as a whole, and this one is large.
             None => Box::pin(self.passthrough.forward(request, &trace)).await,
         };
-        set_request_id(&mut reply, request_id.as_ref());
+        // A forwarded reply keeps the endpoint's.
+        if reply.info.outcome != Outcome::Bypass {
+            reply.set_request_id(request_id.as_ref());
+        }
         request_log.end(Some(&reply));
         reply.response
     }
@@ -164,13 +166,6 @@ impl Router {
 fn is_named(authority: &Authority, headers: Headers<'_>) -> bool {
     let same = |host: &HeaderValue| host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes());
     !authority.as_str().contains('@') && headers.get_all(&HOST).all(same)
-}
-
-/// Puts the client's request id into a reply that was made here. A forwarded reply keeps the endpoint's.
-fn set_request_id(reply: &mut Reply, request_id: Option<&HeaderValue>) {
-    if let Some(id) = request_id.filter(|_| reply.info.outcome != Outcome::Bypass) {
-        reply.response.headers_mut().insert(api::REQUEST_ID, id.clone());
-    }
 }
 
 /// Whether a request is to be answered here: OPTIONS that may be forwarded no further (RFC 9110 §7.6.2).

@@ -18,7 +18,7 @@ use super::store::RedisCommand;
 use super::{FleetSecret, TierState};
 use crate::cache::purges::{self, Mark};
 use crate::telemetry::log::events;
-use crate::telemetry::metrics::{BreakerState, Kind, Operation, show_position};
+use crate::telemetry::metrics::{BreakerState, Kind, Operation, show_state};
 
 const SYNC_INTERVAL: Duration = Duration::from_millis(400);
 /// The shortest time between two, however often the task is woken.
@@ -48,7 +48,7 @@ pub(super) async fn run(state: Arc<TierState>) {
         state.usable.store(is_up, Ordering::Release);
         if was_up.replace(is_up) != Some(is_up) {
             let breaker = if is_up { BreakerState::Closed } else { BreakerState::Open };
-            show_position(&state.metrics.shared.breaker_state, breaker);
+            show_state(&state.metrics.shared.breaker_state, breaker);
             match result {
                 Ok(()) => events::SharedUp {}.log(),
                 Err(reason) => events::SharedDown { reason: &reason }.log(),

@@ -113,7 +113,7 @@ families! {
 families! {
     /// Families of the shared tier. Without one, all of them stay at 0.
     pub struct SharedMetrics {
-        /// 1 at the state of the breaker before the shared tier: it lets through every round trip (closed), one probe (half_open), none (open).
+        /// 1 at the state of the shared tier: in use (closed), or down and without round trips of batches (open).
         pub breaker_state: Gauges<BreakerState> = "shared_breaker_state", breaker();
         /// Round trips to the shared tier, failed ones included, by purpose.
         pub operations: Counters<Operation> = "shared_operations_total", counters("operation");
@@ -197,7 +197,7 @@ impl SharedMetrics {
 }
 
 /// Shows the state of a breaker in `gauges`.
-pub fn show_position(gauges: &Gauges<BreakerState>, now: BreakerState) {
+pub fn show_state(gauges: &Gauges<BreakerState>, now: BreakerState) {
     for (state, gauge) in gauges.iter() {
         gauge.set(i64::from(state == now));
     }

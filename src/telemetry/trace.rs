@@ -234,8 +234,8 @@ impl CallSpan {
         }
     }
 
-    /// The call was sent again `times` times.
-    pub fn resent(&mut self, times: u32) {
+    /// The call was retried `times` times, which OpenTelemetry calls resent.
+    pub fn retried(&mut self, times: u32) {
         if let (Some(span), 1..) = (self.span(), times) {
             span.set_attribute(KeyValue::new("http.request.resend_count", i64::from(times)));
         }

@@ -1,8 +1,8 @@
 //! Sends requests over hyper-util's client, and sends them again where that is safe.
 //!
 //! A request is sent again, on a new connection, where HTTP/2 proves that it was not processed (RFC 9113 §8.7), and where a
-//! reused connection ends before any byte of an answer. Only requests that are idempotent and have no body (RFC 9110 §9.2.2)
-//! come here as [`Outgoing::Repeatable`]. Neither the breaker nor the retry budget counts such a loss, since it says nothing
+//! reused connection ends before any byte of an answer. Calls, and other idempotent requests without a body (RFC 9110 §9.2.2),
+//! are [`Outgoing::Repeatable`]. Neither the breaker nor the retry budget counts such a loss, since it says nothing
 //! about the endpoint's health. Retries of failed calls: [`super::retry`].
 
 use std::error::Error as StdError;

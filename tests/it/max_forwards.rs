@@ -9,8 +9,9 @@ const ECHO: &str = "/v2/servicerequest/echo";
 
 async fn asked(stack: &Stack, method: &str, target: &str, limits: &[&str]) -> String {
     let limits: String = limits.iter().map(|limit| format!("max-forwards: {limit}\r\n")).collect();
-    let request =
-        format!("{method} {target} HTTP/1.1\r\nhost: a\r\nx-auth-token: secret\r\nconnection: close\r\n{limits}\r\n");
+    let request = format!(
+        "{method} {target} HTTP/1.1\r\nhost: a\r\nx-auth-token: secret\r\nconnection: close\r\nx-request-id: mine\r\n{limits}\r\n"
+    );
     raw(stack.client.address, request.as_bytes()).await
 }
 
@@ -32,6 +33,7 @@ async fn options_with_max_forwards_zero_is_answered_by_sidelink() {
         assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
         assert!(answer.contains("\r\nallow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"), "{answer}");
         assert!(answer.contains("via: 1.1 sidelink") && answer.ends_with("\r\n\r\n"), "{answer}");
+        assert!(answer.contains("\r\nx-request-id: mine\r\n"), "the client's own name: {answer}");
     }
     stack.origin.stop().await;
     assert!(asked(&stack, "OPTIONS", ECHO, &["00"]).await.starts_with("HTTP/1.1 204 "));

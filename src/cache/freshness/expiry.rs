@@ -1,4 +1,4 @@
-//! Reads when a URL expires, and whether it is signed at all. To add a format, add a [`Form`] to [`FORMS`].
+//! Reads when a URL expires, and whether it is signed at all. To add a format, add a [`UrlForm`] to [`FORMS`].
 //!
 //! One pass over the parameters collects what each form states. Every form that is present must be readable, the earliest
 //! expiry counts, and a URL with a sign of a signature that belongs to no readable form is unreadable. No signature is
@@ -13,7 +13,7 @@ use jiff::tz::TimeZone;
 use percent_encoding::percent_decode_str;
 use serde_json::Value as Json;
 
-use super::forms::{FORMS, Form, Shape, Time, Value};
+use super::forms::{FORMS, Shape, Time, UrlForm, Value};
 use crate::clock::read_basic_date;
 
 /// The expiry that a URL states.
@@ -147,7 +147,7 @@ impl Reader {
 
 impl Stated {
     /// Reads a parameter if it limits the life of a URL of `form`; returns whether it does.
-    fn take(&mut self, form: &Form, name: &str, value: Option<&str>, shape: Option<Shape>) -> bool {
+    fn take(&mut self, form: &UrlForm, name: &str, value: Option<&str>, shape: Option<Shape>) -> bool {
         let found = if form.shape.is_some() && shape.is_some() {
             if form.shape != shape {
                 return false;
@@ -175,7 +175,7 @@ impl Stated {
     }
 
     /// All that `form` states; `None` if the URL is not of this form.
-    fn finish(&self, form: &Form) -> Result<Option<Validity>, Unreadable> {
+    fn finish(&self, form: &UrlForm) -> Result<Option<Validity>, Unreadable> {
         if form.only_with.is_some() && !self.has_companion {
             return Ok(None);
         }

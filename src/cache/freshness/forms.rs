@@ -2,7 +2,7 @@
 
 /// One form of signed URL.
 #[derive(Debug)]
-pub struct Form {
+pub struct UrlForm {
     /// Vendor and version.
     pub name: &'static str,
     /// The parameters that limit the life of the URL.
@@ -59,8 +59,8 @@ pub(super) enum Shape {
     TildeFields,
 }
 
-const fn form(name: &'static str, times: &'static [Parameter], signs: &'static [&'static str]) -> Form {
-    Form { name, times, signs, only_with: None, shape: None }
+const fn form(name: &'static str, times: &'static [Parameter], signs: &'static [&'static str]) -> UrlForm {
+    UrlForm { name, times, signs, only_with: None, shape: None }
 }
 
 const fn time(name: &'static str, value: Value) -> Parameter {
@@ -89,7 +89,7 @@ const AKAMAI: &[Parameter] = &[
 const DISCORD: &[Parameter] = &[time("ex", Value::Expiry(Time::Hex)), time("is", Value::Start(Time::Hex))];
 
 /// Every form.
-pub const FORMS: [Form; 19] = [
+pub const FORMS: [UrlForm; 19] = [
     form("Huawei OBS, V2", EXPIRES, &["AccessKeyId", "Signature", "x-obs-security-token"]),
     form("Amazon S3, V2", EXPIRES, &["AWSAccessKeyId", "Signature", "x-amz-security-token"]),
     form("Google Cloud Storage, V2", EXPIRES, &["GoogleAccessId", "Signature"]),
@@ -116,7 +116,7 @@ pub const FORMS: [Form; 19] = [
         &[date("x-oss-date"), time("x-oss-expires", Value::Lifetime)],
         &["x-oss-credential", "x-oss-security-token", "x-oss-signature", "x-oss-signature-version"],
     ),
-    Form { only_with: Some("sig"), ..form("Azure Storage, shared access signature", AZURE, &[]) },
+    UrlForm { only_with: Some("sig"), ..form("Azure Storage, shared access signature", AZURE, &[]) },
     form(
         "Tencent Cloud COS",
         &[time("q-sign-time", Value::Interval), time("q-key-time", Value::Interval)],
@@ -128,9 +128,9 @@ pub const FORMS: [Form; 19] = [
         POLICY,
         &["AccessKeyId", "AWSAccessKeyId", "Signature", "x-obs-security-token", "x-amz-security-token"],
     ),
-    Form { shape: Some(Shape::TildeFields), ..form("Akamai", AKAMAI, &[]) },
-    Form { only_with: Some("token"), ..form("Qiniu Kodo", &[time("e", Value::Expiry(Time::Unix))], &[]) },
+    UrlForm { shape: Some(Shape::TildeFields), ..form("Akamai", AKAMAI, &[]) },
+    UrlForm { only_with: Some("token"), ..form("Qiniu Kodo", &[time("e", Value::Expiry(Time::Unix))], &[]) },
     form("Huawei Cloud CDN and others, `auth_key`", &[time("auth_key", Value::AuthKey)], &[]),
-    Form { only_with: Some("hm"), ..form("Discord", DISCORD, &["hm"]) },
-    Form { shape: Some(Shape::Jwt), ..form("JSON Web Token in any parameter", &[], &[]) },
+    UrlForm { only_with: Some("hm"), ..form("Discord", DISCORD, &["hm"]) },
+    UrlForm { shape: Some(Shape::Jwt), ..form("JSON Web Token in any parameter", &[], &[]) },
 ];

@@ -1,6 +1,6 @@
 //! Every log event: level, message and fields, declared once. No other file calls the macros of `tracing`.
 //!
-//! **To add a log line, add it to `events!`** under the room that logs it, and run `make docs`. The doc comment is the event's
+//! **To add a log line, add it to `events!`** under the target (the module) that logs it, and run `make docs`. The doc comment is the event's
 //! meaning on docs/LOGGING.md. A message is a fixed text; a field is never a secret, a query, an id or a link.
 
 use std::fmt::Arguments;
@@ -11,7 +11,7 @@ use tracing::Level;
 pub struct Event {
     /// The level.
     pub level: Level,
-    /// The room that logs it.
+    /// The target: the module that logs it.
     pub target: &'static str,
     /// The message.
     pub message: &'static str,

@@ -9,7 +9,7 @@ use prometheus::{
 };
 
 use super::labels::Label;
-use super::{BreakerState, Outcome, RequestDurations, Route, show_position};
+use super::{BreakerState, Outcome, RequestDurations, Route, show_state};
 
 /// The series of a family with one label, all there from the start.
 #[derive(Clone)]
@@ -124,7 +124,7 @@ impl<'a> Family<'a> {
     /// A series for each state of a breaker, 1 at the current one.
     pub(super) fn breaker(self) -> Result<Gauges<BreakerState>> {
         let gauges = self.gauges("state")?;
-        show_position(&gauges, BreakerState::Closed);
+        show_state(&gauges, BreakerState::Closed);
         Ok(gauges)
     }
 

@@ -299,7 +299,7 @@ labels! {
 
 /// The results of one batch's distinct ids.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally(pub(super) [u32; 7]);
+pub struct Tally(pub(super) [u32; IdResult::ALL.len()]);
 
 impl Tally {
     /// Counts one id.

@@ -40,6 +40,7 @@ use crate::message::reply::Reply;
 use crate::proxy::passthrough::Passthrough;
 use crate::telemetry::metrics::{IdResult, Metrics, Refetch};
 use crate::telemetry::trace::RequestSpan;
+use respond::Summary;
 use slots::{Slot, Slots};
 
 pub use explain::Explanation;
@@ -218,15 +219,20 @@ impl BatchRoute {
         let marks = self.cache.purges().of_group(batch.group.name());
         let view = self.cache.open(ids.iter().map(|(_, key)| *key));
         let found = view.look_up(&ids, &marks);
-        let is_hit = |(key, entry): (Key, Option<&Entry>)| {
-            entry.is_some_and(|entry| requirements.allow(entry, now) && !self.is_ageing(entry, key, now))
+        let mut summary = Summary::new();
+        // An entry that is to be refreshed takes the way below.
+        let is_hit = |((_, key), entry): (&(&str, Key), &Option<&Entry>)| {
+            let Some(entry) = entry.filter(|entry| requirements.allow(entry, now)) else { return false };
+            summary.add(entry, now);
+            !self.is_ageing(entry, *key, now)
         };
-        if ids.iter().zip(&found).all(|((_, key), entry)| is_hit((*key, *entry))) {
+        if ids.iter().zip(&found).all(is_hit) {
             // Merged from entries that the cache lends: no reference count is touched for a hit.
             let entries = found.iter().flatten().map(|entry| (*entry, result_of_hit(entry)));
             let fetched = Fetched::default();
+            let template = &self.template;
             let mut reply =
-                respond::merged(entries, &fetched, ids.len(), batch.form, &self.template, &self.metrics, now);
+                respond::merged(entries, &summary, &fetched, ids.len(), batch.form, template, &self.metrics, now);
             self.metrics.count_ids(&reply.info.tally);
             reply.info.caller = caller;
             return Step::Reply(reply);
@@ -262,6 +268,7 @@ impl BatchRoute {
         if !is_missing {
             let mut reply = respond::merged(
                 slots.entries(),
+                &Summary::of(slots.entries(), now),
                 &Fetched::default(),
                 ids.len(),
                 batch.form,
@@ -335,7 +342,9 @@ impl BatchRoute {
             };
         }
         let now = self.clock.now();
-        respond::merged(slots.entries(), &fetched, *from_memory, context.form, &self.template, &self.metrics, now)
+        let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
+        let (template, form) = (&self.template, context.form);
+        respond::merged(entries, &summary, &fetched, *from_memory, form, template, &self.metrics, now)
     }
 
     fn directives(&self, headers: Headers<'_>) -> Directives {

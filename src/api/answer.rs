@@ -120,13 +120,12 @@ pub(crate) const TAIL: &[u8] = b"]}";
 
 /// Merges the items' texts into one body, in the order given.
 pub fn merge<'a>(texts: impl Iterator<Item = &'a [u8]> + Clone) -> Bytes {
-    let length = merged_length(texts.clone());
-    merge_sized(texts, length)
+    let items = texts.clone().map(|text| text.len() + 1).sum();
+    merge_sized(texts, merged_length(items))
 }
 
-/// The length of [`merge`]'s body, in bytes.
-pub(crate) fn merged_length<'a>(texts: impl Iterator<Item = &'a [u8]>) -> usize {
-    let items: usize = texts.map(|text| text.len() + 1).sum();
+/// The length of [`merge`]'s body, in bytes; `items` is that of the items, with a comma each.
+pub(crate) fn merged_length(items: usize) -> usize {
     HEAD.len() + items.saturating_sub(1) + TAIL.len()
 }
 

@@ -29,7 +29,7 @@ impl ChunkedBody {
     /// The items of `entries`, in their order.
     pub(super) fn new(entries: impl Iterator<Item = Entry>) -> Self {
         let entries: Vec<Entry> = entries.filter(|entry| entry.text().is_some()).collect();
-        let remaining = merged_length(entries.iter().map(text));
+        let remaining = merged_length(entries.iter().map(|entry| text(entry).len() + 1).sum());
         Self { entries: entries.into_iter(), remaining, has_begun: false }
     }
 

@@ -35,14 +35,42 @@ const REFUSED: &str = "refused";
 /// Up to this many links, gathering their observations does not pay.
 const FEW: usize = 4;
 
+/// What the entries of a reply have in common. Gathered in the pass that finds out whether all may be served.
+pub(super) struct Summary {
+    /// Bytes of the items, with a comma each.
+    items: usize,
+    /// The least freshness left, in milliseconds.
+    fresh_left: u64,
+    /// Whether all entries are stored.
+    stored: bool,
+}
+
+impl Summary {
+    pub(super) fn new() -> Self {
+        Self { items: 0, fresh_left: u64::MAX, stored: true }
+    }
+
+    pub(super) fn add(&mut self, entry: &Entry, now: Moment) {
+        self.items += entry.text().map_or(0, |text| text.len() + 1);
+        self.fresh_left = self.fresh_left.min(entry.deadlines().fresh_left(now).unwrap_or(0));
+        self.stored &= entry.deadlines().is_stored();
+    }
+
+    pub(super) fn of<'l>(entries: impl Iterator<Item = (&'l Entry, IdResult)>, now: Moment) -> Self {
+        entries.fold(Self::new(), |mut summary, (entry, _)| {
+            summary.add(entry, now);
+            summary
+        })
+    }
+}
+
 /// The body. Its length is exact, so hyper sends a Content-Length.
-fn body<'l>(entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone) -> Body {
-    let texts = entries.clone().filter_map(|(entry, _)| entry.text());
-    let length = merged_length(texts.clone());
+fn body<'l>(entries: impl Iterator<Item = (&'l Entry, IdResult)>, items: usize) -> Body {
+    let length = merged_length(items);
     if length > CHUNK {
         return stream(ChunkedBody::new(entries.map(|(entry, _)| entry.clone())));
     }
-    whole(merge_sized(texts, length))
+    whole(merge_sized(entries.filter_map(|(entry, _)| entry.text()), length))
 }
 
 /// The headers of a hit. A map is copied in less time than it is filled; the values that differ are inserted.
@@ -62,8 +90,10 @@ impl HeaderTemplate {
 }
 
 /// Merges the entries of a batch into one reply; `from_memory` of them were found by the first look-up.
+#[expect(clippy::too_many_arguments, reason = "each is another side of the reply")]
 pub(super) fn merged<'l>(
     entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone,
+    summary: &Summary,
     fetched: &Fetched,
     from_memory: usize,
     form: Form,
@@ -71,14 +101,14 @@ pub(super) fn merged<'l>(
     metrics: &Metrics,
     now: Moment,
 ) -> Reply {
-    let body = body(entries.clone());
-    let (tally, freshness) = observe(entries, metrics, now);
+    let body = body(entries.clone(), summary.items);
+    let tally = observe(entries, metrics, now);
     let outcome = outcome(&tally);
 
     let mut headers = template.0.clone();
-    set(&mut headers, &CACHE_CONTROL, cache_control(&freshness, &tally, form));
+    set(&mut headers, &CACHE_CONTROL, cache_control(summary, &tally, form));
     if outcome != Outcome::Hit || tally.count(IdResult::Shared) > 0 {
-        set(&mut headers, &CACHE_STATUS, cache_status(&tally, &freshness, fetched, from_memory));
+        set(&mut headers, &CACHE_STATUS, cache_status(&tally, summary, fetched, from_memory));
     }
     set(&mut headers, &api::REQUEST_ID, fetched.request_id.clone().unwrap_or_else(request_id));
     let mut response = Response::new(body);
@@ -95,30 +125,15 @@ fn set(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) {
     }
 }
 
-/// What the entries of a reply have in common.
-struct ReplyFreshness {
-    /// The least freshness left, in whole seconds.
-    seconds: u64,
-    /// Whether all entries are stored.
-    stored: bool,
-}
-
 /// Counts a reply's entries, and observes how long their links live.
-fn observe<'l>(
-    entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone,
-    metrics: &Metrics,
-    now: Moment,
-) -> (Tally, ReplyFreshness) {
-    let (mut tally, mut freshness) = (Tally::default(), ReplyFreshness { seconds: u64::MAX, stored: true });
+fn observe<'l>(entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone, metrics: &Metrics, now: Moment) -> Tally {
+    let mut tally = Tally::default();
     // The histogram is shared by all threads: the values of many links are gathered and added at once.
     let gathered = entries.clone().nth(FEW).map(|_| metrics.link_life_left.local());
     for (entry, result) in entries {
         tally.add(result);
-        let deadlines = entry.deadlines();
-        freshness.stored &= deadlines.is_stored();
-        freshness.seconds = freshness.seconds.min(deadlines.fresh_left(now).unwrap_or(0) / 1000);
         if matches!(result, IdResult::Hit | IdResult::Stale | IdResult::Shared)
-            && let Some(left) = deadlines.life_left(now)
+            && let Some(left) = entry.deadlines().life_left(now)
         {
             let seconds = left as f64 / 1000.0;
             match &gathered {
@@ -127,7 +142,7 @@ fn observe<'l>(
             }
         }
     }
-    (tally, freshness)
+    tally
 }
 
 fn outcome(tally: &Tally) -> Outcome {
@@ -144,16 +159,16 @@ fn outcome(tally: &Tally) -> Outcome {
 }
 
 /// The URL of the body form does not name its batch, so no cache downstream may store the reply.
-fn cache_control(freshness: &ReplyFreshness, tally: &Tally, form: Form) -> HeaderValue {
-    if form == Form::Body || !freshness.stored || tally.count(IdResult::Stale) > 0 {
+fn cache_control(summary: &Summary, tally: &Tally, form: Form) -> HeaderValue {
+    if form == Form::Body || !summary.stored || tally.count(IdResult::Stale) > 0 {
         return HeaderValue::from_static("no-store");
     }
     let mut digits = itoa::Buffer::new();
-    let value = ["private, max-age=", digits.format(freshness.seconds)].concat();
+    let value = ["private, max-age=", digits.format(summary.fresh_left / 1000)].concat();
     HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("no-store"))
 }
 
-fn cache_status(tally: &Tally, freshness: &ReplyFreshness, fetched: &Fetched, from_memory: usize) -> HeaderValue {
+fn cache_status(tally: &Tally, summary: &Summary, fetched: &Fetched, from_memory: usize) -> HeaderValue {
     let shared = tally.count(IdResult::Shared) as usize;
     let cached = from_memory + shared;
     let missing = (tally.total() as usize).saturating_sub(cached);
@@ -173,7 +188,7 @@ fn cache_status(tally: &Tally, freshness: &ReplyFreshness, fetched: &Fetched, fr
     } else {
         let joined = tally.count(IdResult::Joined) as usize;
         status.push_str(if cached > 0 { "; fwd=partial" } else { "; fwd=miss" });
-        if freshness.stored {
+        if summary.stored {
             status.push_str("; stored");
         }
         if joined == missing {

@@ -201,7 +201,7 @@ section! {
         pub signed_bodies: usize = 64 << 20, size(1 << 10..=1 << 40);
         /// Bytes of a request's head, target included.
         pub header_bytes: usize = 64 << 10, size(8 << 10..=1 << 20);
-        /// The longest a client may take to send a request's head.
+        /// The longest a client may take to send a request's head over HTTP/1; over HTTP/2 it is `idle_timeout`.
         pub header_timeout: Duration = 10 * SECOND, duration(MILLISECOND..=HOUR);
         /// The longest that a client connection may stay without a byte.
         pub idle_timeout: Duration = MINUTE, duration(MILLISECOND..=DAY);

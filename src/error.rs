@@ -138,7 +138,7 @@ errors! {
     BreakerOpen(_wait: Duration): SERVICE_UNAVAILABLE "SIDELINK.1003" "endpoint",
         "the endpoint is failing; sidelink asks it again shortly"
         => "Ask again after `Retry-After` seconds.";
-    /// The endpoint has asked for a pause, with an answer too long to be repeated; the endpoint is not asked now.
+    /// The endpoint has asked for a pause: of all callers, or of this one with an answer too long to be repeated. The endpoint is not asked now.
     HeldBack(_wait: Duration): SERVICE_UNAVAILABLE "SIDELINK.1003" "endpoint",
         "the endpoint has asked for a pause; ask again later"
         => "Ask again after `Retry-After` seconds.";

@@ -61,7 +61,10 @@ impl BatchRoute {
             Cause::Unmatched(_) if !failure.of_several_batches && failure.ids == slots.slots.len() => {
                 // The answer to exactly this batch is passed on.
                 slots.count_fetched();
-                None
+                self.count_bypass(Bypass::Unmatched);
+                let mut reply = respond::failure(failure);
+                reply.info.detail = Some(Bypass::Unmatched.name());
+                Some(reply)
             }
             Cause::Unmatched(_) if fits || failure.is_coded() => {
                 Some(self.forward_as_written(parts, body, Bypass::Unmatched, context, slots).await)

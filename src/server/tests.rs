@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::message::body::{DRAIN_BYTES, DRAIN_TIME, whole};
+use crate::message::body::{DRAIN_BYTES, DRAIN_TIME, stream, whole};
 
 const LIMITS: ConnLimits = ConnLimits {
     header_bytes: 8 << 10,
@@ -138,6 +138,25 @@ async fn a_body_that_outlasts_its_answer_has_no_header_timeout() {
     client.write_all(GET).await.unwrap();
     read_until(&mut client, "early").await;
     assert_eq!(closed_after(&mut client).await.as_secs(), 60);
+}
+
+/// Regression: hyper still reads after a body that its handler drops, which passed for a body that stalls.
+#[tokio::test(start_paused = true)]
+async fn an_answer_to_a_body_that_is_not_read_may_take_its_time() {
+    let slowly = async |_: Request<RequestBody>| {
+        let chunks = futures_util::stream::unfold(0, |count| async move {
+            sleep(Duration::from_secs(20)).await;
+            (count < 6).then(|| (Ok::<_, hyper::Error>(http_body::Frame::data(Bytes::from_static(b"late"))), count + 1))
+        });
+        Response::new(stream(http_body_util::StreamBody::new(chunks)))
+    };
+    for framing in ["content-length: 1000", "transfer-encoding: chunked"] {
+        let (mut client, _) = serve(64 << 10, slowly);
+        let request = format!("POST /a HTTP/1.1\r\nhost: x\r\n{framing}\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let answer = read_until(&mut client, "0\r\n\r\n").await;
+        assert_eq!(answer.matches("late").count(), 6, "{answer}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -52,6 +52,8 @@ pub(super) struct ConnState {
     is_leaving: AtomicBool,
     /// The body of the last request was not read to its end (HTTP/1).
     is_body_unread: AtomicBool,
+    /// A handler may still read the body of its request (HTTP/1).
+    is_body_wanted: AtomicBool,
     /// A chunked body is not read yet, or had trailers (HTTP/1): a line of trailers ends with CR LF to hyper and with a bare
     /// LF to others, so that they may see the next request begin elsewhere.
     is_end_uncertain: AtomicBool,
@@ -83,12 +85,7 @@ impl ConnState {
         self.in_head.store(false, Ordering::Relaxed);
         self.head.store(0, Ordering::Relaxed);
         self.is_body_unread.store(false, Ordering::Relaxed);
-        self.in_service()
-    }
-
-    fn in_service(self: &Arc<Self>) -> InService {
-        self.in_service.fetch_add(1, Ordering::Relaxed);
-        InService(Arc::clone(self))
+        InService::new(self, false)
     }
 
     pub(super) fn is_http2(&self) -> bool {
@@ -116,38 +113,51 @@ impl ConnState {
     }
 }
 
-pub(super) struct InService(Arc<ConnState>);
+/// A request, or the body of one, that keeps its connection in service.
+pub(super) struct InService {
+    state: Arc<ConnState>,
+    is_body: bool,
+}
 
 impl InService {
+    fn new(state: &Arc<ConnState>, is_body: bool) -> Self {
+        state.in_service.fetch_add(1, Ordering::Relaxed);
+        Self { state: Arc::clone(state), is_body }
+    }
+
     /// Whether the connection has to end with the answer to this request (HTTP/1).
     pub(super) fn is_last(&self) -> bool {
-        self.0.is_leaving.load(Ordering::Relaxed) || self.0.is_end_uncertain.load(Ordering::Relaxed)
+        self.state.is_leaving.load(Ordering::Relaxed) || self.state.is_end_uncertain.load(Ordering::Relaxed)
     }
 
     /// The body of this request begins; it is in service as well until it is read or dropped (HTTP/1).
     pub(super) fn body(&self, is_chunked: bool) -> InService {
-        self.0.is_body_unread.store(true, Ordering::Relaxed);
+        self.state.is_body_unread.store(true, Ordering::Relaxed);
+        self.state.is_body_wanted.store(true, Ordering::Relaxed);
         if is_chunked {
-            self.0.is_end_uncertain.store(true, Ordering::Relaxed);
+            self.state.is_end_uncertain.store(true, Ordering::Relaxed);
         }
-        self.0.in_service()
+        InService::new(&self.state, true)
     }
 
     /// The body was read to its end, and had no trailers.
     pub(super) fn body_ended(self) {
-        self.0.is_body_unread.store(false, Ordering::Relaxed);
-        self.0.is_end_uncertain.store(false, Ordering::Relaxed);
+        self.state.is_body_unread.store(false, Ordering::Relaxed);
+        self.state.is_end_uncertain.store(false, Ordering::Relaxed);
     }
 }
 
 impl Drop for InService {
     fn drop(&mut self) {
-        if self.0.is_http2() {
-            self.0.note(&self.0.active);
+        if self.is_body {
+            self.state.is_body_wanted.store(false, Ordering::Relaxed);
         }
-        self.0.in_service.fetch_sub(1, Ordering::Release);
-        if self.0.is_leaving.load(Ordering::Relaxed) {
-            self.0.changed.notify_one();
+        if self.state.is_http2() {
+            self.state.note(&self.state.active);
+        }
+        self.state.in_service.fetch_sub(1, Ordering::Release);
+        if self.state.is_leaving.load(Ordering::Relaxed) {
+            self.state.changed.notify_one();
         }
     }
 }
@@ -226,7 +236,10 @@ impl ConnTimeouts {
             return cut_off(since, limits.idle_timeout, "the client did not read for limits.idle_timeout");
         }
         if state.serves() {
-            // HTTP/1 reads then only while the handler waits for more of the body.
+            // hyper also reads after a body that its handler has dropped, for as long as the answer takes.
+            if !state.is_body_wanted.load(Ordering::Relaxed) {
+                return None;
+            }
             let limit = limits.idle_timeout + HANDLER_GRACE;
             return cut_off(state.since(&state.read)?, limit, "no body came for limits.idle_timeout");
         }

@@ -151,6 +151,7 @@ async fn an_unknown_coding_is_passed_on_where_its_call_was_the_whole_batch() {
         endpoint.batch(&["1", "2"]).await;
         assert_eq!(endpoint.requests(), 2);
         assert_eq!(endpoint.metric(r#"sidelink_uncacheable_total{reason="unmatched"}"#).await, 4.0);
+        assert_eq!(endpoint.metric(r#"sidelink_bypass_total{reason="unmatched"}"#).await, 2.0);
         assert_eq!(endpoint.metric("sidelink_breaker_state{state=\"closed\"}").await, 1.0);
     }
 }

@@ -37,6 +37,7 @@ use crate::cache::{Cache, Entry};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::{Error, NoAnswer};
+use crate::limits::pause::Rejection;
 use crate::shared::Tier;
 use crate::telemetry::log::LogThrottle;
 use crate::telemetry::metrics::Metrics;
@@ -166,15 +167,17 @@ impl Fetcher {
 
     /// Why no call may be made now, for this caller if it is known, else for anyone.
     pub fn refusal_for(&self, identity: Option<&Identity>, ids: &[&str]) -> Option<Error> {
-        let upstream = &self.upstream;
-        let refusal = match identity {
-            Some(identity) => {
-                let paused = identity.caller_state.pause.lasting(self.clock.now());
-                paused.or_else(|| upstream.refusal(identity.caller, ids.iter().copied()))
-            }
-            None => upstream.refusal_of_all(),
+        let rejection = match identity {
+            Some(identity) => self.rejection(identity, ids.iter().copied()),
+            None => self.upstream.refusal_of_all(),
         };
-        refusal.map(|refusal| refusal.error)
+        rejection.map(|rejection| rejection.error)
+    }
+
+    /// Why no call for these ids may be made for this caller now: its pause, or the breaker.
+    fn rejection<'i>(&self, identity: &Identity, ids: impl Iterator<Item = &'i str>) -> Option<Rejection> {
+        let paused = identity.caller_state.pause.lasting(self.clock.now());
+        paused.or_else(|| self.upstream.refusal(identity.caller, ids))
     }
 
     /// Whether the budget of extra calls allows one more, to find out which batch is at fault.

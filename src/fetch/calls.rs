@@ -286,9 +286,7 @@ impl Fetcher {
 
     /// Why no call for these ids may be made for this caller now.
     pub(super) fn refusal(&self, context: &FetchContext, ids: &[KeyedId]) -> Option<Cause> {
-        let ids = ids.iter().map(|id| &*id.id);
-        let paused = context.identity.caller_state.pause.lasting(self.clock.now());
-        paused.or_else(|| self.upstream.refusal(context.identity.caller, ids)).map(Cause::Rejected)
+        self.rejection(&context.identity, ids.iter().map(|id| &*id.id)).map(Cause::Rejected)
     }
 
     /// Pauses the caller after a 429, or a 503 with `Retry-After`; not all callers: one id or one token may be the reason.

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION};
-use http::{HeaderValue, Response, Version};
+use http::{HeaderValue, Request, Response, Version};
 
 use crate::api;
 use crate::error::Error;
-use crate::message::body::{Body, whole};
-use crate::message::headers::{add_via, request_id};
+use crate::message::body::{Body, drain, whole};
+use crate::message::headers::{add_via, expects_continue, request_id};
 use crate::telemetry::metrics::{Outcome, Tally};
 
 /// A response, and how it came about.
@@ -50,6 +50,18 @@ impl Reply {
         }
         reply.info.detail = Some(error.code());
         reply
+    }
+
+    /// As [`Self::error`], for a request whose body is not read. What its client still sends is drained for a while, so that the
+    /// client gets to read the reply. A client that waits for a 100 is not: reading the body would tell it to send it.
+    pub fn refuse<B>(error: Error, request: Request<B>) -> Self
+    where
+        B: http_body::Body<Data = Bytes, Error: Send> + Send + 'static,
+    {
+        if !expects_continue(&request) {
+            drain(request.into_body());
+        }
+        Self::error(error)
     }
 
     /// A response that the endpoint has no part in.

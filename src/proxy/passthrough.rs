@@ -25,7 +25,7 @@ use tokio::time::{Instant, Sleep};
 use crate::error::{Error, NoAnswer};
 use crate::limits::budget::{Budget, Reservation};
 use crate::message::body::{BodyError, stream};
-use crate::message::headers::{add_via, expects_continue, max_forwards, strip_hop_by_hop};
+use crate::message::headers::{add_via, max_forwards, strip_hop_by_hop};
 use crate::message::reply::Reply;
 use crate::telemetry::metrics::Outcome;
 use crate::telemetry::trace::{self, RequestSpan};
@@ -67,12 +67,7 @@ impl Passthrough {
     {
         let reservation = match self.exchanges.one() {
             Ok(reservation) => reservation,
-            Err(error) => {
-                if !expects_continue(&request) {
-                    crate::message::body::drain(request.into_body());
-                }
-                return Reply::error(error);
-            }
+            Err(error) => return Reply::refuse(error, request),
         };
         let Some(id) = deletion::id(&request) else { return self.exchange(request, None, reservation, trace).await };
         // Runs to its end, also when the client leaves: a deleted id must be purged.

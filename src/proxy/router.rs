@@ -16,8 +16,8 @@ use crate::error::{Error, METHODS};
 use crate::message::body::{Body, BodyError};
 use crate::message::header_filter::{HeaderFilter, Headers};
 use crate::message::headers::{
-    REQUEST_ID_BYTES, client_request_id, expects_continue, has_outer_space, is_host, is_http2_target, join_cookies,
-    max_forwards, sidelinks,
+    REQUEST_ID_BYTES, client_request_id, has_outer_space, is_host, is_http2_target, join_cookies, max_forwards,
+    sidelinks,
 };
 use crate::message::reply::Reply;
 use crate::proxy::passthrough::Passthrough;
@@ -69,7 +69,7 @@ impl Router {
         let mut request_log = self.log(route, began, &request, &trace);
         let request_id = client_request_id(headers).cloned();
         let mut reply = match self.refusal(&request, headers) {
-            Some(error) => refuse(error, request),
+            Some(error) => Reply::refuse(error, request),
             None if ends_here(&request) => {
                 crate::message::body::drain(request.into_body());
                 let mut reply = Reply::local(methods(), Outcome::Bypass);
@@ -183,18 +183,6 @@ fn methods() -> Response<Bytes> {
 
 fn route<B>(request: &Request<B>) -> Route {
     if request.method() == Method::GET && request.uri().path() == api::PATH { Route::Batch } else { Route::Passthrough }
-}
-
-fn refuse<B>(error: Error, request: Request<B>) -> Reply
-where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Send,
-{
-    // Reading the body would tell a client that waits for a 100 to send it.
-    if !expects_continue(&request) {
-        crate::message::body::drain(request.into_body());
-    }
-    Reply::error(error)
 }
 
 /// What the access log says of a request.

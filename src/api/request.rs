@@ -15,7 +15,8 @@ use bytes::Bytes;
 use http::header::CONTENT_ENCODING;
 use memchr::{memchr, memchr_iter};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
 
 use crate::api;
 use crate::api::id::{self, Group};
@@ -260,58 +261,19 @@ impl<'de> Visitor<'de> for BodyVisitor {
                     group =
                         map.next_value::<Option<JsonString<'de>>>()?.map_or(Group::Null, |name| Group::Named(name.0));
                 }
-                api::IDS if ids.is_none() => ids = Some(map.next_value::<JsonStrings<'de>>()?.0),
+                api::IDS if ids.is_none() => ids = Some(map.next_value::<Vec<JsonString<'de>>>()?),
                 _ => return Err(de::Error::custom("a name that is unknown or given twice")),
             }
         }
         let ids = ids.ok_or_else(|| de::Error::custom("no accessory_ids"))?;
-        Ok(BodyForm { group, ids })
+        Ok(BodyForm { group, ids: ids.into_iter().map(|id| id.0).collect() })
     }
 }
 
 /// A string, borrowed where the text has no escapes. (serde's own `Cow` always copies.)
-pub(crate) struct JsonString<'a>(pub(crate) Cow<'a, str>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for JsonString<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextVisitor;
-        impl<'de> Visitor<'de> for TextVisitor {
-            type Value = JsonString<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(JsonString(Cow::Borrowed(text)))
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(JsonString(Cow::Owned(text.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(TextVisitor)
-    }
-}
-
-struct JsonStrings<'a>(Vec<Cow<'a, str>>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for JsonStrings<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextsVisitor;
-        impl<'de> Visitor<'de> for TextsVisitor {
-            type Value = JsonStrings<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an array of strings")
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut texts = Vec::new();
-                while let Some(text) = seq.next_element::<JsonString<'de>>()? {
-                    texts.push(text.0);
-                }
-                Ok(JsonStrings(texts))
-            }
-        }
-        deserializer.deserialize_seq(TextsVisitor)
-    }
-}
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(crate) struct JsonString<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
 #[cfg(test)]
 mod tests {
@@ -344,6 +306,8 @@ mod tests {
             json(r#"{ "group_id" : "1", "accessory_ids" : [ "1", "\u9644" ] }"#),
             batch(Form::Body, Some("1"), &["1", "附"])
         );
+        let borrowed = json(r#"{"accessory_ids":["1"]}"#).unwrap().ids;
+        assert!(matches!(borrowed.as_slice(), [Cow::Borrowed("1")]), "a text without escapes is not copied");
     }
 
     #[test]

@@ -55,9 +55,9 @@ pub struct Admin {
     state: AdminState,
 }
 
-/// What the routes show and change.
+/// The state that the routes show and change.
 pub struct AdminState {
-    /// What outlasts the configuration.
+    /// The state that outlasts a reload.
     pub process: ProcessState,
     /// The endpoint's client.
     pub upstream: Arc<Upstream>,
@@ -67,7 +67,7 @@ pub struct AdminState {
     pub config: Arc<Config>,
 }
 
-/// What outlasts a configuration.
+/// The state that outlasts a reload, as far as operators see it.
 #[derive(Clone)]
 pub struct ProcessState {
     /// Where all metrics are registered.

@@ -64,7 +64,7 @@ section! {
         pub shared: Option<Shared> = None => [optional || Shared::at(Vec::new(), Vec::new()), Shared::visit];
         /// Limits of what clients may use.
         pub limits: Limits = Limits::default() => [table Limits::keys];
-        /// What is logged.
+        /// The log.
         pub log: Log = Log::default() => [table Log::keys];
         /// Spans for an OpenTelemetry collector; without this table there are none.
         pub trace: Option<Trace> = None => [optional || Trace::at(Endpoint::stand_in()), Trace::visit];

@@ -47,7 +47,7 @@ pub struct Generation {
     tracer: Option<Tracer>,
 }
 
-/// What outlasts a configuration: the cache, flights, counters.
+/// The state that outlasts a reload: the cache, flights, counters.
 pub(super) struct SharedState {
     pub(super) process: ProcessState,
     purges: Arc<Purges>,

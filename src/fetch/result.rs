@@ -124,3 +124,20 @@ impl Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Regression: a call that a half-open breaker refused failed all of its batches.
+    #[test]
+    fn a_call_that_the_breaker_refuses_is_repeated_for_each_of_its_batches_alone() {
+        for of_several_batches in [false, true] {
+            let cause = Cause::NoAnswer(Error::BreakerOpen(Duration::ZERO));
+            let failure = Failure { cause, of_several_batches, ids: 2 };
+            assert_eq!(failure.may_be_anothers_fault(), of_several_batches);
+        }
+    }
+}

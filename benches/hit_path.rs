@@ -16,7 +16,7 @@ use prometheus::Registry;
 use sidelink::api::answer::merge;
 use sidelink::api::id::Group;
 use sidelink::api::request::Batch;
-use sidelink::auth::{CallerStates, Callers, Key, Scope};
+use sidelink::auth::{CallerStates, Callers, Identity, Key, Scope};
 use sidelink::cache::freshness::Deadlines;
 use sidelink::cache::purges::Purges;
 use sidelink::cache::{Cache, Entry};
@@ -39,19 +39,19 @@ fn reading(criterion: &mut Criterion) {
     }
 }
 
-fn callers() -> (Callers, Scope) {
+fn caller() -> (Identity, Scope) {
     let caller_states = Arc::new(CallerStates::new([7; 16]));
     let endpoint = Endpoint::parse("http://endpoint").unwrap();
     let callers = Callers::new(&config::Callers::default(), Arc::default(), caller_states, &endpoint, Clock::system());
     let (head, ()) = http::Request::get("/").header("x-auth-token", "t").body(()).unwrap().into_parts();
     let credential = callers.credential(&head.headers).ok().unwrap();
     let requester = callers.identify(&credential, &head, b"").ok().unwrap();
-    let scope = callers.scope(&requester, &head.headers, &Group::Named("g1".into()));
-    (callers, scope)
+    let scope = callers.scope(&requester, &head.headers).of_group(&Group::Named("g1".into()));
+    (requester, scope)
 }
 
 fn keys(criterion: &mut Criterion) {
-    let (_, scope) = callers();
+    let (_, scope) = caller();
     let mut group = criterion.benchmark_group("key");
     for size in SIZES {
         let (query, body) = (query(&ids(0, size)), body(&ids(0, size)));
@@ -70,7 +70,7 @@ fn keys(criterion: &mut Criterion) {
 }
 
 fn looking_up(criterion: &mut Criterion) {
-    let (_, scope) = callers();
+    let (caller, scope) = caller();
     let config = Config::for_endpoint(Endpoint::parse("http://h").unwrap());
     let metrics = Metrics::new(&Registry::new()).unwrap();
     let mut group = criterion.benchmark_group("look_up");
@@ -81,7 +81,7 @@ fn looking_up(criterion: &mut Criterion) {
         let keys: Vec<(&str, Key)> = ids.iter().map(|id| (id.as_str(), scope.key(id))).collect();
         let deadlines = Deadlines::absent(Clock::system().now(), config.freshness.max);
         for (_, key) in &keys {
-            cache.insert(*key, Entry::new(Some(&"x".repeat(447)), deadlines));
+            cache.insert(*key, Entry::new(Some(&"x".repeat(447)), deadlines), &caller);
         }
         for size in SIZES {
             group.throughput(Throughput::Elements(size as u64));

@@ -53,6 +53,25 @@ plant "ids counted twice" src/telemetry/metrics.rs \
 plant "an answer in another order" src/batch/slots.rs \
     'self.slots.iter().filter_map(|slot| slot.entry.as_ref()' 'self.slots.iter().rev().filter_map(|slot| slot.entry.as_ref()'
 
+# Whole answers.
+plant "whole answers without their scope" src/batch.rs \
+    'Written::new(scope,' 'Written::new({ static ANY: std::sync::OnceLock<Scope> = std::sync::OnceLock::new(); *ANY.get_or_init(|| scope) },'
+plant "whole answers without a revision" src/cache/answers.rs \
+    'self.revision == revision && ' ''
+plant "a whole answer that lives as its first link" src/cache/answers.rs \
+    'answer.usable_until.min(deadlines.ageing_from(key.spread()))' 'if answer.usable_until == Moment::NEVER { deadlines.ageing_from(key.spread()) } else { answer.usable_until }'
+plant "a purge that ends no whole answer" src/cache/purges.rs \
+    'self.revision.fetch_add(1, Ordering::AcqRel);' ''
+plant "a withdrawal that ends no whole answer" src/cache.rs \
+    '        caller.caller_state.end_answers();
+    }
+
+    /// Removes entries' '    }
+
+    /// Removes entries' repeated_batches::
+plant "a refetch that ends no whole answer" src/cache.rs \
+    'if old == Some(false) {' 'if false & (old == Some(false)) {' repeated_batches::
+
 # The way to the endpoint.
 way="endpoint_connections::"
 plant "a lost connection that counts once a stream" src/upstream/evidence.rs \

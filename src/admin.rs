@@ -121,6 +121,9 @@ impl AdminState {
         metrics.cache_links.set(number(links));
         metrics.cache_bytes.set(number(bytes));
         metrics.cache_capacity.set(number(cache.capacity()));
+        let (answers, bytes) = self.batch_route.answers().size();
+        metrics.answers.set(number(answers));
+        metrics.answers_bytes.set(number(bytes));
         metrics.purge_marks.set(number(cache.purges().count() as u64));
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             metrics.tasks.set(number(runtime.metrics().num_alive_tasks() as u64));

@@ -19,13 +19,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::COOKIE;
+use http::header::{CONTENT_ENCODING, COOKIE};
 use http::request::Parts;
 use http::{HeaderValue, Request};
 use tokio::time::Instant;
 
 use crate::api::request::Batch;
 use crate::auth::{AuthError, Bypass, Callers, Credential, Identity, Key, Scope};
+use crate::cache::answers::{Answers, Found, Revision, Written};
 use crate::cache::{Cache, Entry, KeyHasher};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
@@ -57,6 +58,7 @@ pub struct BatchRoute {
     metrics: Arc<Metrics>,
     clock: Clock,
     template: respond::HeaderTemplate,
+    answers: Answers,
 }
 
 /// The answer to a batch: there at once, where memory has all of it, or once a future is done.
@@ -120,12 +122,18 @@ impl BatchRoute {
         clock: Clock,
     ) -> Self {
         let template = respond::HeaderTemplate::new(&callers);
-        Self { callers, cache, fetch, passthrough, bodies, config, metrics, clock, template }
+        let answers = Answers::new(&config.cache);
+        Self { callers, cache, fetch, passthrough, bodies, config, metrics, clock, template, answers }
     }
 
     /// The callers that it tells apart.
     pub fn callers(&self) -> &Callers {
         &self.callers
+    }
+
+    /// The whole answers in memory.
+    pub(crate) fn answers(&self) -> &Answers {
+        &self.answers
     }
 
     /// Answers a GET on the batch route that came at `began`; `filter` is of its headers, `trace` its span.
@@ -202,19 +210,35 @@ impl BatchRoute {
             Err(AuthError::Unverified(_)) => return Step::Bypass(Bypass::Signature),
             Err(AuthError::NamedByConnection) => return Step::Reply(respond::error(Error::NamedByConnection)),
         };
-        let Ok(batch) = Batch::read(parts.uri.query(), headers, body) else {
-            return Step::Bypass(Bypass::Unreadable);
-        };
-        let scope = self.callers.scope(&identity, headers, &batch.group);
-        let Some(ids) = distinct(&batch, scope, self.config.limits.batch_ids) else {
-            return Step::Reply(respond::error(Error::TooManyIds));
-        };
-        self.metrics.batch_ids.observe(ids.len() as f64);
         let directives = self.directives(headers);
         let client = CacheRequirements::from(&directives);
         let must_revalidate = self.callers.must_revalidate(&identity, now);
         let requirements = CacheRequirements { forbids_cache: client.forbids_cache || must_revalidate, ..client };
         let caller = Some(identity.caller.short());
+        let scope = self.callers.scope(&identity, headers);
+        let written = Written::new(scope, parts.uri.query(), body);
+        // Before anything is looked up.
+        let revision = Revision::of(&self.cache, &identity);
+        let written = written.filter(|_| !requirements.restrict() && !headers.contains(&CONTENT_ENCODING));
+        let found = written.as_ref().map_or(Found::Nothing, |written| self.answers.look_up(written, revision, now));
+        if let Found::Answer(answer) = found {
+            let mut reply = self.repeated(&answer, now);
+            self.metrics.answers_used.inc();
+            self.metrics.batch_ids.observe(reply.info.tally.total().into());
+            self.metrics.count_ids(&reply.info.tally);
+            reply.info.caller = caller;
+            return Step::Reply(reply);
+        }
+        let is_repeated = matches!(found, Found::Repeated);
+
+        let Ok(batch) = Batch::read(parts.uri.query(), headers, body) else {
+            return Step::Bypass(Bypass::Unreadable);
+        };
+        let scope = scope.of_group(&batch.group);
+        let Some(ids) = distinct(&batch, scope, self.config.limits.batch_ids) else {
+            return Step::Reply(respond::error(Error::TooManyIds));
+        };
+        self.metrics.batch_ids.observe(ids.len() as f64);
 
         let marks = self.cache.purges().of_group(batch.group.name());
         let view = self.cache.open(ids.iter().map(|(_, key)| *key));
@@ -229,12 +253,13 @@ impl BatchRoute {
         if ids.iter().zip(&found).all(is_hit) {
             // Merged from entries that the cache lends: no reference count is touched for a hit.
             let entries = found.iter().flatten().map(|entry| (*entry, result_of_hit(entry)));
-            let fetched = Fetched::default();
-            let template = &self.template;
-            let mut reply =
-                respond::merged(entries, &summary, &fetched, ids.len(), batch.form, template, &self.metrics, now);
+            let mut reply = self.merged(entries, &summary, &Fetched::default(), ids.len(), batch.form, now);
             self.metrics.count_ids(&reply.info.tally);
             reply.info.caller = caller;
+            if let Some(written) = written.filter(|_| is_repeated) {
+                let entries = found.iter().flatten().zip(&ids).map(|(entry, (_, key))| (*entry, *key));
+                self.answers.insert(&written, revision, entries, now);
+            }
             return Step::Reply(reply);
         }
 
@@ -266,16 +291,8 @@ impl BatchRoute {
         let context = Arc::new(self.context(&batch, scope, identity, &credential, client, headers, trace));
         self.refresh_ahead(&ageing, &context);
         if !is_missing {
-            let mut reply = respond::merged(
-                slots.entries(),
-                &Summary::of(slots.entries(), now),
-                &Fetched::default(),
-                ids.len(),
-                batch.form,
-                &self.template,
-                &self.metrics,
-                now,
-            );
+            let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
+            let mut reply = self.merged(entries, &summary, &Fetched::default(), ids.len(), batch.form, now);
             reply.info.caller = caller;
             return Step::Reply(reply);
         }
@@ -343,8 +360,7 @@ impl BatchRoute {
         }
         let now = self.clock.now();
         let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
-        let (template, form) = (&self.template, context.form);
-        respond::merged(entries, &summary, &fetched, *from_memory, form, template, &self.metrics, now)
+        self.merged(entries, &summary, &fetched, *from_memory, context.form, now)
     }
 
     fn directives(&self, headers: Headers<'_>) -> Directives {
@@ -365,8 +381,8 @@ impl BatchRoute {
     ) -> FetchContext {
         let tier_scope = self.fetch.tier().map(|tier| {
             let (kind, fields) = self.callers.credential_fields(credential, &identity, headers.map());
-            let mut scope = Vec::new();
-            self.callers.each_scope_field(&identity, headers, &batch.group, |field| scope.push(field));
+            let mut scope: Vec<_> = batch.group.fields().collect();
+            self.callers.each_scope_field(&identity, headers, |field| scope.push(field));
             Arc::new(tier.scope(&identity, (kind, &fields), &scope, batch.group.name()))
         });
         FetchContext {

@@ -11,6 +11,7 @@
 //! at a time, and a view locks its parts in order, so no deadlock is possible between them. The order is: the
 //! flights' lock (`fetch`), a part, `purges`.
 
+pub(crate) mod answers;
 pub mod freshness;
 pub mod purges;
 pub(crate) mod refusals;
@@ -22,8 +23,8 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use quick_cache::{Weighter, unsync};
 use triomphe::ThinArc;
 
-use crate::auth::Key;
 pub(crate) use crate::auth::KeyHasher;
+use crate::auth::{Identity, Key};
 use crate::clock::Moment;
 use crate::config;
 use crate::telemetry::metrics::{Counters, Eviction, Metrics};
@@ -88,16 +89,17 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// An empty cache of `config.capacity` bytes. It allocates as it fills.
+    /// An empty cache, of `config.capacity` bytes without the part of whole answers. It allocates as it fills.
     pub fn new(config: &config::Cache, purges: Arc<Purges>, metrics: &Metrics) -> Self {
         let evictions = metrics.cache_evictions.clone();
-        let entries = usize::try_from(config.capacity / (ENTRY_BYTES + USUAL_TEXT)).unwrap_or(usize::MAX);
+        let capacity = config.capacity - answers::capacity(config.capacity);
+        let entries = usize::try_from(capacity / (ENTRY_BYTES + USUAL_TEXT)).unwrap_or(usize::MAX);
         let mut count = PARTS;
         while count > 1 && entries / count < LEAST_ENTRIES {
             count /= 2;
         }
         let tables = (entries / count).div_ceil(TABLE_ENTRIES).max(1).next_power_of_two();
-        let (entries, capacity) = (entries.div_ceil(count * tables), share(config.capacity, count * tables));
+        let (entries, capacity) = (entries.div_ceil(count * tables), share(capacity, count * tables));
         let table = || EntryTable::with(entries, capacity, Weight, BuildHasherDefault::default(), Default::default());
         let parts = (0..count).map(|_| RwLock::new((0..tables).map(|_| table()).collect())).collect();
         Self { parts, tables, purges, refusals: Refusals::default(), evictions }
@@ -136,20 +138,28 @@ impl Cache {
         &self.purges
     }
 
-    /// Inserts or replaces the entry of `key`.
-    pub fn insert(&self, key: Key, entry: Entry) {
+    /// Inserts or replaces the entry of `key`, a key of this caller. Where an entry is replaced that whole answers may be made of,
+    /// the caller's answers end.
+    pub fn insert(&self, key: Key, entry: Entry, caller: &Identity) {
         let mut part = self.parts.get(self.part_of(key)).map(Part::write);
         let Some(table) = part.as_mut().and_then(|part| part.get_mut(self.table_of(key))) else { return };
-        let expected = table.len() + usize::from(table.peek(&key).is_none());
+        let sent = entry.deadlines().sent();
+        let old = table.peek(&key).map(|old| old.deadlines().is_ageing(sent, key.spread()));
+        let expected = table.len() + usize::from(old.is_none());
         table.insert(key, entry);
         self.evictions.of(Eviction::Size).inc_by(expected.saturating_sub(table.len()) as u64);
+        if old == Some(false) {
+            caller.caller_state.end_answers();
+        }
     }
 
-    pub(crate) fn remove(&self, key: Key) {
+    /// Removes the entry of `key`, a key of this caller, and ends the caller's whole answers.
+    pub(crate) fn remove(&self, key: Key, caller: &Identity) {
         let part = self.parts.get(self.part_of(key));
         if part.and_then(|part| part.write().get_mut(self.table_of(key))?.remove(&key)).is_some() {
             self.evictions.of(Eviction::Explicit).inc();
         }
+        caller.caller_state.end_answers();
     }
 
     /// Removes entries that can be served no more, fresh or stale, and those that a purge of everything covers; returns the
@@ -191,9 +201,9 @@ impl Cache {
         purged
     }
 
-    /// Changes the capacity. Entries beyond it are evicted at once, part by part.
+    /// Changes `cache.capacity`. Entries beyond their part of it are evicted at once, one part of the cache after the other.
     pub(crate) fn resize(&self, capacity: u64) {
-        let capacity = share(capacity, self.parts.len() * self.tables);
+        let capacity = share(capacity - answers::capacity(capacity), self.parts.len() * self.tables);
         for part in &self.parts {
             part.write().iter_mut().for_each(|table| table.set_capacity(capacity));
         }
@@ -283,7 +293,11 @@ mod tests {
     fn fill(cache: &Cache) -> (u64, u64) {
         let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
         for id in 0..10_000 {
-            cache.insert(Scope::of_test(1).key(&id.to_string()), Entry::new(Some(&"x".repeat(440)), deadlines));
+            cache.insert(
+                Scope::of_test(1).key(&id.to_string()),
+                Entry::new(Some(&"x".repeat(440)), deadlines),
+                &Identity::of_test(),
+            );
         }
         cache.size()
     }
@@ -295,7 +309,7 @@ mod tests {
         let scope = Scope::of_test(1);
         for seconds in [10, 20] {
             let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(seconds));
-            cache.insert(scope.key(&seconds.to_string()), Entry::new(None, deadlines));
+            cache.insert(scope.key(&seconds.to_string()), Entry::new(None, deadlines), &Identity::of_test());
         }
         tokio::time::advance(Duration::from_secs(10)).await;
         cache.sweep(clock.now());
@@ -313,7 +327,7 @@ mod tests {
         let count = 4 * PARTS * SLICE;
         for id in 0..count {
             let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(if id % 2 == 0 { 1 } else { 20 }));
-            cache.insert(scope.key(&id.to_string()), Entry::new(None, deadlines));
+            cache.insert(scope.key(&id.to_string()), Entry::new(None, deadlines), &Identity::of_test());
         }
         tokio::time::advance(Duration::from_secs(10)).await;
         let mut slices = 0;
@@ -322,7 +336,7 @@ mod tests {
             // If any part were locked, these writes would deadlock.
             for id in 0..64 {
                 let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(20));
-                cache.insert(scope.key(&format!("new{id}")), Entry::new(None, deadlines));
+                cache.insert(scope.key(&format!("new{id}")), Entry::new(None, deadlines), &Identity::of_test());
             }
         });
         assert!(slices >= count / SLICE, "{slices}");
@@ -334,6 +348,7 @@ mod tests {
     fn a_table_is_small_enough_to_sweep_at_any_capacity() {
         for capacity in [1 << 10, 1 << 28, 1 << 34, 1 << 40] {
             let (cache, _) = cache(capacity);
+            let capacity = capacity - answers::capacity(capacity);
             let tables = (cache.parts.len() * cache.tables) as u64;
             assert!(capacity / (ENTRY_BYTES + USUAL_TEXT) <= tables * TABLE_ENTRIES as u64, "{capacity}");
             assert!((capacity - tables..=capacity).contains(&cache.capacity()), "{capacity}");
@@ -365,7 +380,7 @@ mod tests {
         let (cache, metrics) = cache(1 << 20);
         let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
         for _ in 0..3 {
-            cache.insert(Scope::of_test(1).key("1"), Entry::new(Some("{}"), deadlines));
+            cache.insert(Scope::of_test(1).key("1"), Entry::new(Some("{}"), deadlines), &Identity::of_test());
         }
         assert_eq!((metrics.cache_evictions.of(Eviction::Size).get(), cache.size().0), (0, 1));
     }

@@ -31,6 +31,29 @@ impl Moment {
         Moment { monotonic: self.monotonic.saturating_sub(millis), wall: self.wall.saturating_sub(millis) }
     }
 
+    /// A moment that never comes.
+    pub(crate) const NEVER: Moment = Moment { monotonic: u64::MAX, wall: u64::MAX };
+
+    /// The moment `millis` after this one, on both clocks.
+    pub(crate) fn after(self, millis: u64) -> Moment {
+        Moment { monotonic: self.monotonic.saturating_add(millis), wall: self.wall.saturating_add(millis) }
+    }
+
+    /// The earlier of two moments, on each clock.
+    pub(crate) fn min(self, other: Moment) -> Moment {
+        Moment { monotonic: self.monotonic.min(other.monotonic), wall: self.wall.min(other.wall) }
+    }
+
+    /// Whether neither clock has reached `deadline`.
+    pub(crate) fn is_before(self, deadline: Moment) -> bool {
+        self.monotonic < deadline.monotonic && self.wall < deadline.wall
+    }
+
+    /// Milliseconds from `now` until the first clock reaches this deadline; 0 if one has.
+    pub(crate) fn left(self, now: Moment) -> u64 {
+        self.monotonic.saturating_sub(now.monotonic).min(self.wall.saturating_sub(now.wall))
+    }
+
     /// Milliseconds since the Unix epoch on the wall clock.
     pub fn unix_millis(self) -> u64 {
         self.wall

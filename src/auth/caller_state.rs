@@ -26,6 +26,8 @@ pub(crate) struct CallerState {
     /// Send time of the last call that the endpoint accepted, on both clocks; `u64::MAX`: never.
     accepted: [AtomicU64; 2],
     invalidations: AtomicU64,
+    /// Counts what ends whole answers.
+    revision: AtomicU64,
     /// Unix milliseconds of the last invalidation: an acceptance elsewhere must be later.
     invalidated: AtomicU64,
     /// Serializes updates, so that a concurrent acceptance cannot undo an invalidation.
@@ -44,6 +46,7 @@ impl CallerState {
             generation: AtomicU64::new(generation),
             accepted: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
             invalidations: AtomicU64::new(0),
+            revision: AtomicU64::new(0),
             invalidated: AtomicU64::new(0),
             updates: Mutex::new(()),
             calls: Permits::new(0),
@@ -87,9 +90,21 @@ impl CallerState {
         let _updates = self.updates.lock();
         self.invalidated.fetch_max(now.wall, Ordering::AcqRel);
         self.invalidations.fetch_add(1, Ordering::AcqRel);
+        self.end_answers();
         for clock in &self.accepted {
             clock.store(u64::MAX, Ordering::Relaxed);
         }
+    }
+
+    /// Ends the caller's whole answers. To be called after what they are made of has changed: whoever has read the new revision
+    /// looks up what is new.
+    pub(crate) fn end_answers(&self) {
+        self.revision.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Differs from an earlier one once the caller's whole answers have ended between.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
     }
 
     /// Number of invalidations. The result of a call counts only if this has not changed since the call was sent.

@@ -12,16 +12,27 @@ use crate::api;
 use crate::api::id::Group;
 use crate::message::header_filter::Headers;
 
-/// Caller, group and the values of the headers that may change an answer. Links never cross scopes.
+/// Caller, the values of the headers that may change an answer, and for entries the group. Links never cross scopes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Scope(u128);
 
 impl Scope {
+    /// The scope of a group in this scope.
+    pub fn of_group(self, group: &Group<'_>) -> Scope {
+        let hash = KeyedHash::new(&self.0.to_le_bytes(), b"group");
+        Scope(hash.with(group.fields()))
+    }
+
     /// The key of `id` in this scope: the scope itself is the key of the hash, and nobody can guess it.
     pub fn key(self, id: &str) -> Key {
+        self.key_of(id.as_bytes())
+    }
+
+    /// As [`Self::key`], of any text.
+    pub(crate) fn key_of(self, text: &[u8]) -> Key {
         // SipHash-1-3, as in the standard library: the hashes are secret, so nobody can search for collisions.
         let Halves(low, high) = Halves::of(self.0);
-        Key(Halves::of(SipHasher13::new_with_keys(low, high).hash(id.as_bytes()).as_u128()))
+        Key(Halves::of(SipHasher13::new_with_keys(low, high).hash(text).as_u128()))
     }
 
     #[cfg(test)]
@@ -86,26 +97,24 @@ impl Hasher for KeyHasher {
 }
 
 impl Callers {
-    /// The scope of a caller's batch in `group`, with these headers.
-    pub fn scope<'m>(&self, identity: &Identity, headers: impl Into<Headers<'m>>, group: &Group<'_>) -> Scope {
+    /// The scope of a caller's requests with these headers. Entries lie in the scope of a group in it ([`Scope::of_group`]).
+    pub fn scope<'m>(&self, identity: &Identity, headers: impl Into<Headers<'m>>) -> Scope {
         let mut hash = self.by_scope;
         let Halves(low, high) = Halves::of(identity.caller.0);
         for number in [low, high, identity.generation] {
             hash.0.write_u64(number);
         }
-        self.each_scope_field(identity, headers.into(), group, |field| hash.field(field));
+        self.each_scope_field(identity, headers.into(), |field| hash.field(field));
         Scope(hash.finish())
     }
 
-    /// Calls `take` with the fields of a scope besides its caller: the group, and each scope header by name and value.
+    /// Calls `take` with the fields of a scope besides caller and group: each scope header by name and value.
     pub(crate) fn each_scope_field<'r>(
         &'r self,
         identity: &Identity,
         headers: Headers<'r>,
-        group: &'r Group<'r>,
         mut take: impl FnMut(Option<&'r [u8]>),
     ) {
-        group.fields().for_each(&mut take);
         if !headers.may_contain_any(self.scope_filter) {
             return;
         }

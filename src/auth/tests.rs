@@ -6,7 +6,6 @@ use proptest::prelude::*;
 
 use super::caller_state::CALLERS;
 use super::*;
-use crate::api::id::Group;
 
 fn callers() -> Callers {
     let config = config::Callers {
@@ -51,7 +50,7 @@ fn must_revalidate(callers: &Callers, identity: &Identity) -> bool {
 fn key(callers: &Callers, list: &[(&'static str, &str)], group: Option<&str>, id: &str) -> Key {
     let list = headers(list);
     let identity = identify(callers, &list).ok().unwrap();
-    callers.scope(&identity, &list, &group.into()).key(id)
+    callers.scope(&identity, &list).of_group(&group.into()).key(id)
 }
 
 #[test]
@@ -190,15 +189,12 @@ async fn an_acceptance_counts_for_its_time_and_a_drop_ends_it() {
     assert!(must_revalidate(&callers, &identity));
 
     accept(&callers, &identity);
-    let before = callers.scope(&identity, &list, &Group::Absent);
+    let before = callers.scope(&identity, &list);
     callers.drop_links(&identity);
     let again = identify(&callers, &list).ok().unwrap();
     assert!(must_revalidate(&callers, &again));
-    assert!(before != callers.scope(&again, &list, &Group::Absent));
-    assert!(
-        before == callers.scope(&identity, &list, &Group::Absent),
-        "a call that was sent before keeps the old generation"
-    );
+    assert!(before != callers.scope(&again, &list));
+    assert!(before == callers.scope(&identity, &list), "a call that was sent before keeps the old generation");
 }
 
 /// Regression: a caller that was evicted and seen again during a call was not affected by the refusal of that call.
@@ -240,7 +236,7 @@ fn a_token_at_one_endpoint_is_another_caller_at_another_endpoint() {
     let scope = |callers: &Callers| {
         let headers = headers(&[("x-auth-token", "t")]);
         let identity = identify(callers, &headers).unwrap();
-        callers.scope(&identity, &headers, &Group::Absent)
+        callers.scope(&identity, &headers)
     };
     assert!(scope(&at("http://one")) == scope(&at("http://one")));
     assert!(scope(&at("http://one")) != scope(&at("http://other")));

@@ -193,7 +193,8 @@ impl BatchRoute {
             calls_refused: circumstances.refusal.map(Error::message),
             ..Explanation::of(Outcome::Miss)
         };
-        let scope = identity.as_ref().map(|identity| self.callers.scope(identity, &head.headers, circumstances.group));
+        let scope =
+            identity.as_ref().map(|identity| self.callers.scope(identity, &head.headers).of_group(circumstances.group));
         let mut seen = HashSet::new();
         for id in &batch.ids {
             if !seen.insert(id.as_ref()) {

@@ -6,13 +6,14 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, VARY, VIA};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 
-use super::Fetched;
 use super::chunked_body::{CHUNK, ChunkedBody};
+use super::{BatchRoute, Fetched};
 use crate::api;
 use crate::api::answer::{merge, merge_sized, merged_length};
 use crate::api::request::Form;
 use crate::auth::{Bypass, Callers};
 use crate::cache::Entry;
+use crate::cache::answers::Answer;
 use crate::cache::refusals::Refusal;
 use crate::clock::Moment;
 use crate::error::{Error, NoAnswer};
@@ -89,36 +90,50 @@ impl HeaderTemplate {
     }
 }
 
-/// Merges the entries of a batch into one reply; `from_memory` of them were found by the first look-up.
-#[expect(clippy::too_many_arguments, reason = "each is another side of the reply")]
-pub(super) fn merged<'l>(
-    entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone,
-    summary: &Summary,
-    fetched: &Fetched,
-    from_memory: usize,
-    form: Form,
-    template: &HeaderTemplate,
-    metrics: &Metrics,
-    now: Moment,
-) -> Reply {
-    let body = body(entries.clone(), summary.items);
-    let tally = observe(entries, metrics, now);
-    let outcome = outcome(&tally);
-
-    let mut headers = template.0.clone();
-    set(&mut headers, &CACHE_CONTROL, cache_control(summary, &tally, form));
-    if outcome != Outcome::Hit || tally.count(IdResult::Shared) > 0 {
-        set(&mut headers, &CACHE_STATUS, cache_status(&tally, summary, fetched, from_memory));
+impl BatchRoute {
+    /// Merges the entries of a batch into one reply; `from_memory` of them were found by the first look-up.
+    pub(super) fn merged<'l>(
+        &self,
+        entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone,
+        summary: &Summary,
+        fetched: &Fetched,
+        from_memory: usize,
+        form: Form,
+        now: Moment,
+    ) -> Reply {
+        let body = body(entries.clone(), summary.items);
+        let tally = observe(entries, &self.metrics, now);
+        let is_stale = tally.count(IdResult::Stale) > 0;
+        let max_age = (summary.stored && !is_stale).then_some(summary.fresh_left);
+        let mut reply = self.reply(body, tally, cache_control(max_age, form), fetched.request_id.clone());
+        if reply.info.outcome != Outcome::Hit || tally.count(IdResult::Shared) > 0 {
+            let status = cache_status(&tally, summary, fetched, from_memory);
+            set(reply.response.headers_mut(), &CACHE_STATUS, status);
+        }
+        reply
     }
-    set(&mut headers, &api::REQUEST_ID, fetched.request_id.clone().unwrap_or_else(request_id));
-    let mut response = Response::new(body);
-    *response.headers_mut() = headers;
-    let mut reply = Reply::new(response, outcome);
-    reply.info.tally = tally;
-    reply
+
+    /// The reply of a whole answer.
+    pub(super) fn repeated(&self, answer: &Answer, now: Moment) -> Reply {
+        let lives = self.metrics.link_life_left.local();
+        answer.lives_left(now).for_each(|seconds| lives.observe(seconds));
+        let cache_control = cache_control(Some(answer.fresh_left(now)), answer.form());
+        self.reply(whole(answer.body().clone()), answer.tally(), cache_control, None)
+    }
+
+    /// A reply with the headers of a hit. (The values are replaced one by one: `insert` would grow the map.)
+    fn reply(&self, body: Body, tally: Tally, cache_control: HeaderValue, id: Option<HeaderValue>) -> Reply {
+        let mut response = Response::new(body);
+        let headers = response.headers_mut();
+        *headers = self.template.0.clone();
+        set(headers, &CACHE_CONTROL, cache_control);
+        set(headers, &api::REQUEST_ID, id.unwrap_or_else(request_id));
+        let mut reply = Reply::new(response, outcome(&tally));
+        reply.info.tally = tally;
+        reply
+    }
 }
 
-/// Replaces a value of the template. (`insert` would reserve room for one more header, and grow the map.)
 fn set(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) {
     if let Some(old) = headers.get_mut(name) {
         *old = value;
@@ -158,13 +173,14 @@ fn outcome(tally: &Tally) -> Outcome {
     }
 }
 
-/// The URL of the body form does not name its batch, so no cache downstream may store the reply.
-fn cache_control(summary: &Summary, tally: &Tally, form: Form) -> HeaderValue {
-    if form == Form::Body || !summary.stored || tally.count(IdResult::Stale) > 0 {
+/// For a reply that is fresh for so many milliseconds, if it may be stored. The URL of the body form does not name its batch, so
+/// no cache downstream may store the reply.
+fn cache_control(fresh_left: Option<u64>, form: Form) -> HeaderValue {
+    let Some(fresh_left) = fresh_left.filter(|_| form != Form::Body) else {
         return HeaderValue::from_static("no-store");
-    }
+    };
     let mut digits = itoa::Buffer::new();
-    let value = ["private, max-age=", digits.format(summary.fresh_left / 1000)].concat();
+    let value = ["private, max-age=", digits.format(fresh_left / 1000)].concat();
     HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("no-store"))
 }
 

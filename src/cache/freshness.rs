@@ -108,11 +108,27 @@ impl Deadlines {
         now.since(self.sent)
     }
 
-    /// Whether the last fifth of the freshness has begun. A `spread` from 0 to 1 delays this by up to half of that fifth, so
-    /// that links fetched together are not refreshed together.
+    /// When the entry stops being fresh.
+    pub(crate) fn fresh_until(&self) -> Moment {
+        self.sent.after(self.fresh.into())
+    }
+
+    /// When the URL expires, in milliseconds on the monotonic clock, if it states an expiry.
+    pub(crate) fn expires(&self) -> Option<u64> {
+        (self.life != u32::MAX).then(|| self.sent.monotonic.saturating_add(self.life.into()))
+    }
+
+    /// When the last fifth of the freshness begins. A `spread` from 0 to 1 delays this by up to half of that fifth, so that
+    /// links fetched together are not refreshed together.
+    pub(crate) fn ageing_from(&self, spread: f64) -> Moment {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // From 0 to a `u32`.
+        let begin = (f64::from(self.fresh) * (0.8 + 0.1 * spread)) as u64;
+        self.sent.after(begin)
+    }
+
+    /// Whether the last fifth of the freshness has begun ([`Self::ageing_from`]).
     pub(crate) fn is_ageing(&self, now: Moment, spread: f64) -> bool {
-        let begin = f64::from(self.fresh) * (0.8 + 0.1 * spread);
-        now.since(self.sent) as f64 >= begin
+        !now.is_before(self.ageing_from(spread))
     }
 }
 

@@ -71,6 +71,8 @@ pub struct Purges {
     floor: AtomicU64,
     /// Number of marks in `table`: with none, look-ups take no lock.
     count: AtomicUsize,
+    /// Counts marks as they are made.
+    revision: AtomicU64,
     table: RwLock<MarkTable>,
 }
 
@@ -97,6 +99,7 @@ impl Purges {
             span: AtomicU64::new(millis(span)),
             floor: AtomicU64::new(0),
             count: AtomicUsize::new(0),
+            revision: AtomicU64::new(0),
             table: RwLock::new(MarkTable { key, last: HashMap::default() }),
         }
     }
@@ -154,6 +157,17 @@ impl Purges {
         let last = table.last.entry(name).or_default();
         *last = at.monotonic.max(*last);
         self.count.store(table.last.len(), Ordering::Release);
+        self.count_revision();
+    }
+
+    /// Differs from an earlier one once anything was purged between.
+    pub(super) fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    /// After the mark is there: whoever has read the new revision sees the mark.
+    fn count_revision(&self) {
+        self.revision.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The marks for the links of one group, or of none.
@@ -196,6 +210,7 @@ impl Purges {
 
     fn raise_floor(&self, to: u64) {
         self.floor.fetch_max(to.saturating_add(1), Ordering::AcqRel);
+        self.count_revision();
     }
 
     /// Removes marks that no link is old enough for, and those that the floor covers.

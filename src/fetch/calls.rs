@@ -342,11 +342,11 @@ impl Fetcher {
                         accepted = self.callers.accept(identity, answer.sent, invalidations);
                         let store = store && accepted;
                         let mut entries = self.store(&answer, context, ids, items, store);
-                        self.settle_refusals(answer.sent, ids, &mut entries);
+                        self.settle_refusals(answer.sent, identity, ids, &mut entries);
                         if store && identity.caller_state.invalidations() != invalidations {
                             // The caller was invalidated meanwhile, perhaps over these very ids.
                             accepted = false;
-                            ids.iter().for_each(|id| self.cache.remove(id.key));
+                            ids.iter().for_each(|id| self.cache.remove(id.key, identity));
                         }
                         Ok(entries)
                     }
@@ -404,7 +404,7 @@ impl Fetcher {
                 // An id that was left out, and that may not be remembered as absent.
                 None if source.forbids_storing(policy) || foreign_vary => {
                     if may_store {
-                        self.cache.remove(id.key);
+                        self.cache.remove(id.key, &context.identity);
                     }
                     Ok(Deadlines::not_stored(answer.sent))
                 }
@@ -422,7 +422,7 @@ impl Fetcher {
             let deadlines = if is_stored { deadlines } else { Deadlines::not_stored(answer.sent) };
             let entry = Entry::new(item.as_ref().map(|item| &*item.text), deadlines);
             if is_stored {
-                self.cache.insert(id.key, entry.clone());
+                self.cache.insert(id.key, entry.clone(), &context.identity);
             }
             entry
         };

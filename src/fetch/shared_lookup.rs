@@ -168,7 +168,7 @@ impl SharedLookup {
                 // Stored also where it is no longer fresh: it may be served stale.
                 let is_older = |entry: &Entry| entry.deadlines().age(now) > shared.deadlines().age(now);
                 if in_memory.as_ref().is_none_or(is_older) {
-                    fetcher.cache.insert(*key, shared.clone());
+                    fetcher.cache.insert(*key, shared.clone(), &context.identity);
                     stored.push(*key);
                     in_memory = Some(shared);
                 }
@@ -186,7 +186,8 @@ impl SharedLookup {
         }
         if is_invalidated() {
             // The caller was invalidated meanwhile, perhaps over these very ids.
-            stored.into_iter().for_each(|key| fetcher.cache.remove(key));
+            let caller = &context.identity;
+            stored.into_iter().for_each(|key| fetcher.cache.remove(key, caller));
         }
         let mut state = fetcher.state();
         for (pending, _) in &completed {

@@ -31,7 +31,7 @@ fn fetch() -> (Arc<Fetcher>, Arc<FetchContext>) {
     let identity = callers.identify(&credential, &head, b"").ok().unwrap();
     let context = FetchContext {
         headers: callers.carried(&identity, &head.headers),
-        scope: callers.scope(&identity, &head.headers, &Group::Absent),
+        scope: callers.scope(&identity, &head.headers).of_group(&Group::Absent),
         identity,
         group: Group::Absent,
         request_id: None,

@@ -8,6 +8,7 @@
 //! An invalidated caller's next batch asks the endpoint.
 
 use super::{FetchContext, Fetcher, KeyedId};
+use crate::auth::Identity;
 use crate::cache::Entry;
 use crate::cache::freshness::{AnswerFreshness, Deadlines};
 use crate::cache::refusals::Refusal;
@@ -53,7 +54,7 @@ impl Fetcher {
             // An entry of a call that was sent later stays: the endpoint has changed its mind since.
             let is_newer = |entry: Entry| entry.deadlines().age(now) < now.since(answer.sent);
             if !self.cache.peek(id.key).is_some_and(is_newer) {
-                self.cache.remove(id.key);
+                self.cache.remove(id.key, &context.identity);
             }
         }
         if had_link {
@@ -77,7 +78,7 @@ impl Fetcher {
 
     /// Settles what a call sent at `sent` brought against refusals: it ends older refusals of its ids; an id that was refused
     /// to a later call is not stored.
-    pub(super) fn settle_refusals(&self, sent: Moment, ids: &[KeyedId], entries: &mut [Entry]) {
+    pub(super) fn settle_refusals(&self, sent: Moment, caller: &Identity, ids: &[KeyedId], entries: &mut [Entry]) {
         let refusals = &self.cache.refusals;
         if refusals.is_empty() {
             return;
@@ -86,7 +87,7 @@ impl Fetcher {
             refusals.not_refused(id.key, sent);
             if entry.deadlines().is_stored() && refusals.is_refused_since(id.key, sent) {
                 *entry = entry.not_stored();
-                self.cache.remove(id.key);
+                self.cache.remove(id.key, caller);
             }
         }
     }

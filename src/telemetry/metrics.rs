@@ -69,10 +69,16 @@ families! {
         pub cache_links: IntGauge = "cache_links", gauge();
         /// Bytes of the entries in memory now, with their bookkeeping.
         pub cache_bytes: IntGauge = "cache_bytes", gauge();
-        /// The limit of cache_bytes (cache.capacity); at the limit, the entries that are asked for least are evicted.
+        /// The limit of cache_bytes: cache.capacity without the eighth of whole answers; at the limit, the entries that are asked for least are evicted.
         pub cache_capacity: IntGauge = "cache_capacity_bytes", gauge();
         /// Links and remembered absences that left memory, by cause.
         pub cache_evictions: Counters<Eviction> = "cache_evictions_total", counters("cause");
+        /// Batches that were answered by a whole answer from memory: they came again as they were written, and nothing had changed.
+        pub answers_used: IntCounter = "answers_used_total", counter();
+        /// Whole answers in memory now.
+        pub answers: IntGauge = "answers", gauge();
+        /// Bytes of the whole answers in memory now; at most an eighth of cache.capacity.
+        pub answers_bytes: IntGauge = "answers_bytes", gauge();
         /// Seconds until the expiry of links that are served from memory.
         pub link_life_left: Histogram = "link_life_left_seconds", histogram(&LIFE_SECONDS);
         /// Ids that were fetched although they were fresh in memory, by cause.

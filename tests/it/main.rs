@@ -53,6 +53,7 @@ mod purge;
 mod raw_http;
 mod raw_http2;
 mod reload;
+mod repeated_batches;
 mod rules;
 mod sdk;
 mod sdk_variants;

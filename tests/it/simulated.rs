@@ -78,6 +78,14 @@ impl World {
         Client { sender, pause: std::time::Duration::ZERO }
     }
 
+    /// An operator's purge; returns once it is in force.
+    pub async fn purge(&self, targets: &str) {
+        let request = Request::post("/purge").header("host", "localhost").header("content-type", "application/json");
+        let request = request.body(Full::new(Bytes::from(targets.to_owned()))).unwrap();
+        let answer = self.proxy.current().admin.answer(server::Peer::Local, request).await;
+        assert_eq!(answer.status(), 200);
+    }
+
     pub fn metric(&self, series: &str) -> f64 {
         let (current, request) = (self.proxy.current(), Request::get("/metrics").body(Full::<Bytes>::default()));
         let page = async {

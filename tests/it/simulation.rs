@@ -7,6 +7,7 @@
 //! - *isolation*: every link is for the id, caller, group and language that asked;
 //! - *no dead links*: every link that did not come with a call of this very moment has its floor of life left, by the
 //!   endpoint's clock and by the proxy's;
+//! - *purges*: whoever asks after a purge gets no link of its id that was made before;
 //! - *well-formed*: each batch gets one answer; a 200 has each id once, in the order asked, but for those the endpoint
 //!   leaves out; anything else is an error in the API's shape;
 //! - *nobody waits in vain*: without faults, every answer is a 200;
@@ -41,6 +42,8 @@ const TOKENS: [&str; 3] = ["alice", "alic", "bob"];
 const GROUPS: [Option<&str>; 2] = [None, Some("g")];
 const LANGUAGES: [Option<&str>; 3] = [None, Some("en-us"), Some("zh-cn")];
 const MISSING: &str = "7";
+/// Batches that clients of all scopes send, as pages of a portal do.
+const PAGES: [&[&str]; 3] = [&["0", "1", "2", "3"], &["4", "7", "1"], &["5"]];
 
 #[derive(Clone, Copy, PartialEq)]
 enum Trouble {
@@ -65,7 +68,7 @@ impl Plan {
             faults: random.random_bool(0.6),
             clock: *[None, None, Some(Trouble::Steps), Some(Trouble::Sleeps)].choose(random).unwrap(),
             clients: random.random_range(1..8),
-            batches: random.random_range(1..12),
+            batches: random.random_range(1..20),
             link_life: Duration::from_secs(*[40, 90, 200, 900, 100_000].choose(random).unwrap()),
         }
     }
@@ -82,6 +85,10 @@ struct Seen {
     asked: usize,
     /// By scope and id, the serial numbers of links handed out.
     serials: HashMap<(usize, usize, usize, String), Vec<String>>,
+    /// The greatest serial number that was handed out.
+    latest: u64,
+    /// By id, the greatest serial number that was handed out before its purge.
+    purged: HashMap<String, u64>,
 }
 
 async fn run(seed: u64) {
@@ -118,7 +125,15 @@ async fn run(seed: u64) {
     let mut clients = Vec::new();
     for _ in 0..plan.clients {
         let random = StdRng::seed_from_u64(random.random());
-        clients.push(tokio::spawn(client(world.clone(), seen.clone(), random, plan.batches, offset, plan.faults)));
+        let purges = !plan.is_calm();
+        clients.push(tokio::spawn(client(
+            world.clone(),
+            seen.clone(),
+            random,
+            (plan.batches, purges),
+            offset,
+            plan.faults,
+        )));
     }
     let mut trouble = StdRng::seed_from_u64(random.random());
     let (clock, faults) = (plan.clock, plan.faults);
@@ -204,21 +219,26 @@ async fn client(
     world: Arc<World>,
     seen: Arc<Mutex<Seen>>,
     mut random: StdRng,
-    batches: usize,
+    (batches, purges): (usize, bool),
     offset: i64,
     faults: bool,
 ) {
     let mut connection = world.client().await;
+    let mut scope = (0, 0, 0);
+    let mut ids: Vec<String> = Vec::new();
     for _ in 0..batches {
         sleep(Duration::from_millis(*[0, 5, 100, 5_000, 100_000].choose(&mut random).unwrap())).await;
-        let scope = (random.random_range(0..3), random.random_range(0..2), random.random_range(0..3));
+        // Some batches come again as they were.
+        if ids.is_empty() || random.random_bool(0.4) {
+            scope = (random.random_range(0..3), random.random_range(0..2), random.random_range(0..3));
+            ids = draw_ids(&mut random);
+        }
         let (token, group, language) = (TOKENS[scope.0], GROUPS[scope.1], LANGUAGES[scope.2]);
-        let mut ids: Vec<String> = Vec::new();
-        for _ in 0..random.random_range(1..10) {
+        if purges && random.random_bool(0.05) {
             let id = random.random_range(0..12).to_string();
-            if !ids.contains(&id) {
-                ids.push(id);
-            }
+            let latest = seen.lock().unwrap().latest;
+            world.purge(&format!(r#"{{"accessory_ids":["{id}"]}}"#)).await;
+            seen.lock().unwrap().purged.insert(id, latest);
         }
         let mut target = query(&ids.iter().map(String::as_str).collect::<Vec<_>>());
         if let Some(group) = group {
@@ -241,6 +261,7 @@ async fn client(
         seen.lock().unwrap().asked += ids.len();
         // A slow reader.
         connection.pause = Duration::from_millis(if random.random_bool(0.1) { 3_000 } else { 0 });
+        let purged = seen.lock().unwrap().purged.clone();
         let began = Instant::now();
         let reply = connection.get(&target, &headers).await.expect("one answer for each batch");
         assert!(began.elapsed() <= Duration::from_secs(6) + connection.pause, "an answer after its deadline");
@@ -269,10 +290,30 @@ async fn client(
                 assert!(left >= 60_000, "a link with {left} ms to live was served from memory: {link}");
             }
             let serial = link.split_once("serial=").unwrap().1.split('&').next().unwrap().to_owned();
+            let number: u64 = serial.parse().unwrap();
+            let purge = purged.get(&id).copied().unwrap_or(0);
+            assert!(number > purge, "a purged link was served: {link}, of before {purge}");
+            let mut seen = seen.lock().unwrap();
+            seen.latest = seen.latest.max(number);
             let key = (scope.0, scope.1, scope.2, id);
-            seen.lock().unwrap().serials.entry(key).or_default().push(serial);
+            seen.serials.entry(key).or_default().push(serial);
         }
     }
+}
+
+/// The ids of a batch: those of a page, or any.
+fn draw_ids(random: &mut StdRng) -> Vec<String> {
+    if random.random_bool(0.5) {
+        return PAGES.choose(random).unwrap().iter().map(|id| (*id).to_owned()).collect();
+    }
+    let mut ids: Vec<String> = Vec::new();
+    for _ in 0..random.random_range(1..10) {
+        let id = random.random_range(0..12).to_string();
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    ids
 }
 
 /// Runs seeds until one fails; says which.

@@ -1,0 +1,261 @@
+//! Whole answers: the merged bodies of batches that come again as they were written. One look-up answers such a batch, without
+//! reading its ids and without merging. Start at [`Answers::look_up`].
+//!
+//! An answer is stored under its caller's scope and the request's text, and compared with both. It is used only while each entry
+//! in it would be served as it stands: all are fresh, none is due for a refresh, and since the first of them was looked up
+//! nothing was purged, and nothing of its caller's was withdrawn, refused or fetched anew ([`Revision`]). An eviction or a
+//! refresh ends no answer. A configuration has its own answers, so a reload ends all of them.
+//!
+//! moka's expiry only frees memory: [`Answer::is_usable`] decides, by the same clocks as for entries.
+
+use std::hash::BuildHasherDefault;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use moka::Expiry;
+use moka::sync;
+
+use super::{Cache, Entry};
+use crate::api::answer::merge;
+use crate::api::request::Form;
+use crate::auth::{Identity, Key, KeyHasher, Scope};
+use crate::clock::Moment;
+use crate::config;
+use crate::telemetry::metrics::{IdResult, Tally};
+
+/// Bytes of an answer besides its text, its request's and its lives: key, bookkeeping, allocator's rounding.
+const ANSWER_BYTES: usize = 512;
+/// One use in so many looks the entries up instead, so that the cache keeps those that are asked for.
+const LOOK_UP_EVERY: u32 = 16;
+/// Bytes of items in the longest answer that is stored.
+const LONGEST: usize = 1 << 16;
+/// Requests that are remembered as seen once, by a part of their key.
+const SEEN: usize = 1 << 13;
+
+/// A batch as its client wrote it.
+#[derive(Clone, Copy)]
+pub(crate) struct Written<'r> {
+    /// The scope of its caller and headers. The group is part of the text.
+    scope: Scope,
+    text: &'r [u8],
+    is_body: bool,
+    key: Key,
+}
+
+impl<'r> Written<'r> {
+    /// The query of a batch, or else its body.
+    /// A request with this query and this body; `None` with both or neither, which is no batch.
+    pub(crate) fn new(scope: Scope, query: Option<&'r str>, body: &'r [u8]) -> Option<Self> {
+        let query = query.unwrap_or_default().as_bytes();
+        let (text, is_body) = match (query, body) {
+            (text, []) => (text, false),
+            ([], text) => (text, true),
+            _ => return None,
+        };
+        (!text.is_empty()).then(|| Self { scope, text, is_body, key: scope.key_of(text) })
+    }
+}
+
+/// Counts what ends the answers of one caller.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Revision {
+    purges: u64,
+    caller: u64,
+}
+
+impl Revision {
+    /// The revision now. To be read before the entries of an answer are looked up.
+    pub(crate) fn of(cache: &Cache, identity: &Identity) -> Self {
+        Self { purges: cache.purges().revision(), caller: identity.caller_state.revision() }
+    }
+}
+
+/// A whole answer.
+pub(crate) struct Answer {
+    scope: Scope,
+    written: Box<[u8]>,
+    is_body: bool,
+    revision: Revision,
+    /// From then on an entry is due for a refresh, or no longer fresh.
+    usable_until: Moment,
+    /// From then on an entry is no longer fresh.
+    fresh_until: Moment,
+    body: Bytes,
+    tally: Tally,
+    /// When its links expire, on the monotonic clock, in order.
+    expiries: Box<[u64]>,
+    uses: AtomicU32,
+}
+
+impl Answer {
+    fn new<'e>(
+        written: &Written<'_>,
+        revision: Revision,
+        entries: impl Iterator<Item = (&'e Entry, Key)> + Clone,
+    ) -> Self {
+        let body = merge(entries.clone().filter_map(|(entry, _)| entry.text()));
+        let mut answer = Self {
+            scope: written.scope,
+            written: written.text.into(),
+            is_body: written.is_body,
+            revision,
+            usable_until: Moment::NEVER,
+            fresh_until: Moment::NEVER,
+            body,
+            tally: Tally::default(),
+            expiries: Box::default(),
+            uses: AtomicU32::new(0),
+        };
+        let mut expiries = Vec::new();
+        for (entry, key) in entries {
+            let deadlines = entry.deadlines();
+            answer.tally.add(if entry.text().is_some() { IdResult::Hit } else { IdResult::Absent });
+            answer.fresh_until = answer.fresh_until.min(deadlines.fresh_until());
+            answer.usable_until = answer.usable_until.min(deadlines.ageing_from(key.spread()));
+            expiries.extend(deadlines.expires());
+        }
+        expiries.sort_unstable();
+        answer.expiries = expiries.into();
+        answer
+    }
+
+    fn is_of(&self, written: &Written<'_>) -> bool {
+        self.scope == written.scope && self.is_body == written.is_body && *self.written == *written.text
+    }
+
+    /// Whether each entry in it would be served as it stands.
+    fn is_usable(&self, revision: Revision, now: Moment) -> bool {
+        self.revision == revision && now.is_before(self.usable_until)
+    }
+
+    /// How its batch is written: in the body, or in one of the query forms.
+    pub(crate) fn form(&self) -> Form {
+        if self.is_body { Form::Body } else { Form::Repeated }
+    }
+
+    /// The body.
+    pub(crate) fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// Milliseconds of freshness left of the entry that has the least.
+    pub(crate) fn fresh_left(&self, now: Moment) -> u64 {
+        self.fresh_until.left(now)
+    }
+
+    /// The results of its ids.
+    pub(crate) fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Seconds until its links expire, least first.
+    pub(crate) fn lives_left(&self, now: Moment) -> impl Iterator<Item = f64> {
+        self.expiries.iter().map(move |expiry| expiry.saturating_sub(now.monotonic) as f64 / 1000.0)
+    }
+
+    fn bytes(&self) -> u32 {
+        let bytes = self.body.len() + self.written.len() + size_of_val(&*self.expiries) + ANSWER_BYTES;
+        u32::try_from(bytes).unwrap_or(u32::MAX)
+    }
+}
+
+/// Frees the memory of answers that cannot be used any more.
+struct FreeUnusable;
+
+impl Expiry<Key, Stored> for FreeUnusable {
+    fn expire_after_create(&self, _: &Key, stored: &Stored, _: Instant) -> Option<Duration> {
+        Some(stored.keep)
+    }
+
+    fn expire_after_update(&self, _: &Key, stored: &Stored, _: Instant, _: Option<Duration>) -> Option<Duration> {
+        Some(stored.keep)
+    }
+}
+
+#[derive(Clone)]
+struct Stored {
+    answer: Arc<Answer>,
+    keep: Duration,
+}
+
+/// What is stored for a batch.
+pub(crate) enum Found {
+    /// Its answer.
+    Answer(Arc<Answer>),
+    /// No answer that can be used; the batch came before as it was written, so its next answer is to be stored.
+    Repeated,
+    /// Nothing to use or to store.
+    Nothing,
+}
+
+/// The part of `cache.capacity` that whole answers may take, in bytes.
+pub(super) fn capacity(all: u64) -> u64 {
+    all / 8
+}
+
+/// The whole answers of one configuration, bounded by bytes.
+pub(crate) struct Answers {
+    stored: sync::Cache<Key, Stored, BuildHasherDefault<KeyHasher>>,
+    /// What came once: most batches never come again, and storing costs more than it saves then.
+    seen: Box<[AtomicU32]>,
+}
+
+impl Answers {
+    /// No answers yet, of at most an eighth of `config.capacity`.
+    pub(crate) fn new(config: &config::Cache) -> Self {
+        let stored = sync::Cache::builder().max_capacity(capacity(config.capacity));
+        let stored = stored.weigher(|_, stored: &Stored| stored.answer.bytes()).expire_after(FreeUnusable);
+        Self {
+            stored: stored.build_with_hasher(BuildHasherDefault::default()),
+            seen: (0..SEEN).map(|_| AtomicU32::new(0)).collect(),
+        }
+    }
+
+    /// Looks up the answer to a batch whose caller is at `revision`.
+    pub(crate) fn look_up(&self, written: &Written<'_>, revision: Revision, now: Moment) -> Found {
+        match self.stored.get(&written.key) {
+            Some(Stored { answer, .. }) if answer.is_of(written) => {
+                if !answer.is_usable(revision, now) {
+                    return Found::Repeated;
+                }
+                let uses = answer.uses.fetch_add(1, Ordering::Relaxed);
+                if uses % LOOK_UP_EVERY == LOOK_UP_EVERY - 1 { Found::Nothing } else { Found::Answer(answer) }
+            }
+            _ if self.was_seen(written.key) => Found::Repeated,
+            _ => Found::Nothing,
+        }
+    }
+
+    /// Stores the answer of `entries`, one for each id of the batch in the order asked, unless it is long. The entries were looked
+    /// up at `revision`, and are fresh.
+    pub(crate) fn insert<'e>(
+        &self,
+        written: &Written<'_>,
+        revision: Revision,
+        entries: impl Iterator<Item = (&'e Entry, Key)> + Clone,
+        now: Moment,
+    ) {
+        if entries.clone().filter_map(|(entry, _)| entry.text()).map(<[u8]>::len).sum::<usize>() > LONGEST {
+            return;
+        }
+        let answer = Answer::new(written, revision, entries);
+        let keep = Duration::from_millis(answer.usable_until.left(now));
+        self.stored.insert(written.key, Stored { answer: Arc::new(answer), keep });
+    }
+
+    /// Number of answers, and their bytes.
+    pub(crate) fn size(&self) -> (u64, u64) {
+        self.stored.run_pending_tasks();
+        (self.stored.entry_count(), self.stored.weighted_size())
+    }
+
+    /// Whether the key was seen lately; notes it.
+    fn was_seen(&self, key: Key) -> bool {
+        let [a, b, c, d, e, f, ..] = key.low().to_le_bytes();
+        let (place, part) = (u16::from_le_bytes([a, b]), u32::from_le_bytes([c, d, e, f]));
+        let place = self.seen.get(usize::from(place) % SEEN);
+        place.is_some_and(|place| place.swap(part, Ordering::Relaxed) == part)
+    }
+}

@@ -3,7 +3,7 @@
 //! Start reading at [`serve`], the life of a process, then [`App`], its listeners, then [`Proxy`], what is behind them.
 
 pub mod core_dumps;
-mod proxy;
+mod generation;
 mod serve;
 mod watch;
 
@@ -25,7 +25,7 @@ use crate::server::{self, ConnLimits, Listener, ListenerState, Peer, RequestBody
 use crate::telemetry::log::{self, events};
 use crate::upstream::SetupError;
 
-pub use proxy::{Generation, Proxy};
+pub use generation::{Generation, Proxy};
 pub use serve::{End, serve};
 pub use watch::Watch;
 

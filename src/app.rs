@@ -26,7 +26,7 @@ use crate::telemetry::log::{self, events};
 use crate::upstream::SetupError;
 
 pub use generation::{Generation, Proxy};
-pub use serve::{End, serve};
+pub use serve::{End, StopSignals, serve};
 pub use watch::Watch;
 
 /// Connections that the admin listener serves at a time.

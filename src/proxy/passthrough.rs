@@ -36,7 +36,7 @@ use crate::telemetry::metrics::{Metrics, Outcome};
 use crate::telemetry::trace::{self, RequestSpan};
 use crate::upstream::Upstream;
 
-use expectation::{Expectation, Unsent};
+use expectation::{Expectation, Unsent, is_expected};
 
 /// The handler of every route but the batch route.
 pub struct Passthrough {
@@ -110,7 +110,7 @@ impl Passthrough {
         }
         let (progress, mut seen) = watch::channel(Instant::now());
         let progress = Arc::new(progress);
-        let expectation = Expectation::take(&mut request, &progress);
+        let is_continue_expected = is_expected(&mut request);
 
         if !request.body().is_end_stream() && request.body().size_hint().exact().is_none() {
             // hyper sends a GET of unknown length without a body unless told so. (HTTP/2 drops the header.)
@@ -132,10 +132,12 @@ impl Passthrough {
                 error
             }))
         });
-        let request = match &expectation {
+        let (request, expectation) = if is_continue_expected {
             // Shorter than the timeout that ends the exchange.
-            Some(expectation) => expectation.delay(request, idle_timeout / 2),
-            None => request,
+            let (request, expectation) = Expectation::delay(request, &progress, idle_timeout / 2);
+            (request, Some(expectation))
+        } else {
+            (request, None)
         };
         let asked = Instant::now();
         let answer = self.upstream.forward(request);

@@ -266,8 +266,6 @@ pub(super) struct ConnIo<IO> {
     state: Arc<ConnState>,
     /// What of HTTP/2's preface has not come yet; empty once it is known whether this is HTTP/2.
     preface: &'static [u8],
-    read_waits: bool,
-    write_waits: bool,
     /// The client has closed its side.
     is_over: bool,
     is_shut: bool,
@@ -279,8 +277,7 @@ impl<IO> ConnIo<IO> {
     pub(super) fn new(io: IO, state: Arc<ConnState>) -> Self {
         // hyper reads at once.
         state.note(&state.read);
-        let (preface, left) = (PREFACE, DRAIN_BYTES);
-        Self { io, state, preface, read_waits: true, write_waits: false, is_over: false, is_shut: false, left }
+        Self { io, state, preface: PREFACE, is_over: false, is_shut: false, left: DRAIN_BYTES }
     }
 
     fn note_read(&mut self, bytes: &[u8]) {
@@ -288,9 +285,7 @@ impl<IO> ConnIo<IO> {
         if state.is_http2() {
             return;
         }
-        if std::mem::take(&mut self.read_waits) {
-            state.read.store(0, Ordering::Relaxed);
-        }
+        state.read.store(0, Ordering::Relaxed);
         if !self.preface.is_empty() {
             let begun = bytes.get(..self.preface.len()).unwrap_or(bytes);
             match self.preface.strip_prefix(begun) {
@@ -310,12 +305,11 @@ impl<IO> ConnIo<IO> {
         }
     }
 
-    fn note_wait(&mut self) {
+    fn note_wait(&self) {
         let state = &self.state;
-        if self.read_waits || state.is_http2() {
+        if state.is_http2() || state.since(&state.read).is_some() {
             return;
         }
-        self.read_waits = true;
         state.note(&state.read);
         if state.in_head.load(Ordering::Relaxed) && state.since(&state.head).is_none() {
             state.note(&state.head);
@@ -323,17 +317,16 @@ impl<IO> ConnIo<IO> {
         }
     }
 
-    fn note_write<T>(&mut self, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn note_write<T>(&self, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         let state = &self.state;
-        match (self.write_waits, write.is_pending()) {
-            (false, true) => state.note(&state.write),
-            (true, false) => {
+        match (state.since(&state.write), write.is_pending()) {
+            (None, true) => state.note(&state.write),
+            (Some(_), false) => {
                 state.write.store(0, Ordering::Relaxed);
                 state.note(&state.active);
             }
             _ => {}
         }
-        self.write_waits = write.is_pending();
         write
     }
 }

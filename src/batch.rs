@@ -43,8 +43,6 @@ use crate::telemetry::trace::RequestSpan;
 use respond::Summary;
 use slots::{Slot, Slots};
 
-pub use explain::Explanation;
-
 /// Answers batches.
 pub struct BatchRoute {
     callers: Arc<Callers>,

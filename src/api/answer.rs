@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::request::JsonString;
 use crate::api::id;
 
-/// What the body of a 200 is.
+/// The body of a 200, read.
 #[derive(Debug, PartialEq)]
 pub enum ParsedAnswer {
     /// A list of links: the item of each id asked, or `None` where the endpoint left it out.

@@ -1,5 +1,5 @@
-//! Everything between a client's request and the endpoint: what one configuration builds ([`Generation`]), over what
-//! outlasts it ([`SharedState`]).
+//! Everything between a client's request and the endpoint. Each configuration builds a [`Generation`];
+//! [`GenerationBuilder`] has the state that outlasts them.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -29,26 +29,26 @@ use crate::upstream::{MemoryEndpoint, SetupError, Upstream, trusted_client};
 
 /// Everything between a client's request and the endpoint, without listeners.
 pub struct Proxy {
-    pub(super) shared: SharedState,
+    pub(super) builder: GenerationBuilder,
     /// A request takes one and is answered by it to its end, whatever is loaded meanwhile.
     current: ArcSwap<Generation>,
 }
 
-/// What one configuration builds. It does not change.
+/// The components that one configuration builds. They do not change.
 pub struct Generation {
     /// Answers clients.
     pub router: Router,
     /// Answers operators.
     pub admin: Admin,
-    /// What this was built from.
+    /// The configuration that they were built from.
     pub config: Arc<Config>,
     upstream: Arc<Upstream>,
     tier: Option<Arc<Tier>>,
     tracer: Option<Tracer>,
 }
 
-/// The state that outlasts a reload: the cache, flights, counters.
-pub(super) struct SharedState {
+/// Builds generations, over the state that outlasts a reload: the cache, flights, counters.
+pub(super) struct GenerationBuilder {
     pub(super) process: ProcessState,
     purges: Arc<Purges>,
     caller_states: Arc<CallerStates>,
@@ -89,9 +89,10 @@ impl Proxy {
             clock,
         };
         let caller_states = Arc::new(CallerStates::new(rand::random()));
-        let shared = SharedState { process, purges, caller_states, exports: ExportTasks::default(), memory_endpoint };
-        let current = ArcSwap::from_pointee(shared.build(config, None)?);
-        Ok(Self { shared, current })
+        let builder =
+            GenerationBuilder { process, purges, caller_states, exports: ExportTasks::default(), memory_endpoint };
+        let current = ArcSwap::from_pointee(builder.build(config, None)?);
+        Ok(Self { builder, current })
     }
 
     /// The generation that answers now.
@@ -104,10 +105,10 @@ impl Proxy {
     ///
     /// # Errors
     /// The endpoint's client cannot be built. Nothing has changed then.
-    pub fn reload(&self, config: Config) -> Result<(), SetupError> {
+    pub fn apply(&self, config: Config) -> Result<(), SetupError> {
         let before = self.current();
-        let SharedState { process, purges, .. } = &self.shared;
-        let next = self.shared.build(config, Some(&before))?;
+        let GenerationBuilder { process, purges, .. } = &self.builder;
+        let next = self.builder.build(config, Some(&before))?;
         let config = Arc::clone(&next.config);
         let floor = config.freshness.min_remaining;
         if floor > before.config.freshness.min_remaining {
@@ -128,13 +129,13 @@ impl Proxy {
 
     /// Notes that a configuration was refused because of `errors`.
     pub fn refuse(&self, errors: Vec<String>) {
-        let process = &self.shared.process;
+        let process = &self.builder.process;
         process.metrics.reload_successful.set(0);
         process.last_reload.store(Arc::new(Reload { at: process.clock.now(), errors }));
     }
 }
 
-impl SharedState {
+impl GenerationBuilder {
     /// The endpoint's client: that of `before`, with its connections, where it would be the same.
     fn upstream(&self, config: &Config, before: Option<&Generation>) -> Result<Arc<Upstream>, SetupError> {
         if let Some(before) = before
@@ -183,7 +184,7 @@ impl SharedState {
         Ok(Some(tier))
     }
 
-    /// What begins spans, if anything does: that of `before`, with its queue, where it would be the same.
+    /// The tracer, if there is one: that of `before`, with its queue, where it would be the same.
     fn tracer(&self, config: &Config, before: Option<&Generation>) -> Result<Option<Tracer>, SetupError> {
         if let Some(before) = before.filter(|before| before.config.trace == config.trace) {
             return Ok(before.tracer.clone());

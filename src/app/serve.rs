@@ -13,7 +13,7 @@ use crate::telemetry::log::events;
 /// How the life of a process has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// What was in flight is finished, or `limits.drain` was over.
+    /// All requests in flight were answered, or `limits.drain` was over.
     Drained,
     /// A second signal came.
     CutShort,

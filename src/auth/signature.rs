@@ -82,7 +82,7 @@ impl Keys {
     }
 }
 
-/// What a request's `Authorization` claims, not verified yet.
+/// The claim of a request's `Authorization`, not verified yet.
 pub struct Claim<'r> {
     /// The access key.
     pub access_key: &'r str,
@@ -113,7 +113,7 @@ pub fn hash(body: &[u8]) -> String {
     hex::encode(Sha256::digest(body))
 }
 
-/// What a request states in place of its body's hash.
+/// The value that a request states in place of its body's hash.
 ///
 /// # Errors
 /// If it states several values.

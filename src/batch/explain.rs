@@ -22,7 +22,7 @@ use crate::telemetry::metrics::{IdResult, Outcome, Tally};
 
 const WHY_REFUSED: &str = "the endpoint refused it lately to a batch of this id alone, whose answer is given again";
 
-/// What all ids of a batch share.
+/// The state that all ids of a batch share.
 struct Circumstances<'a> {
     /// Why no call could be made now.
     refusal: Option<Error>,
@@ -34,7 +34,7 @@ struct Circumstances<'a> {
 }
 
 impl BatchRoute {
-    /// What would become of a batch with the query and headers of `head`, whatever its path, and this body.
+    /// Explains a batch with the query and headers of `head`, whatever its path, and this body.
     pub fn explain(&self, mut head: Parts, body: &[u8]) -> Value {
         let query = head.uri.query().filter(|query| !query.is_empty());
         let target = query.map_or_else(|| api::PATH.to_owned(), |query| format!("{}?{query}", api::PATH));
@@ -151,7 +151,7 @@ impl BatchRoute {
         }))
     }
 
-    /// What is known of an id in the batch's scope, and what would become of it. `refused` is of a remembered refusal of it.
+    /// Explains an id in the batch's scope. `refused` are the deadlines of a remembered refusal of it.
     fn id_now(&self, id: &str, key: Key, refused: Option<&Deadlines>, around: &Circumstances<'_>) -> (Value, IdResult) {
         let now = around.now;
         let entry = self.cache.peek(key);

@@ -13,7 +13,7 @@ use crate::error::{Error, Limit};
 use crate::message::body::{Body, drain};
 use crate::telemetry::metrics::Metrics;
 
-/// How much of every budget is used. Outlasts configurations.
+/// The amount of every budget that is used. Outlasts configurations.
 #[derive(Clone, Debug, Default)]
 pub struct Usages {
     /// Requests on other routes, from their head to the end of their answer.

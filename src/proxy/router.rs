@@ -163,7 +163,7 @@ fn route<B>(request: &Request<B>) -> Route {
     if request.method() == Method::GET && request.uri().path() == api::PATH { Route::Batch } else { Route::Passthrough }
 }
 
-/// What the access log says of a request.
+/// The fields of a request in the access log.
 struct Line {
     method: Method,
     path: String,

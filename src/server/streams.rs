@@ -18,11 +18,11 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 tokio::task_local! {
-    /// Of the stream that is polled.
+    /// The progress of the stream that is polled.
     static PROGRESS: Arc<StreamProgress>;
 }
 
-/// What the body of a stream's answer tells the stream.
+/// The progress of a stream's answer, which its body reports to the stream.
 #[derive(Debug, Default)]
 pub(super) struct StreamProgress {
     /// The body has given a chunk, and was not asked for more since.
@@ -32,7 +32,7 @@ pub(super) struct StreamProgress {
 }
 
 impl StreamProgress {
-    /// That of the stream whose task this is; `None` on HTTP/1.
+    /// The progress of the stream whose task calls this; `None` on HTTP/1.
     pub(super) fn current() -> Option<Arc<StreamProgress>> {
         PROGRESS.try_with(Arc::clone).ok()
     }

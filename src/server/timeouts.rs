@@ -39,7 +39,7 @@ const HANDLER_GRACE: Duration = Duration::from_secs(1);
 /// The share of `max_connection_age` by which it varies, so that connections that began together do not end together.
 const JITTER: f64 = 0.1;
 
-/// What a connection's stream and service note for its timeouts.
+/// The state of a connection, noted by its stream and its service, from which its timeouts follow.
 #[derive(Default)]
 pub(super) struct ConnState {
     began: Began,
@@ -57,15 +57,15 @@ pub(super) struct ConnState {
     /// A chunked body is not read yet, or had trailers (HTTP/1): a line of trailers ends with CR LF to hyper and with a bare
     /// LF to others, so that they may see the next request begin elsewhere.
     is_end_uncertain: AtomicBool,
-    /// Since when a head is read. This and the rest are as [`ConnState::since`] reads them.
+    /// The moment from which a head is read. This and the fields below are read by [`ConnState::since`].
     head: AtomicU64,
-    /// Since when a read waits (HTTP/1).
+    /// The start of a read that waits (HTTP/1).
     read: AtomicU64,
-    /// Since when a write waits.
+    /// The start of a write that waits.
     write: AtomicU64,
-    /// When an answer ended (HTTP/2), or the last write that had to wait.
+    /// The end of the last answer (HTTP/2), or of the last write that had to wait.
     active: AtomicU64,
-    /// Since when this side is shut and the client's is not.
+    /// The moment at which this side was shut, while the client's is not.
     shut: AtomicU64,
     /// Something may be due earlier than before.
     changed: Notify,
@@ -162,7 +162,7 @@ impl Drop for InService {
     }
 }
 
-/// What becomes of a connection at a time limit.
+/// How a time limit ends a connection.
 pub(super) enum ConnEnd {
     /// It is closed, once what is in service has been answered.
     Close,
@@ -176,9 +176,9 @@ pub(super) struct ConnTimeouts {
     limits: ConnLimits,
     stop: CancellationToken,
     expires: Instant,
-    /// Since when the listener drains.
+    /// The moment at which the listener began to drain.
     draining: Option<Instant>,
-    /// Since when the connection has been told to close.
+    /// The moment at which the connection was told to close.
     closing: Option<Instant>,
 }
 
@@ -202,7 +202,7 @@ impl ConnTimeouts {
                 _ if leaves && self.closing.is_none() && self.state.is_http2() => Some((now, ConnEnd::Close)),
                 due => due,
             };
-            // What begins to wait from now on is not due earlier than this; for the rest there is `changed`.
+            // A wait that begins later is due no earlier than this; `changed` announces everything else.
             let mut wake = now + self.limits.idle_timeout;
             if let Some((at, expiry)) = due {
                 if at <= now {
@@ -225,7 +225,7 @@ impl ConnTimeouts {
         }
     }
 
-    /// What is due as things are, and when; `None` while a handler works.
+    /// The next time limit in the present state, and how it ends the connection; `None` while a handler works.
     fn due(&self) -> Option<(Instant, ConnEnd)> {
         let (state, limits) = (&self.state, &self.limits);
         let cut_off = |since, limit, reason| Some((since + limit, ConnEnd::CutOff(reason)));
@@ -264,7 +264,7 @@ impl ConnTimeouts {
 pub(super) struct ConnIo<IO> {
     io: IO,
     state: Arc<ConnState>,
-    /// What of HTTP/2's preface has not come yet; empty once it is known whether this is HTTP/2.
+    /// The part of HTTP/2's preface that has not come yet; empty once it is known whether this is HTTP/2.
     preface: &'static [u8],
     /// The client has closed its side.
     is_over: bool,

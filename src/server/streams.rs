@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::telemetry::log::events;
 use hyper::rt::Executor;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::telemetry::log::events;
 
 tokio::task_local! {
     /// The progress of the stream that is polled.
@@ -69,6 +70,7 @@ where
 }
 
 pin_project! {
+    // Not an async block, which would have room for the stream twice: where it is captured, and where it is pinned.
     struct TimedStream<F> {
         #[pin]
         stream: F,

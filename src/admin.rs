@@ -185,8 +185,7 @@ impl Admin {
                 self.admit(peer, GET, &head)?;
                 let body = read(body).await?;
                 self.guard.take_token(&mut head.headers);
-                let explanation = serde_json::to_value(self.state.batch_route.explain(head, &body));
-                Ok(json_of(StatusCode::OK, &explanation.map_err(|_| AdminError::UNWRITABLE)?))
+                Ok(json_of(StatusCode::OK, &self.state.batch_route.explain(head, &body)))
             }
             "/purge" => {
                 self.admit(peer, "POST", &head)?;

@@ -8,6 +8,7 @@ pub mod id;
 pub mod request;
 
 use http::HeaderName;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 
 /// The path of the batch route ("accessorys" is the service's own spelling).
 pub const PATH: &str = "/v2/servicerequest/accessorys/access-urls";
@@ -53,6 +54,9 @@ pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Request headers that may change an answer: their values are part of the scope.
 pub const SCOPE_HEADERS: [HeaderName; 6] = [LANGUAGE, TIME_ZONE, SITE, DOMAIN_ID, PROJECT_ID, ENTERPRISE_PROJECT_ID];
+
+/// Characters that are percent-encoded: all but `A-Z a-z 0-9 - _ . ~`, as in the service's signing rules.
+pub(crate) const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// The most bytes of a token, and of a header of `callers.scope_headers`.
 pub const TOKEN_BYTES: usize = 5000;

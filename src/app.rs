@@ -3,7 +3,7 @@
 //! Start reading at [`serve`], the life of a process, then [`App`], its listeners, then [`Proxy`], what is behind them.
 
 pub mod core_dumps;
-mod proxy;
+mod generation;
 mod serve;
 mod watch;
 
@@ -25,8 +25,8 @@ use crate::server::{self, ConnLimits, Listener, ListenerState, Peer, RequestBody
 use crate::telemetry::log::{self, events};
 use crate::upstream::SetupError;
 
-pub use proxy::{Generation, Proxy};
-pub use serve::{End, serve};
+pub use generation::{Generation, Proxy};
+pub use serve::{End, StopSignals, serve};
 pub use watch::Watch;
 
 /// Connections that the admin listener serves at a time.
@@ -95,7 +95,7 @@ impl App {
         let config = Arc::clone(&proxy.current().config);
         let limits = ConnLimits::from(&config.limits);
         let (stop, stop_admin) = (CancellationToken::new(), CancellationToken::new());
-        let open = proxy.shared.process.metrics.connections.clone();
+        let open = proxy.builder.process.metrics.connections.clone();
         let clients = ListenerState::new(limits, config.limits.connections, open, stop.clone());
         // The gauge is of clients' connections alone.
         let unregistered = prometheus::IntGauge::new("admin_connections", "not registered")?;
@@ -110,7 +110,7 @@ impl App {
             admin: JoinSet::new(),
         };
         app.listen(&config).await?;
-        app.running.proxy.shared.process.ready.store(true, Ordering::Release);
+        app.running.proxy.builder.process.ready.store(true, Ordering::Release);
         let addresses: Vec<String> = app.addresses.iter().map(ToString::to_string).collect();
         events::Serving {
             endpoint: format_args!("{}", config.upstream.endpoint),
@@ -143,7 +143,7 @@ impl App {
             };
             self.clients.spawn(server::run(listener, Arc::clone(&self.running.clients), answer));
         }
-        let ProcessState { cache, clock, history, .. } = self.running.proxy.shared.process.clone();
+        let ProcessState { cache, clock, history, .. } = self.running.proxy.builder.process.clone();
         let swept = Arc::clone(&cache);
         self.admin.spawn(every(SWEEP, self.stop_admin.clone(), async move || {
             let (cache, now) = (Arc::clone(&swept), clock.now());
@@ -182,20 +182,20 @@ impl App {
     ///
     /// # Errors
     /// The endpoint's client cannot be built, or the listeners' certificate cannot be used. Nothing has changed then.
-    pub fn reload(&self, config: Config) -> Result<(), StartError> {
+    pub fn apply(&self, config: Config) -> Result<(), StartError> {
         self.running.apply(config)
     }
 
     /// Stops accepting connections, finishes what is in flight within `limits.drain`, and returns. Metrics and probes are
     /// served until the end.
     pub async fn drain(mut self) {
-        let shared = &self.running.proxy.shared;
-        shared.process.ready.store(false, Ordering::Release);
+        let builder = &self.running.proxy.builder;
+        builder.process.ready.store(false, Ordering::Release);
         events::Draining {}.log();
         let (began, drain) = (Instant::now(), self.config().limits.drain);
         self.stop.cancel();
         while self.clients.join_next().await.is_some() {}
-        shared.exports.end(drain.saturating_sub(began.elapsed())).await;
+        builder.exports.end(drain.saturating_sub(began.elapsed())).await;
         self.stop_admin.cancel();
         while self.admin.join_next().await.is_some() {}
         events::Stopped {}.log();
@@ -207,7 +207,7 @@ impl Running {
         let tls = config.listen.tls.as_ref().map(Tls::read).transpose()?;
         let (limits, connections) = (ConnLimits::from(&config.limits), config.limits.connections);
         let level = config.log.level;
-        self.proxy.reload(config)?;
+        self.proxy.apply(config)?;
         if let Some(tls) = tls {
             self.clients.set_tls(tls);
         }
@@ -238,7 +238,7 @@ impl Running {
             Err(errors) => errors.to_string().lines().map(str::to_owned).collect(),
         };
         // A refused configuration is tried again and again, and logged once.
-        let is_known = self.proxy.shared.process.last_reload.load().errors == errors;
+        let is_known = self.proxy.builder.process.last_reload.load().errors == errors;
         self.proxy.refuse(errors.clone());
         if !is_known {
             for line in &errors {

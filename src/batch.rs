@@ -33,7 +33,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::fetch::{CacheRequirements, Failure, FetchContext, Fetcher, KeyedId};
 use crate::limits::budget::{Budget, Reservation};
-use crate::message::body::{BodyError, drain, stream};
+use crate::message::body::{BodyError, stream};
 use crate::message::cache_control::Directives;
 use crate::message::header_filter::{HeaderFilter, Headers};
 use crate::message::headers;
@@ -43,8 +43,6 @@ use crate::telemetry::metrics::{IdResult, Metrics, Refetch};
 use crate::telemetry::trace::RequestSpan;
 use respond::Summary;
 use slots::{Slot, Slots};
-
-pub use explain::Explanation;
 
 /// Answers batches.
 pub struct BatchRoute {
@@ -165,22 +163,18 @@ impl BatchRoute {
         }))
     }
 
-    /// Reads the whole body, bounded. What a client sends beyond the bound is drained for a while, so that the client gets to
-    /// read the refusal, unless it waits to be told to continue.
+    /// Reads the whole body, bounded.
     async fn read_body<B>(&self, request: Request<B>) -> Result<(Parts, Bytes, Reservation), Error>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
-        let expects_continue = headers::expects_continue(&request);
+        // Reading the body would tell a client that waits for a 100 to send it.
+        let drains = !headers::expects_continue(&request);
         let (parts, body) = request.into_parts();
-        let limits = &self.config.limits;
-        let mut body = stream(body);
-        let read = self.bodies.read(&mut body, limits.batch_body, Error::BodyTooLarge, limits.idle_timeout).await;
-        if matches!(read, Err(Error::BodyTooLarge | Error::Shed(_))) && !expects_continue {
-            drain(body);
-        }
-        read.map(|(body, reservation)| (parts, body, reservation))
+        let (most, time) = (self.config.limits.batch_body, self.config.limits.idle_timeout);
+        let (body, reservation) = self.bodies.read(stream(body), most, Error::BodyTooLarge, time, drains).await?;
+        Ok((parts, body, reservation))
     }
 
     fn answer_read<'a>(

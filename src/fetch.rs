@@ -165,17 +165,8 @@ impl Fetcher {
         self.state().flights.get(&key).is_some_and(|flight| !flight.is_purged(id, marks))
     }
 
-    /// Why no call may be made now, for this caller if it is known, else for anyone.
-    pub fn refusal_for(&self, identity: Option<&Identity>, ids: &[&str]) -> Option<Error> {
-        let rejection = match identity {
-            Some(identity) => self.rejection(identity, ids.iter().copied()),
-            None => self.upstream.refusal_of_all(),
-        };
-        rejection.map(|rejection| rejection.error)
-    }
-
     /// Why no call for these ids may be made for this caller now: its pause, or the breaker.
-    fn rejection<'i>(&self, identity: &Identity, ids: impl Iterator<Item = &'i str>) -> Option<Rejection> {
+    pub fn rejection<'i>(&self, identity: &Identity, ids: impl Iterator<Item = &'i str>) -> Option<Rejection> {
         let paused = identity.caller_state.pause.lasting(self.clock.now());
         paused.or_else(|| self.upstream.refusal(identity.caller, ids))
     }

@@ -6,13 +6,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use sidelink::app::core_dumps;
-use sidelink::app::{self, End, Watch};
+use sidelink::app::{self, End, StopSignals, Watch};
 use sidelink::config::{Config, ConfigError};
 use sidelink::demo;
 use sidelink::demo::origin::{self, Origin};
 use sidelink::telemetry::log;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Bad usage or a bad configuration.
 const BAD_USAGE: u8 = 2;
@@ -109,22 +108,12 @@ async fn simulate_endpoint(options: origin::Options) -> ExitCode {
         Err(error) => return fail(&format!("cannot listen on {address}: {error}; --address names another")),
     };
     let _ = writeln!(std::io::stdout().lock(), "the simulated endpoint listens on http://{}", origin.address());
-    if let Err(error) = stop_signal().await {
-        return fail(&format!("signals: {error}"));
+    match StopSignals::new() {
+        Ok(mut signals) => signals.recv().await,
+        Err(error) => return fail(&format!("signals: {error}")),
     }
     origin.stop().await;
     ExitCode::SUCCESS
-}
-
-/// Waits for SIGTERM or SIGINT.
-async fn stop_signal() -> std::io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
 }
 
 fn run(main: impl Future<Output = ExitCode>) -> ExitCode {

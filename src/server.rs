@@ -95,9 +95,9 @@ impl From<&config::Limits> for ConnLimits {
     }
 }
 
-/// What listeners share.
+/// The state that listeners share.
 pub struct ListenerState {
-    /// Of connections that are accepted from now on.
+    /// Limits of connections that are accepted from now on.
     limits: ArcSwap<ConnLimits>,
     /// TLS of TCP connections that are accepted from now on.
     tls: ArcSwapOption<ServerConfig>,

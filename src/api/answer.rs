@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::request::JsonString;
 use crate::api::id;
 
-/// What the body of a 200 is.
+/// The body of a 200, read.
 #[derive(Debug, PartialEq)]
 pub enum ParsedAnswer {
     /// A list of links: the item of each id asked, or `None` where the endpoint left it out.
@@ -73,8 +73,8 @@ pub fn read(body: &[u8], ids: &[&str]) -> ParsedAnswer {
         let slot = position.and_then(|at| links.get_mut(at));
         match slot {
             Some(slot @ None) => {
-                let url = fields.accessory_url.and_then(|url| serde_json::from_str::<JsonString<'_>>(url.get()).ok());
-                *slot = Some(AnswerItem { text: Arc::from(item.get()), url: url.map(|url| Box::from(url.0)) });
+                let url = fields.accessory_url.and_then(string).map(Box::from);
+                *slot = Some(AnswerItem { text: Arc::from(item.get()), url });
             }
             _ => return ParsedAnswer::Unmatched,
         }
@@ -103,14 +103,18 @@ fn raw_items(whole: &RawValue) -> Option<Vec<&RawValue>> {
 /// The link of an item.
 pub fn url_of(item: &[u8]) -> Option<String> {
     let fields = serde_json::from_slice::<ItemFields<'_>>(item).ok()?;
-    let url = serde_json::from_str::<JsonString<'_>>(fields.accessory_url?.get()).ok()?;
-    Some(url.0.into_owned())
+    string(fields.accessory_url?).map(Cow::into_owned)
 }
 
 /// The error code in `body`, if there is one.
 pub fn error_code(body: &[u8]) -> Option<String> {
-    let code = serde_json::from_slice::<Envelope<'_>>(text_of(body)).ok()?.error_code?;
-    Some(serde_json::from_str::<JsonString<'_>>(code.get()).ok()?.0.into_owned())
+    let envelope = serde_json::from_slice::<Envelope<'_>>(text_of(body)).ok()?;
+    string(envelope.error_code?).map(Cow::into_owned)
+}
+
+/// The text of a value that is a string.
+fn string(value: &RawValue) -> Option<Cow<'_, str>> {
+    serde_json::from_str::<JsonString<'_>>(value.get()).ok().map(|text| text.0)
 }
 
 /// The bytes before the items of a merged body.

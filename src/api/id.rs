@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
+use serde_json::Value;
 
 /// The first character of a name with two readings: a noncharacter, which begins no id and no group.
 const MARK: char = '\u{ffff}';
@@ -70,6 +71,15 @@ impl Group<'_> {
         match self {
             Group::Named(name) => Some(name),
             Group::Absent | Group::Null => None,
+        }
+    }
+
+    /// As it stands in a JSON object, if it does.
+    pub fn to_json(&self) -> Option<Value> {
+        match self {
+            Group::Absent => None,
+            Group::Null => Some(Value::Null),
+            Group::Named(name) => Some(shown(name).into()),
         }
     }
 

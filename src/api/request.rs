@@ -9,21 +9,18 @@
 //! spelling ([`id`]), and goes upstream as it is spelled.
 
 use std::borrow::Cow;
-use std::fmt;
 
 use bytes::Bytes;
 use http::header::CONTENT_ENCODING;
 use memchr::{memchr, memchr_iter};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{percent_decode_str, utf8_percent_encode};
 use serde::Deserialize;
-use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde::de::Deserializer;
 
 use crate::api;
+use crate::api::ENCODED;
 use crate::api::id::{self, Group};
 use crate::message::header_filter::Headers;
-
-/// Characters that are percent-encoded: all but `A-Z a-z 0-9 - _ . ~`, as in the service's signing rules.
-const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// How a client wrote its batch; the misses go upstream in the same form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,11 +69,7 @@ impl<'r> Batch<'r> {
         }
     }
 
-    /// Reads a batch in the query forms.
-    ///
-    /// # Errors
-    /// [`NotABatch`], if it is no batch.
-    pub fn from_query(query: &'r str) -> Result<Self, NotABatch> {
+    fn from_query(query: &'r str) -> Result<Self, NotABatch> {
         let has = |byte| memchr(byte, query.as_bytes()).is_some();
         let mut values = Vec::with_capacity(1 + memchr_iter(b'&', query.as_bytes()).count());
         let mut group = Group::Absent;
@@ -108,11 +101,16 @@ impl<'r> Batch<'r> {
     }
 
     fn from_body(body: &'r [u8]) -> Result<Self, NotABatch> {
-        let read: BodyForm<'_> = serde_json::from_slice(body).map_err(|_| NotABatch)?;
-        if !read.ids.iter().all(|id| is_id(id)) || !read.group.name().is_none_or(is_group) {
+        // serde would also take a list of the values for an object.
+        if !body.trim_ascii_start().starts_with(b"{") {
             return Err(NotABatch);
         }
-        Self::build(Form::Body, read.group, read.ids)
+        let read: BodyForm<'_> = serde_json::from_slice(body).map_err(|_| NotABatch)?;
+        if !read.group_id.name().is_none_or(is_group) {
+            return Err(NotABatch);
+        }
+        let ids = read.accessory_ids.into_iter().map(|id| check(id.0, is_id)).collect::<Result<_, _>>()?;
+        Self::build(Form::Body, read.group_id, ids)
     }
 
     fn build(form: Form, group: Group<'r>, ids: Vec<Cow<'r, str>>) -> Result<Self, NotABatch> {
@@ -223,51 +221,27 @@ pub fn body<'a>(form: Form, group: &Group<'_>, ids: impl Iterator<Item = &'a str
         return Bytes::new();
     }
     let mut body = serde_json::Map::new();
-    match group {
-        Group::Absent => {}
-        Group::Null => drop(body.insert(api::GROUP.into(), serde_json::Value::Null)),
-        Group::Named(group) => drop(body.insert(api::GROUP.into(), group.as_ref().into())),
+    if let Some(group) = group.to_json() {
+        body.insert(api::GROUP.into(), group);
     }
     body.insert(api::IDS.into(), ids.collect());
     serde_json::Value::Object(body).to_string().into()
 }
 
 /// The body form, read strictly: each name once, no other name, strings only.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct BodyForm<'a> {
-    group: Group<'a>,
-    ids: Vec<Cow<'a, str>>,
+    #[serde(borrow, default, deserialize_with = "read_group")]
+    group_id: Group<'a>,
+    #[serde(borrow)]
+    accessory_ids: Vec<JsonString<'a>>,
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for BodyForm<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(BodyVisitor)
-    }
-}
-
-struct BodyVisitor;
-
-impl<'de> Visitor<'de> for BodyVisitor {
-    type Value = BodyForm<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with accessory_ids and group_id")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let (mut group, mut ids) = (Group::Absent, None);
-        while let Some(name) = map.next_key::<JsonString<'de>>()? {
-            match name.0.as_ref() {
-                api::GROUP if group == Group::Absent => {
-                    group =
-                        map.next_value::<Option<JsonString<'de>>>()?.map_or(Group::Null, |name| Group::Named(name.0));
-                }
-                api::IDS if ids.is_none() => ids = Some(map.next_value::<Vec<JsonString<'de>>>()?),
-                _ => return Err(de::Error::custom("a name that is unknown or given twice")),
-            }
-        }
-        let ids = ids.ok_or_else(|| de::Error::custom("no accessory_ids"))?;
-        Ok(BodyForm { group, ids: ids.into_iter().map(|id| id.0).collect() })
-    }
+/// Reads a group that is there.
+fn read_group<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Group<'de>, D::Error> {
+    let name = Option::<JsonString<'_>>::deserialize(deserializer)?;
+    Ok(name.map_or(Group::Null, |name| Group::Named(name.0)))
 }
 
 /// A string, borrowed where the text has no escapes. (serde's own `Cow` always copies.)
@@ -344,6 +318,8 @@ mod tests {
         for text in [
             "{}",
             "[]",
+            r#" ["g",["1"]]"#,
+            r#"[["1"],"g"]"#,
             "x",
             "null",
             r#"{"accessory_ids":[]}"#,

@@ -7,7 +7,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::signature::{self, Claim, Fault, Signer};
-use super::{AuthError, Bypass, Caller, Callers, Identity};
+use super::{AuthError, Bypass, Caller, CallerState, Callers, Identity};
 use crate::api;
 use crate::config::KeyPair;
 use crate::message::header_filter::Headers;
@@ -77,15 +77,18 @@ impl Callers {
         Ok(Identity::new(caller, self.caller_states.get_or_insert(caller), signer))
     }
 
-    /// As [`Callers::identify`], but creates no state for a caller that has none.
+    /// As [`Callers::identify`], but remembers nothing. Returns whether the caller is remembered.
     pub(crate) fn known(
         &self,
         credential: &Credential<'_>,
         head: &Parts,
         body: &[u8],
-    ) -> Result<(Caller, Option<Identity>), AuthError> {
+    ) -> Result<(Identity, bool), AuthError> {
         let (caller, signer) = self.caller_of(credential, head, body)?;
-        Ok((caller, self.caller_states.all(caller).next().map(|state| Identity::new(caller, state, signer))))
+        let state = self.caller_states.all(caller).next();
+        let is_known = state.is_some();
+        // No entry is stored under generation 0.
+        Ok((Identity::new(caller, state.unwrap_or_else(|| Arc::new(CallerState::new(0))), signer), is_known))
     }
 
     fn caller_of(

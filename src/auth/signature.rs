@@ -15,7 +15,7 @@ use http::header::{AUTHORIZATION, HOST};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
+use percent_encoding::{percent_decode_str, percent_encode};
 use sha2::{Digest, Sha256};
 
 use crate::api;
@@ -66,8 +66,6 @@ const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b785
 /// Seconds between a signature's date and now, either way: what the endpoint allows.
 const MOST_SKEW: u64 = 15 * 60;
 
-const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-
 /// The configured key pairs, by access key.
 #[derive(Debug, Default)]
 pub struct Keys(HashMap<String, Arc<KeyPair>>);
@@ -84,7 +82,7 @@ impl Keys {
     }
 }
 
-/// What a request's `Authorization` claims, not verified yet.
+/// The claim of a request's `Authorization`, not verified yet.
 pub struct Claim<'r> {
     /// The access key.
     pub access_key: &'r str,
@@ -99,9 +97,7 @@ impl<'r> Claim<'r> {
         let fields = value.to_str().ok()?.strip_prefix(ALGORITHM)?.strip_prefix(' ')?;
         Some(Self { access_key: field(fields, "Access=")?, fields })
     }
-}
 
-impl Claim<'_> {
     /// Whether Host is signed: such a request is valid for that host alone.
     pub(crate) fn signs_host(&self) -> bool {
         field(self.fields, "SignedHeaders=").is_some_and(|names| names.split(';').any(|name| name == HOST.as_str()))
@@ -117,7 +113,7 @@ pub fn hash(body: &[u8]) -> String {
     hex::encode(Sha256::digest(body))
 }
 
-/// What a request states in place of its body's hash.
+/// The value that a request states in place of its body's hash.
 ///
 /// # Errors
 /// If it states several values.
@@ -313,7 +309,7 @@ fn canonical_hash(
     headers: &[(&HeaderName, &[u8])],
     payload: &str,
 ) -> String {
-    let encode = |bytes: &[u8]| percent_encode(bytes, ENCODED).to_string();
+    let encode = |bytes: &[u8]| percent_encode(bytes, api::ENCODED).to_string();
     // Decoded as a whole and then split, as the SDKs do: an encoded slash separates segments like any other.
     let decoded: Cow<'_, [u8]> = percent_decode_str(path).into();
     let mut path = decoded.split(|byte| *byte == b'/').map(encode).collect::<Vec<_>>().join("/");

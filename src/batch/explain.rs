@@ -1,246 +1,120 @@
 //! Explains to an operator how a batch would be answered now, and why. Explaining changes nothing: no entry counts as used, no
 //! caller is remembered, nothing is counted, and the endpoint is not asked.
 
-use std::collections::HashSet;
-
 use http::header::HOST;
 use http::request::Parts;
 use http::{HeaderValue, Method, Uri};
-use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{BatchRoute, CacheRequirements};
+use super::{BatchRoute, CacheRequirements, distinct, respond};
 use crate::api;
 use crate::api::answer::url_of;
-use crate::api::id::{self, Group};
+use crate::api::id;
 use crate::api::request::{Batch, Form};
 use crate::auth::{AuthError, Bypass, Identity, Key};
 use crate::cache::Entry;
+use crate::cache::freshness::Deadlines;
 use crate::cache::purges::Marks;
-use crate::clock::{Moment, rfc3339};
+use crate::clock::{Moment, millis, rfc3339};
 use crate::error::Error;
 use crate::message::cache_control::Directives;
-use crate::telemetry::metrics::{IdResult, Outcome};
+use crate::telemetry::metrics::{IdResult, Outcome, Tally};
 
-const REFUSED: &str = "refused";
 const WHY_REFUSED: &str = "the endpoint refused it lately to a batch of this id alone, whose answer is given again";
 
-/// How a batch would be answered.
-#[derive(Debug, Default, Serialize)]
-pub struct Explanation {
-    /// How it would be answered, as in `batches_total`; as far as can be told before the endpoint has answered.
-    pub outcome: &'static str,
-    /// Why, if not for its ids.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub why: Option<&'static str>,
-    /// Why it would be forwarded untouched, as in `bypass_total`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bypass: Option<&'static str>,
-    /// The code of the error of sidelink's own that would be its answer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error_code: Option<&'static str>,
-    /// How it was written.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub form: Option<&'static str>,
-    /// Its group: a name or null.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub group_id: Option<Value>,
-    /// Who asks.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub caller: Option<CallerNow>,
-    /// Why no call could be made now, if so.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub calls_refused: Option<&'static str>,
-    /// Each distinct id, in the order asked.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub ids: Vec<IdNow>,
-}
-
-/// A caller's state.
-#[derive(Debug, Serialize)]
-pub struct CallerNow {
-    /// What stands for it in the access log.
-    pub hash: String,
-    /// `accepted`, `must_revalidate` or `unknown`.
-    pub state: &'static str,
-    /// What that means.
-    pub why: &'static str,
-    /// Seconds until the caller must revalidate.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub accepted_seconds: Option<f64>,
-    /// And when that is.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub accepted_until: Option<String>,
-}
-
-/// What is known of an id in the batch's scope.
-#[derive(Debug, Default, Serialize)]
-pub struct IdNow {
-    /// The id.
-    pub id: String,
-    /// What there is: `fresh`, `stale`, `past_floor`, `expired`, `absent`, `purged`, `in_flight`, `refused` or
-    /// `unknown`.
-    pub state: &'static str,
-    /// What would become of it, as in `ids_total`; as far as can be told before the endpoint has answered.
-    pub result: &'static str,
-    /// Why.
-    pub why: &'static str,
-    /// Whether a call for it is under way.
-    pub in_flight: bool,
-    /// Whether it would be fetched again in the background, if that is affordable.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub refresh_ahead: bool,
-    /// The link up to its query, which is the secret part.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub link: Option<String>,
-    /// Seconds since the call that brought it was sent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub age_seconds: Option<f64>,
-    /// Until when it is served, or remembered as absent, without asking.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fresh_until: Option<String>,
-    /// And in seconds from now.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fresh_seconds: Option<f64>,
-    /// Until when it may answer for an endpoint that fails.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub usable_until: Option<String>,
-    /// And in seconds from now.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub usable_seconds: Option<f64>,
-    /// When the link itself ends.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub expires_at: Option<String>,
-}
-
-impl Explanation {
-    fn of(outcome: Outcome) -> Self {
-        Self { outcome: outcome.name(), ..Self::default() }
-    }
-
-    fn bypass(reason: Bypass) -> Self {
-        Self { why: Some(reason.meaning()), bypass: Some(reason.name()), ..Self::of(Outcome::Bypass) }
-    }
-
-    fn error(error: Error) -> Self {
-        Self { why: Some(error.message()), error_code: Some(error.code()), ..Self::of(Outcome::Error) }
-    }
-}
-
-/// What all ids of a batch share.
+/// The state that all ids of a batch share.
 struct Circumstances<'a> {
-    identity: Option<&'a Identity>,
     /// Why no call could be made now.
     refusal: Option<Error>,
     requirements: CacheRequirements,
-    directives: &'a Directives,
-    /// Whether the caller must revalidate.
+    directives: Directives,
     must_revalidate: bool,
-    group: &'a Group<'a>,
     marks: Marks<'a>,
     now: Moment,
 }
 
 impl BatchRoute {
-    /// What would become of a batch with the query and headers of `head`, whatever its path, and this body.
-    pub fn explain(&self, mut head: Parts, body: &[u8]) -> Explanation {
+    /// Explains a batch with the query and headers of `head`, whatever its path, and this body.
+    pub fn explain(&self, mut head: Parts, body: &[u8]) -> Value {
         let query = head.uri.query().filter(|query| !query.is_empty());
         let target = query.map_or_else(|| api::PATH.to_owned(), |query| format!("{}?{query}", api::PATH));
         // Never fails: the path is one, and the query was one.
         head.uri = target.parse().unwrap_or_else(|_| Uri::from_static(api::PATH));
         head.method = Method::GET;
-        let known = match self.known(&mut head, body) {
+        let (identity, is_known) = match self.known(&mut head, body) {
             Ok(known) => known,
-            Err(AuthError::Bypass(reason)) => return Explanation::bypass(reason),
-            Err(AuthError::Unverified(fault)) => {
-                return Explanation { why: Some(fault.message()), ..Explanation::bypass(Bypass::Signature) };
-            }
-            Err(AuthError::NamedByConnection) => return Explanation::error(Error::NamedByConnection),
+            Err(AuthError::Bypass(reason)) => return bypass(reason, reason.meaning()),
+            Err(AuthError::Unverified(fault)) => return bypass(Bypass::Signature, fault.message()),
+            Err(AuthError::NamedByConnection) => return error(Error::NamedByConnection),
         };
         let Ok(batch) = Batch::read(head.uri.query(), &head.headers, body) else {
-            return Explanation::bypass(Bypass::Unreadable);
+            return bypass(Bypass::Unreadable, Bypass::Unreadable.meaning());
+        };
+        let scope = self.callers.scope(&identity, &head.headers).of_group(&batch.group);
+        let Some(ids) = distinct(&batch, scope, self.config.limits.batch_ids) else {
+            return error(Error::TooManyIds);
         };
         let now = self.clock.now();
-        let (hash, identity) = known;
         let directives = self.directives((&head.headers).into());
-        let (caller, must_revalidate) = self.caller_now(hash, identity.as_ref(), now);
         let client = CacheRequirements::from(&directives);
-        let forbids_cache = client.forbids_cache || must_revalidate || identity.is_none();
-        let requirements = CacheRequirements { forbids_cache, ..client };
-        let ids: Vec<&str> = batch.ids.iter().map(AsRef::as_ref).collect();
-        let circumstances = Circumstances {
-            refusal: self.fetch.refusal_for(identity.as_ref(), &ids),
-            requirements,
-            directives: &directives,
+        let must_revalidate = self.callers.must_revalidate(&identity, now);
+        let rejection = self.fetch.rejection(&identity, ids.iter().map(|(id, _)| *id));
+        let around = Circumstances {
+            refusal: rejection.map(|rejection| rejection.error),
+            requirements: CacheRequirements { forbids_cache: client.forbids_cache || must_revalidate, ..client },
+            directives,
             must_revalidate,
-            group: &batch.group,
             marks: self.cache.purges().of_group(batch.group.name()),
             now,
-            identity: identity.as_ref(),
         };
-        let mut explanation = Explanation {
-            form: Some(match batch.form {
+        // A remembered refusal is the answer to a batch of its id alone.
+        let refused = match ids.as_slice() {
+            [(id, key)] => self.cache.refusals.look_up(*key, id, &around.marks, now),
+            _ => None,
+        };
+        let refused = refused.filter(|refusal| client.allow_refusal(&refusal.deadlines, now));
+        let refused = refused.as_ref().map(|refusal| &refusal.deadlines);
+
+        let mut tally = Tally::default();
+        let id_now = |(id, key): &(&str, Key)| {
+            let (id_now, result) = self.id_now(id, *key, refused, &around);
+            tally.add(result);
+            id_now
+        };
+        let ids: Vec<Value> = ids.iter().map(id_now).collect();
+        let (outcome, error) = match respond::outcome(&tally) {
+            Outcome::Hit => (Outcome::Hit, None),
+            _ if refused.is_some() => (Outcome::Error, None),
+            _ if directives.only_if_cached => (Outcome::Error, Some(Error::NotCached)),
+            _ if tally.count(IdResult::Failed) > 0 => (Outcome::Error, around.refusal),
+            outcome => (outcome, None),
+        };
+        let why_refused = (outcome == Outcome::Error && refused.is_some()).then_some(WHY_REFUSED);
+        let mut explanation = without_nulls(json!({
+            // As in `batches_total`, as far as can be told before the endpoint has answered.
+            "outcome": outcome.name(),
+            "why": error.map(Error::message).or(why_refused),
+            "error_code": error.map(Error::code),
+            "form": match batch.form {
                 Form::Repeated => "repeated",
                 Form::Comma => "comma",
                 Form::Body => "body",
-            }),
-            group_id: match &batch.group {
-                Group::Absent => None,
-                Group::Null => Some(Value::Null),
-                Group::Named(name) => Some(id::shown(name).into()),
             },
-            caller: Some(caller),
-            calls_refused: circumstances.refusal.map(Error::message),
-            ..Explanation::of(Outcome::Miss)
-        };
-        let scope =
-            identity.as_ref().map(|identity| self.callers.scope(identity, &head.headers).of_group(circumstances.group));
-        let mut seen = HashSet::new();
-        for id in &batch.ids {
-            if !seen.insert(id.as_ref()) {
-                continue;
-            }
-            if explanation.ids.len() == self.config.limits.batch_ids {
-                return Explanation { ids: Vec::new(), ..Explanation::error(Error::TooManyIds) };
-            }
-            explanation.ids.push(self.id_now(id, scope.map(|scope| scope.key(id)), &circumstances));
+            "caller": self.caller_now(&identity, is_known, now),
+            "calls_refused": around.refusal.map(Error::message),
+            "ids": ids,
+        }));
+        if let (Some(group), Some(explanation)) = (batch.group.to_json(), explanation.as_object_mut()) {
+            explanation.insert(api::GROUP.to_owned(), group);
         }
-        if let ([only], Some(scope)) = (explanation.ids.as_mut_slice(), scope) {
-            self.explain_refusal(only, scope.key(&only.id), &circumstances);
-        }
-        let is_refused = explanation.ids.iter().any(|id| id.state == REFUSED);
-        let count = |result: IdResult| explanation.ids.iter().filter(|id| id.result == result.name()).count();
-        let here = count(IdResult::Hit) + count(IdResult::Absent);
-        let outcome = if here == explanation.ids.len() {
-            Outcome::Hit
-        } else if is_refused {
-            explanation.why = Some(WHY_REFUSED);
-            Outcome::Error
-        } else if directives.only_if_cached {
-            explanation.why = Some(Error::NotCached.message());
-            explanation.error_code = Some(Error::NotCached.code());
-            Outcome::Error
-        } else if count(IdResult::Failed) > 0 {
-            explanation.why = explanation.calls_refused;
-            explanation.error_code = circumstances.refusal.map(Error::code);
-            Outcome::Error
-        } else if count(IdResult::Stale) > 0 {
-            Outcome::Stale
-        } else if here > 0 {
-            Outcome::Partial
-        } else {
-            Outcome::Miss
-        };
-        explanation.outcome = outcome.name();
         explanation
     }
 
-    /// The caller's short hash, and its identity if the caller is remembered.
-    fn known(&self, head: &mut Parts, body: &[u8]) -> Result<(String, Option<Identity>), AuthError> {
+    /// Who asks, and whether the caller is remembered.
+    fn known(&self, head: &mut Parts, body: &[u8]) -> Result<(Identity, bool), AuthError> {
         let look = |head: &Parts| {
             let credential = self.callers.credential(&head.headers).map_err(AuthError::Bypass)?;
-            let (caller, identity) = self.callers.known(&credential, head, body)?;
-            Ok((format!("{:08x}", caller.short()), identity))
+            self.callers.known(&credential, head, body)
         };
         let as_sent = look(head);
         let Err(AuthError::Unverified(_)) = as_sent else { return as_sent };
@@ -257,130 +131,136 @@ impl BatchRoute {
         as_sent
     }
 
-    fn caller_now(&self, hash: String, identity: Option<&Identity>, now: Moment) -> (CallerNow, bool) {
-        let left = identity.map(|identity| self.callers.accepted_left(identity, now));
-        let (caller_state, why) = match left {
-            Some(Some(_)) => ("accepted", "the endpoint has accepted it within callers.revalidate"),
-            Some(None) => (
+    fn caller_now(&self, identity: &Identity, is_known: bool, now: Moment) -> Value {
+        let left = self.callers.accepted_left(identity, now);
+        let (state, why) = match left {
+            Some(_) => ("accepted", "the endpoint has accepted it within callers.revalidate"),
+            None if is_known => (
                 "must_revalidate",
                 "the endpoint has not accepted it within callers.revalidate, or has refused it since: its next batch is fetched whole",
             ),
             None => ("unknown", "it is not remembered: its next batch is fetched whole"),
         };
-        let left = left.flatten();
-        let caller = CallerNow {
-            hash,
-            state: caller_state,
-            why,
-            accepted_seconds: left.map(seconds),
-            accepted_until: left.map(|left| until(now, left)),
-        };
-        (caller, left.is_none())
+        without_nulls(json!({
+            // As in the access log.
+            "hash": format!("{:08x}", identity.caller.short()),
+            "state": state,
+            "why": why,
+            "accepted_seconds": left.map(seconds),
+            "accepted_until": left.map(|left| until(now, left)),
+        }))
     }
 
-    fn id_now(&self, id: &str, key: Option<Key>, around: &Circumstances<'_>) -> IdNow {
-        let entry = key.and_then(|key| self.cache.peek(key));
+    /// Explains an id in the batch's scope. `refused` are the deadlines of a remembered refusal of it.
+    fn id_now(&self, id: &str, key: Key, refused: Option<&Deadlines>, around: &Circumstances<'_>) -> (Value, IdResult) {
+        let now = around.now;
+        let entry = self.cache.peek(key);
         let is_purged = entry.as_ref().is_some_and(|entry| around.marks.cover(id, entry.deadlines().sent()));
-        let in_flight = key.is_some_and(|key| self.fetch.is_in_flight(key, id, &around.marks));
-        let mut id_now = IdNow { id: id::shown(id).to_owned(), in_flight, ..IdNow::default() };
-        if let Some(entry) = entry.as_ref().filter(|_| !is_purged) {
-            id_now.describe(entry, around.now);
-        }
-        let serves = entry.as_ref().is_some_and(|entry| !is_purged && around.requirements.allow(entry, around.now));
-        id_now.state = match &entry {
+        let entry = entry.filter(|_| !is_purged);
+        let in_flight = self.fetch.is_in_flight(key, id, &around.marks);
+        let serves = entry.as_ref().is_some_and(|entry| around.requirements.allow(entry, now));
+        let floor = millis(self.config.freshness.min_remaining);
+        let is_past_floor = |deadlines: &Deadlines| deadlines.life_left(now).is_some_and(|left| left <= floor);
+        let state = match entry.as_ref().map(|entry| (entry.deadlines(), entry.text().is_some())) {
             _ if is_purged => "purged",
-            Some(entry) if entry.deadlines().fresh_left(around.now).is_some() => {
-                if entry.text().is_some() {
+            Some((deadlines, has_link)) if deadlines.fresh_left(now).is_some() => {
+                if has_link {
                     "fresh"
                 } else {
                     "absent"
                 }
             }
-            Some(entry) if entry.text().is_some() && entry.deadlines().usable(around.now) => "stale",
-            Some(entry) if entry.text().is_some() && self.is_past_floor(entry, around.now) => "past_floor",
+            Some((deadlines, true)) if deadlines.usable(now) => "stale",
+            Some((deadlines, true)) if is_past_floor(deadlines) => "past_floor",
             Some(_) => "expired",
             None if in_flight => "in_flight",
             None => "unknown",
         };
-        let (result, why) = self.verdict(&id_now, serves, around);
-        (id_now.result, id_now.why) = (result.name(), why);
-        id_now.refresh_ahead =
-            serves && entry.zip(key).is_some_and(|(entry, key)| self.is_ageing(&entry, key, around.now));
-        id_now
-    }
-
-    /// Explains a remembered refusal, which a batch of this id alone gets.
-    fn explain_refusal(&self, id: &mut IdNow, key: Key, around: &Circumstances<'_>) {
-        if id.result == IdResult::Hit.name() || id.result == IdResult::Absent.name() {
-            return;
-        }
-        let refusal = self.cache.refusals.look_up(key, &id.id, &around.marks, around.now);
-        let client = CacheRequirements::from(around.directives);
-        if let Some(refusal) = refusal.filter(|refusal| client.allow_refusal(&refusal.deadlines, around.now)) {
-            let left = refusal.deadlines.fresh_left(around.now);
-            (id.state, id.result, id.why) = (REFUSED, IdResult::Failed.name(), WHY_REFUSED);
-            id.age_seconds = Some(seconds(refusal.deadlines.age(around.now)));
-            id.fresh_until = left.map(|left| until(around.now, left));
-            id.fresh_seconds = left.map(seconds);
-        }
-    }
-
-    fn is_past_floor(&self, entry: &Entry, now: Moment) -> bool {
-        let floor = crate::clock::millis(self.config.freshness.min_remaining);
-        entry.deadlines().life_left(now).is_some_and(|left| left <= floor)
-    }
-
-    fn verdict(&self, id_now: &IdNow, serves: bool, around: &Circumstances<'_>) -> (IdResult, &'static str) {
-        if serves {
-            return match id_now.state {
-                "absent" => (IdResult::Absent, "the endpoint left it out lately"),
-                _ => (IdResult::Hit, "it is fresh, and its caller is accepted"),
-            };
-        }
-        let no_cache = around.directives.no_cache || around.directives.no_store;
-        if id_now.in_flight && !around.directives.no_store {
-            return (IdResult::Joined, "a call for it is under way, which the batch would join");
-        }
-        if around.refusal.is_some() {
-            // A call that cannot be made counts as a failure of the endpoint, for which stale links are served.
-            let usable = id_now.state == "fresh" || id_now.state == "stale";
-            return match around.identity {
-                Some(_) if usable && !no_cache => {
-                    (IdResult::Stale, "no call can be made now, and the link has life left")
-                }
-                _ => (IdResult::Failed, "no call can be made now, and nothing in memory may answer for it"),
-            };
-        }
-        let why = match id_now.state {
-            "fresh" | "absent" if no_cache => "the request's Cache-Control forbids an answer from memory",
-            "fresh" | "absent" if around.must_revalidate => "the caller must revalidate",
-            "fresh" | "absent" => "it is fresh, but not within the request's max-age or min-fresh",
-            "stale" => "it is stale, and served only if the endpoint fails",
-            "past_floor" => "the link has less life left than freshness.min_remaining, and is never served again",
-            "expired" => "its entry has expired",
-            "purged" => "it was purged after its call was sent",
-            "in_flight" => "a call for it is under way, but a request with no-store joins none",
-            _ => "there is no entry in this scope: this caller, group and scope headers",
+        let refused = refused.filter(|_| !serves);
+        let (state, (result, why)) = match refused {
+            Some(_) => ("refused", (IdResult::Failed, WHY_REFUSED)),
+            None => (state, verdict(state, in_flight, serves, around)),
         };
-        (IdResult::Fetched, why)
+        let refresh_ahead = serves && entry.as_ref().is_some_and(|entry| self.is_ageing(entry, key, now));
+        let text = entry.as_ref().and_then(Entry::text);
+        let deadlines = entry.as_ref().map(Entry::deadlines);
+        let fresh = refused.or(deadlines);
+        let fresh_left = fresh.and_then(|deadlines| deadlines.fresh_left(now));
+        let of_link = deadlines.filter(|_| text.is_some());
+        let usable_left = of_link.and_then(|deadlines| deadlines.usable_left(now));
+        let life_left = of_link.and_then(|deadlines| deadlines.life_left(now));
+        let id_now = without_nulls(json!({
+            "id": id::shown(id),
+            "state": state,
+            // As in `ids_total`, as far as can be told before the endpoint has answered.
+            "result": result.name(),
+            "why": why,
+            "in_flight": in_flight,
+            // If it is affordable.
+            "refresh_ahead": refresh_ahead.then_some(true),
+            "link": text.and_then(url_of).map(|url| masked(&url)),
+            // Since the call was sent.
+            "age_seconds": fresh.map(|deadlines| seconds(deadlines.age(now))),
+            "fresh_until": fresh_left.map(|left| until(now, left)),
+            "fresh_seconds": fresh_left.map(seconds),
+            // For an endpoint that fails.
+            "usable_until": usable_left.map(|left| until(now, left)),
+            "usable_seconds": usable_left.map(seconds),
+            // The link itself.
+            "expires_at": life_left.map(|left| until(now, left)),
+        }));
+        (id_now, result)
     }
 }
 
-impl IdNow {
-    fn describe(&mut self, entry: &Entry, now: Moment) {
-        let deadlines = entry.deadlines();
-        self.age_seconds = Some(seconds(deadlines.age(now)));
-        let fresh = deadlines.fresh_left(now);
-        self.fresh_until = fresh.map(|left| until(now, left));
-        self.fresh_seconds = fresh.map(seconds);
-        if let Some(text) = entry.text() {
-            let usable = deadlines.usable_left(now);
-            self.usable_until = usable.map(|left| until(now, left));
-            self.usable_seconds = usable.map(seconds);
-            self.expires_at = deadlines.life_left(now).map(|left| until(now, left));
-            self.link = url_of(text).map(|url| masked(&url));
-        }
+fn verdict(state: &str, in_flight: bool, serves: bool, around: &Circumstances<'_>) -> (IdResult, &'static str) {
+    if serves {
+        return match state {
+            "absent" => (IdResult::Absent, "the endpoint left it out lately"),
+            _ => (IdResult::Hit, "it is fresh, and its caller is accepted"),
+        };
     }
+    let no_cache = around.directives.no_cache || around.directives.no_store;
+    if in_flight && !around.directives.no_store {
+        return (IdResult::Joined, "a call for it is under way, which the batch would join");
+    }
+    if around.refusal.is_some() {
+        // A call that cannot be made counts as a failure of the endpoint, for which stale links are served.
+        return match state {
+            "fresh" | "stale" if !no_cache => (IdResult::Stale, "no call can be made now, and the link has life left"),
+            _ => (IdResult::Failed, "no call can be made now, and nothing in memory may answer for it"),
+        };
+    }
+    let why = match state {
+        "fresh" | "absent" if no_cache => "the request's Cache-Control forbids an answer from memory",
+        "fresh" | "absent" if around.must_revalidate => "the caller must revalidate",
+        "fresh" | "absent" => "it is fresh, but not within the request's max-age or min-fresh",
+        "stale" => "it is stale, and served only if the endpoint fails",
+        "past_floor" => "the link has less life left than freshness.min_remaining, and is never served again",
+        "expired" => "its entry has expired",
+        "purged" => "it was purged after its call was sent",
+        "in_flight" => "a call for it is under way, but a request with no-store joins none",
+        _ => "there is no entry in this scope: this caller, group and scope headers",
+    };
+    (IdResult::Fetched, why)
+}
+
+/// A batch that would be forwarded untouched.
+fn bypass(reason: Bypass, why: &str) -> Value {
+    json!({ "outcome": Outcome::Bypass.name(), "why": why, "bypass": reason.name() })
+}
+
+/// A batch that would be answered with an error of sidelink's own.
+fn error(error: Error) -> Value {
+    json!({ "outcome": Outcome::Error.name(), "why": error.message(), "error_code": error.code() })
+}
+
+/// An object without the fields that have no value.
+fn without_nulls(mut object: Value) -> Value {
+    if let Some(fields) = object.as_object_mut() {
+        fields.retain(|_, value| !value.is_null());
+    }
+    object
 }
 
 /// A link without what makes it work: its query, its fragment, and a user's name and password.

@@ -160,7 +160,7 @@ fn observe<'l>(entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone, met
     tally
 }
 
-fn outcome(tally: &Tally) -> Outcome {
+pub(super) fn outcome(tally: &Tally) -> Outcome {
     let here = tally.count(IdResult::Hit) + tally.count(IdResult::Shared) + tally.count(IdResult::Absent);
     if tally.count(IdResult::Stale) > 0 {
         Outcome::Stale

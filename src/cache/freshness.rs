@@ -136,7 +136,7 @@ fn left(span: u32, elapsed: u64) -> Option<u64> {
     u64::from(span).checked_sub(elapsed).filter(|left| *left > 0)
 }
 
-/// What the headers of an answer say about all of its links.
+/// The freshness that the headers of an answer give all of its links.
 #[derive(Clone, Copy, Debug)]
 pub struct AnswerFreshness {
     /// When the call was sent.

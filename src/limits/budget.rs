@@ -10,10 +10,10 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 
 use crate::error::{Error, Limit};
-use crate::message::body::Body;
+use crate::message::body::{Body, drain};
 use crate::telemetry::metrics::Metrics;
 
-/// How much of every budget is used. Outlasts configurations.
+/// The amount of every budget that is used. Outlasts configurations.
 #[derive(Clone, Debug, Default)]
 pub struct Usages {
     /// Requests on other routes, from their head to the end of their answer.
@@ -56,22 +56,24 @@ impl Budget {
     }
 
     /// Reads `body`, of `max_bytes` at most, and reserves as much. Bytes count as they arrive, not as they are announced: an
-    /// announcement alone takes no share.
+    /// announcement alone takes no share. What its client sends beyond a limit is drained for a while if it `drains`, so that
+    /// the client gets to read the refusal.
     ///
     /// # Errors
     /// `too_long`; the budget is used up; the body breaks off, or does not arrive within `timeout`.
     pub async fn read(
         &self,
-        body: &mut Body,
+        mut body: Body,
         max_bytes: usize,
         too_long: Error,
         timeout: Duration,
+        drains: bool,
     ) -> Result<(Bytes, Reservation), Error> {
-        // A body that announces too much is refused before it is sent.
-        if usize::try_from(body.size_hint().lower()).is_ok_and(|length| length > max_bytes) {
-            return Err(too_long);
-        }
         let read = async {
+            // A body that announces too much is refused before it is sent.
+            if usize::try_from(body.size_hint().lower()).is_ok_and(|length| length > max_bytes) {
+                return Err(too_long);
+            }
             let mut reservation = self.none();
             let mut read = BytesMut::new();
             while let Some(frame) = body.frame().await {
@@ -86,7 +88,11 @@ impl Budget {
             Ok((read.freeze(), reservation))
         };
         let late = Err(Error::Malformed("the request's body did not come in time"));
-        tokio::time::timeout(timeout, read).await.unwrap_or(late)
+        let read = tokio::time::timeout(timeout, read).await.unwrap_or(late);
+        if drains && read.as_ref().is_err_and(|error| *error == too_long || matches!(error, Error::Shed(_))) {
+            drain(body);
+        }
+        read
     }
 
     fn none(&self) -> Reservation {

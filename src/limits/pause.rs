@@ -17,7 +17,7 @@ pub const DEFAULT: Duration = Duration::from_secs(1);
 /// A longer answer is not repeated.
 const MAX_BYTES: usize = 16 << 10;
 
-/// Until when calls wait, and what the endpoint answered.
+/// The end of a pause, and the endpoint's answer that asked for it.
 #[derive(Debug, Default)]
 pub struct Pause(Mutex<Until>);
 
@@ -30,7 +30,7 @@ struct Until {
 
 /// Why no call is made.
 pub struct Rejection {
-    /// What the client gets where there is no answer of the endpoint's.
+    /// The error that the client gets if there is no `answer`.
     pub error: Error,
     /// The answer with which the endpoint asked for a pause, as it came; its `Retry-After` says what is left. `None` where the
     /// answer is too long, or another caller's.

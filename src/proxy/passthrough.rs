@@ -22,42 +22,40 @@ use pin_project_lite::pin_project;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
+use crate::auth::Callers;
+use crate::auth::signature::Keys;
+use crate::cache::Cache;
+use crate::clock::Clock;
+use crate::config::Config;
 use crate::error::{Error, NoAnswer};
 use crate::limits::budget::{Budget, Reservation};
 use crate::message::body::{BodyError, stream};
 use crate::message::headers::{add_via, max_forwards, strip_hop_by_hop};
 use crate::message::reply::Reply;
-use crate::telemetry::metrics::Outcome;
+use crate::telemetry::metrics::{Metrics, Outcome};
 use crate::telemetry::trace::{self, RequestSpan};
 use crate::upstream::Upstream;
 
-use expectation::{Expectation, Unsent};
-
-pub use deletion::Deletions;
-pub use resign::Resign;
+use expectation::{Expectation, Unsent, is_expected};
 
 /// The handler of every route but the batch route.
 pub struct Passthrough {
-    upstream: Arc<Upstream>,
-    resign: Resign,
-    deletions: Deletions,
-    idle_timeout: Duration,
-    exchanges: Budget,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) callers: Arc<Callers>,
+    pub(crate) cache: Arc<Cache>,
+    /// Exchanges under way.
+    pub(crate) exchanges: Budget,
+    /// Bytes of the bodies that are read to be hashed, until the endpoint answers.
+    pub(crate) signed_bodies: Budget,
+    pub(crate) config: Arc<Config>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clock: Clock,
+    /// Whether the log says already that a key is unknown.
+    pub(crate) warned_of_key: AtomicBool,
 }
 
 impl Passthrough {
-    /// `idle_timeout` is the longest that an exchange may last without a byte in either direction; `exchanges` bounds the number
-    /// of exchanges.
-    pub fn new(
-        upstream: Arc<Upstream>,
-        resign: Resign,
-        deletions: Deletions,
-        idle_timeout: Duration,
-        exchanges: Budget,
-    ) -> Self {
-        Self { upstream, resign, deletions, idle_timeout, exchanges }
-    }
-
     /// Sends `request` to the endpoint with its raw path and query. Rewrites Host unless it names the endpoint, removes
     /// hop-by-hop headers, adds `Via`.
     pub async fn forward<B>(self: &Arc<Self>, request: Request<B>, trace: &RequestSpan) -> Reply
@@ -88,12 +86,12 @@ impl Passthrough {
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
-        let version = request.version();
+        let (version, idle_timeout) = (request.version(), self.config.upstream.idle_timeout);
         let endpoint_host = self.host_of_endpoint(&request);
         let (mut request, proof) = if endpoint_host.is_some() {
             (request.map(stream), None)
         } else {
-            match self.resign.verify(request).await {
+            match self.verify_signature(request).await {
                 Ok(verified) => verified,
                 Err(error) => return Reply::error(error),
             }
@@ -112,7 +110,7 @@ impl Passthrough {
         }
         let (progress, mut seen) = watch::channel(Instant::now());
         let progress = Arc::new(progress);
-        let expectation = Expectation::take(&mut request, &progress);
+        let is_continue_expected = is_expected(&mut request);
 
         if !request.body().is_end_stream() && request.body().size_hint().exact().is_none() {
             // hyper sends a GET of unknown length without a body unless told so. (HTTP/2 drops the header.)
@@ -120,7 +118,7 @@ impl Passthrough {
         }
 
         if let Some(proof) = &proof {
-            self.resign.sign(&mut request, proof);
+            self.sign_again(&mut request, proof);
         }
 
         let broken_off = Arc::new(AtomicBool::new(false));
@@ -129,15 +127,17 @@ impl Passthrough {
                 return crate::message::body::whole(bytes::Bytes::new());
             }
             let broken_off = Arc::clone(&broken_off);
-            stream(Paced::new(body, self.idle_timeout, Arc::clone(&progress), None).map_err(move |error| {
+            stream(Paced::new(body, idle_timeout, Arc::clone(&progress), None).map_err(move |error| {
                 broken_off.store(true, Ordering::Relaxed);
                 error
             }))
         });
-        let request = match &expectation {
+        let (request, expectation) = if is_continue_expected {
             // Shorter than the timeout that ends the exchange.
-            Some(expectation) => expectation.delay(request, self.idle_timeout / 2),
-            None => request,
+            let (request, expectation) = Expectation::delay(request, &progress, idle_timeout / 2);
+            (request, Some(expectation))
+        } else {
+            (request, None)
         };
         let asked = Instant::now();
         let answer = self.upstream.forward(request);
@@ -147,7 +147,7 @@ impl Passthrough {
             let last = *seen.borrow_and_update();
             tokio::select! {
                 answer = &mut answer => break answer,
-                () = tokio::time::sleep_until(last + self.idle_timeout) => {
+                () = tokio::time::sleep_until(last + idle_timeout) => {
                     if *seen.borrow() == last {
                         break Err(Error::Deadline);
                     }
@@ -173,7 +173,7 @@ impl Passthrough {
         };
         drop(span);
         let body = match deleted {
-            Some(id) => self.deletions.answered(&id, head.status, body, self.idle_timeout).await,
+            Some(id) => self.purge_deleted(&id, head.status, body).await,
             None => stream(body),
         };
         strip_hop_by_hop(&mut head.headers);
@@ -183,7 +183,7 @@ impl Passthrough {
             // The client may send its body all the same, and nobody reads it (RFC 9110 §10.1.1).
             head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let body = stream(Paced::new(body, self.idle_timeout, progress, Some((reservation, unsent))));
+        let body = stream(Paced::new(body, idle_timeout, progress, Some((reservation, unsent))));
         Reply::new(http::Response::from_parts(head, body), Outcome::Bypass).after(waited)
     }
 

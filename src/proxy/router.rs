@@ -31,27 +31,15 @@ const MOST_HOPS: usize = 3;
 
 /// Routes each request, and accounts for its reply.
 pub struct Router {
-    batch: Arc<BatchRoute>,
-    passthrough: Arc<Passthrough>,
-    upstream: Arc<Upstream>,
-    metrics: Arc<Metrics>,
-    access_log: bool,
-    tracer: Option<Tracer>,
+    pub(crate) batch: Arc<BatchRoute>,
+    pub(crate) passthrough: Arc<Passthrough>,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) access_log: bool,
+    pub(crate) tracer: Option<Tracer>,
 }
 
 impl Router {
-    /// A router over what the composition root has built.
-    pub fn new(
-        batch: Arc<BatchRoute>,
-        passthrough: Arc<Passthrough>,
-        upstream: Arc<Upstream>,
-        metrics: Arc<Metrics>,
-        access_log: bool,
-        tracer: Option<Tracer>,
-    ) -> Self {
-        Self { batch, passthrough, upstream, metrics, access_log, tracer }
-    }
-
     /// Answers a request, counts it, writes its line into the access log, and ends its span.
     pub async fn answer<B>(&self, mut request: Request<B>) -> Response<Body>
     where
@@ -66,7 +54,8 @@ impl Router {
         let filter = HeaderFilter::new(request.headers().keys());
         let headers = filter.on(request.headers());
         let route = route(&request);
-        let mut request_log = self.log(route, began, &request, &trace);
+        let line = self.access_log.then(|| Line::of(&request, &trace));
+        let mut request_log = RequestLog { metrics: &self.metrics, route, began, line, trace: &trace, ended: false };
         let request_id = client_request_id(headers).cloned();
         let mut reply = match self.refusal(&request, headers) {
             Some(error) => Reply::refuse(error, request),
@@ -86,17 +75,6 @@ impl Router {
         }
         request_log.end(Some(&reply));
         reply.response
-    }
-
-    fn log<'l, B>(
-        &'l self,
-        route: Route,
-        began: Instant,
-        request: &Request<B>,
-        trace: &'l RequestSpan,
-    ) -> RequestLog<'l> {
-        let line = self.access_log.then(|| Line::of(request, trace));
-        RequestLog { metrics: &self.metrics, route, began, line, trace, ended: false }
     }
 
     /// Why a request is refused here.
@@ -185,7 +163,7 @@ fn route<B>(request: &Request<B>) -> Route {
     if request.method() == Method::GET && request.uri().path() == api::PATH { Route::Batch } else { Route::Passthrough }
 }
 
-/// What the access log says of a request.
+/// The fields of a request in the access log.
 struct Line {
     method: Method,
     path: String,

@@ -111,13 +111,7 @@ impl http_body::Body for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (rest, hint) = (self.rest.len() as u64, self.body.size_hint());
-        let mut whole = SizeHint::new();
-        // The order keeps each bound within the other.
-        if let Some(upper) = hint.upper() {
-            whole.set_upper(upper.saturating_add(rest));
-        }
-        whole.set_lower(hint.lower().saturating_add(rest));
-        whole
+        // hyper asks before the first frame; later on, anything may be left.
+        if self.rest.is_empty() { self.body.size_hint() } else { SizeHint::default() }
     }
 }

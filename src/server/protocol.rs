@@ -34,7 +34,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// That of a TLS connection that has negotiated `alpn`. rustls refuses a client that offers only other protocols.
+    /// The protocol of a TLS connection that has negotiated `alpn`. rustls refuses a client that offers only other protocols.
     pub(super) fn negotiated(alpn: Option<&[u8]>) -> Self {
         if alpn == Some(b"h2") { Self::Http2 } else { Self::Http1 }
     }

@@ -12,17 +12,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::telemetry::log::events;
 use hyper::rt::Executor;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::telemetry::log::events;
+
 tokio::task_local! {
-    /// Of the stream that is polled.
+    /// The progress of the stream that is polled.
     static PROGRESS: Arc<StreamProgress>;
 }
 
-/// What the body of a stream's answer tells the stream.
+/// The progress of a stream's answer, which its body reports to the stream.
 #[derive(Debug, Default)]
 pub(super) struct StreamProgress {
     /// The body has given a chunk, and was not asked for more since.
@@ -32,7 +33,7 @@ pub(super) struct StreamProgress {
 }
 
 impl StreamProgress {
-    /// That of the stream whose task this is; `None` on HTTP/1.
+    /// The progress of the stream whose task calls this; `None` on HTTP/1.
     pub(super) fn current() -> Option<Arc<StreamProgress>> {
         PROGRESS.try_with(Arc::clone).ok()
     }
@@ -69,6 +70,7 @@ where
 }
 
 pin_project! {
+    // Not an async block, which would have room for the stream twice: where it is captured, and where it is pinned.
     struct TimedStream<F> {
         #[pin]
         stream: F,

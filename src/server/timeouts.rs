@@ -39,7 +39,7 @@ const HANDLER_GRACE: Duration = Duration::from_secs(1);
 /// The share of `max_connection_age` by which it varies, so that connections that began together do not end together.
 const JITTER: f64 = 0.1;
 
-/// What a connection's stream and service note for its timeouts.
+/// The state of a connection, noted by its stream and its service, from which its timeouts follow.
 #[derive(Default)]
 pub(super) struct ConnState {
     began: Began,
@@ -57,15 +57,15 @@ pub(super) struct ConnState {
     /// A chunked body is not read yet, or had trailers (HTTP/1): a line of trailers ends with CR LF to hyper and with a bare
     /// LF to others, so that they may see the next request begin elsewhere.
     is_end_uncertain: AtomicBool,
-    /// Since when a head is read. This and the rest are as [`ConnState::since`] reads them.
+    /// The moment from which a head is read. This and the fields below are read by [`ConnState::since`].
     head: AtomicU64,
-    /// Since when a read waits (HTTP/1).
+    /// The start of a read that waits (HTTP/1).
     read: AtomicU64,
-    /// Since when a write waits.
+    /// The start of a write that waits.
     write: AtomicU64,
-    /// When an answer ended (HTTP/2), or the last write that had to wait.
+    /// The end of the last answer (HTTP/2), or of the last write that had to wait.
     active: AtomicU64,
-    /// Since when this side is shut and the client's is not.
+    /// The moment at which this side was shut, while the client's is not.
     shut: AtomicU64,
     /// Something may be due earlier than before.
     changed: Notify,
@@ -162,7 +162,7 @@ impl Drop for InService {
     }
 }
 
-/// What becomes of a connection at a time limit.
+/// How a time limit ends a connection.
 pub(super) enum ConnEnd {
     /// It is closed, once what is in service has been answered.
     Close,
@@ -176,9 +176,9 @@ pub(super) struct ConnTimeouts {
     limits: ConnLimits,
     stop: CancellationToken,
     expires: Instant,
-    /// Since when the listener drains.
+    /// The moment at which the listener began to drain.
     draining: Option<Instant>,
-    /// Since when the connection has been told to close.
+    /// The moment at which the connection was told to close.
     closing: Option<Instant>,
 }
 
@@ -202,7 +202,7 @@ impl ConnTimeouts {
                 _ if leaves && self.closing.is_none() && self.state.is_http2() => Some((now, ConnEnd::Close)),
                 due => due,
             };
-            // What begins to wait from now on is not due earlier than this; for the rest there is `changed`.
+            // A wait that begins later is due no earlier than this; `changed` announces everything else.
             let mut wake = now + self.limits.idle_timeout;
             if let Some((at, expiry)) = due {
                 if at <= now {
@@ -225,7 +225,7 @@ impl ConnTimeouts {
         }
     }
 
-    /// What is due as things are, and when; `None` while a handler works.
+    /// The next time limit in the present state, and how it ends the connection; `None` while a handler works.
     fn due(&self) -> Option<(Instant, ConnEnd)> {
         let (state, limits) = (&self.state, &self.limits);
         let cut_off = |since, limit, reason| Some((since + limit, ConnEnd::CutOff(reason)));
@@ -264,10 +264,8 @@ impl ConnTimeouts {
 pub(super) struct ConnIo<IO> {
     io: IO,
     state: Arc<ConnState>,
-    /// What of HTTP/2's preface has not come yet; empty once it is known whether this is HTTP/2.
+    /// The part of HTTP/2's preface that has not come yet; empty once it is known whether this is HTTP/2.
     preface: &'static [u8],
-    read_waits: bool,
-    write_waits: bool,
     /// The client has closed its side.
     is_over: bool,
     is_shut: bool,
@@ -279,8 +277,7 @@ impl<IO> ConnIo<IO> {
     pub(super) fn new(io: IO, state: Arc<ConnState>) -> Self {
         // hyper reads at once.
         state.note(&state.read);
-        let (preface, left) = (PREFACE, DRAIN_BYTES);
-        Self { io, state, preface, read_waits: true, write_waits: false, is_over: false, is_shut: false, left }
+        Self { io, state, preface: PREFACE, is_over: false, is_shut: false, left: DRAIN_BYTES }
     }
 
     fn note_read(&mut self, bytes: &[u8]) {
@@ -288,9 +285,7 @@ impl<IO> ConnIo<IO> {
         if state.is_http2() {
             return;
         }
-        if std::mem::take(&mut self.read_waits) {
-            state.read.store(0, Ordering::Relaxed);
-        }
+        state.read.store(0, Ordering::Relaxed);
         if !self.preface.is_empty() {
             let begun = bytes.get(..self.preface.len()).unwrap_or(bytes);
             match self.preface.strip_prefix(begun) {
@@ -310,12 +305,11 @@ impl<IO> ConnIo<IO> {
         }
     }
 
-    fn note_wait(&mut self) {
+    fn note_wait(&self) {
         let state = &self.state;
-        if self.read_waits || state.is_http2() {
+        if state.is_http2() || state.since(&state.read).is_some() {
             return;
         }
-        self.read_waits = true;
         state.note(&state.read);
         if state.in_head.load(Ordering::Relaxed) && state.since(&state.head).is_none() {
             state.note(&state.head);
@@ -323,17 +317,16 @@ impl<IO> ConnIo<IO> {
         }
     }
 
-    fn note_write<T>(&mut self, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn note_write<T>(&self, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         let state = &self.state;
-        match (self.write_waits, write.is_pending()) {
-            (false, true) => state.note(&state.write),
-            (true, false) => {
+        match (state.since(&state.write), write.is_pending()) {
+            (None, true) => state.note(&state.write),
+            (Some(_), false) => {
                 state.write.store(0, Ordering::Relaxed);
                 state.note(&state.active);
             }
             _ => {}
         }
-        self.write_waits = write.is_pending();
         write
     }
 }

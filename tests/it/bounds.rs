@@ -82,7 +82,7 @@ async fn a_reload_changes_the_limit_and_counts_exchanges_from_before() {
     is_shed(&stack.client.get(ECHO, &[]).await);
     let mut more = sidelink::config::Config::clone(&stack.app.config());
     more.limits.exchanges = 2;
-    stack.app.reload(more).unwrap();
+    stack.app.apply(more).unwrap();
     assert_eq!(stack.client.get(ECHO, &[]).await.status, 200);
     assert_eq!(stack.metric("sidelink_limit{limit=\"exchanges\"}").await, 2.0);
     stack.origin.release();

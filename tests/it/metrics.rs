@@ -187,7 +187,7 @@ async fn usage_and_limit_are_metrics_and_the_limit_follows_a_reload() {
     waiting.await.unwrap();
     let mut fewer = Config::clone(&defaults);
     fewer.upstream.calls = 16;
-    stack.app.reload(fewer).unwrap();
+    stack.app.apply(fewer).unwrap();
     assert_eq!(stack.metric("sidelink_limit{limit=\"calls\"}").await, 16.0);
 }
 

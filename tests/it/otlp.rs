@@ -450,7 +450,7 @@ async fn a_reload_changes_collector_and_sampling() {
     let reload = |change: &dyn Fn(&mut Config)| {
         let mut config = Config::clone(&traced.stack.app.config());
         change(&mut config);
-        traced.stack.app.reload(config).unwrap();
+        traced.stack.app.apply(config).unwrap();
     };
     assert_eq!(traced.batch(&["1"], "").await, 200);
     reload(&|config| Traced::trace(config).sample = 1.0);
@@ -535,7 +535,7 @@ async fn a_collector_behind_tls_is_trusted_by_its_authority_alone() {
     assert_eq!(collector.has(2).await.len(), 2);
     let mut config = Config::clone(&traced.stack.app.config());
     Traced::trace(&mut config).ca_file = Some(wrong);
-    traced.stack.app.reload(config).unwrap();
+    traced.stack.app.apply(config).unwrap();
     assert_eq!(traced.batch(&["1"], "").await, 200);
     traced.stack.app.drain().await;
     assert_eq!(collector.exports().len(), 1);

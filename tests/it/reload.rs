@@ -15,7 +15,7 @@ use crate::support::{Reply, Stack, origin_options, query};
 fn change(stack: &Stack, change: impl FnOnce(&mut Config)) {
     let mut config = Config::clone(&stack.app.config());
     change(&mut config);
-    stack.app.reload(config).unwrap();
+    stack.app.apply(config).unwrap();
 }
 
 #[tokio::test]

@@ -36,7 +36,7 @@ pub fn expiry(url: &str) -> Expiry {
     }
 }
 
-/// What a URL, or a part of it, states of its validity, in Unix milliseconds.
+/// The validity that a URL, or a part of it, states, in Unix milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Validity {
     /// The earliest and the latest expiry.
@@ -71,7 +71,7 @@ type FormSet = u32;
 const EVERY_FORM: FormSet = FormSet::MAX;
 const _: () = assert!(FORMS.len() <= FormSet::BITS as usize);
 
-/// What the parameters have stated so far.
+/// Collects the validity that the parameters state.
 #[derive(Default)]
 struct Reader {
     stated: [Stated; FORMS.len()],
@@ -79,7 +79,7 @@ struct Reader {
     signs: Vec<FormSet>,
 }
 
-/// What the parameters of one form have stated so far.
+/// The validity that the parameters of one form have stated so far.
 #[derive(Clone, Copy, Default)]
 struct Stated {
     /// The form's `times` that were present, one bit each.

@@ -1,8 +1,6 @@
 //! A DELETE that passes through with success purges its id in every scope.
 
 use std::borrow::Cow;
-use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -15,39 +13,27 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokio::time::timeout;
 
+use super::Passthrough;
 use crate::api;
-use crate::cache::purges::{Purges, Target};
-use crate::clock::Clock;
+use crate::cache::purges::Target;
 use crate::message::body::{Body, stream};
 use crate::telemetry::log::events;
-use crate::telemetry::metrics::{Metrics, PurgeTarget};
+use crate::telemetry::metrics::PurgeTarget;
 
 /// The most bytes of an answer to a successful deletion.
 const MOST_BYTES: usize = 64 << 10;
 
-/// Purges deleted ids.
-pub struct Deletions {
-    purges: Arc<Purges>,
-    clock: Clock,
-    metrics: Arc<Metrics>,
-}
-
-impl Deletions {
-    /// Deletions that purge through `purges`.
-    pub fn new(purges: Arc<Purges>, clock: Clock, metrics: Arc<Metrics>) -> Self {
-        Self { purges, clock, metrics }
-    }
-
+impl Passthrough {
     /// Purges `id` if the endpoint has answered its deletion with success; else any client could purge any link. An error may
     /// come with a 200, so the body is read; it is returned as it came.
-    pub(super) async fn answered(&self, id: &str, status: StatusCode, body: Incoming, patience: Duration) -> Body {
+    pub(super) async fn purge_deleted(&self, id: &str, status: StatusCode, body: Incoming) -> Body {
         if !status.is_success() {
             return stream(body);
         }
         let (mut frames, mut body) = (Vec::new(), body);
-        let read = timeout(patience, read(&mut frames, &mut body)).await;
+        let read = timeout(self.config.upstream.idle_timeout, read(&mut frames, &mut body)).await;
         if read.is_ok_and(|text| text.is_some_and(|text| !is_error(&text))) {
-            self.purges.purge([Target::Id(id)], &self.clock).await;
+            self.cache.purges().purge([Target::Id(id)], &self.clock).await;
             self.metrics.purges.of(PurgeTarget::Delete).inc();
             events::IdDeleted {}.log();
         }
@@ -58,19 +44,16 @@ impl Deletions {
     }
 }
 
-/// Reads a body to its end. `None`: it breaks off, or is longer than [`MOST`].
+/// Reads a body to its end. `None`: it breaks off, or is longer than [`MOST_BYTES`].
 async fn read(frames: &mut Vec<Result<Frame<Bytes>, hyper::Error>>, body: &mut Incoming) -> Option<Vec<u8>> {
     let mut text = Vec::new();
     while let Some(frame) = body.frame().await {
-        let whole = match &frame {
-            Ok(frame) => {
-                text.extend_from_slice(frame.data_ref().map_or(&[][..], Bytes::as_ref));
-                text.len() <= MOST_BYTES
-            }
-            Err(_) => false,
-        };
+        if let Some(data) = frame.as_ref().ok().and_then(Frame::data_ref) {
+            text.extend_from_slice(data);
+        }
+        let goes_on = frame.is_ok() && text.len() <= MOST_BYTES;
         frames.push(frame);
-        if !whole {
+        if !goes_on {
             return None;
         }
     }

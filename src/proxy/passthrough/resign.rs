@@ -1,39 +1,20 @@
 //! Signs requests again for the endpoint's host. Their own signatures are verified first, so that sidelink signs only for its
 //! callers.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http::Request;
 use http::uri::PathAndQuery;
 
+use super::Passthrough;
 use crate::api;
-use crate::auth::Callers;
-use crate::auth::signature::{self, Claim, Keys, Signer};
-use crate::clock::Clock;
-use crate::config;
+use crate::auth::signature::{self, Claim, Signer};
 use crate::error::Error;
-use crate::limits::budget::{Budget, Reservation};
+use crate::limits::budget::Reservation;
 use crate::message::body::{Body, BodyError, stream, whole};
 use crate::message::headers::{expects_continue, made_hop_by_hop};
 use crate::telemetry::log::events;
-use crate::upstream::Upstream;
-
-/// Verifies signatures, and signs again.
-pub struct Resign {
-    keys: Arc<Keys>,
-    callers: Arc<Callers>,
-    upstream: Arc<Upstream>,
-    body_limit: usize,
-    /// The longest that reading a body may take.
-    body_timeout: Duration,
-    /// Bytes of the bodies that are read to be hashed, until the endpoint answers.
-    bodies: Budget,
-    clock: Clock,
-    warned: AtomicBool,
-}
 
 /// A verified signature, and the body's hash that it states.
 pub(super) struct VerifiedSignature {
@@ -43,35 +24,14 @@ pub(super) struct VerifiedSignature {
     _reservation: Option<Reservation>,
 }
 
-impl Resign {
-    /// `bodies` bounds the bytes of bodies that are read.
-    pub fn new(
-        keys: Arc<Keys>,
-        callers: Arc<Callers>,
-        upstream: Arc<Upstream>,
-        limits: &config::Limits,
-        bodies: Budget,
-        clock: Clock,
-    ) -> Self {
-        Self {
-            keys,
-            callers,
-            upstream,
-            body_limit: limits.signed_body,
-            body_timeout: limits.idle_timeout,
-            bodies,
-            clock,
-            warned: AtomicBool::new(false),
-        }
-    }
-
+impl Passthrough {
     /// Verifies the signature of a request by a configured key. Any other request, and one whose signature does not verify, is
     /// returned as it is. A body whose hash is signed and not stated is read to its end. Credential and scope headers that
     /// the signature does not cover are removed from a verified request.
     ///
     /// # Errors
     /// If `Connection` names a header that is signed, or the body is over a limit.
-    pub(super) async fn verify<B>(
+    pub(super) async fn verify_signature<B>(
         &self,
         request: Request<B>,
     ) -> Result<(Request<Body>, Option<VerifiedSignature>), Error>
@@ -86,8 +46,8 @@ impl Resign {
             return Ok((Request::from_parts(head, stream(body)), None));
         };
         let Some(pair) = self.keys.of(&claim) else {
-            if claim.signs_host() {
-                self.say_once_that_a_key_is_unknown();
+            if claim.signs_host() && !self.warned_of_key.swap(true, Ordering::Relaxed) {
+                events::SignedForOtherHost {}.log();
             }
             return Ok((Request::from_parts(head, stream(body)), None));
         };
@@ -98,7 +58,10 @@ impl Resign {
             let verified = signature::verify(&claim, pair, &head, payload, now);
             (verified.map(|signer| (signer, payload.to_owned())), stream(body), None)
         } else {
-            let (body, reservation) = self.read(body, drains).await?;
+            let (limits, body) = (&self.config.limits, stream(body));
+            let (most, time) = (limits.signed_body, limits.idle_timeout);
+            let (body, reservation) =
+                self.signed_bodies.read(body, most, Error::SignedBodyTooLarge, time, drains).await?;
             (signature::verify_whole(&claim, pair, &head, &signature::hash(&body), now), whole(body), Some(reservation))
         };
         match verified {
@@ -127,30 +90,10 @@ impl Resign {
     }
 
     /// Signs a request whose headers are complete.
-    pub(super) fn sign(&self, request: &mut Request<Body>, proof: &VerifiedSignature) {
+    pub(super) fn sign_again(&self, request: &mut Request<Body>, proof: &VerifiedSignature) {
         let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let method = request.method().clone();
         let (host, now) = (self.upstream.endpoint().authority.as_str(), self.clock.now().unix_seconds());
         proof.signer.sign(&method, &target, request.headers_mut(), host, &proof.payload, now);
-    }
-
-    /// The whole body, and its reservation under `limits.signed_bodies`.
-    async fn read<B>(&self, body: B, drains: bool) -> Result<(Bytes, Reservation), Error>
-    where
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BodyError>,
-    {
-        let mut body = stream(body);
-        let read = self.bodies.read(&mut body, self.body_limit, Error::SignedBodyTooLarge, self.body_timeout).await;
-        if let (Err(Error::SignedBodyTooLarge | Error::Shed(_)), true) = (&read, drains) {
-            crate::message::body::drain(body);
-        }
-        read
-    }
-
-    fn say_once_that_a_key_is_unknown(&self) {
-        if !self.warned.swap(true, Ordering::Relaxed) {
-            events::SignedForOtherHost {}.log();
-        }
     }
 }

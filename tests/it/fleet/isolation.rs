@@ -419,7 +419,7 @@ impl Run {
                 }
             }
         }
-        sidecar.app.reload(config).unwrap();
+        sidecar.app.apply(config).unwrap();
     }
 
     /// Someone has the server.

@@ -1,5 +1,5 @@
-//! Everything between a client's request and the endpoint: what one configuration builds ([`Generation`]), over what
-//! outlasts it ([`SharedState`]).
+//! Everything between a client's request and the endpoint. Each configuration builds a [`Generation`];
+//! [`GenerationBuilder`] has the state that outlasts them.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -20,7 +20,7 @@ use crate::config::{CallerKey, Config};
 use crate::error::Limit;
 use crate::fetch::{Fetcher, Flights};
 use crate::limits::budget::{Budget, Usages};
-use crate::proxy::passthrough::{Deletions, Passthrough, Resign};
+use crate::proxy::passthrough::Passthrough;
 use crate::proxy::router::Router;
 use crate::shared::{Tier, TierState};
 use crate::telemetry::metrics::Metrics;
@@ -29,26 +29,26 @@ use crate::upstream::{MemoryEndpoint, SetupError, Upstream, trusted_client};
 
 /// Everything between a client's request and the endpoint, without listeners.
 pub struct Proxy {
-    pub(super) shared: SharedState,
+    pub(super) builder: GenerationBuilder,
     /// A request takes one and is answered by it to its end, whatever is loaded meanwhile.
     current: ArcSwap<Generation>,
 }
 
-/// What one configuration builds. It does not change.
+/// The components that one configuration builds. They do not change.
 pub struct Generation {
     /// Answers clients.
     pub router: Router,
     /// Answers operators.
     pub admin: Admin,
-    /// What this was built from.
+    /// The configuration that they were built from.
     pub config: Arc<Config>,
     upstream: Arc<Upstream>,
     tier: Option<Arc<Tier>>,
     tracer: Option<Tracer>,
 }
 
-/// The state that outlasts a reload: the cache, flights, counters.
-pub(super) struct SharedState {
+/// Builds generations, over the state that outlasts a reload: the cache, flights, counters.
+pub(super) struct GenerationBuilder {
     pub(super) process: ProcessState,
     purges: Arc<Purges>,
     caller_states: Arc<CallerStates>,
@@ -89,12 +89,10 @@ impl Proxy {
             clock,
         };
         let caller_states = Arc::new(CallerStates::new(rand::random()));
-        let shared = SharedState { process, purges, caller_states, exports: ExportTasks::default(), memory_endpoint };
-        let upstream = shared.upstream(&config, None)?;
-        let tier = shared.tier(&config, None)?;
-        let tracer = shared.tracer(&config, None)?;
-        let current = ArcSwap::from_pointee(shared.build(Arc::new(config), upstream, tier, tracer));
-        Ok(Self { shared, current })
+        let builder =
+            GenerationBuilder { process, purges, caller_states, exports: ExportTasks::default(), memory_endpoint };
+        let current = ArcSwap::from_pointee(builder.build(config, None)?);
+        Ok(Self { builder, current })
     }
 
     /// The generation that answers now.
@@ -107,12 +105,11 @@ impl Proxy {
     ///
     /// # Errors
     /// The endpoint's client cannot be built. Nothing has changed then.
-    pub fn reload(&self, config: Config) -> Result<(), SetupError> {
+    pub fn apply(&self, config: Config) -> Result<(), SetupError> {
         let before = self.current();
-        let SharedState { process, purges, .. } = &self.shared;
-        let upstream = self.shared.upstream(&config, Some(&before))?;
-        let tracer = self.shared.tracer(&config, Some(&before))?;
-        let tier = self.shared.tier(&config, Some(&before))?;
+        let GenerationBuilder { process, purges, .. } = &self.builder;
+        let next = self.builder.build(config, Some(&before))?;
+        let config = Arc::clone(&next.config);
         let floor = config.freshness.min_remaining;
         if floor > before.config.freshness.min_remaining {
             // Links in the cache were judged by the lower floor, and so are those of batches that are in flight.
@@ -122,7 +119,7 @@ impl Proxy {
         purges.lengthen(purges::span_of(&config));
         process.cache.resize(config.cache.capacity);
         process.flights.resize(config.upstream.calls);
-        self.current.store(Arc::new(self.shared.build(Arc::new(config), upstream, tier, tracer)));
+        self.current.store(Arc::new(next));
         process.flights.set_min_remaining(floor);
         let at = process.clock.now();
         process.metrics.reloaded(at.unix_seconds());
@@ -132,13 +129,13 @@ impl Proxy {
 
     /// Notes that a configuration was refused because of `errors`.
     pub fn refuse(&self, errors: Vec<String>) {
-        let process = &self.shared.process;
+        let process = &self.builder.process;
         process.metrics.reload_successful.set(0);
         process.last_reload.store(Arc::new(Reload { at: process.clock.now(), errors }));
     }
 }
 
-impl SharedState {
+impl GenerationBuilder {
     /// The endpoint's client: that of `before`, with its connections, where it would be the same.
     fn upstream(&self, config: &Config, before: Option<&Generation>) -> Result<Arc<Upstream>, SetupError> {
         if let Some(before) = before
@@ -187,7 +184,7 @@ impl SharedState {
         Ok(Some(tier))
     }
 
-    /// What begins spans, if anything does: that of `before`, with its queue, where it would be the same.
+    /// The tracer, if there is one: that of `before`, with its queue, where it would be the same.
     fn tracer(&self, config: &Config, before: Option<&Generation>) -> Result<Option<Tracer>, SetupError> {
         if let Some(before) = before.filter(|before| before.config.trace == config.trace) {
             return Ok(before.tracer.clone());
@@ -199,13 +196,16 @@ impl SharedState {
         tracer.map(Some).map_err(|error| SetupError::Exporter(error.to_string()))
     }
 
-    fn build(
-        &self,
-        config: Arc<Config>,
-        upstream: Arc<Upstream>,
-        tier: Option<Arc<Tier>>,
-        tracer: Option<Tracer>,
-    ) -> Generation {
+    /// Builds a generation, which replaces `before` if there is one.
+    ///
+    /// # Errors
+    /// A client cannot be built. Nothing has changed then.
+    fn build(&self, config: Config, before: Option<&Generation>) -> Result<Generation, SetupError> {
+        let config = Arc::new(config);
+        let upstream = self.upstream(&config, before)?;
+        let tracer = self.tracer(&config, before)?;
+        // Last: it changes the purges' listener.
+        let tier = self.tier(&config, before)?;
         let (clock, metrics) = (&self.process.clock, &self.process.metrics);
         let keys = Arc::new(Keys::new(&config.callers.keys.iter().map(CallerKey::pair).collect::<Vec<_>>()));
         let callers = Arc::new(Callers::new(
@@ -225,24 +225,25 @@ impl SharedState {
             Arc::clone(&config),
             clock.clone(),
         );
-        let resign = Resign::new(
+        let (usages, limits) = (&self.process.usages, &config.limits);
+        let passthrough = Arc::new(Passthrough {
+            upstream: Arc::clone(&upstream),
             keys,
-            Arc::clone(&callers),
-            Arc::clone(&upstream),
-            &config.limits,
-            Budget::new(&self.process.usages.signed_bodies, config.limits.signed_bodies, Limit::SignedBodies, metrics),
-            clock.clone(),
-        );
-        let deletions = Deletions::new(Arc::clone(&self.purges), clock.clone(), Arc::clone(metrics));
-        let idle_timeout = config.upstream.idle_timeout;
-        let exchanges = Budget::new(&self.process.usages.exchanges, config.limits.exchanges, Limit::Exchanges, metrics);
-        let passthrough = Arc::new(Passthrough::new(Arc::clone(&upstream), resign, deletions, idle_timeout, exchanges));
+            callers: Arc::clone(&callers),
+            cache: Arc::clone(&self.process.cache),
+            exchanges: Budget::new(&usages.exchanges, limits.exchanges, Limit::Exchanges, metrics),
+            signed_bodies: Budget::new(&usages.signed_bodies, limits.signed_bodies, Limit::SignedBodies, metrics),
+            config: Arc::clone(&config),
+            metrics: Arc::clone(metrics),
+            clock: clock.clone(),
+            warned_of_key: AtomicBool::new(false),
+        });
         let batch_route = Arc::new(BatchRoute::new(
             callers,
             Arc::clone(&self.process.cache),
             Arc::new(fetch),
             Arc::clone(&passthrough),
-            Budget::new(&self.process.usages.batch_bodies, config.limits.batch_bodies, Limit::BatchBodies, metrics),
+            Budget::new(&usages.batch_bodies, limits.batch_bodies, Limit::BatchBodies, metrics),
             Arc::clone(&config),
             Arc::clone(metrics),
             clock.clone(),
@@ -254,15 +255,15 @@ impl SharedState {
             config: Arc::clone(&config),
         };
         let admin = Admin::new(&config.admin, admin_state);
-        let router = Router::new(
-            batch_route,
+        let router = Router {
+            batch: batch_route,
             passthrough,
-            Arc::clone(&upstream),
-            Arc::clone(metrics),
-            config.log.access,
-            tracer.clone(),
-        );
-        Generation { router, admin, config, upstream, tier, tracer }
+            upstream: Arc::clone(&upstream),
+            metrics: Arc::clone(metrics),
+            access_log: config.log.access,
+            tracer: tracer.clone(),
+        };
+        Ok(Generation { router, admin, config, upstream, tier, tracer })
     }
 }
 

@@ -174,7 +174,7 @@ async fn a_reload_ends_all_answers() {
     repeat(&stack.client, &target, &TOKEN).await;
     let mut config = (*stack.app.config()).clone();
     config.limits.batch_ids = 1;
-    stack.app.reload(config).unwrap();
+    stack.app.apply(config).unwrap();
     assert_eq!(stack.client.get(&target, &TOKEN).await.status, StatusCode::BAD_REQUEST);
     assert_eq!(stack.metric("sidelink_answers").await, 0.0);
 }

@@ -15,9 +15,7 @@ mod options;
 mod other_routes;
 mod parse;
 
-use std::collections::hash_map::DefaultHasher;
-use std::collections::{HashSet, VecDeque};
-use std::hash::{Hash, Hasher};
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -50,9 +48,6 @@ use connections::OriginConnection;
 pub use connections::Loss;
 pub use links::{LinkSigner, link_is_for};
 pub use options::{Options, UnknownIds};
-
-/// Most distinct ids that are told apart; so many hashes take some 16 MiB.
-const MOST_DISTINCT: usize = 1 << 20;
 
 /// A call on the batch route, as it arrived.
 #[derive(Clone, Debug)]
@@ -120,8 +115,6 @@ struct OriginState {
     calls: Vec<RecordedCall>,
     script: VecDeque<ScriptedReply>,
     ids_asked: usize,
-    /// Hashes of (credential, group, id).
-    distinct: HashSet<u64>,
 }
 
 /// A request under way.
@@ -277,12 +270,6 @@ impl Origin {
         self.state().ids_asked
     }
 
-    /// Distinct ids among those, where an id of another group or of another credential is another id. Stops counting at
-    /// a million (2^20), to bound its memory.
-    pub fn distinct_ids(&self) -> usize {
-        self.state().distinct.len()
-    }
-
     /// Delays calls on the batch route after they have arrived, until [`Origin::release`].
     pub fn hold(&self) {
         self.0.gate.send_replace(false);
@@ -311,19 +298,5 @@ impl Origin {
         self.0.stop.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
-    }
-}
-
-impl OriginState {
-    fn count(&mut self, credential: &str, group: Option<&str>, ids: &[String]) {
-        self.ids_asked += ids.len();
-        for id in ids {
-            if self.distinct.len() >= MOST_DISTINCT {
-                return;
-            }
-            let mut hasher = DefaultHasher::new();
-            (credential, group, id).hash(&mut hasher);
-            self.distinct.insert(hasher.finish());
-        }
     }
 }

@@ -38,10 +38,9 @@ pub(super) async fn answer(mut exchange: Exchange, body: Incoming) -> io::Result
     let keys = std::mem::take(&mut exchange.options.keys);
     let parts = exchange.parts.clone();
     let credential = credential(&parts, &signature::hash(&body), &keys, exchange.now);
-    let caller = credential.unwrap_or_default();
-    exchange.options = exchange.options.for_caller(caller);
+    exchange.options = exchange.options.for_caller(credential.unwrap_or_default());
     let ids = parsed.as_ref().map_or(&[][..], |parsed| &parsed.ids);
-    let scripted = exchange.arrive(body, parsed.as_ref().ok(), caller).await?;
+    let scripted = exchange.arrive(body, parsed.as_ref().ok()).await?;
     let poison_reply = exchange.options.poison_reply.take().filter(|_| exchange.options.is_poisoned(ids));
     match scripted.or(poison_reply) {
         Some(reply) => exchange.play(reply).await,
@@ -51,17 +50,12 @@ pub(super) async fn answer(mut exchange: Exchange, body: Incoming) -> io::Result
 
 impl Exchange {
     /// Counts and records a call, and waits until it may go on. Returns the reply scripted for it.
-    async fn arrive(
-        &self,
-        body: Bytes,
-        parsed: Option<&ParsedCall>,
-        caller: &str,
-    ) -> io::Result<Option<ScriptedReply>> {
+    async fn arrive(&self, body: Bytes, parsed: Option<&ParsedCall>) -> io::Result<Option<ScriptedReply>> {
         let origin = &self.origin.0;
         let scripted = {
             let mut state = self.origin.state();
             if let Some(parsed) = parsed {
-                state.count(caller, parsed.group.as_deref(), &parsed.ids);
+                state.ids_asked += parsed.ids.len();
             }
             if self.options.record {
                 state.calls.push(RecordedCall {

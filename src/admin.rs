@@ -31,6 +31,7 @@ use crate::config::{self, Config};
 use crate::fetch::Flights;
 use crate::limits::budget::Usages;
 use crate::message::body::{Body, BodyError, drain, stream, whole};
+use crate::message::headers::single;
 use crate::server::Peer;
 use crate::telemetry::metrics::{Bounded, Metrics};
 use crate::upstream::Upstream;
@@ -303,9 +304,8 @@ async fn read(body: &mut Body) -> Result<Bytes, AdminError> {
 
 /// Whether `Content-Type` is JSON. A page of another origin cannot send it without a preflight.
 fn is_json(headers: &HeaderMap) -> bool {
-    let mut types = headers.get_all(CONTENT_TYPE).iter();
-    let (Some(one), None) = (types.next(), types.next()) else { return false };
-    let essence = one.to_str().ok().and_then(|text| text.split(';').next());
+    let content_type = single(headers, &CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = content_type.and_then(|text| text.split(';').next());
     essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
 }
 

@@ -57,8 +57,8 @@ fn list<'m>(headers: Headers<'m>, name: &HeaderName) -> impl Iterator<Item = &'m
 }
 
 /// The value of a header that is there once.
-fn single<'m>(headers: Headers<'m>, name: &HeaderName) -> Option<&'m HeaderValue> {
-    let mut values = headers.get_all(name);
+pub fn single<'m>(headers: impl Into<Headers<'m>>, name: &HeaderName) -> Option<&'m HeaderValue> {
+    let mut values = headers.into().get_all(name);
     values.next().filter(|_| values.next().is_none())
 }
 

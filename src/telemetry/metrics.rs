@@ -100,7 +100,7 @@ families! {
         /// The part of sidelink_limit that is in use now.
         limit_used: Gauges<Bounded> = "limit_used", gauges("limit");
         /// 1 if the last reload of the configuration succeeded or there was none yet; 0 if it was refused: the previous configuration stays in effect.
-        pub reload_successful: IntGauge = "config_last_reload_successful", flag();
+        pub reload_successful: IntGauge = "config_last_reload_successful", gauge();
         /// When the configuration in effect was loaded, in seconds since the Unix epoch.
         reload_success_timestamp: IntGauge = "config_last_reload_success_timestamp_seconds", gauge();
         /// The shared tier.
@@ -188,11 +188,6 @@ impl SharedMetrics {
     pub fn count(&self, operation: Operation, seconds: f64) {
         self.operations.of(operation).inc();
         self.duration.observe(seconds);
-    }
-
-    /// Counts a failure.
-    pub fn count_failure(&self, kind: Kind) {
-        self.failures.of(kind).inc();
     }
 }
 

@@ -85,7 +85,7 @@ async fn a_purge_is_json_of_one_of_three_forms_within_its_limit() {
     assert_eq!(purge(&client, &[], ALL).await.status, 415);
     assert_eq!(purge(&client, &[JSON, ("content-encoding", "gzip")], ALL).await.status, 415);
     for (body, said) in
-        [("", "JSON object"), ("{}", "one of three"), (r#"{"everything":true}"#, "unknown field `everything`")]
+        [("", "JSON object"), ("{}", "one of three"), (r#"{"everything":true}"#, "unknown variant `everything`")]
     {
         let reply = purge(&client, &[JSON], body).await;
         assert_eq!(reply.status, 400, "{body}");

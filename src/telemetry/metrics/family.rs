@@ -90,15 +90,8 @@ impl<'a> Family<'a> {
         self.register(IntCounter::new(&*self.name, self.help)?)
     }
 
-    pub(super) fn gauge(&self) -> Result<IntGauge> {
+    pub(super) fn gauge(self) -> Result<IntGauge> {
         self.register(IntGauge::new(&*self.name, self.help)?)
-    }
-
-    /// A gauge that begins at 1.
-    pub(super) fn flag(self) -> Result<IntGauge> {
-        let gauge = self.gauge()?;
-        gauge.set(1);
-        Ok(gauge)
     }
 
     /// A gauge of fractions.

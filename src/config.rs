@@ -39,7 +39,7 @@ pub use kind::parse_duration;
 use kind::{DAY, HOUR, MILLISECOND, MINUTE, SECOND, choice, count, duration, flag, secret_file, size, text};
 pub use listen::{Listen, ListenAddress, Tls, TlsError};
 pub use render::{reference, shipped};
-pub use secret::{KeyPair, Secret, SecretFile, SecretVariable};
+pub use secret::{KeyPair, Secret, StoredSecret};
 pub use shared::{NodeAddress, NodeUrl, Shared};
 pub use trace::{Collector, Trace, TraceHeader};
 pub use upstream::{Breaker, Retry, Upstream};
@@ -132,7 +132,7 @@ section! {
         /// Address of metrics, probes and the status page.
         pub address: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8081)), text("an address such as \"127.0.0.1:8081\"", address).immutable();
         /// File with the token that admits operators from elsewhere than loopback (Authorization: Bearer TOKEN), and nothing else.
-        pub token_file: Option<SecretFile> = None, secret_file(secret::from_file).check(|file, found| {
+        pub token_file: Option<StoredSecret> = None, secret_file(secret::from_file).check(|file, found| {
             if file.secret.expose().len() < GUESSABLE {
                 found.warn(&format!("a token of fewer than {GUESSABLE} characters may be guessed"));
             }

@@ -146,10 +146,11 @@ mod tests {
     use http::Request;
 
     use super::*;
-    use crate::config::{Secret, SecretFile};
+    use crate::config::{Secret, StoredSecret};
 
     fn guard(token: Option<&str>) -> Guard {
-        let token_file = token.map(|token| SecretFile { secret: Secret::new(token.into()), path: "/run/token".into() });
+        let token_file =
+            token.map(|token| StoredSecret { secret: Secret::new(token.into()), source: "/run/token".into() });
         Guard::new(&config::Admin { address: "10.0.0.7:8081".parse().unwrap(), token_file })
     }
 

@@ -6,7 +6,7 @@ use http::HeaderName;
 
 use super::declare::section;
 use super::kind::{DAY, MINUTE, SECOND, duration, flag, secret_file, string_of, text, texts};
-use super::secret::{self, KeyPair, SecretFile, SecretVariable};
+use super::secret::{self, KeyPair, StoredSecret};
 use super::table::TableVisitor;
 use crate::api;
 
@@ -32,9 +32,9 @@ section! {
         /// The access key that requests name.
         pub access_key: String = String::new(), string_of("an access key: 1 to 128 letters, digits and underscores", is_access_key).required("AKEXAMPLE0000000001");
         /// File that holds the secret key and nothing else, readable by sidelink's user only.
-        pub secret_key_file: Option<SecretFile> = None, secret_file(secret::from_file).optional("/etc/sidelink/secret-key");
+        pub secret_key_file: Option<StoredSecret> = None, secret_file(secret::from_file).optional("/etc/sidelink/secret-key");
         /// Environment variable that holds the secret key, instead of a file.
-        pub secret_key_env: Option<SecretVariable> = None, text("the name of an environment variable", SecretVariable::read).optional("SIDELINK_SECRET_KEY");
+        pub secret_key_env: Option<StoredSecret> = None, text("the name of an environment variable", secret::from_variable).optional("SIDELINK_SECRET_KEY");
     }
 }
 
@@ -56,9 +56,9 @@ impl CallerKey {
 
     /// The key.
     pub fn pair(&self) -> KeyPair {
-        let in_file = self.secret_key_file.as_ref().map(|file| &file.secret);
-        let secret_key = in_file.or(self.secret_key_env.as_ref().map(|variable| &variable.secret));
-        KeyPair { access_key: self.access_key.clone(), secret_key: secret_key.cloned().unwrap_or_default() }
+        let stored = self.secret_key_file.as_ref().or(self.secret_key_env.as_ref());
+        let secret_key = stored.map(|stored| stored.secret.clone()).unwrap_or_default();
+        KeyPair { access_key: self.access_key.clone(), secret_key }
     }
 }
 

@@ -12,7 +12,7 @@ use toml::de::DeValue;
 
 use super::diagnostics::FileValue;
 use super::pem;
-use super::secret::SecretFile;
+use super::secret::StoredSecret;
 
 pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
 pub(super) const SECOND: Duration = Duration::from_secs(1);
@@ -47,24 +47,31 @@ pub(super) struct About {
 }
 
 impl<T: 'static> Kind<T> {
+    /// A kind of the allowed `values`, which `read` gets as its second argument.
     fn new(
         values: impl Into<String>,
-        read: impl Fn(&FileValue<'_>) -> Result<T, String> + 'static,
+        read: impl Fn(&FileValue<'_>, &str) -> Result<T, String> + 'static,
         write: impl Fn(&T) -> Value + 'static,
     ) -> Self {
         let about = About { values: values.into(), ..About::default() };
-        let read = move |found: &FileValue<'_>| read(found).map_err(|message| found.wrong(message)).ok();
+        let allowed = about.values.clone();
+        let read = move |found: &FileValue<'_>| read(found, &allowed).map_err(|message| found.wrong(message)).ok();
         Self { read: Box::new(read), write: Box::new(move |value| Some(write(value))), about }
+    }
+
+    fn with(mut self, set: impl FnOnce(&mut About)) -> Self {
+        set(&mut self.about);
+        self
     }
 
     /// A reload cannot change the value.
     pub(super) fn immutable(self) -> Self {
-        Self { about: About { immutable: true, ..self.about }, ..self }
+        self.with(|about| about.immutable = true)
     }
 
     /// The key is mandatory.
     pub(super) fn required(self, example: &'static str) -> Self {
-        Self { about: About { required: true, example: Some(example), ..self.about }, ..self }
+        self.with(|about| (about.required, about.example) = (true, Some(example)))
     }
 
     /// The key may be absent.
@@ -79,7 +86,7 @@ impl<T: 'static> Kind<T> {
 
     /// The file is read only at the start, so a change of it causes no reload.
     pub(super) fn read_once(self) -> Self {
-        Self { about: About { dependency: false, ..self.about }, ..self }
+        self.with(|about| about.dependency = false)
     }
 
     /// Adds a check of values that could be read.
@@ -104,20 +111,20 @@ fn within<T: PartialOrd>(
 }
 
 pub(super) fn flag() -> Kind<bool> {
-    let read = |found: &FileValue<'_>| found.value.as_bool().ok_or_else(|| found.is_not("true or false"));
+    let read = |found: &FileValue<'_>, _: &str| found.value.as_bool().ok_or_else(|| found.is_not("true or false"));
     Kind::new("", read, |value| Value::Boolean(*value))
 }
 
 pub(super) fn duration(bounds: RangeInclusive<Duration>) -> Kind<Duration> {
-    let [least, most] = [bounds.start(), bounds.end()].map(|bound| show_duration(*bound));
-    let values = format!("{least} to {most}");
-    let read = move |found: &FileValue<'_>| {
+    let values = format!("{} to {}", show_duration(*bounds.start()), show_duration(*bounds.end()));
+    let read = move |found: &FileValue<'_>, values: &str| {
         if let Some(seconds) = integer(found.value).filter(|seconds| *seconds >= 0) {
             return Err(format!("must be a duration such as \"10s\", is an integer; write \"{seconds}s\""));
         }
         let text = found.text("a duration such as \"10s\"")?;
-        let read = parse_duration(text).map_err(|message| format!("{message}; must be between {least} and {most}"))?;
-        within(&bounds, Some(read), &format!("{least} to {most}"), text)
+        let between = || values.replace(" to ", " and ");
+        let read = parse_duration(text).map_err(|message| format!("{message}; must be between {}", between()))?;
+        within(&bounds, Some(read), values, text)
     };
     Kind::new(values, read, |value| string(show_duration(*value)))
 }
@@ -144,8 +151,7 @@ where
 {
     let show = |bytes: T| show_size(bytes.try_into().unwrap_or(u64::MAX));
     let values = format!("{} to {}", show(*bounds.start()), show(*bounds.end()));
-    let allowed = values.clone();
-    let read = move |found: &FileValue<'_>| {
+    let read = move |found: &FileValue<'_>, values: &str| {
         let (read, written) = match found.value {
             DeValue::Integer(number) => {
                 (integer(found.value).and_then(|read| u64::try_from(read).ok()), number.as_str())
@@ -156,7 +162,7 @@ where
                 (Some(text.parse::<bytesize::ByteSize>().map_err(wrong)?.as_u64()), text)
             }
         };
-        within(&bounds, read.and_then(|read| T::try_from(read).ok()), &allowed, written)
+        within(&bounds, read.and_then(|read| T::try_from(read).ok()), values, written)
     };
     Kind::new(values, read, move |value| string(show(*value)))
 }
@@ -177,11 +183,10 @@ where
     T: Copy + PartialOrd + Display + TryFrom<i64> + TryInto<i64> + 'static,
 {
     let values = format!("{} to {}", bounds.start(), bounds.end());
-    let allowed = values.clone();
-    let read = move |found: &FileValue<'_>| {
+    let read = move |found: &FileValue<'_>, values: &str| {
         let DeValue::Integer(number) = found.value else { return Err(found.is_not("a whole number")) };
         let read = integer(found.value).and_then(|number| T::try_from(number).ok());
-        within(&bounds, read, &allowed, number.as_str())
+        within(&bounds, read, values, number.as_str())
     };
     Kind::new(values, read, |value| Value::Integer((*value).try_into().unwrap_or(i64::MAX)))
 }
@@ -189,15 +194,14 @@ where
 /// A share of a whole.
 pub(super) fn share(bounds: RangeInclusive<f64>) -> Kind<f64> {
     let values = format!("{} to {}", bounds.start(), bounds.end());
-    let allowed = values.clone();
-    let read = move |found: &FileValue<'_>| {
+    let read = move |found: &FileValue<'_>, values: &str| {
         let written = match found.value {
             DeValue::Float(float) => float.as_str(),
             // `1` is a share as well.
             DeValue::Integer(number) => number.as_str(),
             _ => return Err(found.is_not("a number")),
         };
-        within(&bounds, written.replace('_', "").parse().ok(), &allowed, written)
+        within(&bounds, written.replace('_', "").parse().ok(), values, written)
     };
     Kind::new(values, read, |value| Value::Float(*value))
 }
@@ -205,8 +209,7 @@ pub(super) fn share(bounds: RangeInclusive<f64>) -> Kind<f64> {
 /// One of several strings.
 pub(super) fn choice<T: Copy + PartialEq + 'static>(words: &'static [(&'static str, T)]) -> Kind<T> {
     let values = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
-    let names = values.clone();
-    let read = move |found: &FileValue<'_>| {
+    let read = move |found: &FileValue<'_>, names: &str| {
         let text = found.text("a string")?;
         let known = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
         known.ok_or_else(|| format!("must be one of {names}, is \"{}\"", text.escape_debug()))
@@ -217,7 +220,7 @@ pub(super) fn choice<T: Copy + PartialEq + 'static>(words: &'static [(&'static s
 
 /// Permission bits.
 pub(super) fn mode() -> Kind<u32> {
-    let read = |found: &FileValue<'_>| {
+    let read = |found: &FileValue<'_>, _: &str| {
         let text = found.text("an octal mode such as \"0660\"")?;
         let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777 && !text.starts_with('+'));
         mode.ok_or_else(|| "must be an octal mode such as \"0660\", between \"0000\" and \"0777\"".to_owned())
@@ -230,7 +233,7 @@ pub(super) fn text<T: Display + 'static>(
     expected: &'static str,
     parse: impl Fn(&str) -> Result<T, String> + 'static,
 ) -> Kind<T> {
-    Kind::new(expected, move |found| parse(found.text(expected)?), |value| string(value))
+    Kind::new(expected, move |found, expected| parse(found.text(expected)?), |value| string(value))
 }
 
 /// A string that `fits`; `expected` describes it.
@@ -244,7 +247,7 @@ pub(super) fn texts<T: Display + 'static>(
     none: Option<&'static str>,
     parse: impl Fn(&str, &[T]) -> Result<T, String> + 'static,
 ) -> Kind<Vec<T>> {
-    let read = move |found: &FileValue<'_>| {
+    let read = move |found: &FileValue<'_>, _: &str| {
         if let (Some(none), Some([])) = (none, found.value.as_array().map(|array| array.as_ref())) {
             return Err(none.to_owned());
         }
@@ -266,8 +269,8 @@ pub(super) fn texts<T: Display + 'static>(
 
 /// The path of a file.
 pub(super) fn file() -> Kind<PathBuf> {
-    let kind = Kind::new("", |found| found.text("a file's path").map(PathBuf::from), |path| string(path.display()));
-    Kind { about: About { dependency: true, ..kind.about }, ..kind }
+    let kind = Kind::new("", |found, _| found.text("a file's path").map(PathBuf::from), |path| string(path.display()));
+    kind.with(|about| about.dependency = true)
 }
 
 /// The path of a PEM file that `read` can read.
@@ -289,14 +292,13 @@ pub(super) fn certificates() -> Kind<PathBuf> {
 }
 
 /// The path of a file with a secret, or several.
-pub(super) fn secret_file<S: 'static>(read: fn(&Path) -> Result<S, String>) -> Kind<SecretFile<S>> {
-    let read = move |found: &FileValue<'_>| {
-        let path = PathBuf::from(found.text("a file's path")?);
-        found.warn_if_world_readable(&path);
-        Ok(SecretFile { secret: read(&path)?, path })
+pub(super) fn secret_file<S: 'static>(read: fn(&Path) -> Result<S, String>) -> Kind<StoredSecret<S>> {
+    let read = move |found: &FileValue<'_>, _: &str| {
+        let source = found.text("a file's path")?;
+        found.warn_if_world_readable(Path::new(source));
+        Ok(StoredSecret { secret: read(Path::new(source))?, source: source.to_owned() })
     };
-    let kind = Kind::new("", read, |file: &SecretFile<S>| string(file.path.display()));
-    Kind { about: About { dependency: true, ..kind.about }, ..kind }
+    Kind::new("", read, |secret: &StoredSecret<S>| string(secret)).with(|about| about.dependency = true)
 }
 
 fn integer(value: &DeValue<'_>) -> Option<i64> {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use zeroize::Zeroizing;
 
@@ -48,13 +48,20 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A secret, or several, and the file that it was read from.
+/// A secret, or several, and where it was read from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SecretFile<S = Secret> {
+pub struct StoredSecret<S = Secret> {
     /// As it was read with the configuration.
     pub secret: S,
-    /// The file.
-    pub path: PathBuf,
+    /// The path of a file, or the name of an environment variable.
+    pub source: String,
+}
+
+/// Shows the source.
+impl<S> fmt::Display for StoredSecret<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.source)
+    }
 }
 
 /// An access key with its secret key.
@@ -66,33 +73,16 @@ pub struct KeyPair {
     pub secret_key: Secret,
 }
 
-/// A secret, and the environment variable that it was read from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SecretVariable {
-    /// As it was read with the configuration.
-    pub secret: Secret,
-    /// The variable.
-    pub name: String,
-}
-
-impl SecretVariable {
-    /// Reads the variable of this name. The process's environment keeps a copy.
-    pub(super) fn read(name: &str) -> Result<Self, String> {
-        let shown = name.escape_debug();
-        if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(format!("\"{shown}\" is not the name of an environment variable"));
-        }
-        let value = std::env::var_os(name).ok_or_else(|| format!("the environment has no variable \"{shown}\""))?;
-        let secret = Secret::read(Zeroizing::new(value.into_vec()), false);
-        let secret = secret.map_err(|reason| format!("the variable \"{shown}\" {reason}"))?;
-        Ok(Self { secret, name: name.to_owned() })
+/// Reads a secret from the environment variable of this name. The process's environment keeps a copy.
+pub(super) fn from_variable(name: &str) -> Result<StoredSecret, String> {
+    let shown = name.escape_debug();
+    if name.is_empty() || name.contains(['=', '\0']) {
+        return Err(format!("\"{shown}\" is not the name of an environment variable"));
     }
-}
-
-impl fmt::Display for SecretVariable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
-    }
+    let value = std::env::var_os(name).ok_or_else(|| format!("the environment has no variable \"{shown}\""))?;
+    let secret = Secret::read(Zeroizing::new(value.into_vec()), false);
+    let secret = secret.map_err(|reason| format!("the variable \"{shown}\" {reason}"))?;
+    Ok(StoredSecret { secret, source: name.to_owned() })
 }
 
 /// Reads a secret from a file.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::declare::section;
 use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, flag, secret_file, string_of, texts};
-use super::secret::{self, Secret, SecretFile};
+use super::secret::{self, Secret, StoredSecret};
 use super::table::TableVisitor;
 
 /// The default port of Redis.
@@ -25,11 +25,11 @@ section! {
         /// Whether the nodes are a Cluster.
         pub cluster: bool = false, flag();
         /// File with the fleet's secret, 32 characters at least, the same for all; during a change of secret one more on a second line.
-        pub secret_file: SecretFile<Vec<Secret>> = SecretFile { secret: secrets, ..SecretFile::default() }, secret_file(fleet_secrets).required("/etc/sidelink/fleet-secret");
+        pub secret_file: StoredSecret<Vec<Secret>> = StoredSecret { secret: secrets, ..StoredSecret::default() }, secret_file(fleet_secrets).required("/etc/sidelink/fleet-secret");
         /// The ACL user to log in as.
         pub username: Option<String> = None, string_of("a user's name: visible ASCII characters", is_username).optional("sidelink");
         /// File that holds the password and nothing else.
-        pub password_file: Option<SecretFile> = None, secret_file(secret::from_file).optional("/etc/sidelink/redis-password");
+        pub password_file: Option<StoredSecret> = None, secret_file(secret::from_file).optional("/etc/sidelink/redis-password");
         /// PEM file of certificate authorities for rediss://, instead of the platform's.
         pub ca_file: Option<PathBuf> = None, certificates().read_once().optional("/etc/sidelink/redis-ca.pem");
         /// Prefix of every key.
@@ -64,9 +64,7 @@ impl Shared {
         if let Some(found) = table.find("ca_file").filter(|_| !self.tls()) {
             found.wrong("needs a url with rediss://");
         }
-        if let (Some(found), None) = (table.find("username"), table.find("password_file")) {
-            found.wrong("needs a password_file beside it");
-        }
+        table.needs("username", "password_file", "needs a password_file beside it");
         if let Some(found) = table.find("url") {
             if self.cluster && self.database() != 0 {
                 found.wrong("must not name a database: a Cluster has number 0 alone");

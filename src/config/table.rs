@@ -147,6 +147,13 @@ impl<'a> TableVisitor<'a> {
         matches!(self.presence, Presence::There(_)) && !self.report.has_error(&self.entry.path)
     }
 
+    /// Reports `key` where it is without `other`.
+    pub(super) fn needs(&mut self, key: &'static str, other: &'static str, message: &str) {
+        if let (Some(found), None) = (self.find(key), self.find(other)) {
+            found.wrong(message);
+        }
+    }
+
     /// Reports an error of the table as a whole.
     pub(super) fn wrong(&self, message: &str) {
         if matches!(self.presence, Presence::There(_)) {

@@ -11,7 +11,7 @@ use http::{HeaderName, HeaderValue, Uri};
 use super::declare::section;
 use super::endpoint::Endpoint;
 use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, secret_file, share, string_of, text};
-use super::secret::{self, SecretFile};
+use super::secret::{self, StoredSecret};
 use super::table::TableVisitor;
 
 /// The default path of OTLP over HTTP.
@@ -43,7 +43,7 @@ section! {
         /// Its name.
         pub name: HeaderName = HeaderName::from_static("stand-in"), text("a header's name", header_name).required("authorization");
         /// File that holds its value and nothing else.
-        pub value_file: SecretFile = SecretFile::default(), secret_file(secret::line_of_file).required("/etc/sidelink/collector-authorization");
+        pub value_file: StoredSecret = StoredSecret::default(), secret_file(secret::line_of_file).required("/etc/sidelink/collector-authorization");
     }
 }
 

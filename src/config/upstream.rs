@@ -15,7 +15,7 @@ use super::kind::{
     HOUR, MILLISECOND, MINUTE, SECOND, certificates, count, duration, pem_file, secret_file, share, size, text,
 };
 use super::pem;
-use super::secret::{self, Secret, SecretFile};
+use super::secret::{self, Secret, StoredSecret};
 use super::table::TableVisitor;
 
 section! {
@@ -53,7 +53,7 @@ section! {
         /// The HTTP proxy through which the endpoint is reached, by CONNECT; HTTPS_PROXY and the like are ignored.
         pub proxy: Option<Endpoint> = None, text("a URL", proxy).optional("http://proxy.internal:3128");
         /// File that holds USER:PASSWORD for the proxy and nothing else, readable by sidelink's user only.
-        pub proxy_credentials_file: Option<SecretFile> = None, secret_file(proxy_credentials).optional("/etc/sidelink/proxy-credentials");
+        pub proxy_credentials_file: Option<StoredSecret> = None, secret_file(proxy_credentials).optional("/etc/sidelink/proxy-credentials");
         /// When a call is attempted again.
         pub retry: Retry = Retry::default() => [table Retry::keys];
         /// When calls stop because they fail.
@@ -65,14 +65,11 @@ impl Upstream {
     /// Visits each key, and reports what does not fit together.
     pub(super) fn visit(&mut self, table: &mut TableVisitor<'_>) {
         self.keys(table);
-        match (table.find("client_cert"), table.find("client_key")) {
-            (Some(cert), None) => cert.wrong("needs upstream.client_key: its private key"),
-            (None, Some(key)) => key.wrong("needs upstream.client_cert: the certificate that the key belongs to"),
-            _ => {}
-        }
-        if let (Some(found), None) = (table.find("proxy_credentials_file"), table.find("proxy")) {
-            found.wrong("needs upstream.proxy: there is no proxy for the credentials");
-        }
+        table.needs("client_cert", "client_key", "needs upstream.client_key: its private key");
+        let whose = "needs upstream.client_cert: the certificate that the key belongs to";
+        table.needs("client_key", "client_cert", whose);
+        let unused = "needs upstream.proxy: there is no proxy for the credentials";
+        table.needs("proxy_credentials_file", "proxy", unused);
     }
 
     /// The value of `Proxy-Authorization` (Basic, RFC 7617), which no debug output shows.

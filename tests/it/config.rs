@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sidelink::config::{
-    CallerKey, Config, Endpoint, ListenAddress, LogFormat, NodeAddress, Secret, SecretFile, SecretVariable, Shared,
-    Tls, Trace, TraceHeader,
+    CallerKey, Config, Endpoint, ListenAddress, LogFormat, NodeAddress, Secret, Shared, StoredSecret, Tls, Trace,
+    TraceHeader,
 };
 use tracing::level_filters::LevelFilter;
 
@@ -48,7 +48,7 @@ fn the_shipped_file_names_every_key_and_each_has_a_comment() {
     config.upstream.client_cert = Some("/etc/sidelink/client.pem".into());
     config.upstream.client_key = Some("/etc/sidelink/client-key.pem".into());
     config.upstream.proxy = Some(Endpoint::parse("http://proxy.internal:3128").unwrap());
-    let file = |path: &str| SecretFile { secret: Secret::default(), path: path.into() };
+    let file = |path: &str| StoredSecret { secret: Secret::default(), source: path.into() };
     config.upstream.proxy_credentials_file = Some(file("/etc/sidelink/proxy-credentials"));
     config.admin.token_file = Some(file("/etc/sidelink/admin-token"));
     let node = NodeAddress { host: "redis.internal".into(), port: 6379 };
@@ -71,7 +71,7 @@ fn the_shipped_file_names_every_key_and_each_has_a_comment() {
     let with_file = keys(&config.to_string());
     let name = "SIDELINK_SECRET_KEY".into();
     key.secret_key_file = None;
-    key.secret_key_env = Some(SecretVariable { secret: Secret::default(), name });
+    key.secret_key_env = Some(StoredSecret { secret: Secret::default(), source: name });
     config.callers.keys = vec![key];
     let with_variable = keys(&config.to_string());
     // A secret key is in one place only; the shipped file shows both.

@@ -14,7 +14,7 @@ use hyper_util::rt::TokioExecutor;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use sidelink::api;
-use sidelink::config::{Config, Endpoint, Secret, SecretFile, Trace, TraceHeader};
+use sidelink::config::{Config, Endpoint, Secret, StoredSecret, Trace, TraceHeader};
 use sidelink::demo::origin::{self, Origin, RecordedCall, ScriptedReply};
 
 use crate::collector::{Collector, Manner, words};
@@ -527,7 +527,7 @@ async fn a_collector_behind_tls_is_trusted_by_its_authority_alone() {
         let secret = Secret::new(b"Bearer x".to_vec());
         trace.headers = vec![TraceHeader {
             name: "authorization".parse().unwrap(),
-            value_file: SecretFile { secret, path: "x".into() },
+            value_file: StoredSecret { secret, source: "x".into() },
         }];
     })
     .await;

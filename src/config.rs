@@ -49,25 +49,25 @@ section! {
     #[derive(Clone, Debug, PartialEq)]
     pub struct Config: pub fn for_endpoint(endpoint: Endpoint) {
         /// Where clients connect.
-        pub listen: Listen = Listen::default() => [table Listen::keys];
+        pub listen: Listen = Listen::default() => table(Listen::keys);
         /// Where operators, probes and Prometheus connect.
-        pub admin: Admin = Admin::default() => [table Admin::keys];
+        pub admin: Admin = Admin::default() => table(Admin::keys);
         /// The endpoint that sidelink stands in front of, and how it is called.
-        pub upstream: Upstream = Upstream::for_endpoint(endpoint) => [table Upstream::visit];
+        pub upstream: Upstream = Upstream::for_endpoint(endpoint) => table(Upstream::visit);
         /// How much is cached.
-        pub cache: Cache = Cache::default() => [table Cache::keys];
+        pub cache: Cache = Cache::default() => table(Cache::keys);
         /// How long it is cached.
-        pub freshness: Freshness = Freshness::default() => [table Freshness::keys];
+        pub freshness: Freshness = Freshness::default() => table(Freshness::keys);
         /// How callers are told apart.
-        pub callers: Callers = Callers::default() => [table Callers::keys];
+        pub callers: Callers = Callers::default() => table(Callers::keys);
         /// The tier that a fleet of sidecars shares, in Redis or Valkey; without this table there is none.
-        pub shared: Option<Shared> = None => [optional || Shared::at(Vec::new(), Vec::new()), Shared::visit];
+        pub shared: Option<Shared> = None => optional(|| Shared::at(Vec::new(), Vec::new()), Shared::visit);
         /// Limits of what clients may use.
-        pub limits: Limits = Limits::default() => [table Limits::keys];
+        pub limits: Limits = Limits::default() => table(Limits::keys);
         /// The log.
-        pub log: Log = Log::default() => [table Log::keys];
+        pub log: Log = Log::default() => table(Log::keys);
         /// Spans for an OpenTelemetry collector; without this table there are none.
-        pub trace: Option<Trace> = None => [optional || Trace::at(Endpoint::stand_in()), Trace::visit];
+        pub trace: Option<Trace> = None => optional(|| Trace::at(Endpoint::stand_in()), Trace::visit);
         /// What is allowed, but not as intended.
         pub warnings: Vec<ConfigError> = Vec::new();
     }

@@ -21,7 +21,7 @@ section! {
         /// Request headers, beyond the known ones, whose values may change an answer.
         pub scope_headers: Vec<HeaderName> = Vec::new(), texts(None, scope_header);
         /// Keys whose signed requests may be answered from memory; one such table for each.
-        pub keys: Vec<CallerKey> = Vec::new() => [list CallerKey::blank, CallerKey::visit];
+        pub keys: Vec<CallerKey> = Vec::new() => list(CallerKey::blank, CallerKey::visit);
     }
 }
 

@@ -30,7 +30,7 @@ section! {
         /// Permission bits of Unix sockets; connecting needs write permission.
         pub unix_mode: u32 = 0o660, mode().immutable();
         /// TLS on the TCP addresses, with HTTP/2 and HTTP/1.1.
-        pub tls: Option<Tls> = None => [optional Tls::blank, Tls::visit];
+        pub tls: Option<Tls> = None => optional(Tls::blank, Tls::visit);
     }
 }
 

@@ -74,9 +74,15 @@ impl<'a> TableVisitor<'a> {
     }
 
     /// Visits a table within this one; an absent one reads as empty.
-    pub(super) fn table(&mut self, name: &'static str, doc: &'static str, keys: impl FnOnce(&mut Self)) {
-        let place = self.inner(name);
-        Self::visit(self.report, path(&self.entry.path, name), doc, place, [false, true], keys);
+    pub(super) fn table<T>(
+        &mut self,
+        name: &'static str,
+        doc: &'static str,
+        value: &mut T,
+        keys: impl FnOnce(&mut T, &mut Self),
+    ) {
+        let (place, path) = (self.inner(name), path(&self.entry.path, name));
+        Self::visit(self.report, path, doc, place, [false, true], |table| keys(value, table));
     }
 
     /// Visits an optional table; where it is absent, `value` stays.

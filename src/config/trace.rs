@@ -32,7 +32,7 @@ section! {
         /// The longest that one attempt to export may take.
         pub timeout: Duration = 5 * SECOND, duration(MILLISECOND..=MINUTE);
         /// A header of each export, and the file that holds its value; one table for each.
-        pub headers: Vec<TraceHeader> = Vec::new() => [list TraceHeader::blank, TraceHeader::visit];
+        pub headers: Vec<TraceHeader> = Vec::new() => list(TraceHeader::blank, TraceHeader::visit);
     }
 }
 

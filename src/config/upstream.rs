@@ -55,9 +55,9 @@ section! {
         /// File that holds USER:PASSWORD for the proxy and nothing else, readable by sidelink's user only.
         pub proxy_credentials_file: Option<StoredSecret> = None, secret_file(proxy_credentials).optional("/etc/sidelink/proxy-credentials");
         /// When a call is attempted again.
-        pub retry: Retry = Retry::default() => [table Retry::keys];
+        pub retry: Retry = Retry::default() => table(Retry::keys);
         /// When calls stop because they fail.
-        pub breaker: Breaker = Breaker::default() => [table Breaker::keys];
+        pub breaker: Breaker = Breaker::default() => table(Breaker::keys);
     }
 }
 

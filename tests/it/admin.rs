@@ -18,7 +18,8 @@ const ALL: &str = r#"{"all":true}"#;
 pub fn token(config: &mut sidelink::config::Config) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     write!(file, "{TOKEN}").unwrap();
-    config.admin.token_file = Some(StoredSecret { secret: Secret::new(TOKEN.into()), source: file.path().display().to_string() });
+    config.admin.token_file =
+        Some(StoredSecret { secret: Secret::new(TOKEN.into()), source: file.path().display().to_string() });
 }
 
 /// An address of this machine that is not loopback, if there is one.

@@ -46,7 +46,7 @@ families! {
         /// Requests of the batch route, by how they were answered.
         batches: Counters<Outcome> = "batches_total", counters("outcome");
         /// Seconds from a request's head to its answer's head, by route and outcome. A client that disconnects before counts as an error.
-        request_durations: RequestDurations = "request_duration_seconds", request_durations(&REQUEST_SECONDS);
+        request_durations: PerLabel<Route, PerLabel<Outcome, Histogram>> = "request_duration_seconds", request_durations(&REQUEST_SECONDS);
         /// Distinct ids of each batch that was read and admitted; the sum is all ids asked for.
         pub batch_ids: Histogram = "batch_ids", histogram(&BATCH_IDS);
         /// Calls to the endpoint, by result. A call counts once, however often it is tried.
@@ -128,15 +128,6 @@ families! {
     }
 }
 
-/// Durations by route and outcome.
-pub struct RequestDurations {
-    batch: PerLabel<Outcome, Histogram>,
-    /// Passed through, and answered by the endpoint.
-    forwarded: Histogram,
-    /// Passed through, and failed.
-    failed: Histogram,
-}
-
 impl Metrics {
     /// Counts a batch's ids: the one place where ids are counted.
     pub fn count_ids(&self, tally: &Tally) {
@@ -171,15 +162,10 @@ impl Metrics {
 
     /// Counts a request and its duration.
     pub fn count_request(&self, route: Route, outcome: Outcome, seconds: f64) {
-        let duration = match (route, outcome) {
-            (Route::Passthrough, Outcome::Error) => &self.request_durations.failed,
-            (Route::Passthrough, _) => &self.request_durations.forwarded,
-            (Route::Batch, outcome) => {
-                self.batches.of(outcome).inc();
-                self.request_durations.batch.of(outcome)
-            }
-        };
-        duration.observe(seconds);
+        if route == Route::Batch {
+            self.batches.of(outcome).inc();
+        }
+        self.request_durations.of(route).of(outcome).observe(seconds);
     }
 }
 

@@ -3,7 +3,7 @@
 use prometheus::Histogram;
 use prometheus::core::Metric;
 
-use super::{CALL_SECONDS, Counters, Label, Metrics, REQUEST_SECONDS};
+use super::{CALL_SECONDS, Counters, Label, Metrics, REQUEST_SECONDS, Route};
 
 /// The counters at one time.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,7 +26,7 @@ impl Metrics {
     /// The counters now.
     pub fn reading(&self) -> Reading {
         let mut answers = Vec::new();
-        for (_, durations) in self.request_durations.batch.iter() {
+        for (_, durations) in self.request_durations.of(Route::Batch).iter() {
             let counts = buckets(durations);
             answers.resize(counts.len(), 0);
             answers.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);

@@ -15,9 +15,8 @@ use hyper::body::Incoming;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::answers::json_answer;
-use super::credential::access_key;
-use super::{Exchange, Origin};
+use super::request::access_key;
+use super::{Exchange, Origin, json_answer};
 use crate::api::ACCESSORIES;
 use crate::message::body::{Body, stream as streamed, whole};
 

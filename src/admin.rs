@@ -38,7 +38,7 @@ use crate::upstream::Upstream;
 use guard::Guard;
 use purge::Purge;
 
-pub use history::{EVERY, History};
+pub(crate) use history::{EVERY, History};
 
 /// Most bytes of a request's body.
 const MOST_BODY: usize = 256 << 10;
@@ -58,42 +58,28 @@ pub struct Admin {
 
 /// The state that the routes show and change.
 pub struct AdminState {
-    /// The state that outlasts a reload.
     pub process: ProcessState,
-    /// The endpoint's client.
     pub upstream: Arc<Upstream>,
-    /// The batch route.
     pub batch_route: Arc<BatchRoute>,
-    /// The current configuration.
     pub config: Arc<Config>,
 }
 
-/// The state that outlasts a reload, as far as operators see it.
+/// The part of the state that outlasts a reload.
 #[derive(Clone)]
 pub struct ProcessState {
-    /// Where all metrics are registered.
     pub registry: Registry,
-    /// sidelink's own metrics.
     pub metrics: Arc<Metrics>,
-    /// The entries.
     pub cache: Arc<Cache>,
-    /// The last ten minutes.
     pub history: Arc<History>,
-    /// The result of the last reload.
     pub last_reload: Arc<ArcSwap<Reload>>,
-    /// Ids being fetched.
     pub flights: Arc<Flights>,
-    /// Use of the bounded resources.
     pub usages: Usages,
-    /// Whether sidelink is ready.
     pub ready: Arc<AtomicBool>,
-    /// The clock.
     pub clock: Clock,
 }
 
 /// The result of loading the configuration.
 pub struct Reload {
-    /// When.
     pub at: Moment,
     /// The errors, one line each with the place in the file; none if it succeeded. No error contains a secret.
     pub errors: Vec<String>,

@@ -89,10 +89,7 @@ impl Guard {
         match name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
             Ok(ip) => ip.to_canonical().is_loopback() || ip == self.listener,
             // RFC 6761 §6.3.
-            Err(_) => {
-                name.eq_ignore_ascii_case("localhost")
-                    || name.rsplit_once('.').is_some_and(|(_, last)| last.eq_ignore_ascii_case("localhost"))
-            }
+            Err(_) => name.rsplit('.').next().is_some_and(|last| last.eq_ignore_ascii_case("localhost")),
         }
     }
 }
@@ -128,17 +125,14 @@ fn authority(head: &Parts) -> Option<Authority> {
 
 /// Whether the request comes from a browser page of another origin.
 fn is_foreign(headers: &HeaderMap, authority: Option<&Authority>) -> bool {
-    let site_is_foreign =
-        headers.get_all(FETCH_SITE).iter().any(|site| !matches!(site.as_bytes(), b"same-origin" | b"none"));
-    site_is_foreign
-        || headers.get_all(ORIGIN).iter().any(|origin| {
-            let origin = origin.to_str().ok();
-            let host = origin.and_then(|origin| origin.split_once("://")).and_then(|(scheme, host)| {
-                // Browsers leave out the default port in both.
-                matches!(scheme, "http" | "https").then_some(host)
-            });
-            !host.zip(authority).is_some_and(|(host, authority)| host.eq_ignore_ascii_case(authority.as_str()))
-        })
+    let is_own = |origin: &HeaderValue| {
+        let origin = origin.to_str().unwrap_or_default();
+        let host = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+        // Browsers leave out the default port in both.
+        host.zip(authority).is_some_and(|(host, authority)| host.eq_ignore_ascii_case(authority.as_str()))
+    };
+    let is_own_site = |site: &HeaderValue| matches!(site.as_bytes(), b"same-origin" | b"none");
+    !headers.get_all(FETCH_SITE).iter().all(is_own_site) || !headers.get_all(ORIGIN).iter().all(is_own)
 }
 
 #[cfg(test)]

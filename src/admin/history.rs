@@ -10,7 +10,7 @@ use crate::clock::{Clock, Moment};
 use crate::telemetry::metrics::{IdResult, Metrics, Reading};
 
 /// The time between two samples.
-pub const EVERY: Duration = Duration::from_secs(2);
+pub(crate) const EVERY: Duration = Duration::from_secs(2);
 /// The samples of ten minutes.
 const MOST: usize = 300;
 

@@ -78,7 +78,8 @@ struct Findings {
     /// In the order of the file.
     tables: Vec<TableEntry>,
     unknown: Vec<Unknown>,
-    missing: Vec<Missing>,
+    /// Paths of mandatory keys that are absent, each with the byte at which its table begins.
+    missing: Vec<(String, usize)>,
     /// Paths suggested for unknown keys.
     meant: Vec<String>,
 }
@@ -112,13 +113,6 @@ pub(super) struct Unknown {
     pub(super) key: String,
     pub(super) at: usize,
     pub(super) is_table: bool,
-}
-
-/// A mandatory key that is absent.
-struct Missing {
-    path: String,
-    table: String,
-    at: usize,
 }
 
 /// A value with its key's path and its place.
@@ -199,8 +193,7 @@ impl<'a> Diagnostics<'a> {
     }
 
     pub(super) fn missing(&self, table: &str, key: &str, at: usize) {
-        let missing = Missing { path: path(table, key), table: table.to_owned(), at };
-        self.state.borrow_mut().missing.push(missing);
+        self.state.borrow_mut().missing.push((path(table, key), at));
     }
 
     pub(super) fn unknown(&self, unknown: Unknown) {
@@ -228,7 +221,7 @@ impl<'a> Diagnostics<'a> {
             |other: &str| other.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
         let state = self.state.borrow();
         state.errors.iter().any(|error| is_below(&error.key))
-            || state.missing.iter().any(|missing| is_below(&missing.path))
+            || state.missing.iter().any(|(missing, _)| is_below(missing))
     }
 
     /// Whether the intended value of `key` is unknown: it or a key below it has an error, a key beside it is unknown, or part of
@@ -268,11 +261,10 @@ impl<'a> Diagnostics<'a> {
     /// Reports missing keys, unless they may be misspelt or in a line that is not TOML.
     fn report_missing(&self) {
         let missing = std::mem::take(&mut self.state.borrow_mut().missing);
-        for Missing { path, table, at } in missing {
-            let state = self.state.borrow();
-            let follows =
-                !state.not_toml.is_empty() || state.meant.iter().any(|meant| *meant == path || *meant == table);
-            drop(state);
+        for (path, at) in missing {
+            let is_meant =
+                |meant: &String| *meant == path || path.rsplit_once('.').is_some_and(|(table, _)| meant == table);
+            let follows = !self.state.borrow().not_toml.is_empty() || self.state.borrow().meant.iter().any(is_meant);
             if !follows {
                 self.push(at, &path, "is missing; it has no default");
             }

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use http::HeaderValue;
 use zeroize::Zeroizing;
 
 /// The longest file with a secret.
@@ -27,6 +28,14 @@ impl Secret {
     /// Its bytes. Do not copy them.
     pub fn expose(&self) -> &[u8] {
         &self.0
+    }
+
+    /// As the value of a header, which no debug output shows.
+    pub(super) fn header_value(&self) -> HeaderValue {
+        // Never fails: a secret is visible ASCII.
+        let mut value = HeaderValue::from_bytes(self.expose()).unwrap_or_else(|_| HeaderValue::from_static(""));
+        value.set_sensitive(true);
+        value
     }
 
     /// The secret in `bytes`, without the line's end: visible ASCII, and spaces where a secret may be `of_words`.

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use http::uri::Authority;
+
 use super::declare::section;
 use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, flag, secret_file, string_of, texts};
 use super::secret::{self, Secret, StoredSecret};
@@ -48,6 +50,15 @@ pub struct NodeAddress {
     pub host: String,
     /// A port.
     pub port: u16,
+}
+
+impl NodeAddress {
+    fn parse(text: &str) -> Option<Self> {
+        let authority: Authority = text.parse().ok()?;
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = if authority.port().is_some() { authority.port_u16()? } else { PORT };
+        (!host.is_empty() && port != 0).then_some(Self { host, port })
+    }
 }
 
 impl fmt::Display for NodeAddress {
@@ -144,13 +155,9 @@ impl NodeUrl {
                 }
             },
         };
-        let parsed: http::uri::Authority =
-            authority.parse().map_err(|_| format!("\"{}\" does not name a host and a port", shown()))?;
-        let host = parsed.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        if host.is_empty() || (parsed.port().is_some() && parsed.port_u16().is_none_or(|port| port == 0)) {
-            return Err(format!("\"{}\" does not name a host and a port", shown()));
-        }
-        let url = Self { tls, address: NodeAddress { host, port: parsed.port_u16().unwrap_or(PORT) }, database };
+        let address = NodeAddress::parse(authority);
+        let address = address.ok_or_else(|| format!("\"{}\" does not name a host and a port", shown()))?;
+        let url = Self { tls, address, database };
         if before.last().is_some_and(|other| (other.tls, other.database) != (tls, database)) {
             return Err("must have the scheme and the database of the URL before".to_owned());
         }

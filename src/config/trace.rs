@@ -60,11 +60,7 @@ impl TraceHeader {
 
     /// Its value, marked as sensitive.
     pub fn value(&self) -> HeaderValue {
-        // Never fails: a secret is visible ASCII.
-        let mut value =
-            HeaderValue::from_bytes(self.value_file.secret.expose()).unwrap_or_else(|_| HeaderValue::from_static(""));
-        value.set_sensitive(true);
-        value
+        self.value_file.secret.header_value()
     }
 }
 

@@ -7,7 +7,6 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use http::uri::Scheme;
-use zeroize::Zeroizing;
 
 use super::declare::section;
 use super::endpoint::Endpoint;
@@ -75,10 +74,7 @@ impl Upstream {
     /// The value of `Proxy-Authorization` (Basic, RFC 7617), which no debug output shows.
     pub fn proxy_authorization(&self) -> Option<HeaderValue> {
         let credentials = self.proxy_credentials_file.as_ref()?.secret.expose();
-        let text = Zeroizing::new(format!("Basic {}", STANDARD.encode(credentials)));
-        let mut value = HeaderValue::from_str(&text).ok()?;
-        value.set_sensitive(true);
-        Some(value)
+        Some(Secret::new(format!("Basic {}", STANDARD.encode(credentials)).into()).header_value())
     }
 }
 

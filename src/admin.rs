@@ -40,7 +40,6 @@ use purge::Purge;
 
 pub(crate) use history::{EVERY, History};
 
-/// Most bytes of a request's body.
 const MOST_BODY: usize = 256 << 10;
 
 /// The methods of routes that change nothing.
@@ -202,7 +201,6 @@ impl Admin {
     }
 }
 
-/// Why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct AdminError {
     status: StatusCode,

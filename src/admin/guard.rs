@@ -30,7 +30,6 @@ const FORWARDED_BY_PROXY: [HeaderName; 5] = [
     HeaderName::from_static("x-real-ip"),
 ];
 
-/// Admits requests.
 pub(super) struct Guard {
     /// The hash of the configured token under `key`, which is random.
     token: Option<u128>,
@@ -45,7 +44,6 @@ impl Guard {
         Self { token, key, listener: config.address.ip() }
     }
 
-    /// Admits the request with this head from `peer`.
     pub(super) fn admit(&self, peer: Peer, head: &Parts) -> Result<(), AdminError> {
         let authority = authority(head);
         if is_foreign(&head.headers, authority.as_ref()) {

@@ -25,7 +25,6 @@ pub(super) enum Purge {
 }
 
 impl Purge {
-    /// Reads a request's body.
     pub(super) fn read(body: &[u8]) -> Result<Self, String> {
         let purge = serde_json::from_slice(body);
         match purge.map_err(|error| format!("{error}; the body must be a JSON object, one of three: {FORMS}"))? {

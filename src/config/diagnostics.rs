@@ -84,7 +84,6 @@ struct Findings {
     meant: Vec<String>,
 }
 
-/// A table that was visited.
 pub(super) struct TableEntry {
     /// Dotted; empty for the whole document.
     pub(super) path: String,
@@ -98,7 +97,6 @@ pub(super) struct TableEntry {
     pub(super) keys: Vec<KeyEntry>,
 }
 
-/// A key that was visited.
 pub(super) struct KeyEntry {
     pub(super) name: &'static str,
     pub(super) doc: &'static str,
@@ -107,7 +105,6 @@ pub(super) struct KeyEntry {
     pub(super) about: About,
 }
 
-/// A key that was not visited.
 pub(super) struct Unknown {
     pub(super) table: String,
     pub(super) key: String,
@@ -133,7 +130,6 @@ impl<'a> FileValue<'a> {
         format!("must be {expected}, is {}", article(self.value.type_str()))
     }
 
-    /// Reports a warning.
     pub(super) fn warn(&self, message: &str) {
         let warning = self.report.at(self.at, &self.key, message);
         self.report.state.borrow_mut().warnings.push(warning);

@@ -144,7 +144,6 @@ pub(super) fn show_duration(duration: Duration) -> String {
     SpanPrinter::new().unsigned_duration_to_string(&duration)
 }
 
-/// A number of bytes.
 pub(super) fn size<T>(bounds: RangeInclusive<T>) -> Kind<T>
 where
     T: Copy + PartialOrd + TryFrom<u64> + TryInto<u64> + 'static,
@@ -206,7 +205,6 @@ pub(super) fn share(bounds: RangeInclusive<f64>) -> Kind<f64> {
     Kind::new(values, read, |value| Value::Float(*value))
 }
 
-/// One of several strings.
 pub(super) fn choice<T: Copy + PartialEq + 'static>(words: &'static [(&'static str, T)]) -> Kind<T> {
     let values = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
     let read = move |found: &FileValue<'_>, names: &str| {
@@ -218,7 +216,6 @@ pub(super) fn choice<T: Copy + PartialEq + 'static>(words: &'static [(&'static s
     Kind::new(values, read, move |value| string(name(value)))
 }
 
-/// Permission bits.
 pub(super) fn mode() -> Kind<u32> {
     let read = |found: &FileValue<'_>, _: &str| {
         let text = found.text("an octal mode such as \"0660\"")?;
@@ -286,7 +283,6 @@ where
     })
 }
 
-/// The path of a PEM file with certificates.
 pub(super) fn certificates() -> Kind<PathBuf> {
     pem_file(pem::certificates)
 }

@@ -88,20 +88,17 @@ fn is_self(endpoint: &Endpoint, listener: SocketAddr) -> bool {
     addresses(endpoint).into_iter().any(|ip| here == ip || (here.is_unspecified() && is_of_this_machine(ip)))
 }
 
-/// The addresses of the endpoint's host. The unspecified address means this machine.
+/// The addresses of the endpoint's host, none where its name does not resolve. `localhost` (RFC 6761) and the unspecified
+/// address mean this machine.
 fn addresses(endpoint: &Endpoint) -> Vec<IpAddr> {
-    let this_machine = || vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    let host = endpoint.authority.host().trim_end_matches('.');
-    match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().map(|ip| ip.to_canonical()) {
-        Ok(ip) if ip.is_unspecified() => this_machine(),
-        Ok(ip) => vec![ip],
-        Err(_) if host == "localhost" || host.ends_with(".localhost") => this_machine(),
-        // A name that does not resolve is not this machine.
-        Err(_) => (host, endpoint.port())
-            .to_socket_addrs()
-            .map(|found| found.map(|address| address.ip().to_canonical()).collect())
-            .unwrap_or_default(),
-    }
+    let host = endpoint.authority.host().trim_end_matches('.').trim_start_matches('[').trim_end_matches(']');
+    let host = if host.rsplit('.').next() == Some("localhost") { "0.0.0.0" } else { host };
+    let found = (host, endpoint.port()).to_socket_addrs().into_iter().flatten();
+    let addresses = found.flat_map(|address| match address.ip().to_canonical() {
+        ip if ip.is_unspecified() => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+        ip => vec![ip],
+    });
+    addresses.collect()
 }
 
 /// Only addresses of this machine can be bound.

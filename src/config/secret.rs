@@ -10,7 +10,6 @@ use std::path::Path;
 use http::HeaderValue;
 use zeroize::Zeroizing;
 
-/// The longest file with a secret.
 const MOST_BYTES: usize = 4 << 10;
 /// The mode bit that lets every user read a file.
 const WORLD_READABLE: u32 = 0o004;
@@ -94,7 +93,6 @@ pub(super) fn from_variable(name: &str) -> Result<StoredSecret, String> {
     Ok(StoredSecret { secret, source: name.to_owned() })
 }
 
-/// Reads a secret from a file.
 pub(super) fn from_file(path: &Path) -> Result<Secret, String> {
     Ok(Secret::read(whole_file(path)?, false)?)
 }

@@ -11,7 +11,6 @@ use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, flag, sec
 use super::secret::{self, Secret, StoredSecret};
 use super::table::TableVisitor;
 
-/// The default port of Redis.
 const PORT: u16 = 6379;
 /// Characters that a fleet's secret has at least: 32 of base64 are 192 bits.
 const SECRET_CHARS: usize = 32;

@@ -60,7 +60,6 @@ impl<'a> TableVisitor<'a> {
         report.visited(number, entry);
     }
 
-    /// Visits a key.
     pub(super) fn key<T: 'static>(&mut self, name: &'static str, doc: &'static str, value: &mut T, kind: Kind<T>) {
         let found = self.find(name);
         if let Some(read) = found.as_ref().and_then(&kind.read) {

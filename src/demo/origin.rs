@@ -103,7 +103,6 @@ struct Inner {
     /// Whether calls may go on.
     gate: watch::Sender<bool>,
     stop: CancellationToken,
-    /// The listener and the connections.
     tasks: TaskTracker,
 }
 
@@ -120,7 +119,6 @@ struct OriginState {
     connections_made: usize,
 }
 
-/// A request under way.
 struct Exchange {
     origin: Origin,
     parts: Parts,

@@ -18,7 +18,6 @@ use crate::api;
 use crate::auth::signature;
 use crate::message::body::{Body, whole};
 
-/// Most bytes of a batch's body.
 const MOST_BYTES: usize = 1 << 20;
 /// The bytes that a truncated reply announces and does not send.
 const CUT_OFF: usize = 64;

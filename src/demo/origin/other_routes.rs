@@ -23,9 +23,7 @@ use crate::message::body::{Body, stream as streamed, whole};
 const ECHO: &str = "/v2/servicerequest/echo";
 /// For comparisons of proxies: tells how much came through.
 const COUNTS: &str = "/counts";
-/// Most bytes of a body that are echoed.
 const MOST_ECHOED: usize = 64 << 10;
-/// A chunk of a download.
 static CHUNK: [u8; 16 << 10] = [b'x'; 16 << 10];
 
 /// Answers a request that is no batch.

@@ -11,7 +11,6 @@ use crate::api::request::Form;
 use crate::auth::signature::{self, Claim, Keys};
 use crate::config::KeyPair;
 
-/// A call on the batch route.
 pub(super) struct ParsedCall {
     pub(super) ids: Vec<String>,
     pub(super) group: Option<String>,

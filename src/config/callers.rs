@@ -9,6 +9,7 @@ use super::kind::{DAY, MINUTE, SECOND, duration, flag, secret_file, string_of, t
 use super::secret::{self, KeyPair, StoredSecret};
 use super::table::TableVisitor;
 use crate::api;
+use crate::message::headers::HOP_BY_HOP;
 
 section! {
     /// `[callers]`
@@ -72,16 +73,8 @@ fn scope_header(text: &str, before: &[HeaderName]) -> Result<HeaderName, String>
         "authorization" | "x-auth-token" | "x-security-token" | "cookie" => {
             "a credential, and always part of the scope"
         }
-        "connection"
-        | "keep-alive"
-        | "proxy-connection"
-        | "proxy-authorization"
-        | "proxy-authenticate"
-        | "te"
-        | "trailer"
-        | "transfer-encoding"
-        | "upgrade"
-        | "http2-settings" => "about one connection, and not forwarded",
+        "proxy-authenticate" | "http2-settings" => "about one connection, and not forwarded",
+        _ if HOP_BY_HOP.contains(&name) => "about one connection, and not forwarded",
         "host" | "content-length" | "content-type" | "content-encoding" | "accept" | "accept-encoding"
         | "user-agent" | "via" | "range" | "expect" | "traceparent" | "tracestate" | "cache-control" => {
             "set by sidelink itself on every call"

@@ -2,20 +2,22 @@
 //! visited.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use toml::de::DeValue;
 
 use super::kind::About;
-use super::secret;
 
 /// The least likeness (Jaro-Winkler, 0 to 1) of a known key that is suggested.
 const SIMILAR: f64 = 0.7;
 /// The same for a key of another table.
 const SIMILAR_ELSEWHERE: f64 = 0.9;
+
+/// The mode bit that lets every user read a file.
+const WORLD_READABLE: u32 = 0o004;
 
 /// Every error of one file, in order.
 #[derive(Debug)]
@@ -73,8 +75,6 @@ pub(super) struct Diagnostics<'a> {
 struct Findings {
     errors: Vec<ConfigError>,
     warnings: Vec<ConfigError>,
-    /// Lines that are not TOML; further errors in them are not reported.
-    not_toml: BTreeSet<usize>,
     /// In the order of the file.
     tables: Vec<TableEntry>,
     unknown: Vec<Unknown>,
@@ -137,7 +137,7 @@ impl<'a> FileValue<'a> {
 
     /// Warns if every user of this machine may read the file with a secret.
     pub(super) fn warn_if_world_readable(&self, path: &Path) {
-        if secret::is_world_readable(path) {
+        if std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & WORLD_READABLE != 0) {
             let message = format!("everyone on this machine may read {}; chmod o-rwx takes that away", path.display());
             self.warn(&message);
         }
@@ -172,19 +172,17 @@ impl<'a> Diagnostics<'a> {
         Self { text, lines: std::iter::once(0).chain(breaks).collect(), state: RefCell::default() }
     }
 
-    /// Reports a syntax error: one per line, since one error causes others.
+    /// Reports a syntax error.
     pub(super) fn not_toml(&self, span: Option<Range<usize>>, message: &str) {
-        let at = span.map_or(0, |span| span.start);
-        let (line, _) = self.place(at);
-        if self.state.borrow_mut().not_toml.insert(line) {
-            self.push(at, "", &format!("not TOML: {message}"));
-        }
+        self.add(span.map_or(0, |span| span.start), "", format!("not TOML: {message}"));
     }
 
+    /// Reports an error, unless its line is not TOML: one error causes others.
     pub(super) fn add(&self, at: usize, key: &str, message: impl AsRef<str>) {
-        let (line, _) = self.place(at);
-        if !self.state.borrow().not_toml.contains(&line) {
-            self.push(at, key, message.as_ref());
+        let error = self.at(at, key, message.as_ref());
+        let mut state = self.state.borrow_mut();
+        if !state.not_toml().any(|line| line == error.line) {
+            state.errors.push(error);
         }
     }
 
@@ -226,7 +224,7 @@ impl<'a> Diagnostics<'a> {
         let table = key.split('.').next().unwrap_or_default();
         let misspelt = |unknown: &Unknown| unknown.table.is_empty() || unknown.table == table;
         let state = self.state.borrow();
-        self.has_error(key) || !state.not_toml.is_empty() || state.unknown.iter().any(misspelt)
+        self.has_error(key) || state.not_toml().next().is_some() || state.unknown.iter().any(misspelt)
     }
 
     /// The warnings, or every error.
@@ -245,7 +243,7 @@ impl<'a> Diagnostics<'a> {
             let (line, _) = self.place(unknown.at);
             let orphan = unknown.table.is_empty()
                 && !self.is_heading(unknown.at)
-                && self.state.borrow().not_toml.first().is_some_and(|not_toml| *not_toml < line);
+                && self.state.borrow().not_toml().any(|not_toml| not_toml < line);
             if !orphan {
                 let (message, meant) = self.state.borrow().suggest(&unknown);
                 self.add(unknown.at, &path(&unknown.table, &unknown.key), message);
@@ -260,16 +258,12 @@ impl<'a> Diagnostics<'a> {
         for (path, at) in missing {
             let is_meant =
                 |meant: &String| *meant == path || path.rsplit_once('.').is_some_and(|(table, _)| meant == table);
-            let follows = !self.state.borrow().not_toml.is_empty() || self.state.borrow().meant.iter().any(is_meant);
+            let follows =
+                self.state.borrow().not_toml().next().is_some() || self.state.borrow().meant.iter().any(is_meant);
             if !follows {
-                self.push(at, &path, "is missing; it has no default");
+                self.add(at, &path, "is missing; it has no default");
             }
         }
-    }
-
-    fn push(&self, at: usize, key: &str, message: &str) {
-        let error = self.at(at, key, message);
-        self.state.borrow_mut().errors.push(error);
     }
 
     fn at(&self, at: usize, key: &str, message: &str) -> ConfigError {
@@ -292,6 +286,11 @@ impl<'a> Diagnostics<'a> {
 }
 
 impl Findings {
+    /// Lines that are not TOML.
+    fn not_toml(&self) -> impl Iterator<Item = usize> {
+        self.errors.iter().filter(|error| error.key.is_empty()).map(|error| error.line)
+    }
+
     /// The message for an unknown key, and the paths that it suggests.
     fn suggest(&self, unknown: &Unknown) -> (String, Vec<String>) {
         let Unknown { table, key, is_table, .. } = unknown;

@@ -4,15 +4,12 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use http::HeaderValue;
 use zeroize::Zeroizing;
 
 const MOST_BYTES: usize = 4 << 10;
-/// The mode bit that lets every user read a file.
-const WORLD_READABLE: u32 = 0o004;
 
 /// A secret. Debug output does not show it.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -129,9 +126,4 @@ fn whole_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
 pub(super) fn is_file(path: &Path) -> Result<(), String> {
     let found = std::fs::metadata(path).map_err(|error| format!("cannot be read: {error}"))?;
     if found.is_file() { Ok(()) } else { Err("is not a file".to_owned()) }
-}
-
-/// Whether every user of this machine may read the file at `path`.
-pub(super) fn is_world_readable(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & WORLD_READABLE != 0)
 }

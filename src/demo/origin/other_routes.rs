@@ -16,7 +16,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::request::access_key;
-use super::{Exchange, Origin, json_answer};
+use super::{Exchange, json_answer};
 use crate::api::ACCESSORIES;
 use crate::message::body::{Body, stream as streamed, whole};
 
@@ -37,7 +37,10 @@ pub(super) async fn answer(exchange: &Exchange, body: Incoming) -> io::Result<Re
         return Ok(exchange.error(401, code, message));
     }
     let response = match (&parts.method, parts.uri.path()) {
-        (&Method::GET, COUNTS) => counts(&exchange.origin),
+        (&Method::GET, COUNTS) => {
+            let origin = &exchange.origin;
+            json_answer(200, &json!({"batch_calls": origin.batch_calls(), "ids_asked": origin.ids_asked()})).map(whole)
+        }
         (_, ECHO) => echo(parts, &body),
         (&Method::POST, ACCESSORIES) => {
             let id = format!("up-{}", exchange.serial);
@@ -52,11 +55,6 @@ pub(super) async fn answer(exchange: &Exchange, body: Incoming) -> io::Result<Re
         _ => exchange.error(404, "APIGW.0101", "The API does not exist"),
     };
     Ok(exchange.stamped(response))
-}
-
-/// How much the batch route was asked since the start.
-fn counts(origin: &Origin) -> Response<Body> {
-    json_answer(200, &json!({"batch_calls": origin.batch_calls(), "ids_asked": origin.ids_asked()})).map(whole)
 }
 
 /// The length, the beginning and the hash of a body.
@@ -90,8 +88,8 @@ fn is_accessory(path: &str) -> bool {
 /// Streams `?bytes=N` bytes (1 MiB) in chunks, `?chunk_delay_ms=` apart (0).
 fn download(parts: &Parts) -> Response<Body> {
     let parameter = |name: &str| {
-        let mut pairs = parts.uri.query().unwrap_or("").split('&').filter_map(|pair| pair.split_once('='));
-        pairs.find(|(known, _)| *known == name).and_then(|(_, value)| value.parse::<usize>().ok())
+        let mut pairs = parts.uri.query().unwrap_or("").split('&');
+        pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse::<usize>().ok())
     };
     let total = parameter("bytes").unwrap_or(1 << 20);
     let delay = Duration::from_millis(parameter("chunk_delay_ms").unwrap_or(0) as u64);

@@ -143,7 +143,6 @@ impl<'a> FileValue<'a> {
         }
     }
 
-    /// The text of a string value.
     pub(super) fn text(&self, expected: &str) -> Result<&'a str, String> {
         self.value.as_str().ok_or_else(|| self.is_not(expected))
     }

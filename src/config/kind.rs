@@ -190,7 +190,6 @@ where
     Kind::new(values, read, |value| Value::Integer((*value).try_into().unwrap_or(i64::MAX)))
 }
 
-/// A share of a whole.
 pub(super) fn share(bounds: RangeInclusive<f64>) -> Kind<f64> {
     let values = format!("{} to {}", bounds.start(), bounds.end());
     let read = move |found: &FileValue<'_>, values: &str| {
@@ -264,17 +263,13 @@ pub(super) fn texts<T: Display + 'static>(
     Kind::new("", read, write)
 }
 
-/// The path of a file.
 pub(super) fn file() -> Kind<PathBuf> {
     let kind = Kind::new("", |found, _| found.text("a file's path").map(PathBuf::from), |path| string(path.display()));
     kind.with(|about| about.dependency = true)
 }
 
 /// The path of a PEM file that `read` can read.
-pub(super) fn pem_file<T>(read: fn(&Path) -> Result<T, String>) -> Kind<PathBuf>
-where
-    T: 'static,
-{
+pub(super) fn pem_file<T: 'static>(read: fn(&Path) -> Result<T, String>) -> Kind<PathBuf> {
     file().check(move |path, found| {
         if let Err(message) = read(path) {
             // The file's line has the path.

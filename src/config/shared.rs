@@ -22,7 +22,7 @@ section! {
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Shared: pub fn at(nodes: Vec<NodeAddress>, secrets: Vec<Secret>) {
         /// URL of the server: redis:// or rediss:// (TLS), host, port and database; a list of seed nodes for a Cluster.
-        pub url: Vec<NodeUrl> = nodes.into_iter().map(NodeUrl::from).collect(), texts(Some("names no node"), NodeUrl::parse).required("redis://redis.internal:6379/0");
+        pub url: Vec<NodeUrl> = nodes.into_iter().map(|address| NodeUrl { tls: false, address, database: 0 }).collect(), texts(Some("names no node"), NodeUrl::parse).required("redis://redis.internal:6379/0");
         /// Whether the nodes are a Cluster.
         pub cluster: bool = false, flag();
         /// File with the fleet's secret, 32 characters at least, the same for all; during a change of secret one more on a second line.
@@ -109,12 +109,6 @@ pub struct NodeUrl {
     pub address: NodeAddress,
     /// The database's number, 0 to 1 000 000; 0 in a Cluster.
     pub database: i64,
-}
-
-impl From<NodeAddress> for NodeUrl {
-    fn from(address: NodeAddress) -> Self {
-        Self { tls: false, address, database: 0 }
-    }
 }
 
 impl fmt::Display for NodeUrl {

@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use crate::batch::BatchRoute;
 use crate::cache::Cache;
 use crate::clock::{Clock, Moment};
-use crate::config::{self, Config};
+use crate::config::{AdminConfig, Config, Limits};
 use crate::fetch::Flights;
 use crate::limits::budget::Usages;
 use crate::message::body::{Body, BodyError, drain, stream, whole};
@@ -89,8 +89,7 @@ impl AdminState {
     fn update_gauges(&self) {
         self.upstream.show_breaker();
         let ProcessState { metrics, cache, usages, .. } = &self.process;
-        let config::Limits { connections, in_flight, waiters, exchanges, batch_bodies, signed_bodies, .. } =
-            self.config.limits;
+        let Limits { connections, in_flight, waiters, exchanges, batch_bodies, signed_bodies, .. } = self.config.limits;
         let (ids_in_flight, waiting) = self.process.flights.in_use();
         let gauge = |gauge: &IntGauge| usize::try_from(gauge.get()).unwrap_or(0);
         metrics.show_limits([
@@ -116,7 +115,7 @@ impl AdminState {
 
 impl Admin {
     /// Admits those whom `config` names, and shows `state`.
-    pub fn new(config: &config::Admin, state: AdminState) -> Self {
+    pub fn new(config: &AdminConfig, state: AdminState) -> Self {
         Self { guard: Guard::new(config), state }
     }
 

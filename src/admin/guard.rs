@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use siphasher::sip128::SipHasher24;
 
 use super::AdminError;
-use crate::config;
+use crate::config::AdminConfig;
 use crate::message::headers::single;
 use crate::server::Peer;
 
@@ -38,7 +38,7 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub(super) fn new(config: &config::Admin) -> Self {
+    pub(super) fn new(config: &AdminConfig) -> Self {
         let key = rand::random();
         let token = config.token_file.as_ref().map(|token| hash(&key, token.secret.expose()));
         Self { token, key, listener: config.address.ip() }
@@ -143,7 +143,7 @@ mod tests {
     fn guard(token: Option<&str>) -> Guard {
         let token_file =
             token.map(|token| StoredSecret { secret: Secret::new(token.into()), source: "/run/token".into() });
-        Guard::new(&config::Admin { address: "10.0.0.7:8081".parse().unwrap(), token_file })
+        Guard::new(&AdminConfig { address: "10.0.0.7:8081".parse().unwrap(), token_file })
     }
 
     fn admit(guard: &Guard, peer: &str, headers: &[(&str, &str)]) -> Result<(), AdminError> {

@@ -14,7 +14,7 @@ use crate::message::headers::HOP_BY_HOP;
 section! {
     /// `[callers]`
     #[derive(Clone, Debug, PartialEq, Eq)]
-    pub struct Callers {
+    pub struct CallersConfig {
         /// How long the endpoint's acceptance of a caller is valid: a revoked token loses access within this time.
         pub revalidate: Duration = 5 * MINUTE, duration(SECOND..=DAY);
         /// Whether a request's Cache-Control is honoured; false makes page reloads cheap.

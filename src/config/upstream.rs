@@ -20,7 +20,7 @@ use super::table::TableVisitor;
 section! {
     /// `[upstream]`
     #[derive(Clone, Debug, PartialEq)]
-    pub struct Upstream: pub fn for_endpoint(endpoint: Endpoint) {
+    pub struct UpstreamConfig: pub fn for_endpoint(endpoint: Endpoint) {
         /// The endpoint: scheme, host and port.
         pub endpoint: Endpoint = endpoint, text("a URL", Endpoint::parse).required("https://osm.cn-south-1.myhuaweicloud.cn");
         /// The longest that a batch may take, from its last byte read to its answer.
@@ -56,11 +56,11 @@ section! {
         /// When a call is attempted again.
         pub retry: Retry = Retry::default() => table(Retry::keys);
         /// When calls stop because they fail.
-        pub breaker: Breaker = Breaker::default() => table(Breaker::keys);
+        pub breaker: BreakerConfig = BreakerConfig::default() => table(BreakerConfig::keys);
     }
 }
 
-impl Upstream {
+impl UpstreamConfig {
     /// Visits each key, and reports what does not fit together.
     pub(super) fn visit(&mut self, table: &mut TableVisitor<'_>) {
         self.keys(table);
@@ -103,7 +103,7 @@ section! {
 section! {
     /// `[upstream.breaker]`
     #[derive(Clone, Debug, PartialEq)]
-    pub struct Breaker {
+    pub struct BreakerConfig {
         /// Failed calls in a row that open it.
         pub consecutive: u32 = 5, count(1..=1_000_000);
         /// Share of failed calls that opens it.

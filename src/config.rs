@@ -68,7 +68,7 @@ section! {
         pub log: Log = Log::default() => table(Log::keys);
         /// Spans for an OpenTelemetry collector; without this table there are none.
         pub trace: Option<Trace> = None => optional(|| Trace::at(Endpoint::stand_in()), Trace::visit);
-        /// What is allowed, but not as intended.
+        /// Warnings: settings that are allowed, and probably not intended.
         pub warnings: Vec<ConfigError> = Vec::new();
     }
 }

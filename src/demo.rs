@@ -21,7 +21,8 @@ use replay::{BATCH_IDS, BATCHES, CONNECTIONS, EXPONENT, IDS, Replay};
 const ENDPOINT_DELAY: Duration = Duration::from_millis(20);
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// Runs the demonstration. Whether every answer was right. Without `once` it stays up after the replay until it is interrupted.
+/// Runs the demonstration, and returns whether every answer was right. Without `once` it stays up after the replay, until it is
+/// interrupted.
 ///
 /// # Errors
 /// If a socket cannot be opened, or standard output is closed.

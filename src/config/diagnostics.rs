@@ -27,7 +27,7 @@ pub struct ConfigErrors {
     pub errors: Vec<ConfigError>,
 }
 
-/// One error or warning. A warning: what is allowed, but not as intended.
+/// One error or warning. A warning is about a setting that is allowed, and probably not intended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {key}: {message}")]
 pub struct ConfigError {
@@ -37,7 +37,7 @@ pub struct ConfigError {
     pub column: usize,
     /// Dotted, such as `upstream.deadline`; empty where the text is not TOML.
     pub key: String,
-    /// What is wrong, in one line.
+    /// The message, of one line.
     pub message: String,
 }
 

@@ -136,17 +136,9 @@ impl NodeUrl {
             // The message does not repeat it: it may contain a password.
             return Err("must not name a user or a password: use username and password_file".to_owned());
         }
-        let database = match database {
-            "" => 0,
-            number => match number.parse() {
-                Ok(number @ 0..=1_000_000) if !rest.contains(['?', '#']) => number,
-                _ => {
-                    return Err(format!(
-                        "\"{}\" must end in its host and port, or in the number of a database",
-                        shown()
-                    ));
-                }
-            },
+        let number = if database.is_empty() { Ok(0) } else { database.parse() };
+        let (Ok(database @ 0..=1_000_000), false) = (number, rest.contains(['?', '#'])) else {
+            return Err(format!("\"{}\" must end in its host and port, or in the number of a database", shown()));
         };
         let address = NodeAddress::parse(authority);
         let address = address.ok_or_else(|| format!("\"{}\" does not name a host and a port", shown()))?;

@@ -3,7 +3,7 @@
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostics::{Diagnostics, FileValue, KeyEntry, TableEntry, Unknown, article, path};
-use super::kind::Kind;
+use super::kind::ValueKind;
 
 /// One table of the document. Keys that are not visited are unknown, and reported.
 pub(super) struct TableVisitor<'a> {
@@ -60,7 +60,7 @@ impl<'a> TableVisitor<'a> {
         report.visited(number, entry);
     }
 
-    pub(super) fn key<T: 'static>(&mut self, name: &'static str, doc: &'static str, value: &mut T, kind: Kind<T>) {
+    pub(super) fn key<T: 'static>(&mut self, name: &'static str, doc: &'static str, value: &mut T, kind: ValueKind<T>) {
         let found = self.find(name);
         if let Some(read) = found.as_ref().and_then(&kind.read) {
             *value = read;

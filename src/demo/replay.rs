@@ -92,7 +92,7 @@ fn draw() -> io::Result<Vec<Vec<String>>> {
 /// Asks for one batch.
 ///
 /// # Errors
-/// Why the answer is wrong, or why there is none.
+/// The reason why the answer is wrong, or why there is none.
 async fn ask(
     client: &Client<HttpConnector, Empty<Bytes>>,
     address: SocketAddr,

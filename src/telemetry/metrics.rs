@@ -1,6 +1,6 @@
 //! Every metric family, registered on a registry that is passed in; every series exists from the start.
 //!
-//! **To add a metric, add a line to `families!`**: its HELP text as the doc, its name, and what it is (`family.rs`). Values of
+//! **To add a metric, add a line to `families!`**: its HELP text as the doc, its name and its kind (`family.rs`). Values of
 //! labels are declared in `labels.rs`. Label sets are closed: no id, path or caller is ever a label.
 
 mod family;

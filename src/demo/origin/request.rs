@@ -20,7 +20,7 @@ pub(super) struct ParsedCall {
 /// Reads a call on the batch route of `most` ids at most.
 ///
 /// # Errors
-/// Why it is none.
+/// The reason why it is not one.
 pub(super) fn parse(parts: &Parts, body: &[u8], most: usize) -> Result<ParsedCall, &'static str> {
     let query = parts.uri.query().unwrap_or("");
     let call = match (query.is_empty(), body.is_empty()) {

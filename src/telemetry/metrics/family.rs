@@ -1,4 +1,4 @@
-//! `families!` and what a family may be.
+//! `families!`, and the kinds of families.
 
 use std::marker::PhantomData;
 
@@ -121,7 +121,7 @@ impl<'a> Family<'a> {
         Ok(gauges)
     }
 
-    /// What is passed through is a bypass, unless it fails.
+    /// A request that is passed through is a bypass or an error.
     pub(super) fn request_durations(self, buckets: &[f64]) -> Result<PerLabel<Route, PerLabel<Outcome, Histogram>>> {
         let opts = HistogramOpts::new(&*self.name, self.help).buckets(buckets.to_vec());
         let vector = self.register(HistogramVec::new(opts, &["route", "outcome"])?)?;

@@ -21,7 +21,7 @@ use sidelink::cache::freshness::Deadlines;
 use sidelink::cache::purges::Purges;
 use sidelink::cache::{Cache, Entry};
 use sidelink::clock::Clock;
-use sidelink::config::{self, Config, Endpoint};
+use sidelink::config::{CacheConfig, CallersConfig, Config, Endpoint};
 use sidelink::telemetry::metrics::Metrics;
 use support::{Form, SIZES, Warm, body, ids, query, request};
 
@@ -42,7 +42,7 @@ fn reading(criterion: &mut Criterion) {
 fn caller() -> (Identity, Scope) {
     let caller_states = Arc::new(CallerStates::new([7; 16]));
     let endpoint = Endpoint::parse("http://endpoint").unwrap();
-    let callers = Callers::new(&config::Callers::default(), Arc::default(), caller_states, &endpoint, Clock::system());
+    let callers = Callers::new(&CallersConfig::default(), Arc::default(), caller_states, &endpoint, Clock::system());
     let (head, ()) = http::Request::get("/").header("x-auth-token", "t").body(()).unwrap().into_parts();
     let credential = callers.credential(&head.headers).ok().unwrap();
     let requester = callers.identify(&credential, &head, b"").ok().unwrap();
@@ -76,7 +76,7 @@ fn looking_up(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("look_up");
     for links in [2_000, 400_000] {
         let purges = Arc::new(Purges::new([7; 16], Duration::from_secs(60)));
-        let cache = Cache::new(&config::Cache { capacity: 1 << 30 }, purges, &metrics);
+        let cache = Cache::new(&CacheConfig { capacity: 1 << 30 }, purges, &metrics);
         let ids = ids(0, links);
         let keys: Vec<(&str, Key)> = ids.iter().map(|id| (id.as_str(), scope.key(id))).collect();
         let deadlines = Deadlines::absent(Clock::system().now(), config.freshness.max);

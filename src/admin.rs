@@ -27,19 +27,19 @@ use serde_json::{Value, json};
 use crate::batch::BatchRoute;
 use crate::cache::Cache;
 use crate::clock::{Clock, Moment};
-use crate::config::{self, Config};
+use crate::config::{AdminConfig, Config, Limits};
 use crate::fetch::Flights;
 use crate::limits::budget::Usages;
 use crate::message::body::{Body, BodyError, drain, stream, whole};
+use crate::message::headers::single;
 use crate::server::Peer;
 use crate::telemetry::metrics::{Bounded, Metrics};
 use crate::upstream::Upstream;
 use guard::Guard;
 use purge::Purge;
 
-pub use history::{EVERY, History};
+pub(crate) use history::{EVERY, History};
 
-/// Most bytes of a request's body.
 const MOST_BODY: usize = 256 << 10;
 
 /// The methods of routes that change nothing.
@@ -57,42 +57,28 @@ pub struct Admin {
 
 /// The state that the routes show and change.
 pub struct AdminState {
-    /// The state that outlasts a reload.
     pub process: ProcessState,
-    /// The endpoint's client.
     pub upstream: Arc<Upstream>,
-    /// The batch route.
     pub batch_route: Arc<BatchRoute>,
-    /// The current configuration.
     pub config: Arc<Config>,
 }
 
-/// The state that outlasts a reload, as far as operators see it.
+/// The part of the state that outlasts a reload.
 #[derive(Clone)]
 pub struct ProcessState {
-    /// Where all metrics are registered.
     pub registry: Registry,
-    /// sidelink's own metrics.
     pub metrics: Arc<Metrics>,
-    /// The entries.
     pub cache: Arc<Cache>,
-    /// The last ten minutes.
     pub history: Arc<History>,
-    /// The result of the last reload.
     pub last_reload: Arc<ArcSwap<Reload>>,
-    /// Ids being fetched.
     pub flights: Arc<Flights>,
-    /// Use of the bounded resources.
     pub usages: Usages,
-    /// Whether sidelink is ready.
     pub ready: Arc<AtomicBool>,
-    /// The clock.
     pub clock: Clock,
 }
 
 /// The result of loading the configuration.
 pub struct Reload {
-    /// When.
     pub at: Moment,
     /// The errors, one line each with the place in the file; none if it succeeded. No error contains a secret.
     pub errors: Vec<String>,
@@ -103,8 +89,7 @@ impl AdminState {
     fn update_gauges(&self) {
         self.upstream.show_breaker();
         let ProcessState { metrics, cache, usages, .. } = &self.process;
-        let config::Limits { connections, in_flight, waiters, exchanges, batch_bodies, signed_bodies, .. } =
-            self.config.limits;
+        let Limits { connections, in_flight, waiters, exchanges, batch_bodies, signed_bodies, .. } = self.config.limits;
         let (ids_in_flight, waiting) = self.process.flights.in_use();
         let gauge = |gauge: &IntGauge| usize::try_from(gauge.get()).unwrap_or(0);
         metrics.show_limits([
@@ -133,7 +118,7 @@ impl AdminState {
 
 impl Admin {
     /// Admits those whom `config` names, and shows `state`.
-    pub fn new(config: &config::Admin, state: AdminState) -> Self {
+    pub fn new(config: &AdminConfig, state: AdminState) -> Self {
         Self { guard: Guard::new(config), state }
     }
 
@@ -217,7 +202,6 @@ impl Admin {
     }
 }
 
-/// Why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct AdminError {
     status: StatusCode,
@@ -305,9 +289,8 @@ async fn read(body: &mut Body) -> Result<Bytes, AdminError> {
 
 /// Whether `Content-Type` is JSON. A page of another origin cannot send it without a preflight.
 fn is_json(headers: &HeaderMap) -> bool {
-    let mut types = headers.get_all(CONTENT_TYPE).iter();
-    let (Some(one), None) = (types.next(), types.next()) else { return false };
-    let essence = one.to_str().ok().and_then(|text| text.split(';').next());
+    let content_type = single(headers, &CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = content_type.and_then(|text| text.split(';').next());
     essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
 }
 

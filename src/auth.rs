@@ -22,7 +22,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::api;
 use crate::clock::{Clock, Moment, millis};
-use crate::config;
+use crate::config::{CallersConfig, Endpoint};
 use crate::message::header_filter::HeaderFilter;
 use crate::telemetry::log::LogThrottle;
 pub use crate::telemetry::metrics::Bypass;
@@ -119,10 +119,10 @@ impl Callers {
     /// Callers of `endpoint`. Each endpoint has a hash key of its own, derived from that of `caller_states`, so that no scope
     /// of one endpoint is found at another.
     pub fn new(
-        config: &config::Callers,
+        config: &CallersConfig,
         keys: Arc<Keys>,
         caller_states: Arc<CallerStates>,
-        endpoint: &config::Endpoint,
+        endpoint: &Endpoint,
         clock: Clock,
     ) -> Self {
         let key = KeyedHash::new(&caller_states.key, b"endpoint");

@@ -26,7 +26,7 @@ use triomphe::ThinArc;
 pub(crate) use crate::auth::KeyHasher;
 use crate::auth::{Identity, Key};
 use crate::clock::Moment;
-use crate::config;
+use crate::config::CacheConfig;
 use crate::telemetry::metrics::{Counters, Eviction, Metrics};
 use freshness::Deadlines;
 use purges::{Marks, Purges};
@@ -90,7 +90,7 @@ pub struct Cache {
 
 impl Cache {
     /// An empty cache, of `config.capacity` bytes without the part of whole answers. It allocates as it fills.
-    pub fn new(config: &config::Cache, purges: Arc<Purges>, metrics: &Metrics) -> Self {
+    pub fn new(config: &CacheConfig, purges: Arc<Purges>, metrics: &Metrics) -> Self {
         let evictions = metrics.cache_evictions.clone();
         let capacity = config.capacity - answers::capacity(config.capacity);
         let entries = usize::try_from(capacity / (ENTRY_BYTES + USUAL_TEXT)).unwrap_or(usize::MAX);
@@ -286,7 +286,7 @@ mod tests {
     fn cache(capacity: u64) -> (Cache, Metrics) {
         let metrics = Metrics::new(&Registry::new()).unwrap();
         let purges = Arc::new(Purges::new([7; 16], Duration::from_secs(60)));
-        (Cache::new(&config::Cache { capacity }, purges, &metrics), metrics)
+        (Cache::new(&CacheConfig { capacity }, purges, &metrics), metrics)
     }
 
     /// Inserts 10,000 entries of 600 bytes; returns the number of entries then, and their bytes.

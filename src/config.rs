@@ -30,7 +30,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 use tracing::level_filters::LevelFilter;
 
-pub use callers::{CallerKey, Callers};
+pub use callers::{CallerKey, CallersConfig};
 use declare::section;
 use diagnostics::Diagnostics;
 pub use diagnostics::{ConfigError, ConfigErrors};
@@ -39,36 +39,36 @@ pub use kind::parse_duration;
 use kind::{DAY, HOUR, MILLISECOND, MINUTE, SECOND, choice, count, duration, flag, secret_file, size, text};
 pub use listen::{Listen, ListenAddress, Tls, TlsError};
 pub use render::{reference, shipped};
-pub use secret::{KeyPair, Secret, SecretFile, SecretVariable};
+pub use secret::{KeyPair, Secret, StoredSecret};
 pub use shared::{NodeAddress, NodeUrl, Shared};
 pub use trace::{Collector, Trace, TraceHeader};
-pub use upstream::{Breaker, Retry, Upstream};
+pub use upstream::{BreakerConfig, Retry, UpstreamConfig};
 
 section! {
     /// Everything a running sidelink is built from.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Config: pub fn for_endpoint(endpoint: Endpoint) {
         /// Where clients connect.
-        pub listen: Listen = Listen::default() => [table Listen::keys];
+        pub listen: Listen = Listen::default() => table(Listen::keys);
         /// Where operators, probes and Prometheus connect.
-        pub admin: Admin = Admin::default() => [table Admin::keys];
+        pub admin: AdminConfig = AdminConfig::default() => table(AdminConfig::keys);
         /// The endpoint that sidelink stands in front of, and how it is called.
-        pub upstream: Upstream = Upstream::for_endpoint(endpoint) => [table Upstream::visit];
+        pub upstream: UpstreamConfig = UpstreamConfig::for_endpoint(endpoint) => table(UpstreamConfig::visit);
         /// How much is cached.
-        pub cache: Cache = Cache::default() => [table Cache::keys];
+        pub cache: CacheConfig = CacheConfig::default() => table(CacheConfig::keys);
         /// How long it is cached.
-        pub freshness: Freshness = Freshness::default() => [table Freshness::keys];
+        pub freshness: Freshness = Freshness::default() => table(Freshness::keys);
         /// How callers are told apart.
-        pub callers: Callers = Callers::default() => [table Callers::keys];
+        pub callers: CallersConfig = CallersConfig::default() => table(CallersConfig::keys);
         /// The tier that a fleet of sidecars shares, in Redis or Valkey; without this table there is none.
-        pub shared: Option<Shared> = None => [optional || Shared::at(Vec::new(), Vec::new()), Shared::visit];
+        pub shared: Option<Shared> = None => optional(|| Shared::at(Vec::new(), Vec::new()), Shared::visit);
         /// Limits of what clients may use.
-        pub limits: Limits = Limits::default() => [table Limits::keys];
+        pub limits: Limits = Limits::default() => table(Limits::keys);
         /// The log.
-        pub log: Log = Log::default() => [table Log::keys];
+        pub log: Log = Log::default() => table(Log::keys);
         /// Spans for an OpenTelemetry collector; without this table there are none.
-        pub trace: Option<Trace> = None => [optional || Trace::at(Endpoint::stand_in()), Trace::visit];
-        /// What is allowed, but not as intended.
+        pub trace: Option<Trace> = None => optional(|| Trace::at(Endpoint::stand_in()), Trace::visit);
+        /// Warnings: settings that are allowed, and probably not intended.
         pub warnings: Vec<ConfigError> = Vec::new();
     }
 }
@@ -128,11 +128,11 @@ fn text_of(path: &Path) -> Result<String, String> {
 section! {
     /// `[admin]`
     #[derive(Clone, Debug, PartialEq, Eq)]
-    pub struct Admin {
+    pub struct AdminConfig {
         /// Address of metrics, probes and the status page.
         pub address: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8081)), text("an address such as \"127.0.0.1:8081\"", address).immutable();
         /// File with the token that admits operators from elsewhere than loopback (Authorization: Bearer TOKEN), and nothing else.
-        pub token_file: Option<SecretFile> = None, secret_file(secret::from_file).check(|file, found| {
+        pub token_file: Option<StoredSecret> = None, secret_file(secret::from_file).check(|file, found| {
             if file.secret.expose().len() < GUESSABLE {
                 found.warn(&format!("a token of fewer than {GUESSABLE} characters may be guessed"));
             }
@@ -150,7 +150,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 section! {
     /// `[cache]`
     #[derive(Clone, Debug, PartialEq, Eq)]
-    pub struct Cache {
+    pub struct CacheConfig {
         /// Bytes of links in memory, their bookkeeping included.
         pub capacity: u64 = 256 << 20, size(1 << 20..=1 << 40);
     }

@@ -21,7 +21,8 @@ use replay::{BATCH_IDS, BATCHES, CONNECTIONS, EXPONENT, IDS, Replay};
 const ENDPOINT_DELAY: Duration = Duration::from_millis(20);
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// Runs the demonstration. Whether every answer was right. Without `once` it stays up after the replay until it is interrupted.
+/// Runs the demonstration, and returns whether every answer was right. Without `once` it stays up after the replay, until it is
+/// interrupted.
 ///
 /// # Errors
 /// If a socket cannot be opened, or standard output is closed.
@@ -54,7 +55,7 @@ pub async fn run(once: bool) -> io::Result<bool> {
     }
     app.drain().await;
     origin.stop().await;
-    Ok(replay.wrong == 0)
+    Ok(replay.wrong.is_empty())
 }
 
 fn print(text: &str) -> io::Result<()> {
@@ -79,14 +80,14 @@ fn table(replay: &Replay, origin: &Origin) -> String {
         ("ids answered without the endpoint", upstream.map(from_memory)),
         ("answer, median", only(milliseconds(replay.median))),
         ("answer, 99th percentile", only(milliseconds(replay.p99))),
-        ("answers checked right", only(grouped(BATCHES - replay.wrong))),
+        ("answers checked right", only(grouped(BATCHES - replay.wrong.len()))),
     ];
     let mut table = String::new();
     for (name, [sidelink, whole]) in rows {
         let _ = writeln!(table, "{name:<34}{sidelink:>14}{whole:>24}");
     }
-    if replay.wrong > 0 {
-        let _ = writeln!(table, "\n{} answers were WRONG; the first: {}", replay.wrong, replay.first_wrong);
+    if let Some(first) = replay.wrong.first() {
+        let _ = writeln!(table, "\n{} answers were WRONG; the first: {first}", replay.wrong.len());
     }
     table
 }

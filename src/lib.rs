@@ -8,7 +8,7 @@
 
 pub mod demo;
 
-pub mod admin;
+pub(crate) mod admin;
 pub mod api;
 pub mod app;
 pub mod auth;

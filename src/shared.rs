@@ -327,7 +327,7 @@ impl TierState {
             return;
         }
         let Ok(permit) = Arc::clone(&self.writes).try_acquire_owned() else {
-            self.metrics.shared.count_failure(Kind::Busy);
+            self.metrics.shared.failures.of(Kind::Busy).inc();
             return;
         };
         let (state, scope) = (Arc::clone(self), Arc::clone(scope));

@@ -32,7 +32,7 @@ use tower::retry::budget::TpsBudget;
 
 use crate::auth::Caller;
 use crate::clock::Clock;
-use crate::config;
+use crate::config::{Endpoint, UpstreamConfig};
 use crate::error::Error;
 use crate::limits::pause::{self, Pause, Rejection};
 use crate::telemetry::log::{LogThrottle, events};
@@ -67,7 +67,7 @@ pub struct Upstream {
     streams: HttpClient,
     /// The endpoint has asked for HTTP/1.1 (RFC 9113 §7): calls use the other client.
     http1_only: AtomicBool,
-    config: config::Upstream,
+    config: UpstreamConfig,
     /// Certificates, where the endpoint is reached over the network.
     trust: Option<Trust>,
     /// Allows retries as a share of calls.
@@ -92,7 +92,7 @@ impl Upstream {
     ///
     /// # Errors
     /// If there are no certificate authorities to trust, or a file's content is not as expected.
-    pub fn new(config: &config::Upstream, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, SetupError> {
+    pub fn new(config: &UpstreamConfig, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, SetupError> {
         let trust = Trust::read(config)?;
         let tls = trust.client()?;
         let resolver = Resolver::new(config.connect_timeout);
@@ -102,14 +102,14 @@ impl Upstream {
     }
 
     /// A client whose connections are made in memory.
-    pub fn in_memory(endpoint: MemoryEndpoint, config: &config::Upstream, clock: Clock, metrics: Arc<Metrics>) -> Self {
+    pub fn in_memory(endpoint: MemoryEndpoint, config: &UpstreamConfig, clock: Clock, metrics: Arc<Metrics>) -> Self {
         let connector = |protocols, numbers| connector::memory(endpoint.clone(), protocols, numbers);
         Self::with_connector(connector, config, clock, metrics)
     }
 
     fn with_connector(
         connector: impl Fn(Protocols, ConnectionNumbers) -> Connector,
-        config: &config::Upstream,
+        config: &UpstreamConfig,
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -139,12 +139,12 @@ impl Upstream {
     }
 
     /// Whether the files that `config` names have the content that this client was built from.
-    pub fn trust_is_unchanged(&self, config: &config::Upstream) -> bool {
+    pub fn trust_is_unchanged(&self, config: &UpstreamConfig) -> bool {
         self.trust.as_ref().is_none_or(|trust| Trust::read(config).is_ok_and(|now| now == *trust))
     }
 
     /// The endpoint.
-    pub fn endpoint(&self) -> &config::Endpoint {
+    pub fn endpoint(&self) -> &Endpoint {
         &self.config.endpoint
     }
 

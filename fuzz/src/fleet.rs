@@ -10,7 +10,7 @@ use sidelink::cache::Entry;
 use sidelink::cache::freshness::{AnswerFreshness, Expiry, expiry, judge};
 use sidelink::cache::purges::Target;
 use sidelink::clock::Clock;
-use sidelink::config::{Config, Endpoint, Secret, SecretFile};
+use sidelink::config::{Config, Endpoint, Secret, StoredSecret};
 use sidelink::shared::testing::Trial;
 use sidelink::shared::{Stamp, TierScope, TierUpdate};
 use sidelink::telemetry::metrics::Metrics;
@@ -130,7 +130,7 @@ impl Fleet {
         let shared = sidelink::config::Shared {
             url: Vec::new(),
             cluster: false,
-            secret_file: SecretFile { secret: vec![Secret::new(vec![b'x'; 32])], path: Default::default() },
+            secret_file: StoredSecret { secret: vec![Secret::new(vec![b'x'; 32])], source: Default::default() },
             username: None,
             password_file: None,
             ca_file: None,

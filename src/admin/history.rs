@@ -10,14 +10,16 @@ use crate::clock::{Clock, Moment};
 use crate::telemetry::metrics::{IdResult, Metrics, Reading};
 
 /// The time between two samples.
-pub const EVERY: Duration = Duration::from_secs(2);
+pub(crate) const EVERY: Duration = Duration::from_secs(2);
 /// The samples of ten minutes.
 const MOST: usize = 300;
 
-/// The counters and gauges at one time.
 struct Sample {
     at: Moment,
-    reading: Reading,
+    /// Milliseconds since the sample before.
+    span: u64,
+    /// The counts since the sample before.
+    counted: Reading,
     links: u64,
     bytes: u64,
 }
@@ -34,7 +36,9 @@ pub struct History {
 struct Samples {
     /// The number of the last sample; that of the start is 0.
     last: u64,
-    /// The first one is where the second begins.
+    /// The time and the counters of the last sample.
+    at: Moment,
+    reading: Reading,
     samples: VecDeque<Sample>,
 }
 
@@ -42,57 +46,49 @@ impl History {
     /// A history that begins now.
     pub fn new(metrics: Arc<Metrics>, clock: Clock) -> Self {
         let started = clock.now();
-        let first = Sample { at: started, reading: metrics.reading(), links: 0, bytes: 0 };
-        let samples = Mutex::new(Samples { last: 0, samples: VecDeque::from([first]) });
-        Self { clock, metrics, started, samples }
+        let samples = Samples { last: 0, at: started, reading: metrics.reading(), samples: VecDeque::new() };
+        Self { clock, metrics, started, samples: Mutex::new(samples) }
     }
 
     /// Takes a sample; `links` and `bytes` are in memory now.
     pub fn sample(&self, links: u64, bytes: u64) {
-        let sample = Sample { at: self.clock.now(), reading: self.metrics.reading(), links, bytes };
+        let (at, reading) = (self.clock.now(), self.metrics.reading());
         let mut state = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.samples.len() > MOST {
+        let (span, counted) = (at.since(state.at), reading.since(&state.reading));
+        if state.samples.len() == MOST {
             state.samples.pop_front();
         }
-        state.samples.push_back(sample);
-        state.last += 1;
+        state.samples.push_back(Sample { at, span, counted, links, bytes });
+        (state.last, state.at, state.reading) = (state.last + 1, at, reading);
     }
 
-    /// The samples after the one of number `since`, column by column: what was counted since the sample before, and the
-    /// gauges at its end.
+    /// The samples after the one of number `since`, column by column.
     pub(super) fn after(&self, since: u64) -> Value {
         let state = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let new = usize::try_from(state.last.saturating_sub(since)).unwrap_or(MOST);
-        let pairs = state.samples.iter().zip(state.samples.iter().skip(1));
-        let old = state.samples.len().saturating_sub(1).saturating_sub(new);
-        let samples: Vec<(&Sample, u64, Reading)> = pairs
-            .skip(old)
-            .map(|(before, sample)| (sample, sample.at.since(before.at), sample.reading.since(&before.reading)))
-            .collect();
-        let column = |of: &dyn Fn(&(&Sample, u64, Reading)) -> Value| samples.iter().map(of).collect::<Value>();
-        let mut ids = serde_json::Map::new();
-        for result in IdResult::ALL {
-            let of = |counted: &Reading| counted.ids.get(result as usize).copied().into();
-            ids.insert(result.name().to_owned(), column(&|(_, _, counted)| of(counted)));
-        }
+        let old = state.samples.len().saturating_sub(new);
+        let column = |of: &dyn Fn(&Sample) -> Value| state.samples.iter().skip(old).map(of).collect::<Value>();
+        let ids = |result: IdResult| column(&|sample| sample.counted.ids.get(result as usize).copied().into());
+        let ids: serde_json::Map<_, _> =
+            IdResult::ALL.map(|result| (result.name().to_owned(), ids(result))).into_iter().collect();
         let quantiles = |of: fn(&Reading, f64) -> Option<f64>| {
-            let quantile = |quantile: f64| column(&|(_, _, counted)| of(counted, quantile).into());
+            let quantile = |quantile: f64| column(&|sample| of(&sample.counted, quantile).into());
             json!({ "p50": quantile(0.5), "p99": quantile(0.99) })
         };
         json!({
             "last": state.last,
             "most": MOST,
-            "at": column(&|(sample, ..)| sample.at.unix_millis().into()),
-            "span": column(&|(_, span, _)| (*span).into()),
+            "at": column(&|sample| sample.at.unix_millis().into()),
+            "span": column(&|sample| sample.span.into()),
             "ids": ids,
-            "batches": column(&|(_, _, counted)| counted.batches.iter().sum::<u64>().into()),
-            "calls": column(&|(_, _, counted)| counted.calls.iter().sum::<u64>().into()),
-            "calls_failed": column(&|(_, _, counted)| counted.calls.iter().skip(1).sum::<u64>().into()),
-            "call_ids": column(&|(_, _, counted)| counted.call_ids.into()),
+            "batches": column(&|sample| sample.counted.batches.iter().sum::<u64>().into()),
+            "calls": column(&|sample| sample.counted.calls.iter().sum::<u64>().into()),
+            "calls_failed": column(&|sample| sample.counted.calls.iter().skip(1).sum::<u64>().into()),
+            "call_ids": column(&|sample| sample.counted.call_ids.into()),
             "answer_seconds": quantiles(Reading::answer_seconds),
             "call_seconds": quantiles(Reading::call_seconds),
-            "links": column(&|(sample, ..)| sample.links.into()),
-            "bytes": column(&|(sample, ..)| sample.bytes.into()),
+            "links": column(&|sample| sample.links.into()),
+            "bytes": column(&|sample| sample.bytes.into()),
         })
     }
 }

@@ -9,7 +9,7 @@
   const HITS = ["hit", "joined", "shared", "stale"];
   const byId = (id) => document.getElementById(id);
 
-  // What is known: columns of samples, oldest first, and the last status.
+  // The samples, oldest first, and the last status.
   let samples = [];
   let last = 0;
   let status = null;
@@ -132,7 +132,7 @@
       }
     });
   }
-  // What the arrow keys come to, for a screen reader.
+  // Tells a screen reader the values at the position that the arrow keys select.
   document.body.append(make("p", { id: "said-moment", class: "unseen", "aria-live": "polite" }));
 
   const describe = (chart, sample) =>
@@ -346,7 +346,7 @@
       const response = await fetch(last > 0 ? `status.json?since=${last}` : "status.json", { cache: "no-store", signal: AbortSignal.timeout(8000) });
       if (!response.ok) throw new Error(response.status === 401 || response.status === 403 ? "sidelink does not let this page in" : `sidelink answers with ${response.status}`);
       const next = await response.json();
-      // Of another process, or under another configuration: all of it anew.
+      // The process or its configuration is another one: start again.
       if (last > 0 && (next.started !== status.started || next.reload.at !== status.reload.at)) {
         samples = [];
         last = 0;

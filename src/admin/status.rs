@@ -37,10 +37,8 @@ pub(super) fn page() -> Response<Body> {
 /// configuration, without secrets.
 pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
     state.update_gauges();
-    let since = query.and_then(|query| {
-        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-        pairs.find(|(name, _)| *name == "since").and_then(|(_, value)| value.parse::<u64>().ok())
-    });
+    let mut parameters = query.unwrap_or_default().split('&');
+    let since = parameters.find_map(|parameter| parameter.strip_prefix("since=")?.parse::<u64>().ok());
     let AdminState { process, upstream, config, .. } = state;
     let ProcessState { metrics, history, .. } = process;
     let (now, started) = (process.clock.now(), history.started);

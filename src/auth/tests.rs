@@ -8,7 +8,7 @@ use super::caller_state::CALLERS;
 use super::*;
 
 fn callers() -> Callers {
-    let config = config::Callers {
+    let config = CallersConfig {
         revalidate: Duration::from_secs(300),
         cache_control: true,
         scope_headers: vec![HeaderName::from_static("x-tenant")],
@@ -17,8 +17,8 @@ fn callers() -> Callers {
     at("http://h", Arc::new(CallerStates::new([7; 16])), &config)
 }
 
-fn at(endpoint: &str, caller_states: Arc<CallerStates>, config: &config::Callers) -> Callers {
-    let endpoint = config::Endpoint::parse(endpoint).unwrap();
+fn at(endpoint: &str, caller_states: Arc<CallerStates>, config: &CallersConfig) -> Callers {
+    let endpoint = Endpoint::parse(endpoint).unwrap();
     Callers::new(config, Arc::default(), caller_states, &endpoint, Clock::simulated(1_000_000))
 }
 
@@ -232,7 +232,7 @@ proptest! {
 #[test]
 fn a_token_at_one_endpoint_is_another_caller_at_another_endpoint() {
     let caller_states = Arc::new(CallerStates::new([7; 16]));
-    let at = |endpoint| at(endpoint, Arc::clone(&caller_states), &config::Callers::default());
+    let at = |endpoint| at(endpoint, Arc::clone(&caller_states), &CallersConfig::default());
     let scope = |callers: &Callers| {
         let headers = headers(&[("x-auth-token", "t")]);
         let identity = identify(callers, &headers).unwrap();

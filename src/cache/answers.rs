@@ -22,7 +22,7 @@ use crate::api::answer::merge;
 use crate::api::request::Form;
 use crate::auth::{Identity, Key, KeyHasher, Scope};
 use crate::clock::Moment;
-use crate::config;
+use crate::config::CacheConfig;
 use crate::telemetry::metrics::{IdResult, Tally};
 
 /// Bytes of an answer besides its text, its request's and its lives: key, bookkeeping, allocator's rounding.
@@ -204,7 +204,7 @@ pub(crate) struct Answers {
 
 impl Answers {
     /// No answers yet, of at most an eighth of `config.capacity`.
-    pub(crate) fn new(config: &config::Cache) -> Self {
+    pub(crate) fn new(config: &CacheConfig) -> Self {
         let stored = sync::Cache::builder().max_capacity(capacity(config.capacity));
         let stored = stored.weigher(|_, stored: &Stored| stored.answer.bytes()).expire_after(FreeUnusable);
         Self {

@@ -6,14 +6,15 @@ use http::HeaderName;
 
 use super::declare::section;
 use super::kind::{DAY, MINUTE, SECOND, duration, flag, secret_file, string_of, text, texts};
-use super::secret::{self, KeyPair, SecretFile, SecretVariable};
+use super::secret::{self, KeyPair, StoredSecret};
 use super::table::TableVisitor;
 use crate::api;
+use crate::message::headers::HOP_BY_HOP;
 
 section! {
     /// `[callers]`
     #[derive(Clone, Debug, PartialEq, Eq)]
-    pub struct Callers {
+    pub struct CallersConfig {
         /// How long the endpoint's acceptance of a caller is valid: a revoked token loses access within this time.
         pub revalidate: Duration = 5 * MINUTE, duration(SECOND..=DAY);
         /// Whether a request's Cache-Control is honoured; false makes page reloads cheap.
@@ -21,7 +22,7 @@ section! {
         /// Request headers, beyond the known ones, whose values may change an answer.
         pub scope_headers: Vec<HeaderName> = Vec::new(), texts(None, scope_header);
         /// Keys whose signed requests may be answered from memory; one such table for each.
-        pub keys: Vec<CallerKey> = Vec::new() => [list CallerKey::blank, CallerKey::visit];
+        pub keys: Vec<CallerKey> = Vec::new() => list(CallerKey::blank, CallerKey::visit);
     }
 }
 
@@ -32,9 +33,9 @@ section! {
         /// The access key that requests name.
         pub access_key: String = String::new(), string_of("an access key: 1 to 128 letters, digits and underscores", is_access_key).required("AKEXAMPLE0000000001");
         /// File that holds the secret key and nothing else, readable by sidelink's user only.
-        pub secret_key_file: Option<SecretFile> = None, secret_file(secret::from_file).optional("/etc/sidelink/secret-key");
+        pub secret_key_file: Option<StoredSecret> = None, secret_file(secret::from_file).optional("/etc/sidelink/secret-key");
         /// Environment variable that holds the secret key, instead of a file.
-        pub secret_key_env: Option<SecretVariable> = None, text("the name of an environment variable", SecretVariable::read).optional("SIDELINK_SECRET_KEY");
+        pub secret_key_env: Option<StoredSecret> = None, text("the name of an environment variable", secret::from_variable).optional("SIDELINK_SECRET_KEY");
     }
 }
 
@@ -56,9 +57,9 @@ impl CallerKey {
 
     /// The key.
     pub fn pair(&self) -> KeyPair {
-        let in_file = self.secret_key_file.as_ref().map(|file| &file.secret);
-        let secret_key = in_file.or(self.secret_key_env.as_ref().map(|variable| &variable.secret));
-        KeyPair { access_key: self.access_key.clone(), secret_key: secret_key.cloned().unwrap_or_default() }
+        let stored = self.secret_key_file.as_ref().or(self.secret_key_env.as_ref());
+        let secret_key = stored.map(|stored| stored.secret.clone()).unwrap_or_default();
+        KeyPair { access_key: self.access_key.clone(), secret_key }
     }
 }
 
@@ -72,16 +73,8 @@ fn scope_header(text: &str, before: &[HeaderName]) -> Result<HeaderName, String>
         "authorization" | "x-auth-token" | "x-security-token" | "cookie" => {
             "a credential, and always part of the scope"
         }
-        "connection"
-        | "keep-alive"
-        | "proxy-connection"
-        | "proxy-authorization"
-        | "proxy-authenticate"
-        | "te"
-        | "trailer"
-        | "transfer-encoding"
-        | "upgrade"
-        | "http2-settings" => "about one connection, and not forwarded",
+        "proxy-authenticate" | "http2-settings" => "about one connection, and not forwarded",
+        _ if HOP_BY_HOP.contains(&name) => "about one connection, and not forwarded",
         "host" | "content-length" | "content-type" | "content-encoding" | "accept" | "accept-encoding"
         | "user-agent" | "via" | "range" | "expect" | "traceparent" | "tracestate" | "cache-control" => {
             "set by sidelink itself on every call"

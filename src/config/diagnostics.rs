@@ -2,20 +2,22 @@
 //! visited.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use toml::de::DeValue;
 
 use super::kind::About;
-use super::secret;
 
 /// The least likeness (Jaro-Winkler, 0 to 1) of a known key that is suggested.
 const SIMILAR: f64 = 0.7;
 /// The same for a key of another table.
 const SIMILAR_ELSEWHERE: f64 = 0.9;
+
+/// The mode bit that lets every user read a file.
+const WORLD_READABLE: u32 = 0o004;
 
 /// Every error of one file, in order.
 #[derive(Debug)]
@@ -25,7 +27,7 @@ pub struct ConfigErrors {
     pub errors: Vec<ConfigError>,
 }
 
-/// One error or warning. A warning: what is allowed, but not as intended.
+/// One error or warning. A warning is about a setting that is allowed, and probably not intended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {key}: {message}")]
 pub struct ConfigError {
@@ -35,7 +37,7 @@ pub struct ConfigError {
     pub column: usize,
     /// Dotted, such as `upstream.deadline`; empty where the text is not TOML.
     pub key: String,
-    /// What is wrong, in one line.
+    /// The message, of one line.
     pub message: String,
 }
 
@@ -73,17 +75,15 @@ pub(super) struct Diagnostics<'a> {
 struct Findings {
     errors: Vec<ConfigError>,
     warnings: Vec<ConfigError>,
-    /// Lines that are not TOML; further errors in them are not reported.
-    not_toml: BTreeSet<usize>,
     /// In the order of the file.
     tables: Vec<TableEntry>,
     unknown: Vec<Unknown>,
-    missing: Vec<Missing>,
+    /// Paths of mandatory keys that are absent, each with the byte at which its table begins.
+    missing: Vec<(String, usize)>,
     /// Paths suggested for unknown keys.
     meant: Vec<String>,
 }
 
-/// A table that was visited.
 pub(super) struct TableEntry {
     /// Dotted; empty for the whole document.
     pub(super) path: String,
@@ -97,7 +97,6 @@ pub(super) struct TableEntry {
     pub(super) keys: Vec<KeyEntry>,
 }
 
-/// A key that was visited.
 pub(super) struct KeyEntry {
     pub(super) name: &'static str,
     pub(super) doc: &'static str,
@@ -106,19 +105,11 @@ pub(super) struct KeyEntry {
     pub(super) about: About,
 }
 
-/// A key that was not visited.
 pub(super) struct Unknown {
     pub(super) table: String,
     pub(super) key: String,
     pub(super) at: usize,
     pub(super) is_table: bool,
-}
-
-/// A mandatory key that is absent.
-struct Missing {
-    path: String,
-    table: String,
-    at: usize,
 }
 
 /// A value with its key's path and its place.
@@ -139,7 +130,6 @@ impl<'a> FileValue<'a> {
         format!("must be {expected}, is {}", article(self.value.type_str()))
     }
 
-    /// Reports a warning.
     pub(super) fn warn(&self, message: &str) {
         let warning = self.report.at(self.at, &self.key, message);
         self.report.state.borrow_mut().warnings.push(warning);
@@ -147,13 +137,12 @@ impl<'a> FileValue<'a> {
 
     /// Warns if every user of this machine may read the file with a secret.
     pub(super) fn warn_if_world_readable(&self, path: &Path) {
-        if secret::is_world_readable(path) {
+        if std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & WORLD_READABLE != 0) {
             let message = format!("everyone on this machine may read {}; chmod o-rwx takes that away", path.display());
             self.warn(&message);
         }
     }
 
-    /// The text of a string value.
     pub(super) fn text(&self, expected: &str) -> Result<&'a str, String> {
         self.value.as_str().ok_or_else(|| self.is_not(expected))
     }
@@ -182,25 +171,22 @@ impl<'a> Diagnostics<'a> {
         Self { text, lines: std::iter::once(0).chain(breaks).collect(), state: RefCell::default() }
     }
 
-    /// Reports a syntax error: one per line, since one error causes others.
+    /// Reports a syntax error.
     pub(super) fn not_toml(&self, span: Option<Range<usize>>, message: &str) {
-        let at = span.map_or(0, |span| span.start);
-        let (line, _) = self.place(at);
-        if self.state.borrow_mut().not_toml.insert(line) {
-            self.push(at, "", &format!("not TOML: {message}"));
-        }
+        self.add(span.map_or(0, |span| span.start), "", format!("not TOML: {message}"));
     }
 
+    /// Reports an error, unless its line is not TOML: one error causes others.
     pub(super) fn add(&self, at: usize, key: &str, message: impl AsRef<str>) {
-        let (line, _) = self.place(at);
-        if !self.state.borrow().not_toml.contains(&line) {
-            self.push(at, key, message.as_ref());
+        let error = self.at(at, key, message.as_ref());
+        let mut state = self.state.borrow_mut();
+        if !state.not_toml().any(|line| line == error.line) {
+            state.errors.push(error);
         }
     }
 
     pub(super) fn missing(&self, table: &str, key: &str, at: usize) {
-        let missing = Missing { path: path(table, key), table: table.to_owned(), at };
-        self.state.borrow_mut().missing.push(missing);
+        self.state.borrow_mut().missing.push((path(table, key), at));
     }
 
     pub(super) fn unknown(&self, unknown: Unknown) {
@@ -228,7 +214,7 @@ impl<'a> Diagnostics<'a> {
             |other: &str| other.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
         let state = self.state.borrow();
         state.errors.iter().any(|error| is_below(&error.key))
-            || state.missing.iter().any(|missing| is_below(&missing.path))
+            || state.missing.iter().any(|(missing, _)| is_below(missing))
     }
 
     /// Whether the intended value of `key` is unknown: it or a key below it has an error, a key beside it is unknown, or part of
@@ -237,7 +223,7 @@ impl<'a> Diagnostics<'a> {
         let table = key.split('.').next().unwrap_or_default();
         let misspelt = |unknown: &Unknown| unknown.table.is_empty() || unknown.table == table;
         let state = self.state.borrow();
-        self.has_error(key) || !state.not_toml.is_empty() || state.unknown.iter().any(misspelt)
+        self.has_error(key) || state.not_toml().next().is_some() || state.unknown.iter().any(misspelt)
     }
 
     /// The warnings, or every error.
@@ -256,7 +242,7 @@ impl<'a> Diagnostics<'a> {
             let (line, _) = self.place(unknown.at);
             let orphan = unknown.table.is_empty()
                 && !self.is_heading(unknown.at)
-                && self.state.borrow().not_toml.first().is_some_and(|not_toml| *not_toml < line);
+                && self.state.borrow().not_toml().any(|not_toml| not_toml < line);
             if !orphan {
                 let (message, meant) = self.state.borrow().suggest(&unknown);
                 self.add(unknown.at, &path(&unknown.table, &unknown.key), message);
@@ -268,20 +254,15 @@ impl<'a> Diagnostics<'a> {
     /// Reports missing keys, unless they may be misspelt or in a line that is not TOML.
     fn report_missing(&self) {
         let missing = std::mem::take(&mut self.state.borrow_mut().missing);
-        for Missing { path, table, at } in missing {
-            let state = self.state.borrow();
+        for (path, at) in missing {
+            let is_meant =
+                |meant: &String| *meant == path || path.rsplit_once('.').is_some_and(|(table, _)| meant == table);
             let follows =
-                !state.not_toml.is_empty() || state.meant.iter().any(|meant| *meant == path || *meant == table);
-            drop(state);
+                self.state.borrow().not_toml().next().is_some() || self.state.borrow().meant.iter().any(is_meant);
             if !follows {
-                self.push(at, &path, "is missing; it has no default");
+                self.add(at, &path, "is missing; it has no default");
             }
         }
-    }
-
-    fn push(&self, at: usize, key: &str, message: &str) {
-        let error = self.at(at, key, message);
-        self.state.borrow_mut().errors.push(error);
     }
 
     fn at(&self, at: usize, key: &str, message: &str) -> ConfigError {
@@ -304,6 +285,11 @@ impl<'a> Diagnostics<'a> {
 }
 
 impl Findings {
+    /// Lines that are not TOML.
+    fn not_toml(&self) -> impl Iterator<Item = usize> {
+        self.errors.iter().filter(|error| error.key.is_empty()).map(|error| error.line)
+    }
+
     /// The message for an unknown key, and the paths that it suggests.
     fn suggest(&self, unknown: &Unknown) -> (String, Vec<String>) {
         let Unknown { table, key, is_table, .. } = unknown;

@@ -19,7 +19,7 @@ impl Endpoint {
     /// Reads `http(s)://host[:port]`, with or without a final `/`.
     ///
     /// # Errors
-    /// What is wrong with it. The message does not repeat it: it may contain a password.
+    /// The reason, which does not repeat the URL: it may contain a password.
     pub fn parse(text: &str) -> Result<Self, String> {
         let uri: Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
         let parts = uri.into_parts();

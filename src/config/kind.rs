@@ -12,7 +12,7 @@ use toml::de::DeValue;
 
 use super::diagnostics::FileValue;
 use super::pem;
-use super::secret::SecretFile;
+use super::secret::StoredSecret;
 
 pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
 pub(super) const SECOND: Duration = Duration::from_secs(1);
@@ -24,7 +24,7 @@ type Reader<T> = Box<dyn Fn(&FileValue<'_>) -> Option<T>>;
 type Writer<T> = Box<dyn Fn(&T) -> Option<Value>>;
 
 /// The type of a key's value, and the key's properties other than name, default and doc.
-pub(super) struct Kind<T> {
+pub(super) struct ValueKind<T> {
     pub(super) read: Reader<T>,
     /// Its TOML, without secrets; `None` for an absent value.
     pub(super) write: Writer<T>,
@@ -46,31 +46,38 @@ pub(super) struct About {
     pub(super) dependency: bool,
 }
 
-impl<T: 'static> Kind<T> {
+impl<T: 'static> ValueKind<T> {
+    /// A kind of the allowed `values`, which `read` gets as its second argument.
     fn new(
         values: impl Into<String>,
-        read: impl Fn(&FileValue<'_>) -> Result<T, String> + 'static,
+        read: impl Fn(&FileValue<'_>, &str) -> Result<T, String> + 'static,
         write: impl Fn(&T) -> Value + 'static,
     ) -> Self {
         let about = About { values: values.into(), ..About::default() };
-        let read = move |found: &FileValue<'_>| read(found).map_err(|message| found.wrong(message)).ok();
+        let allowed = about.values.clone();
+        let read = move |found: &FileValue<'_>| read(found, &allowed).map_err(|message| found.wrong(message)).ok();
         Self { read: Box::new(read), write: Box::new(move |value| Some(write(value))), about }
+    }
+
+    fn with(mut self, set: impl FnOnce(&mut About)) -> Self {
+        set(&mut self.about);
+        self
     }
 
     /// A reload cannot change the value.
     pub(super) fn immutable(self) -> Self {
-        Self { about: About { immutable: true, ..self.about }, ..self }
+        self.with(|about| about.immutable = true)
     }
 
     /// The key is mandatory.
     pub(super) fn required(self, example: &'static str) -> Self {
-        Self { about: About { required: true, example: Some(example), ..self.about }, ..self }
+        self.with(|about| (about.required, about.example) = (true, Some(example)))
     }
 
     /// The key may be absent.
-    pub(super) fn optional(self, example: &'static str) -> Kind<Option<T>> {
+    pub(super) fn optional(self, example: &'static str) -> ValueKind<Option<T>> {
         let (read, write) = (self.read, self.write);
-        Kind {
+        ValueKind {
             read: Box::new(move |found| read(found).map(Some)),
             write: Box::new(move |value| value.as_ref().and_then(&write)),
             about: About { example: Some(example), ..self.about },
@@ -79,7 +86,7 @@ impl<T: 'static> Kind<T> {
 
     /// The file is read only at the start, so a change of it causes no reload.
     pub(super) fn read_once(self) -> Self {
-        Self { about: About { dependency: false, ..self.about }, ..self }
+        self.with(|about| about.dependency = false)
     }
 
     /// Adds a check of values that could be read.
@@ -103,23 +110,23 @@ fn within<T: PartialOrd>(
     read.filter(|read| bounds.contains(read)).ok_or_else(outside)
 }
 
-pub(super) fn flag() -> Kind<bool> {
-    let read = |found: &FileValue<'_>| found.value.as_bool().ok_or_else(|| found.is_not("true or false"));
-    Kind::new("", read, |value| Value::Boolean(*value))
+pub(super) fn flag() -> ValueKind<bool> {
+    let read = |found: &FileValue<'_>, _: &str| found.value.as_bool().ok_or_else(|| found.is_not("true or false"));
+    ValueKind::new("", read, |value| Value::Boolean(*value))
 }
 
-pub(super) fn duration(bounds: RangeInclusive<Duration>) -> Kind<Duration> {
-    let [least, most] = [bounds.start(), bounds.end()].map(|bound| show_duration(*bound));
-    let values = format!("{least} to {most}");
-    let read = move |found: &FileValue<'_>| {
+pub(super) fn duration(bounds: RangeInclusive<Duration>) -> ValueKind<Duration> {
+    let values = format!("{} to {}", show_duration(*bounds.start()), show_duration(*bounds.end()));
+    let read = move |found: &FileValue<'_>, values: &str| {
         if let Some(seconds) = integer(found.value).filter(|seconds| *seconds >= 0) {
             return Err(format!("must be a duration such as \"10s\", is an integer; write \"{seconds}s\""));
         }
         let text = found.text("a duration such as \"10s\"")?;
-        let read = parse_duration(text).map_err(|message| format!("{message}; must be between {least} and {most}"))?;
-        within(&bounds, Some(read), &format!("{least} to {most}"), text)
+        let between = || values.replace(" to ", " and ");
+        let read = parse_duration(text).map_err(|message| format!("{message}; must be between {}", between()))?;
+        within(&bounds, Some(read), values, text)
     };
-    Kind::new(values, read, |value| string(show_duration(*value)))
+    ValueKind::new(values, read, |value| string(show_duration(*value)))
 }
 
 /// Reads a duration such as `500ms`, `10s` or `1h 30m`.
@@ -137,15 +144,13 @@ pub(super) fn show_duration(duration: Duration) -> String {
     SpanPrinter::new().unsigned_duration_to_string(&duration)
 }
 
-/// A number of bytes.
-pub(super) fn size<T>(bounds: RangeInclusive<T>) -> Kind<T>
+pub(super) fn size<T>(bounds: RangeInclusive<T>) -> ValueKind<T>
 where
     T: Copy + PartialOrd + TryFrom<u64> + TryInto<u64> + 'static,
 {
     let show = |bytes: T| show_size(bytes.try_into().unwrap_or(u64::MAX));
     let values = format!("{} to {}", show(*bounds.start()), show(*bounds.end()));
-    let allowed = values.clone();
-    let read = move |found: &FileValue<'_>| {
+    let read = move |found: &FileValue<'_>, values: &str| {
         let (read, written) = match found.value {
             DeValue::Integer(number) => {
                 (integer(found.value).and_then(|read| u64::try_from(read).ok()), number.as_str())
@@ -156,9 +161,9 @@ where
                 (Some(text.parse::<bytesize::ByteSize>().map_err(wrong)?.as_u64()), text)
             }
         };
-        within(&bounds, read.and_then(|read| T::try_from(read).ok()), &allowed, written)
+        within(&bounds, read.and_then(|read| T::try_from(read).ok()), values, written)
     };
-    Kind::new(values, read, move |value| string(show(*value)))
+    ValueKind::new(values, read, move |value| string(show(*value)))
 }
 
 /// A size in the largest binary unit that leaves no remainder.
@@ -172,69 +177,63 @@ fn show_size(bytes: u64) -> String {
 }
 
 /// A whole number.
-pub(super) fn count<T>(bounds: RangeInclusive<T>) -> Kind<T>
+pub(super) fn count<T>(bounds: RangeInclusive<T>) -> ValueKind<T>
 where
     T: Copy + PartialOrd + Display + TryFrom<i64> + TryInto<i64> + 'static,
 {
     let values = format!("{} to {}", bounds.start(), bounds.end());
-    let allowed = values.clone();
-    let read = move |found: &FileValue<'_>| {
+    let read = move |found: &FileValue<'_>, values: &str| {
         let DeValue::Integer(number) = found.value else { return Err(found.is_not("a whole number")) };
         let read = integer(found.value).and_then(|number| T::try_from(number).ok());
-        within(&bounds, read, &allowed, number.as_str())
+        within(&bounds, read, values, number.as_str())
     };
-    Kind::new(values, read, |value| Value::Integer((*value).try_into().unwrap_or(i64::MAX)))
+    ValueKind::new(values, read, |value| Value::Integer((*value).try_into().unwrap_or(i64::MAX)))
 }
 
-/// A share of a whole.
-pub(super) fn share(bounds: RangeInclusive<f64>) -> Kind<f64> {
+pub(super) fn share(bounds: RangeInclusive<f64>) -> ValueKind<f64> {
     let values = format!("{} to {}", bounds.start(), bounds.end());
-    let allowed = values.clone();
-    let read = move |found: &FileValue<'_>| {
+    let read = move |found: &FileValue<'_>, values: &str| {
         let written = match found.value {
             DeValue::Float(float) => float.as_str(),
             // `1` is a share as well.
             DeValue::Integer(number) => number.as_str(),
             _ => return Err(found.is_not("a number")),
         };
-        within(&bounds, written.replace('_', "").parse().ok(), &allowed, written)
+        within(&bounds, written.replace('_', "").parse().ok(), values, written)
     };
-    Kind::new(values, read, |value| Value::Float(*value))
+    ValueKind::new(values, read, |value| Value::Float(*value))
 }
 
-/// One of several strings.
-pub(super) fn choice<T: Copy + PartialEq + 'static>(words: &'static [(&'static str, T)]) -> Kind<T> {
+pub(super) fn choice<T: Copy + PartialEq + 'static>(words: &'static [(&'static str, T)]) -> ValueKind<T> {
     let values = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
-    let names = values.clone();
-    let read = move |found: &FileValue<'_>| {
+    let read = move |found: &FileValue<'_>, names: &str| {
         let text = found.text("a string")?;
         let known = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
         known.ok_or_else(|| format!("must be one of {names}, is \"{}\"", text.escape_debug()))
     };
     let name = |value: &T| words.iter().find(|(_, known)| known == value).map_or("", |(word, _)| *word);
-    Kind::new(values, read, move |value| string(name(value)))
+    ValueKind::new(values, read, move |value| string(name(value)))
 }
 
-/// Permission bits.
-pub(super) fn mode() -> Kind<u32> {
-    let read = |found: &FileValue<'_>| {
+pub(super) fn mode() -> ValueKind<u32> {
+    let read = |found: &FileValue<'_>, _: &str| {
         let text = found.text("an octal mode such as \"0660\"")?;
         let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777 && !text.starts_with('+'));
         mode.ok_or_else(|| "must be an octal mode such as \"0660\", between \"0000\" and \"0777\"".to_owned())
     };
-    Kind::new("0000 to 0777", read, |mode| string(format_args!("{mode:04o}")))
+    ValueKind::new("0000 to 0777", read, |mode| string(format_args!("{mode:04o}")))
 }
 
 /// A string that `parse` accepts; `expected` describes it.
 pub(super) fn text<T: Display + 'static>(
     expected: &'static str,
     parse: impl Fn(&str) -> Result<T, String> + 'static,
-) -> Kind<T> {
-    Kind::new(expected, move |found| parse(found.text(expected)?), |value| string(value))
+) -> ValueKind<T> {
+    ValueKind::new(expected, move |found, expected| parse(found.text(expected)?), |value| string(value))
 }
 
 /// A string that `fits`; `expected` describes it.
-pub(super) fn string_of(expected: &'static str, fits: fn(&str) -> bool) -> Kind<String> {
+pub(super) fn string_of(expected: &'static str, fits: fn(&str) -> bool) -> ValueKind<String> {
     text(expected, move |text| if fits(text) { Ok(text.to_owned()) } else { Err(format!("must be {expected}")) })
 }
 
@@ -243,8 +242,8 @@ pub(super) fn string_of(expected: &'static str, fits: fn(&str) -> bool) -> Kind<
 pub(super) fn texts<T: Display + 'static>(
     none: Option<&'static str>,
     parse: impl Fn(&str, &[T]) -> Result<T, String> + 'static,
-) -> Kind<Vec<T>> {
-    let read = move |found: &FileValue<'_>| {
+) -> ValueKind<Vec<T>> {
+    let read = move |found: &FileValue<'_>, _: &str| {
         if let (Some(none), Some([])) = (none, found.value.as_array().map(|array| array.as_ref())) {
             return Err(none.to_owned());
         }
@@ -261,20 +260,17 @@ pub(super) fn texts<T: Display + 'static>(
         [one] => string(one),
         several => Value::Array(several.iter().map(string).collect()),
     };
-    Kind::new("", read, write)
+    ValueKind::new("", read, write)
 }
 
-/// The path of a file.
-pub(super) fn file() -> Kind<PathBuf> {
-    let kind = Kind::new("", |found| found.text("a file's path").map(PathBuf::from), |path| string(path.display()));
-    Kind { about: About { dependency: true, ..kind.about }, ..kind }
+pub(super) fn file() -> ValueKind<PathBuf> {
+    let kind =
+        ValueKind::new("", |found, _| found.text("a file's path").map(PathBuf::from), |path| string(path.display()));
+    kind.with(|about| about.dependency = true)
 }
 
 /// The path of a PEM file that `read` can read.
-pub(super) fn pem_file<T>(read: fn(&Path) -> Result<T, String>) -> Kind<PathBuf>
-where
-    T: 'static,
-{
+pub(super) fn pem_file<T: 'static>(read: fn(&Path) -> Result<T, String>) -> ValueKind<PathBuf> {
     file().check(move |path, found| {
         if let Err(message) = read(path) {
             // The file's line has the path.
@@ -283,20 +279,18 @@ where
     })
 }
 
-/// The path of a PEM file with certificates.
-pub(super) fn certificates() -> Kind<PathBuf> {
+pub(super) fn certificates() -> ValueKind<PathBuf> {
     pem_file(pem::certificates)
 }
 
 /// The path of a file with a secret, or several.
-pub(super) fn secret_file<S: 'static>(read: fn(&Path) -> Result<S, String>) -> Kind<SecretFile<S>> {
-    let read = move |found: &FileValue<'_>| {
-        let path = PathBuf::from(found.text("a file's path")?);
-        found.warn_if_world_readable(&path);
-        Ok(SecretFile { secret: read(&path)?, path })
+pub(super) fn secret_file<S: 'static>(read: fn(&Path) -> Result<S, String>) -> ValueKind<StoredSecret<S>> {
+    let read = move |found: &FileValue<'_>, _: &str| {
+        let source = found.text("a file's path")?;
+        found.warn_if_world_readable(Path::new(source));
+        Ok(StoredSecret { secret: read(Path::new(source))?, source: source.to_owned() })
     };
-    let kind = Kind::new("", read, |file: &SecretFile<S>| string(file.path.display()));
-    Kind { about: About { dependency: true, ..kind.about }, ..kind }
+    ValueKind::new("", read, |secret: &StoredSecret<S>| string(secret)).with(|about| about.dependency = true)
 }
 
 fn integer(value: &DeValue<'_>) -> Option<i64> {

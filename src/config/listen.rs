@@ -15,7 +15,7 @@ use super::kind::{file, mode, texts};
 use super::pem;
 use super::table::TableVisitor;
 
-/// What a Unix socket's path begins with in the configuration.
+/// Prefix of a Unix socket's path in the configuration.
 const UNIX: &str = "unix:";
 /// Bytes of a Unix socket's path at most (`sun_path`, without its end), with room for the name that it has while it is
 /// made.
@@ -30,7 +30,7 @@ section! {
         /// Permission bits of Unix sockets; connecting needs write permission.
         pub unix_mode: u32 = 0o660, mode().immutable();
         /// TLS on the TCP addresses, with HTTP/2 and HTTP/1.1.
-        pub tls: Option<Tls> = None => [optional Tls::blank, Tls::visit];
+        pub tls: Option<Tls> = None => optional(Tls::blank, Tls::visit);
     }
 }
 

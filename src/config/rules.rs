@@ -10,7 +10,7 @@ use super::{Config, Endpoint, render};
 
 /// Reports broken rules, at a key of the file: the defaults keep the rules.
 pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Diagnostics<'_>) {
-    let wrong = |keys: &[&str], message: String| {
+    let wrong = |keys: &[&str], message: &str| {
         if let Some((key, at)) = keys.iter().find_map(|key| place(document, key).ok().map(|at| (key, at))) {
             report.add(at, key, message);
         }
@@ -19,17 +19,15 @@ pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Diagnostic
     if limits.in_flight / 2 < limits.batch_ids {
         let least = 2 * limits.batch_ids;
         let why = "one caller may use half of it, and a whole batch has to fit";
-        wrong(
-            &["limits.in_flight", "limits.batch_ids"],
-            format!("limits.in_flight must be at least {least}, twice limits.batch_ids: {why}"),
-        );
+        let message = format!("limits.in_flight must be at least {least}, twice limits.batch_ids: {why}");
+        wrong(&["limits.in_flight", "limits.batch_ids"], &message);
     }
     for (all, all_bytes, one, bytes) in [
         ("limits.batch_bodies", limits.batch_bodies, "limits.batch_body", limits.batch_body),
         ("limits.signed_bodies", limits.signed_bodies, "limits.signed_body", limits.signed_body),
     ] {
         if all_bytes < bytes {
-            wrong(&[all, one], format!("{all} must be at least {one}: one such body has to fit"));
+            wrong(&[all, one], &format!("{all} must be at least {one}: one such body has to fit"));
         }
     }
 
@@ -37,9 +35,9 @@ pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Diagnostic
     if let Some(admin) = admin.map(ListenAddress::Tcp)
         && let Some(address) = config.listen.address.iter().find(|address| clash(address, &admin))
     {
-        wrong(&["admin.address"], format!("{admin} clashes with {address}, a listen.address"));
+        wrong(&["admin.address"], &format!("{admin} clashes with {address}, a listen.address"));
         if place(document, "admin.address").is_err() {
-            wrong(&["listen.address"], format!("{address} clashes with {admin}, the default of admin.address"));
+            wrong(&["listen.address"], &format!("{address} clashes with {admin}, the default of admin.address"));
         }
     }
 
@@ -48,12 +46,10 @@ pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Diagnostic
         *endpoint != Endpoint::stand_in() && listeners.iter().any(|listener| is_self(endpoint, *listener))
     };
     if reaches_itself(&config.upstream.endpoint) {
-        let message = "is this sidelink's own listener: requests would loop";
-        wrong(&["upstream.endpoint"], message.to_owned());
+        wrong(&["upstream.endpoint"], "is this sidelink's own listener: requests would loop");
     }
     if config.trace.as_ref().is_some_and(|trace| reaches_itself(&trace.endpoint.server)) {
-        let message = "is this sidelink's own listener: every span would cause another span";
-        wrong(&["trace.endpoint"], message.to_owned());
+        wrong(&["trace.endpoint"], "is this sidelink's own listener: every span would cause another span");
     }
 }
 
@@ -88,20 +84,17 @@ fn is_self(endpoint: &Endpoint, listener: SocketAddr) -> bool {
     addresses(endpoint).into_iter().any(|ip| here == ip || (here.is_unspecified() && is_of_this_machine(ip)))
 }
 
-/// The addresses of the endpoint's host. The unspecified address means this machine.
+/// The addresses of the endpoint's host, none where its name does not resolve. `localhost` (RFC 6761) and the unspecified
+/// address mean this machine.
 fn addresses(endpoint: &Endpoint) -> Vec<IpAddr> {
-    let this_machine = || vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    let host = endpoint.authority.host().trim_end_matches('.');
-    match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().map(|ip| ip.to_canonical()) {
-        Ok(ip) if ip.is_unspecified() => this_machine(),
-        Ok(ip) => vec![ip],
-        Err(_) if host == "localhost" || host.ends_with(".localhost") => this_machine(),
-        // A name that does not resolve is not this machine.
-        Err(_) => (host, endpoint.port())
-            .to_socket_addrs()
-            .map(|found| found.map(|address| address.ip().to_canonical()).collect())
-            .unwrap_or_default(),
-    }
+    let host = endpoint.authority.host().trim_end_matches('.').trim_start_matches('[').trim_end_matches(']');
+    let host = if host.rsplit('.').next() == Some("localhost") { "0.0.0.0" } else { host };
+    let found = (host, endpoint.port()).to_socket_addrs().into_iter().flatten();
+    let addresses = found.flat_map(|address| match address.ip().to_canonical() {
+        ip if ip.is_unspecified() => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+        ip => vec![ip],
+    });
+    addresses.collect()
 }
 
 /// Only addresses of this machine can be bound.

@@ -4,15 +4,12 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use http::HeaderValue;
 use zeroize::Zeroizing;
 
-/// The longest file with a secret.
 const MOST_BYTES: usize = 4 << 10;
-/// The mode bit that lets every user read a file.
-const WORLD_READABLE: u32 = 0o004;
 
 /// A secret. Debug output does not show it.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -27,6 +24,14 @@ impl Secret {
     /// Its bytes. Do not copy them.
     pub fn expose(&self) -> &[u8] {
         &self.0
+    }
+
+    /// As the value of a header, which no debug output shows.
+    pub(super) fn header_value(&self) -> HeaderValue {
+        // Never fails: a secret is visible ASCII.
+        let mut value = HeaderValue::from_bytes(self.expose()).unwrap_or_else(|_| HeaderValue::from_static(""));
+        value.set_sensitive(true);
+        value
     }
 
     /// The secret in `bytes`, without the line's end: visible ASCII, and spaces where a secret may be `of_words`.
@@ -48,13 +53,20 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A secret, or several, and the file that it was read from.
+/// A secret, or several, and where it was read from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SecretFile<S = Secret> {
+pub struct StoredSecret<S = Secret> {
     /// As it was read with the configuration.
     pub secret: S,
-    /// The file.
-    pub path: PathBuf,
+    /// The path of a file, or the name of an environment variable.
+    pub source: String,
+}
+
+/// Shows the source.
+impl<S> fmt::Display for StoredSecret<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.source)
+    }
 }
 
 /// An access key with its secret key.
@@ -66,36 +78,18 @@ pub struct KeyPair {
     pub secret_key: Secret,
 }
 
-/// A secret, and the environment variable that it was read from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SecretVariable {
-    /// As it was read with the configuration.
-    pub secret: Secret,
-    /// The variable.
-    pub name: String,
-}
-
-impl SecretVariable {
-    /// Reads the variable of this name. The process's environment keeps a copy.
-    pub(super) fn read(name: &str) -> Result<Self, String> {
-        let shown = name.escape_debug();
-        if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(format!("\"{shown}\" is not the name of an environment variable"));
-        }
-        let value = std::env::var_os(name).ok_or_else(|| format!("the environment has no variable \"{shown}\""))?;
-        let secret = Secret::read(Zeroizing::new(value.into_vec()), false);
-        let secret = secret.map_err(|reason| format!("the variable \"{shown}\" {reason}"))?;
-        Ok(Self { secret, name: name.to_owned() })
+/// Reads a secret from the environment variable of this name. The process's environment keeps a copy.
+pub(super) fn from_variable(name: &str) -> Result<StoredSecret, String> {
+    let shown = name.escape_debug();
+    if name.is_empty() || name.contains(['=', '\0']) {
+        return Err(format!("\"{shown}\" is not the name of an environment variable"));
     }
+    let value = std::env::var_os(name).ok_or_else(|| format!("the environment has no variable \"{shown}\""))?;
+    let secret = Secret::read(Zeroizing::new(value.into_vec()), false);
+    let secret = secret.map_err(|reason| format!("the variable \"{shown}\" {reason}"))?;
+    Ok(StoredSecret { secret, source: name.to_owned() })
 }
 
-impl fmt::Display for SecretVariable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
-    }
-}
-
-/// Reads a secret from a file.
 pub(super) fn from_file(path: &Path) -> Result<Secret, String> {
     Ok(Secret::read(whole_file(path)?, false)?)
 }
@@ -132,9 +126,4 @@ fn whole_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
 pub(super) fn is_file(path: &Path) -> Result<(), String> {
     let found = std::fs::metadata(path).map_err(|error| format!("cannot be read: {error}"))?;
     if found.is_file() { Ok(()) } else { Err("is not a file".to_owned()) }
-}
-
-/// Whether every user of this machine may read the file at `path`.
-pub(super) fn is_world_readable(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & WORLD_READABLE != 0)
 }

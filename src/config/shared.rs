@@ -4,12 +4,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use http::uri::Authority;
+
 use super::declare::section;
 use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, flag, secret_file, string_of, texts};
-use super::secret::{self, Secret, SecretFile};
+use super::secret::{self, Secret, StoredSecret};
 use super::table::TableVisitor;
 
-/// The default port of Redis.
 const PORT: u16 = 6379;
 /// Characters that a fleet's secret has at least: 32 of base64 are 192 bits.
 const SECRET_CHARS: usize = 32;
@@ -21,15 +22,15 @@ section! {
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Shared: pub fn at(nodes: Vec<NodeAddress>, secrets: Vec<Secret>) {
         /// URL of the server: redis:// or rediss:// (TLS), host, port and database; a list of seed nodes for a Cluster.
-        pub url: Vec<NodeUrl> = nodes.into_iter().map(NodeUrl::from).collect(), texts(Some("names no node"), NodeUrl::parse).required("redis://redis.internal:6379/0");
+        pub url: Vec<NodeUrl> = nodes.into_iter().map(|address| NodeUrl { tls: false, address, database: 0 }).collect(), texts(Some("names no node"), NodeUrl::parse).required("redis://redis.internal:6379/0");
         /// Whether the nodes are a Cluster.
         pub cluster: bool = false, flag();
         /// File with the fleet's secret, 32 characters at least, the same for all; during a change of secret one more on a second line.
-        pub secret_file: SecretFile<Vec<Secret>> = SecretFile { secret: secrets, ..SecretFile::default() }, secret_file(fleet_secrets).required("/etc/sidelink/fleet-secret");
+        pub secret_file: StoredSecret<Vec<Secret>> = StoredSecret { secret: secrets, ..StoredSecret::default() }, secret_file(fleet_secrets).required("/etc/sidelink/fleet-secret");
         /// The ACL user to log in as.
         pub username: Option<String> = None, string_of("a user's name: visible ASCII characters", is_username).optional("sidelink");
         /// File that holds the password and nothing else.
-        pub password_file: Option<SecretFile> = None, secret_file(secret::from_file).optional("/etc/sidelink/redis-password");
+        pub password_file: Option<StoredSecret> = None, secret_file(secret::from_file).optional("/etc/sidelink/redis-password");
         /// PEM file of certificate authorities for rediss://, instead of the platform's.
         pub ca_file: Option<PathBuf> = None, certificates().read_once().optional("/etc/sidelink/redis-ca.pem");
         /// Prefix of every key.
@@ -50,6 +51,15 @@ pub struct NodeAddress {
     pub port: u16,
 }
 
+impl NodeAddress {
+    fn parse(text: &str) -> Option<Self> {
+        let authority: Authority = text.parse().ok()?;
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = if authority.port().is_some() { authority.port_u16()? } else { PORT };
+        (!host.is_empty() && port != 0).then_some(Self { host, port })
+    }
+}
+
 impl fmt::Display for NodeAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, port } = self;
@@ -64,9 +74,7 @@ impl Shared {
         if let Some(found) = table.find("ca_file").filter(|_| !self.tls()) {
             found.wrong("needs a url with rediss://");
         }
-        if let (Some(found), None) = (table.find("username"), table.find("password_file")) {
-            found.wrong("needs a password_file beside it");
-        }
+        table.needs("username", "password_file", "needs a password_file beside it");
         if let Some(found) = table.find("url") {
             if self.cluster && self.database() != 0 {
                 found.wrong("must not name a database: a Cluster has number 0 alone");
@@ -103,12 +111,6 @@ pub struct NodeUrl {
     pub database: i64,
 }
 
-impl From<NodeAddress> for NodeUrl {
-    fn from(address: NodeAddress) -> Self {
-        Self { tls: false, address, database: 0 }
-    }
-}
-
 impl fmt::Display for NodeUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}/{}", if self.tls { "rediss" } else { "redis" }, self.address, self.database)
@@ -134,25 +136,13 @@ impl NodeUrl {
             // The message does not repeat it: it may contain a password.
             return Err("must not name a user or a password: use username and password_file".to_owned());
         }
-        let database = match database {
-            "" => 0,
-            number => match number.parse() {
-                Ok(number @ 0..=1_000_000) if !rest.contains(['?', '#']) => number,
-                _ => {
-                    return Err(format!(
-                        "\"{}\" must end in its host and port, or in the number of a database",
-                        shown()
-                    ));
-                }
-            },
+        let number = if database.is_empty() { Ok(0) } else { database.parse() };
+        let (Ok(database @ 0..=1_000_000), false) = (number, rest.contains(['?', '#'])) else {
+            return Err(format!("\"{}\" must end in its host and port, or in the number of a database", shown()));
         };
-        let parsed: http::uri::Authority =
-            authority.parse().map_err(|_| format!("\"{}\" does not name a host and a port", shown()))?;
-        let host = parsed.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        if host.is_empty() || (parsed.port().is_some() && parsed.port_u16().is_none_or(|port| port == 0)) {
-            return Err(format!("\"{}\" does not name a host and a port", shown()));
-        }
-        let url = Self { tls, address: NodeAddress { host, port: parsed.port_u16().unwrap_or(PORT) }, database };
+        let address = NodeAddress::parse(authority);
+        let address = address.ok_or_else(|| format!("\"{}\" does not name a host and a port", shown()))?;
+        let url = Self { tls, address, database };
         if before.last().is_some_and(|other| (other.tls, other.database) != (tls, database)) {
             return Err("must have the scheme and the database of the URL before".to_owned());
         }

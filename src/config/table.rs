@@ -3,7 +3,7 @@
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostics::{Diagnostics, FileValue, KeyEntry, TableEntry, Unknown, article, path};
-use super::kind::Kind;
+use super::kind::ValueKind;
 
 /// One table of the document. Keys that are not visited are unknown, and reported.
 pub(super) struct TableVisitor<'a> {
@@ -60,8 +60,7 @@ impl<'a> TableVisitor<'a> {
         report.visited(number, entry);
     }
 
-    /// Visits a key.
-    pub(super) fn key<T: 'static>(&mut self, name: &'static str, doc: &'static str, value: &mut T, kind: Kind<T>) {
+    pub(super) fn key<T: 'static>(&mut self, name: &'static str, doc: &'static str, value: &mut T, kind: ValueKind<T>) {
         let found = self.find(name);
         if let Some(read) = found.as_ref().and_then(&kind.read) {
             *value = read;
@@ -74,9 +73,15 @@ impl<'a> TableVisitor<'a> {
     }
 
     /// Visits a table within this one; an absent one reads as empty.
-    pub(super) fn table(&mut self, name: &'static str, doc: &'static str, keys: impl FnOnce(&mut Self)) {
-        let place = self.inner(name);
-        Self::visit(self.report, path(&self.entry.path, name), doc, place, [false, true], keys);
+    pub(super) fn table<T>(
+        &mut self,
+        name: &'static str,
+        doc: &'static str,
+        value: &mut T,
+        keys: impl FnOnce(&mut T, &mut Self),
+    ) {
+        let (place, path) = (self.inner(name), path(&self.entry.path, name));
+        Self::visit(self.report, path, doc, place, [false, true], |table| keys(value, table));
     }
 
     /// Visits an optional table; where it is absent, `value` stays.
@@ -145,6 +150,13 @@ impl<'a> TableVisitor<'a> {
     /// Whether the table is in the document, without an error so far.
     pub(super) fn is_sound(&self) -> bool {
         matches!(self.presence, Presence::There(_)) && !self.report.has_error(&self.entry.path)
+    }
+
+    /// Reports `key` where it is without `other`.
+    pub(super) fn needs(&mut self, key: &'static str, other: &'static str, message: &str) {
+        if let (Some(found), None) = (self.find(key), self.find(other)) {
+            found.wrong(message);
+        }
     }
 
     /// Reports an error of the table as a whole.

@@ -11,7 +11,7 @@ use http::{HeaderName, HeaderValue, Uri};
 use super::declare::section;
 use super::endpoint::Endpoint;
 use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, secret_file, share, string_of, text};
-use super::secret::{self, SecretFile};
+use super::secret::{self, StoredSecret};
 use super::table::TableVisitor;
 
 /// The default path of OTLP over HTTP.
@@ -32,7 +32,7 @@ section! {
         /// The longest that one attempt to export may take.
         pub timeout: Duration = 5 * SECOND, duration(MILLISECOND..=MINUTE);
         /// A header of each export, and the file that holds its value; one table for each.
-        pub headers: Vec<TraceHeader> = Vec::new() => [list TraceHeader::blank, TraceHeader::visit];
+        pub headers: Vec<TraceHeader> = Vec::new() => list(TraceHeader::blank, TraceHeader::visit);
     }
 }
 
@@ -43,7 +43,7 @@ section! {
         /// Its name.
         pub name: HeaderName = HeaderName::from_static("stand-in"), text("a header's name", header_name).required("authorization");
         /// File that holds its value and nothing else.
-        pub value_file: SecretFile = SecretFile::default(), secret_file(secret::line_of_file).required("/etc/sidelink/collector-authorization");
+        pub value_file: StoredSecret = StoredSecret::default(), secret_file(secret::line_of_file).required("/etc/sidelink/collector-authorization");
     }
 }
 
@@ -60,11 +60,7 @@ impl TraceHeader {
 
     /// Its value, marked as sensitive.
     pub fn value(&self) -> HeaderValue {
-        // Never fails: a secret is visible ASCII.
-        let mut value =
-            HeaderValue::from_bytes(self.value_file.secret.expose()).unwrap_or_else(|_| HeaderValue::from_static(""));
-        value.set_sensitive(true);
-        value
+        self.value_file.secret.header_value()
     }
 }
 

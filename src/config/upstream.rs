@@ -7,7 +7,6 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use http::uri::Scheme;
-use zeroize::Zeroizing;
 
 use super::declare::section;
 use super::endpoint::Endpoint;
@@ -15,13 +14,13 @@ use super::kind::{
     HOUR, MILLISECOND, MINUTE, SECOND, certificates, count, duration, pem_file, secret_file, share, size, text,
 };
 use super::pem;
-use super::secret::{self, Secret, SecretFile};
+use super::secret::{self, Secret, StoredSecret};
 use super::table::TableVisitor;
 
 section! {
     /// `[upstream]`
     #[derive(Clone, Debug, PartialEq)]
-    pub struct Upstream: pub fn for_endpoint(endpoint: Endpoint) {
+    pub struct UpstreamConfig: pub fn for_endpoint(endpoint: Endpoint) {
         /// The endpoint: scheme, host and port.
         pub endpoint: Endpoint = endpoint, text("a URL", Endpoint::parse).required("https://osm.cn-south-1.myhuaweicloud.cn");
         /// The longest that a batch may take, from its last byte read to its answer.
@@ -53,35 +52,29 @@ section! {
         /// The HTTP proxy through which the endpoint is reached, by CONNECT; HTTPS_PROXY and the like are ignored.
         pub proxy: Option<Endpoint> = None, text("a URL", proxy).optional("http://proxy.internal:3128");
         /// File that holds USER:PASSWORD for the proxy and nothing else, readable by sidelink's user only.
-        pub proxy_credentials_file: Option<SecretFile> = None, secret_file(proxy_credentials).optional("/etc/sidelink/proxy-credentials");
+        pub proxy_credentials_file: Option<StoredSecret> = None, secret_file(proxy_credentials).optional("/etc/sidelink/proxy-credentials");
         /// When a call is attempted again.
-        pub retry: Retry = Retry::default() => [table Retry::keys];
+        pub retry: Retry = Retry::default() => table(Retry::keys);
         /// When calls stop because they fail.
-        pub breaker: Breaker = Breaker::default() => [table Breaker::keys];
+        pub breaker: BreakerConfig = BreakerConfig::default() => table(BreakerConfig::keys);
     }
 }
 
-impl Upstream {
+impl UpstreamConfig {
     /// Visits each key, and reports what does not fit together.
     pub(super) fn visit(&mut self, table: &mut TableVisitor<'_>) {
         self.keys(table);
-        match (table.find("client_cert"), table.find("client_key")) {
-            (Some(cert), None) => cert.wrong("needs upstream.client_key: its private key"),
-            (None, Some(key)) => key.wrong("needs upstream.client_cert: the certificate that the key belongs to"),
-            _ => {}
-        }
-        if let (Some(found), None) = (table.find("proxy_credentials_file"), table.find("proxy")) {
-            found.wrong("needs upstream.proxy: there is no proxy for the credentials");
-        }
+        table.needs("client_cert", "client_key", "needs upstream.client_key: its private key");
+        let whose = "needs upstream.client_cert: the certificate that the key belongs to";
+        table.needs("client_key", "client_cert", whose);
+        let unused = "needs upstream.proxy: there is no proxy for the credentials";
+        table.needs("proxy_credentials_file", "proxy", unused);
     }
 
     /// The value of `Proxy-Authorization` (Basic, RFC 7617), which no debug output shows.
     pub fn proxy_authorization(&self) -> Option<HeaderValue> {
         let credentials = self.proxy_credentials_file.as_ref()?.secret.expose();
-        let text = Zeroizing::new(format!("Basic {}", STANDARD.encode(credentials)));
-        let mut value = HeaderValue::from_str(&text).ok()?;
-        value.set_sensitive(true);
-        Some(value)
+        Some(Secret::new(format!("Basic {}", STANDARD.encode(credentials)).into()).header_value())
     }
 }
 
@@ -110,7 +103,7 @@ section! {
 section! {
     /// `[upstream.breaker]`
     #[derive(Clone, Debug, PartialEq)]
-    pub struct Breaker {
+    pub struct BreakerConfig {
         /// Failed calls in a row that open it.
         pub consecutive: u32 = 5, count(1..=1_000_000);
         /// Share of failed calls that opens it.

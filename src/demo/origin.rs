@@ -6,27 +6,22 @@
 //! It accepts any token (signatures are verified), keeps no uploads, and where the reference is silent (the order of items, unknown
 //! ids) an option decides. Its batch route is in `batch`, all else in `other_routes`.
 
-mod answers;
 mod batch;
 mod connections;
-mod credential;
 mod links;
 mod options;
 mod other_routes;
-mod parse;
+mod request;
 
-use std::collections::hash_map::DefaultHasher;
-use std::collections::{HashSet, VecDeque};
-use std::hash::{Hash, Hasher};
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, DATE, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -34,6 +29,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use parking_lot::{Mutex, MutexGuard};
+use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -44,15 +40,15 @@ use tokio_util::task::TaskTracker;
 use crate::api;
 use crate::api::request::Form;
 use crate::clock::Clock;
-use crate::message::body::Body;
+use crate::message::body::{Body, whole};
 use connections::OriginConnection;
 
 pub use connections::Loss;
 pub use links::{LinkSigner, link_is_for};
 pub use options::{Options, UnknownIds};
 
-/// Most distinct ids that are told apart; so many hashes take some 16 MiB.
-const MOST_DISTINCT: usize = 1 << 20;
+/// 9999-12-31T23:59:59Z, the last date that HTTP can write.
+const LAST_DATE: u64 = 253_402_300_799;
 
 /// A call on the batch route, as it arrived.
 #[derive(Clone, Debug)]
@@ -106,11 +102,7 @@ struct Inner {
     arrived: watch::Sender<usize>,
     /// Whether calls may go on.
     gate: watch::Sender<bool>,
-    serial: AtomicUsize,
-    connections: Mutex<Vec<Arc<OriginConnection>>>,
-    connections_made: AtomicUsize,
     stop: CancellationToken,
-    /// The listener and the connections.
     tasks: TaskTracker,
 }
 
@@ -120,11 +112,13 @@ struct OriginState {
     calls: Vec<RecordedCall>,
     script: VecDeque<ScriptedReply>,
     ids_asked: usize,
-    /// Hashes of (credential, group, id).
-    distinct: HashSet<u64>,
+    /// Requests so far.
+    serial: usize,
+    /// Open ones, by age, and some that have ended.
+    connections: Vec<Arc<OriginConnection>>,
+    connections_made: usize,
 }
 
-/// A request under way.
 struct Exchange {
     origin: Origin,
     parts: Parts,
@@ -167,9 +161,6 @@ impl Origin {
             state: Mutex::new(OriginState { options, ..OriginState::default() }),
             arrived: watch::Sender::new(0),
             gate: watch::Sender::new(true),
-            serial: AtomicUsize::new(1),
-            connections: Mutex::default(),
-            connections_made: AtomicUsize::new(0),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }))
@@ -202,7 +193,7 @@ impl Origin {
             let (origin, connection) = (self.clone(), Arc::clone(&connection));
             // An error resets the connection.
             async move {
-                if !connection.serves(origin.options().requests_per_connection) {
+                if !connection.serves(origin.state().options.requests_per_connection) {
                     return Err(io::Error::other("lost"));
                 }
                 origin.answer(request).await
@@ -228,8 +219,11 @@ impl Origin {
     /// To end the connection: the request's body breaks off, a reset is scripted, or the endpoint stops.
     async fn answer(self, request: Request<Incoming>) -> io::Result<Response<Body>> {
         let (parts, body) = request.into_parts();
-        let options = self.options();
-        let serial = self.0.serial.fetch_add(1, Ordering::Relaxed);
+        let (options, serial) = {
+            let mut state = self.state();
+            state.serial += 1;
+            (state.options.clone(), state.serial)
+        };
         let now = (self.0.clock.now().unix_millis() / 1000).saturating_add_signed(options.clock_offset);
         let exchange = Exchange { origin: self, parts, options, serial, now };
         if exchange.parts.method == Method::GET && exchange.parts.uri.path() == api::PATH {
@@ -246,10 +240,6 @@ impl Origin {
 
     fn state(&self) -> MutexGuard<'_, OriginState> {
         self.0.state.lock()
-    }
-
-    fn options(&self) -> Options {
-        self.state().options.clone()
     }
 
     /// Changes its behaviour from the next call on.
@@ -275,12 +265,6 @@ impl Origin {
     /// Ids that those calls asked for in all; a call that could not be read asked for none.
     pub fn ids_asked(&self) -> usize {
         self.state().ids_asked
-    }
-
-    /// Distinct ids among those, where an id of another group or of another credential is another id. Stops counting at
-    /// a million (2^20), to bound its memory.
-    pub fn distinct_ids(&self) -> usize {
-        self.state().distinct.len()
     }
 
     /// Delays calls on the batch route after they have arrived, until [`Origin::release`].
@@ -314,16 +298,38 @@ impl Origin {
     }
 }
 
-impl OriginState {
-    fn count(&mut self, credential: &str, group: Option<&str>, ids: &[String]) {
-        self.ids_asked += ids.len();
-        for id in ids {
-            if self.distinct.len() >= MOST_DISTINCT {
-                return;
-            }
-            let mut hasher = DefaultHasher::new();
-            (credential, group, id).hash(&mut hasher);
-            self.distinct.insert(hasher.finish());
+impl Exchange {
+    /// An error in the API's shape.
+    pub(super) fn error(&self, status: u16, code: &str, message: &str) -> Response<Body> {
+        let body = json!({"error_code": code, "error_msg": message, "request_id": self.request_id()});
+        let mut response = self.stamped(json_answer(status, &body));
+        if status == 429 {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("2"));
         }
+        response.map(whole)
     }
+
+    /// Adds what every answer has: a date, by the simulated clock, and a request id.
+    pub(super) fn stamped<B>(&self, mut response: Response<B>) -> Response<B> {
+        // Beyond it, formatting panics.
+        let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(self.now.min(LAST_DATE)));
+        for (name, value) in [(DATE, date), (api::REQUEST_ID, self.request_id())] {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                response.headers_mut().insert(name, value);
+            }
+        }
+        response
+    }
+
+    fn request_id(&self) -> String {
+        format!("{:032x}", self.serial)
+    }
+}
+
+/// A JSON answer; an invalid `status` becomes a 500.
+pub(super) fn json_answer(status: u16, body: &Value) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(body.to_string()));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }

@@ -22,9 +22,7 @@ use crate::api::id::Group;
 use crate::api::request::{Form, target};
 use crate::demo::origin::link_is_for;
 
-/// The demonstration's caller.
 pub(super) const TOKEN: &str = "demo-token";
-/// Its group.
 const GROUP: &str = "demo";
 
 pub(super) const BATCHES: usize = 20_000;
@@ -35,15 +33,14 @@ pub(super) const EXPONENT: f64 = 0.99;
 /// Batches that are asked at a time.
 pub(super) const CONNECTIONS: usize = 64;
 
-/// The result of a replay.
 #[derive(Default)]
 pub(super) struct Replay {
     pub(super) distinct_ids: usize,
     pub(super) distinct_batches: usize,
     pub(super) median: Duration,
     pub(super) p99: Duration,
-    pub(super) wrong: usize,
-    pub(super) first_wrong: String,
+    /// Why each wrong answer is wrong.
+    pub(super) wrong: Vec<String>,
 }
 
 /// Replays the batches against the sidelink at `address`; calls `progress` after each.
@@ -66,12 +63,7 @@ pub(super) async fn run(address: SocketAddr, progress: impl Fn()) -> io::Result<
     let mut times = Vec::with_capacity(BATCHES);
     while let Some((time, checked)) = answers.next().await {
         times.push(time);
-        if let Err(reason) = checked {
-            replay.wrong += 1;
-            if replay.wrong == 1 {
-                replay.first_wrong = reason;
-            }
-        }
+        replay.wrong.extend(checked.err());
         progress();
     }
     times.sort_unstable();
@@ -100,7 +92,7 @@ fn draw() -> io::Result<Vec<Vec<String>>> {
 /// Asks for one batch.
 ///
 /// # Errors
-/// Why the answer is wrong, or why there is none.
+/// The reason why the answer is wrong, or why there is none.
 async fn ask(
     client: &Client<HttpConnector, Empty<Bytes>>,
     address: SocketAddr,

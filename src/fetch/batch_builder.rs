@@ -3,11 +3,11 @@
 use super::KeyedId;
 use crate::api;
 use crate::api::request::{self, Form};
-use crate::config;
+use crate::config::UpstreamConfig;
 
 /// Fills one call.
 pub(super) struct BatchBuilder<'c> {
-    config: &'c config::Upstream,
+    config: &'c UpstreamConfig,
     form: Form,
     ids: usize,
     /// Bytes of the target, with room for the path and the longest group.
@@ -15,7 +15,7 @@ pub(super) struct BatchBuilder<'c> {
 }
 
 impl<'c> BatchBuilder<'c> {
-    pub(super) fn new(config: &'c config::Upstream, form: Form) -> Self {
+    pub(super) fn new(config: &'c UpstreamConfig, form: Form) -> Self {
         let group = api::GROUP_CHARS * 4 * 3;
         let bytes = api::PATH.len() + api::IDS.len() + api::GROUP.len() + 4 + group;
         Self { config, form, ids: 0, bytes }
@@ -35,7 +35,7 @@ impl<'c> BatchBuilder<'c> {
 }
 
 /// The ids of each call that `ids` take.
-pub(super) fn split(config: &config::Upstream, form: Form, ids: &[KeyedId]) -> Vec<Vec<KeyedId>> {
+pub(super) fn split(config: &UpstreamConfig, form: Form, ids: &[KeyedId]) -> Vec<Vec<KeyedId>> {
     let mut batches: Vec<Vec<KeyedId>> = Vec::new();
     let mut builder = BatchBuilder::new(config, form);
     for id in ids {

@@ -233,7 +233,7 @@ impl Fetcher {
         };
         let names = || ids.iter().map(|id| &*id.id);
         let requests = served.batches.iter().map(|context| &context.trace);
-        let mut span = CallSpan::start(self.upstream.endpoint(), ids.len(), requests);
+        let span = CallSpan::start(self.upstream.endpoint(), ids.len(), requests);
         let mut headers = context.headers.clone();
         headers.extend(span.context().as_ref().unwrap_or(&context.trace_context).headers());
         let request_id = context.request_id.as_ref().filter(|_| served.is_one_batch);
@@ -260,7 +260,6 @@ impl Fetcher {
         self.flights.extra_calls.deposit();
         let mut retries = 0;
         let outcome = self.upstream.call(&call, deadline, &mut retries, read).await;
-        span.retried(retries);
         let status = outcome.as_ref().ok().map(|(answer, _)| answer.status);
         let mut result = match outcome {
             Ok((answer, read)) => {
@@ -276,11 +275,8 @@ impl Fetcher {
             }
             Err(error) => CallReport::failed(Cause::NoAnswer(error)),
         };
-        match status {
-            Some(status) => span.answered(status, call_result(&result).name()),
-            None => span.unanswered(call_result(&result).name()),
-        }
         result.span = span.call_context();
+        span.end(status, call_result(&result).name(), retries);
         self.counted(result)
     }
 

@@ -21,7 +21,8 @@ pub const VIA_HTTP_11: &str = "1.1 sidelink";
 /// The longest request id of a client's that is returned, and of an endpoint's that is logged.
 pub const REQUEST_ID_BYTES: usize = 128;
 
-const HOP_BY_HOP: [HeaderName; 8] = [
+/// The headers that are always about one connection.
+pub const HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
     // A client that uses sidelink as an HTTP proxy means it for sidelink.
     PROXY_AUTHORIZATION,
@@ -57,8 +58,8 @@ fn list<'m>(headers: Headers<'m>, name: &HeaderName) -> impl Iterator<Item = &'m
 }
 
 /// The value of a header that is there once.
-fn single<'m>(headers: Headers<'m>, name: &HeaderName) -> Option<&'m HeaderValue> {
-    let mut values = headers.get_all(name);
+pub fn single<'m>(headers: impl Into<Headers<'m>>, name: &HeaderName) -> Option<&'m HeaderValue> {
+    let mut values = headers.into().get_all(name);
     values.next().filter(|_| values.next().is_none())
 }
 

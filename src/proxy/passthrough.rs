@@ -101,7 +101,7 @@ impl Passthrough {
             request.headers_mut().insert(HOST, host);
         }
         strip_hop_by_hop(request.headers_mut());
-        let mut span = trace.exchange(self.upstream.endpoint(), request.method());
+        let span = trace.exchange(self.upstream.endpoint(), request.method());
         let context = span.context().unwrap_or_else(|| trace.context(request.headers()));
         trace::pass_on(request.headers_mut(), &context);
         add_via(request.headers_mut(), version);
@@ -158,20 +158,19 @@ impl Passthrough {
         let unsent = expectation.and_then(|expectation| expectation.answered());
         let (mut head, body) = match answer {
             Ok(response) => {
-                span.answered(response.status(), "ok");
+                span.end(Some(response.status()), "ok", 0);
                 response.into_parts()
             }
             // The client's fault, although the connection to the endpoint ends.
             Err(_) if broken_off.load(Ordering::Relaxed) => {
-                span.unanswered("client-broke-off");
+                span.end(None, "client-broke-off", 0);
                 return Reply::error(Error::Malformed("the request's body broke off")).after(waited);
             }
             Err(error) => {
-                span.unanswered(if error == Error::Deadline { "deadline" } else { "no_answer" });
+                span.end(None, if error == Error::Deadline { "deadline" } else { "no_answer" }, 0);
                 return Reply::error(error).after(waited);
             }
         };
-        drop(span);
         let body = match deleted {
             Some(id) => self.purge_deleted(&id, head.status, body).await,
             None => stream(body),

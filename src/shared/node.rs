@@ -113,7 +113,7 @@ impl Node {
             return Ok(());
         }
         let connection = self.open().await.map_err(|reason| {
-            self.options.metrics.shared.count_failure(Kind::Connect);
+            self.options.metrics.shared.failures.of(Kind::Connect).inc();
             format!("{}: {reason}", self.address)
         })?;
         self.failures.store(FAILURES - 1, Ordering::Relaxed);
@@ -162,7 +162,7 @@ impl Node {
         match replies {
             Ok(Ok(replies)) if replies.len() == commands => {
                 if let Some(code) = replies.iter().find_map(refusal) {
-                    metrics.count_failure(Kind::Reply);
+                    metrics.failures.of(Kind::Reply).inc();
                     self.refused.when_due(|suppressed| {
                         events::SharedRefusal { server: format_args!("{}", self.address), code, suppressed }.log();
                     });
@@ -176,12 +176,12 @@ impl Node {
                 Some(replies)
             }
             Ok(broken) => {
-                metrics.count_failure(if broken.is_ok() { Kind::Reply } else { Kind::Broken });
+                metrics.failures.of(if broken.is_ok() { Kind::Reply } else { Kind::Broken }).inc();
                 *self.connection.write() = None;
                 None
             }
             Err(_) => {
-                metrics.count_failure(Kind::Timeout);
+                metrics.failures.of(Kind::Timeout).inc();
                 self.failed();
                 None
             }

@@ -175,7 +175,7 @@ impl TierState {
             journal.read(key, first, text, now)
         };
         let Some(news) = read else {
-            self.metrics.shared.count_failure(Kind::Journal);
+            self.metrics.shared.failures.of(Kind::Journal).inc();
             return Ok(false);
         };
         self.apply(fleet, &news);

@@ -58,7 +58,7 @@ impl TierState {
 
     fn counted<T>(&self, value: Option<T>, failure: Kind) -> Option<T> {
         if value.is_none() {
-            self.metrics.shared.count_failure(failure);
+            self.metrics.shared.failures.of(failure).inc();
         }
         value
     }

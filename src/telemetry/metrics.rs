@@ -1,6 +1,6 @@
 //! Every metric family, registered on a registry that is passed in; every series exists from the start.
 //!
-//! **To add a metric, add a line to `families!`**: its HELP text as the doc, its name, and what it is (`family.rs`). Values of
+//! **To add a metric, add a line to `families!`**: its HELP text as the doc, its name and its kind (`family.rs`). Values of
 //! labels are declared in `labels.rs`. Label sets are closed: no id, path or caller is ever a label.
 
 mod family;
@@ -46,7 +46,7 @@ families! {
         /// Requests of the batch route, by how they were answered.
         batches: Counters<Outcome> = "batches_total", counters("outcome");
         /// Seconds from a request's head to its answer's head, by route and outcome. A client that disconnects before counts as an error.
-        request_durations: RequestDurations = "request_duration_seconds", request_durations(&REQUEST_SECONDS);
+        request_durations: PerLabel<Route, PerLabel<Outcome, Histogram>> = "request_duration_seconds", request_durations(&REQUEST_SECONDS);
         /// Distinct ids of each batch that was read and admitted; the sum is all ids asked for.
         pub batch_ids: Histogram = "batch_ids", histogram(&BATCH_IDS);
         /// Calls to the endpoint, by result. A call counts once, however often it is tried.
@@ -106,7 +106,7 @@ families! {
         /// The part of sidelink_limit that is in use now.
         limit_used: Gauges<Bounded> = "limit_used", gauges("limit");
         /// 1 if the last reload of the configuration succeeded or there was none yet; 0 if it was refused: the previous configuration stays in effect.
-        pub reload_successful: IntGauge = "config_last_reload_successful", flag();
+        pub reload_successful: IntGauge = "config_last_reload_successful", gauge();
         /// When the configuration in effect was loaded, in seconds since the Unix epoch.
         reload_success_timestamp: IntGauge = "config_last_reload_success_timestamp_seconds", gauge();
         /// The shared tier.
@@ -132,15 +132,6 @@ families! {
         /// Seconds of a round trip to the shared tier, failed ones included.
         pub duration: Histogram = "shared_duration_seconds", histogram(&ROUND_TRIP_SECONDS);
     }
-}
-
-/// Durations by route and outcome.
-pub struct RequestDurations {
-    batch: PerLabel<Outcome, Histogram>,
-    /// Passed through, and answered by the endpoint.
-    forwarded: Histogram,
-    /// Passed through, and failed.
-    failed: Histogram,
 }
 
 impl Metrics {
@@ -177,15 +168,10 @@ impl Metrics {
 
     /// Counts a request and its duration.
     pub fn count_request(&self, route: Route, outcome: Outcome, seconds: f64) {
-        let duration = match (route, outcome) {
-            (Route::Passthrough, Outcome::Error) => &self.request_durations.failed,
-            (Route::Passthrough, _) => &self.request_durations.forwarded,
-            (Route::Batch, outcome) => {
-                self.batches.of(outcome).inc();
-                self.request_durations.batch.of(outcome)
-            }
-        };
-        duration.observe(seconds);
+        if route == Route::Batch {
+            self.batches.of(outcome).inc();
+        }
+        self.request_durations.of(route).of(outcome).observe(seconds);
     }
 }
 
@@ -194,11 +180,6 @@ impl SharedMetrics {
     pub fn count(&self, operation: Operation, seconds: f64) {
         self.operations.of(operation).inc();
         self.duration.observe(seconds);
-    }
-
-    /// Counts a failure.
-    pub fn count_failure(&self, kind: Kind) {
-        self.failures.of(kind).inc();
     }
 }
 

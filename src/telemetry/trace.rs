@@ -85,7 +85,7 @@ impl Tracer {
         span.set_attribute(KeyValue::new("network.protocol.version", version(request.version())));
         let context = span.span_context().clone();
         let span = Mutex::new(LinkedSpan { span, to: Vec::new() });
-        RequestSpan(Some(Arc::new(StartedSpan { context, state, method, span, tracer: self.0.clone() })))
+        RequestSpan(Some(Arc::new(StartedSpan { context, state, span, tracer: self.0.clone() })))
     }
 }
 
@@ -100,7 +100,6 @@ struct StartedSpan {
     context: SpanContext,
     /// The client's tracestate, for the endpoint only, never for the collector.
     state: Option<HeaderValue>,
-    method: &'static str,
     span: Mutex<LinkedSpan>,
     tracer: SdkTracer,
 }
@@ -141,10 +140,10 @@ impl RequestSpan {
 
     /// Ends the request's span. Without an answer, the client left first.
     pub fn end(&self, route: Route, reply: Option<&Reply>) {
-        let Some(StartedSpan { method, span, .. }) = self.sampled() else { return };
-        let span = &mut span.lock().unwrap_or_else(PoisonError::into_inner).span;
+        let Some(sampled) = self.sampled() else { return };
+        let span = &mut sampled.span.lock().unwrap_or_else(PoisonError::into_inner).span;
         if route == Route::Batch {
-            span.update_name(format!("{} {}", name(method), api::PATH));
+            span.update_name(format!("GET {}", api::PATH));
             span.set_attribute(KeyValue::new("http.route", api::PATH));
         }
         if let Some(status) = reply.map(|reply| reply.response.status()) {
@@ -203,10 +202,6 @@ impl CallSpan {
         Self(Some(call))
     }
 
-    fn span(&mut self) -> Option<&mut Span> {
-        self.0.as_mut().map(|call| &mut call.linked.span)
-    }
-
     /// The context that goes to the endpoint.
     pub fn context(&self) -> Option<TraceContext> {
         self.0.as_ref().map(|call| TraceContext::of(call.linked.span.span_context(), call.state.clone()))
@@ -218,26 +213,20 @@ impl CallSpan {
         Some(CallContext(Arc::new((call.linked.span.span_context().clone(), call.parent))))
     }
 
-    /// The endpoint answered with `status`, which sidelink counts as `result`.
-    pub fn answered(&mut self, status: StatusCode, result: &'static str) {
-        if let Some(span) = self.span() {
-            set_status(span, status, status.is_client_error() || status.is_server_error());
-            span.set_attribute(KeyValue::new("sidelink.result", result));
+    /// Ends the span: after `retries`, the endpoint answered with `status`, or not at all. `result` is from a closed set.
+    pub fn end(self, status: Option<StatusCode>, result: &'static str, retries: u32) {
+        let Some(mut call) = self.0 else { return };
+        let span = &mut call.linked.span;
+        match status {
+            Some(status) => set_status(span, status, status.is_client_error() || status.is_server_error()),
+            None => {
+                span.set_status(Status::error(""));
+                span.set_attribute(KeyValue::new("error.type", result));
+            }
         }
-    }
-
-    /// There was no answer, for a reason from a closed set.
-    pub fn unanswered(&mut self, reason: &'static str) {
-        if let Some(span) = self.span() {
-            span.set_status(Status::error(""));
-            span.set_attributes([KeyValue::new("error.type", reason), KeyValue::new("sidelink.result", reason)]);
-        }
-    }
-
-    /// The call was retried `times` times, which OpenTelemetry calls resent.
-    pub fn retried(&mut self, times: u32) {
-        if let (Some(span), 1..) = (self.span(), times) {
-            span.set_attribute(KeyValue::new("http.request.resend_count", i64::from(times)));
+        span.set_attribute(KeyValue::new("sidelink.result", result));
+        if retries > 0 {
+            span.set_attribute(KeyValue::new("http.request.resend_count", i64::from(retries)));
         }
     }
 }

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::evidence::{CallOutcome, CallSource, Counts, Evidence, FailureKind, Finding, Suspect};
-use crate::config;
+use crate::config::BreakerConfig;
 use crate::telemetry::metrics::BreakerState;
 
 /// An open breaker stays open for up to this share longer, so that a fleet does not probe at the same time.
@@ -23,7 +23,7 @@ const PROBE_WAIT: Duration = Duration::from_secs(1);
 
 /// The breaker of the one endpoint.
 pub(super) struct Breaker {
-    config: config::Breaker,
+    config: BreakerConfig,
     circuit: Mutex<Circuit>,
 }
 
@@ -83,7 +83,7 @@ pub(super) struct Permit<'b> {
 
 impl Breaker {
     /// Closed.
-    pub(super) fn new(config: &config::Breaker) -> Self {
+    pub(super) fn new(config: &BreakerConfig) -> Self {
         Self { config: config.clone(), circuit: Mutex::default() }
     }
 
@@ -301,7 +301,7 @@ mod tests {
     const WAIT: Duration = Duration::from_millis(2400);
 
     fn breaker() -> Breaker {
-        Breaker::new(&config::Breaker { consecutive: 3, ratio: 0.5, min_calls: 10, open: Duration::from_secs(2) })
+        Breaker::new(&BreakerConfig { consecutive: 3, ratio: 0.5, min_calls: 10, open: Duration::from_secs(2) })
     }
 
     fn admit(breaker: &Breaker, caller: u64, id: u64) -> Result<Permit<'_>, Duration> {

@@ -22,7 +22,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceExt, service_fn};
 
 use super::resolver::Resolver;
-use crate::config;
+use crate::config::{Endpoint, UpstreamConfig};
 
 /// Bytes that an in-memory connection buffers each way.
 const MEMORY_BUFFER: usize = 64 << 10;
@@ -69,7 +69,7 @@ pub(super) type Connector = BoxCloneSyncService<Uri, TokioIo<Stream>, ConnectFai
 
 /// Connects over TCP, and TLS where the endpoint's scheme asks for it, directly or through an egress proxy's tunnel.
 pub(super) fn network(
-    config: &config::Upstream,
+    config: &UpstreamConfig,
     tls: ClientConfig,
     protocols: Protocols,
     resolver: Resolver,
@@ -131,7 +131,7 @@ fn secured<C>(connector: C, tls: ClientConfig, protocols: Protocols) -> HttpsCon
 
 /// A tunnel through `proxy`, for either scheme, so that requests are the same with and without a proxy (CONNECT, RFC 9110
 /// §9.3.6).
-fn tunnel<C>(proxy: &config::Endpoint, authorization: Option<HeaderValue>, tcp: C) -> Tunnel<C> {
+fn tunnel<C>(proxy: &Endpoint, authorization: Option<HeaderValue>, tcp: C) -> Tunnel<C> {
     let tunnel = Tunnel::new(proxy.uri(PathAndQuery::from_static("/")), tcp);
     match authorization {
         Some(value) => tunnel.with_auth(value),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::auth::Caller;
-use crate::config;
+use crate::config::BreakerConfig;
 
 /// How long a call counts.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -175,7 +175,7 @@ impl Evidence {
     }
 
     /// What the calls so far show, after one of `source` has failed. `None`: nothing yet.
-    pub(super) fn judge(&self, source: &CallSource, config: &config::Breaker) -> Option<Finding> {
+    pub(super) fn judge(&self, source: &CallSource, config: &BreakerConfig) -> Option<Finding> {
         let in_a_row = usize::try_from(config.consecutive).unwrap_or(usize::MAX);
         let newest = || self.calls.iter().rev();
         let row: Vec<&PastCall> = newest().take_while(|call| call.failure.is_some()).collect();
@@ -301,8 +301,8 @@ fn count_id_sets(calls: &[&PastCall]) -> usize {
 mod tests {
     use super::*;
 
-    const CONFIG: config::Breaker =
-        config::Breaker { consecutive: 3, ratio: 0.5, min_calls: 10, open: Duration::from_secs(2) };
+    const CONFIG: BreakerConfig =
+        BreakerConfig { consecutive: 3, ratio: 0.5, min_calls: 10, open: Duration::from_secs(2) };
 
     fn source(caller: u128, ids: &[u64]) -> CallSource {
         CallSource { caller: Caller::of_test(caller), accepted: caller < 100, ids: ids.into() }

@@ -8,7 +8,7 @@ use rustls::client::WantsClientCert;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 
-use crate::config::{self, pem};
+use crate::config::{UpstreamConfig, pem};
 
 /// Why the client could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +33,7 @@ pub(super) struct Trust {
 
 impl Trust {
     /// Reads the files, or the platform's authorities.
-    pub(super) fn read(config: &config::Upstream) -> Result<Self, SetupError> {
+    pub(super) fn read(config: &UpstreamConfig) -> Result<Self, SetupError> {
         let roots = if config.ca_file.is_some() || config.endpoint.scheme == Scheme::HTTPS {
             authorities("upstream.ca_file", config.ca_file.as_deref())?.roots
         } else {

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::IpAddr;
 
 use http::{Method, StatusCode};
-use sidelink::config::{Secret, SecretFile};
+use sidelink::config::{Secret, StoredSecret};
 
 use crate::support::{Reply, Stack, TestClient, raw};
 
@@ -18,7 +18,8 @@ const ALL: &str = r#"{"all":true}"#;
 pub fn token(config: &mut sidelink::config::Config) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     write!(file, "{TOKEN}").unwrap();
-    config.admin.token_file = Some(SecretFile { secret: Secret::new(TOKEN.into()), path: file.path().to_owned() });
+    config.admin.token_file =
+        Some(StoredSecret { secret: Secret::new(TOKEN.into()), source: file.path().display().to_string() });
 }
 
 /// An address of this machine that is not loopback, if there is one.
@@ -85,7 +86,7 @@ async fn a_purge_is_json_of_one_of_three_forms_within_its_limit() {
     assert_eq!(purge(&client, &[], ALL).await.status, 415);
     assert_eq!(purge(&client, &[JSON, ("content-encoding", "gzip")], ALL).await.status, 415);
     for (body, said) in
-        [("", "JSON object"), ("{}", "one of three"), (r#"{"everything":true}"#, "unknown field `everything`")]
+        [("", "JSON object"), ("{}", "one of three"), (r#"{"everything":true}"#, "unknown variant `everything`")]
     {
         let reply = purge(&client, &[JSON], body).await;
         assert_eq!(reply.status, 400, "{body}");

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use sidelink::app::App;
-use sidelink::config::{Config, Endpoint, Secret, SecretFile};
+use sidelink::config::{Config, Endpoint, Secret, StoredSecret};
 use sidelink::demo::origin::Origin;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
@@ -104,7 +104,7 @@ async fn the_proxys_credentials_go_to_the_proxy_alone() {
     let mut config = config(origin.address());
     proxy.named_in(&mut config);
     let secret = Secret::new(b"user:pass".to_vec());
-    config.upstream.proxy_credentials_file = Some(SecretFile { secret, path: "proxy-credentials".into() });
+    config.upstream.proxy_credentials_file = Some(StoredSecret { secret, source: "proxy-credentials".into() });
     assert!(!format!("{config:?}{config}").contains("user:pass"));
     let app = App::start(config).await.unwrap();
     assert_eq!(TestClient::new(app.addresses()[0]).batch("t", &["1"]).await.ids(), ["1"]);

@@ -5,7 +5,7 @@ use http::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 use sidelink::clock::{Clock, basic_date};
-use sidelink::config::{CallerKey, Config, KeyPair, Secret, SecretVariable};
+use sidelink::config::{CallerKey, Config, KeyPair, Secret, StoredSecret};
 
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
@@ -19,7 +19,7 @@ pub fn pair(access_key: &str, secret_key: &str) -> KeyPair {
 /// Configures a key pair.
 pub fn knows(config: &mut Config, access_key: &str, secret_key: &str) {
     let KeyPair { access_key, secret_key: secret } = pair(access_key, secret_key);
-    let secret_key_env = Some(SecretVariable { secret, name: "TEST".into() });
+    let secret_key_env = Some(StoredSecret { secret, source: "TEST".into() });
     config.callers.keys.push(CallerKey { access_key, secret_key_file: None, secret_key_env });
 }
 

@@ -1,26 +1,23 @@
 //! The batch route of the simulated endpoint.
 
-use std::io;
+use std::io::{self, Write};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderValue, Response};
+use http::header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
-use super::answers::{gzip, json_answer};
-use super::credential::{Unauthenticated, credential};
 use super::links::{Owner, link};
-use super::parse::{ParsedCall, parse};
-use super::{Exchange, RecordedCall, ScriptedReply, UnknownIds};
+use super::request::{ParsedCall, Unauthenticated, credential, parse};
+use super::{Exchange, RecordedCall, ScriptedReply, UnknownIds, json_answer};
 use crate::api;
 use crate::auth::signature;
 use crate::message::body::{Body, whole};
 
-/// Most bytes of a batch's body.
 const MOST_BYTES: usize = 1 << 20;
 /// The bytes that a truncated reply announces and does not send.
 const CUT_OFF: usize = 64;
@@ -38,10 +35,9 @@ pub(super) async fn answer(mut exchange: Exchange, body: Incoming) -> io::Result
     let keys = std::mem::take(&mut exchange.options.keys);
     let parts = exchange.parts.clone();
     let credential = credential(&parts, &signature::hash(&body), &keys, exchange.now);
-    let caller = credential.unwrap_or_default();
-    exchange.options = exchange.options.for_caller(caller);
+    exchange.options = exchange.options.for_caller(credential.unwrap_or_default());
     let ids = parsed.as_ref().map_or(&[][..], |parsed| &parsed.ids);
-    let scripted = exchange.arrive(body, parsed.as_ref().ok(), caller).await?;
+    let scripted = exchange.arrive(body, parsed.as_ref().ok()).await?;
     let poison_reply = exchange.options.poison_reply.take().filter(|_| exchange.options.is_poisoned(ids));
     match scripted.or(poison_reply) {
         Some(reply) => exchange.play(reply).await,
@@ -51,17 +47,12 @@ pub(super) async fn answer(mut exchange: Exchange, body: Incoming) -> io::Result
 
 impl Exchange {
     /// Counts and records a call, and waits until it may go on. Returns the reply scripted for it.
-    async fn arrive(
-        &self,
-        body: Bytes,
-        parsed: Option<&ParsedCall>,
-        caller: &str,
-    ) -> io::Result<Option<ScriptedReply>> {
+    async fn arrive(&self, body: Bytes, parsed: Option<&ParsedCall>) -> io::Result<Option<ScriptedReply>> {
         let origin = &self.origin.0;
         let scripted = {
             let mut state = self.origin.state();
             if let Some(parsed) = parsed {
-                state.count(caller, parsed.group.as_deref(), &parsed.ids);
+                state.ids_asked += parsed.ids.len();
             }
             if self.options.record {
                 state.calls.push(RecordedCall {
@@ -193,4 +184,27 @@ impl Exchange {
             }
         }
     }
+}
+
+/// Compresses `response` where the client accepts gzip.
+fn gzip(request: &HeaderMap, response: &mut Response<Bytes>) {
+    if !accepts_gzip(request) {
+        return;
+    }
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    // Writing to memory does not fail.
+    if let Ok(coded) = encoder.write_all(response.body()).and_then(|()| encoder.finish()) {
+        *response.body_mut() = coded.into();
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+}
+
+fn accepts_gzip(request: &HeaderMap) -> bool {
+    let values = request.get_all(ACCEPT_ENCODING).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|coding| {
+        let (name, parameters) = coding.split_once(';').unwrap_or((coding, ""));
+        let weight = parameters.trim().to_ascii_lowercase();
+        let is_refused = weight.strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok()) == Some(0.0);
+        name.trim().eq_ignore_ascii_case("gzip") && !is_refused
+    })
 }

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use parking_lot::MutexGuard;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::Origin;
+use super::{Origin, OriginState};
 
 /// How a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,27 +30,22 @@ pub(super) struct OriginConnection {
 
 impl Origin {
     pub(super) fn add_connection(&self) -> Arc<OriginConnection> {
-        self.0.connections_made.fetch_add(1, Ordering::Relaxed);
         let connection = Arc::new(OriginConnection::default());
-        self.open_connections().push(Arc::clone(&connection));
+        let mut state = self.state();
+        state.connections_made += 1;
+        state.open_connections().push(Arc::clone(&connection));
         connection
-    }
-
-    /// The open ones, by age.
-    fn open_connections(&self) -> MutexGuard<'_, Vec<Arc<OriginConnection>>> {
-        let mut open = self.0.connections.lock();
-        open.retain(|connection| !connection.is_closed.is_cancelled());
-        open
     }
 
     /// Loses every open connection.
     pub fn lose_connections(&self, how: Loss) {
-        self.open_connections().iter().for_each(|connection| connection.lose(how));
+        self.state().open_connections().iter().for_each(|connection| connection.lose(how));
     }
 
     /// Loses one open connection, if there is any: number `which` by age, modulo their count.
     pub fn lose_connection(&self, which: usize, how: Loss) {
-        let open = self.open_connections();
+        let mut state = self.state();
+        let open = state.open_connections();
         if let Some(connection) = open.get(which % open.len().max(1)) {
             connection.lose(how);
         }
@@ -59,7 +53,15 @@ impl Origin {
 
     /// Connections since the start.
     pub fn connections(&self) -> usize {
-        self.0.connections_made.load(Ordering::Relaxed)
+        self.state().connections_made
+    }
+}
+
+impl OriginState {
+    /// The open ones, by age.
+    fn open_connections(&mut self) -> &mut Vec<Arc<OriginConnection>> {
+        self.connections.retain(|connection| !connection.is_closed.is_cancelled());
+        &mut self.connections
     }
 }
 

@@ -30,7 +30,7 @@ pub struct Options {
     /// Ids that it does not know.
     #[arg(long, value_name = "ID,…", value_delimiter = ',')]
     pub missing: Vec<String>,
-    /// What it does with a batch that has some of those.
+    /// How it answers a batch that has some of those.
     #[arg(long, value_enum, default_value_t = UnknownIds::LeaveOut)]
     pub unknown_ids: UnknownIds,
     /// Tokens and access keys that it refuses with a 401.
@@ -42,13 +42,13 @@ pub struct Options {
     /// Ids that make it fail the whole call.
     #[arg(long, value_name = "ID,…", value_delimiter = ',')]
     pub poison: Vec<String>,
-    /// With which status, 200 to 599: 200 is an error body that comes with a 200, as older codes do.
+    /// The status of that failure, 200 to 599; 200 is an error body with a 200, as older codes have it.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(200..=599))]
     pub poison_status: u16,
     /// Share of calls that fail by chance, 0 to 1.
     #[arg(long, default_value_t = 0.0, value_parser = share)]
     pub fail_ratio: f64,
-    /// With which status those fail, 200 to 599.
+    /// The status of those failures, 200 to 599.
     #[arg(long, default_value_t = 503, value_parser = clap::value_parser!(u16).range(200..=599))]
     pub fail_status: u16,
     /// Seconds that its clock is ahead of this machine's; it dates its answers and its links by it.
@@ -116,7 +116,7 @@ fn key_pair(text: &str) -> Result<KeyPair, String> {
     Ok(KeyPair { access_key: access_key.to_owned(), secret_key: Secret::new(secret_key.into()) })
 }
 
-/// What the endpoint does with ids that it does not know: the reference does not say.
+/// How the endpoint answers a batch with unknown ids, which the reference leaves open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum UnknownIds {
     /// They are left out of the answer.

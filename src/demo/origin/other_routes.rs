@@ -15,18 +15,15 @@ use hyper::body::Incoming;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::answers::json_answer;
-use super::credential::access_key;
-use super::{Exchange, Origin};
+use super::request::access_key;
+use super::{Exchange, json_answer};
 use crate::api::ACCESSORIES;
 use crate::message::body::{Body, stream as streamed, whole};
 
 const ECHO: &str = "/v2/servicerequest/echo";
 /// For comparisons of proxies: tells how much came through.
 const COUNTS: &str = "/counts";
-/// Most bytes of a body that are echoed.
 const MOST_ECHOED: usize = 64 << 10;
-/// A chunk of a download.
 static CHUNK: [u8; 16 << 10] = [b'x'; 16 << 10];
 
 /// Answers a request that is no batch.
@@ -40,7 +37,10 @@ pub(super) async fn answer(exchange: &Exchange, body: Incoming) -> io::Result<Re
         return Ok(exchange.error(401, code, message));
     }
     let response = match (&parts.method, parts.uri.path()) {
-        (&Method::GET, COUNTS) => counts(&exchange.origin),
+        (&Method::GET, COUNTS) => {
+            let origin = &exchange.origin;
+            json_answer(200, &json!({"batch_calls": origin.batch_calls(), "ids_asked": origin.ids_asked()})).map(whole)
+        }
         (_, ECHO) => echo(parts, &body),
         (&Method::POST, ACCESSORIES) => {
             let id = format!("up-{}", exchange.serial);
@@ -55,12 +55,6 @@ pub(super) async fn answer(exchange: &Exchange, body: Incoming) -> io::Result<Re
         _ => exchange.error(404, "APIGW.0101", "The API does not exist"),
     };
     Ok(exchange.stamped(response))
-}
-
-/// How much the batch route was asked since the start.
-fn counts(origin: &Origin) -> Response<Body> {
-    let (calls, asked, distinct) = (origin.batch_calls(), origin.ids_asked(), origin.distinct_ids());
-    json_answer(200, &json!({"batch_calls": calls, "ids_asked": asked, "distinct_ids": distinct})).map(whole)
 }
 
 /// The length, the beginning and the hash of a body.
@@ -94,8 +88,8 @@ fn is_accessory(path: &str) -> bool {
 /// Streams `?bytes=N` bytes (1 MiB) in chunks, `?chunk_delay_ms=` apart (0).
 fn download(parts: &Parts) -> Response<Body> {
     let parameter = |name: &str| {
-        let mut pairs = parts.uri.query().unwrap_or("").split('&').filter_map(|pair| pair.split_once('='));
-        pairs.find(|(known, _)| *known == name).and_then(|(_, value)| value.parse::<usize>().ok())
+        let mut pairs = parts.uri.query().unwrap_or("").split('&');
+        pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse::<usize>().ok())
     };
     let total = parameter("bytes").unwrap_or(1 << 20);
     let delay = Duration::from_millis(parameter("chunk_delay_ms").unwrap_or(0) as u64);

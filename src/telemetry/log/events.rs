@@ -17,7 +17,7 @@ pub struct Event {
     pub message: &'static str,
     /// Names of the fields, with a meaning where the event's own does not say it.
     pub fields: &'static [(&'static str, &'static str)],
-    /// What the event means.
+    /// The meaning of the event.
     pub meaning: &'static str,
 }
 
@@ -82,19 +82,19 @@ events! {
             caller: Option<String>,
             /// Distinct ids of the batch.
             ids: Option<u32>,
-            /// Of them: from memory, fresh.
+            /// Ids from memory, fresh.
             hit: Option<u32>,
-            /// From memory, past their freshness, because the endpoint failed.
+            /// Ids from memory, past their freshness, because the endpoint failed.
             stale: Option<u32>,
-            /// From a flight that another batch started.
+            /// Ids from a flight that another batch started.
             joined: Option<u32>,
-            /// From the shared tier.
+            /// Ids from the shared tier.
             shared: Option<u32>,
-            /// From a call for this batch.
+            /// Ids from a call for this batch.
             fetched: Option<u32>,
-            /// Remembered as left out by the endpoint.
+            /// Ids that are remembered as left out by the endpoint.
             absent: Option<u32>,
-            /// Not available.
+            /// Ids that are not available.
             failed: Option<u32>,
         }
     }

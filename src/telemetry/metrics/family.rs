@@ -1,4 +1,4 @@
-//! `families!` and what a family may be.
+//! `families!`, and the kinds of families.
 
 use std::marker::PhantomData;
 
@@ -9,7 +9,7 @@ use prometheus::{
 };
 
 use super::labels::Label;
-use super::{BreakerState, Outcome, RequestDurations, Route, show_state};
+use super::{BreakerState, Outcome, Route, show_state};
 
 /// The series of a family with one label, all there from the start.
 #[derive(Clone)]
@@ -90,15 +90,8 @@ impl<'a> Family<'a> {
         self.register(IntCounter::new(&*self.name, self.help)?)
     }
 
-    pub(super) fn gauge(&self) -> Result<IntGauge> {
+    pub(super) fn gauge(self) -> Result<IntGauge> {
         self.register(IntGauge::new(&*self.name, self.help)?)
-    }
-
-    /// A gauge that begins at 1.
-    pub(super) fn flag(self) -> Result<IntGauge> {
-        let gauge = self.gauge()?;
-        gauge.set(1);
-        Ok(gauge)
     }
 
     /// A gauge of fractions.
@@ -128,15 +121,15 @@ impl<'a> Family<'a> {
         Ok(gauges)
     }
 
-    pub(super) fn request_durations(self, buckets: &[f64]) -> Result<RequestDurations> {
+    /// A request that is passed through is a bypass or an error.
+    pub(super) fn request_durations(self, buckets: &[f64]) -> Result<PerLabel<Route, PerLabel<Outcome, Histogram>>> {
         let opts = HistogramOpts::new(&*self.name, self.help).buckets(buckets.to_vec());
         let vector = self.register(HistogramVec::new(opts, &["route", "outcome"])?)?;
-        let of = |route: Route, outcome: &str| vector.with_label_values(&[route.name(), outcome]);
-        Ok(RequestDurations {
-            batch: PerLabel::new(|outcome| of(Route::Batch, outcome)),
-            forwarded: of(Route::Passthrough, Outcome::Bypass.name()),
-            failed: of(Route::Passthrough, Outcome::Error.name()),
-        })
+        let shown = |route: &str, outcome| match (route == Route::Batch.name(), outcome == Outcome::Error.name()) {
+            (false, false) => Outcome::Bypass.name(),
+            _ => outcome,
+        };
+        Ok(PerLabel::new(|route| PerLabel::new(|outcome| vector.with_label_values(&[route, shown(route, outcome)]))))
     }
 
     pub(super) fn build(self) -> Result<IntGaugeVec> {

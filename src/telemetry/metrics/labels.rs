@@ -29,7 +29,7 @@ macro_rules! labels {
                 }
             }
 
-            /// What the value means: its documentation.
+            /// The value's meaning: its documentation.
             pub fn meaning(self) -> &'static str {
                 match self {
                     $(Self::$variant => concat!($($doc),+).trim_ascii_start(),)+
@@ -138,7 +138,7 @@ labels! {
         Refused = "refused",
     }
 
-    /// What the breaker counts.
+    /// The breaker's evidence.
     pub enum Evidence {
         /// Callers whose calls failed.
         Callers = "callers",
@@ -166,7 +166,7 @@ labels! {
         Client = "client",
     }
 
-    /// What is purged.
+    /// The target of a purge.
     pub enum PurgeTarget {
         /// Ids, by an operator.
         Ids = "ids",
@@ -188,7 +188,7 @@ labels! {
         Explicit = "explicit",
     }
 
-    /// What the breaker lets through.
+    /// The state of a breaker: the calls that it lets through.
     pub enum BreakerState {
         /// Every call.
         Closed = "closed",

@@ -3,7 +3,7 @@
 use prometheus::Histogram;
 use prometheus::core::Metric;
 
-use super::{CALL_SECONDS, Counters, Label, Metrics, REQUEST_SECONDS};
+use super::{CALL_SECONDS, Counters, Label, Metrics, REQUEST_SECONDS, Route};
 
 /// The counters at one time.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -16,9 +16,9 @@ pub struct Reading {
     pub calls: Vec<u64>,
     /// Ids sent upstream.
     pub call_ids: u64,
-    /// Batches by duration: of each bucket's upper bound, how many took at most as long; the last bound is infinite.
+    /// Batches by duration: for each bucket, how many took at most its upper bound; the last bound is infinite.
     answers: Vec<u64>,
-    /// The same of calls.
+    /// Calls by duration.
     call_durations: Vec<u64>,
 }
 
@@ -26,7 +26,7 @@ impl Metrics {
     /// The counters now.
     pub fn reading(&self) -> Reading {
         let mut answers = Vec::new();
-        for (_, durations) in self.request_durations.batch.iter() {
+        for (_, durations) in self.request_durations.of(Route::Batch).iter() {
             let counts = buckets(durations);
             answers.resize(counts.len(), 0);
             answers.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
@@ -56,7 +56,7 @@ fn buckets(histogram: &Histogram) -> Vec<u64> {
 }
 
 impl Reading {
-    /// What was counted from `earlier` to here.
+    /// The counts since `earlier`.
     pub fn since(&self, earlier: &Reading) -> Reading {
         let differences = |of: fn(&Reading) -> &Vec<u64>| {
             of(self).iter().zip(of(earlier)).map(|(now, earlier)| now.saturating_sub(*earlier)).collect()
@@ -71,19 +71,19 @@ impl Reading {
         }
     }
 
-    /// The seconds below which a share of `quantile` of the batches took.
+    /// A quantile of the batches' durations, in seconds.
     pub fn answer_seconds(&self, quantile: f64) -> Option<f64> {
         quantile_of(&REQUEST_SECONDS, &self.answers, quantile)
     }
 
-    /// The seconds below which a share of `quantile` of the calls took.
+    /// A quantile of the calls' durations, in seconds.
     pub fn call_seconds(&self, quantile: f64) -> Option<f64> {
         quantile_of(&CALL_SECONDS, &self.call_durations, quantile)
     }
 }
 
-/// The value below which a share of `quantile` lies, from 0 to 1: as if values were spread evenly within their bucket, as
-/// Prometheus has it. The last bound where it lies beyond; `None` with no values.
+/// The `quantile` (0 to 1) of a histogram, interpolated within its bucket as Prometheus does; the last bound for values beyond
+/// it, `None` without values.
 fn quantile_of(bounds: &[f64], counts: &[u64], quantile: f64) -> Option<f64> {
     let all = *counts.last().filter(|all| **all > 0)?;
     let rank = quantile * all as f64;

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
 use crate::api::{TRACEPARENT, TRACESTATE};
+use crate::message::headers::single;
 
 /// Length of a version 00 `traceparent`, and of what a later version begins with.
 const PARENT_BYTES: usize = 55;
@@ -30,11 +31,8 @@ pub struct TraceContext {
 impl TraceContext {
     /// The context in `headers`; empty without exactly one valid `traceparent`.
     pub fn read(headers: &HeaderMap) -> Self {
-        let mut parents = headers.get_all(&TRACEPARENT).iter();
-        match (parents.next(), parents.next()) {
-            (Some(parent), None) if parse(parent).is_some() => {
-                Self { parent: Some(parent.clone()), state: state(headers) }
-            }
+        match single(headers, &TRACEPARENT) {
+            Some(parent) if parse(parent).is_some() => Self { parent: Some(parent.clone()), state: state(headers) },
             _ => Self::default(),
         }
     }

@@ -1,6 +1,6 @@
 //! Kinds of servers: none yet, with an ACL, with TLS, a Cluster.
 
-use sidelink::config::{Secret, SecretFile};
+use sidelink::config::{Secret, StoredSecret};
 
 use super::{Fleet, Port, Redis, eventually, shared};
 
@@ -17,8 +17,8 @@ async fn a_start_without_the_server_works_and_the_server_is_used_once_it_is_up()
     fleet.comes_to_share(&redis).await;
 }
 
-fn password(text: &[u8]) -> SecretFile {
-    SecretFile { secret: Secret::new(text.to_vec()), path: "password".into() }
+fn password(text: &[u8]) -> StoredSecret {
+    StoredSecret { secret: Secret::new(text.to_vec()), source: "password".into() }
 }
 
 #[tokio::test]

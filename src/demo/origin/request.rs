@@ -1,4 +1,4 @@
-//! Reads calls. Shares no code with the proxy, so that it cannot share its mistakes.
+//! Reads requests. Parsing shares no code with the proxy, so that it cannot share its mistakes.
 
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::request::Parts;
@@ -8,8 +8,9 @@ use serde_json::{Map, Value};
 
 use crate::api;
 use crate::api::request::Form;
+use crate::auth::signature::{self, Claim, Keys};
+use crate::config::KeyPair;
 
-/// A call on the batch route.
 pub(super) struct ParsedCall {
     pub(super) ids: Vec<String>,
     pub(super) group: Option<String>,
@@ -19,7 +20,7 @@ pub(super) struct ParsedCall {
 /// Reads a call on the batch route of `most` ids at most.
 ///
 /// # Errors
-/// Why it is none.
+/// The reason why it is not one.
 pub(super) fn parse(parts: &Parts, body: &[u8], most: usize) -> Result<ParsedCall, &'static str> {
     let query = parts.uri.query().unwrap_or("");
     let call = match (query.is_empty(), body.is_empty()) {
@@ -81,4 +82,38 @@ fn parse_body(parts: &Parts, body: &[u8]) -> Result<ParsedCall, &'static str> {
     let fields = Map::deserialize(fields).and_then(|fields| BodyFields::deserialize(Value::Object(fields)));
     let BodyFields { accessory_ids, group_id } = fields.map_err(|_| "the body is not as documented")?;
     Ok(ParsedCall { ids: accessory_ids, group: group_id, form: Form::Body })
+}
+
+/// Why a call is not authenticated: the API's code and its message.
+pub(super) type Unauthenticated = (&'static str, &'static str);
+
+const NONE: Unauthenticated = ("OSM.0002", "not authenticated");
+const FORGED: Unauthenticated = ("APIGW.0301", "Incorrect IAM authentication information: verify aksk signature fail");
+
+/// The token, or the access key, of a request whose body has this hash; an `X-Auth-Token` precedes a signature. `now` is in Unix
+/// seconds.
+pub(super) fn credential<'a>(
+    head: &'a Parts,
+    hash: &str,
+    pairs: &[KeyPair],
+    now: u64,
+) -> Result<&'a str, Unauthenticated> {
+    let token = head.headers.get(api::TOKEN).and_then(|value| value.to_str().ok()).filter(|token| !token.is_empty());
+    token.map_or_else(|| access_key(head, hash, pairs, now)?.ok_or(NONE), Ok)
+}
+
+/// The access key that signed a request whose body has this hash; `None` if the request is not signed.
+pub(super) fn access_key<'a>(
+    head: &'a Parts,
+    hash: &str,
+    pairs: &[KeyPair],
+    now: u64,
+) -> Result<Option<&'a str>, Unauthenticated> {
+    let Some(claim) = Claim::read(&head.headers) else { return Ok(None) };
+    let keys = Keys::new(pairs);
+    let pair = keys.of(&claim).ok_or(FORGED)?;
+    match signature::verify_whole(&claim, pair, head, hash, now) {
+        Ok((signer, _)) if signer.is_strict() => Ok(Some(claim.access_key)),
+        _ => Err(FORGED),
+    }
 }

@@ -43,9 +43,9 @@ plant "a clock that a suspend stops" src/clock.rs \
 plant "a floor that is not kept" src/cache/freshness.rs \
     'life.saturating_sub(millis(config.min_remaining))' 'life'
 plant "a waiter that is not woken" src/fetch/flights.rs \
-    'self.completed.notify_waiters();' ''
+    'let _ = self.result.set(result);' ''
 plant "flights that nobody joins" src/fetch.rs \
-    'let flight = state.flights.get(&id.key);' 'let flight = state.flights.get(&id.key).filter(|_| false);'
+    'let flight = flights.by_key.get(&id.key);' 'let flight = flights.by_key.get(&id.key).filter(|_| false);'
 plant "a link that is not kept" src/cache.rs \
     'table.insert(key, entry);' 'drop(entry);'
 plant "ids counted twice" src/telemetry/metrics.rs \

@@ -28,7 +28,7 @@ use crate::batch::BatchRoute;
 use crate::cache::Cache;
 use crate::clock::{Clock, Moment};
 use crate::config::{self, Config};
-use crate::fetch::Flights;
+use crate::fetch::FetchState;
 use crate::limits::budget::Usages;
 use crate::message::body::{Body, BodyError, drain, stream, whole};
 use crate::server::Peer;
@@ -81,7 +81,7 @@ pub struct ProcessState {
     /// The result of the last reload.
     pub last_reload: Arc<ArcSwap<Reload>>,
     /// Ids being fetched.
-    pub flights: Arc<Flights>,
+    pub fetch: Arc<FetchState>,
     /// Use of the bounded resources.
     pub usages: Usages,
     /// Whether sidelink is ready.
@@ -105,7 +105,7 @@ impl AdminState {
         let ProcessState { metrics, cache, usages, .. } = &self.process;
         let config::Limits { connections, in_flight, waiters, exchanges, batch_bodies, signed_bodies, .. } =
             self.config.limits;
-        let (ids_in_flight, waiting) = self.process.flights.in_use();
+        let (ids_in_flight, waiting) = self.process.fetch.in_use();
         let gauge = |gauge: &IntGauge| usize::try_from(gauge.get()).unwrap_or(0);
         metrics.show_limits([
             (Bounded::Connections, connections, gauge(&metrics.connections)),

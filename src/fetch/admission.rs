@@ -1,47 +1,29 @@
-//! `limits.in_flight` and `limits.waiters`: which batches may start flights and wait for them.
+//! `limits.in_flight`: which batches may start flights.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Fetcher;
-use super::flights::{InFlightPermit, WaiterPermit};
+use super::flights::InFlightPermit;
 use crate::auth::CallerState;
 use crate::error::{Error, Limit};
 
 impl Fetcher {
-    /// Lets a batch wait for flights, or sheds it.
-    pub(super) fn waiter_permit(&self) -> Result<WaiterPermit<'_>, Error> {
-        let waiting = WaiterPermit(&self.flights.waiters);
-        if self.flights.waiters.fetch_add(1, Ordering::Relaxed) >= self.config.limits.waiters {
-            return Err(self.shed(Limit::Waiters));
-        }
-        Ok(waiting)
-    }
-
-    /// Gives `count` permits to a batch, or sheds it.
-    pub(super) fn permits(
-        self: &Arc<Self>,
-        count: usize,
-        caller_state: &Arc<CallerState>,
-    ) -> Result<Vec<InFlightPermit>, Error> {
-        self.try_permits(count, caller_state).map_err(|limit| self.shed(limit))
-    }
-
     /// Gives `count` permits, or none.
-    pub(super) fn try_permits(
+    pub(super) fn permits(
         self: &Arc<Self>,
         count: usize,
         caller_state: &Arc<CallerState>,
     ) -> Result<Vec<InFlightPermit>, Limit> {
         let most = self.config.limits.in_flight;
-        let before = self.flights.in_flight.fetch_add(count, Ordering::Relaxed);
+        let before = self.state.in_flight.fetch_add(count, Ordering::Relaxed);
         let before_caller = caller_state.flights.fetch_add(count, Ordering::Relaxed);
         let accepted = caller_state.is_accepted();
         let unaccepted = if accepted { 0 } else { count };
-        let before_unaccepted = self.flights.unaccepted_in_flight.fetch_add(unaccepted, Ordering::Relaxed);
+        let before_unaccepted = self.state.unaccepted_in_flight.fetch_add(unaccepted, Ordering::Relaxed);
         // Made first: dropping the permits takes the counts back.
         let permit =
-            || InFlightPermit { flights: Arc::clone(&self.flights), caller_state: Arc::clone(caller_state), accepted };
+            || InFlightPermit { state: Arc::clone(&self.state), caller_state: Arc::clone(caller_state), accepted };
         let permits: Vec<InFlightPermit> = std::iter::repeat_with(permit).take(count).collect();
         if count > 0 && before + count > most {
             return Err(Limit::InFlight);

@@ -41,14 +41,10 @@ pub enum EntrySource {
 }
 
 impl FetchResult {
-    /// The result of an id for which nothing was asked, or whose call is lost.
-    pub(super) fn failed(failure: Arc<Failure>) -> Self {
+    /// The result of an id that has no answer of a call.
+    pub(super) fn failed(cause: Cause) -> Self {
+        let failure = Arc::new(Failure { cause, of_several_batches: false, ids: 0 });
         Self { entry: Err(failure), source: EntrySource::Call, request_id: None, call: None }
-    }
-
-    /// As [`Self::failed`], for an error of sidelink's own.
-    pub(super) fn error(error: Error) -> Self {
-        Self::failed(Arc::new(Failure { cause: Cause::NoAnswer(error), of_several_batches: false, ids: 0 }))
     }
 
     /// The result of an id that needs no call.

@@ -15,15 +15,14 @@ use crate::clock::Moment;
 use crate::upstream::Answer;
 
 impl Fetcher {
-    /// Drops all entries of the caller of these batches after a 401 to their call. Where each batch came with cookies, which
-    /// the call did not carry, the caller is only invalidated: the batch is forwarded as it was written, and that answer
-    /// decides ([`Fetcher::drop_caller_links`]).
-    pub(super) fn unauthorized(&self, batches: &[&FetchContext]) {
-        let Some(first) = batches.first() else { return };
-        if batches.iter().all(|context| context.has_cookies) {
-            self.callers.invalidate(&first.identity);
+    /// Drops all entries of the caller after a 401 to a call. Where each batch of the call `had_cookies`, which the call did
+    /// not carry, the caller is only invalidated: the batch is forwarded as it was written, and that answer decides
+    /// ([`Fetcher::drop_caller_links`]).
+    pub(super) fn unauthorized(&self, context: &FetchContext, had_cookies: bool) {
+        if had_cookies {
+            self.callers.invalidate(&context.identity);
         } else {
-            self.drop_caller_links(first, first.identity.caller_state.is_accepted());
+            self.drop_caller_links(context, context.identity.caller_state.is_accepted());
         }
     }
 

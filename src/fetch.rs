@@ -167,19 +167,11 @@ impl Fetcher {
         self.flights().by_key.get(&key).is_some_and(|flight| !flight.is_purged(id, marks))
     }
 
-    /// Why no call may be made now, for this caller if it is known, else for anyone.
-    pub fn refusal_for(&self, identity: Option<&Identity>, ids: &[&str]) -> Option<Error> {
-        let rejection = match identity {
-            Some(identity) => self.rejection(identity, ids.iter().copied()),
-            None => self.upstream.refusal_of_all(),
-        };
-        rejection.map(|rejection| rejection.error)
-    }
-
-    /// Why no call for these ids may be made for this caller now: its pause, or the breaker.
-    fn rejection<'i>(&self, identity: &Identity, ids: impl Iterator<Item = &'i str>) -> Option<Rejection> {
+    /// Why no call for these ids may be made now: a pause, or the breaker. Without a caller, why none of anyone may be made.
+    pub fn rejection(&self, identity: Option<&Identity>, ids: &[impl AsRef<str>]) -> Option<Rejection> {
+        let Some(identity) = identity else { return self.upstream.rejection_of_all() };
         let paused = identity.caller_state.pause.lasting(self.clock.now());
-        paused.or_else(|| self.upstream.refusal(identity.caller, ids))
+        paused.or_else(|| self.upstream.rejection(identity.caller, ids.iter().map(AsRef::as_ref)))
     }
 
     /// Whether the budget of extra calls allows one more, to find out which batch is at fault.
@@ -210,7 +202,7 @@ impl Fetcher {
     fn join_or_start(self: &Arc<Self>, context: &Arc<FetchContext>, ids: &[KeyedId]) -> Result<Vec<FetchPlan>, Error> {
         let uses_tier = self.uses_shared_tier(context);
         // The shared tier may have the ids even where no call may be made.
-        let rejection = if uses_tier { None } else { self.refusal(context, ids).map(FetchResult::failed) };
+        let rejection = if uses_tier { None } else { self.no_call(context, ids).map(FetchResult::failed) };
         let may_serve = |entry: &Entry| self.may_serve(context, entry);
         let marks = self.cache.purges().of_group(context.group.name());
         let mut flights = self.flights();
@@ -322,7 +314,7 @@ impl Fetcher {
     /// Refreshes ids ahead, in the background, while their entries are fresh: those that are not in flight, as far as limits
     /// and the budget of refreshes allow. Returns how many.
     pub fn refresh(self: &Arc<Self>, context: &Arc<FetchContext>, ids: &[KeyedId]) -> usize {
-        if self.refusal(context, ids).is_some() {
+        if self.no_call(context, ids).is_some() {
             return 0;
         }
         let mut flights = self.flights();

@@ -131,7 +131,7 @@ impl Explanation {
 struct Circumstances<'a> {
     identity: Option<&'a Identity>,
     /// Why no call could be made now.
-    refusal: Option<Error>,
+    rejection: Option<Error>,
     requirements: CacheRequirements,
     directives: &'a Directives,
     /// Whether the caller must revalidate.
@@ -169,7 +169,7 @@ impl BatchRoute {
         let requirements = CacheRequirements { forbids_cache, ..client };
         let ids: Vec<&str> = batch.ids.iter().map(AsRef::as_ref).collect();
         let circumstances = Circumstances {
-            refusal: self.fetch.refusal_for(identity.as_ref(), &ids),
+            rejection: self.fetch.rejection(identity.as_ref(), &ids).map(|rejection| rejection.error),
             requirements,
             directives: &directives,
             must_revalidate,
@@ -190,7 +190,7 @@ impl BatchRoute {
                 Group::Named(name) => Some(id::shown(name).into()),
             },
             caller: Some(caller),
-            calls_refused: circumstances.refusal.map(Error::message),
+            calls_refused: circumstances.rejection.map(Error::message),
             ..Explanation::of(Outcome::Miss)
         };
         let scope = identity.as_ref().map(|identity| self.callers.scope(identity, &head.headers, circumstances.group));
@@ -221,7 +221,7 @@ impl BatchRoute {
             Outcome::Error
         } else if count(IdResult::Failed) > 0 {
             explanation.why = explanation.calls_refused;
-            explanation.error_code = circumstances.refusal.map(Error::code);
+            explanation.error_code = circumstances.rejection.map(Error::code);
             Outcome::Error
         } else if count(IdResult::Stale) > 0 {
             Outcome::Stale
@@ -340,7 +340,7 @@ impl BatchRoute {
         if id_now.in_flight && !around.directives.no_store {
             return (IdResult::Joined, "a call for it is under way, which the batch would join");
         }
-        if around.refusal.is_some() {
+        if around.rejection.is_some() {
             // A call that cannot be made counts as a failure of the endpoint, for which stale links are served.
             let usable = id_now.state == "fresh" || id_now.state == "stale";
             return match around.identity {

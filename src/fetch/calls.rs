@@ -197,8 +197,8 @@ impl Fetcher {
         let ids: &[KeyedId] = &pending.iter().map(|pending| pending.id.clone()).collect::<Vec<_>>();
         let latest = pending.iter().map(|pending| pending.context.deadline).max();
         let deadline = latest.unwrap_or(context.deadline);
-        if let Some(refusal) = self.refusal(context, ids) {
-            return CallReport::failed(refusal);
+        if let Some(rejected) = self.no_call(context, ids) {
+            return CallReport::failed(rejected);
         }
         // Takes the per-caller permit first, so a throttled caller holds no global one.
         let caller_state = &context.identity.caller_state;
@@ -269,8 +269,8 @@ impl Fetcher {
     }
 
     /// Why no call for these ids may be made for this caller now.
-    pub(super) fn refusal(&self, context: &FetchContext, ids: &[KeyedId]) -> Option<Cause> {
-        self.rejection(&context.identity, ids.iter().map(|id| &*id.id)).map(Cause::Rejected)
+    pub(super) fn no_call(&self, context: &FetchContext, ids: &[KeyedId]) -> Option<Cause> {
+        self.rejection(Some(&context.identity), ids).map(Cause::Rejected)
     }
 
     /// Pauses the caller after a 429, or a 503 with `Retry-After`; not all callers: one id or one token may be the reason.

@@ -60,3 +60,9 @@ pub struct KeyedId {
     /// Its key.
     pub key: Key,
 }
+
+impl AsRef<str> for KeyedId {
+    fn as_ref(&self) -> &str {
+        &self.id
+    }
+}

@@ -95,7 +95,7 @@ impl SharedLookup {
         }
         let ids: Vec<KeyedId> = self.pending.iter().map(|pending| pending.id.clone()).collect();
         // A caller that may make no call now takes no lease.
-        if ids.is_empty() || tier.lease_wait().is_zero() || fetcher.refusal(&context, &ids).is_some() {
+        if ids.is_empty() || tier.lease_wait().is_zero() || fetcher.no_call(&context, &ids).is_some() {
             return;
         }
         let until = context.deadline.min(Instant::now() + tier.lease_wait());

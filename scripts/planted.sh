@@ -90,7 +90,7 @@ plant "a revocation that stays where it is" src/shared.rs \
     'if was_accepted || self.unaccepted_revocations.withdraw() {' 'if false & was_accepted & self.unaccepted_revocations.withdraw() {' "$fleet"
 plant "a 401 that drops nothing" src/auth/caller_state.rs \
     'state.generation.store(self.new_generation(), Ordering::Release);' '' "$fleet"
-plant "a 403 that forgets nothing" src/fetch/withdrawal.rs \
+plant "a 403 that forgets nothing" src/fetch/refused_calls.rs \
     'if !self.cache.peek(id.key).is_some_and(is_newer) {' 'if false & self.cache.peek(id.key).is_some_and(is_newer) {' "$fleet"
 plant "an acceptance that never ends" src/auth.rs \
     'self.accepted_left(identity, now).is_none()' 'self.accepted_left(identity, now).is_none() && !identity.caller_state.is_accepted()' "$fleet"

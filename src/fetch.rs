@@ -15,20 +15,19 @@
 //!
 //! May use `cache`, `shared`, `upstream`, `auth`, `api` and the leaves.
 
-mod admission;
 mod calls;
 mod context;
 mod flights;
+mod refused_calls;
 mod requirements;
 mod result;
 mod shared_lookup;
-mod withdrawal;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use tower::retry::budget::Budget;
+use tower::retry::budget::Budget as _;
 
 use crate::auth::{Callers, Identity, Key};
 use crate::cache::purges::Marks;
@@ -36,7 +35,7 @@ use crate::cache::{Cache, Entry};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::{Error, Limit};
-use crate::limits::budget;
+use crate::limits::budget::Budget;
 use crate::limits::pause::Rejection;
 use crate::shared::Tier;
 use crate::telemetry::log::LogThrottle;
@@ -59,7 +58,7 @@ pub struct Fetcher {
     clock: Clock,
     state: Arc<FetchState>,
     /// Batches that wait for flights.
-    waiters: budget::Budget,
+    waiters: Budget,
     tier: Option<Arc<Tier>>,
     warned_no_store: AtomicBool,
     throttled: LogThrottle,
@@ -86,7 +85,7 @@ impl Fetcher {
         clock: Clock,
     ) -> Self {
         Self {
-            waiters: budget::Budget::new(&state.waiters, config.limits.waiters, Limit::Waiters, &metrics),
+            waiters: Budget::new(&state.waiters, config.limits.waiters, Limit::Waiters, &metrics),
             upstream,
             callers,
             cache,
@@ -128,7 +127,15 @@ impl Fetcher {
         // An entry of the shared tier may be older than this client allows: join or start once more, then make calls that
         // bypass the tier and that no batch joins.
         for separately in [false, true] {
-            let (places, declined) = self.declined(context, ids, &results);
+            // An entry of a call is always recent enough.
+            let now = self.clock.now();
+            let is_declined = |result: &FetchResult| match (&result.entry, result.source) {
+                (Ok(entry), EntrySource::Joined { from_tier: true }) => {
+                    !context.requirements.allow(entry.deadlines(), now)
+                }
+                _ => false,
+            };
+            let (places, declined) = select(ids, &results, is_declined);
             if declined.is_empty() {
                 break;
             }
@@ -167,7 +174,7 @@ impl Fetcher {
         self.flights().by_key.get(&key).is_some_and(|flight| !flight.is_purged(id, marks))
     }
 
-    /// Why no call for these ids may be made now: a pause, or the breaker. Without a caller, why none of anyone may be made.
+    /// Why no call for these ids may be made now: a pause, or the breaker. Without a caller, only what stops everyone counts.
     pub fn rejection(&self, identity: Option<&Identity>, ids: &[impl AsRef<str>]) -> Option<Rejection> {
         let Some(identity) = identity else { return self.upstream.rejection_of_all() };
         let paused = identity.caller_state.pause.lasting(self.clock.now());
@@ -277,22 +284,11 @@ impl Fetcher {
         Ok(results)
     }
 
-    /// The ids, and their places, whose flight ended with an entry of the shared tier that is older than this batch's client
-    /// allows. An entry of a call is always recent enough.
-    fn declined(&self, context: &FetchContext, ids: &[KeyedId], results: &[FetchResult]) -> (Vec<usize>, Vec<KeyedId>) {
-        let now = self.clock.now();
-        let is_declined = |result: &FetchResult| match (&result.entry, result.source) {
-            (Ok(entry), EntrySource::Joined { from_tier: true }) => !context.requirements.allow(entry, now),
-            _ => false,
-        };
-        select(ids, results, is_declined)
-    }
-
     /// Whether an entry may be served to the batch. Also asks whether the caller must revalidate: the call that brought the
     /// entry may have shown meanwhile that the caller is accepted.
     fn may_serve(&self, context: &FetchContext, entry: &Entry) -> bool {
         let now = self.clock.now();
-        context.requirements.allow(entry, now) && !self.callers.must_revalidate(&context.identity, now)
+        context.requirements.allow(entry.deadlines(), now) && !self.callers.must_revalidate(&context.identity, now)
     }
 
     /// Whether entries may be stored under this configuration: not where a reload has raised `freshness.min_remaining`, by

@@ -63,7 +63,7 @@ impl Deref for Tier {
     }
 }
 
-/// What batches and the background task share.
+/// The state of the tier, which batches and the background task share.
 pub struct TierState {
     config: config::Shared,
     freshness: config::Freshness,
@@ -120,7 +120,7 @@ pub(crate) struct TierResult {
     pub(crate) leased: Vec<bool>,
 }
 
-/// What a call brought that is to be shared.
+/// The part of a call's result that is shared.
 #[derive(Default)]
 pub struct TierUpdate {
     /// When the call was sent, if it shows that the endpoint accepts the caller.

@@ -55,7 +55,7 @@ pub use failures::LastFailure;
 pub use trust::SetupError;
 pub(crate) use trust::trusted_client;
 
-/// Why an answer cannot be used, where no library says so.
+/// The reason that is logged where an answer cannot be read.
 const UNREADABLE: &str = "it is no JSON that can be read, or its Content-Encoding cannot be undone";
 
 /// The endpoint's client.

@@ -285,7 +285,8 @@ impl BatchRoute {
         if let Some(entry) = entry.as_ref().filter(|_| !is_purged) {
             id_now.describe(entry, around.now);
         }
-        let serves = entry.as_ref().is_some_and(|entry| !is_purged && around.requirements.allow(entry, around.now));
+        let serves =
+            entry.as_ref().is_some_and(|entry| !is_purged && around.requirements.allow(entry.deadlines(), around.now));
         id_now.state = match &entry {
             _ if is_purged => "purged",
             Some(entry) if entry.deadlines().fresh_left(around.now).is_some() => {

@@ -75,14 +75,14 @@ impl PendingId {
 /// The ids of one call. However its task ends, its flights are completed and its queue moves on.
 pub(super) struct UpstreamBatch {
     fetcher: Arc<Fetcher>,
-    /// Where the ids queued; `None`: the call is for one batch alone.
+    /// The queue that the ids come from; `None`: the call is for one batch alone.
     queue: Option<QueueKey>,
     pending: Vec<PendingId>,
     /// Whether the entries may be stored.
     store: bool,
 }
 
-/// What came of a call, for the ids that it carried, in their order.
+/// The outcome of a call, for its ids in their order.
 pub(super) struct CallReport {
     pub(super) entries: Result<Vec<Entry>, Cause>,
     request_id: Option<HeaderValue>,
@@ -334,7 +334,7 @@ impl Fetcher {
                         // counts as "no permission". An error without a code is not remembered.
                         let code = answer::error_code(&answer.body);
                         if code.as_deref() != Some(api::VALIDATION_FAILED) {
-                            self.withdraw(&answer, context, ids, store && code.is_some());
+                            self.forget_refused(&answer, context, ids, store && code.is_some());
                         }
                         Err(Cause::Answer(answer))
                     }
@@ -349,7 +349,7 @@ impl Fetcher {
                 }
             }
             StatusCode::FORBIDDEN => {
-                self.withdraw(&answer, context, ids, store);
+                self.forget_refused(&answer, context, ids, store);
                 Err(Cause::Answer(answer))
             }
             _ => Err(Cause::Answer(answer)),

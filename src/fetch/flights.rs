@@ -11,11 +11,12 @@ use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::TpsBudget;
 
 use super::calls::{CallQueue, PendingId, QueueKey};
-use super::{Cause, FetchResult};
+use super::{Cause, FetchResult, Fetcher};
 use crate::auth::{CallerState, Key};
 use crate::cache::purges::Marks;
 use crate::clock::{Moment, millis};
-use crate::error::Error;
+use crate::error::{Error, Limit};
+use crate::limits::budget::Reservation;
 use crate::limits::permits::Permits;
 
 /// Refreshes ahead, as a share of recent calls. One a second is allowed besides: a cache that answers everything from memory
@@ -43,9 +44,9 @@ pub struct FetchState {
     /// Calls that one caller may have under way.
     pub(super) calls_per_caller: AtomicUsize,
     /// Ids in flight.
-    pub(super) in_flight: AtomicUsize,
+    pub(super) in_flight: Arc<AtomicUsize>,
     /// Of those, for callers that the endpoint has not accepted.
-    pub(super) unaccepted_in_flight: AtomicUsize,
+    pub(super) unaccepted_in_flight: Arc<AtomicUsize>,
     /// Batches that wait for flights.
     pub(super) waiters: Arc<AtomicUsize>,
     /// `freshness.min_remaining` of the configuration in force, in milliseconds.
@@ -63,8 +64,8 @@ impl FetchState {
             calls: Permits::new(calls),
             unaccepted_calls: Permits::new(calls.div_ceil(UNACCEPTED_PART)),
             calls_per_caller: AtomicUsize::new(calls.div_ceil(2)),
-            in_flight: AtomicUsize::new(0),
-            unaccepted_in_flight: AtomicUsize::new(0),
+            in_flight: Arc::default(),
+            unaccepted_in_flight: Arc::default(),
             waiters: Arc::default(),
             min_remaining: AtomicU64::new(0),
         }
@@ -93,7 +94,7 @@ impl FetchState {
     }
 }
 
-/// What one lock guards: which ids are in flight, and which of them wait for a call.
+/// The maps under one lock: the ids in flight, and those of them that wait for a call.
 #[derive(Default)]
 pub(super) struct Flights {
     pub(super) by_key: HashMap<Key, Arc<Flight>>,
@@ -190,20 +191,30 @@ impl Drop for FlightWaiter {
     }
 }
 
-/// The right to have one id in flight (`limits.in_flight`).
-pub(super) struct InFlightPermit {
-    pub(super) state: Arc<FetchState>,
-    pub(super) caller_state: Arc<CallerState>,
-    /// Whether the endpoint had accepted the caller when the permit was given.
-    pub(super) accepted: bool,
-}
+/// The right to have one id in flight (`limits.in_flight`): shares of the limit for all, of that for its caller, and of that for
+/// callers that the endpoint has not accepted.
+pub(super) type InFlightPermit = (Reservation, Reservation, Option<Reservation>);
 
-impl Drop for InFlightPermit {
-    fn drop(&mut self) {
-        self.caller_state.flights.fetch_sub(1, Ordering::Relaxed);
-        if !self.accepted {
-            self.state.unaccepted_in_flight.fetch_sub(1, Ordering::Relaxed);
-        }
-        self.state.in_flight.fetch_sub(1, Ordering::Relaxed);
+impl Fetcher {
+    /// Gives `count` permits, or none.
+    pub(super) fn permits(&self, count: usize, caller_state: &CallerState) -> Result<Vec<InFlightPermit>, Limit> {
+        let most = self.config.limits.in_flight;
+        let reserve = |used, size, limit| -> Result<Vec<Reservation>, Limit> {
+            std::iter::repeat_with(|| Reservation::one_of(used, size).ok_or(limit)).take(count).collect()
+        };
+        let of_one_caller = |used| reserve(used, most.div_ceil(2), Limit::CallerInFlight);
+        let all = reserve(&self.state.in_flight, most, Limit::InFlight)?;
+        let of_caller = of_one_caller(&caller_state.flights)?;
+        // All callers that are not accepted count as one: a single client can make up many tokens.
+        let is_accepted = caller_state.is_accepted();
+        let of_unaccepted = if is_accepted { Vec::new() } else { of_one_caller(&self.state.unaccepted_in_flight)? };
+        let mut of_unaccepted = of_unaccepted.into_iter();
+        Ok(all.into_iter().zip(of_caller).map(|(all, of_caller)| (all, of_caller, of_unaccepted.next())).collect())
+    }
+
+    /// Counts a request that is refused for a limit.
+    pub(super) fn shed(&self, limit: Limit) -> Error {
+        self.metrics.shed.of(limit).inc();
+        Error::Shed(limit)
     }
 }

@@ -1,4 +1,4 @@
-//! What came of fetching one id.
+//! The result of fetching one id.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::telemetry::metrics::IdResult;
 use crate::telemetry::trace::CallContext;
 use crate::upstream::Answer;
 
-/// What came of fetching one id.
+/// The result of fetching one id.
 #[derive(Clone)]
 pub struct FetchResult {
-    /// What the id is answered with. An entry that is not stored says so ([`crate::cache::freshness::Deadlines::is_stored`]).
+    /// The entry that the id is answered with. One that is not stored says so ([`crate::cache::freshness::Deadlines::is_stored`]).
     pub entry: Result<Entry, Arc<Failure>>,
     /// Where the entry is from.
     pub source: EntrySource,
@@ -72,7 +72,7 @@ impl FetchResult {
 
 /// Why the ids of a call have no entries.
 pub struct Failure {
-    /// What happened.
+    /// The reason.
     pub cause: Cause,
     /// Whether the call carried ids of other batches too, or had joiners: which batch is at fault is not known then.
     pub of_several_batches: bool,

@@ -30,7 +30,7 @@ const MOST_EVENTS: usize = 4096;
 
 const EVERYTHING: JournalEvent = JournalEvent::Purge(Mark::All);
 
-/// What this process knows of the journal under one of the fleet's secrets.
+/// The journal under one of the fleet's secrets, as far as this process has read it.
 #[derive(Default)]
 pub(super) struct Journal {
     /// `None`: not read yet.
@@ -93,7 +93,7 @@ impl Journal {
         self.last_record = record.to_vec();
     }
 
-    /// Whether a value with `stamp` is void by none of `events`, nor by [`EVERYTHING`], since.
+    /// Whether a value with `stamp` counts: neither one of `events` nor [`EVERYTHING`] came after it.
     pub(super) fn is_valid(&self, stamp: Stamp, events: &[JournalEvent]) -> bool {
         let is_pending = |event: &JournalEvent| self.pending.iter().any(|pending| pending.event == *event);
         let is_later = |event: &JournalEvent| self.last.get(event).is_some_and(|at| *at >= stamp.position);

@@ -1,4 +1,4 @@
-//! Which server has which key: one server, or the nodes of a Cluster.
+//! Sends each command to the server that has its key: the one server, or a node of a Cluster.
 //!
 //! Each round trip is one pipeline for each server concerned, all at the same time. The slots of a Cluster are followed here,
 //! since the client's Cluster mode retries and reconnects on a batch's time, and fails all answers where one node is down.

@@ -62,7 +62,7 @@ struct RefusedSource {
 /// The state of a breaker, for operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerStatus {
-    /// What it lets through.
+    /// Closed, open or half-open.
     pub state: BreakerState,
     /// The evidence by which it opened, or refuses sources alone; zero while it does neither.
     pub counts: Counts,
@@ -225,7 +225,7 @@ impl Circuit {
 }
 
 impl Permit<'_> {
-    /// Whether the call shows that the endpoint is up again. It needs a new connection, or it shows nothing.
+    /// Whether the call is a probe, which needs a new connection: an old one shows nothing.
     pub(super) fn is_probe(&self) -> bool {
         self.probes_endpoint || self.probes_source
     }

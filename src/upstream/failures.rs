@@ -9,9 +9,9 @@ use crate::telemetry::log::{LogThrottle, events};
 /// A call or request that failed because of the endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastFailure {
-    /// When.
+    /// The time.
     pub at: Moment,
-    /// Why, with all causes. Names no header, body or query.
+    /// The reason, with all causes. Names no header, body or query.
     pub reason: String,
 }
 

@@ -3,7 +3,7 @@
 //! | answer | of the caller | of the ids | in the shared tier |
 //! |---|---|---|---|
 //! | 401 (`unauthorized`) | a new generation: all entries are unreachable; with cookies on every batch, invalidated alone | | the caller is revoked |
-//! | 403, or "no permission" (`withdraw`) | invalidated, if the one refused id had a link | forgotten; the refusal of one id alone is remembered | the ids are withdrawn |
+//! | 403, or "no permission" (`forget_refused`) | invalidated, if the one refused id had a link | forgotten; the refusal of one id alone is remembered | the ids are withdrawn |
 //!
 //! An invalidated caller's next batch asks the endpoint.
 
@@ -36,7 +36,7 @@ impl Fetcher {
 
     /// Forgets these ids, which `answer` refuses to the caller. Which of several ids is at fault is not known, so only the
     /// answer to one id alone is remembered (if `remember`), and only the loss of a link that the caller had invalidates it.
-    pub(super) fn withdraw(&self, answer: &Answer, context: &FetchContext, ids: &[KeyedId], remember: bool) {
+    pub(super) fn forget_refused(&self, answer: &Answer, context: &FetchContext, ids: &[KeyedId], remember: bool) {
         let refusals = &self.cache.refusals;
         let alone = if let [alone] = ids { Some(alone) } else { None };
         let had_link = alone.and_then(|alone| self.cache.peek(alone.key)).is_some_and(|entry| entry.text().is_some());

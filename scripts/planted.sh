@@ -43,9 +43,9 @@ plant "a clock that a suspend stops" src/clock.rs \
 plant "a floor that is not kept" src/cache/freshness.rs \
     'life.saturating_sub(millis(config.min_remaining))' 'life'
 plant "a waiter that is not woken" src/fetch/flights.rs \
-    'self.completed.notify_waiters();' ''
+    'let _ = self.result.set(result);' ''
 plant "flights that nobody joins" src/fetch.rs \
-    'let flight = state.flights.get(&id.key);' 'let flight = state.flights.get(&id.key).filter(|_| false);'
+    'let flight = flights.by_key.get(&id.key);' 'let flight = flights.by_key.get(&id.key).filter(|_| false);'
 plant "a link that is not kept" src/cache.rs \
     'table.insert(key, entry);' 'drop(entry);'
 plant "ids counted twice" src/telemetry/metrics.rs \
@@ -109,7 +109,7 @@ plant "a revocation that stays where it is" src/shared.rs \
     'if was_accepted || self.unaccepted_revocations.withdraw() {' 'if false & was_accepted & self.unaccepted_revocations.withdraw() {' "$fleet"
 plant "a 401 that drops nothing" src/auth/caller_state.rs \
     'state.generation.store(self.new_generation(), Ordering::Release);' '' "$fleet"
-plant "a 403 that forgets nothing" src/fetch/withdrawal.rs \
+plant "a 403 that forgets nothing" src/fetch/refused_calls.rs \
     'if !self.cache.peek(id.key).is_some_and(is_newer) {' 'if false & self.cache.peek(id.key).is_some_and(is_newer) {' "$fleet"
 plant "an acceptance that never ends" src/auth.rs \
     'self.accepted_left(identity, now).is_none()' 'self.accepted_left(identity, now).is_none() && !identity.caller_state.is_accepted()' "$fleet"

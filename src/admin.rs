@@ -28,7 +28,7 @@ use crate::batch::BatchRoute;
 use crate::cache::Cache;
 use crate::clock::{Clock, Moment};
 use crate::config::{AdminConfig, Config, Limits};
-use crate::fetch::Flights;
+use crate::fetch::FetchState;
 use crate::limits::budget::Usages;
 use crate::message::body::{Body, BodyError, drain, stream, whole};
 use crate::message::headers::single;
@@ -71,7 +71,7 @@ pub struct ProcessState {
     pub cache: Arc<Cache>,
     pub history: Arc<History>,
     pub last_reload: Arc<ArcSwap<Reload>>,
-    pub flights: Arc<Flights>,
+    pub fetch: Arc<FetchState>,
     pub usages: Usages,
     pub ready: Arc<AtomicBool>,
     pub clock: Clock,
@@ -90,7 +90,7 @@ impl AdminState {
         self.upstream.show_breaker();
         let ProcessState { metrics, cache, usages, .. } = &self.process;
         let Limits { connections, in_flight, waiters, exchanges, batch_bodies, signed_bodies, .. } = self.config.limits;
-        let (ids_in_flight, waiting) = self.process.flights.in_use();
+        let (ids_in_flight, waiting) = self.process.fetch.in_use();
         let gauge = |gauge: &IntGauge| usize::try_from(gauge.get()).unwrap_or(0);
         metrics.show_limits([
             (Bounded::Connections, connections, gauge(&metrics.connections)),

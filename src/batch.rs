@@ -240,7 +240,7 @@ impl BatchRoute {
         let mut summary = Summary::new();
         // An entry that is to be refreshed takes the way below.
         let is_hit = |((_, key), entry): (&(&str, Key), &Option<&Entry>)| {
-            let Some(entry) = entry.filter(|entry| requirements.allow(entry, now)) else { return false };
+            let Some(entry) = entry.filter(|entry| requirements.allow(entry.deadlines(), now)) else { return false };
             summary.add(entry, now);
             !self.is_ageing(entry, *key, now)
         };
@@ -309,7 +309,7 @@ impl BatchRoute {
         for ((id, key), entry) in ids.iter().zip(found) {
             let keyed = || KeyedId { id: Box::from(*id), key: *key };
             slots.slots.push(match entry {
-                Some(entry) if requirements.allow(entry, now) => {
+                Some(entry) if requirements.allow(entry.deadlines(), now) => {
                     if self.is_ageing(entry, *key, now) {
                         ageing.push(keyed());
                     }

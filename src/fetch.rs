@@ -15,28 +15,27 @@
 //!
 //! May use `cache`, `shared`, `upstream`, `auth`, `api` and the leaves.
 
-mod admission;
-mod batch_builder;
 mod calls;
 mod context;
 mod flights;
+mod refused_calls;
 mod requirements;
 mod result;
 mod shared_lookup;
-mod withdrawal;
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use tokio::time::timeout_at;
-use tower::retry::budget::Budget;
+use tower::retry::budget::Budget as _;
 
 use crate::auth::{Callers, Identity, Key};
 use crate::cache::purges::Marks;
 use crate::cache::{Cache, Entry};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::error::{Error, NoAnswer};
+use crate::error::{Error, Limit};
+use crate::limits::budget::Budget;
 use crate::limits::pause::Rejection;
 use crate::shared::Tier;
 use crate::telemetry::log::LogThrottle;
@@ -44,8 +43,8 @@ use crate::telemetry::metrics::Metrics;
 use crate::upstream::Upstream;
 use calls::PendingId;
 pub use context::{FetchContext, KeyedId};
-pub use flights::Flights;
-use flights::{FlightMap, FlightWaiter, InFlightPermit};
+pub use flights::FetchState;
+use flights::{FlightWaiter, Flights};
 pub use requirements::CacheRequirements;
 pub use result::{Cause, EntrySource, Failure, FetchResult};
 
@@ -57,7 +56,9 @@ pub struct Fetcher {
     metrics: Arc<Metrics>,
     config: Arc<Config>,
     clock: Clock,
-    flights: Arc<Flights>,
+    state: Arc<FetchState>,
+    /// Batches that wait for flights.
+    waiters: Budget,
     tier: Option<Arc<Tier>>,
     warned_no_store: AtomicBool,
     throttled: LogThrottle,
@@ -65,33 +66,33 @@ pub struct Fetcher {
 
 /// How one id of a batch is fetched.
 enum FetchPlan {
-    Memory(Entry),
+    /// Not at all: it is in memory, or no call may be made now and the batch fails fast instead of queueing.
+    Done(FetchResult),
     Flight(FlightWaiter),
-    /// No call may be made now; the batch fails fast instead of queueing.
-    Refused(Arc<Failure>),
 }
 
 impl Fetcher {
-    /// A fetcher that stores into `cache`. Its flights are among `flights`, which fetchers of other configurations share.
+    /// A fetcher that stores into `cache`. Fetchers of other configurations share `state`.
     #[expect(clippy::too_many_arguments, reason = "the composition root hands over what it has built")]
     pub fn new(
         upstream: Arc<Upstream>,
         callers: Arc<Callers>,
         cache: Arc<Cache>,
-        flights: Arc<Flights>,
+        state: Arc<FetchState>,
         tier: Option<Arc<Tier>>,
         metrics: Arc<Metrics>,
         config: Arc<Config>,
         clock: Clock,
     ) -> Self {
         Self {
+            waiters: Budget::new(&state.waiters, config.limits.waiters, Limit::Waiters, &metrics),
             upstream,
             callers,
             cache,
             metrics,
             config,
             clock,
-            flights,
+            state,
             tier,
             warned_no_store: AtomicBool::new(false),
             throttled: LogThrottle::default(),
@@ -111,7 +112,7 @@ impl Fetcher {
         if self.would_wait_for_itself(context, ids) {
             return self.fetch_separately(context, ids, true).await;
         }
-        let _waiting = self.waiter_permit()?;
+        let _waiting = self.waiters.one()?;
         let mut results = self.fetch_each(context, ids).await?;
         // A flight ends by the deadline of the batch that started it. A batch that joined it has its own deadline.
         while self.upstream.leaves_fair_time(context.deadline) {
@@ -126,7 +127,15 @@ impl Fetcher {
         // An entry of the shared tier may be older than this client allows: join or start once more, then make calls that
         // bypass the tier and that no batch joins.
         for separately in [false, true] {
-            let (places, declined) = self.declined(context, ids, &results);
+            // An entry of a call is always recent enough.
+            let now = self.clock.now();
+            let is_declined = |result: &FetchResult| match (&result.entry, result.source) {
+                (Ok(entry), EntrySource::Joined { from_tier: true }) => {
+                    !context.requirements.allow(entry.deadlines(), now)
+                }
+                _ => false,
+            };
+            let (places, declined) = select(ids, &results, is_declined);
             if declined.is_empty() {
                 break;
             }
@@ -151,7 +160,7 @@ impl Fetcher {
         ids: &[KeyedId],
         store: bool,
     ) -> Result<Vec<FetchResult>, Error> {
-        let _waiting = self.waiter_permit()?;
+        let _waiting = self.waiters.one()?;
         self.call_separately(context, ids, store).await
     }
 
@@ -162,18 +171,18 @@ impl Fetcher {
 
     /// Whether a batch would join a flight for `id`; `marks` are the purges of its group.
     pub fn is_in_flight(&self, key: Key, id: &str, marks: &Marks<'_>) -> bool {
-        self.state().flights.get(&key).is_some_and(|flight| !flight.is_purged(id, marks))
+        self.flights().by_key.get(&key).is_some_and(|flight| !flight.is_purged(id, marks))
     }
 
     /// Why no call for these ids may be made for this caller now: its pause, or the breaker.
     pub fn rejection<'i>(&self, identity: &Identity, ids: impl Iterator<Item = &'i str>) -> Option<Rejection> {
         let paused = identity.caller_state.pause.lasting(self.clock.now());
-        paused.or_else(|| self.upstream.refusal(identity.caller, ids))
+        paused.or_else(|| self.upstream.rejection(identity.caller, ids))
     }
 
     /// Whether the budget of extra calls allows one more, to find out which batch is at fault.
     pub fn affords_extra(&self) -> bool {
-        self.flights.extra_calls.withdraw()
+        self.state.extra_calls.withdraw()
     }
 }
 
@@ -188,13 +197,8 @@ impl Fetcher {
         let mut results = Vec::with_capacity(plans.len());
         for plan in plans {
             results.push(match plan {
-                FetchPlan::Memory(entry) => FetchResult::without_call(entry, EntrySource::Memory),
-                FetchPlan::Refused(failure) => FetchResult::failed(failure),
-                FetchPlan::Flight(waiter) => {
-                    let result = timeout_at(context.deadline, waiter.flight.wait()).await;
-                    let result = result.unwrap_or_else(|_| FetchResult::error(Error::Deadline));
-                    if waiter.joined { result.joined() } else { result }
-                }
+                FetchPlan::Done(result) => result,
+                FetchPlan::Flight(waiter) => waiter.wait(context.deadline).await,
             });
         }
         Ok(results)
@@ -204,25 +208,26 @@ impl Fetcher {
     fn join_or_start(self: &Arc<Self>, context: &Arc<FetchContext>, ids: &[KeyedId]) -> Result<Vec<FetchPlan>, Error> {
         let uses_tier = self.uses_shared_tier(context);
         // The shared tier may have the ids even where no call may be made.
-        let refusal = if uses_tier { None } else { self.refusal(context, ids) };
-        let refusal = refusal.map(|cause| Arc::new(Failure { cause, of_several_batches: false, ids: 0 }));
+        let rejection = if uses_tier { None } else { self.no_call(context, ids).map(FetchResult::failed) };
         let may_serve = |entry: &Entry| self.may_serve(context, entry);
         let marks = self.cache.purges().of_group(context.group.name());
-        let mut state = self.state();
+        let mut flights = self.flights();
         let found: Vec<Option<FetchPlan>> = ids
             .iter()
             .map(|id| {
                 // A flight that was sent before a purge of its id is not joined: a new one replaces it.
-                let flight = state.flights.get(&id.key);
+                let flight = flights.by_key.get(&id.key);
                 if let Some(flight) = flight.filter(|flight| !flight.is_purged(&id.id, &marks)) {
                     return Some(FetchPlan::Flight(FlightWaiter::new(flight, true)));
                 }
-                let entry = self.cache.look_up(id.key, &id.id, &marks).filter(may_serve).map(FetchPlan::Memory);
-                entry.or_else(|| refusal.clone().map(FetchPlan::Refused))
+                let entry = self.cache.look_up(id.key, &id.id, &marks).filter(may_serve);
+                let found = entry.map(|entry| FetchResult::without_call(entry, EntrySource::Memory));
+                found.or_else(|| rejection.clone()).map(FetchPlan::Done)
             })
             .collect();
         let missing = found.iter().filter(|plan| plan.is_none()).count();
-        let mut permits = self.permits(missing, &context.identity.caller_state)?.into_iter();
+        let permits = self.permits(missing, &context.identity.caller_state);
+        let mut permits = permits.map_err(|limit| self.shed(limit))?.into_iter();
 
         let mut plans = Vec::with_capacity(ids.len());
         let mut started = Vec::with_capacity(missing);
@@ -232,99 +237,71 @@ impl Fetcher {
                 continue;
             }
             let Some(permit) = permits.next() else { break };
-            let pending = state.start(self, context, id, permit);
+            let pending = PendingId::new(self, context, id, permit);
+            flights.add(&pending);
             plans.push(FetchPlan::Flight(FlightWaiter::new(&pending.flight, false)));
             started.push(pending);
         }
+        drop(flights);
         if uses_tier {
-            drop(state);
             self.look_into_shared_tier(context, started, false);
-            return Ok(plans);
+        } else {
+            self.enqueue(context, started);
         }
-        state.enqueue(context.queue_key(), started);
-        let ready = self.take_ready_batches(&mut state, context.queue_key());
-        drop(state);
-        self.send(ready);
         Ok(plans)
     }
 
-    /// Queues flights for a call. Must not be called with the state locked.
+    /// Queues flights for a call. Must not be called with the flights locked.
     fn enqueue(self: &Arc<Self>, context: &FetchContext, pending: Vec<PendingId>) {
         if pending.is_empty() {
             return;
         }
-        let mut state = self.state();
-        state.enqueue(context.queue_key(), pending);
-        let ready = self.take_ready_batches(&mut state, context.queue_key());
-        drop(state);
+        let mut flights = self.flights();
+        flights.queues.entry(context.queue_key()).or_default().pending.extend(pending);
+        let ready = self.take_ready_batches(&mut flights, context.queue_key());
+        drop(flights);
         self.send(ready);
     }
 
-    /// Makes calls of the batch's own for `ids`.
+    /// Fetches `ids` by flights that no batch joins, in calls of the batch's own.
     async fn call_separately(
         self: &Arc<Self>,
         context: &Arc<FetchContext>,
         ids: &[KeyedId],
         store: bool,
     ) -> Result<Vec<FetchResult>, Error> {
-        let permits = self.permits(ids.len(), &context.identity.caller_state)?;
-        let mut permits = permits.into_iter();
-        let calls: Vec<_> = batch_builder::split(&self.config.upstream, context.form, ids)
-            .into_iter()
-            .map(|ids| {
-                let (fetcher, context) = (Arc::clone(self), Arc::clone(context));
-                let permits: Vec<InFlightPermit> = permits.by_ref().take(ids.len()).collect();
-                let count = ids.len();
-                // Detached like any flight, so that a client that leaves frees no permit early.
-                let task = self.flights.runtime.spawn(async move {
-                    let results = fetcher.call_for_one_batch(&context, &ids, store).await;
-                    drop(permits);
-                    results
-                });
-                (count, task)
-            })
-            .collect();
+        let permits = self.permits(ids.len(), &context.identity.caller_state);
+        let permits = permits.map_err(|limit| self.shed(limit))?;
+        let pending = ids.iter().zip(permits).map(|(id, permit)| PendingId::new(self, context, id, permit));
+        let pending: VecDeque<PendingId> = pending.collect();
+        let waiters: Vec<_> = pending.iter().map(|pending| FlightWaiter::new(&pending.flight, false)).collect();
+        self.send(self.separate_batches(pending, context.form, store));
         let mut results = Vec::with_capacity(ids.len());
-        for (count, task) in calls {
-            match timeout_at(context.deadline, task).await {
-                Ok(Ok(batch)) => results.extend(batch),
-                Ok(Err(_)) => results.extend(vec![FetchResult::error(Error::NoAnswer(NoAnswer::Lost)); count]),
-                Err(_) => results.extend(vec![FetchResult::error(Error::Deadline); count]),
-            }
+        for waiter in waiters {
+            results.push(waiter.wait(context.deadline).await);
         }
         Ok(results)
-    }
-
-    /// The ids, and their places, whose flight ended with an entry of the shared tier that is older than this batch's client
-    /// allows. An entry of a call is always recent enough.
-    fn declined(&self, context: &FetchContext, ids: &[KeyedId], results: &[FetchResult]) -> (Vec<usize>, Vec<KeyedId>) {
-        let now = self.clock.now();
-        let is_declined = |result: &FetchResult| match (&result.entry, result.source) {
-            (Ok(entry), EntrySource::Joined { from_tier: true }) => !context.requirements.allow(entry, now),
-            _ => false,
-        };
-        select(ids, results, is_declined)
     }
 
     /// Whether an entry may be served to the batch. Also asks whether the caller must revalidate: the call that brought the
     /// entry may have shown meanwhile that the caller is accepted.
     fn may_serve(&self, context: &FetchContext, entry: &Entry) -> bool {
         let now = self.clock.now();
-        context.requirements.allow(entry, now) && !self.callers.must_revalidate(&context.identity, now)
+        context.requirements.allow(entry.deadlines(), now) && !self.callers.must_revalidate(&context.identity, now)
     }
 
     /// Whether entries may be stored under this configuration: not where a reload has raised `freshness.min_remaining`, by
     /// which these entries were not judged.
     fn may_store(&self) -> bool {
-        self.flights.may_store(self.config.freshness.min_remaining)
+        self.state.may_store(self.config.freshness.min_remaining)
     }
 
     /// Whether one of these ids is in flight for a batch that has passed fewer sidelinks: this batch may be that flight's own
     /// call, come back in a loop. It goes on instead of waiting, so that `Via` grows until the loop is refused.
     fn would_wait_for_itself(&self, context: &FetchContext, ids: &[KeyedId]) -> bool {
         context.hops > 0 && {
-            let state = self.state();
-            let mut flights = ids.iter().filter_map(|id| state.flights.get(&id.key));
+            let flights = self.flights();
+            let mut flights = ids.iter().filter_map(|id| flights.by_key.get(&id.key));
             flights.any(|flight| flight.hops < context.hops)
         }
     }
@@ -332,26 +309,26 @@ impl Fetcher {
     /// Refreshes ids ahead, in the background, while their entries are fresh: those that are not in flight, as far as limits
     /// and the budget of refreshes allow. Returns how many.
     pub fn refresh(self: &Arc<Self>, context: &Arc<FetchContext>, ids: &[KeyedId]) -> usize {
-        if self.refusal(context, ids).is_some() {
+        if self.no_call(context, ids).is_some() {
             return 0;
         }
-        let mut state = self.state();
-        let idle: Vec<&KeyedId> = ids.iter().filter(|id| !state.flights.contains_key(&id.key)).collect();
-        if idle.is_empty() || !self.flights.refreshes.withdraw() {
+        let mut flights = self.flights();
+        let idle: Vec<&KeyedId> = ids.iter().filter(|id| !flights.by_key.contains_key(&id.key)).collect();
+        if idle.is_empty() || !self.state.refreshes.withdraw() {
             return 0;
         }
         // At a limit nothing is shed: the entries are still fresh.
-        let Ok(permits) = self.try_permits(idle.len(), &context.identity.caller_state) else { return 0 };
+        let Ok(permits) = self.permits(idle.len(), &context.identity.caller_state) else { return 0 };
         let count = permits.len();
         let mut started = Vec::with_capacity(count);
         for (id, permit) in idle.into_iter().zip(permits) {
-            let mut pending = state.start(self, context, id, permit);
-            pending.background = true;
+            let pending = PendingId { background: true, ..PendingId::new(self, context, id, permit) };
+            flights.add(&pending);
             // No batch waits for the flight, and yet it must not count as abandoned.
             pending.flight.waiters.fetch_add(1, Ordering::Relaxed);
             started.push(pending);
         }
-        drop(state);
+        drop(flights);
         if self.uses_shared_tier(context) {
             self.look_into_shared_tier(context, started, true);
         } else {
@@ -360,9 +337,9 @@ impl Fetcher {
         count
     }
 
-    fn state(&self) -> MutexGuard<'_, FlightMap> {
+    fn flights(&self) -> MutexGuard<'_, Flights> {
         // A panic leaves the maps whole: each step is complete by itself.
-        self.flights.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

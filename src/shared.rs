@@ -63,7 +63,7 @@ impl Deref for Tier {
     }
 }
 
-/// What batches and the background task share.
+/// The state of the tier, which batches and the background task share.
 pub struct TierState {
     config: config::Shared,
     freshness: config::Freshness,
@@ -120,7 +120,7 @@ pub(crate) struct TierResult {
     pub(crate) leased: Vec<bool>,
 }
 
-/// What a call brought that is to be shared.
+/// The part of a call's result that is shared.
 #[derive(Default)]
 pub struct TierUpdate {
     /// When the call was sent, if it shows that the endpoint accepts the caller.
@@ -239,17 +239,15 @@ impl TierState {
         }
         // Before the round trip: what is purged from here on covers what is found.
         let now = self.clock.now();
-        let lease_names = || {
-            let first = scope.0.first().into_iter();
-            first.flat_map(|keys| ids.iter().map(|id| keys.lease(id)))
+        let lease_wait = millis(self.config.lease_wait).max(1);
+        let lease = |name: &str| match leases {
+            Leases::Acquire => RedisCommand::new("SET", name).arg("1").arg("NX").arg("PX").arg(lease_wait),
+            Leases::Ignore | Leases::Check => RedisCommand::new("GET", name),
         };
-        let (mut takes, mut names) = (Vec::new(), Vec::new());
-        match leases {
-            Leases::Ignore => {}
-            Leases::Acquire => takes.extend(lease_names().map(|name| self.take_lease(&name))),
-            Leases::Check => names.extend(lease_names()),
-        }
-        let values = names.len();
+        let lease_scope = scope.0.first().filter(|_| leases != Leases::Ignore);
+        let all = |keys: &ScopeKeys| ids.iter().map(|id| lease(&keys.lease(id))).collect();
+        let lease_commands = lease_scope.map(all).unwrap_or_default();
+        let mut names = Vec::new();
         for keys in &scope.0 {
             names.push(keys.acceptance.clone());
             names.extend(ids.iter().map(|id| keys.link(id)));
@@ -258,18 +256,18 @@ impl TierState {
             self.fleets.iter().flat_map(|fleet| [fleet.key.first_record(), fleet.key.journal_length()]).collect();
         let operation = if leases == Leases::Ignore { Operation::Get } else { Operation::Lease };
         // Leases are taken first: an owner writes its values before it releases its leases, so they are found then.
-        let (taken, mut leased, journals) =
-            self.store.get(takes, &names, journals, operation, self.config.timeout).await;
+        let (leased, found, journals) =
+            self.store.get(lease_commands, &names, journals, operation, self.config.timeout).await;
         self.follow_journals(&journals).await?;
 
-        let found = leased.split_off(values);
-        let leased = match leases {
-            // An error counts as not leased by another: at worst the id is fetched twice.
-            Leases::Acquire => taken.into_iter().map(|reply| matches!(reply, Some(Value::Nil))).collect(),
-            _ => leased.into_iter().map(|value| value.is_some()).collect(),
+        // An error counts as not leased by another: at worst the id is fetched twice.
+        let is_leased = |reply| match leases {
+            Leases::Acquire => matches!(reply, Some(Value::Nil)),
+            Leases::Ignore | Leases::Check => matches!(reply, Some(Value::BulkString(_))),
         };
+        let leased = leased.into_iter().map(is_leased).collect();
         let mut result = TierResult { accepted: None, links: vec![None; ids.len()], leased };
-        let mut values = names.iter().skip(values).zip(found);
+        let mut values = names.iter().zip(found);
         for (fleet, keys) in self.of_scope(scope) {
             if let Some((_, Some(value))) = values.next()
                 && result.accepted.is_none()
@@ -289,10 +287,6 @@ impl TierState {
             self.metrics.shared.misses.inc_by((ids.len() - hits) as u64);
         }
         Some(result)
-    }
-
-    fn take_lease(&self, name: &str) -> RedisCommand {
-        RedisCommand::new("SET", name).arg("1").arg("NX").arg("PX").arg(millis(self.config.lease_wait).max(1))
     }
 
     /// Reads the news of each journal, given the first record and the length of each. `None` if a journal was replaced.

@@ -55,7 +55,7 @@ pub use failures::LastFailure;
 pub use trust::SetupError;
 pub(crate) use trust::trusted_client;
 
-/// Why an answer cannot be used, where no library says so.
+/// The reason that is logged where an answer cannot be read.
 const UNREADABLE: &str = "it is no JSON that can be read, or its Content-Encoding cannot be undone";
 
 /// The endpoint's client.
@@ -166,23 +166,22 @@ impl Upstream {
     }
 
     /// Why no call of `caller` for these ids may be made now.
-    pub fn refusal<'i>(&self, caller: Caller, ids: impl Iterator<Item = &'i str>) -> Option<Rejection> {
-        let source = || (!self.breaker.is_idle()).then(|| self.source(caller, true, ids));
-        self.paused().or_else(|| self.refused_by_breaker(Some(&source()?)))
+    pub fn rejection<'i>(&self, caller: Caller, ids: impl Iterator<Item = &'i str>) -> Option<Rejection> {
+        self.rejection_of(|| Some(self.source(caller, true, ids)))
     }
 
     /// Why no call of anyone may be made now.
-    pub fn refusal_of_all(&self) -> Option<Rejection> {
-        self.paused().or_else(|| self.refused_by_breaker(None))
+    pub fn rejection_of_all(&self) -> Option<Rejection> {
+        self.rejection_of(|| None)
+    }
+
+    fn rejection_of(&self, source: impl FnOnce() -> Option<CallSource>) -> Option<Rejection> {
+        let by_breaker = |wait| Rejection { error: Error::BreakerOpen(wait), answer: None };
+        self.paused().or_else(|| self.breaker.wait(source).map(by_breaker))
     }
 
     fn paused(&self) -> Option<Rejection> {
         self.pause.lasting(self.clock.now())
-    }
-
-    fn refused_by_breaker(&self, source: Option<&CallSource>) -> Option<Rejection> {
-        let wait = self.breaker.refusal(source)?;
-        Some(Rejection { error: Error::BreakerOpen(wait), answer: None })
     }
 
     /// The pause that a 503 with `Retry-After` asks for.
@@ -245,7 +244,7 @@ impl Upstream {
 
     /// Why a call, or a request on another route, last failed because of the endpoint.
     pub fn last_failure(&self) -> Option<LastFailure> {
-        self.failures.last()
+        self.failures.last.lock().clone()
     }
 
     /// Notes that the whole answer of a 200 cannot be read, or is in a coding that cannot be undone.

@@ -53,7 +53,7 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
         "endpoint": config.upstream.endpoint.to_string(),
         "breaker": position(&metrics.breaker_state),
         "breaker_evidence": named::<Evidence, _>(metrics.breaker_evidence.iter().map(|(_, gauge)| gauge.get())),
-        "calls_refused": upstream.refusal_of_all().map(|refusal| refusal.error.message()),
+        "calls_refused": upstream.rejection_of_all().map(|rejection| rejection.error.message()),
         "last_failure": upstream.last_failure().map(|failure| json!({
             "at": failure.at.unix_millis(),
             "reason": failure.reason,

@@ -18,7 +18,7 @@ use crate::cache::purges::{self, Mark, Purges};
 use crate::clock::Clock;
 use crate::config::{CallerKey, Config};
 use crate::error::Limit;
-use crate::fetch::{Fetcher, Flights};
+use crate::fetch::{FetchState, Fetcher};
 use crate::limits::budget::{Budget, Usages};
 use crate::proxy::passthrough::Passthrough;
 use crate::proxy::router::Router;
@@ -79,7 +79,7 @@ impl Proxy {
         let history = Arc::new(History::new(Arc::clone(&metrics), clock.clone()));
         let process = ProcessState {
             cache: Arc::new(Cache::new(&config.cache, Arc::clone(&purges), &metrics)),
-            flights: Arc::new(Flights::new(config.upstream.calls)),
+            fetch: Arc::new(FetchState::new(config.upstream.calls)),
             usages: Usages::default(),
             registry,
             metrics,
@@ -113,14 +113,14 @@ impl Proxy {
         let floor = config.freshness.min_remaining;
         if floor > before.config.freshness.min_remaining {
             // Links in the cache were judged by the lower floor, and so are those of batches that are in flight.
-            process.flights.set_min_remaining(floor);
+            process.fetch.set_min_remaining(floor);
             purges.mark(Mark::All, process.clock.now());
         }
         purges.lengthen(purges::span_of(&config));
         process.cache.resize(config.cache.capacity);
-        process.flights.resize(config.upstream.calls);
+        process.fetch.resize(config.upstream.calls);
         self.current.store(Arc::new(next));
-        process.flights.set_min_remaining(floor);
+        process.fetch.set_min_remaining(floor);
         let at = process.clock.now();
         process.metrics.reloaded(at.unix_seconds());
         process.last_reload.store(Arc::new(Reload { at, errors: Vec::new() }));
@@ -219,7 +219,7 @@ impl GenerationBuilder {
             Arc::clone(&upstream),
             Arc::clone(&callers),
             Arc::clone(&self.process.cache),
-            Arc::clone(&self.process.flights),
+            Arc::clone(&self.process.fetch),
             tier.clone(),
             Arc::clone(metrics),
             Arc::clone(&config),

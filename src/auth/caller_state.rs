@@ -34,7 +34,7 @@ pub(crate) struct CallerState {
     updates: Mutex<()>,
     /// Permits of calls under way, so that no caller takes all permits of the process. Sized by the caller of `acquire`.
     pub(crate) calls: Permits,
-    pub(crate) flights: AtomicUsize,
+    pub(crate) flights: Arc<AtomicUsize>,
     /// Names of this caller in the fleet's journals, once it was looked up in the shared tier.
     pub(crate) fleet_names: ArcSwapOption<Vec<u128>>,
     pub(crate) pause: Pause,
@@ -50,7 +50,7 @@ impl CallerState {
             invalidated: AtomicU64::new(0),
             updates: Mutex::new(()),
             calls: Permits::new(0),
-            flights: AtomicUsize::new(0),
+            flights: Arc::default(),
             fleet_names: ArcSwapOption::empty(),
             pause: Pause::default(),
         }

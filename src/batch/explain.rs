@@ -25,7 +25,7 @@ const WHY_REFUSED: &str = "the endpoint refused it lately to a batch of this id 
 /// The state that all ids of a batch share.
 struct Circumstances<'a> {
     /// Why no call could be made now.
-    refusal: Option<Error>,
+    rejection: Option<Error>,
     requirements: CacheRequirements,
     directives: Directives,
     must_revalidate: bool,
@@ -60,7 +60,7 @@ impl BatchRoute {
         let must_revalidate = self.callers.must_revalidate(&identity, now);
         let rejection = self.fetch.rejection(&identity, ids.iter().map(|(id, _)| *id));
         let around = Circumstances {
-            refusal: rejection.map(|rejection| rejection.error),
+            rejection: rejection.map(|rejection| rejection.error),
             requirements: CacheRequirements { forbids_cache: client.forbids_cache || must_revalidate, ..client },
             directives,
             must_revalidate,
@@ -86,7 +86,7 @@ impl BatchRoute {
             Outcome::Hit => (Outcome::Hit, None),
             _ if refused.is_some() => (Outcome::Error, None),
             _ if directives.only_if_cached => (Outcome::Error, Some(Error::NotCached)),
-            _ if tally.count(IdResult::Failed) > 0 => (Outcome::Error, around.refusal),
+            _ if tally.count(IdResult::Failed) > 0 => (Outcome::Error, around.rejection),
             outcome => (outcome, None),
         };
         let why_refused = (outcome == Outcome::Error && refused.is_some()).then_some(WHY_REFUSED);
@@ -101,7 +101,7 @@ impl BatchRoute {
                 Form::Body => "body",
             },
             "caller": self.caller_now(&identity, is_known, now),
-            "calls_refused": around.refusal.map(Error::message),
+            "calls_refused": around.rejection.map(Error::message),
             "ids": ids,
         }));
         if let (Some(group), Some(explanation)) = (batch.group.to_json(), explanation.as_object_mut()) {
@@ -158,7 +158,7 @@ impl BatchRoute {
         let is_purged = entry.as_ref().is_some_and(|entry| around.marks.cover(id, entry.deadlines().sent()));
         let entry = entry.filter(|_| !is_purged);
         let in_flight = self.fetch.is_in_flight(key, id, &around.marks);
-        let serves = entry.as_ref().is_some_and(|entry| around.requirements.allow(entry, now));
+        let serves = entry.as_ref().is_some_and(|entry| around.requirements.allow(entry.deadlines(), now));
         let floor = millis(self.config.freshness.min_remaining);
         let is_past_floor = |deadlines: &Deadlines| deadlines.life_left(now).is_some_and(|left| left <= floor);
         let state = match entry.as_ref().map(|entry| (entry.deadlines(), entry.text().is_some())) {
@@ -224,7 +224,7 @@ fn verdict(state: &str, in_flight: bool, serves: bool, around: &Circumstances<'_
     if in_flight && !around.directives.no_store {
         return (IdResult::Joined, "a call for it is under way, which the batch would join");
     }
-    if around.refusal.is_some() {
+    if around.rejection.is_some() {
         // A call that cannot be made counts as a failure of the endpoint, for which stale links are served.
         return match state {
             "fresh" | "stale" if !no_cache => (IdResult::Stale, "no call can be made now, and the link has life left"),

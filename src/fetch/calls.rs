@@ -9,12 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use http::{HeaderValue, StatusCode};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 use tower::retry::budget::Budget;
 
-use super::batch_builder::BatchBuilder;
-use super::flights::{Flight, FlightMap};
-use super::shared_lookup::SharingProof;
+use super::flights::{Flight, Flights, InFlightPermit};
 use super::{Cause, EntrySource, Failure, FetchContext, FetchResult, Fetcher, KeyedId};
 use crate::api;
 use crate::api::answer::{self, AnswerItem, ParsedAnswer};
@@ -22,8 +20,11 @@ use crate::api::request::{self, Form};
 use crate::auth::{Identity, Scope};
 use crate::cache::Entry;
 use crate::cache::freshness::{self, AnswerFreshness, Deadlines, Reason};
+use crate::clock::Moment;
+use crate::config::UpstreamConfig;
 use crate::error::{Error, Limit, NoAnswer};
 use crate::limits::pause;
+use crate::shared::Stamp;
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::CallResult;
 use crate::telemetry::trace::{CallContext, CallSpan};
@@ -57,26 +58,36 @@ pub(super) struct PendingId {
     pub(super) fetcher: Arc<Fetcher>,
 }
 
-/// The batches that a call serves, one for each of its ids.
-struct Served<'t> {
-    batches: Vec<&'t FetchContext>,
-    /// Whether all are one batch, and no other has joined.
-    is_one_batch: bool,
+impl PendingId {
+    /// A flight for `id`, which `fetcher` is to fetch.
+    pub(super) fn new(
+        fetcher: &Arc<Fetcher>,
+        context: &Arc<FetchContext>,
+        id: &KeyedId,
+        permit: InFlightPermit,
+    ) -> Self {
+        let flight = Arc::new(Flight::new(context.hops, permit));
+        let (context, fetcher) = (Arc::clone(context), Arc::clone(fetcher));
+        Self { id: id.clone(), flight, context, leased: false, background: false, fetcher }
+    }
 }
 
 /// The ids of one call. However its task ends, its flights are completed and its queue moves on.
 pub(super) struct UpstreamBatch {
     fetcher: Arc<Fetcher>,
-    queue: QueueKey,
+    /// The queue that the ids come from; `None`: the call is for one batch alone.
+    queue: Option<QueueKey>,
     pending: Vec<PendingId>,
+    /// Whether the entries may be stored.
+    store: bool,
 }
 
-/// What came of a call, for the ids that it carried, in their order.
+/// The outcome of a call, for its ids in their order.
 pub(super) struct CallReport {
     pub(super) entries: Result<Vec<Entry>, Cause>,
     request_id: Option<HeaderValue>,
-    /// Proof that the entries may be shared with the fleet.
-    pub(super) proof: Option<SharingProof>,
+    /// Proof that the entries may be shared with the fleet: the state of its journal before the call, and when that was sent.
+    pub(super) proof: Option<(Stamp, Moment)>,
     /// Its span, if it has one.
     span: Option<CallContext>,
 }
@@ -85,39 +96,28 @@ impl CallReport {
     fn failed(cause: Cause) -> Self {
         Self { entries: Err(cause), request_id: None, proof: None, span: None }
     }
-
-    /// One result for each of the call's `ids`; `of_several_batches`: whose fault a failure is, is not known.
-    fn each(self, ids: usize, of_several_batches: bool) -> Vec<FetchResult> {
-        let (request_id, call) = (self.request_id, self.span);
-        let result = |entry| FetchResult {
-            entry,
-            source: EntrySource::Call,
-            request_id: request_id.clone(),
-            call: call.clone(),
-        };
-        match self.entries {
-            Ok(entries) => entries.into_iter().map(|entry| result(Ok(entry))).collect(),
-            Err(cause) => vec![result(Err(Arc::new(Failure { cause, of_several_batches, ids }))); ids],
-        }
-    }
 }
 
 impl UpstreamBatch {
     /// Ends the flights. The entries that may be stored are in the cache already.
-    fn complete(&mut self, result: CallReport) {
+    fn complete(&mut self, report: CallReport) {
         let pending = std::mem::take(&mut self.pending);
-        let mut state = self.fetcher.state();
-        for pending in &pending {
-            state.remove(pending.id.key, &pending.flight);
-        }
-        drop(state);
+        let mut flights = self.fetcher.flights();
+        pending.iter().for_each(|pending| flights.remove(pending));
+        drop(flights);
         // No batch joins any more, so whether batches share a failure is settled.
         let mut contexts = pending.iter().map(|pending| Arc::as_ptr(&pending.context));
         let first = contexts.next();
         let of_several_batches = contexts.any(|other| Some(other) != first)
             || pending.iter().any(|pending| pending.flight.joined.load(Ordering::Relaxed));
-        for (pending, result) in pending.iter().zip(result.each(pending.len(), of_several_batches)) {
-            pending.flight.complete(result);
+        let (request_id, call, ids) = (report.request_id, report.span, pending.len());
+        let entries = match report.entries {
+            Ok(entries) => entries.into_iter().map(Ok).collect(),
+            Err(cause) => vec![Err(Arc::new(Failure { cause, of_several_batches, ids })); ids],
+        };
+        for (PendingId { flight, .. }, entry) in pending.iter().zip(entries) {
+            let (request_id, call) = (request_id.clone(), call.clone());
+            flight.complete(FetchResult { entry, source: EntrySource::Call, request_id, call });
         }
     }
 }
@@ -128,39 +128,27 @@ impl Drop for UpstreamBatch {
             events::CallLost { ids: self.pending.len() }.log();
             self.complete(CallReport::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost))));
         }
-        let mut state = self.fetcher.state();
-        if let Some(queue) = state.queues.get_mut(&self.queue) {
+        let Some(key) = self.queue else { return };
+        let mut flights = self.fetcher.flights();
+        if let Some(queue) = flights.queues.get_mut(&key) {
             queue.calls = queue.calls.saturating_sub(1);
         }
-        let ready = self.fetcher.take_ready_batches(&mut state, self.queue);
-        drop(state);
+        let ready = self.fetcher.take_ready_batches(&mut flights, key);
+        drop(flights);
         self.fetcher.send(ready);
     }
 }
 
 impl Fetcher {
-    /// Takes the batches that may leave a queue now, to be handed to [`Fetcher::send`] once the state is unlocked.
-    pub(super) fn take_ready_batches(self: &Arc<Self>, state: &mut FlightMap, key: QueueKey) -> Vec<UpstreamBatch> {
+    /// Takes the batches that may leave a queue now, to be handed to [`Fetcher::send`] once the flights are unlocked.
+    pub(super) fn take_ready_batches(self: &Arc<Self>, flights: &mut Flights, key: QueueKey) -> Vec<UpstreamBatch> {
         let mut ready = Vec::new();
         let mut abandoned = Vec::new();
-        let Some(queue) = state.queues.get_mut(&key) else { return ready };
+        let Some(queue) = flights.queues.get_mut(&key) else { return ready };
         // After a reload, the fetcher of the batch that came last, with its configuration.
         let fetcher = Arc::clone(queue.pending.back().map_or(self, |last| &last.fetcher));
         while queue.calls < fetcher.config.upstream.calls_per_scope {
-            let mut builder = BatchBuilder::new(&fetcher.config.upstream, key.form);
-            let mut pending = Vec::new();
-            while let Some(next) = queue.pending.front() {
-                let is_abandoned = next.flight.waiters.load(Ordering::Relaxed) == 0;
-                if !is_abandoned && !builder.add(&next.id.id) {
-                    break;
-                }
-                let Some(next) = queue.pending.pop_front() else { break };
-                if is_abandoned {
-                    abandoned.push(next);
-                } else {
-                    pending.push(next);
-                }
-            }
+            let pending = take_call(&mut queue.pending, &fetcher.config.upstream, key.form, &mut abandoned);
             if pending.is_empty() {
                 break;
             }
@@ -170,73 +158,73 @@ impl Fetcher {
                 let _ = pending.flight.sent.set(now);
             }
             queue.calls += 1;
-            ready.push(UpstreamBatch { fetcher: Arc::clone(&fetcher), queue: key, pending });
+            ready.push(UpstreamBatch { fetcher: Arc::clone(&fetcher), queue: Some(key), pending, store: true });
         }
         if queue.calls == 0 {
-            state.queues.remove(&key);
+            flights.queues.remove(&key);
         }
-        for abandoned in abandoned {
-            state.remove(abandoned.id.key, &abandoned.flight);
-        }
+        abandoned.iter().for_each(|abandoned| flights.remove(abandoned));
         ready
     }
 
-    /// Starts calls. Must not be called with the state locked: a runtime that shuts down drops the calls on the spot.
+    /// The calls for ids of one batch alone.
+    pub(super) fn separate_batches(
+        self: &Arc<Self>,
+        mut pending: VecDeque<PendingId>,
+        form: Form,
+        store: bool,
+    ) -> Vec<UpstreamBatch> {
+        let mut batches = Vec::new();
+        while !pending.is_empty() {
+            let pending = take_call(&mut pending, &self.config.upstream, form, &mut Vec::new());
+            batches.push(UpstreamBatch { fetcher: Arc::clone(self), queue: None, pending, store });
+        }
+        batches
+    }
+
+    /// Starts calls. Must not be called with the flights locked: a runtime that shuts down drops the calls on the spot.
     pub(super) fn send(&self, ready: Vec<UpstreamBatch>) {
         for mut batch in ready {
-            self.flights.runtime.spawn(async move {
-                let result = batch.run().await;
-                batch.complete(result);
+            self.state.runtime.spawn(async move {
+                let report = batch.run().await;
+                batch.complete(report);
             });
         }
     }
 
-    /// One call for one batch alone.
-    pub(super) async fn call_for_one_batch(
-        &self,
-        context: &FetchContext,
-        ids: &[KeyedId],
-        store: bool,
-    ) -> Vec<FetchResult> {
-        let served = Served { batches: vec![context], is_one_batch: true };
-        let result = self.call(context, &served, ids, context.deadline, store).await;
-        self.share(context, ids, &[], &result);
-        result.each(ids.len(), false)
-    }
-
-    /// Makes one call on behalf of `context`, the first of the batches that it serves.
-    async fn call(
-        &self,
-        context: &FetchContext,
-        served: &Served<'_>,
-        ids: &[KeyedId],
-        deadline: Instant,
-        store: bool,
-    ) -> CallReport {
-        if let Some(refusal) = self.refusal(context, ids) {
-            return self.counted(CallReport::failed(refusal));
+    /// Makes one call for `pending`, on behalf of `context`, the first of the batches that it serves.
+    async fn call(&self, context: &FetchContext, pending: &[PendingId], store: bool) -> CallReport {
+        let ids: &[KeyedId] = &pending.iter().map(|pending| pending.id.clone()).collect::<Vec<_>>();
+        let latest = pending.iter().map(|pending| pending.context.deadline).max();
+        let deadline = latest.unwrap_or(context.deadline);
+        if let Some(rejected) = self.no_call(context, ids) {
+            return CallReport::failed(rejected);
         }
         // Takes the per-caller permit first, so a throttled caller holds no global one.
         let caller_state = &context.identity.caller_state;
-        caller_state.calls.resize(self.flights.calls_per_caller.load(Ordering::Relaxed));
+        caller_state.calls.resize(self.state.calls_per_caller.load(Ordering::Relaxed));
         let accepted = caller_state.is_accepted();
         let permits = async {
             let for_caller = caller_state.calls.acquire().await;
-            let unaccepted = if accepted { None } else { self.flights.unaccepted_calls.acquire().await.ok() };
-            self.flights.calls.acquire().await.map(|permit| (for_caller, unaccepted, permit))
+            let unaccepted = if accepted { None } else { self.state.unaccepted_calls.acquire().await.ok() };
+            self.state.calls.acquire().await.map(|permit| (for_caller, unaccepted, permit))
         };
         let permits = timeout_at(deadline, permits).await;
         // A call that has queued for too long is not sent: it would time out, and the endpoint would not be to blame.
         let (Ok(Ok(_permits)), true) = (permits, self.upstream.leaves_fair_time(deadline)) else {
             self.shed(Limit::Calls);
-            return self.counted(CallReport::failed(Cause::NoAnswer(Error::Deadline)));
+            return CallReport::failed(Cause::NoAnswer(Error::Deadline));
         };
         let names = || ids.iter().map(|id| &*id.id);
-        let requests = served.batches.iter().map(|context| &context.trace);
+        let requests = pending.iter().map(|pending| &pending.context.trace);
         let span = CallSpan::start(self.upstream.endpoint(), ids.len(), requests);
         let mut headers = context.headers.clone();
         headers.extend(span.context().as_ref().unwrap_or(&context.trace_context).headers());
-        let request_id = context.request_id.as_ref().filter(|_| served.is_one_batch);
+        let is_one_batch = pending.iter().all(|pending| {
+            let is_joined = pending.flight.joined.load(Ordering::Relaxed);
+            std::ptr::eq(&*pending.context, context) && !is_joined && !pending.background
+        });
+        let request_id = context.request_id.as_ref().filter(|_| is_one_batch);
         headers.extend(request_id.map(|id| (api::REQUEST_ID, id.clone())));
         let call = Call {
             target: request::target(context.form, &context.group, names()),
@@ -256,33 +244,29 @@ impl Fetcher {
         let invalidations = caller_state.invalidations();
         // Taken before the call is sent: purges and revocations from here on concern what it brings.
         let stamp = self.tier.as_ref().and_then(|tier| tier.stamp());
-        self.flights.refreshes.deposit();
-        self.flights.extra_calls.deposit();
+        self.state.refreshes.deposit();
+        self.state.extra_calls.deposit();
         let mut retries = 0;
         let outcome = self.upstream.call(&call, deadline, &mut retries, read).await;
         let status = outcome.as_ref().ok().map(|(answer, _)| answer.status);
         let mut result = match outcome {
             Ok((answer, read)) => {
-                let sent = answer.sent;
                 if answer.status == StatusCode::UNAUTHORIZED {
-                    self.unauthorized(&served.batches);
+                    self.unauthorized(context, pending.iter().all(|pending| pending.context.has_cookies));
                 }
                 self.note_pause(&call, &answer, &context.identity);
-                let (mut result, accepted) = self.take_answer(answer, read, invalidations, context, ids, store);
-                // What proves nothing of the caller here proves nothing to the fleet.
-                result.proof = stamp.filter(|_| accepted && store).map(|stamp| SharingProof { stamp, sent });
-                result
+                self.take_answer((answer, read), invalidations, stamp, context, ids, store)
             }
             Err(error) => CallReport::failed(Cause::NoAnswer(error)),
         };
         result.span = span.call_context();
         span.end(status, call_result(&result).name(), retries);
-        self.counted(result)
+        result
     }
 
     /// Why no call for these ids may be made for this caller now.
-    pub(super) fn refusal(&self, context: &FetchContext, ids: &[KeyedId]) -> Option<Cause> {
-        self.rejection(&context.identity, ids.iter().map(|id| &*id.id)).map(Cause::Rejected)
+    pub(super) fn no_call(&self, context: &FetchContext, ids: &[KeyedId]) -> Option<Cause> {
+        self.rejection(&context.identity, ids.iter().map(AsRef::as_ref)).map(Cause::Rejected)
     }
 
     /// Pauses the caller after a 429, or a 503 with `Retry-After`; not all callers: one id or one token may be the reason.
@@ -307,23 +291,18 @@ impl Fetcher {
         });
     }
 
-    fn counted(&self, result: CallReport) -> CallReport {
-        self.metrics.upstream_calls.of(call_result(&result)).inc();
-        result
-    }
-
-    /// Stores what an answer brings, and notes what it shows of the caller. Returns also whether the call proves that the
-    /// endpoint accepts the caller.
+    /// Stores what an answer brings (if `store`), and notes what it shows of the caller. `invalidations` and `stamp` are from
+    /// before the call was sent.
     fn take_answer(
         &self,
-        answer: Answer,
-        read: Option<ParsedAnswer>,
+        (answer, read): (Answer, Option<ParsedAnswer>),
         invalidations: u64,
+        stamp: Option<Stamp>,
         context: &FetchContext,
         ids: &[KeyedId],
         store: bool,
-    ) -> (CallReport, bool) {
-        let mut accepted = false;
+    ) -> CallReport {
+        let mut proof = None;
         let request_id = answer.headers.get(api::REQUEST_ID).cloned();
         let identity = &context.identity;
         let entries = match answer.status {
@@ -335,14 +314,14 @@ impl Fetcher {
                 match read.unwrap_or(ParsedAnswer::Unmatched) {
                     ParsedAnswer::Links(items) => {
                         // A call that was sent before an invalidation proves nothing, and stores nothing.
-                        accepted = self.callers.accept(identity, answer.sent, invalidations);
-                        let store = store && accepted;
-                        let mut entries = self.store(&answer, context, ids, items, store);
+                        let store = self.callers.accept(identity, answer.sent, invalidations) && store;
+                        let mut entries = self.judge_items(&answer, context, ids, items, store);
                         self.settle_refusals(answer.sent, identity, ids, &mut entries);
                         if store && identity.caller_state.invalidations() != invalidations {
                             // The caller was invalidated meanwhile, perhaps over these very ids.
-                            accepted = false;
                             ids.iter().for_each(|id| self.cache.remove(id.key, identity));
+                        } else if store {
+                            proof = stamp.map(|stamp| (stamp, answer.sent));
                         }
                         Ok(entries)
                     }
@@ -351,7 +330,7 @@ impl Fetcher {
                         // counts as "no permission". An error without a code is not remembered.
                         let code = answer::error_code(&answer.body);
                         if code.as_deref() != Some(api::VALIDATION_FAILED) {
-                            self.withdraw(&answer, context, ids, store && code.is_some());
+                            self.forget_refused(&answer, context, ids, store && code.is_some());
                         }
                         Err(Cause::Answer(answer))
                     }
@@ -366,17 +345,17 @@ impl Fetcher {
                 }
             }
             StatusCode::FORBIDDEN => {
-                self.withdraw(&answer, context, ids, store);
+                self.forget_refused(&answer, context, ids, store);
                 Err(Cause::Answer(answer))
             }
             _ => Err(Cause::Answer(answer)),
         };
-        (CallReport { entries, request_id, proof: None, span: None }, accepted)
+        CallReport { entries, request_id, proof, span: None }
     }
 
     /// The entries of an answer's items, one for each of `ids`. Stores those that may be stored: nothing that was purged after
     /// the call was sent.
-    fn store(
+    fn judge_items(
         &self,
         answer: &Answer,
         context: &FetchContext,
@@ -408,8 +387,8 @@ impl Fetcher {
             };
             let deadlines = deadlines.unwrap_or_else(|reason| {
                 self.metrics.uncacheable.of(reason).inc();
-                if reason == Reason::NoStore {
-                    self.warn_once_of_no_store();
+                if reason == Reason::NoStore && !self.warned_no_store.swap(true, Ordering::Relaxed) {
+                    events::NotStored {}.log();
                 }
                 // An entry that is stored already is another link, good until its own deadlines.
                 Deadlines::not_stored(answer.sent)
@@ -424,34 +403,45 @@ impl Fetcher {
         };
         ids.iter().zip(items).map(|(id, item)| entry(id, item)).collect()
     }
-
-    fn warn_once_of_no_store(&self) {
-        if !self.warned_no_store.swap(true, Ordering::Relaxed) {
-            events::NotStored {}.log();
-        }
-    }
 }
 
 impl UpstreamBatch {
-    async fn run(&mut self) -> CallReport {
+    async fn run(&self) -> CallReport {
         let Some(first) = self.pending.first() else {
             return CallReport::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost)));
         };
-        let latest = self.pending.iter().map(|pending| pending.context.deadline).max();
-        let deadline = latest.unwrap_or(first.context.deadline);
-        let ids: Vec<KeyedId> = self.pending.iter().map(|pending| pending.id.clone()).collect();
-        let context = Arc::clone(&first.context);
-        let is_one_batch = self.pending.iter().all(|pending| {
-            let is_joined = pending.flight.joined.load(Ordering::Relaxed);
-            Arc::ptr_eq(&pending.context, &context) && !is_joined && !pending.background
-        });
-        let batches = self.pending.iter().map(|pending| &*pending.context).collect();
-        let served = Served { batches, is_one_batch };
-        let result = self.fetcher.call(&context, &served, &ids, deadline, true).await;
-        let leased: Vec<bool> = self.pending.iter().map(|pending| pending.leased).collect();
-        self.fetcher.share(&context, &ids, &leased, &result);
-        result
+        let report = self.fetcher.call(&first.context, &self.pending, self.store).await;
+        self.fetcher.metrics.upstream_calls.of(call_result(&report)).inc();
+        self.fetcher.share(&first.context, &self.pending, &report);
+        report
     }
+}
+
+/// Takes as many ids out of a queue as one call may carry, by their number and by the bytes of its target; one at least. Ids
+/// that no batch waits for any more go to `abandoned`.
+fn take_call(
+    queue: &mut VecDeque<PendingId>,
+    config: &UpstreamConfig,
+    form: Form,
+    abandoned: &mut Vec<PendingId>,
+) -> Vec<PendingId> {
+    // The path, and the longest group.
+    let mut bytes = api::PATH.len() + api::IDS.len() + api::GROUP.len() + 4 + api::GROUP_CHARS * 4 * 3;
+    let mut call = Vec::new();
+    while let Some(next) = queue.pop_front() {
+        if next.flight.waiters.load(Ordering::Relaxed) == 0 {
+            abandoned.push(next);
+            continue;
+        }
+        bytes += request::target_bytes(form, &next.id.id);
+        let is_full = call.len() >= config.ids_per_call || bytes > config.uri_bytes;
+        if is_full && !call.is_empty() {
+            queue.push_front(next);
+            break;
+        }
+        call.push(next);
+    }
+    call
 }
 
 /// The label of a call in `upstream_calls_total`.

@@ -1,4 +1,4 @@
-//! What a batch's fetch needs to know of the batch.
+//! The properties of a batch that its fetch depends on.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::telemetry::trace::{RequestSpan, TraceContext};
 
 /// The batch on whose behalf ids are fetched.
 pub struct FetchContext {
-    /// Who asks.
+    /// The caller.
     pub identity: Identity,
     /// The headers of the client that calls carry.
     pub headers: Vec<(HeaderName, HeaderValue)>,
@@ -39,14 +39,14 @@ pub struct FetchContext {
     pub trace: RequestSpan,
     /// The trace context that its calls carry, where they have no spans.
     pub trace_context: TraceContext,
-    /// What the client lets be answered without a call.
+    /// The client's requirements for answers from the cache.
     pub requirements: CacheRequirements,
     /// Its scope in the shared tier, if there is one.
     pub tier_scope: Option<Arc<TierScope>>,
 }
 
 impl FetchContext {
-    /// Where its ids queue for a call.
+    /// The queue in which its ids wait for a call.
     pub(super) fn queue_key(&self) -> QueueKey {
         QueueKey { scope: self.scope, form: self.form }
     }
@@ -59,4 +59,10 @@ pub struct KeyedId {
     pub id: Box<str>,
     /// Its key.
     pub key: Key,
+}
+
+impl AsRef<str> for KeyedId {
+    fn as_ref(&self) -> &str {
+        &self.id
+    }
 }

@@ -1,4 +1,4 @@
-//! Flights: the ids that are being fetched now, the batches that wait for them, and the limits on both.
+//! Flights: the ids that are being fetched now, and the batches that wait for them; the state of fetching that reloads keep.
 
 use std::collections::HashMap;
 use std::collections::hash_map;
@@ -6,14 +6,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::SetOnce;
+use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::TpsBudget;
 
 use super::calls::{CallQueue, PendingId, QueueKey};
-use super::{FetchContext, FetchResult, Fetcher, KeyedId};
+use super::{Cause, FetchResult, Fetcher};
 use crate::auth::{CallerState, Key};
 use crate::cache::purges::Marks;
 use crate::clock::{Moment, millis};
+use crate::error::{Error, Limit};
+use crate::limits::budget::Reservation;
 use crate::limits::permits::Permits;
 
 /// Refreshes ahead, as a share of recent calls. One a second is allowed besides: a cache that answers everything from memory
@@ -26,14 +29,14 @@ const EXTRA_CALLS_A_SECOND: u32 = 10;
 const UNACCEPTED_PART: usize = 4;
 const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 
-/// The flights, and their limits. Reloads keep them, so that an id is fetched once across a reload.
-pub struct Flights {
+/// The flights, and the limits and budgets of calls. Reloads keep it, so that an id is fetched once across a reload.
+pub struct FetchState {
     /// Allows calls that repeat a failed call for one batch alone, as a share of calls.
     pub(super) extra_calls: TpsBudget,
     /// Allows refreshes ahead, as a share of calls.
     pub(super) refreshes: TpsBudget,
     pub(super) runtime: tokio::runtime::Handle,
-    pub(super) state: Mutex<FlightMap>,
+    pub(super) flights: Mutex<Flights>,
     /// Permits of calls under way.
     pub(super) calls: Permits,
     /// Of those, for callers that the endpoint has not accepted: tokens can be made up, and their calls may hang.
@@ -41,29 +44,29 @@ pub struct Flights {
     /// Calls that one caller may have under way.
     pub(super) calls_per_caller: AtomicUsize,
     /// Ids in flight.
-    pub(super) in_flight: AtomicUsize,
+    pub(super) in_flight: Arc<AtomicUsize>,
     /// Of those, for callers that the endpoint has not accepted.
-    pub(super) unaccepted_in_flight: AtomicUsize,
+    pub(super) unaccepted_in_flight: Arc<AtomicUsize>,
     /// Batches that wait for flights.
-    pub(super) waiters: AtomicUsize,
+    pub(super) waiters: Arc<AtomicUsize>,
     /// `freshness.min_remaining` of the configuration in force, in milliseconds.
     min_remaining: AtomicU64,
 }
 
-impl Flights {
+impl FetchState {
     /// No flights, and `calls` calls at a time. Must be called within a tokio runtime, on which the calls run.
     pub fn new(calls: usize) -> Self {
         Self {
             extra_calls: TpsBudget::new(BUDGET_WINDOW, EXTRA_CALLS_A_SECOND, 1.0),
             refreshes: TpsBudget::new(BUDGET_WINDOW, 1, REFRESH_SHARE),
             runtime: tokio::runtime::Handle::current(),
-            state: Mutex::default(),
+            flights: Mutex::default(),
             calls: Permits::new(calls),
             unaccepted_calls: Permits::new(calls.div_ceil(UNACCEPTED_PART)),
             calls_per_caller: AtomicUsize::new(calls.div_ceil(2)),
-            in_flight: AtomicUsize::new(0),
-            unaccepted_in_flight: AtomicUsize::new(0),
-            waiters: AtomicUsize::new(0),
+            in_flight: Arc::default(),
+            unaccepted_in_flight: Arc::default(),
+            waiters: Arc::default(),
             min_remaining: AtomicU64::new(0),
         }
     }
@@ -91,63 +94,32 @@ impl Flights {
     }
 }
 
-/// What one lock guards: which ids are in flight, and which of them wait for a call.
+/// The maps under one lock: the ids in flight, and those of them that wait for a call.
 #[derive(Default)]
-pub(super) struct FlightMap {
-    pub(super) flights: HashMap<Key, Arc<Flight>>,
+pub(super) struct Flights {
+    pub(super) by_key: HashMap<Key, Arc<Flight>>,
     pub(super) queues: HashMap<QueueKey, CallQueue>,
 }
 
-impl FlightMap {
-    /// Removes `flight`, unless another one has replaced it.
-    pub(super) fn remove(&mut self, key: Key, flight: &Arc<Flight>) {
-        if let hash_map::Entry::Occupied(entry) = self.flights.entry(key)
-            && Arc::ptr_eq(entry.get(), flight)
+impl Flights {
+    /// Lets batches join the flight of `pending`.
+    pub(super) fn add(&mut self, pending: &PendingId) {
+        self.by_key.insert(pending.id.key, Arc::clone(&pending.flight));
+    }
+
+    /// Removes the flight of `pending`, unless another one has replaced it.
+    pub(super) fn remove(&mut self, pending: &PendingId) {
+        if let hash_map::Entry::Occupied(entry) = self.by_key.entry(pending.id.key)
+            && Arc::ptr_eq(entry.get(), &pending.flight)
         {
             entry.remove();
-        }
-    }
-
-    /// Starts a flight for `id`, which `fetcher` is to fetch.
-    pub(super) fn start(
-        &mut self,
-        fetcher: &Arc<Fetcher>,
-        context: &Arc<FetchContext>,
-        id: &KeyedId,
-        permit: InFlightPermit,
-    ) -> PendingId {
-        let flight = Arc::new(Flight {
-            result: OnceLock::new(),
-            completed: Notify::new(),
-            waiters: AtomicUsize::new(0),
-            joined: AtomicBool::new(false),
-            sent: OnceLock::new(),
-            hops: context.hops,
-            _permit: permit,
-        });
-        self.flights.insert(id.key, Arc::clone(&flight));
-        PendingId {
-            id: id.clone(),
-            flight,
-            context: Arc::clone(context),
-            fetcher: Arc::clone(fetcher),
-            leased: false,
-            background: false,
-        }
-    }
-
-    /// Queues flights for a call.
-    pub(super) fn enqueue(&mut self, key: QueueKey, pending: Vec<PendingId>) {
-        if !pending.is_empty() {
-            self.queues.entry(key).or_default().pending.extend(pending);
         }
     }
 }
 
 /// One id that is being fetched.
 pub(super) struct Flight {
-    result: OnceLock<FetchResult>,
-    completed: Notify,
+    result: SetOnce<FetchResult>,
     /// Batches that wait for it.
     pub(super) waiters: AtomicUsize,
     pub(super) joined: AtomicBool,
@@ -160,6 +132,18 @@ pub(super) struct Flight {
 }
 
 impl Flight {
+    /// A flight for a batch that has passed this many sidelinks.
+    pub(super) fn new(hops: usize, permit: InFlightPermit) -> Self {
+        Self {
+            result: SetOnce::new(),
+            waiters: AtomicUsize::new(0),
+            joined: AtomicBool::new(false),
+            sent: OnceLock::new(),
+            hops,
+            _permit: permit,
+        }
+    }
+
     /// Whether a purge covers what the flight brings of `id`, since it was sent before the purge. A flight that still waits
     /// for its call is not covered.
     pub(super) fn is_purged(&self, id: &str, marks: &Marks<'_>) -> bool {
@@ -169,28 +153,19 @@ impl Flight {
     /// Ends the flight, once.
     pub(super) fn complete(&self, result: FetchResult) {
         let _ = self.result.set(result);
-        self.completed.notify_waiters();
     }
 
     /// Waits for the flight's end.
     pub(super) async fn wait(&self) -> FetchResult {
-        loop {
-            let completed = self.completed.notified();
-            tokio::pin!(completed);
-            completed.as_mut().enable();
-            if let Some(result) = self.result.get() {
-                return result.clone();
-            }
-            completed.await;
-        }
+        self.result.wait().await.clone()
     }
 }
 
 /// A batch that waits for a flight.
 pub(super) struct FlightWaiter {
-    pub(super) flight: Arc<Flight>,
+    flight: Arc<Flight>,
     /// Whether another batch had started the flight.
-    pub(super) joined: bool,
+    joined: bool,
 }
 
 impl FlightWaiter {
@@ -201,6 +176,13 @@ impl FlightWaiter {
         }
         Self { flight: Arc::clone(flight), joined }
     }
+
+    /// Waits for the flight's end, until `deadline` at most.
+    pub(super) async fn wait(self, deadline: Instant) -> FetchResult {
+        let result = timeout_at(deadline, self.flight.wait()).await;
+        let result = result.unwrap_or_else(|_| FetchResult::failed(Cause::NoAnswer(Error::Deadline)));
+        if self.joined { result.joined() } else { result }
+    }
 }
 
 impl Drop for FlightWaiter {
@@ -209,29 +191,30 @@ impl Drop for FlightWaiter {
     }
 }
 
-/// The right to have one id in flight (`limits.in_flight`).
-pub(super) struct InFlightPermit {
-    pub(super) flights: Arc<Flights>,
-    pub(super) caller_state: Arc<CallerState>,
-    /// Whether the endpoint had accepted the caller when the permit was given.
-    pub(super) accepted: bool,
-}
+/// The right to have one id in flight (`limits.in_flight`): shares of the limit for all, of that for its caller, and of that for
+/// callers that the endpoint has not accepted.
+pub(super) type InFlightPermit = (Reservation, Reservation, Option<Reservation>);
 
-impl Drop for InFlightPermit {
-    fn drop(&mut self) {
-        self.caller_state.flights.fetch_sub(1, Ordering::Relaxed);
-        if !self.accepted {
-            self.flights.unaccepted_in_flight.fetch_sub(1, Ordering::Relaxed);
-        }
-        self.flights.in_flight.fetch_sub(1, Ordering::Relaxed);
+impl Fetcher {
+    /// Gives `count` permits, or none.
+    pub(super) fn permits(&self, count: usize, caller_state: &CallerState) -> Result<Vec<InFlightPermit>, Limit> {
+        let most = self.config.limits.in_flight;
+        let reserve = |used, size, limit| -> Result<Vec<Reservation>, Limit> {
+            std::iter::repeat_with(|| Reservation::one_of(used, size).ok_or(limit)).take(count).collect()
+        };
+        let of_one_caller = |used| reserve(used, most.div_ceil(2), Limit::CallerInFlight);
+        let all = reserve(&self.state.in_flight, most, Limit::InFlight)?;
+        let of_caller = of_one_caller(&caller_state.flights)?;
+        // All callers that are not accepted count as one: a single client can make up many tokens.
+        let is_accepted = caller_state.is_accepted();
+        let of_unaccepted = if is_accepted { Vec::new() } else { of_one_caller(&self.state.unaccepted_in_flight)? };
+        let mut of_unaccepted = of_unaccepted.into_iter();
+        Ok(all.into_iter().zip(of_caller).map(|(all, of_caller)| (all, of_caller, of_unaccepted.next())).collect())
     }
-}
 
-/// A batch's right to wait (`limits.waiters`).
-pub(super) struct WaiterPermit<'f>(pub(super) &'f AtomicUsize);
-
-impl Drop for WaiterPermit<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+    /// Counts a request that is refused for a limit.
+    pub(super) fn shed(&self, limit: Limit) -> Error {
+        self.metrics.shed.of(limit).inc();
+        Error::Shed(limit)
     }
 }

@@ -1,14 +1,13 @@
-//! What a client's request lets be answered without a call.
+//! A request's requirements for answers from the cache.
 
-use crate::cache::Entry;
 use crate::cache::freshness::Deadlines;
 use crate::clock::Moment;
 use crate::message::cache_control::Directives;
 
-/// What may be answered from the cache.
+/// A request's requirements for answers from the cache.
 #[derive(Clone, Copy, Default)]
 pub struct CacheRequirements {
-    /// Nothing may: the client forbids it (no-cache, no-store), or its caller must revalidate.
+    /// No entry may be served: the client forbids it (no-cache, no-store), or its caller must revalidate.
     pub forbids_cache: bool,
     /// The longest time since an entry's call was sent, in milliseconds.
     pub max_age: Option<u64>,
@@ -28,22 +27,18 @@ impl From<&Directives> for CacheRequirements {
 }
 
 impl CacheRequirements {
-    /// Whether anything in memory may not be answered.
+    /// Whether they exclude any entry.
     pub fn restrict(&self) -> bool {
         self.forbids_cache || self.max_age.is_some() || self.min_fresh.is_some()
     }
 
-    /// Whether `entry` may be served now.
-    pub fn allow(&self, entry: &Entry, now: Moment) -> bool {
-        self.allow_deadlines(entry.deadlines(), now)
-    }
-
     /// Whether a remembered refusal of these deadlines may be answered again now; never to `max-age=0`.
     pub(crate) fn allow_refusal(&self, deadlines: &Deadlines, now: Moment) -> bool {
-        self.max_age != Some(0) && self.allow_deadlines(deadlines, now)
+        self.max_age != Some(0) && self.allow(deadlines, now)
     }
 
-    fn allow_deadlines(&self, deadlines: &Deadlines, now: Moment) -> bool {
+    /// Whether an entry of these deadlines may be served now.
+    pub fn allow(&self, deadlines: &Deadlines, now: Moment) -> bool {
         !self.forbids_cache
             && deadlines.fresh_left(now).is_some_and(|left| left >= self.min_fresh.unwrap_or(0))
             && self.max_age.is_none_or(|most| deadlines.age(now) <= most)

@@ -1,4 +1,4 @@
-//! What came of fetching one id.
+//! The result of fetching one id.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::telemetry::metrics::IdResult;
 use crate::telemetry::trace::CallContext;
 use crate::upstream::Answer;
 
-/// What came of fetching one id.
+/// The result of fetching one id.
 #[derive(Clone)]
 pub struct FetchResult {
-    /// What the id is answered with. An entry that is not stored says so ([`crate::cache::freshness::Deadlines::is_stored`]).
+    /// The entry that the id is answered with. One that is not stored says so ([`crate::cache::freshness::Deadlines::is_stored`]).
     pub entry: Result<Entry, Arc<Failure>>,
     /// Where the entry is from.
     pub source: EntrySource,
@@ -41,14 +41,10 @@ pub enum EntrySource {
 }
 
 impl FetchResult {
-    /// The result of an id for which nothing was asked, or whose call is lost.
-    pub(super) fn failed(failure: Arc<Failure>) -> Self {
+    /// The result of an id that has no answer of a call.
+    pub(super) fn failed(cause: Cause) -> Self {
+        let failure = Arc::new(Failure { cause, of_several_batches: false, ids: 0 });
         Self { entry: Err(failure), source: EntrySource::Call, request_id: None, call: None }
-    }
-
-    /// As [`Self::failed`], for an error of sidelink's own.
-    pub(super) fn error(error: Error) -> Self {
-        Self::failed(Arc::new(Failure { cause: Cause::NoAnswer(error), of_several_batches: false, ids: 0 }))
     }
 
     /// The result of an id that needs no call.
@@ -76,7 +72,7 @@ impl FetchResult {
 
 /// Why the ids of a call have no entries.
 pub struct Failure {
-    /// What happened.
+    /// The reason.
     pub cause: Cause,
     /// Whether the call carried ids of other batches too, or had joiners: which batch is at fault is not known then.
     pub of_several_batches: bool,

@@ -13,19 +13,11 @@ use tokio::time::{Instant, sleep};
 use super::calls::{CallReport, PendingId};
 use super::{EntrySource, FetchContext, FetchResult, Fetcher, KeyedId};
 use crate::cache::Entry;
-use crate::clock::Moment;
-use crate::shared::{Leases, Stamp, Tier, TierResult, TierScope, TierUpdate};
+use crate::shared::{Leases, Tier, TierResult, TierScope, TierUpdate};
 
 /// The first pause between two looks for an entry that another sidecar fetches; each pause is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(4);
 const LONGEST_PAUSE: Duration = Duration::from_millis(40);
-
-/// Proof of a call that its entries may be shared.
-pub(super) struct SharingProof {
-    pub(super) stamp: Stamp,
-    /// When the call was sent.
-    pub(super) sent: Moment,
-}
 
 /// The new flights of one batch that look into the shared tier. Dropping it queues the ids without an entry for a call.
 pub(super) struct SharedLookup {
@@ -68,26 +60,19 @@ impl Fetcher {
             let _ = pending.flight.sent.set(now);
         }
         let mut lookup = SharedLookup::new(self, context, pending, refresh);
-        self.flights.runtime.spawn(async move { lookup.run().await });
+        self.state.runtime.spawn(async move { lookup.run().await });
     }
 
-    /// Shares the entries of a call for `ids`, and gives back the leases of those that are `leased`.
-    pub(super) fn share(&self, context: &FetchContext, ids: &[KeyedId], leased: &[bool], result: &CallReport) {
+    /// Shares the entries of a call, and gives back the leases of its ids.
+    pub(super) fn share(&self, context: &FetchContext, pending: &[PendingId], report: &CallReport) {
         let (Some(tier), Some(scope)) = (&self.tier, &context.tier_scope) else { return };
-        let mut update = TierUpdate::default();
-        let stamp = result.proof.as_ref().map(|proof| {
-            update.accepted = Some(proof.sent);
-            proof.stamp
-        });
-        let entries = result.entries.as_deref().unwrap_or_default();
-        for (at, id) in ids.iter().enumerate() {
-            let stored = entries.get(at).filter(|entry| entry.deadlines().is_stored());
-            update.links.extend(stored.map(|entry| (id.id.clone(), entry.clone())));
-            if leased.get(at).copied().unwrap_or(false) {
-                update.released.push(id.id.clone());
-            }
-        }
-        tier.put(scope, stamp, update);
+        let (stamp, accepted) = report.proof.unzip();
+        let entries = report.entries.as_deref().unwrap_or_default().iter().zip(pending);
+        let stored = entries.filter(|(entry, _)| entry.deadlines().is_stored());
+        let links = stored.map(|(entry, pending)| (pending.id.id.clone(), entry.clone())).collect();
+        let leased = pending.iter().filter(|pending| pending.leased);
+        let released = leased.map(|pending| pending.id.id.clone()).collect();
+        tier.put(scope, stamp, TierUpdate { accepted, links, released });
     }
 }
 
@@ -105,34 +90,25 @@ impl SharedLookup {
     async fn run(&mut self) {
         let (fetcher, context) = (Arc::clone(&self.fetcher), Arc::clone(&self.context));
         let (Some(tier), Some(scope)) = (&fetcher.tier, &context.tier_scope) else { return };
-        let Some(found) = self.look_up(tier, scope, Leases::Ignore).await else { return };
-        self.take(&found);
+        if !self.look(tier, scope, Leases::Ignore).await {
+            return;
+        }
         let ids: Vec<KeyedId> = self.pending.iter().map(|pending| pending.id.clone()).collect();
         // A caller that may make no call now takes no lease.
-        if ids.is_empty() || tier.lease_wait().is_zero() || fetcher.refusal(&context, &ids).is_some() {
+        if ids.is_empty() || tier.lease_wait().is_zero() || fetcher.no_call(&context, &ids).is_some() {
             return;
         }
         let until = context.deadline.min(Instant::now() + tier.lease_wait());
-        let Some(found) = self.look_up(tier, scope, Leases::Acquire).await else { return };
-        let completed = self.take(&found);
-        // The lease of an id whose entry arrived meanwhile is given back: other sidecars must not wait for it.
-        let is_leased_here = |at: &usize| found.leased.get(*at).is_some_and(|leased| !leased);
-        let arrived = completed.iter().enumerate().filter(|(at, completed)| **completed && is_leased_here(at));
-        let released = arrived.filter_map(|(at, _)| ids.get(at).map(|id| id.id.clone())).collect();
-        tier.put(scope, None, TierUpdate { released, ..TierUpdate::default() });
-        self.send_on(&not_leased_elsewhere(&found, &completed), true);
+        let mut leases = Leases::Acquire;
         let mut pause = FIRST_PAUSE;
-        while self.has_waiters() {
+        while self.look(tier, scope, leases).await && self.has_waiters() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
             sleep(pause.min(left)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
-            let Some(found) = self.look_up(tier, scope, Leases::Check).await else { return };
-            let completed = self.take(&found);
-            // A lease that is gone without an entry: its owner has failed, or stores nothing.
-            self.send_on(&not_leased_elsewhere(&found, &completed), false);
+            leases = Leases::Check;
         }
     }
 
@@ -140,26 +116,30 @@ impl SharedLookup {
         self.pending.iter().any(|pending| pending.flight.waiters.load(Ordering::Relaxed) > 0)
     }
 
-    async fn look_up(&self, tier: &Tier, scope: &TierScope, leases: Leases) -> Option<TierResult> {
+    /// Looks the ids up, and [takes](Self::take) what is found. False if the tier is of no use now.
+    async fn look(&mut self, tier: &Tier, scope: &TierScope, leases: Leases) -> bool {
         let ids: Vec<&str> = self.pending.iter().map(|pending| &*pending.id.id).collect();
-        tier.look_up(scope, &ids, leases).await
+        let found = tier.look_up(scope, &ids, leases).await;
+        found.map(|found| self.take(&found, leases)).is_some()
     }
 
-    /// Completes the flights whose entry was found, or has arrived in memory. Returns for each id whether its flight was.
-    pub(super) fn take(&mut self, found: &TierResult) -> Vec<bool> {
+    /// Completes the flights whose entry was found, or has arrived in memory. Of the others, those that no other sidecar has
+    /// leased go on to the endpoint.
+    pub(super) fn take(&mut self, found: &TierResult, leases: Leases) {
         let (fetcher, context) = (&self.fetcher, &self.context);
         if let Some(accepted) = found.accepted {
             fetcher.callers.accept_elsewhere(&context.identity, accepted);
         }
         let now = fetcher.clock.now();
         let marks = fetcher.cache.purges().of_group(context.group.name());
-        let all = std::mem::take(&mut self.pending);
-        let mut is_completed = Vec::with_capacity(all.len());
-        let mut completed = Vec::new();
-        let mut stored = Vec::new();
+        let (mut completed, mut sent, mut stored) = (Vec::new(), Vec::new(), Vec::new());
         let is_invalidated = || context.identity.caller_state.invalidations() != self.invalidations;
         let may_store = fetcher.may_store() && !is_invalidated();
-        for (at, pending) in all.into_iter().enumerate() {
+        let all = std::mem::take(&mut self.pending);
+        for (at, mut pending) in all.into_iter().enumerate() {
+            // In a later look, a lease that is gone without an entry: its owner has failed, or stores nothing.
+            let is_free = found.leased.get(at).is_some_and(|leased| !leased);
+            pending.leased = is_free && leases == Leases::Acquire;
             let KeyedId { id, key } = &pending.id;
             let mut in_memory = fetcher.cache.look_up(*key, id, &marks);
             let is_refused = |entry: &Entry| fetcher.cache.refusals.is_refused_since(*key, entry.deadlines().sent());
@@ -178,9 +158,9 @@ impl SharedLookup {
                 fetcher.may_serve(context, entry) && is_new()
             };
             let entry = in_memory.filter(may_serve);
-            is_completed.push(entry.is_some());
             match entry {
                 Some(entry) => completed.push((pending, entry)),
+                None if is_free => sent.push(pending),
                 None => self.pending.push(pending),
             }
         }
@@ -189,32 +169,18 @@ impl SharedLookup {
             let caller = &context.identity;
             stored.into_iter().for_each(|key| fetcher.cache.remove(key, caller));
         }
-        let mut state = fetcher.state();
-        for (pending, _) in &completed {
-            state.remove(pending.id.key, &pending.flight);
+        let mut flights = fetcher.flights();
+        completed.iter().for_each(|(pending, _)| flights.remove(pending));
+        drop(flights);
+        if let (Some(tier), Some(scope)) = (&fetcher.tier, &context.tier_scope) {
+            // Other sidecars must not wait for an entry that is here already.
+            let leased = completed.iter().filter(|(pending, _)| pending.leased);
+            let released = leased.map(|(pending, _)| pending.id.id.clone()).collect();
+            tier.put(scope, None, TierUpdate { released, ..TierUpdate::default() });
         }
-        drop(state);
         for (pending, entry) in completed {
             pending.flight.complete(FetchResult::without_call(entry, EntrySource::SharedTier));
         }
-        is_completed
+        fetcher.enqueue(context, sent);
     }
-
-    /// Queues the ids for a call for which `send` says so; `leased`: this sidecar holds leases for them.
-    fn send_on(&mut self, send: &[bool], leased: bool) {
-        let mut send = send.iter().copied();
-        let (mut sent, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.pending).into_iter().partition(|_| send.next().unwrap_or(true));
-        for pending in &mut sent {
-            pending.leased = leased;
-        }
-        self.pending = waiting;
-        self.fetcher.enqueue(&self.context, sent);
-    }
-}
-
-/// For each id whose flight was not `completed`: whether no other sidecar has leased it.
-fn not_leased_elsewhere(found: &TierResult, completed: &[bool]) -> Vec<bool> {
-    let waiting = found.leased.iter().zip(completed).filter(|(_, completed)| !**completed);
-    waiting.map(|(leased, _)| !leased).collect()
 }

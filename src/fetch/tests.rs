@@ -11,8 +11,8 @@ use crate::auth::CallerStates;
 use crate::cache::freshness::Deadlines;
 use crate::cache::purges::Purges;
 use crate::config::Endpoint;
-use crate::error::Limit;
-use crate::shared::TierResult;
+use crate::error::NoAnswer;
+use crate::shared::{Leases, TierResult};
 use crate::telemetry::trace::{RequestSpan, TraceContext};
 
 /// A fetcher whose endpoint refuses every connection.
@@ -45,12 +45,28 @@ fn fetch() -> (Arc<Fetcher>, Arc<FetchContext>) {
         requirements: CacheRequirements::default(),
         tier_scope: None,
     };
-    let flights = Arc::new(Flights::new(config.upstream.calls));
-    (Arc::new(Fetcher::new(upstream, callers, cache, flights, None, metrics, config, clock)), Arc::new(context))
+    let state = Arc::new(FetchState::new(config.upstream.calls));
+    (Arc::new(Fetcher::new(upstream, callers, cache, state, None, metrics, config, clock)), Arc::new(context))
 }
 
 fn keyed(context: &FetchContext, id: &str) -> KeyedId {
     KeyedId { id: id.into(), key: context.scope.key(id) }
+}
+
+/// A flight for `id` that nobody waits for.
+fn start(fetch: &Arc<Fetcher>, context: &Arc<FetchContext>, id: &KeyedId) -> PendingId {
+    let permit = fetch.permits(1, &context.identity.caller_state).unwrap().remove(0);
+    let pending = PendingId::new(fetch, context, id, permit);
+    fetch.flights().add(&pending);
+    pending
+}
+
+/// Starts a flight for `id`, and queues it for a call.
+fn queue(fetch: &Arc<Fetcher>, context: &Arc<FetchContext>, id: &KeyedId) -> Arc<flights::Flight> {
+    let pending = start(fetch, context, id);
+    let flight = Arc::clone(&pending.flight);
+    fetch.flights().queues.entry(context.queue_key()).or_default().pending.push_back(pending);
+    flight
 }
 
 fn is_lost(result: &FetchResult) -> bool {
@@ -63,14 +79,10 @@ async fn a_flight_whose_task_panics_frees_its_waiters_and_its_permit() {
     let (fetch, context) = fetch();
     let id = keyed(&context, "1");
     let (flight, mut ready) = {
-        let mut state = fetch.state();
-        let permit = fetch.permits(1, &context.identity.caller_state).unwrap().remove(0);
-        let pending = state.start(&fetch, &context, &id, permit);
-        let flight = Arc::clone(&pending.flight);
-        flight.waiters.fetch_add(1, Ordering::Relaxed);
-        state.enqueue(context.queue_key(), vec![pending]);
-        let ready = fetch.take_ready_batches(&mut state, context.queue_key());
-        (flight, ready)
+        let pending = queue(&fetch, &context, &id);
+        pending.waiters.fetch_add(1, Ordering::Relaxed);
+        let ready = fetch.take_ready_batches(&mut fetch.flights(), context.queue_key());
+        (pending, ready)
     };
     let batch = ready.remove(0);
     let waiter = tokio::spawn({
@@ -84,27 +96,22 @@ async fn a_flight_whose_task_panics_frees_its_waiters_and_its_permit() {
     assert!(call.await.unwrap_err().is_panic());
     assert!(is_lost(&waiter.await.unwrap()));
     drop(flight);
-    assert!(fetch.state().flights.is_empty() && fetch.state().queues.is_empty());
-    assert_eq!(fetch.flights.in_flight.load(Ordering::Relaxed), 0);
+    assert!(fetch.flights().by_key.is_empty() && fetch.flights().queues.is_empty());
+    assert_eq!(fetch.state.in_flight.load(Ordering::Relaxed), 0);
     assert_eq!(context.identity.caller_state.flights.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_queued_id_without_waiters_is_dropped() {
     let (fetch, context) = fetch();
-    let mut state = fetch.state();
     for id in ["left", "stays"] {
-        let permit = fetch.permits(1, &context.identity.caller_state).unwrap().remove(0);
-        let pending = state.start(&fetch, &context, &keyed(&context, id), permit);
-        pending.flight.waiters.fetch_add(usize::from(id == "stays"), Ordering::Relaxed);
-        state.enqueue(context.queue_key(), vec![pending]);
+        let flight = queue(&fetch, &context, &keyed(&context, id));
+        flight.waiters.fetch_add(usize::from(id == "stays"), Ordering::Relaxed);
     }
-    let ready = fetch.take_ready_batches(&mut state, context.queue_key());
+    let ready = fetch.take_ready_batches(&mut fetch.flights(), context.queue_key());
     assert_eq!(ready.len(), 1);
-    assert!(state.flights.contains_key(&keyed(&context, "stays").key));
-    assert!(!state.flights.contains_key(&keyed(&context, "left").key));
-    drop(state);
-    drop(ready);
+    assert!(fetch.flights().by_key.contains_key(&keyed(&context, "stays").key));
+    assert!(!fetch.flights().by_key.contains_key(&keyed(&context, "left").key));
 }
 
 #[tokio::test(start_paused = true)]
@@ -114,9 +121,9 @@ async fn a_batch_that_is_shed_leaves_no_flight_and_no_permit() {
     let many: Vec<KeyedId> = (0..=most / 2).map(|id| keyed(&context, &id.to_string())).collect();
     let shed = fetch.fetch(&context, &many).await;
     assert_eq!(shed.err(), Some(Error::Shed(Limit::CallerInFlight)));
-    assert!(fetch.state().flights.is_empty() && fetch.state().queues.is_empty());
-    assert_eq!(fetch.flights.in_flight.load(Ordering::Relaxed), 0);
-    assert_eq!(fetch.flights.waiters.load(Ordering::Relaxed), 0);
+    assert!(fetch.flights().by_key.is_empty() && fetch.flights().queues.is_empty());
+    assert_eq!(fetch.state.in_flight.load(Ordering::Relaxed), 0);
+    assert_eq!(fetch.state.waiters.load(Ordering::Relaxed), 0);
 }
 
 /// Regression: an entry of the shared tier, found before the endpoint refused the caller an id, was stored after it.
@@ -127,9 +134,7 @@ async fn an_entry_found_before_an_invalidation_is_not_stored_after_it() {
         let (fetcher, now) = (&fetch, fetch.clock.now());
         fetcher.callers.accept(&context.identity, now, context.identity.caller_state.invalidations());
         let id = keyed(&context, "1");
-        let permit = fetcher.permits(1, &context.identity.caller_state).unwrap().remove(0);
-        let pending = fetcher.state().start(fetcher, &context, &id, permit);
-        let mut lookup = SharedLookup::new(fetcher, &context, vec![pending], false);
+        let mut lookup = SharedLookup::new(fetcher, &context, vec![start(fetcher, &context, &id)], false);
         if invalidated {
             fetcher.callers.invalidate(&context.identity);
             // And is accepted again, by a call for something else.
@@ -137,7 +142,8 @@ async fn an_entry_found_before_an_invalidation_is_not_stored_after_it() {
         }
         let link = Entry::new(Some("{}"), Deadlines::absent(now, std::time::Duration::from_secs(60)));
         let found = TierResult { links: vec![Some(link)], ..TierResult::default() };
-        assert_eq!(lookup.take(&found), [!invalidated]);
+        lookup.take(&found, Leases::Ignore);
+        assert_eq!(fetcher.flights().by_key.is_empty(), !invalidated);
         let marks = fetcher.cache.purges().of_group(None);
         assert_eq!(fetcher.cache.look_up(id.key, "1", &marks).is_none(), invalidated);
     }

@@ -109,6 +109,16 @@ impl Budget {
     }
 }
 
+impl Reservation {
+    /// One of `used`, where less than `size` is used.
+    pub(crate) fn one_of(used: &Arc<AtomicUsize>, size: usize) -> Option<Self> {
+        let before = used.fetch_add(1, Ordering::Relaxed);
+        // Made in any case: dropping it takes the addition back.
+        let reservation = Self { used: Arc::clone(used), amount: 1 };
+        (before < size).then_some(reservation)
+    }
+}
+
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.used.fetch_sub(self.amount, Ordering::Relaxed);

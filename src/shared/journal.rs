@@ -30,12 +30,11 @@ const MOST_EVENTS: usize = 4096;
 
 const EVERYTHING: JournalEvent = JournalEvent::Purge(Mark::All);
 
-/// What this process knows of the journal under one of the fleet's secrets.
+/// The journal under one of the fleet's secrets, as far as this process has read it.
 #[derive(Default)]
 pub(super) struct Journal {
     /// `None`: not read yet.
     epoch: Option<u128>,
-    position: u64,
     first_record: Vec<u8>,
     /// The last known record.
     last_record: Vec<u8>,
@@ -56,8 +55,13 @@ struct Pending {
 
 impl Journal {
     /// The position up to which the journal is known.
+    fn position(&self) -> u64 {
+        (self.chain_hashes.len() * RECORD) as u64
+    }
+
+    /// The same as a stamp; `None`: nothing is known.
     pub(super) fn stamp(&self) -> Option<Stamp> {
-        Some(Stamp { chain_hash: *self.chain_hashes.last()?, position: self.position })
+        Some(Stamp { chain_hash: *self.chain_hashes.last()?, position: self.position() })
     }
 
     pub(super) fn first(&self) -> Option<&[u8]> {
@@ -66,11 +70,11 @@ impl Journal {
 
     /// The position to read on from: the beginning of the last known record.
     pub(super) fn read_from(&self) -> u64 {
-        self.position.saturating_sub(RECORD as u64)
+        self.position().saturating_sub(RECORD as u64)
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.position >= (MOST_RECORDS * RECORD) as u64
+        self.chain_hashes.len() >= MOST_RECORDS
     }
 
     /// Whether `stamp` is a position in this journal.
@@ -86,11 +90,10 @@ impl Journal {
         hash.write(&self.chain_hashes.last().unwrap_or(&0).to_be_bytes());
         hash.write(record);
         self.chain_hashes.push(hash.finish128().as_u128());
-        self.position += RECORD as u64;
         self.last_record = record.to_vec();
     }
 
-    /// Whether a value with `stamp` is void by none of `events`, nor by [`EVERYTHING`], since.
+    /// Whether a value with `stamp` counts: neither one of `events` nor [`EVERYTHING`] came after it.
     pub(super) fn is_valid(&self, stamp: Stamp, events: &[JournalEvent]) -> bool {
         let is_pending = |event: &JournalEvent| self.pending.iter().any(|pending| pending.event == *event);
         let is_later = |event: &JournalEvent| self.last.get(event).is_some_and(|at| *at >= stamp.position);
@@ -119,7 +122,6 @@ impl Journal {
         self.epoch = Some(epoch);
         self.first_record = first.to_vec();
         self.chain_hashes.clear();
-        self.position = 0;
         self.add(key, first);
         self.read_records(key, rest, now)
     }
@@ -135,7 +137,7 @@ impl Journal {
             if Some(epoch) != self.epoch || event == JournalEvent::Begin {
                 return None;
             }
-            self.last.insert(event, self.position);
+            self.last.insert(event, self.position());
             self.add(key, record);
             let is_this = |pending: &Pending| pending.record.as_ref().is_some_and(|this| this.as_bytes() == record);
             let Some(at) = self.pending.iter().position(is_this) else {

@@ -74,21 +74,6 @@ struct NodeConnection {
     _driver: Arc<AbortOnDropHandle<()>>,
 }
 
-/// Commands of one round trip to one server.
-#[derive(Default)]
-pub(super) struct RoundTrip {
-    pipeline: Pipeline,
-    /// Most bytes of values in the replies.
-    reply_bytes: usize,
-}
-
-impl RoundTrip {
-    pub(super) fn add(&mut self, command: RedisCommand) {
-        self.reply_bytes += command.reply_bytes;
-        self.pipeline.add_command(command.command);
-    }
-}
-
 impl Node {
     pub(super) fn new(address: NodeAddress, options: Arc<ConnectOptions>) -> Self {
         Self {
@@ -149,26 +134,35 @@ impl Node {
         Ok(NodeConnection { requests, allowance, _driver: driver })
     }
 
-    /// Sends the commands of one round trip; returns a reply for each. `None` if there is no connection, or no answer within
+    /// Sends commands in one round trip; returns a reply for each. `None` if there is no connection, or no answer within
     /// `limit`.
-    pub(super) async fn run(&self, operation: Operation, trip: &RoundTrip, limit: Duration) -> Option<Vec<Value>> {
+    pub(super) async fn run(
+        &self,
+        operation: Operation,
+        commands: Vec<RedisCommand>,
+        limit: Duration,
+    ) -> Option<Vec<Value>> {
         let mut connection = self.connection.read().clone()?;
-        let commands = trip.pipeline.len();
-        connection.allowance.grant(trip.reply_bytes + commands * MAX_REPLY_OVERHEAD);
+        let mut pipeline = Pipeline::new();
+        for RedisCommand { command, reply_bytes, .. } in commands {
+            connection.allowance.grant(reply_bytes + MAX_REPLY_OVERHEAD);
+            pipeline.add_command(command);
+        }
+        let commands = pipeline.len();
         let metrics = &self.options.metrics.shared;
         let begin = Instant::now();
-        let replies = timeout(limit, connection.requests.send_packed_commands(&trip.pipeline, 0, commands)).await;
+        let replies = timeout(limit, connection.requests.send_packed_commands(&pipeline, 0, commands)).await;
         metrics.count(operation, begin.elapsed().as_secs_f64());
         match replies {
             Ok(Ok(replies)) if replies.len() == commands => {
-                if let Some(code) = replies.iter().find_map(refusal) {
+                if let Some(code) = replies.iter().find_map(error_code) {
                     metrics.failures.of(Kind::Reply).inc();
                     self.refused.when_due(|suppressed| {
                         events::SharedRefusal { server: format_args!("{}", self.address), code, suppressed }.log();
                     });
                 }
                 // A server that answers everything with an error (loading, no login) counts as failed.
-                if replies.iter().all(|reply| refusal(reply).is_some()) && operation == Operation::Get {
+                if replies.iter().all(|reply| error_code(reply).is_some()) && operation == Operation::Get {
                     self.failed();
                 } else {
                     self.failures.store(0, Ordering::Relaxed);
@@ -196,7 +190,7 @@ impl Node {
 }
 
 /// The code of an error, as `OOM`. The text of an error may contain anything.
-fn refusal(value: &Value) -> Option<&str> {
+fn error_code(value: &Value) -> Option<&str> {
     if let Value::ServerError(error) = value { Some(error.code()) } else { None }
 }
 

@@ -1,4 +1,4 @@
-//! Which server has which key: one server, or the nodes of a Cluster.
+//! Sends each command to the server that has its key: the one server, or a node of a Cluster.
 //!
 //! Each round trip is one pipeline for each server concerned, all at the same time. The slots of a Cluster are followed here,
 //! since the client's Cluster mode retries and reconnects on a batch's time, and fails all answers where one node is down.
@@ -13,7 +13,7 @@ use parking_lot::RwLock;
 use redis::{Cmd, ServerErrorKind, ToRedisArgs, Value};
 use tokio::time::Instant;
 
-use super::node::{ConnectOptions, Node, RoundTrip};
+use super::node::{ConnectOptions, Node};
 use super::sealing::MOST_TEXT;
 use crate::config::NodeAddress;
 use crate::telemetry::metrics::Operation;
@@ -117,9 +117,8 @@ impl Store {
                 trouble = reason;
                 continue;
             }
-            let mut trip = RoundTrip::default();
-            trip.add(RedisCommand::new("CLUSTER", "SLOTS").reply_bytes(MAX_LAYOUT_BYTES));
-            let replies = node.run(Operation::Sync, &trip, LAYOUT_TIMEOUT).await;
+            let ask = vec![RedisCommand::new("CLUSTER", "SLOTS").reply_bytes(MAX_LAYOUT_BYTES)];
+            let replies = node.run(Operation::Sync, ask, LAYOUT_TIMEOUT).await;
             let Some([slots]) = replies.as_deref() else {
                 trouble = format!("{}: did not say which node has which slots", node.address);
                 continue;
@@ -172,16 +171,16 @@ impl Store {
     ) -> Vec<Option<Value>> {
         let layout = self.layout.read().clone();
         let mut replies = vec![None; commands.len()];
-        let mut trips: HashMap<usize, (RoundTrip, Vec<usize>)> = HashMap::new();
+        let mut trips: HashMap<usize, (Vec<RedisCommand>, Vec<usize>)> = HashMap::new();
         for (at, command) in commands.into_iter().enumerate() {
             let Some(node) = layout.node(&command.key) else { continue };
-            let (trip, places) = trips.entry(node).or_default();
-            trip.add(command);
+            let (commands, places) = trips.entry(node).or_default();
+            commands.push(command);
             places.push(at);
         }
-        let running = trips.iter().filter_map(|(node, (trip, places))| {
-            let node = layout.nodes.get(*node)?;
-            Some(async move { (node.run(operation, trip, limit).await, places) })
+        let running = trips.into_iter().filter_map(|(node, (commands, places))| {
+            let node = layout.nodes.get(node)?;
+            Some(async move { (node.run(operation, commands, limit).await, places) })
         });
         for (values, places) in join_all(running).await {
             for (value, place) in values.into_iter().flatten().zip(places) {
@@ -190,7 +189,7 @@ impl Store {
                 {
                     self.moved.store(true, Ordering::Relaxed);
                 }
-                if let Some(reply) = replies.get_mut(*place) {
+                if let Some(reply) = replies.get_mut(place) {
                     *reply = Some(value);
                 }
             }

@@ -37,13 +37,12 @@ const UNREADABLE: &str = "the journal cannot be read or written";
 
 /// Runs until the [`Tier`](super::Tier) is dropped.
 pub(super) async fn run(state: Arc<TierState>) {
-    let mut sync = Sync { state, extended: None, refused: None };
-    let state = Arc::clone(&sync.state);
+    let mut sync = Sync::default();
     let mut pause = FIRST_RETRY;
     let mut was_up = None;
     loop {
         let is_last = state.closing.load(Ordering::Acquire);
-        let result = sync.once().await;
+        let result = sync.once(&state).await;
         let is_up = result.is_ok();
         state.usable.store(is_up, Ordering::Release);
         if was_up.replace(is_up) != Some(is_up) {
@@ -70,21 +69,20 @@ pub(super) async fn run(state: Arc<TierState>) {
     }
 }
 
+#[derive(Default)]
 struct Sync {
-    state: Arc<TierState>,
     extended: Option<Instant>,
     /// Since when appending is refused.
     refused: Option<Instant>,
 }
 
 impl Sync {
-    async fn once(&mut self) -> Result<(), String> {
-        let state = Arc::clone(&self.state);
+    async fn once(&mut self, state: &TierState) -> Result<(), String> {
         let journals: Vec<&str> = state.fleets.iter().map(|fleet| &*fleet.key.journal).collect();
         state.store.connect(&journals).await?;
         for fleet in &state.fleets {
             state.read_journal(fleet).await?;
-            if self.append_pending(fleet).await {
+            if self.append_pending(state, fleet).await {
                 state.read_journal(fleet).await?;
             }
         }
@@ -101,8 +99,7 @@ impl Sync {
     }
 
     /// Appends pending events; returns whether there were any.
-    async fn append_pending(&mut self, FleetSecret { key, journal }: &FleetSecret) -> bool {
-        let state = &self.state;
+    async fn append_pending(&mut self, state: &TierState, FleetSecret { key, journal }: &FleetSecret) -> bool {
         let Some(text) = journal.lock().take_pending(key) else { return false };
         let run = async |command| state.store.run(Operation::Revoke, vec![command], state.config.timeout).await;
         if let [Some(Value::Int(_))] = *run(RedisCommand::new("APPEND", &key.journal).arg(text)).await {

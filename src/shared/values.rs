@@ -1,5 +1,5 @@
-//! Which values count: a value opens under its own name alone, has not expired, and no event since its writer asked the
-//! endpoint voids it.
+//! Seals values, and opens those that count. A value counts if it opens under its own name, has not expired, and no event since
+//! its writer asked the endpoint voids it.
 //!
 //! A value's age is the difference between its writer's wall clock and this one. The clocks of a fleet are assumed to agree
 //! within [`MAX_CLOCK_SKEW_MILLIS`]: each value counts as that much older than it seems, and one from further in the future is refused.

@@ -89,7 +89,7 @@ impl Upstream {
         self.streams.send(Outgoing::Repeatable(request), new_connection, progress).await
     }
 
-    /// What an attempt says of the endpoint's health.
+    /// Judges the endpoint's health by an attempt.
     pub(super) fn judge(
         &self,
         outcome: &Result<Answer, Error>,

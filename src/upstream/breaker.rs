@@ -62,7 +62,7 @@ struct RefusedSource {
 /// The state of a breaker, for operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerStatus {
-    /// What it lets through.
+    /// Closed, open or half-open.
     pub state: BreakerState,
     /// The evidence by which it opened, or refuses sources alone; zero while it does neither.
     pub counts: Counts,
@@ -127,25 +127,18 @@ impl Breaker {
         Ok(Permit { breaker: self, source: source.clone(), probes_endpoint, probes_source, is_recorded: false })
     }
 
-    /// How long calls of `source`, or of anyone, are still refused. Takes no probe.
-    pub(super) fn refusal(&self, source: Option<&CallSource>) -> Option<Duration> {
+    /// How long calls of `source`, or of anyone, are still refused. Takes no probe. Asks for the source only where one is
+    /// refused alone.
+    pub(super) fn wait(&self, source: impl FnOnce() -> Option<CallSource>) -> Option<Duration> {
         let now = Instant::now();
         let circuit = self.circuit.lock();
-        let open = match circuit.phase {
-            Phase::Open { until } => until.checked_duration_since(now).filter(|left| !left.is_zero()),
-            Phase::Closed | Phase::HalfOpen { .. } => None,
-        };
-        let alone = || {
-            let source = source?;
-            circuit.refused.iter().find(|refused| refused.suspect.matches(source))?.wait(now)
-        };
-        open.or_else(alone)
-    }
-
-    /// Whether no call at all is refused.
-    pub(super) fn is_idle(&self) -> bool {
-        let circuit = self.circuit.lock();
-        matches!(circuit.phase, Phase::Closed) && circuit.refused.is_empty()
+        match circuit.phase {
+            Phase::Open { until } if now < until => return Some(until - now),
+            _ if circuit.refused.is_empty() => return None,
+            _ => {}
+        }
+        let source = source()?;
+        circuit.refused.iter().find(|refused| refused.suspect.matches(&source))?.wait(now)
     }
 
     /// Its state. Where one source fails and nobody succeeds, the breaker counts as open, although it lets another source through.
@@ -232,7 +225,7 @@ impl Circuit {
 }
 
 impl Permit<'_> {
-    /// Whether the call shows that the endpoint is up again. It needs a new connection, or it shows nothing.
+    /// Whether the call is a probe, which needs a new connection: an old one shows nothing.
     pub(super) fn is_probe(&self) -> bool {
         self.probes_endpoint || self.probes_source
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use http::{Extensions, HeaderValue, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector, HttpInfo};
 use hyper_util::rt::TokioIo;
@@ -70,7 +70,7 @@ pub(super) type Connector = BoxCloneSyncService<Uri, TokioIo<Stream>, ConnectFai
 /// Connects over TCP, and TLS where the endpoint's scheme asks for it, directly or through an egress proxy's tunnel.
 pub(super) fn network(
     config: &UpstreamConfig,
-    tls: ClientConfig,
+    mut tls: ClientConfig,
     protocols: Protocols,
     resolver: Resolver,
     numbers: ConnectionNumbers,
@@ -84,16 +84,17 @@ pub(super) fn network(
     tcp.set_keepalive_interval(Some(interval));
     tcp.set_keepalive_retries(Some(retries));
     if protocols == Protocols::All {
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         // Not for other routes: an endpoint that reads an upload slowly acknowledges nothing for a while.
         tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
     }
     // Each address of a family gets its share; both families are raced (RFC 8305).
     tcp.set_connect_timeout(Some(config.connect_timeout));
     let secured = match &config.proxy {
-        None => BoxCloneSyncService::new(secured(tcp, tls, protocols)),
+        None => BoxCloneSyncService::new(HttpsConnector::from((tcp, tls))),
         Some(proxy) => {
             let tunnel = tunnel(proxy, config.proxy_authorization(), tcp);
-            BoxCloneSyncService::new(secured(tunnel, tls, protocols))
+            BoxCloneSyncService::new(HttpsConnector::from((tunnel, tls)))
         }
     };
     // TLS, and a proxy's tunnel, have as much time again as TCP.
@@ -119,14 +120,6 @@ pub(super) fn memory(endpoint: MemoryEndpoint, protocols: Protocols, numbers: Co
         let stream = accepted.map(|()| numbers.stream(near, endpoint.http2 && protocols == Protocols::All, None));
         std::future::ready(stream)
     }))
-}
-
-fn secured<C>(connector: C, tls: ClientConfig, protocols: Protocols) -> HttpsConnector<C> {
-    let secured = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
-    match protocols {
-        Protocols::All => secured.enable_all_versions().wrap_connector(connector),
-        Protocols::Http1 => secured.enable_http1().wrap_connector(connector),
-    }
 }
 
 /// A tunnel through `proxy`, for either scheme, so that requests are the same with and without a proxy (CONNECT, RFC 9110
@@ -219,7 +212,7 @@ impl ConnectionInfo {
     }
 }
 
-/// What a connection's makers have recorded of it under this type.
+/// The extra of this type that a connection's makers have recorded.
 pub(super) fn extra<T: Clone + Send + Sync + 'static>(connected: &Connected) -> Option<T> {
     let mut extras = Extensions::new();
     connected.get_extras(&mut extras);

@@ -35,7 +35,7 @@ pub(super) struct CallSource {
     pub(super) ids: Arc<[u64]>,
 }
 
-/// What a call says of the endpoint's health.
+/// The outcome of a call, as evidence of the endpoint's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CallOutcome {
     /// It answers with links.
@@ -72,7 +72,7 @@ struct PastCall {
     failure: Option<FailureKind>,
 }
 
-/// What failures show.
+/// The conclusion from recent failures.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Finding {
     /// The endpoint itself is down: independent sources have failed, or no connection could be made.
@@ -174,7 +174,7 @@ impl Evidence {
         self.calls.retain(|call| call.failure.is_none());
     }
 
-    /// What the calls so far show, after one of `source` has failed. `None`: nothing yet.
+    /// Judges the calls so far, after one of `source` has failed. `None`: they show nothing yet.
     pub(super) fn judge(&self, source: &CallSource, config: &BreakerConfig) -> Option<Finding> {
         let in_a_row = usize::try_from(config.consecutive).unwrap_or(usize::MAX);
         let newest = || self.calls.iter().rev();
@@ -188,7 +188,7 @@ impl Evidence {
             .or_else(|| self.judge_one(source, in_a_row))
     }
 
-    /// What these failures, newest first, show of the endpoint.
+    /// Judges the endpoint by these failures, newest first.
     fn judge_all(&self, failed: &[&PastCall], in_a_row: usize, ratio: f64) -> Option<Finding> {
         let finding = self.finding(failed);
         let failing: HashSet<Caller> = failed
@@ -209,7 +209,7 @@ impl Evidence {
         (is_endpoint || nobody_succeeds).then_some(Finding { is_endpoint, nobody_succeeds, ..finding })
     }
 
-    /// What the calls of one caller show: that all of its last ones failed, or all those for the same ids.
+    /// Judges one caller: whether all of its last calls failed, or all those for the same ids.
     fn judge_one(&self, source: &CallSource, in_a_row: usize) -> Option<Finding> {
         let same_caller = || self.calls.iter().rev().filter(|call| call.is_of(source.caller));
         let row: Vec<&PastCall> = same_caller().take_while(|call| call.failure.is_some()).collect();

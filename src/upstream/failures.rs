@@ -9,15 +9,15 @@ use crate::telemetry::log::{LogThrottle, events};
 /// A call or request that failed because of the endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastFailure {
-    /// When.
+    /// The time.
     pub at: Moment,
-    /// Why, with all causes. Names no header, body or query.
+    /// The reason, with all causes. Names no header, body or query.
     pub reason: String,
 }
 
 #[derive(Default)]
 pub(super) struct FailureLog {
-    last: Mutex<Option<LastFailure>>,
+    pub(super) last: Mutex<Option<LastFailure>>,
     no_answer: LogThrottle,
     broken_off: LogThrottle,
     unusable: LogThrottle,
@@ -25,10 +25,6 @@ pub(super) struct FailureLog {
 }
 
 impl FailureLog {
-    pub(super) fn last(&self) -> Option<LastFailure> {
-        self.last.lock().clone()
-    }
-
     /// There is no answer, not even its head.
     pub(super) fn no_answer(&self, clock: &Clock, reason: &str) {
         self.remember(clock, format!("no answer: {reason}"));

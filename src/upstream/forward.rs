@@ -14,7 +14,7 @@ use crate::error::{Error, NoAnswer};
 use crate::message::body::Body;
 use crate::telemetry::log::chain;
 
-/// Why an answer on another route is none, where no library says so.
+/// The reason that is logged where the head of an answer on another route is invalid.
 const BAD_HEAD: &str =
     "its lengths differ, its transfer coding is not chunked, or it is an upgrade that nobody asked for";
 

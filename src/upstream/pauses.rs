@@ -14,7 +14,7 @@ const MOST: usize = 64;
 /// callers with disjoint ids show that everyone is meant.
 #[derive(Default)]
 pub(super) struct Pauses(
-    /// With when its pause ends, on the monotonic clock.
+    /// Each with the end of its pause on the monotonic clock.
     Mutex<Vec<(CallSource, u64)>>,
 );
 

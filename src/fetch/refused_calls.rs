@@ -3,7 +3,7 @@
 //! | answer | of the caller | of the ids | in the shared tier |
 //! |---|---|---|---|
 //! | 401 (`unauthorized`) | a new generation: all entries are unreachable; with cookies on every batch, invalidated alone | | the caller is revoked |
-//! | 403, or "no permission" (`withdraw`) | invalidated, if the one refused id had a link | forgotten; the refusal of one id alone is remembered | the ids are withdrawn |
+//! | 403, or "no permission" (`forget_refused`) | invalidated, if the one refused id had a link | forgotten; the refusal of one id alone is remembered | the ids are withdrawn |
 //!
 //! An invalidated caller's next batch asks the endpoint.
 
@@ -16,15 +16,14 @@ use crate::clock::Moment;
 use crate::upstream::Answer;
 
 impl Fetcher {
-    /// Drops all entries of the caller of these batches after a 401 to their call. Where each batch came with cookies, which
-    /// the call did not carry, the caller is only invalidated: the batch is forwarded as it was written, and that answer
-    /// decides ([`Fetcher::drop_caller_links`]).
-    pub(super) fn unauthorized(&self, batches: &[&FetchContext]) {
-        let Some(first) = batches.first() else { return };
-        if batches.iter().all(|context| context.has_cookies) {
-            self.callers.invalidate(&first.identity);
+    /// Drops all entries of the caller after a 401 to a call. Where each batch of the call `had_cookies`, which the call did
+    /// not carry, the caller is only invalidated: the batch is forwarded as it was written, and that answer decides
+    /// ([`Fetcher::drop_caller_links`]).
+    pub(super) fn unauthorized(&self, context: &FetchContext, had_cookies: bool) {
+        if had_cookies {
+            self.callers.invalidate(&context.identity);
         } else {
-            self.drop_caller_links(first, first.identity.caller_state.is_accepted());
+            self.drop_caller_links(context, context.identity.caller_state.is_accepted());
         }
     }
 
@@ -38,7 +37,7 @@ impl Fetcher {
 
     /// Forgets these ids, which `answer` refuses to the caller. Which of several ids is at fault is not known, so only the
     /// answer to one id alone is remembered (if `remember`), and only the loss of a link that the caller had invalidates it.
-    pub(super) fn withdraw(&self, answer: &Answer, context: &FetchContext, ids: &[KeyedId], remember: bool) {
+    pub(super) fn forget_refused(&self, answer: &Answer, context: &FetchContext, ids: &[KeyedId], remember: bool) {
         let refusals = &self.cache.refusals;
         let alone = if let [alone] = ids { Some(alone) } else { None };
         let had_link = alone.and_then(|alone| self.cache.peek(alone.key)).is_some_and(|entry| entry.text().is_some());

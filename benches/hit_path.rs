@@ -16,7 +16,7 @@ use prometheus::Registry;
 use sidelink::api::answer::merge;
 use sidelink::api::id::Group;
 use sidelink::api::request::Batch;
-use sidelink::auth::{CallerStates, Callers, Identity, Key, Scope};
+use sidelink::auth::{CallerStates, Callers, Identity, Key, LastToken, Scope};
 use sidelink::cache::freshness::Deadlines;
 use sidelink::cache::purges::Purges;
 use sidelink::cache::{Cache, Entry};
@@ -45,7 +45,7 @@ fn caller() -> (Identity, Scope) {
     let callers = Callers::new(&CallersConfig::default(), Arc::default(), caller_states, &endpoint, Clock::system());
     let (head, ()) = http::Request::get("/").header("x-auth-token", "t").body(()).unwrap().into_parts();
     let credential = callers.credential(&head.headers).ok().unwrap();
-    let requester = callers.identify(&credential, &head, b"").ok().unwrap();
+    let requester = callers.identify(&credential, &LastToken::default(), &head, b"").ok().unwrap();
     let scope = callers.scope(&requester, &head.headers).of_group(&Group::Named("g1".into()));
     (requester, scope)
 }

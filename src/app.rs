@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, ProcessState};
+use crate::auth::LastToken;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, ListenAddress, Tls, TlsError};
 use crate::server::{self, ConnLimits, Listener, ListenerState, Peer, RequestBody};
@@ -137,11 +138,14 @@ impl App {
         }
         for listener in listeners {
             let running = Arc::clone(&self.running);
-            let answer = move |_: Peer, request: Request<RequestBody>| {
-                let current = running.proxy.current();
-                async move { current.router.answer(request).await }
+            let connect = move |_: Peer| {
+                let (running, last_token) = (Arc::clone(&running), Arc::new(LastToken::default()));
+                move |request: Request<RequestBody>| {
+                    let (current, last_token) = (running.proxy.current(), Arc::clone(&last_token));
+                    async move { current.router.answer(request, &last_token).await }
+                }
             };
-            self.clients.spawn(server::run(listener, Arc::clone(&self.running.clients), answer));
+            self.clients.spawn(server::run(listener, Arc::clone(&self.running.clients), connect));
         }
         let ProcessState { cache, clock, history, .. } = self.running.proxy.builder.process.clone();
         let swept = Arc::clone(&cache);
@@ -155,11 +159,14 @@ impl App {
             history.sample(links, bytes);
         }));
         let running = Arc::clone(&self.running);
-        let answer = move |peer: Peer, request: Request<RequestBody>| {
-            let current = running.proxy.current();
-            async move { current.admin.answer(peer, request).await }
+        let connect = move |peer: Peer| {
+            let running = Arc::clone(&running);
+            move |request: Request<RequestBody>| {
+                let current = running.proxy.current();
+                async move { current.admin.answer(peer, request).await }
+            }
         };
-        self.admin.spawn(server::run(admin_listener, Arc::clone(&self.running.operators), answer));
+        self.admin.spawn(server::run(admin_listener, Arc::clone(&self.running.operators), connect));
         Ok(())
     }
 

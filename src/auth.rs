@@ -10,6 +10,7 @@
 
 mod caller_state;
 mod credential;
+mod last_token;
 mod scope;
 pub mod signature;
 
@@ -29,6 +30,7 @@ pub use crate::telemetry::metrics::Bypass;
 pub(crate) use caller_state::CallerState;
 pub use caller_state::CallerStates;
 pub use credential::Credential;
+pub use last_token::LastToken;
 use scope::KeyedHash;
 pub use scope::{Key, KeyHasher, Scope};
 use signature::{Fault, Keys, Signer};
@@ -100,11 +102,15 @@ pub enum AuthError {
 pub struct Callers {
     /// Hashes to start from, each of another purpose.
     by_token: KeyedHash,
+    /// Differs where `by_token` does.
+    token_key_id: u128,
     by_key: KeyedHash,
     by_scope: KeyedHash,
     keys: Arc<Keys>,
     scope_headers: Vec<HeaderName>,
     scope_filter: HeaderFilter,
+    /// Of the headers whose length is limited: scope headers and tokens.
+    limited: HeaderFilter,
     /// Credential headers, then scope headers.
     varies: Vec<HeaderName>,
     /// The value of `Vary`: credential and scope headers.
@@ -134,12 +140,15 @@ impl Callers {
         let names: Vec<&str> = varies.iter().map(HeaderName::as_str).collect();
         // Never the star: header names make a valid value.
         let vary = HeaderValue::from_str(&names.join(", ")).unwrap_or(HeaderValue::from_static("*"));
+        let by_token = KeyedHash::new(&key, b"caller/token");
         Self {
-            by_token: KeyedHash::new(&key, b"caller/token"),
+            token_key_id: by_token.with([]),
+            by_token,
             by_key: KeyedHash::new(&key, b"caller/key"),
             by_scope: KeyedHash::new(&key, b"scope"),
             keys,
             scope_filter: HeaderFilter::new(&scope_headers),
+            limited: HeaderFilter::new(scope_headers.iter().chain(&[api::TOKEN, api::SECURITY_TOKEN])),
             scope_headers,
             varies,
             vary,

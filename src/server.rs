@@ -138,10 +138,11 @@ impl ListenerState {
 
 /// Serves `listener` until told to stop, then drains: no new connection, open ones are told to close, answers in flight
 /// are finished, all within `limits.drain`; what is left then is cut off. No connection of `listener`'s is left when this
-/// returns, nor soon after it is dropped.
-pub async fn run<S, F>(listener: Listener, state: Arc<ListenerState>, answer: S)
+/// returns, nor soon after it is dropped. `connect` gives each connection the function that answers its requests.
+pub async fn run<C, S, F>(listener: Listener, state: Arc<ListenerState>, connect: C)
 where
-    S: Fn(Peer, Request<RequestBody>) -> F + Clone + Send + 'static,
+    C: Fn(Peer) -> S + Send + 'static,
+    S: Fn(Request<RequestBody>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     // Aborted when it is dropped.
@@ -175,8 +176,7 @@ where
             () = state.drained(&mut end) => break,
         };
         let open = GaugeGuard::new(&state.open);
-        let answer = answer.clone();
-        let connection = serve_client(stream, Arc::clone(&state), move |request| answer(peer, request));
+        let connection = serve_client(stream, Arc::clone(&state), connect(peer));
         connections.spawn(async move {
             let _open = (open, permit);
             if let Err(error) = connection.await {

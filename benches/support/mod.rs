@@ -7,6 +7,7 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use sidelink::api;
 use sidelink::app::Proxy;
+use sidelink::auth::LastToken;
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint};
 use sidelink::demo::origin::{Options, Origin};
@@ -73,7 +74,7 @@ impl Warm {
             let proxy = Proxy::in_memory(config, clock, accept).unwrap();
             for first in (0..links).step_by(100) {
                 let request = request(Form::Query, &ids(first, 100.min(links - first)));
-                assert_eq!(proxy.current().router.answer(request).await.status(), 200);
+                assert_eq!(proxy.current().router.answer(request, &LastToken::default()).await.status(), 200);
             }
             proxy
         });
@@ -82,7 +83,7 @@ impl Warm {
 
     /// Answers a request, which must be a hit, to its last byte.
     pub async fn hit(&self, request: Request<Full<Bytes>>) -> Bytes {
-        let response = self.proxy.current().router.answer(request).await;
+        let response = self.proxy.current().router.answer(request, &LastToken::default()).await;
         assert_eq!(response.headers()["cache-status"], "sidelink; hit");
         match response.into_body().collect().await {
             Ok(body) => body.to_bytes(),

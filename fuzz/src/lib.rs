@@ -17,6 +17,7 @@ use serde_json::Value;
 use sidelink::api::answer::{self, ParsedAnswer};
 use sidelink::api::request::{self, Batch};
 use sidelink::app::Proxy;
+use sidelink::auth::LastToken;
 use sidelink::auth::signature::{self, Claim};
 use sidelink::cache::freshness::{AnswerFreshness, Expiry, expiry, judge};
 use sidelink::clock::Clock;
@@ -305,7 +306,7 @@ pub fn laws(data: &[u8]) {
                         _ => {
                             let target = format!("/v2/servicerequest/accessorys/{id}");
                             let request = Request::delete(target).header(HOST, "h").body(Full::<Bytes>::default());
-                            world.proxy.current().router.answer(request.unwrap()).await;
+                            world.proxy.current().router.answer(request.unwrap(), &LastToken::default()).await;
                             continue;
                         }
                     };
@@ -354,6 +355,7 @@ struct World {
     clock: Clock,
     endpoint_clock: Clock,
     proxy: Proxy,
+    last_token: LastToken,
 }
 
 impl World {
@@ -365,7 +367,7 @@ impl World {
         let (accept, connections) = mpsc::unbounded_channel();
         let origin = Origin::in_memory(Options::default(), endpoint_clock.clone(), connections);
         let proxy = Proxy::in_memory(config, clock.clone(), accept).unwrap();
-        Self { origin, clock, endpoint_clock, proxy }
+        Self { origin, clock, endpoint_clock, proxy, last_token: LastToken::default() }
     }
 
     /// Status, body and Cache-Status of a batch's answer.
@@ -384,7 +386,7 @@ impl World {
             head = head.header("x-language", language);
         }
         let body = request::body(form, &group.into(), ids.iter().copied());
-        let answer = self.proxy.current().router.answer(head.body(Full::new(body)).unwrap()).await;
+        let answer = self.proxy.current().router.answer(head.body(Full::new(body)).unwrap(), &self.last_token).await;
         let how = answer.headers().get("cache-status").map_or("", |value| value.to_str().unwrap()).to_owned();
         let status = answer.status().as_u16();
         // What streams through may break off.

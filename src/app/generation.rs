@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use http::uri::Scheme;
 use prometheus::Registry;
 
@@ -95,9 +95,9 @@ impl Proxy {
         Ok(Self { builder, current })
     }
 
-    /// The generation that answers now.
-    pub fn current(&self) -> Arc<Generation> {
-        self.current.load_full()
+    /// The generation that answers now. The guard counts no references: threads that take one write no memory in common.
+    pub fn current(&self) -> Guard<Arc<Generation>> {
+        self.current.load()
     }
 
     /// Applies `config` to requests from now on. Links stay in the cache, and flights are joined; under another endpoint,

@@ -7,7 +7,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::signature::{self, Claim, Fault, Signer};
-use super::{AuthError, Bypass, Caller, CallerState, Callers, Identity};
+use super::{AuthError, Bypass, Caller, CallerState, Callers, Identity, LastToken};
 use crate::api;
 use crate::config::KeyPair;
 use crate::message::header_filter::Headers;
@@ -34,6 +34,9 @@ fn only_value<'h>(headers: Headers<'h>, name: &HeaderName) -> Result<Option<&'h 
         (value, None) => Ok(value),
     }
 }
+
+/// No header of this many bytes is longer than the endpoint takes.
+const SHORT: usize = 32;
 
 impl Callers {
     /// Finds the credential of a batch.
@@ -64,12 +67,18 @@ impl Callers {
         }
     }
 
-    /// Identifies the caller of `credential`, in a request of this head and this body.
+    /// Identifies the caller of `credential`, in a request of this head and this body, over a connection that has shown `last`.
     ///
     /// # Errors
     /// Why the request has no caller.
-    pub fn identify(&self, credential: &Credential<'_>, head: &Parts, body: &[u8]) -> Result<Identity, AuthError> {
-        let (caller, signer) = self.caller_of(credential, head, body).inspect_err(|reason| {
+    pub fn identify(
+        &self,
+        credential: &Credential<'_>,
+        last: &LastToken,
+        head: &Parts,
+        body: &[u8],
+    ) -> Result<Identity, AuthError> {
+        let (caller, signer) = self.caller_of(credential, last, head, body).inspect_err(|reason| {
             if let AuthError::Unverified(fault) = reason {
                 self.warn_of_unverified(*fault);
             }
@@ -84,7 +93,7 @@ impl Callers {
         head: &Parts,
         body: &[u8],
     ) -> Result<(Identity, bool), AuthError> {
-        let (caller, signer) = self.caller_of(credential, head, body)?;
+        let (caller, signer) = self.caller_of(credential, &LastToken::default(), head, body)?;
         let state = self.caller_states.all(caller).next();
         let is_known = state.is_some();
         // No entry is stored under generation 0.
@@ -94,11 +103,16 @@ impl Callers {
     fn caller_of(
         &self,
         credential: &Credential<'_>,
+        last: &LastToken,
         head: &Parts,
         body: &[u8],
     ) -> Result<(Caller, Option<Signer>), AuthError> {
         match credential {
-            Credential::Token(token) => Ok((Caller(self.by_token.with([Some(token.as_bytes())])), None)),
+            Credential::Token(token) => {
+                let token = token.as_bytes();
+                let hash = || Caller(self.by_token.with([Some(token)]));
+                Ok((last.caller(token, self.token_key_id, hash), None))
+            }
             Credential::Signed(claim, pair) => {
                 let signer = self.verify(claim, pair, head, body)?;
                 let fields = identity_fields(&signer, &head.headers);
@@ -134,6 +148,16 @@ impl Callers {
     /// Whether a credential or scope header is longer than the endpoint takes. Several of one name count as one list
     /// (RFC 9110 §5.3).
     pub(crate) fn has_long_header(&self, headers: Headers<'_>) -> bool {
+        // One pass tells it of most requests: each name is there once, and what is long is a token or has no limit.
+        let is_short = |(name, value): (&HeaderName, &HeaderValue)| {
+            value.len() <= SHORT
+                || (*name == api::TOKEN && value.len() <= api::TOKEN_BYTES)
+                || !self.limited.may_contain(name)
+        };
+        let map = headers.map();
+        if map.len() == map.keys_len() && map.iter().all(is_short) {
+            return false;
+        }
         let is_long = |name: &HeaderName| {
             let bytes: usize = headers.get_all(name).map(|value| value.len() + ", ".len()).sum();
             bytes > api::header_bytes(name) + ", ".len()

@@ -19,20 +19,20 @@ pub struct Scope(u128);
 impl Scope {
     /// The scope of a group in this scope.
     pub fn of_group(self, group: &Group<'_>) -> Scope {
-        let hash = KeyedHash::new(&self.0.to_le_bytes(), b"group");
-        Scope(hash.with(group.fields()))
+        let Halves(low, high) = Halves::of(self.0);
+        Scope(KeyedHash(SipHasher24::new_with_keys(low, high)).with(group.fields()))
     }
 
     /// The key of `id` in this scope: the scope itself is the key of the hash, and nobody can guess it.
     pub fn key(self, id: &str) -> Key {
-        self.key_of(id.as_bytes())
-    }
-
-    /// As [`Self::key`], of any text.
-    pub(crate) fn key_of(self, text: &[u8]) -> Key {
         // SipHash-1-3, as in the standard library: the hashes are secret, so nobody can search for collisions.
         let Halves(low, high) = Halves::of(self.0);
-        Key(Halves::of(SipHasher13::new_with_keys(low, high).hash(text).as_u128()))
+        Key(Halves::of(SipHasher13::new_with_keys(low, high).hash(id.as_bytes()).as_u128()))
+    }
+
+    /// A secret number of this scope.
+    pub(crate) fn seed(self) -> u64 {
+        Halves::of(self.0).0
     }
 
     #[cfg(test)]
@@ -67,6 +67,12 @@ impl Key {
     /// The half that tables do not use as the hash.
     pub(crate) fn low(self) -> u64 {
         self.0.0
+    }
+
+    /// A part of the key.
+    pub(crate) fn part(self) -> u32 {
+        let [.., a, b, c, d] = self.low().to_le_bytes();
+        u32::from_le_bytes([a, b, c, d])
     }
 
     /// A number from 0 to 1 that depends on the key, so that links fetched together are not refreshed together.

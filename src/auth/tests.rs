@@ -30,7 +30,7 @@ fn identify(callers: &Callers, headers: &HeaderMap) -> Result<Identity, Bypass> 
     let (mut head, ()) = http::Request::new(()).into_parts();
     head.headers = headers.clone();
     let credential = callers.credential(headers)?;
-    Ok(callers.identify(&credential, &head, b"").ok().unwrap())
+    Ok(callers.identify(&credential, &LastToken::default(), &head, b"").ok().unwrap())
 }
 
 /// The caller with the token `t`.

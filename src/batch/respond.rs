@@ -33,9 +33,6 @@ const HIT: &str = "sidelink; hit";
 /// The detail of a reply that is a remembered refusal of the endpoint.
 const REFUSED: &str = "refused";
 
-/// Up to this many links, gathering their observations does not pay.
-const FEW: usize = 4;
-
 /// What the entries of a reply have in common. Gathered in the pass that finds out whether all may be served.
 pub(super) struct Summary {
     /// Bytes of the items, with a comma each.
@@ -115,8 +112,7 @@ impl BatchRoute {
 
     /// The reply of a whole answer.
     pub(super) fn repeated(&self, answer: &Answer, now: Moment) -> Reply {
-        let lives = self.metrics.link_life_left.local();
-        answer.lives_left(now).for_each(|seconds| lives.observe(seconds));
+        self.metrics.link_life_left.observe_each(answer.lives_left(now));
         let cache_control = cache_control(Some(answer.fresh_left(now)), answer.form());
         self.reply(whole(answer.body().clone()), answer.tally(), cache_control, None)
     }
@@ -143,20 +139,12 @@ fn set(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) {
 /// Counts a reply's entries, and observes how long their links live.
 fn observe<'l>(entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone, metrics: &Metrics, now: Moment) -> Tally {
     let mut tally = Tally::default();
-    // The histogram is shared by all threads: the values of many links are gathered and added at once.
-    let gathered = entries.clone().nth(FEW).map(|_| metrics.link_life_left.local());
-    for (entry, result) in entries {
+    metrics.link_life_left.observe_each(entries.filter_map(|(entry, result)| {
         tally.add(result);
-        if matches!(result, IdResult::Hit | IdResult::Stale | IdResult::Shared)
-            && let Some(left) = entry.deadlines().life_left(now)
-        {
-            let seconds = left as f64 / 1000.0;
-            match &gathered {
-                Some(gathered) => gathered.observe(seconds),
-                None => metrics.link_life_left.observe(seconds),
-            }
-        }
-    }
+        let is_from_memory = matches!(result, IdResult::Hit | IdResult::Stale | IdResult::Shared);
+        let left = entry.deadlines().life_left(now).filter(|_| is_from_memory)?;
+        Some(left as f64 / 1000.0)
+    }));
     tally
 }
 

@@ -8,7 +8,7 @@
 //!
 //! moka's expiry only frees memory: [`Answer::is_usable`] decides, by the same clocks as for entries.
 
-use std::hash::BuildHasherDefault;
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -41,12 +41,12 @@ pub(crate) struct Written<'r> {
     scope: Scope,
     text: &'r [u8],
     is_body: bool,
-    key: Key,
+    /// A hash of the text that is secret, since the scope is. Answers are compared with the text, so it only has to spread them.
+    hash: u64,
 }
 
 impl<'r> Written<'r> {
-    /// The query of a batch, or else its body.
-    /// A request with this query and this body; `None` with both or neither, which is no batch.
+    /// The text of a request: its query or its body; `None` if it has both or neither, and is no batch.
     pub(crate) fn new(scope: Scope, query: Option<&'r str>, body: &'r [u8]) -> Option<Self> {
         let query = query.unwrap_or_default().as_bytes();
         let (text, is_body) = match (query, body) {
@@ -54,8 +54,15 @@ impl<'r> Written<'r> {
             ([], text) => (text, true),
             _ => return None,
         };
-        (!text.is_empty()).then(|| Self { scope, text, is_body, key: scope.key_of(text) })
+        (!text.is_empty()).then(|| Self { scope, text, is_body, hash: hash(scope, text) })
     }
+}
+
+fn hash(scope: Scope, text: &[u8]) -> u64 {
+    // Several times faster than a keyed cryptographic hash, on texts of kilobytes.
+    let mut hasher = foldhash::fast::FixedState::with_seed(scope.seed()).build_hasher();
+    hasher.write(text);
+    hasher.finish()
 }
 
 /// Counts what ends the answers of one caller.
@@ -164,12 +171,12 @@ impl Answer {
 /// Frees the memory of answers that cannot be used any more.
 struct FreeUnusable;
 
-impl Expiry<Key, Stored> for FreeUnusable {
-    fn expire_after_create(&self, _: &Key, stored: &Stored, _: Instant) -> Option<Duration> {
+impl Expiry<u64, Stored> for FreeUnusable {
+    fn expire_after_create(&self, _: &u64, stored: &Stored, _: Instant) -> Option<Duration> {
         Some(stored.keep)
     }
 
-    fn expire_after_update(&self, _: &Key, stored: &Stored, _: Instant, _: Option<Duration>) -> Option<Duration> {
+    fn expire_after_update(&self, _: &u64, stored: &Stored, _: Instant, _: Option<Duration>) -> Option<Duration> {
         Some(stored.keep)
     }
 }
@@ -197,7 +204,7 @@ pub(super) fn capacity(all: u64) -> u64 {
 
 /// The whole answers of one configuration, bounded by bytes.
 pub(crate) struct Answers {
-    stored: sync::Cache<Key, Stored, BuildHasherDefault<KeyHasher>>,
+    stored: sync::Cache<u64, Stored, BuildHasherDefault<KeyHasher>>,
     /// What came once: most batches never come again, and storing costs more than it saves then.
     seen: Box<[AtomicU32]>,
 }
@@ -215,7 +222,7 @@ impl Answers {
 
     /// Looks up the answer to a batch whose caller is at `revision`.
     pub(crate) fn look_up(&self, written: &Written<'_>, revision: Revision, now: Moment) -> Found {
-        match self.stored.get(&written.key) {
+        match self.stored.get(&written.hash) {
             Some(Stored { answer, .. }) if answer.is_of(written) => {
                 if !answer.is_usable(revision, now) {
                     return Found::Repeated;
@@ -223,7 +230,7 @@ impl Answers {
                 let uses = answer.uses.fetch_add(1, Ordering::Relaxed);
                 if uses % LOOK_UP_EVERY == LOOK_UP_EVERY - 1 { Found::Nothing } else { Found::Answer(answer) }
             }
-            _ if self.was_seen(written.key) => Found::Repeated,
+            _ if self.was_seen(written.hash) => Found::Repeated,
             _ => Found::Nothing,
         }
     }
@@ -242,7 +249,7 @@ impl Answers {
         }
         let answer = Answer::new(written, revision, entries);
         let keep = Duration::from_millis(answer.usable_until.left(now));
-        self.stored.insert(written.key, Stored { answer: Arc::new(answer), keep });
+        self.stored.insert(written.hash, Stored { answer: Arc::new(answer), keep });
     }
 
     /// Number of answers, and their bytes.
@@ -251,9 +258,9 @@ impl Answers {
         (self.stored.entry_count(), self.stored.weighted_size())
     }
 
-    /// Whether the key was seen lately; notes it.
-    fn was_seen(&self, key: Key) -> bool {
-        let [a, b, c, d, e, f, ..] = key.low().to_le_bytes();
+    /// Whether the text of this hash was seen lately; notes it.
+    fn was_seen(&self, hash: u64) -> bool {
+        let [a, b, c, d, e, f, ..] = hash.to_le_bytes();
         let (place, part) = (u16::from_le_bytes([a, b]), u32::from_le_bytes([c, d, e, f]));
         let place = self.seen.get(usize::from(place) % SEEN);
         place.is_some_and(|place| place.swap(part, Ordering::Relaxed) == part)

@@ -7,7 +7,7 @@ use super::*;
 use crate::api;
 use crate::api::id::Group;
 use crate::api::request::Form;
-use crate::auth::CallerStates;
+use crate::auth::{CallerStates, LastToken};
 use crate::cache::freshness::Deadlines;
 use crate::cache::purges::Purges;
 use crate::config::Endpoint;
@@ -28,7 +28,7 @@ fn fetch() -> (Arc<Fetcher>, Arc<FetchContext>) {
     let cache = Arc::new(Cache::new(&config.cache, purges, &metrics));
     let (head, ()) = http::Request::get("/").header(api::TOKEN, "t").body(()).unwrap().into_parts();
     let credential = callers.credential(&head.headers).ok().unwrap();
-    let identity = callers.identify(&credential, &head, b"").ok().unwrap();
+    let identity = callers.identify(&credential, &LastToken::default(), &head, b"").ok().unwrap();
     let context = FetchContext {
         headers: callers.carried(&identity, &head.headers),
         scope: callers.scope(&identity, &head.headers).of_group(&Group::Absent),

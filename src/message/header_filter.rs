@@ -23,6 +23,12 @@ impl HeaderFilter {
         Self(names.into_iter().fold(0, |bits, name| bits | bit(name)))
     }
 
+    /// Whether the set may contain this name.
+    #[inline(always)]
+    pub fn may_contain(self, name: &HeaderName) -> bool {
+        self.0 & bit(name) != 0
+    }
+
     /// The map with its filter, which must be of the map's names.
     pub fn on(self, map: &HeaderMap) -> Headers<'_> {
         Headers { map, filter: self }
@@ -75,7 +81,7 @@ impl<'m> Headers<'m> {
 
     #[inline(always)]
     fn may_contain(self, name: &HeaderName) -> bool {
-        self.filter.0 & bit(name) != 0
+        self.filter.may_contain(name)
     }
 }
 

@@ -11,7 +11,8 @@ use percent_encoding::{CONTROLS, utf8_percent_encode};
 use tokio::time::Instant;
 
 use crate::api;
-use crate::batch::BatchRoute;
+use crate::auth::LastToken;
+use crate::batch::{BatchRoute, RequestContext};
 use crate::error::{Error, METHODS};
 use crate::message::body::{Body, BodyError};
 use crate::message::header_filter::{HeaderFilter, Headers};
@@ -40,8 +41,9 @@ pub struct Router {
 }
 
 impl Router {
-    /// Answers a request, counts it, writes its line into the access log, and ends its span.
-    pub async fn answer<B>(&self, mut request: Request<B>) -> Response<Body>
+    /// Answers a request of a connection that has shown `last_token`, counts it, writes its line into the access log, and ends its
+    /// span.
+    pub async fn answer<B>(&self, mut request: Request<B>, last_token: &LastToken) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -65,7 +67,10 @@ impl Router {
                 reply.set_request_id(request_id.as_ref());
                 reply
             }
-            None if route == Route::Batch => self.batch.answer(request, filter, began, &trace).reply().await,
+            None if route == Route::Batch => {
+                let context = RequestContext { filter, last_token, trace: &trace };
+                self.batch.answer(request, began, context).reply().await
+            }
             // Boxed: a future is moved as a whole, and this one is large.
             None => Box::pin(self.passthrough.forward(request, &trace)).await,
         };

@@ -6,11 +6,12 @@
 mod family;
 mod labels;
 mod reading;
+mod sharded;
 
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec};
 
-use family::families;
 pub use family::{Counters, Gauges, PerLabel};
+use family::{RequestDurations, families};
 pub use labels::{
     Bounded, BreakerState, Bypass, CallResult, Eviction, Evidence, IdResult, Kind, Label, Limit, Operation, Outcome,
     PurgeTarget, Reason, Refetch, Route, SpanResult, Tally,
@@ -42,13 +43,13 @@ families! {
     /// Every family of sidelink.
     pub struct Metrics {
         /// Distinct ids of batches that were read and admitted, by result. Each is counted once, when its batch ends.
-        ids: Counters<IdResult> = "ids_total", counters("result");
+        ids: PerLabel<IdResult, sharded::Counter> = "ids_total", sharded_counters("result");
         /// Requests of the batch route, by how they were answered.
-        batches: Counters<Outcome> = "batches_total", counters("outcome");
+        batches: PerLabel<Outcome, sharded::Counter> = "batches_total", sharded_counters("outcome");
         /// Seconds from a request's head to its answer's head, by route and outcome. A client that disconnects before counts as an error.
-        request_durations: PerLabel<Route, PerLabel<Outcome, Histogram>> = "request_duration_seconds", request_durations(&REQUEST_SECONDS);
+        request_durations: RequestDurations = "request_duration_seconds", request_durations(&REQUEST_SECONDS);
         /// Distinct ids of each batch that was read and admitted; the sum is all ids asked for.
-        pub batch_ids: Histogram = "batch_ids", histogram(&BATCH_IDS);
+        pub batch_ids: sharded::Histogram = "batch_ids", sharded_histogram(&BATCH_IDS);
         /// Calls to the endpoint, by result. A call counts once, however often it is tried.
         pub upstream_calls: Counters<CallResult> = "upstream_calls_total", counters("result");
         /// Seconds from sending an attempt to its complete answer, or to its failure.
@@ -74,13 +75,13 @@ families! {
         /// Links and remembered absences that left memory, by cause.
         pub cache_evictions: Counters<Eviction> = "cache_evictions_total", counters("cause");
         /// Batches that were answered by a whole answer from memory: they came again as they were written, and nothing had changed.
-        pub answers_used: IntCounter = "answers_used_total", counter();
+        pub answers_used: sharded::Counter = "answers_used_total", sharded_counter();
         /// Whole answers in memory now.
         pub answers: IntGauge = "answers", gauge();
         /// Bytes of the whole answers in memory now; at most an eighth of cache.capacity.
         pub answers_bytes: IntGauge = "answers_bytes", gauge();
         /// Seconds until the expiry of links that are served from memory.
-        pub link_life_left: Histogram = "link_life_left_seconds", histogram(&LIFE_SECONDS);
+        pub link_life_left: sharded::Histogram = "link_life_left_seconds", sharded_histogram(&LIFE_SECONDS);
         /// Ids that were fetched although they were fresh in memory, by cause.
         pub refetched: Counters<Refetch> = "refetched_total", counters("cause");
         /// Seconds by which the local clock is ahead of the endpoint's, at the last call; 0 before the first.

@@ -7,6 +7,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use sidelink::app::Proxy;
+use sidelink::auth::LastToken;
 use sidelink::clock::Clock;
 use sidelink::config::Config;
 use sidelink::demo::origin::{self, Origin};
@@ -69,9 +70,10 @@ impl World {
         // Less than an answer, so that a slow reader is felt.
         let (near, far) = duplex(1 << 10);
         let (proxy, limits) = (self.proxy.clone(), self.limits);
+        let last_token = std::sync::Arc::new(LastToken::default());
         tokio::spawn(server::serve_connection(Protocol::Any, far, limits, Default::default(), move |request| {
-            let proxy = proxy.clone();
-            async move { proxy.current().router.answer(request).await }
+            let (current, last_token) = (proxy.current(), last_token.clone());
+            async move { current.router.answer(request, &last_token).await }
         }));
         let (sender, connection) = handshake(TokioIo::new(near)).await.unwrap();
         tokio::spawn(connection);

@@ -1,15 +1,15 @@
 //! `families!`, and the kinds of families.
 
+use std::collections::HashMap;
 use std::marker::PhantomData;
 
-use prometheus::core::Collector;
+use prometheus::core::{Collector, Desc};
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    Result,
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, Result,
 };
 
 use super::labels::Label;
-use super::{BreakerState, Outcome, Route, show_state};
+use super::{BreakerState, Outcome, Route, sharded, show_state};
 
 /// The series of a family with one label, all there from the start.
 #[derive(Clone)]
@@ -36,6 +36,9 @@ impl<L: Label, M> PerLabel<L, M> {
         L::VALUES.iter().map(|(value, _)| *value).zip(&self.0)
     }
 }
+
+/// Histograms by route and outcome.
+pub(super) type RequestDurations = PerLabel<Route, PerLabel<Outcome, sharded::Histogram>>;
 
 impl<L: Label> Gauges<L> {
     /// Sets the gauge of one value.
@@ -121,15 +124,49 @@ impl<'a> Family<'a> {
         Ok(gauges)
     }
 
+    pub(super) fn sharded_counter(self) -> Result<sharded::Counter> {
+        let counter = sharded::Counter::default();
+        self.register_series(&[], vec![(vec![], counter.clone())])?;
+        Ok(counter)
+    }
+
+    pub(super) fn sharded_counters<L: Label>(self, label: &str) -> Result<PerLabel<L, sharded::Counter>> {
+        let counters = PerLabel::new(|_| sharded::Counter::default());
+        let series = L::VALUES.iter().map(|(value, name)| (vec![*name], counters.of(*value).clone()));
+        self.register_series(&[label], series.collect())?;
+        Ok(counters)
+    }
+
+    pub(super) fn sharded_histogram(self, bounds: &'static [f64]) -> Result<sharded::Histogram> {
+        let histogram = sharded::Histogram::new(bounds);
+        self.register_series(&[], vec![(vec![], histogram.clone())])?;
+        Ok(histogram)
+    }
+
     /// A request that is passed through is a bypass or an error.
-    pub(super) fn request_durations(self, buckets: &[f64]) -> Result<PerLabel<Route, PerLabel<Outcome, Histogram>>> {
-        let opts = HistogramOpts::new(&*self.name, self.help).buckets(buckets.to_vec());
-        let vector = self.register(HistogramVec::new(opts, &["route", "outcome"])?)?;
-        let shown = |route: &str, outcome| match (route == Route::Batch.name(), outcome == Outcome::Error.name()) {
-            (false, false) => Outcome::Bypass.name(),
-            _ => outcome,
-        };
-        Ok(PerLabel::new(|route| PerLabel::new(|outcome| vector.with_label_values(&[route, shown(route, outcome)]))))
+    pub(super) fn request_durations(self, bounds: &'static [f64]) -> Result<RequestDurations> {
+        let batch = PerLabel::new(|_| sharded::Histogram::new(bounds));
+        let [bypass, error] = [(); 2].map(|()| sharded::Histogram::new(bounds));
+        let passed = |outcome| if outcome == Outcome::Error.name() { error.clone() } else { bypass.clone() };
+        let series = batch.iter().map(|(outcome, histogram)| (Route::Batch, outcome, histogram.clone()));
+        let passthrough = [
+            (Route::Passthrough, Outcome::Bypass, bypass.clone()),
+            (Route::Passthrough, Outcome::Error, error.clone()),
+        ];
+        let named = |(route, outcome, histogram): (Route, Outcome, _)| (vec![outcome.name(), route.name()], histogram);
+        self.register_series(&["outcome", "route"], series.chain(passthrough).map(named).collect())?;
+        Ok(PerLabel(vec![batch, PerLabel::new(passed)], PhantomData))
+    }
+
+    /// Registers series of these values of labels.
+    fn register_series<M: sharded::Expose + 'static>(
+        self,
+        labels: &[&str],
+        series: Vec<(Vec<&'static str>, M)>,
+    ) -> Result<()> {
+        let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+        let desc = Desc::new(self.name, self.help.to_owned(), labels, HashMap::new())?;
+        self.registry.register(Box::new(sharded::Series { desc, series }))
     }
 
     pub(super) fn build(self) -> Result<IntGaugeVec> {

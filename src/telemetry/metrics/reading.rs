@@ -3,7 +3,7 @@
 use prometheus::Histogram;
 use prometheus::core::Metric;
 
-use super::{CALL_SECONDS, Counters, Label, Metrics, REQUEST_SECONDS, Route};
+use super::{CALL_SECONDS, Metrics, REQUEST_SECONDS, Route};
 
 /// The counters at one time.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,25 +27,21 @@ impl Metrics {
     pub fn reading(&self) -> Reading {
         let mut answers = Vec::new();
         for (_, durations) in self.request_durations.of(Route::Batch).iter() {
-            let counts = buckets(durations);
+            let counts = durations.cumulative();
             answers.resize(counts.len(), 0);
             answers.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         }
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A sum of whole numbers.
         let call_ids = self.upstream_call_ids.get_sample_sum() as u64;
         Reading {
-            ids: counts(&self.ids),
-            batches: counts(&self.batches),
-            calls: counts(&self.upstream_calls),
+            ids: self.ids.iter().map(|(_, counter)| counter.get()).collect(),
+            batches: self.batches.iter().map(|(_, counter)| counter.get()).collect(),
+            calls: self.upstream_calls.iter().map(|(_, counter)| counter.get()).collect(),
             call_ids,
             answers,
             call_durations: buckets(&self.upstream_call_duration),
         }
     }
-}
-
-fn counts<L: Label>(counters: &Counters<L>) -> Vec<u64> {
-    counters.iter().map(|(_, counter)| counter.get()).collect()
 }
 
 fn buckets(histogram: &Histogram) -> Vec<u64> {

@@ -64,6 +64,8 @@ section! {
         pub shared: Option<Shared> = None => optional(|| Shared::at(Vec::new(), Vec::new()), Shared::visit);
         /// Limits of what clients may use.
         pub limits: Limits = Limits::default() => table(Limits::keys);
+        /// The threads.
+        pub runtime: Runtime = Runtime::default() => table(Runtime::keys);
         /// The log.
         pub log: Log = Log::default() => table(Log::keys);
         /// Spans for an OpenTelemetry collector; without this table there are none.
@@ -145,6 +147,15 @@ const GUESSABLE: usize = 16;
 
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("\"{}\" is not an address such as \"127.0.0.1:8080\"", text.escape_debug()))
+}
+
+section! {
+    /// `[runtime]`
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Runtime {
+        /// Threads that serve requests; without this key as many as the cores that the process may use, 4 at most.
+        pub threads: Option<usize> = None, count(1..=64).immutable().optional("2");
+    }
 }
 
 section! {

@@ -55,14 +55,14 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve { config, core_dumps } => serve(&config, core_dumps),
         Command::Check { config } => check(&config),
-        Command::Demo { once } => run(async move {
+        Command::Demo { once } => run(None, async move {
             match demo::run(once).await {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::FAILURE,
                 Err(error) => fail(&format!("demo: {error}")),
             }
         }),
-        Command::Origin(options) => run(simulate_endpoint(*options)),
+        Command::Origin(options) => run(None, simulate_endpoint(*options)),
     }
 }
 
@@ -77,7 +77,7 @@ fn serve(path: &std::path::Path, core_dumps: bool) -> ExitCode {
         Err(errors) => return refuse(&errors.to_string()),
     };
     log::init(&config.log);
-    run(async move {
+    run(config.runtime.threads, async move {
         match app::serve(config, watch).await {
             Ok(End::Drained) => ExitCode::SUCCESS,
             Ok(End::CutShort) => ExitCode::FAILURE,
@@ -116,8 +116,8 @@ async fn simulate_endpoint(options: origin::Options) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn run(main: impl Future<Output = ExitCode>) -> ExitCode {
-    match runtime() {
+fn run(threads: Option<usize>, main: impl Future<Output = ExitCode>) -> ExitCode {
+    match runtime(threads) {
         Ok(runtime) => {
             let code = runtime.block_on(main);
             // Does not wait for flights that nobody waits for.
@@ -128,11 +128,15 @@ fn run(main: impl Future<Output = ExitCode>) -> ExitCode {
     }
 }
 
-/// A thread for each core that this process may use. With one core, tasks need no synchronization between threads.
-fn runtime() -> std::io::Result<Runtime> {
-    let one_core = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
-    let mut builder = if one_core { Builder::new_current_thread() } else { Builder::new_multi_thread() };
-    builder.enable_all().build()
+/// Threads without `runtime.threads`: a sidecar needs no more than these, on whatever machine.
+const MOST_THREADS: usize = 4;
+
+/// With one thread, tasks need no synchronization.
+fn runtime(threads: Option<usize>) -> std::io::Result<Runtime> {
+    let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST_THREADS));
+    let threads = threads.unwrap_or_else(cores);
+    let mut builder = if threads == 1 { Builder::new_current_thread() } else { Builder::new_multi_thread() };
+    builder.worker_threads(threads).enable_all().build()
 }
 
 fn refuse(message: &str) -> ExitCode {

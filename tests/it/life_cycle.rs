@@ -183,3 +183,19 @@ async fn under_load_no_reload_no_refused_configuration_and_no_drain_loses_a_requ
     assert_eq!(process.exit().await, Some(0));
     assert!(!process.logged(CUT_OFF), "clients that were told close by themselves");
 }
+
+#[tokio::test]
+async fn requests_are_served_by_as_many_threads_as_configured() {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    // One thread is the main thread.
+    for (threads, workers) in [(1, 0), (3, 3)] {
+        let process = Process::start(&files.write(&format!("runtime.threads = {threads}"))).await;
+        assert_eq!(process.client.batch("t", &["1"]).await.status, 200);
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", process.id())).unwrap();
+        let name =
+            |task: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(task.unwrap().path().join("comm"));
+        let names: Vec<String> = tasks.filter_map(|task| name(task).ok()).collect();
+        assert_eq!(names.iter().filter(|name| name.starts_with("tokio-rt-worker")).count(), workers, "{names:?}");
+    }
+}

@@ -105,16 +105,6 @@ struct Fetched {
     request_id: Option<HeaderValue>,
 }
 
-impl Answering<'_> {
-    /// Waits for the reply.
-    pub async fn reply(self) -> Reply {
-        match self {
-            Self::Ready(reply) => reply,
-            Self::Pending(future) => future.await,
-        }
-    }
-}
-
 impl BatchRoute {
     /// A handler over what the composition root has built.
     #[expect(clippy::too_many_arguments, reason = "the composition root hands over what it has built")]
@@ -162,7 +152,10 @@ impl BatchRoute {
                 Ok(read) => read,
                 Err(error) => return respond::error(error),
             };
-            self.answer_read(parts, body, self.clock.now(), context).reply().await
+            match self.answer_read(parts, body, self.clock.now(), context) {
+                Answering::Ready(reply) => reply,
+                Answering::Pending(reply) => reply.await,
+            }
         }))
     }
 

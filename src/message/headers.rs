@@ -80,9 +80,10 @@ pub fn sidelinks<'m>(headers: impl Into<Headers<'m>>) -> usize {
 
 /// Whether this is a host and port (RFC 9112 §3.2, RFC 3986 §3.2); an empty host is allowed.
 pub fn is_host(text: &[u8]) -> bool {
-    let port = |port: &[u8]| {
-        let number = || str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok());
-        port.iter().all(u8::is_ascii_digit) && (port.is_empty() || number())
+    let is_port = |port: &[u8]| {
+        let digit = |byte: &u8| byte.is_ascii_digit().then(|| u16::from(*byte - b'0'));
+        let number = |number: u16, byte: &u8| number.checked_mul(10)?.checked_add(digit(byte)?);
+        port.iter().try_fold(0, number).is_some()
     };
     let is_punctuation = |byte: &u8| matches!(byte, b'!' | b'$' | b'%' | b'&'..=b'.' | b';' | b'=' | b'_' | b'~');
     let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || is_punctuation(byte);
@@ -91,10 +92,13 @@ pub fn is_host(text: &[u8]) -> bool {
         let (Some(literal), Some(after)) = (parts.next(), parts.next()) else { return false };
         let is_future = literal.starts_with(b"v") && literal.iter().all(|byte| is_name(byte) || *byte == b':');
         let is_address = || str::from_utf8(literal).is_ok_and(|literal| literal.parse::<Ipv6Addr>().is_ok());
-        return (is_future || is_address()) && (after.is_empty() || after.strip_prefix(b":").is_some_and(port));
+        return (is_future || is_address()) && (after.is_empty() || after.strip_prefix(b":").is_some_and(is_port));
     }
-    let mut parts = text.splitn(2, |byte| *byte == b':');
-    parts.next().unwrap_or_default().iter().all(is_name) && parts.next().is_none_or(port)
+    let name = text.iter().take_while(|byte| is_name(byte)).count();
+    match text.get(name..) {
+        Some([b':', port @ ..]) => is_port(port),
+        rest => rest.is_some_and(<[u8]>::is_empty),
+    }
 }
 
 /// Whether an HTTP/2 request's target has a scheme, and an authority that is a host and port without a user (RFC 9113 §8.3.1).

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::api;
 use crate::auth::LastToken;
-use crate::batch::{BatchRoute, RequestContext};
+use crate::batch::{Answering, BatchRoute, RequestContext};
 use crate::error::{Error, METHODS};
 use crate::message::body::{Body, BodyError};
 use crate::message::header_filter::{HeaderFilter, Headers};
@@ -69,7 +69,10 @@ impl Router {
             }
             None if route == Route::Batch => {
                 let context = RequestContext { filter, last_token, trace: &trace };
-                self.batch.answer(request, began, context).reply().await
+                match self.batch.answer(request, began, context) {
+                    Answering::Ready(reply) => reply,
+                    Answering::Pending(reply) => reply.await,
+                }
             }
             // Boxed: a future is moved as a whole, and this one is large.
             None => Box::pin(self.passthrough.forward(request, &trace)).await,

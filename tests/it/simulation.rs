@@ -226,10 +226,17 @@ async fn client(
     let mut connection = world.client().await;
     let mut scope = (0, 0, 0);
     let mut ids: Vec<String> = Vec::new();
+    // Some clients ask for the same page every few seconds; pages share ids, which differ in age.
+    let polls = random.random_bool(0.3);
+    if polls {
+        sleep(Duration::from_millis(random.random_range(0..30_000))).await;
+    }
     for _ in 0..batches {
-        sleep(Duration::from_millis(*[0, 5, 100, 5_000, 100_000].choose(&mut random).unwrap())).await;
-        // Some batches come again as they were.
-        if ids.is_empty() || random.random_bool(0.4) {
+        let pauses: &[u64] = if polls { &[4_000] } else { &[0, 5, 100, 5_000, 100_000] };
+        sleep(Duration::from_millis(*pauses.choose(&mut random).unwrap())).await;
+        if polls {
+            ids = if ids.is_empty() { draw_page(&mut random) } else { ids };
+        } else if ids.is_empty() || random.random_bool(0.4) {
             scope = (random.random_range(0..3), random.random_range(0..2), random.random_range(0..3));
             ids = draw_ids(&mut random);
         }
@@ -301,10 +308,14 @@ async fn client(
     }
 }
 
+fn draw_page(random: &mut StdRng) -> Vec<String> {
+    PAGES.choose(random).unwrap().iter().map(|id| (*id).to_owned()).collect()
+}
+
 /// The ids of a batch: those of a page, or any.
 fn draw_ids(random: &mut StdRng) -> Vec<String> {
     if random.random_bool(0.5) {
-        return PAGES.choose(random).unwrap().iter().map(|id| (*id).to_owned()).collect();
+        return draw_page(random);
     }
     let mut ids: Vec<String> = Vec::new();
     for _ in 0..random.random_range(1..10) {

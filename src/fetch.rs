@@ -258,7 +258,7 @@ impl Fetcher {
         }
         let mut flights = self.flights();
         flights.queues.entry(context.queue_key()).or_default().pending.extend(pending);
-        let ready = self.take_ready_batches(&mut flights, context.queue_key());
+        let ready = self.take_ready_calls(&mut flights, context.queue_key());
         drop(flights);
         self.send(ready);
     }
@@ -275,7 +275,7 @@ impl Fetcher {
         let pending = ids.iter().zip(permits).map(|(id, permit)| PendingId::new(self, context, id, permit));
         let pending: VecDeque<PendingId> = pending.collect();
         let waiters: Vec<_> = pending.iter().map(|pending| FlightWaiter::new(&pending.flight, false)).collect();
-        self.send(self.separate_batches(pending, context.form, store));
+        self.send(self.separate_calls(pending, context.form, store));
         let mut results = Vec::with_capacity(ids.len());
         for waiter in waiters {
             results.push(waiter.wait(context.deadline).await);

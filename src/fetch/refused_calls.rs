@@ -47,7 +47,7 @@ impl Fetcher {
             refusals.remember(alone.key, refusal, context.identity.caller_state.is_accepted());
         }
         // Before the entries are forgotten: a call that stores them meanwhile looks for this afterwards.
-        ids.iter().for_each(|id| refusals.refused(id.key, answer.sent));
+        ids.iter().for_each(|id| refusals.note_refused(id.key, answer.sent));
         let now = self.clock.now();
         for id in ids {
             // An entry of a call that was sent later stays: the endpoint has changed its mind since.
@@ -83,7 +83,7 @@ impl Fetcher {
             return;
         }
         for (id, entry) in ids.iter().zip(entries) {
-            refusals.not_refused(id.key, sent);
+            refusals.note_accepted(id.key, sent);
             if entry.deadlines().is_stored() && refusals.is_refused_since(id.key, sent) {
                 *entry = entry.not_stored();
                 self.cache.remove(id.key, caller);

@@ -81,7 +81,7 @@ async fn a_flight_whose_task_panics_frees_its_waiters_and_its_permit() {
     let (flight, mut ready) = {
         let pending = queue(&fetch, &context, &id);
         pending.waiters.fetch_add(1, Ordering::Relaxed);
-        let ready = fetch.take_ready_batches(&mut fetch.flights(), context.queue_key());
+        let ready = fetch.take_ready_calls(&mut fetch.flights(), context.queue_key());
         (pending, ready)
     };
     let batch = ready.remove(0);
@@ -108,7 +108,7 @@ async fn a_queued_id_without_waiters_is_dropped() {
         let flight = queue(&fetch, &context, &keyed(&context, id));
         flight.waiters.fetch_add(usize::from(id == "stays"), Ordering::Relaxed);
     }
-    let ready = fetch.take_ready_batches(&mut fetch.flights(), context.queue_key());
+    let ready = fetch.take_ready_calls(&mut fetch.flights(), context.queue_key());
     assert_eq!(ready.len(), 1);
     assert!(fetch.flights().by_key.contains_key(&keyed(&context, "stays").key));
     assert!(!fetch.flights().by_key.contains_key(&keyed(&context, "left").key));

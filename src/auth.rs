@@ -66,13 +66,13 @@ pub struct Identity {
     pub(crate) caller_state: Arc<CallerState>,
     /// Signs this caller's calls, where its own request was signed.
     pub(crate) signer: Option<Signer>,
-    generation: u64,
+    entries_version: u64,
 }
 
 impl Identity {
     fn new(caller: Caller, caller_state: Arc<CallerState>, signer: Option<Signer>) -> Self {
-        let generation = caller_state.generation.load(Ordering::Acquire);
-        Self { caller, caller_state, signer, generation }
+        let entries_version = caller_state.entries_version.load(Ordering::Acquire);
+        Self { caller, caller_state, signer, entries_version }
     }
 
     #[cfg(test)]
@@ -189,12 +189,12 @@ impl Callers {
 
     /// Whether the caller's links were not dropped since `identity` was made.
     pub(crate) fn is_current(&self, identity: &Identity) -> bool {
-        identity.caller_state.generation.load(Ordering::Acquire) == identity.generation
+        identity.caller_state.entries_version.load(Ordering::Acquire) == identity.entries_version
     }
 
-    pub(crate) fn drop_links(&self, identity: &Identity) {
+    pub(crate) fn drop_entries(&self, identity: &Identity) {
         let now = self.clock.now();
-        self.each_state(identity, |state| self.caller_states.drop_links(state, now));
+        self.each_state(identity, |state| self.caller_states.drop_entries(state, now));
     }
 
     /// Makes a caller's next batch ask the endpoint, whatever is in memory.

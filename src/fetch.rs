@@ -175,9 +175,9 @@ impl Fetcher {
     }
 
     /// Why no call for these ids may be made for this caller now: its pause, or the breaker.
-    pub fn rejection<'i>(&self, identity: &Identity, ids: impl Iterator<Item = &'i str>) -> Option<Rejection> {
+    pub fn why_no_call(&self, identity: &Identity, ids: &[impl AsRef<str>]) -> Option<Rejection> {
         let paused = identity.caller_state.pause.lasting(self.clock.now());
-        paused.or_else(|| self.upstream.rejection(identity.caller, ids))
+        paused.or_else(|| self.upstream.rejection(identity.caller, ids.iter().map(AsRef::as_ref)))
     }
 
     /// Whether the budget of extra calls allows one more, to find out which batch is at fault.
@@ -207,8 +207,9 @@ impl Fetcher {
     /// Plans how each id is fetched: a flight to join, memory, or a new flight, which is queued for a call.
     fn join_or_start(self: &Arc<Self>, context: &Arc<FetchContext>, ids: &[KeyedId]) -> Result<Vec<FetchPlan>, Error> {
         let uses_tier = self.uses_shared_tier(context);
+        let why_no_call = || self.why_no_call(&context.identity, ids).map(Cause::Rejected);
         // The shared tier may have the ids even where no call may be made.
-        let rejection = if uses_tier { None } else { self.no_call(context, ids).map(FetchResult::failed) };
+        let rejection = if uses_tier { None } else { why_no_call().map(FetchResult::failed) };
         let may_serve = |entry: &Entry| self.may_serve(context, entry);
         let marks = self.cache.purges().of_group(context.group.name());
         let mut flights = self.flights();
@@ -309,7 +310,7 @@ impl Fetcher {
     /// Refreshes ids ahead, in the background, while their entries are fresh: those that are not in flight, as far as limits
     /// and the budget of refreshes allow. Returns how many.
     pub fn refresh(self: &Arc<Self>, context: &Arc<FetchContext>, ids: &[KeyedId]) -> usize {
-        if self.no_call(context, ids).is_some() {
+        if self.why_no_call(&context.identity, ids).is_some() {
             return 0;
         }
         let mut flights = self.flights();

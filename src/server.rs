@@ -129,7 +129,7 @@ impl ListenerState {
     }
 
     /// Waits until draining has to be over; `end` is when, once that is known.
-    async fn drained(&self, end: &mut Option<Instant>) {
+    async fn drain_deadline(&self, end: &mut Option<Instant>) {
         self.stop.cancelled().await;
         let end = *end.get_or_insert_with(|| Instant::now() + self.limits.load().drain);
         sleep_until(end).await;
@@ -173,7 +173,7 @@ where
         let permit = tokio::select! {
             biased;
             Ok(permit) = state.connections.acquire() => permit,
-            () = state.drained(&mut end) => break,
+            () = state.drain_deadline(&mut end) => break,
         };
         let open = GaugeGuard::new(&state.open);
         let connection = serve_client(stream, Arc::clone(&state), connect(peer));
@@ -188,7 +188,7 @@ where
     let is_drained = tokio::select! {
         biased;
         () = async { while connections.join_next().await.is_some() {} } => true,
-        () = state.drained(&mut end) => false,
+        () = state.drain_deadline(&mut end) => false,
     };
     if !is_drained {
         events::DrainTimeout {}.log();

@@ -14,7 +14,7 @@ mod evidence;
 mod failures;
 mod forward;
 mod latency;
-mod pauses;
+mod pause_of_all;
 mod resolver;
 mod retry;
 mod trust;
@@ -43,7 +43,7 @@ use connector::{ConnectionNumbers, Connector, Protocols};
 use evidence::{CallSource, MOST_IDS};
 use failures::FailureLog;
 use latency::Latency;
-use pauses::Pauses;
+use pause_of_all::PausedCallers;
 use resolver::Resolver;
 use trust::Trust;
 
@@ -61,10 +61,10 @@ const UNREADABLE: &str = "it is no JSON that can be read, or its Content-Encodin
 /// The endpoint's client.
 pub struct Upstream {
     /// For calls.
-    calls: HttpClient,
+    call_client: HttpClient,
     /// For all else, over HTTP/1.1 alone: on HTTP/2's one connection, a client that does not read its download, or whose
     /// headers make the endpoint close it, would fail everyone's calls.
-    streams: HttpClient,
+    http1_client: HttpClient,
     /// The endpoint has asked for HTTP/1.1 (RFC 9113 §7): calls use the other client.
     http1_only: AtomicBool,
     config: UpstreamConfig,
@@ -79,8 +79,8 @@ pub struct Upstream {
     /// Hashes ids for the breaker, so that it keeps none.
     id_hasher: RandomState,
     /// A pause of everyone.
-    pause: Pause,
-    pauses: Pauses,
+    pause_of_all: Pause,
+    paused_callers: PausedCallers,
     pause_log: LogThrottle,
     failures: FailureLog,
     clock: Clock,
@@ -119,8 +119,8 @@ impl Upstream {
             HttpClient::new(connector, numbers.clone(), config.pool_idle, metrics.upstream_resends.clone())
         };
         Self {
-            calls: client(Protocols::All),
-            streams: client(Protocols::Http1),
+            call_client: client(Protocols::All),
+            http1_client: client(Protocols::Http1),
             http1_only: AtomicBool::new(false),
             config: config.clone(),
             trust: None,
@@ -129,8 +129,8 @@ impl Upstream {
             logged: Mutex::new(BreakerState::Closed),
             latency: Latency::default(),
             id_hasher: RandomState::new(),
-            pause: Pause::default(),
-            pauses: Pauses::default(),
+            pause_of_all: Pause::default(),
+            paused_callers: PausedCallers::default(),
             pause_log: LogThrottle::default(),
             failures: FailureLog::default(),
             clock,
@@ -181,7 +181,7 @@ impl Upstream {
     }
 
     fn paused(&self) -> Option<Rejection> {
-        self.pause.lasting(self.clock.now())
+        self.pause_of_all.lasting(self.clock.now())
     }
 
     /// The pause that a 503 with `Retry-After` asks for.
@@ -193,9 +193,9 @@ impl Upstream {
     /// Notes that a 503 asked the caller of `call` to pause for `span`. Pauses everyone if independent callers were asked.
     pub fn asked_to_pause(&self, call: &Call, span: Duration) {
         let now = self.clock.now();
-        let Some(span) = self.pauses.asked(&self.source_of(call), now, span) else { return };
+        let Some(span) = self.paused_callers.asked(&self.source_of(call), now, span) else { return };
         // One caller's answer is none for another.
-        self.pause.set(now, span, None);
+        self.pause_of_all.set(now, span, None);
         self.pause_log.when_due(|suppressed| events::AllPaused { seconds: span.as_secs_f64(), suppressed }.log());
     }
 

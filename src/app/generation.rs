@@ -28,7 +28,7 @@ use crate::telemetry::trace::{ExportTasks, Tracer};
 use crate::upstream::{MemoryEndpoint, SetupError, Upstream, trusted_client};
 
 /// Everything between a client's request and the endpoint, without listeners.
-pub struct Proxy {
+pub struct Generations {
     pub(super) builder: GenerationBuilder,
     /// A request takes one and is answered by it to its end, whatever is loaded meanwhile.
     current: ArcSwap<Generation>,
@@ -57,7 +57,7 @@ pub(super) struct GenerationBuilder {
     memory_endpoint: Option<MemoryEndpoint>,
 }
 
-impl Proxy {
+impl Generations {
     /// Builds everything, to reach the endpoint in memory.
     pub fn in_memory(config: Config, clock: Clock, endpoint: impl Into<MemoryEndpoint>) -> Result<Self, StartError> {
         Self::new(config, clock, Some(endpoint.into()))
@@ -169,7 +169,7 @@ impl GenerationBuilder {
         };
         let tls = if shared.tls() { Some(trusted_client("shared.ca_file", shared.ca_file.as_deref())?) } else { None };
         if let Some(key) = purge_key(config) {
-            self.purges.rename(key, || self.process.clock.now());
+            self.purges.set_name_key(key, || self.process.clock.now());
         }
         let (caller_states, purges) = (Arc::clone(&self.caller_states), Arc::clone(&self.purges));
         let metrics = Arc::clone(&self.process.metrics);

@@ -22,7 +22,7 @@ pub(super) const CALLERS: usize = 50_000;
 const TIME_TO_IDLE: Duration = Duration::from_secs(24 * 3600);
 
 pub(crate) struct CallerState {
-    pub(super) generation: AtomicU64,
+    pub(super) entries_version: AtomicU64,
     /// Send time of the last call that the endpoint accepted, on both clocks; `u64::MAX`: never.
     accepted: [AtomicU64; 2],
     invalidations: AtomicU64,
@@ -41,9 +41,9 @@ pub(crate) struct CallerState {
 }
 
 impl CallerState {
-    pub(super) fn new(generation: u64) -> Self {
+    pub(super) fn new(entries_version: u64) -> Self {
         Self {
-            generation: AtomicU64::new(generation),
+            entries_version: AtomicU64::new(entries_version),
             accepted: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
             invalidations: AtomicU64::new(0),
             revision: AtomicU64::new(0),
@@ -135,17 +135,17 @@ pub struct CallerStates {
     pub(super) accepted: States,
     /// Callers that it had not accepted when they were first seen: made-up tokens evict nobody from `accepted`.
     pub(super) unaccepted: States,
-    next_generation: AtomicU64,
+    next_entries_version: AtomicU64,
 }
 
 impl CallerStates {
     /// No callers yet. `key` must be random and secret.
     pub fn new(key: [u8; 16]) -> Self {
-        Self { key, accepted: states(), unaccepted: states(), next_generation: AtomicU64::new(1) }
+        Self { key, accepted: states(), unaccepted: states(), next_entries_version: AtomicU64::new(1) }
     }
 
     pub(super) fn get_or_insert(&self, caller: Caller) -> Arc<CallerState> {
-        let new = || Arc::new(CallerState::new(self.new_generation()));
+        let new = || Arc::new(CallerState::new(self.new_entries_version()));
         self.accepted.get(&caller).unwrap_or_else(|| self.unaccepted.get_with(caller, new))
     }
 
@@ -159,8 +159,8 @@ impl CallerStates {
     }
 
     /// Drops all links of `state`'s caller at once.
-    pub(super) fn drop_links(&self, state: &CallerState, now: Moment) {
-        state.generation.store(self.new_generation(), Ordering::Release);
+    pub(super) fn drop_entries(&self, state: &CallerState, now: Moment) {
+        state.entries_version.store(self.new_entries_version(), Ordering::Release);
         state.invalidate(now);
     }
 
@@ -168,13 +168,13 @@ impl CallerStates {
     pub(crate) fn drop_named(&self, name: u128, now: Moment) {
         for (_, state) in self.accepted.iter().chain(self.unaccepted.iter()) {
             if state.fleet_names.load().as_ref().is_some_and(|names| names.contains(&name)) {
-                self.drop_links(&state, now);
+                self.drop_entries(&state, now);
             }
         }
     }
 
     /// A generation that was never used.
-    fn new_generation(&self) -> u64 {
-        self.next_generation.fetch_add(1, Ordering::Relaxed)
+    fn new_entries_version(&self) -> u64 {
+        self.next_entries_version.fetch_add(1, Ordering::Relaxed)
     }
 }

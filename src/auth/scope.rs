@@ -107,7 +107,7 @@ impl Callers {
     pub fn scope<'m>(&self, identity: &Identity, headers: impl Into<Headers<'m>>) -> Scope {
         let mut hash = self.by_scope;
         let Halves(low, high) = Halves::of(identity.caller.0);
-        for number in [low, high, identity.generation] {
+        for number in [low, high, identity.entries_version] {
             hash.0.write_u64(number);
         }
         self.each_scope_field(identity, headers.into(), |field| hash.field(field));

@@ -110,7 +110,7 @@ impl Purges {
     }
 
     /// Changes the key of names. Marks under the old key are never found again, so everything up to `now` is covered.
-    pub(crate) fn rename(&self, key: [u8; 16], now: impl Fn() -> Moment) {
+    pub(crate) fn set_name_key(&self, key: [u8; 16], now: impl Fn() -> Moment) {
         let mut table = self.table.write();
         if table.key != key {
             self.raise_floor(now().monotonic);
@@ -294,7 +294,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for key in (0..=255).cycle().take_while(|_| !over.load(Ordering::SeqCst)) {
-                    purges.rename([key; 16], moment);
+                    purges.set_name_key([key; 16], moment);
                 }
             });
             for _ in 0..100_000 {

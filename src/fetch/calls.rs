@@ -197,8 +197,8 @@ impl Fetcher {
         let ids: &[KeyedId] = &pending.iter().map(|pending| pending.id.clone()).collect::<Vec<_>>();
         let latest = pending.iter().map(|pending| pending.context.deadline).max();
         let deadline = latest.unwrap_or(context.deadline);
-        if let Some(rejected) = self.no_call(context, ids) {
-            return CallReport::failed(rejected);
+        if let Some(rejection) = self.why_no_call(&context.identity, ids) {
+            return CallReport::failed(Cause::Rejected(rejection));
         }
         // Takes the per-caller permit first, so a throttled caller holds no global one.
         let caller_state = &context.identity.caller_state;
@@ -262,11 +262,6 @@ impl Fetcher {
         result.span = span.call_context();
         span.end(status, call_result(&result).name(), retries);
         result
-    }
-
-    /// Why no call for these ids may be made for this caller now.
-    pub(super) fn no_call(&self, context: &FetchContext, ids: &[KeyedId]) -> Option<Cause> {
-        self.rejection(&context.identity, ids.iter().map(AsRef::as_ref)).map(Cause::Rejected)
     }
 
     /// Pauses the caller after a 429, or a 503 with `Retry-After`; not all callers: one id or one token may be the reason.

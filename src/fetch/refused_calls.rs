@@ -18,18 +18,18 @@ use crate::upstream::Answer;
 impl Fetcher {
     /// Drops all entries of the caller after a 401 to a call. Where each batch of the call `had_cookies`, which the call did
     /// not carry, the caller is only invalidated: the batch is forwarded as it was written, and that answer decides
-    /// ([`Fetcher::drop_caller_links`]).
+    /// ([`Fetcher::drop_caller_entries`]).
     pub(super) fn unauthorized(&self, context: &FetchContext, had_cookies: bool) {
         if had_cookies {
             self.callers.invalidate(&context.identity);
         } else {
-            self.drop_caller_links(context, context.identity.caller_state.is_accepted());
+            self.drop_caller_entries(context, context.identity.caller_state.is_accepted());
         }
     }
 
     /// Drops all entries of the caller after a 401, here and in the shared tier; `was_accepted`: the endpoint had accepted it before.
-    pub(crate) fn drop_caller_links(&self, context: &FetchContext, was_accepted: bool) {
-        self.callers.drop_links(&context.identity);
+    pub(crate) fn drop_caller_entries(&self, context: &FetchContext, was_accepted: bool) {
+        self.callers.drop_entries(&context.identity);
         if let (Some(tier), Some(scope)) = (&self.tier, &context.tier_scope) {
             tier.revoke(scope, was_accepted);
         }

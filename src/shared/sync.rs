@@ -18,7 +18,7 @@ use super::store::RedisCommand;
 use super::{FleetSecret, TierState};
 use crate::cache::purges::{self, Mark};
 use crate::telemetry::log::events;
-use crate::telemetry::metrics::{BreakerState, Kind, Operation, show_state};
+use crate::telemetry::metrics::{BreakerState, Operation, SharedFailure, show_state};
 
 const SYNC_INTERVAL: Duration = Duration::from_millis(400);
 /// The shortest time between two, however often the task is woken.
@@ -78,9 +78,9 @@ struct Sync {
 
 impl Sync {
     async fn once(&mut self, state: &TierState) -> Result<(), String> {
-        let journals: Vec<&str> = state.fleets.iter().map(|fleet| &*fleet.key.journal).collect();
+        let journals: Vec<&str> = state.secrets.iter().map(|fleet| &*fleet.key.journal).collect();
         state.store.connect(&journals).await?;
-        for fleet in &state.fleets {
+        for fleet in &state.secrets {
             state.read_journal(fleet).await?;
             if self.append_pending(state, fleet).await {
                 state.read_journal(fleet).await?;
@@ -93,7 +93,7 @@ impl Sync {
             state.store.run(Operation::Sync, commands, state.config.timeout).await;
             let span = Duration::from_millis(state.revalidate).max(purges::span_of_links(&state.freshness));
             let now = state.clock.now();
-            state.fleets.iter().for_each(|fleet| fleet.journal.lock().sweep(now, span));
+            state.secrets.iter().for_each(|fleet| fleet.journal.lock().sweep(now, span));
         }
         Ok(())
     }
@@ -172,7 +172,7 @@ impl TierState {
             journal.read(key, first, text, now)
         };
         let Some(news) = read else {
-            self.metrics.shared.failures.of(Kind::Journal).inc();
+            self.metrics.shared.failures.of(SharedFailure::Journal).inc();
             return Ok(false);
         };
         self.apply(fleet, &news);
@@ -223,7 +223,7 @@ impl TierState {
 
     fn apply(&self, fleet: &FleetSecret, events: &[JournalEvent]) {
         let now = self.clock.now();
-        let is_first = self.fleets.first().is_some_and(|first| std::ptr::eq(first, fleet));
+        let is_first = self.secrets.first().is_some_and(|first| std::ptr::eq(first, fleet));
         for event in events {
             match event {
                 // A sidecar with both secrets announces in both journals; this process names purges as in the first.

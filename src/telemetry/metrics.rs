@@ -13,8 +13,8 @@ use prometheus::{Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec};
 pub use family::{Counters, Gauges, PerLabel};
 use family::{RequestDurations, families};
 pub use labels::{
-    Bounded, BreakerState, Bypass, CallResult, Eviction, Evidence, IdResult, Kind, Label, Limit, Operation, Outcome,
-    PurgeTarget, Reason, Refetch, Route, SpanResult, Tally,
+    Bounded, BreakerState, Bypass, CallResult, Eviction, Evidence, IdResult, Label, Limit, Operation, Outcome,
+    PurgeTarget, Reason, Refetch, Route, SharedFailure, SpanResult, Tally,
 };
 pub use reading::Reading;
 
@@ -125,7 +125,7 @@ families! {
         /// Round trips to the shared tier, failed ones included, by purpose.
         pub operations: Counters<Operation> = "shared_operations_total", counters("operation");
         /// Round trips to the shared tier that failed, and values in it that cannot be used, by kind.
-        pub failures: Counters<Kind> = "shared_failures_total", counters("kind");
+        pub failures: Counters<SharedFailure> = "shared_failures_total", counters("kind");
         /// Ids looked up in the shared tier and found usable there.
         pub hits: IntCounter = "shared_hits_total", counter();
         /// Ids looked up in the shared tier that were not there or not usable.

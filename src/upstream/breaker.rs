@@ -71,7 +71,7 @@ pub struct BreakerStatus {
 }
 
 /// The right to make one call. Dropped without a recorded outcome, it lets another call probe.
-pub(super) struct Permit<'b> {
+pub(super) struct Admission<'b> {
     breaker: &'b Breaker,
     source: CallSource,
     /// The call probes the endpoint for everyone.
@@ -91,7 +91,7 @@ impl Breaker {
     ///
     /// # Errors
     /// The time until the next probe may be made, where calls are refused.
-    pub(super) fn admit(&self, source: &CallSource, patience: Duration) -> Result<Permit<'_>, Duration> {
+    pub(super) fn admit(&self, source: &CallSource, patience: Duration) -> Result<Admission<'_>, Duration> {
         let now = Instant::now();
         let mut circuit = self.circuit.lock();
         circuit.forget(now);
@@ -124,7 +124,7 @@ impl Breaker {
         if let Some(overdue) = overdue {
             circuit.refuse(Suspect::new(&overdue), self.reopening(now));
         }
-        Ok(Permit { breaker: self, source: source.clone(), probes_endpoint, probes_source, is_recorded: false })
+        Ok(Admission { breaker: self, source: source.clone(), probes_endpoint, probes_source, is_recorded: false })
     }
 
     /// How long calls of `source`, or of anyone, are still refused. Takes no probe. Asks for the source only where one is
@@ -211,20 +211,20 @@ impl Circuit {
     }
 
     /// Lets another call probe.
-    fn release(&mut self, permit: &Permit<'_>) {
-        if permit.probes_endpoint
+    fn release(&mut self, admission: &Admission<'_>) {
+        if admission.probes_endpoint
             && let Phase::HalfOpen { probe } = &mut self.phase
         {
             *probe = None;
         }
-        let mut refused = self.refused.iter_mut().filter(|_| permit.probes_source);
-        if let Some(refused) = refused.find(|refused| refused.suspect.matches(&permit.source)) {
+        let mut refused = self.refused.iter_mut().filter(|_| admission.probes_source);
+        if let Some(refused) = refused.find(|refused| refused.suspect.matches(&admission.source)) {
             refused.is_probing = false;
         }
     }
 }
 
-impl Permit<'_> {
+impl Admission<'_> {
     /// Whether the call is a probe, which needs a new connection: an old one shows nothing.
     pub(super) fn is_probe(&self) -> bool {
         self.probes_endpoint || self.probes_source
@@ -274,7 +274,7 @@ impl Permit<'_> {
     }
 }
 
-impl Drop for Permit<'_> {
+impl Drop for Admission<'_> {
     fn drop(&mut self) {
         if !self.is_recorded && self.is_probe() {
             self.breaker.circuit.lock().release(self);
@@ -297,7 +297,7 @@ mod tests {
         Breaker::new(&BreakerConfig { consecutive: 3, ratio: 0.5, min_calls: 10, open: Duration::from_secs(2) })
     }
 
-    fn admit(breaker: &Breaker, caller: u64, id: u64) -> Result<Permit<'_>, Duration> {
+    fn admit(breaker: &Breaker, caller: u64, id: u64) -> Result<Admission<'_>, Duration> {
         let source = CallSource { caller: Caller::of_test(caller.into()), accepted: true, ids: [id].into() };
         breaker.admit(&source, PATIENCE)
     }
@@ -317,15 +317,15 @@ mod tests {
                 assert_eq!(breaker.status().state.name(), step, "in {steps}");
                 continue;
             };
-            let permit = admit(breaker, caller, id.parse().unwrap_or(caller));
-            assert_eq!(permit.is_err(), kind == "!", "{step} in {steps}");
-            let Ok(permit) = permit else { continue };
-            assert_eq!(permit.is_probe(), probes, "{step} in {steps}");
+            let admission = admit(breaker, caller, id.parse().unwrap_or(caller));
+            assert_eq!(admission.is_err(), kind == "!", "{step} in {steps}");
+            let Ok(admission) = admission else { continue };
+            assert_eq!(admission.is_probe(), probes, "{step} in {steps}");
             match kind {
-                "+" => drop(permit.record(CallOutcome::Success)),
-                "-" => drop(permit.record(CallOutcome::Failure(FailureKind::Answer))),
-                "?" => drop(permit.record(CallOutcome::Neutral)),
-                _ => drop(permit),
+                "+" => drop(admission.record(CallOutcome::Success)),
+                "-" => drop(admission.record(CallOutcome::Failure(FailureKind::Answer))),
+                "?" => drop(admission.record(CallOutcome::Neutral)),
+                _ => drop(admission),
             }
         }
     }

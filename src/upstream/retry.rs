@@ -53,22 +53,22 @@ impl Upstream {
         }
         let source = self.source_of(call);
         self.retry_budget.deposit();
-        let mut permit = self.breaker.admit(&source, self.fair_time()).map_err(Error::BreakerOpen)?;
+        let mut admission = self.breaker.admit(&source, self.fair_time()).map_err(Error::BreakerOpen)?;
         let mut delays = delays(self.config.retry.attempts);
         // A call without a fair chance of an answer in time is not sent.
         let mut outcome = Err(Error::Deadline);
         let mut reading = None;
         while self.leaves_fair_time(deadline) {
             let progress = SendProgress::default();
-            let probe = permit.is_probe();
+            let probe = admission.is_probe();
             outcome = self.attempt(call, deadline, probe, &progress).await;
             let answer = outcome.as_ref().ok();
             let body = answer.filter(|answer| answer.status == StatusCode::OK && !answer.is_coded());
             let has_links;
             (reading, has_links) = body.map(|answer| read(&answer.body)).unzip();
-            if permit.record(self.judge(&outcome, has_links.unwrap_or(false), &progress)) {
-                self.calls.drop_idle();
-                self.streams.drop_idle();
+            if admission.record(self.judge(&outcome, has_links.unwrap_or(false), &progress)) {
+                self.call_client.drop_idle();
+                self.http1_client.drop_idle();
             }
             self.show_breaker();
             let Some(delay) = delays.next().filter(|_| self.is_retryable(&outcome)) else { break };
@@ -78,7 +78,7 @@ impl Upstream {
             }
             tokio::time::sleep(delay).await;
             let Ok(next) = self.breaker.admit(&source, self.fair_time()) else { break };
-            permit = next;
+            admission = next;
             self.metrics.upstream_retries.inc();
             *retries += 1;
         }

@@ -263,7 +263,7 @@ labels! {
     }
 
     /// How the shared tier fails. Each costs hits, never an answer.
-    pub enum Kind {
+    pub enum SharedFailure {
         /// No connection: refused, unreachable, name, certificate or credentials.
         Connect = "connect",
         /// No reply within `shared.timeout`.

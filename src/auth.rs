@@ -4,9 +4,9 @@
 //! with the configured one ([`signature`]). A request with neither has no caller, and gets nothing from memory.
 //!
 //! Callers, scopes and keys are keyed 128-bit hashes over length-prefixed fields (SipHash-2-4-128, key drawn at start), so
-//! no two lists of fields collide, and a dump of memory's keys names nobody. A scope contains its caller's *generation*:
-//! a new generation drops all links of a caller at once, whatever their number. Calls that were sent before fill the scope
-//! of the old generation, which no look-up reads.
+//! no two lists of fields collide, and a dump of memory's keys names nobody. A scope contains a number of its
+//! caller's state, `entries_version`: a new number drops all entries of a caller at once, however many there are. Calls that were
+//! sent before store into the scope of the old number, which no look-up reads.
 
 mod caller_state;
 mod credential;
@@ -187,7 +187,7 @@ impl Callers {
         }
     }
 
-    /// Whether the caller's links were not dropped since `identity` was made.
+    /// Whether the caller's entries have not been dropped since `identity` was made.
     pub(crate) fn is_current(&self, identity: &Identity) -> bool {
         identity.caller_state.entries_version.load(Ordering::Acquire) == identity.entries_version
     }

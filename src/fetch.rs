@@ -120,12 +120,12 @@ impl Fetcher {
             if late.is_empty() {
                 break;
             }
-            // At a limit, the failure that is known says more than the limit.
+            // At a limit, the client gets the first failure, which tells it more than the limit would.
             let Ok(again) = self.fetch_each(context, &late).await else { break };
             replace(&mut results, places, again);
         }
-        // An entry of the shared tier may be older than this client allows: join or start once more, then make calls that
-        // bypass the tier and that no batch joins.
+        // An entry of the shared tier may be older than this client allows. The batch then joins or starts flights once more; if
+        // that brings such an entry again, it makes calls of its own, which bypass the tier.
         for separately in [false, true] {
             // An entry of a call is always recent enough.
             let now = self.clock.now();

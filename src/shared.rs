@@ -39,7 +39,7 @@ use sealing::{FleetKey, ScopeKeys};
 use store::{RedisCommand, Store};
 use values::Sealed;
 
-/// Round trips that write at a time; beyond that, nothing is written.
+/// Most round trips that write at a time. While they are under way, further entries are not written.
 const WRITES: usize = 64;
 /// Revocations a second of unaccepted callers: made-up tokens must not fill the journal.
 const UNACCEPTED_REVOCATIONS_A_SECOND: u32 = 1;
@@ -67,9 +67,9 @@ impl Deref for Tier {
 pub struct TierState {
     config: config::Shared,
     freshness: config::Freshness,
-    /// Milliseconds that an acceptance counts.
+    /// Milliseconds for which an acceptance counts.
     revalidate: u64,
-    /// One for each of the fleet's secrets: the first seals, all open.
+    /// The fleet's secrets. The first seals values; each opens them.
     secrets: Vec<FleetSecret>,
     store: Store,
     /// Whether the journals are known: without them no value counts.
@@ -114,7 +114,7 @@ pub(crate) enum Leases {
 pub(crate) struct TierResult {
     /// When a call was sent that showed, somewhere in the fleet, that the endpoint accepts the caller.
     pub(crate) accepted: Option<Moment>,
-    /// The entry of each id, fresh or stale.
+    /// For each id its entry, fresh or stale, if the tier has one that counts.
     pub(crate) entries: Vec<Option<Entry>>,
     /// Whether another sidecar has leased each id; empty with [`Leases::Ignore`].
     pub(crate) leased: Vec<bool>,

@@ -1,4 +1,4 @@
-//! Scopes, and the keys of links in them.
+//! Scopes, and the keys of entries in them.
 
 use std::hash::Hasher;
 
@@ -12,7 +12,8 @@ use crate::api;
 use crate::api::id::Group;
 use crate::message::header_filter::Headers;
 
-/// Caller, the values of the headers that may change an answer, and for entries the group. Links never cross scopes.
+/// A hash of the caller and of the values of the headers that may change an answer; a batch's text is looked up under it. With the
+/// group in the hash as well ([`Scope::of_group`]), it is the scope of entries. Entries never cross scopes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Scope(u128);
 

@@ -82,7 +82,7 @@ pub(crate) struct Revision {
 }
 
 impl Revision {
-    /// The revision now. To be read before the entries of an answer are looked up.
+    /// Reads the counters. Must be called before the entries of an answer are looked up.
     pub(crate) fn of(cache: &Cache, identity: &Identity) -> Self {
         Self { purges: cache.purges().revision(), caller: identity.caller_state.revision() }
     }

@@ -1,8 +1,8 @@
-//! Purges: links fetched up to some moment are not served any more.
+//! Purges: links that were fetched before a purge are not served any more.
 //!
 //! Links lie under keys that name their scope, so the links of one id, or of one group, cannot be found without going through
-//! all. A purge leaves a mark instead: a keyed hash of the id or group, and the moment. Results of calls sent no later than
-//! that are covered by the mark: not served, not stored, not joined. So a purge costs the same for one link as for a million,
+//! all. A purge leaves a mark instead: a keyed hash of the id or group, and the moment. The mark covers what calls
+//! that were sent no later have brought or will bring: it is not served, not stored, and not joined. So a purge costs the same for one link as for a million,
 //! and holds against calls that are under way.
 //!
 //! Marks are bounded in number. Beyond the bound, the oldest are merged into one that covers everything of their time or older: some links are
@@ -71,7 +71,7 @@ pub struct Purges {
     floor: AtomicU64,
     /// Number of marks in `table`: with none, look-ups take no lock.
     count: AtomicUsize,
-    /// Counts marks as they are made.
+    /// Counts the marks that were ever made.
     revision: AtomicU64,
     table: RwLock<MarkTable>,
 }
@@ -160,12 +160,12 @@ impl Purges {
         self.count_revision();
     }
 
-    /// Differs from an earlier one once anything was purged between.
+    /// The number of purges so far. Two equal numbers show that nothing was purged in between.
     pub(super) fn revision(&self) -> u64 {
         self.revision.load(Ordering::Acquire)
     }
 
-    /// After the mark is there: whoever has read the new revision sees the mark.
+    /// Must be called after the mark is inserted, so that a batch that reads the new revision sees the mark.
     fn count_revision(&self) {
         self.revision.fetch_add(1, Ordering::AcqRel);
     }

@@ -1,11 +1,14 @@
-//! Calls that the endpoint refuses: what is dropped, and what is remembered of the refusal.
+//! Calls that the endpoint refuses: what sidelink drops, and what it remembers of the refusal. `calls::call` comes here with
+//! the answer to a call, `batch::forward` with the answer to a batch that was forwarded with its cookies.
 //!
-//! | answer | of the caller | of the ids | in the shared tier |
+//! | the endpoint answers | the caller | the entries | the shared tier |
 //! |---|---|---|---|
-//! | 401 (`unauthorized`) | a new generation: all entries are unreachable; with cookies on every batch, invalidated alone | | the caller is revoked |
-//! | 403, or "no permission" (`forget_refused`) | invalidated, if the one refused id had a link | forgotten; the refusal of one id alone is remembered | the ids are withdrawn |
+//! | 401 (`unauthorized`) | must be accepted again | the caller's entries are all dropped | revokes the caller |
+//! | 401, and each batch of the call had cookies | must be accepted again | stay until the forwarded batch gets a 401 too (`drop_caller_entries`) | stays as it is |
+//! | 403, or "no permission" (`forget_refused`) | must be accepted again if the call was for one id, which had a link | those of the call's ids are dropped; the refusal of one id alone is remembered | deletes those of the call's ids |
 //!
-//! An invalidated caller's next batch asks the endpoint.
+//! The client gets the endpoint's refusal; a client whose batch has cookies gets the endpoint's answer to that batch as it was
+//! written. A batch that shared its call with others is fetched once more by a call of its own.
 
 use super::{FetchContext, Fetcher, KeyedId};
 use crate::auth::Identity;
@@ -16,8 +19,8 @@ use crate::clock::Moment;
 use crate::upstream::Answer;
 
 impl Fetcher {
-    /// Drops all entries of the caller after a 401 to a call. Where each batch of the call `had_cookies`, which the call did
-    /// not carry, the caller is only invalidated: the batch is forwarded as it was written, and that answer decides
+    /// Drops all entries of the caller after a 401 to a call. If each batch of the call `had_cookies`, which the call did not
+    /// carry, the caller is only invalidated: the batch is forwarded as it was written, and the answer to it decides
     /// ([`Fetcher::drop_caller_entries`]).
     pub(super) fn unauthorized(&self, context: &FetchContext, had_cookies: bool) {
         if had_cookies {
@@ -27,7 +30,8 @@ impl Fetcher {
         }
     }
 
-    /// Drops all entries of the caller after a 401, here and in the shared tier; `was_accepted`: the endpoint had accepted it before.
+    /// Drops all entries of the caller after a 401, here and in the shared tier; `was_accepted`: the endpoint had accepted the
+    /// caller before.
     pub(crate) fn drop_caller_entries(&self, context: &FetchContext, was_accepted: bool) {
         self.callers.drop_entries(&context.identity);
         if let (Some(tier), Some(scope)) = (&self.tier, &context.tier_scope) {

@@ -20,16 +20,18 @@ use crate::cache::purges::{self, Mark};
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::{BreakerState, Operation, SharedFailure, show_state};
 
+/// The time between two synchronizations, unless the task is woken earlier.
 const SYNC_INTERVAL: Duration = Duration::from_millis(400);
-/// The shortest time between two, however often the task is woken.
+/// The shortest time between two synchronizations, however often the task is woken.
 const MIN_INTERVAL: Duration = Duration::from_millis(20);
-/// Between two tries of a tier that is down: at first, and at most.
+/// The time before the first retry of a tier that is down.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
+/// The longest time between two retries.
 const MAX_RETRY: Duration = Duration::from_secs(2);
 const WHOLE_JOURNAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long Redis keeps a journal that no sidecar uses.
 const JOURNAL_LIFE: Duration = Duration::from_secs(48 * 3600);
-/// How often this life is extended.
+/// The time between two extensions of this life.
 const EXTEND_INTERVAL: Duration = Duration::from_secs(600);
 /// How long appending may be refused before the journal is deleted instead.
 const MAX_REFUSED: Duration = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! One attempt of a call: its request, its whole and decoded answer, and what that says of the endpoint's health.
+//! One attempt of a call: its request, its complete, decoded answer, and what that says of the endpoint's health.
 
 use std::sync::atomic::Ordering;
 

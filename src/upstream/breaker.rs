@@ -16,9 +16,9 @@ use crate::telemetry::metrics::BreakerState;
 const JITTER: f64 = 0.2;
 /// Most sources that are refused alone.
 const MAX_REFUSED: usize = 1024;
-/// How long a source is remembered that does not come back for a probe.
+/// A refused source that makes no call for this long after its time is forgotten.
 const FORGET: Duration = Duration::from_secs(60);
-/// How long a call is told to wait while a probe is under way: its end is not known.
+/// The wait that is announced while a probe is under way, since nobody knows when that ends.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
 
 /// The breaker of the one endpoint.
@@ -82,7 +82,7 @@ pub(super) struct Admission<'b> {
 }
 
 impl Breaker {
-    /// Closed.
+    /// A closed breaker.
     pub(super) fn new(config: &BreakerConfig) -> Self {
         Self { config: config.clone(), circuit: Mutex::default() }
     }
@@ -90,7 +90,7 @@ impl Breaker {
     /// Lets a call of `source` through. A probe that takes longer than `patience` does not keep another source from probing.
     ///
     /// # Errors
-    /// The time until the next probe may be made, where calls are refused.
+    /// Calls are refused: the time until the next probe may be made.
     pub(super) fn admit(&self, source: &CallSource, patience: Duration) -> Result<Admission<'_>, Duration> {
         let now = Instant::now();
         let mut circuit = self.circuit.lock();
@@ -120,15 +120,15 @@ impl Breaker {
             circuit.phase = Phase::HalfOpen { probe: Some((now, source.clone())) };
         }
         let probes_source = refused.map(|refused| refused.is_probing = true).is_some();
-        // The overdue probe shows nothing in time; its source probes again only after the others.
+        // The overdue probe has shown nothing in time. Its source probes again only after the others.
         if let Some(overdue) = overdue {
             circuit.refuse(Suspect::new(&overdue), self.reopening(now));
         }
         Ok(Admission { breaker: self, source: source.clone(), probes_endpoint, probes_source, is_recorded: false })
     }
 
-    /// How long calls of `source`, or of anyone, are still refused. Takes no probe. Asks for the source only where one is
-    /// refused alone.
+    /// The time for which calls of `source` are still refused, or without a source those of all callers. Takes no probe. Calls
+    /// `source` only if some source is refused alone.
     pub(super) fn wait(&self, source: impl FnOnce() -> Option<CallSource>) -> Option<Duration> {
         let now = Instant::now();
         let circuit = self.circuit.lock();
@@ -164,7 +164,7 @@ impl Breaker {
 }
 
 impl RefusedSource {
-    /// How long its calls have to wait.
+    /// The time for which its calls are still refused.
     fn wait(&self, now: Instant) -> Option<Duration> {
         let left = self.until.saturating_duration_since(now);
         if left.is_zero() { self.is_probing.then_some(PROBE_WAIT) } else { Some(left) }
@@ -172,7 +172,7 @@ impl RefusedSource {
 }
 
 impl Circuit {
-    /// Acts on a finding. Whether that opens the breaker.
+    /// Acts on a finding. Returns whether this opens the breaker.
     fn act(&mut self, finding: Finding, until: Instant) -> bool {
         self.counts = finding.counts;
         self.nobody_succeeds |= finding.nobody_succeeds;
@@ -230,7 +230,7 @@ impl Admission<'_> {
         self.probes_endpoint || self.probes_source
     }
 
-    /// Records what the call has shown. Whether the breaker opens by it.
+    /// Records what the call has shown. Returns whether this opens the breaker.
     pub(super) fn record(mut self, outcome: CallOutcome) -> bool {
         self.is_recorded = true;
         let now = Instant::now();

@@ -135,7 +135,7 @@ impl Cache {
         self.parts.get(self.part_of(key))?.read().get(self.table_of(key))?.peek(&key).cloned()
     }
 
-    /// What was purged.
+    /// The marks of purges.
     pub fn purges(&self) -> &Purges {
         &self.purges
     }
@@ -175,7 +175,7 @@ impl Cache {
         let (mut expired, mut purged) = (0, 0);
         let floor = self.purges.floor();
         for (part, at) in self.parts.iter().flat_map(|part| (0..self.tables).map(move |at| (part, at))) {
-            // Keys alone, which lie side by side in the table: each entry costs a cache miss.
+            // Only keys are read, which lie side by side in the table: reading an entry costs a cache miss.
             let keys = |table: &EntryTable| table.iter().map(|(key, _)| *key).collect();
             let keys: Vec<Key> = part.read().get(at).map(keys).unwrap_or_default();
             for slice in keys.chunks(SLICE) {
@@ -224,7 +224,7 @@ impl Cache {
         self.parts.iter().map(|part| part.read().iter().map(&count).sum::<u64>()).sum()
     }
 
-    /// Parts and tables go by other bits of the key than [`KeyHasher`].
+    /// Parts and tables are chosen by other bits of the key than those that [`KeyHasher`] takes.
     fn part_of(&self, key: Key) -> usize {
         let [low, ..] = key.low().to_le_bytes();
         usize::from(low) & (self.parts.len() - 1)
@@ -254,7 +254,7 @@ impl View<'_> {
     /// view was not opened for.
     pub fn look_up(&self, ids: &[(&str, Key)], marks: &Marks<'_>) -> Vec<Option<&Entry>> {
         let mut found: Vec<_> = ids.iter().map(|(_, key)| self.find(*key)).collect();
-        // A second pass, so that an entry is fetched from memory while the next is looked for.
+        // Marks are compared in a second pass, so that the processor fetches an entry from memory while it looks for the next.
         let marks = marks.lock();
         for (entry, (id, _)) in found.iter_mut().zip(ids) {
             *entry = entry.filter(|entry| !marks.cover(id, entry.deadlines().sent()));

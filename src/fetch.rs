@@ -66,7 +66,7 @@ pub struct Fetcher {
 
 /// How one id of a batch is fetched.
 enum FetchPlan {
-    /// Not at all: it is in memory, or no call may be made now and the batch fails fast instead of queueing.
+    /// It is not fetched: it is in memory, or no call may be made now and the batch fails at once instead of queueing.
     Done(FetchResult),
     Flight(FlightWaiter),
 }
@@ -308,7 +308,7 @@ impl Fetcher {
     }
 
     /// Refreshes ids ahead, in the background, while their entries are fresh: those that are not in flight, as far as limits
-    /// and the budget of refreshes allow. Returns how many.
+    /// and the budget of refreshes allow. Returns their number.
     pub fn refresh(self: &Arc<Self>, context: &Arc<FetchContext>, ids: &[KeyedId]) -> usize {
         if self.why_no_call(&context.identity, ids).is_some() {
             return 0;

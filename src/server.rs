@@ -144,7 +144,7 @@ where
     S: Fn(Request<RequestBody>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    // Aborted when it is dropped.
+    // Dropping the set aborts its connections.
     let mut connections = JoinSet::new();
     let failures = LogThrottle::default();
     // Connections that the system may have queued when the drain begins.
@@ -167,8 +167,8 @@ where
         };
         while connections.try_join_next().is_some() {}
         let Some((stream, peer)) = accepted else { continue };
-        // After, not before: a listener that waits for clients must not take a permit that another could use. Draining
-        // ends connections, so that clients that wait get one. The semaphore is never closed.
+        // The permit is taken after the accept: a listener that waits for clients must not keep a permit that another could use.
+        // Draining ends connections, so clients that wait get a permit. The semaphore is never closed.
         let permit = tokio::select! {
             biased;
             Ok(permit) = state.connections.acquire() => permit,

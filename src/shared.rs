@@ -147,7 +147,7 @@ impl Tier {
 }
 
 impl TierState {
-    /// Not connected yet. `tls`: what to trust, for `rediss://`. Purges and revocations by other sidecars are applied to
+    /// A tier that is not connected yet. `tls` has the authorities to trust, for `rediss://`. Purges and revocations by other sidecars are applied to
     /// `purges` and `caller_states`.
     pub(crate) fn new(
         shared: &config::Shared,
@@ -231,13 +231,13 @@ impl TierState {
         self.secrets.first()?.journal.lock().stamp()
     }
 
-    /// Looks up `ids`, and the caller's acceptance, in one round trip, or two where the journal has news. `None` if the tier
-    /// is of no use now.
+    /// Looks up `ids`, and the caller's acceptance, in one round trip, or two if the journal has news. `None` if the tier
+    /// cannot be used now.
     pub(crate) async fn look_up(&self, scope: &TierScope, ids: &[&str], leases: Leases) -> Option<TierResult> {
         if !self.is_usable() {
             return None;
         }
-        // Before the round trip: what is purged from here on covers what is found.
+        // Read before the round trip, so that purges from here on cover what is found.
         let now = self.clock.now();
         let lease_wait = millis(self.config.lease_wait).max(1);
         let lease = |name: &str| match leases {

@@ -134,7 +134,7 @@ fn states() -> States {
 pub struct CallerStates {
     pub(super) key: [u8; 16],
     pub(super) accepted: States,
-    /// Callers that it had not accepted when they were first seen: made-up tokens evict nobody from `accepted`.
+    /// Callers that the endpoint had not accepted when they were first seen: made-up tokens evict nobody from `accepted`.
     pub(super) unaccepted: States,
     next_entries_version: AtomicU64,
 }

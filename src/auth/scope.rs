@@ -42,7 +42,7 @@ impl Scope {
     }
 }
 
-/// One id in one scope.
+/// The hash of one id in one scope.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key(Halves);
 
@@ -59,7 +59,7 @@ impl Halves {
 
 impl std::hash::Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        // Half of a keyed hash is one as well.
+        // Half of a keyed hash is a keyed hash too.
         state.write_u64(self.0.1);
     }
 }
@@ -190,7 +190,7 @@ impl KeyedHash {
         hash
     }
 
-    /// The hash with these fields besides. An absent field differs from an empty one.
+    /// The hash with these fields added. An absent field differs from an empty one.
     pub(super) fn with<'f>(mut self, fields: impl IntoIterator<Item = Option<&'f [u8]>>) -> u128 {
         fields.into_iter().for_each(|field| self.field(field));
         self.finish()

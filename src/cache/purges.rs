@@ -28,7 +28,7 @@ pub const MOST: usize = 1 << 16;
 /// Marks count for longer than a link or a call may last: moments are whole milliseconds.
 const SLACK: Duration = Duration::from_secs(1);
 
-/// What is purged.
+/// The target of a purge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target<'t> {
     /// An id, in every scope.
@@ -67,7 +67,7 @@ pub struct Purges {
     listener: ArcSwapOption<Listener>,
     /// Milliseconds until a mark expires.
     span: AtomicU64,
-    /// Never decreases.
+    /// Everything that was sent before this monotonic millisecond is purged. Never decreases.
     floor: AtomicU64,
     /// Number of marks in `table`: with none, look-ups take no lock.
     count: AtomicUsize,
@@ -77,7 +77,7 @@ pub struct Purges {
 }
 
 struct MarkTable {
-    /// The key of names.
+    /// The key with which names are hashed.
     key: [u8; 16],
     /// The name of an id or group → the monotonic millisecond of its last purge.
     last: HashMap<u128, u64, BuildHasherDefault<KeyHasher>>,
@@ -91,8 +91,8 @@ impl MarkTable {
 }
 
 impl Purges {
-    /// No marks yet. `key` must be random and secret; whoever shares it names the same targets alike. Marks expire after
-    /// `span`, which is at least that of `span_of`.
+    /// No marks yet. `key` must be random and secret; sidecars that share it hash the same targets alike. Marks expire
+    /// after `span`, which is at least that of `span_of`.
     pub fn new(key: [u8; 16], span: Duration) -> Self {
         Self {
             listener: ArcSwapOption::empty(),
@@ -109,7 +109,7 @@ impl Purges {
         self.span.fetch_max(millis(span), Ordering::Relaxed);
     }
 
-    /// Changes the key of names. Marks under the old key are never found again, so everything up to `now` is covered.
+    /// Changes the key with which names are hashed. Marks under the old key are never found again, so everything up to `now` is covered.
     pub(crate) fn set_name_key(&self, key: [u8; 16], now: impl Fn() -> Moment) {
         let mut table = self.table.write();
         if table.key != key {
@@ -190,7 +190,7 @@ impl Purges {
         self.remove_expired(&mut self.table.write(), now);
     }
 
-    /// Number of marks, of [`MOST`]; without one over everything.
+    /// Number of marks in the table, [`MOST`] at most. A purge of everything raises the floor instead.
     pub(crate) fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
@@ -218,7 +218,7 @@ impl Purges {
         let span = self.span.load(Ordering::Relaxed);
         let floor = self.floor();
         table.last.retain(|_, last| *last >= floor && now.monotonic.saturating_sub(*last) <= span);
-        // After the floor was raised: look-ups that see no marks see the floor.
+        // Stored after the floor was raised, so that a look-up that sees no marks sees the floor.
         self.count.store(table.last.len(), Ordering::Release);
     }
 }
@@ -259,7 +259,7 @@ impl<'p> Marks<'p> {
     /// The marks locked for reading, for many ids at once.
     pub(super) fn lock(&self) -> LockedMarks<'p> {
         let table = self.purges.map(|purges| purges.table.read());
-        // Under the lock: marks that were merged into the floor meanwhile are missing in the table.
+        // Read under the lock: marks may have been merged into the floor and removed meanwhile.
         let floor = self.purges.map_or(0, Purges::floor);
         LockedMarks { floor: floor.max(self.floor), table }
     }

@@ -95,7 +95,7 @@ impl FetchState {
     }
 }
 
-/// The maps under one lock: the ids in flight, and those of them that wait for a call.
+/// Two maps under one lock: the ids in flight, and the queues of ids that wait for a call.
 #[derive(Default)]
 pub(super) struct Flights {
     pub(super) by_key: HashMap<Key, Arc<Flight>>,
@@ -121,12 +121,12 @@ impl Flights {
 /// One id that is being fetched.
 pub(super) struct Flight {
     result: SetOnce<FetchResult>,
-    /// Batches that wait for it.
+    /// Number of batches that wait for it.
     pub(super) waiters: AtomicUsize,
     pub(super) joined: AtomicBool,
     /// When its call left the queue, or the shared tier was asked.
     pub(super) sent: OnceLock<Moment>,
-    /// How many sidelinks its batch had passed.
+    /// Number of sidelinks that its batch had passed.
     pub(super) hops: usize,
     /// Released with the last reference to the flight: a client that disconnects releases nothing early.
     _permit: InFlightPermit,

@@ -69,7 +69,7 @@ pub(super) struct ConnState {
     active: AtomicU64,
     /// The moment at which this side was shut, while the client's is not.
     shut: AtomicU64,
-    /// Something may be due earlier than before.
+    /// Announces that a time limit may be reached earlier than before.
     changed: Notify,
 }
 

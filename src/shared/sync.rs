@@ -64,7 +64,7 @@ pub(super) async fn run(state: Arc<TierState>) {
             let _ = timeout(SYNC_INTERVAL, state.wake.notified()).await;
         } else {
             let jittered = pause.mul_f64(rand::rng().random_range(0.8..1.0));
-            // Not woken: that does not bring a server back.
+            // Waking the task would not bring the server back.
             sleep(MIN_INTERVAL + jittered).await;
             pause = (pause * 2).min(MAX_RETRY);
         }
@@ -74,7 +74,7 @@ pub(super) async fn run(state: Arc<TierState>) {
 #[derive(Default)]
 struct Sync {
     extended: Option<Instant>,
-    /// Since when appending is refused.
+    /// When the server began to refuse appending.
     refused: Option<Instant>,
 }
 
@@ -132,7 +132,7 @@ impl FleetKey {
 }
 
 impl TierState {
-    /// Reads a journal's news, or all of it if it is another one, and applies them. One that is too long begins anew.
+    /// Reads the news of a journal and applies them; all of it if the journal was replaced. Begins a journal anew that is too long.
     ///
     /// # Errors
     /// Why the journal cannot be read, for an operator.

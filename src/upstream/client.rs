@@ -61,7 +61,7 @@ pub(super) enum Outgoing {
     Once(Request<Body>),
 }
 
-/// How far one request has come. Outlives the future that sends it.
+/// The progress of one request. Outlives the future that sends it.
 pub(super) struct SendProgress {
     began: Instant,
     dispatch: Mutex<Option<Dispatch>>,

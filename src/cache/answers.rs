@@ -34,7 +34,7 @@ use crate::telemetry::metrics::{IdResult, Tally};
 
 /// Bytes of a whole answer besides its body, its request's text and its expiries: key, bookkeeping, the allocator's rounding.
 const ANSWER_BYTES: usize = 512;
-/// Every sixteenth use looks the entries up instead, so that the cache counts their use and keeps them.
+/// One of this many uses looks the entries up instead, so that the cache counts their use and keeps them.
 const LOOK_UP_EVERY: u32 = 16;
 /// Bytes of items in the longest answer that is stored.
 const LONGEST: usize = 1 << 16;

@@ -1,5 +1,5 @@
 //! Calls that the endpoint refuses: what sidelink drops, and what it remembers of the refusal. `calls::call` comes here with
-//! the answer to a call, `batch::forward` with the answer to a batch that was forwarded with its cookies.
+//! each answer to a call, `batch::forward` with a 401 to a batch that was forwarded with its cookies.
 //!
 //! | the endpoint answers | the caller | the entries | the shared tier |
 //! |---|---|---|---|
@@ -7,8 +7,8 @@
 //! | 401, and each batch of the call had cookies | must be accepted again | stay until the forwarded batch gets a 401 too (`drop_caller_entries`) | stays as it is |
 //! | 403, or "no permission" (`forget_refused`) | must be accepted again if the call was for one id, which had a link | those of the call's ids are dropped; the refusal of one id alone is remembered | deletes those of the call's ids |
 //!
-//! The client gets the endpoint's refusal; a client whose batch has cookies gets the endpoint's answer to that batch as it was
-//! written. A batch that shared its call with others is fetched once more by a call of its own.
+//! The client gets the endpoint's refusal as it came. A batch that shared a call with others, except one that got a 401, is first
+//! fetched once more by a call of its own; a batch with cookies is first forwarded as it was written.
 
 use super::{FetchContext, Fetcher, KeyedId};
 use crate::auth::Identity;

@@ -123,7 +123,7 @@ fn readme_shows_the_errors_that_check_prints() {
 
 /// The page lists the formats of signed links, and their parameters, as the code does.
 #[test]
-fn the_page_of_links_lists_every_form_that_is_read() {
+fn the_page_of_links_lists_every_format_that_is_read() {
     let page = std::fs::read_to_string(root().join("docs/LINKS.md")).unwrap();
     let listed: Vec<&str> = page.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
     let expected: Vec<String> = FORMATS

@@ -77,7 +77,7 @@ way="endpoint_connections::"
 plant "a lost connection that counts once a stream" src/upstream/evidence.rs \
     'find(|call| call.failure == failure)' 'find(|call| call.failure == failure && call.failure.is_none())' evidence:: --lib
 plant "a probe on an old connection" src/upstream/retry.rs \
-    'let probe = permit.is_probe();' 'let probe = false & permit.is_probe();' "$way"
+    'let probe = admission.is_probe();' 'let probe = false & admission.is_probe();' "$way"
 plant "a joiner with the deadline of another batch" src/fetch.rs \
     'while self.upstream.leaves_fair_time(context.deadline) {' 'while false & self.upstream.leaves_fair_time(context.deadline) {' deadlines::
 plant "one source that counts many times" src/upstream/evidence.rs \
@@ -102,13 +102,13 @@ plant "a value that opens anywhere" src/shared/sealing.rs \
 plant "a purge that is forgotten" src/cache/purges.rs \
     '*last = at.monotonic.max(*last);' 'let _ = last;' "$fleet"
 plant "a purge that the fleet does not hear" src/shared.rs \
-    'self.announce(self.fleets.iter().map(|fleet| (fleet, event(fleet))));' 'let _ = event;' "$fleet"
+    'self.announce(self.secrets.iter().map(|fleet| (fleet, event(fleet))));' 'let _ = event;' "$fleet"
 plant "a journal that nobody applies" src/shared/journal.rs \
     'is_some_and(|at| *at >= stamp.position)' 'is_some_and(|at| *at > u64::MAX - stamp.position)' "$fleet"
 plant "a revocation that stays where it is" src/shared.rs \
     'if was_accepted || self.unaccepted_revocations.withdraw() {' 'if false & was_accepted & self.unaccepted_revocations.withdraw() {' "$fleet"
 plant "a 401 that drops nothing" src/auth/caller_state.rs \
-    'state.generation.store(self.new_generation(), Ordering::Release);' '' "$fleet"
+    'state.entries_version.store(self.new_entries_version(), Ordering::Release);' '' "$fleet"
 plant "a 403 that forgets nothing" src/fetch/refused_calls.rs \
     'if !self.cache.peek(id.key).is_some_and(is_newer) {' 'if false & self.cache.peek(id.key).is_some_and(is_newer) {' "$fleet"
 plant "an acceptance that never ends" src/auth.rs \

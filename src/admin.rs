@@ -46,7 +46,7 @@ const MOST_BODY: usize = 256 << 10;
 const GET: &str = "GET, HEAD";
 
 /// Answers other than the status page run, load and frame nothing.
-const NO_CONTENT: HeaderValue =
+const LOAD_NOTHING_POLICY: HeaderValue =
     HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'");
 
 /// Answers on the admin listener.
@@ -296,7 +296,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 /// Headers of every answer: no storing, sniffing, framing or referrer.
 fn protect(headers: &mut HeaderMap) {
-    headers.entry(CONTENT_SECURITY_POLICY).or_insert(NO_CONTENT);
+    headers.entry(CONTENT_SECURITY_POLICY).or_insert(LOAD_NOTHING_POLICY);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));

@@ -1,6 +1,6 @@
 //! The composition root: a [`Config`] builds everything, which then runs, is reloaded, and is drained.
 //!
-//! Start reading at [`serve`], the life of a process, then [`App`], its listeners, then [`Proxy`], what is behind them.
+//! Start reading at [`serve`], the life of a process, then [`App`], its listeners, then [`Generations`], what is behind them.
 
 pub mod core_dumps;
 mod generation;
@@ -26,7 +26,7 @@ use crate::server::{self, ConnLimits, Listener, ListenerState, Peer, RequestBody
 use crate::telemetry::log::{self, events};
 use crate::upstream::SetupError;
 
-pub use generation::{Generation, Proxy};
+pub use generation::{Generation, Generations};
 pub use serve::{End, StopSignals, serve};
 pub use watch::Watch;
 
@@ -79,7 +79,7 @@ pub struct App {
 
 /// Components that a reload updates.
 struct Running {
-    proxy: Proxy,
+    generations: Generations,
     clients: Arc<ListenerState>,
     operators: Arc<ListenerState>,
 }
@@ -92,11 +92,11 @@ impl App {
 
     /// As [`App::start`], with the caller's clock.
     pub async fn start_with(config: Config, clock: Clock) -> Result<Self, StartError> {
-        let proxy = Proxy::new(config, clock, None)?;
-        let config = Arc::clone(&proxy.current().config);
+        let generations = Generations::new(config, clock, None)?;
+        let config = Arc::clone(&generations.current().config);
         let limits = ConnLimits::from(&config.limits);
         let (stop, stop_admin) = (CancellationToken::new(), CancellationToken::new());
-        let open = proxy.builder.process.metrics.connections.clone();
+        let open = generations.builder.process.metrics.connections.clone();
         let clients = ListenerState::new(limits, config.limits.connections, open, stop.clone());
         // The gauge is of clients' connections alone.
         let unregistered = prometheus::IntGauge::new("admin_connections", "not registered")?;
@@ -104,14 +104,14 @@ impl App {
         let mut app = Self {
             addresses: Vec::new(),
             admin_address: config.admin.address,
-            running: Arc::new(Running { proxy, clients: Arc::new(clients), operators: Arc::new(operators) }),
+            running: Arc::new(Running { generations, clients: Arc::new(clients), operators: Arc::new(operators) }),
             stop,
             stop_admin,
             clients: JoinSet::new(),
             admin: JoinSet::new(),
         };
         app.listen(&config).await?;
-        app.running.proxy.builder.process.ready.store(true, Ordering::Release);
+        app.running.generations.builder.process.ready.store(true, Ordering::Release);
         let addresses: Vec<String> = app.addresses.iter().map(ToString::to_string).collect();
         events::Serving {
             endpoint: format_args!("{}", config.upstream.endpoint),
@@ -141,13 +141,13 @@ impl App {
             let connect = move |_: Peer| {
                 let (running, last_token) = (Arc::clone(&running), Arc::new(LastToken::default()));
                 move |request: Request<RequestBody>| {
-                    let (current, last_token) = (running.proxy.current(), Arc::clone(&last_token));
+                    let (current, last_token) = (running.generations.current(), Arc::clone(&last_token));
                     async move { current.router.answer(request, &last_token).await }
                 }
             };
             self.clients.spawn(server::run(listener, Arc::clone(&self.running.clients), connect));
         }
-        let ProcessState { cache, clock, history, .. } = self.running.proxy.builder.process.clone();
+        let ProcessState { cache, clock, history, .. } = self.running.generations.builder.process.clone();
         let swept = Arc::clone(&cache);
         self.admin.spawn(every(SWEEP, self.stop_admin.clone(), async move || {
             let (cache, now) = (Arc::clone(&swept), clock.now());
@@ -162,7 +162,7 @@ impl App {
         let connect = move |peer: Peer| {
             let running = Arc::clone(&running);
             move |request: Request<RequestBody>| {
-                let current = running.proxy.current();
+                let current = running.generations.current();
                 async move { current.admin.answer(peer, request).await }
             }
         };
@@ -182,7 +182,7 @@ impl App {
 
     /// The configuration that is applied.
     pub fn config(&self) -> Arc<Config> {
-        Arc::clone(&self.running.proxy.current().config)
+        Arc::clone(&self.running.generations.current().config)
     }
 
     /// Applies `config`. Listeners stay as they are, whatever it says of them.
@@ -196,7 +196,7 @@ impl App {
     /// Stops accepting connections, finishes what is in flight within `limits.drain`, and returns. Metrics and probes are
     /// served until the end.
     pub async fn drain(mut self) {
-        let builder = &self.running.proxy.builder;
+        let builder = &self.running.generations.builder;
         builder.process.ready.store(false, Ordering::Release);
         events::Draining {}.log();
         let (began, drain) = (Instant::now(), self.config().limits.drain);
@@ -214,7 +214,7 @@ impl Running {
         let tls = config.listen.tls.as_ref().map(Tls::read).transpose()?;
         let (limits, connections) = (ConnLimits::from(&config.limits), config.limits.connections);
         let level = config.log.level;
-        self.proxy.apply(config)?;
+        self.generations.apply(config)?;
         if let Some(tls) = tls {
             self.clients.set_tls(tls);
         }
@@ -226,7 +226,7 @@ impl Running {
 
     /// Loads the file and applies it; one that is refused changes nothing. Logs the result. Reads files: blocks.
     fn reload(&self, watch: &mut Watch) {
-        let (running, path) = (self.proxy.current().config.clone(), watch.path().display().to_string());
+        let (running, path) = (self.generations.current().config.clone(), watch.path().display().to_string());
         let errors = match watch.load(Some(&running)) {
             Ok(config) => {
                 let warnings = config.warnings.clone();
@@ -245,8 +245,8 @@ impl Running {
             Err(errors) => errors.to_string().lines().map(str::to_owned).collect(),
         };
         // A refused configuration is tried again and again, and logged once.
-        let is_known = self.proxy.builder.process.last_reload.load().errors == errors;
-        self.proxy.refuse(errors.clone());
+        let is_known = self.generations.builder.process.last_reload.load().errors == errors;
+        self.generations.refuse(errors.clone());
         if !is_known {
             for line in &errors {
                 events::ConfigError { reason: line }.log();

@@ -4,9 +4,9 @@
 //! with the configured one ([`signature`]). A request with neither has no caller, and gets nothing from memory.
 //!
 //! Callers, scopes and keys are keyed 128-bit hashes over length-prefixed fields (SipHash-2-4-128, key drawn at start), so
-//! no two lists of fields collide, and a dump of memory's keys names nobody. A scope contains its caller's *generation*:
-//! a new generation drops all links of a caller at once, whatever their number. Calls that were sent before fill the scope
-//! of the old generation, which no look-up reads.
+//! no two lists of fields collide, and a dump of memory's keys names nobody. A scope contains a number of its
+//! caller's state, `entries_version`: a new number drops all entries of a caller at once, however many there are. Calls that were
+//! sent before store into the scope of the old number, which no look-up reads.
 
 mod caller_state;
 mod credential;
@@ -66,13 +66,13 @@ pub struct Identity {
     pub(crate) caller_state: Arc<CallerState>,
     /// Signs this caller's calls, where its own request was signed.
     pub(crate) signer: Option<Signer>,
-    generation: u64,
+    entries_version: u64,
 }
 
 impl Identity {
     fn new(caller: Caller, caller_state: Arc<CallerState>, signer: Option<Signer>) -> Self {
-        let generation = caller_state.generation.load(Ordering::Acquire);
-        Self { caller, caller_state, signer, generation }
+        let entries_version = caller_state.entries_version.load(Ordering::Acquire);
+        Self { caller, caller_state, signer, entries_version }
     }
 
     #[cfg(test)]
@@ -187,14 +187,14 @@ impl Callers {
         }
     }
 
-    /// Whether the caller's links were not dropped since `identity` was made.
+    /// Whether the caller's entries have not been dropped since `identity` was made.
     pub(crate) fn is_current(&self, identity: &Identity) -> bool {
-        identity.caller_state.generation.load(Ordering::Acquire) == identity.generation
+        identity.caller_state.entries_version.load(Ordering::Acquire) == identity.entries_version
     }
 
-    pub(crate) fn drop_links(&self, identity: &Identity) {
+    pub(crate) fn drop_entries(&self, identity: &Identity) {
         let now = self.clock.now();
-        self.each_state(identity, |state| self.caller_states.drop_links(state, now));
+        self.each_state(identity, |state| self.caller_states.drop_entries(state, now));
     }
 
     /// Makes a caller's next batch ask the endpoint, whatever is in memory.

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::api::request::Batch;
 use crate::auth::{AuthError, Bypass, Callers, Credential, Identity, Key, LastToken, Scope};
-use crate::cache::answers::{Answers, Found, Revision, Written};
+use crate::cache::answers::{Found, Revision, WholeAnswers, Written};
 use crate::cache::{Cache, Entry};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
@@ -54,7 +54,7 @@ pub struct BatchRoute {
     metrics: Arc<Metrics>,
     clock: Clock,
     template: respond::HeaderTemplate,
-    answers: Answers,
+    answers: WholeAnswers,
 }
 
 /// What else is known of a request.
@@ -119,7 +119,7 @@ impl BatchRoute {
         clock: Clock,
     ) -> Self {
         let template = respond::HeaderTemplate::new(&callers);
-        let answers = Answers::new(&config.cache);
+        let answers = WholeAnswers::new(&config.cache);
         Self { callers, cache, fetch, passthrough, bodies, config, metrics, clock, template, answers }
     }
 
@@ -129,7 +129,7 @@ impl BatchRoute {
     }
 
     /// The whole answers in memory.
-    pub(crate) fn answers(&self) -> &Answers {
+    pub(crate) fn answers(&self) -> &WholeAnswers {
         &self.answers
     }
 
@@ -204,8 +204,9 @@ impl BatchRoute {
         let written = Written::new(scope, parts.uri.query(), body);
         // Before anything is looked up.
         let revision = Revision::of(&self.cache, &identity);
-        let written = written.filter(|_| !requirements.restrict() && !headers.contains(&CONTENT_ENCODING));
-        let found = written.as_ref().map_or(Found::Nothing, |written| self.answers.look_up(written, revision, now));
+        let written = written.filter(|_| !requirements.may_exclude_fresh() && !headers.contains(&CONTENT_ENCODING));
+        let found =
+            written.as_ref().map_or(Found::LookUpEntries, |written| self.answers.look_up(written, revision, now));
         if let Found::Answer(answer) = found {
             let mut reply = self.repeated(&answer, now);
             self.metrics.answers_used.inc();
@@ -214,7 +215,7 @@ impl BatchRoute {
             reply.info.caller = caller;
             return Step::Reply(reply);
         }
-        let is_repeated = matches!(found, Found::Repeated);
+        let is_repeated = matches!(found, Found::SeenBefore);
 
         let Ok(batch) = Batch::read(parts.uri.query(), headers, body) else {
             return Step::Bypass(Bypass::Unreadable);
@@ -270,7 +271,7 @@ impl BatchRoute {
             return with_tally(respond::error(Error::NotCached));
         }
         if refetched > 0 {
-            let cause = if client.restrict() { Refetch::Client } else { Refetch::Revalidate };
+            let cause = if client.may_exclude_fresh() { Refetch::Client } else { Refetch::Revalidate };
             self.metrics.refetched.of(cause).inc_by(refetched);
         }
         let context = Arc::new(self.context(&batch, scope, identity, &credential, client, headers, trace));

@@ -5,11 +5,13 @@
 //! `fetch::CacheRequirements::allow`. Eviction (CLOCK-PRO by weight) and the sweep of dead entries only free memory.
 //!
 //! # Locks
-//! Each `Part` has a lock. Readers are `View` (the look-ups of one batch, never across an await), `Cache::peek`, the key
-//! scan of `Cache::sweep`, `size` and `capacity`.
-//! Writers are `Cache::insert`, `Cache::remove`, `Cache::resize` and one slice of `Cache::sweep`; a writer has one part
-//! at a time, and a view locks its parts in order, so no deadlock is possible between them. The order is: the
-//! flights' lock (`fetch`), a part, `purges`.
+//! Each `Part` has a lock. Readers are `View`, `Cache::peek`, the key scan of `Cache::sweep`, `size` and `capacity`. A batch keeps
+//! its `View` from the look-up until the body is merged from the borrowed entries and, as a whole answer, stored; never across
+//! an await. Writers are `Cache::insert`, `Cache::remove`, `Cache::resize` and one slice of `Cache::sweep`. A writer locks one part
+//! at a time, and a view locks its parts in order, so no deadlock is possible between them.
+//!
+//! Locks are taken in this order: flights (`fetch`), parts, `purges`. The locks of `refusals` and those inside moka (whole answers,
+//! callers' states) come last: nothing else is locked under them.
 
 pub(crate) mod answers;
 pub mod freshness;
@@ -35,7 +37,7 @@ use refusals::Refusals;
 /// Bytes of an entry besides its text: key and bookkeeping in the table, deadlines and counts beside the text, and the
 /// allocator's rounding. Measured: docs/BENCHMARKS.md, "Memory".
 const ENTRY_BYTES: u64 = 160;
-/// Estimate of a text's bytes, by which tables and their memory of evicted keys are sized.
+/// An estimate of a text's bytes. It determines the size of tables and of their memory of evicted keys.
 const USUAL_TEXT: u64 = 480;
 /// Most parts of the cache, each with a lock.
 const PARTS: usize = 16;
@@ -67,7 +69,7 @@ impl Entry {
         Self(ThinArc::from_header_and_slice(Deadlines::not_stored(self.deadlines().sent()), &self.0.slice))
     }
 
-    /// When the entry stops being fresh, and usable.
+    /// Until when the entry is fresh, and until when it is usable.
     pub fn deadlines(&self) -> &Deadlines {
         &self.0.header.header
     }
@@ -75,12 +77,12 @@ impl Entry {
 
 type EntryTable = unsync::Cache<Key, Entry, Weight, BuildHasherDefault<KeyHasher>>;
 
-/// A part of the cache: one lock over a power of two of tables.
+/// A part of the cache: one lock over several tables. Their number is a power of two.
 type Part = RwLock<Box<[EntryTable]>>;
 
 /// The entries of this process.
 pub struct Cache {
-    /// A power of two of them.
+    /// Their number is a power of two.
     parts: Box<[Part]>,
     tables: usize,
     purges: Arc<Purges>,
@@ -133,13 +135,13 @@ impl Cache {
         self.parts.get(self.part_of(key))?.read().get(self.table_of(key))?.peek(&key).cloned()
     }
 
-    /// What was purged.
+    /// The marks of purges.
     pub fn purges(&self) -> &Purges {
         &self.purges
     }
 
-    /// Inserts or replaces the entry of `key`, a key of this caller. Where an entry is replaced that whole answers may be made of,
-    /// the caller's answers end.
+    /// Inserts or replaces the entry of `key`, a key of this caller. Ends the caller's whole answers if it replaces an entry that was
+    /// not due for a refresh when the call was sent: one of them may contain that entry.
     pub fn insert(&self, key: Key, entry: Entry, caller: &Identity) {
         let mut part = self.parts.get(self.part_of(key)).map(Part::write);
         let Some(table) = part.as_mut().and_then(|part| part.get_mut(self.table_of(key))) else { return };
@@ -173,7 +175,7 @@ impl Cache {
         let (mut expired, mut purged) = (0, 0);
         let floor = self.purges.floor();
         for (part, at) in self.parts.iter().flat_map(|part| (0..self.tables).map(move |at| (part, at))) {
-            // Keys alone, which lie side by side in the table: each entry costs a cache miss.
+            // Only keys are read, which lie side by side in the table: reading an entry costs a cache miss.
             let keys = |table: &EntryTable| table.iter().map(|(key, _)| *key).collect();
             let keys: Vec<Key> = part.read().get(at).map(keys).unwrap_or_default();
             for slice in keys.chunks(SLICE) {
@@ -222,7 +224,7 @@ impl Cache {
         self.parts.iter().map(|part| part.read().iter().map(&count).sum::<u64>()).sum()
     }
 
-    /// Parts and tables go by other bits of the key than [`KeyHasher`].
+    /// Parts and tables are chosen by other bits of the key than those that [`KeyHasher`] takes.
     fn part_of(&self, key: Key) -> usize {
         let [low, ..] = key.low().to_le_bytes();
         usize::from(low) & (self.parts.len() - 1)
@@ -252,7 +254,7 @@ impl View<'_> {
     /// view was not opened for.
     pub fn look_up(&self, ids: &[(&str, Key)], marks: &Marks<'_>) -> Vec<Option<&Entry>> {
         let mut found: Vec<_> = ids.iter().map(|(_, key)| self.find(*key)).collect();
-        // A second pass, so that an entry is fetched from memory while the next is looked for.
+        // Marks are compared in a second pass, so that the processor fetches an entry from memory while it looks for the next.
         let marks = marks.lock();
         for (entry, (id, _)) in found.iter_mut().zip(ids) {
             *entry = entry.filter(|entry| !marks.cover(id, entry.deadlines().sent()));

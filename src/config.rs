@@ -162,7 +162,7 @@ section! {
     /// `[cache]`
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct CacheConfig {
-        /// Bytes of links in memory, their bookkeeping included.
+        /// Bytes of links in memory, their bookkeeping included; an eighth is for whole answers to batches that come again.
         pub capacity: u64 = 256 << 20, size(1 << 20..=1 << 40);
     }
 }

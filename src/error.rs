@@ -34,7 +34,7 @@ impl NoAnswer {
     fn message(self) -> &'static str {
         match self {
             NoAnswer::Connect => "the endpoint could not be reached; sidelink's log has the reason",
-            NoAnswer::Broken => "the connection to the endpoint broke before its answer was whole",
+            NoAnswer::Broken => "the connection to the endpoint broke before its answer was complete",
             NoAnswer::Unreadable => "the endpoint's answer could not be read",
             NoAnswer::TooLong => "the endpoint's answer is longer than this sidelink allows",
             NoAnswer::Lost => "sidelink lost track of the request; its log has the reason",
@@ -160,7 +160,7 @@ impl Error {
         }
     }
 
-    /// The whole answer, but for the headers that every answer gets.
+    /// The error as a response, without the headers that every response gets.
     pub fn response(self) -> Response<Bytes> {
         // Codes and messages are plain ASCII without quotes or backslashes: a test holds them so.
         let body = format!(r#"{{"error_code":"{}","error_msg":"{}"}}"#, self.code(), self.message());

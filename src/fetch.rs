@@ -66,7 +66,7 @@ pub struct Fetcher {
 
 /// How one id of a batch is fetched.
 enum FetchPlan {
-    /// Not at all: it is in memory, or no call may be made now and the batch fails fast instead of queueing.
+    /// It is not fetched: it is in memory, or no call may be made now and the batch fails at once instead of queueing.
     Done(FetchResult),
     Flight(FlightWaiter),
 }
@@ -120,12 +120,12 @@ impl Fetcher {
             if late.is_empty() {
                 break;
             }
-            // At a limit, the failure that is known says more than the limit.
+            // At a limit, the client gets the first failure, which tells it more than the limit would.
             let Ok(again) = self.fetch_each(context, &late).await else { break };
             replace(&mut results, places, again);
         }
-        // An entry of the shared tier may be older than this client allows: join or start once more, then make calls that
-        // bypass the tier and that no batch joins.
+        // An entry of the shared tier may be older than this client allows. The batch then joins or starts flights once more; if
+        // that brings such an entry again, it makes calls of its own, which bypass the tier.
         for separately in [false, true] {
             // An entry of a call is always recent enough.
             let now = self.clock.now();
@@ -175,9 +175,9 @@ impl Fetcher {
     }
 
     /// Why no call for these ids may be made for this caller now: its pause, or the breaker.
-    pub fn rejection<'i>(&self, identity: &Identity, ids: impl Iterator<Item = &'i str>) -> Option<Rejection> {
+    pub fn why_no_call(&self, identity: &Identity, ids: &[impl AsRef<str>]) -> Option<Rejection> {
         let paused = identity.caller_state.pause.lasting(self.clock.now());
-        paused.or_else(|| self.upstream.rejection(identity.caller, ids))
+        paused.or_else(|| self.upstream.rejection(identity.caller, ids.iter().map(AsRef::as_ref)))
     }
 
     /// Whether the budget of extra calls allows one more, to find out which batch is at fault.
@@ -207,8 +207,9 @@ impl Fetcher {
     /// Plans how each id is fetched: a flight to join, memory, or a new flight, which is queued for a call.
     fn join_or_start(self: &Arc<Self>, context: &Arc<FetchContext>, ids: &[KeyedId]) -> Result<Vec<FetchPlan>, Error> {
         let uses_tier = self.uses_shared_tier(context);
+        let why_no_call = || self.why_no_call(&context.identity, ids).map(Cause::Rejected);
         // The shared tier may have the ids even where no call may be made.
-        let rejection = if uses_tier { None } else { self.no_call(context, ids).map(FetchResult::failed) };
+        let rejection = if uses_tier { None } else { why_no_call().map(FetchResult::failed) };
         let may_serve = |entry: &Entry| self.may_serve(context, entry);
         let marks = self.cache.purges().of_group(context.group.name());
         let mut flights = self.flights();
@@ -258,7 +259,7 @@ impl Fetcher {
         }
         let mut flights = self.flights();
         flights.queues.entry(context.queue_key()).or_default().pending.extend(pending);
-        let ready = self.take_ready_batches(&mut flights, context.queue_key());
+        let ready = self.take_ready_calls(&mut flights, context.queue_key());
         drop(flights);
         self.send(ready);
     }
@@ -275,7 +276,7 @@ impl Fetcher {
         let pending = ids.iter().zip(permits).map(|(id, permit)| PendingId::new(self, context, id, permit));
         let pending: VecDeque<PendingId> = pending.collect();
         let waiters: Vec<_> = pending.iter().map(|pending| FlightWaiter::new(&pending.flight, false)).collect();
-        self.send(self.separate_batches(pending, context.form, store));
+        self.send(self.separate_calls(pending, context.form, store));
         let mut results = Vec::with_capacity(ids.len());
         for waiter in waiters {
             results.push(waiter.wait(context.deadline).await);
@@ -307,9 +308,9 @@ impl Fetcher {
     }
 
     /// Refreshes ids ahead, in the background, while their entries are fresh: those that are not in flight, as far as limits
-    /// and the budget of refreshes allow. Returns how many.
+    /// and the budget of refreshes allow. Returns their number.
     pub fn refresh(self: &Arc<Self>, context: &Arc<FetchContext>, ids: &[KeyedId]) -> usize {
-        if self.no_call(context, ids).is_some() {
+        if self.why_no_call(&context.identity, ids).is_some() {
             return 0;
         }
         let mut flights = self.flights();

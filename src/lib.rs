@@ -2,7 +2,7 @@
 //!
 //! It stands in front of the endpoint `GET /v2/servicerequest/accessorys/access-urls`, answers what it can from memory, asks
 //! the endpoint only for the ids that are missing, and returns one answer. `docs/ARCHITECTURE.md` lists the modules in the
-//! order of a request; imports point down that list.
+//! order of a request; imports point down that list, with the exceptions named there.
 //!
 //! A newcomer starts at [`proxy::router::Router::answer`], which sees every request, then [`batch::BatchRoute::answer`].
 
@@ -14,16 +14,16 @@ pub mod app;
 pub mod auth;
 pub mod batch;
 pub mod cache;
-pub mod config;
 pub mod fetch;
 pub mod proxy;
 pub mod server;
 pub mod shared;
-pub mod telemetry;
 pub mod upstream;
 
-// Leaves: any module may import them.
+// Leaves: any module may import them. A leaf imports other leaves, and names of headers and parameters from `api`.
 pub mod clock;
+pub mod config;
 pub mod error;
 pub mod limits;
 pub mod message;
+pub mod telemetry;

@@ -1,4 +1,5 @@
-//! Parts of HTTP messages: bodies, headers, `Cache-Control`, and a reply with what is counted of it. A leaf.
+//! Parts of HTTP messages: bodies, headers, `Cache-Control`, and a reply with what is counted of it. A leaf: any module may
+//! import it.
 
 pub mod body;
 pub mod cache_control;

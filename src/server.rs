@@ -51,9 +51,9 @@ pub use body::RequestBody;
 pub use listener::Listener;
 pub use protocol::Protocol;
 
-/// How long an idle connection is left open when draining: longer than a request that is on its way takes to come.
+/// The time for which an idle connection stays open when a drain begins: longer than a request that was sent takes to arrive.
 const LINGER: Duration = Duration::from_secs(1);
-/// Pause after a failed accept: out of file descriptors, for example, and some are freed soon.
+/// The pause after a failed accept. If file descriptors are used up, for example, some are closed soon.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 
 /// The other end of a connection.
@@ -68,17 +68,17 @@ pub enum Peer {
 /// The limits of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnLimits {
-    /// Bytes of a request's head; 8 KiB at the least.
+    /// Most bytes of a request's head; at least 8 KiB.
     pub header_bytes: usize,
-    /// From a head's first byte to its last.
+    /// The time that a head may take from its first byte to its last.
     pub header_timeout: Duration,
-    /// Without a byte where one is awaited, or without a request.
+    /// The time that may pass without a byte that is awaited, or without a request.
     pub idle_timeout: Duration,
-    /// A connection that is older takes no more requests, up to a tenth earlier.
+    /// The age at which a connection takes no more requests; a random tenth of it less at most.
     pub max_connection_age: Duration,
-    /// For what is in flight when draining.
+    /// The time that requests in service get when a drain begins.
     pub drain: Duration,
-    /// For which an idle connection is left open when draining.
+    /// The time for which an idle connection stays open when a drain begins.
     pub linger: Duration,
 }
 
@@ -101,8 +101,7 @@ pub struct ListenerState {
     limits: ArcSwap<ConnLimits>,
     /// TLS of TCP connections that are accepted from now on.
     tls: ArcSwapOption<ServerConfig>,
-    /// One for each connection. While there is none, a listener keeps the one client that it has accepted waiting and
-    /// accepts no other.
+    /// Permits, one for each connection. While none is free, a listener accepts one client, which waits for a permit, and no other.
     connections: Permits,
     /// Counts the connections that are served.
     open: IntGauge,
@@ -111,7 +110,7 @@ pub struct ListenerState {
 }
 
 impl ListenerState {
-    /// For at most `connections` at a time, counted in `open`. Once `stop` is cancelled, they are drained.
+    /// The state of listeners that serve at most `connections` at a time, counted in `open`. They drain once `stop` is cancelled.
     pub fn new(limits: ConnLimits, connections: usize, open: IntGauge, stop: CancellationToken) -> Self {
         let (limits, tls) = (ArcSwap::from_pointee(limits), ArcSwapOption::empty());
         Self { limits, tls, connections: Permits::new(connections), open, stop }
@@ -128,8 +127,8 @@ impl ListenerState {
         self.connections.resize(connections);
     }
 
-    /// Waits until draining has to be over; `end` is when, once that is known.
-    async fn drained(&self, end: &mut Option<Instant>) {
+    /// Waits for the end of the time to drain, which the first call that sees the drain begin stores in `end`.
+    async fn drain_deadline(&self, end: &mut Option<Instant>) {
         self.stop.cancelled().await;
         let end = *end.get_or_insert_with(|| Instant::now() + self.limits.load().drain);
         sleep_until(end).await;
@@ -145,10 +144,10 @@ where
     S: Fn(Request<RequestBody>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    // Aborted when it is dropped.
+    // Dropping the set aborts its connections.
     let mut connections = JoinSet::new();
     let failures = LogThrottle::default();
-    // As many as the system has queued.
+    // Connections that the system may have queued when the drain begins.
     let mut left_to_accept = QUEUE;
     let mut end = None;
     loop {
@@ -168,12 +167,12 @@ where
         };
         while connections.try_join_next().is_some() {}
         let Some((stream, peer)) = accepted else { continue };
-        // After, not before: a listener that waits for clients must not take a permit that another could use. Draining
-        // ends connections, so that clients that wait get one. The semaphore is never closed.
+        // The permit is taken after the accept: a listener that waits for clients must not keep a permit that another could use.
+        // Draining ends connections, so clients that wait get a permit. The semaphore is never closed.
         let permit = tokio::select! {
             biased;
             Ok(permit) = state.connections.acquire() => permit,
-            () = state.drained(&mut end) => break,
+            () = state.drain_deadline(&mut end) => break,
         };
         let open = GaugeGuard::new(&state.open);
         let connection = serve_client(stream, Arc::clone(&state), connect(peer));
@@ -188,7 +187,7 @@ where
     let is_drained = tokio::select! {
         biased;
         () = async { while connections.join_next().await.is_some() {} } => true,
-        () = state.drained(&mut end) => false,
+        () = state.drain_deadline(&mut end) => false,
     };
     if !is_drained {
         events::DrainTimeout {}.log();

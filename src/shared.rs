@@ -30,7 +30,7 @@ use crate::cache::Entry;
 use crate::cache::purges::{Purges, Target};
 use crate::clock::{Clock, Moment, millis};
 use crate::config::{self, Config};
-use crate::telemetry::metrics::{BreakerState, Kind, Metrics, Operation, show_state};
+use crate::telemetry::metrics::{BreakerState, Metrics, Operation, SharedFailure, show_state};
 use journal::Journal;
 use node::ConnectOptions;
 use record::JournalEvent;
@@ -39,7 +39,7 @@ use sealing::{FleetKey, ScopeKeys};
 use store::{RedisCommand, Store};
 use values::Sealed;
 
-/// Round trips that write at a time; beyond that, nothing is written.
+/// Most round trips that write at a time. While they are under way, further entries are not written.
 const WRITES: usize = 64;
 /// Revocations a second of unaccepted callers: made-up tokens must not fill the journal.
 const UNACCEPTED_REVOCATIONS_A_SECOND: u32 = 1;
@@ -67,10 +67,10 @@ impl Deref for Tier {
 pub struct TierState {
     config: config::Shared,
     freshness: config::Freshness,
-    /// Milliseconds that an acceptance counts.
+    /// Milliseconds for which an acceptance counts.
     revalidate: u64,
-    /// One for each of the fleet's secrets: the first seals, all open.
-    fleets: Vec<FleetSecret>,
+    /// The fleet's secrets. The first seals values; each opens them.
+    secrets: Vec<FleetSecret>,
     store: Store,
     /// Whether the journals are known: without them no value counts.
     usable: AtomicBool,
@@ -114,8 +114,8 @@ pub(crate) enum Leases {
 pub(crate) struct TierResult {
     /// When a call was sent that showed, somewhere in the fleet, that the endpoint accepts the caller.
     pub(crate) accepted: Option<Moment>,
-    /// The entry of each id, fresh or stale.
-    pub(crate) links: Vec<Option<Entry>>,
+    /// For each id its entry, fresh or stale, if the tier has one that counts.
+    pub(crate) entries: Vec<Option<Entry>>,
     /// Whether another sidecar has leased each id; empty with [`Leases::Ignore`].
     pub(crate) leased: Vec<bool>,
 }
@@ -126,7 +126,7 @@ pub struct TierUpdate {
     /// When the call was sent, if it shows that the endpoint accepts the caller.
     pub accepted: Option<Moment>,
     /// Entries to write.
-    pub links: Vec<(Box<str>, Entry)>,
+    pub entries: Vec<(Box<str>, Entry)>,
     /// Leased ids, whose leases are released.
     pub released: Vec<Box<str>>,
 }
@@ -147,7 +147,7 @@ impl Tier {
 }
 
 impl TierState {
-    /// Not connected yet. `tls`: what to trust, for `rediss://`. Purges and revocations by other sidecars are applied to
+    /// A tier that is not connected yet. `tls` has the authorities to trust, for `rediss://`. Purges and revocations by other sidecars are applied to
     /// `purges` and `caller_states`.
     pub(crate) fn new(
         shared: &config::Shared,
@@ -168,7 +168,7 @@ impl TierState {
         Self {
             freshness: config.freshness.clone(),
             revalidate: millis(config.callers.revalidate),
-            fleets: shared.secret_file.secret.iter().map(fleet).collect(),
+            secrets: shared.secret_file.secret.iter().map(fleet).collect(),
             store: Store::new(options, shared.nodes(), shared.cluster),
             config: shared.clone(),
             usable: AtomicBool::new(false),
@@ -215,12 +215,12 @@ impl TierState {
         fields: &[Option<&[u8]>],
         group: Option<&str>,
     ) -> TierScope {
-        TierScope(self.fleets.iter().map(|fleet| fleet.key.scope(credential, fields, group)).collect())
+        TierScope(self.secrets.iter().map(|fleet| fleet.key.scope(credential, fields, group)).collect())
     }
 
     /// Each of the fleet's secrets, with the keys of `scope` under it.
     fn of_scope<'s>(&'s self, scope: &'s TierScope) -> impl Iterator<Item = (&'s FleetSecret, &'s ScopeKeys)> {
-        self.fleets.iter().zip(&scope.0)
+        self.secrets.iter().zip(&scope.0)
     }
 
     /// The state of the journal, to go with calls that are sent from here on.
@@ -228,16 +228,16 @@ impl TierState {
         if !self.is_usable() {
             return None;
         }
-        self.fleets.first()?.journal.lock().stamp()
+        self.secrets.first()?.journal.lock().stamp()
     }
 
-    /// Looks up `ids`, and the caller's acceptance, in one round trip, or two where the journal has news. `None` if the tier
-    /// is of no use now.
+    /// Looks up `ids`, and the caller's acceptance, in one round trip, or two if the journal has news. `None` if the tier
+    /// cannot be used now.
     pub(crate) async fn look_up(&self, scope: &TierScope, ids: &[&str], leases: Leases) -> Option<TierResult> {
         if !self.is_usable() {
             return None;
         }
-        // Before the round trip: what is purged from here on covers what is found.
+        // Read before the round trip, so that purges from here on cover what is found.
         let now = self.clock.now();
         let lease_wait = millis(self.config.lease_wait).max(1);
         let lease = |name: &str| match leases {
@@ -253,7 +253,7 @@ impl TierState {
             names.extend(ids.iter().map(|id| keys.link(id)));
         }
         let journals =
-            self.fleets.iter().flat_map(|fleet| [fleet.key.first_record(), fleet.key.journal_length()]).collect();
+            self.secrets.iter().flat_map(|fleet| [fleet.key.first_record(), fleet.key.journal_length()]).collect();
         let operation = if leases == Leases::Ignore { Operation::Get } else { Operation::Lease };
         // Leases are taken first: an owner writes its values before it releases its leases, so they are found then.
         let (leased, found, journals) =
@@ -266,7 +266,7 @@ impl TierState {
             Leases::Ignore | Leases::Check => matches!(reply, Some(Value::BulkString(_))),
         };
         let leased = leased.into_iter().map(is_leased).collect();
-        let mut result = TierResult { accepted: None, links: vec![None; ids.len()], leased };
+        let mut result = TierResult { accepted: None, entries: vec![None; ids.len()], leased };
         let mut values = names.iter().zip(found);
         for (fleet, keys) in self.of_scope(scope) {
             if let Some((_, Some(value))) = values.next()
@@ -274,15 +274,15 @@ impl TierState {
             {
                 result.accepted = self.open_acceptance(fleet, keys, &value, now);
             }
-            for ((link, id), (name, value)) in result.links.iter_mut().zip(ids).zip(&mut values) {
-                if let (None, Some(value)) = (&link, value) {
-                    *link = self.open_link(fleet, keys, (id, name), &value, now);
+            for ((entry, id), (name, value)) in result.entries.iter_mut().zip(ids).zip(&mut values) {
+                if let (None, Some(value)) = (&entry, value) {
+                    *entry = self.open_link(fleet, keys, (id, name), &value, now);
                 }
             }
         }
         if leases == Leases::Ignore {
             let is_fresh = |entry: &&Entry| entry.deadlines().fresh_left(now).is_some();
-            let hits = result.links.iter().flatten().filter(is_fresh).count();
+            let hits = result.entries.iter().flatten().filter(is_fresh).count();
             self.metrics.shared.hits.inc_by(hits as u64);
             self.metrics.shared.misses.inc_by((ids.len() - hits) as u64);
         }
@@ -291,7 +291,7 @@ impl TierState {
 
     /// Reads the news of each journal, given the first record and the length of each. `None` if a journal was replaced.
     async fn follow_journals(&self, replies: &[Option<Value>]) -> Option<()> {
-        for (fleet, replies) in self.fleets.iter().zip(replies.chunks(2)) {
+        for (fleet, replies) in self.secrets.iter().zip(replies.chunks(2)) {
             let [Some(Value::BulkString(first)), Some(Value::Int(length))] = replies else { return None };
             let length = u64::try_from(*length).ok()?;
             let known = {
@@ -316,12 +316,12 @@ impl TierState {
     /// Writes what a call brought, in the background, with the stamp of when it was sent; without a stamp, only releases
     /// leases.
     pub(crate) fn put(self: &Arc<Self>, scope: &Arc<TierScope>, stamp: Option<Stamp>, update: TierUpdate) {
-        let is_empty = update.links.is_empty() && update.released.is_empty() && update.accepted.is_none();
+        let is_empty = update.entries.is_empty() && update.released.is_empty() && update.accepted.is_none();
         if is_empty || !self.is_usable() {
             return;
         }
         let Ok(permit) = Arc::clone(&self.writes).try_acquire_owned() else {
-            self.metrics.shared.failures.of(Kind::Busy).inc();
+            self.metrics.shared.failures.of(SharedFailure::Busy).inc();
             return;
         };
         let (state, scope) = (Arc::clone(self), Arc::clone(scope));
@@ -371,7 +371,7 @@ impl TierState {
 
     pub(crate) fn purge(&self, target: Target<'_>) {
         let event = |fleet: &FleetSecret| JournalEvent::Purge(target.mark(fleet.key.purge_key));
-        self.announce(self.fleets.iter().map(|fleet| (fleet, event(fleet))));
+        self.announce(self.secrets.iter().map(|fleet| (fleet, event(fleet))));
     }
 
     fn announce<'s>(&self, events: impl Iterator<Item = (&'s FleetSecret, JournalEvent)>) {

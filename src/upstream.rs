@@ -1,6 +1,6 @@
 //! The client of the one endpoint: hyper over TCP or TLS, pooled, HTTP/1.1 or HTTP/2 by ALPN.
 //!
-//! Two entry points: [`Upstream::call`] for a batch's misses, with a deadline and a whole, decoded answer; and
+//! Two entry points: [`Upstream::call`] for a batch's misses, with a deadline and a complete, decoded answer; and
 //! [`Upstream::forward`] for everything else, streaming. A newcomer starts at `retry` (when a call is attempted again), `attempt`
 //! (one attempt) and `client` (sending a request on a connection); `breaker` judges by `evidence`.
 
@@ -14,7 +14,7 @@ mod evidence;
 mod failures;
 mod forward;
 mod latency;
-mod pauses;
+mod pause_of_all;
 mod resolver;
 mod retry;
 mod trust;
@@ -43,7 +43,7 @@ use connector::{ConnectionNumbers, Connector, Protocols};
 use evidence::{CallSource, MOST_IDS};
 use failures::FailureLog;
 use latency::Latency;
-use pauses::Pauses;
+use pause_of_all::PausedCallers;
 use resolver::Resolver;
 use trust::Trust;
 
@@ -60,15 +60,15 @@ const UNREADABLE: &str = "it is no JSON that can be read, or its Content-Encodin
 
 /// The endpoint's client.
 pub struct Upstream {
-    /// For calls.
-    calls: HttpClient,
-    /// For all else, over HTTP/1.1 alone: on HTTP/2's one connection, a client that does not read its download, or whose
-    /// headers make the endpoint close it, would fail everyone's calls.
-    streams: HttpClient,
-    /// The endpoint has asked for HTTP/1.1 (RFC 9113 §7): calls use the other client.
+    /// Sends calls.
+    call_client: HttpClient,
+    /// Sends requests of other routes, over HTTP/1.1 alone. HTTP/2 has one connection for all: a client that does not read its
+    /// download, or whose headers make the endpoint close the connection, would fail the calls of all callers.
+    http1_client: HttpClient,
+    /// Whether the endpoint has asked for HTTP/1.1 (RFC 9113 §7). Calls then use `http1_client`.
     http1_only: AtomicBool,
     config: UpstreamConfig,
-    /// Certificates, where the endpoint is reached over the network.
+    /// Certificates, if the endpoint is reached over the network.
     trust: Option<Trust>,
     /// Allows retries as a share of calls.
     retry_budget: TpsBudget,
@@ -76,11 +76,11 @@ pub struct Upstream {
     /// The breaker's state as last logged.
     logged: Mutex<BreakerState>,
     latency: Latency,
-    /// Hashes ids for the breaker, so that it keeps none.
+    /// Hashes ids for the breaker, which keeps no id itself.
     id_hasher: RandomState,
-    /// A pause of everyone.
-    pause: Pause,
-    pauses: Pauses,
+    /// The pause of all callers.
+    pause_of_all: Pause,
+    paused_callers: PausedCallers,
     pause_log: LogThrottle,
     failures: FailureLog,
     clock: Clock,
@@ -119,8 +119,8 @@ impl Upstream {
             HttpClient::new(connector, numbers.clone(), config.pool_idle, metrics.upstream_resends.clone())
         };
         Self {
-            calls: client(Protocols::All),
-            streams: client(Protocols::Http1),
+            call_client: client(Protocols::All),
+            http1_client: client(Protocols::Http1),
             http1_only: AtomicBool::new(false),
             config: config.clone(),
             trust: None,
@@ -129,8 +129,8 @@ impl Upstream {
             logged: Mutex::new(BreakerState::Closed),
             latency: Latency::default(),
             id_hasher: RandomState::new(),
-            pause: Pause::default(),
-            pauses: Pauses::default(),
+            pause_of_all: Pause::default(),
+            paused_callers: PausedCallers::default(),
             pause_log: LogThrottle::default(),
             failures: FailureLog::default(),
             clock,
@@ -165,12 +165,12 @@ impl Upstream {
         CallSource { caller, accepted, ids: ids.take(MOST_IDS).map(|id| self.id_hasher.hash_one(id)).collect() }
     }
 
-    /// Why no call of `caller` for these ids may be made now.
+    /// Why no call of `caller` for these ids may be made now: the pause of all callers, or the breaker.
     pub fn rejection<'i>(&self, caller: Caller, ids: impl Iterator<Item = &'i str>) -> Option<Rejection> {
         self.rejection_of(|| Some(self.source(caller, true, ids)))
     }
 
-    /// Why no call of anyone may be made now.
+    /// Why no call of any caller may be made now.
     pub fn rejection_of_all(&self) -> Option<Rejection> {
         self.rejection_of(|| None)
     }
@@ -181,7 +181,7 @@ impl Upstream {
     }
 
     fn paused(&self) -> Option<Rejection> {
-        self.pause.lasting(self.clock.now())
+        self.pause_of_all.lasting(self.clock.now())
     }
 
     /// The pause that a 503 with `Retry-After` asks for.
@@ -190,12 +190,12 @@ impl Upstream {
         asks.then(|| pause::retry_after(&answer.headers, self.clock.now())).flatten()
     }
 
-    /// Notes that a 503 asked the caller of `call` to pause for `span`. Pauses everyone if independent callers were asked.
+    /// Notes that a 503 asked the caller of `call` to pause for `span`. Pauses all callers if independent callers were asked.
     pub fn asked_to_pause(&self, call: &Call, span: Duration) {
         let now = self.clock.now();
-        let Some(span) = self.pauses.asked(&self.source_of(call), now, span) else { return };
-        // One caller's answer is none for another.
-        self.pause.set(now, span, None);
+        let Some(span) = self.paused_callers.asked(&self.source_of(call), now, span) else { return };
+        // Without an answer to repeat: no caller may get the answer that another caller got.
+        self.pause_of_all.set(now, span, None);
         self.pause_log.when_due(|suppressed| events::AllPaused { seconds: span.as_secs_f64(), suppressed }.log());
     }
 
@@ -247,7 +247,7 @@ impl Upstream {
         self.failures.last.lock().clone()
     }
 
-    /// Notes that the whole answer of a 200 cannot be read, or is in a coding that cannot be undone.
+    /// Notes that the complete body of a 200 cannot be read, or is in a coding that cannot be undone.
     pub fn cannot_be_read(&self) {
         self.failures.unusable(&self.clock, UNREADABLE);
     }

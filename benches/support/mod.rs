@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use sidelink::api;
-use sidelink::app::Proxy;
+use sidelink::app::Generations;
 use sidelink::auth::LastToken;
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint};
@@ -53,7 +53,7 @@ pub fn request(form: Form, ids: &[String]) -> Request<Full<Bytes>> {
 /// A proxy in front of an endpoint in memory.
 pub struct Warm {
     pub runtime: Runtime,
-    pub proxy: Proxy,
+    pub proxy: Generations,
 }
 
 impl Warm {
@@ -71,7 +71,7 @@ impl Warm {
             let clock = Clock::system();
             // Leaked with the runtime: it ends with the process.
             let _origin = Origin::in_memory(Options::default(), clock.clone(), connections);
-            let proxy = Proxy::in_memory(config, clock, accept).unwrap();
+            let proxy = Generations::in_memory(config, clock, accept).unwrap();
             for first in (0..links).step_by(100) {
                 let request = request(Form::Query, &ids(first, 100.min(links - first)));
                 assert_eq!(proxy.current().router.answer(request, &LastToken::default()).await.status(), 200);

@@ -186,10 +186,10 @@ impl Fleet {
         let sent = self.clocks[who].now();
         let mut brought = TierUpdate { accepted: (how & 16 == 0).then_some(sent), ..TierUpdate::default() };
         if let Ok(deadlines) = judge(Some(&url), &AnswerFreshness::read(&headers, sent), &self.config) {
-            brought.links.push((Self::IDS[id].into(), Entry::new(Some(&url), deadlines)));
+            brought.entries.push((Self::IDS[id].into(), Entry::new(Some(&url), deadlines)));
         }
         let written = self.sidecars[who].write(&self.shares[who][scope], &stamp, &brought);
-        let at_most = brought.links.len() + usize::from(brought.accepted.is_some());
+        let at_most = brought.entries.len() + usize::from(brought.accepted.is_some());
         assert!(written.len() <= at_most);
         for (name, value) in written {
             let id = name.starts_with("p:l.").then_some(id);

@@ -16,7 +16,7 @@ use http_body_util::{BodyExt, Full};
 use serde_json::Value;
 use sidelink::api::answer::{self, ParsedAnswer};
 use sidelink::api::request::{self, Batch};
-use sidelink::app::Proxy;
+use sidelink::app::Generations;
 use sidelink::auth::LastToken;
 use sidelink::auth::signature::{self, Claim};
 use sidelink::cache::freshness::{AnswerFreshness, Expiry, expiry, judge};
@@ -354,7 +354,7 @@ struct World {
     origin: Origin,
     clock: Clock,
     endpoint_clock: Clock,
-    proxy: Proxy,
+    proxy: Generations,
     last_token: LastToken,
 }
 
@@ -366,7 +366,7 @@ impl World {
         config.log.access = false;
         let (accept, connections) = mpsc::unbounded_channel();
         let origin = Origin::in_memory(Options::default(), endpoint_clock.clone(), connections);
-        let proxy = Proxy::in_memory(config, clock.clone(), accept).unwrap();
+        let proxy = Generations::in_memory(config, clock.clone(), accept).unwrap();
         Self { origin, clock, endpoint_clock, proxy, last_token: LastToken::default() }
     }
 

@@ -4,7 +4,13 @@
 //! 2. [`Form::Comma`]: `?accessory_ids=1,2`; an encoded comma belongs to an id;
 //! 3. [`Form::Body`]: the same names as a JSON object in the body of the GET.
 //!
-//! **To add a form, add it to [`Form`]**, to [`Batch::read`], and to `target`, `target_bytes` and `body`, which write calls.
+//! **To add a form, add it to [`Form`]**, and to
+//! - [`Batch::read`], which reads it;
+//! - [`target`], [`target_bytes`] and [`body`], which write its calls;
+//! - `cache::answers::Written`, if a batch's text is neither the query nor the body;
+//! - `cache_control` in `batch::respond`, if the URL does not name the batch;
+//! - `batch::explain`, which shows its name.
+//!
 //! A request that is not exactly one of these is forwarded untouched. An id or a group with an unencoded `+` is named by its
 //! spelling ([`id`]), and goes upstream as it is spelled.
 

@@ -1,4 +1,4 @@
-//! Everything between a client's request and the endpoint. Each configuration builds a [`Generation`];
+//! Builds everything between a client's request and the endpoint: a [`Generation`] for each configuration that is applied.
 //! [`GenerationBuilder`] has the state that outlasts them.
 
 use std::sync::Arc;
@@ -27,10 +27,10 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{ExportTasks, Tracer};
 use crate::upstream::{MemoryEndpoint, SetupError, Upstream, trusted_client};
 
-/// Everything between a client's request and the endpoint, without listeners.
-pub struct Proxy {
+/// The generation that answers now, and the builder of the next one.
+pub struct Generations {
     pub(super) builder: GenerationBuilder,
-    /// A request takes one and is answered by it to its end, whatever is loaded meanwhile.
+    /// A request is answered to its end by the generation that it finds here, whatever is applied meanwhile.
     current: ArcSwap<Generation>,
 }
 
@@ -53,11 +53,11 @@ pub(super) struct GenerationBuilder {
     purges: Arc<Purges>,
     caller_states: Arc<CallerStates>,
     pub(super) exports: ExportTasks,
-    /// The endpoint, where it is in memory and not in the network.
+    /// The endpoint, if it is in memory and not in the network.
     memory_endpoint: Option<MemoryEndpoint>,
 }
 
-impl Proxy {
+impl Generations {
     /// Builds everything, to reach the endpoint in memory.
     pub fn in_memory(config: Config, clock: Clock, endpoint: impl Into<MemoryEndpoint>) -> Result<Self, StartError> {
         Self::new(config, clock, Some(endpoint.into()))
@@ -100,11 +100,11 @@ impl Proxy {
         self.current.load()
     }
 
-    /// Applies `config` to requests from now on. Links stay in the cache, and flights are joined; under another endpoint,
-    /// neither is found.
+    /// Applies `config` to requests that come from now on. Entries stay in the cache, and batches still join flights; whole answers
+    /// end. If the endpoint changes, the new configuration finds neither entries nor flights, since keys depend on its name.
     ///
     /// # Errors
-    /// The endpoint's client cannot be built. Nothing has changed then.
+    /// A client cannot be built. Nothing has changed then.
     pub fn apply(&self, config: Config) -> Result<(), SetupError> {
         let before = self.current();
         let GenerationBuilder { process, purges, .. } = &self.builder;
@@ -112,7 +112,8 @@ impl Proxy {
         let config = Arc::clone(&next.config);
         let floor = config.freshness.min_remaining;
         if floor > before.config.freshness.min_remaining {
-            // Links in the cache were judged by the lower floor, and so are those of batches that are in flight.
+            // The deadlines of entries in the cache were computed with the lower value, and calls under way still compute theirs
+            // with it. So all entries are purged, and those calls store nothing.
             process.fetch.set_min_remaining(floor);
             purges.mark(Mark::All, process.clock.now());
         }
@@ -136,7 +137,8 @@ impl Proxy {
 }
 
 impl GenerationBuilder {
-    /// The endpoint's client: that of `before`, with its connections, where it would be the same.
+    /// The endpoint's client. If `config` and its files would build the same client again, the client of `before` is kept with its
+    /// connections.
     fn upstream(&self, config: &Config, before: Option<&Generation>) -> Result<Arc<Upstream>, SetupError> {
         if let Some(before) = before
             && before.config.upstream == config.upstream
@@ -152,7 +154,8 @@ impl GenerationBuilder {
         Ok(Arc::new(upstream))
     }
 
-    /// The shared tier, if there is one: that of `before`, with its state, where it would be the same.
+    /// The shared tier, if one is configured. If `config` would build the same tier again, the tier of `before` is kept with its
+    /// state.
     fn tier(&self, config: &Config, before: Option<&Generation>) -> Result<Option<Arc<Tier>>, SetupError> {
         let is_same = |before: &Config| {
             before.shared == config.shared
@@ -169,7 +172,7 @@ impl GenerationBuilder {
         };
         let tls = if shared.tls() { Some(trusted_client("shared.ca_file", shared.ca_file.as_deref())?) } else { None };
         if let Some(key) = purge_key(config) {
-            self.purges.rename(key, || self.process.clock.now());
+            self.purges.set_name_key(key, || self.process.clock.now());
         }
         let (caller_states, purges) = (Arc::clone(&self.caller_states), Arc::clone(&self.purges));
         let metrics = Arc::clone(&self.process.metrics);
@@ -184,7 +187,8 @@ impl GenerationBuilder {
         Ok(Some(tier))
     }
 
-    /// The tracer, if there is one: that of `before`, with its queue, where it would be the same.
+    /// The tracer, if one is configured. If `config` would build the same tracer again, the tracer of `before` is kept with its
+    /// queue.
     fn tracer(&self, config: &Config, before: Option<&Generation>) -> Result<Option<Tracer>, SetupError> {
         if let Some(before) = before.filter(|before| before.config.trace == config.trace) {
             return Ok(before.tracer.clone());

@@ -1,4 +1,4 @@
-//! State of callers besides their links: when the endpoint accepted them, their permits, flights and pauses.
+//! State of callers besides their entries: when the endpoint accepted them, their permits, flights and pauses.
 
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
@@ -15,24 +15,25 @@ use crate::clock::Moment;
 use crate::limits::pause::Pause;
 use crate::limits::permits::Permits;
 
-/// Capacity for accepted callers, and as much again for unaccepted ones. The least recently seen caller is evicted, and its
-/// links become unreachable.
+/// Callers that each of the two caches has room for: one is for accepted callers, the other for all others. A full cache evicts
+/// the caller that was seen least recently; no look-up finds that caller's entries any more.
 pub(super) const CALLERS: usize = 50_000;
-/// Callers idle for this long are evicted; `freshness.max` allows no link more.
+/// A caller that is not seen for this long is evicted. None of its links is fresh then: `freshness.max` is at most a day.
 const TIME_TO_IDLE: Duration = Duration::from_secs(24 * 3600);
 
 pub(crate) struct CallerState {
-    pub(super) generation: AtomicU64,
+    /// Part of the hash of the caller's scopes: a new number makes all of its entries unreachable.
+    pub(super) entries_version: AtomicU64,
     /// Send time of the last call that the endpoint accepted, on both clocks; `u64::MAX`: never.
     accepted: [AtomicU64; 2],
     invalidations: AtomicU64,
-    /// Counts what ends whole answers.
+    /// Counts the events that end the caller's whole answers.
     revision: AtomicU64,
     /// Unix milliseconds of the last invalidation: an acceptance elsewhere must be later.
     invalidated: AtomicU64,
     /// Serializes updates, so that a concurrent acceptance cannot undo an invalidation.
     updates: Mutex<()>,
-    /// Permits of calls under way, so that no caller takes all permits of the process. Sized by the caller of `acquire`.
+    /// Permits of calls under way, so that no caller takes all permits of the process. `fetch` resizes them before each use.
     pub(crate) calls: Permits,
     pub(crate) flights: Arc<AtomicUsize>,
     /// Names of this caller in the fleet's journals, once it was looked up in the shared tier.
@@ -41,9 +42,9 @@ pub(crate) struct CallerState {
 }
 
 impl CallerState {
-    pub(super) fn new(generation: u64) -> Self {
+    pub(super) fn new(entries_version: u64) -> Self {
         Self {
-            generation: AtomicU64::new(generation),
+            entries_version: AtomicU64::new(entries_version),
             accepted: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
             invalidations: AtomicU64::new(0),
             revision: AtomicU64::new(0),
@@ -96,13 +97,13 @@ impl CallerState {
         }
     }
 
-    /// Ends the caller's whole answers. To be called after what they are made of has changed: whoever has read the new revision
-    /// looks up what is new.
+    /// Ends the caller's whole answers. Must be called after the entries have changed, so that a batch that reads the new revision
+    /// finds the new entries.
     pub(crate) fn end_answers(&self) {
         self.revision.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Differs from an earlier one once the caller's whole answers have ended between.
+    /// The number of times that the caller's whole answers have ended.
     pub(crate) fn revision(&self) -> u64 {
         self.revision.load(Ordering::Acquire)
     }
@@ -133,19 +134,19 @@ fn states() -> States {
 pub struct CallerStates {
     pub(super) key: [u8; 16],
     pub(super) accepted: States,
-    /// Callers that it had not accepted when they were first seen: made-up tokens evict nobody from `accepted`.
+    /// Callers that the endpoint had not accepted when they were first seen: made-up tokens evict nobody from `accepted`.
     pub(super) unaccepted: States,
-    next_generation: AtomicU64,
+    next_entries_version: AtomicU64,
 }
 
 impl CallerStates {
     /// No callers yet. `key` must be random and secret.
     pub fn new(key: [u8; 16]) -> Self {
-        Self { key, accepted: states(), unaccepted: states(), next_generation: AtomicU64::new(1) }
+        Self { key, accepted: states(), unaccepted: states(), next_entries_version: AtomicU64::new(1) }
     }
 
     pub(super) fn get_or_insert(&self, caller: Caller) -> Arc<CallerState> {
-        let new = || Arc::new(CallerState::new(self.new_generation()));
+        let new = || Arc::new(CallerState::new(self.new_entries_version()));
         self.accepted.get(&caller).unwrap_or_else(|| self.unaccepted.get_with(caller, new))
     }
 
@@ -158,23 +159,23 @@ impl CallerStates {
         self.accepted.get_with(caller, || Arc::clone(state));
     }
 
-    /// Drops all links of `state`'s caller at once.
-    pub(super) fn drop_links(&self, state: &CallerState, now: Moment) {
-        state.generation.store(self.new_generation(), Ordering::Release);
+    /// Drops all entries of `state`'s caller at once.
+    pub(super) fn drop_entries(&self, state: &CallerState, now: Moment) {
+        state.entries_version.store(self.new_entries_version(), Ordering::Release);
         state.invalidate(now);
     }
 
-    /// Drops all links of the caller that the fleet's journal names `name`, if it is known here.
+    /// Drops all entries of the caller that the fleet's journal names `name`, if it is known here.
     pub(crate) fn drop_named(&self, name: u128, now: Moment) {
         for (_, state) in self.accepted.iter().chain(self.unaccepted.iter()) {
             if state.fleet_names.load().as_ref().is_some_and(|names| names.contains(&name)) {
-                self.drop_links(&state, now);
+                self.drop_entries(&state, now);
             }
         }
     }
 
-    /// A generation that was never used.
-    fn new_generation(&self) -> u64 {
-        self.next_generation.fetch_add(1, Ordering::Relaxed)
+    /// A number that no caller has had.
+    fn new_entries_version(&self) -> u64 {
+        self.next_entries_version.fetch_add(1, Ordering::Relaxed)
     }
 }

@@ -96,7 +96,7 @@ impl Callers {
         let (caller, signer) = self.caller_of(credential, &LastToken::default(), head, body)?;
         let state = self.caller_states.all(caller).next();
         let is_known = state.is_some();
-        // No entry is stored under generation 0.
+        // No entry is stored under version 0.
         Ok((Identity::new(caller, state.unwrap_or_else(|| Arc::new(CallerState::new(0))), signer), is_known))
     }
 

@@ -1,4 +1,4 @@
-//! Scopes, and the keys of links in them.
+//! Scopes, and the keys of entries in them.
 
 use std::hash::Hasher;
 
@@ -12,7 +12,8 @@ use crate::api;
 use crate::api::id::Group;
 use crate::message::header_filter::Headers;
 
-/// Caller, the values of the headers that may change an answer, and for entries the group. Links never cross scopes.
+/// A hash of the caller and of the values of the headers that may change an answer; a batch's text is looked up under it. With the
+/// group in the hash as well ([`Scope::of_group`]), it is the scope of entries. Entries never cross scopes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Scope(u128);
 
@@ -41,7 +42,7 @@ impl Scope {
     }
 }
 
-/// One id in one scope.
+/// The hash of one id in one scope.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key(Halves);
 
@@ -58,7 +59,7 @@ impl Halves {
 
 impl std::hash::Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        // Half of a keyed hash is one as well.
+        // Half of a keyed hash is a keyed hash too.
         state.write_u64(self.0.1);
     }
 }
@@ -107,7 +108,7 @@ impl Callers {
     pub fn scope<'m>(&self, identity: &Identity, headers: impl Into<Headers<'m>>) -> Scope {
         let mut hash = self.by_scope;
         let Halves(low, high) = Halves::of(identity.caller.0);
-        for number in [low, high, identity.generation] {
+        for number in [low, high, identity.entries_version] {
             hash.0.write_u64(number);
         }
         self.each_scope_field(identity, headers.into(), |field| hash.field(field));
@@ -189,7 +190,7 @@ impl KeyedHash {
         hash
     }
 
-    /// The hash with these fields besides. An absent field differs from an empty one.
+    /// The hash with these fields added. An absent field differs from an empty one.
     pub(super) fn with<'f>(mut self, fields: impl IntoIterator<Item = Option<&'f [u8]>>) -> u128 {
         fields.into_iter().for_each(|field| self.field(field));
         self.finish()

@@ -190,17 +190,17 @@ async fn an_acceptance_counts_for_its_time_and_a_drop_ends_it() {
 
     accept(&callers, &identity);
     let before = callers.scope(&identity, &list);
-    callers.drop_links(&identity);
+    callers.drop_entries(&identity);
     let again = identify(&callers, &list).ok().unwrap();
     assert!(must_revalidate(&callers, &again));
     assert!(before != callers.scope(&again, &list));
-    assert!(before == callers.scope(&identity, &list), "a call that was sent before keeps the old generation");
+    assert!(before == callers.scope(&identity, &list), "a call that was sent before keeps the old version");
 }
 
 /// Regression: a caller that was evicted and seen again during a call was not affected by the refusal of that call.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_concerns_a_caller_that_was_forgotten_and_met_again_meanwhile() {
-    let refusals: [fn(&Callers, &Identity); 2] = [Callers::drop_links, Callers::invalidate];
+    let refusals: [fn(&Callers, &Identity); 2] = [Callers::drop_entries, Callers::invalidate];
     for refuse in refusals {
         let callers = callers();
         let list = headers(&[("x-auth-token", "t")]);

@@ -23,7 +23,7 @@ use crate::telemetry::metrics::{IdResult, Outcome, Tally};
 const WHY_REFUSED: &str = "the endpoint refused it lately to a batch of this id alone, whose answer is given again";
 
 /// The state that all ids of a batch share.
-struct Circumstances<'a> {
+struct BatchState<'a> {
     /// Why no call could be made now.
     rejection: Option<Error>,
     requirements: CacheRequirements,
@@ -58,8 +58,9 @@ impl BatchRoute {
         let directives = self.directives((&head.headers).into());
         let client = CacheRequirements::from(&directives);
         let must_revalidate = self.callers.must_revalidate(&identity, now);
-        let rejection = self.fetch.rejection(&identity, ids.iter().map(|(id, _)| *id));
-        let around = Circumstances {
+        let names: Vec<&str> = ids.iter().map(|(id, _)| *id).collect();
+        let rejection = self.fetch.why_no_call(&identity, &names);
+        let state = BatchState {
             rejection: rejection.map(|rejection| rejection.error),
             requirements: CacheRequirements { forbids_cache: client.forbids_cache || must_revalidate, ..client },
             directives,
@@ -69,7 +70,7 @@ impl BatchRoute {
         };
         // A remembered refusal is the answer to a batch of its id alone.
         let refused = match ids.as_slice() {
-            [(id, key)] => self.cache.refusals.look_up(*key, id, &around.marks, now),
+            [(id, key)] => self.cache.refusals.look_up(*key, id, &state.marks, now),
             _ => None,
         };
         let refused = refused.filter(|refusal| client.allow_refusal(&refusal.deadlines, now));
@@ -77,7 +78,7 @@ impl BatchRoute {
 
         let mut tally = Tally::default();
         let id_now = |(id, key): &(&str, Key)| {
-            let (id_now, result) = self.id_now(id, *key, refused, &around);
+            let (id_now, result) = self.id_now(id, *key, refused, &state);
             tally.add(result);
             id_now
         };
@@ -86,7 +87,7 @@ impl BatchRoute {
             Outcome::Hit => (Outcome::Hit, None),
             _ if refused.is_some() => (Outcome::Error, None),
             _ if directives.only_if_cached => (Outcome::Error, Some(Error::NotCached)),
-            _ if tally.count(IdResult::Failed) > 0 => (Outcome::Error, around.rejection),
+            _ if tally.count(IdResult::Failed) > 0 => (Outcome::Error, state.rejection),
             outcome => (outcome, None),
         };
         let why_refused = (outcome == Outcome::Error && refused.is_some()).then_some(WHY_REFUSED);
@@ -101,7 +102,7 @@ impl BatchRoute {
                 Form::Body => "body",
             },
             "caller": self.caller_now(&identity, is_known, now),
-            "calls_refused": around.rejection.map(Error::message),
+            "calls_refused": state.rejection.map(Error::message),
             "ids": ids,
         }));
         if let (Some(group), Some(explanation)) = (batch.group.to_json(), explanation.as_object_mut()) {
@@ -152,16 +153,16 @@ impl BatchRoute {
     }
 
     /// Explains an id in the batch's scope. `refused` are the deadlines of a remembered refusal of it.
-    fn id_now(&self, id: &str, key: Key, refused: Option<&Deadlines>, around: &Circumstances<'_>) -> (Value, IdResult) {
-        let now = around.now;
+    fn id_now(&self, id: &str, key: Key, refused: Option<&Deadlines>, state: &BatchState<'_>) -> (Value, IdResult) {
+        let now = state.now;
         let entry = self.cache.peek(key);
-        let is_purged = entry.as_ref().is_some_and(|entry| around.marks.cover(id, entry.deadlines().sent()));
+        let is_purged = entry.as_ref().is_some_and(|entry| state.marks.cover(id, entry.deadlines().sent()));
         let entry = entry.filter(|_| !is_purged);
-        let in_flight = self.fetch.is_in_flight(key, id, &around.marks);
-        let serves = entry.as_ref().is_some_and(|entry| around.requirements.allow(entry.deadlines(), now));
+        let in_flight = self.fetch.is_in_flight(key, id, &state.marks);
+        let serves = entry.as_ref().is_some_and(|entry| state.requirements.allow(entry.deadlines(), now));
         let floor = millis(self.config.freshness.min_remaining);
         let is_past_floor = |deadlines: &Deadlines| deadlines.life_left(now).is_some_and(|left| left <= floor);
-        let state = match entry.as_ref().map(|entry| (entry.deadlines(), entry.text().is_some())) {
+        let entry_state = match entry.as_ref().map(|entry| (entry.deadlines(), entry.text().is_some())) {
             _ if is_purged => "purged",
             Some((deadlines, has_link)) if deadlines.fresh_left(now).is_some() => {
                 if has_link {
@@ -177,9 +178,9 @@ impl BatchRoute {
             None => "unknown",
         };
         let refused = refused.filter(|_| !serves);
-        let (state, (result, why)) = match refused {
+        let (entry_state, (result, why)) = match refused {
             Some(_) => ("refused", (IdResult::Failed, WHY_REFUSED)),
-            None => (state, verdict(state, in_flight, serves, around)),
+            None => (entry_state, verdict(entry_state, in_flight, serves, state)),
         };
         let refresh_ahead = serves && entry.as_ref().is_some_and(|entry| self.is_ageing(entry, key, now));
         let text = entry.as_ref().and_then(Entry::text);
@@ -191,7 +192,7 @@ impl BatchRoute {
         let life_left = of_link.and_then(|deadlines| deadlines.life_left(now));
         let id_now = without_nulls(json!({
             "id": id::shown(id),
-            "state": state,
+            "state": entry_state,
             // As in `ids_total`, as far as can be told before the endpoint has answered.
             "result": result.name(),
             "why": why,
@@ -213,27 +214,27 @@ impl BatchRoute {
     }
 }
 
-fn verdict(state: &str, in_flight: bool, serves: bool, around: &Circumstances<'_>) -> (IdResult, &'static str) {
+fn verdict(entry_state: &str, in_flight: bool, serves: bool, state: &BatchState<'_>) -> (IdResult, &'static str) {
     if serves {
-        return match state {
+        return match entry_state {
             "absent" => (IdResult::Absent, "the endpoint left it out lately"),
             _ => (IdResult::Hit, "it is fresh, and its caller is accepted"),
         };
     }
-    let no_cache = around.directives.no_cache || around.directives.no_store;
-    if in_flight && !around.directives.no_store {
+    let no_cache = state.directives.no_cache || state.directives.no_store;
+    if in_flight && !state.directives.no_store {
         return (IdResult::Joined, "a call for it is under way, which the batch would join");
     }
-    if around.rejection.is_some() {
+    if state.rejection.is_some() {
         // A call that cannot be made counts as a failure of the endpoint, for which stale links are served.
-        return match state {
+        return match entry_state {
             "fresh" | "stale" if !no_cache => (IdResult::Stale, "no call can be made now, and the link has life left"),
             _ => (IdResult::Failed, "no call can be made now, and nothing in memory may answer for it"),
         };
     }
-    let why = match state {
+    let why = match entry_state {
         "fresh" | "absent" if no_cache => "the request's Cache-Control forbids an answer from memory",
-        "fresh" | "absent" if around.must_revalidate => "the caller must revalidate",
+        "fresh" | "absent" if state.must_revalidate => "the caller must revalidate",
         "fresh" | "absent" => "it is fresh, but not within the request's max-age or min-fresh",
         "stale" => "it is stale, and served only if the endpoint fails",
         "past_floor" => "the link has less life left than freshness.min_remaining, and is never served again",

@@ -88,7 +88,7 @@ impl BatchRoute {
     ) -> Reply {
         let reply = self.forward_as_written(parts, body, Bypass::Cookie, context, slots).await;
         if reply.response.status() == StatusCode::UNAUTHORIZED {
-            self.fetch.drop_caller_links(context, context.was_accepted);
+            self.fetch.drop_caller_entries(context, context.was_accepted);
         }
         reply
     }

@@ -13,7 +13,7 @@ use crate::api::answer::{merge, merge_sized, merged_length};
 use crate::api::request::Form;
 use crate::auth::{Bypass, Callers};
 use crate::cache::Entry;
-use crate::cache::answers::Answer;
+use crate::cache::answers::WholeAnswer;
 use crate::cache::refusals::Refusal;
 use crate::clock::Moment;
 use crate::error::{Error, NoAnswer};
@@ -102,7 +102,7 @@ impl BatchRoute {
         let tally = observe(entries, &self.metrics, now);
         let is_stale = tally.count(IdResult::Stale) > 0;
         let max_age = (summary.stored && !is_stale).then_some(summary.fresh_left);
-        let mut reply = self.reply(body, tally, cache_control(max_age, form), fetched.request_id.clone());
+        let mut reply = self.reply(body, tally, cache_control(max_age, form == Form::Body), fetched.request_id.clone());
         if reply.info.outcome != Outcome::Hit || tally.count(IdResult::Shared) > 0 {
             let status = cache_status(&tally, summary, fetched, from_memory);
             set(reply.response.headers_mut(), &CACHE_STATUS, status);
@@ -111,9 +111,9 @@ impl BatchRoute {
     }
 
     /// The reply of a whole answer.
-    pub(super) fn repeated(&self, answer: &Answer, now: Moment) -> Reply {
+    pub(super) fn repeated(&self, answer: &WholeAnswer, now: Moment) -> Reply {
         self.metrics.link_life_left.observe_each(answer.lives_left(now));
-        let cache_control = cache_control(Some(answer.fresh_left(now)), answer.form());
+        let cache_control = cache_control(Some(answer.fresh_left(now)), answer.is_body());
         self.reply(whole(answer.body().clone()), answer.tally(), cache_control, None)
     }
 
@@ -163,8 +163,8 @@ pub(super) fn outcome(tally: &Tally) -> Outcome {
 
 /// For a reply that is fresh for so many milliseconds, if it may be stored. The URL of the body form does not name its batch, so
 /// no cache downstream may store the reply.
-fn cache_control(fresh_left: Option<u64>, form: Form) -> HeaderValue {
-    let Some(fresh_left) = fresh_left.filter(|_| form != Form::Body) else {
+fn cache_control(fresh_left: Option<u64>, is_body: bool) -> HeaderValue {
+    let Some(fresh_left) = fresh_left.filter(|_| !is_body) else {
         return HeaderValue::from_static("no-store");
     };
     let mut digits = itoa::Buffer::new();

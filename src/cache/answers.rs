@@ -1,12 +1,20 @@
 //! Whole answers: the merged bodies of batches that come again as they were written. One look-up answers such a batch, without
-//! reading its ids and without merging. Start at [`Answers::look_up`].
+//! reading its ids and without merging. Start at [`WholeAnswers::look_up`].
 //!
-//! An answer is stored under its caller's scope and the request's text, and compared with both. It is used only while each entry
-//! in it would be served as it stands: all are fresh, none is due for a refresh, and since the first of them was looked up
-//! nothing was purged, and nothing of its caller's was withdrawn, refused or fetched anew ([`Revision`]). An eviction or a
-//! refresh ends no answer. A configuration has its own answers, so a reload ends all of them.
+//! A whole answer is stored once its batch has come twice, if memory answers all of its ids with fresh entries, none of which is
+//! due for a refresh. It is found under a hash of its caller's scope and of the request's text, and compared with both.
 //!
-//! moka's expiry only frees memory: [`Answer::is_usable`] decides, by the same clocks as for entries.
+//! A whole answer ends when
+//! - anything is purged, by any client ([`Revision`]);
+//! - its caller is invalidated or loses an entry ([`Revision`]);
+//! - a call replaces an entry of its caller that was not due for a refresh ([`Revision`]);
+//! - one of its entries becomes due for a refresh ([`WholeAnswer::is_usable`]);
+//! - its caller must revalidate, or the client's directives may exclude fresh entries: the batch does not look for it then;
+//! - a configuration is applied: each has whole answers of its own.
+//!
+//! Neither an eviction nor a refresh ahead of one of its entries ends it: the answer's links are as good as before.
+//!
+//! moka's expiry only frees memory: [`WholeAnswer::is_usable`] decides, by the same clocks as for entries.
 
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::sync::Arc;
@@ -19,19 +27,18 @@ use moka::sync;
 
 use super::{Cache, Entry};
 use crate::api::answer::merge;
-use crate::api::request::Form;
 use crate::auth::{Identity, Key, KeyHasher, Scope};
 use crate::clock::Moment;
 use crate::config::CacheConfig;
 use crate::telemetry::metrics::{IdResult, Tally};
 
-/// Bytes of an answer besides its text, its request's and its lives: key, bookkeeping, allocator's rounding.
+/// Bytes of a whole answer besides its body, its request's text and its expiries: key, bookkeeping, the allocator's rounding.
 const ANSWER_BYTES: usize = 512;
-/// One use in so many looks the entries up instead, so that the cache keeps those that are asked for.
+/// One of this many uses looks the entries up instead, so that the cache counts their use and keeps them.
 const LOOK_UP_EVERY: u32 = 16;
 /// Bytes of items in the longest answer that is stored.
 const LONGEST: usize = 1 << 16;
-/// Requests that are remembered as seen once, by a part of their key.
+/// Places for the hashes of requests that came once.
 const SEEN: usize = 1 << 13;
 
 /// A batch as its client wrote it.
@@ -41,7 +48,7 @@ pub(crate) struct Written<'r> {
     scope: Scope,
     text: &'r [u8],
     is_body: bool,
-    /// A hash of the text that is secret, since the scope is. Answers are compared with the text, so it only has to spread them.
+    /// A hash of the text, seeded by the scope, which is secret. It only has to spread answers: each is compared with the text.
     hash: u64,
 }
 
@@ -65,38 +72,40 @@ fn hash(scope: Scope, text: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// Counts what ends the answers of one caller.
+/// Two counters. If one has changed, whole answers of this caller from before the change have ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Revision {
+    /// Counts purges of anything.
     purges: u64,
+    /// Counts the caller's invalidations, and changes of its entries.
     caller: u64,
 }
 
 impl Revision {
-    /// The revision now. To be read before the entries of an answer are looked up.
+    /// Reads the counters. Must be called before the entries of an answer are looked up.
     pub(crate) fn of(cache: &Cache, identity: &Identity) -> Self {
         Self { purges: cache.purges().revision(), caller: identity.caller_state.revision() }
     }
 }
 
-/// A whole answer.
-pub(crate) struct Answer {
+/// The answer to one batch: its merged body, and what the reply, the log and the metrics need of it.
+pub(crate) struct WholeAnswer {
     scope: Scope,
     written: Box<[u8]>,
     is_body: bool,
     revision: Revision,
-    /// From then on an entry is due for a refresh, or no longer fresh.
+    /// When the first of its entries becomes due for a refresh.
     usable_until: Moment,
-    /// From then on an entry is no longer fresh.
+    /// When the first of its entries stops being fresh.
     fresh_until: Moment,
     body: Bytes,
     tally: Tally,
-    /// When its links expire, on the monotonic clock, in order.
+    /// When its links expire, in milliseconds on the monotonic clock, the earliest first.
     expiries: Box<[u64]>,
     uses: AtomicU32,
 }
 
-impl Answer {
+impl WholeAnswer {
     fn new<'e>(
         written: &Written<'_>,
         revision: Revision,
@@ -132,14 +141,14 @@ impl Answer {
         self.scope == written.scope && self.is_body == written.is_body && *self.written == *written.text
     }
 
-    /// Whether each entry in it would be served as it stands.
+    /// Whether each of its entries may still be served, without a refresh.
     fn is_usable(&self, revision: Revision, now: Moment) -> bool {
         self.revision == revision && now.is_before(self.usable_until)
     }
 
-    /// How its batch is written: in the body, or in one of the query forms.
-    pub(crate) fn form(&self) -> Form {
-        if self.is_body { Form::Body } else { Form::Repeated }
+    /// Whether its batch is written in the body.
+    pub(crate) fn is_body(&self) -> bool {
+        self.is_body
     }
 
     /// The body.
@@ -147,7 +156,7 @@ impl Answer {
         &self.body
     }
 
-    /// Milliseconds of freshness left of the entry that has the least.
+    /// Milliseconds until the first of its entries stops being fresh.
     pub(crate) fn fresh_left(&self, now: Moment) -> u64 {
         self.fresh_until.left(now)
     }
@@ -157,7 +166,7 @@ impl Answer {
         self.tally
     }
 
-    /// Seconds until its links expire, least first.
+    /// Seconds until each of its links expires, the earliest first.
     pub(crate) fn lives_left(&self, now: Moment) -> impl Iterator<Item = f64> {
         self.expiries.iter().map(move |expiry| expiry.saturating_sub(now.monotonic) as f64 / 1000.0)
     }
@@ -183,18 +192,19 @@ impl Expiry<u64, Stored> for FreeUnusable {
 
 #[derive(Clone)]
 struct Stored {
-    answer: Arc<Answer>,
+    answer: Arc<WholeAnswer>,
+    /// How long moka keeps it.
     keep: Duration,
 }
 
-/// What is stored for a batch.
+/// How a batch is to be answered.
 pub(crate) enum Found {
-    /// Its answer.
-    Answer(Arc<Answer>),
-    /// No answer that can be used; the batch came before as it was written, so its next answer is to be stored.
-    Repeated,
-    /// Nothing to use or to store.
-    Nothing,
+    /// By this whole answer.
+    Answer(Arc<WholeAnswer>),
+    /// From its entries. The same text came before, so its next answer is to be stored.
+    SeenBefore,
+    /// From its entries. Its answer is not to be stored.
+    LookUpEntries,
 }
 
 /// The part of `cache.capacity` that whole answers may take, in bytes.
@@ -203,13 +213,13 @@ pub(super) fn capacity(all: u64) -> u64 {
 }
 
 /// The whole answers of one configuration, bounded by bytes.
-pub(crate) struct Answers {
+pub(crate) struct WholeAnswers {
     stored: sync::Cache<u64, Stored, BuildHasherDefault<KeyHasher>>,
-    /// What came once: most batches never come again, and storing costs more than it saves then.
+    /// Hashes of requests that came once. Most batches never come again, and storing their answers would cost more than it saves.
     seen: Box<[AtomicU32]>,
 }
 
-impl Answers {
+impl WholeAnswers {
     /// No answers yet, of at most an eighth of `config.capacity`.
     pub(crate) fn new(config: &CacheConfig) -> Self {
         let stored = sync::Cache::builder().max_capacity(capacity(config.capacity));
@@ -225,13 +235,13 @@ impl Answers {
         match self.stored.get(&written.hash) {
             Some(Stored { answer, .. }) if answer.is_of(written) => {
                 if !answer.is_usable(revision, now) {
-                    return Found::Repeated;
+                    return Found::SeenBefore;
                 }
                 let uses = answer.uses.fetch_add(1, Ordering::Relaxed);
-                if uses % LOOK_UP_EVERY == LOOK_UP_EVERY - 1 { Found::Nothing } else { Found::Answer(answer) }
+                if uses % LOOK_UP_EVERY == LOOK_UP_EVERY - 1 { Found::LookUpEntries } else { Found::Answer(answer) }
             }
-            _ if self.was_seen(written.hash) => Found::Repeated,
-            _ => Found::Nothing,
+            _ if self.was_seen(written.hash) => Found::SeenBefore,
+            _ => Found::LookUpEntries,
         }
     }
 
@@ -247,7 +257,7 @@ impl Answers {
         if entries.clone().filter_map(|(entry, _)| entry.text()).map(<[u8]>::len).sum::<usize>() > LONGEST {
             return;
         }
-        let answer = Answer::new(written, revision, entries);
+        let answer = WholeAnswer::new(written, revision, entries);
         let keep = Duration::from_millis(answer.usable_until.left(now));
         self.stored.insert(written.hash, Stored { answer: Arc::new(answer), keep });
     }

@@ -1,14 +1,14 @@
 //! How long a link may be served: the expiry in its URL, read into two [`Deadlines`].
 //!
-//! Both are fixed when the link's call was sent and never extended:
-//! - *fresh until*: served without asking the endpoint;
-//! - *stale until*: past its freshness, served only for an endpoint that fails.
+//! Both are counted from when the link's call was sent, and never extended:
+//! - *fresh until*: before it, the link is served without asking the endpoint;
+//! - *usable until*: after *fresh until* and before it, the link is stale, and served only if the endpoint fails.
 //!
 //! The life left of a link is measured against the latest of three clocks: the endpoint's, the signer's, and the local one.
 //! A clock that is behind therefore never prolongs a life; one that is ahead costs hits.
 
 mod expiry;
-pub mod forms;
+pub mod formats;
 
 use std::time::{Duration, SystemTime};
 
@@ -22,27 +22,27 @@ pub use crate::telemetry::metrics::Reason;
 
 pub use expiry::{Expiry, expiry};
 
-/// When an entry stops being fresh, and when it stops being usable at all.
+/// Until when an entry is fresh, and until when it is usable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadlines {
     /// When the call was sent: all spans count from here.
     sent: Moment,
-    /// Milliseconds.
+    /// Milliseconds for which the entry is fresh.
     fresh: u32,
-    /// Milliseconds; at least `fresh`.
-    stale: u32,
+    /// Milliseconds for which the entry is usable; at least `fresh`.
+    usable: u32,
     /// Milliseconds until the URL's own expiry; `u32::MAX` for a link that states none.
     life: u32,
 }
 
 impl Deadlines {
-    /// Deadlines of an id that the endpoint left out: fresh for `span`, never stale.
+    /// Deadlines of an id that the endpoint left out: fresh for `span`, and not usable after that.
     pub fn absent(sent: Moment, span: Duration) -> Self {
         let fresh = saturate(millis(span));
-        Self { sent, fresh, stale: fresh, life: u32::MAX }
+        Self { sent, fresh, usable: fresh, life: u32::MAX }
     }
 
-    /// Deadlines of an entry that is answered once and not stored: never fresh, never stale.
+    /// Deadlines of an entry that is answered once and not stored: neither fresh nor usable.
     pub fn not_stored(sent: Moment) -> Self {
         Self::absent(sent, Duration::ZERO)
     }
@@ -56,7 +56,7 @@ impl Deadlines {
     /// allows here. `None` if it allows nothing.
     pub(crate) fn elsewhere(
         sent: Moment,
-        [fresh, stale, life]: [u32; 3],
+        [fresh, usable, life]: [u32; 3],
         is_absent: bool,
         config: &config::Freshness,
     ) -> Option<Self> {
@@ -64,11 +64,11 @@ impl Deadlines {
         let deadlines = if is_absent {
             Self::absent(sent, Duration::from_millis(fresh.into()).min(config.absent))
         } else {
-            let usable = if life == u32::MAX { life } else { life.saturating_sub(most(config.min_remaining)) };
-            let by_kind = if life == u32::MAX { most(config.unsigned) } else { usable };
+            let by_life = if life == u32::MAX { life } else { life.saturating_sub(most(config.min_remaining)) };
+            let by_kind = if life == u32::MAX { most(config.unsigned) } else { by_life };
             let fresh = fresh.min(by_kind).min(most(config.max));
-            let stale = stale.min(usable).min(fresh.saturating_add(most(config.stale_if_error))).max(fresh);
-            Self { sent, fresh, stale, life }
+            let usable = usable.min(by_life).min(fresh.saturating_add(most(config.stale_if_error))).max(fresh);
+            Self { sent, fresh, usable, life }
         };
         deadlines.is_stored().then_some(deadlines)
     }
@@ -76,7 +76,7 @@ impl Deadlines {
     /// When the call was sent, and the milliseconds from there that the entry is fresh, that it is usable, and until its URL
     /// expires.
     pub(crate) fn parts(&self) -> (Moment, [u32; 3]) {
-        (self.sent, [self.fresh, self.stale, self.life])
+        (self.sent, [self.fresh, self.usable, self.life])
     }
 
     /// Milliseconds of freshness left, if any.
@@ -84,14 +84,14 @@ impl Deadlines {
         left(self.fresh, now.since(self.sent))
     }
 
-    /// Whether the entry may be served for an endpoint that fails.
+    /// Whether the entry may be served if the endpoint fails.
     pub fn usable(&self, now: Moment) -> bool {
         self.usable_left(now).is_some()
     }
 
     /// Milliseconds until the entry is not usable any more, if any.
     pub fn usable_left(&self, now: Moment) -> Option<u64> {
-        left(self.stale, now.since(self.sent))
+        left(self.usable, now.since(self.sent))
     }
 
     /// Milliseconds until the URL expires, if it states an expiry.
@@ -219,10 +219,11 @@ fn single<'h>(headers: &'h HeaderMap, name: &http::HeaderName) -> Option<&'h str
 /// An expiry further away than this counts as misread.
 const TEN_YEARS: u64 = 3653 * 24 * 3600 * 1000;
 
-/// Decides whether the link `url` of an answer is stored, and until when it may be served.
+/// Computes the deadlines of a new link, `url`, which `source` brought. They are stored with the link; whether it is served at a
+/// later moment is decided then, by `fetch::CacheRequirements::allow`.
 ///
 /// # Errors
-/// Why it is passed on and not stored.
+/// Why the link is passed on and not stored.
 pub fn judge(url: Option<&str>, source: &AnswerFreshness, config: &config::Freshness) -> Result<Deadlines, Reason> {
     if source.forbids_storing(config) {
         return Err(Reason::NoStore);
@@ -234,25 +235,25 @@ pub fn judge(url: Option<&str>, source: &AnswerFreshness, config: &config::Fresh
     if is_too_far || (validity.may_be_signing_time && life == Some(0)) {
         return Err(Reason::Unreadable);
     }
-    let usable = life.map(|life| life.saturating_sub(millis(config.min_remaining)));
-    if usable == Some(0) {
+    let by_life = life.map(|life| life.saturating_sub(millis(config.min_remaining)));
+    if by_life == Some(0) {
         return Err(Reason::UnderFloor);
     }
-    let by_kind = usable.unwrap_or(millis(config.unsigned));
+    let by_kind = by_life.unwrap_or(millis(config.unsigned));
     let by_endpoint = source.lifetime(config).unwrap_or(u64::MAX);
     let fresh = by_kind.min(millis(config.max)).min(by_endpoint);
     if fresh == 0 {
         return Err(Reason::NoStore);
     }
-    let stale = if source.directives.must_revalidate && !source.is_overruled(config) {
+    let usable = if source.directives.must_revalidate && !source.is_overruled(config) {
         fresh
     } else {
-        fresh.saturating_add(millis(config.stale_if_error)).min(usable.unwrap_or(u64::MAX))
+        fresh.saturating_add(millis(config.stale_if_error)).min(by_life.unwrap_or(u64::MAX))
     };
     Ok(Deadlines {
         sent: source.sent,
         fresh: saturate(fresh),
-        stale: saturate(stale),
+        usable: saturate(usable),
         life: life.map_or(u32::MAX, |life| saturate(life).min(u32::MAX - 1)),
     })
 }

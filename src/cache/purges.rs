@@ -1,8 +1,8 @@
-//! Purges: links fetched up to some moment are not served any more.
+//! Purges: links that were fetched before a purge are not served any more.
 //!
 //! Links lie under keys that name their scope, so the links of one id, or of one group, cannot be found without going through
-//! all. A purge leaves a mark instead: a keyed hash of the id or group, and the moment. Results of calls sent no later than
-//! that are covered by the mark: not served, not stored, not joined. So a purge costs the same for one link as for a million,
+//! all. A purge leaves a mark instead: a keyed hash of the id or group, and the moment. The mark covers what calls
+//! that were sent no later have brought or will bring: it is not served, not stored, and not joined. So a purge costs the same for one link as for a million,
 //! and holds against calls that are under way.
 //!
 //! Marks are bounded in number. Beyond the bound, the oldest are merged into one that covers everything of their time or older: some links are
@@ -28,7 +28,7 @@ pub const MOST: usize = 1 << 16;
 /// Marks count for longer than a link or a call may last: moments are whole milliseconds.
 const SLACK: Duration = Duration::from_secs(1);
 
-/// What is purged.
+/// The target of a purge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target<'t> {
     /// An id, in every scope.
@@ -67,17 +67,17 @@ pub struct Purges {
     listener: ArcSwapOption<Listener>,
     /// Milliseconds until a mark expires.
     span: AtomicU64,
-    /// Never decreases.
+    /// Everything that was sent before this monotonic millisecond is purged. Never decreases.
     floor: AtomicU64,
     /// Number of marks in `table`: with none, look-ups take no lock.
     count: AtomicUsize,
-    /// Counts marks as they are made.
+    /// Counts the marks that were ever made.
     revision: AtomicU64,
     table: RwLock<MarkTable>,
 }
 
 struct MarkTable {
-    /// The key of names.
+    /// The key with which names are hashed.
     key: [u8; 16],
     /// The name of an id or group → the monotonic millisecond of its last purge.
     last: HashMap<u128, u64, BuildHasherDefault<KeyHasher>>,
@@ -91,8 +91,8 @@ impl MarkTable {
 }
 
 impl Purges {
-    /// No marks yet. `key` must be random and secret; whoever shares it names the same targets alike. Marks expire after
-    /// `span`, which is at least that of `span_of`.
+    /// No marks yet. `key` must be random and secret; sidecars that share it hash the same targets alike. Marks expire
+    /// after `span`, which is at least that of `span_of`.
     pub fn new(key: [u8; 16], span: Duration) -> Self {
         Self {
             listener: ArcSwapOption::empty(),
@@ -109,8 +109,8 @@ impl Purges {
         self.span.fetch_max(millis(span), Ordering::Relaxed);
     }
 
-    /// Changes the key of names. Marks under the old key are never found again, so everything up to `now` is covered.
-    pub(crate) fn rename(&self, key: [u8; 16], now: impl Fn() -> Moment) {
+    /// Changes the key with which names are hashed. Marks under the old key are never found again, so everything up to `now` is covered.
+    pub(crate) fn set_name_key(&self, key: [u8; 16], now: impl Fn() -> Moment) {
         let mut table = self.table.write();
         if table.key != key {
             self.raise_floor(now().monotonic);
@@ -160,12 +160,12 @@ impl Purges {
         self.count_revision();
     }
 
-    /// Differs from an earlier one once anything was purged between.
+    /// The number of purges so far. Two equal numbers show that nothing was purged in between.
     pub(super) fn revision(&self) -> u64 {
         self.revision.load(Ordering::Acquire)
     }
 
-    /// After the mark is there: whoever has read the new revision sees the mark.
+    /// Must be called after the mark is inserted, so that a batch that reads the new revision sees the mark.
     fn count_revision(&self) {
         self.revision.fetch_add(1, Ordering::AcqRel);
     }
@@ -190,7 +190,7 @@ impl Purges {
         self.remove_expired(&mut self.table.write(), now);
     }
 
-    /// Number of marks, of [`MOST`]; without one over everything.
+    /// Number of marks in the table, [`MOST`] at most. A purge of everything raises the floor instead.
     pub(crate) fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
@@ -218,7 +218,7 @@ impl Purges {
         let span = self.span.load(Ordering::Relaxed);
         let floor = self.floor();
         table.last.retain(|_, last| *last >= floor && now.monotonic.saturating_sub(*last) <= span);
-        // After the floor was raised: look-ups that see no marks see the floor.
+        // Stored after the floor was raised, so that a look-up that sees no marks sees the floor.
         self.count.store(table.last.len(), Ordering::Release);
     }
 }
@@ -259,7 +259,7 @@ impl<'p> Marks<'p> {
     /// The marks locked for reading, for many ids at once.
     pub(super) fn lock(&self) -> LockedMarks<'p> {
         let table = self.purges.map(|purges| purges.table.read());
-        // Under the lock: marks that were merged into the floor meanwhile are missing in the table.
+        // Read under the lock: marks may have been merged into the floor and removed meanwhile.
         let floor = self.purges.map_or(0, Purges::floor);
         LockedMarks { floor: floor.max(self.floor), table }
     }
@@ -294,7 +294,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for key in (0..=255).cycle().take_while(|_| !over.load(Ordering::SeqCst)) {
-                    purges.rename([key; 16], moment);
+                    purges.set_name_key([key; 16], moment);
                 }
             });
             for _ in 0..100_000 {

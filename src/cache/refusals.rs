@@ -1,6 +1,6 @@
 //! Ids that the endpoint refuses to a caller, with a 403 or a 200 that is an error.
 //!
-//! Two things are remembered, both by [`Key`], so neither crosses scopes or outlives a caller's generation:
+//! Two things are remembered, both by [`Key`], so neither crosses scopes, and none is found once the caller's entries are dropped:
 //! - for every id of a refused call, when that call was sent: items of calls sent no later are not stored, wherever they come
 //!   from, the shared tier included;
 //! - for a call that asked for one id alone, its answer, for `freshness.absent`: a batch of exactly that id gets it again.
@@ -22,8 +22,8 @@ use super::purges::Marks;
 use crate::auth::Key;
 use crate::clock::Moment;
 
-/// Bytes of remembered answers: for accepted callers, and as many for others, so that made-up tokens evict no accepted
-/// caller's answers.
+/// Bytes of remembered answers to accepted callers. Answers to other callers have as many bytes of their own, so that made-up
+/// tokens evict no accepted caller's answers.
 const ANSWER_BYTES: u64 = 1 << 20;
 /// Bytes of an answer besides its headers and body.
 const ENTRY_BYTES: usize = 512;
@@ -69,11 +69,11 @@ impl Weighter<Key, Arc<Refusal>> for AnswerWeight {
     }
 }
 
-type Answers = Cache<Key, Arc<Refusal>, AnswerWeight, BuildHasherDefault<KeyHasher>>;
+type RefusalTable = Cache<Key, Arc<Refusal>, AnswerWeight, BuildHasherDefault<KeyHasher>>;
 
 struct Tables {
     /// Answers to callers that the endpoint accepts, and to others.
-    answers: [Answers; 2],
+    answers: [RefusalTable; 2],
     /// When the last refused call for an id was sent.
     sent: Cache<Key, Moment, UnitWeighter, BuildHasherDefault<KeyHasher>>,
 }
@@ -84,8 +84,9 @@ pub(crate) struct Refusals(Mutex<Tables>);
 impl Default for Refusals {
     fn default() -> Self {
         let entries = (1 << 20) / ENTRY_BYTES / 2;
-        let answers =
-            || Answers::with(entries, ANSWER_BYTES, AnswerWeight, BuildHasherDefault::default(), Default::default());
+        let answers = || {
+            RefusalTable::with(entries, ANSWER_BYTES, AnswerWeight, BuildHasherDefault::default(), Default::default())
+        };
         let sent = Cache::with(IDS, IDS as u64, UnitWeighter, BuildHasherDefault::default(), Default::default());
         Self(Mutex::new(Tables { answers: [answers(), answers()], sent }))
     }
@@ -95,11 +96,11 @@ impl Refusals {
     /// Whether nothing was refused lately.
     pub(crate) fn is_empty(&self) -> bool {
         let tables = self.0.lock();
-        tables.sent.is_empty() && tables.answers.iter().all(Answers::is_empty)
+        tables.sent.is_empty() && tables.answers.iter().all(RefusalTable::is_empty)
     }
 
     /// Records that a call for the id of `key`, sent at `sent`, was refused.
-    pub(crate) fn refused(&self, key: Key, sent: Moment) {
+    pub(crate) fn note_refused(&self, key: Key, sent: Moment) {
         let sent_times = &mut self.0.lock().sent;
         let later = sent_times.peek(&key).copied().filter(|known| known.monotonic > sent.monotonic);
         sent_times.insert(key, later.unwrap_or(sent));
@@ -126,7 +127,7 @@ impl Refusals {
     }
 
     /// Records that a call for the id of `key`, sent at `sent`, was not refused: forgets earlier answers.
-    pub(crate) fn not_refused(&self, key: Key, sent: Moment) {
+    pub(crate) fn note_accepted(&self, key: Key, sent: Moment) {
         for answers in &mut self.0.lock().answers {
             answers.remove_if(&key, |refusal| refusal.deadlines.sent().monotonic < sent.monotonic);
         }
@@ -174,14 +175,14 @@ mod tests {
         refusals.remember(caller.key("1"), refusal(LONGEST, now).unwrap(), true);
         for id in 0..5_000 {
             refusals.remember(made_up.key(&id.to_string()), refusal(1000, now).unwrap(), false);
-            refusals.refused(made_up.key(&id.to_string()), now);
+            refusals.note_refused(made_up.key(&id.to_string()), now);
         }
         assert!(refusals.look_up(caller.key("1"), "1", &marks, now).is_some());
         let unaccepted = |tables: &Tables| (tables.answers[1].weight(), tables.answers[1].len());
         let (weight, count) = unaccepted(&refusals.0.lock());
         assert!(weight <= ANSWER_BYTES && count > 100);
         for id in 0..100_000 {
-            refusals.refused(made_up.key(&id.to_string()), now);
+            refusals.note_refused(made_up.key(&id.to_string()), now);
         }
         assert!(refusals.0.lock().sent.len() <= IDS);
     }
@@ -195,13 +196,13 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         let second = clock.now();
         refusals.remember(key, refusal(1, second).unwrap(), true);
-        refusals.refused(key, second);
-        refusals.not_refused(key, first);
+        refusals.note_refused(key, second);
+        refusals.note_accepted(key, first);
         assert!(refusals.look_up(key, "1", &marks, second).is_some());
         assert!(refusals.is_refused_since(key, first) && refusals.is_refused_since(key, second));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(!refusals.is_refused_since(key, clock.now()));
-        refusals.not_refused(key, clock.now());
+        refusals.note_accepted(key, clock.now());
         assert!(refusals.look_up(key, "1", &marks, clock.now()).is_none());
     }
 }

@@ -1,6 +1,6 @@
 //! Calls to the endpoint: ids of one scope and form share calls.
 //!
-//! Each scope and form has a queue and a number of calls under way ([`take_ready_batches`](Fetcher::take_ready_batches)); ids
+//! Each scope and form has a queue and a number of calls under way ([`take_ready_calls`](Fetcher::take_ready_calls)); ids
 //! that arrive meanwhile wait in the queue, and leave when a call returns. No timer delays a lone batch. Retries are
 //! [`Upstream::call`](crate::upstream::Upstream::call)'s.
 
@@ -73,7 +73,7 @@ impl PendingId {
 }
 
 /// The ids of one call. However its task ends, its flights are completed and its queue moves on.
-pub(super) struct UpstreamBatch {
+pub(super) struct ReadyCall {
     fetcher: Arc<Fetcher>,
     /// The queue that the ids come from; `None`: the call is for one batch alone.
     queue: Option<QueueKey>,
@@ -98,7 +98,7 @@ impl CallReport {
     }
 }
 
-impl UpstreamBatch {
+impl ReadyCall {
     /// Ends the flights. The entries that may be stored are in the cache already.
     fn complete(&mut self, report: CallReport) {
         let pending = std::mem::take(&mut self.pending);
@@ -122,7 +122,7 @@ impl UpstreamBatch {
     }
 }
 
-impl Drop for UpstreamBatch {
+impl Drop for ReadyCall {
     fn drop(&mut self) {
         if !self.pending.is_empty() {
             events::CallLost { ids: self.pending.len() }.log();
@@ -133,7 +133,7 @@ impl Drop for UpstreamBatch {
         if let Some(queue) = flights.queues.get_mut(&key) {
             queue.calls = queue.calls.saturating_sub(1);
         }
-        let ready = self.fetcher.take_ready_batches(&mut flights, key);
+        let ready = self.fetcher.take_ready_calls(&mut flights, key);
         drop(flights);
         self.fetcher.send(ready);
     }
@@ -141,7 +141,7 @@ impl Drop for UpstreamBatch {
 
 impl Fetcher {
     /// Takes the batches that may leave a queue now, to be handed to [`Fetcher::send`] once the flights are unlocked.
-    pub(super) fn take_ready_batches(self: &Arc<Self>, flights: &mut Flights, key: QueueKey) -> Vec<UpstreamBatch> {
+    pub(super) fn take_ready_calls(self: &Arc<Self>, flights: &mut Flights, key: QueueKey) -> Vec<ReadyCall> {
         let mut ready = Vec::new();
         let mut abandoned = Vec::new();
         let Some(queue) = flights.queues.get_mut(&key) else { return ready };
@@ -158,7 +158,7 @@ impl Fetcher {
                 let _ = pending.flight.sent.set(now);
             }
             queue.calls += 1;
-            ready.push(UpstreamBatch { fetcher: Arc::clone(&fetcher), queue: Some(key), pending, store: true });
+            ready.push(ReadyCall { fetcher: Arc::clone(&fetcher), queue: Some(key), pending, store: true });
         }
         if queue.calls == 0 {
             flights.queues.remove(&key);
@@ -168,22 +168,22 @@ impl Fetcher {
     }
 
     /// The calls for ids of one batch alone.
-    pub(super) fn separate_batches(
+    pub(super) fn separate_calls(
         self: &Arc<Self>,
         mut pending: VecDeque<PendingId>,
         form: Form,
         store: bool,
-    ) -> Vec<UpstreamBatch> {
+    ) -> Vec<ReadyCall> {
         let mut batches = Vec::new();
         while !pending.is_empty() {
             let pending = take_call(&mut pending, &self.config.upstream, form, &mut Vec::new());
-            batches.push(UpstreamBatch { fetcher: Arc::clone(self), queue: None, pending, store });
+            batches.push(ReadyCall { fetcher: Arc::clone(self), queue: None, pending, store });
         }
         batches
     }
 
     /// Starts calls. Must not be called with the flights locked: a runtime that shuts down drops the calls on the spot.
-    pub(super) fn send(&self, ready: Vec<UpstreamBatch>) {
+    pub(super) fn send(&self, ready: Vec<ReadyCall>) {
         for mut batch in ready {
             self.state.runtime.spawn(async move {
                 let report = batch.run().await;
@@ -197,8 +197,8 @@ impl Fetcher {
         let ids: &[KeyedId] = &pending.iter().map(|pending| pending.id.clone()).collect::<Vec<_>>();
         let latest = pending.iter().map(|pending| pending.context.deadline).max();
         let deadline = latest.unwrap_or(context.deadline);
-        if let Some(rejected) = self.no_call(context, ids) {
-            return CallReport::failed(rejected);
+        if let Some(rejection) = self.why_no_call(&context.identity, ids) {
+            return CallReport::failed(Cause::Rejected(rejection));
         }
         // Takes the per-caller permit first, so a throttled caller holds no global one.
         let caller_state = &context.identity.caller_state;
@@ -262,11 +262,6 @@ impl Fetcher {
         result.span = span.call_context();
         span.end(status, call_result(&result).name(), retries);
         result
-    }
-
-    /// Why no call for these ids may be made for this caller now.
-    pub(super) fn no_call(&self, context: &FetchContext, ids: &[KeyedId]) -> Option<Cause> {
-        self.rejection(&context.identity, ids.iter().map(AsRef::as_ref)).map(Cause::Rejected)
     }
 
     /// Pauses the caller after a 429, or a 503 with `Retry-After`; not all callers: one id or one token may be the reason.
@@ -405,7 +400,7 @@ impl Fetcher {
     }
 }
 
-impl UpstreamBatch {
+impl ReadyCall {
     async fn run(&self) -> CallReport {
         let Some(first) = self.pending.first() else {
             return CallReport::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost)));

@@ -33,7 +33,7 @@ pub struct FetchContext {
     pub has_cookies: bool,
     /// Whether the endpoint was known to accept the caller when the batch came.
     pub was_accepted: bool,
-    /// How many sidelinks the batch had passed.
+    /// Number of sidelinks that the batch had passed.
     pub hops: usize,
     /// The batch's span, if it has one.
     pub trace: RequestSpan,

@@ -19,14 +19,14 @@ use crate::error::{Error, Limit};
 use crate::limits::budget::Reservation;
 use crate::limits::permits::Permits;
 
-/// Refreshes ahead, as a share of recent calls. One a second is allowed besides: a cache that answers everything from memory
-/// makes no other calls, and could not keep its links fresh.
+/// The share of recent calls that refreshes ahead may add. One refresh a second is allowed in addition: a cache that answers
+/// everything from memory makes no other calls, and could not keep its links fresh.
 const REFRESH_SHARE: f32 = 0.1;
-/// Calls a second that repeat a failed call for one batch alone; beyond these, as many as other calls, so that an endpoint
-/// that answers everyone with a 500 gets at most twice the load.
+/// Calls a second that may repeat a failed call for one batch alone. Each other call allows one more, so an endpoint that answers
+/// everyone with a 500 gets at most twice the load, and this many calls a second.
 const EXTRA_CALLS_A_SECOND: u32 = 10;
-/// Callers that the endpoint has not accepted share one part in this many of the calls at a time.
-const UNACCEPTED_PART: usize = 4;
+/// Callers that the endpoint has not accepted share the permits of calls, divided by this.
+const UNACCEPTED_DIVISOR: usize = 4;
 const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 
 /// The flights, and the limits and budgets of calls. Reloads keep it, so that an id is fetched once across a reload.
@@ -39,13 +39,14 @@ pub struct FetchState {
     pub(super) flights: Mutex<Flights>,
     /// Permits of calls under way.
     pub(super) calls: Permits,
-    /// Of those, for callers that the endpoint has not accepted: tokens can be made up, and their calls may hang.
+    /// Permits of calls for callers that the endpoint has not accepted, in addition to one of `calls`: tokens can be made up, and
+    /// their calls may hang.
     pub(super) unaccepted_calls: Permits,
     /// Calls that one caller may have under way.
     pub(super) calls_per_caller: AtomicUsize,
     /// Ids in flight.
     pub(super) in_flight: Arc<AtomicUsize>,
-    /// Of those, for callers that the endpoint has not accepted.
+    /// Ids in flight for callers that the endpoint has not accepted; `in_flight` counts them too.
     pub(super) unaccepted_in_flight: Arc<AtomicUsize>,
     /// Batches that wait for flights.
     pub(super) waiters: Arc<AtomicUsize>,
@@ -62,7 +63,7 @@ impl FetchState {
             runtime: tokio::runtime::Handle::current(),
             flights: Mutex::default(),
             calls: Permits::new(calls),
-            unaccepted_calls: Permits::new(calls.div_ceil(UNACCEPTED_PART)),
+            unaccepted_calls: Permits::new(calls.div_ceil(UNACCEPTED_DIVISOR)),
             calls_per_caller: AtomicUsize::new(calls.div_ceil(2)),
             in_flight: Arc::default(),
             unaccepted_in_flight: Arc::default(),
@@ -89,12 +90,12 @@ impl FetchState {
     /// Allows `calls` calls at a time, half of them to one caller.
     pub fn resize(&self, calls: usize) {
         self.calls.resize(calls);
-        self.unaccepted_calls.resize(calls.div_ceil(UNACCEPTED_PART));
+        self.unaccepted_calls.resize(calls.div_ceil(UNACCEPTED_DIVISOR));
         self.calls_per_caller.store(calls.div_ceil(2), Ordering::Relaxed);
     }
 }
 
-/// The maps under one lock: the ids in flight, and those of them that wait for a call.
+/// Two maps under one lock: the ids in flight, and the queues of ids that wait for a call.
 #[derive(Default)]
 pub(super) struct Flights {
     pub(super) by_key: HashMap<Key, Arc<Flight>>,
@@ -120,14 +121,14 @@ impl Flights {
 /// One id that is being fetched.
 pub(super) struct Flight {
     result: SetOnce<FetchResult>,
-    /// Batches that wait for it.
+    /// Number of batches that wait for it.
     pub(super) waiters: AtomicUsize,
     pub(super) joined: AtomicBool,
     /// When its call left the queue, or the shared tier was asked.
     pub(super) sent: OnceLock<Moment>,
-    /// How many sidelinks its batch had passed.
+    /// Number of sidelinks that its batch had passed.
     pub(super) hops: usize,
-    /// Given back with the last reference to the flight: a client that leaves frees nothing early.
+    /// Released with the last reference to the flight: a client that disconnects releases nothing early.
     _permit: InFlightPermit,
 }
 

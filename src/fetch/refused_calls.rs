@@ -1,11 +1,14 @@
-//! Calls that the endpoint refuses: what is dropped, and what is remembered of the refusal.
+//! Calls that the endpoint refuses: what sidelink drops, and what it remembers of the refusal. `calls::call` comes here with
+//! each answer to a call, `batch::forward` with a 401 to a batch that was forwarded with its cookies.
 //!
-//! | answer | of the caller | of the ids | in the shared tier |
+//! | the endpoint answers | the caller | the entries | the shared tier |
 //! |---|---|---|---|
-//! | 401 (`unauthorized`) | a new generation: all entries are unreachable; with cookies on every batch, invalidated alone | | the caller is revoked |
-//! | 403, or "no permission" (`forget_refused`) | invalidated, if the one refused id had a link | forgotten; the refusal of one id alone is remembered | the ids are withdrawn |
+//! | 401 (`unauthorized`) | must be accepted again | the caller's entries are all dropped | revokes the caller |
+//! | 401, and each batch of the call had cookies | must be accepted again | stay until the forwarded batch gets a 401 too (`drop_caller_entries`) | stays as it is |
+//! | 403, or "no permission" (`forget_refused`) | must be accepted again if the call was for one id, which had a link | those of the call's ids are dropped; the refusal of one id alone is remembered | deletes those of the call's ids |
 //!
-//! An invalidated caller's next batch asks the endpoint.
+//! The client gets the endpoint's refusal as it came. A batch that shared a call with others, except one that got a 401, is first
+//! fetched once more by a call of its own; a batch with cookies is first forwarded as it was written.
 
 use super::{FetchContext, Fetcher, KeyedId};
 use crate::auth::Identity;
@@ -16,20 +19,21 @@ use crate::clock::Moment;
 use crate::upstream::Answer;
 
 impl Fetcher {
-    /// Drops all entries of the caller after a 401 to a call. Where each batch of the call `had_cookies`, which the call did
-    /// not carry, the caller is only invalidated: the batch is forwarded as it was written, and that answer decides
-    /// ([`Fetcher::drop_caller_links`]).
+    /// Drops all entries of the caller after a 401 to a call. If each batch of the call `had_cookies`, which the call did not
+    /// carry, the caller is only invalidated: the batch is forwarded as it was written, and the answer to it decides
+    /// ([`Fetcher::drop_caller_entries`]).
     pub(super) fn unauthorized(&self, context: &FetchContext, had_cookies: bool) {
         if had_cookies {
             self.callers.invalidate(&context.identity);
         } else {
-            self.drop_caller_links(context, context.identity.caller_state.is_accepted());
+            self.drop_caller_entries(context, context.identity.caller_state.is_accepted());
         }
     }
 
-    /// Drops all entries of the caller after a 401, here and in the shared tier; `was_accepted`: the endpoint had accepted it before.
-    pub(crate) fn drop_caller_links(&self, context: &FetchContext, was_accepted: bool) {
-        self.callers.drop_links(&context.identity);
+    /// Drops all entries of the caller after a 401, here and in the shared tier; `was_accepted`: the endpoint had accepted the
+    /// caller before.
+    pub(crate) fn drop_caller_entries(&self, context: &FetchContext, was_accepted: bool) {
+        self.callers.drop_entries(&context.identity);
         if let (Some(tier), Some(scope)) = (&self.tier, &context.tier_scope) {
             tier.revoke(scope, was_accepted);
         }
@@ -47,7 +51,7 @@ impl Fetcher {
             refusals.remember(alone.key, refusal, context.identity.caller_state.is_accepted());
         }
         // Before the entries are forgotten: a call that stores them meanwhile looks for this afterwards.
-        ids.iter().for_each(|id| refusals.refused(id.key, answer.sent));
+        ids.iter().for_each(|id| refusals.note_refused(id.key, answer.sent));
         let now = self.clock.now();
         for id in ids {
             // An entry of a call that was sent later stays: the endpoint has changed its mind since.
@@ -83,7 +87,7 @@ impl Fetcher {
             return;
         }
         for (id, entry) in ids.iter().zip(entries) {
-            refusals.not_refused(id.key, sent);
+            refusals.note_accepted(id.key, sent);
             if entry.deadlines().is_stored() && refusals.is_refused_since(id.key, sent) {
                 *entry = entry.not_stored();
                 self.cache.remove(id.key, caller);

@@ -1,10 +1,20 @@
 //! A request's requirements for answers from the cache.
+//!
+//! These places decide whether an entry in memory is served:
+//!
+//! | place | asks |
+//! |---|---|
+//! | [`CacheRequirements::allow`] | is the entry fresh now, and does the client accept one that is this old? |
+//! | [`Callers::must_revalidate`](crate::auth::Callers::must_revalidate) | is the caller's last acceptance too long ago? |
+//! | [`View::look_up`](crate::cache::View::look_up) | does a mark of a purge cover the entry? |
+//! | `WholeAnswer::is_usable` (`cache::answers`) | may all entries of a whole answer be served as they are? |
+//! | `BatchRoute::serve_stale` (`batch`) | the endpoint fails: is the entry still usable, and does the client accept a stale one? |
 
 use crate::cache::freshness::Deadlines;
 use crate::clock::Moment;
 use crate::message::cache_control::Directives;
 
-/// A request's requirements for answers from the cache.
+/// What a client's directives, and the state of its caller, demand of entries.
 #[derive(Clone, Copy, Default)]
 pub struct CacheRequirements {
     /// No entry may be served: the client forbids it (no-cache, no-store), or its caller must revalidate.
@@ -27,8 +37,8 @@ impl From<&Directives> for CacheRequirements {
 }
 
 impl CacheRequirements {
-    /// Whether they exclude any entry.
-    pub fn restrict(&self) -> bool {
+    /// Whether they may exclude a fresh entry.
+    pub fn may_exclude_fresh(&self) -> bool {
         self.forbids_cache || self.max_age.is_some() || self.min_fresh.is_some()
     }
 
@@ -37,7 +47,7 @@ impl CacheRequirements {
         self.max_age != Some(0) && self.allow(deadlines, now)
     }
 
-    /// Whether an entry of these deadlines may be served now.
+    /// Whether an entry of these deadlines may be served now: it is fresh, and as recent as the client wants it.
     pub fn allow(&self, deadlines: &Deadlines, now: Moment) -> bool {
         !self.forbids_cache
             && deadlines.fresh_left(now).is_some_and(|left| left >= self.min_fresh.unwrap_or(0))

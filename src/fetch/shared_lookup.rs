@@ -69,10 +69,10 @@ impl Fetcher {
         let (stamp, accepted) = report.proof.unzip();
         let entries = report.entries.as_deref().unwrap_or_default().iter().zip(pending);
         let stored = entries.filter(|(entry, _)| entry.deadlines().is_stored());
-        let links = stored.map(|(entry, pending)| (pending.id.id.clone(), entry.clone())).collect();
+        let entries = stored.map(|(entry, pending)| (pending.id.id.clone(), entry.clone())).collect();
         let leased = pending.iter().filter(|pending| pending.leased);
         let released = leased.map(|pending| pending.id.id.clone()).collect();
-        tier.put(scope, stamp, TierUpdate { accepted, links, released });
+        tier.put(scope, stamp, TierUpdate { accepted, entries, released });
     }
 }
 
@@ -95,7 +95,7 @@ impl SharedLookup {
         }
         let ids: Vec<KeyedId> = self.pending.iter().map(|pending| pending.id.clone()).collect();
         // A caller that may make no call now takes no lease.
-        if ids.is_empty() || tier.lease_wait().is_zero() || fetcher.no_call(&context, &ids).is_some() {
+        if ids.is_empty() || tier.lease_wait().is_zero() || fetcher.why_no_call(&context.identity, &ids).is_some() {
             return;
         }
         let until = context.deadline.min(Instant::now() + tier.lease_wait());
@@ -143,7 +143,7 @@ impl SharedLookup {
             let KeyedId { id, key } = &pending.id;
             let mut in_memory = fetcher.cache.look_up(*key, id, &marks);
             let is_refused = |entry: &Entry| fetcher.cache.refusals.is_refused_since(*key, entry.deadlines().sent());
-            let shared = found.links.get(at).cloned().flatten();
+            let shared = found.entries.get(at).cloned().flatten();
             if let Some(shared) = shared.filter(|entry| may_store && !is_refused(entry)) {
                 // Stored also where it is no longer fresh: it may be served stale.
                 let is_older = |entry: &Entry| entry.deadlines().age(now) > shared.deadlines().age(now);

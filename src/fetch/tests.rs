@@ -81,7 +81,7 @@ async fn a_flight_whose_task_panics_frees_its_waiters_and_its_permit() {
     let (flight, mut ready) = {
         let pending = queue(&fetch, &context, &id);
         pending.waiters.fetch_add(1, Ordering::Relaxed);
-        let ready = fetch.take_ready_batches(&mut fetch.flights(), context.queue_key());
+        let ready = fetch.take_ready_calls(&mut fetch.flights(), context.queue_key());
         (pending, ready)
     };
     let batch = ready.remove(0);
@@ -108,7 +108,7 @@ async fn a_queued_id_without_waiters_is_dropped() {
         let flight = queue(&fetch, &context, &keyed(&context, id));
         flight.waiters.fetch_add(usize::from(id == "stays"), Ordering::Relaxed);
     }
-    let ready = fetch.take_ready_batches(&mut fetch.flights(), context.queue_key());
+    let ready = fetch.take_ready_calls(&mut fetch.flights(), context.queue_key());
     assert_eq!(ready.len(), 1);
     assert!(fetch.flights().by_key.contains_key(&keyed(&context, "stays").key));
     assert!(!fetch.flights().by_key.contains_key(&keyed(&context, "left").key));
@@ -141,7 +141,7 @@ async fn an_entry_found_before_an_invalidation_is_not_stored_after_it() {
             fetcher.callers.accept(&context.identity, now, context.identity.caller_state.invalidations());
         }
         let link = Entry::new(Some("{}"), Deadlines::absent(now, std::time::Duration::from_secs(60)));
-        let found = TierResult { links: vec![Some(link)], ..TierResult::default() };
+        let found = TierResult { entries: vec![Some(link)], ..TierResult::default() };
         lookup.take(&found, Leases::Ignore);
         assert_eq!(fetcher.flights().by_key.is_empty(), !invalidated);
         let marks = fetcher.cache.purges().of_group(None);

@@ -127,7 +127,7 @@ impl Passthrough {
                 return crate::message::body::whole(bytes::Bytes::new());
             }
             let broken_off = Arc::clone(&broken_off);
-            stream(Paced::new(body, idle_timeout, Arc::clone(&progress), None).map_err(move |error| {
+            stream(IdleTimeoutBody::new(body, idle_timeout, Arc::clone(&progress), None).map_err(move |error| {
                 broken_off.store(true, Ordering::Relaxed);
                 error
             }))
@@ -182,7 +182,7 @@ impl Passthrough {
             // The client may send its body all the same, and nobody reads it (RFC 9110 §10.1.1).
             head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let body = stream(Paced::new(body, idle_timeout, progress, Some((reservation, unsent))));
+        let body = stream(IdleTimeoutBody::new(body, idle_timeout, progress, Some((reservation, unsent))));
         Reply::new(http::Response::from_parts(head, body), Outcome::Bypass).after(waited)
     }
 
@@ -200,7 +200,7 @@ impl Passthrough {
 
 pin_project! {
     /// A body that fails after `idle` without a frame, and reports each frame as progress.
-    struct Paced<B> {
+    struct IdleTimeoutBody<B> {
         #[pin]
         body: B,
         #[pin]
@@ -214,7 +214,7 @@ pin_project! {
     }
 }
 
-impl<B> Paced<B> {
+impl<B> IdleTimeoutBody<B> {
     fn new(
         body: B,
         idle: Duration,
@@ -225,7 +225,7 @@ impl<B> Paced<B> {
     }
 }
 
-impl<B> http_body::Body for Paced<B>
+impl<B> http_body::Body for IdleTimeoutBody<B>
 where
     B: http_body::Body,
     B::Error: Into<BodyError>,

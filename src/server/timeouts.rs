@@ -34,9 +34,11 @@ use crate::message::body::{DRAIN_BYTES, DRAIN_TIME};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a connection that was told to close may stay without a request in service.
 const LEAVE: Duration = Duration::from_secs(5);
-/// By how much a handler's own limit for a body comes first where it is as long, so that the handler can answer.
+/// Added to `idle_timeout` while a handler reads a body: the handler's own limit is as long, and has to expire first, so that
+/// the handler can answer.
 const HANDLER_GRACE: Duration = Duration::from_secs(1);
-/// The share of `max_connection_age` by which it varies, so that connections that began together do not end together.
+/// Each connection's age limit is shorter than `max_connection_age` by up to this share, so that connections that began together
+/// do not end together.
 const JITTER: f64 = 0.1;
 
 /// The state of a connection, noted by its stream and its service, from which its timeouts follow.
@@ -54,8 +56,8 @@ pub(super) struct ConnState {
     is_body_unread: AtomicBool,
     /// A handler may still read the body of its request (HTTP/1).
     is_body_wanted: AtomicBool,
-    /// A chunked body is not read yet, or had trailers (HTTP/1): a line of trailers ends with CR LF to hyper and with a bare
-    /// LF to others, so that they may see the next request begin elsewhere.
+    /// A chunked body is not read yet, or had trailers (HTTP/1). hyper ends a line of trailers at CR LF, other servers also at a
+    /// bare LF: they may see the next request begin at another byte.
     is_end_uncertain: AtomicBool,
     /// The moment from which a head is read. This and the fields below are read by [`ConnState::since`].
     head: AtomicU64,
@@ -67,7 +69,7 @@ pub(super) struct ConnState {
     active: AtomicU64,
     /// The moment at which this side was shut, while the client's is not.
     shut: AtomicU64,
-    /// Something may be due earlier than before.
+    /// Announces that a time limit may be reached earlier than before.
     changed: Notify,
 }
 

@@ -25,7 +25,7 @@ use tower::BoxError;
 use super::store::RedisCommand;
 use crate::config::{self, NodeAddress};
 use crate::telemetry::log::{LogThrottle, events};
-use crate::telemetry::metrics::{Kind, Metrics, Operation};
+use crate::telemetry::metrics::{Metrics, Operation, SharedFailure};
 
 /// Failures in a row after which a connection is dropped; a new connection is dropped at the first.
 const FAILURES: u32 = 3;
@@ -98,7 +98,7 @@ impl Node {
             return Ok(());
         }
         let connection = self.open().await.map_err(|reason| {
-            self.options.metrics.shared.failures.of(Kind::Connect).inc();
+            self.options.metrics.shared.failures.of(SharedFailure::Connect).inc();
             format!("{}: {reason}", self.address)
         })?;
         self.failures.store(FAILURES - 1, Ordering::Relaxed);
@@ -156,7 +156,7 @@ impl Node {
         match replies {
             Ok(Ok(replies)) if replies.len() == commands => {
                 if let Some(code) = replies.iter().find_map(error_code) {
-                    metrics.failures.of(Kind::Reply).inc();
+                    metrics.failures.of(SharedFailure::Reply).inc();
                     self.refused.when_due(|suppressed| {
                         events::SharedRefusal { server: format_args!("{}", self.address), code, suppressed }.log();
                     });
@@ -170,12 +170,12 @@ impl Node {
                 Some(replies)
             }
             Ok(broken) => {
-                metrics.failures.of(if broken.is_ok() { Kind::Reply } else { Kind::Broken }).inc();
+                metrics.failures.of(if broken.is_ok() { SharedFailure::Reply } else { SharedFailure::Broken }).inc();
                 *self.connection.write() = None;
                 None
             }
             Err(_) => {
-                metrics.failures.of(Kind::Timeout).inc();
+                metrics.failures.of(SharedFailure::Timeout).inc();
                 self.failed();
                 None
             }

@@ -18,18 +18,20 @@ use super::store::RedisCommand;
 use super::{FleetSecret, TierState};
 use crate::cache::purges::{self, Mark};
 use crate::telemetry::log::events;
-use crate::telemetry::metrics::{BreakerState, Kind, Operation, show_state};
+use crate::telemetry::metrics::{BreakerState, Operation, SharedFailure, show_state};
 
+/// The time between two synchronizations, unless the task is woken earlier.
 const SYNC_INTERVAL: Duration = Duration::from_millis(400);
-/// The shortest time between two, however often the task is woken.
+/// The shortest time between two synchronizations, however often the task is woken.
 const MIN_INTERVAL: Duration = Duration::from_millis(20);
-/// Between two tries of a tier that is down: at first, and at most.
+/// The time before the first retry of a tier that is down.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
+/// The longest time between two retries.
 const MAX_RETRY: Duration = Duration::from_secs(2);
 const WHOLE_JOURNAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long Redis keeps a journal that no sidecar uses.
 const JOURNAL_LIFE: Duration = Duration::from_secs(48 * 3600);
-/// How often this life is extended.
+/// The time between two extensions of this life.
 const EXTEND_INTERVAL: Duration = Duration::from_secs(600);
 /// How long appending may be refused before the journal is deleted instead.
 const MAX_REFUSED: Duration = Duration::from_secs(1);
@@ -62,7 +64,7 @@ pub(super) async fn run(state: Arc<TierState>) {
             let _ = timeout(SYNC_INTERVAL, state.wake.notified()).await;
         } else {
             let jittered = pause.mul_f64(rand::rng().random_range(0.8..1.0));
-            // Not woken: that does not bring a server back.
+            // Waking the task would not bring the server back.
             sleep(MIN_INTERVAL + jittered).await;
             pause = (pause * 2).min(MAX_RETRY);
         }
@@ -72,15 +74,15 @@ pub(super) async fn run(state: Arc<TierState>) {
 #[derive(Default)]
 struct Sync {
     extended: Option<Instant>,
-    /// Since when appending is refused.
+    /// When the server began to refuse appending.
     refused: Option<Instant>,
 }
 
 impl Sync {
     async fn once(&mut self, state: &TierState) -> Result<(), String> {
-        let journals: Vec<&str> = state.fleets.iter().map(|fleet| &*fleet.key.journal).collect();
+        let journals: Vec<&str> = state.secrets.iter().map(|fleet| &*fleet.key.journal).collect();
         state.store.connect(&journals).await?;
-        for fleet in &state.fleets {
+        for fleet in &state.secrets {
             state.read_journal(fleet).await?;
             if self.append_pending(state, fleet).await {
                 state.read_journal(fleet).await?;
@@ -93,7 +95,7 @@ impl Sync {
             state.store.run(Operation::Sync, commands, state.config.timeout).await;
             let span = Duration::from_millis(state.revalidate).max(purges::span_of_links(&state.freshness));
             let now = state.clock.now();
-            state.fleets.iter().for_each(|fleet| fleet.journal.lock().sweep(now, span));
+            state.secrets.iter().for_each(|fleet| fleet.journal.lock().sweep(now, span));
         }
         Ok(())
     }
@@ -130,7 +132,7 @@ impl FleetKey {
 }
 
 impl TierState {
-    /// Reads a journal's news, or all of it if it is another one, and applies them. One that is too long begins anew.
+    /// Reads the news of a journal and applies them; all of it if the journal was replaced. Begins a journal anew that is too long.
     ///
     /// # Errors
     /// Why the journal cannot be read, for an operator.
@@ -172,7 +174,7 @@ impl TierState {
             journal.read(key, first, text, now)
         };
         let Some(news) = read else {
-            self.metrics.shared.failures.of(Kind::Journal).inc();
+            self.metrics.shared.failures.of(SharedFailure::Journal).inc();
             return Ok(false);
         };
         self.apply(fleet, &news);
@@ -223,7 +225,7 @@ impl TierState {
 
     fn apply(&self, fleet: &FleetSecret, events: &[JournalEvent]) {
         let now = self.clock.now();
-        let is_first = self.fleets.first().is_some_and(|first| std::ptr::eq(first, fleet));
+        let is_first = self.secrets.first().is_some_and(|first| std::ptr::eq(first, fleet));
         for event in events {
             match event {
                 // A sidecar with both secrets announces in both journals; this process names purges as in the first.

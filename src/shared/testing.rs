@@ -29,13 +29,13 @@ impl Trial {
 
     /// The first record of a new journal.
     pub fn begin(&self) -> Option<String> {
-        self.0.fleets.first().and_then(|fleet| journal::begin(&fleet.key))
+        self.0.secrets.first().and_then(|fleet| journal::begin(&fleet.key))
     }
 
     /// Reads the news of a journal, or all of it if it is another one. False if it is none, so that it has to begin anew.
     pub fn read(&self, text: &[u8]) -> bool {
         let now = self.0.clock.now();
-        let Some(FleetSecret { key, journal }) = self.0.fleets.first() else { return false };
+        let Some(FleetSecret { key, journal }) = self.0.secrets.first() else { return false };
         let mut journal = journal.lock();
         let first = text.get(..RECORD).unwrap_or_default();
         let rest = usize::try_from(journal.read_from()).ok().and_then(|from| text.get(from..)).unwrap_or_default();
@@ -46,7 +46,7 @@ impl Trial {
 
     /// The state of the journal.
     pub fn stamp(&self) -> Option<Stamp> {
-        self.0.fleets.first()?.journal.lock().stamp()
+        self.0.secrets.first()?.journal.lock().stamp()
     }
 
     /// Announces a purge.
@@ -61,7 +61,7 @@ impl Trial {
 
     /// The records to be appended to the journal.
     pub fn tell(&self) -> Option<String> {
-        let FleetSecret { key, journal } = self.0.fleets.first()?;
+        let FleetSecret { key, journal } = self.0.secrets.first()?;
         journal.lock().take_pending(key)
     }
 

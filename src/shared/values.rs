@@ -12,7 +12,7 @@ use super::{FleetSecret, TierScope, TierState, TierUpdate};
 use crate::cache::Entry;
 use crate::cache::freshness::Deadlines;
 use crate::clock::Moment;
-use crate::telemetry::metrics::Kind;
+use crate::telemetry::metrics::SharedFailure;
 
 const MAX_CLOCK_SKEW_MILLIS: u64 = 2000;
 
@@ -32,10 +32,10 @@ impl TierState {
         now: Moment,
     ) -> Option<Moment> {
         let opened = keys.seal.open(&keys.acceptance, value).and_then(|bytes| read_acceptance(&bytes));
-        let (stamp, sent) = self.counted(opened, Kind::Unsealed)?;
-        self.counted(fleet.is_valid(stamp, &[keys.revocation()]), Kind::Revoked)?;
+        let (stamp, sent) = self.counted(opened, SharedFailure::Unsealed)?;
+        self.counted(fleet.is_valid(stamp, &[keys.revocation()]), SharedFailure::Revoked)?;
         let age = age(sent, now).filter(|age| *age < self.revalidate);
-        Some(now.before(self.counted(age, Kind::Outlived)?))
+        Some(now.before(self.counted(age, SharedFailure::Outlived)?))
     }
 
     /// The entry of `id`, if `value` counts.
@@ -48,15 +48,15 @@ impl TierState {
         now: Moment,
     ) -> Option<Entry> {
         let opened = keys.seal.open(name, value).and_then(|bytes| LinkRecord::read(&bytes));
-        let link = self.counted(opened, Kind::Unsealed)?;
-        self.counted(fleet.is_valid(link.stamp, &keys.events(id)), Kind::Revoked)?;
+        let link = self.counted(opened, SharedFailure::Unsealed)?;
+        self.counted(fleet.is_valid(link.stamp, &keys.events(id)), SharedFailure::Revoked)?;
         let deadlines = age(link.sent, now)
             .and_then(|age| Deadlines::elsewhere(now.before(age), link.spans, link.text.is_none(), &self.freshness));
-        let deadlines = self.counted(deadlines.filter(|deadlines| deadlines.usable(now)), Kind::Outlived)?;
+        let deadlines = self.counted(deadlines.filter(|deadlines| deadlines.usable(now)), SharedFailure::Outlived)?;
         Some(Entry::new(link.text.as_deref(), deadlines))
     }
 
-    fn counted<T>(&self, value: Option<T>, failure: Kind) -> Option<T> {
+    fn counted<T>(&self, value: Option<T>, failure: SharedFailure) -> Option<T> {
         if value.is_none() {
             self.metrics.shared.failures.of(failure).inc();
         }
@@ -66,7 +66,7 @@ impl TierState {
     /// Seals what a call brought, with the stamp of when it was sent; without what was purged or revoked since.
     pub(super) fn seal(&self, scope: &TierScope, stamp: Stamp, update: &TierUpdate) -> Vec<Sealed> {
         let now = self.clock.now();
-        let mut all = Vec::with_capacity(update.links.len() + 1);
+        let mut all = Vec::with_capacity(update.entries.len() + 1);
         let Some((fleet, keys)) = self.of_scope(scope).next() else { return all };
         let mut add = |name: Box<str>, plain: &[u8], left: u64, events: &[JournalEvent]| {
             if left > 0
@@ -81,7 +81,7 @@ impl TierState {
             let left = self.revalidate.saturating_sub(now.since(sent));
             add(keys.acceptance.clone(), &acceptance, left, &[keys.revocation()]);
         }
-        for (id, entry) in &update.links {
+        for (id, entry) in &update.entries {
             let (sent, spans) = entry.deadlines().parts();
             let text = entry.text().and_then(|text| std::str::from_utf8(text).ok()).map(Arc::from);
             let link = LinkRecord { stamp, sent: sent.unix_millis(), spans, text };

@@ -1,7 +1,7 @@
 //! Every metric family, registered on a registry that is passed in; every series exists from the start.
 //!
-//! **To add a metric, add a line to `families!`**: its HELP text as the doc, its name and its kind (`family.rs`). Values of
-//! labels are declared in `labels.rs`. Label sets are closed: no id, path or caller is ever a label.
+//! **To add a metric, add a line to `families!`**: its HELP text as the doc, its name and its kind (`family.rs`); then
+//! `make docs`. Values of labels are declared in `labels.rs`. Label sets are closed: no id, path or caller is ever a label.
 
 mod family;
 mod labels;
@@ -13,8 +13,8 @@ use prometheus::{Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec};
 pub use family::{Counters, Gauges, PerLabel};
 use family::{RequestDurations, families};
 pub use labels::{
-    Bounded, BreakerState, Bypass, CallResult, Eviction, Evidence, IdResult, Kind, Label, Limit, Operation, Outcome,
-    PurgeTarget, Reason, Refetch, Route, SpanResult, Tally,
+    Bounded, BreakerState, Bypass, CallResult, Eviction, Evidence, IdResult, Label, Limit, Operation, Outcome,
+    PurgeTarget, Reason, Refetch, Route, SharedFailure, SpanResult, Tally,
 };
 pub use reading::Reading;
 
@@ -58,13 +58,13 @@ families! {
         pub upstream_call_ids: Histogram = "upstream_call_ids", histogram(&CALL_IDS);
         /// Calls to the endpoint that are under way now.
         pub upstream_in_flight: IntGauge = "upstream_in_flight", gauge();
-        /// Attempts of calls beyond the first, after no answer, a 502, 503 or 504.
+        /// Further attempts of calls, after a lost or failed connection, a 502, 503 or 504.
         pub upstream_retries: IntCounter = "upstream_retries_total", counter();
-        /// Requests, of batches and of other routes, that were sent again on a new connection, because a reused connection ended before any byte of an answer, or HTTP/2 reported them as not processed.
+        /// Calls and requests of other routes that were sent again on a new connection, because HTTP/2 proved that they were not processed, or a reused connection ended before any byte of an answer.
         pub upstream_resends: IntCounter = "upstream_resends_total", counter();
-        /// The evidence on which the breaker before the endpoint opened, or refuses single sources, by kind; 0 while it does neither.
+        /// The evidence by which the breaker has opened, or refuses single sources, by kind; 0 while it does neither.
         pub breaker_evidence: Gauges<Evidence> = "breaker_evidence", gauges("kind");
-        /// 1 at the state of the breaker before the endpoint: it lets through every call (closed), one probe (half_open), none (open).
+        /// 1 for the state that the breaker is in, 0 for the others. A closed breaker lets every call through, a half-open one a single probe, an open one none.
         pub breaker_state: Gauges<BreakerState> = "breaker_state", breaker();
         /// Links and remembered absences in memory now.
         pub cache_links: IntGauge = "cache_links", gauge();
@@ -125,7 +125,7 @@ families! {
         /// Round trips to the shared tier, failed ones included, by purpose.
         pub operations: Counters<Operation> = "shared_operations_total", counters("operation");
         /// Round trips to the shared tier that failed, and values in it that cannot be used, by kind.
-        pub failures: Counters<Kind> = "shared_failures_total", counters("kind");
+        pub failures: Counters<SharedFailure> = "shared_failures_total", counters("kind");
         /// Ids looked up in the shared tier and found usable there.
         pub hits: IntCounter = "shared_hits_total", counter();
         /// Ids looked up in the shared tier that were not there or not usable.

@@ -1,4 +1,4 @@
-//! One attempt of a call: its request, its whole and decoded answer, and what that says of the endpoint's health.
+//! One attempt of a call: its request, its complete, decoded answer, and what that says of the endpoint's health.
 
 use std::sync::atomic::Ordering;
 
@@ -76,7 +76,7 @@ impl Upstream {
         progress: &SendProgress,
     ) -> Result<Response<Incoming>, ClientError> {
         if !self.http1_only.load(Ordering::Relaxed) {
-            let sent = self.calls.send(Outgoing::Repeatable(request.clone()), new_connection, progress).await;
+            let sent = self.call_client.send(Outgoing::Repeatable(request.clone()), new_connection, progress).await;
             match sent {
                 Err(error) if wants_http1(&error) => {
                     if !self.http1_only.swap(true, Ordering::Relaxed) {
@@ -86,7 +86,7 @@ impl Upstream {
                 sent => return sent,
             }
         }
-        self.streams.send(Outgoing::Repeatable(request), new_connection, progress).await
+        self.http1_client.send(Outgoing::Repeatable(request), new_connection, progress).await
     }
 
     /// Judges the endpoint's health by an attempt.

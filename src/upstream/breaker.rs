@@ -16,9 +16,9 @@ use crate::telemetry::metrics::BreakerState;
 const JITTER: f64 = 0.2;
 /// Most sources that are refused alone.
 const MAX_REFUSED: usize = 1024;
-/// How long a source is remembered that does not come back for a probe.
+/// A refused source that makes no call for this long after its time is forgotten.
 const FORGET: Duration = Duration::from_secs(60);
-/// How long a call is told to wait while a probe is under way: its end is not known.
+/// The wait that is announced while a probe is under way, since nobody knows when that ends.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
 
 /// The breaker of the one endpoint.
@@ -71,7 +71,7 @@ pub struct BreakerStatus {
 }
 
 /// The right to make one call. Dropped without a recorded outcome, it lets another call probe.
-pub(super) struct Permit<'b> {
+pub(super) struct Admission<'b> {
     breaker: &'b Breaker,
     source: CallSource,
     /// The call probes the endpoint for everyone.
@@ -82,7 +82,7 @@ pub(super) struct Permit<'b> {
 }
 
 impl Breaker {
-    /// Closed.
+    /// A closed breaker.
     pub(super) fn new(config: &BreakerConfig) -> Self {
         Self { config: config.clone(), circuit: Mutex::default() }
     }
@@ -90,8 +90,8 @@ impl Breaker {
     /// Lets a call of `source` through. A probe that takes longer than `patience` does not keep another source from probing.
     ///
     /// # Errors
-    /// The time until the next probe may be made, where calls are refused.
-    pub(super) fn admit(&self, source: &CallSource, patience: Duration) -> Result<Permit<'_>, Duration> {
+    /// Calls are refused: the time until the next probe may be made.
+    pub(super) fn admit(&self, source: &CallSource, patience: Duration) -> Result<Admission<'_>, Duration> {
         let now = Instant::now();
         let mut circuit = self.circuit.lock();
         circuit.forget(now);
@@ -120,15 +120,15 @@ impl Breaker {
             circuit.phase = Phase::HalfOpen { probe: Some((now, source.clone())) };
         }
         let probes_source = refused.map(|refused| refused.is_probing = true).is_some();
-        // The overdue probe shows nothing in time; its source probes again only after the others.
+        // The overdue probe has shown nothing in time. Its source probes again only after the others.
         if let Some(overdue) = overdue {
             circuit.refuse(Suspect::new(&overdue), self.reopening(now));
         }
-        Ok(Permit { breaker: self, source: source.clone(), probes_endpoint, probes_source, is_recorded: false })
+        Ok(Admission { breaker: self, source: source.clone(), probes_endpoint, probes_source, is_recorded: false })
     }
 
-    /// How long calls of `source`, or of anyone, are still refused. Takes no probe. Asks for the source only where one is
-    /// refused alone.
+    /// The time for which calls of `source` are still refused, or without a source those of all callers. Takes no probe. Calls
+    /// `source` only if some source is refused alone.
     pub(super) fn wait(&self, source: impl FnOnce() -> Option<CallSource>) -> Option<Duration> {
         let now = Instant::now();
         let circuit = self.circuit.lock();
@@ -164,7 +164,7 @@ impl Breaker {
 }
 
 impl RefusedSource {
-    /// How long its calls have to wait.
+    /// The time for which its calls are still refused.
     fn wait(&self, now: Instant) -> Option<Duration> {
         let left = self.until.saturating_duration_since(now);
         if left.is_zero() { self.is_probing.then_some(PROBE_WAIT) } else { Some(left) }
@@ -172,7 +172,7 @@ impl RefusedSource {
 }
 
 impl Circuit {
-    /// Acts on a finding. Whether that opens the breaker.
+    /// Acts on a finding. Returns whether this opens the breaker.
     fn act(&mut self, finding: Finding, until: Instant) -> bool {
         self.counts = finding.counts;
         self.nobody_succeeds |= finding.nobody_succeeds;
@@ -211,26 +211,26 @@ impl Circuit {
     }
 
     /// Lets another call probe.
-    fn release(&mut self, permit: &Permit<'_>) {
-        if permit.probes_endpoint
+    fn release(&mut self, admission: &Admission<'_>) {
+        if admission.probes_endpoint
             && let Phase::HalfOpen { probe } = &mut self.phase
         {
             *probe = None;
         }
-        let mut refused = self.refused.iter_mut().filter(|_| permit.probes_source);
-        if let Some(refused) = refused.find(|refused| refused.suspect.matches(&permit.source)) {
+        let mut refused = self.refused.iter_mut().filter(|_| admission.probes_source);
+        if let Some(refused) = refused.find(|refused| refused.suspect.matches(&admission.source)) {
             refused.is_probing = false;
         }
     }
 }
 
-impl Permit<'_> {
+impl Admission<'_> {
     /// Whether the call is a probe, which needs a new connection: an old one shows nothing.
     pub(super) fn is_probe(&self) -> bool {
         self.probes_endpoint || self.probes_source
     }
 
-    /// Records what the call has shown. Whether the breaker opens by it.
+    /// Records what the call has shown. Returns whether this opens the breaker.
     pub(super) fn record(mut self, outcome: CallOutcome) -> bool {
         self.is_recorded = true;
         let now = Instant::now();
@@ -274,7 +274,7 @@ impl Permit<'_> {
     }
 }
 
-impl Drop for Permit<'_> {
+impl Drop for Admission<'_> {
     fn drop(&mut self) {
         if !self.is_recorded && self.is_probe() {
             self.breaker.circuit.lock().release(self);
@@ -297,7 +297,7 @@ mod tests {
         Breaker::new(&BreakerConfig { consecutive: 3, ratio: 0.5, min_calls: 10, open: Duration::from_secs(2) })
     }
 
-    fn admit(breaker: &Breaker, caller: u64, id: u64) -> Result<Permit<'_>, Duration> {
+    fn admit(breaker: &Breaker, caller: u64, id: u64) -> Result<Admission<'_>, Duration> {
         let source = CallSource { caller: Caller::of_test(caller.into()), accepted: true, ids: [id].into() };
         breaker.admit(&source, PATIENCE)
     }
@@ -317,15 +317,15 @@ mod tests {
                 assert_eq!(breaker.status().state.name(), step, "in {steps}");
                 continue;
             };
-            let permit = admit(breaker, caller, id.parse().unwrap_or(caller));
-            assert_eq!(permit.is_err(), kind == "!", "{step} in {steps}");
-            let Ok(permit) = permit else { continue };
-            assert_eq!(permit.is_probe(), probes, "{step} in {steps}");
+            let admission = admit(breaker, caller, id.parse().unwrap_or(caller));
+            assert_eq!(admission.is_err(), kind == "!", "{step} in {steps}");
+            let Ok(admission) = admission else { continue };
+            assert_eq!(admission.is_probe(), probes, "{step} in {steps}");
             match kind {
-                "+" => drop(permit.record(CallOutcome::Success)),
-                "-" => drop(permit.record(CallOutcome::Failure(FailureKind::Answer))),
-                "?" => drop(permit.record(CallOutcome::Neutral)),
-                _ => drop(permit),
+                "+" => drop(admission.record(CallOutcome::Success)),
+                "-" => drop(admission.record(CallOutcome::Failure(FailureKind::Answer))),
+                "?" => drop(admission.record(CallOutcome::Neutral)),
+                _ => drop(admission),
             }
         }
     }

@@ -30,7 +30,7 @@ pub struct Call {
     pub ids: Vec<Box<str>>,
 }
 
-/// The endpoint's answer to a call, whole and decoded.
+/// The endpoint's answer to a call, complete and decoded.
 #[derive(Clone)]
 pub struct Answer {
     /// Its status.

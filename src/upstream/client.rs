@@ -1,6 +1,6 @@
-//! Sends requests over hyper-util's client, and sends them again where that is safe.
+//! Sends requests over hyper-util's client, and sends them again if that is safe.
 //!
-//! A request is sent again, on a new connection, where HTTP/2 proves that it was not processed (RFC 9113 §8.7), and where a
+//! A request is sent again, on a new connection, if HTTP/2 proves that it was not processed (RFC 9113 §8.7), or if a
 //! reused connection ends before any byte of an answer. Calls, and other idempotent requests without a body (RFC 9110 §9.2.2),
 //! are [`Outgoing::Repeatable`]. Neither the breaker nor the retry budget counts such a loss, since it says nothing
 //! about the endpoint's health. Retries of failed calls: [`super::retry`].
@@ -33,16 +33,16 @@ const HEADER_BYTES: u32 = 64 << 10;
 /// HTTP/2 flow control: bytes that the endpoint may send ahead for one call, and for all.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
-/// Broken answers over HTTP/2 after which their connection is given up.
+/// A connection of HTTP/2 is closed after this many broken answers.
 const STREAM_ERRORS: usize = 100;
-/// An HTTP/2 connection on which requests wait and nothing comes is pinged after this long, ...
+/// An HTTP/2 connection on which requests wait is pinged if no byte has come for this long.
 const PING: Duration = Duration::from_secs(2);
-/// ... and closed where the ping is not answered within this long. An HTTP/2 stack answers pings however busy its application is.
+/// A connection is closed if a ping is not answered within this time. HTTP/2 stacks answer pings however busy the application is.
 const PONG: Duration = Duration::from_secs(3);
 /// How often one request may be sent again.
 const RESENDS: usize = 2;
 
-/// An HTTP client of the endpoint: a pool of connections, and a way around the pool.
+/// An HTTP client of the endpoint: a pool of connections, and requests on connections outside the pool.
 pub(super) struct HttpClient {
     builder: Builder,
     connector: Connector,
@@ -61,7 +61,7 @@ pub(super) enum Outgoing {
     Once(Request<Body>),
 }
 
-/// How far one request has come. Outlives the future that sends it.
+/// The progress of one request. Outlives the future that sends it.
 pub(super) struct SendProgress {
     began: Instant,
     dispatch: Mutex<Option<Dispatch>>,

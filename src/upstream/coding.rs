@@ -16,7 +16,7 @@ const MOST_CODINGS: usize = 4;
 /// The largest window of zstd as a content coding (RFC 9659).
 const ZSTD_WINDOW: u64 = 8 << 20;
 
-/// Appends what a body decodes to, to so many bytes at most.
+/// Appends what a body decodes to; fails beyond the limit of bytes.
 type Decoder = fn(&[u8], &mut Vec<u8>, usize) -> Result<(), NoAnswer>;
 
 /// Decodes a body, its last coding first; `limit` bounds the bytes after each. If one is not known, or there are more than four,

@@ -37,7 +37,7 @@ impl FailureLog {
         self.broken_off.when_due(|suppressed| events::AnswerBrokenOff { reason, suppressed }.log());
     }
 
-    /// An answer is whole, and cannot be used.
+    /// An answer is complete, and cannot be used.
     pub(super) fn unusable(&self, clock: &Clock, reason: &str) {
         self.remember(clock, format!("its answer cannot be used: {reason}"));
         self.unusable.when_due(|suppressed| events::AnswerUnusable { reason, suppressed }.log());

@@ -34,7 +34,7 @@ impl Upstream {
         } else {
             Outgoing::Once(request)
         };
-        let response = self.streams.send(outgoing, false, &SendProgress::default()).await;
+        let response = self.http1_client.send(outgoing, false, &SendProgress::default()).await;
         let checked = Self::checked(response.map_err(|error| self.no_answer(&error))?);
         checked.inspect_err(|_| self.failures.unusable(&self.clock, BAD_HEAD))
     }

@@ -19,7 +19,7 @@ const INTERVAL: Duration = Duration::from_secs(3);
 /// How long an address must be missing, from two resolutions at least, before connections to it are closed: a name server may
 /// answer with a part of many addresses at a time.
 const MISSING: Duration = Duration::from_secs(6);
-/// Addresses that are remembered.
+/// Most addresses that are remembered.
 const MOST: usize = 64;
 
 /// Resolves the name of the endpoint, or of the egress proxy. Clones share their state.
@@ -35,11 +35,11 @@ struct Known {
     name: Option<Name>,
     /// Recent addresses of the name, those of the last resolution first.
     addresses: Vec<ResolvedAddress>,
-    /// The address that answered last.
+    /// The last address from which a byte came.
     good: Option<IpAddr>,
-    /// The first address in order when connecting, or the first answer, last failed.
+    /// The address that was tried first when a connection last failed, or ended before its first byte.
     bad: Option<IpAddr>,
-    /// The first address in order at the last connect.
+    /// The address that the last connection tried first.
     first: Option<IpAddr>,
     /// When the last resolution began.
     begun: Option<Instant>,
@@ -47,7 +47,7 @@ struct Known {
 
 struct ResolvedAddress {
     ip: IpAddr,
-    /// Since when resolutions have not contained it.
+    /// When resolutions stopped containing it.
     missing: Option<Instant>,
 }
 

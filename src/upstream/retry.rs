@@ -1,5 +1,6 @@
-//! Retries of calls: a call without an answer, or with a 502, 503 or 504, is attempted again after a delay, where the breaker, the
-//! retry budget and the batch's deadline allow it.
+//! Retries of calls: a call without a connection, whose connection broke, or with a 502, 503 or 504, is attempted again after a
+//! delay, if the breaker, the retry budget and the batch's deadline allow it. A 503 with `Retry-After` is not retried, nor is an
+//! answer that did not come in time, is too long, or cannot be decoded.
 //!
 //! Requests that were provably not processed are sent again within one attempt: [`super::client`].
 
@@ -15,13 +16,13 @@ use super::client::SendProgress;
 use crate::config;
 use crate::error::{Error, NoAnswer};
 
-/// Delay before the first retry; each further one is three times as long, up to the longest. Jitter adds up to as much again.
+/// Delay before the first retry; each further one is three times as long, up to the longest. Jitter at most doubles a delay.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(2);
 
 /// The budget of retries.
 pub(super) fn budget(config: &config::Retry) -> TpsBudget {
-    // The share of a quiet endpoint's calls is none at all: one a second is allowed besides.
+    // A share of few calls is no retry at all, so one retry a second is allowed in addition.
     let a_second = u32::from(config.budget > 0.0);
     #[allow(clippy::cast_possible_truncation)] // A share, of which seven digits are enough.
     TpsBudget::new(Duration::from_secs(10), a_second, config.budget as f32)
@@ -35,7 +36,7 @@ fn delays(retries: usize) -> impl Iterator<Item = Duration> {
 }
 
 impl Upstream {
-    /// Sends a call, with retries that `retries` counts, and waits for its whole answer, until `deadline` at most. `read` reads
+    /// Sends a call, with retries that `retries` counts, and waits for its complete answer, until `deadline` at most. `read` reads
     /// the body of a 200 that is not [coded](Answer::is_coded), and says whether it has links.
     ///
     /// # Errors
@@ -53,22 +54,22 @@ impl Upstream {
         }
         let source = self.source_of(call);
         self.retry_budget.deposit();
-        let mut permit = self.breaker.admit(&source, self.fair_time()).map_err(Error::BreakerOpen)?;
+        let mut admission = self.breaker.admit(&source, self.fair_time()).map_err(Error::BreakerOpen)?;
         let mut delays = delays(self.config.retry.attempts);
         // A call without a fair chance of an answer in time is not sent.
         let mut outcome = Err(Error::Deadline);
         let mut reading = None;
         while self.leaves_fair_time(deadline) {
             let progress = SendProgress::default();
-            let probe = permit.is_probe();
+            let probe = admission.is_probe();
             outcome = self.attempt(call, deadline, probe, &progress).await;
             let answer = outcome.as_ref().ok();
             let body = answer.filter(|answer| answer.status == StatusCode::OK && !answer.is_coded());
             let has_links;
             (reading, has_links) = body.map(|answer| read(&answer.body)).unzip();
-            if permit.record(self.judge(&outcome, has_links.unwrap_or(false), &progress)) {
-                self.calls.drop_idle();
-                self.streams.drop_idle();
+            if admission.record(self.judge(&outcome, has_links.unwrap_or(false), &progress)) {
+                self.call_client.drop_idle();
+                self.http1_client.drop_idle();
             }
             self.show_breaker();
             let Some(delay) = delays.next().filter(|_| self.is_retryable(&outcome)) else { break };
@@ -78,14 +79,14 @@ impl Upstream {
             }
             tokio::time::sleep(delay).await;
             let Ok(next) = self.breaker.admit(&source, self.fair_time()) else { break };
-            permit = next;
+            admission = next;
             self.metrics.upstream_retries.inc();
             *retries += 1;
         }
         outcome.map(|answer| (answer, reading))
     }
 
-    /// Whether another attempt may well succeed.
+    /// Whether another attempt may succeed where this one has failed.
     fn is_retryable(&self, outcome: &Result<Answer, Error>) -> bool {
         match outcome {
             Ok(answer) => matches!(answer.status.as_u16(), 502..=504) && self.pause_of(answer).is_none(),

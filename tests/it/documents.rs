@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use sidelink::cache::freshness::forms::FORMS;
+use sidelink::cache::freshness::formats::FORMATS;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -121,17 +121,17 @@ fn readme_shows_the_errors_that_check_prints() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), shown);
 }
 
-/// The page lists the forms of signed links, and their parameters, as the code does.
+/// The page lists the formats of signed links, and their parameters, as the code does.
 #[test]
-fn the_page_of_links_lists_every_form_that_is_read() {
+fn the_page_of_links_lists_every_format_that_is_read() {
     let page = std::fs::read_to_string(root().join("docs/LINKS.md")).unwrap();
     let listed: Vec<&str> = page.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
-    let expected: Vec<String> = FORMS
+    let expected: Vec<String> = FORMATS
         .iter()
-        .map(|form| {
-            let names: Vec<String> = form.times.iter().map(|time| format!("`{}`", time.name)).collect();
+        .map(|format| {
+            let names: Vec<String> = format.times.iter().map(|time| format!("`{}`", time.name)).collect();
             let names = if names.is_empty() { "any".to_owned() } else { names.join(", ") };
-            format!("| {} | {names} | ", form.name)
+            format!("| {} | {names} | ", format.name)
         })
         .collect();
     assert_eq!(listed.len(), expected.len());

@@ -198,7 +198,7 @@ async fn local_settings_bound_a_peers_absences_and_unsigned_links() {
     for text in [None, Some("{}")] {
         // An unsigned link has no expiry of its own either.
         let entry = Entry::new(text, Deadlines::absent(now, Duration::from_secs(500)));
-        let brought = TierUpdate { links: vec![("1".into(), entry)], ..TierUpdate::default() };
+        let brought = TierUpdate { entries: vec![("1".into(), entry)], ..TierUpdate::default() };
         let written = peer.write(&peer.scope("t", None), &peer.stamp().unwrap(), &brought);
         let (_, value) = written.first().unwrap();
         let read = |sidecar: &Trial| sidecar.link(&sidecar.scope("t", None), "1", value.as_bytes());

@@ -6,7 +6,7 @@ use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
-use sidelink::app::Proxy;
+use sidelink::app::Generations;
 use sidelink::auth::LastToken;
 use sidelink::clock::Clock;
 use sidelink::config::Config;
@@ -26,7 +26,7 @@ pub struct World {
     /// The proxy's.
     pub clock: Clock,
     pub endpoint_clock: Clock,
-    pub proxy: std::sync::Arc<Proxy>,
+    pub proxy: std::sync::Arc<Generations>,
     limits: ConnLimits,
 }
 
@@ -50,8 +50,9 @@ impl World {
         let (accept, connections) = mpsc::unbounded_channel();
         let endpoint_clock = Clock::simulated(EPOCH);
         let origin = Origin::in_memory(options, endpoint_clock.clone(), connections);
-        let proxy =
-            std::sync::Arc::new(Proxy::in_memory(config, clock.clone(), MemoryEndpoint { accept, http2 }).unwrap());
+        let proxy = std::sync::Arc::new(
+            Generations::in_memory(config, clock.clone(), MemoryEndpoint { accept, http2 }).unwrap(),
+        );
         Self { origin, clock, endpoint_clock, proxy, limits }
     }
 

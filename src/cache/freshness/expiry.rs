@@ -1,7 +1,7 @@
-//! Reads when a URL expires, and whether it is signed at all. To add a format, add a [`UrlForm`] to [`FORMS`].
+//! Reads when a URL expires, and whether it is signed at all. The formats are in [`super::formats`].
 //!
-//! One pass over the parameters collects what each form states. Every form that is present must be readable, the earliest
-//! expiry counts, and a URL with a sign of a signature that belongs to no readable form is unreadable. No signature is
+//! One pass over the parameters collects what each format states. Every format that is present must be readable, the earliest
+//! expiry counts, and a URL with a sign of a signature that belongs to no readable format is unreadable. No signature is
 //! verified: a URL can only shorten its own life.
 
 use base64::Engine;
@@ -13,7 +13,7 @@ use jiff::tz::TimeZone;
 use percent_encoding::percent_decode_str;
 use serde_json::Value as Json;
 
-use super::forms::{FORMS, Shape, Time, UrlForm, Value};
+use super::formats::{FORMATS, Shape, Time, UrlFormat, Value};
 use crate::clock::read_basic_date;
 
 /// The expiry that a URL states.
@@ -65,24 +65,24 @@ pub(super) fn read(url: &str) -> Result<Validity, Unreadable> {
     reader.finish()
 }
 
-/// A set of forms, one bit for each of [`FORMS`].
-type FormSet = u32;
+/// A set of formats, one bit for each of [`FORMATS`].
+type FormatSet = u32;
 
-const EVERY_FORM: FormSet = FormSet::MAX;
-const _: () = assert!(FORMS.len() <= FormSet::BITS as usize);
+const EVERY_FORMAT: FormatSet = FormatSet::MAX;
+const _: () = assert!(FORMATS.len() <= FormatSet::BITS as usize);
 
 /// Collects the validity that the parameters state.
 #[derive(Default)]
 struct Reader {
-    stated: [Stated; FORMS.len()],
-    /// For each sign of a signature, the forms that account for it.
-    signs: Vec<FormSet>,
+    stated: [Stated; FORMATS.len()],
+    /// For each sign of a signature, the formats that account for it.
+    signs: Vec<FormatSet>,
 }
 
-/// The validity that the parameters of one form have stated so far.
+/// The validity that the parameters of one format have stated so far.
 #[derive(Clone, Copy, Default)]
 struct Stated {
-    /// The form's `times` that were present, one bit each.
+    /// The format's `times` that were present, one bit each.
     seen: u32,
     has_companion: bool,
     is_unreadable: bool,
@@ -99,8 +99,8 @@ impl Reader {
             }
             let here = Segment::of(&percent_decode_str(segment).decode_utf8_lossy());
             if matches!((before, here), (Segment::Hash, Segment::Timestamp) | (Segment::Timestamp, Segment::Hash)) {
-                // Object names can look the same, so any form that is read accounts for this sign.
-                self.signs.push(EVERY_FORM);
+                // Object names can look the same, so any format that is read accounts for this sign.
+                self.signs.push(EVERY_FORMAT);
             }
             before = here;
         }
@@ -113,32 +113,32 @@ impl Reader {
         let value = value.as_deref();
         let shape = value.and_then(shape_of);
         let (mut accounted, mut is_sign) = (0, shape.is_some() || has_sign_word(&name));
-        for (at, (form, stated)) in FORMS.iter().zip(&mut self.stated).enumerate() {
-            if stated.take(form, &name, value, shape) {
+        for (at, (format, stated)) in FORMATS.iter().zip(&mut self.stated).enumerate() {
+            if stated.take(format, &name, value, shape) {
                 accounted |= 1 << at;
             }
-            if form.signs.iter().any(|sign| sign.eq_ignore_ascii_case(&name)) {
+            if format.signs.iter().any(|sign| sign.eq_ignore_ascii_case(&name)) {
                 accounted |= 1 << at;
                 is_sign = true;
             }
-            stated.has_companion |= form.only_with.is_some_and(|companion| companion.eq_ignore_ascii_case(&name));
+            stated.has_companion |= format.only_with.is_some_and(|companion| companion.eq_ignore_ascii_case(&name));
         }
         if is_sign {
             // Generic names also occur beside a complete signature: GitHub's git-lfs links are S3 V4 with `token=1`.
-            // Any form that is read accounts for them.
-            self.signs.push(if accounted == 0 { EVERY_FORM } else { accounted });
+            // Any format that is read accounts for them.
+            self.signs.push(if accounted == 0 { EVERY_FORMAT } else { accounted });
         }
     }
 
     fn finish(self) -> Result<Validity, Unreadable> {
         let (mut all, mut read) = (Validity::default(), 0);
-        for (at, (form, stated)) in FORMS.iter().zip(&self.stated).enumerate() {
-            if let Some(found) = stated.finish(form)? {
+        for (at, (format, stated)) in FORMATS.iter().zip(&self.stated).enumerate() {
+            if let Some(found) = stated.finish(format)? {
                 all.add(found);
                 read |= 1 << at;
             }
         }
-        if self.signs.iter().any(|forms| forms & read == 0) {
+        if self.signs.iter().any(|formats| formats & read == 0) {
             return Err(Unreadable);
         }
         Ok(all)
@@ -146,10 +146,10 @@ impl Reader {
 }
 
 impl Stated {
-    /// Reads a parameter if it limits the life of a URL of `form`; returns whether it does.
-    fn take(&mut self, form: &UrlForm, name: &str, value: Option<&str>, shape: Option<Shape>) -> bool {
-        let found = if form.shape.is_some() && shape.is_some() {
-            if form.shape != shape {
+    /// Reads a parameter if it limits the life of a URL of `format`; returns whether it does.
+    fn take(&mut self, format: &UrlFormat, name: &str, value: Option<&str>, shape: Option<Shape>) -> bool {
+        let found = if format.shape.is_some() && shape.is_some() {
+            if format.shape != shape {
                 return false;
             }
             value.and_then(|value| match shape {
@@ -157,7 +157,7 @@ impl Stated {
                 _ => read_tilde_fields(value),
             })
         } else {
-            let mut times = form.times.iter().enumerate();
+            let mut times = format.times.iter().enumerate();
             let Some((at, parameter)) = times.find(|(_, parameter)| parameter.name.eq_ignore_ascii_case(name)) else {
                 return false;
             };
@@ -174,9 +174,9 @@ impl Stated {
         true
     }
 
-    /// All that `form` states; `None` if the URL is not of this form.
-    fn finish(&self, form: &UrlForm) -> Result<Option<Validity>, Unreadable> {
-        if form.only_with.is_some() && !self.has_companion {
+    /// All that `format` states; `None` if the URL is not of this format.
+    fn finish(&self, format: &UrlFormat) -> Result<Option<Validity>, Unreadable> {
+        if format.only_with.is_some() && !self.has_companion {
             return Ok(None);
         }
         if self.is_unreadable {

@@ -128,8 +128,8 @@ fn deadlines_of_a_peer_are_bounded_by_local_settings() {
     assert_eq!(signed.fresh_left(moment(0)), Some(600_000));
 }
 
-/// A URL of one of the forms: its signing date and expiry, in Unix seconds, and whether it states the former.
-fn signed(form: usize, start: u64, end: u64) -> (String, bool) {
+/// A URL of one of the formats: its signing date and expiry, in Unix seconds, and whether it states the former.
+fn signed(format: usize, start: u64, end: u64) -> (String, bool) {
     use base64::Engine;
     use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
     let date = |at: u64| crate::clock::basic_date(at);
@@ -142,7 +142,7 @@ fn signed(form: usize, start: u64, end: u64) -> (String, bool) {
     let policy = STANDARD.encode(format!(r#"{{"Statement":[{{"Condition":{condition}}}]}}"#));
     let (header, payload) = (r#"{"alg":"none"}"#, format!(r#"{{"iat":{start},"exp":{end}}}"#));
     let rfc3339 = |at: u64| crate::clock::rfc3339(at * 1000);
-    let (query, states_start) = match form {
+    let (query, states_start) = match format {
         0 => (format!("AccessKeyId=a&Expires={end}&Signature=s"), false),
         1 => (format!("AccessKeyId=a&Expires={end}000&Signature=s"), false),
         2 => (v4("Amz"), true),
@@ -198,7 +198,7 @@ proptest! {
     /// has its floor left by the right one.
     #[test]
     fn no_link_of_any_form_is_served_with_less_than_its_floor_left(
-        form in 0usize..14,
+        format in 0usize..14,
         life in 0u64..200_000,
         right in 0..3,
         [local, endpoint] in [-2_000_000_000_000i64..4_000_000_000, -2_000_000_000_000..4_000_000_000],
@@ -214,7 +214,7 @@ proptest! {
         };
         // Signed at this moment, whatever clocks say.
         let start = NOW / 1000;
-        let (url, states_start) = signed(form, start, start + life);
+        let (url, states_start) = signed(format, start, start + life);
         let off = |by: i64| NOW.saturating_add_signed(by);
         let (local, endpoint) = match right {
             0 => (NOW, off(endpoint)),

@@ -68,17 +68,17 @@ labels! {
 
     /// How a batch was answered.
     pub enum Outcome {
-        /// All from memory.
+        /// All of its ids came from memory.
         Hit = "hit",
-        /// Some from memory, some fetched or joined.
+        /// Some of its ids came from memory; the others were fetched or joined.
         Partial = "partial",
-        /// None from memory.
+        /// None of its ids came from memory.
         Miss = "miss",
-        /// At least one link past its freshness.
+        /// At least one link was stale, since the endpoint failed.
         Stale = "stale",
-        /// Forwarded untouched.
+        /// It was forwarded as it came, and got the endpoint's own answer.
         Bypass = "bypass",
-        /// An error, the endpoint's or sidelink's own.
+        /// It got an error, the endpoint's or sidelink's own.
         Error = "error",
     }
 
@@ -262,8 +262,8 @@ labels! {
         Sync = "sync",
     }
 
-    /// How the shared tier fails. Each costs hits, never an answer.
-    pub enum Kind {
+    /// How the shared tier failed. Each failure costs hits, never an answer.
+    pub enum SharedFailure {
         /// No connection: refused, unreachable, name, certificate or credentials.
         Connect = "connect",
         /// No reply within `shared.timeout`.

@@ -213,13 +213,13 @@ proptest! {
 
     #[test]
     fn no_value_of_a_known_parameter_panics(
-        form in 0..FORMS.len(),
+        format in 0..FORMATS.len(),
         names in proptest::collection::vec(any::<prop::sample::Index>(), 1..4),
         values in proptest::collection::vec("[0-9a-zA-Z;~=%+.\\-_:]{0,40}", 4),
     ) {
-        let form = &FORMS[form];
+        let format = &FORMATS[format];
         let known: Vec<&str> =
-            form.times.iter().map(|time| time.name).chain(form.signs.iter().copied()).chain(form.only_with).collect();
+            format.times.iter().map(|time| time.name).chain(format.signs.iter().copied()).chain(format.only_with).collect();
         let mut url = "https://h/k?x=1".to_owned();
         for (name, value) in names.iter().zip(&values) {
             if let Some(name) = known.get(name.index(known.len().max(1))) {

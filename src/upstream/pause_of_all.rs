@@ -1,4 +1,4 @@
-//! Pauses of single callers that add up to a pause of everyone.
+//! The pause of all callers, which follows from the pauses of single ones.
 
 use std::time::Duration;
 
@@ -7,19 +7,19 @@ use parking_lot::Mutex;
 use super::evidence::CallSource;
 use crate::clock::{Moment, millis};
 
-/// Callers that are remembered.
+/// Most callers that are remembered.
 const MOST: usize = 64;
 
-/// Callers that a 503 with `Retry-After` has asked for a pause. One caller, or one set of ids, may be the reason for it; two
-/// callers with disjoint ids show that everyone is meant.
+/// The callers that a 503 with `Retry-After` has asked to pause. One caller, or one set of ids, may be the reason for a 503; two
+/// accepted callers with disjoint ids show that the endpoint means all callers. A 429 never counts: it concerns a caller's own quota.
 #[derive(Default)]
-pub(super) struct Pauses(
+pub(super) struct PausedCallers(
     /// Each with the end of its pause on the monotonic clock.
     Mutex<Vec<(CallSource, u64)>>,
 );
 
-impl Pauses {
-    /// `source` was asked at `now` to pause for `span`. Returns how long everyone has to pause, if everyone has.
+impl PausedCallers {
+    /// `source` was asked at `now` to pause for `span`. Returns how long all callers have to pause, if they have to.
     pub(super) fn asked(&self, source: &CallSource, now: Moment, span: Duration) -> Option<Duration> {
         if !source.accepted {
             return None;
@@ -47,15 +47,17 @@ mod tests {
         let source =
             |caller, accepted, id: u64| CallSource { caller: Caller::of_test(caller), accepted, ids: [id].into() };
         let at = |monotonic| Moment { monotonic, wall: 0 };
-        let asked = |pauses: &Pauses, source, now| pauses.asked(&source, at(now), Duration::from_secs(3));
+        let asked = |paused_callers: &PausedCallers, source, now| {
+            paused_callers.asked(&source, at(now), Duration::from_secs(3))
+        };
         for second in [source(1, true, 2), source(2, true, 1), source(2, false, 2)] {
-            let pauses = Pauses::default();
-            assert_eq!(asked(&pauses, source(1, true, 1), 0), None);
-            assert_eq!(asked(&pauses, second, 0), None);
+            let paused_callers = PausedCallers::default();
+            assert_eq!(asked(&paused_callers, source(1, true, 1), 0), None);
+            assert_eq!(asked(&paused_callers, second, 0), None);
         }
-        let pauses = Pauses::default();
-        assert_eq!(asked(&pauses, source(1, true, 1), 0), None);
-        assert_eq!(asked(&pauses, source(2, true, 2), 1000), Some(Duration::from_secs(2)));
-        assert_eq!(asked(&pauses, source(3, true, 3), 60_000), None, "the others' pauses are over");
+        let paused_callers = PausedCallers::default();
+        assert_eq!(asked(&paused_callers, source(1, true, 1), 0), None);
+        assert_eq!(asked(&paused_callers, source(2, true, 2), 1000), Some(Duration::from_secs(2)));
+        assert_eq!(asked(&paused_callers, source(3, true, 3), 60_000), None, "the others' pauses are over");
     }
 }

@@ -1,17 +1,19 @@
-//! The forms of signed URLs whose expiry is read. docs/LINKS.md describes each, with the vendor's page.
+//! The formats of signed URLs whose expiry is read.
+//!
+//! **To add a format, add a row to [`FORMATS`]**, and one with the vendor's page to docs/LINKS.md.
 
-/// One form of signed URL.
+/// One format of signed URL.
 #[derive(Debug)]
-pub struct UrlForm {
+pub struct UrlFormat {
     /// Vendor and version.
     pub name: &'static str,
     /// The parameters that limit the life of the URL.
     pub times: &'static [Parameter],
-    /// Parameters of this form alone, which show that a URL is signed.
+    /// Parameters of this format alone, which show that a URL is signed.
     pub(super) signs: &'static [&'static str],
     /// A parameter without which `times` means something else, for names as short as `e`.
     pub(super) only_with: Option<&'static str>,
-    /// Values of this shape belong to this form, whatever the parameter's name.
+    /// Values of this shape belong to this format, whatever the parameter's name.
     pub(super) shape: Option<Shape>,
 }
 
@@ -59,8 +61,8 @@ pub(super) enum Shape {
     TildeFields,
 }
 
-const fn form(name: &'static str, times: &'static [Parameter], signs: &'static [&'static str]) -> UrlForm {
-    UrlForm { name, times, signs, only_with: None, shape: None }
+const fn format(name: &'static str, times: &'static [Parameter], signs: &'static [&'static str]) -> UrlFormat {
+    UrlFormat { name, times, signs, only_with: None, shape: None }
 }
 
 const fn time(name: &'static str, value: Value) -> Parameter {
@@ -88,49 +90,49 @@ const AKAMAI: &[Parameter] = &[
 ];
 const DISCORD: &[Parameter] = &[time("ex", Value::Expiry(Time::Hex)), time("is", Value::Start(Time::Hex))];
 
-/// Every form.
-pub const FORMS: [UrlForm; 19] = [
-    form("Huawei OBS, V2", EXPIRES, &["AccessKeyId", "Signature", "x-obs-security-token"]),
-    form("Amazon S3, V2", EXPIRES, &["AWSAccessKeyId", "Signature", "x-amz-security-token"]),
-    form("Google Cloud Storage, V2", EXPIRES, &["GoogleAccessId", "Signature"]),
-    form("Alibaba Cloud OSS, V1", EXPIRES, &["OSSAccessKeyId", "Signature", "security-token"]),
-    form("Amazon CloudFront, canned policy", EXPIRES, &["Key-Pair-Id", "Signature"]),
-    form("any other with `Expires`", EXPIRES, &[]),
-    form(
+/// Every format.
+pub const FORMATS: [UrlFormat; 19] = [
+    format("Huawei OBS, V2", EXPIRES, &["AccessKeyId", "Signature", "x-obs-security-token"]),
+    format("Amazon S3, V2", EXPIRES, &["AWSAccessKeyId", "Signature", "x-amz-security-token"]),
+    format("Google Cloud Storage, V2", EXPIRES, &["GoogleAccessId", "Signature"]),
+    format("Alibaba Cloud OSS, V1", EXPIRES, &["OSSAccessKeyId", "Signature", "security-token"]),
+    format("Amazon CloudFront, canned policy", EXPIRES, &["Key-Pair-Id", "Signature"]),
+    format("any other with `Expires`", EXPIRES, &[]),
+    format(
         "Amazon S3, V4",
         &[date("X-Amz-Date"), time("X-Amz-Expires", Value::Lifetime)],
         &["X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Security-Token", "X-Amz-Signature"],
     ),
-    form(
+    format(
         "Huawei OBS, V4",
         &[date("X-Obs-Date"), time("X-Obs-Expires", Value::Lifetime)],
         &["X-Obs-Algorithm", "X-Obs-Credential", "X-Obs-Security-Token", "X-Obs-Signature"],
     ),
-    form(
+    format(
         "Google Cloud Storage, V4",
         &[date("X-Goog-Date"), time("X-Goog-Expires", Value::Lifetime)],
         &["X-Goog-Algorithm", "X-Goog-Credential", "X-Goog-Signature"],
     ),
-    form(
+    format(
         "Alibaba Cloud OSS, V4",
         &[date("x-oss-date"), time("x-oss-expires", Value::Lifetime)],
         &["x-oss-credential", "x-oss-security-token", "x-oss-signature", "x-oss-signature-version"],
     ),
-    UrlForm { only_with: Some("sig"), ..form("Azure Storage, shared access signature", AZURE, &[]) },
-    form(
+    UrlFormat { only_with: Some("sig"), ..format("Azure Storage, shared access signature", AZURE, &[]) },
+    format(
         "Tencent Cloud COS",
         &[time("q-sign-time", Value::Interval), time("q-key-time", Value::Interval)],
         &["q-ak", "q-sign-algorithm", "q-signature", "x-cos-security-token"],
     ),
-    form("Amazon CloudFront, custom policy", POLICY, &["Key-Pair-Id", "Signature"]),
-    form(
+    format("Amazon CloudFront, custom policy", POLICY, &["Key-Pair-Id", "Signature"]),
+    format(
         "Amazon S3 and Huawei OBS, policy document",
         POLICY,
         &["AccessKeyId", "AWSAccessKeyId", "Signature", "x-obs-security-token", "x-amz-security-token"],
     ),
-    UrlForm { shape: Some(Shape::TildeFields), ..form("Akamai", AKAMAI, &[]) },
-    UrlForm { only_with: Some("token"), ..form("Qiniu Kodo", &[time("e", Value::Expiry(Time::Unix))], &[]) },
-    form("Huawei Cloud CDN and others, `auth_key`", &[time("auth_key", Value::AuthKey)], &[]),
-    UrlForm { only_with: Some("hm"), ..form("Discord", DISCORD, &["hm"]) },
-    UrlForm { shape: Some(Shape::Jwt), ..form("JSON Web Token in any parameter", &[], &[]) },
+    UrlFormat { shape: Some(Shape::TildeFields), ..format("Akamai", AKAMAI, &[]) },
+    UrlFormat { only_with: Some("token"), ..format("Qiniu Kodo", &[time("e", Value::Expiry(Time::Unix))], &[]) },
+    format("Huawei Cloud CDN and others, `auth_key`", &[time("auth_key", Value::AuthKey)], &[]),
+    UrlFormat { only_with: Some("hm"), ..format("Discord", DISCORD, &["hm"]) },
+    UrlFormat { shape: Some(Shape::Jwt), ..format("JSON Web Token in any parameter", &[], &[]) },
 ];

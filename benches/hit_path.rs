@@ -70,7 +70,7 @@ fn keys(criterion: &mut Criterion) {
 }
 
 fn looking_up(criterion: &mut Criterion) {
-    let (caller, scope) = caller();
+    let (_, scope) = caller();
     let config = Config::for_endpoint(Endpoint::parse("http://h").unwrap());
     let metrics = Metrics::new(&Registry::new()).unwrap();
     let mut group = criterion.benchmark_group("look_up");
@@ -81,7 +81,7 @@ fn looking_up(criterion: &mut Criterion) {
         let keys: Vec<(&str, Key)> = ids.iter().map(|id| (id.as_str(), scope.key(id))).collect();
         let deadlines = Deadlines::absent(Clock::system().now(), config.freshness.max);
         for (_, key) in &keys {
-            cache.insert(*key, Entry::new(Some(&"x".repeat(447)), deadlines), &caller);
+            cache.insert(*key, Entry::new(Some(&"x".repeat(447)), deadlines));
         }
         for size in SIZES {
             group.throughput(Throughput::Elements(size as u64));

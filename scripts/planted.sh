@@ -59,7 +59,7 @@ plant "whole answers without their scope" src/batch.rs \
 plant "whole answers without a revision" src/cache/answers.rs \
     'self.revision == revision && ' ''
 plant "a whole answer that lives as its first link" src/cache/answers.rs \
-    'answer.usable_until.min(deadlines.ageing_from(key.spread()))' 'if answer.usable_until == Moment::NEVER { deadlines.ageing_from(key.spread()) } else { answer.usable_until }'
+    'usable_until.min(deadlines.ageing_from(key.spread()))' 'if usable_until == Moment::NEVER { deadlines.ageing_from(key.spread()) } else { usable_until }'
 plant "a purge that ends no whole answer" src/cache/purges.rs \
     'self.revision.fetch_add(1, Ordering::AcqRel);' ''
 plant "a withdrawal that ends no whole answer" src/cache.rs \
@@ -69,8 +69,8 @@ plant "a withdrawal that ends no whole answer" src/cache.rs \
     /// Removes entries' '    }
 
     /// Removes entries' repeated_batches::
-plant "a refetch that ends no whole answer" src/cache.rs \
-    'if old == Some(false) {' 'if false & (old == Some(false)) {' repeated_batches::
+plant "a refetch that ends no whole answer" src/fetch/calls.rs \
+    'if pending.iter().any(|pending| pending.context.refetches) {' 'if false & pending.iter().any(|pending| pending.context.refetches) {' repeated_batches::
 
 # The way to the endpoint.
 way="endpoint_connections::"

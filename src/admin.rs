@@ -106,6 +106,7 @@ impl AdminState {
         metrics.cache_links.set(number(links));
         metrics.cache_bytes.set(number(bytes));
         metrics.cache_capacity.set(number(cache.capacity()));
+        self.batch_route.answers().sweep();
         let (answers, bytes) = self.batch_route.answers().size();
         metrics.answers.set(number(answers));
         metrics.answers_bytes.set(number(bytes));

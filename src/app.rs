@@ -38,6 +38,8 @@ const ADMIN_IDLE: Duration = Duration::from_secs(5);
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 /// Between one removal of dead links from the cache and the next.
 const SWEEP: Duration = Duration::from_secs(60);
+/// Between one removal of expired whole answers and the next.
+const SWEEP_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Why sidelink does not start, or a configuration cannot be applied.
 #[derive(Debug, thiserror::Error)]
@@ -153,6 +155,13 @@ impl App {
             let (cache, now) = (Arc::clone(&swept), clock.now());
             // A large table takes a while: not on a thread that answers.
             let _ = spawn_blocking(move || cache.sweep(now)).await;
+        }));
+        let running = Arc::clone(&self.running);
+        self.admin.spawn(every(SWEEP_ANSWERS, self.stop_admin.clone(), async move || {
+            let batch = Arc::clone(&running.generations.current().router.batch);
+            if batch.answers().size().0 > 0 {
+                let _ = spawn_blocking(move || batch.answers().sweep()).await;
+            }
         }));
         self.admin.spawn(every(admin::EVERY, self.stop_admin.clone(), async move || {
             let (links, bytes) = cache.size();

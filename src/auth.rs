@@ -75,12 +75,6 @@ impl Identity {
         Self { caller, caller_state, signer, entries_version }
     }
 
-    #[cfg(test)]
-    pub(crate) fn of_test() -> Self {
-        let caller = Caller::of_test(1);
-        Self::new(caller, CallerStates::new([0; 16]).get_or_insert(caller), None)
-    }
-
     /// Whether a header of this name counts: in a signed request, only if it is signed.
     fn uses_header(&self, name: &HeaderName) -> bool {
         self.signer.as_ref().is_none_or(|signer| signer.covers(name))

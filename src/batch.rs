@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::api::request::Batch;
 use crate::auth::{AuthError, Bypass, Callers, Credential, Identity, Key, LastToken, Scope};
-use crate::cache::answers::{Found, Revision, WholeAnswers, Written};
+use crate::cache::answers::{Found, Revision, WholeAnswer, WholeAnswers, Written};
 use crate::cache::{Cache, Entry};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
@@ -244,7 +244,11 @@ impl BatchRoute {
             reply.info.caller = caller;
             if let Some(written) = written.filter(|_| is_repeated) {
                 let entries = found.iter().flatten().zip(&ids).map(|(entry, (_, key))| (*entry, *key));
-                self.answers.insert(&written, revision, entries, now);
+                let answer = WholeAnswer::new(&written, revision, entries, now);
+                drop(view);
+                if let Some(answer) = answer {
+                    self.answers.insert(&written, answer, now);
+                }
             }
             return Step::Reply(reply);
         }
@@ -274,7 +278,9 @@ impl BatchRoute {
             let cause = if client.may_exclude_fresh() { Refetch::Client } else { Refetch::Revalidate };
             self.metrics.refetched.of(cause).inc_by(refetched);
         }
-        let context = Arc::new(self.context(&batch, scope, identity, &credential, client, headers, trace));
+        let mut context = self.context(&batch, scope, identity, &credential, client, headers, trace);
+        context.refetches = requirements.may_exclude_fresh();
+        let context = Arc::new(context);
         self.refresh_ahead(&ageing, &context);
         if !is_missing {
             let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
@@ -373,6 +379,7 @@ impl BatchRoute {
         });
         FetchContext {
             requirements,
+            refetches: false,
             tier_scope,
             headers: self.callers.carried(&identity, headers.map()),
             scope,

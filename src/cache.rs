@@ -140,19 +140,13 @@ impl Cache {
         &self.purges
     }
 
-    /// Inserts or replaces the entry of `key`, a key of this caller. Ends the caller's whole answers if it replaces an entry that was
-    /// not due for a refresh when the call was sent: one of them may contain that entry.
-    pub fn insert(&self, key: Key, entry: Entry, caller: &Identity) {
+    /// Inserts or replaces the entry of `key`.
+    pub fn insert(&self, key: Key, entry: Entry) {
         let mut part = self.parts.get(self.part_of(key)).map(Part::write);
         let Some(table) = part.as_mut().and_then(|part| part.get_mut(self.table_of(key))) else { return };
-        let sent = entry.deadlines().sent();
-        let old = table.peek(&key).map(|old| old.deadlines().is_ageing(sent, key.spread()));
-        let expected = table.len() + usize::from(old.is_none());
+        let expected = table.len() + usize::from(table.peek(&key).is_none());
         table.insert(key, entry);
         self.evictions.of(Eviction::Size).inc_by(expected.saturating_sub(table.len()) as u64);
-        if old == Some(false) {
-            caller.caller_state.end_answers();
-        }
     }
 
     /// Removes the entry of `key`, a key of this caller, and ends the caller's whole answers.
@@ -295,11 +289,7 @@ mod tests {
     fn fill(cache: &Cache) -> (u64, u64) {
         let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
         for id in 0..10_000 {
-            cache.insert(
-                Scope::of_test(1).key(&id.to_string()),
-                Entry::new(Some(&"x".repeat(440)), deadlines),
-                &Identity::of_test(),
-            );
+            cache.insert(Scope::of_test(1).key(&id.to_string()), Entry::new(Some(&"x".repeat(440)), deadlines));
         }
         cache.size()
     }
@@ -311,7 +301,7 @@ mod tests {
         let scope = Scope::of_test(1);
         for seconds in [10, 20] {
             let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(seconds));
-            cache.insert(scope.key(&seconds.to_string()), Entry::new(None, deadlines), &Identity::of_test());
+            cache.insert(scope.key(&seconds.to_string()), Entry::new(None, deadlines));
         }
         tokio::time::advance(Duration::from_secs(10)).await;
         cache.sweep(clock.now());
@@ -329,7 +319,7 @@ mod tests {
         let count = 4 * PARTS * SLICE;
         for id in 0..count {
             let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(if id % 2 == 0 { 1 } else { 20 }));
-            cache.insert(scope.key(&id.to_string()), Entry::new(None, deadlines), &Identity::of_test());
+            cache.insert(scope.key(&id.to_string()), Entry::new(None, deadlines));
         }
         tokio::time::advance(Duration::from_secs(10)).await;
         let mut slices = 0;
@@ -338,7 +328,7 @@ mod tests {
             // If any part were locked, these writes would deadlock.
             for id in 0..64 {
                 let deadlines = Deadlines::absent(clock.now(), Duration::from_secs(20));
-                cache.insert(scope.key(&format!("new{id}")), Entry::new(None, deadlines), &Identity::of_test());
+                cache.insert(scope.key(&format!("new{id}")), Entry::new(None, deadlines));
             }
         });
         assert!(slices >= count / SLICE, "{slices}");
@@ -382,7 +372,7 @@ mod tests {
         let (cache, metrics) = cache(1 << 20);
         let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(60));
         for _ in 0..3 {
-            cache.insert(Scope::of_test(1).key("1"), Entry::new(Some("{}"), deadlines), &Identity::of_test());
+            cache.insert(Scope::of_test(1).key("1"), Entry::new(Some("{}"), deadlines));
         }
         assert_eq!((metrics.cache_evictions.of(Eviction::Size).get(), cache.size().0), (0, 1));
     }

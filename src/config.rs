@@ -154,7 +154,7 @@ section! {
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Runtime {
         /// Threads that serve requests; without this key as many as the cores that the process may use, 4 at most.
-        pub threads: Option<usize> = None, count(1..=64).immutable().optional("2");
+        pub threads: Option<usize> = None, count(1..=64).immutable().optional(2);
     }
 }
 

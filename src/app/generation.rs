@@ -121,6 +121,7 @@ impl Generations {
         process.cache.resize(config.cache.capacity);
         process.fetch.resize(config.upstream.calls);
         self.current.store(Arc::new(next));
+        before.router.batch.answers().clear();
         process.fetch.set_min_remaining(floor);
         let at = process.clock.now();
         process.metrics.reloaded(at.unix_seconds());

@@ -33,10 +33,10 @@ use crate::config::CacheConfig;
 use crate::telemetry::metrics::{IdResult, Tally};
 
 /// Bytes of a whole answer besides its body, its request's text and its expiries: key, bookkeeping, the allocator's rounding.
-const ANSWER_BYTES: usize = 512;
+const ANSWER_BYTES: usize = 704;
 /// One of this many uses looks the entries up instead, so that the cache counts their use and keeps them.
 const LOOK_UP_EVERY: u32 = 16;
-/// Bytes of items in the longest answer that is stored.
+/// Bytes of items and request of the longest answer that is stored.
 const LONGEST: usize = 1 << 16;
 /// Places for the hashes of requests that came once.
 const SEEN: usize = 1 << 13;
@@ -106,35 +106,40 @@ pub(crate) struct WholeAnswer {
 }
 
 impl WholeAnswer {
-    fn new<'e>(
+    /// The answer of `entries`, one for each id of the batch in the order asked, which were looked up at `revision` and are
+    /// fresh. `None` if it is too long to be stored, or if an entry is due for a refresh.
+    pub(crate) fn new<'e>(
         written: &Written<'_>,
         revision: Revision,
         entries: impl Iterator<Item = (&'e Entry, Key)> + Clone,
-    ) -> Self {
-        let body = merge(entries.clone().filter_map(|(entry, _)| entry.text()));
-        let mut answer = Self {
+        now: Moment,
+    ) -> Option<Self> {
+        let (mut tally, mut bytes, mut expiries) = (Tally::default(), written.text.len(), Vec::new());
+        let [mut usable_until, mut fresh_until] = [Moment::NEVER; 2];
+        for (entry, key) in entries.clone() {
+            let (text, deadlines) = (entry.text(), entry.deadlines());
+            tally.add(if text.is_some() { IdResult::Hit } else { IdResult::Absent });
+            bytes += text.map_or(0, <[u8]>::len);
+            fresh_until = fresh_until.min(deadlines.fresh_until());
+            usable_until = usable_until.min(deadlines.ageing_from(key.spread()));
+            expiries.extend(deadlines.expires());
+        }
+        if bytes > LONGEST || !now.is_before(usable_until) {
+            return None;
+        }
+        expiries.sort_unstable();
+        Some(Self {
             scope: written.scope,
             written: written.text.into(),
             is_body: written.is_body,
             revision,
-            usable_until: Moment::NEVER,
-            fresh_until: Moment::NEVER,
-            body,
-            tally: Tally::default(),
-            expiries: Box::default(),
+            usable_until,
+            fresh_until,
+            body: merge(entries.filter_map(|(entry, _)| entry.text())),
+            tally,
+            expiries: expiries.into(),
             uses: AtomicU32::new(0),
-        };
-        let mut expiries = Vec::new();
-        for (entry, key) in entries {
-            let deadlines = entry.deadlines();
-            answer.tally.add(if entry.text().is_some() { IdResult::Hit } else { IdResult::Absent });
-            answer.fresh_until = answer.fresh_until.min(deadlines.fresh_until());
-            answer.usable_until = answer.usable_until.min(deadlines.ageing_from(key.spread()));
-            expiries.extend(deadlines.expires());
-        }
-        expiries.sort_unstable();
-        answer.expiries = expiries.into();
-        answer
+        })
     }
 
     fn is_of(&self, written: &Written<'_>) -> bool {
@@ -235,7 +240,10 @@ impl WholeAnswers {
         match self.stored.get(&written.hash) {
             Some(Stored { answer, .. }) if answer.is_of(written) => {
                 if !answer.is_usable(revision, now) {
-                    return Found::SeenBefore;
+                    // One that ended before it was used, as under many purges, was stored for nothing: not again at once.
+                    let was_used = answer.uses.load(Ordering::Relaxed) > 0;
+                    let is_wanted = was_used || self.was_seen(written.hash);
+                    return if is_wanted { Found::SeenBefore } else { Found::LookUpEntries };
                 }
                 let uses = answer.uses.fetch_add(1, Ordering::Relaxed);
                 if uses % LOOK_UP_EVERY == LOOK_UP_EVERY - 1 { Found::LookUpEntries } else { Found::Answer(answer) }
@@ -245,26 +253,24 @@ impl WholeAnswers {
         }
     }
 
-    /// Stores the answer of `entries`, one for each id of the batch in the order asked, unless it is long. The entries were looked
-    /// up at `revision`, and are fresh.
-    pub(crate) fn insert<'e>(
-        &self,
-        written: &Written<'_>,
-        revision: Revision,
-        entries: impl Iterator<Item = (&'e Entry, Key)> + Clone,
-        now: Moment,
-    ) {
-        if entries.clone().filter_map(|(entry, _)| entry.text()).map(<[u8]>::len).sum::<usize>() > LONGEST {
-            return;
-        }
-        let answer = WholeAnswer::new(written, revision, entries);
+    /// Stores the answer to a batch. Must not be called while entries are locked: moka may sweep meanwhile.
+    pub(crate) fn insert(&self, written: &Written<'_>, answer: WholeAnswer, now: Moment) {
         let keep = Duration::from_millis(answer.usable_until.left(now));
         self.stored.insert(written.hash, Stored { answer: Arc::new(answer), keep });
     }
 
-    /// Number of answers, and their bytes.
-    pub(crate) fn size(&self) -> (u64, u64) {
+    /// Frees the memory of answers that have expired. If this is not called every second or so, a look-up pays for it.
+    pub(crate) fn sweep(&self) {
         self.stored.run_pending_tasks();
+    }
+
+    /// Ends all answers.
+    pub(crate) fn clear(&self) {
+        self.stored.invalidate_all();
+    }
+
+    /// Number of answers, and their bytes, at the last sweep.
+    pub(crate) fn size(&self) -> (u64, u64) {
         (self.stored.entry_count(), self.stored.weighted_size())
     }
 

@@ -37,7 +37,7 @@ pub(super) struct About {
     /// The allowed values, such as `1s to 24h`.
     pub(super) values: String,
     /// A value for the shipped file, where there is no default.
-    pub(super) example: Option<&'static str>,
+    pub(super) example: Option<Value>,
     /// The file must have the key.
     pub(super) required: bool,
     /// A reload cannot change the value.
@@ -70,17 +70,17 @@ impl<T: 'static> ValueKind<T> {
     }
 
     /// The key is mandatory.
-    pub(super) fn required(self, example: &'static str) -> Self {
-        self.with(|about| (about.required, about.example) = (true, Some(example)))
+    pub(super) fn required(self, example: impl Into<Value>) -> Self {
+        self.with(|about| (about.required, about.example) = (true, Some(example.into())))
     }
 
     /// The key may be absent.
-    pub(super) fn optional(self, example: &'static str) -> ValueKind<Option<T>> {
+    pub(super) fn optional(self, example: impl Into<Value>) -> ValueKind<Option<T>> {
         let (read, write) = (self.read, self.write);
         ValueKind {
             read: Box::new(move |found| read(found).map(Some)),
             write: Box::new(move |value| value.as_ref().and_then(&write)),
-            about: About { example: Some(example), ..self.about },
+            about: About { example: Some(example.into()), ..self.about },
         }
     }
 

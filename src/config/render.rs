@@ -59,7 +59,7 @@ pub fn reference() -> String {
         let _ = write!(text, "\n## `{}`\n\n{}\n\n", heading(&table), table.doc);
         text.push_str("| key | default | values | |\n|---|---|---|---|\n");
         for key in &table.keys {
-            let default = match (&key.value, key.about.example) {
+            let default = match (&key.value, &key.about.example) {
                 _ if key.about.required => "mandatory".to_owned(),
                 (Some(value), None) => format!("`{value}`"),
                 _ => "none".to_owned(),
@@ -105,8 +105,8 @@ fn heading(table: &TableEntry) -> String {
 
 /// The value of a key in the shipped file.
 fn shown(key: &KeyEntry) -> String {
-    match (key.about.example, &key.value) {
-        (Some(example), value) if key.about.required || value.is_none() => toml::Value::from(example).to_string(),
+    match (&key.about.example, &key.value) {
+        (Some(example), value) if key.about.required || value.is_none() => example.to_string(),
         (_, value) => value.iter().map(ToString::to_string).collect(),
     }
 }

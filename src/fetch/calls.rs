@@ -255,7 +255,12 @@ impl Fetcher {
                     self.unauthorized(context, pending.iter().all(|pending| pending.context.has_cookies));
                 }
                 self.note_pause(&call, &answer, &context.identity);
-                self.take_answer((answer, read), invalidations, stamp, context, ids, store)
+                let report = self.take_answer((answer, read), invalidations, stamp, context, ids, store);
+                if pending.iter().any(|pending| pending.context.refetches) {
+                    // After the entries are stored.
+                    caller_state.end_answers();
+                }
+                report
             }
             Err(error) => CallReport::failed(Cause::NoAnswer(error)),
         };
@@ -392,7 +397,7 @@ impl Fetcher {
             let deadlines = if is_stored { deadlines } else { Deadlines::not_stored(answer.sent) };
             let entry = Entry::new(item.as_ref().map(|item| &*item.text), deadlines);
             if is_stored {
-                self.cache.insert(id.key, entry.clone(), &context.identity);
+                self.cache.insert(id.key, entry.clone());
             }
             entry
         };

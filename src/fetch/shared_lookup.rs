@@ -148,7 +148,7 @@ impl SharedLookup {
                 // Stored also where it is no longer fresh: it may be served stale.
                 let is_older = |entry: &Entry| entry.deadlines().age(now) > shared.deadlines().age(now);
                 if in_memory.as_ref().is_none_or(is_older) {
-                    fetcher.cache.insert(*key, shared.clone(), &context.identity);
+                    fetcher.cache.insert(*key, shared.clone());
                     stored.push(*key);
                     in_memory = Some(shared);
                 }
@@ -163,6 +163,9 @@ impl SharedLookup {
                 None if is_free => sent.push(pending),
                 None => self.pending.push(pending),
             }
+        }
+        if context.refetches {
+            context.identity.caller_state.end_answers();
         }
         if is_invalidated() {
             // The caller was invalidated meanwhile, perhaps over these very ids.

@@ -30,6 +30,7 @@ fn fetch() -> (Arc<Fetcher>, Arc<FetchContext>) {
     let credential = callers.credential(&head.headers).ok().unwrap();
     let identity = callers.identify(&credential, &LastToken::default(), &head, b"").ok().unwrap();
     let context = FetchContext {
+        refetches: false,
         headers: callers.carried(&identity, &head.headers),
         scope: callers.scope(&identity, &head.headers).of_group(&Group::Absent),
         identity,

@@ -154,6 +154,34 @@ async fn what_a_client_has_fetched_anew_is_answered_from_then_on() {
     }
 }
 
+/// Regression: the answer went on where the entry that was fetched anew had been evicted before.
+#[tokio::test]
+async fn what_a_client_has_fetched_anew_is_answered_also_where_the_old_entry_was_evicted() {
+    let stack = Stack::with(|_| {}, |config| config.cache.capacity = 1 << 20).await;
+    let target = query(&["1", "2"]);
+    repeat(&stack.client, &target, &TOKEN).await;
+    for batch in 0..80 {
+        let ids: Vec<String> = (0..100).map(|id| format!("{batch}-{id}")).collect();
+        stack.client.batch("t", &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    }
+    assert!(stack.metric("sidelink_cache_evictions_total{cause=\"size\"}").await > 0.0);
+    let new = stack.client.get(&query(&["2"]), &[TOKEN[0], ("cache-control", "no-cache")]).await.links();
+    for _ in 0..3 {
+        assert_eq!(stack.client.get(&target, &TOKEN).await.links()[1], new[0]);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_to_a_long_request_is_not_stored() {
+    let stack = Stack::start().await;
+    let body = format!("{{\"accessory_ids\":[\"1\"]{}}}", " ".repeat(1 << 16));
+    for _ in 0..5 {
+        let reply = stack.client.send(Method::GET, api::PATH, &TOKEN, body.clone()).await;
+        assert_eq!(reply.status, StatusCode::OK);
+    }
+    assert_eq!(stack.metric("sidelink_answers").await, 0.0);
+}
+
 #[tokio::test]
 async fn directives_of_the_request_are_asked_of_each_link() {
     let stack = Stack::start().await;
@@ -247,4 +275,19 @@ async fn whole_answers_take_an_eighth_of_the_capacity_at_most() {
     assert!(bytes > 0.0 && bytes <= (capacity / 8) as f64, "{bytes}");
     let entries = stack.metric("sidelink_cache_bytes").await;
     assert!(entries <= (capacity - capacity / 8) as f64, "{entries}");
+}
+
+/// Regression: the replaced entry had seemed to be due for a refresh.
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_steps_forth_and_back_revives_no_answer() {
+    let world = World::new(|_| {}, |config| config.freshness.max = Duration::from_secs(100));
+    let mut client = world.client().await;
+    let target = query(&["1", "2"]);
+    for _ in 0..4 {
+        client.get(&target, &TOKEN).await.unwrap();
+    }
+    world.clock.step(95_000);
+    let new = client.get(&query(&["2"]), &[TOKEN[0], ("cache-control", "no-cache")]).await.unwrap().links();
+    world.clock.step(-95_000);
+    assert_eq!(client.get(&target, &TOKEN).await.unwrap().links()[1], new[0]);
 }

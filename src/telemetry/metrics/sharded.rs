@@ -12,8 +12,6 @@ use prometheus::proto;
 const SHARDS: usize = 8;
 /// Most buckets of a histogram, the infinite one included.
 const BUCKETS: usize = 20;
-/// Sums are counted in billionths.
-const UNIT: f64 = 1e9;
 
 /// One thread's memory: two cache lines, since processors fetch them in pairs.
 #[derive(Default)]
@@ -54,7 +52,16 @@ impl Counter {
 #[derive(Default)]
 struct Observed {
     buckets: [AtomicU64; BUCKETS],
+    /// The bits of an `f64`.
     sum: AtomicU64,
+}
+
+impl Observed {
+    fn add(&self, value: f64) {
+        let add = |sum| Some((f64::from_bits(sum) + value).to_bits());
+        // Never fails, and rarely tries again: each thread has a sum of its own.
+        let _ = self.sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
 }
 
 /// A histogram of values that are not negative.
@@ -72,18 +79,17 @@ impl Histogram {
     }
 
     /// Counts a value.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Not negative.
     pub fn observe(&self, value: f64) {
         let bucket = self.bounds.iter().take_while(|bound| value > **bound).count();
         let shard = shard(&self.shards);
         if let Some(bucket) = shard.buckets.get(bucket) {
             bucket.fetch_add(1, Ordering::Relaxed);
         }
-        shard.sum.fetch_add((value * UNIT) as u64, Ordering::Relaxed);
+        shard.add(value);
     }
 
     /// Counts many values at once: fastest where they are in order.
-    #[allow(clippy::indexing_slicing, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A bound or the one after.
+    #[allow(clippy::indexing_slicing)] // A bound or the one after.
     pub fn observe_each(&self, values: impl Iterator<Item = f64>) {
         let mut counts = [0_u32; BUCKETS];
         let mut sum = 0.0;
@@ -102,7 +108,7 @@ impl Histogram {
         for (bucket, count) in shard.buckets.iter().zip(counts).filter(|(_, count)| *count > 0) {
             bucket.fetch_add(count.into(), Ordering::Relaxed);
         }
-        shard.sum.fetch_add((sum * UNIT) as u64, Ordering::Relaxed);
+        shard.add(sum);
     }
 
     /// How many values were at most as large as each bound, and how many there were.
@@ -119,7 +125,7 @@ impl Histogram {
     }
 
     fn sum(&self) -> f64 {
-        self.shards.iter().map(|shard| shard.0.sum.load(Ordering::Relaxed) as f64 / UNIT).sum()
+        self.shards.iter().map(|shard| f64::from_bits(shard.0.sum.load(Ordering::Relaxed))).sum()
     }
 }
 
@@ -212,6 +218,9 @@ mod tests {
         let threads = 2 * SHARDS as u64;
         assert_eq!(counter.get(), 2 * threads);
         assert_eq!(histogram.cumulative(), [4, 6, 9, 10].map(|count| count * threads));
-        assert!((histogram.sum() - 114.75 * threads as f64).abs() < 1e-3);
+        assert!((histogram.sum() - 114.75 * threads as f64).abs() < 1e-9);
+        // Regression: sums were whole numbers of billionths, and started again at 0 after some hours.
+        histogram.observe_each([1e12; 100].into_iter());
+        assert!(histogram.sum() > 9.9e13);
     }
 }

@@ -38,6 +38,7 @@ fn the_shipped_file_names_every_key_and_each_has_a_comment() {
     config.upstream.proxy = Some(Endpoint::parse("http://proxy.internal:3128").unwrap());
     let file = |path: &str| StoredSecret { secret: Secret::default(), source: path.into() };
     config.upstream.proxy_credentials_file = Some(file("/etc/sidelink/proxy-credentials"));
+    config.runtime.threads = Some(2);
     config.admin.token_file = Some(file("/etc/sidelink/admin-token"));
     let node = NodeAddress { host: "redis.internal".into(), port: 6379 };
     let mut shared = Shared::at(vec![node], Vec::new());

@@ -127,8 +127,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let time = times.get(times.len().saturating_sub(1) * share / 100).copied().unwrap_or_default();
         time.as_secs_f64() * 1000.0
     };
-    let (rate, p50, p99) = (times.len() as f64 / elapsed.as_secs_f64(), milliseconds(50), milliseconds(99));
-    writeln!(io::stdout(), r#"{{"rate": {rate:.1}, "p50": {p50:.3}, "p99": {p99:.3}}}"#)?;
+    let seconds = elapsed.as_secs_f64();
+    let (rate, p50, p99) = (times.len() as f64 / seconds, milliseconds(50), milliseconds(99));
+    writeln!(io::stdout(), r#"{{"seconds": {seconds:.3}, "rate": {rate:.1}, "p50": {p50:.3}, "p99": {p99:.3}}}"#)?;
     Ok(())
 }
 

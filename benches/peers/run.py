@@ -201,7 +201,7 @@ def measure(bench, turn):
 
 
 def load(bench, contender, requests, seconds=SECONDS):
-    """Runs the load: rate, p50 and p99."""
+    """Runs the load: its seconds without its start, rate, p50 and p99."""
     command = [bench.programs["load"], contender.address, str(requests.file), TOKEN, str(requests.length)]
     command += ["--connections", str(CONNECTIONS), "--seconds", str(seconds)] + ["--once"] * requests.once
     command += (["--h2", str(STREAMS)] if bench.h2 else []) + (["--tls", bench.certificate] if bench.tls else [])
@@ -224,9 +224,9 @@ def attempt(bench, contender, endpoint, requests):
         return time.monotonic(), cpu_seconds(contender.pid), generator, cpu_seconds(endpoint.pid), busy_seconds(bench.cores)
 
     before = reading()
-    rate, p50, p99 = load(bench, contender, requests)
+    seconds, rate, p50, p99 = load(bench, contender, requests)
     elapsed, server, generator, asked, busy = (after - earlier for after, earlier in zip(reading(), before))
-    shares = (server / elapsed, generator / elapsed, max(0, busy - server - generator - asked) / elapsed)
+    shares = (server / seconds, generator / elapsed, max(0, busy - server - generator - asked) / elapsed)
     return Sample(rate, p50, p99, *shares, memory_bytes(contender.pid), contender.file_bytes())
 
 

@@ -159,7 +159,7 @@ STYLE = """
 
 def picture(results, facts):
     """Bars: a panel for each workload and size, with its own scale, and a bar for each contender."""
-    width, left, right, bar, gap = 860, 230, 90, 20, 7
+    width, left, right, bar, gap = 860, 256, 90, 20, 7
     shapes, y = [], 34
     shapes.append(f'<text class="name" x="20" y="{y}">Requests a second on one core</text>')
     for (workload, size), samples in results.items():

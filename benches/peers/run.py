@@ -282,7 +282,7 @@ def run_workload(bench, workload, size):
 
 
 def amplification(bench, workload, size, name):
-    """Ids that the endpoint was asked for by all batches of a workload, nothing in memory at first; and distinct ids."""
+    """Ids that the endpoint is asked for ÷ distinct ids, while every batch comes once, with nothing in memory at first."""
     batches = draw(WORKLOADS[workload], size)
     distinct = len({id for batch in batches for id in batch})
     with bench.endpoint(DELAY) as endpoint:

@@ -70,11 +70,12 @@ bench:
 	cargo bench --locked --bench instructions
 	cargo bench --locked --bench scaling
 
-## sidelink beside nginx and Varnish, each on one core: prints tables, draws docs/bench-peers.svg. Installs what is absent.
-## Several runs in a row: make bench-peers RUNS=3.
+## sidelink compared with bare hyper, nginx and Varnish, each on one core, with batches that repeat and batches that overlap: prints
+## tables, draws docs/bench-peers.svg. Installs what is absent. Several runs: make bench-peers RUNS=3.
+## Over HTTP/2 or TLS 1.3, with bare hyper and nginx only: make bench-peers H2=1, TLS=1, or H2=1 TLS=1.
 bench-peers:
 	command -v python3 >/dev/null || { apt-get -qq update && apt-get -qq install -y python3 >/dev/null; }
-	PEERS_RUNS=$(or $(RUNS),1) benches/peers/run.py
+	PYTHONDONTWRITEBYTECODE=1 PEERS_RUNS=$(or $(RUNS),1) PEERS_H2=$(H2) PEERS_TLS=$(TLS) benches/peers/run.py
 
 ## What 400,000 links cost a running sidelink: memory at several capacities, and its pace.
 bench-links:

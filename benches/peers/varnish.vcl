@@ -1,4 +1,4 @@
-# Varnish: whole answers, kept by request. {{…}} is filled in by run.py.
+# Varnish: whole answers, kept by request. {{…}} is filled in by peers.py.
 vcl 4.1;
 
 backend endpoint {

@@ -205,8 +205,9 @@ impl BatchRoute {
         // Before anything is looked up.
         let revision = Revision::of(&self.cache, &identity);
         let written = written.filter(|_| !requirements.may_exclude_fresh() && !headers.contains(&CONTENT_ENCODING));
-        let found =
-            written.as_ref().map_or(Found::LookUpEntries, |written| self.answers.look_up(written, revision, now));
+        let found = written
+            .as_ref()
+            .map_or(Found::LookUpEntries, |written| self.answers.look_up(written, revision, now, &self.cache));
         if let Found::Answer(answer) = found {
             let mut reply = self.repeated(&answer, now);
             self.metrics.answers_used.inc();

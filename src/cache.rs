@@ -130,6 +130,14 @@ impl Cache {
         self.open([key].into_iter()).look_up(&[(id, key)], marks).pop().flatten().cloned()
     }
 
+    /// Counts a use of the entries of `keys`.
+    fn touch(&self, keys: &[Key]) {
+        let view = self.open(keys.iter().copied());
+        for key in keys {
+            let _ = view.find(*key);
+        }
+    }
+
     /// The entry of `key`, purged or not; does not count as use.
     pub(crate) fn peek(&self, key: Key) -> Option<Entry> {
         self.parts.get(self.part_of(key))?.read().get(self.table_of(key))?.peek(&key).cloned()

@@ -34,8 +34,8 @@ use crate::telemetry::metrics::{IdResult, Tally};
 
 /// Bytes of a whole answer besides its body, its request's text and its expiries: key, bookkeeping, the allocator's rounding.
 const ANSWER_BYTES: usize = 704;
-/// One of this many uses looks the entries up instead, so that the cache counts their use and keeps them.
-const LOOK_UP_EVERY: u32 = 16;
+/// One use of an answer in this many counts as a use of its entries, so that the cache keeps those that are asked for.
+const TOUCH_EVERY: u32 = 16;
 /// Bytes of items and request of the longest answer that is stored.
 const LONGEST: usize = 1 << 16;
 /// Places for the hashes of requests that came once.
@@ -100,6 +100,8 @@ pub(crate) struct WholeAnswer {
     fresh_until: Moment,
     body: Bytes,
     tally: Tally,
+    /// The keys of its entries.
+    keys: Box<[Key]>,
     /// When its links expire, in milliseconds on the monotonic clock, the earliest first.
     expiries: Box<[u64]>,
     uses: AtomicU32,
@@ -135,6 +137,7 @@ impl WholeAnswer {
             revision,
             usable_until,
             fresh_until,
+            keys: entries.clone().map(|(_, key)| key).collect(),
             body: merge(entries.filter_map(|(entry, _)| entry.text())),
             tally,
             expiries: expiries.into(),
@@ -177,7 +180,11 @@ impl WholeAnswer {
     }
 
     fn bytes(&self) -> u32 {
-        let bytes = self.body.len() + self.written.len() + size_of_val(&*self.expiries) + ANSWER_BYTES;
+        let bytes = self.body.len()
+            + self.written.len()
+            + size_of_val(&*self.expiries)
+            + size_of_val(&*self.keys)
+            + ANSWER_BYTES;
         u32::try_from(bytes).unwrap_or(u32::MAX)
     }
 }
@@ -235,8 +242,8 @@ impl WholeAnswers {
         }
     }
 
-    /// Looks up the answer to a batch whose caller is at `revision`.
-    pub(crate) fn look_up(&self, written: &Written<'_>, revision: Revision, now: Moment) -> Found {
+    /// Looks up the answer to a batch whose caller is at `revision`. Now and then its entries in `cache` count as used.
+    pub(crate) fn look_up(&self, written: &Written<'_>, revision: Revision, now: Moment, cache: &Cache) -> Found {
         match self.stored.get(&written.hash) {
             Some(Stored { answer, .. }) if answer.is_of(written) => {
                 if !answer.is_usable(revision, now) {
@@ -245,8 +252,10 @@ impl WholeAnswers {
                     let is_wanted = was_used || self.was_seen(written.hash);
                     return if is_wanted { Found::SeenBefore } else { Found::LookUpEntries };
                 }
-                let uses = answer.uses.fetch_add(1, Ordering::Relaxed);
-                if uses % LOOK_UP_EVERY == LOOK_UP_EVERY - 1 { Found::LookUpEntries } else { Found::Answer(answer) }
+                if answer.uses.fetch_add(1, Ordering::Relaxed) % TOUCH_EVERY == 0 {
+                    cache.touch(&answer.keys);
+                }
+                Found::Answer(answer)
             }
             _ if self.was_seen(written.hash) => Found::SeenBefore,
             _ => Found::LookUpEntries,

@@ -7,7 +7,8 @@
 //! A whole answer ends when
 //! - anything is purged, by any client ([`Revision`]);
 //! - its caller is invalidated or loses an entry ([`Revision`]);
-//! - a call replaces an entry of its caller that was not due for a refresh ([`Revision`]);
+//! - a batch of its caller fetches ids although they may be fresh: as the client's directives say, or because the caller must
+//!   revalidate ([`Revision`]);
 //! - one of its entries becomes due for a refresh ([`WholeAnswer::is_usable`]);
 //! - its caller must revalidate, or the client's directives may exclude fresh entries: the batch does not look for it then;
 //! - a configuration is applied: each has whole answers of its own.

@@ -1,7 +1,8 @@
 //! The batch route: look up the ids in memory, fetch those that are missing, merge, answer.
 //!
-//! Start at [`BatchRoute::answer`]. A batch is read by `api::request`; `auth` tells its caller and scope; `BatchRoute::look_up`
-//! asks memory, synchronously: a batch that is all in memory is answered there. Only for the others a future is made
+//! Start at [`BatchRoute::answer`]. `BatchRoute::look_up` asks memory, synchronously: `auth` tells caller and scope; a batch that
+//! comes again as it was written is answered by its whole answer; any other is read by `api::request`, and its ids are looked up. A
+//! batch that is all in memory is answered there. Only for the others a future is made
 //! (`fetch_and_reply`), in which `fetch` fetches the missing ids. `respond` merges the entries and writes the
 //! headers; `forward` forwards what sidelink may not answer; `explain` says for an operator what would happen.
 //!

@@ -6,8 +6,8 @@
 //!
 //! # Locks
 //! Each `Part` has a lock. Readers are `View`, `Cache::peek`, the key scan of `Cache::sweep`, `size` and `capacity`. A batch keeps
-//! its `View` from the look-up until the body is merged from the borrowed entries and, as a whole answer, stored; never across
-//! an await. Writers are `Cache::insert`, `Cache::remove`, `Cache::resize` and one slice of `Cache::sweep`. A writer locks one part
+//! its `View` from the look-up until the body is merged from the borrowed entries and a whole answer made of them, but not
+//! stored; never across an await. Writers are `Cache::insert`, `Cache::remove`, `Cache::resize` and one slice of `Cache::sweep`. A writer locks one part
 //! at a time, and a view locks its parts in order, so no deadlock is possible between them.
 //!
 //! Locks are taken in this order: flights (`fetch`), parts, `purges`. The locks of `refusals` and those inside moka (whole answers,

@@ -101,7 +101,8 @@ impl Generations {
     }
 
     /// Applies `config` to requests that come from now on. Entries stay in the cache, and batches still join flights; whole answers
-    /// end. If the endpoint changes, the new configuration finds neither entries nor flights, since keys depend on its name.
+    /// end. A higher `freshness.min_remaining` purges all entries. If the endpoint changes, the new configuration finds neither
+    /// entries nor flights, since keys depend on the endpoint.
     ///
     /// # Errors
     /// A client cannot be built. Nothing has changed then.

@@ -1,4 +1,5 @@
-//! How long a link may be served: the expiry in its URL, read into two [`Deadlines`].
+//! The deadlines of a link: the expiry in its URL, read into two deadlines ([`Deadlines`]). Whether a link is served now is asked in
+//! `fetch::requirements`.
 //!
 //! Both are counted from when the link's call was sent, and never extended:
 //! - *fresh until*: before it, the link is served without asking the endpoint;

@@ -1,5 +1,5 @@
-//! Calls that the endpoint refuses: what sidelink drops, and what it remembers of the refusal. `calls::call` comes here with
-//! each answer to a call, `batch::forward` with a 401 to a batch that was forwarded with its cookies.
+//! Calls that the endpoint refuses: what sidelink drops, and what it remembers of the refusal. `fetch::calls` comes here with
+//! a 401, with refusals, and with links that may end earlier refusals; `batch::forward` with a 401 to a batch that was forwarded with its cookies.
 //!
 //! | the endpoint answers | the caller | the entries | the shared tier |
 //! |---|---|---|---|

@@ -1,11 +1,11 @@
-//! A request's requirements for answers from the cache.
+//! Whether an entry may be served to a request: the requirements of its client.
 //!
 //! These places decide whether an entry in memory is served:
 //!
 //! | place | asks |
 //! |---|---|
 //! | [`CacheRequirements::allow`] | is the entry fresh now, and does the client accept one that is this old? |
-//! | [`Callers::must_revalidate`](crate::auth::Callers::must_revalidate) | is the caller's last acceptance too long ago? |
+//! | [`Callers::must_revalidate`](crate::auth::Callers::must_revalidate) | is the caller not accepted, or was it too long ago? |
 //! | [`View::look_up`](crate::cache::View::look_up) | does a mark of a purge cover the entry? |
 //! | `WholeAnswer::is_usable` (`cache::answers`) | may all entries of a whole answer be served as they are? |
 //! | `BatchRoute::serve_stale` (`batch`) | the endpoint fails: is the entry still usable, and does the client accept a stale one? |

@@ -69,8 +69,8 @@ plant "a withdrawal that ends no whole answer" src/cache.rs \
     /// Removes entries' '    }
 
     /// Removes entries' repeated_batches::
-plant "a refetch that ends no whole answer" src/fetch/calls.rs \
-    'if pending.iter().any(|pending| pending.context.refetches) {' 'if false & pending.iter().any(|pending| pending.context.refetches) {' repeated_batches::
+plant "a refetch that ends no whole answer" src/fetch/flights.rs \
+    'if pending.flight.refetches.load(Ordering::Relaxed) {' 'if false & pending.flight.refetches.load(Ordering::Relaxed) {' repeated_batches::
 
 # The way to the endpoint.
 way="endpoint_connections::"

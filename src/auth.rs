@@ -103,7 +103,7 @@ pub struct Callers {
     keys: Arc<Keys>,
     scope_headers: Vec<HeaderName>,
     scope_filter: HeaderFilter,
-    /// Of the headers whose length is limited: scope headers and tokens.
+    /// The filter of the headers whose length is limited: scope headers and tokens.
     limited: HeaderFilter,
     /// Credential headers, then scope headers.
     varies: Vec<HeaderName>,

@@ -58,12 +58,12 @@ pub struct BatchRoute {
     answers: WholeAnswers,
 }
 
-/// What else is known of a request.
+/// The context of a request: what the batch route needs beside head and body.
 #[derive(Clone, Copy)]
 pub struct RequestContext<'a> {
-    /// Of its headers.
+    /// The filter of its headers.
     pub filter: HeaderFilter,
-    /// Of its connection.
+    /// The last token of its connection.
     pub last_token: &'a LastToken,
     /// Its span.
     pub trace: &'a RequestSpan,

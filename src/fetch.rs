@@ -219,7 +219,7 @@ impl Fetcher {
                 // A flight that was sent before a purge of its id is not joined: a new one replaces it.
                 let flight = flights.by_key.get(&id.key);
                 if let Some(flight) = flight.filter(|flight| !flight.is_purged(&id.id, &marks)) {
-                    return Some(FetchPlan::Flight(FlightWaiter::new(flight, true)));
+                    return Some(FetchPlan::Flight(FlightWaiter::new(flight, true, context)));
                 }
                 let entry = self.cache.look_up(id.key, &id.id, &marks).filter(may_serve);
                 let found = entry.map(|entry| FetchResult::without_call(entry, EntrySource::Memory));
@@ -240,7 +240,7 @@ impl Fetcher {
             let Some(permit) = permits.next() else { break };
             let pending = PendingId::new(self, context, id, permit);
             flights.add(&pending);
-            plans.push(FetchPlan::Flight(FlightWaiter::new(&pending.flight, false)));
+            plans.push(FetchPlan::Flight(FlightWaiter::new(&pending.flight, false, context)));
             started.push(pending);
         }
         drop(flights);
@@ -275,7 +275,8 @@ impl Fetcher {
         let permits = permits.map_err(|limit| self.shed(limit))?;
         let pending = ids.iter().zip(permits).map(|(id, permit)| PendingId::new(self, context, id, permit));
         let pending: VecDeque<PendingId> = pending.collect();
-        let waiters: Vec<_> = pending.iter().map(|pending| FlightWaiter::new(&pending.flight, false)).collect();
+        let waiters: Vec<_> =
+            pending.iter().map(|pending| FlightWaiter::new(&pending.flight, false, context)).collect();
         self.send(self.separate_calls(pending, context.form, store));
         let mut results = Vec::with_capacity(ids.len());
         for waiter in waiters {

@@ -18,7 +18,7 @@ use crate::limits::permits::Permits;
 /// Callers that each of the two caches has room for: one is for accepted callers, the other for all others. A full cache evicts
 /// the caller that was seen least recently; no look-up finds that caller's entries any more.
 pub(super) const CALLERS: usize = 50_000;
-/// A caller that is not seen for this long is evicted. None of its links is fresh then: `freshness.max` is at most a day.
+/// A caller that is not seen for this long is evicted. Its links are no longer fresh then, since `freshness.max` is at most a day.
 const TIME_TO_IDLE: Duration = Duration::from_secs(24 * 3600);
 
 pub(crate) struct CallerState {

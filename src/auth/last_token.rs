@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use super::Caller;
 
-/// Bytes of the longest token that is remembered: so many for each of `limits.connections` at the most.
+/// Bytes of the longest token that is remembered, for each of `limits.connections`.
 const LONGEST: usize = 2048;
 
 /// The last token of one connection, with its caller. A connection mostly shows one token; where it shows several, as behind another
@@ -16,14 +16,15 @@ pub struct LastToken(Mutex<Option<Remembered>>);
 
 struct Remembered {
     token: Zeroizing<Box<[u8]>>,
-    /// Of the hash that gave `caller`: another endpoint's [`super::Callers`] have another key.
+    /// Identifies the key of the hash that gave `caller`: the [`super::Callers`] of another endpoint have another key.
     key_id: u128,
     caller: Caller,
 }
 
 impl LastToken {
     /// The caller of `token` under the hash key of `key_id`: `hash`, unless the connection's last token was the same. Compares in
-    /// constant time, since who shares a connection with others must not find out their token byte by byte.
+    /// constant time: behind another proxy a connection shows the tokens of several clients, and no client may find out the token
+    /// of another by timing.
     pub(super) fn caller(&self, token: &[u8], key_id: u128, hash: impl FnOnce() -> Caller) -> Caller {
         let mut last = self.0.lock();
         if let Some(last) = &*last

@@ -33,7 +33,7 @@ const HIT: &str = "sidelink; hit";
 /// The detail of a reply that is a remembered refusal of the endpoint.
 const REFUSED: &str = "refused";
 
-/// What the entries of a reply have in common. Gathered in the pass that finds out whether all may be served.
+/// A summary of a reply's entries, computed in the pass that checks whether all may be served.
 pub(super) struct Summary {
     /// Bytes of the items, with a comma each.
     items: usize,
@@ -161,7 +161,7 @@ pub(super) fn outcome(tally: &Tally) -> Outcome {
     }
 }
 
-/// For a reply that is fresh for so many milliseconds, if it may be stored. The URL of the body form does not name its batch, so
+/// `Cache-Control` of a reply that is fresh for `fresh_left` milliseconds; `None`: it may not be stored. The URL of the body form does not name its batch, so
 /// no cache downstream may store the reply.
 fn cache_control(fresh_left: Option<u64>, is_body: bool) -> HeaderValue {
     let Some(fresh_left) = fresh_left.filter(|_| !is_body) else {

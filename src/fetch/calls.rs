@@ -255,12 +255,7 @@ impl Fetcher {
                     self.unauthorized(context, pending.iter().all(|pending| pending.context.has_cookies));
                 }
                 self.note_pause(&call, &answer, &context.identity);
-                let report = self.take_answer((answer, read), invalidations, stamp, context, ids, store);
-                if pending.iter().any(|pending| pending.context.refetches) {
-                    // After the entries are stored.
-                    caller_state.end_answers();
-                }
-                report
+                self.take_answer((answer, read), invalidations, stamp, context, ids, store)
             }
             Err(error) => CallReport::failed(Cause::NoAnswer(error)),
         };

@@ -41,7 +41,8 @@ pub struct FetchContext {
     pub trace_context: TraceContext,
     /// The client's requirements for answers from the cache.
     pub requirements: CacheRequirements,
-    /// Whether ids are fetched that may be fresh in memory: whole answers made of them end.
+    /// The batch fetches ids that may be fresh in memory, by the client's directives or because the caller must revalidate. The
+    /// caller's whole answers end with these flights.
     pub refetches: bool,
     /// Its scope in the shared tier, if there is one.
     pub tier_scope: Option<Arc<TierScope>>,

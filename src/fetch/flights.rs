@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::TpsBudget;
 
 use super::calls::{CallQueue, PendingId, QueueKey};
-use super::{Cause, FetchResult, Fetcher};
+use super::{Cause, FetchContext, FetchResult, Fetcher};
 use crate::auth::{CallerState, Key};
 use crate::cache::purges::Marks;
 use crate::clock::{Moment, millis};
@@ -108,12 +108,15 @@ impl Flights {
         self.by_key.insert(pending.id.key, Arc::clone(&pending.flight));
     }
 
-    /// Removes the flight of `pending`, unless another one has replaced it.
+    /// Removes the flight of `pending`, unless another one has replaced it. Must be called after its entry is stored, if it is.
     pub(super) fn remove(&mut self, pending: &PendingId) {
         if let hash_map::Entry::Occupied(entry) = self.by_key.entry(pending.id.key)
             && Arc::ptr_eq(entry.get(), &pending.flight)
         {
             entry.remove();
+        }
+        if pending.flight.refetches.load(Ordering::Relaxed) {
+            pending.context.identity.caller_state.end_answers();
         }
     }
 }
@@ -124,6 +127,8 @@ pub(super) struct Flight {
     /// Number of batches that wait for it.
     pub(super) waiters: AtomicUsize,
     pub(super) joined: AtomicBool,
+    /// Whether a batch that started or joined it fetches an id that may be fresh in memory ([`FetchContext::refetches`]).
+    refetches: AtomicBool,
     /// When its call left the queue, or the shared tier was asked.
     pub(super) sent: OnceLock<Moment>,
     /// Number of sidelinks that its batch had passed.
@@ -139,6 +144,7 @@ impl Flight {
             result: SetOnce::new(),
             waiters: AtomicUsize::new(0),
             joined: AtomicBool::new(false),
+            refetches: AtomicBool::new(false),
             sent: OnceLock::new(),
             hops,
             _permit: permit,
@@ -170,8 +176,11 @@ pub(super) struct FlightWaiter {
 }
 
 impl FlightWaiter {
-    pub(super) fn new(flight: &Arc<Flight>, joined: bool) -> Self {
+    pub(super) fn new(flight: &Arc<Flight>, joined: bool, context: &FetchContext) -> Self {
         flight.waiters.fetch_add(1, Ordering::Relaxed);
+        if context.refetches {
+            flight.refetches.store(true, Ordering::Relaxed);
+        }
         if joined {
             flight.joined.store(true, Ordering::Relaxed);
         }

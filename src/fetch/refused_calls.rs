@@ -1,5 +1,6 @@
-//! Calls that the endpoint refuses: what sidelink drops, and what it remembers of the refusal. `fetch::calls` comes here with
-//! a 401, with refusals, and with links that may end earlier refusals; `batch::forward` with a 401 to a batch that was forwarded with its cookies.
+//! Calls that the endpoint refuses: the entries that sidelink drops then, and the refusals that it remembers. `fetch::calls` comes
+//! here with a 401, with refusals, and with links that may end earlier refusals; `batch::forward` comes with a 401 to a batch that
+//! was forwarded with its cookies.
 //!
 //! | the endpoint answers | the caller | the entries | the shared tier |
 //! |---|---|---|---|

@@ -5,7 +5,7 @@
 //! | place | asks |
 //! |---|---|
 //! | [`CacheRequirements::allow`] | is the entry fresh now, and does the client accept one that is this old? |
-//! | [`Callers::must_revalidate`](crate::auth::Callers::must_revalidate) | is the caller not accepted, or was it too long ago? |
+//! | [`Callers::must_revalidate`](crate::auth::Callers::must_revalidate) | has the endpoint not accepted the caller, or not lately enough? |
 //! | [`View::look_up`](crate::cache::View::look_up) | does a mark of a purge cover the entry? |
 //! | `WholeAnswer::is_usable` (`cache::answers`) | may all entries of a whole answer be served as they are? |
 //! | `BatchRoute::serve_stale` (`batch`) | the endpoint fails: is the entry still usable, and does the client accept a stale one? |
@@ -14,7 +14,7 @@ use crate::cache::freshness::Deadlines;
 use crate::clock::Moment;
 use crate::message::cache_control::Directives;
 
-/// What a client's directives, and the state of its caller, demand of entries.
+/// The conditions under which entries may be served: from the client's directives, and from the state of its caller.
 #[derive(Clone, Copy, Default)]
 pub struct CacheRequirements {
     /// No entry may be served: the client forbids it (no-cache, no-store), or its caller must revalidate.

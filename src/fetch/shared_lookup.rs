@@ -164,9 +164,6 @@ impl SharedLookup {
                 None => self.pending.push(pending),
             }
         }
-        if context.refetches {
-            context.identity.caller_state.end_answers();
-        }
         if is_invalidated() {
             // The caller was invalidated meanwhile, perhaps over these very ids.
             let caller = &context.identity;

@@ -56,8 +56,8 @@ impl Budget {
     }
 
     /// Reads `body`, of `max_bytes` at most, and reserves as much. Bytes count as they arrive, not as they are announced: an
-    /// announcement alone takes no share. What its client sends beyond a limit is drained for a while if it `drains`, so that
-    /// the client gets to read the refusal.
+    /// announcement alone takes no share. If `drains`, the rest of a body that is refused is read and discarded for a while, so
+    /// that its client gets to read the refusal.
     ///
     /// # Errors
     /// `too_long`; the budget is used up; the body breaks off, or does not arrive within `timeout`.

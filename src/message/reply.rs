@@ -52,8 +52,8 @@ impl Reply {
         reply
     }
 
-    /// As [`Self::error`], for a request whose body is not read. What its client still sends is drained for a while, so that the
-    /// client gets to read the reply. A client that waits for a 100 is not: reading the body would tell it to send it.
+    /// As [`Self::error`], for a request whose body is not read. The body is read and discarded for a while, so that the client gets
+    /// to read the reply; not if the client waits for a 100, since reading would tell it to send the body.
     pub fn refuse<B>(error: Error, request: Request<B>) -> Self
     where
         B: http_body::Body<Data = Bytes, Error: Send> + Send + 'static,

@@ -188,14 +188,15 @@ async fn under_load_no_reload_no_refused_configuration_and_no_drain_loses_a_requ
 async fn requests_are_served_by_as_many_threads_as_configured() {
     let origin = Origin::start(origin_options()).await.unwrap();
     let files = Files::new(origin.address());
-    // One thread is the main thread.
-    for (threads, workers) in [(1, 0), (3, 3)] {
+    // One thread is the main thread. At any time there may be one more, for blocking work; its name is the same.
+    for (threads, expected) in [(1, 0..=1), (4, 4..=5)] {
         let process = Process::start(&files.write(&format!("runtime.threads = {threads}"))).await;
         assert_eq!(process.client.batch("t", &["1"]).await.status, 200);
         let tasks = std::fs::read_dir(format!("/proc/{}/task", process.id())).unwrap();
         let name =
             |task: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(task.unwrap().path().join("comm"));
         let names: Vec<String> = tasks.filter_map(|task| name(task).ok()).collect();
-        assert_eq!(names.iter().filter(|name| name.starts_with("tokio-rt-worker")).count(), workers, "{names:?}");
+        let workers = names.iter().filter(|name| name.starts_with("tokio-rt-worker")).count();
+        assert!(expected.contains(&workers), "{names:?}");
     }
 }

@@ -154,20 +154,61 @@ async fn what_a_client_has_fetched_anew_is_answered_from_then_on() {
     }
 }
 
-/// Regression: the answer went on where the entry that was fetched anew had been evicted before.
-#[tokio::test]
-async fn what_a_client_has_fetched_anew_is_answered_also_where_the_old_entry_was_evicted() {
-    let stack = Stack::with(|_| {}, |config| config.cache.capacity = 1 << 20).await;
-    let target = query(&["1", "2"]);
-    repeat(&stack.client, &target, &TOKEN).await;
-    for batch in 0..80 {
-        let ids: Vec<String> = (0..100).map(|id| format!("{batch}-{id}")).collect();
-        stack.client.batch("t", &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+/// Fetches other ids until `id` is evicted from a cache of 1 MiB.
+async fn evict(client: &mut Client, id: &str) {
+    // Without whole answers, which keep their entries.
+    let in_memory = [TOKEN[0], ("cache-control", "only-if-cached, max-age=100000")];
+    for round in 0..50 {
+        for batch in 0..40 {
+            let ids: Vec<String> = (0..100).map(|id| format!("{round}-{batch}-{id}")).collect();
+            let mut ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+            // Twice, so that the cache keeps these, and written otherwise, so that no whole answer is stored.
+            client.batch("t", &ids).await;
+            ids.reverse();
+            client.batch("t", &ids).await;
+        }
+        if client.get(&query(&[id]), &in_memory).await.unwrap().status == StatusCode::GATEWAY_TIMEOUT {
+            return;
+        }
     }
-    assert!(stack.metric("sidelink_cache_evictions_total{cause=\"size\"}").await > 0.0);
-    let new = stack.client.get(&query(&["2"]), &[TOKEN[0], ("cache-control", "no-cache")]).await.links();
+    panic!("{id} stays in memory");
+}
+
+/// Regression: the answer went on where the entry that was fetched anew had been evicted before.
+#[tokio::test(start_paused = true)]
+async fn what_a_client_has_fetched_anew_is_answered_also_where_the_old_entry_was_evicted() {
+    let world = World::new(|_| {}, |config| config.cache.capacity = 1 << 20);
+    let mut client = world.client().await;
+    let target = query(&["1", "2"]);
+    for _ in 0..4 {
+        client.get(&target, &TOKEN).await.unwrap();
+    }
+    evict(&mut client, "2").await;
+    assert_eq!(used(&mut client, &world, &target).await.0, 1.0, "an eviction ends no answer");
+    let new = client.get(&query(&["2"]), &[TOKEN[0], ("cache-control", "no-cache")]).await.unwrap().links();
     for _ in 0..3 {
-        assert_eq!(stack.client.get(&target, &TOKEN).await.links()[1], new[0]);
+        assert_eq!(client.get(&target, &TOKEN).await.unwrap().links()[1], new[0]);
+    }
+}
+
+/// Regression: the answer went on where the call that brought the new entry was another batch's.
+#[tokio::test(start_paused = true)]
+async fn what_a_client_has_fetched_anew_is_answered_also_where_it_joined_a_flight() {
+    let world = World::new(|_| {}, |config| config.cache.capacity = 1 << 20);
+    let (mut client, mut other) = (world.client().await, world.client().await);
+    let target = query(&["1", "2"]);
+    for _ in 0..4 {
+        client.get(&target, &TOKEN).await.unwrap();
+    }
+    evict(&mut client, "2").await;
+    world.update(|endpoint| endpoint.delay = Duration::from_millis(300));
+    let plain = tokio::spawn(async move { other.batch("t", &["2", "3"]).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let anew = client.get(&query(&["2"]), &[TOKEN[0], ("cache-control", "no-cache")]).await.unwrap();
+    assert_eq!(anew.header("cache-status"), "sidelink; fwd=miss; stored; collapsed");
+    assert_eq!(plain.await.unwrap().links()[0], anew.links()[0]);
+    for _ in 0..3 {
+        assert_eq!(client.get(&target, &TOKEN).await.unwrap().links()[1], anew.links()[0]);
     }
 }
 
@@ -263,24 +304,24 @@ async fn an_answer_ends_when_the_wall_clock_says_so_and_when_its_caller_must_rev
     assert_eq!(used(&mut client, &world, &target).await, (0.0, "sidelink; fwd=miss; stored".to_owned()));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_entries_of_an_answer_that_is_used_stay_in_memory() {
-    let stack = Stack::with(|_| {}, |config| config.cache.capacity = 1 << 20).await;
+    let world = World::new(|_| {}, |config| config.cache.capacity = 1 << 20);
+    let mut client = world.client().await;
     let target = query(&["1", "2"]);
-    repeat(&stack.client, &target, &TOKEN).await;
     for batch in 0..200 {
         let ids: Vec<String> = (0..100).map(|id| format!("{batch}-{id}")).collect();
         let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-        // Asked for twice each, so that the cache has others to keep.
+        // Twice, so that the cache has others to keep.
         for _ in 0..2 {
-            stack.client.batch("t", &ids).await;
+            client.batch("t", &ids).await;
         }
         for _ in 0..16 {
-            stack.client.get(&target, &TOKEN).await;
+            client.get(&target, &TOKEN).await.unwrap();
         }
     }
-    assert!(stack.metric("sidelink_cache_evictions_total{cause=\"size\"}").await > 10_000.0);
-    assert_eq!(stack.client.batch("t", &["2"]).await.header("cache-status"), HIT);
+    assert!(world.metric("sidelink_cache_evictions_total{cause=\"size\"}") > 10_000.0);
+    assert_eq!(client.batch("t", &["2"]).await.header("cache-status"), HIT);
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// One request's expectation.
 #[derive(Clone)]
 pub(super) struct Expectation {
-    /// The body while it waits, and the way to the task that sends it. Whoever takes them decides whether it is sent.
+    /// The waiting body, and the channel to the task that sends it. The side that takes them decides whether the body is sent.
     waiting: Arc<Mutex<Option<(Body, Unsent)>>>,
     /// Told when the body begins to move.
     progress: Arc<watch::Sender<Instant>>,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto;
 
-/// As many threads as sidelink has at most; beyond, threads share.
+/// Shards of each metric. With more threads than this, several threads share a shard.
 const SHARDS: usize = 8;
 /// Most buckets of a histogram, the infinite one included.
 const BUCKETS: usize = 20;

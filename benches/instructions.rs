@@ -27,7 +27,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use sidelink::api;
-use sidelink::auth::LastToken;
 use sidelink::config::{Config, Endpoint};
 use sidelink::server::{ConnLimits, Protocol, serve_connection};
 use tokio::net::TcpListener;
@@ -166,11 +165,8 @@ fn serve(case: &str) {
         } else {
             let limits = ConnLimits::from(&Config::for_endpoint(Endpoint::parse("http://h").unwrap()).limits);
             let proxy = Arc::new(warm.proxy);
-            let last_token = Arc::new(LastToken::default());
-            let answer = move |request| {
-                let (current, last_token) = (proxy.current(), Arc::clone(&last_token));
-                async move { current.router.answer(request, &last_token).await }
-            };
+            let last_token = Arc::default();
+            let answer = move |request| proxy.answer(request, &last_token);
             serve_connection(Protocol::Any, stream, limits, Default::default(), answer).await.unwrap();
         }
     });

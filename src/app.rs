@@ -142,10 +142,7 @@ impl App {
             let running = Arc::clone(&self.running);
             let connect = move |_: Peer| {
                 let (running, last_token) = (Arc::clone(&running), Arc::new(LastToken::default()));
-                move |request: Request<RequestBody>| {
-                    let (current, last_token) = (running.generations.current(), Arc::clone(&last_token));
-                    async move { current.router.answer(request, &last_token).await }
-                }
+                move |request: Request<RequestBody>| running.generations.answer(request, &last_token)
             };
             self.clients.spawn(server::run(listener, Arc::clone(&self.running.clients), connect));
         }

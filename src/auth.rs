@@ -67,14 +67,11 @@ pub struct Identity {
     /// Signs this caller's calls, where its own request was signed.
     pub(crate) signer: Option<Signer>,
     entries_version: u64,
+    /// The scope of its requests without scope headers.
+    scope: Scope,
 }
 
 impl Identity {
-    fn new(caller: Caller, caller_state: Arc<CallerState>, signer: Option<Signer>) -> Self {
-        let entries_version = caller_state.entries_version.load(Ordering::Acquire);
-        Self { caller, caller_state, signer, entries_version }
-    }
-
     /// Whether a header of this name counts: in a signed request, only if it is signed.
     fn uses_header(&self, name: &HeaderName) -> bool {
         self.signer.as_ref().is_none_or(|signer| signer.covers(name))
@@ -153,6 +150,12 @@ impl Callers {
         }
     }
 
+    fn identity(&self, caller: Caller, caller_state: Arc<CallerState>, signer: Option<Signer>) -> Identity {
+        let entries_version = caller_state.entries_version.load(Ordering::Acquire);
+        let scope = self.scope_of(caller, entries_version);
+        Identity { caller, caller_state, signer, entries_version, scope }
+    }
+
     /// Whether the endpoint's last acceptance of this caller is too old to answer from memory.
     pub(crate) fn must_revalidate(&self, identity: &Identity, now: Moment) -> bool {
         self.accepted_left(identity, now).is_none()
@@ -205,6 +208,8 @@ impl Callers {
                 update(&other);
             }
         }
+        // Last: who sees the change looks the caller up again, and finds the updated state.
+        self.caller_states.changed();
     }
 }
 

@@ -1,10 +1,10 @@
 //! The batch route: look up the ids in memory, fetch those that are missing, merge, answer.
 //!
-//! Start at [`BatchRoute::answer`]. `BatchRoute::look_up` asks memory, synchronously: `auth` tells caller and scope; a batch that
-//! comes again as it was written is answered by its whole answer; any other is read by `api::request`, and its ids are looked up. A
-//! batch that is all in memory is answered there. Only for the others a future is made
-//! (`fetch_and_reply`), in which `fetch` fetches the missing ids. `respond` merges the entries and writes the
-//! headers; `forward` forwards what sidelink may not answer; `explain` says for an operator what would happen.
+//! Start at [`BatchRoute::look_up`], which asks memory, synchronously: `auth` tells caller and scope; a batch that comes again as it
+//! was written is answered by its whole answer; any other is read by `api::request`, and its ids are looked up. A batch that is all
+//! in memory is answered there. Only for the others a future is made ([`BatchRoute::finish`]), in which `fetch` fetches the missing
+//! ids. `respond` merges the entries and writes the headers; `forward` forwards what sidelink may not answer; `explain` says for an
+//! operator what would happen.
 //!
 //! May use `fetch`, `cache`, `auth`, `api` and the leaves, and pass-through of `proxy`, to forward.
 
@@ -14,7 +14,6 @@ mod forward;
 mod respond;
 mod slots;
 
-use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -69,26 +68,20 @@ pub struct RequestContext<'a> {
     pub trace: &'a RequestSpan,
 }
 
-/// The answer to a batch: there at once, where memory has all of it, or once a future is done.
-#[expect(clippy::large_enum_variant, reason = "boxing the reply would cost every hit an allocation")]
-pub enum Answering<'a> {
-    /// The reply.
-    Ready(Reply),
-    /// The reply takes a call to the endpoint, or a body that is still to be read.
-    Pending(Pin<Box<dyn Future<Output = Reply> + Send + 'a>>),
-}
-
 /// What the look-up of a batch leads to.
-#[expect(clippy::large_enum_variant, reason = "as above")]
-enum Step<'m> {
+#[expect(clippy::large_enum_variant, reason = "boxing the reply would cost every hit an allocation")]
+pub enum Step {
+    /// The reply.
     Reply(Reply),
+    /// The request is to be forwarded untouched.
     Bypass(Bypass),
-    Fetch(Box<PendingBatch<'m>>),
+    /// Ids are to be fetched.
+    Fetch(Box<PendingBatch>),
 }
 
 /// A batch that memory does not have all of.
-struct PendingBatch<'m> {
-    slots: Slots<'m>,
+pub struct PendingBatch {
+    slots: Slots,
     /// How many ids were found by the look-up.
     from_memory: usize,
     context: Arc<FetchContext>,
@@ -134,30 +127,39 @@ impl BatchRoute {
         &self.answers
     }
 
-    /// Answers a GET on the batch route that came at `began`.
-    pub fn answer<'a, B>(&'a self, request: Request<B>, began: Instant, context: RequestContext<'a>) -> Answering<'a>
+    /// Looks up a GET on the batch route that came at `began`, in memory alone: a batch without a body, as most are. `None`: its body
+    /// is to be read first.
+    pub fn look_up(&self, head: &Parts, has_body: bool, began: Instant, context: RequestContext<'_>) -> Option<Step> {
+        (!has_body).then(|| self.look_up_read(head, &[], self.clock.at(began), context))
+    }
+
+    /// Does what is left to do for a request after [`Self::look_up`].
+    pub async fn finish<B>(&self, step: Option<Step>, request: Request<B>, context: RequestContext<'_>) -> Reply
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
-        if request.body().is_end_stream() {
-            return self.answer_read(request.into_parts().0, Bytes::new(), self.clock.at(began), context);
-        }
-        // A request without a credential is no batch: its body streams through.
-        if let Err(reason) = self.callers.credential(context.filter.on(request.headers())) {
-            return Answering::Pending(Box::pin(self.bypass(request, reason, context.trace)));
-        }
-        Answering::Pending(Box::pin(async move {
-            // The reservation lasts until the batch is answered, as the body does.
-            let (parts, body, _reservation) = match self.read_body(request).await {
-                Ok(read) => read,
-                Err(error) => return respond::error(error),
-            };
-            match self.answer_read(parts, body, self.clock.now(), context) {
-                Answering::Ready(reply) => reply,
-                Answering::Pending(reply) => reply.await,
+        // The reservation lasts until the batch is answered, as the body does.
+        let (step, head, body, _reservation) = match step {
+            Some(step) => (step, request.into_parts().0, Bytes::new(), None),
+            None => {
+                // A request without a credential is no batch: its body streams through.
+                let headers = context.filter.on(request.headers());
+                if let Err(reason) = self.callers.credential(headers) {
+                    return self.bypass(request, reason, context.trace).await;
+                }
+                let (head, body, reservation) = match self.read_body(request).await {
+                    Ok(read) => read,
+                    Err(error) => return respond::error(error),
+                };
+                (self.look_up_read(&head, &body, self.clock.now(), context), head, body, Some(reservation))
             }
-        }))
+        };
+        match step {
+            Step::Reply(reply) => reply,
+            Step::Bypass(reason) => self.bypass_read(head, body, reason, context.trace).await,
+            Step::Fetch(pending) => self.fetch_and_reply(pending, head, body).await,
+        }
     }
 
     /// Reads the whole body, bounded.
@@ -174,23 +176,15 @@ impl BatchRoute {
         Ok((parts, body, reservation))
     }
 
-    fn answer_read<'a>(&'a self, parts: Parts, body: Bytes, now: Moment, context: RequestContext<'a>) -> Answering<'a> {
-        match self.look_up(&parts, &body, now, context) {
-            Step::Reply(reply) => Answering::Ready(reply),
-            Step::Bypass(reason) => Answering::Pending(Box::pin(self.bypass_read(parts, body, reason, context.trace))),
-            Step::Fetch(pending) => Answering::Pending(Box::pin(self.fetch_and_reply(pending, parts, body))),
-        }
-    }
-
     /// Reads a batch and looks it up in memory. Waits for nothing.
-    fn look_up(&self, parts: &Parts, body: &[u8], now: Moment, context: RequestContext<'_>) -> Step<'_> {
+    fn look_up_read(&self, head: &Parts, body: &[u8], now: Moment, context: RequestContext<'_>) -> Step {
         let RequestContext { filter, last_token, trace } = context;
-        let headers = filter.on(&parts.headers);
+        let headers = filter.on(&head.headers);
         let credential = match self.callers.credential(headers) {
             Ok(credential) => credential,
             Err(reason) => return Step::Bypass(reason),
         };
-        let identity = match self.callers.identify(&credential, last_token, parts, body) {
+        let identity = match self.callers.identify(&credential, last_token, head, body) {
             Ok(identity) => identity,
             Err(AuthError::Bypass(reason)) => return Step::Bypass(reason),
             Err(AuthError::Unverified(_)) => return Step::Bypass(Bypass::Signature),
@@ -202,7 +196,7 @@ impl BatchRoute {
         let requirements = CacheRequirements { forbids_cache: client.forbids_cache || must_revalidate, ..client };
         let caller = Some(identity.caller.short());
         let scope = self.callers.scope(&identity, headers);
-        let written = Written::new(scope, parts.uri.query(), body);
+        let written = Written::new(scope, head.uri.query(), body);
         // Before anything is looked up.
         let revision = Revision::of(&self.cache, &identity);
         let written = written.filter(|_| !requirements.may_exclude_fresh() && !headers.contains(&CONTENT_ENCODING));
@@ -219,7 +213,7 @@ impl BatchRoute {
         }
         let is_repeated = matches!(found, Found::SeenBefore);
 
-        let Ok(batch) = Batch::read(parts.uri.query(), headers, body) else {
+        let Ok(batch) = Batch::read(head.uri.query(), headers, body) else {
             return Step::Bypass(Bypass::Unreadable);
         };
         let scope = scope.of_group(&batch.group);
@@ -302,10 +296,10 @@ impl BatchRoute {
         found: &[Option<&Entry>],
         requirements: &CacheRequirements,
         now: Moment,
-    ) -> (Slots<'_>, Vec<KeyedId>, u64) {
+    ) -> (Slots, Vec<KeyedId>, u64) {
         let mut refetched = 0;
         let mut ageing = Vec::new();
-        let mut slots = Slots { slots: Vec::with_capacity(ids.len()), metrics: &self.metrics };
+        let mut slots = Slots { slots: Vec::with_capacity(ids.len()), metrics: Arc::clone(&self.metrics) };
         for ((id, key), entry) in ids.iter().zip(found) {
             let keyed = || KeyedId { id: Box::from(*id), key: *key };
             slots.slots.push(match entry {
@@ -325,7 +319,7 @@ impl BatchRoute {
     }
 
     /// Fetches the missing ids of a batch, and answers it.
-    async fn fetch_and_reply(&self, mut pending: Box<PendingBatch<'_>>, parts: Parts, body: Bytes) -> Reply {
+    async fn fetch_and_reply(&self, mut pending: Box<PendingBatch>, parts: Parts, body: Bytes) -> Reply {
         let asked = Instant::now();
         let reply = self.fetch_or_forward(&mut pending, &parts, &body).await;
         let mut reply = reply.after(asked.elapsed());
@@ -334,7 +328,7 @@ impl BatchRoute {
         reply
     }
 
-    async fn fetch_or_forward(&self, pending: &mut PendingBatch<'_>, parts: &Parts, body: &Bytes) -> Reply {
+    async fn fetch_or_forward(&self, pending: &mut PendingBatch, parts: &Parts, body: &Bytes) -> Reply {
         let PendingBatch { slots, from_memory, context, directives, is_refused } = pending;
         if *is_refused {
             // A call, which carries no cookies, would be refused again.
@@ -415,7 +409,7 @@ impl BatchRoute {
     /// fault sees the error.
     async fn fetch_missing(
         &self,
-        slots: &mut Slots<'_>,
+        slots: &mut Slots,
         context: &Arc<FetchContext>,
         directives: &Directives,
     ) -> Result<Fetched, Error> {
@@ -442,7 +436,7 @@ impl BatchRoute {
     /// Takes stale entries for the missing ids, if the failure allows it. Returns whether none is missing any more.
     fn serve_stale(
         &self,
-        slots: &mut Slots<'_>,
+        slots: &mut Slots,
         context: &FetchContext,
         failure: &Failure,
         directives: &Directives,

@@ -16,8 +16,9 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -28,6 +29,7 @@ use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use pin_project_lite::pin_project;
 use prometheus::IntGauge;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -45,7 +47,7 @@ use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::GaugeGuard;
 use body::ResponseBody;
 use listener::{PlainStream, QUEUE};
-use timeouts::{ConnEnd, ConnIo, ConnState, ConnTimeouts};
+use timeouts::{ConnEnd, ConnIo, ConnState, ConnTimeouts, InService};
 
 pub use body::RequestBody;
 pub use listener::Listener;
@@ -230,6 +232,31 @@ where
     serve_connection(protocol, stream, limits, state.stop.clone(), answer).await
 }
 
+pin_project! {
+    // Not an async block, which would have room for the answer twice: where it is captured, and where it is polled.
+    struct Answer<F> {
+        #[pin]
+        answer: F,
+        is_http1: bool,
+        // Until the answer is there.
+        in_service: Option<InService>,
+    }
+}
+
+impl<F: Future<Output = Response<Body>>> Future for Answer<F> {
+    type Output = Result<Response<ResponseBody>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut response = ready!(this.answer.poll(cx));
+        let Some(in_service) = this.in_service.take() else { return Poll::Pending };
+        if *this.is_http1 && in_service.is_last() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Poll::Ready(Ok(response.map(|body| ResponseBody::new(body, in_service))))
+    }
+}
+
 /// Serves one connection to its end. Once `stop` is cancelled, it is drained.
 ///
 /// An idle connection of HTTP/1 cannot be closed at once without harm: its client may be sending a request at this moment.
@@ -255,13 +282,7 @@ where
         let is_http1 = request.version() <= Version::HTTP_11;
         let in_service = state.enter();
         let answer = answer(request.map(|body| RequestBody::new(body, is_http1, &in_service)));
-        async move {
-            let mut response = answer.await;
-            if is_http1 && in_service.is_last() {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, Infallible>(response.map(|body| ResponseBody::new(body, in_service)))
-        }
+        Answer { answer, is_http1, in_service: Some(in_service) }
     });
     let builder = protocol.builder(&limits);
     let mut connection = pin!(builder.serve_connection(io, service));

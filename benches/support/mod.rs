@@ -2,12 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, dead_code, unreachable_pub)]
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use sidelink::api;
 use sidelink::app::Generations;
-use sidelink::auth::LastToken;
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint};
 use sidelink::demo::origin::{Options, Origin};
@@ -74,7 +75,7 @@ impl Warm {
             let proxy = Generations::in_memory(config, clock, accept).unwrap();
             for first in (0..links).step_by(100) {
                 let request = request(Form::Query, &ids(first, 100.min(links - first)));
-                assert_eq!(proxy.current().router.answer(request, &LastToken::default()).await.status(), 200);
+                assert_eq!(proxy.answer(request, &Arc::default()).await.status(), 200);
             }
             proxy
         });
@@ -83,7 +84,7 @@ impl Warm {
 
     /// Answers a request, which must be a hit, to its last byte.
     pub async fn hit(&self, request: Request<Full<Bytes>>) -> Bytes {
-        let response = self.proxy.current().router.answer(request, &LastToken::default()).await;
+        let response = self.proxy.answer(request, &Arc::default()).await;
         assert_eq!(response.headers()["cache-status"], "sidelink; hit");
         match response.into_body().collect().await {
             Ok(body) => body.to_bytes(),

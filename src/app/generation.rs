@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use arc_swap::{ArcSwap, Guard};
+use bytes::Bytes;
+use futures_util::future::{Either, ready};
 use http::uri::Scheme;
+use http::{Request, Response};
 use prometheus::Registry;
 
 use super::StartError;
 use crate::admin::{Admin, AdminState, History, ProcessState, Reload};
 use crate::auth::signature::Keys;
-use crate::auth::{CallerStates, Callers};
+use crate::auth::{CallerStates, Callers, LastToken};
 use crate::batch::BatchRoute;
 use crate::cache::Cache;
 use crate::cache::purges::{self, Mark, Purges};
@@ -20,6 +23,7 @@ use crate::config::{CallerKey, Config};
 use crate::error::Limit;
 use crate::fetch::{FetchState, Fetcher};
 use crate::limits::budget::{Budget, Usages};
+use crate::message::body::{Body, BodyError};
 use crate::proxy::passthrough::Passthrough;
 use crate::proxy::router::Router;
 use crate::shared::{Tier, TierState};
@@ -98,6 +102,27 @@ impl Generations {
     /// The generation that answers now. The guard counts no references: threads that take one write no memory in common.
     pub fn current(&self) -> Guard<Arc<Generation>> {
         self.current.load()
+    }
+
+    /// Answers a request of a connection that has shown `last_token`, counts it, writes its line into the access log, and ends its
+    /// span. What takes more than memory is boxed: a future is moved as a whole.
+    pub fn answer<B>(
+        &self,
+        request: Request<B>,
+        last_token: &Arc<LastToken>,
+    ) -> impl Future<Output = Response<Body>> + Send + use<B>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError> + Send,
+    {
+        let current = self.current();
+        match current.router.look_up(request, last_token) {
+            Ok(response) => Either::Left(ready(response)),
+            Err(unanswered) => {
+                let last_token = Arc::clone(last_token);
+                Either::Right(Box::pin(async move { current.router.answer(unanswered, &last_token).await }))
+            }
+        }
     }
 
     /// Applies `config` to requests that come from now on. Entries stay in the cache, and batches still join flights; whole answers

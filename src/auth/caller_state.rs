@@ -137,16 +137,27 @@ pub struct CallerStates {
     /// Callers that the endpoint had not accepted when they were first seen: made-up tokens evict nobody from `accepted`.
     pub(super) unaccepted: States,
     next_entries_version: AtomicU64,
+    changes: AtomicU64,
 }
 
 impl CallerStates {
     /// No callers yet. `key` must be random and secret.
     pub fn new(key: [u8; 16]) -> Self {
-        Self { key, accepted: states(), unaccepted: states(), next_entries_version: AtomicU64::new(1) }
+        Self {
+            key,
+            accepted: states(),
+            unaccepted: states(),
+            next_entries_version: AtomicU64::new(1),
+            changes: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn get_or_insert(&self, caller: Caller) -> Arc<CallerState> {
-        let new = || Arc::new(CallerState::new(self.new_entries_version()));
+        let new = || {
+            // Before the new state can be found: a state of this caller that was evicted must not be used beside it.
+            self.changed();
+            Arc::new(CallerState::new(self.new_entries_version()))
+        };
         self.accepted.get(&caller).unwrap_or_else(|| self.unaccepted.get_with(caller, new))
     }
 
@@ -172,6 +183,17 @@ impl CallerStates {
                 self.drop_entries(&state, now);
             }
         }
+        self.changed();
+    }
+
+    /// Counts what makes a caller's state that was looked up before outdated, whichever caller's: a new state, and the end of what a
+    /// state allows. A state that a connection remembers may have been evicted, and is not updated then.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    pub(super) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// A number that no caller has had.

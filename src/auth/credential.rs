@@ -78,12 +78,25 @@ impl Callers {
         head: &Parts,
         body: &[u8],
     ) -> Result<Identity, AuthError> {
-        let (caller, signer) = self.caller_of(credential, last, head, body).inspect_err(|reason| {
-            if let AuthError::Unverified(fault) = reason {
-                self.warn_of_unverified(*fault);
+        match credential {
+            Credential::Token(token) => {
+                let token = token.as_bytes();
+                // Read before the caller is looked up.
+                let changes = self.caller_states.changes();
+                Ok(last.identity(token, self.token_key_id, changes, |known| {
+                    let caller = known.unwrap_or_else(|| self.caller_of(token));
+                    self.identity(caller, self.caller_states.get_or_insert(caller), None)
+                }))
             }
-        })?;
-        Ok(Identity::new(caller, self.caller_states.get_or_insert(caller), signer))
+            Credential::Signed(claim, pair) => {
+                let (caller, signer) = self.signed_caller(claim, pair, head, body).inspect_err(|reason| {
+                    if let AuthError::Unverified(fault) = reason {
+                        self.warn_of_unverified(*fault);
+                    }
+                })?;
+                Ok(self.identity(caller, self.caller_states.get_or_insert(caller), Some(signer)))
+            }
+        }
     }
 
     /// As [`Callers::identify`], but remembers nothing. Returns whether the caller is remembered.
@@ -93,33 +106,34 @@ impl Callers {
         head: &Parts,
         body: &[u8],
     ) -> Result<(Identity, bool), AuthError> {
-        let (caller, signer) = self.caller_of(credential, &LastToken::default(), head, body)?;
+        let (caller, signer) = match credential {
+            Credential::Token(token) => (self.caller_of(token.as_bytes()), None),
+            Credential::Signed(claim, pair) => {
+                let (caller, signer) = self.signed_caller(claim, pair, head, body)?;
+                (caller, Some(signer))
+            }
+        };
         let state = self.caller_states.all(caller).next();
         let is_known = state.is_some();
         // No entry is stored under version 0.
-        Ok((Identity::new(caller, state.unwrap_or_else(|| Arc::new(CallerState::new(0))), signer), is_known))
+        Ok((self.identity(caller, state.unwrap_or_else(|| Arc::new(CallerState::new(0))), signer), is_known))
     }
 
-    fn caller_of(
+    fn caller_of(&self, token: &[u8]) -> Caller {
+        Caller(self.by_token.with([Some(token)]))
+    }
+
+    fn signed_caller(
         &self,
-        credential: &Credential<'_>,
-        last: &LastToken,
+        claim: &Claim<'_>,
+        pair: &Arc<KeyPair>,
         head: &Parts,
         body: &[u8],
-    ) -> Result<(Caller, Option<Signer>), AuthError> {
-        match credential {
-            Credential::Token(token) => {
-                let token = token.as_bytes();
-                let hash = || Caller(self.by_token.with([Some(token)]));
-                Ok((last.caller(token, self.token_key_id, hash), None))
-            }
-            Credential::Signed(claim, pair) => {
-                let signer = self.verify(claim, pair, head, body)?;
-                let fields = identity_fields(&signer, &head.headers);
-                let fields = [Some(signer.access_key().as_bytes())].into_iter().chain(fields);
-                Ok((Caller(self.by_key.with(fields)), Some(signer)))
-            }
-        }
+    ) -> Result<(Caller, Signer), AuthError> {
+        let signer = self.verify(claim, pair, head, body)?;
+        let fields = identity_fields(&signer, &head.headers);
+        let fields = [Some(signer.access_key().as_bytes())].into_iter().chain(fields);
+        Ok((Caller(self.by_key.with(fields)), signer))
     }
 
     fn verify(&self, claim: &Claim<'_>, pair: &Arc<KeyPair>, head: &Parts, body: &[u8]) -> Result<Signer, AuthError> {

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use siphasher::sip128::{Hasher128, SipHasher13, SipHasher24};
 
 use super::signature::Signer;
-use super::{Callers, Identity, credential};
+use super::{Caller, Callers, Identity, credential};
 use crate::api;
 use crate::api::id::Group;
 use crate::message::header_filter::Headers;
@@ -20,8 +20,12 @@ pub struct Scope(u128);
 impl Scope {
     /// The scope of a group in this scope.
     pub fn of_group(self, group: &Group<'_>) -> Scope {
-        let Halves(low, high) = Halves::of(self.0);
-        Scope(KeyedHash(SipHasher24::new_with_keys(low, high)).with(group.fields()))
+        Scope(self.hash(b"group").with(group.fields()))
+    }
+
+    /// A hash whose key is this scope, which nobody can guess.
+    fn hash(self, purpose: &[u8]) -> KeyedHash {
+        KeyedHash::new(&self.0.to_le_bytes(), purpose)
     }
 
     /// The key of `id` in this scope: the scope itself is the key of the hash, and nobody can guess it.
@@ -104,15 +108,23 @@ impl Hasher for KeyHasher {
 }
 
 impl Callers {
-    /// The scope of a caller's requests with these headers. Entries lie in the scope of a group in it ([`Scope::of_group`]).
-    pub fn scope<'m>(&self, identity: &Identity, headers: impl Into<Headers<'m>>) -> Scope {
+    /// The scope of a caller's requests without scope headers.
+    pub(super) fn scope_of(&self, caller: Caller, entries_version: u64) -> Scope {
         let mut hash = self.by_scope;
-        let Halves(low, high) = Halves::of(identity.caller.0);
-        for number in [low, high, identity.entries_version] {
+        let Halves(low, high) = Halves::of(caller.0);
+        for number in [low, high, entries_version] {
             hash.0.write_u64(number);
         }
-        self.each_scope_field(identity, headers.into(), |field| hash.field(field));
         Scope(hash.finish())
+    }
+
+    /// The scope of a caller's requests with these headers. Entries lie in the scope of a group in it ([`Scope::of_group`]).
+    pub fn scope<'m>(&self, identity: &Identity, headers: impl Into<Headers<'m>>) -> Scope {
+        let mut with_headers: Option<KeyedHash> = None;
+        self.each_scope_field(identity, headers.into(), |field| {
+            with_headers.get_or_insert_with(|| identity.scope.hash(b"headers")).field(field);
+        });
+        with_headers.map_or(identity.scope, |hash| Scope(hash.finish()))
     }
 
     /// Calls `take` with the fields of a scope besides caller and group: each scope header by name and value.

@@ -27,10 +27,15 @@ fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
 }
 
 fn identify(callers: &Callers, headers: &HeaderMap) -> Result<Identity, Bypass> {
+    identify_on(&LastToken::default(), callers, headers)
+}
+
+/// As [`identify`], over a connection that has shown `last`.
+fn identify_on(last: &LastToken, callers: &Callers, headers: &HeaderMap) -> Result<Identity, Bypass> {
     let (mut head, ()) = http::Request::new(()).into_parts();
     head.headers = headers.clone();
     let credential = callers.credential(headers)?;
-    Ok(callers.identify(&credential, &LastToken::default(), &head, b"").ok().unwrap())
+    Ok(callers.identify(&credential, last, &head, b"").ok().unwrap())
 }
 
 /// The caller with the token `t`.
@@ -216,6 +221,69 @@ async fn a_refusal_concerns_a_caller_that_was_forgotten_and_met_again_meanwhile(
         assert!(must_revalidate(&callers, &again));
         assert!(must_revalidate(&callers, &asked));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ends_a_callers_acceptance_ends_it_for_a_connection_that_remembers_an_evicted_state() {
+    let ends: [fn(&Callers, &Identity); 3] = [Callers::drop_entries, Callers::invalidate, |callers, identity| {
+        identity.caller_state.fleet_names.store(Some(Arc::new(vec![7])));
+        callers.caller_states.drop_named(7, callers.clock.now());
+    }];
+    for end in ends {
+        let (callers, last, list) = (callers(), LastToken::default(), headers(&[("x-auth-token", "t")]));
+        let evict = |identity: &Identity| callers.caller_states.unaccepted.invalidate(&identity.caller);
+        let asked = caller(&callers);
+        evict(&asked);
+        // Twice: a new state is looked up again.
+        let [_, remembered] = [(); 2].map(|()| identify_on(&last, &callers, &list).unwrap());
+        assert!(!Arc::ptr_eq(&asked.caller_state, &remembered.caller_state));
+        // The state of before the eviction is the one that is kept.
+        accept(&callers, &asked);
+        accept(&callers, &remembered);
+        evict(&remembered);
+        assert!(!must_revalidate(&callers, &identify_on(&last, &callers, &list).unwrap()));
+        end(&callers, &asked);
+        assert!(must_revalidate(&callers, &identify_on(&last, &callers, &list).unwrap()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_remembers_an_evicted_state_shares_the_new_one() {
+    let (callers, last, list) = (callers(), LastToken::default(), headers(&[("x-auth-token", "t")]));
+    let remembered = identify_on(&last, &callers, &list).unwrap();
+    callers.caller_states.unaccepted.invalidate(&remembered.caller);
+    let other = caller(&callers);
+    assert!(Arc::ptr_eq(&other.caller_state, &identify_on(&last, &callers, &list).unwrap().caller_state));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_shows_other_tokens_or_another_endpoint_has_other_callers() {
+    let states = Arc::new(CallerStates::new([7; 16]));
+    let at = |endpoint| at(endpoint, Arc::clone(&states), &CallersConfig::default());
+    let (one, two, last) = (at("http://one"), at("http://two"), LastToken::default());
+    let (long, longer) = ("t".repeat(2049), "t".repeat(2050));
+    for token in ["a", "a", "b", "ab", "a", &long, &long, &longer, "a"] {
+        let list = headers(&[("x-auth-token", token)]);
+        for callers in [&one, &one, &two, &one] {
+            let (fresh, on) = (identify(callers, &list).unwrap(), identify_on(&last, callers, &list).unwrap());
+            assert!(fresh.caller == on.caller && Arc::ptr_eq(&fresh.caller_state, &on.caller_state), "{token}");
+            assert!(callers.scope(&fresh, &list) == callers.scope(&on, &list), "{token}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_remembered_caller_counts_as_seen() {
+    let (callers, last, list) = (callers(), LastToken::default(), headers(&[("x-auth-token", "t")]));
+    let new = |number: usize| identify(&callers, &headers(&[("x-auth-token", &number.to_string())])).unwrap();
+    let others: Vec<Identity> = (0..CALLERS + 1000).map(new).collect();
+    let remembered = identify_on(&last, &callers, &list).unwrap();
+    accept(&callers, &remembered);
+    for other in &others {
+        accept(&callers, other);
+        let _ = identify_on(&last, &callers, &list);
+    }
+    assert!(callers.caller_states.accepted.contains_key(&remembered.caller));
 }
 
 proptest! {

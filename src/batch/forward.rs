@@ -53,7 +53,7 @@ impl BatchRoute {
         parts: &Parts,
         body: &Bytes,
         context: &Arc<FetchContext>,
-        slots: &mut Slots<'_>,
+        slots: &mut Slots,
     ) -> Option<Reply> {
         let batch = Batch::read(parts.uri.query(), &parts.headers, body).ok()?;
         let fits = self.fits_one_call(&batch, &parts.uri);
@@ -84,7 +84,7 @@ impl BatchRoute {
         parts: &Parts,
         body: &Bytes,
         context: &FetchContext,
-        slots: &mut Slots<'_>,
+        slots: &mut Slots,
     ) -> Reply {
         let reply = self.forward_as_written(parts, body, Bypass::Cookie, context, slots).await;
         if reply.response.status() == StatusCode::UNAUTHORIZED {
@@ -100,7 +100,7 @@ impl BatchRoute {
         body: &Bytes,
         reason: Bypass,
         context: &FetchContext,
-        slots: &mut Slots<'_>,
+        slots: &mut Slots,
     ) -> Reply {
         let forwarded = self.bypass_read(parts.clone(), body.clone(), reason, &context.trace);
         let reply = timeout_at(context.deadline, forwarded).await;
@@ -122,7 +122,7 @@ impl BatchRoute {
     /// Fetches a batch that is too large to be forwarded as it was written, and one of whose answers has an item that matches
     /// no id. All items are passed on in one list, call by call, or the answer of the first call that fails; nothing is
     /// stored.
-    async fn fetch_whole(&self, batch: &Batch<'_>, context: &Arc<FetchContext>, slots: &mut Slots<'_>) -> Reply {
+    async fn fetch_whole(&self, batch: &Batch<'_>, context: &Arc<FetchContext>, slots: &mut Slots) -> Reply {
         self.count_bypass(Bypass::Unmatched);
         let Some(ids) = distinct(batch, context.scope, self.config.limits.batch_ids) else {
             return respond::error(Error::TooManyIds);

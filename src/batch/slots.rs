@@ -1,5 +1,7 @@
 //! The ids of a batch on their way to a reply.
 
+use std::sync::Arc;
+
 use super::Fetched;
 use crate::cache::Entry;
 use crate::fetch::{FetchResult, KeyedId};
@@ -16,12 +18,12 @@ pub(super) struct Slot {
 
 /// The distinct ids of a batch that was read and admitted. Dropping them counts each once, also when the client leaves
 /// before its reply.
-pub(super) struct Slots<'m> {
+pub(super) struct Slots {
     pub(super) slots: Vec<Slot>,
-    pub(super) metrics: &'m Metrics,
+    pub(super) metrics: Arc<Metrics>,
 }
 
-impl Slots<'_> {
+impl Slots {
     pub(super) fn tally(&self) -> Tally {
         let mut tally = Tally::default();
         for slot in &self.slots {
@@ -72,7 +74,7 @@ impl Slots<'_> {
     }
 }
 
-impl Drop for Slots<'_> {
+impl Drop for Slots {
     fn drop(&mut self) {
         self.metrics.count_ids(&self.tally());
     }

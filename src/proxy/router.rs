@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use percent_encoding::{CONTROLS, utf8_percent_encode};
@@ -12,9 +13,9 @@ use tokio::time::Instant;
 
 use crate::api;
 use crate::auth::LastToken;
-use crate::batch::{Answering, BatchRoute, RequestContext};
+use crate::batch::{self, BatchRoute, RequestContext};
 use crate::error::{Error, METHODS};
-use crate::message::body::{Body, BodyError};
+use crate::message::body::{Body, BodyError, drain};
 use crate::message::header_filter::{HeaderFilter, Headers};
 use crate::message::headers::{
     REQUEST_ID_BYTES, client_request_id, has_outer_space, is_host, is_http2_target, join_cookies, max_forwards,
@@ -41,56 +42,85 @@ pub struct Router {
 }
 
 impl Router {
-    /// Answers a request of a connection that has shown `last_token`, counts it, writes its line into the access log, and ends its
-    /// span.
-    pub async fn answer<B>(&self, mut request: Request<B>, last_token: &LastToken) -> Response<Body>
+    /// Looks up a request of a connection that has shown `last_token`, in memory alone: the response, if it is a batch of which
+    /// memory has all. No future is built or moved for it.
+    pub fn look_up<B>(&self, request: Request<B>, last_token: &LastToken) -> Result<Response<Body>, Box<Unanswered<B>>>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
         let began = Instant::now();
-        let trace = self.tracer.as_ref().map_or_else(RequestSpan::default, |tracer| tracer.begin(&request));
-        if request.version() == Version::HTTP_2 {
-            join_cookies(request.headers_mut());
+        // In parts, which are lent to the look-up: a request is large, and moving it takes time.
+        let (mut head, body) = request.into_parts();
+        let trace = self.tracer.as_ref().map_or_else(RequestSpan::default, |tracer| tracer.begin(&head));
+        if head.version == Version::HTTP_2 {
+            join_cookies(&mut head.headers);
         }
-        let filter = HeaderFilter::new(request.headers().keys());
-        let headers = filter.on(request.headers());
-        let route = route(&request);
-        let line = self.access_log.then(|| Line::of(&request, &trace));
-        let mut request_log = RequestLog { metrics: &self.metrics, route, began, line, trace: &trace, ended: false };
-        let request_id = client_request_id(headers).cloned();
-        let mut reply = match self.refusal(&request, headers) {
-            Some(error) => Reply::refuse(error, request),
-            None if ends_here(&request) => {
-                crate::message::body::drain(request.into_body());
+        let filter = HeaderFilter::new(head.headers.keys());
+        let headers = filter.on(&head.headers);
+        let route = route(&head);
+        let line = self.access_log.then(|| Line::of(&head, &trace));
+        let record = Record { route, began, line, trace };
+        let step = match self.refusal(&head, headers) {
+            Some(error) => Step::Refuse(error),
+            None if ends_here(&head) => Step::Options,
+            None if route == Route::Batch => {
+                let context = RequestContext { filter, last_token, trace: &record.trace };
+                match self.batch.look_up(&head, !body.is_end_stream(), began, context) {
+                    Some(batch::Step::Reply(reply)) => {
+                        return Ok(self.end(&record, reply, client_request_id(headers)));
+                    }
+                    step => Step::Batch(step),
+                }
+            }
+            None => Step::Forward,
+        };
+        Err(Box::new(Unanswered { request: Request::from_parts(head, body), filter, step, record }))
+    }
+
+    /// Answers a request that [`Self::look_up`] has not answered.
+    pub async fn answer<B>(&self, unanswered: Box<Unanswered<B>>, last_token: &LastToken) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError> + Send,
+    {
+        let Unanswered { request, filter, step, record } = *unanswered;
+        let unended = UnendedRecord { record: &record, metrics: &self.metrics };
+        let request_id = client_request_id(filter.on(request.headers())).cloned();
+        let reply = match step {
+            Step::Refuse(error) => Reply::refuse(error, request),
+            Step::Options => {
+                drain(request.into_body());
                 let mut reply = Reply::local(methods(), Outcome::Bypass);
                 reply.set_request_id(request_id.as_ref());
                 reply
             }
-            None if route == Route::Batch => {
-                let context = RequestContext { filter, last_token, trace: &trace };
-                match self.batch.answer(request, began, context) {
-                    Answering::Ready(reply) => reply,
-                    Answering::Pending(reply) => reply.await,
-                }
+            Step::Batch(step) => {
+                let context = RequestContext { filter, last_token, trace: &record.trace };
+                self.batch.finish(step, request, context).await
             }
-            // Boxed: a future is moved as a whole, and this one is large.
-            None => Box::pin(self.passthrough.forward(request, &trace)).await,
+            Step::Forward => self.passthrough.forward(request, &record.trace).await,
         };
+        std::mem::forget(unended);
+        self.end(&record, reply, request_id.as_ref())
+    }
+
+    /// Accounts for a reply, and gives it the client's request id.
+    fn end(&self, record: &Record, mut reply: Reply, request_id: Option<&HeaderValue>) -> Response<Body> {
         // A forwarded reply keeps the endpoint's.
         if reply.info.outcome != Outcome::Bypass {
-            reply.set_request_id(request_id.as_ref());
+            reply.set_request_id(request_id);
         }
-        request_log.end(Some(&reply));
+        record.end(&self.metrics, Some(&reply));
         reply.response
     }
 
     /// Why a request is refused here.
-    fn refusal<B>(&self, request: &Request<B>, headers: Headers<'_>) -> Option<Error> {
-        if request.method() == Method::CONNECT {
+    fn refusal(&self, head: &Parts, headers: Headers<'_>) -> Option<Error> {
+        if head.method == Method::CONNECT {
             return Some(Error::Connect);
         }
-        let (version, authority) = (request.version(), request.uri().authority());
+        let (version, authority) = (head.version, head.uri.authority());
         let mut hosts = headers.get_all(&HOST);
         match (hosts.next(), hosts.next()) {
             (Some(_), Some(_)) => return Some(Error::Malformed("the request has more than one Host header")),
@@ -118,7 +148,7 @@ impl Router {
             _ => {}
         }
         if version == Version::HTTP_2 {
-            if !is_http2_target(request.uri()) {
+            if !is_http2_target(&head.uri) {
                 return Some(Error::Malformed("the request's :scheme is none, or its :authority is no host and port"));
             }
             if headers.map().values().any(has_outer_space) {
@@ -135,10 +165,10 @@ impl Router {
         {
             return Some(Error::Malformed("the only Transfer-Encoding that is taken is chunked"));
         }
-        if request.method() == Method::TRACE && max_forwards(request.method(), headers) == Some(0) {
+        if head.method == Method::TRACE && max_forwards(&head.method, headers) == Some(0) {
             return Some(Error::Trace);
         }
-        if request.uri().path() == "*" && !ends_here(request) {
+        if head.uri.path() == "*" && !ends_here(head) {
             return Some(Error::Malformed("the asterisk form is not forwarded"));
         }
         if self.batch.callers().is_named_by_connection(headers) {
@@ -148,6 +178,23 @@ impl Router {
     }
 }
 
+/// A request that memory does not answer.
+pub struct Unanswered<B> {
+    request: Request<B>,
+    filter: HeaderFilter,
+    step: Step,
+    record: Record,
+}
+
+/// What is left to do for a request.
+enum Step {
+    Refuse(Error),
+    /// To answer OPTIONS here.
+    Options,
+    Batch(Option<batch::Step>),
+    Forward,
+}
+
 /// Whether `authority` is a host and port and, where there is a Host, the same.
 fn is_named(authority: &Authority, headers: Headers<'_>) -> bool {
     let same = |host: &HeaderValue| host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes());
@@ -155,8 +202,8 @@ fn is_named(authority: &Authority, headers: Headers<'_>) -> bool {
 }
 
 /// Whether a request is to be answered here: OPTIONS that may be forwarded no further (RFC 9110 §7.6.2).
-fn ends_here<B>(request: &Request<B>) -> bool {
-    request.method() == Method::OPTIONS && max_forwards(request.method(), request.headers()) == Some(0)
+fn ends_here(head: &Parts) -> bool {
+    head.method == Method::OPTIONS && max_forwards(&head.method, &head.headers) == Some(0)
 }
 
 /// The methods that are forwarded.
@@ -167,8 +214,8 @@ fn methods() -> Response<Bytes> {
     response
 }
 
-fn route<B>(request: &Request<B>) -> Route {
-    if request.method() == Method::GET && request.uri().path() == api::PATH { Route::Batch } else { Route::Passthrough }
+fn route(head: &Parts) -> Route {
+    if head.method == Method::GET && head.uri.path() == api::PATH { Route::Batch } else { Route::Passthrough }
 }
 
 /// The fields of a request in the access log.
@@ -181,12 +228,12 @@ struct Line {
 }
 
 impl Line {
-    fn of<B>(request: &Request<B>, trace: &RequestSpan) -> Self {
+    fn of(head: &Parts, trace: &RequestSpan) -> Self {
         Self {
-            method: request.method().clone(),
-            path: shown(request.uri().path()),
-            client_request_id: client_request_id(request.headers()).cloned(),
-            trace: trace.context(request.headers()),
+            method: head.method.clone(),
+            path: shown(head.uri.path()),
+            client_request_id: client_request_id(&head.headers).cloned(),
+            trace: trace.context(&head.headers),
         }
     }
 }
@@ -198,15 +245,13 @@ fn shown(path: &str) -> String {
     shown
 }
 
-/// Counts a request, logs it and ends its span, once: at its reply, or when its client leaves before.
-struct RequestLog<'m> {
-    metrics: &'m Metrics,
+/// What is to be counted, logged and traced of a request.
+struct Record {
     route: Route,
     began: Instant,
     /// `None` without an access log.
     line: Option<Line>,
-    trace: &'m RequestSpan,
-    ended: bool,
+    trace: RequestSpan,
 }
 
 /// The status in the access log of a request whose client has left.
@@ -215,13 +260,13 @@ const CLIENT_LEFT: u16 = 499;
 /// The most bytes of a path that are logged: a target may take all of a head.
 const PATH_BYTES: usize = 1024;
 
-impl RequestLog<'_> {
-    /// Logs no query, no header but the request id, and no link.
-    fn end(&mut self, reply: Option<&Reply>) {
-        self.ended = true;
+impl Record {
+    /// Counts a request, logs it and ends its span: at its reply, or when its client leaves before. Logs no query, no header but the
+    /// request id, and no link.
+    fn end(&self, metrics: &Metrics, reply: Option<&Reply>) {
         let elapsed = self.began.elapsed();
         let outcome = reply.map_or(Outcome::Error, |reply| reply.info.outcome);
-        self.metrics.count_request(self.route, outcome, elapsed.as_secs_f64());
+        metrics.count_request(self.route, outcome, elapsed.as_secs_f64());
         self.trace.end(self.route, reply);
         let Some(Line { method, path, client_request_id, trace }) = &self.line else { return };
         let status = reply.map_or(CLIENT_LEFT, |reply| reply.response.status().as_u16());
@@ -259,10 +304,14 @@ impl RequestLog<'_> {
     }
 }
 
-impl Drop for RequestLog<'_> {
+/// The record of a request whose reply is not there yet. Dropping it ends the record: the client has left.
+struct UnendedRecord<'r> {
+    record: &'r Record,
+    metrics: &'r Metrics,
+}
+
+impl Drop for UnendedRecord<'_> {
     fn drop(&mut self) {
-        if !self.ended {
-            self.end(None);
-        }
+        self.record.end(self.metrics, None);
     }
 }

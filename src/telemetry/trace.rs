@@ -10,7 +10,8 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use opentelemetry::trace::{
     Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, Tracer as _,
     TracerProvider as _,
@@ -71,18 +72,18 @@ impl Tracer {
     }
 
     /// Starts the span of a request if it is sampled: as a valid `traceparent` says, else by `trace.sample`.
-    pub fn begin<B>(&self, request: &Request<B>) -> RequestSpan {
-        let incoming = TraceContext::read(request.headers());
+    pub fn begin(&self, head: &Parts) -> RequestSpan {
+        let incoming = TraceContext::read(&head.headers);
         let (parent, state) = match incoming.span_context() {
             Some(parent) if !parent.is_sampled() => return RequestSpan::default(),
             Some(parent) => (Context::new().with_remote_span_context(parent), incoming.state),
             None => (Context::new(), None),
         };
-        let method = known(request.method());
+        let method = known(&head.method);
         let builder = SpanBuilder::from_name(name(method)).with_kind(SpanKind::Server);
         let mut span = self.0.build_with_context(builder, &parent);
         span.set_attribute(KeyValue::new("http.request.method", method));
-        span.set_attribute(KeyValue::new("network.protocol.version", version(request.version())));
+        span.set_attribute(KeyValue::new("network.protocol.version", version(head.version)));
         let context = span.span_context().clone();
         let span = Mutex::new(LinkedSpan { span, to: Vec::new() });
         RequestSpan(Some(Arc::new(StartedSpan { context, state, span, tracer: self.0.clone() })))

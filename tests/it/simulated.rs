@@ -73,8 +73,7 @@ impl World {
         let (proxy, limits) = (self.proxy.clone(), self.limits);
         let last_token = std::sync::Arc::new(LastToken::default());
         tokio::spawn(server::serve_connection(Protocol::Any, far, limits, Default::default(), move |request| {
-            let (current, last_token) = (proxy.current(), last_token.clone());
-            async move { current.router.answer(request, &last_token).await }
+            proxy.answer(request, &last_token)
         }));
         let (sender, connection) = handshake(TokioIo::new(near)).await.unwrap();
         tokio::spawn(connection);

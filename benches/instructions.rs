@@ -165,8 +165,8 @@ fn serve(case: &str) {
         } else {
             let limits = ConnLimits::from(&Config::for_endpoint(Endpoint::parse("http://h").unwrap()).limits);
             let proxy = Arc::new(warm.proxy);
-            let last_token = Arc::default();
-            let answer = move |request| proxy.answer(request, &last_token);
+            let connection = Arc::default();
+            let answer = move |request| proxy.answer(request, &connection);
             serve_connection(Protocol::Any, stream, limits, Default::default(), answer).await.unwrap();
         }
     });

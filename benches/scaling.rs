@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -61,10 +62,10 @@ fn work(warm: &Warm, links: usize, thread: usize, over: &AtomicBool) -> usize {
     let first = |number: usize| (number * 7919 + thread * 31) % (links - SIZE);
     let requests: Vec<_> = (0..1000).map(|number| request(Form::Query, &ids(first(number), SIZE))).collect();
     Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-        let mut answered = 0;
+        let (connection, mut answered) = (Arc::default(), 0);
         while !over.load(Ordering::Relaxed) {
             for request in requests.iter().cycle().skip(answered % 1000).take(50) {
-                warm.hit(request.clone()).await;
+                warm.hit_over(&connection, request.clone()).await;
                 answered += 1;
             }
         }

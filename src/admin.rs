@@ -2,6 +2,7 @@
 //!
 //! **Start at [`Admin::answer`].** A route is an arm of `Admin::route`; what refuses a request is an `AdminError`.
 
+mod client;
 mod guard;
 mod history;
 mod purge;
@@ -35,8 +36,9 @@ use crate::message::headers::single;
 use crate::server::Peer;
 use crate::telemetry::metrics::{Bounded, Metrics};
 use crate::upstream::Upstream;
+pub use client::AdminClient;
 use guard::Guard;
-use purge::Purge;
+pub use purge::Purge;
 
 pub(crate) use history::{EVERY, History};
 
@@ -207,7 +209,7 @@ impl Admin {
 struct AdminError {
     status: StatusCode,
     message: Cow<'static, str>,
-    /// The value of `Allow` (405) or `WWW-Authenticate` (401, RFC 6750 §3).
+    /// The value of `Allow` (405) or `WWW-Authenticate` (401, RFC 6750 §3, RFC 7617 §2).
     header: &'static str,
 }
 
@@ -216,14 +218,14 @@ impl AdminError {
         Self::new(StatusCode::NOT_FOUND, "there are /, /status.json, /explain, /purge, /metrics, /livez and /readyz");
     const NO_TOKEN: Self = Self::new(
         StatusCode::UNAUTHORIZED,
-        "requests from elsewhere than loopback, for another host's name, or by way of a proxy need the admin token, as Authorization: Bearer TOKEN",
+        "requests from elsewhere than loopback, for another host's name, or by way of a proxy need the admin token, as Authorization: Bearer TOKEN, or as the password that a browser asks for",
     )
-    .with(r#"Bearer realm="sidelink""#);
+    .with(r#"Bearer realm="sidelink", Basic realm="sidelink", charset="UTF-8""#);
     const WRONG_TOKEN: Self = Self::new(
         StatusCode::UNAUTHORIZED,
         "this is not the admin token: admin.token_file names the file that holds it",
     )
-    .with(r#"Bearer realm="sidelink", error="invalid_token""#);
+    .with(r#"Bearer realm="sidelink", error="invalid_token", Basic realm="sidelink", charset="UTF-8""#);
     // The next three occur only where no token is configured.
     const NOT_LOOPBACK: Self =
         Self::new(StatusCode::FORBIDDEN, "only requests from loopback are admitted; admin.token_file admits others");

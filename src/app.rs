@@ -3,8 +3,11 @@
 //! Start reading at [`serve`], the life of a process, then [`App`], its listeners, then [`Generations`], what is behind them.
 
 pub mod core_dumps;
+pub mod descriptors;
 mod generation;
+mod notify;
 mod serve;
+mod sockets;
 mod watch;
 
 use std::io;
@@ -22,12 +25,14 @@ use crate::admin::{self, ProcessState};
 use crate::auth::LastToken;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, ListenAddress, Tls, TlsError};
+use crate::proxy::router::Connection;
 use crate::server::{self, ConnLimits, Listener, ListenerState, Peer, RequestBody};
 use crate::telemetry::log::{self, events};
 use crate::upstream::SetupError;
 
 pub use generation::{Generation, Generations};
 pub use serve::{End, StopSignals, serve};
+pub use sockets::PassedSockets;
 pub use watch::Watch;
 
 /// Connections that the admin listener serves at a time.
@@ -38,6 +43,8 @@ const ADMIN_IDLE: Duration = Duration::from_secs(5);
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 /// Between one removal of dead links from the cache and the next.
 const SWEEP: Duration = Duration::from_secs(60);
+/// Between one report of dropped log lines and the next.
+const REPORT_DROPPED: Duration = Duration::from_secs(1);
 /// Between one removal of expired whole answers and the next.
 const SWEEP_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -47,6 +54,9 @@ pub enum StartError {
     /// Listening at an address fails; the key that names the address comes first.
     #[error("{0}: cannot listen on {1}: {2}{remedy}", remedy = remedy(.2))]
     Bind(&'static str, ListenAddress, io::Error),
+    /// A socket that was passed to this process cannot be used.
+    #[error("LISTEN_FDS: a socket that was passed cannot be used: {0}")]
+    PassedSocket(io::Error),
     /// The endpoint's client cannot be built.
     #[error(transparent)]
     Upstream(#[from] SetupError),
@@ -73,10 +83,14 @@ pub struct App {
     running: Arc<Running>,
     stop: CancellationToken,
     stop_admin: CancellationToken,
+    stop_tasks: CancellationToken,
     /// The clients' listeners.
     clients: JoinSet<()>,
-    /// The admin listener and periodic tasks.
     admin: JoinSet<()>,
+    /// Periodic tasks.
+    tasks: JoinSet<()>,
+    /// Whether a successor listens at the same addresses when this process is told to end.
+    gives_up_ports: bool,
 }
 
 /// Components that a reload updates.
@@ -87,13 +101,19 @@ struct Running {
 }
 
 impl App {
-    /// Builds everything and begins to serve.
+    /// Builds everything and begins to serve, on sockets of its own.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         Self::start_with(config, Clock::system()).await
     }
 
     /// As [`App::start`], with the caller's clock.
     pub async fn start_with(config: Config, clock: Clock) -> Result<Self, StartError> {
+        Self::start_on(config, clock, PassedSockets::default()).await
+    }
+
+    /// As [`App::start_with`], on sockets that were passed to this process, in place of those that `config` names.
+    pub async fn start_on(mut config: Config, clock: Clock, sockets: PassedSockets) -> Result<Self, StartError> {
+        descriptors::fit(&mut config);
         let generations = Generations::new(config, clock, None)?;
         let config = Arc::clone(&generations.current().config);
         let limits = ConnLimits::from(&config.limits);
@@ -109,10 +129,13 @@ impl App {
             running: Arc::new(Running { generations, clients: Arc::new(clients), operators: Arc::new(operators) }),
             stop,
             stop_admin,
+            stop_tasks: CancellationToken::new(),
             clients: JoinSet::new(),
             admin: JoinSet::new(),
+            tasks: JoinSet::new(),
+            gives_up_ports: false,
         };
-        app.listen(&config).await?;
+        app.listen(&config, sockets).await?;
         app.running.generations.builder.process.ready.store(true, Ordering::Release);
         let addresses: Vec<String> = app.addresses.iter().map(ToString::to_string).collect();
         events::Serving {
@@ -125,42 +148,56 @@ impl App {
         Ok(app)
     }
 
-    async fn listen(&mut self, config: &Config) -> Result<(), StartError> {
+    async fn listen(&mut self, config: &Config, sockets: PassedSockets) -> Result<(), StartError> {
+        let (mut listeners, admin_listener) = sockets.listeners().map_err(StartError::PassedSocket)?;
+        self.gives_up_ports = config.listen.reuse_port || admin_listener.is_some();
         // All are bound before any is served: half a sidelink is of no use.
-        let admin_listener = bind("admin.address", &config.admin.address.into(), 0).await?;
-        self.admin_address = admin_listener.local_addr().unwrap_or(config.admin.address);
-        let mut listeners = Vec::new();
-        for address in &config.listen.address {
-            let listener = bind("listen.address", address, config.listen.unix_mode).await?;
-            self.addresses.push(listener.local_addr().map_or_else(|| address.clone(), ListenAddress::Tcp));
-            listeners.push(listener);
+        let reuse_port = config.listen.reuse_port;
+        let admin_listener = match admin_listener {
+            Some(listener) => listener,
+            None => bind("admin.address", &config.admin.address.into(), 0, reuse_port).await?,
+        };
+        self.admin_address = admin_listener.address().and_then(|address| address.tcp()).unwrap_or(config.admin.address);
+        if listeners.is_empty() {
+            for address in &config.listen.address {
+                listeners.push(bind("listen.address", address, config.listen.unix_mode, reuse_port).await?);
+            }
         }
+        self.addresses.extend(listeners.iter().filter_map(Listener::address));
         if let Some(tls) = &config.listen.tls {
             self.running.clients.set_tls(tls.read()?);
         }
         for listener in listeners {
             let running = Arc::clone(&self.running);
-            let connect = move |_: Peer| {
-                let (running, last_token) = (Arc::clone(&running), Arc::new(LastToken::default()));
-                move |request: Request<RequestBody>| running.generations.answer(request, &last_token)
+            let connect = move |peer: Peer| {
+                let client = match peer {
+                    Peer::Tcp(address) => Some(address.ip().to_canonical()),
+                    Peer::Local => None,
+                };
+                let (running, last_token) = (Arc::clone(&running), LastToken::default());
+                let connection = Arc::new(Connection { client, last_token });
+                move |request: Request<RequestBody>| running.generations.answer(request, &connection)
             };
             self.clients.spawn(server::run(listener, Arc::clone(&self.running.clients), connect));
         }
-        let ProcessState { cache, clock, history, .. } = self.running.generations.builder.process.clone();
+        let ProcessState { cache, clock, history, metrics, .. } = self.running.generations.builder.process.clone();
+        self.tasks.spawn(every(REPORT_DROPPED, self.stop_tasks.clone(), async move || {
+            metrics.log_dropped.inc_by(log::report_dropped());
+        }));
         let swept = Arc::clone(&cache);
-        self.admin.spawn(every(SWEEP, self.stop_admin.clone(), async move || {
+        self.tasks.spawn(every(SWEEP, self.stop_tasks.clone(), async move || {
             let (cache, now) = (Arc::clone(&swept), clock.now());
             // A large table takes a while: not on a thread that answers.
             let _ = spawn_blocking(move || cache.sweep(now)).await;
         }));
         let running = Arc::clone(&self.running);
-        self.admin.spawn(every(SWEEP_ANSWERS, self.stop_admin.clone(), async move || {
+        self.tasks.spawn(every(SWEEP_ANSWERS, self.stop_tasks.clone(), async move || {
             let batch = Arc::clone(&running.generations.current().router.batch);
             if batch.answers().size().0 > 0 {
                 let _ = spawn_blocking(move || batch.answers().sweep()).await;
             }
         }));
-        self.admin.spawn(every(admin::EVERY, self.stop_admin.clone(), async move || {
+        self.tasks.spawn(every(admin::EVERY, self.stop_tasks.clone(), async move || {
             let (links, bytes) = cache.size();
             history.sample(links, bytes);
         }));
@@ -186,6 +223,19 @@ impl App {
         self.admin_address
     }
 
+    /// What it does, for a service manager: one line.
+    fn status(&self) -> String {
+        let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
+        let (addresses, config) = (addresses.join(", "), self.config());
+        let reload = self.running.generations.builder.process.last_reload.load();
+        match reload.errors.first() {
+            None => format!("serving {addresses} before {}", config.upstream.endpoint),
+            Some(error) => {
+                format!("serving {addresses}; the new configuration was refused: {}", error.replace('\n', " "))
+            }
+        }
+    }
+
     /// The configuration that is applied.
     pub fn config(&self) -> Arc<Config> {
         Arc::clone(&self.running.generations.current().config)
@@ -200,23 +250,31 @@ impl App {
     }
 
     /// Stops accepting connections, finishes what is in flight within `limits.drain`, and returns. Metrics and probes are
-    /// served until the end.
+    /// served until the end; but where a successor listens at the same addresses, operators' requests are its from the beginning, so
+    /// that a purge reaches the process that goes on.
     pub async fn drain(mut self) {
         let builder = &self.running.generations.builder;
         builder.process.ready.store(false, Ordering::Release);
         events::Draining {}.log();
         let (began, drain) = (Instant::now(), self.config().limits.drain);
+        if self.gives_up_ports {
+            self.stop_admin.cancel();
+            while self.admin.join_next().await.is_some() {}
+        }
         self.stop.cancel();
         while self.clients.join_next().await.is_some() {}
         builder.exports.end(drain.saturating_sub(began.elapsed())).await;
         self.stop_admin.cancel();
         while self.admin.join_next().await.is_some() {}
+        self.stop_tasks.cancel();
+        while self.tasks.join_next().await.is_some() {}
         events::Stopped {}.log();
     }
 }
 
 impl Running {
-    fn apply(&self, config: Config) -> Result<(), StartError> {
+    fn apply(&self, mut config: Config) -> Result<(), StartError> {
+        descriptors::fit(&mut config);
         let tls = config.listen.tls.as_ref().map(Tls::read).transpose()?;
         let (limits, connections) = (ConnLimits::from(&config.limits), config.limits.connections);
         let level = config.log.level;
@@ -287,6 +345,11 @@ async fn every(interval: Duration, stop: CancellationToken, task: impl AsyncFn()
     }
 }
 
-async fn bind(key: &'static str, address: &ListenAddress, unix_mode: u32) -> Result<Listener, StartError> {
-    Listener::bind(address, unix_mode).await.map_err(|error| StartError::Bind(key, address.clone(), error))
+async fn bind(
+    key: &'static str,
+    address: &ListenAddress,
+    unix_mode: u32,
+    reuse_port: bool,
+) -> Result<Listener, StartError> {
+    Listener::bind(address, unix_mode, reuse_port).await.map_err(|error| StartError::Bind(key, address.clone(), error))
 }

@@ -146,7 +146,7 @@ impl BatchRoute {
                 // A request without a credential is no batch: its body streams through.
                 let headers = context.filter.on(request.headers());
                 if let Err(reason) = self.callers.credential(headers) {
-                    return self.bypass(request, reason, context.trace).await;
+                    return Box::pin(self.bypass(request, reason, context.trace)).await;
                 }
                 let (head, body, reservation) = match self.read_body(request).await {
                     Ok(read) => read,
@@ -155,10 +155,11 @@ impl BatchRoute {
                 (self.look_up_read(&head, &body, self.clock.now(), context), head, body, Some(reservation))
             }
         };
+        // Boxed each: a body whose batch is in memory needs neither, and both are large.
         match step {
             Step::Reply(reply) => reply,
-            Step::Bypass(reason) => self.bypass_read(head, body, reason, context.trace).await,
-            Step::Fetch(pending) => self.fetch_and_reply(pending, head, body).await,
+            Step::Bypass(reason) => Box::pin(self.bypass_read(head, body, reason, context.trace)).await,
+            Step::Fetch(pending) => Box::pin(self.fetch_and_reply(pending, head, body)).await,
         }
     }
 

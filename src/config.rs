@@ -231,8 +231,8 @@ section! {
         pub level: LevelFilter = LevelFilter::INFO, choice(&LEVELS);
         /// JSON, one object per line, or text.
         pub format: LogFormat = LogFormat::Json, choice(&FORMATS).immutable();
-        /// Whether each request gets an access line.
-        pub access: bool = true, flag();
+        /// Which requests get an access line: all of them, those that are answered with a status of 400 or more, or none.
+        pub access: AccessLines = AccessLines::All, choice(&ACCESS).or_flag(AccessLines::All, AccessLines::Off);
     }
 }
 
@@ -243,7 +243,20 @@ const LEVELS: [(&str, LevelFilter); 5] = [
     ("debug", LevelFilter::DEBUG),
     ("trace", LevelFilter::TRACE),
 ];
+const ACCESS: [(&str, AccessLines); 3] =
+    [("all", AccessLines::All), ("errors", AccessLines::Errors), ("off", AccessLines::Off)];
 const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("text", LogFormat::Text)];
+
+/// Which requests get an access line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLines {
+    /// Every request.
+    All,
+    /// Requests that are answered with a status of 400 or more, or whose client has disconnected before.
+    Errors,
+    /// None.
+    Off,
+}
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

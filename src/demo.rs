@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::api;
 use crate::app::App;
-use crate::config::{Config, Endpoint};
+use crate::config::{AccessLines, Config, Endpoint};
 use origin::Origin;
 use replay::{BATCH_IDS, BATCHES, CONNECTIONS, EXPONENT, IDS, Replay};
 
@@ -33,7 +33,7 @@ pub async fn run(once: bool) -> io::Result<bool> {
     let mut config = Config::for_endpoint(endpoint);
     config.listen.address = vec![LOOPBACK.into()];
     config.admin.address = LOOPBACK;
-    config.log.access = false;
+    config.log.access = AccessLines::Off;
     let app = App::start(config).await.map_err(io::Error::other)?;
     let address = *app.addresses().first().ok_or_else(|| io::Error::other("sidelink has no listener"))?;
 

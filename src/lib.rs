@@ -4,7 +4,7 @@
 //! the endpoint only for the ids that are missing, and returns one answer. `docs/ARCHITECTURE.md` lists the modules in the
 //! order of a request; imports point down that list, with the exceptions named there.
 //!
-//! A newcomer starts at [`proxy::router::Router::answer`], which sees every request, then [`batch::BatchRoute::answer`].
+//! A newcomer starts at [`proxy::router::Router::look_up`], which sees every request, then [`batch::BatchRoute::look_up`].
 
 pub mod demo;
 
@@ -27,3 +27,5 @@ pub mod error;
 pub mod limits;
 pub mod message;
 pub mod telemetry;
+
+pub use admin::{AdminClient, Purge};

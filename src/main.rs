@@ -1,16 +1,17 @@
-//! The command line: `serve`, `check`, `demo`, `origin`.
+//! The command line.
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use sidelink::app::core_dumps;
-use sidelink::app::{self, End, StopSignals, Watch};
+use clap::{CommandFactory, Parser, Subcommand};
+use http::HeaderValue;
+use sidelink::app::{self, End, PassedSockets, StartError, StopSignals, Watch, core_dumps, descriptors};
 use sidelink::config::{Config, ConfigError};
 use sidelink::demo;
 use sidelink::demo::origin::{self, Origin};
 use sidelink::telemetry::log;
+use sidelink::{AdminClient, Purge};
 use tokio::runtime::{Builder, Runtime};
 
 /// Bad usage or a bad configuration.
@@ -40,7 +41,43 @@ enum Command {
         /// TOML file; config/sidelink.toml shows every key.
         #[arg(long)]
         config: PathBuf,
+        /// Print errors and warnings alone.
+        #[arg(long)]
+        quiet: bool,
     },
+    /// Ask the running process whether it serves: exit 0 or 1. For health checks of images without a shell.
+    Healthcheck {
+        /// TOML file of the running process, whose admin listener is asked.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Ask the running process what would become of a batch now, and why.
+    Explain {
+        /// TOML file of the running process, whose admin listener is asked.
+        #[arg(long)]
+        config: PathBuf,
+        /// File with the token of the caller; "-" reads it from standard input. Without one, the batch has no caller.
+        #[arg(long)]
+        token_file: Option<PathBuf>,
+        /// The group of the ids.
+        #[arg(long)]
+        group: Option<String>,
+        /// Ids of the batch, in its order.
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Purge links of the running process, and of its fleet: they are fetched again.
+    Purge {
+        /// TOML file of the running process, whose admin listener is asked.
+        #[arg(long)]
+        config: PathBuf,
+        #[command(flatten)]
+        target: PurgeTarget,
+    },
+    /// Print a script that completes commands and options in this shell.
+    Completions { shell: clap_complete::Shell },
+    /// Print the manual page.
+    Man,
     /// Run a demonstration: a simulated endpoint, a sidelink, and a replay of overlapping batches.
     Demo {
         /// Exit after the replay: 0 if every answer was right.
@@ -51,10 +88,59 @@ enum Command {
     Origin(Box<origin::Options>),
 }
 
+/// What is purged: one of three.
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct PurgeTarget {
+    /// These ids, in every group.
+    ids: Vec<String>,
+    /// Every id of this group.
+    #[arg(long)]
+    group: Option<String>,
+    /// Everything.
+    #[arg(long)]
+    all: bool,
+}
+
+impl From<PurgeTarget> for Purge {
+    fn from(PurgeTarget { ids, group, .. }: PurgeTarget) -> Self {
+        match group {
+            Some(group) => Purge::GroupId(group),
+            None if ids.is_empty() => Purge::All(true),
+            None => Purge::AccessoryIds(ids),
+        }
+    }
+}
+
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve { config, core_dumps } => serve(&config, core_dumps),
-        Command::Check { config } => check(&config),
+        Command::Check { config, quiet } => check(&config, quiet),
+        Command::Healthcheck { config } => {
+            ask(&config, async |admin| admin.check_health().await.map(|()| "serving".to_owned()))
+        }
+        Command::Explain { config, token_file, group, ids } => {
+            match token_file.as_deref().map(read_token).transpose() {
+                Ok(token) => ask(&config, async |admin| admin.explain(&ids, group.as_deref(), token).await),
+                Err(error) => fail(&format!("--token-file: {error}")),
+            }
+        }
+        Command::Purge { config, target } => {
+            let purge = Purge::from(target);
+            ask(&config, async |admin| admin.purge(&purge).await)
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "sidelink", &mut script);
+            print(&script)
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            match clap_mangen::Man::new(Arguments::command()).render(&mut page) {
+                Ok(()) => print(&page),
+                Err(error) => fail(&error.to_string()),
+            }
+        }
         Command::Demo { once } => run(None, async move {
             match demo::run(once).await {
                 Ok(true) => ExitCode::SUCCESS,
@@ -71,14 +157,21 @@ fn serve(path: &std::path::Path, core_dumps: bool) -> ExitCode {
     if !core_dumps && let Err(error) = core_dumps::forbid() {
         return fail(&format!("core dumps cannot be turned off ({error}); --core-dumps leaves them on"));
     }
+    // Without it, fewer connections are served, as a line says then.
+    let _ = descriptors::raise_limit();
     let mut watch = Watch::new(path);
     let config = match watch.load(None) {
         Ok(config) => config,
         Err(errors) => return refuse(&errors.to_string()),
     };
-    log::init(&config.log);
+    let sockets = match PassedSockets::take() {
+        Ok(sockets) => sockets,
+        Err(error) => return fail(&StartError::PassedSocket(error).to_string()),
+    };
+    // Written to its end when everything else has ended.
+    let _log = log::init(&config.log);
     run(config.runtime.threads, async move {
-        match app::serve(config, watch).await {
+        match app::serve(config, watch, sockets).await {
             Ok(End::Drained) => ExitCode::SUCCESS,
             Ok(End::CutShort) => ExitCode::FAILURE,
             Err(error) => fail(&error.to_string()),
@@ -86,18 +179,50 @@ fn serve(path: &std::path::Path, core_dumps: bool) -> ExitCode {
     })
 }
 
-fn check(path: &std::path::Path) -> ExitCode {
+fn check(path: &std::path::Path, quiet: bool) -> ExitCode {
     match Config::load(path, None) {
         Ok(config) => {
             for ConfigError { line, key, message, .. } in &config.warnings {
                 let _ = writeln!(std::io::stderr().lock(), "{}:{line}: {key}: {message} (a warning)", path.display());
             }
-            match writeln!(std::io::stdout().lock(), "{config}") {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(_) => ExitCode::FAILURE,
-            }
+            if quiet { ExitCode::SUCCESS } else { print(format!("{config}\n").as_bytes()) }
         }
         Err(errors) => refuse(&errors.to_string()),
+    }
+}
+
+/// Asks the process that runs with this configuration, and prints its answer.
+fn ask(path: &std::path::Path, question: impl AsyncFnOnce(AdminClient) -> Result<String, String>) -> ExitCode {
+    let config = match Config::load(path, None) {
+        Ok(config) => config,
+        Err(errors) => return refuse(&errors.to_string()),
+    };
+    run(Some(1), async {
+        let answer = match AdminClient::new(&config.admin) {
+            Ok(admin) => question(admin).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(answer) => print(format!("{}\n", answer.trim_end()).as_bytes()),
+            Err(error) => fail(&error),
+        }
+    })
+}
+
+/// A caller's token. Not an argument, which all users of a machine can see.
+fn read_token(path: &std::path::Path) -> Result<HeaderValue, String> {
+    let text =
+        if path.as_os_str() == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
+    let mut token =
+        HeaderValue::try_from(text.map_err(|error| error.to_string())?.trim()).map_err(|error| error.to_string())?;
+    token.set_sensitive(true);
+    Ok(token)
+}
+
+fn print(text: &[u8]) -> ExitCode {
+    match std::io::stdout().lock().write_all(text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
     }
 }
 
@@ -151,9 +276,7 @@ fn fail(message: &str) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
-    use super::Arguments;
+    use super::*;
 
     #[test]
     fn the_command_line_is_well_formed() {

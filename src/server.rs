@@ -50,7 +50,7 @@ use listener::{PlainStream, QUEUE};
 use timeouts::{ConnEnd, ConnIo, ConnState, ConnTimeouts, InService};
 
 pub use body::RequestBody;
-pub use listener::Listener;
+pub use listener::{Listener, PassedSocket};
 pub use protocol::Protocol;
 
 /// The time for which an idle connection stays open when a drain begins: longer than a request that was sent takes to arrive.

@@ -12,6 +12,7 @@ use sidelink::app::Generations;
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint};
 use sidelink::demo::origin::{Options, Origin};
+use sidelink::proxy::router::Connection;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -55,6 +56,7 @@ pub fn request(form: Form, ids: &[String]) -> Request<Full<Bytes>> {
 pub struct Warm {
     pub runtime: Runtime,
     pub proxy: Generations,
+    connection: Arc<Connection>,
 }
 
 impl Warm {
@@ -66,7 +68,7 @@ impl Warm {
     pub fn on(runtime: Runtime, links: usize) -> Self {
         let proxy = runtime.block_on(async {
             let mut config = Config::for_endpoint(Endpoint::parse("http://endpoint").unwrap());
-            config.log.access = false;
+            config.log.access = sidelink::config::AccessLines::Off;
             config.cache.capacity = 1 << 30;
             let (accept, connections) = mpsc::unbounded_channel();
             let clock = Clock::system();
@@ -79,12 +81,17 @@ impl Warm {
             }
             proxy
         });
-        Self { runtime, proxy }
+        Self { runtime, proxy, connection: Arc::default() }
     }
 
-    /// Answers a request, which must be a hit, to its last byte.
+    /// Answers a request over its one connection, which must be a hit, to its last byte.
     pub async fn hit(&self, request: Request<Full<Bytes>>) -> Bytes {
-        let response = self.proxy.answer(request, &Arc::default()).await;
+        self.hit_over(&self.connection, request).await
+    }
+
+    /// As [`Self::hit`], over another connection.
+    pub async fn hit_over(&self, connection: &Arc<Connection>, request: Request<Full<Bytes>>) -> Bytes {
+        let response = self.proxy.answer(request, connection).await;
         assert_eq!(response.headers()["cache-status"], "sidelink; hit");
         match response.into_body().collect().await {
             Ok(body) => body.to_bytes(),

@@ -17,13 +17,13 @@ use serde_json::Value;
 use sidelink::api::answer::{self, ParsedAnswer};
 use sidelink::api::request::{self, Batch};
 use sidelink::app::Generations;
-use sidelink::auth::LastToken;
 use sidelink::auth::signature::{self, Claim};
 use sidelink::cache::freshness::{AnswerFreshness, Expiry, expiry, judge};
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint, KeyPair, Secret};
 use sidelink::demo::origin::{Options, Origin, ScriptedReply, link_is_for};
 use sidelink::message::cache_control::Directives;
+use sidelink::proxy::router::Connection;
 use sidelink::server::{self, ConnLimits, Peer, Protocol};
 use sidelink::telemetry::metrics::IdResult;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
@@ -355,7 +355,7 @@ struct World {
     clock: Clock,
     endpoint_clock: Clock,
     proxy: Generations,
-    last_token: Arc<LastToken>,
+    connection: Arc<Connection>,
 }
 
 impl World {
@@ -363,11 +363,11 @@ impl World {
         let clock = Clock::simulated(EPOCH);
         let endpoint_clock = Clock::simulated(EPOCH);
         let mut config = Config::for_endpoint(Endpoint::parse("http://endpoint").unwrap());
-        config.log.access = false;
+        config.log.access = sidelink::config::AccessLines::Off;
         let (accept, connections) = mpsc::unbounded_channel();
         let origin = Origin::in_memory(Options::default(), endpoint_clock.clone(), connections);
         let proxy = Generations::in_memory(config, clock.clone(), accept).unwrap();
-        Self { origin, clock, endpoint_clock, proxy, last_token: Arc::default() }
+        Self { origin, clock, endpoint_clock, proxy, connection: Arc::default() }
     }
 
     /// Status, body and Cache-Status of a batch's answer.
@@ -386,7 +386,7 @@ impl World {
             head = head.header("x-language", language);
         }
         let body = request::body(form, &group.into(), ids.iter().copied());
-        let answer = self.proxy.answer(head.body(Full::new(body)).unwrap(), &self.last_token).await;
+        let answer = self.proxy.answer(head.body(Full::new(body)).unwrap(), &self.connection).await;
         let how = answer.headers().get("cache-status").map_or("", |value| value.to_str().unwrap()).to_owned();
         let status = answer.status().as_u16();
         // What streams through may break off.

@@ -4,8 +4,11 @@
 //! token must name this machine in `Host`, since DNS rebinding maps a foreign name to loopback, and no request may come from a page of
 //! another origin. A request from loopback that a proxy forwarded needs the token, since its client is unknown.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use http::header::{AUTHORIZATION, FORWARDED, HOST, ORIGIN, VIA};
 use http::request::Parts;
 use http::uri::Authority;
@@ -17,7 +20,6 @@ use crate::config::AdminConfig;
 use crate::message::headers::single;
 use crate::server::Peer;
 
-const SCHEME: &str = "Bearer";
 /// Fetch Metadata: how a browser's request relates to the page that made it.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -49,9 +51,9 @@ impl Guard {
         if is_foreign(&head.headers, authority.as_ref()) {
             return Err(AdminError::FOREIGN_ORIGIN);
         }
-        if let (Some(token), Some(shown)) = (self.token, bearer(&head.headers)) {
+        if let (Some(token), Some(shown)) = (self.token, shown_token(&head.headers)) {
             // The time that a comparison of hashes takes tells nothing of the token, since the key is secret.
-            let is_token = hash(&self.key, shown) == token;
+            let is_token = hash(&self.key, &shown) == token;
             return if is_token { Ok(()) } else { Err(AdminError::WRONG_TOKEN) };
         }
         let refusal = match peer {
@@ -96,23 +98,31 @@ fn hash(key: &[u8; 16], token: &[u8]) -> u128 {
     SipHasher24::new_with_key(key).hash(token).as_u128()
 }
 
-/// The admin token of a request: its only `Authorization` with this scheme. `/explain` takes a batch's `Authorization` as well.
-fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
-    let mut tokens = headers.get_all(AUTHORIZATION).iter().filter_map(|value| token_of(value));
+/// The admin token that a request shows. `/explain` takes a batch's `Authorization` as well.
+fn shown_token(headers: &HeaderMap) -> Option<Cow<'_, [u8]>> {
+    let mut tokens = headers.get_all(AUTHORIZATION).iter().filter_map(token_of);
     match (tokens.next(), tokens.next()) {
-        (Some(token), None) => Some(token),
         // Two tokens are a wrong one.
-        (Some(_), Some(_)) => Some(&[]),
-        (None, _) => None,
+        (Some(_), Some(_)) => Some(Cow::Borrowed(&[])),
+        (token, _) => token,
     }
 }
 
-/// The token of an `Authorization` with the scheme Bearer, which is not case-sensitive (RFC 9110 §11.1).
-fn token_of(value: &HeaderValue) -> Option<&[u8]> {
-    let (scheme, token) = value.as_bytes().split_at_checked(SCHEME.len())?;
-    // An empty token is a wrong one.
-    let ends = token.first().is_none_or(|next| *next == b' ');
-    (ends && scheme.eq_ignore_ascii_case(SCHEME.as_bytes())).then(|| token.trim_ascii())
+/// The token in an `Authorization`: that of the scheme Bearer (RFC 6750), or the password of the scheme Basic (RFC 7617), for browsers.
+/// The name of a scheme is not case-sensitive (RFC 9110 §11.1).
+fn token_of(value: &HeaderValue) -> Option<Cow<'_, [u8]>> {
+    let mut parts = value.as_bytes().splitn(2, |byte| *byte == b' ');
+    let (scheme, shown) = (parts.next()?, parts.next().unwrap_or_default().trim_ascii());
+    if scheme.eq_ignore_ascii_case(b"bearer") {
+        return Some(Cow::Borrowed(shown));
+    }
+    // What cannot be read is a wrong token, as an empty one is.
+    let password = || {
+        let pair = STANDARD.decode(shown).unwrap_or_default();
+        let colon = pair.iter().position(|byte| *byte == b':').map_or(pair.len(), |colon| colon + 1);
+        pair.get(colon..).unwrap_or_default().to_vec()
+    };
+    scheme.eq_ignore_ascii_case(b"basic").then(|| Cow::Owned(password()))
 }
 
 /// The authority of a request: that of its target (RFC 9112 §3.2.2), else its only `Host`.
@@ -236,19 +246,37 @@ mod tests {
     fn the_token_admits_from_anywhere_and_a_wrong_one_from_nowhere() {
         let guard = guard(Some("token-of-an-operator"));
         let host = ("host", "sidelink.example");
-        for shown in ["Bearer token-of-an-operator", "bearer  token-of-an-operator "] {
-            assert_eq!(admit(&guard, "10.0.0.8:5", &[host, ("authorization", shown)]), Ok(()), "{shown}");
+        let basic = |pair: &str| format!("Basic {}", STANDARD.encode(pair));
+        let right = [
+            "Bearer token-of-an-operator".to_owned(),
+            "bearer  token-of-an-operator ".to_owned(),
+            basic(":token-of-an-operator"),
+            basic("any user:token-of-an-operator").replace("Basic", "bASIC "),
+        ];
+        for shown in &right {
+            assert_eq!(admit(&guard, "10.0.0.8:5", &[host, ("authorization", shown.as_str())]), Ok(()), "{shown}");
         }
-        for shown in ["Bearer token-of-an-operato", "Bearer token-of-an-operatorr", "Bearer x", "Bearer ", "Bearer"] {
+        let wrong = ["Bearer token-of-an-operato", "Bearer token-of-an-operatorr", "Bearer x", "Bearer ", "Bearer"];
+        let wrong = wrong.map(str::to_owned).into_iter().chain([
+            basic("token-of-an-operator"),
+            basic("token-of-an-operator:"),
+            basic("user:token-of-an-operator:"),
+            basic(""),
+            "Basic token-of-an-operator".to_owned(),
+            "Basic".to_owned(),
+        ]);
+        for shown in &wrong.collect::<Vec<_>>() {
             for peer in ["10.0.0.8:5", "127.0.0.1:5"] {
-                let headers = [("host", "localhost"), ("authorization", shown)];
+                let headers = [("host", "localhost"), ("authorization", shown.as_str())];
                 assert_eq!(admit(&guard, peer, &headers), Err(AdminError::WRONG_TOKEN), "{shown}");
             }
         }
-        let right = ("authorization", "Bearer token-of-an-operator");
-        assert_eq!(admit(&guard, "10.0.0.8:5", &[host, right, right]), Err(AdminError::WRONG_TOKEN));
-        let basic = ("authorization", "Basic token-of-an-operator");
-        for headers in [&[host][..], &[host, basic]] {
+        for other in &right {
+            let twice = [host, ("authorization", right[0].as_str()), ("authorization", other)];
+            assert_eq!(admit(&guard, "10.0.0.8:5", &twice), Err(AdminError::WRONG_TOKEN));
+        }
+        let signed = ("authorization", "SDK-HMAC-SHA256 Access=a, SignedHeaders=host, Signature=b");
+        for headers in [&[host][..], &[host, signed]] {
             assert_eq!(admit(&guard, "10.0.0.8:5", headers), Err(AdminError::NO_TOKEN));
             assert_eq!(admit(&guard, "127.0.0.1:5", headers), Err(AdminError::NO_TOKEN), "in another host's name");
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::api;
@@ -16,11 +16,14 @@ use crate::telemetry::metrics::{Metrics, PurgeTarget};
 const FORMS: &str = r#"{"accessory_ids":["…"]}, {"group_id":"…"} or {"all":true}"#;
 
 /// A purge, as a request's body has it: an object with one of these names.
-#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Purge {
+pub enum Purge {
+    /// These ids, in every group.
     AccessoryIds(Vec<String>),
+    /// Every id of this group.
     GroupId(String),
+    /// Everything; never `false`.
     All(bool),
 }
 

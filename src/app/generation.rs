@@ -14,7 +14,7 @@ use prometheus::Registry;
 use super::StartError;
 use crate::admin::{Admin, AdminState, History, ProcessState, Reload};
 use crate::auth::signature::Keys;
-use crate::auth::{CallerStates, Callers, LastToken};
+use crate::auth::{CallerStates, Callers};
 use crate::batch::BatchRoute;
 use crate::cache::Cache;
 use crate::cache::purges::{self, Mark, Purges};
@@ -25,7 +25,7 @@ use crate::fetch::{FetchState, Fetcher};
 use crate::limits::budget::{Budget, Usages};
 use crate::message::body::{Body, BodyError};
 use crate::proxy::passthrough::Passthrough;
-use crate::proxy::router::Router;
+use crate::proxy::router::{Connection, Router};
 use crate::shared::{Tier, TierState};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{ExportTasks, Tracer};
@@ -104,23 +104,23 @@ impl Generations {
         self.current.load()
     }
 
-    /// Answers a request of a connection that has shown `last_token`, counts it, writes its line into the access log, and ends its
+    /// Answers a request of `connection`, counts it, writes its line into the access log, and ends its
     /// span. What takes more than memory is boxed: a future is moved as a whole.
     pub fn answer<B>(
         &self,
         request: Request<B>,
-        last_token: &Arc<LastToken>,
+        connection: &Arc<Connection>,
     ) -> impl Future<Output = Response<Body>> + Send + use<B>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
         let current = self.current();
-        match current.router.look_up(request, last_token) {
+        match current.router.look_up(request, connection) {
             Ok(response) => Either::Left(ready(response)),
             Err(unanswered) => {
-                let last_token = Arc::clone(last_token);
-                Either::Right(Box::pin(async move { current.router.answer(unanswered, &last_token).await }))
+                let connection = Arc::clone(connection);
+                Either::Right(Box::pin(async move { current.router.answer(unanswered, &connection).await }))
             }
         }
     }
@@ -291,7 +291,7 @@ impl GenerationBuilder {
             passthrough,
             upstream: Arc::clone(&upstream),
             metrics: Arc::clone(metrics),
-            access_log: config.log.access,
+            access_lines: config.log.access,
             tracer: tracer.clone(),
         };
         Ok(Generation { router, admin, config, upstream, tier, tracer })

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{App, StartError, Watch, log_warnings};
+use super::notify::{feed_watchdog, notify};
+use super::{App, PassedSockets, StartError, Watch, log_warnings};
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::telemetry::log::events;
 
@@ -40,15 +42,18 @@ impl StopSignals {
     }
 }
 
-/// Serves as `config` says, which `watch` has loaded, until SIGTERM or SIGINT. SIGHUP, and a change of a file that is
-/// watched, load it anew.
-pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> {
+/// Serves as `config` says, which `watch` has loaded, on the sockets that were passed to this process, until SIGTERM or SIGINT.
+/// SIGHUP, and a change of a file that is watched, load it anew. Tells the service manager of each step.
+pub async fn serve(config: Config, mut watch: Watch, sockets: PassedSockets) -> Result<End, StartError> {
     log_warnings(&config.warnings, &watch.path().display().to_string());
     let mut stop = StopSignals::new().map_err(StartError::Signals)?;
     // tokio notes a SIGHUP that comes during a reload, and another follows: the file may have changed after it was read.
     let mut hang_up = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
-    let app = App::start(config).await?;
-    notify(&[NotifyState::Ready]);
+    let app = App::start_on(config, Clock::system(), sockets).await?;
+    let serving = app.status();
+    notify(&[NotifyState::Ready, NotifyState::Status(&serving)]);
+    // Ends with the runtime.
+    tokio::spawn(feed_watchdog());
     loop {
         tokio::select! {
             () = stop.recv() => break,
@@ -58,7 +63,8 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
         let running = Arc::clone(&app.running);
         let path = watch.path().to_owned();
         let now = NotifyState::monotonic_usec_now().ok();
-        notify(&[NotifyState::Reloading].into_iter().chain(now).collect::<Vec<_>>());
+        let reloading = [NotifyState::Reloading, NotifyState::Status("reloading the configuration")];
+        notify(&reloading.into_iter().chain(now).collect::<Vec<_>>());
         let reload = tokio::task::spawn_blocking(move || {
             running.reload(&mut watch);
             watch
@@ -75,21 +81,15 @@ pub async fn serve(config: Config, mut watch: Watch) -> Result<End, StartError> 
                 Watch::new(&path)
             }
         };
-        notify(&[NotifyState::Ready]);
+        let serving = app.status();
+        notify(&[NotifyState::Ready, NotifyState::Status(&serving)]);
     }
-    notify(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping, NotifyState::Status("draining: answering what is in flight")]);
     tokio::select! {
         () = app.drain() => Ok(End::Drained),
         () = stop.recv() => {
             events::SecondSignal {}.log();
             Ok(End::CutShort)
         }
-    }
-}
-
-/// Tells systemd, where it has started this process.
-fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        events::NotifyFailed { reason: format_args!("{error}") }.log();
     }
 }

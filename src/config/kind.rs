@@ -89,6 +89,16 @@ impl<T: 'static> ValueKind<T> {
         self.with(|about| about.dependency = false)
     }
 
+    /// `true` and `false` are read as these values.
+    pub(super) fn or_flag(self, yes: T, no: T) -> Self
+    where
+        T: Copy,
+    {
+        let read = self.read;
+        let flag = move |flag: bool| if flag { yes } else { no };
+        Self { read: Box::new(move |found| found.value.as_bool().map(flag).or_else(|| read(found))), ..self }
+    }
+
     /// Adds a check of values that could be read.
     pub(super) fn check(self, check: impl Fn(&T, &FileValue<'_>) + 'static) -> Self {
         let read = self.read;

@@ -11,7 +11,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
 use super::declare::section;
-use super::kind::{file, mode, texts};
+use super::kind::{file, flag, mode, texts};
 use super::pem;
 use super::table::TableVisitor;
 
@@ -29,6 +29,8 @@ section! {
         pub address: Vec<ListenAddress> = vec![SocketAddr::from(([127, 0, 0, 1], 8080)).into()], texts(Some("names no address"), address).immutable();
         /// Permission bits of Unix sockets; connecting needs write permission.
         pub unix_mode: u32 = 0o660, mode().immutable();
+        /// Whether another process of this user may listen at the same TCP addresses, here and for operators: for upgrades without a service manager that passes sockets.
+        pub reuse_port: bool = false, flag().immutable();
         /// TLS on the TCP addresses, with HTTP/2 and HTTP/1.1.
         pub tls: Option<Tls> = None => optional(Tls::blank, Tls::visit);
     }

@@ -1,19 +1,22 @@
 //! Routes requests: to the batch route, to pass-through, or nowhere, where HTTP forbids it (RFC 9110, RFC 9112, RFC 9113).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{ALLOW, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, USER_AGENT};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use percent_encoding::{CONTROLS, utf8_percent_encode};
+use http_body::Body as _;
+use percent_encoding::{CONTROLS, percent_encode};
 use tokio::time::Instant;
 
 use crate::api;
 use crate::auth::LastToken;
 use crate::batch::{self, BatchRoute, RequestContext};
+use crate::config::AccessLines;
 use crate::error::{Error, METHODS};
 use crate::message::body::{Body, BodyError, drain};
 use crate::message::header_filter::{HeaderFilter, Headers};
@@ -37,14 +40,23 @@ pub struct Router {
     pub(crate) passthrough: Arc<Passthrough>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) access_log: bool,
+    pub(crate) access_lines: AccessLines,
     pub(crate) tracer: Option<Tracer>,
 }
 
+/// A client's connection.
+#[derive(Default)]
+pub struct Connection {
+    /// The client's address; `None` for a process on this machine.
+    pub client: Option<IpAddr>,
+    /// The token that it has shown last.
+    pub last_token: LastToken,
+}
+
 impl Router {
-    /// Looks up a request of a connection that has shown `last_token`, in memory alone: the response, if it is a batch of which
+    /// Looks up a request of `connection` in memory alone: the response, if it is a batch of which
     /// memory has all. No future is built or moved for it.
-    pub fn look_up<B>(&self, request: Request<B>, last_token: &LastToken) -> Result<Response<Body>, Box<Unanswered<B>>>
+    pub fn look_up<B>(&self, request: Request<B>, connection: &Connection) -> Result<Response<Body>, Box<Unanswered<B>>>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -59,13 +71,13 @@ impl Router {
         let filter = HeaderFilter::new(head.headers.keys());
         let headers = filter.on(&head.headers);
         let route = route(&head);
-        let line = self.access_log.then(|| Line::of(&head, &trace));
-        let record = Record { route, began, line, trace };
+        let line = (self.access_lines != AccessLines::Off).then(|| Line::of(&head, connection, &trace));
+        let record = Record { route, began, line, errors_alone: self.access_lines == AccessLines::Errors, trace };
         let step = match self.refusal(&head, headers) {
             Some(error) => Step::Refuse(error),
             None if ends_here(&head) => Step::Options,
             None if route == Route::Batch => {
-                let context = RequestContext { filter, last_token, trace: &record.trace };
+                let context = RequestContext { filter, last_token: &connection.last_token, trace: &record.trace };
                 match self.batch.look_up(&head, !body.is_end_stream(), began, context) {
                     Some(batch::Step::Reply(reply)) => {
                         return Ok(self.end(&record, reply, client_request_id(headers)));
@@ -79,7 +91,7 @@ impl Router {
     }
 
     /// Answers a request that [`Self::look_up`] has not answered.
-    pub async fn answer<B>(&self, unanswered: Box<Unanswered<B>>, last_token: &LastToken) -> Response<Body>
+    pub async fn answer<B>(&self, unanswered: Box<Unanswered<B>>, connection: &Connection) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -96,10 +108,10 @@ impl Router {
                 reply
             }
             Step::Batch(step) => {
-                let context = RequestContext { filter, last_token, trace: &record.trace };
+                let context = RequestContext { filter, last_token: &connection.last_token, trace: &record.trace };
                 self.batch.finish(step, request, context).await
             }
-            Step::Forward => self.passthrough.forward(request, &record.trace).await,
+            Step::Forward => Box::pin(self.passthrough.forward(request, &record.trace)).await,
         };
         std::mem::forget(unended);
         self.end(&record, reply, request_id.as_ref())
@@ -222,26 +234,31 @@ fn route(head: &Parts) -> Route {
 struct Line {
     method: Method,
     path: String,
+    client: Option<IpAddr>,
+    user_agent: Option<String>,
     /// The client's request id.
     client_request_id: Option<HeaderValue>,
     trace: TraceContext,
 }
 
 impl Line {
-    fn of(head: &Parts, trace: &RequestSpan) -> Self {
+    fn of(head: &Parts, connection: &Connection, trace: &RequestSpan) -> Self {
+        let user_agent = head.headers.get(USER_AGENT).map(|agent| shown(agent.as_bytes(), USER_AGENT_BYTES));
         Self {
             method: head.method.clone(),
-            path: shown(head.uri.path()),
+            path: shown(head.uri.path().as_bytes(), PATH_BYTES),
+            client: connection.client,
+            user_agent,
             client_request_id: client_request_id(&head.headers).cloned(),
             trace: trace.context(&head.headers),
         }
     }
 }
 
-/// A path as it is logged, in ASCII: other characters may steer a terminal or reverse the text's direction.
-fn shown(path: &str) -> String {
-    let mut shown = utf8_percent_encode(path, CONTROLS).to_string();
-    shown.truncate(PATH_BYTES);
+/// A client's text as it is logged, in ASCII: other characters may steer a terminal or reverse the text's direction.
+fn shown(text: &[u8], most: usize) -> String {
+    let mut shown = percent_encode(text, CONTROLS).to_string();
+    shown.truncate(most);
     shown
 }
 
@@ -249,8 +266,10 @@ fn shown(path: &str) -> String {
 struct Record {
     route: Route,
     began: Instant,
-    /// `None` without an access log.
+    /// `None` without access lines.
     line: Option<Line>,
+    /// Whether only errors get a line.
+    errors_alone: bool,
     trace: RequestSpan,
 }
 
@@ -259,6 +278,8 @@ const CLIENT_LEFT: u16 = 499;
 
 /// The most bytes of a path that are logged: a target may take all of a head.
 const PATH_BYTES: usize = 1024;
+/// The most bytes of a client's name that are logged.
+const USER_AGENT_BYTES: usize = 256;
 
 impl Record {
     /// Counts a request, logs it and ends its span: at its reply, or when its client leaves before. Logs no query, no header but the
@@ -268,16 +289,20 @@ impl Record {
         let outcome = reply.map_or(Outcome::Error, |reply| reply.info.outcome);
         metrics.count_request(self.route, outcome, elapsed.as_secs_f64());
         self.trace.end(self.route, reply);
-        let Some(Line { method, path, client_request_id, trace }) = &self.line else { return };
+        let Some(Line { method, path, client, user_agent, client_request_id, trace }) = &self.line else { return };
         let status = reply.map_or(CLIENT_LEFT, |reply| reply.response.status().as_u16());
+        if self.errors_alone && status < 400 {
+            return;
+        }
         let request_id = reply
             .and_then(|reply| reply.response.headers().get(api::REQUEST_ID)?.to_str().ok())
             .filter(|id| id.len() <= REQUEST_ID_BYTES);
         let client_request_id = client_request_id.as_ref().and_then(|id| id.to_str().ok());
         let detail = reply.map_or(Some("client-left"), |reply| reply.info.detail);
         let milliseconds = |span: Duration| (span.as_secs_f64() * 1_000_000.0).round() / 1000.0;
-        let tally = reply.map(|reply| reply.info.tally).filter(|tally| tally.total() > 0);
-        let count = |result| tally.map(|tally| tally.count(result));
+        let tally = reply.map(|reply| reply.info.tally).unwrap_or_default();
+        let some = |count: u32| Some(count).filter(|count| *count > 0);
+        let count = |result| some(tally.count(result));
         events::Access {
             method: method.as_str(),
             path,
@@ -287,11 +312,14 @@ impl Record {
             milliseconds: milliseconds(elapsed),
             waited_milliseconds: reply.and_then(|reply| reply.info.waited).map(milliseconds),
             detail,
+            client: client.map(|client| client.to_string()).as_deref(),
+            user_agent: user_agent.as_deref(),
+            bytes: reply.and_then(|reply| reply.response.body().size_hint().exact()),
             request_id,
             client_request_id: client_request_id.filter(|id| request_id != Some(*id)),
             trace_id: trace.id(),
             caller: reply.and_then(|reply| reply.info.caller).map(|caller| format!("{caller:08x}")),
-            ids: tally.map(|tally| tally.total()),
+            ids: some(tally.total()),
             hit: count(IdResult::Hit),
             stale: count(IdResult::Stale),
             joined: count(IdResult::Joined),

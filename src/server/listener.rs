@@ -2,7 +2,8 @@
 
 use std::fs::Permissions;
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net;
+use std::os::unix;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -23,38 +24,68 @@ pub(super) type PlainStream = Either<TcpStream, UnixStream>;
 pub enum Listener {
     /// From the network.
     Tcp(TcpListener),
-    /// From this machine. The socket's file goes with it.
-    Unix(UnixListener, SocketFile),
+    /// From this machine. The socket's file goes with it, unless the service manager has made it.
+    Unix(UnixListener, Option<SocketFile>),
+}
+
+/// A socket that a service manager has bound.
+#[derive(Debug)]
+pub enum PassedSocket {
+    /// For the network.
+    Tcp(net::TcpListener),
+    /// For this machine.
+    Unix(unix::net::UnixListener),
 }
 
 impl Listener {
     /// Listens at `address`. A Unix socket's file gets the permission bits `unix_mode`, and replaces one of a process that
-    /// has ended.
+    /// has ended. With `reuse_port` several processes of a user may listen at an address, and the system distributes the clients.
     ///
     /// # Errors
     /// Another process listens there, or the file is no socket.
-    pub async fn bind(address: &ListenAddress, unix_mode: u32) -> io::Result<Self> {
+    pub async fn bind(address: &ListenAddress, unix_mode: u32, reuse_port: bool) -> io::Result<Self> {
         match address {
             ListenAddress::Tcp(address) => {
                 let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
                 // So that the next process can use the port at once.
                 socket.set_reuseaddr(true)?;
+                socket.set_reuseport(reuse_port)?;
                 socket.bind(*address)?;
                 socket.listen(QUEUE).map(Listener::Tcp)
             }
             ListenAddress::Unix(path) => {
                 check_free(path).await?;
                 let (listener, file) = bind_unix(path, unix_mode)?;
-                Ok(Listener::Unix(listener, file))
+                Ok(Listener::Unix(listener, Some(file)))
             }
         }
     }
 
-    /// The TCP address.
-    pub fn local_addr(&self) -> Option<SocketAddr> {
+    /// Takes over a socket. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// It does not listen.
+    pub fn passed(socket: PassedSocket) -> io::Result<Self> {
+        match socket {
+            PassedSocket::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                TcpListener::from_std(listener).map(Listener::Tcp)
+            }
+            PassedSocket::Unix(listener) => {
+                listener.set_nonblocking(true)?;
+                Ok(Listener::Unix(UnixListener::from_std(listener)?, None))
+            }
+        }
+    }
+
+    /// Where it listens, if that has a name.
+    pub fn address(&self) -> Option<ListenAddress> {
         match self {
-            Listener::Tcp(listener) => listener.local_addr().ok(),
-            Listener::Unix(..) => None,
+            Listener::Tcp(listener) => listener.local_addr().ok().map(ListenAddress::Tcp),
+            Listener::Unix(_, Some(file)) => Some(ListenAddress::Unix(file.path.clone())),
+            Listener::Unix(listener, None) => {
+                listener.local_addr().ok()?.as_pathname().map(|path| ListenAddress::Unix(path.to_owned()))
+            }
         }
     }
 

@@ -1,6 +1,7 @@
-//! Log lines to standard output. The lines themselves are declared in [`events`].
+//! Log lines to standard output, through a queue. The lines themselves are declared in [`events`].
 
 pub mod events;
+mod output;
 
 use std::io::IsTerminal;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -15,15 +16,18 @@ use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{self, LogFormat};
+pub use output::LogQueue;
+pub(crate) use output::report_dropped;
 
 /// The filter by level, which a reload changes.
 static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
-/// Sends this process's log lines to standard output, as configured. A second call changes nothing.
-pub fn init(config: &config::Log) {
+/// Sends this process's log lines to standard output, as configured, until the queue is dropped. A second call changes nothing.
+pub fn init(config: &config::Log) -> LogQueue {
+    let (writer, queue) = output::queue();
     let (filter, handle) = reload::Layer::new(targets(config.level));
     let registry = tracing_subscriber::registry().with(filter);
-    let lines = tracing_subscriber::fmt::layer().with_ansi(std::io::stdout().is_terminal());
+    let lines = tracing_subscriber::fmt::layer().with_ansi(has_colors()).with_writer(writer);
     let begun = match config.format {
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
         LogFormat::Text => registry.with(lines).try_init(),
@@ -32,6 +36,13 @@ pub fn init(config: &config::Log) {
     if begun.is_ok() {
         let _ = FILTER.set(handle);
     }
+    queue
+}
+
+/// Whether lines are colored: for a terminal that shows colors, whose user wants them (<https://no-color.org>).
+fn has_colors() -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    std::io::stdout().is_terminal() && !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Changes the least severe level that is written, after [`init`].

@@ -108,6 +108,8 @@ families! {
         limit_used: Gauges<Bounded> = "limit_used", gauges("limit");
         /// 1 if the last reload of the configuration succeeded or there was none yet; 0 if it was refused: the previous configuration stays in effect.
         pub reload_successful: IntGauge = "config_last_reload_successful", gauge();
+        /// Log lines that were dropped: the reader of standard output does not keep up, or standard output does not take them.
+        pub log_dropped: IntCounter = "log_dropped_total", counter();
         /// When the configuration in effect was loaded, in seconds since the Unix epoch.
         reload_success_timestamp: IntGauge = "config_last_reload_success_timestamp_seconds", gauge();
         /// The shared tier.

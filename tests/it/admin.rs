@@ -172,7 +172,10 @@ async fn a_request_from_elsewhere_needs_the_token() {
         }
         let reply = purge(&client, &[JSON], ALL).await;
         assert_eq!(reply.status, status);
-        assert_eq!(reply.header("www-authenticate"), if status == 401 { "Bearer realm=\"sidelink\"" } else { "" });
+        assert_eq!(
+            reply.header("www-authenticate"),
+            if status == 401 { "Bearer realm=\"sidelink\", Basic realm=\"sidelink\", charset=\"UTF-8\"" } else { "" }
+        );
         let reply = purge(&client, &[JSON, ("host", "localhost")], ALL).await;
         assert_eq!(reply.status, status, "whatever it says in Host");
         for path in GUARDED {
@@ -190,6 +193,9 @@ async fn a_wrong_token_is_refused_from_anywhere() {
     for wrong in ["Bearer token-of-an-operatoR", "Bearer token-of-an-operator-", "Bearer "] {
         let reply = purge(&admin(&stack), &[JSON, ("authorization", wrong)], ALL).await;
         assert_eq!(reply.status, 401, "{wrong}");
-        assert_eq!(reply.header("www-authenticate"), "Bearer realm=\"sidelink\", error=\"invalid_token\"");
+        assert_eq!(
+            reply.header("www-authenticate"),
+            "Bearer realm=\"sidelink\", error=\"invalid_token\", Basic realm=\"sidelink\", charset=\"UTF-8\""
+        );
     }
 }

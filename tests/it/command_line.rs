@@ -7,6 +7,7 @@ use serde_json::Value;
 use sidelink::clock::Clock;
 use sidelink::demo::origin::Origin;
 
+use crate::process::{Files, Process};
 use crate::signing::{ACCESS_KEY, Unsigned, pair};
 use crate::support::{TestClient, origin_options, query};
 
@@ -173,5 +174,97 @@ async fn serve_serves_logs_without_secrets_and_drains_on_sigterm() {
     for secret in ["MARKED", signature, "x-obs-security-token", signatures[0], signatures[1]] {
         assert!(!log.join("\n").contains(secret), "{secret} in the log");
         assert!(!metrics.contains(secret), "{secret} in the metrics");
+    }
+}
+
+#[tokio::test]
+async fn commands_ask_the_running_process_of_their_configuration() {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    let mut process = Process::start(&files.write("")).await;
+    let config = files
+        .text("")
+        .replace("admin.address = \"127.0.0.1:0\"", &format!("admin.address = \"{}\"", process.admin.address));
+    std::fs::write(files.path(), config).unwrap();
+    let (path, token) = (files.path().display().to_string(), files.directory.path().join("token"));
+    std::fs::write(&token, "t\n").unwrap();
+    let run = |arguments: &[&str]| {
+        let output = sidelink(&[arguments, &["--config", &path]].concat());
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+
+    assert_eq!(run(&["healthcheck"]), (0, "serving\n".to_owned(), String::new()));
+    assert_eq!(process.client.batch("t", &["1"]).await.status, 200);
+    let explain = |arguments: &[&str]| {
+        let (code, explained, error) = run(&[&["explain"], arguments].concat());
+        assert_eq!((code, error.as_str()), (0, ""));
+        serde_json::from_str::<Value>(&explained).unwrap()
+    };
+    let token_file = token.to_str().unwrap();
+    let explained = explain(&["1", "2", "--token-file", token_file]);
+    assert_eq!(
+        (&explained["ids"][0]["result"], &explained["ids"][1]["id"]),
+        (&"hit".into(), &"2".into()),
+        "{explained}"
+    );
+    let of_group = explain(&["1", "--group", "a&b", "--token-file", token_file]);
+    assert_ne!(of_group["ids"][0]["result"], "hit", "{of_group}");
+    assert_eq!(explain(&["1"])["bypass"], "no-credential");
+
+    for (target, purged) in
+        [(&["1", "9"][..], "{\"ids\":2,\"purged\":\"ids\"}"), (&["--group", "g"], "{\"purged\":\"group\"}")]
+    {
+        let (code, done, error) = run(&[&["purge"], target].concat());
+        assert_eq!((code, error.as_str()), (0, ""));
+        assert_eq!(serde_json::from_str::<Value>(&done).unwrap(), serde_json::from_str::<Value>(purged).unwrap());
+    }
+    assert_ne!(explain(&["1", "--token-file", token_file])["ids"][0]["result"], "hit");
+    assert!(run(&["purge", "--all"]).1.contains("\"all\""));
+    // One target, and nothing by accident.
+    for wrong in [&["purge"][..], &["purge", "--all", "1"], &["purge", "--group", "g", "--all"], &["explain"]] {
+        assert_eq!(run(wrong).0, 2, "{wrong:?}");
+    }
+    let (code, _, refused) = run(&["purge", &"x".repeat(65)]);
+    assert_eq!(code, 1);
+    assert!(refused.contains("answers 400") && refused.contains("64 characters"), "{refused}");
+
+    process.signal("TERM");
+    process.exit().await;
+    let (code, _, unanswered) = run(&["healthcheck"]);
+    assert_eq!(code, 1);
+    assert!(unanswered.starts_with("sidelink: 127.0.0.1:") && unanswered.contains("does not answer"), "{unanswered}");
+}
+
+#[tokio::test]
+async fn commands_show_the_admin_token_of_their_configuration() {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    let token = files.directory.path().join("token");
+    std::fs::write(&token, "the-token-of-an-operator\n").unwrap();
+    let process = Process::start(&files.write(&format!("admin.token_file = {token:?}"))).await;
+    let config = files.text(&format!("admin.token_file = {token:?}"));
+    let address = process.admin.address;
+    std::fs::write(
+        files.path(),
+        config.replace("admin.address = \"127.0.0.1:0\"", &format!("admin.address = \"{address}\"")),
+    )
+    .unwrap();
+    let purge = || sidelink(&["purge", "--all", "--config", files.path().to_str().unwrap()]);
+    assert_eq!(purge().status.code(), Some(0));
+    std::fs::write(&token, "the-token-of-another-one\n").unwrap();
+    let refused = purge();
+    assert_eq!(refused.status.code(), Some(1));
+    let told = text(&refused.stderr);
+    assert!(told.contains("answers 401") && !told.contains("the-token"), "{told}");
+}
+
+#[test]
+fn completions_and_the_manual_page_name_every_command() {
+    for arguments in [&["completions", "bash"][..], &["completions", "zsh"], &["completions", "fish"], &["man"]] {
+        let output = sidelink(arguments);
+        assert_eq!(output.status.code(), Some(0));
+        for command in ["serve", "check", "healthcheck", "explain", "purge", "completions", "man", "demo", "origin"] {
+            assert!(text(&output.stdout).contains(command), "{arguments:?}: {command}");
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! A process is ready while it serves. A signal to stop loses no request: what is in flight is finished, clients are told, and
 //! the process ends in time.
 
-use std::os::unix::net::UnixDatagram;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::Command;
 use std::time::Duration;
 
@@ -115,25 +116,67 @@ async fn systemd_is_notified_of_each_step() {
     let origin = Origin::start(origin_options()).await.unwrap();
     let files = Files::new(origin.address());
     let path = files.directory.path().join("notify");
-    let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    let notification = || {
+    // In the abstract namespace there is no file, and the name begins with a zero byte, written as @.
+    let name = format!("sidelink-test-{}", std::process::id());
+    let by_name = SocketAddr::from_abstract_name(&name).unwrap();
+    for (socket, address) in [
+        (UnixDatagram::bind(&path).unwrap(), path.to_str().unwrap()),
+        (UnixDatagram::bind_addr(&by_name).unwrap(), &format!("@{name}")),
+    ] {
+        let notified = Notified(socket);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sidelink"));
+        command.args(["serve", "--config"]).arg(files.write("")).env("NOTIFY_SOCKET", address);
+        let mut process = Process::spawn(&mut command).await;
+        let serving = format!("READY=1\nSTATUS=serving {} before http://{}\n", process.address, origin.address());
+        assert_eq!(notified.next(), serving);
+        process.signal("HUP");
+        let reloading = notified.next();
+        let at = reloading.strip_prefix("RELOADING=1\nSTATUS=reloading the configuration\nMONOTONIC_USEC=").unwrap();
+        assert!(at.trim_end().parse::<u64>().unwrap() > 0);
+        assert_eq!(notified.next(), serving);
+        files.write("cache.capacity = \"one\"");
+        process.signal("HUP");
+        assert!(notified.next().starts_with("RELOADING=1"));
+        let refused = notified.next();
+        assert!(refused.starts_with("READY=1\nSTATUS=serving ") && refused.contains("refused"), "{refused}");
+        assert!(refused.contains("cache.capacity"), "{refused}");
+        process.signal("TERM");
+        assert_eq!(notified.next(), "STOPPING=1\nSTATUS=draining: answering what is in flight\n");
+        assert_eq!(process.exit().await, Some(0));
+    }
+}
+
+/// What a service manager is told.
+struct Notified(UnixDatagram);
+
+impl Notified {
+    fn next(&self) -> String {
+        self.0.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut bytes = [0; 1024];
-        let length = socket.recv(&mut bytes).unwrap();
-        String::from_utf8(bytes[..length].to_vec()).unwrap()
-    };
+        let length = self.0.recv(&mut bytes).unwrap();
+        format!("{}\n", String::from_utf8(bytes[..length].to_vec()).unwrap().trim_end())
+    }
+}
+
+#[tokio::test]
+async fn the_watchdog_is_fed_while_tasks_run_and_not_by_a_process_that_is_stopped() {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    let path = files.directory.path().join("notify");
+    let notified = Notified(UnixDatagram::bind(&path).unwrap());
     let mut command = Command::new(env!("CARGO_BIN_EXE_sidelink"));
     command.args(["serve", "--config"]).arg(files.write("")).env("NOTIFY_SOCKET", &path);
-    let mut process = Process::spawn(&mut command).await;
-    assert_eq!(notification(), "READY=1\n");
-    process.signal("HUP");
-    let reloading = notification();
-    let at = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().trim_end();
-    assert!(at.parse::<u64>().unwrap() > 0);
-    assert_eq!(notification(), "READY=1\n");
-    process.signal("TERM");
-    assert_eq!(notification(), "STOPPING=1\n");
-    assert_eq!(process.exit().await, Some(0));
+    let process = Process::spawn(command.env("WATCHDOG_USEC", "200000")).await;
+    assert!(notified.next().starts_with("READY=1"));
+    for _ in 0..5 {
+        assert_eq!(notified.next(), "WATCHDOG=1\n");
+    }
+    process.signal("STOP");
+    notified.0.set_nonblocking(true).unwrap();
+    while notified.0.recv(&mut [0; 1024]).is_ok() {}
+    notified.0.set_nonblocking(false).unwrap();
+    notified.0.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    assert!(notified.0.recv(&mut [0; 1024]).is_err(), "a stopped process feeds it");
 }
 
 #[tokio::test]

@@ -8,9 +8,10 @@ use serde_json::Value;
 use sidelink::demo::origin::{Origin, ScriptedReply};
 use sidelink::telemetry::log::events::EVENTS;
 
+use crate::fleet::eventually;
 use crate::process::{Files, Process};
 use crate::secrets;
-use crate::support::{origin_options, raw};
+use crate::support::{TestClient, origin_options, query, raw};
 
 /// The fields of every line, as docs/LOGGING.md has them.
 const EVERY_LINE: [&str; 4] = ["timestamp", "level", "target", "message"];
@@ -30,7 +31,8 @@ async fn every_line_is_a_declared_event_with_its_fields() {
         }
         let event = EVENTS.iter().find(|event| event.message == message && event.target == target);
         let event = event.unwrap_or_else(|| panic!("not declared: {line}"));
-        assert_eq!(event.level.as_str(), level, "{line}");
+        let is_error = target == "access" && line["status"].as_u64().unwrap() >= 400;
+        assert_eq!(if is_error { "WARN" } else { event.level.as_str() }, level, "{line}");
         let declared: BTreeSet<String> = event.fields.iter().map(|(name, _)| (*name).to_owned()).collect();
         if target == "access" {
             assert!(fields.is_subset(&declared), "{line}");
@@ -40,6 +42,8 @@ async fn every_line_is_a_declared_event_with_its_fields() {
             seen.insert(message);
         }
     }
+    // Results that no id had are left out.
+    access.extend(["absent", "joined", "shared", "stale"].map(str::to_owned));
     let declared = EVENTS.iter().filter(|event| event.target == "access").flat_map(|event| event.fields);
     assert_eq!(access, declared.map(|(name, _)| (*name).to_owned()).collect());
     assert!(seen.len() >= 14, "{seen:#?}");
@@ -85,6 +89,38 @@ async fn an_access_line_says_how_long_the_endpoint_was_waited_for() {
     assert_eq!((&miss["ids"], &miss["fetched"], &hit["hit"]), (&2.into(), &2.into(), &1.into()));
     assert_eq!(miss["caller"], hit["caller"]);
     assert!(other.get("caller").is_none() && other["route"] == "passthrough");
+}
+
+#[tokio::test]
+async fn access_lines_are_of_all_requests_of_those_that_fail_or_of_none() {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    for (access, expected) in [("all", &["INFO", "WARN", "WARN"][..]), ("errors", &["WARN", "WARN"]), ("off", &[])] {
+        let mut process = Process::start(&files.write(&format!("log.access = \"{access}\""))).await;
+        assert_eq!(process.client.batch("t", &["1"]).await.status, 200);
+        let many: Vec<String> = (0..1001).map(|id| id.to_string()).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let refused =
+            process.client.get(&query(&many), &[("x-auth-token", "t"), ("user-agent", "a client \u{9b}")]).await;
+        assert_eq!(refused.status, 400);
+        // Its client leaves before the answer.
+        origin.update(|options| options.delay = Duration::from_secs(60));
+        let left = TestClient::new(process.address);
+        let left = tokio::spawn(async move { left.batch("t", &["2"]).await });
+        let waiters = "sidelink_limit_used{limit=\"waiters\"}";
+        eventually("it waits", async || process.metric(waiters).await == 1.0).await;
+        left.abort();
+        eventually("its client has left", async || process.metric(waiters).await == 0.0).await;
+        origin.update(|options| options.delay = Duration::ZERO);
+        process.signal("TERM");
+        process.exit().await;
+        let lines: Vec<&Value> = process.log.iter().filter(|line| line["target"] == "access").collect();
+        assert_eq!(lines.iter().map(|line| line["level"].as_str().unwrap()).collect::<Vec<_>>(), expected, "{access}");
+        if let Some(refused) = lines.iter().find(|line| line["status"] == 400) {
+            assert_eq!((&refused["client"], &refused["user_agent"]), (&"127.0.0.1".into(), &"a client %C2%9B".into()));
+            assert!(refused["bytes"].as_u64().unwrap() > 50 && refused.get("hit").is_none(), "{refused}");
+        }
+    }
 }
 
 /// Regression: a path's characters beyond ASCII, of which some steer a terminal or turn a line around, came into the log raw.

@@ -214,7 +214,7 @@ async fn sighup_loads_the_file_anew() {
     let (origin, files, mut process) = before_an_endpoint("limits.batch_ids = 2").await;
     assert_eq!(batch_ids(&process).await, 2);
     let asked = origin.ids_asked();
-    files.write("limits.batch_ids = 3\nlog.level = \"warn\"");
+    files.write("limits.batch_ids = 3\nlog.level = \"error\"");
     process.signal("HUP");
     while batch_ids(&process).await == 2 {}
     assert_eq!(origin.ids_asked(), asked + 1, "links stay");

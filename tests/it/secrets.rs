@@ -168,7 +168,11 @@ impl Run {
         self.origin.script(Scripted::json(403, "{}"));
         assert_eq!(self.get(&batch("cookie"), &with(("cookie", COOKIE))).await, 200);
         self.get(&batch("1"), &with(("origin", ECHO))).await;
-        self.get(&format!("{}?{QUERY}={QUERY}", api::PATH), &with(("x-request-id", "a-clients-own"))).await;
+        self.get(
+            &format!("{}?{QUERY}={QUERY}", api::PATH),
+            &[&with(("x-request-id", "a-clients-own"))[..], &[("user-agent", "curl/8")]].concat(),
+        )
+        .await;
         self.get(&batch("1"), &with(("authorization", OPERATOR))).await;
         self.get(&batch("1"), &[("authorization", SESSION)]).await;
         self.get(&format!("{}?{QUERY}={QUERY}", api::PATH), token).await;

@@ -7,7 +7,6 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use sidelink::app::Generations;
-use sidelink::auth::LastToken;
 use sidelink::clock::Clock;
 use sidelink::config::Config;
 use sidelink::demo::origin::{self, Origin};
@@ -71,9 +70,9 @@ impl World {
         // Less than an answer, so that a slow reader is felt.
         let (near, far) = duplex(1 << 10);
         let (proxy, limits) = (self.proxy.clone(), self.limits);
-        let last_token = std::sync::Arc::new(LastToken::default());
+        let connection = std::sync::Arc::default();
         tokio::spawn(server::serve_connection(Protocol::Any, far, limits, Default::default(), move |request| {
-            proxy.answer(request, &last_token)
+            proxy.answer(request, &connection)
         }));
         let (sender, connection) = handshake(TokioIo::new(near)).await.unwrap();
         tokio::spawn(connection);

@@ -29,7 +29,7 @@ pub fn config(endpoint: SocketAddr) -> Config {
     let mut config = Config::for_endpoint(Endpoint::parse(&format!("http://{endpoint}")).unwrap());
     config.listen.address = vec![LOOPBACK.into()];
     config.admin.address = LOOPBACK;
-    config.log.access = false;
+    config.log.access = sidelink::config::AccessLines::Off;
     config
 }
 

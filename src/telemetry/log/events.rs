@@ -21,10 +21,25 @@ pub struct Event {
     pub meaning: &'static str,
 }
 
-/// Declares each event, by target, as `LEVEL "message" Name { field: Type, … }`: a struct whose `log` writes the line.
+/// Writes one line.
+macro_rules! log_event {
+    ($self:ident, $target:literal, [$level:ident], $message:literal, [$($field:ident)*]) => {
+        tracing::event!(target: $target, Level::$level, $($field = $self.$field,)* $message)
+    };
+    ($self:ident, $target:literal, [$level:ident or $worse:ident if $is_worse:ident], $message:literal, $fields:tt) => {
+        if $self.$is_worse() {
+            log_event!($self, $target, [$worse], $message, $fields);
+        } else {
+            log_event!($self, $target, [$level], $message, $fields);
+        }
+    };
+}
+
+/// Declares each event, by target, as `LEVEL "message" Name { field: Type, … }`: a struct whose `log` writes the line. With
+/// `LEVEL or WORSE if condition` the level depends on a method of the struct.
 macro_rules! events {
     ($($target:literal {
-        $($(#[doc = $meaning:literal])+ $level:ident $message:literal $name:ident $(<$life:lifetime>)? {
+        $($(#[doc = $meaning:literal])+ $level:ident $(or $worse:ident if $is_worse:ident)? $message:literal $name:ident $(<$life:lifetime>)? {
             $($(#[doc = $doc:literal])* $field:ident: $type:ty,)*
         })+
     })+) => {
@@ -36,7 +51,7 @@ macro_rules! events {
 
             impl $(<$life>)? $name $(<$life>)? {
                 pub(crate) fn log(self) {
-                    tracing::event!(target: $target, Level::$level, $($field = self.$field,)* $message);
+                    log_event!(self, $target, [$level $(or $worse if $is_worse)?], $message, [$($field)*]);
                 }
             }
         )+)+
@@ -54,8 +69,8 @@ macro_rules! events {
 
 events! {
     "access" {
-        /// One for each request, when the head of its answer is ready or its client has disconnected. Fields without a value are left out.
-        INFO "request" Access<'a> {
+        /// One for each request, when the head of its answer is ready or its client has disconnected; `WARN` for a status of 400 or more. Fields without a value, and counts of 0, are left out.
+        INFO or WARN if is_error "request" Access<'a> {
             /// The request's method.
             method: &'a str,
             /// The path without the query: at most 1024 bytes; characters beyond ASCII are percent-encoded.
@@ -72,6 +87,12 @@ events! {
             waited_milliseconds: Option<f64>,
             /// The code of sidelink's own error ([ERRORS.md](ERRORS.md)), why a batch was forwarded untouched (as in `sidelink_bypass_total`), `refused` for a remembered refusal of one id, or `client-left`.
             detail: Option<&'a str>,
+            /// The client's address; left out for a Unix socket. Behind another proxy, that proxy's.
+            client: Option<&'a str>,
+            /// The client's `User-Agent`: at most 256 bytes; characters beyond ASCII are percent-encoded.
+            user_agent: Option<&'a str>,
+            /// Bytes of the answer's body, if they are known when its head is ready.
+            bytes: Option<u64>,
             /// `X-Request-Id` of the answer, unless it is longer than 128 bytes.
             request_id: Option<&'a str>,
             /// The client's own `X-Request-Id` (1 to 128 of `A-Za-z0-9._-`), where the answer has another one: the request was forwarded untouched, or the client disconnected.
@@ -101,6 +122,8 @@ events! {
     "sidelink::app" {
         /// sidelink listens. `tls` says whether its TCP addresses use TLS.
         INFO "serving" Serving<'a> { endpoint: Arguments<'a>, addresses: &'a str, tls: bool, admin: Arguments<'a>, }
+        /// Fewer file descriptors are allowed (`ulimit -Hn`, `LimitNOFILE=`) than the configured limits need. At most `connections` clients are served at a time, so that some are left for operators and calls.
+        WARN "the limit of open files is lower than the configured limits need" DescriptorsShort { limit: u64, needed: u64, connections: usize, }
         /// Shutdown has begun: sidelink is not ready and accepts no new connections.
         INFO "draining" Draining {}
         /// Shutdown is complete.
@@ -180,6 +203,8 @@ events! {
         WARN "the shared tier refuses a command" SharedRefusal<'a> { server: Arguments<'a>, code: &'a str, suppressed: u64, }
     }
     "sidelink::telemetry" {
+        /// `lines` before this one: the reader of standard output did not keep up, or standard output did not take them.
+        WARN "log lines were dropped" LogDropped { lines: u64, }
         /// The collector is down, slow, or refuses them; `spans` were lost.
         WARN "spans could not be exported" SpansFailed<'a> { reason: &'a str, spans: u64, suppressed: u64, }
         /// The collector accepted the other spans of the same export.
@@ -192,6 +217,12 @@ events! {
         INFO "purged by group" PurgedGroup {}
         /// By an operator; `links` is the number of links.
         INFO "purged everything" PurgedAll { links: u64, }
+    }
+}
+
+impl Access<'_> {
+    fn is_error(&self) -> bool {
+        self.status >= 400
     }
 }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sidelink::config::{
-    CallerKey, Config, Endpoint, ListenAddress, LogFormat, NodeAddress, Secret, Shared, StoredSecret, Tls, Trace,
-    TraceHeader,
+    AccessLines, CallerKey, Config, Endpoint, ListenAddress, LogFormat, NodeAddress, Secret, Shared, StoredSecret, Tls,
+    Trace, TraceHeader,
 };
 use tracing::level_filters::LevelFilter;
 
@@ -137,7 +137,8 @@ proptest! {
         config.cache.capacity = capacity;
         (config.upstream.retry.budget, config.upstream.breaker.ratio) = shares;
         config.callers.scope_headers = vec!["x-tenant".parse().unwrap()];
-        [config.log.access, config.callers.cache_control, config.freshness.refresh_ahead, config.freshness.honour_no_store] = flags;
+        [config.listen.reuse_port, config.callers.cache_control, config.freshness.refresh_ahead, config.freshness.honour_no_store] = flags;
+        config.log.access = [AccessLines::All, AccessLines::Errors, AccessLines::Off][usize::from(flags[1]) + usize::from(flags[2])];
         config.log.level = level;
         config.log.format = if flags[0] { LogFormat::Text } else { LogFormat::Json };
         prop_assert_eq!(Config::parse(&config.to_string()).map_err(|errors| errors.to_string()), Ok(config));

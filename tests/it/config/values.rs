@@ -1,6 +1,6 @@
 //! A value within its bounds is accepted, and any other is refused; so are values that do not fit together.
 
-use sidelink::config::{Config, Endpoint};
+use sidelink::config::{AccessLines, Config, Endpoint};
 
 use super::{errors, errors_of};
 
@@ -100,5 +100,20 @@ fn endpoints_are_compared_in_one_spelling() {
         "http://h$",
     ] {
         assert!(Endpoint::parse(text).is_err(), "{text}");
+    }
+}
+
+/// `true` and `false` are what the key took before.
+#[test]
+fn access_lines_are_named_and_true_and_false_are_read_as_all_and_off() {
+    for (written, expected) in [
+        ("\"all\"", AccessLines::All),
+        ("\"errors\"", AccessLines::Errors),
+        ("\"off\"", AccessLines::Off),
+        ("true", AccessLines::All),
+        ("false", AccessLines::Off),
+    ] {
+        let text = format!("[upstream]\nendpoint = \"http://h\"\n[log]\naccess = {written}");
+        assert_eq!(Config::parse(&text).unwrap().log.access, expected, "{written}");
     }
 }

@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := test
 .NOTPARALLEL:
-.PHONY: test lint fmt clippy doc docs deny demo stampede simulate soak pressure fuzz planted bench bench-peers bench-links status-page tools clean
+.PHONY: test lint fmt clippy doc docs deny demo stampede simulate soak pressure fuzz planted bench pgo bench-peers bench-links status-page tools clean
 
 ## Everything: tools, format, lints, tests, what deploy/ holds, documentation, dependency policy (where cargo-deny is installed).
 test: tools lint
@@ -72,10 +72,18 @@ bench:
 
 ## sidelink compared with bare hyper, nginx and Varnish, each on one core, with batches that repeat and batches that overlap: prints
 ## tables, draws docs/bench-peers.svg. Installs what is absent. Several runs: make bench-peers RUNS=3.
-## Over HTTP/2 or TLS 1.3, with bare hyper and nginx only: make bench-peers H2=1, TLS=1, or H2=1 TLS=1.
-bench-peers:
+## Over HTTP/2 or TLS 1.3, with bare hyper and nginx only: make bench-peers H2=1, TLS=1, or H2=1 TLS=1. With sidelink and bare hyper
+## as `make pgo` builds them: make bench-peers PGO=1.
+bench-peers: $(if $(PGO),pgo)
 	command -v python3 >/dev/null || { apt-get -qq update && apt-get -qq install -y python3 >/dev/null; }
-	PYTHONDONTWRITEBYTECODE=1 PEERS_RUNS=$(or $(RUNS),1) PEERS_H2=$(H2) PEERS_TLS=$(TLS) benches/peers/run.py
+	$(if $(PGO),RUSTFLAGS="-Cprofile-use=$$PWD/target/pgo.profdata" CARGO_TARGET_DIR=target/pgo) \
+		PYTHONDONTWRITEBYTECODE=1 PEERS_RUNS=$(or $(RUNS),1) PEERS_H2=$(H2) PEERS_TLS=$(TLS) benches/peers/run.py
+
+## A release build that is optimized with a profile of itself, target/pgo/release/sidelink: a quarter faster (docs/BENCHMARKS.md).
+pgo: target/pgo/release/sidelink
+
+target/pgo/release/sidelink: Cargo.lock $(shell find src -name '*.rs')
+	scripts/pgo.sh
 
 ## What 400,000 links cost a running sidelink: memory at several capacities, and its pace.
 bench-links:

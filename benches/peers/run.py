@@ -338,7 +338,8 @@ def main():
             *table.versions(programs, CONTENDERS),
         ]
         print(table.markdown(runs, asked, WORKLOADS, facts))
-        if not (h2 or tls):
+        # A trial of a few contenders draws nothing.
+        if not (h2 or tls) and PROXY_CACHE in CONTENDERS:
             PICTURE.write_text(table.picture(runs[-1], facts))
             say(f"drew {PICTURE.relative_to(ROOT)}")
 

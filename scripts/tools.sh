@@ -73,3 +73,5 @@ command -v chromium >/dev/null || apt_install chromium
 command -v systemd-analyze >/dev/null || apt_install systemd
 # What tests/it/prometheus.rs scrapes with, and promtool, with which tests/it/rules.rs checks deploy/prometheus/.
 command -v prometheus >/dev/null && command -v promtool >/dev/null || apt_install_idle prometheus
+# What scripts/deploy.sh builds the Kustomize bases with.
+command -v kubectl >/dev/null || apt_install kubernetes-client

@@ -11,12 +11,16 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use crate::documents::generated;
 use crate::exposition::{Family, families};
 use crate::promql::{Selector, selectors};
 use crate::support::Stack;
 
 /// Labels that Prometheus gives to all series of a target.
 const TARGET: [&str; 4] = ["job", "instance", "namespace", "pod"];
+
+/// A link of an alert has to be one that a pager can open. Operators put the address of their copy in its place.
+const RUNBOOK: &str = "https://sidelink.example.com/docs/RUNBOOK.md";
 
 /// A path in the repository.
 pub fn path(name: &str) -> PathBuf {
@@ -80,6 +84,40 @@ fn the_rules_pass_their_test_cases() {
     promtool(&["test", "rules", "tests/recording.yml", "tests/alerts.yml"], "");
 }
 
+/// The Prometheus Operator takes rules as a resource. Kustomize cannot put a file into one, so it is generated.
+#[test]
+fn the_prometheus_rule_has_the_groups_of_the_rule_files() {
+    let files = ["recording.yml", "alerts.yml"].map(|file| format!("deploy/prometheus/{file}"));
+    let resource = "deploy/kubernetes/monitoring/prometheusrule.yaml";
+    generated(resource, |_| {
+        let mut text = PROMETHEUS_RULE.to_owned();
+        for file in &files {
+            let groups = self::text(file);
+            for line in groups.split_once("\ngroups:\n").unwrap().1.lines() {
+                text += format!("  {line}").trim_end();
+                text.push('\n');
+            }
+        }
+        text
+    });
+    let groups: Vec<Value> = files.iter().flat_map(|file| list(&yaml(file)["groups"]).to_vec()).collect();
+    assert_eq!(list(&yaml(resource)["spec"]["groups"]), groups);
+    let names: BTreeSet<&str> = groups.iter().map(|group| string(group, "name")).collect();
+    assert_eq!(names.len(), groups.len(), "the operator refuses two groups of one name");
+}
+
+const PROMETHEUS_RULE: &str = "\
+# Generated from deploy/prometheus/recording.yml and alerts.yml by `make docs`.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: sidelink
+  labels:
+    app.kubernetes.io/name: sidelink
+spec:
+  groups:
+";
+
 #[tokio::test]
 async fn promtool_accepts_a_scrape() {
     let stack = Stack::start().await;
@@ -133,7 +171,17 @@ fn every_alert_has_a_description_and_a_section_in_the_runbook() {
         let (name, annotations) = (string(alert, "alert"), &alert["annotations"]);
         assert!(["critical", "warning"].contains(&string(&alert["labels"], "severity")), "{name}");
         assert!(!string(annotations, "summary").is_empty() && !string(annotations, "description").is_empty(), "{name}");
-        assert_eq!(string(annotations, "runbook"), format!("docs/RUNBOOK.md#{}", name.to_lowercase()));
+        assert_eq!(string(annotations, "runbook_url"), format!("{RUNBOOK}#{}", name.to_lowercase()));
+    }
+}
+
+/// What scrapes sidelink names its job: a PodMonitor's is `NAMESPACE/NAME`.
+#[test]
+fn no_rule_names_a_job() {
+    for rule in rules("deploy/prometheus/recording.yml").iter().chain(&alerts()) {
+        for selector in selectors(string(rule, "expr")) {
+            assert!(selector.matchers.iter().all(|(label, ..)| label != "job"), "{selector:?}");
+        }
     }
 }
 
@@ -176,7 +224,7 @@ async fn every_series_of_a_rule_exists() {
     for file in ["deploy/prometheus/tests/recording.yml", "deploy/prometheus/tests/alerts.yml"] {
         for case in list(&yaml(file)["tests"]) {
             let series = list(&case["input_series"]).iter().map(|series| string(series, "series"));
-            for selector in series.flat_map(selectors).filter(|selector| selector.matchers[0].2 == "sidelink") {
+            for selector in series.flat_map(selectors).filter(|selector| selector.matchers[0].2 == "shop/sidelink") {
                 let as_written = |selector: &Selector| selector.matchers.iter().all(|(label, ..)| label != "le");
                 if as_written(&selector) {
                     exists(&selector, &families, &recorded);

@@ -50,7 +50,7 @@ fn rules(name: &str) -> Vec<Value> {
 }
 
 /// The series that rules record.
-pub fn recorded() -> BTreeSet<String> {
+fn recorded() -> BTreeSet<String> {
     rules("deploy/prometheus/recording.yml").iter().map(|rule| string(rule, "record").to_owned()).collect()
 }
 

@@ -214,8 +214,10 @@ impl Upstream {
         self.breaker.status()
     }
 
-    /// Shows the breaker's state in metrics, and logs a change.
+    /// Shows the breaker's state and the pause of all callers in metrics, and logs a change of the breaker.
     pub fn show_breaker(&self) {
+        let pause = self.pause_of_all.left(self.clock.now());
+        self.metrics.upstream_pause.set(pause.map_or(0.0, |left| left.as_secs_f64()));
         let BreakerStatus { state: now, counts, refused } = self.breaker.status();
         let before = std::mem::replace(&mut *self.logged.lock(), now);
         if before != now {

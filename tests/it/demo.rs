@@ -66,15 +66,15 @@ impl Drop for Demo {
 impl Demo {
     fn start() -> Self {
         let mut command = Command::new(SIDELINK);
-        let mut process = command.args(["demo", "--batches", "200"]).stdout(Stdio::piped()).spawn().unwrap();
-        let mut invitation = Vec::new();
-        for line in BufReader::new(process.stdout.take().unwrap()).lines() {
-            invitation.push(line.unwrap());
-            if invitation.last().is_some_and(|line| line.starts_with("Ctrl-C")) {
-                return Self { process, invitation };
+        let process = command.args(["demo", "--batches", "200"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut demo = Self { process, invitation: Vec::new() };
+        for line in BufReader::new(demo.process.stdout.take().unwrap()).lines() {
+            demo.invitation.push(line.unwrap());
+            if demo.invitation.last().is_some_and(|line| line.starts_with("Ctrl-C")) {
+                return demo;
             }
         }
-        panic!("it has ended: {invitation:#?}");
+        panic!("it has ended: {:#?}", demo.invitation);
     }
 
     /// The lines that define the function `ask`.

@@ -3,7 +3,7 @@
 use prometheus::Histogram;
 use prometheus::core::Metric;
 
-use super::{CALL_SECONDS, Metrics, REQUEST_SECONDS, Route};
+use super::{AttemptResult, CALL_SECONDS, Metrics, REQUEST_SECONDS, Route};
 
 /// The counters at one time.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,7 +18,7 @@ pub struct Reading {
     pub call_ids: u64,
     /// Batches by duration: for each bucket, how many took at most its upper bound; the last bound is infinite.
     answers: Vec<u64>,
-    /// Calls by duration.
+    /// Calls that were answered, by duration.
     call_durations: Vec<u64>,
 }
 
@@ -39,7 +39,7 @@ impl Metrics {
             calls: self.upstream_calls.iter().map(|(_, counter)| counter.get()).collect(),
             call_ids,
             answers,
-            call_durations: buckets(&self.upstream_call_duration),
+            call_durations: buckets(self.upstream_call_duration.of(AttemptResult::Ok)),
         }
     }
 }

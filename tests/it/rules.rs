@@ -58,6 +58,20 @@ pub fn alerts() -> Vec<Value> {
     rules("deploy/prometheus/alerts.yml")
 }
 
+/// Cases of alerts, by the question that the alerts answer.
+const ALERT_CASES: [&str; 5] = [
+    "deploy/prometheus/tests/alerts/users.yml",
+    "deploy/prometheus/tests/alerts/cache.yml",
+    "deploy/prometheus/tests/alerts/endpoint.yml",
+    "deploy/prometheus/tests/alerts/process.yml",
+    "deploy/prometheus/tests/alerts/shared.yml",
+];
+
+/// All files with cases.
+fn case_files() -> impl Iterator<Item = &'static str> {
+    ["deploy/prometheus/tests/recording.yml"].into_iter().chain(ALERT_CASES)
+}
+
 fn promtool(arguments: &[&str], input: &str) {
     let mut command = Command::new("promtool");
     command.args(arguments).current_dir(path("deploy/prometheus"));
@@ -81,7 +95,8 @@ fn promtool_accepts_configuration_and_rules() {
 
 #[test]
 fn the_rules_pass_their_test_cases() {
-    promtool(&["test", "rules", "tests/recording.yml", "tests/alerts.yml"], "");
+    let files: Vec<&str> = case_files().map(|file| file.strip_prefix("deploy/prometheus/").unwrap()).collect();
+    promtool(&[&["test", "rules"], &files[..]].concat(), "");
 }
 
 /// The Prometheus Operator takes rules as a resource. Kustomize cannot put a file into one, so it is generated.
@@ -130,7 +145,7 @@ fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() {
     // For each alert, the series of the cases in which it fires, and of those in which it does not.
     type Cases = Vec<BTreeSet<String>>;
     let mut cases: BTreeMap<String, (Cases, Cases)> = BTreeMap::new();
-    for case in list(&yaml("deploy/prometheus/tests/alerts.yml")["tests"]) {
+    for case in ALERT_CASES.iter().flat_map(|file| list(&yaml(file)["tests"]).to_vec()) {
         let series = list(&case["input_series"]).iter().map(|series| string(series, "series"));
         let series: BTreeSet<String> = series.map(|series| series.split('{').next().unwrap().to_owned()).collect();
         let expected = list(&case["alert_rule_test"]);
@@ -138,7 +153,7 @@ fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() {
         assert!(expected.iter().all(|expected| string(expected, "alertname") == name), "{case:#}");
         let fires = expected.iter().any(|expected| !list(&expected["exp_alerts"]).is_empty());
         let verb = if fires { "fires" } else { "is quiet" };
-        assert!(string(case, "name").starts_with(&format!("{name} {verb}: ")), "{}", string(case, "name"));
+        assert!(string(&case, "name").starts_with(&format!("{name} {verb}: ")), "{}", string(&case, "name"));
         let (firing, quiet) = cases.entry(name.to_owned()).or_default();
         if fires { firing } else { quiet }.push(series);
     }
@@ -221,7 +236,7 @@ async fn every_series_of_a_rule_exists() {
         asked.extend(selectors.into_iter().map(|selector| selector.name));
     }
     // The series of the cases exist too.
-    for file in ["deploy/prometheus/tests/recording.yml", "deploy/prometheus/tests/alerts.yml"] {
+    for file in case_files() {
         for case in list(&yaml(file)["tests"]) {
             let series = list(&case["input_series"]).iter().map(|series| string(series, "series"));
             for selector in series.flat_map(selectors).filter(|selector| selector.matchers[0].2 == "shop/sidelink") {

@@ -21,6 +21,7 @@ mod connections;
 mod corpora;
 mod dashboard;
 mod deadlines;
+mod demo;
 mod descriptors;
 mod differential;
 mod documents;

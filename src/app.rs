@@ -24,10 +24,11 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, ProcessState};
 use crate::auth::LastToken;
 use crate::clock::Clock;
-use crate::config::{Config, ConfigError, ListenAddress, Tls, TlsError};
+use crate::config::{Config, ConfigError, ListenAddress, Tls, TlsError, pem};
 use crate::proxy::router::Connection;
 use crate::server::{self, ConnLimits, Listener, ListenerState, Peer, RequestBody};
 use crate::telemetry::log::{self, events};
+use crate::telemetry::metrics::CertificateUse;
 use crate::upstream::SetupError;
 
 pub use generation::{Generation, Generations};
@@ -167,6 +168,7 @@ impl App {
         if let Some(tls) = &config.listen.tls {
             self.running.clients.set_tls(tls.read()?);
         }
+        self.running.show_certificates(config);
         for listener in listeners {
             let running = Arc::clone(&self.running);
             let connect = move |peer: Peer| {
@@ -273,12 +275,25 @@ impl App {
 }
 
 impl Running {
+    /// Shows in metrics when the certificates in use end.
+    fn show_certificates(&self, config: &Config) {
+        let gauges = &self.generations.builder.process.metrics.certificate_expiry;
+        for (of, path) in [
+            (CertificateUse::Listen, config.listen.tls.as_ref().map(|tls| &tls.cert)),
+            (CertificateUse::Upstream, config.upstream.client_cert.as_ref()),
+        ] {
+            let expiry = path.and_then(|path| pem::expiry(path).ok()).unwrap_or(0);
+            gauges.set(of, usize::try_from(expiry).unwrap_or(usize::MAX));
+        }
+    }
+
     fn apply(&self, mut config: Config) -> Result<(), StartError> {
         descriptors::fit(&mut config);
         let tls = config.listen.tls.as_ref().map(Tls::read).transpose()?;
         let (limits, connections) = (ConnLimits::from(&config.limits), config.limits.connections);
         let level = config.log.level;
         self.generations.apply(config)?;
+        self.show_certificates(&self.generations.current().config);
         if let Some(tls) = tls {
             self.clients.set_tls(tls);
         }

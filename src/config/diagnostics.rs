@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use toml::de::DeValue;
 
 use super::kind::About;
+use super::pem;
 
 /// The least likeness (Jaro-Winkler, 0 to 1) of a known key that is suggested.
 const SIMILAR: f64 = 0.7;
@@ -136,6 +137,13 @@ impl<'a> FileValue<'a> {
     pub(super) fn warn(&self, message: &str) {
         let warning = self.report.at(self.at, &self.key, message);
         self.report.state.borrow_mut().warnings.push(warning);
+    }
+
+    /// Warns if the certificate at `path` has ended, or ends soon.
+    pub(super) fn warn_of_expiry(&self, path: &Path) {
+        if let Some(message) = pem::expiry_warning(path) {
+            self.warn(&message);
+        }
     }
 
     /// Warns if every user of this machine may read the file with a secret.

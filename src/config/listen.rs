@@ -155,8 +155,9 @@ impl Tls {
             && let Some(found) = table.find(key)
         {
             found.wrong(message);
-        } else if let Some(found) = table.find("key") {
-            found.warn_if_world_readable(&self.key);
+        } else if let (Some(cert), Some(key)) = (table.find("cert"), table.find("key")) {
+            cert.warn_of_expiry(&self.cert);
+            key.warn_if_world_readable(&self.key);
         }
     }
 

@@ -210,6 +210,22 @@ async fn with_a_client_authority_a_certificate_of_it_is_required() {
 }
 
 #[tokio::test]
+async fn a_metric_says_when_the_certificate_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let (_origin, app) = start(|config| config.listen.tls = Some(authority.issue(directory.path()))).await;
+    let app = app.unwrap();
+    let admin = TestClient::new(app.admin_address());
+    let page = String::from_utf8(admin.get("/metrics", &[]).await.body.to_vec()).unwrap();
+    // As rcgen makes them: until 4096.
+    let expiry = |of: &str| {
+        let series = format!("sidelink_tls_certificate_expiry_timestamp_seconds{{use=\"{of}\"}} ");
+        page.lines().find_map(|line| line.strip_prefix(&series)).unwrap().to_owned()
+    };
+    assert_eq!((expiry("listen").as_str(), expiry("upstream").as_str()), ("67090118400", "0"));
+}
+
+#[tokio::test]
 async fn a_handshake_that_does_not_end_is_cut_off() {
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::new();

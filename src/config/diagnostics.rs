@@ -135,8 +135,7 @@ impl<'a> FileValue<'a> {
     }
 
     pub(super) fn warn(&self, message: &str) {
-        let warning = self.report.at(self.at, &self.key, message);
-        self.report.state.borrow_mut().warnings.push(warning);
+        self.report.warn(self.at, &self.key, message);
     }
 
     /// Warns if the certificate at `path` has ended, or ends soon.
@@ -212,6 +211,11 @@ impl<'a> Diagnostics<'a> {
         if !state.not_toml().any(|line| line == error.line) {
             state.errors.push(error);
         }
+    }
+
+    pub(super) fn warn(&self, at: usize, key: &str, message: &str) {
+        let warning = self.at(at, key, message);
+        self.state.borrow_mut().warnings.push(warning);
     }
 
     pub(super) fn missing(&self, table: &str, key: &str, at: usize) {

@@ -324,6 +324,8 @@ labels! {
     pub enum CertificateUse {
         /// `listen.tls.cert`: clients see it.
         Listen = "listen",
+        /// `admin.tls.cert`: operators see it.
+        Admin = "admin",
         /// `upstream.client_cert`: the endpoint sees it.
         Upstream = "upstream",
     }

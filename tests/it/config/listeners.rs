@@ -139,3 +139,19 @@ fn a_certificate_that_has_expired_or_soon_will_is_warned_of() {
         }
     }
 }
+
+#[test]
+fn a_token_that_goes_over_the_network_in_clear_is_warned_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "the-token-of-an-operator").unwrap();
+    std::fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    for (address, is_clear) in [("127.0.0.1:1", false), ("[::1]:1", false), ("0.0.0.0:1", true), ("10.0.0.7:1", true)] {
+        let text =
+            format!("[upstream]\nendpoint = \"http://h\"\n[admin]\naddress = \"{address}\"\ntoken_file = {token:?}");
+        let warnings = Config::parse(&text).unwrap().warnings;
+        let clear: Vec<usize> =
+            warnings.iter().filter(|found| found.message.contains("in clear")).map(|found| found.line).collect();
+        assert_eq!(clear, if is_clear { vec![5] } else { vec![] }, "{address}");
+    }
+}

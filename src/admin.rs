@@ -2,6 +2,7 @@
 //!
 //! **Start at [`Admin::answer`].** A route is an arm of `Admin::route`; what refuses a request is an `AdminError`.
 
+mod alerts;
 mod client;
 mod guard;
 mod history;
@@ -9,10 +10,10 @@ mod purge;
 mod status;
 
 use std::borrow::Cow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, WWW_AUTHENTICATE,
@@ -76,14 +77,38 @@ pub struct ProcessState {
     pub fetch: Arc<FetchState>,
     pub usages: Usages,
     pub ready: Arc<AtomicBool>,
+    /// When the process began to drain.
+    pub draining: Arc<OnceLock<Moment>>,
+    pub descriptors_short: Arc<ArcSwapOption<DescriptorsShort>>,
     pub clock: Clock,
+}
+
+/// The limit of open files is lower than the configured limits need.
+pub struct DescriptorsShort {
+    /// The limit of open files.
+    pub limit: u64,
+    /// What the configured limits need.
+    pub needed: u64,
+    /// The connections of clients that there is room for, in place of `limits.connections`.
+    pub connections: usize,
+    /// `limits.connections`, as configured.
+    pub configured: usize,
 }
 
 /// The result of loading the configuration.
 pub struct Reload {
     pub at: Moment,
+    /// When the first load had this result: a refused configuration is tried again and again.
+    pub since: Moment,
     /// The errors, one line each with the place in the file; none if it succeeded. No error contains a secret.
     pub errors: Vec<String>,
+}
+
+impl Reload {
+    /// A configuration is in effect since `at`.
+    pub fn succeeded(at: Moment) -> Self {
+        Self { at, since: at, errors: Vec::new() }
+    }
 }
 
 impl AdminState {

@@ -113,8 +113,9 @@ impl App {
 
     /// As [`App::start_with`], on sockets that were passed to this process, in place of those that `config` names.
     pub async fn start_on(mut config: Config, clock: Clock, sockets: PassedSockets) -> Result<Self, StartError> {
-        descriptors::fit(&mut config);
+        let descriptors_short = descriptors::fit(&mut config);
         let generations = Generations::new(config, clock, None)?;
+        generations.builder.process.descriptors_short.store(descriptors_short.map(Arc::new));
         let config = Arc::clone(&generations.current().config);
         let limits = ConnLimits::from(&config.limits);
         let (stop, stop_admin) = (CancellationToken::new(), CancellationToken::new());
@@ -255,6 +256,7 @@ impl App {
     pub async fn drain(mut self) {
         let builder = &self.running.generations.builder;
         builder.process.ready.store(false, Ordering::Release);
+        let _ = builder.process.draining.set(builder.process.clock.now());
         events::Draining {}.log();
         let (began, drain) = (Instant::now(), self.config().limits.drain);
         if self.gives_up_ports {
@@ -274,11 +276,12 @@ impl App {
 
 impl Running {
     fn apply(&self, mut config: Config) -> Result<(), StartError> {
-        descriptors::fit(&mut config);
+        let descriptors_short = descriptors::fit(&mut config);
         let tls = config.listen.tls.as_ref().map(Tls::read).transpose()?;
         let (limits, connections) = (ConnLimits::from(&config.limits), config.limits.connections);
         let level = config.log.level;
         self.generations.apply(config)?;
+        self.generations.builder.process.descriptors_short.store(descriptors_short.map(Arc::new));
         if let Some(tls) = tls {
             self.clients.set_tls(tls);
         }

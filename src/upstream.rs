@@ -51,7 +51,7 @@ pub use breaker::BreakerStatus;
 pub use call::{Answer, Call};
 pub use connector::MemoryEndpoint;
 pub use evidence::Counts;
-pub use failures::LastFailure;
+pub use failures::{LastFailure, LastRefusal};
 pub use trust::SetupError;
 pub(crate) use trust::trusted_client;
 
@@ -245,6 +245,11 @@ impl Upstream {
     /// Why a call, or a request on another route, last failed because of the endpoint.
     pub fn last_failure(&self) -> Option<LastFailure> {
         self.failures.last.lock().clone()
+    }
+
+    /// The last 4xx that a call got.
+    pub fn last_refusal(&self) -> Option<LastRefusal> {
+        *self.failures.last_refusal.lock()
     }
 
     /// Notes that the complete body of a 200 cannot be read, or is in a coding that cannot be undone.

@@ -22,6 +22,10 @@ struct Sample {
     counted: Reading,
     links: u64,
     bytes: u64,
+    /// The breaker was not closed.
+    breaker_tripped: bool,
+    /// The shared tier was down.
+    tier_down: bool,
 }
 
 /// The samples of the last ten minutes.
@@ -55,11 +59,50 @@ impl History {
         let (at, reading) = (self.clock.now(), self.metrics.reading());
         let mut state = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let (span, counted) = (at.since(state.at), reading.since(&state.reading));
+        let (breaker_tripped, tier_down) = (self.metrics.breaker_tripped(), self.metrics.shared.is_down());
         if state.samples.len() == MOST {
             state.samples.pop_front();
         }
-        state.samples.push_back(Sample { at, span, counted, links, bytes });
+        state.samples.push_back(Sample { at, span, counted, links, bytes, breaker_tripped, tier_down });
         (state.last, state.at, state.reading) = (state.last + 1, at, reading);
+    }
+
+    /// The counts of the last `millis`, up to now.
+    pub(super) fn counted_within(&self, millis: u64) -> Reading {
+        let (now, reading) = (self.clock.now(), self.metrics.reading());
+        let state = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let within = state.samples.iter().rev().take_while(|sample| now.since(sample.at) < millis);
+        within.fold(reading.since(&state.reading), |sum, sample| sum.plus(&sample.counted))
+    }
+
+    /// When batches began to fail, without `millis` of none that failed since; `None` if none has failed within `millis`.
+    pub(super) fn failing_since(&self, millis: u64) -> Option<Moment> {
+        self.lasting(millis, |sample| sample.counted.failed_batches() > 0)
+    }
+
+    /// When the breaker left the closed state for the last time; `None` before the first sample since.
+    pub(super) fn breaker_tripped_since(&self) -> Option<Moment> {
+        self.lasting(0, |sample| sample.breaker_tripped)
+    }
+
+    /// When the shared tier went down; `None` before the first sample since.
+    pub(super) fn tier_down_since(&self) -> Option<Moment> {
+        self.lasting(0, |sample| sample.tier_down)
+    }
+
+    /// The begin of the oldest sample for which something is so, with gaps of `millis` at most from there to now.
+    fn lasting(&self, millis: u64, is_so: impl Fn(&Sample) -> bool) -> Option<Moment> {
+        let now = self.clock.now();
+        let state = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first: Option<Moment> = None;
+        for sample in state.samples.iter().rev() {
+            if is_so(sample) {
+                first = Some(sample.at.before(sample.span));
+            } else if first.unwrap_or(now).since(sample.at) >= millis {
+                break;
+            }
+        }
+        first
     }
 
     /// The samples after the one of number `since`, column by column.
@@ -82,6 +125,10 @@ impl History {
             "span": column(&|sample| sample.span.into()),
             "ids": ids,
             "batches": column(&|sample| sample.counted.batches.iter().sum::<u64>().into()),
+            "batches_failed": column(&|sample| sample.counted.failed_batches().into()),
+            "shed": column(&|sample| sample.counted.shed.iter().sum::<u64>().into()),
+            "passed": column(&|sample| sample.counted.passed.into()),
+            "pass_errors": column(&|sample| sample.counted.pass_errors.into()),
             "calls": column(&|sample| sample.counted.calls.iter().sum::<u64>().into()),
             "calls_failed": column(&|sample| sample.counted.calls.iter().skip(1).sum::<u64>().into()),
             "call_ids": column(&|sample| sample.counted.call_ids.into()),

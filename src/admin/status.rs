@@ -7,7 +7,7 @@ use http::{HeaderValue, Response, StatusCode};
 use prometheus::Registry;
 use serde_json::{Map, Value, json};
 
-use super::{AdminState, ProcessState, typed};
+use super::{AdminState, ProcessState, alerts, typed};
 use crate::clock::rfc3339;
 use crate::message::body::Body;
 use crate::telemetry::metrics::{
@@ -49,6 +49,7 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
         "now": now.unix_millis(),
         "started": started.unix_millis(),
         "uptime_seconds": now.since(started) / 1000,
+        "alerts": alerts::alerts(state, now),
         "ready": process.ready.load(Ordering::Acquire),
         "endpoint": config.upstream.endpoint.to_string(),
         "breaker": position(&metrics.breaker_state),

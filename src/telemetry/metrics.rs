@@ -169,6 +169,11 @@ impl Metrics {
         }
     }
 
+    /// Whether the breaker is not closed.
+    pub fn breaker_tripped(&self) -> bool {
+        self.breaker_state.of(BreakerState::Closed).get() == 0
+    }
+
     /// Counts a request and its duration.
     pub fn count_request(&self, route: Route, outcome: Outcome, seconds: f64) {
         if route == Route::Batch {
@@ -179,6 +184,11 @@ impl Metrics {
 }
 
 impl SharedMetrics {
+    /// Whether the tier is down. False where there is none.
+    pub fn is_down(&self) -> bool {
+        self.breaker_state.of(BreakerState::Open).get() == 1
+    }
+
     /// Counts a round trip that took `seconds`.
     pub fn count(&self, operation: Operation, seconds: f64) {
         self.operations.of(operation).inc();

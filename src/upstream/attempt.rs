@@ -37,6 +37,7 @@ impl Upstream {
         });
         match &outcome {
             Ok(answer) if answer.status.is_server_error() => self.failures.server_error(&self.clock, answer.status),
+            Ok(answer) if answer.status.is_client_error() => self.failures.refused(&self.clock, answer.status),
             Err(Error::Deadline) => self.failures.no_answer(&self.clock, "none within upstream.deadline"),
             Err(Error::NoAnswer(NoAnswer::Unreadable)) => self.failures.unusable(&self.clock, UNREADABLE),
             Err(Error::NoAnswer(NoAnswer::TooLong)) => {

@@ -3,10 +3,10 @@
 use prometheus::Histogram;
 use prometheus::core::Metric;
 
-use super::{CALL_SECONDS, Metrics, REQUEST_SECONDS, Route};
+use super::{CALL_SECONDS, Counters, Label, Metrics, Outcome, REQUEST_SECONDS, Route};
 
 /// The counters at one time.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Reading {
     /// Ids, in the order of [`super::IdResult::ALL`].
     pub ids: Vec<u64>,
@@ -16,6 +16,20 @@ pub struct Reading {
     pub calls: Vec<u64>,
     /// Ids sent upstream.
     pub call_ids: u64,
+    /// Batches that were forwarded untouched, in the order of [`super::Bypass::ALL`].
+    pub bypass: Vec<u64>,
+    /// Requests that were refused at a limit, in the order of [`super::Limit::ALL`].
+    pub shed: Vec<u64>,
+    /// Requests of other routes that got the endpoint's answer.
+    pub passed: u64,
+    /// Requests of other routes that got an error of sidelink's own, or whose clients left.
+    pub pass_errors: u64,
+    /// Round trips to the shared tier.
+    pub shared_operations: u64,
+    /// Failures of the shared tier, in the order of [`super::SharedFailure::ALL`].
+    pub shared_failures: Vec<u64>,
+    /// Log lines that were dropped.
+    pub log_dropped: u64,
     /// Batches by duration: for each bucket, how many took at most its upper bound; the last bound is infinite.
     answers: Vec<u64>,
     /// Calls by duration.
@@ -33,15 +47,30 @@ impl Metrics {
         }
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A sum of whole numbers.
         let call_ids = self.upstream_call_ids.get_sample_sum() as u64;
+        let passthrough = |outcome| {
+            let counts = self.request_durations.of(Route::Passthrough).of(outcome).cumulative();
+            counts.last().copied().unwrap_or(0)
+        };
         Reading {
             ids: self.ids.iter().map(|(_, counter)| counter.get()).collect(),
             batches: self.batches.iter().map(|(_, counter)| counter.get()).collect(),
-            calls: self.upstream_calls.iter().map(|(_, counter)| counter.get()).collect(),
+            calls: values(&self.upstream_calls),
             call_ids,
+            bypass: values(&self.bypass),
+            shed: values(&self.shed),
+            passed: passthrough(Outcome::Bypass),
+            pass_errors: passthrough(Outcome::Error),
+            shared_operations: values(&self.shared.operations).iter().sum(),
+            shared_failures: values(&self.shared.failures),
+            log_dropped: self.log_dropped.get(),
             answers,
             call_durations: buckets(&self.upstream_call_duration),
         }
     }
+}
+
+fn values<L: Label>(counters: &Counters<L>) -> Vec<u64> {
+    counters.iter().map(|(_, counter)| counter.get()).collect()
 }
 
 fn buckets(histogram: &Histogram) -> Vec<u64> {
@@ -54,17 +83,40 @@ fn buckets(histogram: &Histogram) -> Vec<u64> {
 impl Reading {
     /// The counts since `earlier`.
     pub fn since(&self, earlier: &Reading) -> Reading {
-        let differences = |of: fn(&Reading) -> &Vec<u64>| {
-            of(self).iter().zip(of(earlier)).map(|(now, earlier)| now.saturating_sub(*earlier)).collect()
+        self.combined(earlier, u64::saturating_sub)
+    }
+
+    /// The counts of both.
+    pub fn plus(&self, other: &Reading) -> Reading {
+        self.combined(other, u64::saturating_add)
+    }
+
+    /// Combines each count with the same count of `other`.
+    fn combined(&self, other: &Reading, combine: fn(u64, u64) -> u64) -> Reading {
+        let all = |of: fn(&Reading) -> &Vec<u64>| {
+            of(self).iter().zip(of(other)).map(|(one, other)| combine(*one, *other)).collect()
         };
+        let one = |of: fn(&Reading) -> u64| combine(of(self), of(other));
         Reading {
-            ids: differences(|reading| &reading.ids),
-            batches: differences(|reading| &reading.batches),
-            calls: differences(|reading| &reading.calls),
-            call_ids: self.call_ids.saturating_sub(earlier.call_ids),
-            answers: differences(|reading| &reading.answers),
-            call_durations: differences(|reading| &reading.call_durations),
+            ids: all(|reading| &reading.ids),
+            batches: all(|reading| &reading.batches),
+            calls: all(|reading| &reading.calls),
+            call_ids: one(|reading| reading.call_ids),
+            bypass: all(|reading| &reading.bypass),
+            shed: all(|reading| &reading.shed),
+            passed: one(|reading| reading.passed),
+            pass_errors: one(|reading| reading.pass_errors),
+            shared_operations: one(|reading| reading.shared_operations),
+            shared_failures: all(|reading| &reading.shared_failures),
+            log_dropped: one(|reading| reading.log_dropped),
+            answers: all(|reading| &reading.answers),
+            call_durations: all(|reading| &reading.call_durations),
         }
+    }
+
+    /// Batches that failed: they got an error, or their clients left.
+    pub fn failed_batches(&self) -> u64 {
+        self.batches.get(Outcome::Error as usize).copied().unwrap_or(0)
     }
 
     /// A quantile of the batches' durations, in seconds.

@@ -29,3 +29,9 @@ pub mod message;
 pub mod telemetry;
 
 pub use admin::{AdminClient, Purge};
+
+/// The revision that this was built from, as `SIDELINK_REVISION` said then.
+pub const REVISION: &str = match option_env!("SIDELINK_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};

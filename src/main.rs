@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use http::HeaderValue;
@@ -14,12 +15,15 @@ use sidelink::telemetry::log;
 use sidelink::{AdminClient, Purge};
 use tokio::runtime::{Builder, Runtime};
 
+/// With the revision that it was built from.
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{} (revision {})", env!("CARGO_PKG_VERSION"), sidelink::REVISION));
 /// Bad usage or a bad configuration.
 const BAD_USAGE: u8 = 2;
 
 /// A sidecar that makes batch link look-ups cheap.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(version = VERSION.as_str(), arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -51,7 +51,7 @@ pub use breaker::BreakerStatus;
 pub use call::{Answer, Call};
 pub use connector::MemoryEndpoint;
 pub use evidence::Counts;
-pub use failures::{LastFailure, LastRefusal};
+pub use failures::LastFailure;
 pub use trust::SetupError;
 pub(crate) use trust::trusted_client;
 
@@ -214,8 +214,10 @@ impl Upstream {
         self.breaker.status()
     }
 
-    /// Shows the breaker's state in metrics, and logs a change.
+    /// Shows the breaker's state and the pause of all callers in metrics, and logs a change of the breaker.
     pub fn show_breaker(&self) {
+        let pause = self.pause_of_all.left(self.clock.now());
+        self.metrics.upstream_pause.set(pause.map_or(0.0, |left| left.as_secs_f64()));
         let BreakerStatus { state: now, counts, refused } = self.breaker.status();
         let before = std::mem::replace(&mut *self.logged.lock(), now);
         if before != now {
@@ -245,11 +247,6 @@ impl Upstream {
     /// Why a call, or a request on another route, last failed because of the endpoint.
     pub fn last_failure(&self) -> Option<LastFailure> {
         self.failures.last.lock().clone()
-    }
-
-    /// The last 4xx that a call got.
-    pub fn last_refusal(&self) -> Option<LastRefusal> {
-        *self.failures.last_refusal.lock()
     }
 
     /// Notes that the complete body of a 200 cannot be read, or is in a coding that cannot be undone.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::clock::{Clock, Moment};
-use crate::telemetry::metrics::{IdResult, Metrics, Reading};
+use crate::telemetry::metrics::{Code, IdResult, Metrics, Reading, Route};
 
 /// The time between two samples.
 pub(crate) const EVERY: Duration = Duration::from_secs(2);
@@ -96,9 +96,10 @@ impl History {
         let state = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let mut first: Option<Moment> = None;
         for sample in state.samples.iter().rev() {
+            let begin = sample.at.before(sample.span);
             if is_so(sample) {
-                first = Some(sample.at.before(sample.span));
-            } else if first.unwrap_or(now).since(sample.at) >= millis {
+                first = Some(begin);
+            } else if first.unwrap_or(now).since(begin) >= millis {
                 break;
             }
         }
@@ -118,6 +119,17 @@ impl History {
             let quantile = |quantile: f64| column(&|sample| of(&sample.counted, quantile).into());
             json!({ "p50": quantile(0.5), "p99": quantile(0.99) })
         };
+        let responses = |route: Route| {
+            let class = |is_so: fn(Code) -> bool| {
+                column(&|sample| sample.counted.responses(route, |_, code| is_so(code)).into())
+            };
+            json!({
+                "answered": class(|code| !code.is_error()),
+                "4xx": class(|code| code.is_error() && !code.is_server_error() && code != Code::ClientLeft),
+                "5xx": class(Code::is_server_error),
+                "client_left": class(|code| code == Code::ClientLeft),
+            })
+        };
         json!({
             "last": state.last,
             "most": MOST,
@@ -126,9 +138,7 @@ impl History {
             "ids": ids,
             "batches": column(&|sample| sample.counted.batches.iter().sum::<u64>().into()),
             "batches_failed": column(&|sample| sample.counted.failed_batches().into()),
-            "shed": column(&|sample| sample.counted.shed.iter().sum::<u64>().into()),
-            "passed": column(&|sample| sample.counted.passed.into()),
-            "pass_errors": column(&|sample| sample.counted.pass_errors.into()),
+            "responses": { "batch": responses(Route::Batch), "passthrough": responses(Route::Passthrough) },
             "calls": column(&|sample| sample.counted.calls.iter().sum::<u64>().into()),
             "calls_failed": column(&|sample| sample.counted.calls.iter().skip(1).sum::<u64>().into()),
             "call_ids": column(&|sample| sample.counted.call_ids.into()),
@@ -176,5 +186,32 @@ mod tests {
         let new = history.after(MOST as u64 + 1);
         assert_eq!((new["at"].as_array().unwrap().len(), &new["batches"]), (1, &json!([MOST + 1])));
         assert_eq!(history.after(u64::MAX)["at"], json!([]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_last_from_the_first_one_without_a_long_gap_until_now() {
+        let (metrics, clock) = (Arc::new(Metrics::new(&Registry::new()).unwrap()), Clock::simulated(0));
+        let history = History::new(Arc::clone(&metrics), clock.clone());
+        let begin = clock.now();
+        let sampled = async |outcome: Option<Outcome>| {
+            tokio::time::advance(EVERY).await;
+            outcome.inspect(|outcome| metrics.count_request(Route::Batch, *outcome, 0.01));
+            history.sample(0, 0);
+        };
+        let since = |gap| history.failing_since(gap).map(|since| since.since(begin));
+        sampled(Some(Outcome::Hit)).await;
+        assert_eq!(since(10_000), None);
+        for outcome in [Some(Outcome::Error), None, Some(Outcome::Hit), Some(Outcome::Error), None] {
+            sampled(outcome).await;
+        }
+        assert_eq!(since(10_000), Some(2000), "the sample before ended then");
+        assert_eq!(since(3000), Some(8000));
+        metrics.count_request(Route::Batch, Outcome::Error, 0.01);
+        let failed = [1, 4001, 10_001].map(|span| history.counted_within(span).failed_batches());
+        assert_eq!(failed, [1, 2, 3], "what no sample has yet counts too");
+        for _ in 0..6 {
+            sampled(None).await;
+        }
+        assert_eq!(since(10_000), None, "it is over");
     }
 }

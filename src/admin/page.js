@@ -104,9 +104,10 @@
     series("fetched", "99 % are faster than", (sample) => of(sample).p99, { dashed: true })];
   const CHARTS = [
     { id: "failures", title: "Failures", unit: "a second", write: rate,
-      series: [series("failed", "batches failed", perSecond((sample) => sample.batches_failed), { wash: true }),
-        series("stale", "ids failed", perSecond((sample) => sample.ids.failed), { dashed: true }),
-        series("absent", "refused at a limit", perSecond((sample) => sample.shed), { dashed: true })] },
+      series: [series("failed", "batches failed (5xx)", perSecond((sample) => sample.responses.batch["5xx"]), { wash: true }),
+        series("fetched", "batches refused (4xx)", perSecond((sample) => sample.responses.batch["4xx"])),
+        series("absent", "clients left before the answer", perSecond((sample) => sample.responses.batch.client_left)),
+        series("stale", "ids failed", perSecond((sample) => sample.ids.failed), { dashed: true })] },
     { id: "hit-rate", title: "Hit rate", unit: "ids answered without a call of their own", write: share, top: 1,
       series: [series("hit", "hit rate", hitRate, { wash: true })] },
     { id: "ids", title: "Ids, by where they came from", unit: "ids a second", write: rate, stacked: true,
@@ -119,8 +120,10 @@
     { id: "endpoint", title: "Time of a call to the endpoint", unit: "logarithmic", write: time, logarithmic: true,
       series: quantiles((sample) => sample.call_seconds) },
     { id: "others", title: "Other routes", unit: "requests a second", write: rate,
-      series: [series("hit", "answered by the endpoint", perSecond((sample) => sample.passed), { wash: true }),
-        series("failed", "failed, or client left", perSecond((sample) => sample.pass_errors), { dashed: true })] },
+      series: [series("hit", "answered", perSecond((sample) => sample.responses.passthrough.answered), { wash: true }),
+        series("fetched", "refused (4xx)", perSecond((sample) => sample.responses.passthrough["4xx"])),
+        series("failed", "failed (5xx)", perSecond((sample) => sample.responses.passthrough["5xx"])),
+        series("absent", "client left", perSecond((sample) => sample.responses.passthrough.client_left))] },
     { id: "memory", title: "Links in memory", unit: "bytes, bookkeeping included", write: bytes, binary: true,
       series: [series("hit", "in use", (sample) => sample.bytes, { wash: true })] },
   ];
@@ -346,11 +349,11 @@
       ...(status.shared ? Object.entries(status.shared).map(([name, value]) => [`shared tier: ${said("shared", name)}`, typeof value === "number" ? count.format(value) : said("states", value)]) : [["shared tier", "none"]]),
       ["connections of clients", count.format(status.connections)],
       ["calls under way", count.format(status.calls_in_flight)],
-      ["links in memory, or known to be absent", count.format(status.cache.links)],
+      ["links in memory", count.format(status.cache.links)],
       ["dropped to make room", count.format(status.cache.evicted)],
       ["purges remembered", count.format(status.cache.purge_marks)],
       ["process memory", bytes(status.memory_bytes)],
-      ["clock, ahead of the endpoint's", status.totals.calls.ok > 0 ? `${status.clock_skew_seconds < 0 ? "−" : "+"}${time(Math.abs(status.clock_skew_seconds))}` : "–"],
+      ["clock, to the endpoint's", status.totals.calls.ok > 0 ? `${status.clock_skew_seconds < 0 ? "−" : "+"}${time(Math.abs(status.clock_skew_seconds))}` : "–"],
     ]);
     const totals = status.totals;
     const total = sum(Object.values(totals.ids));

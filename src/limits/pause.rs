@@ -28,6 +28,13 @@ struct Until {
     answer: Option<Response<Bytes>>,
 }
 
+impl Until {
+    /// Milliseconds that are left.
+    fn left(&self, now: Moment) -> Option<u64> {
+        self.end.checked_sub(now.monotonic).filter(|left| *left > 0)
+    }
+}
+
 /// Why no call is made.
 pub struct Rejection {
     /// The error that the client gets if there is no `answer`.
@@ -50,10 +57,15 @@ impl Pause {
         }
     }
 
+    /// What is left of the pause, if it has not ended.
+    pub fn left(&self, now: Moment) -> Option<Duration> {
+        self.0.lock().left(now).map(Duration::from_millis)
+    }
+
     /// The rejection of calls, if the pause has not ended.
     pub fn lasting(&self, now: Moment) -> Option<Rejection> {
         let until = self.0.lock();
-        let left = until.end.checked_sub(now.monotonic).filter(|left| *left > 0)?;
+        let left = until.left(now)?;
         let mut answer = until.answer.clone();
         if let Some(Entry::Occupied(mut value)) = answer.as_mut().map(|answer| answer.headers_mut().entry(RETRY_AFTER))
         {

@@ -10,7 +10,7 @@ use crate::api;
 use crate::error::Error;
 use crate::message::body::{Body, drain, whole};
 use crate::message::headers::{add_via, expects_continue, request_id};
-use crate::telemetry::metrics::{Outcome, Tally};
+use crate::telemetry::metrics::{Outcome, Source, Tally};
 
 /// A response, and how it came about.
 pub struct Reply {
@@ -25,6 +25,8 @@ pub struct Reply {
 pub struct ReplyInfo {
     /// How the request was answered.
     pub outcome: Outcome,
+    /// Who has decided on the status.
+    pub source: Source,
     /// The results of a batch's ids.
     pub tally: Tally,
     /// The caller's short hash, if the caller is known.
@@ -36,9 +38,11 @@ pub struct ReplyInfo {
 }
 
 impl Reply {
-    /// A reply of no batch.
+    /// A reply of no batch. The endpoint has decided on the status of a bypass and of an error.
     pub fn new(response: Response<Body>, outcome: Outcome) -> Self {
-        let info = ReplyInfo { outcome, tally: Tally::default(), caller: None, waited: None, detail: None };
+        let is_endpoints = matches!(outcome, Outcome::Bypass | Outcome::Error);
+        let source = if is_endpoints { Source::Endpoint } else { Source::Sidelink };
+        let info = ReplyInfo { outcome, source, tally: Tally::default(), caller: None, waited: None, detail: None };
         Self { response, info }
     }
 
@@ -71,7 +75,9 @@ impl Reply {
         headers.insert(api::REQUEST_ID, request_id());
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         add_via(headers, Version::HTTP_11);
-        Self::new(response, outcome)
+        let mut reply = Self::new(response, outcome);
+        reply.info.source = Source::Sidelink;
+        reply
     }
 
     /// Names the reply as its client named the request, if it did.

@@ -27,7 +27,7 @@ use crate::message::headers::{
 use crate::message::reply::Reply;
 use crate::proxy::passthrough::Passthrough;
 use crate::telemetry::log::events;
-use crate::telemetry::metrics::{IdResult, Metrics, Outcome, Route};
+use crate::telemetry::metrics::{Code, IdResult, Metrics, Outcome, Route, Source};
 use crate::telemetry::trace::{RequestSpan, TraceContext, Tracer};
 use crate::upstream::Upstream;
 
@@ -287,6 +287,9 @@ impl Record {
     fn end(&self, metrics: &Metrics, reply: Option<&Reply>) {
         let elapsed = self.began.elapsed();
         let outcome = reply.map_or(Outcome::Error, |reply| reply.info.outcome);
+        let source = reply.map_or(Source::Sidelink, |reply| reply.info.source);
+        let code = reply.map_or(Code::ClientLeft, |reply| Code::from(reply.response.status()));
+        metrics.count_response(self.route, source, code);
         metrics.count_request(self.route, outcome, elapsed.as_secs_f64());
         self.trace.end(self.route, reply);
         let Some(Line { method, path, client, user_agent, client_request_id, trace }) = &self.line else { return };

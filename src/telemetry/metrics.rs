@@ -11,10 +11,10 @@ mod sharded;
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec};
 
 pub use family::{Counters, Gauges, PerLabel};
-use family::{RequestDurations, families};
+use family::{RequestDurations, Responses, families};
 pub use labels::{
-    Bounded, BreakerState, Bypass, CallResult, Eviction, Evidence, IdResult, Label, Limit, Operation, Outcome,
-    PurgeTarget, Reason, Refetch, Route, SharedFailure, SpanResult, Tally,
+    AttemptResult, Bounded, BreakerState, Bypass, CallResult, Code, Eviction, Evidence, IdResult, Label, Limit,
+    Operation, Outcome, PurgeTarget, Reason, Refetch, Route, SharedFailure, Source, SpanResult, Tally,
 };
 pub use reading::Reading;
 
@@ -48,12 +48,18 @@ families! {
         batches: PerLabel<Outcome, sharded::Counter> = "batches_total", sharded_counters("outcome");
         /// Seconds from a request's head to its answer's head, by route and outcome. A client that disconnects before counts as an error.
         request_durations: RequestDurations = "request_duration_seconds", request_durations(&REQUEST_SECONDS);
+        /// Answers to clients, by route, by who has decided on the status, and by status.
+        responses: Responses = "responses_total", responses();
         /// Distinct ids of each batch that was read and admitted; the sum is all ids asked for.
         pub batch_ids: sharded::Histogram = "batch_ids", sharded_histogram(&BATCH_IDS);
         /// Calls to the endpoint, by result. A call counts once, however often it is tried.
         pub upstream_calls: Counters<CallResult> = "upstream_calls_total", counters("result");
-        /// Seconds from sending an attempt to its complete answer, or to its failure.
-        pub upstream_call_duration: Histogram = "upstream_call_duration_seconds", histogram(&CALL_SECONDS);
+        /// Answers of the endpoint to attempts of calls and to requests of other routes, by status.
+        pub upstream_responses: Counters<Code> = "upstream_responses_total", counters("code");
+        /// Seconds for which calls of all callers are still held back, since the endpoint has asked for a pause; 0 without one.
+        pub upstream_pause: Gauge = "upstream_pause_seconds", fraction();
+        /// Seconds from sending an attempt to its complete answer, or to its failure, by how it ended.
+        pub upstream_call_duration: PerLabel<AttemptResult, Histogram> = "upstream_call_duration_seconds", histograms("result", &CALL_SECONDS);
         /// Ids in each attempt of a call; the sum is all ids sent to the endpoint.
         pub upstream_call_ids: Histogram = "upstream_call_ids", histogram(&CALL_IDS);
         /// Calls to the endpoint that are under way now.
@@ -100,7 +106,7 @@ families! {
         pub purges: Counters<PurgeTarget> = "purges_total", counters("target");
         /// Purges that are remembered; beyond 65536 the oldest are merged into one that covers everything older.
         pub purge_marks: IntGauge = "purge_marks", gauge();
-        /// Always 1; the label is the running version.
+        /// Always 1; the labels are the running version, and the revision that it was built from.
         pub build: IntGaugeVec = "build_info", build();
         /// The configured limit.
         limit: Gauges<Bounded> = "limit", gauges("limit");
@@ -172,6 +178,11 @@ impl Metrics {
     /// Whether the breaker is not closed.
     pub fn breaker_tripped(&self) -> bool {
         self.breaker_state.of(BreakerState::Closed).get() == 0
+    }
+
+    /// Counts an answer.
+    pub fn count_response(&self, route: Route, source: Source, code: Code) {
+        self.responses.of(route).of(source).of(code).inc();
     }
 
     /// Counts a request and its duration.

@@ -15,7 +15,7 @@ use super::evidence::{CallOutcome, FailureKind};
 use super::{UNREADABLE, Upstream, coding};
 use crate::error::{Error, NoAnswer};
 use crate::telemetry::log::{chain, events};
-use crate::telemetry::metrics::GaugeGuard;
+use crate::telemetry::metrics::{AttemptResult, GaugeGuard};
 
 impl Upstream {
     /// Attempts `call` once; on a new connection if `new_connection`.
@@ -30,14 +30,21 @@ impl Upstream {
         let _in_flight = GaugeGuard::new(&self.metrics.upstream_in_flight);
         let began = Instant::now();
         let exchange = timeout_at(deadline, self.exchange(call, new_connection, progress)).await;
-        self.metrics.upstream_call_duration.observe(began.elapsed().as_secs_f64());
+        let took = began.elapsed();
         let outcome = exchange.unwrap_or_else(|_| {
             progress.timed_out();
             Err(Error::Deadline)
         });
+        let result = match &outcome {
+            Ok(answer) if answer.status.is_server_error() => AttemptResult::ServerError,
+            Ok(answer) if answer.status.is_client_error() => AttemptResult::ClientError,
+            Ok(_) => AttemptResult::Ok,
+            Err(Error::Deadline) => AttemptResult::Deadline,
+            Err(_) => AttemptResult::NoAnswer,
+        };
+        self.metrics.upstream_call_duration.of(result).observe(took.as_secs_f64());
         match &outcome {
             Ok(answer) if answer.status.is_server_error() => self.failures.server_error(&self.clock, answer.status),
-            Ok(answer) if answer.status.is_client_error() => self.failures.refused(&self.clock, answer.status),
             Err(Error::Deadline) => self.failures.no_answer(&self.clock, "none within upstream.deadline"),
             Err(Error::NoAnswer(NoAnswer::Unreadable)) => self.failures.unusable(&self.clock, UNREADABLE),
             Err(Error::NoAnswer(NoAnswer::TooLong)) => {
@@ -54,7 +61,7 @@ impl Upstream {
             call.request(&self.config.endpoint, sent.unix_seconds()).ok_or(Error::NoAnswer(NoAnswer::Lost))?;
         let response = self.send_call(request, new_connection, progress).await;
         let response = response.map_err(|error| self.no_answer(&error))?;
-        let (head, body) = Self::checked(response)?.into_parts();
+        let (head, body) = self.checked(response)?.into_parts();
         let body = match Limited::new(body, self.config.answer_bytes).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => return Err(Error::NoAnswer(NoAnswer::TooLong)),

@@ -15,19 +15,9 @@ pub struct LastFailure {
     pub reason: String,
 }
 
-/// A call that the endpoint refused with a 4xx.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LastRefusal {
-    /// The time.
-    pub at: Moment,
-    /// The status.
-    pub status: StatusCode,
-}
-
 #[derive(Default)]
 pub(super) struct FailureLog {
     pub(super) last: Mutex<Option<LastFailure>>,
-    pub(super) last_refusal: Mutex<Option<LastRefusal>>,
     no_answer: LogThrottle,
     broken_off: LogThrottle,
     unusable: LogThrottle,
@@ -57,11 +47,6 @@ impl FailureLog {
     pub(super) fn server_error(&self, clock: &Clock, status: StatusCode) {
         self.remember(clock, format!("it answers with {}", status.as_u16()));
         self.server_error.when_due(|suppressed| events::ServerError { status: status.as_u16(), suppressed }.log());
-    }
-
-    /// An answer is a 4xx: no failure of the endpoint.
-    pub(super) fn refused(&self, clock: &Clock, status: StatusCode) {
-        *self.last_refusal.lock() = Some(LastRefusal { at: clock.now(), status });
     }
 
     fn remember(&self, clock: &Clock, reason: String) {

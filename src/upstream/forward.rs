@@ -13,6 +13,7 @@ use super::client::{Outgoing, SendProgress};
 use crate::error::{Error, NoAnswer};
 use crate::message::body::Body;
 use crate::telemetry::log::chain;
+use crate::telemetry::metrics::Code;
 
 /// The reason that is logged where the head of an answer on another route is invalid.
 const BAD_HEAD: &str =
@@ -35,12 +36,13 @@ impl Upstream {
             Outgoing::Once(request)
         };
         let response = self.http1_client.send(outgoing, false, &SendProgress::default()).await;
-        let checked = Self::checked(response.map_err(|error| self.no_answer(&error))?);
+        let checked = self.checked(response.map_err(|error| self.no_answer(&error))?);
         checked.inspect_err(|_| self.failures.unusable(&self.clock, BAD_HEAD))
     }
 
-    /// An answer with unambiguous framing. A 101 is none: no request asks for an upgrade.
-    pub(super) fn checked(mut response: Response<Incoming>) -> Result<Response<Incoming>, Error> {
+    /// An answer with unambiguous framing, which is counted. A 101 is none: no request asks for an upgrade.
+    pub(super) fn checked(&self, mut response: Response<Incoming>) -> Result<Response<Incoming>, Error> {
+        self.metrics.upstream_responses.of(Code::from(response.status())).inc();
         if response.status().is_informational() || !normalize_length(response.headers_mut()) {
             return Err(Error::NoAnswer(NoAnswer::Unreadable));
         }

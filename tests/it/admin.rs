@@ -199,3 +199,32 @@ async fn a_wrong_token_is_refused_from_anywhere() {
         );
     }
 }
+
+#[tokio::test]
+async fn answers_are_compressed_for_those_who_take_gzip_and_for_nobody_else() {
+    let stack = Stack::start().await;
+    let admin = TestClient::new(stack.app.admin_address());
+    let plain = admin.get("/metrics", &[]).await;
+    assert_eq!(plain.header("content-encoding"), "");
+    for (accepts, is_compressed) in [
+        ("gzip", true),
+        ("deflate, GZIP;q=0.5", true),
+        ("zstd, gzip; q=1.0", true),
+        ("gzip;q=0", false),
+        ("gzip; q=0.000", false),
+        ("identity", false),
+        ("x-gzipped", false),
+    ] {
+        let reply = admin.get("/metrics", &[("accept-encoding", accepts)]).await;
+        let coding = if is_compressed { "gzip" } else { "" };
+        assert_eq!((reply.status.as_u16(), reply.header("content-encoding")), (200, coding), "{accepts}");
+        if is_compressed {
+            assert!(reply.body.len() * 5 < plain.body.len(), "{} of {}", reply.body.len(), plain.body.len());
+            let mut text = String::new();
+            std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&reply.body[..]), &mut text).unwrap();
+            assert!(text.contains("sidelink_build_info"));
+        }
+    }
+    // Too short to gain by it.
+    assert_eq!(admin.get("/livez", &[("accept-encoding", "gzip")]).await.header("content-encoding"), "");
+}

@@ -161,11 +161,11 @@ async fn failed_batches_are_alerted_with_their_share_and_by_whose_fault_they_fai
         (401, "client", ["All batches fail", "(401)", "Renew them"]),
         (400, "client", ["All batches fail", "(400)", "compare a request"]),
         (429, "client", ["All batches fail", "(429)", "quota"]),
-        (500, "endpoint", ["All batches fail", "5xx", "it answers with 500"]),
+        (500, "endpoint", ["All batches fail", "answers with 500", "Last failure"]),
     ] {
         let found = all_fail(status).await.alerts().await;
         says(&found, "errors", "critical", fault, &words);
-        assert!(only(&found, "errors")["text"].as_str().unwrap().starts_with("4 of 4 batches failed in the last"));
+        assert!(only(&found, "errors")["text"].as_str().unwrap().contains(&format!("4 × {status} from the endpoint")));
         assert_eq!(found[0]["kind"], "errors", "what hurts comes first");
     }
 }
@@ -191,7 +191,7 @@ async fn batches_refused_at_a_limit_are_the_fault_of_sidelink() {
     for _ in 0..3 {
         assert_eq!(stack.client.batch("t", &["1", "2", "3"]).await.status, 503);
     }
-    let words = ["All batches fail: sidelink is at a limit", "limits.in_flight", "3 requests refused at a limit"];
+    let words = ["All batches fail: sidelink is at a limit", "limits.in_flight", "3 requests met this limit"];
     says(&Scene::of(stack).alerts().await, "errors", "critical", "sidelink", &words);
 }
 
@@ -237,9 +237,11 @@ async fn a_shared_tier_that_is_down_is_alerted_with_the_failure() {
 }
 
 #[tokio::test]
-async fn batches_that_are_forwarded_are_alerted_with_the_reason() {
-    let words = ["All batches are forwarded", "no credential", "3 of 3", "is not counted"];
-    says(&forwarded().await.alerts().await, "forwarded", "warning", "client", &words);
+async fn batches_that_are_forwarded_are_alerted_with_the_reason_and_fail_like_others() {
+    let found = forwarded().await.alerts().await;
+    let words = ["All batches are forwarded", "no credential", "3 of 3", "The reason of 3 of them"];
+    says(&found, "forwarded", "warning", "client", &words);
+    says(&found, "errors", "critical", "client", &["All batches fail", "(401)", "3 × 401 from the endpoint"]);
 }
 
 /// One test: a browser takes seconds to start. `SIDELINK_PICTURES` names a folder for pictures.

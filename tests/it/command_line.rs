@@ -96,7 +96,7 @@ fn bad_usage_is_an_exit_2() {
     let version = sidelink(&["--version"]);
     assert_eq!(
         (version.status.code(), text(&version.stdout).trim()),
-        (Some(0), concat!("sidelink ", env!("CARGO_PKG_VERSION")))
+        (Some(0), concat!("sidelink ", env!("CARGO_PKG_VERSION"), " (revision unknown)"))
     );
 }
 

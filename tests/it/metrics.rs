@@ -32,7 +32,7 @@ async fn every_series_is_there_from_the_start_and_counts_from_0() {
         at_work,
         [
             "sidelink_breaker_state{state=\"closed\"}",
-            &format!("sidelink_build_info{{version=\"{version}\"}}"),
+            &format!("sidelink_build_info{{revision=\"unknown\",version=\"{version}\"}}"),
             "sidelink_cache_capacity_bytes",
             "sidelink_config_last_reload_success_timestamp_seconds",
             "sidelink_config_last_reload_successful",
@@ -82,7 +82,7 @@ fn documented(page: &str) -> BTreeMap<String, Family> {
         let mut lines = section.lines().take_while(|line| !line.starts_with("## "));
         let name = quoted(lines.next().unwrap()).unwrap();
         let mut family = Family::default();
-        let (mut labels, mut in_table) = (Vec::new(), false);
+        let (mut labels, mut in_table) = (Vec::<String>::new(), false);
         for line in lines {
             if let Some(help) = line.strip_prefix("> ") {
                 assert!(family.help.is_empty(), "{name} has two help texts");
@@ -94,9 +94,19 @@ fn documented(page: &str) -> BTreeMap<String, Family> {
                     assert_eq!(cells.map_while(quoted).collect::<Vec<_>>(), labels, "{name}");
                     continue;
                 }
-                let values = cells.clone().map(|cell| quoted(cell).unwrap_or_else(|| "any".to_owned()));
-                let new = family.series.insert(labels.iter().cloned().zip(values).collect());
-                assert!(new, "{name} has a row twice: {line}");
+                // Several values in a cell stand for as many rows.
+                let mut rows = vec![Labels::new()];
+                for (label, cell) in labels.iter().zip(cells.clone()) {
+                    let values = cell.split(", ").map(|value| quoted(value).unwrap_or_else(|| "any".to_owned()));
+                    let values: Vec<String> = values.collect();
+                    let with = |row: &Labels, value: &String| {
+                        row.clone().into_iter().chain([(label.clone(), value.clone())]).collect::<Labels>()
+                    };
+                    rows = rows.iter().flat_map(|row| values.iter().map(move |value| with(row, value))).collect();
+                }
+                for row in rows {
+                    assert!(family.series.insert(row), "{name} has a row twice: {line}");
+                }
                 assert!(cells.skip(labels.len()).all(|meaning| meaning.len() > 1), "{name}: {line}");
             } else if family.kind.is_empty() && !line.is_empty() {
                 let (kind, buckets) = line.split_once("; buckets ").unwrap_or((line, ""));
@@ -192,6 +202,61 @@ async fn usage_and_limit_are_metrics_and_the_limit_follows_a_reload() {
 }
 
 /// Ids requested, and ids with a result.
+/// Clients, the endpoint and sidelink are told apart by who has decided on a status.
+#[tokio::test]
+async fn answers_are_counted_by_route_source_and_status() {
+    let stack = Stack::with(|_| {}, |config| config.limits.batch_ids = 2).await;
+    let batch = async |ids: &[&str]| stack.client.batch("t", ids).await.status;
+    assert_eq!(batch(&["1"]).await, 200);
+    assert_eq!(batch(&["1"]).await, 200);
+    assert_eq!(batch(&["1", "2", "3"]).await, 400);
+    for status in [401, 403, 400, 418, 500] {
+        stack.origin.script(ScriptedReply::json(status, "{}"));
+        assert_eq!(batch(&[&status.to_string()]).await, status);
+    }
+    assert_eq!(stack.client.get("/no-such-route", &[]).await.status, 404);
+    let counted = async |route: &str, source: &str, code: &str| {
+        stack
+            .metric(&format!("sidelink_responses_total{{code=\"{code}\",route=\"{route}\",source=\"{source}\"}}"))
+            .await
+    };
+    for (route, source, code, count) in [
+        ("batch", "sidelink", "200", 2.0),
+        ("batch", "sidelink", "400", 1.0),
+        ("batch", "endpoint", "400", 1.0),
+        ("batch", "endpoint", "401", 1.0),
+        ("batch", "endpoint", "403", 1.0),
+        ("batch", "endpoint", "4xx", 1.0),
+        ("batch", "endpoint", "500", 1.0),
+        ("passthrough", "endpoint", "404", 1.0),
+        ("passthrough", "endpoint", "200", 0.0),
+    ] {
+        assert_eq!(counted(route, source, code).await, count, "{route} {source} {code}");
+    }
+    for (code, count) in [("200", 1.0), ("400", 1.0), ("401", 1.0), ("4xx", 1.0), ("500", 1.0), ("404", 1.0)] {
+        assert_eq!(
+            stack.metric(&format!("sidelink_upstream_responses_total{{code=\"{code}\"}}")).await,
+            count,
+            "{code}"
+        );
+    }
+}
+
+/// A failing endpoint answers fast, and an average over all attempts would call it healthy.
+#[tokio::test]
+async fn the_durations_of_failed_attempts_are_apart_from_those_of_answers() {
+    let stack = Stack::start().await;
+    assert_eq!(stack.client.batch("t", &["1"]).await.status, 200);
+    stack.origin.script(ScriptedReply::json(401, "{}"));
+    assert_eq!(stack.client.batch("t", &["2"]).await.status, 401);
+    stack.origin.script(ScriptedReply::json(500, "{}"));
+    assert_eq!(stack.client.batch("t", &["3"]).await.status, 500);
+    for (result, count) in [("ok", 1.0), ("client_error", 1.0), ("server_error", 1.0), ("no_answer", 0.0)] {
+        let series = format!("sidelink_upstream_call_duration_seconds_count{{result=\"{result}\"}}");
+        assert_eq!(stack.metric(&series).await, count, "{result}");
+    }
+}
+
 async fn requested_and_counted(stack: &Stack) -> (f64, f64) {
     let page = stack.metrics().await;
     let sum = |prefix: &str| own(&page).filter(|(series, _)| series.starts_with(prefix)).map(|(_, value)| value).sum();

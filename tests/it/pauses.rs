@@ -120,7 +120,10 @@ async fn a_503_with_retry_after_to_two_accepted_callers_with_disjoint_ids_pauses
     }
     assert_eq!(client.batch("other", &["first-other"]).await.header("cache-status"), "sidelink; hit");
     assert_eq!(world.origin.batch_calls(), calls);
+    let left = world.metric("sidelink_upstream_pause_seconds");
+    assert!((1.0..=10.0).contains(&left), "{left}");
     sleep(seconds(11)).await;
+    assert_eq!(world.metric("sidelink_upstream_pause_seconds"), 0.0);
     for token in ["one", "two", "other", "new"] {
         is_served(&mut client, token, "3").await;
     }

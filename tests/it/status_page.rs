@@ -188,9 +188,9 @@ async fn the_numbers_follow_the_traffic_and_the_page_loads_nothing_from_elsewher
     stack.origin.update(|endpoint| endpoint.refuse = vec!["expired".to_owned()]);
     stack.client.batch("expired", &["5"]).await;
     stack.client.get("/v2/servicerequest/echo", &[]).await;
-    for (chart, series) in [("failures", "failed"), ("others", "hit")] {
+    for (chart, column, series) in [("failures", 3, "fetched"), ("others", 2, "hit")] {
         let rises = format!(
-            "[...document.querySelectorAll('#chart-{chart} tbody td:nth-child(2)')].some((cell) => cell.textContent !== '0')"
+            "[...document.querySelectorAll('#chart-{chart} tbody td:nth-child({column})')].some((cell) => cell.textContent !== '0')"
         );
         browser.eval(&format!("document.querySelector('#chart-{chart} details').open = true; 0"));
         browser.until(&rises);

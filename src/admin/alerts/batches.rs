@@ -1,15 +1,12 @@
 //! Batches that fail, by whose fault, and batches that are forwarded untouched.
 //!
-//! The counters count batches by outcome and calls by result, and one call may serve several batches. So the fault is that of the
-//! failed calls and refused requests within the same time, most frequent first; it is not known batch by batch. How the endpoint
-//! answers what is forwarded is not counted.
+//! The counters tell answers by status, and by who has decided on it. A 503 or 504 of sidelink's own may have several reasons: the
+//! results of calls and the limits that were reached within the same time tell which is the most frequent.
 
-use http::StatusCode;
-
-use super::{Alert, Fault, Kind, Severity, WINDOW, listed, span, span_in_history};
+use super::{Alert, Fault, Kind, Severity, WINDOW, span, span_in_history};
 use crate::admin::AdminState;
 use crate::clock::Moment;
-use crate::telemetry::metrics::{Bypass, CallResult, Limit, Reading};
+use crate::telemetry::metrics::{Bypass, CallResult, Code, Limit, Reading, Route, Source};
 
 /// Fewer batches are no alert, unless they are all.
 const LEAST: u64 = 3;
@@ -32,7 +29,7 @@ pub(super) fn errors(state: &AdminState, counted: &Reading, now: Moment) -> Opti
     let critical_share = if fault == Fault::Client { 50 } else { 5 };
     let is_critical = failed >= LEAST && failed * 100 >= all * critical_share;
     let quantity = match failed * 100 / all {
-        100 => "All",
+        100.. => "All",
         50.. => "Most",
         10.. => "Many",
         _ => "Some",
@@ -40,16 +37,22 @@ pub(super) fn errors(state: &AdminState, counted: &Reading, now: Moment) -> Opti
     let since = state.process.history.failing_since(WINDOW);
     let first = since.map(|since| now.since(since)).filter(|age| *age >= WINDOW);
     let first = first.map_or_else(String::new, |age| format!(", the first of them {} ago", span_in_history(age)));
-    let failures = failures(counted);
-    let failures = if failures.is_empty() { String::new() } else { format!(" Meanwhile: {failures}.") };
     Some(Alert {
         kind: Kind::Errors,
         severity: if is_critical { Severity::Critical } else { Severity::Warning },
         fault,
         since: Some(since.unwrap_or(now)),
         title: format!("{quantity} batches fail: {title}"),
-        text: format!("{failed} of {all} batches failed in the last {}{first}.{failures} {remedy}", span(WINDOW)),
+        text: format!(
+            "{failed} of {all} batches failed in the last {}{first}: {}. {remedy}",
+            span(WINDOW),
+            answers(counted)
+        ),
     })
+}
+
+fn of(counted: &Reading, source: Source, code: Code) -> u64 {
+    counted.responses(Route::Batch, |of, status| of == source && status == code)
 }
 
 fn calls(counted: &Reading, result: CallResult) -> u64 {
@@ -60,148 +63,152 @@ fn shed(counted: &Reading, limit: Limit) -> u64 {
     counted.shed.get(limit as usize).copied().unwrap_or(0)
 }
 
-/// Calls that were sent, or could have been, and got no answer in time. A call that found no permit counts as one too, and is shed.
-fn late(counted: &Reading) -> u64 {
-    calls(counted, CallResult::Deadline).saturating_sub(shed(counted, Limit::Calls))
+/// Batches with an error in a 200, as far as they are told from others.
+fn errors_in_200(counted: &Reading) -> u64 {
+    counted.failed_batches() - counted.responses(Route::Batch, |_, code| code.is_error())
 }
 
-/// The failed calls by result, and the requests that sidelink refused at a limit.
-fn failures(counted: &Reading) -> String {
-    listed([
-        (calls(counted, CallResult::ClientError), "calls refused with a 4xx"),
-        (calls(counted, CallResult::ServerError), "calls answered with a 5xx"),
-        (calls(counted, CallResult::NoAnswer), "calls without a usable answer"),
-        (late(counted), "calls without an answer in time"),
-        (calls(counted, CallResult::ErrorIn200), "calls with an error in a 200, or items that match no id"),
-        (calls(counted, CallResult::Unexpected), "calls answered with an unexpected status"),
-        (calls(counted, CallResult::Refused), "calls not sent (breaker or pause)"),
-        (counted.shed.iter().sum(), "requests refused at a limit"),
-    ])
+/// The failed batches by their answers: "40 × 401 from the endpoint, 2 × 503 from sidelink".
+fn answers(counted: &Reading) -> String {
+    let by_source = |source: Source| {
+        let errors = Code::ALL.into_iter().filter(|code| code.is_error() && *code != Code::ClientLeft);
+        errors.map(move |code| (of(counted, source, code), code.name(), source.name()))
+    };
+    let mut all: Vec<_> = Source::ALL.into_iter().flat_map(by_source).filter(|(count, ..)| *count > 0).collect();
+    all.sort_by_key(|(count, ..)| std::cmp::Reverse(*count));
+    let told = all.into_iter().map(|(count, code, source)| {
+        let by = if source == Source::Endpoint.name() { "from the endpoint" } else { "from sidelink" };
+        format!("{count} × {code} {by}")
+    });
+    let left = [(errors_in_200(counted), "with an error in a 200"), (left(counted), "whose clients left before")];
+    let left = left.into_iter().filter(|(count, _)| *count > 0).map(|(count, words)| format!("{count} {words}"));
+    told.chain(left).collect::<Vec<_>>().join(", ")
+}
+
+fn left(counted: &Reading) -> u64 {
+    counted.responses(Route::Batch, |_, code| code == Code::ClientLeft)
 }
 
 fn cause(state: &AdminState, counted: &Reading, now: Moment) -> Cause {
-    let of = |result| calls(counted, result);
-    let shed_all: u64 = counted.shed.iter().sum();
-    let refused = of(CallResult::ClientError);
-    let silent = of(CallResult::NoAnswer);
-    let most =
-        [of(CallResult::ServerError), silent, late(counted), of(CallResult::Refused), of(CallResult::Unexpected)]
-            .into_iter()
-            .chain([of(CallResult::ErrorIn200), refused, shed_all])
-            .max()
-            .filter(|most| *most > 0);
-    let Some(most) = most else { return without_calls() };
-    if shed_all == most {
-        return at_a_limit(counted);
-    }
-    let last_refusal = state.upstream.last_refusal().filter(|refusal| now.since(refusal.at) < WINDOW);
-    let status = last_refusal.map(|refusal| refusal.status);
-    if refused == most {
-        return refusal(status);
-    }
-    // Where the breaker has tripped, its own alert has the reason.
-    let last = state.upstream.last_failure().filter(|failure| now.since(failure.at) < WINDOW);
-    let last = last.filter(|_| !state.process.metrics.breaker_tripped());
-    let last = last
-        .map_or_else(String::new, |last| format!(" Last failure, {} ago: {}.", span(now.since(last.at)), last.reason));
-    let endpoint = |title: &str, remedy: &str| Cause {
-        fault: Fault::Endpoint,
-        title: title.to_owned(),
-        remedy: format!("{remedy}{last}"),
-    };
-    if of(CallResult::ServerError) == most {
-        return endpoint("the endpoint answers with a 5xx", "The endpoint is at fault: ask who runs it.");
-    }
-    if silent == most {
-        let remedy =
-            "The endpoint, or the way to it, is at fault: check that it runs, and name, network and certificate.";
-        return endpoint("the endpoint gives no usable answer", remedy);
-    }
-    if late(counted) == most {
-        let remedy = "The endpoint, or the way to it, is slow: ask who runs it, or raise upstream.deadline.";
-        return endpoint("the endpoint does not answer in time", remedy);
-    }
-    if of(CallResult::ErrorIn200) == most {
-        let remedy = "The endpoint's answers say why (error_code), such as no permission: a client may lack it, or the endpoint fails.";
-        return Cause { fault: Fault::Unknown, ..endpoint("the endpoint reports errors in a 200", remedy) };
-    }
-    if of(CallResult::Unexpected) == most {
-        let remedy = "No batch endpoint answers so: check upstream.endpoint, and what stands before it.";
-        return endpoint("the endpoint answers with an unexpected status", remedy);
-    }
-    if state.process.metrics.breaker_tripped() {
-        return endpoint("the endpoint is not asked while the breaker is open", "The endpoint is at fault.");
-    }
-    match status {
-        Some(StatusCode::TOO_MANY_REQUESTS) => refusal(status),
-        _ => endpoint(
-            "the endpoint has asked callers to pause",
-            "The endpoint is at fault: it is overloaded or in maintenance.",
-        ),
+    let errors = Code::ALL.into_iter().filter(|code| code.is_error());
+    let answers = errors.flat_map(|code| Source::ALL.map(|source| (of(counted, source, code), source, code)));
+    let most = answers.max_by_key(|(count, ..)| *count).filter(|(count, ..)| *count >= errors_in_200(counted));
+    match most {
+        None => Cause {
+            fault: Fault::Unknown,
+            title: "the endpoint reports errors in a 200".to_owned(),
+            remedy: "Its answers say why (error_code), such as no permission: a client may lack it, or the endpoint fails.".to_owned(),
+        },
+        Some((_, _, Code::ClientLeft)) => Cause {
+            fault: Fault::Unknown,
+            title: "clients leave before the answer".to_owned(),
+            remedy: "Their timeouts are shorter than the endpoint takes, or they are restarted: compare with the time of a call, below."
+                .to_owned(),
+        },
+        Some((_, Source::Endpoint, code)) if code.is_server_error() => Cause {
+            fault: Fault::Endpoint,
+            title: format!("the endpoint answers with {}", code.name()),
+            remedy: format!("The endpoint is at fault: ask who runs it.{}", last_failure(state, now)),
+        },
+        Some((_, Source::Endpoint, code)) => refusal(code),
+        Some((_, Source::Sidelink, code)) => own_error(state, counted, code, now),
     }
 }
 
-/// No call failed, and no limit was reached.
-fn without_calls() -> Cause {
-    Cause {
-        fault: Fault::Unknown,
-        title: "sidelink refuses them itself, or their clients leave".to_owned(),
-        remedy: "No call failed and no limit was reached. The batches are malformed or have too many ids, say only-if-cached, ask \
-                 again for what the endpoint has refused, or their clients leave before the answer: the access log's detail tells which."
-            .to_owned(),
+/// The endpoint's 4xx.
+fn refusal(code: Code) -> Cause {
+    let (title, remedy) = match code {
+        Code::Unauthorized => (
+            "the endpoint does not accept the credentials",
+            "The clients are at fault: their tokens have expired or are missing, or their keys are wrong. Renew them.",
+        ),
+        Code::Forbidden => (
+            "the endpoint denies permission",
+            "The clients are at fault: grant them access, or have them ask for other ids.",
+        ),
+        Code::NotFound => (
+            "the endpoint does not find what is asked for",
+            "Check the host and path of upstream.endpoint; if they are right, the clients ask for what does not exist.",
+        ),
+        Code::TooManyRequests => (
+            "the endpoint throttles callers",
+            "The clients are over their quota at the endpoint: ask less often, or have it raised.",
+        ),
+        _ => (
+            "the endpoint rejects the requests",
+            "The clients are at fault: compare a request with the API's reference; error_msg in the answer says what is wrong.",
+        ),
+    };
+    Cause { fault: Fault::Client, title: format!("{title} ({})", code.name()), remedy: remedy.to_owned() }
+}
+
+/// An error of sidelink's own.
+fn own_error(state: &AdminState, counted: &Reading, code: Code, now: Moment) -> Cause {
+    let endpoint = |title: &str, remedy: &str| Cause {
+        fault: Fault::Endpoint,
+        title: title.to_owned(),
+        remedy: format!("{remedy}{}", last_failure(state, now)),
+    };
+    let shed_calls = shed(counted, Limit::Calls);
+    match code {
+        Code::BadGateway => endpoint(
+            "the endpoint gives no usable answer",
+            "The endpoint, or the way to it, is at fault: check that it runs, and name, network and certificate.",
+        ),
+        // A call that gets no permit in time counts as one without an answer in time as well.
+        Code::GatewayTimeout if calls(counted, CallResult::Deadline) > shed_calls => endpoint(
+            "the endpoint does not answer in time",
+            "The endpoint, or the way to it, is slow: ask who runs it, or raise upstream.deadline.",
+        ),
+        Code::GatewayTimeout if shed_calls == 0 => Cause {
+            fault: Fault::Client,
+            title: "clients ask for what is not in memory, with only-if-cached".to_owned(),
+            remedy: "The endpoint was not asked, as the clients wish. Have them ask without only-if-cached.".to_owned(),
+        },
+        Code::Unavailable if counted.shed.iter().sum::<u64>() <= calls(counted, CallResult::Refused) => {
+            match state.process.metrics.breaker_tripped() {
+                true => endpoint("the endpoint is not asked while the breaker is open", "The endpoint is at fault."),
+                false => endpoint(
+                    "the endpoint has asked callers to pause",
+                    "The endpoint is at fault: it is overloaded or under maintenance.",
+                ),
+            }
+        }
+        Code::Unavailable | Code::GatewayTimeout => at_a_limit(counted),
+        Code::Loop => Cause {
+            fault: Fault::Operator,
+            title: "upstream.endpoint is a sidelink, perhaps this one".to_owned(),
+            remedy: "Point upstream.endpoint at the endpoint itself.".to_owned(),
+        },
+        _ => Cause {
+            fault: Fault::Client,
+            title: format!("sidelink refuses the requests ({})", code.name()),
+            remedy: "The clients are at fault: they ask for too much at once, or for what HTTP forbids. error_msg in the answer says \
+                     what is wrong (docs/ERRORS.md)."
+                .to_owned(),
+        },
     }
 }
 
 fn at_a_limit(counted: &Reading) -> Cause {
     let limit = Limit::ALL.into_iter().max_by_key(|limit| shed(counted, *limit)).unwrap_or(Limit::InFlight);
-    let name = limit.meaning().replace('`', "");
+    let meaning = limit.meaning().replace('`', "");
+    let meaning = meaning.split([',', ':']).next().unwrap_or_default().trim_end_matches('.');
     Cause {
         fault: Fault::Sidelink,
-        title: format!(
-            "sidelink is at a limit ({})",
-            name.split(['.', ',', ':']).take(2).collect::<Vec<_>>().join(".")
-        ),
+        title: format!("sidelink is at a limit ({meaning})"),
         remedy: format!(
-            "sidelink is too small for this load: {} was reached. Raise it, add sidecars, or find out why calls take long.",
-            name.trim_end_matches('.')
+            "sidelink is too small for this load: {} requests met this limit. Raise it, add sidecars, or find out why calls take long.",
+            shed(counted, limit)
         ),
     }
 }
 
-/// The endpoint refuses calls with a 4xx, the last one with `status`.
-fn refusal(status: Option<StatusCode>) -> Cause {
-    let (title, remedy) = match status.map(|status| status.as_u16()) {
-        Some(401) => (
-            "the endpoint does not accept the credentials (401)",
-            "The clients are at fault: their tokens have expired, or their keys are wrong. Renew them.",
-        ),
-        Some(403) => (
-            "the endpoint denies permission (403)",
-            "The clients are at fault: grant them access, or have them ask for other ids.",
-        ),
-        Some(404) => (
-            "the endpoint does not find what is asked for (404)",
-            "Check the host and path of upstream.endpoint; if they are right, the clients ask for what does not exist.",
-        ),
-        Some(429) => (
-            "the endpoint throttles callers (429)",
-            "The clients are over their quota at the endpoint: ask less often, or have it raised.",
-        ),
-        Some(status) => {
-            return Cause {
-                fault: Fault::Client,
-                title: format!("the endpoint rejects the requests ({status})"),
-                remedy: "The clients are at fault: compare a request with the API's reference; error_msg in the answer says what \
-                         is wrong."
-                    .to_owned(),
-            };
-        }
-        None => (
-            "the endpoint refuses the requests (4xx)",
-            "The clients are at fault: the status in the access log, and error_msg in the answer, say why.",
-        ),
-    };
-    Cause { fault: Fault::Client, title: title.to_owned(), remedy: remedy.to_owned() }
+/// The reason of the last failure. Where the breaker has tripped, its own alert has the reason.
+fn last_failure(state: &AdminState, now: Moment) -> String {
+    let last = state.upstream.last_failure().filter(|_| !state.process.metrics.breaker_tripped());
+    let last = last.filter(|failure| now.since(failure.at) < WINDOW);
+    last.map_or_else(String::new, |last| format!(" Last failure, {} ago: {}.", span(now.since(last.at)), last.reason))
 }
 
 pub(super) fn forwarded(counted: &Reading) -> Option<Alert> {
@@ -217,15 +224,15 @@ pub(super) fn forwarded(counted: &Reading) -> Option<Alert> {
         fault: if reason == Bypass::Unmatched { Fault::Endpoint } else { Fault::Client },
         since: None,
         title: format!(
-            "{} batches are forwarded and none of them is cached: {}",
+            "{} batches are forwarded, and nothing of them is cached: {}",
             if forwarded >= all { "All" } else { "Most" },
             reason.name().replace('-', " "),
         ),
         text: format!(
-            "{forwarded} of {all} batches in the last {} were forwarded untouched. The most frequent reason: {} How the endpoint \
-             answered them is not counted, and an error counts as none: see the status in the access log. docs/SDK.md says what a \
-             batch looks like.",
+            "{forwarded} of {all} batches in the last {} were forwarded untouched. The reason of {} of them: {} docs/SDK.md says \
+             what a batch looks like.",
             span(WINDOW),
+            of(reason),
             reason.meaning().replace('`', ""),
         ),
     })

@@ -5,11 +5,12 @@ use std::marker::PhantomData;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, Result,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Result,
 };
 
 use super::labels::Label;
-use super::{BreakerState, Outcome, Route, sharded, show_state};
+use super::{BreakerState, Code, Outcome, Route, Source, sharded, show_state};
 
 /// The series of a family with one label, all there from the start.
 #[derive(Clone)]
@@ -39,6 +40,9 @@ impl<L: Label, M> PerLabel<L, M> {
 
 /// Histograms by route and outcome.
 pub(super) type RequestDurations = PerLabel<Route, PerLabel<Outcome, sharded::Histogram>>;
+
+/// Counters by route, source and status.
+pub(super) type Responses = PerLabel<Route, PerLabel<Source, PerLabel<Code, sharded::Counter>>>;
 
 impl<L: Label> Gauges<L> {
     /// Sets the gauge of one value.
@@ -107,6 +111,12 @@ impl<'a> Family<'a> {
         self.register(Histogram::with_opts(opts)?)
     }
 
+    pub(super) fn histograms<L: Label>(self, label: &str, buckets: &[f64]) -> Result<PerLabel<L, Histogram>> {
+        let opts = HistogramOpts::new(&*self.name, self.help).buckets(buckets.to_vec());
+        let vector = self.register(HistogramVec::new(opts, &[label])?)?;
+        Ok(PerLabel::new(|value| vector.with_label_values(&[value])))
+    }
+
     pub(super) fn counters<L: Label>(self, label: &str) -> Result<Counters<L>> {
         let vector = self.register(IntCounterVec::new(self.opts(), &[label])?)?;
         Ok(PerLabel::new(|value| vector.with_label_values(&[value])))
@@ -143,6 +153,21 @@ impl<'a> Family<'a> {
         Ok(histogram)
     }
 
+    pub(super) fn responses(self) -> Result<Responses> {
+        let counters: Responses = PerLabel::new(|_| PerLabel::new(|_| PerLabel::new(|_| sharded::Counter::default())));
+        let by_source = counters.iter().flat_map(|(route, sources)| {
+            sources.iter().flat_map(move |(source, codes)| {
+                codes.iter().map(move |(code, counter)| (route, source, code, counter))
+            })
+        });
+        let named = |(route, source, code, counter): (Route, Source, Code, &sharded::Counter)| {
+            (vec![code.name(), route.name(), source.name()], counter.clone())
+        };
+        let series = by_source.map(named).collect();
+        self.register_series(&["code", "route", "source"], series)?;
+        Ok(counters)
+    }
+
     /// A request that is passed through is a bypass or an error.
     pub(super) fn request_durations(self, bounds: &'static [f64]) -> Result<RequestDurations> {
         let batch = PerLabel::new(|_| sharded::Histogram::new(bounds));
@@ -170,8 +195,8 @@ impl<'a> Family<'a> {
     }
 
     pub(super) fn build(self) -> Result<IntGaugeVec> {
-        let vector = self.register(IntGaugeVec::new(self.opts(), &["version"])?)?;
-        vector.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let vector = self.register(IntGaugeVec::new(self.opts(), &["version", "revision"])?)?;
+        vector.with_label_values(&[env!("CARGO_PKG_VERSION"), crate::REVISION]).set(1);
         Ok(vector)
     }
 

@@ -1,5 +1,7 @@
 //! The values of labels: closed sets, each value declared once with its meaning.
 
+use http::StatusCode;
+
 /// The values of one label.
 pub trait Label: Copy + 'static {
     /// Every value, and how it stands in metrics and logs.
@@ -88,6 +90,76 @@ labels! {
         Batch = "batch",
         /// Any other route of the endpoint.
         Passthrough = "passthrough",
+    }
+
+    /// Who has decided on an answer's status.
+    pub enum Source {
+        /// sidelink: a batch that it has merged, or an error of its own.
+        Sidelink = "sidelink",
+        /// The endpoint: its answer was passed on, or is given again.
+        Endpoint = "endpoint",
+    }
+
+    /// The status of an answer: one that is documented for the API or for sidelink, or the class of any other.
+    pub enum Code {
+        /// 200
+        Ok = "200",
+        /// 204
+        NoContent = "204",
+        /// 206
+        Partial = "206",
+        /// Any other 2xx.
+        Success = "2xx",
+        /// 304
+        NotModified = "304",
+        /// Any other 3xx.
+        Redirection = "3xx",
+        /// 400
+        BadRequest = "400",
+        /// 401
+        Unauthorized = "401",
+        /// 403
+        Forbidden = "403",
+        /// 404
+        NotFound = "404",
+        /// 405
+        MethodNotAllowed = "405",
+        /// 413
+        TooLarge = "413",
+        /// 421
+        Misdirected = "421",
+        /// 429
+        TooManyRequests = "429",
+        /// The client has disconnected before there was an answer.
+        ClientLeft = "499",
+        /// Any other 4xx.
+        ClientError = "4xx",
+        /// 500
+        Internal = "500",
+        /// 502
+        BadGateway = "502",
+        /// 503
+        Unavailable = "503",
+        /// 504
+        GatewayTimeout = "504",
+        /// 508
+        Loop = "508",
+        /// Any other status.
+        ServerError = "5xx",
+    }
+
+    /// How an attempt of a call has ended.
+    pub enum AttemptResult {
+        /// A 2xx or 3xx.
+        Ok = "ok",
+        /// A 4xx.
+        ClientError = "client_error",
+        /// A 5xx.
+        ServerError = "server_error",
+        /// No usable answer.
+        NoAnswer = "no_answer",
+        /// No answer within the deadline.
+        Deadline = "deadline",
     }
 
     /// Why a batch is forwarded untouched.
@@ -294,6 +366,49 @@ labels! {
         Failed = "failed",
         /// The queue was full.
         Dropped = "dropped",
+    }
+}
+
+impl Code {
+    /// Whether it is a 4xx or 5xx, or there was no answer.
+    pub fn is_error(self) -> bool {
+        self.name().starts_with(['4', '5'])
+    }
+
+    /// Whether it is a 5xx.
+    pub fn is_server_error(self) -> bool {
+        self.name().starts_with('5')
+    }
+}
+
+impl From<StatusCode> for Code {
+    fn from(status: StatusCode) -> Self {
+        match status.as_u16() {
+            200 => Code::Ok,
+            204 => Code::NoContent,
+            206 => Code::Partial,
+            304 => Code::NotModified,
+            400 => Code::BadRequest,
+            401 => Code::Unauthorized,
+            403 => Code::Forbidden,
+            404 => Code::NotFound,
+            405 => Code::MethodNotAllowed,
+            413 => Code::TooLarge,
+            421 => Code::Misdirected,
+            429 => Code::TooManyRequests,
+            499 => Code::ClientLeft,
+            500 => Code::Internal,
+            502 => Code::BadGateway,
+            503 => Code::Unavailable,
+            504 => Code::GatewayTimeout,
+            508 => Code::Loop,
+            other => match other / 100 {
+                2 => Code::Success,
+                3 => Code::Redirection,
+                4 => Code::ClientError,
+                _ => Code::ServerError,
+            },
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use prometheus::Histogram;
 use prometheus::core::Metric;
 
-use super::{CALL_SECONDS, Counters, Label, Metrics, Outcome, REQUEST_SECONDS, Route};
+use super::{AttemptResult, CALL_SECONDS, Code, Counters, Label, Metrics, Outcome, REQUEST_SECONDS, Route, Source};
 
 /// The counters at one time.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,10 +20,8 @@ pub struct Reading {
     pub bypass: Vec<u64>,
     /// Requests that were refused at a limit, in the order of [`super::Limit::ALL`].
     pub shed: Vec<u64>,
-    /// Requests of other routes that got the endpoint's answer.
-    pub passed: u64,
-    /// Requests of other routes that got an error of sidelink's own, or whose clients left.
-    pub pass_errors: u64,
+    /// Answers, by route, source and status, each in the order of its values.
+    responses: Vec<u64>,
     /// Round trips to the shared tier.
     pub shared_operations: u64,
     /// Failures of the shared tier, in the order of [`super::SharedFailure::ALL`].
@@ -32,7 +30,7 @@ pub struct Reading {
     pub log_dropped: u64,
     /// Batches by duration: for each bucket, how many took at most its upper bound; the last bound is infinite.
     answers: Vec<u64>,
-    /// Calls by duration.
+    /// Calls that were answered, by duration.
     call_durations: Vec<u64>,
 }
 
@@ -47,10 +45,8 @@ impl Metrics {
         }
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A sum of whole numbers.
         let call_ids = self.upstream_call_ids.get_sample_sum() as u64;
-        let passthrough = |outcome| {
-            let counts = self.request_durations.of(Route::Passthrough).of(outcome).cumulative();
-            counts.last().copied().unwrap_or(0)
-        };
+        let by_source = self.responses.iter().flat_map(|(_, by_source)| by_source.iter());
+        let by_code = by_source.flat_map(|(_, by_code)| by_code.iter());
         Reading {
             ids: self.ids.iter().map(|(_, counter)| counter.get()).collect(),
             batches: self.batches.iter().map(|(_, counter)| counter.get()).collect(),
@@ -58,13 +54,12 @@ impl Metrics {
             call_ids,
             bypass: values(&self.bypass),
             shed: values(&self.shed),
-            passed: passthrough(Outcome::Bypass),
-            pass_errors: passthrough(Outcome::Error),
+            responses: by_code.map(|(_, counter)| counter.get()).collect(),
             shared_operations: values(&self.shared.operations).iter().sum(),
             shared_failures: values(&self.shared.failures),
             log_dropped: self.log_dropped.get(),
             answers,
-            call_durations: buckets(&self.upstream_call_duration),
+            call_durations: buckets(self.upstream_call_duration.of(AttemptResult::Ok)),
         }
     }
 }
@@ -104,8 +99,7 @@ impl Reading {
             call_ids: one(|reading| reading.call_ids),
             bypass: all(|reading| &reading.bypass),
             shed: all(|reading| &reading.shed),
-            passed: one(|reading| reading.passed),
-            pass_errors: one(|reading| reading.pass_errors),
+            responses: all(|reading| &reading.responses),
             shared_operations: one(|reading| reading.shared_operations),
             shared_failures: all(|reading| &reading.shared_failures),
             log_dropped: one(|reading| reading.log_dropped),
@@ -114,9 +108,21 @@ impl Reading {
         }
     }
 
-    /// Batches that failed: they got an error, or their clients left.
+    /// Answers on `route` whose source and status are so.
+    pub fn responses(&self, route: Route, is_so: impl Fn(Source, Code) -> bool) -> u64 {
+        let labels = Route::ALL.into_iter().flat_map(|route| {
+            let by_source = Source::ALL.into_iter();
+            by_source.flat_map(move |source| Code::ALL.into_iter().map(move |code| (route, source, code)))
+        });
+        let counts = labels.zip(&self.responses);
+        counts.filter(|((of, source, code), _)| *of == route && is_so(*source, *code)).map(|(_, count)| count).sum()
+    }
+
+    /// Batches that failed: they got an error, or their clients left. An error in a 200 is known by the outcome alone, the status of
+    /// a batch that was forwarded by the answers alone; so where there are both, this is the least that it can be.
     pub fn failed_batches(&self) -> u64 {
-        self.batches.get(Outcome::Error as usize).copied().unwrap_or(0)
+        let errors = self.batches.get(Outcome::Error as usize).copied().unwrap_or(0);
+        errors.max(self.responses(Route::Batch, |_, code| code.is_error()))
     }
 
     /// A quantile of the batches' durations, in seconds.

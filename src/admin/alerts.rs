@@ -33,6 +33,8 @@ enum Kind {
     Draining,
     /// The configuration file was refused.
     Reload,
+    /// Batches are answered with links past their freshness.
+    Stale,
     /// Batches are forwarded untouched.
     Forwarded,
     /// The shared tier is down, or fails.
@@ -81,6 +83,7 @@ pub(super) fn alerts(state: &AdminState, now: Moment) -> Value {
     let counted = state.process.history.counted_within(WINDOW);
     let found = [
         batches::errors(state, &counted, now),
+        batches::stale(state, &counted, now),
         batches::forwarded(&counted),
         breaker(state, now),
         pause(state),
@@ -116,6 +119,7 @@ impl Kind {
             Kind::Pause => "pause",
             Kind::Draining => "draining",
             Kind::Reload => "reload",
+            Kind::Stale => "stale",
             Kind::Forwarded => "forwarded",
             Kind::SharedTier => "shared_tier",
             Kind::LogDropped => "log_dropped",

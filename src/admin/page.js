@@ -227,8 +227,8 @@
       const label = at === 0 ? "now" : window > 120_000 ? `−${ago / 60} min` : `−${ago} s`;
       svg.append(draw("text", { x: x(newest() - ago * 1000), y: height - 5, "text-anchor": at === 0 ? "end" : "middle" }, label));
     }
-    if (heights.length === 0) {
-      svg.append(draw("text", { x: (LEFT + width - right) / 2, y: top + (height - top - bottom) * 0.3, "text-anchor": "middle", class: "none" }, "nothing yet"));
+    if (heights.length === 0 || (highest === 0 && !chart.top)) {
+      svg.append(draw("text", { x: (LEFT + width - right) / 2, y: top + (height - top - bottom) * 0.3, "text-anchor": "middle", class: "none" }, heights.length === 0 ? "nothing yet" : "none"));
     }
     const place = (value, at) => `${x(at).toFixed(1)},${y(value).toFixed(1)}`;
     if (chart.stacked) {

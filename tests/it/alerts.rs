@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
+use sidelink::clock::Clock;
 use sidelink::config::Config;
 use sidelink::demo::origin::ScriptedReply;
 
@@ -234,6 +235,19 @@ async fn a_shared_tier_that_is_down_is_alerted_with_the_failure() {
     })
     .await;
     says(&alerts(&admin).await, "shared_tier", "warning", "operator", &["The shared tier is down", "shared.url"]);
+}
+
+#[tokio::test]
+async fn stale_answers_are_alerted_before_they_become_errors() {
+    let clock = Clock::simulated(i64::try_from(Clock::system().now().unix_millis()).unwrap());
+    let configure = |config: &mut Config| config.freshness.max = Duration::from_secs(60);
+    let stack = Stack::on(clock.clone(), |_| {}, configure).await;
+    assert_eq!(stack.client.batch("t", &["1"]).await.status, 200);
+    stack.origin.update(|endpoint| (endpoint.fail_ratio, endpoint.fail_status) = (1.0, 500));
+    clock.step(61_000);
+    assert_eq!(stack.client.batch("t", &["1"]).await.status, 200);
+    let found = Scene::of(stack).alerts().await;
+    says(&found, "stale", "warning", "endpoint", &["past their freshness", "1 of 2", "it answers with 500"]);
 }
 
 #[tokio::test]

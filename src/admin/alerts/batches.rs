@@ -6,7 +6,7 @@
 use super::{Alert, Fault, Kind, Severity, WINDOW, span, span_in_history};
 use crate::admin::AdminState;
 use crate::clock::Moment;
-use crate::telemetry::metrics::{Bypass, CallResult, Code, Limit, Reading, Route, Source};
+use crate::telemetry::metrics::{Bypass, CallResult, Code, Limit, Outcome, Reading, Route, Source};
 
 /// Fewer batches are no alert, unless they are all.
 const LEAST: u64 = 3;
@@ -209,6 +209,24 @@ fn last_failure(state: &AdminState, now: Moment) -> String {
     let last = state.upstream.last_failure().filter(|_| !state.process.metrics.breaker_tripped());
     let last = last.filter(|failure| now.since(failure.at) < WINDOW);
     last.map_or_else(String::new, |last| format!(" Last failure, {} ago: {}.", span(now.since(last.at)), last.reason))
+}
+
+pub(super) fn stale(state: &AdminState, counted: &Reading, now: Moment) -> Option<Alert> {
+    let stale = counted.batches.get(Outcome::Stale as usize).copied().unwrap_or(0);
+    (stale > 0).then(|| Alert {
+        kind: Kind::Stale,
+        severity: Severity::Warning,
+        fault: Fault::Endpoint,
+        since: None,
+        title: "The endpoint fails, and links past their freshness are served in its place".to_owned(),
+        text: format!(
+            "{stale} of {} batches in the last {} were answered so. The links still work; when they are near their own expiry, or \
+             older than freshness.stale_if_error allows, their batches fail. The endpoint is at fault: ask who runs it.{}",
+            counted.batches.iter().sum::<u64>(),
+            span(WINDOW),
+            last_failure(state, now),
+        ),
+    })
 }
 
 pub(super) fn forwarded(counted: &Reading) -> Option<Alert> {

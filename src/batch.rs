@@ -28,7 +28,7 @@ use crate::cache::answers::{Found, Revision, WholeAnswer, WholeAnswers, Written}
 use crate::cache::{Cache, Entry};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
-use crate::error::Error;
+use crate::error::{Error, TooMany};
 use crate::fetch::{CacheRequirements, Failure, FetchContext, Fetcher, KeyedId};
 use crate::limits::budget::{Budget, Reservation};
 use crate::message::body::{BodyError, stream};
@@ -173,7 +173,7 @@ impl BatchRoute {
         let drains = !headers::expects_continue(&request);
         let (parts, body) = request.into_parts();
         let (most, time) = (self.config.limits.batch_body, self.config.limits.idle_timeout);
-        let (body, reservation) = self.bodies.read(stream(body), most, Error::BodyTooLarge, time, drains).await?;
+        let (body, reservation) = self.bodies.read(stream(body), most, Error::BodyTooLarge(most), time, drains).await?;
         Ok((parts, body, reservation))
     }
 
@@ -219,7 +219,7 @@ impl BatchRoute {
         };
         let scope = scope.of_group(&batch.group);
         let Some(ids) = distinct(&batch, scope, self.config.limits.batch_ids) else {
-            return Step::Reply(respond::error(Error::TooManyIds));
+            return Step::Reply(respond::error(self.too_many_ids(&batch)));
         };
         self.metrics.batch_ids.observe(ids.len() as f64);
 
@@ -350,6 +350,10 @@ impl BatchRoute {
         let now = self.clock.now();
         let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
         self.merged(entries, &summary, &fetched, *from_memory, context.form, now)
+    }
+
+    fn too_many_ids(&self, batch: &Batch<'_>) -> Error {
+        Error::TooManyIds(TooMany { came: batch.ids.len(), allowed: self.config.limits.batch_ids })
     }
 
     fn directives(&self, headers: Headers<'_>) -> Directives {

@@ -146,7 +146,7 @@ section! {
 const GUESSABLE: usize = 16;
 
 fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("\"{}\" is not an address such as \"127.0.0.1:8080\"", text.escape_debug()))
+    listen::socket_address(text, "an address such as \"127.0.0.1:8081\"")
 }
 
 section! {

@@ -1,9 +1,10 @@
 //! sidelink's own errors: status, code, message, whose fault it is and what to do.
 //!
 //! **To add an error, add it to `errors!`**, and run `make docs`. The body has the API's shape:
-//! `{"error_code":"SIDELINK.…","error_msg":"…"}` (`docs/ERRORS.md`). The endpoint's errors are passed on as they came.
-//! Messages are fixed texts, so that no secret can be in one.
+//! `{"error_code":"SIDELINK.…","error_msg":"…","request_id":"…"}` (`docs/ERRORS.md`). The endpoint's errors are passed on as
+//! they came. Messages are fixed texts with numbers, so that no secret can be in one.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,15 @@ pub use crate::telemetry::metrics::Limit;
 
 /// The methods that are forwarded, as `Allow` lists them. TRACE is forwarded too, but not advertised.
 pub const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
+/// More ids than are allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooMany {
+    /// As many as came, each counted as often as it came.
+    pub came: usize,
+    /// `limits.batch_ids`.
+    pub allowed: usize,
+}
 
 /// How the endpoint failed to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,9 +79,9 @@ macro_rules! errors {
             }
 
             /// Whose fault it is and what to do.
-            pub fn message(self) -> &'static str {
+            pub fn message(self) -> Cow<'static, str> {
                 match self {
-                    $(Error::$error $(($field))? => $message,)+
+                    $(Error::$error $(($field))? => $message.into(),)+
                 }
             }
         }
@@ -90,16 +100,16 @@ macro_rules! errors {
 
 errors! {
     /// The batch has more distinct ids than `limits.batch_ids`.
-    TooManyIds: BAD_REQUEST "SIDELINK.0001" "client",
-        "the batch has more ids than this sidelink allows; ask in smaller batches"
+    TooManyIds(ids: TooMany): BAD_REQUEST "SIDELINK.0001" "client",
+        format!("the batch has {} ids, and this sidelink allows {}; ask in smaller batches", ids.came, ids.allowed)
         => "Ask in smaller batches, or raise the limit. The endpoint's own limit of ids in one call does not matter: sidelink splits.";
     /// The body of a batch is larger than `limits.batch_body`.
-    BodyTooLarge: PAYLOAD_TOO_LARGE "SIDELINK.0002" "client",
-        "the body is larger than this sidelink allows; ask in smaller batches"
+    BodyTooLarge(most: usize): PAYLOAD_TOO_LARGE "SIDELINK.0002" "client",
+        format!("the body is larger than the {most} bytes that this sidelink allows; ask in smaller batches")
         => "Ask in smaller batches, or raise the limit.";
     /// The body is larger than `limits.signed_body`, and its request has to be signed again.
-    SignedBodyTooLarge: PAYLOAD_TOO_LARGE "SIDELINK.0002" "client",
-        "the body is larger than this sidelink signs again; send it as UNSIGNED-PAYLOAD, or sign for the endpoint's own host"
+    SignedBodyTooLarge(most: usize): PAYLOAD_TOO_LARGE "SIDELINK.0002" "client",
+        format!("the body is larger than the {most} bytes that this sidelink signs again; send it as UNSIGNED-PAYLOAD, or sign for the endpoint's own host")
         => "Send it as `UNSIGNED-PAYLOAD`, sign for the endpoint's own host ([SDK.md](SDK.md)), or raise the limit.";
     /// `Connection` names a credential, a scope header, or a header that is signed.
     NamedByConnection: UNAUTHORIZED "SIDELINK.0003" "client",
@@ -143,8 +153,8 @@ errors! {
         "the endpoint has asked for a pause; ask again later"
         => "Ask again after `Retry-After` seconds.";
     /// A limit is reached: `limits.in_flight`, half of it by one caller, `limits.waiters`, `limits.exchanges`, `limits.batch_bodies`, or `limits.signed_bodies`.
-    Shed(_limit: Limit): SERVICE_UNAVAILABLE "SIDELINK.1004" "load, or operator",
-        "this sidelink is at a limit; ask again shortly"
+    Shed(limit: Limit): SERVICE_UNAVAILABLE "SIDELINK.1004" "load, or operator",
+        format!("this sidelink is at a limit ({}); ask again shortly", limit.name())
         => "Ask again after `Retry-After` seconds. `sidelink_shed_total` tells which limit. A batch that is all in memory is served all the same, unless there is no room to read its body.";
 }
 
@@ -160,11 +170,17 @@ impl Error {
         }
     }
 
-    /// The error as a response, without the headers that every response gets.
-    pub fn response(self) -> Response<Bytes> {
-        // Codes and messages are plain ASCII without quotes or backslashes: a test holds them so.
-        let body = format!(r#"{{"error_code":"{}","error_msg":"{}"}}"#, self.code(), self.message());
-        let mut response = Response::new(Bytes::from(body));
+    /// The body, in the shape of the endpoint's errors, for the answer of this `X-Request-Id`.
+    pub fn body(self, request_id: &HeaderValue) -> Bytes {
+        let request_id = request_id.to_str().unwrap_or_default();
+        let (code, message) = (self.code(), self.message());
+        // All are plain ASCII without quotes or backslashes: a test holds them so, and a request id is checked.
+        format!(r#"{{"error_code":"{code}","error_msg":"{message}","request_id":"{request_id}"}}"#).into()
+    }
+
+    /// The error as a response to the request of this id, without the headers that every response gets.
+    pub fn response(self, request_id: &HeaderValue) -> Response<Bytes> {
+        let mut response = Response::new(self.body(request_id));
         *response.status_mut() = self.status();
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if matches!(self, Error::Connect | Error::Trace) {
@@ -189,9 +205,9 @@ mod tests {
     fn every_error_is_json_in_the_apis_shape() {
         let wait = Duration::from_millis(1200);
         for error in [
-            Error::TooManyIds,
-            Error::BodyTooLarge,
-            Error::SignedBodyTooLarge,
+            Error::TooManyIds(TooMany { came: 1001, allowed: 1000 }),
+            Error::BodyTooLarge(1 << 20),
+            Error::SignedBodyTooLarge(1 << 20),
             Error::NamedByConnection,
             Error::NotCached,
             Error::Malformed("no Host header"),
@@ -209,10 +225,11 @@ mod tests {
             Error::HeldBack(wait),
             Error::Shed(Limit::InFlight),
         ] {
-            let response = error.response();
+            let response = error.response(&HeaderValue::from_static("an.id-1"));
             let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+            assert_eq!(body["request_id"], "an.id-1");
             assert_eq!(body["error_code"], error.code());
-            assert_eq!(body["error_msg"], error.message());
+            assert_eq!(body["error_msg"], *error.message());
             let temporary = response.status() == StatusCode::SERVICE_UNAVAILABLE;
             assert_eq!(response.headers().contains_key(RETRY_AFTER), temporary);
         }

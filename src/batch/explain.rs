@@ -52,7 +52,7 @@ impl BatchRoute {
         };
         let scope = self.callers.scope(&identity, &head.headers).of_group(&batch.group);
         let Some(ids) = distinct(&batch, scope, self.config.limits.batch_ids) else {
-            return error(Error::TooManyIds);
+            return error(self.too_many_ids(&batch));
         };
         let now = self.clock.now();
         let directives = self.directives((&head.headers).into());
@@ -94,7 +94,7 @@ impl BatchRoute {
         let mut explanation = without_nulls(json!({
             // As in `batches_total`, as far as can be told before the endpoint has answered.
             "outcome": outcome.name(),
-            "why": error.map(Error::message).or(why_refused),
+            "why": error.map(Error::message).or(why_refused.map(Into::into)),
             "error_code": error.map(Error::code),
             "form": match batch.form {
                 Form::Repeated => "repeated",

@@ -125,7 +125,7 @@ impl BatchRoute {
     async fn fetch_whole(&self, batch: &Batch<'_>, context: &Arc<FetchContext>, slots: &mut Slots) -> Reply {
         self.count_bypass(Bypass::Unmatched);
         let Some(ids) = distinct(batch, context.scope, self.config.limits.batch_ids) else {
-            return respond::error(Error::TooManyIds);
+            return respond::error(self.too_many_ids(batch));
         };
         let ids: Vec<KeyedId> = ids.iter().map(|(id, key)| KeyedId { id: Box::from(*id), key: *key }).collect();
         let results = match self.fetch.fetch_separately(context, &ids, false).await {

@@ -16,6 +16,9 @@ const SIMILAR: f64 = 0.7;
 /// The same for a key of another table.
 const SIMILAR_ELSEWHERE: f64 = 0.9;
 
+/// The parser's message for a key that is there twice.
+const DUPLICATE: &str = "duplicate key";
+
 /// The mode bit that lets every user read a file.
 const WORLD_READABLE: u32 = 0o004;
 
@@ -173,7 +176,25 @@ impl<'a> Diagnostics<'a> {
 
     /// Reports a syntax error.
     pub(super) fn not_toml(&self, span: Option<Range<usize>>, message: &str) {
-        self.add(span.map_or(0, |span| span.start), "", format!("not TOML: {message}"));
+        let span = span.unwrap_or(0..0);
+        let place = (message == DUPLICATE).then(|| self.text.get(span.clone())).flatten();
+        let message = match place.map(|key| (key, self.line_of_same(key, span.start))) {
+            Some((key, Some(line))) => format!("not TOML: {key} is there twice, first in line {line}"),
+            Some((key, None)) => format!("not TOML: {key} is there twice"),
+            None => format!("not TOML: {message}"),
+        };
+        self.add(span.start, "", message);
+    }
+
+    /// The last line before the byte `at` that begins with this key, or is a heading of this name.
+    fn line_of_same(&self, key: &str, at: usize) -> Option<usize> {
+        let (line, _) = self.place(at);
+        let is_same = |text: &str| {
+            let text = text.trim_start().trim_start_matches('[').trim_start();
+            text.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(['=', ']', '.']))
+        };
+        let before = self.text.lines().take(line.saturating_sub(1)).enumerate();
+        before.filter(|(_, text)| is_same(text)).last().map(|(number, _)| number + 1)
     }
 
     /// Reports an error, unless its line is not TOML: one error causes others.
@@ -329,6 +350,11 @@ pub(super) fn path(table: &str, key: &str) -> String {
 }
 
 fn nearest(known: &[&'static str], key: &str, least: f64) -> Option<(f64, &'static str)> {
+    // A secret, or a certificate, belongs into a file.
+    let in_file = known.iter().find(|known| known.strip_suffix("_file") == Some(key));
+    if let Some(in_file) = in_file {
+        return Some((1.0, in_file));
+    }
     let likeness = known.iter().map(|known| (strsim::jaro_winkler(known, key), *known));
     likeness.filter(|(likeness, _)| *likeness > least).max_by(|one, other| one.0.total_cmp(&other.0))
 }

@@ -1,7 +1,7 @@
 //! `[listen]`: the addresses and the TLS of the client listeners.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -65,10 +65,7 @@ impl ListenAddress {
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some(path) = text.strip_prefix(UNIX) else {
             let example = "an address such as \"127.0.0.1:8080\" or \"unix:/run/sidelink.sock\"";
-            return text
-                .parse()
-                .map(ListenAddress::Tcp)
-                .map_err(|_| format!("\"{}\" is not {example}", text.escape_debug()));
+            return socket_address(text, example).map(ListenAddress::Tcp);
         };
         if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
             return Err(format!("\"{}\" must be {UNIX} and the absolute path of a socket", text.escape_debug()));
@@ -85,6 +82,34 @@ impl ListenAddress {
             ListenAddress::Tcp(address) => Some(*address),
             ListenAddress::Unix(_) => None,
         }
+    }
+}
+
+/// Reads `IP:PORT`. An error says what to write where that can be told.
+///
+/// # Errors
+/// `text` is not the `example`.
+pub(super) fn socket_address(text: &str, example: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        let advice = advice(text).map_or_else(String::new, |advice| format!("; {advice}"));
+        format!("\"{}\" is not {example}{advice}", text.escape_debug())
+    })
+}
+
+fn advice(text: &str) -> Option<String> {
+    let write = |ip: IpAddr, port: u16| format!("write \"{}\"", SocketAddr::new(ip, port));
+    let local = |port| write(Ipv4Addr::LOCALHOST.into(), port);
+    let Some((host, port)) = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?))) else {
+        let of_port = || text.parse().ok().map(local);
+        return text.trim_matches(['[', ']']).parse().ok().map(|ip| write(ip, 8080)).or_else(of_port);
+    };
+    match host {
+        "localhost" => Some(local(port)),
+        "" | "*" => Some(format!("{}, or \"0.0.0.0:{port}\" for every address of this machine", local(port))),
+        _ => match host.parse() {
+            Ok(ip) => Some(write(ip, port)),
+            Err(_) => Some("write the IP address: names are not resolved here".to_owned()),
+        },
     }
 }
 

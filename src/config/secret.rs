@@ -78,15 +78,18 @@ pub struct KeyPair {
     pub secret_key: Secret,
 }
 
-/// Reads a secret from the environment variable of this name. The process's environment keeps a copy.
+/// Reads a secret from the environment variable of this name. The process's environment keeps a copy. No error shows the name: what
+/// is there may be the secret itself.
 pub(super) fn from_variable(name: &str) -> Result<StoredSecret, String> {
-    let shown = name.escape_debug();
-    if name.is_empty() || name.contains(['=', '\0']) {
-        return Err(format!("\"{shown}\" is not the name of an environment variable"));
+    let is_name = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+    if name.is_empty() || !name.bytes().all(is_name) || name.starts_with(|first: char| first.is_ascii_digit()) {
+        return Err("must be the name of an environment variable: upper-case letters, digits and underscores (a secret itself belongs into \
+                    a file, which secret_key_file names)"
+            .to_owned());
     }
-    let value = std::env::var_os(name).ok_or_else(|| format!("the environment has no variable \"{shown}\""))?;
+    let value = std::env::var_os(name).ok_or("the environment has no variable of this name")?;
     let secret = Secret::read(Zeroizing::new(value.into_vec()), false);
-    let secret = secret.map_err(|reason| format!("the variable \"{shown}\" {reason}"))?;
+    let secret = secret.map_err(|reason| format!("the variable of this name {reason}"))?;
     Ok(StoredSecret { secret, source: name.to_owned() })
 }
 

@@ -33,6 +33,8 @@ pub struct ReplyInfo {
     pub caller: Option<u32>,
     /// How long the request waited for the endpoint, if it did.
     pub waited: Option<Duration>,
+    /// The error, where sidelink has made the reply for one.
+    pub error: Option<Error>,
     /// The code of an error of sidelink's own, or why a batch was forwarded untouched.
     pub detail: Option<&'static str>,
 }
@@ -42,17 +44,26 @@ impl Reply {
     pub fn new(response: Response<Body>, outcome: Outcome) -> Self {
         let is_endpoints = matches!(outcome, Outcome::Bypass | Outcome::Error);
         let source = if is_endpoints { Source::Endpoint } else { Source::Sidelink };
-        let info = ReplyInfo { outcome, source, tally: Tally::default(), caller: None, waited: None, detail: None };
+        let info = ReplyInfo {
+            outcome,
+            source,
+            tally: Tally::default(),
+            caller: None,
+            waited: None,
+            error: None,
+            detail: None,
+        };
         Self { response, info }
     }
 
     /// An error of sidelink's own.
     pub fn error(error: Error) -> Self {
-        let mut reply = Self::local(error.response(), Outcome::Error);
-        if matches!(error, Error::BodyTooLarge | Error::SignedBodyTooLarge | Error::Malformed(_)) {
+        let id = request_id();
+        let mut reply = Self::local(error.response(&id), Outcome::Error, id);
+        if matches!(error, Error::BodyTooLarge(_) | Error::SignedBodyTooLarge(_) | Error::Malformed(_)) {
             reply.response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        reply.info.detail = Some(error.code());
+        (reply.info.detail, reply.info.error) = (Some(error.code()), Some(error));
         reply
     }
 
@@ -68,11 +79,11 @@ impl Reply {
         Self::error(error)
     }
 
-    /// A response that the endpoint has no part in.
-    pub fn local(response: Response<Bytes>, outcome: Outcome) -> Self {
+    /// A response of this `X-Request-Id` that the endpoint has no part in.
+    pub fn local(response: Response<Bytes>, outcome: Outcome, id: HeaderValue) -> Self {
         let mut response = response.map(whole);
         let headers = response.headers_mut();
-        headers.insert(api::REQUEST_ID, request_id());
+        headers.insert(api::REQUEST_ID, id);
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         add_via(headers, Version::HTTP_11);
         let mut reply = Self::new(response, outcome);
@@ -82,8 +93,10 @@ impl Reply {
 
     /// Names the reply as its client named the request, if it did.
     pub fn set_request_id(&mut self, id: Option<&HeaderValue>) {
-        if let Some(id) = id {
-            self.response.headers_mut().insert(api::REQUEST_ID, id.clone());
+        let Some(id) = id else { return };
+        self.response.headers_mut().insert(api::REQUEST_ID, id.clone());
+        if let Some(error) = self.info.error {
+            *self.response.body_mut() = whole(error.body(id));
         }
     }
 

@@ -21,7 +21,7 @@ use crate::error::{Error, METHODS};
 use crate::message::body::{Body, BodyError, drain};
 use crate::message::header_filter::{HeaderFilter, Headers};
 use crate::message::headers::{
-    REQUEST_ID_BYTES, client_request_id, has_outer_space, is_host, is_http2_target, join_cookies, max_forwards,
+    self, REQUEST_ID_BYTES, client_request_id, has_outer_space, is_host, is_http2_target, join_cookies, max_forwards,
     sidelinks,
 };
 use crate::message::reply::Reply;
@@ -103,9 +103,8 @@ impl Router {
             Step::Refuse(error) => Reply::refuse(error, request),
             Step::Options => {
                 drain(request.into_body());
-                let mut reply = Reply::local(methods(), Outcome::Bypass);
-                reply.set_request_id(request_id.as_ref());
-                reply
+                let id = request_id.clone().unwrap_or_else(headers::request_id);
+                Reply::local(methods(), Outcome::Bypass, id)
             }
             Step::Batch(step) => {
                 let context = RequestContext { filter, last_token: &connection.last_token, trace: &record.trace };
@@ -199,6 +198,7 @@ pub struct Unanswered<B> {
 }
 
 /// What is left to do for a request.
+#[expect(clippy::large_enum_variant, reason = "it is in the box of its request")]
 enum Step {
     Refuse(Error),
     /// To answer OPTIONS here.

@@ -221,3 +221,20 @@ async fn operators_connections_have_a_limit_and_idle_ones_are_closed() {
     let answer = tokio::time::timeout(Duration::from_secs(60), probe.get("/livez", &[])).await;
     assert_eq!(answer.expect("probes are kept out").status, 200);
 }
+
+#[tokio::test]
+async fn an_error_of_a_limit_says_how_many_came_how_many_are_allowed_and_which_request_it_is_of() {
+    let stack = Stack::with(|_| {}, |config| config.limits.batch_ids = 2).await;
+    let refused = stack.client.batch("t", &["1", "2", "3"]).await;
+    let told = refused.json();
+    assert_eq!(told["error_msg"], "the batch has 3 ids, and this sidelink allows 2; ask in smaller batches");
+    assert_eq!(told["request_id"], refused.header("x-request-id"));
+    assert_eq!(refused.header("x-request-id").len(), 32);
+    let named = [("x-auth-token", "t"), ("x-request-id", "a-clients.own_1")];
+    let refused = stack.client.get(&query(&["1", "2", "3"]), &named).await;
+    assert_eq!(
+        (&refused.json()["request_id"], refused.header("x-request-id")),
+        (&"a-clients.own_1".into(), "a-clients.own_1")
+    );
+    assert_eq!(refused.header("content-length"), refused.body.len().to_string());
+}

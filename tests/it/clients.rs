@@ -281,7 +281,7 @@ async fn a_connection_header_that_names_a_credential_scope_header_or_host_is_ref
         let mut answers = Vec::new();
         for target in [query(&["1"]), ECHO.to_owned()] {
             let request = format!(
-                "GET {target} HTTP/1.1\r\nhost: a\r\nx-auth-token: t\r\nx-language: l\r\nconnection: {named}\r\nconnection: close\r\n\r\n"
+                "GET {target} HTTP/1.1\r\nhost: a\r\nx-auth-token: t\r\nx-language: l\r\nx-request-id: one\r\nconnection: {named}\r\nconnection: close\r\n\r\n"
             );
             let answer = raw(stack.client.address, request.as_bytes()).await;
             assert!(

@@ -61,7 +61,7 @@ impl Passthrough {
             let (limits, body) = (&self.config.limits, stream(body));
             let (most, time) = (limits.signed_body, limits.idle_timeout);
             let (body, reservation) =
-                self.signed_bodies.read(body, most, Error::SignedBodyTooLarge, time, drains).await?;
+                self.signed_bodies.read(body, most, Error::SignedBodyTooLarge(most), time, drains).await?;
             (signature::verify_whole(&claim, pair, &head, &signature::hash(&body), now), whole(body), Some(reservation))
         };
         match verified {

@@ -249,3 +249,49 @@ proptest! {
         errors_are_in_order_and_in_the_text(&format!("{}{junk}{}", &SHIPPED[..at], &SHIPPED[end..]));
     }
 }
+
+#[test]
+fn a_key_that_is_there_twice_is_named_with_both_lines() {
+    let head = "[upstream]\nendpoint = \"http://h\"\n";
+    for (text, line, message) in [
+        (format!("{head}calls = 1\n# calls = 3\ncalls = 2\n"), 5, "calls is there twice, first in line 3"),
+        (
+            format!("{head}[cache]\ncapacity = 1\n[upstream]\ncalls = 2\n"),
+            5,
+            "upstream is there twice, first in line 1",
+        ),
+        (
+            "upstream.calls = 1\nupstream.endpoint = \"http://h\"\nupstream.calls = 2\n".to_owned(),
+            3,
+            "calls is there twice",
+        ),
+    ] {
+        let found = errors(&text);
+        let duplicate = found.iter().find(|(_, _, found)| found.contains("twice"));
+        let (at, _, told) = duplicate.unwrap_or_else(|| panic!("{found:?}"));
+        assert!(*at == line && told.contains(message), "{text}: {found:?}");
+    }
+}
+
+#[test]
+fn an_address_that_is_none_comes_with_what_to_write() {
+    for (written, advice) in [
+        ("localhost:8080", "write \"127.0.0.1:8080\""),
+        ("::1:8080", "write \"[::1]:8080\""),
+        ("fe80::2:9000", "write \"[fe80::2]:9000\""),
+        (":8080", "or \"0.0.0.0:8080\" for every address"),
+        ("*:8080", "or \"0.0.0.0:8080\" for every address"),
+        ("my-host:8080", "names are not resolved"),
+        ("10.0.0.7", "write \"10.0.0.7:8080\""),
+        ("::", "write \"[::]:8080\""),
+        ("9000", "write \"127.0.0.1:9000\""),
+    ] {
+        for table in ["listen", "admin"] {
+            let text = format!("[upstream]\nendpoint = \"http://h\"\n[{table}]\naddress = \"{written}\"");
+            let found = errors(&text);
+            assert!(found.len() == 1 && found[0].2.contains(advice), "{written}: {found:?}");
+        }
+    }
+    let plain = errors("[upstream]\nendpoint = \"http://h\"\n[listen]\naddress = \"somewhere\"");
+    assert!(plain[0].2.ends_with("or \"unix:/run/sidelink.sock\""), "{plain:?}");
+}

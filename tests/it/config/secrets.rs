@@ -111,3 +111,23 @@ fn broken_keys_name_line_and_remedy() {
     let single = errors_of("[callers.keys]\naccess_key = \"AK1\"");
     assert!(single[0].2.contains("write [[callers.keys]] above each"), "{single:?}");
 }
+
+/// A key that is pasted where the name of its variable belongs.
+#[test]
+fn a_secret_in_place_of_a_variables_name_is_refused_and_not_shown() {
+    for pasted in ["8fK2mNpQrStUvWxYz0123456789abcdefghij", "ALLUPPERCASE0123456789", "with space", "8", "", "a=b"] {
+        let errors = with_key(&format!("access_key = \"AK1\"\nsecret_key_env = \"{pasted}\"")).expect_err(pasted);
+        assert_eq!(errors.len(), 1);
+        let told = format!("{errors:?}");
+        assert!(told.contains("callers.keys.secret_key_env"), "{told}");
+        assert!(pasted.len() < 5 || !told.contains(&pasted[1..pasted.len() - 1]), "{told}");
+    }
+}
+
+#[test]
+fn a_key_for_the_secret_itself_is_answered_with_the_key_for_its_file() {
+    let errors = with_key("access_key = \"AK1\"\nsecret_key = \"8fK2mNpQrStUvWxYz\"").expect_err("");
+    let told: Vec<&str> = errors.iter().map(|(_, _, message)| message.as_str()).collect();
+    assert!(told.iter().any(|told| told.contains("did you mean \"secret_key_file\"?")), "{told:?}");
+    assert!(!format!("{errors:?}").contains("8fK2"), "{errors:?}");
+}

@@ -296,7 +296,7 @@
     const failed = lastMinute((sample) => sample.batches_failed);
     const errors = batches > 0 ? `${failed === 0 ? "no batch" : `${count.format(failed)} of ${count.format(batches)} batches`} failed, last minute` : "no batch in the last minute";
     const list = [
-      ["Errors", share(batches > 0 ? failed / batches : null), errors, failed > 0 ? "critical" : ""],
+      ["Errors", share(batches > 0 ? failed / batches : null), errors, status.alerts.find((alert) => alert.kind === "errors")?.severity],
       ["Hit rate", share(all > 0 ? ids(HITS) / all : null), "ids, last minute"],
       ["Batches", rate(per((sample) => sample.batches)), all > 0 ? `a second; ${rate(all / seconds)} ids` : "a second"],
       ["Calls to the endpoint", rate(per((sample) => sample.calls)), seconds > 0 ? `a second; ${rate(per((sample) => sample.call_ids))} ids` : "a second"],

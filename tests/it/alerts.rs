@@ -202,6 +202,35 @@ async fn an_open_breaker_is_alerted_with_its_reason_its_evidence_and_the_next_pr
     says(&open_breaker().await.alerts().await, "breaker", "critical", "endpoint", &words);
 }
 
+/// Regression: these failures were said to be for a pause.
+#[tokio::test]
+async fn callers_that_the_breaker_holds_back_alone_are_named_as_the_reason() {
+    let fails = |endpoint: &mut sidelink::demo::origin::Options| {
+        (endpoint.poison, endpoint.poison_status) = (vec!["bad".to_owned()], 503);
+    };
+    let configure = |config: &mut Config| {
+        config.upstream.breaker.consecutive = 2;
+        config.upstream.breaker.open = Duration::from_secs(60);
+        config.upstream.retry.attempts = 0;
+    };
+    let stack = Stack::with(fails, configure).await;
+    for token in ["one", "two"] {
+        assert_eq!(stack.client.batch(token, &["1"]).await.status, 200);
+    }
+    for _ in 0..6 {
+        assert_eq!(stack.client.batch("two", &["bad"]).await.status, 503);
+    }
+    let found = Scene::of(stack).alerts().await;
+    says(
+        &found,
+        "errors",
+        "critical",
+        "unknown",
+        &["the breaker holds back callers whose calls fail", "× 503 from sidelink"],
+    );
+    says(&found, "breaker", "warning", "unknown", &["1 caller is held back"]);
+}
+
 #[tokio::test]
 async fn a_pause_of_all_callers_is_alerted_with_the_time_that_is_left() {
     let found = paused().await.alerts().await;

@@ -1,4 +1,4 @@
-//! Batches that fail, by whose fault, and batches that are forwarded untouched.
+//! Batches that fail, by whose fault; those that get stale links; and those that are forwarded untouched.
 //!
 //! The counters tell answers by status, and by who has decided on it. A 503 or 504 of sidelink's own may have several reasons: the
 //! results of calls and the limits that were reached within the same time tell which is the most frequent.
@@ -6,7 +6,9 @@
 use super::{Alert, Fault, Kind, Severity, WINDOW, span, span_in_history};
 use crate::admin::AdminState;
 use crate::clock::Moment;
-use crate::telemetry::metrics::{Bypass, CallResult, Code, Limit, Outcome, Reading, Route, Source};
+use crate::error::Error;
+use crate::limits::pause::Rejection;
+use crate::telemetry::metrics::{BreakerState, Bypass, CallResult, Code, Limit, Outcome, Reading, Route, Source};
 
 /// Fewer batches are no alert, unless they are all.
 const LEAST: u64 = 3;
@@ -35,7 +37,7 @@ pub(super) fn errors(state: &AdminState, counted: &Reading, now: Moment) -> Opti
         _ => "Some",
     };
     let since = state.process.history.failing_since(WINDOW);
-    let first = since.map(|since| now.since(since)).filter(|age| *age >= WINDOW);
+    let first = since.map(|since| now.since(since)).filter(|age| *age >= 2 * WINDOW);
     let first = first.map_or_else(String::new, |age| format!(", the first of them {} ago", span_in_history(age)));
     Some(Alert {
         kind: Kind::Errors,
@@ -166,13 +168,7 @@ fn own_error(state: &AdminState, counted: &Reading, code: Code, now: Moment) -> 
             remedy: "The endpoint was not asked, as the clients wish. Have them ask without only-if-cached.".to_owned(),
         },
         Code::Unavailable if counted.shed.iter().sum::<u64>() <= calls(counted, CallResult::Refused) => {
-            match state.process.metrics.breaker_tripped() {
-                true => endpoint("the endpoint is not asked while the breaker is open", "The endpoint is at fault."),
-                false => endpoint(
-                    "the endpoint has asked callers to pause",
-                    "The endpoint is at fault: it is overloaded or under maintenance.",
-                ),
-            }
+            held_back(state, &endpoint)
         }
         Code::Unavailable | Code::GatewayTimeout => at_a_limit(counted),
         Code::Loop => Cause {
@@ -187,6 +183,24 @@ fn own_error(state: &AdminState, counted: &Reading, code: Code, now: Moment) -> 
                      what is wrong (docs/ERRORS.md)."
                 .to_owned(),
         },
+    }
+}
+
+/// Calls were not sent. A pause of one caller is no error of sidelink's own: the endpoint's answer is given again.
+fn held_back(state: &AdminState, endpoint: &impl Fn(&str, &str) -> Cause) -> Cause {
+    let is_paused = matches!(state.upstream.rejection_of_all(), Some(Rejection { error: Error::HeldBack(_), .. }));
+    let breaker = state.upstream.breaker();
+    if is_paused {
+        let remedy = "The endpoint is at fault: it is overloaded or under maintenance.";
+        endpoint("the endpoint has asked all callers to pause", remedy)
+    } else if breaker.state != BreakerState::Closed {
+        endpoint("the endpoint is not asked while the breaker is open", "The endpoint is at fault.")
+    } else if breaker.refused > 0 {
+        let remedy = "The endpoint fails for these callers, or for their ids.";
+        Cause { fault: Fault::Unknown, ..endpoint("the breaker holds back callers whose calls fail", remedy) }
+    } else {
+        let remedy = "The endpoint was at fault, and is asked again.";
+        endpoint("the endpoint was not asked for a while, since it failed or asked for a pause", remedy)
     }
 }
 

@@ -25,9 +25,9 @@ doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
 
 ## Writes config/sidelink.toml, docs/CONFIGURATION.md, the tables of docs/ERRORS.md and docs/LOGGING.md, and type, labels, buckets and HELP in
-## docs/METRICS.md from the program; `make test` fails where they are out of date.
+## docs/METRICS.md from the program, and the PrometheusRule from deploy/prometheus; `make test` fails where they are out of date.
 docs:
-	SIDELINK_DOCS=write cargo test --locked --test it -- documents::generated metrics::the_page
+	SIDELINK_DOCS=write cargo test --locked --test it -- documents::generated metrics::the_page rules::the_prometheus_rule
 
 ## The dependency policy with known vulnerabilities; needs cargo-deny.
 deny:

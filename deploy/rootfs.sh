@@ -11,7 +11,7 @@ ldd "$binary" | grep -o '/[^ )]*' | sort -u | while read -r library; do
     install -D -m 0755 "$library" "$root$library"
 done
 install -D -m 0644 /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
-# The defaults, which listen on loopback: right within a pod. Mount a file of your own over it.
-install -D -m 0644 "$here/../config/sidelink.toml" "$root/etc/sidelink/sidelink.toml"
+# It listens at all addresses, so that ports can be published. Mount a folder of your own over it.
+install -D -m 0644 "$here/image.toml" "$root/etc/sidelink/sidelink.toml"
 printf 'sidelink:x:65532:65532::/:/nonexistent\n' >"$root/etc/passwd"
 printf 'sidelink:x:65532:\n' >"$root/etc/group"

@@ -71,5 +71,9 @@ pip_install "./hadolint --version && ./check-jsonschema --version && ./kubernete
 # What tests/it/status_page.rs looks at the status page with.
 command -v chromium >/dev/null || apt_install chromium
 command -v systemd-analyze >/dev/null || apt_install systemd
+# The commands that the demonstration suggests, which tests/it/demo.rs runs.
+command -v curl >/dev/null || apt_install curl
 # What tests/it/prometheus.rs scrapes with, and promtool, with which tests/it/rules.rs checks deploy/prometheus/.
 command -v prometheus >/dev/null && command -v promtool >/dev/null || apt_install_idle prometheus
+# What scripts/deploy.sh builds the Kustomize bases with.
+command -v kubectl >/dev/null || apt_install kubernetes-client

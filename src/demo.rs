@@ -4,29 +4,29 @@
 pub mod origin;
 mod replay;
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use crate::api;
 use crate::app::App;
 use crate::config::{AccessLines, Config, Endpoint};
 use origin::Origin;
-use replay::{BATCH_IDS, BATCHES, CONNECTIONS, EXPONENT, IDS, Replay};
+use replay::{BATCH_IDS, CONNECTIONS, Draws, EXPONENT, GROUP, IDS, Outcome, Replay};
 
 /// About a WAN round trip.
 const ENDPOINT_DELAY: Duration = Duration::from_millis(20);
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// Runs the demonstration, and returns whether every answer was right. Without `once` it stays up after the replay, until it is
-/// interrupted.
+/// Runs the demonstration over so many batches, and returns whether every answer was right. Without `once` it stays up after the
+/// replay, under a light load, until it is interrupted.
 ///
 /// # Errors
 /// If a socket cannot be opened, or standard output is closed.
-pub async fn run(once: bool) -> io::Result<bool> {
+pub async fn run(batches: usize, once: bool) -> io::Result<bool> {
     let options = origin::Options { address: LOOPBACK, delay: ENDPOINT_DELAY, ..origin::Options::default() };
     let origin = Origin::start(options).await?;
     let endpoint = Endpoint::parse(&format!("http://{}", origin.address())).map_err(io::Error::other)?;
@@ -37,75 +37,143 @@ pub async fn run(once: bool) -> io::Result<bool> {
     let app = App::start(config).await.map_err(io::Error::other)?;
     let address = *app.addresses().first().ok_or_else(|| io::Error::other("sidelink has no listener"))?;
 
-    let delay = ENDPOINT_DELAY.as_millis();
     print(&format!(
-        "{BATCHES} batches of {BATCH_IDS} ids, drawn by Zipf {EXPONENT} from {IDS}, over {CONNECTIONS} connections; the endpoint is {delay} ms away.\n"
+        "{} batches of {BATCH_IDS} ids out of {} (Zipf {EXPONENT}),\nover {CONNECTIONS} connections; the endpoint is {} ms away.\n\n",
+        grouped(batches),
+        grouped(IDS),
+        ENDPOINT_DELAY.as_millis(),
     ))?;
-    // Hidden where standard error is no terminal.
-    let progress = ProgressBar::new(BATCHES as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} batches  {per_sec}") {
-        progress.set_style(style);
-    }
-    let replay = replay::run(address, || progress.inc(1)).await?;
+    let mut draws = Draws::new()?;
+    let replay = Replay::new(address, draws.by_ref().take(batches).collect());
+    let progress = progress_bar(batches);
+    let outcome = replay.run(|| progress.inc(1)).await;
     progress.finish_and_clear();
-    print(&table(&replay, &origin))?;
+    print(&table(&replay, &outcome, &origin))?;
+    let mut wrong = !outcome.wrong.is_empty();
     if !once {
-        print(&invitation(address, app.admin_address()))?;
-        tokio::signal::ctrl_c().await?;
+        print(&invitation(address, app.admin_address(), &replay.popular()))?;
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => interrupted?,
+            why = replay.keep_asking(draws) => {
+                print(&format!("\nAn answer was WRONG: {why}\n"))?;
+                wrong = true;
+            }
+        }
     }
     app.drain().await;
     origin.stop().await;
-    Ok(replay.wrong.is_empty())
+    Ok(!wrong)
+}
+
+/// Hidden where standard error is no terminal.
+fn progress_bar(batches: usize) -> ProgressBar {
+    let progress = ProgressBar::new(batches as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:20} {pos}/{len} batches, {rate} a second") {
+        let rate = |state: &ProgressState, text: &mut dyn fmt::Write| {
+            let _ = text.write_str(&grouped(format_args!("{:.0}", state.per_sec())));
+        };
+        progress.set_style(style.with_key("rate", rate));
+    }
+    progress
 }
 
 fn print(text: &str) -> io::Result<()> {
     io::stdout().lock().write_all(text.as_bytes())
 }
 
-fn table(replay: &Replay, origin: &Origin) -> String {
-    let asked = BATCHES * BATCH_IDS;
-    let upstream = [origin.ids_asked(), replay.distinct_batches * BATCH_IDS];
-    let calls = [origin.batch_calls(), replay.distinct_batches];
-    let amplification = |ids: usize| format!("{:.2}", ids as f64 / replay.distinct_ids.max(1) as f64);
-    let from_memory = |ids: usize| format!("{:.1} %", 100.0 * asked.saturating_sub(ids) as f64 / asked as f64);
+/// At most 60 columns wide, as all that is printed.
+fn table(replay: &Replay, outcome: &Outcome, origin: &Origin) -> String {
+    let batches = replay.batches.len();
+    let asked = batches * BATCH_IDS;
+    let (distinct_ids, distinct_batches) = (replay.distinct_ids(), replay.distinct_batches());
+    let upstream = [origin.ids_asked(), distinct_batches * BATCH_IDS];
+    let calls = [origin.batch_calls(), distinct_batches];
+    let amplification = |ids: usize| format!("{:.2}", ids as f64 / distinct_ids.max(1) as f64);
+    let from_memory = |ids: usize| format!("{:.1} %", 100.0 * asked.saturating_sub(ids) as f64 / asked.max(1) as f64);
     let only = |sidelink: String| [sidelink, "-".to_owned()];
-    let milliseconds = |duration: Duration| format!("{:.2} ms", duration.as_secs_f64() * 1000.0);
     let rows = [
-        ("", ["sidelink", "a whole-request cache"].map(str::to_owned)),
+        ("", ["sidelink", "whole-request"].map(str::to_owned)),
+        ("", ["", "cache"].map(str::to_owned)),
         ("ids asked by clients", [asked; 2].map(grouped)),
-        ("distinct ids (the floor)", [replay.distinct_ids; 2].map(grouped)),
+        ("distinct ids (the floor)", [distinct_ids; 2].map(grouped)),
         ("ids sent to the endpoint", upstream.map(grouped)),
         ("calls to the endpoint", calls.map(grouped)),
         ("ids sent / distinct ids", upstream.map(amplification)),
         ("ids answered without the endpoint", upstream.map(from_memory)),
-        ("answer, median", only(milliseconds(replay.median))),
-        ("answer, 99th percentile", only(milliseconds(replay.p99))),
-        ("answers checked right", only(grouped(BATCHES - replay.wrong.len()))),
+        ("answer, median", only(rounded(outcome.median))),
+        ("answer, 99th percentile", only(rounded(outcome.p99))),
+        ("answers checked right", only(grouped(batches - outcome.wrong.len()))),
     ];
     let mut table = String::new();
     for (name, [sidelink, whole]) in rows {
-        let _ = writeln!(table, "{name:<34}{sidelink:>14}{whole:>24}");
+        let _ = writeln!(table, "{name:<33}{sidelink:>11}{whole:>15}");
     }
-    if let Some(first) = replay.wrong.first() {
-        let _ = writeln!(table, "\n{} answers were WRONG; the first: {first}", replay.wrong.len());
+    if let Some(first) = outcome.wrong.first() {
+        let _ = writeln!(table, "\n{} answers were WRONG; the first:\n{first}", outcome.wrong.len());
     }
     table
 }
 
+/// Two digits of a short time, whole milliseconds of a longer one: the rest differs from run to run.
+fn rounded(time: Duration) -> String {
+    let milliseconds = time.as_secs_f64() * 1000.0;
+    match milliseconds {
+        ..0.0995 => format!("{milliseconds:.3} ms"),
+        ..0.995 => format!("{milliseconds:.2} ms"),
+        ..9.95 => format!("{milliseconds:.1} ms"),
+        _ => format!("{milliseconds:.0} ms"),
+    }
+}
+
 /// Digits in groups of three.
-fn grouped(number: usize) -> String {
+fn grouped(number: impl fmt::Display) -> String {
     let digits = number.to_string();
     let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
     groups.join(" ")
 }
 
-fn invitation(address: SocketAddr, admin: SocketAddr) -> String {
-    let batch =
-        |ids: &str| format!("  curl -si -H 'X-Auth-Token: {}' 'http://{address}{}?{ids}'\n", replay::TOKEN, api::PATH);
+fn invitation(address: SocketAddr, admin: SocketAddr, [a, b]: &[String; 2]) -> String {
     format!(
-        "\nStill up. Try, in another terminal:\n{}{}{}The status page is at http://{admin}/, the metrics at http://{admin}/metrics\nCtrl-C ends it.\n",
-        batch("accessory_ids=1&accessory_ids=2"),
-        batch("accessory_ids=2,1,new-one"),
-        batch("accessory_ids=new-one&group_id=another"),
+        "
+Still up, under a light load. In another terminal, define
+
+  ask() {{
+    curl -siG -H 'X-Auth-Token: {}' \"$@\" \\
+      http://{address}\\
+{}
+  }}
+
+and try
+
+  # hit: both links are in memory
+  ask -d accessory_ids={a},{b} -d group_id={GROUP}
+  # partial, then a hit: the new one is fetched once
+  ask -d accessory_ids={b},{a},new -d group_id={GROUP}
+  # miss, then a hit: another group has links of its own
+  ask -d accessory_ids={a},{b} -d group_id=other
+
+The status page: http://{admin}/
+The metrics:     http://{admin}/metrics
+Ctrl-C ends it.
+",
+        replay::TOKEN,
+        api::PATH,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rounded_to_what_a_second_run_would_show_too() {
+        let shown = |microseconds| rounded(Duration::from_micros(microseconds));
+        assert_eq!([42, 437, 994, 995, 5_774].map(shown), ["0.042 ms", "0.44 ms", "0.99 ms", "1.0 ms", "5.8 ms"]);
+        assert_eq!([9_949, 9_950, 43_884, 198_630].map(shown), ["9.9 ms", "10 ms", "44 ms", "199 ms"]);
+    }
+
+    #[test]
+    fn digits_are_grouped_by_three() {
+        assert_eq!([0, 999, 20_000, 1_234_567].map(grouped), ["0", "999", "20 000", "1 234 567"]);
+    }
 }

@@ -87,6 +87,9 @@ enum Command {
         /// Exit after the replay: 0 if every answer was right.
         #[arg(long)]
         once: bool,
+        /// How many batches the replay has.
+        #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        batches: u32,
     },
     /// Run the simulated endpoint alone.
     Origin(Box<origin::Options>),
@@ -145,8 +148,8 @@ fn main() -> ExitCode {
                 Err(error) => fail(&error.to_string()),
             }
         }
-        Command::Demo { once } => run(None, async move {
-            match demo::run(once).await {
+        Command::Demo { once, batches } => run(None, async move {
+            match demo::run(batches as usize, once).await {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::FAILURE,
                 Err(error) => fail(&format!("demo: {error}")),

@@ -6,8 +6,11 @@ use serde_json::Value;
 
 use crate::exposition::families;
 use crate::promql::selectors;
-use crate::rules::{alerts, exists, list, recorded, string, text, yaml};
+use crate::rules::{alerts, exists, list, string, text, yaml};
 use crate::support::Stack;
+
+/// What narrows the dashboard down, each within those before.
+const VARIABLES: [&str; 4] = ["job", "namespace", "pod", "instance"];
 
 fn dashboard() -> Value {
     serde_json::from_str(&text("deploy/grafana/dashboards/sidelink.json")).unwrap()
@@ -31,8 +34,10 @@ pub fn queries() -> Vec<(String, String)> {
     let mut queries = Vec::new();
     for panel in panels() {
         for target in list(&panel["targets"]) {
-            let asked = string(target, "expr").replace("$__rate_interval", "1m");
-            let asked = asked.replace("$job", "sidelink").replace("$instance", ".*");
+            let mut asked = string(target, "expr").replace("$__rate_interval", "1m");
+            for variable in VARIABLES {
+                asked = asked.replace(&format!("${variable}"), ".*");
+            }
             assert!(!asked.contains('$'), "{asked}");
             queries.push((asked, string(target, "legendFormat").to_owned()));
         }
@@ -88,9 +93,38 @@ fn every_alert_is_named_where_its_series_is_shown() {
     assert_eq!(named, alerts);
 }
 
+#[test]
+fn every_query_is_narrowed_down_by_job_namespace_pod_and_instance() {
+    let dashboard = dashboard();
+    let variables = list(&dashboard["templating"]["list"]).iter().filter(|variable| variable["type"] == "query");
+    assert_eq!(variables.clone().map(|variable| string(variable, "name")).collect::<Vec<_>>(), VARIABLES);
+    for (before, variable) in variables.enumerate() {
+        let asked = VARIABLES[..before].iter().map(|name| format!("{name}=~\"${name}\""));
+        let asked = if before == 0 { String::new() } else { format!("{{{}}}", asked.collect::<Vec<_>>().join(",")) };
+        let expected = format!("label_values(sidelink_build_info{asked}, {})", VARIABLES[before]);
+        assert_eq!(string(&variable["query"], "query"), expected);
+        // Outside of Kubernetes there is no namespace and no pod.
+        assert_eq!((&variable["includeAll"], string(variable, "allValue")), (&Value::Bool(true), ".*"));
+    }
+    for panel in panels() {
+        for target in list(&panel["targets"]) {
+            // That a target is a sidelink is asked of all.
+            for selector in selectors(string(target, "expr")).iter().filter(|asked| asked.name != "sidelink_build_info")
+            {
+                let narrowed = |name: &str| {
+                    let wanted = (name.to_owned(), "=~".to_owned(), format!("${name}"));
+                    selector.matchers.contains(&wanted)
+                };
+                assert!(VARIABLES.iter().all(|name| narrowed(name)), "{}: {selector:?}", string(&panel, "title"));
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn every_series_of_the_dashboard_exists() {
-    let (families, recorded) = (families(&Stack::start().await.metrics().await), recorded());
+    // Also where a Prometheus does not load the recording rules.
+    let (families, recorded) = (families(&Stack::start().await.metrics().await), BTreeSet::new());
     let dashboard = dashboard();
     let variables = list(&dashboard["templating"]["list"]).iter().filter(|variable| variable["type"] == "query");
     let variables = variables.map(|variable| {

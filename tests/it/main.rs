@@ -22,6 +22,7 @@ mod connections;
 mod corpora;
 mod dashboard;
 mod deadlines;
+mod demo;
 mod descriptors;
 mod differential;
 mod documents;

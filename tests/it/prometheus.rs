@@ -184,7 +184,7 @@ async fn a_real_prometheus_records_the_hit_rate_that_clients_had() {
 async fn dashboard_has_something_to_show(prometheus: &Prometheus) {
     for (expression, legend) in queries() {
         let samples = prometheus.samples(&expression).await;
-        assert_eq!(samples.is_empty(), expression.contains("sidelink_shared_hit_ratio"), "{expression}");
+        assert_eq!(samples.is_empty(), expression.contains("sidelink_shared_hits_total"), "{expression}");
         for label in legend.split("{{").skip(1).map(|label| label.split("}}").next().unwrap()) {
             assert!(samples.iter().all(|sample| sample["metric"][label].is_string()), "{expression}: {legend}");
         }

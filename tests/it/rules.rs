@@ -11,12 +11,16 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use crate::documents::generated;
 use crate::exposition::{Family, families};
 use crate::promql::{Selector, selectors};
 use crate::support::Stack;
 
 /// Labels that Prometheus gives to all series of a target.
 const TARGET: [&str; 4] = ["job", "instance", "namespace", "pod"];
+
+/// A link of an alert has to be one that a pager can open. Operators put the address of their copy in its place.
+const RUNBOOK: &str = "https://sidelink.example.com/docs/RUNBOOK.md";
 
 /// A path in the repository.
 pub fn path(name: &str) -> PathBuf {
@@ -46,12 +50,26 @@ fn rules(name: &str) -> Vec<Value> {
 }
 
 /// The series that rules record.
-pub fn recorded() -> BTreeSet<String> {
+fn recorded() -> BTreeSet<String> {
     rules("deploy/prometheus/recording.yml").iter().map(|rule| string(rule, "record").to_owned()).collect()
 }
 
 pub fn alerts() -> Vec<Value> {
     rules("deploy/prometheus/alerts.yml")
+}
+
+/// Cases of alerts, by the question that the alerts answer.
+const ALERT_CASES: [&str; 5] = [
+    "deploy/prometheus/tests/alerts/users.yml",
+    "deploy/prometheus/tests/alerts/cache.yml",
+    "deploy/prometheus/tests/alerts/endpoint.yml",
+    "deploy/prometheus/tests/alerts/process.yml",
+    "deploy/prometheus/tests/alerts/shared.yml",
+];
+
+/// All files with cases.
+fn case_files() -> impl Iterator<Item = &'static str> {
+    ["deploy/prometheus/tests/recording.yml"].into_iter().chain(ALERT_CASES)
 }
 
 fn promtool(arguments: &[&str], input: &str) {
@@ -77,8 +95,43 @@ fn promtool_accepts_configuration_and_rules() {
 
 #[test]
 fn the_rules_pass_their_test_cases() {
-    promtool(&["test", "rules", "tests/recording.yml", "tests/alerts.yml"], "");
+    let files: Vec<&str> = case_files().map(|file| file.strip_prefix("deploy/prometheus/").unwrap()).collect();
+    promtool(&[&["test", "rules"], &files[..]].concat(), "");
 }
+
+/// The Prometheus Operator takes rules as a resource. Kustomize cannot put a file into one, so it is generated.
+#[test]
+fn the_prometheus_rule_has_the_groups_of_the_rule_files() {
+    let files = ["recording.yml", "alerts.yml"].map(|file| format!("deploy/prometheus/{file}"));
+    let resource = "deploy/kubernetes/monitoring/prometheusrule.yaml";
+    generated(resource, |_| {
+        let mut text = PROMETHEUS_RULE.to_owned();
+        for file in &files {
+            let groups = self::text(file);
+            for line in groups.split_once("\ngroups:\n").unwrap().1.lines() {
+                text += format!("  {line}").trim_end();
+                text.push('\n');
+            }
+        }
+        text
+    });
+    let groups: Vec<Value> = files.iter().flat_map(|file| list(&yaml(file)["groups"]).to_vec()).collect();
+    assert_eq!(list(&yaml(resource)["spec"]["groups"]), groups);
+    let names: BTreeSet<&str> = groups.iter().map(|group| string(group, "name")).collect();
+    assert_eq!(names.len(), groups.len(), "the operator refuses two groups of one name");
+}
+
+const PROMETHEUS_RULE: &str = "\
+# Generated from deploy/prometheus/recording.yml and alerts.yml by `make docs`.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: sidelink
+  labels:
+    app.kubernetes.io/name: sidelink
+spec:
+  groups:
+";
 
 #[tokio::test]
 async fn promtool_accepts_a_scrape() {
@@ -92,7 +145,7 @@ fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() {
     // For each alert, the series of the cases in which it fires, and of those in which it does not.
     type Cases = Vec<BTreeSet<String>>;
     let mut cases: BTreeMap<String, (Cases, Cases)> = BTreeMap::new();
-    for case in list(&yaml("deploy/prometheus/tests/alerts.yml")["tests"]) {
+    for case in ALERT_CASES.iter().flat_map(|file| list(&yaml(file)["tests"]).to_vec()) {
         let series = list(&case["input_series"]).iter().map(|series| string(series, "series"));
         let series: BTreeSet<String> = series.map(|series| series.split('{').next().unwrap().to_owned()).collect();
         let expected = list(&case["alert_rule_test"]);
@@ -100,7 +153,7 @@ fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() {
         assert!(expected.iter().all(|expected| string(expected, "alertname") == name), "{case:#}");
         let fires = expected.iter().any(|expected| !list(&expected["exp_alerts"]).is_empty());
         let verb = if fires { "fires" } else { "is quiet" };
-        assert!(string(case, "name").starts_with(&format!("{name} {verb}: ")), "{}", string(case, "name"));
+        assert!(string(&case, "name").starts_with(&format!("{name} {verb}: ")), "{}", string(&case, "name"));
         let (firing, quiet) = cases.entry(name.to_owned()).or_default();
         if fires { firing } else { quiet }.push(series);
     }
@@ -133,7 +186,17 @@ fn every_alert_has_a_description_and_a_section_in_the_runbook() {
         let (name, annotations) = (string(alert, "alert"), &alert["annotations"]);
         assert!(["critical", "warning"].contains(&string(&alert["labels"], "severity")), "{name}");
         assert!(!string(annotations, "summary").is_empty() && !string(annotations, "description").is_empty(), "{name}");
-        assert_eq!(string(annotations, "runbook"), format!("docs/RUNBOOK.md#{}", name.to_lowercase()));
+        assert_eq!(string(annotations, "runbook_url"), format!("{RUNBOOK}#{}", name.to_lowercase()));
+    }
+}
+
+/// What scrapes sidelink names its job: a PodMonitor's is `NAMESPACE/NAME`.
+#[test]
+fn no_rule_names_a_job() {
+    for rule in rules("deploy/prometheus/recording.yml").iter().chain(&alerts()) {
+        for selector in selectors(string(rule, "expr")) {
+            assert!(selector.matchers.iter().all(|(label, ..)| label != "job"), "{selector:?}");
+        }
     }
 }
 
@@ -173,10 +236,10 @@ async fn every_series_of_a_rule_exists() {
         asked.extend(selectors.into_iter().map(|selector| selector.name));
     }
     // The series of the cases exist too.
-    for file in ["deploy/prometheus/tests/recording.yml", "deploy/prometheus/tests/alerts.yml"] {
+    for file in case_files() {
         for case in list(&yaml(file)["tests"]) {
             let series = list(&case["input_series"]).iter().map(|series| string(series, "series"));
-            for selector in series.flat_map(selectors).filter(|selector| selector.matchers[0].2 == "sidelink") {
+            for selector in series.flat_map(selectors).filter(|selector| selector.matchers[0].2 == "shop/sidelink") {
                 let as_written = |selector: &Selector| selector.matchers.iter().all(|(label, ..)| label != "le");
                 if as_written(&selector) {
                     exists(&selector, &families, &recorded);

@@ -152,8 +152,8 @@ fn breaker(state: &AdminState, now: Moment) -> Option<Alert> {
     let evidence = format!(
         "Evidence: {}, for {} and {}.",
         if evidence.is_empty() { "a probe that failed".to_owned() } else { evidence },
-        number(counts.callers, "caller", "callers"),
-        number(counts.id_sets, "set of ids", "sets of ids"),
+        number(counts.callers as u64, "caller", "callers"),
+        number(counts.id_sets as u64, "set of ids", "sets of ids"),
     );
     if status.state == BreakerState::Closed {
         return (status.refused > 0).then(|| Alert {
@@ -165,7 +165,7 @@ fn breaker(state: &AdminState, now: Moment) -> Option<Alert> {
             text: format!(
                 "{} held back while the calls of others succeed. {evidence} Their credentials or their ids make the \
                  endpoint fail; the access log has the callers with errors.",
-                number(status.refused, "caller is", "callers are"),
+                number(status.refused as u64, "caller is", "callers are"),
             ),
         });
     }
@@ -174,13 +174,18 @@ fn breaker(state: &AdminState, now: Moment) -> Option<Alert> {
     let reason = failure.as_ref().map_or_else(String::new, |failure| {
         format!(" Last failure, {} ago: {}.", span(now.since(failure.at)), failure.reason)
     });
-    let next = match state.upstream.rejection_of_all().map(|rejection| rejection.error) {
-        Some(Error::BreakerOpen(wait)) => format!(" The next probe follows in {}.", span(millis(wait))),
-        _ => String::new(),
+    let wait = match state.upstream.rejection_of_all().map(|rejection| rejection.error) {
+        Some(Error::BreakerOpen(wait)) => Some(wait),
+        _ => None,
     };
+    let next = wait.map_or_else(String::new, |wait| format!(" The next probe follows in {}.", span(millis(wait))));
     let (title, calls) = match status.state {
         BreakerState::HalfOpen => {
             ("The breaker is half-open: the endpoint failed, and is probed", "One call at a time goes to the endpoint")
+        }
+        // Where nobody succeeds and one source has failed, others are let through.
+        _ if wait.is_none() => {
+            ("The breaker is open: the endpoint fails", "No call of those who have failed goes to the endpoint")
         }
         _ => ("The breaker is open: the endpoint fails", "No call goes to the endpoint"),
     };
@@ -228,7 +233,7 @@ fn draining(state: &AdminState, now: Moment) -> Option<Alert> {
             "Told to end {} ago. Requests in flight are answered; {} open. It ends when they are closed, {} after the beginning \
              at the latest (limits.drain). This is as it should be during a restart or an upgrade; else see who sent the signal.",
             span(now.since(since)),
-            number(usize::try_from(open).unwrap_or(usize::MAX), "connection is", "connections are"),
+            number(open, "connection is", "connections are"),
             span(millis(state.config.limits.drain)),
         ),
     })
@@ -239,7 +244,7 @@ fn reload(state: &AdminState, now: Moment) -> Option<Alert> {
     let first = reload.errors.first()?;
     let others = match reload.errors.len() - 1 {
         0 => String::new(),
-        others => format!(" {} below, under State.", number(others, "more line stands", "more lines stand")),
+        others => format!(" {} below, under State.", number(others as u64, "more line stands", "more lines stand")),
     };
     Some(Alert {
         kind: Kind::Reload,
@@ -323,7 +328,7 @@ fn log_dropped(state: &AdminState) -> Option<Alert> {
         text: format!(
             "{} dropped in the last {}: who reads standard output does not keep up, or it takes no more (a full disk?). Requests \
              go on. Check the log collector, or write less: log.access = \"errors\".",
-            number(usize::try_from(dropped).unwrap_or(usize::MAX), "line was", "lines were"),
+            number(dropped, "line was", "lines were"),
             span(LONG_WINDOW),
         ),
     })
@@ -366,7 +371,7 @@ fn span(length: u64) -> String {
     }
 }
 
-fn number(count: usize, one: &str, several: &str) -> String {
+fn number(count: u64, one: &str, several: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { several })
 }
 

@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hyper::Request;
+use rustls::ServerConfig;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -24,10 +25,11 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, ProcessState};
 use crate::auth::LastToken;
 use crate::clock::Clock;
-use crate::config::{Config, ConfigError, ListenAddress, Tls, TlsError};
+use crate::config::{Config, ConfigError, ListenAddress, Tls, TlsError, pem};
 use crate::proxy::router::Connection;
 use crate::server::{self, ConnLimits, Listener, ListenerState, Peer, RequestBody};
 use crate::telemetry::log::{self, events};
+use crate::telemetry::metrics::CertificateUse;
 use crate::upstream::SetupError;
 
 pub use generation::{Generation, Generations};
@@ -60,9 +62,9 @@ pub enum StartError {
     /// The endpoint's client cannot be built.
     #[error(transparent)]
     Upstream(#[from] SetupError),
-    /// The listeners' certificate cannot be used.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
+    /// A listener's certificate cannot be used; the table comes first.
+    #[error("{0}.{1}")]
+    Tls(&'static str, TlsError),
     /// Signal handlers cannot be installed.
     #[error("signals: {0}")]
     Signals(io::Error),
@@ -165,9 +167,8 @@ impl App {
             }
         }
         self.addresses.extend(listeners.iter().filter_map(Listener::address));
-        if let Some(tls) = &config.listen.tls {
-            self.running.clients.set_tls(tls.read()?);
-        }
+        self.running.set_tls(ListenerTls::read(config)?);
+        self.running.show_certificates(config);
         for listener in listeners {
             let running = Arc::clone(&self.running);
             let connect = move |peer: Peer| {
@@ -274,17 +275,52 @@ impl App {
     }
 }
 
+/// The TLS of listeners, as their files have it.
+struct ListenerTls {
+    clients: Option<ServerConfig>,
+    operators: Option<ServerConfig>,
+}
+
+impl ListenerTls {
+    fn read(config: &Config) -> Result<Self, StartError> {
+        let read = |table, tls: &Option<Tls>| {
+            tls.as_ref().map(Tls::read).transpose().map_err(|error| StartError::Tls(table, error))
+        };
+        Ok(Self { clients: read("listen", &config.listen.tls)?, operators: read("admin", &config.admin.tls)? })
+    }
+}
+
 impl Running {
+    fn set_tls(&self, tls: ListenerTls) {
+        for (listener, tls) in [(&self.clients, tls.clients), (&self.operators, tls.operators)] {
+            if let Some(tls) = tls {
+                listener.set_tls(tls);
+            }
+        }
+    }
+
+    /// Shows in metrics when the certificates in use end.
+    fn show_certificates(&self, config: &Config) {
+        let gauges = &self.generations.builder.process.metrics.certificate_expiry;
+        for (of, path) in [
+            (CertificateUse::Listen, config.listen.tls.as_ref().map(|tls| &tls.cert)),
+            (CertificateUse::Admin, config.admin.tls.as_ref().map(|tls| &tls.cert)),
+            (CertificateUse::Upstream, config.upstream.client_cert.as_ref()),
+        ] {
+            let expiry = path.and_then(|path| pem::expiry(path).ok()).unwrap_or(0);
+            gauges.set(of, usize::try_from(expiry).unwrap_or(usize::MAX));
+        }
+    }
+
     fn apply(&self, mut config: Config) -> Result<(), StartError> {
         let descriptors_short = descriptors::fit(&mut config);
-        let tls = config.listen.tls.as_ref().map(Tls::read).transpose()?;
+        let tls = ListenerTls::read(&config)?;
         let (limits, connections) = (ConnLimits::from(&config.limits), config.limits.connections);
         let level = config.log.level;
         self.generations.apply(config)?;
         self.generations.builder.process.descriptors_short.store(descriptors_short.map(Arc::new));
-        if let Some(tls) = tls {
-            self.clients.set_tls(tls);
-        }
+        self.show_certificates(&self.generations.current().config);
+        self.set_tls(tls);
         self.clients.set_limits(limits, connections);
         self.operators.set_limits(admin_limits(limits), ADMIN_CONNECTIONS);
         log::set_level(level);

@@ -133,12 +133,14 @@ section! {
     pub struct AdminConfig {
         /// Address of metrics, probes and the status page.
         pub address: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8081)), text("an address such as \"127.0.0.1:8081\"", address).immutable();
-        /// File with the token that admits operators from elsewhere than loopback (Authorization: Bearer TOKEN), and nothing else.
+        /// File with the token that admits operators from elsewhere than loopback (Authorization: Bearer TOKEN, or the password that a browser asks for), and nothing else.
         pub token_file: Option<StoredSecret> = None, secret_file(secret::from_file).check(|file, found| {
             if file.secret.expose().len() < GUESSABLE {
                 found.warn(&format!("a token of fewer than {GUESSABLE} characters may be guessed"));
             }
         }).optional("/etc/sidelink/admin-token");
+        /// TLS on this address, so that neither the token nor what operators see goes over the network in clear.
+        pub tls: Option<Tls> = None => optional(Tls::blank, Tls::visit);
     }
 }
 

@@ -1,6 +1,8 @@
 //! Asks the admin listener of a running sidelink: for the command line, and for images without a shell or curl.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,13 +12,20 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_util::either::Either;
+use tower::BoxError;
 
 use super::Purge;
 use crate::api;
-use crate::config::AdminConfig;
+use crate::config::{AdminConfig, pem};
 
 /// The longest that an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -25,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct AdminClient {
     address: SocketAddr,
     token: Option<HeaderValue>,
+    /// Trusts the listener's own certificate and no other, whatever names it has.
+    tls: Option<TlsConnector>,
 }
 
 impl AdminClient {
@@ -45,7 +56,8 @@ impl AdminClient {
         let bearer = |token: &[u8]| HeaderValue::from_bytes(&[b"Bearer ", token].concat());
         let token = config.token_file.as_ref().map(|token| bearer(token.secret.expose())).transpose();
         let token = token.map_err(|_| "the token in admin.token_file cannot be sent in a header".to_owned())?;
-        Ok(Self { address, token })
+        let tls = config.tls.as_ref().map(|tls| pinned(&tls.cert)).transpose()?;
+        Ok(Self { address, token, tls })
     }
 
     /// Whether the process serves: whether it is neither starting nor draining.
@@ -94,6 +106,20 @@ impl AdminClient {
         }
     }
 
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, String), BoxError> {
+        let stream = TcpStream::connect(self.address).await?;
+        let stream = match &self.tls {
+            Some(tls) => Either::Left(tls.connect(self.address.ip().into(), stream).await?),
+            None => Either::Right(stream),
+        };
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let connection = tokio::spawn(connection);
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        let body = body.collect().await?.to_bytes();
+        connection.abort();
+        Ok((head.status, String::from_utf8_lossy(&body).into_owned()))
+    }
+
     /// Status and text of one answer.
     async fn ask(
         &self,
@@ -112,18 +138,64 @@ impl AdminClient {
             (api::TOKEN, caller),
         ];
         request.headers_mut().extend(headers.into_iter().filter_map(|(name, value)| Some((name, value?))));
-        let asked = timeout(PATIENCE, send(self.address, request)).await;
+        let asked = timeout(PATIENCE, self.send(request)).await;
         asked
             .map_err(|_| format!("{} does not answer within {} s", self.address, PATIENCE.as_secs()))?
             .map_err(|error| format!("{} does not answer: {error}", self.address))
     }
 }
 
-async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<(StatusCode, String), tower::BoxError> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(TcpStream::connect(address).await?)).await?;
-    let connection = tokio::spawn(connection);
-    let (head, body) = sender.send_request(request).await?.into_parts();
-    let body = body.collect().await?.to_bytes();
-    connection.abort();
-    Ok((head.status, String::from_utf8_lossy(&body).into_owned()))
+/// A connector that takes the first certificate in the file at `cert` for the listener's, and no other.
+fn pinned(cert: &Path) -> Result<TlsConnector, String> {
+    let certificate = pem::certificates(cert)?.into_iter().next().ok_or("admin.tls.cert holds no certificate")?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Pinned { certificate, algorithms: provider.signature_verification_algorithms };
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| error.to_string())?.dangerous();
+    let config = builder.with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+#[derive(Debug)]
+struct Pinned {
+    certificate: CertificateDer<'static>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        shown: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if *shown == self.certificate {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(rustls::Error::General("it shows another certificate than admin.tls.cert".to_owned()))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
 }

@@ -153,7 +153,7 @@ mod tests {
     fn guard(token: Option<&str>) -> Guard {
         let token_file =
             token.map(|token| StoredSecret { secret: Secret::new(token.into()), source: "/run/token".into() });
-        Guard::new(&AdminConfig { address: "10.0.0.7:8081".parse().unwrap(), token_file })
+        Guard::new(&AdminConfig { address: "10.0.0.7:8081".parse().unwrap(), token_file, tls: None })
     }
 
     fn admit(guard: &Guard, peer: &str, headers: &[(&str, &str)]) -> Result<(), AdminError> {

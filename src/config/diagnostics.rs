@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use toml::de::DeValue;
 
 use super::kind::About;
+use super::pem;
 
 /// The least likeness (Jaro-Winkler, 0 to 1) of a known key that is suggested.
 const SIMILAR: f64 = 0.7;
@@ -134,8 +135,14 @@ impl<'a> FileValue<'a> {
     }
 
     pub(super) fn warn(&self, message: &str) {
-        let warning = self.report.at(self.at, &self.key, message);
-        self.report.state.borrow_mut().warnings.push(warning);
+        self.report.warn(self.at, &self.key, message);
+    }
+
+    /// Warns if the certificate at `path` has ended, or ends soon.
+    pub(super) fn warn_of_expiry(&self, path: &Path) {
+        if let Some(message) = pem::expiry_warning(path) {
+            self.warn(&message);
+        }
     }
 
     /// Warns if every user of this machine may read the file with a secret.
@@ -204,6 +211,11 @@ impl<'a> Diagnostics<'a> {
         if !state.not_toml().any(|line| line == error.line) {
             state.errors.push(error);
         }
+    }
+
+    pub(super) fn warn(&self, at: usize, key: &str, message: &str) {
+        let warning = self.at(at, key, message);
+        self.state.borrow_mut().warnings.push(warning);
     }
 
     pub(super) fn missing(&self, table: &str, key: &str, at: usize) {

@@ -129,7 +129,7 @@ impl fmt::Display for ListenAddress {
 }
 
 section! {
-    /// `[listen.tls]`: files in PEM, which were readable and fitted together when the configuration was read.
+    /// `[listen.tls]`, `[admin.tls]`: files in PEM, which were readable and fitted together when the configuration was read.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Tls: pub(super) fn blank() {
         /// PEM file of the certificate and its intermediates.
@@ -141,22 +141,23 @@ section! {
     }
 }
 
-/// A file of `[listen.tls]` that cannot be used: its key there, and what is wrong with it; never its contents.
+/// A file of `[listen.tls]` or `[admin.tls]` that cannot be used: its key there, and what is wrong with it; never its contents.
 #[derive(Debug, thiserror::Error)]
-#[error("listen.tls.{0}: {1}")]
+#[error("tls.{0}: {1}")]
 pub struct TlsError(&'static str, String);
 
 impl Tls {
     /// Visits the keys and reads the files.
-    fn visit(&mut self, table: &mut TableVisitor<'_>) {
+    pub(super) fn visit(&mut self, table: &mut TableVisitor<'_>) {
         self.keys(table);
         if table.is_sound()
             && let Err(TlsError(key, message)) = self.read()
             && let Some(found) = table.find(key)
         {
             found.wrong(message);
-        } else if let Some(found) = table.find("key") {
-            found.warn_if_world_readable(&self.key);
+        } else if let (Some(cert), Some(key)) = (table.find("cert"), table.find("key")) {
+            cert.warn_of_expiry(&self.cert);
+            key.warn_if_world_readable(&self.key);
         }
     }
 

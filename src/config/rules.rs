@@ -41,6 +41,18 @@ pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Diagnostic
         }
     }
 
+    let is_elsewhere = |admin: &SocketAddr| !admin.ip().to_canonical().is_loopback();
+    if config.admin.tls.is_none()
+        && admin.is_some_and(|admin| is_elsewhere(&admin))
+        && config.admin.token_file.is_some()
+    {
+        let message =
+            "the token goes over the network in clear: [admin.tls], or TLS of a proxy before it, keeps it secret";
+        if let Ok(at) = place(document, "admin.token_file") {
+            report.warn(at, "admin.token_file", message);
+        }
+    }
+
     let listeners: Vec<SocketAddr> = config.listen.address.iter().filter_map(ListenAddress::tcp).chain(admin).collect();
     let reaches_itself = |endpoint: &Endpoint| {
         *endpoint != Endpoint::stand_in() && listeners.iter().any(|listener| is_self(endpoint, *listener))

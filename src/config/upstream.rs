@@ -46,7 +46,7 @@ section! {
         /// PEM file of certificate authorities, instead of the platform's.
         pub ca_file: Option<PathBuf> = None, certificates().optional("/etc/sidelink/ca.pem");
         /// PEM file of the client certificate for the endpoint, if the endpoint asks for one.
-        pub client_cert: Option<PathBuf> = None, certificates().optional("/etc/sidelink/client.pem");
+        pub client_cert: Option<PathBuf> = None, certificates().check(|path, found| found.warn_of_expiry(path)).optional("/etc/sidelink/client.pem");
         /// PEM file of the private key of client_cert, readable by sidelink's user only.
         pub client_key: Option<PathBuf> = None, pem_file(pem::private_key).check(|path, found| found.warn_if_world_readable(path)).optional("/etc/sidelink/client-key.pem");
         /// The HTTP proxy through which the endpoint is reached, by CONNECT; HTTPS_PROXY and the like are ignored.

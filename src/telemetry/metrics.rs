@@ -13,8 +13,8 @@ use prometheus::{Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec};
 pub use family::{Counters, Gauges, PerLabel};
 use family::{RequestDurations, Responses, families};
 pub use labels::{
-    AttemptResult, Bounded, BreakerState, Bypass, CallResult, Code, Eviction, Evidence, IdResult, Label, Limit,
-    Operation, Outcome, PurgeTarget, Reason, Refetch, Route, SharedFailure, Source, SpanResult, Tally,
+    AttemptResult, Bounded, BreakerState, Bypass, CallResult, CertificateUse, Code, Eviction, Evidence, IdResult,
+    Label, Limit, Operation, Outcome, PurgeTarget, Reason, Refetch, Route, SharedFailure, Source, SpanResult, Tally,
 };
 pub use reading::Reading;
 
@@ -114,6 +114,8 @@ families! {
         limit_used: Gauges<Bounded> = "limit_used", gauges("limit");
         /// 1 if the last reload of the configuration succeeded or there was none yet; 0 if it was refused: the previous configuration stays in effect.
         pub reload_successful: IntGauge = "config_last_reload_successful", gauge();
+        /// When the certificate in use ends, in seconds since the Unix epoch, by use; 0 where there is none.
+        pub certificate_expiry: Gauges<CertificateUse> = "tls_certificate_expiry_timestamp_seconds", gauges("use");
         /// Log lines that were dropped: the reader of standard output does not keep up, or standard output does not take them.
         pub log_dropped: IntCounter = "log_dropped_total", counter();
         /// When the configuration in effect was loaded, in seconds since the Unix epoch.

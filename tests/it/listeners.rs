@@ -209,6 +209,74 @@ async fn with_a_client_authority_a_certificate_of_it_is_required() {
     assert!(asks(None).await.is_err());
 }
 
+/// Operators from elsewhere show a token, and see which links are asked for.
+#[tokio::test]
+async fn operators_are_served_over_tls_as_well_and_commands_trust_the_certificate_of_their_configuration() {
+    let (directory, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+    let Tls { cert, key, .. } = authority.issue(directory.path());
+    let token = directory.path().join("token");
+    std::fs::write(&token, "the-token-of-an-operator").unwrap();
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    let tables = format!("admin.token_file = {token:?}\n[admin.tls]\ncert = {cert:?}\nkey = {key:?}");
+    let mut process = Process::start(&files.write(&tables)).await;
+    let address = process.admin.address;
+    let get = async |head: &str| {
+        let mut stream = tls(address, authority.client(None)).await.unwrap();
+        let request = format!("GET / HTTP/1.1\r\nhost: sidelink.example\r\n{head}connection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer).lines().next().unwrap().to_owned()
+    };
+    assert_eq!(get("").await, "HTTP/1.1 401 Unauthorized");
+    assert_eq!(get("authorization: Bearer the-token-of-an-operator\r\n").await, "HTTP/1.1 200 OK");
+    assert!(process.admin.try_get("/livez").await.is_none(), "in clear");
+
+    let text =
+        files.text(&tables).replace("admin.address = \"127.0.0.1:0\"", &format!("admin.address = \"{address}\""));
+    std::fs::write(files.path(), text).unwrap();
+    let healthcheck = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sidelink"));
+        command.args(["healthcheck", "--config"]).arg(files.path()).output().unwrap()
+    };
+    assert_eq!(healthcheck().status.code(), Some(0), "{:?}", healthcheck());
+    // Another certificate of the same authority is not the one that the process shows.
+    let other = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(files.path()).unwrap();
+    let Tls { cert: other_cert, key: other_key, .. } = authority.issue(other.path());
+    let text = text.replace(cert.to_str().unwrap(), other_cert.to_str().unwrap());
+    std::fs::write(
+        files.directory.path().join("other.toml"),
+        text.replace(key.to_str().unwrap(), other_key.to_str().unwrap()),
+    )
+    .unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sidelink"));
+    let refused =
+        command.args(["healthcheck", "--config"]).arg(files.directory.path().join("other.toml")).output().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("another certificate than admin.tls.cert"));
+
+    process.signal("TERM");
+    assert_eq!(process.exit().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_metric_says_when_the_certificate_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let (_origin, app) = start(|config| config.listen.tls = Some(authority.issue(directory.path()))).await;
+    let app = app.unwrap();
+    let admin = TestClient::new(app.admin_address());
+    let page = String::from_utf8(admin.get("/metrics", &[]).await.body.to_vec()).unwrap();
+    // As rcgen makes them: until 4096.
+    let expiry = |of: &str| {
+        let series = format!("sidelink_tls_certificate_expiry_timestamp_seconds{{use=\"{of}\"}} ");
+        page.lines().find_map(|line| line.strip_prefix(&series)).unwrap().to_owned()
+    };
+    assert_eq!([expiry("listen"), expiry("admin"), expiry("upstream")], ["67090118400", "0", "0"]);
+}
+
 #[tokio::test]
 async fn a_handshake_that_does_not_end_is_cut_off() {
     let directory = tempfile::tempdir().unwrap();

@@ -320,6 +320,16 @@ labels! {
         Calls = "calls",
     }
 
+    /// The use of a certificate.
+    pub enum CertificateUse {
+        /// `listen.tls.cert`: clients see it.
+        Listen = "listen",
+        /// `admin.tls.cert`: operators see it.
+        Admin = "admin",
+        /// `upstream.client_cert`: the endpoint sees it.
+        Upstream = "upstream",
+    }
+
     /// The purpose of a round trip to the shared tier.
     pub enum Operation {
         /// Look up links that are not in memory.

@@ -105,3 +105,53 @@ fn listeners_do_not_clash() {
     let free_ports = "[listen]\naddress = [\"127.0.0.1:0\", \"127.0.0.1:0\"]\n[admin]\naddress = \"127.0.0.1:0\"";
     assert!(Config::parse(&format!("[upstream]\nendpoint = \"http://h\"\n{free_ports}")).is_ok());
 }
+
+#[test]
+fn a_certificate_that_has_expired_or_soon_will_is_warned_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    let now = time::OffsetDateTime::now_utc();
+    for (days, warning) in [
+        (-1, Some("the certificate has expired at ")),
+        (13, Some("the certificate expires in 12 days, at ")),
+        (15, None),
+    ] {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut made = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        (made.not_before, made.not_after) =
+            (now - time::Duration::days(30), now + time::Duration::hours(24 * days - 1));
+        std::fs::write(at("crt"), made.self_signed(&key).unwrap().pem()).unwrap();
+        std::fs::write(at("key"), key.serialize_pem()).unwrap();
+        std::fs::set_permissions(at("key"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let (cert, key) = (at("crt"), at("key"));
+        let text = format!(
+            "[upstream]\nendpoint = \"https://h\"\nclient_cert = \"{cert}\"\nclient_key = \"{key}\"\n[listen.tls]\ncert = \"{cert}\"\nkey = \"{key}\""
+        );
+        let warnings = Config::parse(&text).unwrap().warnings;
+        let mut keys: Vec<&str> = warnings.iter().map(|warning| warning.key.as_str()).collect();
+        keys.sort_unstable();
+        match warning {
+            Some(warning) => {
+                assert_eq!(keys, ["listen.tls.cert", "upstream.client_cert"], "{warnings:?}");
+                assert!(warnings.iter().all(|found| found.message.starts_with(warning)), "{warnings:?}");
+            }
+            None => assert_eq!(keys, [""; 0], "{warnings:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_token_that_goes_over_the_network_in_clear_is_warned_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "the-token-of-an-operator").unwrap();
+    std::fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    for (address, is_clear) in [("127.0.0.1:1", false), ("[::1]:1", false), ("0.0.0.0:1", true), ("10.0.0.7:1", true)] {
+        let text =
+            format!("[upstream]\nendpoint = \"http://h\"\n[admin]\naddress = \"{address}\"\ntoken_file = {token:?}");
+        let warnings = Config::parse(&text).unwrap().warnings;
+        let clear: Vec<usize> =
+            warnings.iter().filter(|found| found.message.contains("in clear")).map(|found| found.line).collect();
+        assert_eq!(clear, if is_clear { vec![5] } else { vec![] }, "{address}");
+    }
+}

@@ -32,6 +32,7 @@ fn the_shipped_file_names_every_key_and_each_has_a_comment() {
         key: "/etc/sidelink/tls.key".into(),
         client_ca: Some("/etc/sidelink/client-ca.pem".into()),
     });
+    config.admin.tls = config.listen.tls.clone();
     config.upstream.ca_file = Some("/etc/sidelink/ca.pem".into());
     config.upstream.client_cert = Some("/etc/sidelink/client.pem".into());
     config.upstream.client_key = Some("/etc/sidelink/client-key.pem".into());

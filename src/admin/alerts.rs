@@ -9,14 +9,16 @@ mod batches;
 use serde_json::{Value, json};
 
 use super::AdminState;
-use crate::clock::{Moment, millis};
+use crate::clock::{Moment, millis, rfc3339};
 use crate::error::Error;
-use crate::telemetry::metrics::{BreakerState, Reading, SharedFailure};
+use crate::telemetry::metrics::{BreakerState, CertificateUse, Reading, SharedFailure};
 
 /// The milliseconds whose batches and round trips are judged.
 const WINDOW: u64 = 120_000;
 /// The milliseconds for which dropped log lines are shown: all of the history.
 const LONG_WINDOW: u64 = 600_000;
+/// The milliseconds before a certificate's end from which on it is shown.
+const CERTIFICATE: u64 = 14 * 24 * 3600 * 1000;
 /// The shared tier's failures, of those that an operator can repair, that are shown while it is up.
 const TIER_FAILURES: u64 = 5;
 
@@ -29,6 +31,8 @@ enum Kind {
     Breaker,
     /// The endpoint has asked all callers to pause.
     Pause,
+    /// A certificate has expired, or will soon.
+    Certificate,
     /// The process ends.
     Draining,
     /// The configuration file was refused.
@@ -87,6 +91,7 @@ pub(super) fn alerts(state: &AdminState, now: Moment) -> Value {
         batches::forwarded(&counted),
         breaker(state, now),
         pause(state),
+        certificate(state, now),
         draining(state, now),
         reload(state, now),
         shared_tier(state, &counted, now),
@@ -117,6 +122,7 @@ impl Kind {
             Kind::Errors => "errors",
             Kind::Breaker => "breaker",
             Kind::Pause => "pause",
+            Kind::Certificate => "certificate",
             Kind::Draining => "draining",
             Kind::Reload => "reload",
             Kind::Stale => "stale",
@@ -216,6 +222,31 @@ fn pause(state: &AdminState) -> Option<Alert> {
              with different ids were told so, hence it is no matter of one caller. The endpoint is overloaded or under maintenance: \
              ask who runs it.",
             span(millis(left)),
+        ),
+    })
+}
+
+/// The certificate in use that ends first.
+fn certificate(state: &AdminState, now: Moment) -> Option<Alert> {
+    let gauges = state.process.metrics.certificate_expiry.iter();
+    let ends = gauges.map(|(of, gauge)| (u64::try_from(gauge.get()).unwrap_or(0), of)).filter(|(end, _)| *end > 0);
+    let (end, of) = ends.min_by_key(|(end, _)| *end)?;
+    let key = match of {
+        CertificateUse::Listen => "listen.tls.cert",
+        CertificateUse::Admin => "admin.tls.cert",
+        CertificateUse::Upstream => "upstream.client_cert",
+    };
+    let left = end.saturating_sub(now.unix_seconds()) * 1000;
+    (left < CERTIFICATE).then(|| Alert {
+        kind: Kind::Certificate,
+        severity: if left == 0 { Severity::Critical } else { Severity::Warning },
+        fault: Fault::Operator,
+        since: None,
+        title: format!("A certificate {} ({key})", if left == 0 { "has expired" } else { "expires soon" }),
+        text: format!(
+            "{}, at {}. Then connections that verify it fail. Replace the file and its key: both are read again when they change, without a restart.",
+            if left == 0 { "It is no longer valid".to_owned() } else { format!("{} left", span(left)) },
+            rfc3339(end * 1000),
         ),
     })
 }

@@ -2,6 +2,7 @@
 //!
 //! **Start at [`Admin::answer`].** A route is an arm of `Admin::route`; what refuses a request is an `AdminError`.
 
+mod alerts;
 mod client;
 mod guard;
 mod history;
@@ -10,10 +11,10 @@ mod status;
 
 use std::borrow::Cow;
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -79,14 +80,38 @@ pub struct ProcessState {
     pub fetch: Arc<FetchState>,
     pub usages: Usages,
     pub ready: Arc<AtomicBool>,
+    /// When the process began to drain.
+    pub draining: Arc<OnceLock<Moment>>,
+    pub descriptors_short: Arc<ArcSwapOption<DescriptorsShort>>,
     pub clock: Clock,
+}
+
+/// The limit of open files is lower than the configured limits need.
+pub struct DescriptorsShort {
+    /// The limit of open files.
+    pub limit: u64,
+    /// What the configured limits need.
+    pub needed: u64,
+    /// The connections of clients that there is room for, in place of `limits.connections`.
+    pub connections: usize,
+    /// `limits.connections`, as configured.
+    pub configured: usize,
 }
 
 /// The result of loading the configuration.
 pub struct Reload {
     pub at: Moment,
+    /// When the first load had this result: a refused configuration is tried again and again.
+    pub since: Moment,
     /// The errors, one line each with the place in the file; none if it succeeded. No error contains a secret.
     pub errors: Vec<String>,
+}
+
+impl Reload {
+    /// A configuration is in effect since `at`.
+    pub fn succeeded(at: Moment) -> Self {
+        Self { at, since: at, errors: Vec::new() }
+    }
 }
 
 impl AdminState {
@@ -220,6 +245,9 @@ struct AdminError {
     header: &'static str,
 }
 
+/// What makes a browser ask for a password (RFC 7617 §2).
+const BASIC: &str = r#"Basic realm="sidelink", charset="UTF-8""#;
+
 impl AdminError {
     const NOT_FOUND: Self =
         Self::new(StatusCode::NOT_FOUND, "there are /, /status.json, /explain, /purge, /metrics, /livez and /readyz");
@@ -227,12 +255,12 @@ impl AdminError {
         StatusCode::UNAUTHORIZED,
         "requests from elsewhere than loopback, for another host's name, or by way of a proxy need the admin token, as Authorization: Bearer TOKEN, or as the password that a browser asks for",
     )
-    .with(r#"Bearer realm="sidelink", Basic realm="sidelink", charset="UTF-8""#);
+    .with(r#"Bearer realm="sidelink""#);
     const WRONG_TOKEN: Self = Self::new(
         StatusCode::UNAUTHORIZED,
         "this is not the admin token: admin.token_file names the file that holds it",
     )
-    .with(r#"Bearer realm="sidelink", error="invalid_token", Basic realm="sidelink", charset="UTF-8""#);
+    .with(r#"Bearer realm="sidelink", error="invalid_token""#);
     // The next three occur only where no token is configured.
     const NOT_LOOPBACK: Self =
         Self::new(StatusCode::FORBIDDEN, "only requests from loopback are admitted; admin.token_file admits others");
@@ -274,6 +302,10 @@ impl AdminError {
         if !self.header.is_empty() {
             let name = if self.status == StatusCode::UNAUTHORIZED { WWW_AUTHENTICATE } else { ALLOW };
             response.headers_mut().insert(name, HeaderValue::from_static(self.header));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            // In a line of its own: browsers read the first challenge of a line.
+            response.headers_mut().append(WWW_AUTHENTICATE, HeaderValue::from_static(BASIC));
         }
         response
     }
@@ -334,7 +366,8 @@ fn typed(status: StatusCode, body: Bytes, content_type: HeaderValue) -> Response
 fn takes_gzip(headers: &HeaderMap) -> bool {
     let codings = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     codings.flat_map(|line| line.split(',')).any(|coding| {
-        let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+        let coding = coding.to_ascii_lowercase();
+        let (name, weight) = coding.split_once(';').unwrap_or((&coding, ""));
         let weight = weight.trim().trim_start_matches("q=").trim_end_matches(['0', '.']);
         name.trim().eq_ignore_ascii_case("gzip") && (!weight.is_empty() || !coding.contains(';'))
     })

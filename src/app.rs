@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hyper::Request;
+use parking_lot::Mutex;
 use rustls::ServerConfig;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, timeout};
@@ -45,6 +46,8 @@ const ADMIN_IDLE: Duration = Duration::from_secs(5);
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 /// Between one removal of dead links from the cache and the next.
 const SWEEP: Duration = Duration::from_secs(60);
+/// A file that stays refused is tried again every few seconds, and the log is told of it this often.
+const SAID_AGAIN: Duration = Duration::from_secs(300);
 /// Between one report of dropped log lines and the next.
 const REPORT_DROPPED: Duration = Duration::from_secs(1);
 /// Between one removal of expired whole answers and the next.
@@ -98,6 +101,8 @@ pub struct App {
 /// Components that a reload updates.
 struct Running {
     generations: Generations,
+    /// When the log was told last that the file is refused.
+    refusal_said: Mutex<Option<Instant>>,
     clients: Arc<ListenerState>,
     operators: Arc<ListenerState>,
 }
@@ -115,8 +120,9 @@ impl App {
 
     /// As [`App::start_with`], on sockets that were passed to this process, in place of those that `config` names.
     pub async fn start_on(mut config: Config, clock: Clock, sockets: PassedSockets) -> Result<Self, StartError> {
-        descriptors::fit(&mut config);
+        let descriptors_short = descriptors::fit(&mut config);
         let generations = Generations::new(config, clock, None)?;
+        generations.builder.process.descriptors_short.store(descriptors_short.map(Arc::new));
         let config = Arc::clone(&generations.current().config);
         let limits = ConnLimits::from(&config.limits);
         let (stop, stop_admin) = (CancellationToken::new(), CancellationToken::new());
@@ -128,7 +134,12 @@ impl App {
         let mut app = Self {
             addresses: Vec::new(),
             admin_address: config.admin.address,
-            running: Arc::new(Running { generations, clients: Arc::new(clients), operators: Arc::new(operators) }),
+            running: Arc::new(Running {
+                generations,
+                refusal_said: Mutex::default(),
+                clients: Arc::new(clients),
+                operators: Arc::new(operators),
+            }),
             stop,
             stop_admin,
             stop_tasks: CancellationToken::new(),
@@ -256,6 +267,7 @@ impl App {
     pub async fn drain(mut self) {
         let builder = &self.running.generations.builder;
         builder.process.ready.store(false, Ordering::Release);
+        let _ = builder.process.draining.set(builder.process.clock.now());
         events::Draining {}.log();
         let (began, drain) = (Instant::now(), self.config().limits.drain);
         if self.gives_up_ports {
@@ -311,11 +323,12 @@ impl Running {
     }
 
     fn apply(&self, mut config: Config) -> Result<(), StartError> {
-        descriptors::fit(&mut config);
+        let descriptors_short = descriptors::fit(&mut config);
         let tls = ListenerTls::read(&config)?;
         let (limits, connections) = (ConnLimits::from(&config.limits), config.limits.connections);
         let level = config.log.level;
         self.generations.apply(config)?;
+        self.generations.builder.process.descriptors_short.store(descriptors_short.map(Arc::new));
         self.show_certificates(&self.generations.current().config);
         self.set_tls(tls);
         self.clients.set_limits(limits, connections);
@@ -324,8 +337,9 @@ impl Running {
         Ok(())
     }
 
-    /// Loads the file and applies it; one that is refused changes nothing. Logs the result. Reads files: blocks.
-    fn reload(&self, watch: &mut Watch) {
+    /// Loads the file and applies it; one that is refused changes nothing. Logs the result, that of a file that stays refused every few
+    /// minutes unless an operator has asked for the reload. Reads files: blocks.
+    fn reload(&self, watch: &mut Watch, is_asked: bool) {
         let (running, path) = (self.generations.current().config.clone(), watch.path().display().to_string());
         let errors = match watch.load(Some(&running)) {
             Ok(config) => {
@@ -344,10 +358,11 @@ impl Running {
             }
             Err(errors) => errors.to_string().lines().map(str::to_owned).collect(),
         };
-        // A refused configuration is tried again and again, and logged once.
         let is_known = self.generations.builder.process.last_reload.load().errors == errors;
         self.generations.refuse(errors.clone());
-        if !is_known {
+        let mut said = self.refusal_said.lock();
+        if is_asked || !is_known || said.is_none_or(|said| said.elapsed() >= SAID_AGAIN) {
+            *said = Some(Instant::now());
             for line in &errors {
                 events::ConfigError { reason: line }.log();
             }

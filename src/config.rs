@@ -87,6 +87,19 @@ impl Config {
         config.map_err(|errors| ConfigErrors { file: Some(path.to_owned()), errors })
     }
 
+    /// The `[admin]` of the file at `path`, whatever else is wrong with the file: for the health check of a process that goes on with
+    /// the configuration before.
+    ///
+    /// # Errors
+    /// Why the file cannot be read.
+    pub fn load_admin(path: &Path) -> Result<AdminConfig, String> {
+        let text = text_of(path)?;
+        let (report, (document, _)) = (Diagnostics::new(&text), DeTable::parse_recoverable(&text));
+        let mut config = Self::for_endpoint(Endpoint::stand_in());
+        table::visit(Some(document.get_ref()), &report, |table| config.keys(table));
+        Ok(config.admin)
+    }
+
     /// Validates TOML text.
     pub fn parse(text: &str) -> Result<Self, ConfigErrors> {
         Self::validate(text, None).map_err(|errors| ConfigErrors { file: None, errors })
@@ -148,7 +161,7 @@ section! {
 const GUESSABLE: usize = 16;
 
 fn address(text: &str) -> Result<SocketAddr, String> {
-    listen::socket_address(text, "an address such as \"127.0.0.1:8081\"")
+    listen::socket_address(text, "an address such as \"127.0.0.1:8081\"", 8081)
 }
 
 section! {

@@ -123,9 +123,7 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve { config, core_dumps } => serve(&config, core_dumps),
         Command::Check { config, quiet } => check(&config, quiet),
-        Command::Healthcheck { config } => {
-            ask(&config, async |admin| admin.check_health().await.map(|()| "serving".to_owned()))
-        }
+        Command::Healthcheck { config } => check_health(&config),
         Command::Explain { config, token_file, group, ids } => {
             match token_file.as_deref().map(read_token).transpose() {
                 Ok(token) => ask(&config, async |admin| admin.explain(&ids, group.as_deref(), token).await),
@@ -196,6 +194,21 @@ fn check(path: &std::path::Path, quiet: bool) -> ExitCode {
         }
         Err(errors) => refuse(&errors.to_string()),
     }
+}
+
+/// Asks the process whose `[admin]` this file has. The rest of the file may be wrong: the process goes on without it.
+fn check_health(path: &std::path::Path) -> ExitCode {
+    run(Some(1), async {
+        let admin = Config::load_admin(path).and_then(|admin| AdminClient::for_probes(&admin));
+        let checked = match admin {
+            Ok(admin) => admin.check_health().await,
+            Err(error) => Err(error),
+        };
+        match checked {
+            Ok(()) => print(b"serving\n"),
+            Err(error) => fail(&error),
+        }
+    })
 }
 
 /// Asks the process that runs with this configuration, and prints its answer.

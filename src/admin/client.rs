@@ -1,7 +1,6 @@
 //! Asks the admin listener of a running sidelink: for the command line, and for images without a shell or curl.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +24,7 @@ use tower::BoxError;
 
 use super::Purge;
 use crate::api;
-use crate::config::{AdminConfig, pem};
+use crate::config::{AdminConfig, Tls, pem};
 
 /// The longest that an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct AdminClient {
     address: SocketAddr,
     token: Option<HeaderValue>,
-    /// Trusts the listener's own certificate and no other, whatever names it has.
+    /// With TLS.
     tls: Option<TlsConnector>,
 }
 
@@ -56,8 +55,22 @@ impl AdminClient {
         let bearer = |token: &[u8]| HeaderValue::from_bytes(&[b"Bearer ", token].concat());
         let token = config.token_file.as_ref().map(|token| bearer(token.secret.expose())).transpose();
         let token = token.map_err(|_| "the token in admin.token_file cannot be sent in a header".to_owned())?;
-        let tls = config.tls.as_ref().map(|tls| pinned(&tls.cert)).transpose()?;
+        let certificate =
+            |tls: &Tls| pem::certificates(&tls.cert)?.into_iter().next().ok_or("no certificate".to_owned());
+        let certificate = config.tls.as_ref().map(certificate).transpose()?;
+        let tls = certificate.map(|certificate| connector(Some(certificate))).transpose()?;
         Ok(Self { address, token, tls })
+    }
+
+    /// As [`Self::new`], for what anyone may ask: it shows no token, and takes any certificate for the listener's, since the process
+    /// may go on with the one before.
+    ///
+    /// # Errors
+    /// Why it cannot be asked.
+    pub fn for_probes(config: &AdminConfig) -> Result<Self, String> {
+        let tls = config.tls.as_ref().map(|_| connector(None)).transpose()?;
+        let config = AdminConfig { address: config.address, token_file: None, tls: None };
+        Ok(Self { tls, ..Self::new(&config)? })
     }
 
     /// Whether the process serves: whether it is neither starting nor draining.
@@ -145,9 +158,8 @@ impl AdminClient {
     }
 }
 
-/// A connector that takes the first certificate in the file at `cert` for the listener's, and no other.
-fn pinned(cert: &Path) -> Result<TlsConnector, String> {
-    let certificate = pem::certificates(cert)?.into_iter().next().ok_or("admin.tls.cert holds no certificate")?;
+/// A connector that takes this certificate for the listener's, and no other; any where there is none.
+fn connector(certificate: Option<CertificateDer<'static>>) -> Result<TlsConnector, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Pinned { certificate, algorithms: provider.signature_verification_algorithms };
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
@@ -158,7 +170,7 @@ fn pinned(cert: &Path) -> Result<TlsConnector, String> {
 
 #[derive(Debug)]
 struct Pinned {
-    certificate: CertificateDer<'static>,
+    certificate: Option<CertificateDer<'static>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -171,7 +183,7 @@ impl ServerCertVerifier for Pinned {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if *shown == self.certificate {
+        if self.certificate.as_ref().is_none_or(|certificate| shown == certificate) {
             return Ok(ServerCertVerified::assertion());
         }
         Err(rustls::Error::General("it shows another certificate than admin.tls.cert".to_owned()))

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::clock::{Clock, Moment};
-use crate::telemetry::metrics::{IdResult, Metrics, Reading};
+use crate::telemetry::metrics::{Code, IdResult, Metrics, Reading, Route};
 
 /// The time between two samples.
 pub(crate) const EVERY: Duration = Duration::from_secs(2);
@@ -22,6 +22,10 @@ struct Sample {
     counted: Reading,
     links: u64,
     bytes: u64,
+    /// The breaker was not closed.
+    breaker_tripped: bool,
+    /// The shared tier was down.
+    tier_down: bool,
 }
 
 /// The samples of the last ten minutes.
@@ -55,11 +59,51 @@ impl History {
         let (at, reading) = (self.clock.now(), self.metrics.reading());
         let mut state = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let (span, counted) = (at.since(state.at), reading.since(&state.reading));
+        let (breaker_tripped, tier_down) = (self.metrics.breaker_tripped(), self.metrics.shared.is_down());
         if state.samples.len() == MOST {
             state.samples.pop_front();
         }
-        state.samples.push_back(Sample { at, span, counted, links, bytes });
+        state.samples.push_back(Sample { at, span, counted, links, bytes, breaker_tripped, tier_down });
         (state.last, state.at, state.reading) = (state.last + 1, at, reading);
+    }
+
+    /// The counts of the last `millis`, up to now.
+    pub(super) fn counted_within(&self, millis: u64) -> Reading {
+        let (now, reading) = (self.clock.now(), self.metrics.reading());
+        let state = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let within = state.samples.iter().rev().take_while(|sample| now.since(sample.at) < millis);
+        within.fold(reading.since(&state.reading), |sum, sample| sum.plus(&sample.counted))
+    }
+
+    /// When batches began to fail, without `millis` of none that failed since; `None` if none has failed within `millis`.
+    pub(super) fn failing_since(&self, millis: u64) -> Option<Moment> {
+        self.lasting(millis, |sample| sample.counted.failed_batches() > 0)
+    }
+
+    /// When the breaker left the closed state for the last time; `None` before the first sample since.
+    pub(super) fn breaker_tripped_since(&self) -> Option<Moment> {
+        self.lasting(0, |sample| sample.breaker_tripped)
+    }
+
+    /// When the shared tier went down; `None` before the first sample since.
+    pub(super) fn tier_down_since(&self) -> Option<Moment> {
+        self.lasting(0, |sample| sample.tier_down)
+    }
+
+    /// The begin of the oldest sample for which something is so, with gaps of `millis` at most from there to now.
+    fn lasting(&self, millis: u64, is_so: impl Fn(&Sample) -> bool) -> Option<Moment> {
+        let now = self.clock.now();
+        let state = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first: Option<Moment> = None;
+        for sample in state.samples.iter().rev() {
+            let begin = sample.at.before(sample.span);
+            if is_so(sample) {
+                first = Some(begin);
+            } else if first.unwrap_or(now).since(begin) >= millis {
+                break;
+            }
+        }
+        first
     }
 
     /// The samples after the one of number `since`, column by column.
@@ -75,6 +119,17 @@ impl History {
             let quantile = |quantile: f64| column(&|sample| of(&sample.counted, quantile).into());
             json!({ "p50": quantile(0.5), "p99": quantile(0.99) })
         };
+        let responses = |route: Route| {
+            let class = |is_so: fn(Code) -> bool| {
+                column(&|sample| sample.counted.responses(route, |_, code| is_so(code)).into())
+            };
+            json!({
+                "answered": class(|code| !code.is_error()),
+                "4xx": class(|code| code.is_error() && !code.is_server_error() && code != Code::ClientLeft),
+                "5xx": class(Code::is_server_error),
+                "client_left": class(|code| code == Code::ClientLeft),
+            })
+        };
         json!({
             "last": state.last,
             "most": MOST,
@@ -82,6 +137,8 @@ impl History {
             "span": column(&|sample| sample.span.into()),
             "ids": ids,
             "batches": column(&|sample| sample.counted.batches.iter().sum::<u64>().into()),
+            "batches_failed": column(&|sample| sample.counted.failed_batches().into()),
+            "responses": { "batch": responses(Route::Batch), "passthrough": responses(Route::Passthrough) },
             "calls": column(&|sample| sample.counted.calls.iter().sum::<u64>().into()),
             "calls_failed": column(&|sample| sample.counted.calls.iter().skip(1).sum::<u64>().into()),
             "call_ids": column(&|sample| sample.counted.call_ids.into()),
@@ -129,5 +186,32 @@ mod tests {
         let new = history.after(MOST as u64 + 1);
         assert_eq!((new["at"].as_array().unwrap().len(), &new["batches"]), (1, &json!([MOST + 1])));
         assert_eq!(history.after(u64::MAX)["at"], json!([]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_last_from_the_first_one_without_a_long_gap_until_now() {
+        let (metrics, clock) = (Arc::new(Metrics::new(&Registry::new()).unwrap()), Clock::simulated(0));
+        let history = History::new(Arc::clone(&metrics), clock.clone());
+        let begin = clock.now();
+        let sampled = async |outcome: Option<Outcome>| {
+            tokio::time::advance(EVERY).await;
+            outcome.inspect(|outcome| metrics.count_request(Route::Batch, *outcome, 0.01));
+            history.sample(0, 0);
+        };
+        let since = |gap| history.failing_since(gap).map(|since| since.since(begin));
+        sampled(Some(Outcome::Hit)).await;
+        assert_eq!(since(10_000), None);
+        for outcome in [Some(Outcome::Error), None, Some(Outcome::Hit), Some(Outcome::Error), None] {
+            sampled(outcome).await;
+        }
+        assert_eq!(since(10_000), Some(2000), "the sample before ended then");
+        assert_eq!(since(3000), Some(8000));
+        metrics.count_request(Route::Batch, Outcome::Error, 0.01);
+        let failed = [1, 4001, 10_001].map(|span| history.counted_within(span).failed_batches());
+        assert_eq!(failed, [1, 2, 3], "what no sample has yet counts too");
+        for _ in 0..6 {
+            sampled(None).await;
+        }
+        assert_eq!(since(10_000), None, "it is over");
     }
 }

@@ -6,7 +6,28 @@
   const RESULTS = ["hit", "joined", "shared", "stale", "absent", "fetched", "failed"];
   const BATCHES = ["hit", "partial", "miss", "stale", "bypass", "error"];
   const CALLS = ["ok", "client_error", "server_error", "error_in_200", "unexpected", "no_answer", "deadline", "refused"];
+  // The words for values of labels; those of metrics are in docs/METRICS.md.
+  const WORDS = {
+    ids: { hit: "from memory", joined: "joined a call under way", shared: "from the shared tier", stale: "from memory, past freshness",
+      absent: "known to be absent", fetched: "fetched", failed: "failed" },
+    batches: { hit: "all from memory", partial: "part from memory", miss: "none from memory", stale: "with stale links",
+      bypass: "forwarded untouched", error: "failed, or client left" },
+    calls: { ok: "answered", client_error: "refused (4xx)", server_error: "endpoint failed (5xx)", error_in_200: "error in a 200, or no match",
+      unexpected: "unexpected status", no_answer: "no usable answer", deadline: "no answer in time", refused: "not sent: breaker or pause" },
+    bypass: { "no-credential": "no credential", credentials: "several credentials", algorithm: "unknown Authorization", "unknown-key": "unknown key",
+      signature: "signature not verified", "unsigned-payload": "body not signed", cookie: "refused without its cookies", origin: "from a browser (Origin)",
+      range: "has a Range", "header-too-long": "header too long", unreadable: "not readable as a batch", unmatched: "answer does not match" },
+    uncacheable: { under_floor: "link expires too soon", unreadable_expiry: "expiry not readable", no_store: "endpoint forbids it", vary: "answer varies",
+      unmatched: "answer does not match" },
+    refetched: { refresh: "refreshed ahead", revalidate: "caller to be accepted again", client: "client asked for it" },
+    shed: { in_flight: "ids being fetched", caller_in_flight: "ids being fetched, one caller", waiters: "batches waiting", calls: "calls",
+      exchanges: "requests on other routes", batch_bodies: "bytes of batches", signed_bodies: "bytes to be signed" },
+    purges: { ids: "ids", group: "a group", all: "everything", delete: "by a DELETE" },
+    shared: { breaker: "state", round_trips: "round trips", failures: "failures", ids_found: "ids found", ids_not_found: "ids not found" },
+    states: { closed: "in use", open: "down", half_open: "being tried" },
+  };
   const HITS = ["hit", "joined", "shared", "stale"];
+  const TOUCH = matchMedia("(hover: none) and (pointer: coarse)");
   const byId = (id) => document.getElementById(id);
 
   // The samples, oldest first, and the last status.
@@ -24,7 +45,7 @@
   const rate = (value) => {
     if (value === null) return "–";
     if (value >= 10_000) return `${(value / 1000).toFixed(value >= 100_000 || value % 1000 === 0 ? 0 : 1)} k`;
-    return value >= 100 ? count.format(value) : value >= 1 ? value.toFixed(1).replace(".0", "") : value === 0 ? "0" : value.toFixed(2);
+    return value >= 100 ? count.format(value) : value >= 1 ? value.toFixed(1).replace(".0", "") : value === 0 ? "0" : String(Number(value.toFixed(2)));
   };
   const time = (seconds) => {
     if (seconds === null || seconds === undefined) return "–";
@@ -79,21 +100,31 @@
 
   // Charts: each has series, of which some are stacked, and says how its values are written.
   const series = (name, label, of, extra = {}) => ({ name, label, of, ...extra });
+  const quantiles = (of) => [series("hit", "half are faster than", (sample) => of(sample).p50),
+    series("fetched", "99 % are faster than", (sample) => of(sample).p99, { dashed: true })];
   const CHARTS = [
-    { id: "hit-rate", title: "Hit rate", unit: "share of ids answered without a call of their own", write: share, top: 1,
+    { id: "failures", title: "Failures", unit: "a second", write: rate,
+      series: [series("failed", "batches failed (5xx)", perSecond((sample) => sample.responses.batch["5xx"]), { wash: true }),
+        series("fetched", "batches refused (4xx)", perSecond((sample) => sample.responses.batch["4xx"])),
+        series("absent", "clients left before the answer", perSecond((sample) => sample.responses.batch.client_left)),
+        series("stale", "ids failed", perSecond((sample) => sample.ids.failed), { dashed: true })] },
+    { id: "hit-rate", title: "Hit rate", unit: "ids answered without a call of their own", write: share, top: 1,
       series: [series("hit", "hit rate", hitRate, { wash: true })] },
-    { id: "ids", title: "Ids by result", unit: "ids a second", write: rate, stacked: true,
-      series: RESULTS.map((name) => series(name, name, perSecond((sample) => sample.ids[name]))) },
-    { id: "answers", title: "Answers", unit: "time to answer a batch", write: time,
-      series: [series("hit", "median", (sample) => sample.answer_seconds.p50),
-        series("fetched", "99th percentile", (sample) => sample.answer_seconds.p99, { dashed: true })] },
-    { id: "endpoint", title: "The endpoint", unit: "time of a call to it", write: time,
-      series: [series("hit", "median", (sample) => sample.call_seconds.p50),
-        series("fetched", "99th percentile", (sample) => sample.call_seconds.p99, { dashed: true })] },
+    { id: "ids", title: "Ids, by where they came from", unit: "ids a second", write: rate, stacked: true,
+      series: RESULTS.map((name) => series(name, WORDS.ids[name], perSecond((sample) => sample.ids[name]))) },
     { id: "load", title: "Calls to the endpoint", unit: "calls a second", write: rate,
       series: [series("hit", "all", perSecond((sample) => sample.calls), { wash: true }),
-        series("failed", "failed or refused", perSecond((sample) => sample.calls_failed), { dashed: true })] },
-    { id: "memory", title: "Links in memory", unit: "bytes, their bookkeeping included", write: bytes, binary: true,
+        series("failed", "failed or not sent", perSecond((sample) => sample.calls_failed), { dashed: true })] },
+    { id: "answers", title: "Time to answer a batch", unit: "logarithmic", write: time, logarithmic: true,
+      series: quantiles((sample) => sample.answer_seconds) },
+    { id: "endpoint", title: "Time of a call to the endpoint", unit: "logarithmic", write: time, logarithmic: true,
+      series: quantiles((sample) => sample.call_seconds) },
+    { id: "others", title: "Other routes", unit: "requests a second", write: rate,
+      series: [series("hit", "answered", perSecond((sample) => sample.responses.passthrough.answered), { wash: true }),
+        series("fetched", "refused (4xx)", perSecond((sample) => sample.responses.passthrough["4xx"])),
+        series("failed", "failed (5xx)", perSecond((sample) => sample.responses.passthrough["5xx"])),
+        series("absent", "client left", perSecond((sample) => sample.responses.passthrough.client_left))] },
+    { id: "memory", title: "Links in memory", unit: "bytes, bookkeeping included", write: bytes, binary: true,
       series: [series("hit", "in use", (sample) => sample.bytes, { wash: true })] },
   ];
 
@@ -118,7 +149,8 @@
       make("figcaption", {}, title, chart.when), chart.svg, legend, chart.details));
     chart.svg.addEventListener("pointermove", (event) => point(chart, event.clientX));
     chart.svg.addEventListener("pointerdown", (event) => point(chart, event.clientX));
-    chart.svg.addEventListener("pointerleave", () => read(null));
+    // A finger that is lifted leaves too, and what it has read stays.
+    chart.svg.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") read(null); });
     chart.svg.addEventListener("blur", () => read(null));
     chart.svg.addEventListener("keydown", (event) => {
       const steps = { ArrowLeft: -1, ArrowRight: 1, PageUp: -15, PageDown: 15, Home: -Infinity, End: Infinity };
@@ -169,22 +201,34 @@
     svg.replaceChildren();
     const values = samples.map((sample) => chart.series.map((one) => one.of(sample)));
     const heights = values.map((row) => (chart.stacked ? [sum(row)] : row)).flat().filter((value) => value !== null);
-    const most = chart.top ?? ceiling(Math.max(0, ...heights), chart.binary ? 2 : 10);
+    const highest = Math.max(0, ...heights);
+    // Whole decades, two at least.
+    const lowest = Math.min(...heights.filter((value) => value > 0));
+    const decades = chart.logarithmic && highest > 0 ? [Math.floor(Math.log10(lowest)), Math.ceil(Math.log10(highest))] : null;
+    if (decades && decades[1] - decades[0] < 2) decades[1] = decades[0] + 2;
+    const most = chart.top ?? ceiling(highest, chart.binary ? 2 : 10);
     const x = (at) => LEFT + (width - LEFT - right) * (1 - (newest() - at) / window);
-    const y = (value) => top + (height - top - bottom) * (1 - value / most);
+    const part = (value) => {
+      if (!decades) return value / most;
+      return Math.max(0, (Math.log10(Math.max(value, 1e-9)) - decades[0]) / (decades[1] - decades[0]));
+    };
+    const y = (value) => top + (height - top - bottom) * (1 - part(value));
     const rule = (value, name) => svg.append(draw("line", { x1: LEFT, x2: width - right, y1: y(value), y2: y(value), class: name }));
-    for (const part of [0, 0.5, 1]) {
-      if (part > 0) rule(most * part, "rule");
-      svg.append(draw("text", { x: LEFT - 6, y: y(most * part) + 4, "text-anchor": "end" }, heights.length || chart.top ? chart.write(most * part) : ""));
+    // Where all is zero, an axis would show a scale that nothing has.
+    const ticks = decades ? Array.from({ length: decades[1] - decades[0] + 1 }, (_, at) => 10 ** (decades[0] + at))
+      : chart.top || highest > 0 ? [0, most / 2, most] : heights.length > 0 ? [0] : [];
+    for (const tick of ticks) {
+      if (part(tick) > 0) rule(tick, "rule");
+      svg.append(draw("text", { x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, chart.write(tick)));
     }
     const parts = width < 420 ? 2 : window === 120_000 ? 4 : window === 60_000 ? 6 : 5;
-    for (let part = 0; part <= parts; part += 1) {
-      const ago = (window * part) / parts / 1000;
-      const label = part === 0 ? "now" : window > 120_000 ? `−${ago / 60} min` : `−${ago} s`;
-      svg.append(draw("text", { x: x(newest() - ago * 1000), y: height - 5, "text-anchor": part === 0 ? "end" : "middle" }, label));
+    for (let at = 0; at <= parts; at += 1) {
+      const ago = (window * at) / parts / 1000;
+      const label = at === 0 ? "now" : window > 120_000 ? `−${ago / 60} min` : `−${ago} s`;
+      svg.append(draw("text", { x: x(newest() - ago * 1000), y: height - 5, "text-anchor": at === 0 ? "end" : "middle" }, label));
     }
-    if (heights.length === 0) {
-      svg.append(draw("text", { x: (LEFT + width - right) / 2, y: y(most / 2) - 6, "text-anchor": "middle", class: "none" }, "nothing yet"));
+    if (heights.length === 0 || (highest === 0 && !chart.top)) {
+      svg.append(draw("text", { x: (LEFT + width - right) / 2, y: top + (height - top - bottom) * 0.3, "text-anchor": "middle", class: "none" }, heights.length === 0 ? "nothing yet" : "none"));
     }
     const place = (value, at) => `${x(at).toFixed(1)},${y(value).toFixed(1)}`;
     if (chart.stacked) {
@@ -216,12 +260,12 @@
         }
       });
     }
-    rule(0, "base");
+    svg.append(draw("line", { x1: LEFT, x2: width - right, y1: height - bottom, y2: height - bottom, class: "base" }));
     const at = cursor === null ? samples[samples.length - 1] : samples.find((sample) => sample.at === cursor);
     if (cursor !== null && at) svg.append(draw("line", { x1: x(cursor), x2: x(cursor), y1: top, y2: height - bottom, class: "cursor" }));
     chart.when.textContent = cursor !== null && at ? clock(cursor) : "";
     chart.series.forEach((one, index) => { chart.values[index].textContent = at ? chart.write(one.of(at)) : "–"; });
-    svg.setAttribute("aria-label", `${chart.title}: ${chart.unit}. ${at ? describe(chart, at) : "Nothing yet."} Arrow keys read other moments.`);
+    svg.setAttribute("aria-label", `${chart.title}: ${chart.unit}. ${at ? describe(chart, at) : "Nothing yet."}${TOUCH.matches ? "" : " Arrow keys read other moments."}`);
     if (chart.details.open) tabulate(chart);
   };
   const drawAll = () => CHARTS.forEach(plot);
@@ -248,16 +292,20 @@
     const latest = [...samples].reverse().find((sample) => sample.answer_seconds.p99 !== null);
     const called = [...samples].reverse().find((sample) => sample.call_seconds.p99 !== null);
     const fill = status.cache.capacity > 0 ? status.cache.bytes / status.cache.capacity : 0;
+    const batches = lastMinute((sample) => sample.batches);
+    const failed = lastMinute((sample) => sample.batches_failed);
+    const errors = batches > 0 ? `${failed === 0 ? "no batch" : `${count.format(failed)} of ${count.format(batches)} batches`} failed, last minute` : "no batch in the last minute";
     const list = [
+      ["Errors", share(batches > 0 ? failed / batches : null), errors, status.alerts.find((alert) => alert.kind === "errors")?.severity],
       ["Hit rate", share(all > 0 ? ids(HITS) / all : null), "ids, last minute"],
       ["Batches", rate(per((sample) => sample.batches)), all > 0 ? `a second; ${rate(all / seconds)} ids` : "a second"],
-      ["Calls", rate(per((sample) => sample.calls)), seconds > 0 ? `a second; ${rate(per((sample) => sample.call_ids))} ids` : "a second"],
-      ["Answers, p99", time(latest?.answer_seconds.p99), latest ? `median ${time(latest.answer_seconds.p50)}` : "no batch lately"],
-      ["Endpoint, p99", time(called?.call_seconds.p99), called ? `median ${time(called.call_seconds.p50)}` : "no call lately"],
+      ["Calls to the endpoint", rate(per((sample) => sample.calls)), seconds > 0 ? `a second; ${rate(per((sample) => sample.call_ids))} ids` : "a second"],
+      ["Slow batches", time(latest?.answer_seconds.p99), latest ? `1 % take longer; half ${time(latest.answer_seconds.p50)}` : "no batch lately"],
+      ["Slow calls", time(called?.call_seconds.p99), called ? `1 % take longer; half ${time(called.call_seconds.p50)}` : "no call lately"],
       ["Memory", share(fill), `${bytes(status.cache.bytes)} of ${bytes(status.cache.capacity)}`],
     ];
-    byId("tiles").replaceChildren(...list.map(([name, value, hint]) =>
-      make("div", {}, make("dt", {}, name), make("dd", {}, value), make("dd", { class: "hint" }, hint))));
+    byId("tiles").replaceChildren(...list.map(([name, value, hint, state]) =>
+      make("div", { id: `tile-${name.toLowerCase().replaceAll(/[^a-z]+/g, "-")}`, class: state ?? "" }, make("dt", {}, name), make("dd", {}, value), make("dd", { class: "hint" }, hint))));
   };
 
   const pairs = (id, list) => byId(id).replaceChildren(...list.flatMap(([name, value, extra]) => {
@@ -265,51 +313,60 @@
     return [make("dt", {}, name), make("dd", extra ? { class: extra } : {}, value)];
   }));
   const spoken = (name) => name.replaceAll("_", " ").replaceAll("-", " ");
-  const counted = (counts, names) => names.map((name) => [spoken(name), count.format(counts[name])]);
+  const said = (kind, name) => WORDS[kind]?.[name] ?? spoken(name);
+  const counted = (kind, counts, names) => names.map((name) => [said(kind, name), count.format(counts[name])]);
 
-  // On whose failures the breaker has opened, or refuses sources alone.
-  const breakerEvidence = (found) => {
-    const words = {
-      callers: "callers", id_sets: "sets of ids", failed_to_connect: "failed to connect", connections_lost: "connections lost",
-      failed_answers: "failed answers", no_answers: "not answered in time", sources_refused: "refused alone",
-    };
-    const parts = Object.entries(words).filter(([kind]) => found[kind] > 0).map(([kind, word]) => `${found[kind]} ${word}`);
-    return parts.length ? `on the failures of ${parts.join(", ")}` : "";
+  // A banner for each alert, worst first. One that stays keeps its element, so that it is read out once; numbers that change in its
+  // text are not.
+  const banners = (alerts) => {
+    const box = byId("alerts");
+    const before = new Map([...box.children].map((banner) => [banner.dataset.kind, banner]));
+    const now = alerts.map((alert) => {
+      const banner = before.get(alert.kind) ?? make("div", { role: "alert", "data-kind": alert.kind },
+        make("h2", {}), make("p", { "aria-live": "off" }));
+      banner.className = `alert ${alert.severity}`;
+      const [title, text] = banner.children;
+      if (title.textContent !== alert.title) title.textContent = alert.title;
+      if (text.textContent !== alert.text) text.textContent = alert.text;
+      return banner;
+    });
+    before.forEach((banner) => { if (!now.includes(banner)) banner.remove(); });
+    now.forEach((banner, at) => { if (box.children[at] !== banner) box.insertBefore(banner, box.children[at] ?? null); });
   };
 
   const state = () => {
     const reload = status.reload;
-    const breaker = { closed: ["closed", "good"], half_open: ["half-open", "warn"], open: ["open", "bad"] }[status.breaker];
+    // Only what is amiss is colored: green would say that all is well, which the banners say.
+    const breaker = { closed: ["closed"], half_open: ["half-open", "warn"], open: ["open", "bad"] }[status.breaker];
     pairs("health", [
-      ["clients", status.ready ? "served" : "not served", status.ready ? "good" : "bad"],
-      ["breaker", breaker[0], breaker[1]],
-      ...(breakerEvidence(status.breaker_evidence) ? [[null, breakerEvidence(status.breaker_evidence)]] : []),
-      ...(status.calls_refused ? [[null, status.calls_refused, "bad"]] : []),
+      ["new connections", status.ready ? "accepted" : "refused", status.ready ? "" : "bad"],
+      ["breaker", ...breaker],
       ["last failure", status.last_failure ? clock(status.last_failure.at) : "none"],
       ...(status.last_failure ? [[null, status.last_failure.reason]] : []),
-      ["configuration", reload.succeeded ? "in force" : "refused", reload.succeeded ? "good" : "bad"],
-      ["read", reload.at ? clock(Date.parse(reload.at)) : "–"],
+      ["configuration file", reload.succeeded ? "in force" : "refused", reload.succeeded ? "" : "bad"],
+      ["last read", reload.at ? clock(Date.parse(reload.at)) : "–"],
       ...reload.errors.map((error) => [null, error, "bad"]),
-      ...(status.shared ? Object.entries(status.shared).map(([name, value]) => [`shared tier: ${spoken(name)}`, typeof value === "number" ? count.format(value) : spoken(value)]) : [["shared tier", "none"]]),
-      ["connections", count.format(status.connections)],
+      ...(status.shared ? Object.entries(status.shared).map(([name, value]) => [`shared tier: ${said("shared", name)}`, typeof value === "number" ? count.format(value) : said("states", value)]) : [["shared tier", "none"]]),
+      ["connections of clients", count.format(status.connections)],
       ["calls under way", count.format(status.calls_in_flight)],
       ["links in memory", count.format(status.cache.links)],
-      ["evicted for room", count.format(status.cache.evicted)],
-      ["purge marks", count.format(status.cache.purge_marks)],
+      ["dropped to make room", count.format(status.cache.evicted)],
+      ["purges remembered", count.format(status.cache.purge_marks)],
       ["process memory", bytes(status.memory_bytes)],
-      ["clock, of the endpoint's", status.totals.calls.ok > 0 ? `${status.clock_skew_seconds < 0 ? "−" : "+"}${time(Math.abs(status.clock_skew_seconds))}` : "–"],
+      ["clock, to the endpoint's", status.totals.calls.ok > 0 ? `${status.clock_skew_seconds < 0 ? "−" : "+"}${time(Math.abs(status.clock_skew_seconds))}` : "–"],
     ]);
     const totals = status.totals;
     const total = sum(Object.values(totals.ids));
-    pairs("ids", [...counted(totals.ids, RESULTS), ["all", count.format(total)], ["sent to the endpoint", count.format(totals.call_ids)]]);
-    pairs("batches", counted(totals.batches, BATCHES));
-    pairs("calls", counted(totals.calls, CALLS));
-    const others = [["bypass", totals.bypass], ["not kept", totals.uncacheable], ["asked again", totals.refetched], ["shed", totals.shed], ["purges", totals.purges]]
-      .flatMap(([kind, counts]) => Object.entries(counts).filter(([, value]) => value > 0).map(([name, value]) => [`${kind}: ${spoken(name)}`, count.format(value)]));
-    pairs("others", others.length > 0 ? others : [[null, "Nothing was bypassed, shed, purged or not kept.", "quiet"]]);
+    pairs("ids", [...counted("ids", totals.ids, RESULTS), ["all", count.format(total)], ["sent to the endpoint", count.format(totals.call_ids)]]);
+    pairs("batches", counted("batches", totals.batches, BATCHES));
+    pairs("calls", counted("calls", totals.calls, CALLS));
+    const others = [["forwarded", "bypass"], ["not kept", "uncacheable"], ["fetched again", "refetched"], ["refused at a limit", "shed"], ["purged", "purges"]]
+      .flatMap(([words, kind]) => Object.entries(totals[kind]).filter(([, value]) => value > 0).map(([name, value]) => [`${words}: ${said(kind, name)}`, count.format(value)]));
+    pairs("others", others.length > 0 ? others : [[null, "Nothing was forwarded untouched, refused at a limit, purged or not kept.", "quiet"]]);
     byId("about").textContent = `${status.version} · up ${span(status.uptime_seconds)} · in front of ${status.endpoint}`;
     if (byId("config").textContent !== config) byId("config").textContent = config;
-    document.title = `sidelink · ${byId("tiles").querySelector("dd").textContent}`;
+    const [worst] = status.alerts;
+    document.title = worst ? `⚠ ${worst.title} · sidelink` : `sidelink · hit rate ${byId("tiles").querySelector("#tile-hit-rate dd").textContent}`;
   };
 
   // Announced once each time that it changes, not each time that it is so.
@@ -347,7 +404,7 @@
       if (!response.ok) throw new Error(response.status === 401 || response.status === 403 ? "sidelink does not let this page in" : `sidelink answers with ${response.status}`);
       const next = await response.json();
       // The process or its configuration is another one: start again.
-      if (last > 0 && (next.started !== status.started || next.reload.at !== status.reload.at)) {
+      if (last > 0 && (next.started !== status.started || (next.reload.succeeded && next.reload.at !== status.reload.at))) {
         samples = [];
         last = 0;
         timer = setTimeout(poll, 0);
@@ -357,8 +414,8 @@
       lostAt = null;
       document.body.classList.remove("lost");
       badge("live", "live");
-      const why = next.last_failure ? ` (${next.last_failure.reason})` : "";
-      say(next.breaker === "open" ? `The breaker is open: the endpoint fails${why}, and is not asked for a while.` : null);
+      say(null);
+      banners(next.alerts);
       tiles();
       state();
       drawAll();

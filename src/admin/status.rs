@@ -7,7 +7,7 @@ use http::{HeaderValue, Response, StatusCode};
 use prometheus::Registry;
 use serde_json::{Map, Value, json};
 
-use super::{AdminState, ProcessState, typed};
+use super::{AdminState, ProcessState, alerts, typed};
 use crate::clock::rfc3339;
 use crate::message::body::Body;
 use crate::telemetry::metrics::{
@@ -49,6 +49,7 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
         "now": now.unix_millis(),
         "started": started.unix_millis(),
         "uptime_seconds": now.since(started) / 1000,
+        "alerts": alerts::alerts(state, now),
         "ready": process.ready.load(Ordering::Acquire),
         "endpoint": config.upstream.endpoint.to_string(),
         "breaker": position(&metrics.breaker_state),
@@ -72,7 +73,7 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
             "evicted": metrics.cache_evictions.of(Eviction::Size).get(),
             "purge_marks": metrics.purge_marks.get(),
         },
-        "shared": shared(&metrics.shared),
+        "shared": config.shared.as_ref().map(|_| shared(&metrics.shared)),
         "clock_skew_seconds": metrics.clock_skew.get(),
         "memory_bytes": resident(&process.registry),
         "totals": {
@@ -96,18 +97,16 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
     status
 }
 
-/// The shared tier, after the first round trip.
-fn shared(shared: &SharedMetrics) -> Option<Value> {
+/// The shared tier.
+fn shared(shared: &SharedMetrics) -> Value {
     let asked: u64 = shared.operations.iter().map(|(_, count)| count.get()).sum();
     let failed: u64 = shared.failures.iter().map(|(_, count)| count.get()).sum();
-    (asked > 0).then(|| {
-        json!({
-            "breaker": position(&shared.breaker_state),
-            "round_trips": asked,
-            "failures": failed,
-            "ids_found": shared.hits.get(),
-            "ids_not_found": shared.misses.get(),
-        })
+    json!({
+        "breaker": position(&shared.breaker_state),
+        "round_trips": asked,
+        "failures": failed,
+        "ids_found": shared.hits.get(),
+        "ids_not_found": shared.misses.get(),
     })
 }
 

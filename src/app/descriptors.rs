@@ -4,6 +4,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::ADMIN_CONNECTIONS;
+use crate::admin::DescriptorsShort;
 use crate::config::{Config, Limits};
 use crate::telemetry::log::events;
 
@@ -21,15 +22,18 @@ pub fn raise_limit() -> Result<(), Errno> {
 }
 
 /// Lowers `limits.connections` of `config` where the limit is lower than all of its limits need: at most half of the descriptors are
-/// kept in reserve, so that operators are answered and calls are made whatever clients do. Logs it.
-pub(super) fn fit(config: &mut Config) {
-    let Some(limit) = getrlimit(Resource::Nofile).current else { return };
+/// kept in reserve, so that operators are answered and calls are made whatever clients do. Logs it and returns the numbers.
+pub(super) fn fit(config: &mut Config) -> Option<DescriptorsShort> {
+    let limit = getrlimit(Resource::Nofile).current?;
     let connections = connections(&config.limits, config.upstream.calls, limit);
-    if connections < config.limits.connections {
-        let needed = needed(&config.limits, config.upstream.calls);
-        events::DescriptorsShort { limit, needed, connections }.log();
-        config.limits.connections = connections;
+    let configured = config.limits.connections;
+    if connections >= configured {
+        return None;
     }
+    let needed = needed(&config.limits, config.upstream.calls);
+    events::DescriptorsShort { limit, needed, connections }.log();
+    config.limits.connections = connections;
+    Some(DescriptorsShort { limit, needed, connections, configured })
 }
 
 fn reserved(limits: &Limits, calls: usize) -> u64 {

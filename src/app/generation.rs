@@ -88,7 +88,9 @@ impl Generations {
             registry,
             metrics,
             ready: Arc::new(AtomicBool::new(false)),
-            last_reload: Arc::new(ArcSwap::from_pointee(Reload { at: clock.now(), errors: Vec::new() })),
+            draining: Arc::default(),
+            descriptors_short: Arc::default(),
+            last_reload: Arc::new(ArcSwap::from_pointee(Reload::succeeded(clock.now()))),
             history,
             clock,
         };
@@ -151,7 +153,7 @@ impl Generations {
         process.fetch.set_min_remaining(floor);
         let at = process.clock.now();
         process.metrics.reloaded(at.unix_seconds());
-        process.last_reload.store(Arc::new(Reload { at, errors: Vec::new() }));
+        process.last_reload.store(Arc::new(Reload::succeeded(at)));
         Ok(())
     }
 
@@ -159,7 +161,9 @@ impl Generations {
     pub fn refuse(&self, errors: Vec<String>) {
         let process = &self.builder.process;
         process.metrics.reload_successful.set(0);
-        process.last_reload.store(Arc::new(Reload { at: process.clock.now(), errors }));
+        let (at, before) = (process.clock.now(), process.last_reload.load());
+        let since = if before.errors == errors { before.since } else { at };
+        process.last_reload.store(Arc::new(Reload { at, since, errors }));
     }
 }
 

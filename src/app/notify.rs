@@ -23,6 +23,8 @@ pub(super) fn notify(states: &[NotifyState<'_>]) {
 fn send(states: &[NotifyState<'_>]) -> io::Result<()> {
     let Some(address) = env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
     let socket = UnixDatagram::unbound()?;
+    // A manager that is stuck stops no thread here.
+    socket.set_nonblocking(true)?;
     match address.as_bytes() {
         [b'@', name @ ..] => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
         _ => socket.connect(&address)?,

@@ -55,18 +55,18 @@ pub async fn serve(config: Config, mut watch: Watch, sockets: PassedSockets) -> 
     // Ends with the runtime.
     tokio::spawn(feed_watchdog());
     loop {
-        tokio::select! {
+        let is_asked = tokio::select! {
             () = stop.recv() => break,
-            _ = hang_up.recv() => {}
-            () = watch.changed() => {}
-        }
+            _ = hang_up.recv() => true,
+            () = watch.changed() => false,
+        };
         let running = Arc::clone(&app.running);
         let path = watch.path().to_owned();
         let now = NotifyState::monotonic_usec_now().ok();
         let reloading = [NotifyState::Reloading, NotifyState::Status("reloading the configuration")];
         notify(&reloading.into_iter().chain(now).collect::<Vec<_>>());
         let reload = tokio::task::spawn_blocking(move || {
-            running.reload(&mut watch);
+            running.reload(&mut watch, is_asked);
             watch
         });
         // A file system that hangs does not delay the end.

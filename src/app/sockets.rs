@@ -23,7 +23,7 @@ impl PassedSockets {
     /// since it removes the environment variables.
     ///
     /// # Errors
-    /// One of them is no socket that listens for streams, over TCP or a Unix socket.
+    /// One of them is no socket for streams, over TCP or a Unix socket, or two are for operators.
     pub fn take() -> io::Result<Self> {
         let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut names = names.split(':');
@@ -34,10 +34,12 @@ impl PassedSockets {
                 Ok(socket) => socket.map(PassedSocket::Tcp),
                 Err(_) => passed.take_unix_listener(index)?.map(PassedSocket::Unix),
             };
-            if names.next() == Some(ADMIN) {
-                sockets.operators = socket;
-            } else {
+            if names.next() != Some(ADMIN) {
                 sockets.clients.extend(socket);
+            } else if sockets.operators.is_some() {
+                return Err(io::Error::other("two of them are named admin"));
+            } else {
+                sockets.operators = socket;
             }
         }
         Ok(sockets)

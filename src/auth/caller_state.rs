@@ -167,7 +167,11 @@ impl CallerStates {
     }
 
     pub(super) fn insert_accepted(&self, caller: Caller, state: &Arc<CallerState>) {
-        self.accepted.get_with(caller, || Arc::clone(state));
+        self.accepted.get_with(caller, || {
+            // A state of before an eviction may come back, beside a new one.
+            self.changed();
+            Arc::clone(state)
+        });
     }
 
     /// Drops all entries of `state`'s caller at once.

@@ -1,5 +1,7 @@
 //! The token that a connection has shown last with its caller, so that they are looked up once and not for every request.
 
+use std::sync::atomic::Ordering;
+
 use constant_time_eq::constant_time_eq;
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
@@ -41,7 +43,9 @@ impl LastToken {
         let mut last = self.0.lock();
         let is_same = |last: &&mut Remembered| last.key_id == key_id && constant_time_eq(&last.token, token);
         if let Some(last) = last.as_mut().filter(is_same) {
-            if last.changes == changes && last.uses < USES {
+            // A revocation counts as a change once all states are updated; the state itself knows earlier.
+            let version = last.identity.caller_state.entries_version.load(Ordering::Acquire);
+            if last.changes == changes && version == last.identity.entries_version && last.uses < USES {
                 last.uses += 1;
             } else {
                 last.identity = look_up(Some(last.identity.caller));

@@ -247,6 +247,31 @@ async fn what_ends_a_callers_acceptance_ends_it_for_a_connection_that_remembers_
     }
 }
 
+/// Between the update of a state and the count of the change, others are updated, and the caller may be accepted again.
+#[tokio::test(start_paused = true)]
+async fn a_connection_does_not_go_on_with_a_scope_whose_entries_were_dropped_before_the_change_is_counted() {
+    let (callers, last, list) = (callers(), LastToken::default(), headers(&[("x-auth-token", "t")]));
+    let [_, remembered] = [(); 2].map(|()| identify_on(&last, &callers, &list).unwrap());
+    accept(&callers, &remembered);
+    // As `drop_entries` and `drop_named` do, before they count.
+    callers.caller_states.drop_entries(&remembered.caller_state, callers.clock.now());
+    accept(&callers, &caller(&callers));
+    let now = identify_on(&last, &callers, &list).unwrap();
+    assert!(!must_revalidate(&callers, &now));
+    assert!(callers.scope(&now, &list) != callers.scope(&remembered, &list));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_remembers_a_new_state_shares_the_old_one_that_comes_back() {
+    let (callers, last, list) = (callers(), LastToken::default(), headers(&[("x-auth-token", "t")]));
+    let asked = caller(&callers);
+    callers.caller_states.unaccepted.invalidate(&asked.caller);
+    let [_, remembered] = [(); 2].map(|()| identify_on(&last, &callers, &list).unwrap());
+    assert!(!Arc::ptr_eq(&asked.caller_state, &remembered.caller_state));
+    accept(&callers, &asked);
+    assert!(Arc::ptr_eq(&asked.caller_state, &identify_on(&last, &callers, &list).unwrap().caller_state));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_remembers_an_evicted_state_shares_the_new_one() {
     let (callers, last, list) = (callers(), LastToken::default(), headers(&[("x-auth-token", "t")]));

@@ -65,7 +65,7 @@ impl ListenAddress {
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some(path) = text.strip_prefix(UNIX) else {
             let example = "an address such as \"127.0.0.1:8080\" or \"unix:/run/sidelink.sock\"";
-            return socket_address(text, example).map(ListenAddress::Tcp);
+            return socket_address(text, example, 8080).map(ListenAddress::Tcp);
         };
         if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
             return Err(format!("\"{}\" must be {UNIX} and the absolute path of a socket", text.escape_debug()));
@@ -89,26 +89,27 @@ impl ListenAddress {
 ///
 /// # Errors
 /// `text` is not the `example`.
-pub(super) fn socket_address(text: &str, example: &str) -> Result<SocketAddr, String> {
+pub(super) fn socket_address(text: &str, example: &str, default_port: u16) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
-        let advice = advice(text).map_or_else(String::new, |advice| format!("; {advice}"));
+        let advice = advice(text, default_port).map_or_else(String::new, |advice| format!("; {advice}"));
         format!("\"{}\" is not {example}{advice}", text.escape_debug())
     })
 }
 
-fn advice(text: &str) -> Option<String> {
+fn advice(text: &str, default_port: u16) -> Option<String> {
     let write = |ip: IpAddr, port: u16| format!("write \"{}\"", SocketAddr::new(ip, port));
     let local = |port| write(Ipv4Addr::LOCALHOST.into(), port);
     let Some((host, port)) = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?))) else {
         let of_port = || text.parse().ok().map(local);
-        return text.trim_matches(['[', ']']).parse().ok().map(|ip| write(ip, 8080)).or_else(of_port);
+        return text.trim_matches(['[', ']']).parse().ok().map(|ip| write(ip, default_port)).or_else(of_port);
     };
     match host {
         "localhost" => Some(local(port)),
         "" | "*" => Some(format!("{}, or \"0.0.0.0:{port}\" for every address of this machine", local(port))),
-        _ => match host.parse() {
-            Ok(ip) => Some(write(ip, port)),
-            Err(_) => Some("write the IP address: names are not resolved here".to_owned()),
+        _ => match (host.parse(), text.parse()) {
+            (Ok(ip), _) => Some(write(ip, port)),
+            (Err(_), Ok(ip)) => Some(write(ip, default_port)),
+            _ => Some("write the IP address: names are not resolved here".to_owned()),
         },
     }
 }
@@ -154,7 +155,14 @@ impl Tls {
             && let Err(TlsError(key, message)) = self.read()
             && let Some(found) = table.find(key)
         {
-            found.wrong(message);
+            // Without the path: what is there may be the key itself.
+            let path = match key {
+                "cert" => Some(&self.cert),
+                "key" => Some(&self.key),
+                _ => self.client_ca.as_ref(),
+            };
+            let prefix = path.map(|path| format!("{}: ", path.display())).unwrap_or_default();
+            found.wrong(message.strip_prefix(&prefix).unwrap_or(&message));
         } else if let (Some(cert), Some(key)) = (table.find("cert"), table.find("key")) {
             cert.warn_of_expiry(&self.cert);
             key.warn_if_world_readable(&self.key);

@@ -76,8 +76,8 @@ pub fn reference() -> String {
 pub(super) fn immutable(config: &Config) -> Vec<(String, String)> {
     let mut values = Vec::new();
     for table in tables(config) {
-        // Clients that connected without TLS would stay.
-        if table.path == "listen.tls" {
+        // Clients and operators that connected without TLS would stay.
+        if matches!(table.path.as_str(), "listen.tls" | "admin.tls") {
             values.push((table.path.clone(), table.present.to_string()));
         }
         for key in table.keys.iter().filter(|key| key.about.immutable) {

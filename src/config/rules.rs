@@ -53,6 +53,13 @@ pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Diagnostic
         }
     }
 
+    if config.admin.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+        && let Ok(at) = place(document, "admin.tls.client_ca")
+    {
+        let message = "sidelink healthcheck, explain and purge, and most probes, show no certificate, and are refused";
+        report.warn(at, "admin.tls.client_ca", message);
+    }
+
     let listeners: Vec<SocketAddr> = config.listen.address.iter().filter_map(ListenAddress::tcp).chain(admin).collect();
     let reaches_itself = |endpoint: &Endpoint| {
         *endpoint != Endpoint::stand_in() && listeners.iter().any(|listener| is_self(endpoint, *listener))

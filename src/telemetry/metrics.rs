@@ -177,6 +177,11 @@ impl Metrics {
         }
     }
 
+    /// Whether the breaker is not closed.
+    pub fn breaker_tripped(&self) -> bool {
+        self.breaker_state.of(BreakerState::Closed).get() == 0
+    }
+
     /// Counts an answer.
     pub fn count_response(&self, route: Route, source: Source, code: Code) {
         self.responses.of(route).of(source).of(code).inc();
@@ -192,6 +197,11 @@ impl Metrics {
 }
 
 impl SharedMetrics {
+    /// Whether the tier is down. False where there is none.
+    pub fn is_down(&self) -> bool {
+        self.breaker_state.of(BreakerState::Open).get() == 1
+    }
+
     /// Counts a round trip that took `seconds`.
     pub fn count(&self, operation: Operation, seconds: f64) {
         self.operations.of(operation).inc();

@@ -172,10 +172,11 @@ async fn a_request_from_elsewhere_needs_the_token() {
         }
         let reply = purge(&client, &[JSON], ALL).await;
         assert_eq!(reply.status, status);
-        assert_eq!(
-            reply.header("www-authenticate"),
-            if status == 401 { "Bearer realm=\"sidelink\", Basic realm=\"sidelink\", charset=\"UTF-8\"" } else { "" }
-        );
+        let challenges: Vec<&str> =
+            reply.headers.get_all("www-authenticate").iter().map(|line| line.to_str().unwrap()).collect();
+        // Each in a line of its own, or Chromium asks for no password.
+        let expected = ["Bearer realm=\"sidelink\"", "Basic realm=\"sidelink\", charset=\"UTF-8\""];
+        assert_eq!(challenges, if status == 401 { &expected[..] } else { &[] });
         let reply = purge(&client, &[JSON, ("host", "localhost")], ALL).await;
         assert_eq!(reply.status, status, "whatever it says in Host");
         for path in GUARDED {
@@ -193,10 +194,7 @@ async fn a_wrong_token_is_refused_from_anywhere() {
     for wrong in ["Bearer token-of-an-operatoR", "Bearer token-of-an-operator-", "Bearer "] {
         let reply = purge(&admin(&stack), &[JSON, ("authorization", wrong)], ALL).await;
         assert_eq!(reply.status, 401, "{wrong}");
-        assert_eq!(
-            reply.header("www-authenticate"),
-            "Bearer realm=\"sidelink\", error=\"invalid_token\", Basic realm=\"sidelink\", charset=\"UTF-8\""
-        );
+        assert_eq!(reply.header("www-authenticate"), "Bearer realm=\"sidelink\", error=\"invalid_token\"");
     }
 }
 
@@ -210,6 +208,7 @@ async fn answers_are_compressed_for_those_who_take_gzip_and_for_nobody_else() {
         ("gzip", true),
         ("deflate, GZIP;q=0.5", true),
         ("zstd, gzip; q=1.0", true),
+        ("gzip;Q=0", false),
         ("gzip;q=0", false),
         ("gzip; q=0.000", false),
         ("identity", false),

@@ -85,10 +85,11 @@ impl Browser {
         }
     }
 
-    /// Sets the window's size in pixels and the preferred color scheme: light or dark.
+    /// Sets the window's size in pixels and the preferred color scheme: light or dark. A narrow one is a phone, with touch.
     pub fn look(&mut self, width: u32, height: u32, scheme: &str) {
         let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
         self.call("Emulation.setDeviceMetricsOverride", size);
+        self.call("Emulation.setTouchEmulationEnabled", json!({"enabled": width < 600}));
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
         self.call("Emulation.setEmulatedMedia", json!({"features": features}));
     }

@@ -228,6 +228,13 @@ async fn commands_ask_the_running_process_of_their_configuration() {
     assert_eq!(code, 1);
     assert!(refused.contains("answers 400") && refused.contains("64 characters"), "{refused}");
 
+    // The process goes on with the configuration of before, whatever is wrong with the file.
+    let good = std::fs::read_to_string(files.path()).unwrap();
+    std::fs::write(files.path(), format!("{good}\nlimits.batch_idz = 1\ncache.capacity = \"one\"\n[[")).unwrap();
+    assert_eq!(run(&["healthcheck"]).0, 0);
+    assert_eq!(run(&["purge", "--all"]).0, 2);
+    std::fs::write(files.path(), good).unwrap();
+
     process.signal("TERM");
     process.exit().await;
     let (code, _, unanswered) = run(&["healthcheck"]);

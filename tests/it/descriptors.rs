@@ -44,6 +44,14 @@ async fn under_a_low_hard_limit_fewer_clients_are_served_and_a_warning_has_the_n
         (&warning["limit"], &warning["needed"], &warning["connections"]),
         (&256.into(), &12_384.into(), &128.into())
     );
+    let status = process.admin.get("/status.json", &[]).await.json();
+    let alert = &status["alerts"][0];
+    assert_eq!((&alert["kind"], &alert["severity"]), (&"descriptors".into(), &"warning".into()), "{status}");
+    let text = alert["text"].as_str().unwrap();
+    assert!(
+        ["128 connections", "in place of 10000", "256 files", "12384"].iter().all(|number| text.contains(number)),
+        "{text}"
+    );
     // Connected before the others come.
     assert_eq!(process.client.batch("t", &["1"]).await.status, 200);
     let mut idle = Vec::new();

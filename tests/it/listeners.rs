@@ -253,9 +253,19 @@ async fn operators_are_served_over_tls_as_well_and_commands_trust_the_certificat
     .unwrap();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sidelink"));
     let refused =
-        command.args(["healthcheck", "--config"]).arg(files.directory.path().join("other.toml")).output().unwrap();
+        command.args(["purge", "--all", "--config"]).arg(files.directory.path().join("other.toml")).output().unwrap();
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8(refused.stderr).unwrap().contains("another certificate than admin.tls.cert"));
+
+    // Connections in clear would stay.
+    files.write(&tables.replace("[admin.tls]", "[trace]").replace("cert =", "# cert =").replace("key =", "# key ="));
+    process.says("the configuration was refused; the previous one stays in effect").await;
+    let said = process
+        .log
+        .iter()
+        .filter_map(|line| line["reason"].as_str())
+        .any(|said| said.contains("admin.tls: cannot change"));
+    assert!(said, "{:#?}", process.log);
 
     process.signal("TERM");
     assert_eq!(process.exit().await, Some(0));

@@ -117,6 +117,11 @@ async fn a_reader_that_stalls_delays_no_request_no_probe_and_not_the_end() {
     unread.ask_many().await;
     assert_eq!(unread.admin.get("/livez", &[]).await.status, 200);
     eventually("lines are dropped", async || unread.dropped().await > 0.0).await;
+    let status = unread.admin.get("/status.json", &[]).await.json();
+    assert_eq!(
+        (&status["alerts"][0]["kind"], &status["alerts"][0]["fault"]),
+        (&"log_dropped".into(), &"operator".into())
+    );
     let (code, took, _lines) = unread.end().await;
     assert_eq!(code, Some(0));
     // The drain, and a second for the reader; the rest is for a busy machine.

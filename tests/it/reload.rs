@@ -393,3 +393,16 @@ async fn a_hang_up_during_a_reload_asks_for_another() {
     drop(pipe);
     drop(open_for_reader(&files.path()).await);
 }
+
+/// An operator who asks again wants to know again.
+#[tokio::test]
+async fn each_sighup_is_answered_in_the_log_also_where_the_file_is_still_wrong() {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    let mut process = Process::start(&files.write("")).await;
+    files.write("limits.batch_idz = 3");
+    for _ in 0..3 {
+        process.signal("HUP");
+        process.says(REFUSED).await;
+    }
+}

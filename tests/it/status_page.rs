@@ -133,6 +133,13 @@ async fn the_policy_of_the_page_allows_only_its_own_script() {
     }
 }
 
+/// The numbers at the axis of a chart.
+fn axis(chart: &str) -> String {
+    format!(
+        "[...document.querySelectorAll('#plot-{chart} text[text-anchor=end]')].map((text) => text.textContent).filter((text) => text !== 'now')"
+    )
+}
+
 /// The page in a browser is one test: a browser takes seconds to start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_numbers_follow_the_traffic_and_the_page_loads_nothing_from_elsewhere() {
@@ -142,37 +149,77 @@ async fn the_numbers_follow_the_traffic_and_the_page_loads_nothing_from_elsewher
     browser.look(1280, 900, "light");
     browser.open(address, "/");
     browser.until("document.querySelector('#link').textContent === 'live'");
-    assert_eq!(browser.text("#tiles dd"), "–", "with no traffic there is no rate");
+    assert_eq!(browser.text("#tile-hit-rate dd"), "–", "with no traffic there is no rate");
     assert_eq!(browser.text("#ids dd"), "0");
+
+    // An empty axis has no numbers.
+    assert_eq!(browser.text("#tiles dt"), "Errors", "what hurts comes first");
+    browser.until("document.querySelector('#plot-memory text')?.textContent === '0 B'");
+    assert_eq!(browser.eval(&axis("memory")), json!(["0 B"]));
+    assert_eq!(browser.eval(&axis("answers")), json!([]));
 
     // The page matches the traffic.
     stack.client.batch("t", &["1", "2", "3", "4"]).await;
     for _ in 0..4 {
         stack.client.batch("t", &["1", "2", "3", "4"]).await;
     }
-    browser.until("document.querySelector('#tiles dd')?.textContent === '80 %'");
+    browser.until("document.querySelector('#tile-hit-rate dd')?.textContent === '80 %'");
     assert_eq!(browser.text("#ids dd"), "16");
     browser.until("document.querySelector('#plot-ids path.f-hit') !== null");
-    for id in ["hit-rate", "ids", "answers", "endpoint", "load", "memory"] {
+    for id in ["failures", "hit-rate", "ids", "answers", "endpoint", "load", "others", "memory"] {
         browser.until(&format!("document.querySelector('#plot-{id} path') !== null"));
         assert!(!browser.text(&format!("#plot-{id}")).contains("NaN"));
     }
+    assert_eq!(browser.text("#tile-errors dd"), "0 %");
+    // Each tick of a logarithmic axis is ten times the last one, so 1 ms and 100 ms are told apart at a glance.
+    let ticks: Vec<String> = serde_json::from_value(browser.eval(&axis("answers"))).unwrap();
+    assert!(ticks.len() >= 3, "{ticks:?}");
+    assert!(
+        ticks.iter().all(|tick| tick.starts_with('1')
+            && tick.trim_matches(|one: char| !one.is_ascii_digit()).trim_end_matches('0') == "1"),
+        "{ticks:?}"
+    );
     // A page opened later has the same history.
     browser.open(address, "/");
-    browser.until("document.querySelector('#tiles dd')?.textContent === '80 %'");
+    browser.until("document.querySelector('#tile-hit-rate dd')?.textContent === '80 %'");
     assert!(browser.text("#config").contains("min_remaining"));
+
+    // Failed batches and other routes have charts of their own.
+    stack.origin.update(|endpoint| endpoint.refuse = vec!["expired".to_owned()]);
+    stack.client.batch("expired", &["5"]).await;
+    stack.client.get("/v2/servicerequest/echo", &[]).await;
+    for (chart, column, series) in [("failures", 3, "fetched"), ("others", 2, "hit")] {
+        let rises = format!(
+            "[...document.querySelectorAll('#chart-{chart} tbody td:nth-child({column})')].some((cell) => cell.textContent !== '0')"
+        );
+        browser.eval(&format!("document.querySelector('#chart-{chart} details').open = true; 0"));
+        browser.until(&rises);
+        browser.until(&format!("document.querySelector('#plot-{chart} path.l-{series}') !== null"));
+    }
 
     // Keyboard and screen reader.
     browser.eval("document.querySelector('#plot-ids').focus()");
     browser.press("End");
-    browser.until("/hit .*fetched/.test(document.querySelector('#said-moment').textContent)");
+    browser.until("/from memory .*fetched/.test(document.querySelector('#said-moment').textContent)");
     assert_eq!(browser.eval("document.querySelector('#plot-ids .cursor') !== null"), json!(true));
     browser.press("Escape");
     assert_eq!(browser.eval("document.querySelector('#plot-ids .cursor')"), Value::Null);
     browser.eval("document.querySelector('#chart-ids details').open = true");
     browser.until("document.querySelectorAll('#chart-ids tbody tr').length > 0");
     let heads = browser.eval("[...document.querySelectorAll('#chart-ids thead th')].map((head) => head.textContent)");
-    assert_eq!(heads, json!(["time", "hit", "joined", "shared", "stale", "absent", "fetched", "failed"]));
+    assert_eq!(
+        heads,
+        json!([
+            "time",
+            "from memory",
+            "joined a call under way",
+            "from the shared tier",
+            "from memory, past freshness",
+            "known to be absent",
+            "fetched",
+            "failed"
+        ])
+    );
     let tree = browser.call("Accessibility.getFullAXTree", json!({}));
     let roles: BTreeSet<String> = tree["nodes"]
         .as_array()
@@ -188,8 +235,11 @@ async fn the_numbers_follow_the_traffic_and_the_page_loads_nothing_from_elsewher
                    !(one.getAttribute('aria-label') || one.textContent.trim() || one.getAttribute('aria-labelledby'))).length";
     assert_eq!(browser.eval(unnamed), json!(0));
 
-    // Nothing is wider than a phone.
+    // Nothing is wider than a phone, and a phone has no arrow keys.
+    let hint = "document.querySelector('#charts .title').innerText.split('\\n').pop()";
+    assert!(browser.eval(hint).as_str().unwrap().contains("arrow keys"));
     browser.look(390, 844, "dark");
+    browser.until(&format!("{hint} === 'Tap a chart to read a moment.'"));
     browser.until("document.documentElement.scrollWidth <= 390");
 
     // A paused page sends no requests.

@@ -379,6 +379,18 @@ labels! {
     }
 }
 
+impl Code {
+    /// Whether it is a 4xx or 5xx, or there was no answer.
+    pub fn is_error(self) -> bool {
+        self.name().starts_with(['4', '5'])
+    }
+
+    /// Whether it is a 5xx.
+    pub fn is_server_error(self) -> bool {
+        self.name().starts_with('5')
+    }
+}
+
 impl From<StatusCode> for Code {
     fn from(status: StatusCode) -> Self {
         match status.as_u16() {

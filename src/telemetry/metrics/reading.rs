@@ -3,10 +3,10 @@
 use prometheus::Histogram;
 use prometheus::core::Metric;
 
-use super::{AttemptResult, CALL_SECONDS, Metrics, REQUEST_SECONDS, Route};
+use super::{AttemptResult, CALL_SECONDS, Code, Counters, Label, Metrics, Outcome, REQUEST_SECONDS, Route, Source};
 
 /// The counters at one time.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Reading {
     /// Ids, in the order of [`super::IdResult::ALL`].
     pub ids: Vec<u64>,
@@ -16,6 +16,18 @@ pub struct Reading {
     pub calls: Vec<u64>,
     /// Ids sent upstream.
     pub call_ids: u64,
+    /// Batches that were forwarded untouched, in the order of [`super::Bypass::ALL`].
+    pub bypass: Vec<u64>,
+    /// Requests that were refused at a limit, in the order of [`super::Limit::ALL`].
+    pub shed: Vec<u64>,
+    /// Answers, by route, source and status, each in the order of its values.
+    responses: Vec<u64>,
+    /// Round trips to the shared tier.
+    pub shared_operations: u64,
+    /// Failures of the shared tier, in the order of [`super::SharedFailure::ALL`].
+    pub shared_failures: Vec<u64>,
+    /// Log lines that were dropped.
+    pub log_dropped: u64,
     /// Batches by duration: for each bucket, how many took at most its upper bound; the last bound is infinite.
     answers: Vec<u64>,
     /// Calls that were answered, by duration.
@@ -33,15 +45,27 @@ impl Metrics {
         }
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A sum of whole numbers.
         let call_ids = self.upstream_call_ids.get_sample_sum() as u64;
+        let by_source = self.responses.iter().flat_map(|(_, by_source)| by_source.iter());
+        let by_code = by_source.flat_map(|(_, by_code)| by_code.iter());
         Reading {
             ids: self.ids.iter().map(|(_, counter)| counter.get()).collect(),
             batches: self.batches.iter().map(|(_, counter)| counter.get()).collect(),
-            calls: self.upstream_calls.iter().map(|(_, counter)| counter.get()).collect(),
+            calls: values(&self.upstream_calls),
             call_ids,
+            bypass: values(&self.bypass),
+            shed: values(&self.shed),
+            responses: by_code.map(|(_, counter)| counter.get()).collect(),
+            shared_operations: values(&self.shared.operations).iter().sum(),
+            shared_failures: values(&self.shared.failures),
+            log_dropped: self.log_dropped.get(),
             answers,
             call_durations: buckets(self.upstream_call_duration.of(AttemptResult::Ok)),
         }
     }
+}
+
+fn values<L: Label>(counters: &Counters<L>) -> Vec<u64> {
+    counters.iter().map(|(_, counter)| counter.get()).collect()
 }
 
 fn buckets(histogram: &Histogram) -> Vec<u64> {
@@ -54,17 +78,51 @@ fn buckets(histogram: &Histogram) -> Vec<u64> {
 impl Reading {
     /// The counts since `earlier`.
     pub fn since(&self, earlier: &Reading) -> Reading {
-        let differences = |of: fn(&Reading) -> &Vec<u64>| {
-            of(self).iter().zip(of(earlier)).map(|(now, earlier)| now.saturating_sub(*earlier)).collect()
+        self.combined(earlier, u64::saturating_sub)
+    }
+
+    /// The counts of both.
+    pub fn plus(&self, other: &Reading) -> Reading {
+        self.combined(other, u64::saturating_add)
+    }
+
+    /// Combines each count with the same count of `other`.
+    fn combined(&self, other: &Reading, combine: fn(u64, u64) -> u64) -> Reading {
+        let all = |of: fn(&Reading) -> &Vec<u64>| {
+            of(self).iter().zip(of(other)).map(|(one, other)| combine(*one, *other)).collect()
         };
+        let one = |of: fn(&Reading) -> u64| combine(of(self), of(other));
         Reading {
-            ids: differences(|reading| &reading.ids),
-            batches: differences(|reading| &reading.batches),
-            calls: differences(|reading| &reading.calls),
-            call_ids: self.call_ids.saturating_sub(earlier.call_ids),
-            answers: differences(|reading| &reading.answers),
-            call_durations: differences(|reading| &reading.call_durations),
+            ids: all(|reading| &reading.ids),
+            batches: all(|reading| &reading.batches),
+            calls: all(|reading| &reading.calls),
+            call_ids: one(|reading| reading.call_ids),
+            bypass: all(|reading| &reading.bypass),
+            shed: all(|reading| &reading.shed),
+            responses: all(|reading| &reading.responses),
+            shared_operations: one(|reading| reading.shared_operations),
+            shared_failures: all(|reading| &reading.shared_failures),
+            log_dropped: one(|reading| reading.log_dropped),
+            answers: all(|reading| &reading.answers),
+            call_durations: all(|reading| &reading.call_durations),
         }
+    }
+
+    /// Answers on `route` whose source and status are so.
+    pub fn responses(&self, route: Route, is_so: impl Fn(Source, Code) -> bool) -> u64 {
+        let labels = Route::ALL.into_iter().flat_map(|route| {
+            let by_source = Source::ALL.into_iter();
+            by_source.flat_map(move |source| Code::ALL.into_iter().map(move |code| (route, source, code)))
+        });
+        let counts = labels.zip(&self.responses);
+        counts.filter(|((of, source, code), _)| *of == route && is_so(*source, *code)).map(|(_, count)| count).sum()
+    }
+
+    /// Batches that failed: they got an error, or their clients left. An error in a 200 is known by the outcome alone, the status of
+    /// a batch that was forwarded by the answers alone; so where there are both, this is the least that it can be.
+    pub fn failed_batches(&self) -> u64 {
+        let errors = self.batches.get(Outcome::Error as usize).copied().unwrap_or(0);
+        errors.max(self.responses(Route::Batch, |_, code| code.is_error()))
     }
 
     /// A quantile of the batches' durations, in seconds.

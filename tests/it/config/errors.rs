@@ -282,14 +282,19 @@ fn an_address_that_is_none_comes_with_what_to_write() {
         (":8080", "or \"0.0.0.0:8080\" for every address"),
         ("*:8080", "or \"0.0.0.0:8080\" for every address"),
         ("my-host:8080", "names are not resolved"),
-        ("10.0.0.7", "write \"10.0.0.7:8080\""),
-        ("::", "write \"[::]:8080\""),
         ("9000", "write \"127.0.0.1:9000\""),
     ] {
         for table in ["listen", "admin"] {
             let text = format!("[upstream]\nendpoint = \"http://h\"\n[{table}]\naddress = \"{written}\"");
             let found = errors(&text);
             assert!(found.len() == 1 && found[0].2.contains(advice), "{written}: {found:?}");
+        }
+    }
+    for (table, port) in [("listen", 8080), ("admin", 8081)] {
+        for (written, shown) in [("10.0.0.7", "10.0.0.7"), ("::1", "[::1]"), ("fe80::1", "[fe80::1]"), ("::", "[::]")] {
+            let text = format!("[upstream]\nendpoint = \"http://h\"\n[{table}]\naddress = \"{written}\"");
+            let found = errors(&text);
+            assert!(found[0].2.contains(&format!("write \"{shown}:{port}\"")), "{written}: {found:?}");
         }
     }
     let plain = errors("[upstream]\nendpoint = \"http://h\"\n[listen]\naddress = \"somewhere\"");

@@ -80,6 +80,7 @@ fn listeners_are_read_key_by_key() {
         ("[listen.tls]\ncert = \"/c\"".to_owned(), 3, "listen.tls.key", "is missing"),
         (tls("none", "key"), 4, "listen.tls.cert", "cannot be read"),
         (tls("empty", "key"), 4, "listen.tls.cert", "holds no certificate"),
+        (tls("empty", "key").replace("listen", "admin"), 4, "admin.tls.cert", "holds no certificate"),
         (tls("crt", "crt"), 5, "listen.tls.key", "holds no private key"),
         (tls("crt", "other"), 5, "listen.tls.key", "does not go with the certificate"),
         (with_ca, 6, "listen.tls.client_ca", "holds no certificate"),
@@ -153,5 +154,21 @@ fn a_token_that_goes_over_the_network_in_clear_is_warned_of() {
         let clear: Vec<usize> =
             warnings.iter().filter(|found| found.message.contains("in clear")).map(|found| found.line).collect();
         assert_eq!(clear, if is_clear { vec![5] } else { vec![] }, "{address}");
+    }
+}
+
+/// A key that is pasted where its file's name belongs.
+#[test]
+fn a_private_key_in_place_of_its_files_name_is_refused_and_not_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let cert = directory.path().join("crt");
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    let key = made.signing_key.serialize_pem();
+    for table in ["listen.tls", "admin.tls"] {
+        let text = format!("[upstream]\nendpoint = \"http://h\"\n[{table}]\ncert = {cert:?}\nkey = \"\"\"{key}\"\"\"");
+        let told = Config::parse(&text).expect_err(table).to_string();
+        assert!(told.contains(&format!("{table}.key: ")), "{told}");
+        assert!(key.lines().all(|line| !told.contains(line)), "{told}");
     }
 }

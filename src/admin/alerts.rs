@@ -1,0 +1,417 @@
+//! What hurts now, in plain words: `alerts` of `/status.json`, and the banners of the page.
+//!
+//! **To add an alert, add a variant to [`Kind`]**, in the order of what hurts most, and a function to [`alerts`].
+//!
+//! A title changes only if the cause does, since screen readers read it out each time; numbers that grow are in the text.
+
+mod batches;
+
+use serde_json::{Value, json};
+
+use super::AdminState;
+use crate::clock::{Moment, millis, rfc3339};
+use crate::error::Error;
+use crate::telemetry::metrics::{BreakerState, CertificateUse, Reading, SharedFailure};
+
+/// The milliseconds whose batches and round trips are judged.
+const WINDOW: u64 = 120_000;
+/// The milliseconds for which dropped log lines are shown: all of the history.
+const LONG_WINDOW: u64 = 600_000;
+/// The milliseconds before a certificate's end from which on it is shown.
+const CERTIFICATE: u64 = 14 * 24 * 3600 * 1000;
+/// The shared tier's failures, of those that an operator can repair, that are shown while it is up.
+const TIER_FAILURES: u64 = 5;
+
+/// The alerts, in the order in which they are shown among those of one severity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    /// Batches fail.
+    Errors,
+    /// The breaker is not closed, or refuses sources alone.
+    Breaker,
+    /// The endpoint has asked all callers to pause.
+    Pause,
+    /// A certificate has expired, or will soon.
+    Certificate,
+    /// The process ends.
+    Draining,
+    /// The configuration file was refused.
+    Reload,
+    /// Batches are answered with links past their freshness.
+    Stale,
+    /// Batches are forwarded untouched.
+    Forwarded,
+    /// The shared tier is down, or fails.
+    SharedTier,
+    /// Log lines were dropped.
+    LogDropped,
+    /// The limit of open files is too low.
+    Descriptors,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Severity {
+    /// Clients get errors now.
+    Critical,
+    /// Something is amiss, and clients are answered.
+    Warning,
+}
+
+/// Who can put it right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Client,
+    Endpoint,
+    Sidelink,
+    Operator,
+    /// The counters do not tell.
+    Unknown,
+}
+
+#[derive(Clone, Debug)]
+struct Alert {
+    kind: Kind,
+    severity: Severity,
+    fault: Fault,
+    /// When it began, as far as it is known.
+    since: Option<Moment>,
+    /// What hurts, and the cause.
+    title: String,
+    /// What, since when, whose fault, and what to do.
+    text: String,
+}
+
+/// The alerts of `state` now, worst first.
+pub(super) fn alerts(state: &AdminState, now: Moment) -> Value {
+    let counted = state.process.history.counted_within(WINDOW);
+    let found = [
+        batches::errors(state, &counted, now),
+        batches::stale(state, &counted, now),
+        batches::forwarded(&counted),
+        breaker(state, now),
+        pause(state),
+        certificate(state, now),
+        draining(state, now),
+        reload(state, now),
+        shared_tier(state, &counted, now),
+        log_dropped(state),
+        descriptors(state),
+    ];
+    let mut alerts: Vec<Alert> = found.into_iter().flatten().collect();
+    alerts.sort_by_key(|alert| (alert.severity, alert.kind));
+    alerts.iter().map(Alert::json).collect()
+}
+
+impl Alert {
+    fn json(&self) -> Value {
+        json!({
+            "kind": self.kind.name(),
+            "severity": if self.severity == Severity::Critical { "critical" } else { "warning" },
+            "fault": self.fault.name(),
+            "since": self.since.map(Moment::unix_millis),
+            "title": self.title,
+            "text": self.text,
+        })
+    }
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Errors => "errors",
+            Kind::Breaker => "breaker",
+            Kind::Pause => "pause",
+            Kind::Certificate => "certificate",
+            Kind::Draining => "draining",
+            Kind::Reload => "reload",
+            Kind::Stale => "stale",
+            Kind::Forwarded => "forwarded",
+            Kind::SharedTier => "shared_tier",
+            Kind::LogDropped => "log_dropped",
+            Kind::Descriptors => "descriptors",
+        }
+    }
+}
+
+impl Fault {
+    fn name(self) -> &'static str {
+        match self {
+            Fault::Client => "client",
+            Fault::Endpoint => "endpoint",
+            Fault::Sidelink => "sidelink",
+            Fault::Operator => "operator",
+            Fault::Unknown => "unknown",
+        }
+    }
+}
+
+fn breaker(state: &AdminState, now: Moment) -> Option<Alert> {
+    let status = state.upstream.breaker();
+    let counts = status.counts;
+    let evidence = listed([
+        (counts.connect as u64, "failed to connect"),
+        (counts.lost as u64, "connections lost"),
+        (counts.answer as u64, "answers of 502, 503 or 504"),
+        (counts.silence as u64, "without an answer in time"),
+    ]);
+    let evidence = format!(
+        "Evidence: {}, for {} and {}.",
+        if evidence.is_empty() { "a probe that failed".to_owned() } else { evidence },
+        number(counts.callers as u64, "caller", "callers"),
+        number(counts.id_sets as u64, "set of ids", "sets of ids"),
+    );
+    if status.state == BreakerState::Closed {
+        return (status.refused > 0).then(|| Alert {
+            kind: Kind::Breaker,
+            severity: Severity::Warning,
+            fault: Fault::Unknown,
+            since: None,
+            title: "The calls of single callers fail, so the breaker refuses them alone".to_owned(),
+            text: format!(
+                "{} held back while the calls of others succeed. {evidence} Their credentials or their ids make the \
+                 endpoint fail; the access log has the callers with errors.",
+                number(status.refused as u64, "caller is", "callers are"),
+            ),
+        });
+    }
+    let since = state.process.history.breaker_tripped_since();
+    let failure = state.upstream.last_failure();
+    let reason = failure.as_ref().map_or_else(String::new, |failure| {
+        format!(" Last failure, {} ago: {}.", span(now.since(failure.at)), failure.reason)
+    });
+    let wait = match state.upstream.rejection_of_all().map(|rejection| rejection.error) {
+        Some(Error::BreakerOpen(wait)) => Some(wait),
+        _ => None,
+    };
+    let next = wait.map_or_else(String::new, |wait| format!(" The next probe follows in {}.", span(millis(wait))));
+    let (title, calls) = match status.state {
+        BreakerState::HalfOpen => {
+            ("The breaker is half-open: the endpoint failed, and is probed", "One call at a time goes to the endpoint")
+        }
+        // Where nobody succeeds and one source has failed, others are let through.
+        _ if wait.is_none() => {
+            ("The breaker is open: the endpoint fails", "No call of those who have failed goes to the endpoint")
+        }
+        _ => ("The breaker is open: the endpoint fails", "No call goes to the endpoint"),
+    };
+    Some(Alert {
+        kind: Kind::Breaker,
+        severity: Severity::Critical,
+        fault: Fault::Endpoint,
+        since,
+        title: title.to_owned(),
+        text: format!(
+            "{calls}{}.{reason} {evidence}{next} Batches that memory can answer are answered, others get a 503. Repair the \
+             endpoint or the way to it; the breaker closes by itself.",
+            lasting(since, now),
+        ),
+    })
+}
+
+fn pause(state: &AdminState) -> Option<Alert> {
+    let Error::HeldBack(left) = state.upstream.rejection_of_all()?.error else { return None };
+    Some(Alert {
+        kind: Kind::Pause,
+        severity: Severity::Critical,
+        fault: Fault::Endpoint,
+        since: None,
+        title: "The endpoint has asked all callers to pause (503 with Retry-After)".to_owned(),
+        text: format!(
+            "{} left. Until then no call is sent: batches that memory can answer are answered, others get a 503. Two callers \
+             with different ids were told so, hence it is no matter of one caller. The endpoint is overloaded or under maintenance: \
+             ask who runs it.",
+            span(millis(left)),
+        ),
+    })
+}
+
+/// The certificate in use that ends first.
+fn certificate(state: &AdminState, now: Moment) -> Option<Alert> {
+    let gauges = state.process.metrics.certificate_expiry.iter();
+    let ends = gauges.map(|(of, gauge)| (u64::try_from(gauge.get()).unwrap_or(0), of)).filter(|(end, _)| *end > 0);
+    let (end, of) = ends.min_by_key(|(end, _)| *end)?;
+    let key = match of {
+        CertificateUse::Listen => "listen.tls.cert",
+        CertificateUse::Admin => "admin.tls.cert",
+        CertificateUse::Upstream => "upstream.client_cert",
+    };
+    let left = end.saturating_sub(now.unix_seconds()) * 1000;
+    (left < CERTIFICATE).then(|| Alert {
+        kind: Kind::Certificate,
+        severity: if left == 0 { Severity::Critical } else { Severity::Warning },
+        fault: Fault::Operator,
+        since: None,
+        title: format!("A certificate {} ({key})", if left == 0 { "has expired" } else { "expires soon" }),
+        text: format!(
+            "{}, at {}. Then connections that verify it fail. Replace the file and its key: both are read again when they change, without a restart.",
+            if left == 0 { "It is no longer valid".to_owned() } else { format!("{} left", span(left)) },
+            rfc3339(end * 1000),
+        ),
+    })
+}
+
+fn draining(state: &AdminState, now: Moment) -> Option<Alert> {
+    let since = *state.process.draining.get()?;
+    let open = state.process.metrics.connections.get().max(0).unsigned_abs();
+    Some(Alert {
+        kind: Kind::Draining,
+        severity: Severity::Warning,
+        fault: Fault::Operator,
+        since: Some(since),
+        title: "sidelink is shutting down: it accepts no new connections".to_owned(),
+        text: format!(
+            "Told to end {} ago. Requests in flight are answered; {} open. It ends when they are closed, {} after the beginning \
+             at the latest (limits.drain). This is as it should be during a restart or an upgrade; else see who sent the signal.",
+            span(now.since(since)),
+            number(open, "connection is", "connections are"),
+            span(millis(state.config.limits.drain)),
+        ),
+    })
+}
+
+fn reload(state: &AdminState, now: Moment) -> Option<Alert> {
+    let reload = state.process.last_reload.load();
+    let first = reload.errors.first()?;
+    let others = match reload.errors.len() - 1 {
+        0 => String::new(),
+        others => format!(" {} below, under State.", number(others as u64, "more line stands", "more lines stand")),
+    };
+    Some(Alert {
+        kind: Kind::Reload,
+        severity: Severity::Warning,
+        fault: Fault::Operator,
+        since: Some(reload.since),
+        title: format!(
+            "The configuration file is refused{}",
+            key(first).map_or_else(String::new, |key| format!(": {key}"))
+        ),
+        text: format!(
+            "{first}{} Refused {} ago; the previous configuration stays in effect. Correct the file: it is read again within 10 s. A \
+             restart with this file would fail.{others}",
+            if first.ends_with(['.', '?', '!']) { "" } else { "." },
+            span(now.since(reload.since)),
+        ),
+    })
+}
+
+/// The key that an error names: "sidelink.toml:4: limits.batch_idz: unknown key".
+fn key(error: &str) -> Option<&str> {
+    let is_key = |part: &&str| {
+        let mut characters = part.chars();
+        let of_keys = |character: char| {
+            character.is_ascii_lowercase() || character.is_ascii_digit() || "._[]".contains(character)
+        };
+        characters.next().is_some_and(|first| first.is_ascii_lowercase()) && characters.all(of_keys)
+    };
+    // The first part names the file, if any does.
+    error.split(": ").take(2).find(is_key)
+}
+
+fn shared_tier(state: &AdminState, counted: &Reading, now: Moment) -> Option<Alert> {
+    state.config.shared.as_ref()?;
+    // What no operator can repair, such as values from before a purge, is left out.
+    let failures = [
+        (SharedFailure::Connect, "no connection (address, network, certificate or password)"),
+        (SharedFailure::Timeout, "no reply within shared.timeout"),
+        (SharedFailure::Broken, "the connection broke"),
+        (SharedFailure::Reply, "an error for a reply (read-only, out of memory, or no permission)"),
+        (SharedFailure::Unsealed, "values that do not open (another shared.secret_file?)"),
+        (SharedFailure::Journal, "the journal of purges was lost or altered"),
+    ]
+    .map(|(kind, words)| (counted.shared_failures.get(kind as usize).copied().unwrap_or(0), words));
+    let worst = failures.iter().max_by_key(|(count, _)| *count).filter(|(count, _)| *count > 0);
+    let worst = worst.map_or(String::new(), |(count, words)| {
+        format!(" Most frequent in the last {}: {words}, {}.", span(WINDOW), times(*count))
+    });
+    let is_down = state.process.metrics.shared.is_down();
+    let failed: u64 = failures.iter().map(|(count, _)| count).sum();
+    if !is_down && failed < TIER_FAILURES.max(counted.shared_operations / 100) {
+        return None;
+    }
+    let since = state.process.history.tier_down_since().filter(|_| is_down);
+    let (title, what) = if is_down {
+        ("The shared tier is down", format!("No round trip succeeds{}.", lasting(since, now)))
+    } else {
+        ("The shared tier fails", format!("{} of {} round trips failed.", failed, counted.shared_operations))
+    };
+    Some(Alert {
+        kind: Kind::SharedTier,
+        severity: Severity::Warning,
+        fault: Fault::Operator,
+        since,
+        title: title.to_owned(),
+        text: format!(
+            "{what}{worst} No batch fails for it: this sidecar fetches what others may have, and purges reach it late. Check the \
+             server of shared.url and the way to it."
+        ),
+    })
+}
+
+fn log_dropped(state: &AdminState) -> Option<Alert> {
+    let dropped = state.process.history.counted_within(LONG_WINDOW).log_dropped;
+    (dropped > 0).then(|| Alert {
+        kind: Kind::LogDropped,
+        severity: Severity::Warning,
+        fault: Fault::Operator,
+        since: None,
+        title: "Log lines are lost".to_owned(),
+        text: format!(
+            "{} dropped in the last {}: who reads standard output does not keep up, or it takes no more (a full disk?). Requests \
+             go on. Check the log collector, or write less: log.access = \"errors\".",
+            number(dropped, "line was", "lines were"),
+            span(LONG_WINDOW),
+        ),
+    })
+}
+
+fn descriptors(state: &AdminState) -> Option<Alert> {
+    let short = state.process.descriptors_short.load_full()?;
+    Some(Alert {
+        kind: Kind::Descriptors,
+        severity: Severity::Warning,
+        fault: Fault::Operator,
+        since: None,
+        title: "Too few open files are allowed, so fewer clients may connect".to_owned(),
+        text: format!(
+            "{} connections of clients are accepted in place of {} (limits.connections): this process may open {} files, and its \
+             limits need {}. Raise the hard limit (ulimit -Hn, or LimitNOFILE= of systemd) and restart, or lower limits.connections.",
+            short.connections, short.configured, short.limit, short.needed,
+        ),
+    })
+}
+
+/// ", for 3 min now"; nothing where it has just begun.
+fn lasting(since: Option<Moment>, now: Moment) -> String {
+    since.map_or_else(String::new, |since| format!(", for {} now", span_in_history(now.since(since))))
+}
+
+/// A span that the history tells: it knows ten minutes.
+fn span_in_history(length: u64) -> String {
+    let text = span(length);
+    if length > LONG_WINDOW - 10_000 { format!("{text} or longer") } else { text }
+}
+
+/// A span in the largest unit of which it has one; seconds up to two minutes.
+fn span(length: u64) -> String {
+    match length.div_ceil(1000) {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}
+
+fn number(count: u64, one: &str, several: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { several })
+}
+
+fn times(count: u64) -> String {
+    if count == 1 { "once".to_owned() } else { format!("{count} times") }
+}
+
+/// "3 refused with a 4xx, 1 without an answer": those that are not zero.
+fn listed<'w>(counts: impl IntoIterator<Item = (u64, &'w str)>) -> String {
+    let some = counts.into_iter().filter(|(count, _)| *count > 0);
+    some.map(|(count, words)| format!("{count} {words}")).collect::<Vec<_>>().join(", ")
+}

@@ -66,8 +66,8 @@ enum Command {
         /// The group of the ids.
         #[arg(long)]
         group: Option<String>,
-        /// Ids of the batch, in its order.
-        #[arg(required = true)]
+        /// Ids of the batch, in its order; also between commas.
+        #[arg(required = true, value_delimiter = ',')]
         ids: Vec<String>,
     },
     /// Purge links of the running process, and of its fleet: they are fetched again.
@@ -80,8 +80,8 @@ enum Command {
     },
     /// Print a script that completes commands and options in this shell.
     Completions { shell: clap_complete::Shell },
-    /// Print the manual page.
-    Man,
+    /// Print the manual page, of sidelink or of one of its commands.
+    Man { command: Option<String> },
     /// Run a demonstration: a simulated endpoint, a sidelink, and a replay of overlapping batches.
     Demo {
         /// Exit after the replay: 0 if every answer was right.
@@ -99,7 +99,8 @@ enum Command {
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
 struct PurgeTarget {
-    /// These ids, in every group.
+    /// These ids, in every group; also between commas.
+    #[arg(value_delimiter = ',')]
     ids: Vec<String>,
     /// Every id of this group.
     #[arg(long)]
@@ -139,9 +140,15 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Arguments::command(), "sidelink", &mut script);
             print(&script)
         }
-        Command::Man => {
-            let mut page = Vec::new();
-            match clap_mangen::Man::new(Arguments::command()).render(&mut page) {
+        Command::Man { command } => {
+            let (mut page, mut arguments) = (Vec::new(), Arguments::command());
+            arguments.build();
+            let found = match &command {
+                Some(name) => arguments.find_subcommand(name).cloned(),
+                None => Some(arguments),
+            };
+            let Some(found) = found else { return fail("there is no such command") };
+            match clap_mangen::Man::new(found).render(&mut page) {
                 Ok(()) => print(&page),
                 Err(error) => fail(&error.to_string()),
             }
@@ -233,8 +240,11 @@ fn ask(path: &std::path::Path, question: impl AsyncFnOnce(AdminClient) -> Result
 fn read_token(path: &std::path::Path) -> Result<HeaderValue, String> {
     let text =
         if path.as_os_str() == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
-    let mut token =
-        HeaderValue::try_from(text.map_err(|error| error.to_string())?.trim()).map_err(|error| error.to_string())?;
+    let text = text.map_err(|error| format!("{}: {error}", path.display()))?;
+    if text.trim().is_empty() {
+        return Err(format!("{} is empty", path.display()));
+    }
+    let mut token = HeaderValue::try_from(text.trim()).map_err(|_| format!("{} holds no token", path.display()))?;
     token.set_sensitive(true);
     Ok(token)
 }
@@ -242,7 +252,7 @@ fn read_token(path: &std::path::Path) -> Result<HeaderValue, String> {
 fn print(text: &[u8]) -> ExitCode {
     match std::io::stdout().lock().write_all(text) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+        Err(error) => fail(&format!("standard output takes nothing: {error}")),
     }
 }
 

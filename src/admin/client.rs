@@ -119,6 +119,11 @@ impl AdminClient {
         }
     }
 
+    /// A process whose reload was refused may still do without.
+    fn over(&self) -> &'static str {
+        if self.tls.is_some() { " over TLS, which admin.tls asks for" } else { "" }
+    }
+
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, String), BoxError> {
         let stream = TcpStream::connect(self.address).await?;
         let stream = match &self.tls {
@@ -154,7 +159,7 @@ impl AdminClient {
         let asked = timeout(PATIENCE, self.send(request)).await;
         asked
             .map_err(|_| format!("{} does not answer within {} s", self.address, PATIENCE.as_secs()))?
-            .map_err(|error| format!("{} does not answer: {error}", self.address))
+            .map_err(|error| format!("{} does not answer{}: {error}", self.address, self.over()))
     }
 }
 

@@ -211,8 +211,14 @@ async fn commands_ask_the_running_process_of_their_configuration() {
     assert_ne!(of_group["ids"][0]["result"], "hit", "{of_group}");
     assert_eq!(explain(&["1"])["bypass"], "no-credential");
 
+    assert_eq!(explain(&["1,2", "--token-file", token_file])["ids"].as_array().unwrap().len(), 2);
+    let empty = files.directory.path().join("empty");
+    std::fs::write(&empty, "\n").unwrap();
+    let (code, _, told) = run(&["explain", "1", "--token-file", empty.to_str().unwrap()]);
+    assert!(code == 1 && told.contains("is empty"), "{told}");
+
     for (target, purged) in
-        [(&["1", "9"][..], "{\"ids\":2,\"purged\":\"ids\"}"), (&["--group", "g"], "{\"purged\":\"group\"}")]
+        [(&["1,9"][..], "{\"ids\":2,\"purged\":\"ids\"}"), (&["--group", "g"], "{\"purged\":\"group\"}")]
     {
         let (code, done, error) = run(&[&["purge"], target].concat());
         assert_eq!((code, error.as_str()), (0, ""));
@@ -267,6 +273,8 @@ async fn commands_show_the_admin_token_of_their_configuration() {
 
 #[test]
 fn completions_and_the_manual_page_name_every_command() {
+    assert!(text(&sidelink(&["man", "purge"]).stdout).contains("\\-\\-group"));
+    assert_eq!(sidelink(&["man", "dance"]).status.code(), Some(1));
     for arguments in [&["completions", "bash"][..], &["completions", "zsh"], &["completions", "fish"], &["man"]] {
         let output = sidelink(arguments);
         assert_eq!(output.status.code(), Some(0));

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
 host=$(rustc -vV | sed -n 's/^host: //p')
 PATH="$(rustc --print sysroot)/lib/rustlib/$host/bin:/usr/lib/llvm-$llvm/bin:$PATH"
-profdata=$(command -v "llvm-profdata-$llvm" llvm-profdata | head -1)
+profdata=$(command -v "llvm-profdata-$llvm" llvm-profdata | head -1 || true)
 if [[ $("$profdata" --version 2>/dev/null) != *"LLVM version $llvm."* ]]; then
     echo "pgo: llvm-profdata of LLVM $llvm is missing: rustup component add llvm-tools" >&2
     exit 1

@@ -90,7 +90,7 @@ pub struct ProcessState {
 pub struct DescriptorsShort {
     /// The limit of open files.
     pub limit: u64,
-    /// What the configured limits need.
+    /// Descriptors that the configured limits need.
     pub needed: u64,
     /// The connections of clients that there is room for, in place of `limits.connections`.
     pub connections: usize,
@@ -245,7 +245,7 @@ struct AdminError {
     header: &'static str,
 }
 
-/// What makes a browser ask for a password (RFC 7617 §2).
+/// The challenge for which a browser asks its user for a password (RFC 7617 §2).
 const BASIC: &str = r#"Basic realm="sidelink", charset="UTF-8""#;
 
 impl AdminError {

@@ -1,4 +1,4 @@
-//! What hurts now, in plain words: `alerts` of `/status.json`, and the banners of the page.
+//! The problems of the moment, in plain words: `alerts` of `/status.json`, and the banners of the page.
 //!
 //! **To add an alert, add a variant to [`Kind`]**, in the order of what hurts most, and a function to [`alerts`].
 //!
@@ -58,7 +58,7 @@ enum Severity {
     Warning,
 }
 
-/// Who can put it right.
+/// Who can repair it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Client,
@@ -310,7 +310,7 @@ fn key(error: &str) -> Option<&str> {
 
 fn shared_tier(state: &AdminState, counted: &Reading, now: Moment) -> Option<Alert> {
     state.config.shared.as_ref()?;
-    // What no operator can repair, such as values from before a purge, is left out.
+    // Failures that no operator can repair, such as values from before a purge, are left out.
     let failures = [
         (SharedFailure::Connect, "no connection (address, network, certificate or password)"),
         (SharedFailure::Timeout, "no reply within shared.timeout"),

@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct AdminClient {
     address: SocketAddr,
     token: Option<HeaderValue>,
-    /// With TLS.
+    /// Set where the listener uses TLS.
     tls: Option<TlsConnector>,
 }
 
@@ -54,7 +54,8 @@ impl AdminClient {
         }
         let bearer = |token: &[u8]| HeaderValue::from_bytes(&[b"Bearer ", token].concat());
         let token = config.token_file.as_ref().map(|token| bearer(token.secret.expose())).transpose();
-        let token = token.map_err(|_| "the token in admin.token_file cannot be sent in a header".to_owned())?;
+        let mut token = token.map_err(|_| "the token in admin.token_file cannot be sent in a header".to_owned())?;
+        token.iter_mut().for_each(|token| token.set_sensitive(true));
         let certificate =
             |tls: &Tls| pem::certificates(&tls.cert)?.into_iter().next().ok_or("no certificate".to_owned());
         let certificate = config.tls.as_ref().map(certificate).transpose()?;
@@ -82,10 +83,10 @@ impl AdminClient {
         if status == StatusCode::OK { Ok(()) } else { Err(text.trim_end().to_owned()) }
     }
 
-    /// What would become of a batch now, as JSON; without a token, of one that names no caller.
+    /// How a batch of these ids would be answered now, as JSON; without a token, a batch without a caller.
     ///
     /// # Errors
-    /// Why nothing is known.
+    /// The process did not explain it; why.
     pub async fn explain(
         &self,
         ids: &[String],

@@ -116,7 +116,7 @@ fn token_of(value: &HeaderValue) -> Option<Cow<'_, [u8]>> {
     if scheme.eq_ignore_ascii_case(b"bearer") {
         return Some(Cow::Borrowed(shown));
     }
-    // What cannot be read is a wrong token, as an empty one is.
+    // A pair that cannot be decoded counts as a wrong token, as an empty one does.
     let password = || {
         let pair = STANDARD.decode(shown).unwrap_or_default();
         let colon = pair.iter().position(|byte| *byte == b':').map_or(pair.len(), |colon| colon + 1);

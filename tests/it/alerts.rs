@@ -16,6 +16,7 @@ use crate::browser::Browser;
 use crate::fleet::{Port, eventually, shared};
 use crate::process::{Files, Process};
 use crate::support::{Stack, TestClient, query};
+use crate::tls;
 
 /// A sidelink with a fault, which lasts as long as this.
 struct Scene {
@@ -239,18 +240,10 @@ async fn a_pause_of_all_callers_is_alerted_with_the_time_that_is_left() {
 
 #[tokio::test]
 async fn a_certificate_near_its_end_is_alerted_and_one_that_has_expired_is_critical() {
-    let now = time::OffsetDateTime::now_utc();
     for (days, severity, words) in [(-1, "critical", "has expired"), (13, "warning", "12 days left"), (15, "", "")] {
         let files = Files::new("127.0.0.1:9".parse().unwrap());
-        let at = |name: &str| files.directory.path().join(name);
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut made = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        (made.not_before, made.not_after) =
-            (now - time::Duration::days(30), now + time::Duration::hours(24 * days - 1));
-        std::fs::write(at("crt"), made.self_signed(&key).unwrap().pem()).unwrap();
-        std::fs::write(at("key"), key.serialize_pem()).unwrap();
-        std::fs::set_permissions(at("key"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-        let config = format!("listen.tls = {{ cert = {:?}, key = {:?} }}", at("crt"), at("key"));
+        let (cert, key) = tls::expiring(&files.directory, days);
+        let config = format!("listen.tls = {{ cert = {cert:?}, key = {key:?} }}");
         let process = Process::start(&files.write(&config)).await;
         let found = alerts(&process.admin).await;
         match severity {

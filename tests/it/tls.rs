@@ -138,6 +138,17 @@ impl Secured {
     }
 }
 
+/// Writes a certificate for `localhost` that ends an hour before `days` have passed, and its key; returns the paths of both.
+pub fn expiring(files: &TempDir, days: i64) -> (PathBuf, PathBuf) {
+    let (now, key) = (time::OffsetDateTime::now_utc(), KeyPair::generate().unwrap());
+    let mut made = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    (made.not_before, made.not_after) = (now - time::Duration::days(30), now + time::Duration::hours(24 * days - 1));
+    let cert = write(files, "tls.crt", &made.self_signed(&key).unwrap().pem());
+    let key = write(files, "tls.key", &key.serialize_pem());
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    (cert, key)
+}
+
 /// A file, as an operator would lay it.
 pub fn write(files: &TempDir, name: &str, text: &str) -> PathBuf {
     let path = files.path().join(name);

@@ -67,7 +67,7 @@ pub(crate) fn report_dropped() -> u64 {
 
 impl Drop for LogQueue {
     fn drop(&mut self) {
-        // The guard waits for the reader, in one case for ever: not on this thread.
+        // Not on this thread: where the queue is full, the guard prints to standard output, and waits for its reader for ever.
         let (guard, (ended, end)) = (self.0.take(), mpsc::channel());
         let waiting = thread::Builder::new().spawn(move || {
             drop(guard);

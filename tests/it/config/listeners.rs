@@ -110,23 +110,14 @@ fn listeners_do_not_clash() {
 #[test]
 fn a_certificate_that_has_expired_or_soon_will_is_warned_of() {
     let directory = tempfile::tempdir().unwrap();
-    let at = |name: &str| directory.path().join(name).display().to_string();
-    let now = time::OffsetDateTime::now_utc();
     for (days, warning) in [
         (-1, Some("the certificate has expired at ")),
         (13, Some("the certificate expires in 12 days, at ")),
         (15, None),
     ] {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut made = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        (made.not_before, made.not_after) =
-            (now - time::Duration::days(30), now + time::Duration::hours(24 * days - 1));
-        std::fs::write(at("crt"), made.self_signed(&key).unwrap().pem()).unwrap();
-        std::fs::write(at("key"), key.serialize_pem()).unwrap();
-        std::fs::set_permissions(at("key"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-        let (cert, key) = (at("crt"), at("key"));
+        let (cert, key) = crate::tls::expiring(&directory, days);
         let text = format!(
-            "[upstream]\nendpoint = \"https://h\"\nclient_cert = \"{cert}\"\nclient_key = \"{key}\"\n[listen.tls]\ncert = \"{cert}\"\nkey = \"{key}\""
+            "[upstream]\nendpoint = \"https://h\"\nclient_cert = {cert:?}\nclient_key = {key:?}\n[listen.tls]\ncert = {cert:?}\nkey = {key:?}"
         );
         let warnings = Config::parse(&text).unwrap().warnings;
         let mut keys: Vec<&str> = warnings.iter().map(|warning| warning.key.as_str()).collect();

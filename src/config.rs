@@ -6,6 +6,7 @@
 //!
 //! Every error of a file is reported at once, with its line, its key and the nearest key that exists (`diagnostics.rs`).
 
+pub mod batch;
 mod callers;
 mod declare;
 mod diagnostics;

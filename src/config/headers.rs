@@ -18,10 +18,18 @@ pub(super) fn scope_header_of_api(text: &str, before: &[HeaderName]) -> Result<H
     allowed(name, |name| reason.or_else(|| unusable(name)).filter(|_| name != "accept"))
 }
 
-/// A header of a batch API's `credentials`.
+/// A header of a batch API's `credentials`. A message repeats no name that is none, and none that is unusually long: it may be a
+/// secret that was put in the place of its header.
 pub(super) fn credential_header(text: &str, before: &[HeaderName]) -> Result<HeaderName, String> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    if !(1..=MAX_BYTES).contains(&text.len()) || !text.bytes().all(is_plain) {
+        return Err(format!("must be a header's name: 1 to {MAX_BYTES} letters, digits, hyphens and underscores"));
+    }
     allowed(header(text, before)?, unusable)
 }
+
+/// The most bytes of a credential's header.
+const MAX_BYTES: usize = 32;
 
 fn header(text: &str, before: &[HeaderName]) -> Result<HeaderName, String> {
     let name: HeaderName = text.parse().map_err(|_| format!("\"{}\" is not a header's name", text.escape_debug()))?;

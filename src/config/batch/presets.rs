@@ -1,4 +1,7 @@
 //! The batch APIs that are built in: files as an operator writes them, read as an operator's are.
+//!
+//! **To add a preset**, add a file to `presets` that says everything and names its public source, a line to [`PRESETS`], and a row
+//! to the table of `docs/BATCH_APIS.md`.
 
 use toml::de::DeTable;
 

@@ -228,7 +228,8 @@ fn headers_are_those_that_a_call_carries() {
         ("credentials", "host", "set by sidelink itself"),
         ("credentials", "accept", "set by sidelink itself"),
         ("credentials", "x-request-id", "different in every request"),
-        ("credentials", "a b", "is not a header's name"),
+        ("credentials", "a b", "must be a header's name"),
+        ("scope_headers", "a b", "\"a b\" is not a header's name"),
         ("scope_headers", "authorization", "a credential: if it says who asks, name it in credentials"),
         ("scope_headers", "cookie", "a credential"),
         ("scope_headers", "te", "about one connection"),
@@ -256,6 +257,14 @@ fn headers_are_those_that_a_call_carries() {
         (&format!("{LEAST}header_bytes = {{ x-key = 1, X-Key = 2 }}"), 8, "batch.header_bytes", "names x-key twice"),
     ]);
     assert_eq!(no_errors(&format!("{LEAST}credentials = [\"cookie\"]\nscope_headers = [\"accept\"]")), 1);
+}
+
+#[test]
+fn a_secret_in_place_of_its_header_is_refused_and_not_shown() {
+    for pasted in ["Bearer MARKED", "MARKED.MARKED", &"MARKED-".repeat(5), "x-key: MARKED"] {
+        let errors = errors_of(&format!("{LEAST}credentials = [\"{pasted}\"]"));
+        assert!(errors.len() == 1 && !format!("{errors:?}").contains("MARKED"), "{errors:?}");
+    }
 }
 
 #[test]

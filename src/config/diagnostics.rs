@@ -350,10 +350,13 @@ impl Findings {
         let known = || self.tables.iter().map(|known| (&known.path, &known.names));
         let elsewhere = || known().filter(|(other, _)| *other != table);
 
-        let homes = || elsewhere().filter(|(home, keys)| !home.is_empty() && keys.contains(&key.as_str()));
-        if homes().next().is_some() {
-            let tables: Vec<String> = homes().map(|(home, _)| format!("[{home}]")).collect();
-            let meant = homes().map(|(home, _)| path(home, key)).collect();
+        let is_home = |(home, keys): &(&String, &Vec<&str>)| !home.is_empty() && keys.contains(&key.as_str());
+        let mut homes: Vec<&String> = elsewhere().filter(is_home).map(|(home, _)| home).collect();
+        // A table may be there several times, one after the other.
+        homes.dedup();
+        if !homes.is_empty() {
+            let tables: Vec<String> = homes.iter().map(|home| format!("[{home}]")).collect();
+            let meant = homes.iter().map(|home| path(home, key)).collect();
             return (format!("{what}; it belongs in {}", tables.join(" or ")), meant);
         }
         if elsewhere().any(|(home, _)| home == key) {

@@ -331,6 +331,18 @@ fn an_error_in_one_batch_api_hides_none_in_another() {
 }
 
 #[test]
+fn a_key_in_the_wrong_table_is_told_its_table_once_however_many_there_are() {
+    let two = "[[batch]]\npreset = \"git-lfs\"\n[[batch]]\npreset = \"discord-cdn\"\n";
+    each_is_one_error(&[
+        (&format!("{two}[cache]\nids_per_call = 1"), 8, "cache.ids_per_call", "it belongs in [upstream] or [batch]"),
+        (&format!("{two}[cache]\nchars = 1"), 8, "cache.chars", "it belongs in [batch.ids]"),
+        (&format!("{two}link = \"/a\""), 7, "batch.link", "it belongs in [batch.items]"),
+    ]);
+    let told = errors_of(&format!("{two}[cache]\nchars = 1"));
+    assert_eq!(told[0].2, "unknown key; it belongs in [batch.ids]");
+}
+
+#[test]
 fn every_preset_has_another_route_than_the_others() {
     let tables: String = BatchApi::presets().map(|name| format!("[[batch]]\npreset = \"{name}\"\n")).collect();
     assert_eq!(no_errors(&tables), BatchApi::presets().count());

@@ -173,6 +173,11 @@ impl BatchApi {
             let message = "\"link\" is a source of expiries, and items.link does not say where that is";
             table.wrong_at(&["expires", "items"], message);
         }
+        if let Some(found) = table.find("expires").filter(|_| !self.expires.contains(&ExpirySource::Link))
+            && self.items.link.is_some()
+        {
+            found.warn("does not name \"link\": where the URL of a link ends earlier than its fields say, a dead one is served");
+        }
     }
 
     /// Reports what the description has in common with one of those above it.

@@ -222,6 +222,19 @@ fn a_source_of_expiries_is_the_link_or_a_pointer() {
 }
 
 #[test]
+fn fields_without_the_link_as_sources_of_expiries_are_a_warning() {
+    let warnings = |expires: &str| {
+        let text = format!("[upstream]\nendpoint = \"http://h\"\n{LEAST}expires = {expires}");
+        let warnings = sidelink::config::Config::parse(&text).unwrap().warnings;
+        warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert!(
+        matches!(&warnings("\"/ttl\"")[..], [one] if one.starts_with("line 8: batch.expires: does not name \"link\""))
+    );
+    assert!(warnings("[\"/ttl\", \"link\"]").is_empty());
+}
+
+#[test]
 fn headers_are_those_that_a_call_carries() {
     for (key, header, reason) in [
         ("credentials", "Connection", "about one connection"),

@@ -11,6 +11,7 @@ mod callers;
 mod declare;
 mod diagnostics;
 mod endpoint;
+mod headers;
 mod kind;
 mod listen;
 pub mod pem;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 use tracing::level_filters::LevelFilter;
 
+use batch::BatchApi;
 pub use callers::{CallerKey, CallersConfig};
 use declare::section;
 use diagnostics::Diagnostics;
@@ -55,6 +57,8 @@ section! {
         pub admin: AdminConfig = AdminConfig::default() => table(AdminConfig::keys);
         /// The endpoint that sidelink stands in front of, and how it is called.
         pub upstream: UpstreamConfig = UpstreamConfig::for_endpoint(endpoint) => table(UpstreamConfig::visit);
+        /// A batch API that is answered from memory: a preset, taken as it is or with keys overridden, or one that is written out; one such table for each. Without any: the preset huawei-osm alone. With a preset no key is mandatory. docs/BATCH_APIS.md describes how to write one.
+        pub batch: Vec<BatchApi> = BatchApi::preset("huawei-osm").into_iter().collect() => list(BatchApi::blank, BatchApi::visit);
         /// How much is cached.
         pub cache: CacheConfig = CacheConfig::default() => table(CacheConfig::keys);
         /// How long it is cached.

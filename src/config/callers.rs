@@ -5,11 +5,10 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::declare::section;
+use super::headers::scope_header;
 use super::kind::{DAY, MINUTE, SECOND, duration, flag, secret_file, string_of, text, texts};
 use super::secret::{self, KeyPair, StoredSecret};
 use super::table::TableVisitor;
-use crate::api;
-use crate::message::headers::HOP_BY_HOP;
 
 section! {
     /// `[callers]`
@@ -19,7 +18,7 @@ section! {
         pub revalidate: Duration = 5 * MINUTE, duration(SECOND..=DAY);
         /// Whether a request's Cache-Control is honoured; false makes page reloads cheap.
         pub cache_control: bool = true, flag();
-        /// Request headers, beyond the known ones, whose values may change an answer.
+        /// Request headers, beyond those of a batch API, whose values may change an answer.
         pub scope_headers: Vec<HeaderName> = Vec::new(), texts(None, scope_header);
         /// Keys whose signed requests may be answered from memory; one such table for each.
         pub keys: Vec<CallerKey> = Vec::new() => list(CallerKey::blank, CallerKey::visit);
@@ -65,24 +64,4 @@ impl CallerKey {
 
 fn is_access_key(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-}
-
-fn scope_header(text: &str, before: &[HeaderName]) -> Result<HeaderName, String> {
-    let name: HeaderName = text.parse().map_err(|_| format!("\"{}\" is not a header's name", text.escape_debug()))?;
-    let reason = match name.as_str() {
-        "authorization" | "x-auth-token" | "x-security-token" | "cookie" => {
-            "a credential, and always part of the scope"
-        }
-        "proxy-authenticate" | "http2-settings" => "about one connection, and not forwarded",
-        _ if HOP_BY_HOP.contains(&name) => "about one connection, and not forwarded",
-        "host" | "content-length" | "content-type" | "content-encoding" | "accept" | "accept-encoding"
-        | "user-agent" | "via" | "range" | "expect" | "traceparent" | "tracestate" | "cache-control" => {
-            "set by sidelink itself on every call"
-        }
-        "x-sdk-date" | "x-sdk-content-sha256" | "x-request-id" | "date" => "different in every request",
-        _ if api::SCOPE_HEADERS.contains(&name) => "always part of the scope",
-        _ if before.contains(&name) => return Err(format!("names {name} twice")),
-        _ => return Ok(name),
-    };
-    Err(format!("{name} is {reason}"))
 }

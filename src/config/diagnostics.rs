@@ -7,13 +7,14 @@ use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use toml::de::DeValue;
+use toml::Spanned;
+use toml::de::{DeString, DeValue};
 
 use super::kind::About;
 use super::pem;
 
 /// The least likeness (Jaro-Winkler, 0 to 1) of a known key that is suggested.
-const SIMILAR: f64 = 0.7;
+pub(super) const SIMILAR: f64 = 0.7;
 /// The same for a key of another table.
 const SIMILAR_ELSEWHERE: f64 = 0.9;
 
@@ -167,6 +168,19 @@ impl<'a> FileValue<'a> {
             single => vec![found(self.at, single)],
         }
     }
+
+    /// The members of a table, each at its name.
+    pub(super) fn members(&self, expected: &str) -> Result<Vec<(&'a str, FileValue<'a>)>, String> {
+        let table = self.value.as_table().ok_or_else(|| self.is_not(expected))?;
+        let member = |(name, value): (&'a Spanned<DeString<'a>>, &'a Spanned<DeValue<'a>>)| {
+            let at = name.span().start;
+            (
+                name.get_ref().as_ref(),
+                FileValue { key: self.key.clone(), at, value: value.get_ref(), report: self.report },
+            )
+        };
+        Ok(table.iter().map(member).collect())
+    }
 }
 
 /// Such as `an integer`.
@@ -234,6 +248,12 @@ impl<'a> Diagnostics<'a> {
     /// Adds a visited table; `number` tables were visited before it was entered.
     pub(super) fn visited(&self, number: usize, table: TableEntry) {
         self.state.borrow_mut().tables.insert(number, table);
+    }
+
+    /// How many errors have been found.
+    pub(super) fn errors(&self) -> usize {
+        let state = self.state.borrow();
+        state.errors.len() + state.missing.len()
     }
 
     /// Every table that was visited, in the order of the file.
@@ -330,10 +350,13 @@ impl Findings {
         let known = || self.tables.iter().map(|known| (&known.path, &known.names));
         let elsewhere = || known().filter(|(other, _)| *other != table);
 
-        let homes = || elsewhere().filter(|(home, keys)| !home.is_empty() && keys.contains(&key.as_str()));
-        if homes().next().is_some() {
-            let tables: Vec<String> = homes().map(|(home, _)| format!("[{home}]")).collect();
-            let meant = homes().map(|(home, _)| path(home, key)).collect();
+        let is_home = |(home, keys): &(&String, &Vec<&str>)| !home.is_empty() && keys.contains(&key.as_str());
+        let mut homes: Vec<&String> = elsewhere().filter(is_home).map(|(home, _)| home).collect();
+        // A table may be there several times, one after the other.
+        homes.dedup();
+        if !homes.is_empty() {
+            let tables: Vec<String> = homes.iter().map(|home| format!("[{home}]")).collect();
+            let meant = homes.iter().map(|home| path(home, key)).collect();
             return (format!("{what}; it belongs in {}", tables.join(" or ")), meant);
         }
         if elsewhere().any(|(home, _)| home == key) {
@@ -361,7 +384,8 @@ pub(super) fn path(table: &str, key: &str) -> String {
     if table.is_empty() { key.to_owned() } else { format!("{table}.{key}") }
 }
 
-fn nearest(known: &[&'static str], key: &str, least: f64) -> Option<(f64, &'static str)> {
+/// The nearest of the known names, and how like it is, if that is more than `least`.
+pub(super) fn nearest(known: &[&'static str], key: &str, least: f64) -> Option<(f64, &'static str)> {
     // A secret, or a certificate, belongs into a file.
     let in_file = known.iter().find(|known| known.strip_suffix("_file") == Some(key));
     if let Some(in_file) = in_file {

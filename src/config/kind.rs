@@ -48,7 +48,7 @@ pub(super) struct About {
 
 impl<T: 'static> ValueKind<T> {
     /// A kind of the allowed `values`, which `read` gets as its second argument.
-    fn new(
+    pub(super) fn new(
         values: impl Into<String>,
         read: impl Fn(&FileValue<'_>, &str) -> Result<T, String> + 'static,
         write: impl Fn(&T) -> Value + 'static,
@@ -106,7 +106,7 @@ impl<T: 'static> ValueKind<T> {
     }
 }
 
-fn string(value: impl Display) -> Value {
+pub(super) fn string(value: impl Display) -> Value {
     Value::String(value.to_string())
 }
 
@@ -303,7 +303,7 @@ pub(super) fn secret_file<S: 'static>(read: fn(&Path) -> Result<S, String>) -> V
     ValueKind::new("", read, |secret: &StoredSecret<S>| string(secret)).with(|about| about.dependency = true)
 }
 
-fn integer(value: &DeValue<'_>) -> Option<i64> {
+pub(super) fn integer(value: &DeValue<'_>) -> Option<i64> {
     let integer = value.as_integer()?;
     i64::from_str_radix(&integer.as_str().replace('_', ""), integer.radix()).ok()
 }

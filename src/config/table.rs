@@ -12,6 +12,10 @@ pub(super) struct TableVisitor<'a> {
     presence: Presence<'a>,
     /// The byte at which the table begins.
     at: usize,
+    /// How many errors were reported before the table was entered.
+    errors: usize,
+    /// Its values begin with those of a preset: no key is mandatory.
+    has_preset: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -47,7 +51,7 @@ impl<'a> TableVisitor<'a> {
         let number = report.tables();
         let doc = doc.trim_start();
         let entry = TableEntry { path, doc, repeated, present, names: Vec::new(), keys: Vec::new() };
-        let mut table = Self { report, entry, presence, at };
+        let mut table = Self { report, entry, presence, at, errors: report.errors(), has_preset: false };
         keys(&mut table);
         let entry = table.entry;
         if let Presence::There(document) = presence {
@@ -65,7 +69,7 @@ impl<'a> TableVisitor<'a> {
         if let Some(read) = found.as_ref().and_then(&kind.read) {
             *value = read;
         }
-        if found.is_none() && kind.about.required && !matches!(self.presence, Presence::Listed) {
+        if found.is_none() && kind.about.required && !self.has_preset && !matches!(self.presence, Presence::Listed) {
             self.report.missing(&self.entry.path, name, self.at);
         }
         let (doc, value) = (doc.trim_start(), (kind.write)(value));
@@ -80,8 +84,12 @@ impl<'a> TableVisitor<'a> {
         value: &mut T,
         keys: impl FnOnce(&mut T, &mut Self),
     ) {
-        let (place, path) = (self.inner(name), path(&self.entry.path, name));
-        Self::visit(self.report, path, doc, place, [false, true], |table| keys(value, table));
+        let (place, path, has_preset) = (self.inner(name), path(&self.entry.path, name), self.has_preset);
+        let present = self.entry.present;
+        Self::visit(self.report, path, doc, place, [false, present], |table| {
+            table.has_preset = has_preset;
+            keys(value, table);
+        });
     }
 
     /// Visits an optional table; where it is absent, `value` stays.
@@ -149,7 +157,33 @@ impl<'a> TableVisitor<'a> {
 
     /// Whether the table is in the document, without an error so far.
     pub(super) fn is_sound(&self) -> bool {
-        matches!(self.presence, Presence::There(_)) && !self.report.has_error(&self.entry.path)
+        self.is_there() && self.report.errors() == self.errors
+    }
+
+    /// Whether the table is in the document.
+    pub(super) fn is_there(&self) -> bool {
+        matches!(self.presence, Presence::There(_))
+    }
+
+    /// The values of the keys that follow begin with those of a preset: no key is mandatory.
+    pub(super) fn begins_with_preset(&mut self) {
+        self.has_preset = true;
+    }
+
+    /// The table as a whole is mandatory: an absent one is reported instead of its mandatory keys.
+    pub(super) fn must_be_there(&mut self) {
+        if matches!(self.presence, Presence::Absent) && !self.has_preset {
+            self.report.missing("", &self.entry.path, self.at);
+            self.presence = Presence::Listed;
+        }
+    }
+
+    /// Reports an error at the first of these keys that is in the document, or else of the table as a whole.
+    pub(super) fn wrong_at(&mut self, keys: &[&'static str], message: &str) {
+        match keys.iter().find_map(|key| self.find(key)) {
+            Some(found) => found.wrong(message),
+            None => self.wrong(message),
+        }
     }
 
     /// Reports `key` where it is without `other`.
@@ -161,7 +195,7 @@ impl<'a> TableVisitor<'a> {
 
     /// Reports an error of the table as a whole.
     pub(super) fn wrong(&self, message: &str) {
-        if matches!(self.presence, Presence::There(_)) {
+        if self.is_there() {
             self.report.add(self.at, &self.entry.path, message);
         }
     }

@@ -1,5 +1,7 @@
 //! A configuration is accepted whole, or refused with every error.
 
+mod batch;
+mod batch_errors;
 mod errors;
 mod listeners;
 mod secrets;

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use sidelink::cache::freshness::formats::FORMATS;
+use sidelink::config::Config;
+use sidelink::config::batch::{BatchApi, ExpirySource};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -138,5 +140,74 @@ fn the_page_of_links_lists_every_format_that_is_read() {
     for (row, expected) in listed.iter().zip(&expected) {
         assert!(row.starts_with(expected) && row.matches(" | ").count() == 3, "{row}: {expected}");
         assert!(row.contains("](https://") || row.contains("| none"), "{row}: the vendor's page");
+    }
+}
+
+/// The blocks of this language in a page.
+fn blocks(page: &str, language: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(root().join(page)).unwrap();
+    let begin = format!("\n```{language}\n");
+    text.split(&begin).skip(1).map(|block| block.split("\n```").next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_page_of_batch_apis_has_descriptions_that_are_accepted() {
+    let blocks = blocks("docs/BATCH_APIS.md", "toml");
+    assert_eq!(blocks.len(), 5);
+    for block in blocks {
+        let text = format!("[upstream]\nendpoint = \"https://h\"\n{block}\n");
+        let config = Config::parse(&text).unwrap_or_else(|errors| panic!("{block}\n{errors}"));
+        assert_eq!(config.batch.len(), 1, "{block}");
+    }
+}
+
+/// What the example's keys name is in its recorded request and answer.
+#[test]
+fn the_page_of_batch_apis_describes_its_recorded_exchange() {
+    let block =
+        blocks("docs/BATCH_APIS.md", "toml").into_iter().find(|block| block.contains("\"thumbnails\"")).unwrap();
+    let api = Config::parse(&format!("[upstream]\nendpoint = \"https://h\"\n{block}\n")).unwrap().batch.remove(0);
+    let exchange = blocks("docs/BATCH_APIS.md", "http");
+    let [request, response] = exchange.as_slice() else { panic!("{exchange:?}") };
+    let json =
+        |message: &str| -> serde_json::Value { serde_json::from_str(message.split_once("\n\n").unwrap().1).unwrap() };
+    let at = |value: &serde_json::Value, place: &dyn std::fmt::Display| value.pointer(&place.to_string()).cloned();
+
+    let (line, headers) = request.split_once('\n').unwrap();
+    let target = line.strip_prefix(&format!("{} ", api.method)).unwrap();
+    assert_eq!(api.path.capture(target.split('?').next().unwrap(), "team"), Some("north"));
+    assert!(headers.to_lowercase().contains(&format!("{}: ", api.credentials[0])));
+    let (body, answer) = (json(request), json(response));
+    let asked = at(&body, api.ids.body.as_ref().unwrap()).unwrap();
+    let items = at(&answer, &api.items.at).unwrap();
+    let (asked, items) = (asked.as_array().unwrap(), items.as_array().unwrap());
+    let ids: Vec<_> = asked.iter().map(|element| at(element, api.ids.key.as_ref().unwrap()).unwrap()).collect();
+    let answered: Vec<_> = items.iter().map(|item| at(item, api.items.key.as_ref().unwrap()).unwrap()).collect();
+    assert_eq!(ids, answered);
+    let [link, absent] = items.as_slice() else { panic!("{items:?}") };
+    assert!(at(link, api.items.link.as_ref().unwrap()).is_some() && at(absent, api.absent.as_ref().unwrap()).is_some());
+    for source in &api.expires {
+        assert!(matches!(source, ExpirySource::Link) || at(link, source).is_some(), "{source}");
+    }
+}
+
+#[test]
+fn the_page_of_batch_apis_lists_each_preset_as_it_is() {
+    let page = std::fs::read_to_string(root().join("docs/BATCH_APIS.md")).unwrap();
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| [`")).collect();
+    assert_eq!(rows.len(), BatchApi::presets().count());
+    for (row, name) in rows.iter().zip(BatchApi::presets()) {
+        let api = BatchApi::preset(name).unwrap();
+        assert!(row.starts_with(&format!("| [`{name}`](../src/config/batch/presets/{name}.toml) | ")), "{row}");
+        assert!(row.contains(&format!(" `{} {}`", api.method, api.path)), "{row}");
+        assert!(row.contains(&format!(" | {} | [", api.ids_per_call)) && row.contains("](https://"), "{row}");
+        let places = [
+            api.ids.query.map(String::from),
+            api.ids.body.filter(|_| name != "huawei-osm").map(|body| body.to_string()),
+        ];
+        let items = [api.items.key, api.items.link].into_iter().flatten().map(|place| place.to_string());
+        for place in places.into_iter().flatten().chain(items) {
+            assert!(row.contains(&format!("`{place}`")), "{name}: {place}");
+        }
     }
 }

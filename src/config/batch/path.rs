@@ -3,8 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A pattern of paths. `{x}` stands for one segment, `{x..}` for one or more; all else for itself, byte for byte.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The most bytes of a pattern.
+const MAX_BYTES: usize = 1024;
+
+/// A pattern of paths. `{x}` stands for one segment, `{x..}` for one or more; all else for itself, byte for byte. The default
+/// matches none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PathPattern {
     text: Box<str>,
     segments: Box<[Segment]>,
@@ -77,14 +81,17 @@ fn overlap(one: &[Segment], other: &[Segment]) -> bool {
     match (one, other) {
         ([], []) => true,
         ([], _) | (_, []) => false,
-        ([Segment::Several(_), rest @ ..], [_, others @ ..]) => {
-            // It ends here, or takes the next segment as well.
-            overlap(rest, others) || overlap(one, others) || overlap(rest, other)
-        }
-        (_, [Segment::Several(_), ..]) => overlap(other, one),
         ([Segment::Literal(literal), rest @ ..], [Segment::Literal(same), others @ ..]) => {
             literal == same && overlap(rest, others)
         }
+        // A capture takes no empty segment.
+        ([Segment::Literal(literal), ..], _) | (_, [Segment::Literal(literal), ..]) if literal.is_empty() => false,
+        ([Segment::Several(_), rest @ ..], [next, others @ ..]) => {
+            // It ends here, or takes the next segment as well, or the other one does.
+            let is_several = matches!(next, Segment::Several(_));
+            overlap(rest, others) || overlap(one, others) || (is_several && overlap(rest, other))
+        }
+        (_, [Segment::Several(_), ..]) => overlap(other, one),
         ([_, rest @ ..], [_, others @ ..]) => overlap(rest, others),
     }
 }
@@ -104,6 +111,9 @@ impl FromStr for PathPattern {
             return Err(format!(
                 "\"{shown}\" has \"{other}\" in it: a path as in a request has none, write it percent-encoded"
             ));
+        }
+        if text.len() > MAX_BYTES {
+            return Err(format!("a path has {MAX_BYTES} bytes at most, this one has {}", text.len()));
         }
         let mut segments: Vec<Segment> = Vec::new();
         let mut names: Vec<&str> = Vec::new();
@@ -181,6 +191,12 @@ mod tests {
             ("/{x..}/a", "/b/c/d", false),
             ("/{x..}/a", "/{y..}/b", false),
             ("/{x..}/a", "/b/{y..}", true),
+            ("/{x..}/a", "/a", false),
+            ("/{x..}/a", "/a/a", true),
+            ("/a/{x}", "/a/", false),
+            ("/{x..}/a/{y}", "/{z..}/b", true),
+            ("/{x..}/a", "/{y..}", true),
+            ("/{x..}/a/b", "/{y..}/c/b", false),
         ] {
             assert_eq!(pattern(one).overlaps(&pattern(other)), overlaps, "{one} {other}");
             assert_eq!(pattern(other).overlaps(&pattern(one)), overlaps, "{other} {one}");
@@ -198,6 +214,7 @@ mod tests {
             ("/{}", "without a name"),
             ("/{x}/{x}", "twice"),
             ("/{x..}/{y..}", "two captures"),
+            (&format!("/{}", "a".repeat(1024)), "1024 bytes at most"),
         ] {
             let error = text.parse::<PathPattern>().unwrap_err();
             assert!(error.contains(reason), "{text}: {error}");

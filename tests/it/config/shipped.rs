@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
+use sidelink::config::batch::BatchApi;
 use sidelink::config::{
     AccessLines, CallerKey, Config, Endpoint, ListenAddress, LogFormat, NodeAddress, Secret, Shared, StoredSecret, Tls,
     Trace, TraceHeader,
@@ -58,14 +59,16 @@ fn the_shipped_file_names_every_key_and_each_has_a_comment() {
         secret_key_env: None,
     };
     config.callers.keys = vec![key.clone()];
+    config.batch = vec![with_every_key()];
     let with_file = keys(&config.to_string());
     let name = "SIDELINK_SECRET_KEY".into();
     key.secret_key_file = None;
     key.secret_key_env = Some(StoredSecret { secret: Secret::default(), source: name });
     config.callers.keys = vec![key];
     let with_variable = keys(&config.to_string());
-    // A secret key is in one place only; the shipped file shows both.
-    let shipped = keys(SHIPPED);
+    // A secret key is in one place only; the shipped file shows both. A preset is printed as it is written out.
+    let mut shipped = keys(SHIPPED);
+    shipped.retain(|key| key != "preset");
     let but = |key: &str| shipped.iter().filter(|shipped| *shipped != key).cloned().collect::<Vec<_>>();
     assert_eq!(but("secret_key_env"), with_file);
     assert_eq!(but("secret_key_file"), with_variable);
@@ -74,6 +77,30 @@ fn the_shipped_file_names_every_key_and_each_has_a_comment() {
         let is_key = pair[1].contains(" = ") && !pair[1].starts_with("# Whether");
         assert!(!is_key || pair[0].starts_with("# "), "no comment above {}", pair[1]);
     }
+}
+
+/// The example of a batch API in the shipped file, without the marks of a comment.
+fn example() -> String {
+    let begin = SHIPPED.find("# [[batch]]").unwrap();
+    let end = begin + SHIPPED[begin..].find("\n[").unwrap();
+    let is_toml =
+        |line: &&str| line.starts_with("# [") || line.split_once(" = ").is_some_and(|(key, _)| !key[2..].contains(' '));
+    SHIPPED[begin..end].lines().filter(is_toml).map(|line| format!("{}\n", &line[2..])).collect()
+}
+
+/// A batch API with every key, but the preset.
+fn with_every_key() -> BatchApi {
+    let text = example().replace("preset = \"git-lfs\"\n", "");
+    let mut config = Config::parse(&format!("[upstream]\nendpoint = \"http://h\"\n{text}")).unwrap();
+    config.batch.remove(0)
+}
+
+#[test]
+fn the_example_of_a_batch_api_is_one_with_and_without_its_preset() {
+    let text = format!("[upstream]\nendpoint = \"http://h\"\n{}", example());
+    assert!(text.contains("preset = \"git-lfs\"\n"), "{text}");
+    assert_eq!(&*Config::parse(&text).unwrap().batch[0].name, "lfs");
+    assert_eq!(&*with_every_key().name, "lfs");
 }
 
 #[test]

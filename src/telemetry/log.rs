@@ -159,5 +159,13 @@ mod tests {
         assert!(burst().is_empty());
         tokio::time::advance(Duration::from_millis(1)).await;
         assert_eq!(burst(), [1999]);
+
+        let throttle = LogThrottle::every(Duration::from_secs(300));
+        let mut lines = 0;
+        for _ in 0..12 {
+            throttle.when_due(|_| lines += 1);
+            tokio::time::advance(Duration::from_secs(60)).await;
+        }
+        assert_eq!(lines, 3, "in twelve minutes");
     }
 }

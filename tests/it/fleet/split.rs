@@ -7,6 +7,7 @@ use sidelink::demo::origin::Origin;
 
 use super::servers::cluster;
 use super::{Redis, SECRET, Sidecar, eventually, shared, sidecar};
+use crate::process::{Files, Process};
 use crate::support::{TestClient, origin_options};
 
 pub const OTHER_SECRET: &str = "another-secret-of-forty-characters-or-so";
@@ -143,6 +144,29 @@ async fn in_a_change_of_the_secret_only_those_who_cannot_open_the_others_values_
     only_old.app.apply(config).unwrap();
     assert_eq!(only_old.metric("sidelink_shared_fleet_info{fingerprint=\"none\"}").await, 0.0);
     assert_eq!(others(&only_old).await, 0.0);
+}
+
+#[tokio::test]
+async fn the_log_says_once_that_there_is_another_fleet_and_when_it_is_gone() {
+    let (redis, origin) = (Redis::start().await, origin().await);
+    let files = Files::new(origin.address());
+    let secret = files.directory.path().join("fleet-secret");
+    std::fs::write(&secret, SECRET).unwrap();
+    let server = redis.port.number();
+    let config = format!(
+        "[shared]\nurl = \"redis://127.0.0.1:{server}\"\nsecret_file = {secret:?}\ntimeout = \"5s\"\nlease_wait = \"10s\""
+    );
+    let mut process = Process::start(&files.write(&config)).await;
+    process.says("the shared tier is in use").await;
+    let other = start(&origin, &tier(&redis, &[OTHER_SECRET]), |_| {}).await;
+    let split = "another fleet uses the shared tier under the same prefix; neither sees the other's links and purges";
+    let line = process.says(split).await;
+    assert_eq!((&line["level"], line["others"].as_str()), (&json!("WARN"), Some(&*fingerprint(&other).await)));
+    let series = format!("sidelink_shared_fleet_info{{fingerprint={}}}", line["fleet"]);
+    assert_eq!(process.metric(&series).await, 1.0);
+    drop(other);
+    process.says("no other fleet uses the shared tier under the same prefix any more").await;
+    assert_eq!(process.log.iter().filter(|line| line["message"] == split).count(), 1);
 }
 
 #[tokio::test]

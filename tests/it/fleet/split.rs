@@ -94,6 +94,8 @@ async fn sidecars_with_different_secrets_see_the_other_fleet_until_it_stops() {
 async fn one_endpoint_under_two_names_makes_two_fleets_and_so_do_other_scope_headers() {
     let (redis, origin) = (Redis::start().await, origin().await);
     let shared = tier(&redis, &[SECRET]);
+    // No fingerprints, and longer than any reply may be.
+    redis.ask(&["SET", "sidelink:v", &"00000002.00000001,".repeat(100_000)]).await;
     let by_address = start(&origin, &shared, |_| {}).await;
     let by_name = |config: &mut Config| {
         let endpoint = format!("http://localhost:{}", origin.address().port());
@@ -101,6 +103,7 @@ async fn one_endpoint_under_two_names_makes_two_fleets_and_so_do_other_scope_hea
     };
     let by_name = start(&origin, &shared, by_name).await;
     see_each_other([&by_address, &by_name]).await;
+    assert_eq!((by_address.failures("broken").await, by_name.failures("broken").await), (0.0, 0.0));
 
     let mut elsewhere = shared.clone();
     elsewhere.prefix = "elsewhere:".to_owned();

@@ -38,6 +38,7 @@ use crate::limits::budget::Usages;
 use crate::message::body::{Body, BodyError, drain, stream, whole};
 use crate::message::headers::single;
 use crate::server::Peer;
+use crate::shared::{FleetStatus, Tier};
 use crate::telemetry::metrics::{Bounded, Metrics};
 use crate::upstream::Upstream;
 pub use client::AdminClient;
@@ -66,6 +67,7 @@ pub struct AdminState {
     pub process: ProcessState,
     pub upstream: Arc<Upstream>,
     pub batch_route: Arc<BatchRoute>,
+    pub tier: Option<Arc<Tier>>,
     pub config: Arc<Config>,
 }
 
@@ -115,6 +117,11 @@ impl Reload {
 }
 
 impl AdminState {
+    /// The fleet with which this process shares links.
+    fn fleet(&self) -> Option<FleetStatus> {
+        self.tier.as_ref()?.fleet()
+    }
+
     /// Sets the gauges that are not updated as their values change.
     fn update_gauges(&self) {
         self.upstream.show_breaker();
@@ -141,6 +148,10 @@ impl AdminState {
         metrics.answers.set(number(answers));
         metrics.answers_bytes.set(number(bytes));
         metrics.purge_marks.set(number(cache.purges().count() as u64));
+        let fleet = self.fleet();
+        let fingerprint = fleet.as_ref().map(|fleet| fleet.fingerprint.to_string());
+        metrics.shared.fleet_info.show(fingerprint.as_deref());
+        metrics.shared.other_fleets.set(number(fleet.map_or(0, |fleet| fleet.others.len() as u64)));
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             metrics.tasks.set(number(runtime.metrics().num_alive_tasks() as u64));
         }

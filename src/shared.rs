@@ -6,6 +6,7 @@
 //! opens (`sealing`), has not expired (`values`), and nothing was purged or revoked since its writer asked the endpoint
 //! (`journal`).
 
+mod fleets;
 mod journal;
 mod node;
 mod record;
@@ -23,14 +24,18 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use redis::Value;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 use tower::retry::budget::{Budget, TpsBudget};
 
+use crate::api;
 use crate::auth::{CallerStates, Identity};
 use crate::cache::Entry;
 use crate::cache::purges::{Purges, Target};
 use crate::clock::{Clock, Moment, millis};
 use crate::config::{self, Config};
 use crate::telemetry::metrics::{BreakerState, Metrics, Operation, SharedFailure, show_state};
+use fleets::Fleets;
+pub use fleets::{Fingerprint, FleetStatus};
 use journal::Journal;
 use node::ConnectOptions;
 use record::JournalEvent;
@@ -71,6 +76,7 @@ pub struct TierState {
     revalidate: u64,
     /// The fleet's secrets. The first seals values; each opens them.
     secrets: Vec<FleetSecret>,
+    fleets: Mutex<Fleets>,
     store: Store,
     /// Whether the journals are known: without them no value counts.
     usable: AtomicBool,
@@ -163,12 +169,17 @@ impl TierState {
             key: FleetKey::new(secret.clone(), endpoint, &shared.prefix),
             journal: Mutex::default(),
         };
+        let secrets: Vec<FleetSecret> = shared.secret_file.secret.iter().map(fleet).collect();
+        let scope_headers = config.callers.scope_headers.iter().cloned();
+        let scope_headers: Vec<_> = api::SCOPE_HEADERS.into_iter().chain(scope_headers).collect();
+        let own = secrets.iter().map(|fleet| fleet.key.fingerprint(&scope_headers)).collect();
         show_state(&metrics.shared.breaker_state, BreakerState::Open);
         let options = ConnectOptions::new(shared, tls, Arc::clone(&metrics));
         Self {
             freshness: config.freshness.clone(),
             revalidate: millis(config.callers.revalidate),
-            secrets: shared.secret_file.secret.iter().map(fleet).collect(),
+            secrets,
+            fleets: Mutex::new(Fleets::new(own)),
             store: Store::new(options, shared.nodes(), shared.cluster),
             config: shared.clone(),
             usable: AtomicBool::new(false),
@@ -185,6 +196,11 @@ impl TierState {
 
     pub(crate) fn is_usable(&self) -> bool {
         self.usable.load(Ordering::Acquire)
+    }
+
+    /// This sidecar's fleet, and other fleets that use the same server, database and prefix.
+    pub(crate) fn fleet(&self) -> Option<FleetStatus> {
+        self.fleets.lock().status(Instant::now())
     }
 
     /// The longest that a batch waits for ids that another sidecar fetches.

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::AdminState;
 use crate::clock::{Moment, millis, rfc3339};
 use crate::error::Error;
+use crate::shared::Fingerprint;
 use crate::telemetry::metrics::{BreakerState, CertificateUse, Reading, SharedFailure};
 
 /// The milliseconds whose batches and round trips are judged.
@@ -43,6 +44,8 @@ enum Kind {
     Forwarded,
     /// The shared tier is down, or fails.
     SharedTier,
+    /// Another fleet uses the shared tier under the same prefix.
+    SharedTierSplit,
     /// Log lines were dropped.
     LogDropped,
     /// The limit of open files is too low.
@@ -95,6 +98,7 @@ pub(super) fn alerts(state: &AdminState, now: Moment) -> Value {
         draining(state, now),
         reload(state, now),
         shared_tier(state, &counted, now),
+        shared_tier_split(state, now),
         log_dropped(state),
         descriptors(state),
     ];
@@ -128,6 +132,7 @@ impl Kind {
             Kind::Stale => "stale",
             Kind::Forwarded => "forwarded",
             Kind::SharedTier => "shared_tier",
+            Kind::SharedTierSplit => "shared_tier_split",
             Kind::LogDropped => "log_dropped",
             Kind::Descriptors => "descriptors",
         }
@@ -316,7 +321,7 @@ fn shared_tier(state: &AdminState, counted: &Reading, now: Moment) -> Option<Ale
         (SharedFailure::Timeout, "no reply within shared.timeout"),
         (SharedFailure::Broken, "the connection broke"),
         (SharedFailure::Reply, "an error for a reply (read-only, out of memory, or no permission)"),
-        (SharedFailure::Unsealed, "values that do not open (another shared.secret_file?)"),
+        (SharedFailure::Unsealed, "values that do not open (altered, or of another version?)"),
         (SharedFailure::Journal, "the journal of purges was lost or altered"),
     ]
     .map(|(kind, words)| (counted.shared_failures.get(kind as usize).copied().unwrap_or(0), words));
@@ -344,6 +349,27 @@ fn shared_tier(state: &AdminState, counted: &Reading, now: Moment) -> Option<Ale
         text: format!(
             "{what}{worst} No batch fails for it: this sidecar fetches what others may have, and purges reach it late. Check the \
              server of shared.url and the way to it."
+        ),
+    })
+}
+
+fn shared_tier_split(state: &AdminState, now: Moment) -> Option<Alert> {
+    let (shared, fleet) = (state.config.shared.as_ref()?, state.fleet()?);
+    let others = fleet.others.iter().map(Fingerprint::to_string).collect::<Vec<_>>();
+    (!others.is_empty()).then(|| Alert {
+        kind: Kind::SharedTierSplit,
+        severity: Severity::Warning,
+        fault: Fault::Operator,
+        since: fleet.since,
+        title: "The shared tier is split: another fleet uses the same server, database and prefix".to_owned(),
+        text: format!(
+            "This sidecar's fleet is {}; {} there too{}. They see neither each other's links nor each other's purges. If they are \
+             meant to be one, compare at both what shared.secret_file holds, upstream.endpoint (localhost and 127.0.0.1 differ) and \
+             callers.scope_headers. If not, give each a shared.prefix of its own (here \"{}\").",
+            fleet.fingerprint,
+            if let [other] = others.as_slice() { format!("{other} is") } else { format!("{} are", others.join(", ")) },
+            fleet.since.map_or_else(String::new, |since| format!(", for {} now", span(now.since(since)))),
+            shared.prefix,
         ),
     })
 }

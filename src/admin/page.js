@@ -23,7 +23,8 @@
     shed: { in_flight: "ids being fetched", caller_in_flight: "ids being fetched, one caller", waiters: "batches waiting", calls: "calls",
       exchanges: "requests on other routes", batch_bodies: "bytes of batches", signed_bodies: "bytes to be signed" },
     purges: { ids: "ids", group: "a group", all: "everything", delete: "by a DELETE" },
-    shared: { breaker: "state", round_trips: "round trips", failures: "failures", ids_found: "ids found", ids_not_found: "ids not found" },
+    shared: { breaker: "state", round_trips: "round trips", failures: "failures", ids_found: "ids found", ids_not_found: "ids not found",
+      fleet: "this fleet", other_fleets: "other fleets" },
     states: { closed: "in use", open: "down", half_open: "being tried" },
   };
   const HITS = ["hit", "joined", "shared", "stale"];
@@ -346,7 +347,7 @@
       ["configuration file", reload.succeeded ? "in force" : "refused", reload.succeeded ? "" : "bad"],
       ["last read", reload.at ? clock(Date.parse(reload.at)) : "–"],
       ...reload.errors.map((error) => [null, error, "bad"]),
-      ...(status.shared ? Object.entries(status.shared).map(([name, value]) => [`shared tier: ${said("shared", name)}`, typeof value === "number" ? count.format(value) : said("states", value)]) : [["shared tier", "none"]]),
+      ...(status.shared ? Object.entries(status.shared).map(([name, value]) => [`shared tier: ${said("shared", name)}`, typeof value === "number" ? count.format(value) : Array.isArray(value) ? value.join(", ") || "none" : said("states", value ?? "–")]) : [["shared tier", "none"]]),
       ["connections of clients", count.format(status.connections)],
       ["calls under way", count.format(status.calls_in_flight)],
       ["links in memory", count.format(status.cache.links)],

@@ -10,8 +10,9 @@ use serde_json::{Map, Value, json};
 use super::{AdminState, ProcessState, alerts, typed};
 use crate::clock::rfc3339;
 use crate::message::body::Body;
+use crate::shared::Fingerprint;
 use crate::telemetry::metrics::{
-    BreakerState, CallResult, Counters, Eviction, Evidence, Gauges, IdResult, Label, Outcome, SharedMetrics,
+    BreakerState, CallResult, Counters, Eviction, Evidence, Gauges, IdResult, Label, Outcome,
 };
 
 const PAGE: &str = include_str!("page.html");
@@ -73,7 +74,7 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
             "evicted": metrics.cache_evictions.of(Eviction::Size).get(),
             "purge_marks": metrics.purge_marks.get(),
         },
-        "shared": config.shared.as_ref().map(|_| shared(&metrics.shared)),
+        "shared": config.shared.as_ref().map(|_| shared(state)),
         "clock_skew_seconds": metrics.clock_skew.get(),
         "memory_bytes": resident(&process.registry),
         "totals": {
@@ -98,7 +99,9 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
 }
 
 /// The shared tier.
-fn shared(shared: &SharedMetrics) -> Value {
+fn shared(state: &AdminState) -> Value {
+    let (shared, fleet) = (&state.process.metrics.shared, state.fleet());
+    let others = fleet.iter().flat_map(|fleet| &fleet.others).map(Fingerprint::to_string).collect::<Vec<_>>();
     let asked: u64 = shared.operations.iter().map(|(_, count)| count.get()).sum();
     let failed: u64 = shared.failures.iter().map(|(_, count)| count.get()).sum();
     json!({
@@ -107,6 +110,8 @@ fn shared(shared: &SharedMetrics) -> Value {
         "failures": failed,
         "ids_found": shared.hits.get(),
         "ids_not_found": shared.misses.get(),
+        "fleet": fleet.map(|fleet| fleet.fingerprint.to_string()),
+        "other_fleets": others,
     })
 }
 

@@ -193,6 +193,7 @@ impl GenerationBuilder {
                 && before.upstream.endpoint == config.upstream.endpoint
                 && before.freshness == config.freshness
                 && before.callers.revalidate == config.callers.revalidate
+                && before.callers.scope_headers == config.callers.scope_headers
         };
         if let Some(before) = before.filter(|before| is_same(&before.config)) {
             return Ok(before.tier.clone());
@@ -287,6 +288,7 @@ impl GenerationBuilder {
             process: self.process.clone(),
             upstream: Arc::clone(&upstream),
             batch_route: Arc::clone(&batch_route),
+            tier: tier.clone(),
             config: Arc::clone(&config),
         };
         let admin = Admin::new(&config.admin, admin_state);

@@ -33,7 +33,7 @@ section! {
         pub password_file: Option<StoredSecret> = None, secret_file(secret::from_file).optional("/etc/sidelink/redis-password");
         /// PEM file of certificate authorities for rediss://, instead of the platform's.
         pub ca_file: Option<PathBuf> = None, certificates().read_once().optional("/etc/sidelink/redis-ca.pem");
-        /// Prefix of every key.
+        /// Prefix of every key. Fleets that are meant to be apart take one each.
         pub prefix: String = "sidelink:".to_owned(), string_of("1 to 64 visible ASCII characters without braces", is_prefix);
         /// The longest that a round trip may take.
         pub timeout: Duration = 5 * MILLISECOND, duration(MILLISECOND..=10 * SECOND);

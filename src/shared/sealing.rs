@@ -13,9 +13,11 @@ use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use hkdf::{Hkdf, HkdfExtract};
 use hmac::{Hmac, Mac};
+use http::HeaderName;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use super::fleets::Fingerprint;
 use super::record::JournalEvent;
 use crate::api::id;
 use crate::cache::purges::{Mark, Target};
@@ -49,6 +51,8 @@ pub(super) struct FleetKey {
     endpoint: String,
     prefix: Box<str>,
     pub(super) journal: Box<str>,
+    /// The name of the key that tells which fleets use the prefix: the same for all of them.
+    pub(super) fleets: Box<str>,
     pub(super) seal: Seal,
     pub(super) purge_key: [u8; 16],
 }
@@ -60,7 +64,19 @@ impl FleetKey {
         let mut purge_key = [0; 16];
         expand(&keys, "marks", &mut purge_key);
         let journal = name(prefix, 'j', &names(&keys));
-        Self { secret, endpoint, prefix: prefix.into(), journal, seal: Seal::new(&keys), purge_key }
+        let fleets = format!("{prefix}v").into();
+        Self { secret, endpoint, prefix: prefix.into(), journal, fleets, seal: Seal::new(&keys), purge_key }
+    }
+
+    /// The fleet's fingerprint: a hash of all that names, keys and scopes depend on, and 32 bits of it, which tell nothing of
+    /// the secret.
+    pub(super) fn fingerprint(&self, scope_headers: &[HeaderName]) -> Fingerprint {
+        let fixed = [Some(&[VERSION][..]), Some(self.prefix.as_bytes())];
+        let headers = scope_headers.iter().map(|name| Some(name.as_str().as_bytes()));
+        let fields: Vec<_> = fixed.into_iter().chain(headers).collect();
+        let mut fingerprint = [0; 4];
+        expand(&derive(&self.secret, &self.endpoint, "fingerprint", &fields), "fingerprint", &mut fingerprint);
+        Fingerprint(u32::from_be_bytes(fingerprint))
     }
 
     /// The keys of the scope of `fields`, those of `group` among them, and of the caller with this credential.
@@ -245,6 +261,32 @@ mod tests {
         }
         let again = scope(&fleet(SECRET, "http://h"), "t", Some("g"));
         assert_eq!((one.link("1"), one.caller), (again.link("1"), again.caller));
+    }
+
+    #[test]
+    fn a_fingerprint_depends_on_all_that_sharing_depends_on_and_shows_nothing_of_it() {
+        let (tenant, user) = (HeaderName::from_static("x-tenant"), HeaderName::from_static("x-user"));
+        let print = |secret: &str, endpoint: &str, prefix: &str, headers: &[HeaderName]| {
+            let endpoint = Endpoint::parse(endpoint).unwrap();
+            FleetKey::new(Secret::new(secret.as_bytes().to_vec()), &endpoint, prefix).fingerprint(headers)
+        };
+        let one = || print(SECRET, "http://localhost", "p:", std::slice::from_ref(&tenant));
+        let prints = [
+            one(),
+            print(&SECRET.to_uppercase(), "http://localhost", "p:", std::slice::from_ref(&tenant)),
+            print(SECRET, "http://127.0.0.1", "p:", std::slice::from_ref(&tenant)),
+            print(SECRET, "https://localhost", "p:", std::slice::from_ref(&tenant)),
+            print(SECRET, "http://localhost", "q:", std::slice::from_ref(&tenant)),
+            print(SECRET, "http://localhost", "p:", &[]),
+            print(SECRET, "http://localhost", "p:", std::slice::from_ref(&user)),
+            print(SECRET, "http://localhost", "p:", &[tenant.clone(), user.clone()]),
+            print(SECRET, "http://localhost", "p:", &[user.clone(), tenant.clone()]),
+        ];
+        for (at, fingerprint) in prints.iter().enumerate() {
+            assert!(!prints[..at].contains(fingerprint), "{at}");
+            assert!(fingerprint.to_string().len() == 8 && !SECRET.contains(&fingerprint.to_string()));
+        }
+        assert_eq!(one(), one(), "the same at every sidecar");
     }
 
     #[test]

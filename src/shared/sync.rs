@@ -1,4 +1,5 @@
-//! The background task of the tier: connects, reads the journals, and appends this process's events.
+//! The background task of the tier: connects, reads the journals, appends this process's events, and sees which fleets use the
+//! server.
 //!
 //! No batch waits for it. A server that is down is tried again within [`MAX_RETRY`], so it is used again soon after it is back;
 //! the log has one line when the tier goes down and one when it comes back.
@@ -11,13 +12,14 @@ use rand::RngExt;
 use redis::Value;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::fleets::MOST_CHARS;
 use super::journal::{self, MOST, RECORD};
 use super::record::JournalEvent;
 use super::sealing::FleetKey;
 use super::store::RedisCommand;
-use super::{FleetSecret, TierState};
+use super::{Fingerprint, FleetSecret, FleetStatus, TierState};
 use crate::cache::purges::{self, Mark};
-use crate::telemetry::log::events;
+use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::{BreakerState, Operation, SharedFailure, show_state};
 
 /// The time between two synchronizations, unless the task is woken earlier.
@@ -35,6 +37,12 @@ const JOURNAL_LIFE: Duration = Duration::from_secs(48 * 3600);
 const EXTEND_INTERVAL: Duration = Duration::from_secs(600);
 /// How long appending may be refused before the journal is deleted instead.
 const MAX_REFUSED: Duration = Duration::from_secs(1);
+/// The time between two looks at which fleets use the server.
+const FLEETS_INTERVAL: Duration = Duration::from_secs(3);
+/// How long Redis keeps the key that tells which fleets use the server.
+const FLEETS_LIFE: Duration = Duration::from_secs(30);
+/// The time between two lines about another fleet.
+const SPLIT_PAUSE: Duration = Duration::from_secs(300);
 const UNREADABLE: &str = "the journal cannot be read or written";
 
 /// Runs until the [`Tier`](super::Tier) is dropped.
@@ -59,6 +67,7 @@ pub(super) async fn run(state: Arc<TierState>) {
             return;
         }
         if is_up {
+            sync.look_for_fleets(&state).await;
             pause = FIRST_RETRY;
             sleep(MIN_INTERVAL).await;
             let _ = timeout(SYNC_INTERVAL, state.wake.notified()).await;
@@ -76,6 +85,10 @@ struct Sync {
     extended: Option<Instant>,
     /// When the server began to refuse appending.
     refused: Option<Instant>,
+    /// The last look at which fleets use the server.
+    looked: Option<Instant>,
+    /// Limits the lines about other fleets, while there are any.
+    split: Option<LogThrottle>,
 }
 
 impl Sync {
@@ -98,6 +111,45 @@ impl Sync {
             state.secrets.iter().for_each(|fleet| fleet.journal.lock().sweep(now, span));
         }
         Ok(())
+    }
+
+    /// Looks, if it is time, which fleets use the server, and writes that this one does. A server that fails is seen elsewhere.
+    async fn look_for_fleets(&mut self, state: &TierState) {
+        let Some(fleet) = state.secrets.first() else { return };
+        if self.looked.is_some_and(|last| last.elapsed() < FLEETS_INTERVAL) {
+            return;
+        }
+        let (now, key) = (Instant::now(), &fleet.key.fleets);
+        self.looked = Some(now);
+        let run = async |command| state.store.run(Operation::Sync, vec![command], state.config.timeout).await;
+        let read = RedisCommand::new("GETRANGE", key).arg(0).arg(MOST_CHARS - 1).reply_bytes(MOST_CHARS);
+        let replies = run(read).await;
+        let text = match replies.as_slice() {
+            [Some(Value::BulkString(text))] => text.as_slice(),
+            // Something else has that name, and is replaced.
+            replies if is_of_another_type(replies) => b"",
+            _ => return,
+        };
+        let (status, text) = {
+            let mut fleets = state.fleets.lock();
+            let text = fleets.read(text, now);
+            fleets.update_since(now, state.clock.now());
+            (fleets.status(now), text)
+        };
+        if let Some(text) = text {
+            run(RedisCommand::new("SET", key).arg(text).arg("EX").arg(FLEETS_LIFE.as_secs())).await;
+        }
+        let Some(FleetStatus { fingerprint, others, .. }) = status else { return };
+        if others.is_empty() {
+            if self.split.take().is_some() {
+                events::SharedSplitOver {}.log();
+            }
+        } else {
+            let others = others.iter().map(Fingerprint::to_string).collect::<Vec<_>>().join(", ");
+            let fleet = format_args!("{fingerprint}");
+            let throttle = self.split.get_or_insert_with(|| LogThrottle::every(SPLIT_PAUSE));
+            throttle.when_due(|_| events::SharedSplit { fleet, others: &others }.log());
+        }
     }
 
     /// Appends pending events; returns whether there were any.

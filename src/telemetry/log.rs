@@ -57,8 +57,11 @@ pub fn set_level(level: LevelFilter) {
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// Limits the lines of one event: a failing endpoint may cause many a second for hours.
-#[derive(Default)]
-pub struct LogThrottle(Mutex<Throttled>);
+pub struct LogThrottle {
+    /// The least time between two lines.
+    pause: Duration,
+    throttled: Mutex<Throttled>,
+}
 
 #[derive(Default)]
 struct Throttled {
@@ -66,11 +69,22 @@ struct Throttled {
     suppressed: u64,
 }
 
+impl Default for LogThrottle {
+    fn default() -> Self {
+        Self::every(PAUSE)
+    }
+}
+
 impl LogThrottle {
-    /// Calls `log` with the number of lines suppressed since the last one; suppresses this one within [`PAUSE`] of it.
+    /// At most one line every `pause`.
+    pub(crate) fn every(pause: Duration) -> Self {
+        Self { pause, throttled: Mutex::default() }
+    }
+
+    /// Calls `log` with the number of lines suppressed since the last one; suppresses this one within the pause after it.
     pub(crate) fn when_due(&self, log: impl FnOnce(u64)) {
-        let mut throttled = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if throttled.last.is_some_and(|last| last.elapsed() < PAUSE) {
+        let mut throttled = self.throttled.lock().unwrap_or_else(PoisonError::into_inner);
+        if throttled.last.is_some_and(|last| last.elapsed() < self.pause) {
             throttled.suppressed += 1;
             return;
         }
@@ -145,5 +159,13 @@ mod tests {
         assert!(burst().is_empty());
         tokio::time::advance(Duration::from_millis(1)).await;
         assert_eq!(burst(), [1999]);
+
+        let throttle = LogThrottle::every(Duration::from_secs(300));
+        let mut lines = 0;
+        for _ in 0..12 {
+            throttle.when_due(|_| lines += 1);
+            tokio::time::advance(Duration::from_secs(60)).await;
+        }
+        assert_eq!(lines, 3, "in twelve minutes");
     }
 }

@@ -10,7 +10,7 @@ mod sharded;
 
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec};
 
-pub use family::{Counters, Gauges, PerLabel};
+pub use family::{Counters, FleetInfo, Gauges, PerLabel};
 use family::{RequestDurations, Responses, families};
 pub use labels::{
     AttemptResult, Bounded, BreakerState, Bypass, CallResult, CertificateUse, Code, Eviction, Evidence, IdResult,
@@ -140,6 +140,10 @@ families! {
         pub hits: IntCounter = "shared_hits_total", counter();
         /// Ids looked up in the shared tier that were not there or not usable.
         pub misses: IntCounter = "shared_misses_total", counter();
+        /// 1 at the fingerprint of this sidecar's fleet: a keyed hash of the fleet's secret in use, `shared.prefix`, `upstream.endpoint` and the names of scope headers. Without a shared tier `none` at 0.
+        pub fleet_info: FleetInfo = "shared_fleet_info", fleet_info();
+        /// Other fleets that use the same server, database and prefix now: neither sees the other's links and purges.
+        pub other_fleets: IntGauge = "shared_other_fleets", gauge();
         /// Seconds of a round trip to the shared tier, failed ones included.
         pub duration: Histogram = "shared_duration_seconds", histogram(&ROUND_TRIP_SECONDS);
     }

@@ -9,11 +9,12 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 use sidelink::clock::Clock;
-use sidelink::config::Config;
+use sidelink::config::{Config, Secret};
 use sidelink::demo::origin::ScriptedReply;
 
 use crate::browser::Browser;
-use crate::fleet::{Port, eventually, shared};
+use crate::fleet::split::OTHER_SECRET;
+use crate::fleet::{Port, Redis, SECRET, eventually, shared};
 use crate::process::{Files, Process};
 use crate::support::{Stack, TestClient, query};
 use crate::tls;
@@ -105,7 +106,12 @@ async fn refused_configuration() -> Scene {
 
 /// A batch in flight keeps it from ending.
 async fn draining() -> Scene {
-    let stack = Stack::with(|_| {}, |config| config.limits.drain = Duration::from_secs(120)).await;
+    let configure = |config: &mut Config| {
+        config.limits.drain = Duration::from_secs(120);
+        // The batch outlasts what a test has to do meanwhile.
+        config.upstream.deadline = Duration::from_secs(120);
+    };
+    let stack = Stack::with(|_| {}, configure).await;
     stack.origin.hold();
     let client = stack.client.clone();
     let waiting = tokio::spawn(async move { client.batch("t", &["1"]).await });
@@ -139,6 +145,23 @@ async fn tier_down() -> Scene {
     let port = Port::reserve();
     let stack = Stack::with(|_| {}, |config| config.shared = Some(shared(vec![port.address()]))).await;
     Scene { admin: stack.app.admin_address(), _kept: Box::new((stack, port)) }
+}
+
+/// Two sidelinks with different secrets at one server.
+async fn tier_split() -> Scene {
+    let redis = Redis::start().await;
+    let start = async |secret: &str| {
+        let mut shared = shared(vec![redis.address()]);
+        shared.secret_file.secret = vec![Secret::new(secret.as_bytes().to_vec())];
+        Stack::with(|_| {}, |config| config.shared = Some(shared)).await
+    };
+    let (stack, other) = (start(SECRET).await, start(OTHER_SECRET).await);
+    let admin = TestClient::new(stack.app.admin_address());
+    eventually("the other is seen", async || {
+        alerts(&admin).await.iter().any(|alert| alert["kind"] == "shared_tier_split")
+    })
+    .await;
+    Scene { admin: stack.app.admin_address(), _kept: Box::new((stack, other, redis)) }
 }
 
 async fn forwarded() -> Scene {
@@ -316,6 +339,7 @@ async fn the_first_screen_of_a_phone_and_of_a_desk_names_the_cause_of_each_fault
         ("drain", draining().await, "is shutting down"),
         ("breaker", open_breaker().await, "The breaker is open"),
         ("tier", tier_down().await, "The shared tier is down"),
+        ("split", tier_split().await, "The shared tier is split"),
         ("forwarded", forwarded().await, "All batches are forwarded"),
     ];
     for (name, scene, words) in &scenes {

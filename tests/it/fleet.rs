@@ -7,6 +7,7 @@ mod purges;
 mod secrecy;
 mod servers;
 mod sharing;
+pub mod split;
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};

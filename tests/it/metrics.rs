@@ -155,12 +155,12 @@ async fn the_page_on_metrics_matches_the_program() {
     let mut program = families(&stack.metrics().await);
     let text = crate::documents::generated("docs/METRICS.md", |page| updated(page, &program));
     let page = documented(&text);
-    // The only label whose values are not known in advance.
-    let build = program.get_mut("sidelink_build_info").unwrap();
-    build.series = std::mem::take(&mut build.series)
-        .into_iter()
-        .map(|labels| labels.into_keys().map(|name| (name, "any".to_owned())).collect())
-        .collect();
+    // The only labels whose values are not known in advance.
+    for name in ["sidelink_build_info", "sidelink_shared_fleet_info"] {
+        let family = program.get_mut(name).unwrap();
+        let any = |labels: Labels| labels.into_keys().map(|name| (name, "any".to_owned())).collect();
+        family.series = std::mem::take(&mut family.series).into_iter().map(any).collect();
+    }
     let names = |families: &BTreeMap<String, Family>| families.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&page), names(&program));
     for (name, family) in &program {

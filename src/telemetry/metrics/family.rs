@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::marker::PhantomData;
 
 use prometheus::core::{Collector, Desc};
+use prometheus::proto::{LabelPair, Metric, MetricFamily};
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     Result,
@@ -48,6 +49,24 @@ impl<L: Label> Gauges<L> {
     /// Sets the gauge of one value.
     pub fn set(&self, value: L, number: usize) {
         self.of(value).set(i64::try_from(number).unwrap_or(i64::MAX));
+    }
+}
+
+/// A gauge at 1 whose label is the fingerprint of the fleet, or [`Self::NONE`] at 0. The fingerprint changes with a reload.
+pub struct FleetInfo(IntGaugeVec);
+
+impl FleetInfo {
+    const NONE: &str = "none";
+
+    /// Shows the fleet's fingerprint; `None` without a shared tier.
+    pub fn show(&self, fingerprint: Option<&str>) {
+        let label = fingerprint.unwrap_or(Self::NONE);
+        self.0.with_label_values(&[label]).set(i64::from(fingerprint.is_some()));
+        let families = self.0.collect();
+        let shown = families.iter().flat_map(MetricFamily::get_metric).flat_map(Metric::get_label);
+        for other in shown.map(LabelPair::value).filter(|other| *other != label) {
+            let _ = self.0.remove_label_values(&[other]);
+        }
     }
 }
 
@@ -198,6 +217,12 @@ impl<'a> Family<'a> {
         let vector = self.register(IntGaugeVec::new(self.opts(), &["version", "revision"])?)?;
         vector.with_label_values(&[env!("CARGO_PKG_VERSION"), crate::REVISION]).set(1);
         Ok(vector)
+    }
+
+    pub(super) fn fleet_info(self) -> Result<FleetInfo> {
+        let info = FleetInfo(self.register(IntGaugeVec::new(self.opts(), &["fingerprint"])?)?);
+        info.show(None);
+        Ok(info)
     }
 
     fn opts(&self) -> Opts {

@@ -354,7 +354,7 @@ labels! {
         Broken = "broken",
         /// An error for a reply: out of memory, read-only, no permission, or what is no reply at all.
         Reply = "reply",
-        /// A value that does not open: altered, moved, or sealed with another secret. It counts as a miss.
+        /// A value that does not open: altered, moved, or of another version. It counts as a miss.
         Unsealed = "unsealed",
         /// A value from before a purge, a revocation, or a loss of the journal. It counts as a miss.
         Revoked = "revoked",

@@ -2,6 +2,7 @@
 
 use sidelink::config::{Secret, StoredSecret};
 
+use super::split::OTHER_SECRET;
 use super::{Fleet, Port, Redis, eventually, shared};
 
 #[tokio::test]
@@ -45,7 +46,11 @@ async fn an_acl_user_with_the_documented_permissions_suffices() {
         status == "sidelink; hit; detail=shared" || status == "sidelink; hit"
     };
     eventually("it is shared", shared_at_last).await;
-    assert_eq!(one.failures("reply").await, 0.0);
+    let mut apart = tier.clone();
+    apart.secret_file.secret = vec![Secret::new(OTHER_SECRET.as_bytes().to_vec())];
+    let other_fleet = Fleet::with(apart, 1, |_| {}, |_| {}).await;
+    eventually("another fleet is seen", async || one.metric("sidelink_shared_other_fleets").await == 1.0).await;
+    assert_eq!((one.failures("reply").await, other_fleet.sidecars[0].failures("reply").await), (0.0, 0.0));
 
     tier.password_file = Some(password(b"WRONG"));
     let refused = Fleet::without_waiting(tier, 1, |_| {}, |_| {}).await;
@@ -101,8 +106,8 @@ async fn over_tls_only_a_trusted_server_is_used() {
     assert_eq!(distrustful.sidecars[0].client.batch("t", &["1"]).await.ids(), ["1"]);
 }
 
-#[tokio::test]
-async fn a_cluster_of_three_nodes_shares_over_all_of_them() {
+/// Three nodes of a Cluster.
+pub async fn cluster() -> Vec<Redis> {
     let mut nodes = Vec::new();
     for _ in 0..3 {
         nodes.push(Redis::with(&["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]).await);
@@ -115,6 +120,12 @@ async fn a_cluster_of_three_nodes_shares_over_all_of_them() {
         .output()
         .unwrap();
     assert!(created.status.success(), "{created:?}");
+    nodes
+}
+
+#[tokio::test]
+async fn a_cluster_of_three_nodes_shares_over_all_of_them() {
+    let nodes = cluster().await;
     let mut tier = shared(vec![nodes[0].address()]);
     tier.cluster = true;
     let fleet = Fleet::with(tier, 2, |_| {}, |_| {}).await;

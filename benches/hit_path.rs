@@ -13,8 +13,8 @@ use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use http::HeaderMap;
 use prometheus::Registry;
-use sidelink::api::answer::merge;
-use sidelink::api::id::Group;
+use sidelink::api::BatchApi;
+use sidelink::api::envelope::Envelope;
 use sidelink::api::request::Batch;
 use sidelink::auth::{CallerStates, Callers, Identity, Key, LastToken, Scope};
 use sidelink::cache::freshness::Deadlines;
@@ -25,16 +25,21 @@ use sidelink::config::{CacheConfig, CallersConfig, Config, Endpoint};
 use sidelink::telemetry::metrics::Metrics;
 use support::{Form, SIZES, Warm, body, ids, query, request};
 
+fn api() -> BatchApi {
+    BatchApi::preset("huawei-osm").unwrap()
+}
+
 fn reading(criterion: &mut Criterion) {
+    let api = api();
     let mut group = criterion.benchmark_group("read");
     for size in SIZES {
         let (query, body) = (query(&ids(0, size)), body(&ids(0, size)));
         group.throughput(Throughput::Elements(size as u64));
         group.bench_with_input(BenchmarkId::new("query", size), &query, |bencher, query| {
-            bencher.iter(|| Batch::read(Some(query), &HeaderMap::new(), b"").is_ok());
+            bencher.iter(|| Batch::read(&api, Some(query), &HeaderMap::new(), b"").is_ok());
         });
         group.bench_with_input(BenchmarkId::new("body", size), &body, |bencher, body| {
-            bencher.iter(|| Batch::read(None, &HeaderMap::new(), body.as_bytes()).is_ok());
+            bencher.iter(|| Batch::read(&api, None, &HeaderMap::new(), body.as_bytes()).is_ok());
         });
     }
 }
@@ -42,26 +47,28 @@ fn reading(criterion: &mut Criterion) {
 fn caller() -> (Identity, Scope) {
     let caller_states = Arc::new(CallerStates::new([7; 16]));
     let endpoint = Endpoint::parse("http://endpoint").unwrap();
-    let callers = Callers::new(&CallersConfig::default(), Arc::default(), caller_states, &endpoint, Clock::system());
+    let (api, clock) = (Arc::new(api()), Clock::system());
+    let callers = Callers::new(api, &CallersConfig::default(), Arc::default(), caller_states, &endpoint, clock);
     let (head, ()) = http::Request::get("/").header("x-auth-token", "t").body(()).unwrap().into_parts();
     let credential = callers.credential(&head.headers).ok().unwrap();
     let requester = callers.identify(&credential, &LastToken::default(), &head, b"").ok().unwrap();
-    let scope = callers.scope(&requester, &head.headers).of_group(&Group::Named("g1".into()));
+    let batch = Batch::read(callers.api(), Some("accessory_ids=1&group_id=g1"), &head.headers, b"").ok().unwrap();
+    let scope = callers.scope(&requester, (&head.headers).into(), &head.uri).of_batch(&batch);
     (requester, scope)
 }
 
 fn keys(criterion: &mut Criterion) {
-    let (_, scope) = caller();
+    let (api, (_, scope)) = (api(), caller());
     let mut group = criterion.benchmark_group("key");
     for size in SIZES {
         let (query, body) = (query(&ids(0, size)), body(&ids(0, size)));
         group.throughput(Throughput::Elements(size as u64));
         for (form, query, body) in [("query", Some(query.as_str()), ""), ("body", None, body.as_str())] {
-            let batch = Batch::read(query, &HeaderMap::new(), body.as_bytes()).ok().unwrap();
+            let batch = Batch::read(&api, query, &HeaderMap::new(), body.as_bytes()).ok().unwrap();
             group.bench_with_input(BenchmarkId::new(form, size), &batch.ids, |bencher, ids| {
                 bencher.iter(|| {
                     for id in ids {
-                        black_box(scope.key(id));
+                        black_box(scope.key_of(id));
                     }
                 });
             });
@@ -100,12 +107,13 @@ fn looking_up(criterion: &mut Criterion) {
 }
 
 fn merging(criterion: &mut Criterion) {
+    let envelope = Envelope::of(&api()).unwrap();
     let mut group = criterion.benchmark_group("merge");
     for size in SIZES {
         let texts = vec!["x".repeat(447); size];
         group.throughput(Throughput::Elements(size as u64));
         group.bench_with_input(BenchmarkId::from_parameter(size), &texts, |bencher, texts| {
-            bencher.iter(|| -> Bytes { merge(texts.iter().map(String::as_bytes)) });
+            bencher.iter(|| -> Bytes { envelope.merge(texts.iter().map(String::as_bytes)) });
         });
     }
 }

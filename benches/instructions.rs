@@ -26,8 +26,8 @@ use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use sidelink::api;
 use sidelink::config::{Config, Endpoint};
+use sidelink::demo::origin::interface as api;
 use sidelink::server::{ConnLimits, Protocol, serve_connection};
 use tokio::net::TcpListener;
 

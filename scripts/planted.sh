@@ -95,8 +95,8 @@ plant "a tier's name without its scope" src/shared/sealing.rs \
     'field(*each, |bytes| names.update(bytes));' 'field(each.and(None), |bytes| names.update(bytes));' "$fleet"
 plant "a tier's key without its caller" src/shared/sealing.rs \
     'first.iter().chain(fields)' 'first.iter().chain(&fields[..0])' "$fleet"
-plant "a scope header that is forgotten" src/api.rs \
-    'HeaderName::from_static("x-site")' 'HeaderName::from_static("x-sight")' "$fleet"
+plant "a scope header that is forgotten" src/config/batch/presets/huawei-osm.toml \
+    '"x-time-zone", "x-site"' '"x-time-zone", "x-sight"' "$fleet"
 plant "a value that opens anywhere" src/shared/sealing.rs \
     'aad: name.as_bytes()' 'aad: &name.as_bytes()[..0]' "$fleet"
 plant "a purge that is forgotten" src/cache/purges.rs \

@@ -31,6 +31,7 @@ use serde_json::{Value, json};
 
 use crate::batch::BatchRoute;
 use crate::cache::Cache;
+use crate::cache::answers::WholeAnswers;
 use crate::clock::{Clock, Moment};
 use crate::config::{AdminConfig, Config, Limits};
 use crate::fetch::FetchState;
@@ -66,8 +67,9 @@ pub struct Admin {
 pub struct AdminState {
     pub process: ProcessState,
     pub upstream: Arc<Upstream>,
-    pub batch_route: Arc<BatchRoute>,
     pub tier: Option<Arc<Tier>>,
+    pub batches: Box<[Arc<BatchRoute>]>,
+    pub answers: Arc<WholeAnswers>,
     pub config: Arc<Config>,
 }
 
@@ -143,8 +145,8 @@ impl AdminState {
         metrics.cache_links.set(number(links));
         metrics.cache_bytes.set(number(bytes));
         metrics.cache_capacity.set(number(cache.capacity()));
-        self.batch_route.answers().sweep();
-        let (answers, bytes) = self.batch_route.answers().size();
+        self.answers.sweep();
+        let (answers, bytes) = self.answers.size();
         metrics.answers.set(number(answers));
         metrics.answers_bytes.set(number(bytes));
         metrics.purge_marks.set(number(cache.purges().count() as u64));
@@ -216,7 +218,8 @@ impl Admin {
                 self.admit(peer, GET, &head)?;
                 let body = read(body).await?;
                 self.guard.take_token(&mut head.headers);
-                Ok(json_of(StatusCode::OK, &self.state.batch_route.explain(head, &body)))
+                let batch = self.state.batches.first().ok_or(AdminError::NOT_FOUND)?;
+                Ok(json_of(StatusCode::OK, &batch.explain(head, &body)))
             }
             "/purge" => {
                 self.admit(peer, "POST", &head)?;
@@ -226,7 +229,8 @@ impl Admin {
                 if head.headers.contains_key(CONTENT_ENCODING) {
                     return Err(AdminError::CONTENT_ENCODING);
                 }
-                let purge = Purge::read(&read(body).await?).map_err(AdminError::not_a_purge)?;
+                let purge =
+                    Purge::read(&read(body).await?, &self.state.config.batch).map_err(AdminError::not_a_purge)?;
                 let ProcessState { cache, clock, metrics, .. } = &self.state.process;
                 Ok(json_of(StatusCode::OK, &purge.run(cache, clock, metrics).await))
             }

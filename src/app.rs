@@ -204,9 +204,9 @@ impl App {
         }));
         let running = Arc::clone(&self.running);
         self.tasks.spawn(every(SWEEP_ANSWERS, self.stop_tasks.clone(), async move || {
-            let batch = Arc::clone(&running.generations.current().router.batch);
-            if batch.answers().size().0 > 0 {
-                let _ = spawn_blocking(move || batch.answers().sweep()).await;
+            let answers = Arc::clone(&running.generations.current().answers);
+            if answers.size().0 > 0 {
+                let _ = spawn_blocking(move || answers.sweep()).await;
             }
         }));
         self.tasks.spawn(every(admin::EVERY, self.stop_tasks.clone(), async move || {

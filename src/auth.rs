@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue};
 
-use crate::api;
+use crate::api::BatchApi;
 use crate::clock::{Clock, Moment, millis};
 use crate::config::{CallersConfig, Endpoint};
 use crate::message::header_filter::HeaderFilter;
@@ -89,8 +89,17 @@ pub enum AuthError {
     NamedByConnection,
 }
 
-/// Identifies callers, and keeps their states.
+/// The most bytes of a credential or scope header of this name, unless its API says otherwise: an endpoint may end the connection on
+/// which a longer one comes, with all calls on it.
+const HEADER_BYTES: usize = 5000;
+
+fn header_bytes(api: &BatchApi, name: &HeaderName) -> usize {
+    api.header_bytes.iter().find(|(known, _)| known == name).map_or(HEADER_BYTES, |(_, most)| *most)
+}
+
+/// Identifies the callers of one batch API, and keeps their states.
 pub struct Callers {
+    api: Arc<BatchApi>,
     /// Hashes to start from, each of another purpose.
     by_token: KeyedHash,
     /// Differs where `by_token` does.
@@ -100,8 +109,12 @@ pub struct Callers {
     keys: Arc<Keys>,
     scope_headers: Vec<HeaderName>,
     scope_filter: HeaderFilter,
-    /// The filter of the headers whose length is limited: scope headers and tokens.
+    /// The headers that are secret: credentials, and what belongs to a signature.
+    secrets: Vec<HeaderName>,
+    /// The filter of the headers whose length is limited: scope headers and secrets.
     limited: HeaderFilter,
+    /// The most bytes of the first credential header.
+    credential_bytes: usize,
     /// Credential headers, then scope headers.
     varies: Vec<HeaderName>,
     /// The value of `Vary`: credential and scope headers.
@@ -113,9 +126,10 @@ pub struct Callers {
 }
 
 impl Callers {
-    /// Callers of `endpoint`. Each endpoint has a hash key of its own, derived from that of `caller_states`, so that no scope
-    /// of one endpoint is found at another.
+    /// Callers of `api` at `endpoint`. Each has a hash key of its own, derived from that of `caller_states`, so that no scope
+    /// of one is found at another.
     pub fn new(
+        api: Arc<BatchApi>,
         config: &CallersConfig,
         keys: Arc<Keys>,
         caller_states: Arc<CallerStates>,
@@ -123,10 +137,15 @@ impl Callers {
         clock: Clock,
     ) -> Self {
         let key = KeyedHash::new(&caller_states.key, b"endpoint");
-        let key = key.with([Some(endpoint.to_string().as_bytes())]).to_be_bytes();
-        let mut scope_headers = api::SCOPE_HEADERS.to_vec();
-        scope_headers.extend(config.scope_headers.iter().cloned());
-        let mut varies = vec![api::TOKEN, AUTHORIZATION, api::SECURITY_TOKEN];
+        let key = key.with([Some(endpoint.to_string().as_bytes()), Some(api.name.as_bytes())]).to_be_bytes();
+        let mut scope_headers = api.scope_headers.clone();
+        scope_headers.extend(config.scope_headers.iter().filter(|name| !api.scope_headers.contains(name)).cloned());
+        let mut secrets = api.credentials.clone();
+        let mut varies = secrets.clone();
+        if api.signed {
+            secrets.push(signature::SECURITY_TOKEN);
+            varies.extend([AUTHORIZATION, signature::SECURITY_TOKEN]);
+        }
         varies.extend(scope_headers.iter().cloned());
         let names: Vec<&str> = varies.iter().map(HeaderName::as_str).collect();
         // Never the star: header names make a valid value.
@@ -139,7 +158,9 @@ impl Callers {
             by_scope: KeyedHash::new(&key, b"scope"),
             keys,
             scope_filter: HeaderFilter::new(&scope_headers),
-            limited: HeaderFilter::new(scope_headers.iter().chain(&[api::TOKEN, api::SECURITY_TOKEN])),
+            limited: HeaderFilter::new(scope_headers.iter().chain(&secrets)),
+            credential_bytes: secrets.first().map_or(0, |name| header_bytes(&api, name)),
+            secrets,
             scope_headers,
             varies,
             vary,
@@ -147,7 +168,13 @@ impl Callers {
             caller_states,
             unverified: LogThrottle::default(),
             clock,
+            api,
         }
+    }
+
+    /// The batch API whose callers they are.
+    pub fn api(&self) -> &Arc<BatchApi> {
+        &self.api
     }
 
     fn identity(&self, caller: Caller, caller_state: Arc<CallerState>, signer: Option<Signer>) -> Identity {

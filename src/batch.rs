@@ -17,12 +17,14 @@ mod slots;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, COOKIE};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, COOKIE};
 use http::request::Parts;
 use http::{HeaderValue, Request};
 use tokio::time::Instant;
 
-use crate::api::request::Batch;
+use crate::api::BatchApi;
+use crate::api::call::CallTemplate;
+use crate::api::request::{Batch, Form, Id, NotABatch};
 use crate::auth::{AuthError, Bypass, Callers, Credential, Identity, Key, LastToken, Scope};
 use crate::cache::answers::{Found, Revision, WholeAnswer, WholeAnswers, Written};
 use crate::cache::{Cache, Entry};
@@ -42,8 +44,9 @@ use crate::telemetry::trace::RequestSpan;
 use respond::Summary;
 use slots::{Slot, Slots};
 
-/// Answers batches.
+/// Answers the batches of one API.
 pub struct BatchRoute {
+    api: Arc<BatchApi>,
     callers: Arc<Callers>,
     cache: Arc<Cache>,
     fetch: Arc<Fetcher>,
@@ -54,7 +57,7 @@ pub struct BatchRoute {
     metrics: Arc<Metrics>,
     clock: Clock,
     template: respond::HeaderTemplate,
-    answers: WholeAnswers,
+    answers: Arc<WholeAnswers>,
 }
 
 /// The context of a request: what the batch route needs beside head and body.
@@ -88,6 +91,8 @@ pub struct PendingBatch {
     directives: Directives,
     /// Whether the endpoint refused the batch's one id lately, to a call without the batch's cookies.
     is_refused: bool,
+    /// Whether memory has all of it, and yet no answer can be made of that: its items came in envelopes that differ.
+    has_envelopes: bool,
 }
 
 /// What fetching a batch has shown, besides the entries.
@@ -108,13 +113,23 @@ impl BatchRoute {
         fetch: Arc<Fetcher>,
         passthrough: Arc<Passthrough>,
         bodies: Budget,
+        answers: Arc<WholeAnswers>,
         config: Arc<Config>,
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Self {
-        let template = respond::HeaderTemplate::new(&callers);
-        let answers = WholeAnswers::new(&config.cache);
-        Self { callers, cache, fetch, passthrough, bodies, config, metrics, clock, template, answers }
+        let (api, template) = (Arc::clone(callers.api()), respond::HeaderTemplate::new(&callers));
+        Self { api, callers, cache, fetch, passthrough, bodies, config, metrics, clock, template, answers }
+    }
+
+    /// Its API.
+    pub fn api(&self) -> &BatchApi {
+        &self.api
+    }
+
+    /// Whether a request of this head is on its route.
+    pub fn is_for(&self, head: &Parts) -> bool {
+        head.method == self.api.method && self.api.path.matches(head.uri.path())
     }
 
     /// The callers that it tells apart.
@@ -122,13 +137,8 @@ impl BatchRoute {
         &self.callers
     }
 
-    /// The whole answers in memory.
-    pub(crate) fn answers(&self) -> &WholeAnswers {
-        &self.answers
-    }
-
-    /// Looks up a GET on the batch route that came at `began`, in memory alone: a batch without a body, as most are. `None`: its body
-    /// is to be read first.
+    /// Looks up a request on its route that came at `began`, in memory alone, if it has no body. `None`: its body is to be read
+    /// first.
     pub fn look_up(&self, head: &Parts, has_body: bool, began: Instant, context: RequestContext<'_>) -> Option<Step> {
         (!has_body).then(|| self.look_up_read(head, &[], self.clock.at(began), context))
     }
@@ -196,7 +206,7 @@ impl BatchRoute {
         let must_revalidate = self.callers.must_revalidate(&identity, now);
         let requirements = CacheRequirements { forbids_cache: client.forbids_cache || must_revalidate, ..client };
         let caller = Some(identity.caller.short());
-        let scope = self.callers.scope(&identity, headers);
+        let scope = self.callers.scope(&identity, headers, &head.uri);
         let written = Written::new(scope, head.uri.query(), body);
         // Before anything is looked up.
         let revision = Revision::of(&self.cache, &identity);
@@ -214,10 +224,12 @@ impl BatchRoute {
         }
         let is_repeated = matches!(found, Found::SeenBefore);
 
-        let Ok(batch) = Batch::read(head.uri.query(), headers, body) else {
-            return Step::Bypass(Bypass::Unreadable);
+        let batch = match Batch::read(&self.api, head.uri.query(), headers, body) {
+            Ok(batch) => batch,
+            Err(NotABatch::Unreadable) => return Step::Bypass(Bypass::Unreadable),
+            Err(NotABatch::Condition) => return Step::Bypass(Bypass::Condition),
         };
-        let scope = scope.of_group(&batch.group);
+        let scope = scope.of_batch(&batch);
         let Some(ids) = distinct(&batch, scope, self.config.limits.batch_ids) else {
             return Step::Reply(respond::error(self.too_many_ids(&batch)));
         };
@@ -228,12 +240,14 @@ impl BatchRoute {
         let found = view.look_up(&ids, &marks);
         let mut summary = Summary::new();
         // An entry that is to be refreshed takes the way below.
-        let is_hit = |((_, key), entry): (&(&str, Key), &Option<&Entry>)| {
+        let is_hit = |((_, key), entry): (&(&Id<'_>, Key), &Option<&Entry>)| {
             let Some(entry) = entry.filter(|entry| requirements.allow(entry.deadlines(), now)) else { return false };
             summary.add(entry, now);
             !self.is_ageing(entry, *key, now)
         };
-        if ids.iter().zip(&found).all(is_hit) {
+        let are_hits = ids.iter().zip(&found).all(is_hit);
+        let has_envelopes = are_hits && !self.can_merge(found.iter().flatten().copied());
+        if are_hits && !has_envelopes {
             // Merged from entries that the cache lends: no reference count is touched for a hit.
             let entries = found.iter().flatten().map(|entry| (*entry, result_of_hit(entry)));
             let mut reply = self.merged(entries, &summary, &Fetched::default(), ids.len(), batch.form, now);
@@ -241,7 +255,7 @@ impl BatchRoute {
             reply.info.caller = caller;
             if let Some(written) = written.filter(|_| is_repeated) {
                 let entries = found.iter().flatten().zip(&ids).map(|(entry, (_, key))| (*entry, *key));
-                let answer = WholeAnswer::new(&written, revision, entries, now);
+                let answer = WholeAnswer::new(&written, revision, entries, self.template.1.as_deref(), now);
                 drop(view);
                 if let Some(answer) = answer {
                     self.answers.insert(&written, answer, now);
@@ -258,13 +272,13 @@ impl BatchRoute {
             Step::Reply(reply)
         };
         let refusal = match (slots.slots.as_slice(), ids.as_slice()) {
-            ([Slot { entry: None, .. }], [(id, key)]) => self.cache.refusals.look_up(*key, id, &marks, now),
+            ([Slot { entry: None, .. }], [(id, key)]) => self.cache.refusals.look_up(*key, &id.name, &marks, now),
             _ => None,
         };
         // Also for a caller that must revalidate: a refusal gives nothing away.
         let refusal = refusal.filter(|refusal| client.allow_refusal(&refusal.deadlines, now));
         if let Some(refusal) = &refusal
-            && !headers.contains(&COOKIE)
+            && !self.has_cookies(headers)
         {
             return with_tally(respond::refused(refusal));
         }
@@ -275,25 +289,27 @@ impl BatchRoute {
             let cause = if client.may_exclude_fresh() { Refetch::Client } else { Refetch::Revalidate };
             self.metrics.refetched.of(cause).inc_by(refetched);
         }
-        let mut context = self.context(&batch, scope, identity, &credential, client, headers, trace);
+        let mut context = self.context(&batch, scope, identity, &credential, client, head, headers, trace);
         context.refetches = requirements.may_exclude_fresh();
         let context = Arc::new(context);
         self.refresh_ahead(&ageing, &context);
-        if !is_missing {
+        let has_envelopes = !is_missing && !self.can_merge(slots.entries().map(|(entry, _)| entry));
+        if !is_missing && !has_envelopes {
             let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
             let mut reply = self.merged(entries, &summary, &Fetched::default(), ids.len(), batch.form, now);
             reply.info.caller = caller;
             return Step::Reply(reply);
         }
         let from_memory = slots.entries().count();
-        Step::Fetch(Box::new(PendingBatch { slots, from_memory, context, directives, is_refused: refusal.is_some() }))
+        let is_refused = refusal.is_some();
+        Step::Fetch(Box::new(PendingBatch { slots, from_memory, context, directives, is_refused, has_envelopes }))
     }
 
     /// The slots of a batch that memory does not have all of, the ids that are to be refreshed ahead, and how many entries are
     /// fresh and yet may not be served.
     fn slots(
         &self,
-        ids: &[(&str, Key)],
+        ids: &[(&Id<'_>, Key)],
         found: &[Option<&Entry>],
         requirements: &CacheRequirements,
         now: Moment,
@@ -302,7 +318,7 @@ impl BatchRoute {
         let mut ageing = Vec::new();
         let mut slots = Slots { slots: Vec::with_capacity(ids.len()), metrics: Arc::clone(&self.metrics) };
         for ((id, key), entry) in ids.iter().zip(found) {
-            let keyed = || KeyedId { id: Box::from(*id), key: *key };
+            let keyed = || KeyedId::new(id, *key);
             slots.slots.push(match entry {
                 Some(entry) if requirements.allow(entry.deadlines(), now) => {
                     if self.is_ageing(entry, *key, now) {
@@ -330,10 +346,13 @@ impl BatchRoute {
     }
 
     async fn fetch_or_forward(&self, pending: &mut PendingBatch, parts: &Parts, body: &Bytes) -> Reply {
-        let PendingBatch { slots, from_memory, context, directives, is_refused } = pending;
+        let PendingBatch { slots, from_memory, context, directives, is_refused, has_envelopes } = pending;
         if *is_refused {
             // A call, which carries no cookies, would be refused again.
             return self.forward_with_cookies(parts, body, context, slots).await;
+        }
+        if *has_envelopes {
+            return self.fetch_anew(parts, body, context, slots).await;
         }
         let fetched = match self.fetch_missing(slots, context, directives).await {
             Ok(fetched) => fetched,
@@ -347,9 +366,22 @@ impl BatchRoute {
                 None => respond::failure(failure),
             };
         }
+        if !self.can_merge(slots.entries().map(|(entry, _)| entry)) {
+            return self.fetch_anew(parts, body, context, slots).await;
+        }
         let now = self.clock.now();
         let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
-        self.merged(entries, &summary, &fetched, *from_memory, context.form, now)
+        self.merged(entries, &summary, &fetched, *from_memory, context.template.form(), now)
+    }
+
+    /// Whether one answer can be made of these entries: their envelopes are the same.
+    fn can_merge<'e>(&self, entries: impl Iterator<Item = &'e Entry>) -> bool {
+        self.template.1.is_some() || respond::have_one_envelope(entries)
+    }
+
+    /// Whether a request has cookies that its calls do not carry.
+    fn has_cookies(&self, headers: Headers<'_>) -> bool {
+        headers.contains(&COOKIE) && !self.api.credentials.contains(&COOKIE)
     }
 
     fn too_many_ids(&self, batch: &Batch<'_>) -> Error {
@@ -369,26 +401,34 @@ impl BatchRoute {
         identity: Identity,
         credential: &Credential<'_>,
         requirements: CacheRequirements,
+        head: &Parts,
         headers: Headers<'_>,
         trace: &RequestSpan,
     ) -> FetchContext {
         let tier_scope = self.fetch.tier().map(|tier| {
             let (kind, fields) = self.callers.credential_fields(credential, &identity, headers.map());
             let mut scope: Vec<_> = batch.group.fields().collect();
-            self.callers.each_scope_field(&identity, headers, |field| scope.push(field));
+            scope.extend(batch.rest().iter().map(|field| Some(field.as_bytes())));
+            // Between the fields of two kinds, whose numbers vary.
+            scope.push(None);
+            self.callers.each_scope_field(&identity, headers, &head.uri, |field| scope.push(field));
             Arc::new(tier.scope(&identity, (kind, &fields), &scope, batch.group.name()))
         });
+        let mut carried = self.callers.carried(&identity, headers.map());
+        if batch.form == Form::Body {
+            carried.extend(headers.get_all(&CONTENT_TYPE).map(|value| (CONTENT_TYPE, value.clone())));
+        }
         FetchContext {
             requirements,
             refetches: false,
             tier_scope,
-            headers: self.callers.carried(&identity, headers.map()),
+            headers: carried,
             scope,
             group: batch.group.to_static(),
-            form: batch.form,
+            template: CallTemplate::new(head.uri.path(), batch),
             deadline: Instant::now() + self.config.upstream.deadline,
             request_id: headers::client_request_id(headers).cloned(),
-            has_cookies: headers.contains(&COOKIE),
+            has_cookies: self.has_cookies(headers),
             was_accepted: identity.caller_state.is_accepted(),
             hops: headers::sidelinks(headers),
             trace_context: trace.context(headers.map()),
@@ -399,7 +439,7 @@ impl BatchRoute {
 
     /// Whether an entry is to be refreshed ahead.
     fn is_ageing(&self, entry: &Entry, key: Key, now: Moment) -> bool {
-        self.config.freshness.refresh_ahead && entry.text().is_some() && entry.deadlines().is_ageing(now, key.spread())
+        self.config.freshness.refresh_ahead && !entry.is_absent() && entry.deadlines().is_ageing(now, key.spread())
     }
 
     /// Fetches entries again, in the background, that were just answered with and are about to be no longer fresh.
@@ -454,7 +494,7 @@ impl BatchRoute {
         let marks = self.cache.purges().of_group(context.group.name());
         for slot in slots.missing_mut() {
             let entry = slot.id_to_fetch.as_ref().and_then(|id| self.cache.look_up(id.key, &id.id, &marks));
-            if let Some(entry) = entry.filter(|entry| entry.text().is_some() && entry.deadlines().usable(now)) {
+            if let Some(entry) = entry.filter(|entry| !entry.is_absent() && entry.deadlines().usable(now)) {
                 (slot.entry, slot.result) = (Some(entry), IdResult::Stale);
             }
         }
@@ -463,14 +503,14 @@ impl BatchRoute {
 }
 
 /// The ids of a batch, each once, in the order asked, with their keys. `None`: there are more than `most`.
-fn distinct<'b>(batch: &'b Batch<'_>, scope: Scope, most: usize) -> Option<Vec<(&'b str, Key)>> {
+fn distinct<'b, 'r>(batch: &'b Batch<'r>, scope: Scope, most: usize) -> Option<Vec<(&'b Id<'r>, Key)>> {
     let room = batch.ids.len().min(most);
-    let mut ids: Vec<(&str, Key)> = Vec::with_capacity(room);
+    let mut ids: Vec<(&Id<'_>, Key)> = Vec::with_capacity(room);
     // A hash table of places in `ids`, each one more than it is; 0 is free. The standard library's set takes four times as long.
     let mut places = vec![0_u32; (2 * room).next_power_of_two()];
     let mask = places.len() - 1;
     for id in &batch.ids {
-        let key = scope.key(id);
+        let key = scope.key_of(id);
         let mut slot = key.part() as usize & mask;
         let is_new = loop {
             let Some(place) = places.get_mut(slot) else { break false };
@@ -487,7 +527,7 @@ fn distinct<'b>(batch: &'b Batch<'_>, scope: Scope, most: usize) -> Option<Vec<(
             return None;
         }
         if is_new {
-            ids.push((id.as_ref(), key));
+            ids.push((id, key));
         }
     }
     Some(ids)
@@ -495,5 +535,5 @@ fn distinct<'b>(batch: &'b Batch<'_>, scope: Scope, most: usize) -> Option<Vec<(
 
 /// The result of an id that memory answers.
 fn result_of_hit(entry: &Entry) -> IdResult {
-    if entry.text().is_some() { IdResult::Hit } else { IdResult::Absent }
+    if entry.is_absent() { IdResult::Absent } else { IdResult::Hit }
 }

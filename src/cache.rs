@@ -13,7 +13,8 @@
 //! Locks are taken in this order: flights (`fetch`), parts, `purges`. The locks of `refusals` and those inside moka (whole answers,
 //! callers' states) come last: nothing else is locked under them.
 
-pub(crate) mod answers;
+pub mod answers;
+mod entry;
 pub mod freshness;
 pub mod purges;
 pub(crate) mod refusals;
@@ -23,14 +24,13 @@ use std::sync::Arc;
 
 use parking_lot::{RwLock, RwLockReadGuard};
 use quick_cache::{Weighter, unsync};
-use triomphe::ThinArc;
 
 pub(crate) use crate::auth::KeyHasher;
 use crate::auth::{Identity, Key};
 use crate::clock::Moment;
 use crate::config::CacheConfig;
 use crate::telemetry::metrics::{Counters, Eviction, Metrics};
-use freshness::Deadlines;
+pub use entry::{Entry, ItemDetails};
 use purges::{Marks, Purges};
 use refusals::Refusals;
 
@@ -47,33 +47,6 @@ const LEAST_ENTRIES: usize = 32;
 const TABLE_ENTRIES: usize = 1 << 15;
 /// Entries that a sweep examines per lock of a part: well below a millisecond.
 const SLICE: usize = 512;
-
-/// What the cache contains for an id: its text and deadlines, side by side in one allocation.
-#[derive(Clone)]
-pub struct Entry(ThinArc<Deadlines, u8>);
-
-impl Entry {
-    /// An item's JSON text; `None`: the endpoint left the id out.
-    pub fn new(text: Option<&str>, deadlines: Deadlines) -> Self {
-        // No item is empty: JSON never is.
-        Self(ThinArc::from_header_and_slice(deadlines, text.unwrap_or_default().as_bytes()))
-    }
-
-    /// The item's JSON text; `None`: the endpoint left the id out.
-    pub fn text(&self) -> Option<&[u8]> {
-        Some(&self.0.slice).filter(|text| !text.is_empty())
-    }
-
-    /// The same item, to be answered once and not stored.
-    pub(crate) fn not_stored(&self) -> Self {
-        Self(ThinArc::from_header_and_slice(Deadlines::not_stored(self.deadlines().sent()), &self.0.slice))
-    }
-
-    /// Until when the entry is fresh, and until when it is usable.
-    pub fn deadlines(&self) -> &Deadlines {
-        &self.0.header.header
-    }
-}
 
 type EntryTable = unsync::Cache<Key, Entry, Weight, BuildHasherDefault<KeyHasher>>;
 
@@ -254,12 +227,12 @@ pub struct View<'c> {
 impl View<'_> {
     /// The entry of each id under its key, unless it was purged; whether or not it may be served. `None` for keys that the
     /// view was not opened for.
-    pub fn look_up(&self, ids: &[(&str, Key)], marks: &Marks<'_>) -> Vec<Option<&Entry>> {
+    pub fn look_up(&self, ids: &[(impl AsRef<str>, Key)], marks: &Marks<'_>) -> Vec<Option<&Entry>> {
         let mut found: Vec<_> = ids.iter().map(|(_, key)| self.find(*key)).collect();
         // Marks are compared in a second pass, so that the processor fetches an entry from memory while it looks for the next.
         let marks = marks.lock();
         for (entry, (id, _)) in found.iter_mut().zip(ids) {
-            *entry = entry.filter(|entry| !marks.cover(id, entry.deadlines().sent()));
+            *entry = entry.filter(|entry| !marks.cover(id.as_ref(), entry.deadlines().sent()));
         }
         found
     }
@@ -273,7 +246,7 @@ struct Weight;
 
 impl Weighter<Key, Entry> for Weight {
     fn weight(&self, _: &Key, entry: &Entry) -> u64 {
-        entry.0.slice.len() as u64 + ENTRY_BYTES
+        entry.bytes() as u64 + ENTRY_BYTES
     }
 }
 
@@ -283,6 +256,7 @@ mod tests {
 
     use prometheus::Registry;
 
+    use super::freshness::Deadlines;
     use super::*;
     use crate::auth::Scope;
     use crate::clock::Clock;

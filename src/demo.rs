@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
-use crate::api;
 use crate::app::App;
 use crate::config::{AccessLines, Config, Endpoint};
 use origin::Origin;
@@ -157,7 +156,7 @@ The metrics:     http://{admin}/metrics
 Ctrl-C ends it.
 ",
         replay::TOKEN,
-        api::PATH,
+        origin::interface::PATH,
     )
 }
 

@@ -277,7 +277,7 @@ impl Fetcher {
         let pending: VecDeque<PendingId> = pending.collect();
         let waiters: Vec<_> =
             pending.iter().map(|pending| FlightWaiter::new(&pending.flight, false, context)).collect();
-        self.send(self.separate_calls(pending, context.form, store));
+        self.send(self.separate_calls(pending, store));
         let mut results = Vec::with_capacity(ids.len());
         for waiter in waiters {
             results.push(waiter.wait(context.deadline).await);

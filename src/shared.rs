@@ -21,13 +21,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use http::HeaderName;
 use parking_lot::Mutex;
 use redis::Value;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tower::retry::budget::{Budget, TpsBudget};
 
-use crate::api;
+use crate::api::BatchApi;
 use crate::auth::{CallerStates, Identity};
 use crate::cache::Entry;
 use crate::cache::purges::{Purges, Target};
@@ -132,9 +133,24 @@ pub struct TierUpdate {
     /// When the call was sent, if it shows that the endpoint accepts the caller.
     pub accepted: Option<Moment>,
     /// Entries to write.
-    pub entries: Vec<(Box<str>, Entry)>,
+    pub entries: Vec<(TierId, Entry)>,
     /// Leased ids, whose leases are released.
-    pub released: Vec<Box<str>>,
+    pub released: Vec<TierId>,
+}
+
+/// An id in a scope of the tier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TierId {
+    /// Its name.
+    pub id: Box<str>,
+    /// What its element says besides, where that is part of what is asked.
+    pub element: Option<Box<str>>,
+}
+
+impl From<&str> for TierId {
+    fn from(id: &str) -> Self {
+        Self { id: id.into(), element: None }
+    }
 }
 
 impl Tier {
@@ -170,9 +186,13 @@ impl TierState {
             journal: Mutex::default(),
         };
         let secrets: Vec<FleetSecret> = shared.secret_file.secret.iter().map(fleet).collect();
-        let scope_headers = config.callers.scope_headers.iter().cloned();
-        let scope_headers: Vec<_> = api::SCOPE_HEADERS.into_iter().chain(scope_headers).collect();
-        let own = secrets.iter().map(|fleet| fleet.key.fingerprint(&scope_headers)).collect();
+        let of_api = |api: &BatchApi| {
+            let headers = api.credentials.iter().chain(&api.scope_headers).map(HeaderName::as_str);
+            [&*api.name].into_iter().chain(headers).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let mut names: Vec<String> = config.batch.iter().flat_map(of_api).collect();
+        names.extend(config.callers.scope_headers.iter().map(ToString::to_string));
+        let own = secrets.iter().map(|fleet| fleet.key.fingerprint(&names)).collect();
         show_state(&metrics.shared.breaker_state, BreakerState::Open);
         let options = ConnectOptions::new(shared, tls, Arc::clone(&metrics));
         Self {
@@ -249,7 +269,7 @@ impl TierState {
 
     /// Looks up `ids`, and the caller's acceptance, in one round trip, or two if the journal has news. `None` if the tier
     /// cannot be used now.
-    pub(crate) async fn look_up(&self, scope: &TierScope, ids: &[&str], leases: Leases) -> Option<TierResult> {
+    pub(crate) async fn look_up(&self, scope: &TierScope, ids: &[TierId], leases: Leases) -> Option<TierResult> {
         if !self.is_usable() {
             return None;
         }
@@ -292,7 +312,7 @@ impl TierState {
             }
             for ((entry, id), (name, value)) in result.entries.iter_mut().zip(ids).zip(&mut values) {
                 if let (None, Some(value)) = (&entry, value) {
-                    *entry = self.open_link(fleet, keys, (id, name), &value, now);
+                    *entry = self.open_link(fleet, keys, (&id.id, name), &value, now);
                 }
             }
         }
@@ -369,7 +389,7 @@ impl TierState {
 
     /// Deletes a caller's acceptance, and its values of `ids`, in the background. If that fails, all of the caller's values
     /// are voided.
-    pub(crate) fn withdraw(self: &Arc<Self>, scope: &Arc<TierScope>, ids: Vec<Box<str>>) {
+    pub(crate) fn withdraw(self: &Arc<Self>, scope: &Arc<TierScope>, ids: Vec<TierId>) {
         let (state, scope) = (Arc::clone(self), Arc::clone(scope));
         tokio::spawn(async move {
             let of_keys = |keys: &ScopeKeys| {

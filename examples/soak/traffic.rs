@@ -17,7 +17,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use rand_distr::{Distribution, Zipf};
 use serde_json::{Value, json};
-use sidelink::api;
+use sidelink::demo::origin::interface as api;
 use sidelink::demo::origin::link_is_for;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

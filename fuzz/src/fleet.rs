@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::header::DATE;
 use http::{HeaderMap, HeaderValue};
 use prometheus::Registry;
+use sidelink::api::answer::AnswerItem;
 use sidelink::cache::Entry;
 use sidelink::cache::freshness::{AnswerFreshness, Expiry, expiry, judge};
 use sidelink::cache::purges::Target;
@@ -185,7 +186,9 @@ impl Fleet {
         let headers = HeaderMap::from_iter([(DATE, HeaderValue::from_str(&date).expect("a date"))]);
         let sent = self.clocks[who].now();
         let mut brought = TierUpdate { accepted: (how & 16 == 0).then_some(sent), ..TierUpdate::default() };
-        if let Ok(deadlines) = judge(Some(&url), &AnswerFreshness::read(&headers, sent), &self.config) {
+        if let Ok(deadlines) =
+            judge(&AnswerItem::of_link(&url, Some(&url)), &AnswerFreshness::read(&headers, sent), &self.config)
+        {
             brought.entries.push((Self::IDS[id].into(), Entry::new(Some(&url), deadlines)));
         }
         let written = self.sidecars[who].write(&self.shares[who][scope], &stamp, &brought);

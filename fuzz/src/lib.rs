@@ -14,13 +14,17 @@ use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, DATE, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use serde_json::Value;
-use sidelink::api::answer::{self, ParsedAnswer};
+use sidelink::api::BatchApi;
+use sidelink::api::answer::{self, AnswerItem, ParsedAnswer};
+use sidelink::api::call::CallTemplate;
+use sidelink::api::envelope::Envelope;
 use sidelink::api::request::{self, Batch};
 use sidelink::app::Generations;
 use sidelink::auth::signature::{self, Claim};
 use sidelink::cache::freshness::{AnswerFreshness, Expiry, expiry, judge};
 use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint, KeyPair, Secret};
+use sidelink::demo::origin::interface::{body as body_of, target as target_of};
 use sidelink::demo::origin::{Options, Origin, ScriptedReply, link_is_for};
 use sidelink::message::cache_control::Directives;
 use sidelink::proxy::router::Connection;
@@ -34,41 +38,44 @@ pub use fleet::shared;
 /// 2026-11-24, midnight.
 const EPOCH: i64 = 1_795_478_400_000;
 
-/// A batch that is read means the same when it is written again, in its own form, and a form that reads it is the only one.
+/// A batch that is read means the same when it is written again with its own ids.
 pub fn batch(data: &[u8]) {
+    let api = BatchApi::preset("huawei-osm").unwrap();
     let (query, body) = split(data);
     let query = std::str::from_utf8(query).ok();
     let headers = HeaderMap::new();
-    let Ok(read) = Batch::read(query, &headers, body) else { return };
+    let Ok(read) = Batch::read(&api, query, &headers, body) else { return };
     assert!(!read.ids.is_empty());
     for id in &read.ids {
-        assert!(sidelink::api::id::readings(id).all(|text| request::is_id(&text)), "{id:?}");
+        assert!(sidelink::api::id::readings(&id.name).all(|text| request::is_id(&api, &text)), "{id:?}");
     }
-    let ids = || read.ids.iter().map(AsRef::as_ref);
-    let target = request::target(read.form, &read.group, ids());
-    let written = request::body(read.form, &read.group, ids());
-    let uri: http::Uri = target.parse().expect("a target that can be sent");
-    let again = Batch::read(uri.query(), &headers, &written).expect("what was read is read again");
-    assert_eq!(again, read);
+    let template = CallTemplate::new("/x", &read);
+    let ids = || read.ids.iter().map(|id| id.written);
+    let (target, written) = (template.target(ids()), template.body(ids()));
+    // A query that no URL can have is not sent either.
+    let Ok(uri) = target.parse::<http::Uri>() else { return };
+    let again = Batch::read(&api, uri.query(), &headers, &written).expect("what was read is read again");
+    assert_eq!((again.form, &again.group, &again.ids), (read.form, &read.group, &read.ids));
 }
 
 /// An answer that is read as links has each text once, for the id in it; merging what was read and reading that is the same.
 pub fn answer(data: &[u8]) {
     let ids = ["1", "2", "a/b", "\u{4e2d}", "x y"];
-    let read = answer::read(data, &ids);
-    let _ = answer::error_code(data);
-    let ParsedAnswer::Links(items) = &read else { return };
+    let api = BatchApi::preset("huawei-osm").unwrap();
+    let read = answer::read(&api, data, None, &ids);
+    let _ = answer::error_code(&api, data);
+    let ParsedAnswer::Items { items, .. } = &read else { return };
     for (id, item) in ids.iter().zip(items) {
         let Some(item) = item else { continue };
         // A number may be beyond what this reads.
         if let Ok(value) = serde_json::from_str::<Value>(&item.text) {
             assert_eq!(value["accessory_id"], *id);
         }
-        assert_eq!(answer::url_of(item.text.as_bytes()).as_deref(), item.url.as_deref());
+        assert_eq!(answer::url_of(&api, &item.text).as_deref(), item.url.as_deref());
     }
     let texts: Vec<&[u8]> = items.iter().flatten().map(|item| item.text.as_bytes()).collect();
-    let merged = answer::merge(texts.iter().copied());
-    assert_eq!(answer::read(&merged, &ids), read);
+    let merged = Envelope::of(&api).expect("it names one").merge(texts.iter().copied());
+    assert_eq!(answer::read(&api, &merged, None, &ids), read);
 }
 
 /// A link is never fresh when it is no longer usable, nor usable under its floor; a later look never finds more; and a link
@@ -89,7 +96,7 @@ pub fn freshness(data: &[u8]) {
     let clock = Clock::simulated(EPOCH);
     let config = sidelink::config::Freshness::default();
     let source = AnswerFreshness::read(&headers, clock.now());
-    let Ok(deadlines) = judge(Some(url), &source, &config) else { return };
+    let Ok(deadlines) = judge(&AnswerItem::of_link("{}", Some(url)), &source, &config) else { return };
     assert_ne!(expiry, Expiry::Unreadable, "kept");
     let floor = u64::try_from(config.min_remaining.as_millis()).expect("a minute");
     let mut before = u64::MAX;
@@ -380,12 +387,12 @@ impl World {
         form: u8,
     ) -> (u16, Bytes, String) {
         let form = [request::Form::Repeated, request::Form::Comma, request::Form::Body][usize::from(form % 3)];
-        let target = request::target(form, &group.into(), ids.iter().copied());
+        let target = target_of(form, &group.into(), ids.iter().copied());
         let mut head = Request::get(target).header(HOST, "h").header("x-auth-token", token);
         if let Some(language) = language {
             head = head.header("x-language", language);
         }
-        let body = request::body(form, &group.into(), ids.iter().copied());
+        let body = body_of(form, &group.into(), ids.iter().copied());
         let answer = self.proxy.answer(head.body(Full::new(body)).unwrap(), &self.connection).await;
         let how = answer.headers().get("cache-status").map_or("", |value| value.to_str().unwrap()).to_owned();
         let status = answer.status().as_u16();

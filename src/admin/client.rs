@@ -94,8 +94,8 @@ impl AdminClient {
         token: Option<HeaderValue>,
     ) -> Result<String, String> {
         let pair = |(name, value): (&str, &str)| format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC));
-        let ids = ids.iter().map(|id| (api::IDS, id.as_str()));
-        let pairs: Vec<String> = ids.chain(group.map(|group| (api::GROUP, group))).map(pair).collect();
+        let ids = ids.iter().map(|id| ("accessory_ids", id.as_str()));
+        let pairs: Vec<String> = ids.chain(group.map(|group| ("group_id", group))).map(pair).collect();
         self.expect_ok(Method::GET, &format!("/explain?{}", pairs.join("&")), token, Bytes::new()).await
     }
 

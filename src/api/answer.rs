@@ -1,22 +1,30 @@
-//! Reads the endpoint's answer for the ids that were asked, and merges items into one body.
+//! Reads the endpoint's answer for the ids that were asked, as a [`BatchApi`] describes it.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use serde::Deserialize;
+use http::HeaderValue;
 use serde_json::value::RawValue;
 
-use super::request::JsonString;
-use crate::api::id;
+use super::envelope::Envelope;
+use super::expiry::StatedExpiry;
+use super::id;
+use super::json::{self, Members};
+use crate::config::batch::{BatchApi, ExpirySource, Pointer};
 
 /// The body of a 200, read.
 #[derive(Debug, PartialEq)]
 pub enum ParsedAnswer {
-    /// A list of links: the item of each id asked, or `None` where the endpoint left it out.
-    Links(Vec<Option<AnswerItem>>),
-    /// Well-formed, but no list of links: an error with status 200. It is passed on as it came.
+    /// A list of items.
+    Items {
+        /// The item of each id asked, or `None` where the endpoint left it out.
+        items: Vec<Option<AnswerItem>>,
+        /// What stands around the list; `None` where the API names an envelope of its own.
+        envelope: Option<Arc<Envelope>>,
+    },
+    /// Well-formed, but no list of items: an error with status 200. It is passed on as it came.
     NoList,
     /// A list with an item that matches no id, or a second item for an id. Sidelink does not guess.
     Unmatched,
@@ -27,37 +35,33 @@ pub enum ParsedAnswer {
 /// One item of the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AnswerItem {
-    /// Its JSON text, as the endpoint sent it.
+    /// Its JSON text, as the endpoint sent it; of a member of an object, with its name.
     pub text: Arc<str>,
     /// Its link, if it has one.
     pub url: Option<Box<str>>,
+    /// Whether it says that there is no link.
+    pub is_absent: bool,
+    /// What its fields say of when the link expires.
+    pub expiries: Vec<StatedExpiry>,
+    /// Whether the URL counts as well: the API says so, or no field says anything.
+    pub url_expires: bool,
 }
 
-#[derive(Deserialize)]
-struct Envelope<'a> {
-    #[serde(borrow, default)]
-    accessory_urls: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    error_code: Option<&'a RawValue>,
+impl AnswerItem {
+    /// An item of this text, whose link says itself when it expires.
+    pub fn of_link(text: &str, url: Option<&str>) -> Self {
+        Self { text: text.into(), url: url.map(Box::from), is_absent: false, expiries: Vec::new(), url_expires: true }
+    }
 }
 
-#[derive(Deserialize)]
-struct ItemFields<'a> {
-    #[serde(borrow)]
-    accessory_id: JsonString<'a>,
-    #[serde(borrow, default)]
-    accessory_url: Option<&'a RawValue>,
-}
-
-/// Reads the body of a 200 to a call for these ids, which are distinct. An item matches an id by either of its readings
-/// ([`id::readings`]); an item that could be for two of the ids matches none.
-pub fn read(body: &[u8], ids: &[&str]) -> ParsedAnswer {
+/// Reads the body of a 200 to a call for these ids, which are distinct; `media_type` is its Content-Type. An item matches an id by
+/// either of its readings ([`id::readings`]); an item that could be for two of the ids matches none.
+pub fn read(api: &BatchApi, body: &[u8], media_type: Option<&HeaderValue>, ids: &[&str]) -> ParsedAnswer {
     let Ok(whole) = serde_json::from_slice::<&RawValue>(text_of(body)) else {
         return ParsedAnswer::Broken;
     };
-    let Some(items) = raw_items(whole) else {
-        return ParsedAnswer::NoList;
-    };
+    let Some(list) = list_of(api, whole) else { return ParsedAnswer::NoList };
+    let Some(items) = items_of(api, list) else { return ParsedAnswer::NoList };
     let mut positions: HashMap<Cow<'_, str>, Option<usize>> = HashMap::with_capacity(ids.len());
     for (at, id) in ids.iter().enumerate() {
         for text in id::readings(id) {
@@ -66,20 +70,21 @@ pub fn read(body: &[u8], ids: &[&str]) -> ParsedAnswer {
     }
     let mut links = vec![None; ids.len()];
     for item in items {
-        let Ok(fields) = serde_json::from_str::<ItemFields<'_>>(item.get()) else {
-            return ParsedAnswer::Unmatched;
-        };
-        let position = positions.get(fields.accessory_id.0.as_ref()).copied().flatten();
-        let slot = position.and_then(|at| links.get_mut(at));
-        match slot {
-            Some(slot @ None) => {
-                let url = fields.accessory_url.and_then(string).map(Box::from);
-                *slot = Some(AnswerItem { text: Arc::from(item.get()), url });
-            }
+        let Some((id, item)) = item.and_then(|item| item.read(api)) else { return ParsedAnswer::Unmatched };
+        let position = positions.get(&id).copied().flatten();
+        match position.and_then(|at| links.get_mut(at)) {
+            Some(slot @ None) => *slot = Some(item),
             _ => return ParsedAnswer::Unmatched,
         }
     }
-    ParsedAnswer::Links(links)
+    let envelope = match &api.items.envelope {
+        Some(_) => None,
+        None => Envelope::around(whole.get(), list, media_type).map(Arc::new),
+    };
+    if api.items.envelope.is_none() && envelope.is_none() {
+        return ParsedAnswer::NoList;
+    }
+    ParsedAnswer::Items { items: links, envelope }
 }
 
 /// An answer's JSON text, without a byte order mark, which some servers write (RFC 8259 §8.1).
@@ -87,64 +92,109 @@ fn text_of(body: &[u8]) -> &[u8] {
     body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
 }
 
-/// All items of a list of links, as the endpoint sent them.
-pub fn items(body: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
-    let items = raw_items(serde_json::from_slice(text_of(body)).ok()?)?;
-    Some(items.into_iter().map(|item| item.get().as_bytes()))
+/// The texts of all items of an answer, as the endpoint sent them, and what stands around them.
+pub fn items(api: &BatchApi, body: &[u8], media_type: Option<&HeaderValue>) -> Option<(Vec<Box<str>>, Envelope)> {
+    let whole: &RawValue = serde_json::from_slice(text_of(body)).ok()?;
+    let list = list_of(api, whole)?;
+    let texts: Option<Vec<Box<str>>> = match list.as_bytes().first()? {
+        b'[' => Some(json::elements(list)?.into_iter().map(|item| item.get().into()).collect()),
+        _ => items_of(api, list)?.into_iter().map(|item| item.map(|item| item.text.into())).collect(),
+    };
+    Some((texts?, Envelope::around(whole.get(), list, media_type)?))
 }
 
-fn raw_items(whole: &RawValue) -> Option<Vec<&RawValue>> {
-    match serde_json::from_str(whole.get()) {
-        Ok(Envelope { accessory_urls: Some(list), error_code: None }) => serde_json::from_str(list.get()).ok(),
-        _ => None,
-    }
-}
-
-/// The link of an item.
-pub fn url_of(item: &[u8]) -> Option<String> {
-    let fields = serde_json::from_slice::<ItemFields<'_>>(item).ok()?;
-    string(fields.accessory_url?).map(Cow::into_owned)
+/// The link of an item, as it is kept.
+pub fn url_of(api: &BatchApi, item: &str) -> Option<String> {
+    let object = format!("{{{item}}}");
+    let value: &RawValue = match &api.items.key {
+        Some(_) => serde_json::from_str(item).ok()?,
+        None => json::members(&object)?.pop()?.1,
+    };
+    link(api, value, &json::members(value.get()).unwrap_or_default()).map(Cow::into_owned)
 }
 
 /// The error code in `body`, if there is one.
-pub fn error_code(body: &[u8]) -> Option<String> {
-    let envelope = serde_json::from_slice::<Envelope<'_>>(text_of(body)).ok()?;
-    string(envelope.error_code?).map(Cow::into_owned)
+pub fn error_code(api: &BatchApi, body: &[u8]) -> Option<String> {
+    let whole: &RawValue = serde_json::from_slice(text_of(body)).ok()?;
+    json::find(whole, api.errors.code.as_ref()?).and_then(json::string).map(Cow::into_owned)
 }
 
-/// The text of a value that is a string.
-fn string(value: &RawValue) -> Option<Cow<'_, str>> {
-    serde_json::from_str::<JsonString<'_>>(value.get()).ok().map(|text| text.0)
-}
-
-/// The bytes before the items of a merged body.
-pub(crate) const HEAD: &[u8] = br#"{"accessory_urls":["#;
-/// The bytes after them.
-pub(crate) const TAIL: &[u8] = b"]}";
-
-/// Merges the items' texts into one body, in the order given.
-pub fn merge<'a>(texts: impl Iterator<Item = &'a [u8]> + Clone) -> Bytes {
-    let items = texts.clone().map(|text| text.len() + 1).sum();
-    merge_sized(texts, merged_length(items))
-}
-
-/// The length of [`merge`]'s body, in bytes; `items` is that of the items, with a comma each.
-pub(crate) fn merged_length(items: usize) -> usize {
-    HEAD.len() + items.saturating_sub(1) + TAIL.len()
-}
-
-/// As [`merge`], for a body of a known length: a buffer that is not full would be copied when it becomes `Bytes`.
-pub(crate) fn merge_sized<'a>(texts: impl Iterator<Item = &'a [u8]>, length: usize) -> Bytes {
-    let mut body = Vec::with_capacity(length);
-    body.extend_from_slice(HEAD);
-    for (index, text) in texts.enumerate() {
-        if index > 0 {
-            body.push(b',');
-        }
-        body.extend_from_slice(text);
+/// The list of items, or the object of them, of an answer that is no error.
+fn list_of<'a>(api: &BatchApi, whole: &'a RawValue) -> Option<&'a str> {
+    let members = || json::members(whole.get());
+    let is_error = |code: &Pointer| members().is_some_and(|members| json::find_set(&members, code).is_some());
+    if api.errors.code.as_ref().is_some_and(is_error) {
+        return None;
     }
-    body.extend_from_slice(TAIL);
-    Bytes::from(body)
+    let list = json::find(whole, &api.items.at)?.get();
+    let begin = if api.items.key.is_some() { '[' } else { '{' };
+    list.starts_with(begin).then_some(list)
+}
+
+/// An item as it stands in an answer.
+struct Item<'a> {
+    text: &'a str,
+    value: &'a RawValue,
+    /// Its name, where it is the member of an object.
+    name: Option<Cow<'a, str>>,
+}
+
+/// The items of a list, or of an object; `None` in place of one that has no text of its own.
+fn items_of<'a>(api: &BatchApi, list: &'a str) -> Option<Vec<Option<Item<'a>>>> {
+    if api.items.key.is_some() {
+        let items = json::elements(list)?.into_iter();
+        return Some(items.map(|value| Some(Item { text: value.get(), value, name: None })).collect());
+    }
+    let mut end = 1;
+    let item = |(name, value): (Cow<'a, str>, &'a RawValue)| {
+        let range = json::range_of(list, value.get())?;
+        // Between two values stand a comma, the name and a colon.
+        let from = end + list.get(end..range.start)?.find('"')?;
+        end = range.end;
+        Some(Item { text: list.get(from..range.end)?, value, name: Some(name) })
+    };
+    Some(json::members(list)?.into_iter().map(item).collect())
+}
+
+impl<'a> Item<'a> {
+    /// The id that it names, and what is kept of it; `None` if it names none.
+    fn read(self, api: &BatchApi) -> Option<(Cow<'a, str>, AnswerItem)> {
+        let members = match json::members(self.value.get()) {
+            // The value of a name that is given may be anything.
+            None if self.name.is_some() => Vec::new(),
+            members => members?,
+        };
+        let id = match (self.name, &api.items.key) {
+            (Some(name), _) => name,
+            (None, key) => {
+                let value = json::find_in(&members, key.as_ref()?)?;
+                let number = || json::integer(value).filter(|_| api.ids.numbers).map(Cow::Borrowed);
+                json::string(value).or_else(number)?
+            }
+        };
+        let is_absent = api.absent.as_ref().is_some_and(|absent| json::find_set(&members, absent).is_some());
+        let fields = api.expires.iter().filter_map(|source| match source {
+            ExpirySource::Link => None,
+            ExpirySource::Field(pointer) => json::find_set(&members, pointer),
+        });
+        let place = |value: &RawValue| -> Option<Range<usize>> { json::range_of(self.text, value.get()) };
+        let expiries: Vec<_> = fields.map(|value| StatedExpiry::read(value, place(value))).collect();
+        let item = AnswerItem {
+            text: Arc::from(self.text),
+            url: link(api, self.value, &members).map(Box::from),
+            is_absent,
+            url_expires: expiries.is_empty() || api.expires.contains(&ExpirySource::Link),
+            expiries,
+        };
+        Some((id, item))
+    }
+}
+
+/// The link of an item of this value, whose members are these.
+fn link<'a>(api: &BatchApi, value: &'a RawValue, members: &Members<'a>) -> Option<Cow<'a, str>> {
+    let pointer = api.items.link.as_ref()?;
+    let link = if pointer.tokens().is_empty() { Some(value) } else { json::find_in(members, pointer) };
+    link.and_then(json::string)
 }
 
 #[cfg(test)]
@@ -154,9 +204,19 @@ mod tests {
 
     use super::*;
 
+    fn read(body: &[u8], ids: &[&str]) -> ParsedAnswer {
+        super::read(&BatchApi::preset("huawei-osm").unwrap(), body, None, ids)
+    }
+
+    fn links(items: Vec<Option<AnswerItem>>) -> ParsedAnswer {
+        ParsedAnswer::Items { items, envelope: None }
+    }
+
     fn texts(read: &ParsedAnswer) -> Vec<Option<&str>> {
         match read {
-            ParsedAnswer::Links(links) => links.iter().map(|link| link.as_ref().map(|item| &*item.text)).collect(),
+            ParsedAnswer::Items { items: links, .. } => {
+                links.iter().map(|link| link.as_ref().map(|item| &*item.text)).collect()
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -173,7 +233,7 @@ mod tests {
                 Some(r#"{"accessory_id":"2", "accessory_url":"u\u0032","x":[1, {"y":null}]}"#),
             ]
         );
-        let ParsedAnswer::Links(links) = read else { panic!() };
+        let ParsedAnswer::Items { items: links, .. } = read else { panic!() };
         assert_eq!(links[2].as_ref().unwrap().url.as_deref(), Some("u2"));
     }
 
@@ -192,7 +252,7 @@ mod tests {
         ] {
             assert_eq!(read(body.as_bytes(), &["1"]), ParsedAnswer::NoList, "{body}");
         }
-        assert_eq!(read(br#"{"accessory_urls":[],"error_code":null}"#, &["1"]), ParsedAnswer::Links(vec![None]));
+        assert_eq!(read(br#"{"accessory_urls":[],"error_code":null}"#, &["1"]), links(vec![None]));
     }
 
     #[test]
@@ -232,7 +292,7 @@ mod tests {
         ] {
             let (body, expected) = (body(sent), matched.map(|places| places.len()));
             let read = read(body.as_bytes(), asked);
-            let ParsedAnswer::Links(links) = &read else {
+            let ParsedAnswer::Items { items: links, .. } = &read else {
                 assert_eq!((&read, expected), (&ParsedAnswer::Unmatched, None), "{asked:?} {sent:?}");
                 continue;
             };
@@ -264,9 +324,15 @@ mod tests {
     #[test]
     fn a_byte_order_mark_is_no_part_of_an_answer() {
         let with_mark = |text: &str| format!("\u{feff}{text}").into_bytes();
-        assert_eq!(read(&with_mark(r#"{"accessory_urls":[]}"#), &["1"]), ParsedAnswer::Links(vec![None]));
-        assert_eq!(error_code(&with_mark(r#"{"error_code":"x"}"#)).as_deref(), Some("x"));
-        assert_eq!(items(&with_mark(r#"{"accessory_urls":[7]}"#)).unwrap().collect::<Vec<_>>(), [b"7"]);
+        assert_eq!(read(&with_mark(r#"{"accessory_urls":[]}"#), &["1"]), links(vec![None]));
+        assert_eq!(
+            error_code(&BatchApi::preset("huawei-osm").unwrap(), &with_mark(r#"{"error_code":"x"}"#)).as_deref(),
+            Some("x")
+        );
+        assert_eq!(
+            items(&BatchApi::preset("huawei-osm").unwrap(), &with_mark(r#"{"accessory_urls":[7]}"#), None).unwrap().0,
+            [Box::from("7")]
+        );
     }
 
     proptest! {
@@ -291,7 +357,7 @@ mod tests {
                 .filter_map(|id| items.iter().find(|item| item["accessory_id"] == **id))
                 .collect();
             let texts = texts(&read);
-            let merged = merge(texts.iter().flatten().map(|text| text.as_bytes()));
+            let merged = Envelope::of(&BatchApi::preset("huawei-osm").unwrap()).unwrap().merge(texts.iter().flatten().map(|text| text.as_bytes()));
             prop_assert_eq!(serde_json::from_slice::<Value>(&merged).unwrap(), json!({"accessory_urls": expected}));
         }
 

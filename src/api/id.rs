@@ -2,7 +2,7 @@
 //!
 //! The name of an id or a group is its text. With an unencoded `+` in a query, it has two readings: some servers read a space,
 //! others a plus. Its name is then its spelling in the query, after a mark that no text begins with: it never equals the
-//! name of another id.
+//! name of another id. So is the name of an id that is a number in JSON.
 
 use std::borrow::Cow;
 
@@ -20,6 +20,11 @@ pub fn name_of_spelling(spelling: &str) -> String {
     name
 }
 
+/// The name of an id that a JSON text has as a number of these digits: never that of a string.
+pub fn name_of_number(digits: &str) -> String {
+    name_of_spelling(digits)
+}
+
 /// Whether this text can be no id and no group.
 pub fn is_reserved(text: &str) -> bool {
     text.starts_with(MARK)
@@ -35,13 +40,14 @@ pub fn shown(name: &str) -> &str {
     spelling(name).unwrap_or(name)
 }
 
-/// The texts that a name may stand for: one, or two, with a plus and with a space.
+/// The texts that a name may stand for: one, or two, with a plus and with a space. A number stands for its digits.
 pub fn readings(name: &str) -> impl Iterator<Item = Cow<'_, str>> {
     let (first, second) = match spelling(name) {
         None => (Cow::Borrowed(name), None),
         Some(spelling) => {
             let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
-            (Cow::Owned(decode(spelling)), Some(Cow::Owned(decode(&spelling.replace('+', " ")))))
+            let second = || Cow::Owned(decode(&spelling.replace('+', " ")));
+            (Cow::Owned(decode(spelling)), spelling.contains('+').then(second))
         }
     };
     std::iter::once(first).chain(second)

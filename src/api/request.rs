@@ -1,31 +1,28 @@
-//! Reads batches, and writes calls for their misses, in three forms:
-//!
-//! 1. [`Form::Repeated`]: `?accessory_ids=1&accessory_ids=2&group_id=g` (what the SDKs send);
-//! 2. [`Form::Comma`]: `?accessory_ids=1,2`; an encoded comma belongs to an id;
-//! 3. [`Form::Body`]: the same names as a JSON object in the body of the GET.
+//! Reads batches, as a [`BatchApi`] describes them: in a query, one parameter for each id, ids between commas or in brackets; or as
+//! a list in a JSON body. [`super::call`] writes the calls for their misses in the same form.
 //!
 //! **To add a form, add it to [`Form`]**, and to
-//! - [`Batch::read`], which reads it;
-//! - [`target`], [`target_bytes`] and [`body`], which write its calls;
+//! - [`Batch::read`], which reads it, and `super::call`, which writes its calls;
 //! - `cache::answers::Written`, if a batch's text is neither the query nor the body;
 //! - `cache_control` in `batch::respond`, if the URL does not name the batch;
 //! - `batch::explain`, which shows its name.
 //!
-//! A request that is not exactly one of these is forwarded untouched. An id or a group with an unencoded `+` is named by its
-//! spelling ([`id`]), and goes upstream as it is spelled.
+//! A request that is not exactly a batch is forwarded untouched. All that stands beside its ids is part of its scope
+//! ([`Batch::scope`]), and goes upstream byte for byte. An id or a group with an unencoded `+` in a query is named by its
+//! spelling ([`id`]).
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
-use bytes::Bytes;
 use http::header::CONTENT_ENCODING;
 use memchr::{memchr, memchr_iter};
-use percent_encoding::{percent_decode_str, utf8_percent_encode};
-use serde::Deserialize;
-use serde::de::Deserializer;
+use percent_encoding::percent_decode_str;
+use serde_json::Value;
+use serde_json::value::RawValue;
 
-use crate::api;
-use crate::api::ENCODED;
-use crate::api::id::{self, Group};
+use super::id::{self, Group};
+use super::json::{self, Members};
+use crate::config::batch::{BatchApi, Pointer, Style};
 use crate::message::header_filter::Headers;
 
 /// How a client wrote its batch; the misses go upstream in the same form.
@@ -35,7 +32,9 @@ pub enum Form {
     Repeated,
     /// One query parameter, ids between commas.
     Comma,
-    /// A JSON object in the body.
+    /// A query parameter for each id, with brackets after its name.
+    Brackets,
+    /// A list in a JSON body.
     Body,
 }
 
@@ -46,82 +45,262 @@ pub struct Batch<'r> {
     pub form: Form,
     /// The group.
     pub group: Group<'r>,
-    /// The names of the ids in the order asked; an id that was asked twice is here twice.
-    pub ids: Vec<Cow<'r, str>>,
+    /// The ids in the order asked; an id that was asked twice is here twice.
+    pub ids: Vec<Id<'r>>,
+    /// What stands before and after the ids.
+    pub(super) around: Around<'r>,
+    /// What stands beside ids and group, as fields of the scope.
+    rest: Vec<Cow<'r, str>>,
 }
 
-/// The request is no batch, and is forwarded untouched.
+/// An id of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Id<'r> {
+    /// Its name ([`id`]).
+    pub name: Cow<'r, str>,
+    /// As its client wrote it: its spelling in the query, or its element in the body.
+    pub written: &'r str,
+    /// Whether its element has more in it than the id. That is part of what is asked, so the whole element is part of the key.
+    is_qualified: bool,
+}
+
+/// What stands before and after the ids of a batch, byte for byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Around<'r> {
+    /// The other parameters of the query, in their order; `before` of them stand before the ids. `name` is the ids' parameter as it
+    /// is spelled.
+    Query { name: &'r str, others: Vec<&'r str>, before: usize },
+    /// The query, and the body up to the list and after it.
+    Body { query: Option<&'r str>, before: &'r str, after: &'r str },
+}
+
+/// Why a request is no batch, and is forwarded untouched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotABatch;
+pub enum NotABatch {
+    /// It is not exactly as the API is described.
+    Unreadable,
+    /// A value of its body is not as `when` says: it asks for something else.
+    Condition,
+}
 
 impl<'r> Batch<'r> {
-    /// Reads a request on the batch route; `query` is the raw query, `body` the whole body.
+    /// Reads a request on the route of `api`; `query` is the raw query, `body` the whole body.
     ///
     /// # Errors
     /// [`NotABatch`], if it is no batch.
     pub fn read<'m>(
+        api: &BatchApi,
         query: Option<&'r str>,
         headers: impl Into<Headers<'m>>,
         body: &'r [u8],
     ) -> Result<Self, NotABatch> {
         let query = query.filter(|query| !query.is_empty());
         if headers.into().contains(&CONTENT_ENCODING) {
-            return Err(NotABatch);
+            return Err(NotABatch::Unreadable);
         }
-        match (query, body.is_empty()) {
-            (Some(query), true) => Self::from_query(query),
-            (None, false) => Self::from_body(body),
-            (Some(_), false) | (None, true) => Err(NotABatch),
+        match (query, body, &api.ids.query, &api.ids.body) {
+            (Some(query), [], Some(name), _) => Self::from_query(api, name, query),
+            // Where other parameters are named, they are named for one place, and a batch has nothing in the other.
+            (query, [_, ..], _, Some(list)) if query.is_none() || api.parameters.is_none() => {
+                Self::from_body(api, list, query, body)
+            }
+            _ => Err(NotABatch::Unreadable),
         }
     }
 
-    fn from_query(query: &'r str) -> Result<Self, NotABatch> {
+    fn from_query(api: &BatchApi, name: &str, query: &'r str) -> Result<Self, NotABatch> {
         let has = |byte| memchr(byte, query.as_bytes()).is_some();
         let mut values = Vec::with_capacity(1 + memchr_iter(b'&', query.as_bytes()).count());
-        let mut group = Group::Absent;
+        let (mut spelled, mut brackets) = (None, 0);
+        let (mut group, mut others, mut rest, mut before) = (Group::Absent, Vec::new(), Vec::new(), 0);
         for pair in pieces(query, b'&') {
             // The usual spelling of the name: nothing to decode.
-            if let Some(value) = pair.strip_prefix(api::IDS).and_then(|rest| rest.strip_prefix('=')) {
+            if let Some(value) = pair.strip_prefix(name).and_then(|rest| rest.strip_prefix('=')) {
+                spelled = spelled.or(pair.get(..name.len()));
                 values.push(value);
                 continue;
             }
-            let (name, value) = pair.split_once('=').ok_or(NotABatch)?;
-            match decode(name)?.as_ref() {
-                api::IDS => values.push(value),
-                api::GROUP if group == Group::Absent => group = Group::Named(name_of(value, is_group)?),
-                _ => return Err(NotABatch),
+            let (spelling, value) = pair.split_once('=').map_or((pair, None), |(name, value)| (name, Some(value)));
+            let decoded = decode(spelling)?;
+            let is_brackets = decoded.strip_suffix("[]") == Some(name);
+            match value {
+                _ if is_brackets && !api.ids.styles.contains(&Style::Brackets) => return Err(NotABatch::Unreadable),
+                Some(value) if is_brackets || decoded == name => {
+                    spelled = spelled.or(Some(spelling));
+                    brackets += usize::from(is_brackets);
+                    values.push(value);
+                    continue;
+                }
+                Some(value) if api.group.as_deref() == Some(&*decoded) && group == Group::Absent => {
+                    group = Group::Named(name_of(value, |text| is_group(api, text))?);
+                }
+                _ if pair.is_empty()
+                    || is_brackets
+                    || decoded == name
+                    || api.group.as_deref() == Some(&*decoded)
+                    || !is_parameter(api, &decoded) =>
+                {
+                    return Err(NotABatch::Unreadable);
+                }
+                _ => rest.push(Cow::Borrowed(pair)),
+            }
+            others.push(pair);
+            before += usize::from(values.is_empty());
+        }
+        let is_comma = |value: &&str| value.contains(',') && api.ids.styles.contains(&Style::Comma);
+        let comma = has(b',') && values.iter().any(is_comma);
+        let form = match values.as_slice() {
+            [_] if comma && brackets == 0 => Form::Comma,
+            _ if comma => return Err(NotABatch::Unreadable),
+            [_] if !api.ids.styles.contains(&Style::Repeated) && brackets == 0 => Form::Comma,
+            _ if brackets == values.len() => Form::Brackets,
+            _ if brackets == 0 && api.ids.styles.contains(&Style::Repeated) => Form::Repeated,
+            _ => return Err(NotABatch::Unreadable),
+        };
+        let is_valid = |text: &str| is_id(api, text);
+        let id = |written: &'r str, name| Id { name, written, is_qualified: false };
+        let named = |written| Ok(id(written, name_of(written, is_valid)?));
+        let ids: Vec<Id<'r>> = match values.as_slice() {
+            [list] if form == Form::Comma => pieces(list, b',').map(named).collect::<Result<_, _>>()?,
+            _ if has(b'%') || has(b'+') => values.into_iter().map(named).collect::<Result<_, _>>()?,
+            _ => {
+                let checked = |written| Ok(id(written, check(Cow::Borrowed(written), is_valid)?));
+                values.into_iter().map(checked).collect::<Result<_, _>>()?
+            }
+        };
+        let around = Around::Query { name: spelled.ok_or(NotABatch::Unreadable)?, others, before };
+        Ok(Self { form, group, ids, around, rest })
+    }
+
+    fn from_body(api: &BatchApi, list: &Pointer, query: Option<&'r str>, body: &'r [u8]) -> Result<Self, NotABatch> {
+        let text = std::str::from_utf8(body).map_err(|_| NotABatch::Unreadable)?;
+        let whole: &RawValue = serde_json::from_str(text).map_err(|_| NotABatch::Unreadable)?;
+        let members = match list.tokens() {
+            [] => Vec::new(),
+            _ => json::members(whole.get()).ok_or(NotABatch::Unreadable)?,
+        };
+        let find = |pointer: &Pointer| match pointer.tokens() {
+            [] => Some(whole),
+            _ => json::find_in(&members, pointer),
+        };
+        for (pointer, wanted) in &api.when {
+            let value = find(pointer).and_then(|value| serde_json::from_str::<Value>(value.get()).ok());
+            if value.as_ref() != Some(wanted) {
+                return Err(NotABatch::Condition);
             }
         }
-        let comma = has(b',') && values.iter().any(|value| value.contains(','));
-        let form = match values.as_slice() {
-            [_] if comma => Form::Comma,
-            _ if comma => return Err(NotABatch),
-            _ => Form::Repeated,
+        let group = match api.group.as_deref().and_then(|name| members.iter().find(|(known, _)| known == name)) {
+            None => Group::Absent,
+            Some((_, value)) if value.get() == "null" => Group::Null,
+            Some((_, value)) => Group::Named(json::string(value).ok_or(NotABatch::Unreadable)?),
         };
-        let ids = match values.as_slice() {
-            [list] if comma => pieces(list, b',').map(|id| name_of(id, is_id)).collect::<Result<_, _>>()?,
-            _ if has(b'%') || has(b'+') => values.into_iter().map(|id| name_of(id, is_id)).collect::<Result<_, _>>()?,
-            _ => values.into_iter().map(|id| check(Cow::Borrowed(id), is_id)).collect::<Result<_, _>>()?,
+        if !group.name().is_none_or(|name| is_group(api, name)) {
+            return Err(NotABatch::Unreadable);
+        }
+        let list = find(list).ok_or(NotABatch::Unreadable)?.get();
+        let elements = json::elements(list).ok_or(NotABatch::Unreadable)?;
+        let ids = elements.into_iter().map(|element| id_of(api, element)).collect::<Option<Vec<_>>>();
+        let ids = ids.filter(|ids| !ids.is_empty() && is_unambiguous(ids)).ok_or(NotABatch::Unreadable)?;
+        let rest = rest_of_body(api, &members, list).ok_or(NotABatch::Unreadable)?;
+        let rest = query.map(Cow::Borrowed).into_iter().chain(rest).collect();
+        let range = json::range_of(text, list).ok_or(NotABatch::Unreadable)?;
+        let (Some(before), Some(after)) = (text.get(..range.start), text.get(range.end..)) else {
+            return Err(NotABatch::Unreadable);
         };
-        Self::build(form, group, ids)
+        Ok(Self { form: Form::Body, group, ids, around: Around::Body { query, before, after }, rest })
     }
 
-    fn from_body(body: &'r [u8]) -> Result<Self, NotABatch> {
-        // serde would also take a list of the values for an object.
-        if !body.trim_ascii_start().starts_with(b"{") {
-            return Err(NotABatch);
-        }
-        let read: BodyForm<'_> = serde_json::from_slice(body).map_err(|_| NotABatch)?;
-        if !read.group_id.name().is_none_or(is_group) {
-            return Err(NotABatch);
-        }
-        let ids = read.accessory_ids.into_iter().map(|id| check(id.0, is_id)).collect::<Result<_, _>>()?;
-        Self::build(Form::Body, read.group_id, ids)
+    /// What stands beside ids and group, as fields of the scope.
+    pub fn rest(&self) -> &[Cow<'r, str>] {
+        &self.rest
     }
+}
 
-    fn build(form: Form, group: Group<'r>, ids: Vec<Cow<'r, str>>) -> Result<Self, NotABatch> {
-        if ids.is_empty() { Err(NotABatch) } else { Ok(Self { form, group, ids }) }
+impl AsRef<str> for Id<'_> {
+    fn as_ref(&self) -> &str {
+        &self.name
     }
+}
+
+impl Id<'_> {
+    /// What its element says beside the id, which names its entry together with the id.
+    pub fn qualifier(&self) -> Option<&str> {
+        self.is_qualified.then_some(self.written)
+    }
+}
+
+/// The id that an element of the list names.
+fn id_of<'r>(api: &BatchApi, element: &'r RawValue) -> Option<Id<'r>> {
+    let written = element.get();
+    let (value, is_qualified) = match &api.ids.key {
+        Some(key) if written.starts_with('{') => {
+            let members = json::members(written)?;
+            let is_qualified = members.len() > 1 || key.tokens().len() > 1;
+            (json::find_in(&members, key)?, is_qualified)
+        }
+        _ => (element, false),
+    };
+    let name = json::string(value).map(|name| Some(name).filter(|name| is_id(api, name)));
+    let number = || json::integer(value).filter(|_| api.ids.numbers).map(|text| Cow::Owned(id::name_of_number(text)));
+    Some(Id { name: name.unwrap_or_else(number)?, written, is_qualified })
+}
+
+/// Whether no two elements name the same id and ask for different things: whose item is whose could not be told.
+fn is_unambiguous(ids: &[Id<'_>]) -> bool {
+    if !ids.iter().any(|id| id.is_qualified) {
+        return true;
+    }
+    let mut elements = HashMap::with_capacity(ids.len());
+    ids.iter().all(|id| *elements.entry(&*id.name).or_insert(id.written) == id.written)
+}
+
+/// The members of a body beside group and ids, as fields: sorted by name, since their order means nothing; without the list of ids,
+/// and with lists whose order means nothing sorted. `None`: there is one that a batch may not have.
+fn rest_of_body<'r>(api: &BatchApi, members: &Members<'r>, list: &'r str) -> Option<Vec<Cow<'r, str>>> {
+    let mut rest = Vec::new();
+    for (name, value) in members {
+        let value = value.get();
+        if api.group.as_deref() == Some(&**name) || std::ptr::eq(value, list) {
+            continue;
+        }
+        if !is_parameter(api, name) && json::range_of(value, list).is_none() {
+            return None;
+        }
+        rest.push((name.clone(), without_order(api, members, value, list)));
+    }
+    rest.sort_unstable();
+    Some(rest.into_iter().flat_map(|(name, value)| [name, value]).collect())
+}
+
+/// The text of a member without the list of ids in it, and with the elements of unordered lists sorted.
+fn without_order<'r>(api: &BatchApi, members: &Members<'r>, value: &'r str, list: &str) -> Cow<'r, str> {
+    let mut changes = Vec::new();
+    if let Some(range) = json::range_of(value, list) {
+        changes.push((range, String::new()));
+    }
+    for pointer in &api.unordered {
+        let Some(found) = json::find_in(members, pointer).map(RawValue::get) else { continue };
+        if let (Some(range), Some(elements)) = (json::range_of(value, found), json::elements(found)) {
+            let mut elements: Vec<&str> = elements.into_iter().map(RawValue::get).collect();
+            elements.sort_unstable();
+            changes.push((range, format!("[{}]", elements.join(","))));
+        }
+    }
+    if changes.is_empty() {
+        return Cow::Borrowed(value);
+    }
+    changes.sort_unstable_by_key(|(range, _)| range.start);
+    let (mut text, mut from) = (String::with_capacity(value.len()), 0);
+    for (range, change) in changes {
+        // One list within another is covered by the outer one.
+        if range.start >= from {
+            text.push_str(value.get(from..range.start).unwrap_or_default());
+            text.push_str(&change);
+            from = range.end;
+        }
+    }
+    text.push_str(value.get(from..).unwrap_or_default());
+    Cow::Owned(text)
 }
 
 /// Splits at an ASCII character. (`str::split` is several times slower on pieces this short: docs/BENCHMARKS.md.)
@@ -134,14 +313,19 @@ fn pieces(text: &str, separator: u8) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Whether `text` may be an id: 1 to 64 characters.
-pub fn is_id(text: &str) -> bool {
-    has_length(text, api::ID_CHARS)
+/// Whether a batch may have a parameter, or a member of its body, of this name, beside ids and group.
+fn is_parameter(api: &BatchApi, name: &str) -> bool {
+    api.parameters.as_ref().is_none_or(|known| known.iter().any(|known| **known == *name))
 }
 
-/// Whether `text` may be a batch's group: up to 32 characters.
-pub fn is_group(text: &str) -> bool {
-    text.is_empty() || has_length(text, api::GROUP_CHARS)
+/// Whether `text` may be an id of `api`.
+pub fn is_id(api: &BatchApi, text: &str) -> bool {
+    has_length(text, api.ids.chars)
+}
+
+/// Whether `text` may be a group of `api`; it may be empty.
+pub fn is_group(api: &BatchApi, text: &str) -> bool {
+    text.is_empty() || has_length(text, api.group_chars)
 }
 
 fn has_length(text: &str, most: usize) -> bool {
@@ -150,27 +334,13 @@ fn has_length(text: &str, most: usize) -> bool {
 }
 
 fn check(text: Cow<'_, str>, is_valid: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, NotABatch> {
-    if is_valid(&text) { Ok(text) } else { Err(NotABatch) }
+    if is_valid(&text) { Ok(text) } else { Err(NotABatch::Unreadable) }
 }
 
 /// The name of an id or group that a query spells so, if its text `is_valid`. (Plus and space are one character each.)
 fn name_of(spelling: &str, is_valid: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, NotABatch> {
     let text = check(decode(spelling)?, is_valid)?;
     Ok(if spelling.contains('+') { Cow::Owned(id::name_of_spelling(spelling)) } else { text })
-}
-
-/// Appends an id or group to a target; one with two readings as its client spelled it.
-fn push(target: &mut String, name: &str) {
-    match id::spelling(name) {
-        Some(spelling) => target.push_str(spelling),
-        None => target.extend(utf8_percent_encode(name, ENCODED)),
-    }
-}
-
-/// Bytes that [`push`] writes.
-fn pushed_bytes(name: &str) -> usize {
-    let encoded = || utf8_percent_encode(name, ENCODED).map(str::len).sum();
-    id::spelling(name).map_or_else(encoded, str::len)
 }
 
 fn decode(text: &str) -> Result<Cow<'_, str>, NotABatch> {
@@ -181,238 +351,9 @@ fn decode(text: &str) -> Result<Cow<'_, str>, NotABatch> {
     let mut rest = text;
     while let Some((_, after)) = rest.split_once('%') {
         if !after.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {
-            return Err(NotABatch);
+            return Err(NotABatch::Unreadable);
         }
         rest = after;
     }
-    percent_decode_str(text).decode_utf8().map_err(|_| NotABatch)
-}
-
-/// The request target of a call.
-pub fn target<'a>(form: Form, group: &Group<'_>, ids: impl Iterator<Item = &'a str>) -> String {
-    let mut target = String::from(api::PATH);
-    for (index, id) in ids.enumerate() {
-        match form {
-            Form::Body => return target,
-            Form::Comma if index > 0 => target.push(','),
-            Form::Repeated | Form::Comma => {
-                target.push(if index == 0 { '?' } else { '&' });
-                target.push_str(api::IDS);
-                target.push('=');
-            }
-        }
-        push(&mut target, id);
-    }
-    if let (Group::Named(group), Form::Repeated | Form::Comma) = (group, form) {
-        target.push('&');
-        target.push_str(api::GROUP);
-        target.push('=');
-        push(&mut target, group);
-    }
-    target
-}
-
-/// The most bytes that `id` adds to a target.
-pub fn target_bytes(form: Form, id: &str) -> usize {
-    match form {
-        Form::Repeated => api::IDS.len() + 2 + pushed_bytes(id),
-        Form::Comma => 1 + pushed_bytes(id),
-        Form::Body => 0,
-    }
-}
-
-/// The body of a call; empty for the query forms.
-pub fn body<'a>(form: Form, group: &Group<'_>, ids: impl Iterator<Item = &'a str>) -> Bytes {
-    if form != Form::Body {
-        return Bytes::new();
-    }
-    let mut body = serde_json::Map::new();
-    if let Some(group) = group.to_json() {
-        body.insert(api::GROUP.into(), group);
-    }
-    body.insert(api::IDS.into(), ids.collect());
-    serde_json::Value::Object(body).to_string().into()
-}
-
-/// The body form, read strictly: each name once, no other name, strings only.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BodyForm<'a> {
-    #[serde(borrow, default, deserialize_with = "read_group")]
-    group_id: Group<'a>,
-    #[serde(borrow)]
-    accessory_ids: Vec<JsonString<'a>>,
-}
-
-/// Reads a group that is there.
-fn read_group<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Group<'de>, D::Error> {
-    let name = Option::<JsonString<'_>>::deserialize(deserializer)?;
-    Ok(name.map_or(Group::Null, |name| Group::Named(name.0)))
-}
-
-/// A string, borrowed where the text has no escapes. (serde's own `Cow` always copies.)
-#[derive(Deserialize)]
-#[serde(transparent)]
-pub(crate) struct JsonString<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use http::HeaderMap;
-
-    fn query(query: &str) -> Result<Batch<'_>, NotABatch> {
-        Batch::read(Some(query), &HeaderMap::new(), b"")
-    }
-
-    fn json(body: &str) -> Result<Batch<'_>, NotABatch> {
-        Batch::read(None, &HeaderMap::new(), body.as_bytes())
-    }
-
-    fn batch<'r>(form: Form, group: Option<&'r str>, ids: &[&'r str]) -> Result<Batch<'r>, NotABatch> {
-        Ok(Batch { form, group: group.into(), ids: ids.iter().map(|id| Cow::Borrowed(*id)).collect() })
-    }
-
-    #[test]
-    fn the_three_forms_are_told_apart() {
-        assert_eq!(
-            query("accessory_ids=1&accessory_ids=3%20x&accessory_ids=b%2F2&group_id=g1"),
-            batch(Form::Repeated, Some("g1"), &["1", "3 x", "b/2"])
-        );
-        assert_eq!(query("accessory_ids=1,2%2C3"), batch(Form::Comma, None, &["1", "2,3"]));
-        assert_eq!(query("accessory_ids=2%2C3"), batch(Form::Repeated, None, &["2,3"]));
-        assert_eq!(
-            json(r#"{ "group_id" : "1", "accessory_ids" : [ "1", "\u9644" ] }"#),
-            batch(Form::Body, Some("1"), &["1", "附"])
-        );
-        let borrowed = json(r#"{"accessory_ids":["1"]}"#).unwrap().ids;
-        assert!(matches!(borrowed.as_slice(), [Cow::Borrowed("1")]), "a text without escapes is not copied");
-    }
-
-    #[test]
-    fn what_is_not_exactly_a_batch_is_not_read() {
-        let long = "x".repeat(65);
-        for text in [
-            "",
-            "&",
-            "=",
-            "accessory_ids",
-            "accessory_ids=",
-            "accessory_ids=1,",
-            "accessory_ids=,1",
-            "accessory_ids=1&",
-            "accessory_ids=1&accessory_ids=",
-            "accessory_ids=1&x=2",
-            "accessory_ids=1&Group_id=2",
-            "group_id=1",
-            "accessory_ids=1&group_id=1&group_id=1",
-            "accessory_ids=1&group_id=&group_id=",
-            "accessory_ids=+%ff",
-            "accessory_ids=%EF%BF%BFa",
-            "accessory_ids=%ff",
-            "accessory_ids=%2",
-            "accessory_ids=%",
-            "accessory_ids=%zz",
-            "accessory_ids=1,2&accessory_ids=3",
-            &format!("accessory_ids={long}"),
-            "accessory_ids=1&group_id=123456789012345678901234567890123",
-            "accessory_ids[]=1",
-        ] {
-            assert_eq!(query(text), Err(NotABatch), "{text}");
-        }
-        for text in [
-            "{}",
-            "[]",
-            r#" ["g",["1"]]"#,
-            r#"[["1"],"g"]"#,
-            "x",
-            "null",
-            r#"{"accessory_ids":[]}"#,
-            r#"{"accessory_ids":"1"}"#,
-            r#"{"accessory_ids":[1]}"#,
-            r#"{"accessory_ids":[null]}"#,
-            r#"{"accessory_ids":[""]}"#,
-            r#"{"accessory_ids":["1"],"x":1}"#,
-            r#"{"accessory_ids":["1"],"group_id":1}"#,
-            r#"{"accessory_ids":["1"],"group_id":null,"group_id":null}"#,
-            r#"{"accessory_ids":["\uffffa"]}"#,
-            r#"{"accessory_ids":["1"],"accessory_ids":["2"]}"#,
-            r#"{"accessory_ids":["1"],"group_id":"a","group_id":"a"}"#,
-            r#"{"accessory_ids":["1"]}x"#,
-            r#"{"accessory_ids":["1"]"#,
-            r#"{"accessory_ids":["\ud800"]}"#,
-        ] {
-            assert_eq!(json(text), Err(NotABatch), "{text}");
-        }
-        assert_eq!(Batch::read(Some("accessory_ids=1"), &HeaderMap::new(), b"{}"), Err(NotABatch), "both forms");
-        let coded = HeaderMap::from_iter([(CONTENT_ENCODING, http::HeaderValue::from_static("gzip"))]);
-        assert_eq!(Batch::read(None, &coded, br#"{"accessory_ids":["1"]}"#), Err(NotABatch));
-    }
-
-    #[test]
-    fn an_unencoded_plus_is_named_and_written_by_its_spelling() {
-        let names = |ids: &[&str]| ids.iter().map(|id| id::name_of_spelling(id)).collect::<Vec<_>>();
-        let repeated = "accessory_ids=a+b%2f&accessory_ids=c%20d&group_id=g+h";
-        let read = query(repeated).unwrap();
-        assert_eq!(read.ids, [names(&["a+b%2f"])[0].as_str(), "c d"]);
-        assert_eq!(read.group, Group::Named(names(&["g+h"])[0].as_str().into()));
-        let written = target(read.form, &read.group, read.ids.iter().map(AsRef::as_ref));
-        assert_eq!(written, format!("{}?{repeated}", api::PATH));
-        assert_eq!(query("accessory_ids=1,a+b").unwrap().ids, ["1", names(&["a+b"])[0].as_str()]);
-        assert!(query(&format!("accessory_ids={}", "+".repeat(64))).is_ok());
-        assert!(query(&format!("accessory_ids={}", "+".repeat(65))).is_err());
-        assert_eq!(json(r#"{"accessory_ids":["a+b"]}"#).unwrap().ids, ["a+b"], "JSON has one reading");
-    }
-
-    #[test]
-    fn a_group_is_absent_null_or_named_and_may_be_empty() {
-        assert_eq!(query("accessory_ids=1&group_id=").unwrap().group, Group::Named("".into()));
-        for (text, group) in [
-            (r#"{"accessory_ids":["1"]}"#, Group::Absent),
-            (r#"{"accessory_ids":["1"],"group_id":null}"#, Group::Null),
-            (r#"{"accessory_ids":["1"],"group_id":""}"#, Group::Named("".into())),
-        ] {
-            assert_eq!(json(text).unwrap().group, group, "{text}");
-            let body = body(Form::Body, &group, ["1"].into_iter());
-            assert_eq!(json(std::str::from_utf8(&body).unwrap()).unwrap().group, group);
-        }
-    }
-
-    #[test]
-    fn lengths_are_counted_in_characters() {
-        let id = "附".repeat(64);
-        assert!(json(&format!(r#"{{"accessory_ids":["{id}"]}}"#)).is_ok());
-        assert!(json(&format!(r#"{{"accessory_ids":["{id}附"]}}"#)).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn any_batch_survives_the_round_trip_in_any_form(
-            ids in proptest::collection::vec("\\PC{1,64}", 1..8),
-            group in proptest::option::of("\\PC{0,32}"),
-            form in prop_oneof![Just(Form::Repeated), Just(Form::Comma), Just(Form::Body)],
-        ) {
-            let list = || ids.iter().map(String::as_str);
-            let named = Group::from(group.as_deref());
-            let target = target(form, &named, list());
-            let body = body(form, &named, list());
-            let uri: http::Uri = target.parse().unwrap();
-            prop_assert_eq!(uri.path(), api::PATH);
-            let read = Batch::read(uri.query(), &HeaderMap::new(), &body).unwrap();
-            prop_assert_eq!(&read.ids.iter().map(AsRef::as_ref).collect::<Vec<&str>>(), &list().collect::<Vec<&str>>());
-            prop_assert_eq!(&read.group, &named);
-            // One id without a comma reads as the repeated form.
-            prop_assert!(read.form == form || ids.len() == 1);
-            if form != Form::Body {
-                let base = api::PATH.len() + 1 + api::GROUP.len() + 1 + group.as_ref().map_or(0, |g| g.len() * 3) + api::IDS.len() + 2;
-                prop_assert!(target.len() <= base + list().map(|id| target_bytes(form, id)).sum::<usize>());
-            }
-        }
-
-        #[test]
-        fn no_request_panics(query in proptest::option::of("[ -~]{0,60}"), body in proptest::collection::vec(any::<u8>(), 0..60)) {
-            let _ = Batch::read(query.as_deref(), &HeaderMap::new(), &body);
-        }
-    }
+    percent_decode_str(text).decode_utf8().map_err(|_| NotABatch::Unreadable)
 }

@@ -13,10 +13,12 @@ use prometheus::Registry;
 
 use super::StartError;
 use crate::admin::{Admin, AdminState, History, ProcessState, Reload};
+use crate::api::BatchApi;
 use crate::auth::signature::Keys;
 use crate::auth::{CallerStates, Callers};
 use crate::batch::BatchRoute;
 use crate::cache::Cache;
+use crate::cache::answers::WholeAnswers;
 use crate::cache::purges::{self, Mark, Purges};
 use crate::clock::Clock;
 use crate::config::{CallerKey, Config};
@@ -49,6 +51,8 @@ pub struct Generation {
     upstream: Arc<Upstream>,
     tier: Option<Arc<Tier>>,
     tracer: Option<Tracer>,
+    /// The whole answers in memory.
+    pub(super) answers: Arc<WholeAnswers>,
 }
 
 /// Builds generations, over the state that outlasts a reload: the cache, flights, counters.
@@ -149,7 +153,7 @@ impl Generations {
         process.cache.resize(config.cache.capacity);
         process.fetch.resize(config.upstream.calls);
         self.current.store(Arc::new(next));
-        before.router.batch.answers().clear();
+        before.answers.clear();
         process.fetch.set_min_remaining(floor);
         let at = process.clock.now();
         process.metrics.reloaded(at.unix_seconds());
@@ -194,6 +198,7 @@ impl GenerationBuilder {
                 && before.freshness == config.freshness
                 && before.callers.revalidate == config.callers.revalidate
                 && before.callers.scope_headers == config.callers.scope_headers
+                && before.batch == config.batch
         };
         if let Some(before) = before.filter(|before| is_same(&before.config)) {
             return Ok(before.tier.clone());
@@ -244,28 +249,18 @@ impl GenerationBuilder {
         let tier = self.tier(&config, before)?;
         let (clock, metrics) = (&self.process.clock, &self.process.metrics);
         let keys = Arc::new(Keys::new(&config.callers.keys.iter().map(CallerKey::pair).collect::<Vec<_>>()));
-        let callers = Arc::new(Callers::new(
-            &config.callers,
-            Arc::clone(&keys),
-            Arc::clone(&self.caller_states),
-            &config.upstream.endpoint,
-            clock.clone(),
-        ));
-        let fetch = Fetcher::new(
-            Arc::clone(&upstream),
-            Arc::clone(&callers),
-            Arc::clone(&self.process.cache),
-            Arc::clone(&self.process.fetch),
-            tier.clone(),
-            Arc::clone(metrics),
-            Arc::clone(&config),
-            clock.clone(),
-        );
+        let answers = Arc::new(WholeAnswers::new(&config.cache));
+        let callers_of = |api: &BatchApi| {
+            let (api, endpoint) = (Arc::new(api.clone()), &config.upstream.endpoint);
+            let (keys, states) = (Arc::clone(&keys), Arc::clone(&self.caller_states));
+            Arc::new(Callers::new(api, &config.callers, keys, states, endpoint, clock.clone()))
+        };
+        let callers: Box<[Arc<Callers>]> = config.batch.iter().map(callers_of).collect();
         let (usages, limits) = (&self.process.usages, &config.limits);
         let passthrough = Arc::new(Passthrough {
             upstream: Arc::clone(&upstream),
             keys,
-            callers: Arc::clone(&callers),
+            callers: callers.clone(),
             cache: Arc::clone(&self.process.cache),
             exchanges: Budget::new(&usages.exchanges, limits.exchanges, Limit::Exchanges, metrics),
             signed_bodies: Budget::new(&usages.signed_bodies, limits.signed_bodies, Limit::SignedBodies, metrics),
@@ -274,33 +269,48 @@ impl GenerationBuilder {
             clock: clock.clone(),
             warned_of_key: AtomicBool::new(false),
         });
-        let batch_route = Arc::new(BatchRoute::new(
-            callers,
-            Arc::clone(&self.process.cache),
-            Arc::new(fetch),
-            Arc::clone(&passthrough),
-            Budget::new(&usages.batch_bodies, limits.batch_bodies, Limit::BatchBodies, metrics),
-            Arc::clone(&config),
-            Arc::clone(metrics),
-            clock.clone(),
-        ));
+        let batch_route = |callers: &Arc<Callers>| {
+            let fetch = Fetcher::new(
+                Arc::clone(&upstream),
+                Arc::clone(callers),
+                Arc::clone(&self.process.cache),
+                Arc::clone(&self.process.fetch),
+                tier.clone(),
+                Arc::clone(metrics),
+                Arc::clone(&config),
+                clock.clone(),
+            );
+            Arc::new(BatchRoute::new(
+                Arc::clone(callers),
+                Arc::clone(&self.process.cache),
+                Arc::new(fetch),
+                Arc::clone(&passthrough),
+                Budget::new(&usages.batch_bodies, limits.batch_bodies, Limit::BatchBodies, metrics),
+                Arc::clone(&answers),
+                Arc::clone(&config),
+                Arc::clone(metrics),
+                clock.clone(),
+            ))
+        };
+        let batches: Box<[Arc<BatchRoute>]> = callers.iter().map(batch_route).collect();
         let admin_state = AdminState {
             process: self.process.clone(),
             upstream: Arc::clone(&upstream),
-            batch_route: Arc::clone(&batch_route),
             tier: tier.clone(),
+            batches: batches.clone(),
+            answers: Arc::clone(&answers),
             config: Arc::clone(&config),
         };
         let admin = Admin::new(&config.admin, admin_state);
         let router = Router {
-            batch: batch_route,
+            batches,
             passthrough,
             upstream: Arc::clone(&upstream),
             metrics: Arc::clone(metrics),
             access_lines: config.log.access,
             tracer: tracer.clone(),
         };
-        Ok(Generation { router, admin, config, upstream, tier, tracer })
+        Ok(Generation { router, admin, config, upstream, tier, tracer, answers })
     }
 }
 

@@ -6,9 +6,8 @@ use http::header::{AUTHORIZATION, HOST, ORIGIN, RANGE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::signature::{self, Claim, Fault, Signer};
-use super::{AuthError, Bypass, Caller, CallerState, Callers, Identity, LastToken};
-use crate::api;
+use super::signature::{self, Claim, DOMAIN_ID, Fault, PROJECT_ID, SDK_CONTENT, SDK_DATE, SECURITY_TOKEN, Signer};
+use super::{AuthError, Bypass, Caller, CallerState, Callers, Identity, LastToken, header_bytes};
 use crate::config::KeyPair;
 use crate::message::header_filter::Headers;
 use crate::message::headers::made_hop_by_hop;
@@ -18,6 +17,8 @@ use crate::telemetry::log::events;
 pub enum Credential<'r> {
     /// A token: whoever has it is its caller.
     Token(&'r HeaderValue),
+    /// The values of several credential headers, in the order of their API; one of them at least is there.
+    Headers(Vec<Option<&'r HeaderValue>>),
     /// A signature by one of the configured keys, not verified yet.
     Signed(Claim<'r>, &'r Arc<KeyPair>),
 }
@@ -54,7 +55,8 @@ impl Callers {
         if self.has_long_header(headers) {
             return Err(Bypass::HeaderTooLong);
         }
-        match (only_value(headers, &AUTHORIZATION)?, only_value(headers, &api::TOKEN)?) {
+        let signature = if self.api.signed { only_value(headers, &AUTHORIZATION)? } else { None };
+        match (signature, self.presented(headers)?) {
             (Some(_), Some(_)) => Err(Bypass::Credentials),
             (None, None) => Err(Bypass::NoCredential),
             (Some(_), None) => {
@@ -62,9 +64,19 @@ impl Callers {
                 let pair = self.keys.of(&claim).ok_or(Bypass::UnknownKey)?;
                 Ok(Credential::Signed(claim, pair))
             }
-            (None, Some(_)) if value(headers, &api::SECURITY_TOKEN).is_some() => Err(Bypass::Credentials),
-            (None, Some(token)) => Ok(Credential::Token(token)),
+            (None, Some(_)) if self.api.signed && value(headers, &SECURITY_TOKEN).is_some() => Err(Bypass::Credentials),
+            (None, Some(credential)) => Ok(credential),
         }
+    }
+
+    /// The credential headers of a request, if it has one.
+    fn presented<'r>(&self, headers: Headers<'r>) -> Result<Option<Credential<'r>>, Bypass> {
+        if let [name] = self.api.credentials.as_slice() {
+            return Ok(only_value(headers, name)?.map(Credential::Token));
+        }
+        let values = self.api.credentials.iter().map(|name| only_value(headers, name));
+        let values = values.collect::<Result<Vec<_>, _>>()?;
+        Ok(values.iter().any(Option::is_some).then_some(Credential::Headers(values)))
     }
 
     /// Identifies the caller of `credential`, in a request of this head and this body, over a connection that has shown `last`.
@@ -88,6 +100,10 @@ impl Callers {
                     self.identity(caller, self.caller_states.get_or_insert(caller), None)
                 }))
             }
+            Credential::Headers(values) => {
+                let caller = self.caller_of_headers(values);
+                Ok(self.identity(caller, self.caller_states.get_or_insert(caller), None))
+            }
             Credential::Signed(claim, pair) => {
                 let (caller, signer) = self.signed_caller(claim, pair, head, body).inspect_err(|reason| {
                     if let AuthError::Unverified(fault) = reason {
@@ -108,6 +124,7 @@ impl Callers {
     ) -> Result<(Identity, bool), AuthError> {
         let (caller, signer) = match credential {
             Credential::Token(token) => (self.caller_of(token.as_bytes()), None),
+            Credential::Headers(values) => (self.caller_of_headers(values), None),
             Credential::Signed(claim, pair) => {
                 let (caller, signer) = self.signed_caller(claim, pair, head, body)?;
                 (caller, Some(signer))
@@ -121,6 +138,10 @@ impl Callers {
 
     fn caller_of(&self, token: &[u8]) -> Caller {
         Caller(self.by_token.with([Some(token)]))
+    }
+
+    fn caller_of_headers(&self, values: &[Option<&HeaderValue>]) -> Caller {
+        Caller(self.by_token.with(values.iter().map(|value| value.map(HeaderValue::as_bytes))))
     }
 
     fn signed_caller(
@@ -154,9 +175,9 @@ impl Callers {
     /// Whether `Connection` names a header that says who asks, may change the answer, or is part of every signature. Removing
     /// such a header, as `Connection` asks, would make another request.
     pub(crate) fn is_named_by_connection(&self, headers: Headers<'_>) -> bool {
-        const NAMES: [HeaderName; 6] =
-            [AUTHORIZATION, HOST, api::TOKEN, api::SECURITY_TOKEN, api::SDK_DATE, api::SDK_CONTENT];
-        made_hop_by_hop(headers).any(|name| NAMES.contains(&name) || self.scope_headers.contains(&name))
+        const NAMES: [HeaderName; 5] = [AUTHORIZATION, HOST, SECURITY_TOKEN, SDK_DATE, SDK_CONTENT];
+        made_hop_by_hop(headers)
+            .any(|name| NAMES.contains(&name) || self.secrets.contains(&name) || self.scope_headers.contains(&name))
     }
 
     /// Whether a credential or scope header is longer than the endpoint takes. Several of one name count as one list
@@ -165,7 +186,7 @@ impl Callers {
         // One pass tells it of most requests: each name is there once, and what is long is a token or has no limit.
         let is_short = |(name, value): (&HeaderName, &HeaderValue)| {
             value.len() <= SHORT
-                || (*name == api::TOKEN && value.len() <= api::TOKEN_BYTES)
+                || (self.secrets.first() == Some(name) && value.len() <= self.credential_bytes)
                 || !self.limited.may_contain(name)
         };
         let map = headers.map();
@@ -174,15 +195,15 @@ impl Callers {
         }
         let is_long = |name: &HeaderName| {
             let bytes: usize = headers.get_all(name).map(|value| value.len() + ", ".len()).sum();
-            bytes > api::header_bytes(name) + ", ".len()
+            bytes > header_bytes(&self.api, name) + ", ".len()
         };
-        [api::TOKEN, api::SECURITY_TOKEN].iter().any(is_long)
+        self.secrets.iter().any(is_long)
             || (headers.may_contain_any(self.scope_filter) && self.scope_headers.iter().any(is_long))
     }
 
-    /// The kind and the fields of a credential, from which the shared tier derives a caller's keys.
+    /// The kind and the fields of a credential, from which the shared tier derives a caller's keys: other keys for each API.
     pub(crate) fn credential_fields<'r>(
-        &self,
+        &'r self,
         credential: &Credential<'r>,
         identity: &Identity,
         headers: &'r HeaderMap,
@@ -190,13 +211,17 @@ impl Callers {
     where
         Self: 'r,
     {
+        let api = Some(self.api.name.as_bytes());
         match credential {
             Credential::Signed(_, pair) => {
-                let mut fields = vec![Some(pair.access_key.as_bytes()), Some(pair.secret_key.expose())];
+                let mut fields = vec![Some(pair.access_key.as_bytes()), Some(pair.secret_key.expose()), api];
                 fields.extend(identity.signer.iter().flat_map(|signer| identity_fields(signer, headers)));
                 ("key", fields)
             }
-            Credential::Token(token) => ("token", vec![Some(token.as_bytes())]),
+            Credential::Token(token) => ("token", vec![Some(token.as_bytes()), api]),
+            Credential::Headers(values) => {
+                ("headers", values.iter().map(|value| value.map(HeaderValue::as_bytes)).chain([api]).collect())
+            }
         }
     }
 
@@ -210,8 +235,8 @@ impl Callers {
 /// The signed headers that identify the caller beside the access key.
 fn identity_fields<'h>(signer: &Signer, headers: &'h HeaderMap) -> [Option<&'h [u8]>; 3] {
     // A signed header occurs once.
-    [api::SECURITY_TOKEN, api::DOMAIN_ID, api::PROJECT_ID].map(|name| {
-        let is_credential = name == api::SECURITY_TOKEN;
+    [SECURITY_TOKEN, DOMAIN_ID, PROJECT_ID].map(|name| {
+        let is_credential = name == SECURITY_TOKEN;
         let value = headers.get(&name).filter(|value| signer.covers(&name) && !(is_credential && value.is_empty()));
         value.map(HeaderValue::as_bytes)
     })

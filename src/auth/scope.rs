@@ -2,25 +2,49 @@
 
 use std::hash::Hasher;
 
-use http::header::{ACCEPT, ACCEPT_ENCODING, ORIGIN, USER_AGENT, VARY};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, ORIGIN, USER_AGENT, VARY};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use siphasher::sip128::{Hasher128, SipHasher13, SipHasher24};
 
-use super::signature::Signer;
+use super::signature::{SECURITY_TOKEN, Signer};
 use super::{Caller, Callers, Identity, credential};
-use crate::api;
 use crate::api::id::Group;
+use crate::api::request::{Batch, Id};
 use crate::message::header_filter::Headers;
 
 /// A hash of the caller and of the values of the headers that may change an answer; a batch's text is looked up under it. With the
-/// group in the hash as well ([`Scope::of_group`]), it is the scope of entries. Entries never cross scopes.
+/// batch's group and all that it says beside its ids in the hash as well ([`Scope::of_batch`]), it is the scope of entries. Entries
+/// never cross scopes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Scope(u128);
 
 impl Scope {
+    /// The scope of the entries of `batch` in this scope.
+    pub fn of_batch(self, batch: &Batch<'_>) -> Scope {
+        let scope = self.of_group(&batch.group);
+        if batch.rest().is_empty() {
+            scope
+        } else {
+            scope.of_fields(b"rest", batch.rest().iter().map(|field| field.as_bytes()))
+        }
+    }
+
     /// The scope of a group in this scope.
-    pub fn of_group(self, group: &Group<'_>) -> Scope {
+    pub(crate) fn of_group(self, group: &Group<'_>) -> Scope {
         Scope(self.hash(b"group").with(group.fields()))
+    }
+
+    /// The scope of requests that have these fields, in this scope.
+    fn of_fields<'f>(self, purpose: &[u8], fields: impl Iterator<Item = &'f [u8]>) -> Scope {
+        Scope(self.hash(purpose).with(fields.map(Some)))
+    }
+
+    /// The key of an id of a batch in this scope: what its element says besides is a part of it.
+    pub fn key_of(self, id: &Id<'_>) -> Key {
+        match id.qualifier() {
+            None => self.key(&id.name),
+            Some(element) => self.of_fields(b"element", [element.as_bytes()].into_iter()).key(&id.name),
+        }
     }
 
     /// A hash whose key is this scope, which nobody can guess.
@@ -118,22 +142,31 @@ impl Callers {
         Scope(hash.finish())
     }
 
-    /// The scope of a caller's requests with these headers. Entries lie in the scope of a group in it ([`Scope::of_group`]).
-    pub fn scope<'m>(&self, identity: &Identity, headers: impl Into<Headers<'m>>) -> Scope {
-        let mut with_headers: Option<KeyedHash> = None;
-        self.each_scope_field(identity, headers.into(), |field| {
-            with_headers.get_or_insert_with(|| identity.scope.hash(b"headers")).field(field);
+    /// The scope of a caller's requests with this head. Entries lie in the scope of a batch in it ([`Scope::of_batch`]).
+    pub fn scope(&self, identity: &Identity, headers: Headers<'_>, uri: &Uri) -> Scope {
+        let mut with_head: Option<KeyedHash> = None;
+        self.each_scope_field(identity, headers, uri, |field| {
+            with_head.get_or_insert_with(|| identity.scope.hash(b"head")).field(field);
         });
-        with_headers.map_or(identity.scope, |hash| Scope(hash.finish()))
+        with_head.map_or(identity.scope, |hash| Scope(hash.finish()))
     }
 
-    /// Calls `take` with the fields of a scope besides caller and group: each scope header by name and value.
+    /// Calls `take` with the fields of a scope that a request's head has: its path, where the path has captures; the Content-Type of
+    /// a POST; each scope header by name and value.
     pub(crate) fn each_scope_field<'r>(
         &'r self,
         identity: &Identity,
         headers: Headers<'r>,
+        uri: &'r Uri,
         mut take: impl FnMut(Option<&'r [u8]>),
     ) {
+        if self.api.path.has_captures() {
+            take(Some(uri.path().as_bytes()));
+        }
+        if self.api.method == Method::POST {
+            headers.get_all(&CONTENT_TYPE).for_each(|value| take(Some(value.as_bytes())));
+            take(None);
+        }
         if !headers.may_contain_any(self.scope_filter) {
             return;
         }
@@ -148,7 +181,7 @@ impl Callers {
     /// Removes credential and scope headers that the client's signature does not cover from a request that is signed again:
     /// sidelink's signature would vouch for what the client's did not.
     pub(crate) fn remove_unsigned(&self, signer: &Signer, headers: &mut HeaderMap) {
-        for name in self.scope_headers.iter().chain([&api::SECURITY_TOKEN]) {
+        for name in self.scope_headers.iter().chain([&SECURITY_TOKEN]) {
             if !signer.covers(name) {
                 headers.remove(name);
             }
@@ -158,11 +191,11 @@ impl Callers {
     /// The headers of a request that its calls carry: credentials, besides a signature, and scope headers.
     pub(crate) fn carried(&self, identity: &Identity, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
         let mut carried = Vec::new();
-        for name in [api::TOKEN, api::SECURITY_TOKEN] {
-            if let Some(secret) = credential::value(headers.into(), &name).filter(|_| identity.uses_header(&name)) {
+        for name in &self.secrets {
+            if let Some(secret) = credential::value(headers.into(), name).filter(|_| identity.uses_header(name)) {
                 let mut secret = secret.clone();
                 secret.set_sensitive(true);
-                carried.push((name, secret));
+                carried.push((name.clone(), secret));
             }
         }
         for name in self.scope_headers.iter().filter(|name| identity.uses_header(name)) {

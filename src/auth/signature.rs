@@ -15,12 +15,25 @@ use http::header::{AUTHORIZATION, HOST};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use percent_encoding::{percent_decode_str, percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use sha2::{Digest, Sha256};
 
-use crate::api;
 use crate::clock::{basic_date, read_basic_date};
 use crate::config::KeyPair;
+
+/// Header of a signed request's date, `20261124T151707Z`.
+pub const SDK_DATE: HeaderName = HeaderName::from_static("x-sdk-date");
+/// Header in which a signed request states its body's hash, or that the body is not signed.
+pub const SDK_CONTENT: HeaderName = HeaderName::from_static("x-sdk-content-sha256");
+/// Header of the session token of temporary access keys.
+pub const SECURITY_TOKEN: HeaderName = HeaderName::from_static("x-security-token");
+/// Header of the account that signs, for global services.
+pub const DOMAIN_ID: HeaderName = HeaderName::from_static("x-domain-id");
+/// Header of the project that signs, for regional services.
+pub const PROJECT_ID: HeaderName = HeaderName::from_static("x-project-id");
+
+/// Characters that are percent-encoded in canonical forms: all but `A-Z a-z 0-9 - _ . ~`.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// Why a signature proves nothing; `message` explains each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +131,7 @@ pub fn hash(body: &[u8]) -> String {
 /// # Errors
 /// If it states several values.
 pub(crate) fn stated_payload(headers: &HeaderMap) -> Result<Option<&str>, Fault> {
-    single(headers, &api::SDK_CONTENT)?.map(HeaderValue::to_str).transpose().map_err(|_| Fault::Malformed)
+    single(headers, &SDK_CONTENT)?.map(HeaderValue::to_str).transpose().map_err(|_| Fault::Malformed)
 }
 
 /// Verifies a claim, with the query in any order. `payload` is the hex SHA-256 of the body, or, for a request with a body,
@@ -136,7 +149,7 @@ pub fn verify(claim: &Claim<'_>, pair: &Arc<KeyPair>, head: &Parts, payload: &st
         .map(|name| name.parse().ok().filter(|header: &HeaderName| header.as_str() == name).ok_or(Fault::Malformed))
         .collect::<Result<_, _>>()?;
 
-    let date = once(&head.headers, &api::SDK_DATE)?;
+    let date = once(&head.headers, &SDK_DATE)?;
     let date = date.to_str().map_err(|_| Fault::Date)?;
     if read_basic_date(date).ok_or(Fault::Date)?.abs_diff(now) > MOST_SKEW {
         return Err(Fault::Expired);
@@ -209,7 +222,7 @@ fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h He
 }
 
 fn once<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<&'h HeaderValue, Fault> {
-    let missing = if *name == api::SDK_DATE { Fault::Date } else { Fault::Malformed };
+    let missing = if *name == SDK_DATE { Fault::Date } else { Fault::Malformed };
     single(headers, name)?.ok_or(missing)
 }
 
@@ -248,7 +261,7 @@ impl Signer {
         payload: &str,
         now: u64,
     ) {
-        let (date_name, date) = (api::SDK_DATE, basic_date(now));
+        let (date_name, date) = (SDK_DATE, basic_date(now));
         if let Ok(value) = HeaderValue::from_str(&date) {
             headers.insert(&date_name, value);
         }
@@ -309,7 +322,7 @@ fn canonical_hash(
     headers: &[(&HeaderName, &[u8])],
     payload: &str,
 ) -> String {
-    let encode = |bytes: &[u8]| percent_encode(bytes, api::ENCODED).to_string();
+    let encode = |bytes: &[u8]| percent_encode(bytes, ENCODED).to_string();
     // Decoded as a whole and then split, as the SDKs do: an encoded slash separates segments like any other.
     let decoded: Cow<'_, [u8]> = percent_decode_str(path).into();
     let mut path = decoded.split(|byte| *byte == b'/').map(encode).collect::<Vec<_>>().join("/");

@@ -5,13 +5,14 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::vec::IntoIter;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::api::answer::{HEAD, TAIL, merged_length};
+use crate::api::envelope::Envelope;
 use crate::cache::Entry;
 
 /// The most bytes of a body that is merged at once, and of a chunk of a larger one.
@@ -21,22 +22,23 @@ pub(super) const CHUNK: usize = 64 << 10;
 pub(super) struct ChunkedBody {
     /// Entries with an item.
     entries: IntoIter<Entry>,
+    envelope: Arc<Envelope>,
     remaining: usize,
     has_begun: bool,
 }
 
 impl ChunkedBody {
-    /// The items of `entries`, in their order.
-    pub(super) fn new(entries: impl Iterator<Item = Entry>) -> Self {
+    /// The items of `entries` in `envelope`, in their order.
+    pub(super) fn new(envelope: Arc<Envelope>, entries: impl Iterator<Item = Entry>) -> Self {
         let entries: Vec<Entry> = entries.filter(|entry| entry.text().is_some()).collect();
-        let remaining = merged_length(entries.iter().map(|entry| text(entry).len() + 1).sum());
-        Self { entries: entries.into_iter(), remaining, has_begun: false }
+        let remaining = envelope.merged_length(entries.iter().map(|entry| text(entry).len() + 1).sum());
+        Self { entries: entries.into_iter(), envelope, remaining, has_begun: false }
     }
 
     fn next_chunk(&mut self) -> Bytes {
         let mut chunk = Vec::with_capacity(self.remaining.min(CHUNK));
         if !std::mem::replace(&mut self.has_begun, true) {
-            chunk.extend_from_slice(HEAD);
+            chunk.extend_from_slice(self.envelope.head());
         }
         // A comma goes with the item before it.
         while let Some(entry) = self.entries.as_slice().first() {
@@ -45,7 +47,8 @@ impl ChunkedBody {
             }
             chunk.extend_from_slice(text(entry));
             self.entries.next();
-            chunk.extend_from_slice(if self.entries.as_slice().is_empty() { TAIL } else { b"," });
+            let is_last = self.entries.as_slice().is_empty();
+            chunk.extend_from_slice(if is_last { self.envelope.tail() } else { b"," });
         }
         self.remaining = self.remaining.saturating_sub(chunk.len());
         Bytes::from(chunk)
@@ -82,7 +85,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::api::answer::merge;
     use crate::cache::freshness::Deadlines;
     use crate::clock::Clock;
 
@@ -90,21 +92,22 @@ mod tests {
         #[test]
         fn the_chunks_are_the_body_that_is_merged_at_once(lengths in proptest::collection::vec(1_usize..100_000, 1..12)) {
             let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(1));
+            let envelope = Arc::new(Envelope::of(&crate::api::BatchApi::preset("huawei-osm").unwrap()).unwrap());
             let texts: Vec<String> = lengths.iter().map(|length| "x".repeat(*length)).collect();
-            let mut body = ChunkedBody::new(texts.iter().map(|text| Entry::new(Some(text), deadlines)));
+            let mut body = ChunkedBody::new(Arc::clone(&envelope), texts.iter().map(|text| Entry::new(Some(text), deadlines)));
             let mut whole = Vec::new();
             let mut remaining = body.size_hint().exact().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             while !body.is_end_stream() {
                 let chunk = runtime.block_on(body.frame()).unwrap().unwrap().into_data().unwrap();
-                prop_assert!(!chunk.is_empty() && chunk.len() <= CHUNK.max(100_000) + HEAD.len() + TAIL.len());
+                prop_assert!(!chunk.is_empty() && chunk.len() <= CHUNK.max(100_000) + envelope.merged_length(0));
                 remaining -= chunk.len() as u64;
                 prop_assert_eq!(body.size_hint().exact(), Some(remaining));
                 whole.extend_from_slice(&chunk);
             }
             prop_assert!(runtime.block_on(body.frame()).is_none());
             prop_assert_eq!(remaining, 0);
-            prop_assert_eq!(&whole[..], &merge(texts.iter().map(|text| text.as_bytes()))[..]);
+            prop_assert_eq!(&whole[..], &envelope.merge(texts.iter().map(|text| text.as_bytes()))[..]);
         }
     }
 }

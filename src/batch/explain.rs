@@ -3,14 +3,13 @@
 
 use http::header::HOST;
 use http::request::Parts;
-use http::{HeaderValue, Method, Uri};
+use http::{HeaderValue, Uri};
 use serde_json::{Value, json};
 
 use super::{BatchRoute, CacheRequirements, distinct, respond};
-use crate::api;
 use crate::api::answer::url_of;
 use crate::api::id;
-use crate::api::request::{Batch, Form};
+use crate::api::request::{Batch, Form, Id, NotABatch};
 use crate::auth::{AuthError, Bypass, Identity, Key};
 use crate::cache::Entry;
 use crate::cache::freshness::Deadlines;
@@ -34,23 +33,27 @@ struct BatchState<'a> {
 }
 
 impl BatchRoute {
-    /// Explains a batch with the query and headers of `head`, whatever its path, and this body.
+    /// Explains a batch with the query and headers of `head`, and this body. Its path is that of the API, unless that has captures.
     pub fn explain(&self, mut head: Parts, body: &[u8]) -> Value {
         let query = head.uri.query().filter(|query| !query.is_empty());
-        let target = query.map_or_else(|| api::PATH.to_owned(), |query| format!("{}?{query}", api::PATH));
-        // Never fails: the path is one, and the query was one.
-        head.uri = target.parse().unwrap_or_else(|_| Uri::from_static(api::PATH));
-        head.method = Method::GET;
+        if !self.api.path.has_captures() {
+            let target = query.map_or_else(|| self.api.path.to_string(), |query| format!("{}?{query}", self.api.path));
+            // Never fails: the path is one, and the query was one.
+            head.uri = target.parse().unwrap_or_else(|_| Uri::from_static("/"));
+        }
+        head.method = self.api.method.clone();
         let (identity, is_known) = match self.known(&mut head, body) {
             Ok(known) => known,
             Err(AuthError::Bypass(reason)) => return bypass(reason, reason.meaning()),
             Err(AuthError::Unverified(fault)) => return bypass(Bypass::Signature, fault.message()),
             Err(AuthError::NamedByConnection) => return error(Error::NamedByConnection),
         };
-        let Ok(batch) = Batch::read(head.uri.query(), &head.headers, body) else {
-            return bypass(Bypass::Unreadable, Bypass::Unreadable.meaning());
+        let batch = match Batch::read(&self.api, head.uri.query(), &head.headers, body) {
+            Ok(batch) => batch,
+            Err(NotABatch::Unreadable) => return bypass(Bypass::Unreadable, Bypass::Unreadable.meaning()),
+            Err(NotABatch::Condition) => return bypass(Bypass::Condition, Bypass::Condition.meaning()),
         };
-        let scope = self.callers.scope(&identity, &head.headers).of_group(&batch.group);
+        let scope = self.callers.scope(&identity, (&head.headers).into(), &head.uri).of_batch(&batch);
         let Some(ids) = distinct(&batch, scope, self.config.limits.batch_ids) else {
             return error(self.too_many_ids(&batch));
         };
@@ -58,7 +61,7 @@ impl BatchRoute {
         let directives = self.directives((&head.headers).into());
         let client = CacheRequirements::from(&directives);
         let must_revalidate = self.callers.must_revalidate(&identity, now);
-        let names: Vec<&str> = ids.iter().map(|(id, _)| *id).collect();
+        let names: Vec<&Id<'_>> = ids.iter().map(|(id, _)| *id).collect();
         let rejection = self.fetch.why_no_call(&identity, &names);
         let state = BatchState {
             rejection: rejection.map(|rejection| rejection.error),
@@ -70,15 +73,15 @@ impl BatchRoute {
         };
         // A remembered refusal is the answer to a batch of its id alone.
         let refused = match ids.as_slice() {
-            [(id, key)] => self.cache.refusals.look_up(*key, id, &state.marks, now),
+            [(id, key)] => self.cache.refusals.look_up(*key, &id.name, &state.marks, now),
             _ => None,
         };
         let refused = refused.filter(|refusal| client.allow_refusal(&refusal.deadlines, now));
         let refused = refused.as_ref().map(|refusal| &refusal.deadlines);
 
         let mut tally = Tally::default();
-        let id_now = |(id, key): &(&str, Key)| {
-            let (id_now, result) = self.id_now(id, *key, refused, &state);
+        let id_now = |(id, key): &(&Id<'_>, Key)| {
+            let (id_now, result) = self.id_now(&id.name, *key, refused, &state);
             tally.add(result);
             id_now
         };
@@ -99,14 +102,16 @@ impl BatchRoute {
             "form": match batch.form {
                 Form::Repeated => "repeated",
                 Form::Comma => "comma",
+                Form::Brackets => "brackets",
                 Form::Body => "body",
             },
             "caller": self.caller_now(&identity, is_known, now),
             "calls_refused": state.rejection.map(Error::message),
             "ids": ids,
         }));
-        if let (Some(group), Some(explanation)) = (batch.group.to_json(), explanation.as_object_mut()) {
-            explanation.insert(api::GROUP.to_owned(), group);
+        let group = self.api.group.as_deref().zip(batch.group.to_json());
+        if let (Some((name, group)), Some(explanation)) = (group, explanation.as_object_mut()) {
+            explanation.insert(name.to_owned(), group);
         }
         explanation
     }
@@ -162,7 +167,7 @@ impl BatchRoute {
         let serves = entry.as_ref().is_some_and(|entry| state.requirements.allow(entry.deadlines(), now));
         let floor = millis(self.config.freshness.min_remaining);
         let is_past_floor = |deadlines: &Deadlines| deadlines.life_left(now).is_some_and(|left| left <= floor);
-        let entry_state = match entry.as_ref().map(|entry| (entry.deadlines(), entry.text().is_some())) {
+        let entry_state = match entry.as_ref().map(|entry| (entry.deadlines(), !entry.is_absent())) {
             _ if is_purged => "purged",
             Some((deadlines, has_link)) if deadlines.fresh_left(now).is_some() => {
                 if has_link {
@@ -184,6 +189,7 @@ impl BatchRoute {
         };
         let refresh_ahead = serves && entry.as_ref().is_some_and(|entry| self.is_ageing(entry, key, now));
         let text = entry.as_ref().and_then(Entry::text);
+        let link = text.and_then(|text| url_of(&self.api, std::str::from_utf8(text).ok()?));
         let deadlines = entry.as_ref().map(Entry::deadlines);
         let fresh = refused.or(deadlines);
         let fresh_left = fresh.and_then(|deadlines| deadlines.fresh_left(now));
@@ -199,7 +205,7 @@ impl BatchRoute {
             "in_flight": in_flight,
             // If it is affordable.
             "refresh_ahead": refresh_ahead.then_some(true),
-            "link": text.and_then(url_of).map(|url| masked(&url)),
+            "link": link.map(|url| masked(&url)),
             // Since the call was sent.
             "age_seconds": fresh.map(|deadlines| seconds(deadlines.age(now))),
             "fresh_until": fresh_left.map(|left| until(now, left)),

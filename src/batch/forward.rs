@@ -1,16 +1,19 @@
 //! Batches that are forwarded: untouched, because sidelink may not answer them; or after their calls failed.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::EXPECT;
+use http::header::{CONTENT_TYPE, EXPECT};
 use http::request::Parts;
 use http::{Request, StatusCode, Uri};
 use tokio::time::timeout_at;
 
+use super::respond::{self, Summary};
 use super::slots::Slots;
-use super::{BatchRoute, distinct, respond};
+use super::{BatchRoute, distinct};
 use crate::api::answer;
+use crate::api::envelope::Envelope;
 use crate::api::request::Batch;
 use crate::auth::Bypass;
 use crate::error::{Error, NoAnswer};
@@ -18,6 +21,7 @@ use crate::fetch::{Cause, Failure, FetchContext, FetchResult, KeyedId};
 use crate::message::body::{BodyError, whole};
 use crate::message::reply::Reply;
 use crate::telemetry::log::events;
+use crate::telemetry::metrics::Refetch;
 use crate::telemetry::trace::RequestSpan;
 
 impl BatchRoute {
@@ -46,7 +50,9 @@ impl BatchRoute {
 
     /// The reply to a batch whose calls failed, where it is not the failure itself:
     /// - an answer that cannot be matched, to a call that carried other ids too: the batch is fetched whole;
-    /// - a refusal, to a batch that came with cookies, which calls do not carry: the batch is forwarded with them.
+    /// - a refusal, to a batch that came with cookies, which calls do not carry: the batch is forwarded with them;
+    /// - an error that is about the ids of a call which carried only a part of the batch: the endpoint may answer the whole
+    ///   batch otherwise, so it is forwarded.
     pub(super) async fn forward_failed(
         &self,
         failure: &Failure,
@@ -55,7 +61,7 @@ impl BatchRoute {
         context: &Arc<FetchContext>,
         slots: &mut Slots,
     ) -> Option<Reply> {
-        let batch = Batch::read(parts.uri.query(), &parts.headers, body).ok()?;
+        let batch = Batch::read(&self.api, parts.uri.query(), &parts.headers, body).ok()?;
         let fits = self.fits_one_call(&batch, &parts.uri);
         match &failure.cause {
             Cause::Unmatched(_) if !failure.of_several_batches && failure.ids == slots.slots.len() => {
@@ -73,8 +79,50 @@ impl BatchRoute {
             Cause::Answer(answer) if fits && context.has_cookies && is_refusal(answer.status) => {
                 Some(self.forward_with_cookies(parts, body, context, slots).await)
             }
+            Cause::Answer(answer) if fits && is_about_ids(answer.status) => {
+                let is_whole = failure.ids >= slots.slots.len() && slots.entries().next().is_none();
+                if is_whole || !self.fetch.affords_extra() {
+                    return None;
+                }
+                self.metrics.refetched.of(Refetch::Part).inc_by(slots.slots.len() as u64);
+                Some(self.forward_as_written(parts, body, Bypass::Part, context, slots).await)
+            }
             _ => None,
         }
+    }
+
+    /// Fetches all ids of a batch by calls of its own, since the items that it has came in envelopes that differ. Where the new ones
+    /// still do, as those of several calls may, all items are passed on in the envelope of the first.
+    pub(super) async fn fetch_anew(
+        &self,
+        parts: &Parts,
+        body: &Bytes,
+        context: &Arc<FetchContext>,
+        slots: &mut Slots,
+    ) -> Reply {
+        let Ok(batch) = Batch::read(&self.api, parts.uri.query(), &parts.headers, body) else {
+            return respond::error(Error::NoAnswer(NoAnswer::Lost));
+        };
+        let Some(ids) = self.keyed(&batch, context) else { return respond::error(self.too_many_ids(&batch)) };
+        self.metrics.refetched.of(Refetch::Envelope).inc_by(slots.entries().count() as u64);
+        slots.clear();
+        let results = match self.fetch.fetch_separately(context, &ids, true).await {
+            Ok(results) => results,
+            Err(error) => return respond::error(error),
+        };
+        let fetched = slots.take(results, &context.trace);
+        if let Some(failure) = &fetched.failure {
+            return respond::failure(failure);
+        }
+        let now = self.clock.now();
+        let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
+        self.merged(entries, &summary, &fetched, 0, batch.form, now)
+    }
+
+    /// The distinct ids of a batch, with their keys; `None` if there are too many.
+    fn keyed(&self, batch: &Batch<'_>, context: &FetchContext) -> Option<Vec<KeyedId>> {
+        let ids = distinct(batch, context.scope, self.config.limits.batch_ids)?;
+        Some(ids.into_iter().map(|(id, key)| KeyedId::new(id, key)).collect())
     }
 
     /// Forwards a batch with its cookies, since a call without them was refused. The answer decides whether the endpoint
@@ -116,7 +164,7 @@ impl BatchRoute {
         let limits = &self.config.upstream;
         let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
         let ids = batch.ids.len();
-        ids == 1 || (ids <= limits.ids_per_call && target <= limits.uri_bytes)
+        ids == 1 || (ids <= limits.ids_per_call.min(self.api.ids_per_call) && target <= limits.uri_bytes)
     }
 
     /// Fetches a batch that is too large to be forwarded as it was written, and one of whose answers has an item that matches
@@ -124,46 +172,63 @@ impl BatchRoute {
     /// stored.
     async fn fetch_whole(&self, batch: &Batch<'_>, context: &Arc<FetchContext>, slots: &mut Slots) -> Reply {
         self.count_bypass(Bypass::Unmatched);
-        let Some(ids) = distinct(batch, context.scope, self.config.limits.batch_ids) else {
-            return respond::error(self.too_many_ids(batch));
-        };
-        let ids: Vec<KeyedId> = ids.iter().map(|(id, key)| KeyedId { id: Box::from(*id), key: *key }).collect();
+        let Some(ids) = self.keyed(batch, context) else { return respond::error(self.too_many_ids(batch)) };
         let results = match self.fetch.fetch_separately(context, &ids, false).await {
             Ok(results) => results,
             Err(error) => return respond::error(error),
         };
-        match items(&results) {
-            Ok(items) => {
+        match self.items(&results) {
+            Ok((items, envelope)) => {
+                let own = self.template.1.as_deref();
+                let Some(envelope) = own.or(envelope.as_ref()) else {
+                    return respond::error(Error::NoAnswer(NoAnswer::Unreadable));
+                };
                 slots.count_fetched();
                 let request_id = results.first().and_then(|result| result.request_id.clone());
-                respond::unmatched(items.into_iter(), request_id, &self.template)
+                respond::unmatched(items.iter().map(|item| &**item), envelope, request_id, &self.template)
             }
             // A part of the batch, in a coding that cannot be undone: passed on, it would look like the whole.
             Err(failure) if failure.is_coded() => respond::error(Error::NoAnswer(NoAnswer::Unreadable)),
             Err(failure) => respond::failure(failure),
         }
     }
+
+    /// The items that calls have brought, in the order of the calls, and the envelope of the first.
+    fn items<'r>(&self, results: &'r [FetchResult]) -> Result<(Items<'r>, Option<Envelope>), &'r Failure> {
+        let (mut items, mut envelope) = (Vec::with_capacity(results.len()), None);
+        let mut last: Option<&Arc<Failure>> = None;
+        for result in results {
+            match &result.entry {
+                Ok(entry) => {
+                    items.extend(entry.text().map(Cow::Borrowed));
+                    envelope = envelope.or_else(|| entry.envelope().map(|envelope| (**envelope).clone()));
+                }
+                Err(failure) => match &failure.cause {
+                    // Of the same call as the id before.
+                    Cause::Unmatched(_) if last.is_some_and(|last| Arc::ptr_eq(last, failure)) => {}
+                    Cause::Unmatched(answer) if !answer.is_coded() => {
+                        let read = answer::items(&self.api, &answer.body, answer.headers.get(CONTENT_TYPE));
+                        if let Some((texts, around)) = read {
+                            items.extend(texts.into_iter().map(|text| Cow::Owned(text.into_string().into_bytes())));
+                            envelope = envelope.or(Some(around));
+                        }
+                        last = Some(failure);
+                    }
+                    _ => return Err(failure),
+                },
+            }
+        }
+        Ok((items, envelope))
+    }
 }
 
-/// The items that calls have brought, in the order of the calls.
-fn items(results: &[FetchResult]) -> Result<Vec<&[u8]>, &Failure> {
-    let mut items: Vec<&[u8]> = Vec::with_capacity(results.len());
-    let mut last: Option<&Arc<Failure>> = None;
-    for result in results {
-        match &result.entry {
-            Ok(entry) => items.extend(entry.text()),
-            Err(failure) => match &failure.cause {
-                // Of the same call as the id before.
-                Cause::Unmatched(_) if last.is_some_and(|last| Arc::ptr_eq(last, failure)) => {}
-                Cause::Unmatched(answer) if !answer.is_coded() => {
-                    items.extend(answer::items(&answer.body).into_iter().flatten());
-                    last = Some(failure);
-                }
-                _ => return Err(failure),
-            },
-        }
-    }
-    Ok(items)
+/// The texts of items.
+type Items<'r> = Vec<Cow<'r, [u8]>>;
+
+/// Whether an answer of this status is an error that concerns the ids of its call: neither the caller as a whole, nor the endpoint's
+/// health, nor its pace.
+fn is_about_ids(status: StatusCode) -> bool {
+    status == StatusCode::OK || (status.is_client_error() && !matches!(status.as_u16(), 401 | 408 | 429))
 }
 
 fn is_refusal(status: StatusCode) -> bool {

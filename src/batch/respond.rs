@@ -1,6 +1,7 @@
 //! Replies of the batch route: bodies, and the headers that say how a reply came about (RFC 9111, RFC 9211).
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, VARY, VIA};
@@ -8,8 +9,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 
 use super::chunked_body::{CHUNK, ChunkedBody};
 use super::{BatchRoute, Fetched};
-use crate::api;
-use crate::api::answer::{merge, merge_sized, merged_length};
+use crate::api::envelope::Envelope;
 use crate::api::request::Form;
 use crate::auth::{Bypass, Callers};
 use crate::cache::Entry;
@@ -20,7 +20,7 @@ use crate::error::{Error, NoAnswer};
 use crate::fetch::{Cause, Failure};
 use crate::limits::pause::Rejection;
 use crate::message::body::{Body, stream, whole};
-use crate::message::headers::{VIA_HTTP_11, add_via, request_id, strip_hop_by_hop};
+use crate::message::headers::{REQUEST_ID, VIA_HTTP_11, add_via, request_id, strip_hop_by_hop};
 use crate::message::reply::Reply;
 use crate::telemetry::metrics::{IdResult, Metrics, Outcome, Tally};
 
@@ -41,17 +41,20 @@ pub(super) struct Summary {
     fresh_left: u64,
     /// Whether all entries are stored.
     stored: bool,
+    /// Whether an item says in how many seconds its link expires, so that it is answered with what is left.
+    has_spans: bool,
 }
 
 impl Summary {
     pub(super) fn new() -> Self {
-        Self { items: 0, fresh_left: u64::MAX, stored: true }
+        Self { items: 0, fresh_left: u64::MAX, stored: true, has_spans: false }
     }
 
     pub(super) fn add(&mut self, entry: &Entry, now: Moment) {
         self.items += entry.text().map_or(0, |text| text.len() + 1);
         self.fresh_left = self.fresh_left.min(entry.deadlines().fresh_left(now).unwrap_or(0));
         self.stored &= entry.deadlines().is_stored();
+        self.has_spans |= entry.has_spans();
     }
 
     pub(super) fn of<'l>(entries: impl Iterator<Item = (&'l Entry, IdResult)>, now: Moment) -> Self {
@@ -63,32 +66,45 @@ impl Summary {
 }
 
 /// The body. Its length is exact, so hyper sends a Content-Length.
-fn body<'l>(entries: impl Iterator<Item = (&'l Entry, IdResult)>, items: usize) -> Body {
-    let length = merged_length(items);
+fn body<'l>(envelope: &Arc<Envelope>, entries: impl Iterator<Item = (&'l Entry, IdResult)>, items: usize) -> Body {
+    let length = envelope.merged_length(items);
     if length > CHUNK {
-        return stream(ChunkedBody::new(entries.map(|(entry, _)| entry.clone())));
+        return stream(ChunkedBody::new(Arc::clone(envelope), entries.map(|(entry, _)| entry.clone())));
     }
-    whole(merge_sized(entries.filter_map(|(entry, _)| entry.text()), length))
+    whole(envelope.merge_sized(entries.filter_map(|(entry, _)| entry.text()), length))
 }
 
-/// The headers of a hit. A map is copied in less time than it is filled; the values that differ are inserted.
-pub(super) struct HeaderTemplate(HeaderMap);
+/// Whether entries that came with their envelopes have one in common, so that one answer can be made of them.
+pub(super) fn have_one_envelope<'l>(mut entries: impl Iterator<Item = &'l Entry>) -> bool {
+    let Some(first) = entries.next() else { return true };
+    let first = first.envelope();
+    entries.all(|entry| match (first, entry.envelope()) {
+        (Some(first), Some(other)) => Arc::ptr_eq(first, other) || first == other,
+        (None, None) => true,
+        _ => false,
+    })
+}
+
+/// The headers of a hit, and the envelope that its API names, if it names one. A map is copied in less time than it is filled; the
+/// values that differ are inserted.
+pub(super) struct HeaderTemplate(HeaderMap, pub(super) Option<Arc<Envelope>>);
 
 impl HeaderTemplate {
     pub(super) fn new(callers: &Callers) -> Self {
-        Self(HeaderMap::from_iter([
+        let headers = HeaderMap::from_iter([
             (CONTENT_TYPE, HeaderValue::from_static("application/json")),
             (CACHE_CONTROL, HeaderValue::from_static("no-store")),
             (CACHE_STATUS, HeaderValue::from_static(HIT)),
             (VARY, callers.vary.clone()),
-            (api::REQUEST_ID, HeaderValue::from_static("")),
+            (REQUEST_ID, HeaderValue::from_static("")),
             (VIA, HeaderValue::from_static(VIA_HTTP_11)),
-        ]))
+        ]);
+        Self(headers, Envelope::of(callers.api()).map(Arc::new))
     }
 }
 
 impl BatchRoute {
-    /// Merges the entries of a batch into one reply; `from_memory` of them were found by the first look-up.
+    /// Merges the entries of a batch, which have one envelope, into one reply; `from_memory` of them were found by the first look-up.
     pub(super) fn merged<'l>(
         &self,
         entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone,
@@ -98,11 +114,41 @@ impl BatchRoute {
         form: Form,
         now: Moment,
     ) -> Reply {
-        let body = body(entries.clone(), summary.items);
+        if !summary.has_spans {
+            return self.merged_as_kept(entries, summary, fetched, from_memory, form, now);
+        }
+        // What the batch's own call brought is answered as it came.
+        let rewritten: Vec<(Entry, IdResult)> = entries
+            .map(|(entry, result)| match result {
+                IdResult::Fetched => (entry.clone(), result),
+                _ => (entry.as_of(now), result),
+            })
+            .collect();
+        let entries = rewritten.iter().map(|(entry, result)| (entry, *result));
+        let summary = Summary::of(entries.clone(), now);
+        self.merged_as_kept(entries, &summary, fetched, from_memory, form, now)
+    }
+
+    fn merged_as_kept<'l>(
+        &self,
+        entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone,
+        summary: &Summary,
+        fetched: &Fetched,
+        from_memory: usize,
+        form: Form,
+        now: Moment,
+    ) -> Reply {
+        let own = self.template.1.as_ref();
+        let kept = entries.clone().next().and_then(|(entry, _)| entry.envelope());
+        let Some(envelope) = kept.or(own) else { return error(Error::NoAnswer(NoAnswer::Lost)) };
+        let body = body(envelope, entries.clone(), summary.items);
         let tally = observe(entries, &self.metrics, now);
         let is_stale = tally.count(IdResult::Stale) > 0;
         let max_age = (summary.stored && !is_stale).then_some(summary.fresh_left);
         let mut reply = self.reply(body, tally, cache_control(max_age, form == Form::Body), fetched.request_id.clone());
+        if let Some(kept) = kept {
+            set(reply.response.headers_mut(), &CONTENT_TYPE, kept.media_type().clone());
+        }
         if reply.info.outcome != Outcome::Hit || tally.count(IdResult::Shared) > 0 {
             let status = cache_status(&tally, summary, fetched, from_memory);
             set(reply.response.headers_mut(), &CACHE_STATUS, status);
@@ -114,7 +160,11 @@ impl BatchRoute {
     pub(super) fn repeated(&self, answer: &WholeAnswer, now: Moment) -> Reply {
         self.metrics.link_life_left.observe_each(answer.lives_left(now));
         let cache_control = cache_control(Some(answer.fresh_left(now)), answer.is_body());
-        self.reply(whole(answer.body().clone()), answer.tally(), cache_control, None)
+        let mut reply = self.reply(whole(answer.body().clone()), answer.tally(), cache_control, None);
+        if let Some(kept) = answer.envelope() {
+            set(reply.response.headers_mut(), &CONTENT_TYPE, kept.media_type().clone());
+        }
+        reply
     }
 
     /// A reply with the headers of a hit. (The values are replaced one by one: `insert` would grow the map.)
@@ -123,7 +173,7 @@ impl BatchRoute {
         let headers = response.headers_mut();
         *headers = self.template.0.clone();
         set(headers, &CACHE_CONTROL, cache_control);
-        set(headers, &api::REQUEST_ID, id.unwrap_or_else(request_id));
+        set(headers, &REQUEST_ID, id.unwrap_or_else(request_id));
         let mut reply = Reply::new(response, outcome(&tally));
         reply.info.tally = tally;
         reply
@@ -243,12 +293,14 @@ pub(super) fn refused(refusal: &Refusal) -> Reply {
 /// Passes on the items of all calls for a batch that could not be matched, in the order of the calls.
 pub(super) fn unmatched<'a>(
     items: impl Iterator<Item = &'a [u8]> + Clone,
+    envelope: &Envelope,
     upstream_request_id: Option<HeaderValue>,
     template: &HeaderTemplate,
 ) -> Reply {
-    let body = merge(items);
+    let body = envelope.merge(items);
     let mut headers = template.0.clone();
-    headers.insert(api::REQUEST_ID, upstream_request_id.unwrap_or_else(request_id));
+    headers.insert(CONTENT_TYPE, envelope.media_type().clone());
+    headers.insert(REQUEST_ID, upstream_request_id.unwrap_or_else(request_id));
     headers.remove(CACHE_STATUS);
     let mut response = Response::new(whole(body));
     *response.headers_mut() = headers;

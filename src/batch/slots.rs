@@ -51,6 +51,11 @@ impl Slots {
         self.missing_mut().for_each(|slot| slot.result = IdResult::Fetched);
     }
 
+    /// Takes back all entries, so that all ids are missing.
+    pub(super) fn clear(&mut self) {
+        self.slots.iter_mut().for_each(|slot| (slot.entry, slot.result) = (None, IdResult::Failed));
+    }
+
     /// Takes the results of the missing ids, in their order.
     pub(super) fn take(&mut self, results: Vec<FetchResult>, trace: &RequestSpan) -> Fetched {
         let mut fetched = Fetched::default();

@@ -27,7 +27,7 @@ use moka::Expiry;
 use moka::sync;
 
 use super::{Cache, Entry};
-use crate::api::answer::merge;
+use crate::api::envelope::Envelope;
 use crate::auth::{Identity, Key, KeyHasher, Scope};
 use crate::clock::Moment;
 use crate::config::CacheConfig;
@@ -100,6 +100,8 @@ pub(crate) struct WholeAnswer {
     /// When the first of its entries stops being fresh.
     fresh_until: Moment,
     body: Bytes,
+    /// Its envelope, if that came with its entries.
+    envelope: Option<Arc<Envelope>>,
     tally: Tally,
     /// The keys of its entries.
     keys: Box<[Key]>,
@@ -109,19 +111,24 @@ pub(crate) struct WholeAnswer {
 }
 
 impl WholeAnswer {
-    /// The answer of `entries`, one for each id of the batch in the order asked, which were looked up at `revision` and are
-    /// fresh. `None` if it is too long to be stored, or if an entry is due for a refresh.
+    /// The answer of `entries`, one for each id of the batch in the order asked, which were looked up at `revision`, are fresh and have
+    /// one envelope; `own` is that of their API, if it names one. `None` if the answer is too long to be stored, or if an entry is due
+    /// for a refresh or has to be rewritten.
     pub(crate) fn new<'e>(
         written: &Written<'_>,
         revision: Revision,
         entries: impl Iterator<Item = (&'e Entry, Key)> + Clone,
+        own: Option<&Envelope>,
         now: Moment,
     ) -> Option<Self> {
         let (mut tally, mut bytes, mut expiries) = (Tally::default(), written.text.len(), Vec::new());
         let [mut usable_until, mut fresh_until] = [Moment::NEVER; 2];
         for (entry, key) in entries.clone() {
             let (text, deadlines) = (entry.text(), entry.deadlines());
-            tally.add(if text.is_some() { IdResult::Hit } else { IdResult::Absent });
+            if entry.has_spans() {
+                return None;
+            }
+            tally.add(if entry.is_absent() { IdResult::Absent } else { IdResult::Hit });
             bytes += text.map_or(0, <[u8]>::len);
             fresh_until = fresh_until.min(deadlines.fresh_until());
             usable_until = usable_until.min(deadlines.ageing_from(key.spread()));
@@ -131,6 +138,8 @@ impl WholeAnswer {
             return None;
         }
         expiries.sort_unstable();
+        let envelope = entries.clone().next().and_then(|(entry, _)| entry.envelope()).cloned();
+        let body = envelope.as_deref().or(own)?.merge(entries.clone().filter_map(|(entry, _)| entry.text()));
         Some(Self {
             scope: written.scope,
             written: written.text.into(),
@@ -138,8 +147,9 @@ impl WholeAnswer {
             revision,
             usable_until,
             fresh_until,
-            keys: entries.clone().map(|(_, key)| key).collect(),
-            body: merge(entries.filter_map(|(entry, _)| entry.text())),
+            keys: entries.map(|(_, key)| key).collect(),
+            body,
+            envelope,
             tally,
             expiries: expiries.into(),
             uses: AtomicU32::new(0),
@@ -163,6 +173,11 @@ impl WholeAnswer {
     /// The body.
     pub(crate) fn body(&self) -> &Bytes {
         &self.body
+    }
+
+    /// Its envelope, if that came with its entries.
+    pub(crate) fn envelope(&self) -> Option<&Envelope> {
+        self.envelope.as_deref()
     }
 
     /// Milliseconds until the first of its entries stops being fresh.
@@ -226,7 +241,7 @@ pub(super) fn capacity(all: u64) -> u64 {
 }
 
 /// The whole answers of one configuration, bounded by bytes.
-pub(crate) struct WholeAnswers {
+pub struct WholeAnswers {
     stored: sync::Cache<u64, Stored, BuildHasherDefault<KeyHasher>>,
     /// Hashes of requests that came once. Most batches never come again, and storing their answers would cost more than it saves.
     seen: Box<[AtomicU32]>,

@@ -16,11 +16,14 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use http::header::{AGE, DATE, EXPIRES};
 
+use crate::api::answer::AnswerItem;
+use crate::api::expiry::StatedExpiry;
 use crate::clock::{Moment, millis};
 use crate::config;
 use crate::message::cache_control::Directives;
 pub use crate::telemetry::metrics::Reason;
 
+use expiry::Validity;
 pub use expiry::{Expiry, expiry};
 
 /// Until when an entry is fresh, and until when it is usable.
@@ -220,19 +223,33 @@ fn single<'h>(headers: &'h HeaderMap, name: &http::HeaderName) -> Option<&'h str
 /// An expiry further away than this counts as misread.
 const TEN_YEARS: u64 = 3653 * 24 * 3600 * 1000;
 
-/// Computes the deadlines of a new link, `url`, which `source` brought. They are stored with the link; whether it is served at a
+/// Computes the deadlines of a new item with a link, which `source` brought. They are stored with the link; whether it is served at a
 /// later moment is decided then, by `fetch::CacheRequirements::allow`.
 ///
 /// # Errors
 /// Why the link is passed on and not stored.
-pub fn judge(url: Option<&str>, source: &AnswerFreshness, config: &config::Freshness) -> Result<Deadlines, Reason> {
+pub fn judge(item: &AnswerItem, source: &AnswerFreshness, config: &config::Freshness) -> Result<Deadlines, Reason> {
     if source.forbids_storing(config) {
         return Err(Reason::NoStore);
     }
-    let Some(Ok(validity)) = url.map(expiry::read) else { return Err(Reason::Unreadable) };
+    let by_url = item.url.as_deref().filter(|_| item.url_expires).map(expiry::read);
+    let validity = match by_url {
+        Some(validity) => validity.map_err(|_| Reason::Unreadable)?,
+        None if item.url.is_none() || item.url_expires => return Err(Reason::Unreadable),
+        None => Validity::default(),
+    };
     let now = source.now.max(validity.start.unwrap_or(0));
-    let life = validity.expiry.map(|(first, _)| first.saturating_sub(now));
-    let is_too_far = validity.expiry.is_some_and(|(_, last)| last.saturating_sub(source.now) > TEN_YEARS);
+    let mut life = validity.expiry.map(|(first, _)| first.saturating_sub(now));
+    let mut is_too_far = validity.expiry.is_some_and(|(_, last)| last.saturating_sub(source.now) > TEN_YEARS);
+    for expiry in &item.expiries {
+        let by_field = match expiry {
+            StatedExpiry::At(at) => at.saturating_sub(now),
+            StatedExpiry::In { seconds, .. } => seconds.saturating_sub(source.age).saturating_mul(1000),
+            StatedExpiry::Unreadable => return Err(Reason::Unreadable),
+        };
+        is_too_far |= by_field > TEN_YEARS;
+        life = Some(life.map_or(by_field, |life| life.min(by_field)));
+    }
     if is_too_far || (validity.may_be_signing_time && life == Some(0)) {
         return Err(Reason::Unreadable);
     }

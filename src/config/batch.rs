@@ -39,6 +39,8 @@ section! {
         pub path: PathPattern = PathPattern::default(), path_pattern().required("/{repo..}/info/lfs/objects/batch");
         /// The query parameter, or the member of a body's object, that names a group of ids: a purge may name the group.
         pub group: Option<Box<str>> = None, string_that("a name", is_name).optional("group_id");
+        /// The most characters of a group's name.
+        pub group_chars: usize = 256, count(1..=65_536);
         /// The only other query parameters, or members of a body's object, that a batch may have; without this key any, as part of the scope.
         pub parameters: Option<Vec<Box<str>>> = None, strings(None).optional(toml::Value::Array(vec!["group_id".into()]));
         /// Values that a body must have, by JSON Pointer; other requests are forwarded untouched.

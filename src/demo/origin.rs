@@ -8,6 +8,7 @@
 
 mod batch;
 mod connections;
+pub mod interface;
 mod links;
 mod options;
 mod other_routes;
@@ -37,10 +38,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api;
 use crate::api::request::Form;
 use crate::clock::Clock;
 use crate::message::body::{Body, whole};
+use crate::message::headers::REQUEST_ID;
 use connections::OriginConnection;
 
 pub use connections::Loss;
@@ -226,7 +227,7 @@ impl Origin {
         };
         let now = (self.0.clock.now().unix_millis() / 1000).saturating_add_signed(options.clock_offset);
         let exchange = Exchange { origin: self, parts, options, serial, now };
-        if exchange.parts.method == Method::GET && exchange.parts.uri.path() == api::PATH {
+        if exchange.parts.method == Method::GET && exchange.parts.uri.path() == interface::PATH {
             batch::answer(exchange, body).await
         } else {
             other_routes::answer(&exchange, body).await
@@ -313,7 +314,7 @@ impl Exchange {
     pub(super) fn stamped<B>(&self, mut response: Response<B>) -> Response<B> {
         // Beyond it, formatting panics.
         let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(self.now.min(LAST_DATE)));
-        for (name, value) in [(DATE, date), (api::REQUEST_ID, self.request_id())] {
+        for (name, value) in [(DATE, date), (REQUEST_ID, self.request_id())] {
             if let Ok(value) = HeaderValue::from_str(&value) {
                 response.headers_mut().insert(name, value);
             }

@@ -19,9 +19,9 @@ use rand_distr::{Distribution, Zipf};
 use serde_json::Value;
 use tokio::time::MissedTickBehavior;
 
-use crate::api;
+use super::origin::interface::{self, target};
 use crate::api::id::Group;
-use crate::api::request::{Form, target};
+use crate::api::request::Form;
 use crate::demo::origin::link_is_for;
 
 pub(super) const TOKEN: &str = "demo-token";
@@ -149,7 +149,7 @@ impl Replay {
     /// The reason why the answer is wrong, or why there is none.
     async fn ask(&self, batch: &[String]) -> Result<(), String> {
         let target = target(Form::Repeated, &Group::Named(GROUP.into()), batch.iter().map(String::as_str));
-        let request = Request::get(format!("http://{}{target}", self.address)).header(api::TOKEN, TOKEN);
+        let request = Request::get(format!("http://{}{target}", self.address)).header(interface::TOKEN, TOKEN);
         let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
         let response = self.client.request(request).await.map_err(|error| error.to_string())?;
         let status = response.status();

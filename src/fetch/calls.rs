@@ -8,29 +8,30 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use http::{HeaderValue, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::time::timeout_at;
 use tower::retry::budget::Budget;
 
 use super::flights::{Flight, Flights, InFlightPermit};
 use super::{Cause, EntrySource, Failure, FetchContext, FetchResult, Fetcher, KeyedId};
-use crate::api;
 use crate::api::answer::{self, AnswerItem, ParsedAnswer};
-use crate::api::request::{self, Form};
+use crate::api::envelope::Envelope;
+use crate::api::request::Form;
 use crate::auth::{Identity, Scope};
-use crate::cache::Entry;
 use crate::cache::freshness::{self, AnswerFreshness, Deadlines, Reason};
+use crate::cache::{Entry, ItemDetails};
 use crate::clock::Moment;
-use crate::config::UpstreamConfig;
 use crate::error::{Error, Limit, NoAnswer};
 use crate::limits::pause;
+use crate::message::headers::REQUEST_ID;
 use crate::shared::Stamp;
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::CallResult;
 use crate::telemetry::trace::{CallContext, CallSpan};
 use crate::upstream::{Answer, Call};
 
-/// Ids that may share a call: same caller, group, scope headers and form.
+/// Ids that may share a call: same scope and form.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct QueueKey {
     pub(super) scope: Scope,
@@ -148,7 +149,7 @@ impl Fetcher {
         // After a reload, the fetcher of the batch that came last, with its configuration.
         let fetcher = Arc::clone(queue.pending.back().map_or(self, |last| &last.fetcher));
         while queue.calls < fetcher.config.upstream.calls_per_scope {
-            let pending = take_call(&mut queue.pending, &fetcher.config.upstream, key.form, &mut abandoned);
+            let pending = fetcher.take_call(&mut queue.pending, &mut abandoned);
             if pending.is_empty() {
                 break;
             }
@@ -168,15 +169,10 @@ impl Fetcher {
     }
 
     /// The calls for ids of one batch alone.
-    pub(super) fn separate_calls(
-        self: &Arc<Self>,
-        mut pending: VecDeque<PendingId>,
-        form: Form,
-        store: bool,
-    ) -> Vec<ReadyCall> {
+    pub(super) fn separate_calls(self: &Arc<Self>, mut pending: VecDeque<PendingId>, store: bool) -> Vec<ReadyCall> {
         let mut batches = Vec::new();
         while !pending.is_empty() {
-            let pending = take_call(&mut pending, &self.config.upstream, form, &mut Vec::new());
+            let pending = self.take_call(&mut pending, &mut Vec::new());
             batches.push(ReadyCall { fetcher: Arc::clone(self), queue: None, pending, store });
         }
         batches
@@ -217,7 +213,7 @@ impl Fetcher {
         };
         let names = || ids.iter().map(|id| &*id.id);
         let requests = pending.iter().map(|pending| &pending.context.trace);
-        let span = CallSpan::start(self.upstream.endpoint(), ids.len(), requests);
+        let span = CallSpan::start(self.upstream.endpoint(), self.callers.api(), ids.len(), requests);
         let mut headers = context.headers.clone();
         headers.extend(span.context().as_ref().unwrap_or(&context.trace_context).headers());
         let is_one_batch = pending.iter().all(|pending| {
@@ -225,10 +221,13 @@ impl Fetcher {
             std::ptr::eq(&*pending.context, context) && !is_joined && !pending.background
         });
         let request_id = context.request_id.as_ref().filter(|_| is_one_batch);
-        headers.extend(request_id.map(|id| (api::REQUEST_ID, id.clone())));
+        headers.extend(request_id.map(|id| (REQUEST_ID, id.clone())));
+        let api = self.callers.api();
+        let written = || ids.iter().map(|id| &*id.written);
         let call = Call {
-            target: request::target(context.form, &context.group, names()),
-            body: request::body(context.form, &context.group, names()),
+            method: api.method.clone(),
+            target: context.template.target(written()),
+            body: context.template.body(written()),
             headers,
             signer: context.identity.signer.clone(),
             hops: context.hops,
@@ -236,9 +235,9 @@ impl Fetcher {
             accepted,
             ids: ids.iter().map(|id| id.id.clone()).collect(),
         };
-        let read = |body: &[u8]| {
-            let read = answer::read(body, &names().collect::<Vec<_>>());
-            let has_links = matches!(read, ParsedAnswer::Links(_) | ParsedAnswer::Unmatched);
+        let read = |headers: &HeaderMap, body: &[u8]| {
+            let read = answer::read(api, body, headers.get(CONTENT_TYPE), &names().collect::<Vec<_>>());
+            let has_links = matches!(read, ParsedAnswer::Items { .. } | ParsedAnswer::Unmatched);
             (read, has_links)
         };
         let invalidations = caller_state.invalidations();
@@ -298,7 +297,8 @@ impl Fetcher {
         store: bool,
     ) -> CallReport {
         let mut proof = None;
-        let request_id = answer.headers.get(api::REQUEST_ID).cloned();
+        let request_id = answer.headers.get(REQUEST_ID).cloned();
+        let api = self.callers.api();
         let identity = &context.identity;
         let entries = match answer.status {
             StatusCode::OK => {
@@ -307,10 +307,10 @@ impl Fetcher {
                     self.upstream.cannot_be_read();
                 }
                 match read.unwrap_or(ParsedAnswer::Unmatched) {
-                    ParsedAnswer::Links(items) => {
+                    ParsedAnswer::Items { items, envelope } => {
                         // A call that was sent before an invalidation proves nothing, and stores nothing.
                         let store = self.callers.accept(identity, answer.sent, invalidations) && store;
-                        let mut entries = self.judge_items(&answer, context, ids, items, store);
+                        let mut entries = self.judge_items(&answer, context, ids, (items, envelope.as_ref()), store);
                         self.settle_refusals(answer.sent, identity, ids, &mut entries);
                         if store && identity.caller_state.invalidations() != invalidations {
                             // The caller was invalidated meanwhile, perhaps over these very ids.
@@ -321,10 +321,11 @@ impl Fetcher {
                         Ok(entries)
                     }
                     ParsedAnswer::NoList => {
-                        // Older error codes come with a 200. Only the code of failed validation is documented; any other
-                        // counts as "no permission". An error without a code is not remembered.
-                        let code = answer::error_code(&answer.body);
-                        if code.as_deref() != Some(api::VALIDATION_FAILED) {
+                        // Error codes may come with a 200. One that is not known to be about the request counts as "no
+                        // permission". An error without a code is not remembered.
+                        let code = answer::error_code(api, &answer.body);
+                        let is_known = |code: &str| api.errors.of_request.iter().any(|known| **known == *code);
+                        if !code.as_deref().is_some_and(is_known) {
                             self.forget_refused(&answer, context, ids, store && code.is_some());
                         }
                         Err(Cause::Answer(answer))
@@ -355,7 +356,7 @@ impl Fetcher {
         answer: &Answer,
         context: &FetchContext,
         ids: &[KeyedId],
-        items: Vec<Option<AnswerItem>>,
+        (items, envelope): (Vec<Option<AnswerItem>>, Option<&Arc<Envelope>>),
         store: bool,
     ) -> Vec<Entry> {
         let source = AnswerFreshness::read(&answer.headers, answer.sent);
@@ -364,21 +365,23 @@ impl Fetcher {
         let policy = &self.config.freshness;
         let marks = self.cache.purges().of_group(context.group.name());
         let store = store && self.may_store();
+        // Shared by all items that have no more to say.
+        let plain = ItemDetails::of(None, envelope).map(Arc::new);
         let entry = |id: &KeyedId, item: Option<AnswerItem>| {
             let may_store = store && !marks.cover(&id.id, answer.sent);
             let deadlines = match &item {
-                Some(item) => match freshness::judge(item.url.as_deref(), &source, policy) {
+                Some(item) if !item.is_absent => match freshness::judge(item, &source, policy) {
                     Ok(_) if foreign_vary => Err(Reason::Vary),
                     verdict => verdict,
                 },
-                // An id that was left out, and that may not be remembered as absent.
-                None if source.forbids_storing(policy) || foreign_vary => {
+                // An id without a link, that may not be remembered as absent.
+                _ if source.forbids_storing(policy) || foreign_vary => {
                     if may_store {
                         self.cache.remove(id.key, &context.identity);
                     }
                     Ok(Deadlines::not_stored(answer.sent))
                 }
-                None => Ok(Deadlines::absent(answer.sent, source.absence(policy))),
+                _ => Ok(Deadlines::absent(answer.sent, source.absence(policy))),
             };
             let deadlines = deadlines.unwrap_or_else(|reason| {
                 self.metrics.uncacheable.of(reason).inc();
@@ -390,7 +393,13 @@ impl Fetcher {
             });
             let is_stored = may_store && deadlines.is_stored();
             let deadlines = if is_stored { deadlines } else { Deadlines::not_stored(answer.sent) };
-            let entry = Entry::new(item.as_ref().map(|item| &*item.text), deadlines);
+            let details = match &item {
+                Some(item) if item.is_absent || !item.expiries.is_empty() => {
+                    ItemDetails::of(Some(item), envelope).map(Arc::new)
+                }
+                _ => plain.clone(),
+            };
+            let entry = Entry::with_details(item.as_ref().map(|item| &*item.text), deadlines, details);
             if is_stored {
                 self.cache.insert(id.key, entry.clone());
             }
@@ -412,31 +421,31 @@ impl ReadyCall {
     }
 }
 
-/// Takes as many ids out of a queue as one call may carry, by their number and by the bytes of its target; one at least. Ids
-/// that no batch waits for any more go to `abandoned`.
-fn take_call(
-    queue: &mut VecDeque<PendingId>,
-    config: &UpstreamConfig,
-    form: Form,
-    abandoned: &mut Vec<PendingId>,
-) -> Vec<PendingId> {
-    // The path, and the longest group.
-    let mut bytes = api::PATH.len() + api::IDS.len() + api::GROUP.len() + 4 + api::GROUP_CHARS * 4 * 3;
-    let mut call = Vec::new();
-    while let Some(next) = queue.pop_front() {
-        if next.flight.waiters.load(Ordering::Relaxed) == 0 {
-            abandoned.push(next);
-            continue;
+impl Fetcher {
+    /// Takes as many ids out of a queue as one call may carry, by their number and by the bytes of its target; one at least. Ids
+    /// that no batch waits for any more go to `abandoned`.
+    fn take_call(&self, queue: &mut VecDeque<PendingId>, abandoned: &mut Vec<PendingId>) -> Vec<PendingId> {
+        let limits = &self.config.upstream;
+        let most = limits.ids_per_call.min(self.callers.api().ids_per_call);
+        let mut template: Option<(Arc<FetchContext>, usize)> = None;
+        let mut call = Vec::new();
+        while let Some(next) = queue.pop_front() {
+            if next.flight.waiters.load(Ordering::Relaxed) == 0 {
+                abandoned.push(next);
+                continue;
+            }
+            let (first, bytes) =
+                template.get_or_insert_with(|| (Arc::clone(&next.context), next.context.template.bytes()));
+            *bytes += first.template.bytes_of(&next.id.written);
+            let is_full = call.len() >= most || *bytes > limits.uri_bytes;
+            if is_full && !call.is_empty() {
+                queue.push_front(next);
+                break;
+            }
+            call.push(next);
         }
-        bytes += request::target_bytes(form, &next.id.id);
-        let is_full = call.len() >= config.ids_per_call || bytes > config.uri_bytes;
-        if is_full && !call.is_empty() {
-            queue.push_front(next);
-            break;
-        }
-        call.push(next);
+        call
     }
-    call
 }
 
 /// The label of a call in `upstream_calls_total`.

@@ -7,10 +7,11 @@ use tokio::time::Instant;
 
 use super::CacheRequirements;
 use super::calls::QueueKey;
+use crate::api::call::CallTemplate;
 use crate::api::id::Group;
-use crate::api::request::Form;
+use crate::api::request::Id;
 use crate::auth::{Identity, Key, Scope};
-use crate::shared::TierScope;
+use crate::shared::{TierId, TierScope};
 use crate::telemetry::trace::{RequestSpan, TraceContext};
 
 /// The batch on whose behalf ids are fetched.
@@ -19,12 +20,12 @@ pub struct FetchContext {
     pub identity: Identity,
     /// The headers of the client that calls carry.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Caller, group and scope headers.
+    /// The scope of its entries.
     pub scope: Scope,
     /// The group.
     pub group: Group<'static>,
-    /// The form that the client used.
-    pub form: Form,
+    /// Its request without the ids.
+    pub template: CallTemplate,
     /// When the batch must be answered.
     pub deadline: Instant,
     /// The client's own request id, if it is well-formed: for a call that serves this batch alone.
@@ -51,17 +52,34 @@ pub struct FetchContext {
 impl FetchContext {
     /// The queue in which its ids wait for a call.
     pub(super) fn queue_key(&self) -> QueueKey {
-        QueueKey { scope: self.scope, form: self.form }
+        QueueKey { scope: self.scope, form: self.template.form() }
     }
 }
 
 /// An id, and its key in the batch's scope.
 #[derive(Clone)]
 pub struct KeyedId {
-    /// The id.
+    /// The id's name.
     pub id: Box<str>,
     /// Its key.
     pub key: Key,
+    /// As its client wrote it.
+    pub written: Box<str>,
+    /// Whether what its element says besides is part of its key ([`Id::qualifier`]).
+    pub is_qualified: bool,
+}
+
+impl KeyedId {
+    /// An id of a batch, with its key.
+    pub fn new(id: &Id<'_>, key: Key) -> Self {
+        let is_qualified = id.qualifier().is_some();
+        Self { id: Box::from(&*id.name), key, written: Box::from(id.written), is_qualified }
+    }
+
+    /// The id in the shared tier.
+    pub(super) fn in_tier(&self) -> TierId {
+        TierId { id: self.id.clone(), element: self.is_qualified.then(|| self.written.clone()) }
+    }
 }
 
 impl AsRef<str> for KeyedId {

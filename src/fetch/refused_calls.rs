@@ -45,7 +45,7 @@ impl Fetcher {
     pub(super) fn forget_refused(&self, answer: &Answer, context: &FetchContext, ids: &[KeyedId], remember: bool) {
         let refusals = &self.cache.refusals;
         let alone = if let [alone] = ids { Some(alone) } else { None };
-        let had_link = alone.and_then(|alone| self.cache.peek(alone.key)).is_some_and(|entry| entry.text().is_some());
+        let had_link = alone.and_then(|alone| self.cache.peek(alone.key)).is_some_and(|entry| !entry.is_absent());
         if let Some(alone) = alone.filter(|_| remember && self.may_store())
             && let Some(refusal) = self.refusal_to_remember(answer)
         {
@@ -65,7 +65,7 @@ impl Fetcher {
             self.callers.invalidate(&context.identity);
         }
         if let (Some(tier), Some(scope)) = (&self.tier, &context.tier_scope) {
-            tier.withdraw(scope, ids.iter().map(|id| id.id.clone()).collect());
+            tier.withdraw(scope, ids.iter().map(KeyedId::in_tier).collect());
         }
     }
 

@@ -63,7 +63,7 @@ impl FetchResult {
             (Err(_), _) => IdResult::Failed,
             (Ok(_), EntrySource::Joined { .. }) => IdResult::Joined,
             (Ok(_), EntrySource::Call) => IdResult::Fetched,
-            (Ok(entry), EntrySource::Memory | EntrySource::SharedTier) if entry.text().is_none() => IdResult::Absent,
+            (Ok(entry), EntrySource::Memory | EntrySource::SharedTier) if entry.is_absent() => IdResult::Absent,
             (Ok(_), EntrySource::Memory) => IdResult::Hit,
             (Ok(_), EntrySource::SharedTier) => IdResult::Shared,
         }

@@ -69,9 +69,9 @@ impl Fetcher {
         let (stamp, accepted) = report.proof.unzip();
         let entries = report.entries.as_deref().unwrap_or_default().iter().zip(pending);
         let stored = entries.filter(|(entry, _)| entry.deadlines().is_stored());
-        let entries = stored.map(|(entry, pending)| (pending.id.id.clone(), entry.clone())).collect();
+        let entries = stored.map(|(entry, pending)| (pending.id.in_tier(), entry.clone())).collect();
         let leased = pending.iter().filter(|pending| pending.leased);
-        let released = leased.map(|pending| pending.id.id.clone()).collect();
+        let released = leased.map(|pending| pending.id.in_tier()).collect();
         tier.put(scope, stamp, TierUpdate { accepted, entries, released });
     }
 }
@@ -118,7 +118,7 @@ impl SharedLookup {
 
     /// Looks the ids up, and [takes](Self::take) what is found. False if the tier is of no use now.
     async fn look(&mut self, tier: &Tier, scope: &TierScope, leases: Leases) -> bool {
-        let ids: Vec<&str> = self.pending.iter().map(|pending| &*pending.id.id).collect();
+        let ids: Vec<_> = self.pending.iter().map(|pending| pending.id.in_tier()).collect();
         let found = tier.look_up(scope, &ids, leases).await;
         found.map(|found| self.take(&found, leases)).is_some()
     }
@@ -140,7 +140,7 @@ impl SharedLookup {
             // In a later look, a lease that is gone without an entry: its owner has failed, or stores nothing.
             let is_free = found.leased.get(at).is_some_and(|leased| !leased);
             pending.leased = is_free && leases == Leases::Acquire;
-            let KeyedId { id, key } = &pending.id;
+            let KeyedId { id, key, .. } = &pending.id;
             let mut in_memory = fetcher.cache.look_up(*key, id, &marks);
             let is_refused = |entry: &Entry| fetcher.cache.refusals.is_refused_since(*key, entry.deadlines().sent());
             let shared = found.entries.get(at).cloned().flatten();
@@ -175,7 +175,7 @@ impl SharedLookup {
         if let (Some(tier), Some(scope)) = (&fetcher.tier, &context.tier_scope) {
             // Other sidecars must not wait for an entry that is here already.
             let leased = completed.iter().filter(|(pending, _)| pending.leased);
-            let released = leased.map(|(pending, _)| pending.id.id.clone()).collect();
+            let released = leased.map(|(pending, _)| pending.id.in_tier()).collect();
             tier.put(scope, None, TierUpdate { released, ..TierUpdate::default() });
         }
         for (pending, entry) in completed {

@@ -5,8 +5,9 @@ use tokio::time::Instant;
 use super::shared_lookup::SharedLookup;
 use super::*;
 use crate::api;
+use crate::api::call::CallTemplate;
 use crate::api::id::Group;
-use crate::api::request::Form;
+use crate::api::request::Batch;
 use crate::auth::{CallerStates, LastToken};
 use crate::cache::freshness::Deadlines;
 use crate::cache::purges::Purges;
@@ -23,22 +24,31 @@ fn fetch() -> (Arc<Fetcher>, Arc<FetchContext>) {
     let (accept, _) = mpsc::unbounded_channel();
     let upstream = Arc::new(Upstream::in_memory(accept.into(), &config.upstream, clock.clone(), Arc::clone(&metrics)));
     let (caller_states, endpoint) = (Arc::new(CallerStates::new([7; 16])), &config.upstream.endpoint);
-    let callers = Arc::new(Callers::new(&config.callers, Arc::default(), caller_states, endpoint, clock.clone()));
+    let callers = Arc::new(Callers::new(
+        Arc::new(api::BatchApi::preset("huawei-osm").unwrap()),
+        &config.callers,
+        Arc::default(),
+        caller_states,
+        endpoint,
+        clock.clone(),
+    ));
     let purges = Arc::new(Purges::new([7; 16], config.upstream.deadline));
     let cache = Arc::new(Cache::new(&config.cache, purges, &metrics));
     let (head, ()) = http::Request::get("/").header(api::TOKEN, "t").body(()).unwrap().into_parts();
     let credential = callers.credential(&head.headers).ok().unwrap();
     let identity = callers.identify(&credential, &LastToken::default(), &head, b"").ok().unwrap();
+    let batch = Batch::read(callers.api(), Some("accessory_ids=1"), &head.headers, b"").unwrap();
+    let template = CallTemplate::new("/", &batch);
     let context = FetchContext {
         refetches: false,
         headers: callers.carried(&identity, &head.headers),
-        scope: callers.scope(&identity, &head.headers).of_group(&Group::Absent),
+        scope: callers.scope(&identity, (&head.headers).into(), &head.uri).of_group(&Group::Absent),
         identity,
         group: Group::Absent,
         request_id: None,
         has_cookies: false,
         was_accepted: false,
-        form: Form::Repeated,
+        template,
         deadline: Instant::now() + config.upstream.deadline,
         hops: 0,
         trace: RequestSpan::default(),
@@ -51,7 +61,7 @@ fn fetch() -> (Arc<Fetcher>, Arc<FetchContext>) {
 }
 
 fn keyed(context: &FetchContext, id: &str) -> KeyedId {
-    KeyedId { id: id.into(), key: context.scope.key(id) }
+    KeyedId { id: id.into(), key: context.scope.key(id), written: id.into(), is_qualified: false }
 }
 
 /// A flight for `id` that nobody waits for.

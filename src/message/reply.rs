@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONNECTION};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE};
 use http::{HeaderValue, Request, Response, Version};
 
-use crate::api;
+use crate::api::errors;
+use crate::config::batch::ErrorShape;
 use crate::error::Error;
 use crate::message::body::{Body, drain, whole};
-use crate::message::headers::{add_via, expects_continue, request_id};
+use crate::message::headers::{REQUEST_ID, add_via, expects_continue, request_id};
 use crate::telemetry::metrics::{Outcome, Source, Tally};
 
 /// A response, and how it came about.
@@ -83,7 +84,7 @@ impl Reply {
     pub fn local(response: Response<Bytes>, outcome: Outcome, id: HeaderValue) -> Self {
         let mut response = response.map(whole);
         let headers = response.headers_mut();
-        headers.insert(api::REQUEST_ID, id);
+        headers.insert(REQUEST_ID, id);
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         add_via(headers, Version::HTTP_11);
         let mut reply = Self::new(response, outcome);
@@ -94,10 +95,21 @@ impl Reply {
     /// Names the reply as its client named the request, if it did.
     pub fn set_request_id(&mut self, id: Option<&HeaderValue>) {
         let Some(id) = id else { return };
-        self.response.headers_mut().insert(api::REQUEST_ID, id.clone());
+        self.response.headers_mut().insert(REQUEST_ID, id.clone());
         if let Some(error) = self.info.error {
             *self.response.body_mut() = whole(error.body(id));
         }
+    }
+
+    /// Gives an error of sidelink's own this shape.
+    pub fn shape_error(&mut self, shape: &ErrorShape) {
+        let headers = self.response.headers_mut();
+        let (Some(error), Some(id)) = (self.info.error, headers.get(REQUEST_ID)) else { return };
+        let body = errors::body(shape, error, id);
+        if let Ok(media_type) = HeaderValue::from_str(&shape.media_type) {
+            headers.insert(CONTENT_TYPE, media_type);
+        }
+        *self.response.body_mut() = whole(body);
     }
 
     /// The same reply, after `waited` for the endpoint.

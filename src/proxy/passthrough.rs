@@ -42,7 +42,8 @@ use expectation::{Expectation, Unsent, is_expected};
 pub struct Passthrough {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) keys: Arc<Keys>,
-    pub(crate) callers: Arc<Callers>,
+    /// The callers of each batch API.
+    pub(crate) callers: Box<[Arc<Callers>]>,
     pub(crate) cache: Arc<Cache>,
     /// Exchanges under way.
     pub(crate) exchanges: Budget,
@@ -67,7 +68,7 @@ impl Passthrough {
             Ok(reservation) => reservation,
             Err(error) => return Reply::refuse(error, request),
         };
-        let Some(id) = deletion::id(&request) else { return self.exchange(request, None, reservation, trace).await };
+        let Some(id) = self.deleted_id(&request) else { return self.exchange(request, None, reservation, trace).await };
         // Runs to its end, also when the client leaves: a deleted id must be purged.
         let (this, trace) = (Arc::clone(self), trace.clone());
         let exchange = tokio::spawn(async move { this.exchange(request, Some(id), reservation, &trace).await });

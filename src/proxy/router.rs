@@ -13,16 +13,16 @@ use http_body::Body as _;
 use percent_encoding::{CONTROLS, percent_encode};
 use tokio::time::Instant;
 
-use crate::api;
+use crate::api::BatchApi;
 use crate::auth::LastToken;
 use crate::batch::{self, BatchRoute, RequestContext};
 use crate::config::AccessLines;
-use crate::error::{Error, METHODS};
+use crate::error::{Error, METHODS, NoAnswer};
 use crate::message::body::{Body, BodyError, drain};
 use crate::message::header_filter::{HeaderFilter, Headers};
 use crate::message::headers::{
-    self, REQUEST_ID_BYTES, client_request_id, has_outer_space, is_host, is_http2_target, join_cookies, max_forwards,
-    sidelinks,
+    self, REQUEST_ID, REQUEST_ID_BYTES, client_request_id, has_outer_space, is_host, is_http2_target, join_cookies,
+    max_forwards, sidelinks,
 };
 use crate::message::reply::Reply;
 use crate::proxy::passthrough::Passthrough;
@@ -36,7 +36,8 @@ const MOST_HOPS: usize = 3;
 
 /// Routes each request, and accounts for its reply.
 pub struct Router {
-    pub(crate) batch: Arc<BatchRoute>,
+    /// The routes of the batch APIs. No request is on two of them.
+    pub(crate) batches: Box<[Arc<BatchRoute>]>,
     pub(crate) passthrough: Arc<Passthrough>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) metrics: Arc<Metrics>,
@@ -70,22 +71,26 @@ impl Router {
         }
         let filter = HeaderFilter::new(head.headers.keys());
         let headers = filter.on(&head.headers);
-        let route = route(&head);
+        let batch = self.batches.iter().position(|batch| batch.is_for(&head));
+        let route = if batch.is_some() { Route::Batch } else { Route::Passthrough };
         let line = (self.access_lines != AccessLines::Off).then(|| Line::of(&head, connection, &trace));
-        let record = Record { route, began, line, errors_alone: self.access_lines == AccessLines::Errors, trace };
+        let record =
+            Record { route, batch, began, line, errors_alone: self.access_lines == AccessLines::Errors, trace };
         let step = match self.refusal(&head, headers) {
             Some(error) => Step::Refuse(error),
             None if ends_here(&head) => Step::Options,
-            None if route == Route::Batch => {
-                let context = RequestContext { filter, last_token: &connection.last_token, trace: &record.trace };
-                match self.batch.look_up(&head, !body.is_end_stream(), began, context) {
-                    Some(batch::Step::Reply(reply)) => {
-                        return Ok(self.end(&record, reply, client_request_id(headers)));
+            None => match batch.and_then(|at| self.batches.get(at)) {
+                Some(batch) => {
+                    let context = RequestContext { filter, last_token: &connection.last_token, trace: &record.trace };
+                    match batch.look_up(&head, !body.is_end_stream(), began, context) {
+                        Some(batch::Step::Reply(reply)) => {
+                            return Ok(self.end(&record, reply, client_request_id(headers)));
+                        }
+                        step => Step::Batch(step),
                     }
-                    step => Step::Batch(step),
                 }
-            }
-            None => Step::Forward,
+                None => Step::Forward,
+            },
         };
         Err(Box::new(Unanswered { request: Request::from_parts(head, body), filter, step, record }))
     }
@@ -97,7 +102,7 @@ impl Router {
         B::Error: Into<BodyError> + Send,
     {
         let Unanswered { request, filter, step, record } = *unanswered;
-        let unended = UnendedRecord { record: &record, metrics: &self.metrics };
+        let unended = UnendedRecord { record: &record, router: self };
         let request_id = client_request_id(filter.on(request.headers())).cloned();
         let reply = match step {
             Step::Refuse(error) => Reply::refuse(error, request),
@@ -106,10 +111,13 @@ impl Router {
                 let id = request_id.clone().unwrap_or_else(headers::request_id);
                 Reply::local(methods(), Outcome::Bypass, id)
             }
-            Step::Batch(step) => {
-                let context = RequestContext { filter, last_token: &connection.last_token, trace: &record.trace };
-                self.batch.finish(step, request, context).await
-            }
+            Step::Batch(step) => match record.batch.and_then(|at| self.batches.get(at)) {
+                Some(batch) => {
+                    let context = RequestContext { filter, last_token: &connection.last_token, trace: &record.trace };
+                    batch.finish(step, request, context).await
+                }
+                None => Reply::refuse(Error::NoAnswer(NoAnswer::Lost), request),
+            },
             Step::Forward => Box::pin(self.passthrough.forward(request, &record.trace)).await,
         };
         std::mem::forget(unended);
@@ -122,8 +130,17 @@ impl Router {
         if reply.info.outcome != Outcome::Bypass {
             reply.set_request_id(request_id);
         }
-        record.end(&self.metrics, Some(&reply));
+        let api = self.api(record);
+        if let Some(api) = api.filter(|_| reply.info.error.is_some()) {
+            reply.shape_error(&api.errors);
+        }
+        record.end(&self.metrics, api, Some(&reply));
         reply.response
+    }
+
+    /// The API of a request, if it is on the route of one.
+    fn api(&self, record: &Record) -> Option<&BatchApi> {
+        record.batch.and_then(|at| self.batches.get(at)).map(|batch| batch.api())
     }
 
     /// Why a request is refused here.
@@ -182,7 +199,7 @@ impl Router {
         if head.uri.path() == "*" && !ends_here(head) {
             return Some(Error::Malformed("the asterisk form is not forwarded"));
         }
-        if self.batch.callers().is_named_by_connection(headers) {
+        if self.batches.iter().any(|batch| batch.callers().is_named_by_connection(headers)) {
             return Some(Error::NamedByConnection);
         }
         (sidelinks(headers) > MOST_HOPS).then_some(Error::Loop)
@@ -226,10 +243,6 @@ fn methods() -> Response<Bytes> {
     response
 }
 
-fn route(head: &Parts) -> Route {
-    if head.method == Method::GET && head.uri.path() == api::PATH { Route::Batch } else { Route::Passthrough }
-}
-
 /// The fields of a request in the access log.
 struct Line {
     method: Method,
@@ -265,6 +278,8 @@ fn shown(text: &[u8], most: usize) -> String {
 /// What is to be counted, logged and traced of a request.
 struct Record {
     route: Route,
+    /// The place of its API among the router's.
+    batch: Option<usize>,
     began: Instant,
     /// `None` without access lines.
     line: Option<Line>,
@@ -284,21 +299,21 @@ const USER_AGENT_BYTES: usize = 256;
 impl Record {
     /// Counts a request, logs it and ends its span: at its reply, or when its client leaves before. Logs no query, no header but the
     /// request id, and no link.
-    fn end(&self, metrics: &Metrics, reply: Option<&Reply>) {
+    fn end(&self, metrics: &Metrics, api: Option<&BatchApi>, reply: Option<&Reply>) {
         let elapsed = self.began.elapsed();
         let outcome = reply.map_or(Outcome::Error, |reply| reply.info.outcome);
         let source = reply.map_or(Source::Sidelink, |reply| reply.info.source);
         let code = reply.map_or(Code::ClientLeft, |reply| Code::from(reply.response.status()));
         metrics.count_response(self.route, source, code);
         metrics.count_request(self.route, outcome, elapsed.as_secs_f64());
-        self.trace.end(self.route, reply);
+        self.trace.end(self.route, api, reply);
         let Some(Line { method, path, client, user_agent, client_request_id, trace }) = &self.line else { return };
         let status = reply.map_or(CLIENT_LEFT, |reply| reply.response.status().as_u16());
         if self.errors_alone && status < 400 {
             return;
         }
         let request_id = reply
-            .and_then(|reply| reply.response.headers().get(api::REQUEST_ID)?.to_str().ok())
+            .and_then(|reply| reply.response.headers().get(REQUEST_ID)?.to_str().ok())
             .filter(|id| id.len() <= REQUEST_ID_BYTES);
         let client_request_id = client_request_id.as_ref().and_then(|id| id.to_str().ok());
         let detail = reply.map_or(Some("client-left"), |reply| reply.info.detail);
@@ -338,11 +353,11 @@ impl Record {
 /// The record of a request whose reply is not there yet. Dropping it ends the record: the client has left.
 struct UnendedRecord<'r> {
     record: &'r Record,
-    metrics: &'r Metrics,
+    router: &'r Router,
 }
 
 impl Drop for UnendedRecord<'_> {
     fn drop(&mut self) {
-        self.record.end(self.metrics, None);
+        self.record.end(&self.router.metrics, self.router.api(self.record), None);
     }
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut};
 
+use crate::api::envelope::Envelope;
+use crate::cache::ItemDetails;
 use crate::cache::purges::Mark;
 
 /// A link's bytes are padded to a multiple of this, so that a value's length tells little of its content.
@@ -13,6 +15,8 @@ const LINK: u8 = 1;
 const ABSENCE: u8 = 2;
 const ACCEPTANCE: u8 = 3;
 const JOURNAL: u8 = 4;
+/// A link, or an absence, with details.
+const DETAILED: u8 = 5;
 
 /// A position in the fleet's journal. A value carries the position that its writer knew when it *asked* the endpoint: events
 /// from there on may void it.
@@ -32,6 +36,7 @@ pub(super) struct LinkRecord {
     pub(super) spans: [u32; 3],
     /// `None`: the endpoint left the id out.
     pub(super) text: Option<Arc<str>>,
+    pub(super) details: Option<Arc<ItemDetails>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,13 +55,20 @@ impl LinkRecord {
     pub(super) fn write(&self) -> Vec<u8> {
         let text = self.text.as_deref().unwrap_or_default().as_bytes();
         let mut bytes = Vec::with_capacity((64 + text.len()).next_multiple_of(PAD));
-        bytes.put_u8(if self.text.is_some() { LINK } else { ABSENCE });
+        bytes.put_u8(match (&self.details, &self.text) {
+            (Some(_), _) => DETAILED,
+            (None, Some(_)) => LINK,
+            (None, None) => ABSENCE,
+        });
         self.stamp.write(&mut bytes);
         bytes.put_u64(self.sent);
         self.spans.iter().for_each(|span| bytes.put_u32(*span));
         // No text that fits in a value is longer than 32 bits can tell.
         bytes.put_u32(u32::try_from(text.len()).unwrap_or(u32::MAX));
         bytes.put_slice(text);
+        if let Some(details) = &self.details {
+            write_details(details, &mut bytes);
+        }
         bytes.resize(bytes.len().next_multiple_of(PAD), 0);
         bytes
     }
@@ -66,14 +78,73 @@ impl LinkRecord {
         let (stamp, sent) = (Stamp::read(&mut bytes)?, bytes.try_get_u64().ok()?);
         let mut span = || bytes.try_get_u32().ok();
         let (spans, length) = ([span()?, span()?, span()?], span()?);
-        let text = std::str::from_utf8(bytes.get(..usize::try_from(length).ok()?)?).ok()?;
-        let text = match kind {
-            LINK => Some(Arc::from(text)),
-            ABSENCE if text.is_empty() => None,
+        let text = take(&mut bytes, length)?;
+        let (text, details) = match kind {
+            LINK => (Some(Arc::from(text)), None),
+            ABSENCE if text.is_empty() => (None, None),
+            DETAILED => {
+                (Some(text).filter(|text| !text.is_empty()).map(Arc::from), Some(read_details(text, &mut bytes)?))
+            }
             _ => return None,
         };
-        Some(Self { stamp, sent, spans, text })
+        Some(Self { stamp, sent, spans, text, details: details.map(Arc::new) })
     }
+
+    pub(super) fn is_absent(&self) -> bool {
+        self.text.is_none() || self.details.as_ref().is_some_and(|details| details.is_absent)
+    }
+}
+
+/// Takes a text of this many bytes.
+fn take<'b>(bytes: &mut &'b [u8], length: u32) -> Option<&'b str> {
+    let (text, rest) = bytes.split_at_checked(usize::try_from(length).ok()?)?;
+    *bytes = rest;
+    std::str::from_utf8(text).ok()
+}
+
+fn write_details(ItemDetails { envelope, is_absent, spans }: &ItemDetails, bytes: &mut Vec<u8>) {
+    // No text that fits in a value is longer than 32 bits can tell.
+    let length = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+    bytes.put_u8(u8::from(*is_absent));
+    bytes.put_u32(length(spans.len()));
+    for (place, seconds) in spans {
+        bytes.put_u32(length(place.start));
+        bytes.put_u32(length(place.end));
+        bytes.put_u64(*seconds);
+    }
+    bytes.put_u8(u8::from(envelope.is_some()));
+    if let Some((before, after, media_type)) = envelope.as_ref().map(|envelope| envelope.parts()) {
+        for part in [before.as_bytes(), after.as_bytes(), media_type] {
+            bytes.put_u32(length(part.len()));
+            bytes.put_slice(part);
+        }
+    }
+}
+
+/// The details of an item of this text.
+fn read_details(text: &str, bytes: &mut &[u8]) -> Option<ItemDetails> {
+    let is_absent = bytes.try_get_u8().ok()? != 0;
+    let (count, mut spans, mut end) = (bytes.try_get_u32().ok()?, Vec::new(), 0);
+    for _ in 0..count {
+        let start = usize::try_from(bytes.try_get_u32().ok()?).ok()?;
+        let place = start..usize::try_from(bytes.try_get_u32().ok()?).ok()?;
+        let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        if place.start < end || !text.get(place.clone()).is_some_and(is_number) {
+            return None;
+        }
+        end = place.end;
+        spans.push((place, bytes.try_get_u64().ok()?));
+    }
+    let has_envelope = bytes.try_get_u8().ok()? != 0;
+    let mut part = || {
+        let length = bytes.try_get_u32().ok()?;
+        take(bytes, length)
+    };
+    let envelope = match has_envelope {
+        true => Some(Arc::new(Envelope::from_parts(part()?, part()?, part()?.as_bytes())?)),
+        false => None,
+    };
+    Some(ItemDetails { envelope, is_absent, spans: spans.into() })
 }
 
 /// The endpoint's acceptance of a caller, shown by a call sent at `sent` (as in [`LinkRecord`]).
@@ -141,9 +212,19 @@ mod tests {
         fn records_read_back_as_written(
             epoch in any::<u128>(), position in any::<u64>(), sent in any::<u64>(), spans in any::<[u32; 3]>(),
             text in proptest::option::of(".{0,200}"), hash in any::<u128>(),
+            details in proptest::option::of((any::<bool>(), proptest::option::of((".{0,20}", ".{0,20}", "[a-z/]{1,9}")), any::<u32>())),
         ) {
+            let details = details.map(|(is_absent, envelope, seconds)| {
+                let envelope = envelope.map(|(before, after, media_type)| {
+                    Arc::new(Envelope::from_parts(&before, &after, media_type.as_bytes()).unwrap())
+                });
+                let number = text.as_deref().and_then(|text| text.find(|char: char| char.is_ascii_digit()));
+                let spans = number.map(|at| (at..at + 1, u64::from(seconds)));
+                Arc::new(ItemDetails { envelope, is_absent, spans: spans.into_iter().collect() })
+            });
+            let text = text.filter(|text| !text.is_empty() || details.is_none());
             let stamp = Stamp { chain_hash: epoch, position };
-            let link = LinkRecord { stamp, sent, spans, text: text.map(Arc::from) };
+            let link = LinkRecord { stamp, sent, spans, text: text.map(Arc::from), details };
             let bytes = link.write();
             prop_assert_eq!(bytes.len() % PAD, 0);
             prop_assert_eq!(LinkRecord::read(&bytes), Some(link));

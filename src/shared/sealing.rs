@@ -13,10 +13,10 @@ use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use hkdf::{Hkdf, HkdfExtract};
 use hmac::{Hmac, Mac};
-use http::HeaderName;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use super::TierId;
 use super::fleets::Fingerprint;
 use super::record::JournalEvent;
 use crate::api::id;
@@ -70,10 +70,10 @@ impl FleetKey {
 
     /// The fleet's fingerprint: a hash of all that names, keys and scopes depend on, and 32 bits of it, which tell nothing of
     /// the secret.
-    pub(super) fn fingerprint(&self, scope_headers: &[HeaderName]) -> Fingerprint {
+    pub(super) fn fingerprint(&self, names: &[String]) -> Fingerprint {
         let fixed = [Some(&[VERSION][..]), Some(self.prefix.as_bytes())];
-        let headers = scope_headers.iter().map(|name| Some(name.as_str().as_bytes()));
-        let fields: Vec<_> = fixed.into_iter().chain(headers).collect();
+        let names = names.iter().map(|name| Some(name.as_bytes()));
+        let fields: Vec<_> = fixed.into_iter().chain(names).collect();
         let mut fingerprint = [0; 4];
         expand(&derive(&self.secret, &self.endpoint, "fingerprint", &fields), "fingerprint", &mut fingerprint);
         Fingerprint(u32::from_be_bytes(fingerprint))
@@ -134,17 +134,20 @@ impl ScopeKeys {
         JournalEvent::Caller(self.caller)
     }
 
-    pub(super) fn link(&self, id: &str) -> Box<str> {
+    pub(super) fn link(&self, id: &TierId) -> Box<str> {
         self.name('l', id)
     }
 
-    pub(super) fn lease(&self, id: &str) -> Box<str> {
+    pub(super) fn lease(&self, id: &TierId) -> Box<str> {
         self.name('f', id)
     }
 
-    fn name(&self, kind: char, id: &str) -> Box<str> {
+    fn name(&self, kind: char, TierId { id, element }: &TierId) -> Box<str> {
         let mut names = self.names.clone();
         field(Some(id.as_bytes()), |bytes| names.update(bytes));
+        if let Some(element) = element {
+            field(Some(element.as_bytes()), |bytes| names.update(bytes));
+        }
         name(&self.prefix, kind, &names)
     }
 }
@@ -240,17 +243,17 @@ mod tests {
         let (other_host, other_secret) = (fleet(SECRET, "http://other"), fleet(&SECRET.to_uppercase(), "http://h"));
         let one = scope(&here, "t", Some("g"));
         let names = [
-            one.link("1"),
-            one.lease("1"),
-            one.link("2"),
-            scope(&here, "t", None).link("1"),
-            scope(&here, "t", Some("")).link("1"),
-            scope(&here, "t", Some("g1")).link(""),
-            scope(&here, "u", Some("g")).link("1"),
-            here.scope(("key", &[Some(b"t")]), &[Some(b"g")], None).link("1"),
-            here.scope(("token", &[Some(b"t"), None]), &[Some(b"g")], None).link("1"),
-            scope(&other_host, "t", Some("g")).link("1"),
-            scope(&other_secret, "t", Some("g")).link("1"),
+            one.link(&"1".into()),
+            one.lease(&"1".into()),
+            one.link(&"2".into()),
+            scope(&here, "t", None).link(&"1".into()),
+            scope(&here, "t", Some("")).link(&"1".into()),
+            scope(&here, "t", Some("g1")).link(&"".into()),
+            scope(&here, "u", Some("g")).link(&"1".into()),
+            here.scope(("key", &[Some(b"t")]), &[Some(b"g")], None).link(&"1".into()),
+            here.scope(("token", &[Some(b"t"), None]), &[Some(b"g")], None).link(&"1".into()),
+            scope(&other_host, "t", Some("g")).link(&"1".into()),
+            scope(&other_secret, "t", Some("g")).link(&"1".into()),
             one.acceptance.clone(),
             here.journal.clone(),
         ];
@@ -260,13 +263,13 @@ mod tests {
             assert!(!names.iter().take(at).any(|other| other == name));
         }
         let again = scope(&fleet(SECRET, "http://h"), "t", Some("g"));
-        assert_eq!((one.link("1"), one.caller), (again.link("1"), again.caller));
+        assert_eq!((one.link(&"1".into()), one.caller), (again.link(&"1".into()), again.caller));
     }
 
     #[test]
     fn a_fingerprint_depends_on_all_that_sharing_depends_on_and_shows_nothing_of_it() {
-        let (tenant, user) = (HeaderName::from_static("x-tenant"), HeaderName::from_static("x-user"));
-        let print = |secret: &str, endpoint: &str, prefix: &str, headers: &[HeaderName]| {
+        let (tenant, user) = (String::from("x-tenant"), String::from("x-user"));
+        let print = |secret: &str, endpoint: &str, prefix: &str, headers: &[String]| {
             let endpoint = Endpoint::parse(endpoint).unwrap();
             FleetKey::new(Secret::new(secret.as_bytes().to_vec()), &endpoint, prefix).fingerprint(headers)
         };

@@ -74,7 +74,7 @@ impl Trial {
     /// Reads `value` as the link of `id`.
     pub fn link(&self, scope: &TierScope, id: &str, value: &[u8]) -> Option<Entry> {
         let (fleet, keys) = self.0.of_scope(scope).next()?;
-        self.0.open_link(fleet, keys, (id, &keys.link(id)), value, self.0.clock.now())
+        self.0.open_link(fleet, keys, (id, &keys.link(&id.into())), value, self.0.clock.now())
     }
 
     /// Reads `value` as the caller's acceptance: when the call was sent that showed it.

@@ -51,9 +51,9 @@ impl TierState {
         let link = self.counted(opened, SharedFailure::Unsealed)?;
         self.counted(fleet.is_valid(link.stamp, &keys.events(id)), SharedFailure::Revoked)?;
         let deadlines = age(link.sent, now)
-            .and_then(|age| Deadlines::elsewhere(now.before(age), link.spans, link.text.is_none(), &self.freshness));
+            .and_then(|age| Deadlines::elsewhere(now.before(age), link.spans, link.is_absent(), &self.freshness));
         let deadlines = self.counted(deadlines.filter(|deadlines| deadlines.usable(now)), SharedFailure::Outlived)?;
-        Some(Entry::new(link.text.as_deref(), deadlines))
+        Some(Entry::with_details(link.text.as_deref(), deadlines, link.details))
     }
 
     fn counted<T>(&self, value: Option<T>, failure: SharedFailure) -> Option<T> {
@@ -84,9 +84,9 @@ impl TierState {
         for (id, entry) in &update.entries {
             let (sent, spans) = entry.deadlines().parts();
             let text = entry.text().and_then(|text| std::str::from_utf8(text).ok()).map(Arc::from);
-            let link = LinkRecord { stamp, sent: sent.unix_millis(), spans, text };
+            let link = LinkRecord { stamp, sent: sent.unix_millis(), spans, text, details: entry.details().cloned() };
             let left = entry.deadlines().usable_left(now).unwrap_or(0);
-            add(keys.link(id), &link.write(), left, &keys.events(id));
+            add(keys.link(id), &link.write(), left, &keys.events(&id.id));
         }
         all
     }

@@ -23,7 +23,7 @@ use rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api;
+use crate::api::BatchApi;
 use crate::config::{self, Endpoint};
 use crate::message::reply::Reply;
 use crate::telemetry::metrics::{IdResult, Metrics, Outcome, Route};
@@ -139,13 +139,13 @@ impl RequestSpan {
         CallSpan(self.sampled().map(|request| request.call(name(method), method, endpoint)))
     }
 
-    /// Ends the request's span. Without an answer, the client left first.
-    pub fn end(&self, route: Route, reply: Option<&Reply>) {
+    /// Ends the span of a request, of `api` if it was on a batch route. Without an answer, the client left first.
+    pub fn end(&self, route: Route, api: Option<&BatchApi>, reply: Option<&Reply>) {
         let Some(sampled) = self.sampled() else { return };
         let span = &mut sampled.span.lock().unwrap_or_else(PoisonError::into_inner).span;
-        if route == Route::Batch {
-            span.update_name(format!("GET {}", api::PATH));
-            span.set_attribute(KeyValue::new("http.route", api::PATH));
+        if let Some(api) = api {
+            span.update_name(format!("{} {}", api.method, api.path));
+            span.set_attribute(KeyValue::new("http.route", api.path.to_string()));
         }
         if let Some(status) = reply.map(|reply| reply.response.status()) {
             set_status(span, status, status.is_server_error());
@@ -190,12 +190,17 @@ struct OpenCall {
 }
 
 impl CallSpan {
-    /// Starts the span of a call for `ids` ids of `requests`: part of the first one that is sampled, linked with the others.
-    pub fn start<'r>(endpoint: &Endpoint, ids: usize, requests: impl Iterator<Item = &'r RequestSpan>) -> Self {
+    /// Starts the span of a call to `api` for `ids` ids of `requests`: part of the first one that is sampled, linked with the others.
+    pub fn start<'r>(
+        endpoint: &Endpoint,
+        api: &BatchApi,
+        ids: usize,
+        requests: impl Iterator<Item = &'r RequestSpan>,
+    ) -> Self {
         let mut sampled = requests.filter_map(RequestSpan::sampled);
         let Some(first) = sampled.next() else { return Self(None) };
-        let mut call = first.call(format!("GET {}", api::PATH), "GET", endpoint);
-        call.linked.span.set_attribute(KeyValue::new("url.template", api::PATH));
+        let mut call = first.call(format!("{} {}", api.method, api.path), known(&api.method), endpoint);
+        call.linked.span.set_attribute(KeyValue::new("url.template", api.path.to_string()));
         call.linked.span.set_attribute(KeyValue::new("sidelink.ids", i64::try_from(ids).unwrap_or(i64::MAX)));
         for other in sampled.filter(|other| other.context.span_id() != call.parent) {
             call.linked.link(other.context.clone());

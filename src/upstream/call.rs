@@ -12,11 +12,13 @@ use crate::config;
 
 /// One request to the endpoint for a batch's misses.
 pub struct Call {
+    /// Its method.
+    pub method: Method,
     /// Path and query.
     pub target: String,
     /// Empty for the query forms.
     pub body: Bytes,
-    /// The caller's credential and scope headers, and its trace context.
+    /// The caller's credential and scope headers, the body's Content-Type, and the trace context.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Signs each attempt, if the batch was signed.
     pub signer: Option<Signer>,
@@ -48,6 +50,7 @@ impl Call {
     pub(super) fn request(&self, endpoint: &config::Endpoint, now: u64) -> Option<Request<Bytes>> {
         let target = PathAndQuery::try_from(self.target.as_str()).ok()?;
         let mut request = Request::new(self.body.clone());
+        *request.method_mut() = self.method.clone();
         *request.uri_mut() = endpoint.uri(target.clone());
         let headers = request.headers_mut();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
@@ -57,12 +60,18 @@ impl Call {
         for _ in 0..=self.hops {
             headers.append(VIA, HeaderValue::from_static("1.1 sidelink"));
         }
+        // The client's, where they are part of what is asked.
+        for constant in [ACCEPT, CONTENT_TYPE] {
+            if self.headers.iter().any(|(name, _)| *name == constant) {
+                headers.remove(constant);
+            }
+        }
         for (name, value) in &self.headers {
             headers.append(name, value.clone());
         }
         if let Some(signer) = &self.signer {
             let host = endpoint.authority.as_str();
-            signer.sign(&Method::GET, &target, headers, host, &signature::hash(&self.body), now);
+            signer.sign(&self.method, &target, headers, host, &signature::hash(&self.body), now);
         }
         Some(request)
     }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 use tower::retry::budget::{Budget, TpsBudget};
 
@@ -47,7 +47,7 @@ impl Upstream {
         call: &Call,
         deadline: Instant,
         retries: &mut u32,
-        read: impl Fn(&[u8]) -> (R, bool),
+        read: impl Fn(&HeaderMap, &[u8]) -> (R, bool),
     ) -> Result<(Answer, Option<R>), Error> {
         if let Some(paused) = self.paused() {
             return Err(paused.error);
@@ -66,7 +66,7 @@ impl Upstream {
             let answer = outcome.as_ref().ok();
             let body = answer.filter(|answer| answer.status == StatusCode::OK && !answer.is_coded());
             let has_links;
-            (reading, has_links) = body.map(|answer| read(&answer.body)).unzip();
+            (reading, has_links) = body.map(|answer| read(&answer.headers, &answer.body)).unzip();
             if admission.record(self.judge(&outcome, has_links.unwrap_or(false), &progress)) {
                 self.call_client.drop_idle();
                 self.http1_client.drop_idle();

@@ -76,7 +76,7 @@ async fn another_method_is_a_405_and_another_path_a_404() {
 }
 
 #[tokio::test]
-async fn a_purge_is_json_of_one_of_three_forms_within_its_limit() {
+async fn a_purge_is_json_of_a_known_form_within_its_limit() {
     let stack = Stack::start().await;
     let client = admin(&stack);
     for content_type in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", ""] {
@@ -86,7 +86,7 @@ async fn a_purge_is_json_of_one_of_three_forms_within_its_limit() {
     assert_eq!(purge(&client, &[], ALL).await.status, 415);
     assert_eq!(purge(&client, &[JSON, ("content-encoding", "gzip")], ALL).await.status, 415);
     for (body, said) in
-        [("", "JSON object"), ("{}", "one of three"), (r#"{"everything":true}"#, "unknown variant `everything`")]
+        [("", "JSON object"), ("{}", "one of these"), (r#"{"everything":true}"#, "unknown variant `everything`")]
     {
         let reply = purge(&client, &[JSON], body).await;
         assert_eq!(reply.status, 400, "{body}");

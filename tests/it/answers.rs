@@ -6,8 +6,8 @@ use std::io::Write;
 
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderMap};
 use http::{Method, StatusCode};
-use sidelink::api;
 use sidelink::demo::origin::ScriptedReply;
+use sidelink::demo::origin::interface as api;
 
 use crate::support::{Stack, query};
 

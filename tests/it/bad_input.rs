@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::Method;
-use sidelink::api;
+use sidelink::demo::origin::interface as api;
 
 use crate::support::{Stack, query, raw};
 

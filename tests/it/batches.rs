@@ -3,9 +3,9 @@
 
 use http::Method;
 use serde_json::json;
-use sidelink::api;
 use sidelink::api::request::Form;
-use sidelink::api::request::{body, target};
+use sidelink::demo::origin::interface as api;
+use sidelink::demo::origin::interface::{body, target};
 
 use crate::support::{Reply, Stack, query};
 

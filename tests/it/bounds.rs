@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use http::Method;
-use sidelink::api;
+use sidelink::demo::origin::interface as api;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

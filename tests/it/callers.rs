@@ -387,14 +387,14 @@ async fn an_unreadable_batch_goes_upstream_unchanged() {
     let targets =
         ["accessory_ids=1&x=2", "accessory_ids=a+%f", "accessory_ids=1&group_id=a&group_id=b", "accessory_ids=%ff"];
     for (at, query) in targets.iter().enumerate() {
-        let target = format!("{}?{query}", sidelink::api::PATH);
+        let target = format!("{}?{query}", sidelink::demo::origin::interface::PATH);
         let reply = stack.client.get(&target, &[token]).await;
         assert_eq!(reply.header("cache-status"), "sidelink; fwd=bypass; detail=unreadable");
         assert_eq!(stack.origin.calls()[at].target, target);
     }
     let bodies = [r#"{"accessory_ids":[1]}"#, "not json", r#"{"accessory_ids":["1"],"more":true}"#];
     for body in bodies {
-        let reply = stack.client.send(Method::GET, sidelink::api::PATH, &[token], body).await;
+        let reply = stack.client.send(Method::GET, sidelink::demo::origin::interface::PATH, &[token], body).await;
         assert_eq!(reply.header("cache-status"), "sidelink; fwd=bypass; detail=unreadable");
         assert_eq!(stack.origin.calls().last().unwrap().body, body);
     }

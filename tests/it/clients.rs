@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::Value;
-use sidelink::api;
 use sidelink::demo::origin::ScriptedReply as Scripted;
+use sidelink::demo::origin::interface as api;
 
 use crate::process::{Files, Process};
 use crate::support::{Reply, Stack, origin_options, query, raw};

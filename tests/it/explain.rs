@@ -113,7 +113,7 @@ async fn the_explanation_matches_the_answer_that_follows() {
         for outcome in outcomes {
             before.push(stack.metric(&format!("sidelink_batches_total{{outcome=\"{outcome}\"}}")).await);
         }
-        client(&stack).get(&format!("{}?{query}", sidelink::api::PATH), headers).await;
+        client(&stack).get(&format!("{}?{query}", sidelink::demo::origin::interface::PATH), headers).await;
         let mut happened = 0;
         for (outcome, before) in outcomes.iter().zip(before) {
             if stack.metric(&format!("sidelink_batches_total{{outcome=\"{outcome}\"}}")).await > before {

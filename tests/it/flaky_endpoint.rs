@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex};
 
 use http::Method;
 use serde_json::{Value, json};
-use sidelink::api;
 use sidelink::app::App;
 use sidelink::config::{Config, Endpoint};
+use sidelink::demo::origin::interface as api;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;

@@ -1,7 +1,7 @@
 //! A link is served only to the scope it was fetched for: same caller, same group, same values of every header that may
 //! change an answer.
 
-use sidelink::api;
+use sidelink::demo::origin::interface as api;
 use sidelink::demo::origin::link_is_for;
 
 use crate::support::{Stack, query};

@@ -10,8 +10,8 @@ use http_body_util::{BodyExt, Empty, Full};
 use hyper::client::conn::{http1, http2};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use sidelink::api;
 use sidelink::api::request::Form;
+use sidelink::demo::origin::interface as api;
 use sidelink::demo::origin::{LinkSigner, Loss, Options, Origin, ScriptedReply, UnknownIds, link_is_for};
 
 use crate::support::{Reply, TestClient, origin_options};

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use sidelink::api;
+use sidelink::demo::origin::interface as api;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use http::{Method, StatusCode};
-use sidelink::api;
 use sidelink::clock::Clock;
+use sidelink::demo::origin::interface as api;
 use sidelink::demo::origin::{ScriptedReply, link_is_for};
 
 use crate::simulated::{Client, World};

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use http::Method;
 use serde::Deserialize;
-use sidelink::api;
 use sidelink::clock::{Clock, read_basic_date};
 use sidelink::config::Config;
 use sidelink::demo::origin::RecordedCall;
+use sidelink::demo::origin::interface as api;
 
 use crate::signing::{ACCESS_KEY, SECRET_KEY, Unsigned, knows, pair};
 use crate::support::{Reply, Stack, TestClient, query};

@@ -10,8 +10,8 @@ use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE, Engine};
 use http::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde_json::Value;
-use sidelink::api;
 use sidelink::clock::Clock;
+use sidelink::demo::origin::interface as api;
 use sidelink::demo::origin::{Origin, ScriptedReply as Scripted};
 
 use crate::process::{Files, Process};

@@ -8,9 +8,9 @@ use http::Method;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use serde_json::Value;
-use sidelink::api;
 use sidelink::clock::Clock;
 use sidelink::config::Config;
+use sidelink::demo::origin::interface as api;
 use sidelink::demo::origin::{self, ScriptedReply as Scripted, link_is_for};
 
 use crate::signing::{ACCESS_KEY, SECRET_KEY, Unsigned, knows, pair};

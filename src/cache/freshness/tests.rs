@@ -20,13 +20,17 @@ fn v2(seconds_left: i64) -> String {
     format!("https://b.obs/x?AccessKeyId=a&Expires={}&Signature=s", (NOW as i64) / 1000 + seconds_left)
 }
 
+fn link(url: Option<&str>) -> AnswerItem {
+    AnswerItem::of_link("{}", url)
+}
+
 fn deadlines(url: &str, directives: Directives) -> Deadlines {
-    judge(Some(url), &source(directives), &config()).unwrap()
+    judge(&link(Some(url)), &source(directives), &config()).unwrap()
 }
 
 #[test]
 fn a_link_under_the_floor_or_with_no_url_is_passed_on() {
-    let pass = |url: Option<&str>| judge(url, &source(Directives::default()), &config());
+    let pass = |url: Option<&str>| judge(&link(url), &source(Directives::default()), &config());
     assert_eq!(pass(Some(&v2(60))), Err(Reason::UnderFloor));
     assert_eq!(pass(Some(&v2(-5))), Err(Reason::UnderFloor));
     assert!(pass(Some(&v2(61))).is_ok());
@@ -35,7 +39,7 @@ fn a_link_under_the_floor_or_with_no_url_is_passed_on() {
 
 #[test]
 fn the_endpoints_cache_control_shortens_and_forbids() {
-    let with = |directives| judge(Some(&v2(900)), &source(directives), &config());
+    let with = |directives| judge(&link(Some(&v2(900))), &source(directives), &config());
     let no_store = Directives { no_store: true, max_age: Some(0), ..Directives::default() };
     assert_eq!(with(no_store), Err(Reason::NoStore));
     assert_eq!(with(Directives { no_cache: true, ..Directives::default() }), Err(Reason::NoStore));
@@ -43,7 +47,7 @@ fn the_endpoints_cache_control_shortens_and_forbids() {
     let short = deadlines(&v2(900), Directives { max_age: Some(30), ..Directives::default() });
     assert_eq!(short.fresh_left(moment(0)), Some(30_000));
     let overruled = config::Freshness { honour_no_store: false, ..config() };
-    assert!(judge(Some(&v2(900)), &source(no_store), &overruled).is_ok());
+    assert!(judge(&link(Some(&v2(900))), &source(no_store), &overruled).is_ok());
 }
 
 #[test]
@@ -103,7 +107,7 @@ fn expires_counts_from_the_latest_clock_and_only_without_max_age() {
 
 #[test]
 fn an_expiry_beyond_ten_years_or_an_auth_key_of_the_past_is_unreadable() {
-    let verdict = |url: String| judge(Some(&url), &source(Directives::default()), &config());
+    let verdict = |url: String| judge(&link(Some(&url)), &source(Directives::default()), &config());
     const YEAR: i64 = 366 * 24 * 3600;
     assert!(verdict(v2(9 * YEAR)).is_ok());
     assert_eq!(verdict(v2(11 * YEAR)), Err(Reason::Unreadable));
@@ -177,7 +181,7 @@ proptest! {
         let sent = Moment { monotonic: 7, wall: NOW.saturating_add_signed(skew) };
         let now = NOW.max(sent.wall);
         let source = AnswerFreshness { sent, now, ..source(directives) };
-        let verdict = judge(Some(&url), &source, &config());
+        let verdict = judge(&link(Some(&url)), &source, &config());
 
         // A local clock that is ahead shortens lives.
         let left = left * 1000 - (now - NOW) as i64;
@@ -231,7 +235,7 @@ proptest! {
             map.append(http::HeaderName::from_static(name), value.parse().unwrap());
         }
         let sent = Moment { monotonic: 7, wall: local };
-        let Ok(deadlines) = judge(Some(&url), &AnswerFreshness::read(&map, sent), &config) else { return Ok(()) };
+        let Ok(deadlines) = judge(&link(Some(&url)), &AnswerFreshness::read(&map, sent), &config) else { return Ok(()) };
         let now = Moment { monotonic: 7 + monotonic, wall: local + wall };
         if deadlines.usable(now) || deadlines.fresh_left(now).is_some() {
             let left = (life * 1000).checked_sub(monotonic.max(wall));
@@ -248,7 +252,7 @@ proptest! {
     #[test]
     fn an_unreadable_link_is_never_stored(url in "https://h/k\\?([a-zA-Z-]{1,8}=[a-z0-9]{0,12}&){0,3}(Expires|token|Policy|X-Amz-Date|auth_key)=[a-z0-9]{0,12}") {
         if expiry(&url) == Expiry::Unreadable {
-            let verdict = judge(Some(&url), &source(Directives::default()), &config());
+            let verdict = judge(&link(Some(&url)), &source(Directives::default()), &config());
             prop_assert_eq!(verdict, Err(Reason::Unreadable));
         }
     }

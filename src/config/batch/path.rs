@@ -12,6 +12,7 @@ const MAX_BYTES: usize = 1024;
 pub struct PathPattern {
     text: Box<str>,
     segments: Box<[Segment]>,
+    has_captures: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +25,7 @@ enum Segment {
 impl PathPattern {
     /// Whether it has captures.
     pub fn has_captures(&self) -> bool {
-        self.segments.iter().any(|segment| !matches!(segment, Segment::Literal(_)))
+        self.has_captures
     }
 
     /// The names of its captures.
@@ -142,7 +143,8 @@ impl FromStr for PathPattern {
             }
             segments.push(if several { Segment::Several(name.into()) } else { Segment::One(name.into()) });
         }
-        Ok(Self { text: text.into(), segments: segments.into() })
+        let has_captures = !names.is_empty();
+        Ok(Self { text: text.into(), segments: segments.into(), has_captures })
     }
 }
 

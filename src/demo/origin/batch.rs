@@ -11,10 +11,10 @@ use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
+use super::interface;
 use super::links::{Owner, link};
 use super::request::{ParsedCall, Unauthenticated, credential, parse};
 use super::{Exchange, RecordedCall, ScriptedReply, UnknownIds, json_answer};
-use crate::api;
 use crate::auth::signature;
 use crate::message::body::{Body, whole};
 
@@ -115,7 +115,7 @@ impl Exchange {
     /// A failure of this status, with the code that goes with it.
     fn failure(&self, status: u16) -> Response<Body> {
         let code = match status {
-            200 => api::VALIDATION_FAILED,
+            200 => interface::VALIDATION_FAILED,
             400 => "OSM.0001",
             401 => "OSM.0002",
             403 => "OSM.0003",
@@ -131,9 +131,9 @@ impl Exchange {
         let owner = Owner {
             credential,
             group: parsed.group.as_deref(),
-            language: header(api::LANGUAGE),
-            site: header(api::SITE),
-            time_zone: header(api::TIME_ZONE),
+            language: header(interface::LANGUAGE),
+            site: header(interface::SITE),
+            time_zone: header(interface::TIME_ZONE),
         };
         let options = &self.options;
         let known = parsed.ids.iter().filter(|id| !options.missing.contains(id));

@@ -15,9 +15,9 @@ use hyper::body::Incoming;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::interface::ACCESSORIES;
 use super::request::access_key;
 use super::{Exchange, json_answer};
-use crate::api::ACCESSORIES;
 use crate::message::body::{Body, stream as streamed, whole};
 
 const ECHO: &str = "/v2/servicerequest/echo";

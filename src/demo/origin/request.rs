@@ -6,7 +6,7 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::api;
+use super::interface;
 use crate::api::request::Form;
 use crate::auth::signature::{self, Claim, Keys};
 use crate::config::KeyPair;
@@ -33,10 +33,10 @@ pub(super) fn parse(parts: &Parts, body: &[u8], most: usize) -> Result<ParsedCal
     if call.ids.is_empty() || call.ids.len() > most {
         return Err("accessory_ids has no items, or too many");
     }
-    if !call.ids.iter().all(|id| fits(id, api::ID_CHARS)) {
+    if !call.ids.iter().all(|id| fits(id, interface::ID_CHARS)) {
         return Err("an accessory id takes 1 to 64 characters");
     }
-    if call.group.as_deref().is_some_and(|group| !fits(group, api::GROUP_CHARS)) {
+    if call.group.as_deref().is_some_and(|group| !fits(group, interface::GROUP_CHARS)) {
         return Err("group_id takes 1 to 32 characters");
     }
     Ok(call)
@@ -51,8 +51,8 @@ fn parse_query(query: &str) -> Result<ParsedCall, &'static str> {
     for pair in query.split('&') {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         match decode(name)?.as_str() {
-            api::IDS => raw.push(value),
-            api::GROUP => group = Some(decode(value)?),
+            interface::IDS => raw.push(value),
+            interface::GROUP => group = Some(decode(value)?),
             _ => {}
         }
     }
@@ -98,7 +98,8 @@ pub(super) fn credential<'a>(
     pairs: &[KeyPair],
     now: u64,
 ) -> Result<&'a str, Unauthenticated> {
-    let token = head.headers.get(api::TOKEN).and_then(|value| value.to_str().ok()).filter(|token| !token.is_empty());
+    let token =
+        head.headers.get(interface::TOKEN).and_then(|value| value.to_str().ok()).filter(|token| !token.is_empty());
     token.map_or_else(|| access_key(head, hash, pairs, now)?.ok_or(NONE), Ok)
 }
 

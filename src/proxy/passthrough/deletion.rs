@@ -14,7 +14,7 @@ use serde::de::IgnoredAny;
 use tokio::time::timeout;
 
 use super::Passthrough;
-use crate::api;
+use crate::api::BatchApi;
 use crate::cache::purges::Target;
 use crate::message::body::{Body, stream};
 use crate::telemetry::log::events;
@@ -70,16 +70,30 @@ fn is_error(body: &[u8]) -> bool {
     serde_json::from_slice::<ErrorBody>(body).is_ok()
 }
 
-/// The id that a request deletes, if it is a deletion.
-pub(super) fn id<B>(request: &Request<B>) -> Option<String> {
-    if request.method() != Method::DELETE {
-        return None;
+impl Passthrough {
+    /// The id that a request deletes, if it is a deletion.
+    pub(super) fn deleted_id<B>(&self, request: &Request<B>) -> Option<String> {
+        if request.method() != Method::DELETE {
+            return None;
+        }
+        self.callers.iter().find_map(|callers| id(callers.api(), request.uri().path()))
     }
-    let path = request.uri().path();
-    let (parent, last) = path.strip_suffix('/').unwrap_or(path).rsplit_once('/')?;
-    let (parent, id) = (decode(parent)?, decode(last)?);
-    let is_id = (1..=api::ID_CHARS).contains(&id.chars().count());
-    (parent == api::ACCESSORIES && is_id).then(|| id.into_owned())
+}
+
+/// The id that a DELETE of `path` deletes, if it deletes one of `api`.
+fn id(api: &BatchApi, path: &str) -> Option<String> {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let pattern = api.delete.as_ref()?;
+    // Servers take a percent-encoded path for the same.
+    let decoded = || path.split('/').map(decode).collect::<Option<Vec<_>>>();
+    let id = pattern.capture(path, "id").and_then(decode);
+    let id = id.or_else(|| {
+        let segments = decoded()?;
+        // A slash in a segment would make two of it.
+        let is_whole = !segments.iter().any(|segment| segment.contains('/'));
+        is_whole.then(|| pattern.capture(&segments.join("/"), "id").map(|id| Cow::Owned(id.to_owned())))?
+    })?;
+    (1..=api.ids.chars).contains(&id.chars().count()).then(|| id.into_owned())
 }
 
 fn decode(text: &str) -> Option<Cow<'_, str>> {
@@ -92,8 +106,8 @@ mod tests {
 
     #[test]
     fn the_id_of_a_deletion_is_read_from_its_path() {
-        let id = |method: Method, target: &str| id(&Request::builder().method(method).uri(target).body(()).unwrap());
-        let delete = |target: &str| id(Method::DELETE, target);
+        let api = BatchApi::preset("huawei-osm").unwrap();
+        let delete = |target: &str| id(&api, target.parse::<http::Uri>().unwrap().path());
         assert_eq!(delete("/v2/servicerequest/accessorys/7").unwrap(), "7");
         assert_eq!(delete("/v2/servicerequest/accessorys/a%2Fb%2Cc/?x=1").unwrap(), "a/b,c");
         assert_eq!(delete("http://h/v2/servicerequest/%61ccessorys/7").unwrap(), "7");
@@ -108,7 +122,6 @@ mod tests {
         ] {
             assert_eq!(delete(other), None, "{other}");
         }
-        assert_eq!(id(Method::GET, "/v2/servicerequest/accessorys/7"), None);
     }
 
     #[test]

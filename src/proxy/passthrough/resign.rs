@@ -1,6 +1,7 @@
 //! Signs requests again for the endpoint's host. Their own signatures are verified first, so that sidelink signs only for its
 //! callers.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use http::Request;
 use http::uri::PathAndQuery;
 
 use super::Passthrough;
-use crate::api;
+use crate::auth::Callers;
 use crate::auth::signature::{self, Claim, Signer};
 use crate::error::Error;
 use crate::limits::budget::Reservation;
@@ -73,16 +74,17 @@ impl Passthrough {
                 Err(Error::NamedByConnection)
             }
             Ok((signer, payload)) => {
-                self.callers.remove_unsigned(&signer, &mut head.headers);
+                self.callers.iter().for_each(|callers| callers.remove_unsigned(&signer, &mut head.headers));
                 Ok((
                     Request::from_parts(head, body),
                     Some(VerifiedSignature { signer, payload, _reservation: reservation }),
                 ))
             }
             Err(fault) => {
-                // The batch route has logged its own.
-                if head.uri.path() != api::PATH {
-                    self.callers.warn_of_unverified(fault);
+                // The batch routes have logged their own.
+                let is_batch = |callers: &Arc<Callers>| callers.api().path.matches(head.uri.path());
+                if let Some(callers) = self.callers.first().filter(|_| !self.callers.iter().any(is_batch)) {
+                    callers.warn_of_unverified(fault);
                 }
                 Ok((Request::from_parts(head, body), None))
             }

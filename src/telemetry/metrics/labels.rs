@@ -164,7 +164,7 @@ labels! {
 
     /// Why a batch is forwarded untouched.
     pub enum Bypass {
-        /// It has no credential: neither `X-Auth-Token` nor a signed `Authorization`.
+        /// It has no credential: no credential header of its API, and no signed `Authorization` where the API takes it.
         NoCredential = "no-credential",
         /// It has more than one credential.
         Credentials = "credentials",
@@ -184,8 +184,13 @@ labels! {
         Range = "range",
         /// A credential or scope header is longer than the endpoint takes.
         HeaderTooLong = "header-too-long",
-        /// It is not exactly a batch: `accessory_ids` repeated, between commas, or in a JSON body; `group_id` beside; nothing else.
+        /// It is not exactly a batch, as its API is described: its ids in the query or in a JSON body, and beside them only what the
+        /// API allows.
         Unreadable = "unreadable",
+        /// Its body asks for something else than the API's `when` says.
+        Condition = "condition",
+        /// A call for a part of it got an error that concerns the ids of that call: the endpoint may answer the whole otherwise.
+        Part = "part",
         /// The endpoint's answer does not match its ids.
         Unmatched = "unmatched",
     }
@@ -236,6 +241,10 @@ labels! {
         Revalidate = "revalidate",
         /// The client's own cache directives.
         Client = "client",
+        /// A call for a part of a batch got an error, so the batch is asked for as it was written.
+        Part = "part",
+        /// The items of a batch came in envelopes that differ, so it is fetched whole.
+        Envelope = "envelope",
     }
 
     /// The target of a purge.

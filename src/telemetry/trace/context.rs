@@ -8,8 +8,12 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
-use crate::api::{TRACEPARENT, TRACESTATE};
 use crate::message::headers::single;
+
+/// W3C Trace Context header of the client's trace and span.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// W3C Trace Context header of what tracing systems add to it.
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Length of a version 00 `traceparent`, and of what a later version begins with.
 const PARENT_BYTES: usize = 55;

@@ -27,8 +27,9 @@ use http::Method;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
-use sidelink::api::request::{self, Form};
+use sidelink::api::request::Form;
 use sidelink::config::Config;
+use sidelink::demo::origin::interface as request;
 use sidelink::demo::origin::link_is_for;
 
 use super::{Fleet, Redis, shared};

@@ -41,7 +41,7 @@ async fn all_data_of_the_server_reveals_nothing() {
     let fleet = Fleet::with(shared(vec![redis.address()]), 1, endpoint, knows).await;
     let sidecar = &fleet.sidecars[0];
     let target =
-        format!("{}?accessory_ids=marked-id-1&accessory_ids=marked-id-2&group_id=markedgroup", sidelink::api::PATH);
+        format!("{}?accessory_ids=marked-id-1&accessory_ids=marked-id-2&group_id=markedgroup", origin::interface::PATH);
     let reply =
         sidecar.client.get(&target, &[("x-auth-token", "marked-token"), ("x-language", "marked-language")]).await;
     let mut signed = Unsigned::get(sidecar.client.address, &target, &fleet.clock);

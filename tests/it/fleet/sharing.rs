@@ -41,7 +41,7 @@ async fn links_never_cross_callers_groups_or_scope_headers() {
     for sidecar in &fleet.sidecars {
         for (token, group, language) in scopes {
             let group_id = group.map(|group| format!("&group_id={group}")).unwrap_or_default();
-            let target = format!("{}?accessory_ids=1{group_id}", sidelink::api::PATH);
+            let target = format!("{}?accessory_ids=1{group_id}", sidelink::demo::origin::interface::PATH);
             let mut headers = vec![("x-auth-token", token)];
             headers.extend(language.map(|language| ("x-language", language)));
             let reply = sidecar.client.get(&target, &headers).await;

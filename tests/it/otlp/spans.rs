@@ -8,7 +8,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
-use sidelink::api;
+use sidelink::demo::origin::interface as api;
 use sidelink::demo::origin::{Origin, ScriptedReply};
 
 use super::{ECHO, PARENT, SAMPLED, TRACE, Traced, UNSAMPLED, links, pairs, parent_of, traceparent};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sidelink::api;
 use sidelink::demo::origin::Origin;
+use sidelink::demo::origin::interface as api;
 use tokio::time::timeout;
 
 use super::frames::*;

@@ -16,8 +16,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
-use sidelink::api;
 use sidelink::clock::Clock;
+use sidelink::demo::origin::interface as api;
 use sidelink::demo::origin::{Origin, ScriptedReply as Scripted};
 
 use super::{

@@ -6,9 +6,10 @@ use http::Method;
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 use serde_json::json;
-use sidelink::api;
-use sidelink::api::request::{self, Form};
+use sidelink::api::request::Form;
 use sidelink::config::{Config, Secret};
+use sidelink::demo::origin::interface as api;
+use sidelink::demo::origin::interface as request;
 
 use super::super::eventually;
 use super::{ACCESS_KEY, IDS, REVALIDATE, Run, SIDECARS, SLACK, Taken};

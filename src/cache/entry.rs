@@ -1,0 +1,123 @@
+//! Entries: what the cache contains for an id.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use triomphe::ThinArc;
+
+use super::freshness::Deadlines;
+use crate::api::answer::AnswerItem;
+use crate::api::envelope::Envelope;
+use crate::api::expiry::StatedExpiry;
+use crate::clock::Moment;
+
+/// What the cache contains for an id: its text, deadlines and details, side by side in one allocation.
+#[derive(Clone)]
+pub struct Entry(ThinArc<Header, u8>);
+
+struct Header {
+    deadlines: Deadlines,
+    /// `None` where there is nothing to say, as for each item of an API that has one envelope.
+    details: Option<Arc<ItemDetails>>,
+}
+
+/// What is known of an item besides its text and deadlines. Items of one answer share it, unless it has spans.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ItemDetails {
+    /// What stood around the item in the answer that brought it; `None` where the API names an envelope of its own.
+    pub envelope: Option<Arc<Envelope>>,
+    /// Whether the item says that there is no link.
+    pub is_absent: bool,
+    /// The numbers in its text that say in how many seconds the link expires, in their order: the place, and the seconds when the
+    /// call was sent.
+    pub spans: Box<[(Range<usize>, u64)]>,
+}
+
+impl ItemDetails {
+    /// The details of `item`, or of an id without one, in this envelope; `None` if there is nothing to say.
+    pub fn of(item: Option<&AnswerItem>, envelope: Option<&Arc<Envelope>>) -> Option<Self> {
+        let span = |expiry: &StatedExpiry| match expiry {
+            StatedExpiry::In { seconds, place } => Some((place.clone(), *seconds)),
+            StatedExpiry::At(_) | StatedExpiry::Unreadable => None,
+        };
+        let mut spans: Vec<_> = item.into_iter().flat_map(|item| item.expiries.iter().filter_map(span)).collect();
+        spans.sort_unstable_by_key(|(place, _)| place.start);
+        spans.dedup();
+        let is_absent = item.is_some_and(|item| item.is_absent);
+        let details = Self { envelope: envelope.cloned(), is_absent, spans: spans.into() };
+        (details != Self::default()).then_some(details)
+    }
+}
+
+impl Entry {
+    /// An item's JSON text; `None`: the endpoint left the id out.
+    pub fn new(text: Option<&str>, deadlines: Deadlines) -> Self {
+        Self::with_details(text, deadlines, None)
+    }
+
+    /// As [`Self::new`], with details.
+    pub fn with_details(text: Option<&str>, deadlines: Deadlines, details: Option<Arc<ItemDetails>>) -> Self {
+        // No item is empty: JSON never is.
+        Self(ThinArc::from_header_and_slice(Header { deadlines, details }, text.unwrap_or_default().as_bytes()))
+    }
+
+    /// The item's JSON text; `None`: the endpoint left the id out.
+    pub fn text(&self) -> Option<&[u8]> {
+        Some(&self.0.slice).filter(|text| !text.is_empty())
+    }
+
+    /// Whether it has no link: the endpoint left the id out, or said so in the item.
+    pub fn is_absent(&self) -> bool {
+        self.text().is_none() || self.details().is_some_and(|details| details.is_absent)
+    }
+
+    /// What is known of the item besides.
+    pub fn details(&self) -> Option<&Arc<ItemDetails>> {
+        self.0.header.header.details.as_ref()
+    }
+
+    /// What stood around the item; `None` where the API names an envelope of its own.
+    pub fn envelope(&self) -> Option<&Arc<Envelope>> {
+        self.details()?.envelope.as_ref()
+    }
+
+    /// Whether its text says in how many seconds the link expires, so that it has to be rewritten.
+    pub fn has_spans(&self) -> bool {
+        self.details().is_some_and(|details| !details.spans.is_empty())
+    }
+
+    /// The same item, with what is left of its spans.
+    pub(crate) fn as_of(&self, now: Moment) -> Self {
+        let (Some(details), Some(text)) = (self.details().filter(|_| self.has_spans()), self.text()) else {
+            return self.clone();
+        };
+        let age = self.deadlines().age(now).div_ceil(1000);
+        let (mut rewritten, mut from) = (Vec::with_capacity(text.len()), 0);
+        for (place, seconds) in &details.spans {
+            rewritten.extend_from_slice(text.get(from..place.start).unwrap_or_default());
+            rewritten.extend_from_slice(itoa::Buffer::new().format(seconds.saturating_sub(age)).as_bytes());
+            from = place.end;
+        }
+        rewritten.extend_from_slice(text.get(from..).unwrap_or_default());
+        let header = Header { deadlines: *self.deadlines(), details: Some(Arc::clone(details)) };
+        Self(ThinArc::from_header_and_slice(header, &rewritten))
+    }
+
+    /// The same item, to be answered once and not stored.
+    pub(crate) fn not_stored(&self) -> Self {
+        let deadlines = Deadlines::not_stored(self.deadlines().sent());
+        let header = Header { deadlines, details: self.details().cloned() };
+        Self(ThinArc::from_header_and_slice(header, &self.0.slice))
+    }
+
+    /// Bytes of its text, and of details that it does not share.
+    pub(super) fn bytes(&self) -> usize {
+        let own = self.details().filter(|details| details.is_absent || !details.spans.is_empty());
+        self.0.slice.len() + own.map_or(0, |details| size_of::<ItemDetails>() + size_of_val(&*details.spans))
+    }
+
+    /// Until when the entry is fresh, and until when it is usable.
+    pub fn deadlines(&self) -> &Deadlines {
+        &self.0.header.header.deadlines
+    }
+}

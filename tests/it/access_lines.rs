@@ -230,6 +230,11 @@ async fn answers_without_a_body_and_those_that_are_not_polled_to_their_end_are_w
         let line = process.says("request").await;
         assert!(line.get("aborted").is_none() && line["bytes"] == 0, "{method} {} {line}", sent.status);
     }
+    // An error of sidelink's own has a body, which HEAD does not get.
+    origin.stop().await;
+    assert_eq!(process.client.send(Method::HEAD, "/", &[], "").await.status, 502);
+    let line = process.says("request").await;
+    assert_eq!((line.get("aborted"), &line["bytes"]), (None, &0.into()), "{line}");
     // sidelink has read the answer to a deletion, and its length stands in the head alone.
     let endpoint = Endpoint::start().await;
     let files = Files::new(endpoint.address);

@@ -16,10 +16,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::process::{Files, Process};
-use crate::support::origin_options;
+use crate::support::{origin_options, query};
 
 /// More than the buffers of all connections take.
 const LARGE: usize = 256 << 20;
+/// Bytes that an HTTP/2 client takes before it reads.
+const WINDOW: u32 = 64 << 10;
 const DELETED: &str = "/v2/servicerequest/accessorys/1";
 
 /// An endpoint that ends its answers as the path says. Every answer but `/large` announces 1000 bytes.
@@ -116,7 +118,9 @@ impl Client {
     async fn connect(address: SocketAddr, is_http2: bool) -> Self {
         let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
         if is_http2 {
-            let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW);
+            let (sender, connection) = builder.handshake(stream).await.unwrap();
             return Self { sender: Sender::Http2(sender), connection: tokio::spawn(async { drop(connection.await) }) };
         }
         let (sender, connection) = http1::handshake(stream).await.unwrap();
@@ -124,13 +128,13 @@ impl Client {
     }
 
     async fn get(&mut self, path: &str) -> hyper::Result<Response<Incoming>> {
-        let request = Request::get(format!("http://endpoint{path}")).header("x-request-id", "mine");
+        let request = |target: String| {
+            let request = Request::get(target).header("host", "endpoint").header("x-auth-token", "t");
+            request.body(Empty::new()).unwrap()
+        };
         match &mut self.sender {
-            Sender::Http1(sender) => {
-                let request = Request::get(path).header("host", "endpoint").header("x-request-id", "mine");
-                sender.send_request(request.body(Empty::new()).unwrap()).await
-            }
-            Sender::Http2(sender) => sender.send_request(request.body(Empty::new()).unwrap()).await,
+            Sender::Http1(sender) => sender.send_request(request(path.to_owned())).await,
+            Sender::Http2(sender) => sender.send_request(request(format!("http://endpoint{path}"))).await,
         }
     }
 
@@ -255,6 +259,23 @@ async fn errors_alone_leave_out_whole_answers_and_have_those_that_were_cut_short
         assert!(client.get("/breaks").await.unwrap().into_body().collect().await.is_err());
         assert_eq!(process.says("request").await["path"], "/breaks");
     }
+}
+
+#[tokio::test]
+async fn a_large_batch_from_memory_that_is_cut_short_is_among_the_errors() {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    let mut process = Process::start(&files.write("log.access = \"errors\"")).await;
+    let ids: Vec<String> = (0..1000).map(|id| format!("{id:0>30}")).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let whole = process.client.batch("t", &ids).await.body.len() as u64;
+    assert!(whole > 4 * u64::from(WINDOW), "{whole}");
+    let mut client = Client::connect(process.address, true).await;
+    let answer = client.get(&query(&ids)).await.unwrap();
+    let _connection = client.leave(answer).await;
+    let line = process.says("request").await;
+    assert_eq!((said(&line), &line["hit"]), (("INFO", 200, "client"), &1000.into()), "{line}");
+    assert!(line["bytes"].as_u64().unwrap() < whole, "{line}");
 }
 
 #[tokio::test]

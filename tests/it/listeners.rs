@@ -283,7 +283,12 @@ async fn a_new_certificate_for_operators_is_shown_without_a_signal_and_one_that_
     after.issue(files.directory.path());
     process.says("the configuration was reloaded").await;
     assert!(tls(address, before.client(None)).await.is_err(), "the old certificate is still shown");
-    tls(address, after.client(None)).await.unwrap();
+    let mut stream = tls(address, after.client(None)).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut page = Vec::new();
+    stream.read_to_end(&mut page).await.unwrap();
+    let series = "sidelink_tls_certificate_expiry_timestamp_seconds{use=\"admin\"} 67090118400\n";
+    assert!(String::from_utf8(page).unwrap().contains(series));
 
     // A key of another certificate changes nothing.
     std::fs::write(&key, before.certificate().1).unwrap();

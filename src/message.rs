@@ -5,4 +5,5 @@ pub mod body;
 pub mod cache_control;
 pub mod header_filter;
 pub mod headers;
+pub mod recorded;
 pub mod reply;

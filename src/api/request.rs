@@ -22,6 +22,7 @@ use serde_json::value::RawValue;
 
 use super::id::{self, Group};
 use super::json::{self, Members};
+use super::misfit::Misfit;
 use crate::config::batch::{BatchApi, Pointer, Style};
 use crate::message::header_filter::Headers;
 
@@ -36,6 +37,18 @@ pub enum Form {
     Brackets,
     /// A list in a JSON body.
     Body,
+}
+
+impl Form {
+    /// Its name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Repeated => "repeated",
+            Self::Comma => "comma",
+            Self::Brackets => "brackets",
+            Self::Body => "body",
+        }
+    }
 }
 
 /// A batch, read from a query or a body.
@@ -78,7 +91,7 @@ pub(super) enum Around<'r> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotABatch {
     /// It is not exactly as the API is described.
-    Unreadable,
+    Unreadable(Misfit),
     /// A value of its body is not as `when` says: it asks for something else.
     Condition,
 }
@@ -96,7 +109,7 @@ impl<'r> Batch<'r> {
     ) -> Result<Self, NotABatch> {
         let query = query.filter(|query| !query.is_empty());
         if headers.into().contains(&CONTENT_ENCODING) {
-            return Err(NotABatch::Unreadable);
+            return Err(NotABatch::Unreadable(Misfit::Coded));
         }
         match (query, body, &api.ids.query, &api.ids.body) {
             (Some(query), [], Some(name), _) => Self::from_query(api, name, query),
@@ -104,7 +117,8 @@ impl<'r> Batch<'r> {
             (query, [_, ..], _, Some(list)) if query.is_none() || api.parameters.is_none() => {
                 Self::from_body(api, list, query, body)
             }
-            _ => Err(NotABatch::Unreadable),
+            (Some(_), [_, ..], _, Some(_)) => Err(NotABatch::Unreadable(Misfit::Both)),
+            _ => Err(NotABatch::Unreadable(Misfit::NoIds)),
         }
     }
 
@@ -124,7 +138,9 @@ impl<'r> Batch<'r> {
             let decoded = decode(spelling)?;
             let is_brackets = decoded.strip_suffix("[]") == Some(name);
             match value {
-                _ if is_brackets && !api.ids.styles.contains(&Style::Brackets) => return Err(NotABatch::Unreadable),
+                _ if is_brackets && !api.ids.styles.contains(&Style::Brackets) => {
+                    return Err(NotABatch::Unreadable(Misfit::Style));
+                }
                 Some(value) if is_brackets || decoded == name => {
                     spelled = spelled.or(Some(spelling));
                     brackets += usize::from(is_brackets);
@@ -132,15 +148,12 @@ impl<'r> Batch<'r> {
                     continue;
                 }
                 Some(value) if api.group.as_deref() == Some(&*decoded) && group == Group::Absent => {
-                    group = Group::Named(name_of(value, |text| is_group(api, text))?);
+                    group = Group::Named(name_of(value, |text| is_group(api, text), Misfit::Group)?);
                 }
-                _ if pair.is_empty()
-                    || is_brackets
-                    || decoded == name
-                    || api.group.as_deref() == Some(&*decoded)
-                    || !is_parameter(api, &decoded) =>
-                {
-                    return Err(NotABatch::Unreadable);
+                _ if api.group.as_deref() == Some(&*decoded) => return Err(NotABatch::Unreadable(Misfit::Group)),
+                _ if is_brackets || decoded == name => return Err(NotABatch::Unreadable(Misfit::Id)),
+                _ if pair.is_empty() || !is_parameter(api, &decoded) => {
+                    return Err(NotABatch::Unreadable(Misfit::Parameter));
                 }
                 _ => rest.push(Cow::Borrowed(pair)),
             }
@@ -151,33 +164,35 @@ impl<'r> Batch<'r> {
         let comma = has(b',') && values.iter().any(is_comma);
         let form = match values.as_slice() {
             [_] if comma && brackets == 0 => Form::Comma,
-            _ if comma => return Err(NotABatch::Unreadable),
+            [] => return Err(NotABatch::Unreadable(Misfit::NoIds)),
+            _ if comma => return Err(NotABatch::Unreadable(Misfit::Style)),
             [_] if !api.ids.styles.contains(&Style::Repeated) && brackets == 0 => Form::Comma,
             _ if brackets == values.len() => Form::Brackets,
             _ if brackets == 0 && api.ids.styles.contains(&Style::Repeated) => Form::Repeated,
-            _ => return Err(NotABatch::Unreadable),
+            _ => return Err(NotABatch::Unreadable(Misfit::Style)),
         };
         let is_valid = |text: &str| is_id(api, text);
         let id = |written: &'r str, name| Id { name, written, is_qualified: false };
-        let named = |written| Ok(id(written, name_of(written, is_valid)?));
+        let named = |written| Ok(id(written, name_of(written, is_valid, Misfit::Id)?));
         let ids: Vec<Id<'r>> = match values.as_slice() {
             [list] if form == Form::Comma => pieces(list, b',').map(named).collect::<Result<_, _>>()?,
             _ if has(b'%') || has(b'+') => values.into_iter().map(named).collect::<Result<_, _>>()?,
             _ => {
-                let checked = |written| Ok(id(written, check(Cow::Borrowed(written), is_valid)?));
+                let checked = |written| Ok(id(written, check(Cow::Borrowed(written), is_valid, Misfit::Id)?));
                 values.into_iter().map(checked).collect::<Result<_, _>>()?
             }
         };
-        let around = Around::Query { name: spelled.ok_or(NotABatch::Unreadable)?, others, before };
+        let around = Around::Query { name: spelled.ok_or(NotABatch::Unreadable(Misfit::NoIds))?, others, before };
         Ok(Self { form, group, ids, around, rest })
     }
 
     fn from_body(api: &BatchApi, list: &Pointer, query: Option<&'r str>, body: &'r [u8]) -> Result<Self, NotABatch> {
-        let text = std::str::from_utf8(body).map_err(|_| NotABatch::Unreadable)?;
-        let whole: &RawValue = serde_json::from_str(text).map_err(|_| NotABatch::Unreadable)?;
+        let misfit = NotABatch::Unreadable;
+        let text = std::str::from_utf8(body).map_err(|_| misfit(Misfit::NotJson))?;
+        let whole: &RawValue = serde_json::from_str(text).map_err(|_| misfit(Misfit::NotJson))?;
         let members = match list.tokens() {
             [] => Vec::new(),
-            _ => json::members(whole.get()).ok_or(NotABatch::Unreadable)?,
+            _ => json::members(whole.get()).ok_or(misfit(Misfit::NotAnObject))?,
         };
         let find = |pointer: &Pointer| match pointer.tokens() {
             [] => Some(whole),
@@ -192,20 +207,28 @@ impl<'r> Batch<'r> {
         let group = match api.group.as_deref().and_then(|name| members.iter().find(|(known, _)| known == name)) {
             None => Group::Absent,
             Some((_, value)) if value.get() == "null" => Group::Null,
-            Some((_, value)) => Group::Named(json::string(value).ok_or(NotABatch::Unreadable)?),
+            Some((_, value)) => Group::Named(json::string(value).ok_or(misfit(Misfit::Group))?),
         };
         if !group.name().is_none_or(|name| is_group(api, name)) {
-            return Err(NotABatch::Unreadable);
+            return Err(misfit(Misfit::Group));
         }
-        let list = find(list).ok_or(NotABatch::Unreadable)?.get();
-        let elements = json::elements(list).ok_or(NotABatch::Unreadable)?;
-        let ids = elements.into_iter().map(|element| id_of(api, element)).collect::<Option<Vec<_>>>();
-        let ids = ids.filter(|ids| !ids.is_empty() && is_unambiguous(ids)).ok_or(NotABatch::Unreadable)?;
-        let rest = rest_of_body(api, &members, list).ok_or(NotABatch::Unreadable)?;
+        let list = find(list).ok_or(misfit(Misfit::NoList))?.get();
+        let elements = json::elements(list).ok_or(misfit(Misfit::NoList))?;
+        if elements.is_empty() {
+            return Err(misfit(Misfit::EmptyList));
+        }
+        let mut ids = Vec::with_capacity(elements.len());
+        for (at, element) in elements.into_iter().enumerate() {
+            ids.push(id_of(api, element).ok_or_else(|| misfit(Misfit::element(at)))?);
+        }
+        if !is_unambiguous(&ids) {
+            return Err(misfit(Misfit::Ambiguous));
+        }
+        let rest = rest_of_body(api, &members, list).ok_or(misfit(Misfit::Parameter))?;
         let rest = query.map(Cow::Borrowed).into_iter().chain(rest).collect();
-        let range = json::range_of(text, list).ok_or(NotABatch::Unreadable)?;
+        let range = json::range_of(text, list).ok_or(misfit(Misfit::NoList))?;
         let (Some(before), Some(after)) = (text.get(..range.start), text.get(range.end..)) else {
-            return Err(NotABatch::Unreadable);
+            return Err(misfit(Misfit::NoList));
         };
         Ok(Self { form: Form::Body, group, ids, around: Around::Body { query, before, after }, rest })
     }
@@ -333,13 +356,13 @@ fn has_length(text: &str, most: usize) -> bool {
     !text.is_empty() && is_short && !id::is_reserved(text)
 }
 
-fn check(text: Cow<'_, str>, is_valid: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, NotABatch> {
-    if is_valid(&text) { Ok(text) } else { Err(NotABatch::Unreadable) }
+fn check(text: Cow<'_, str>, is_valid: impl Fn(&str) -> bool, misfit: Misfit) -> Result<Cow<'_, str>, NotABatch> {
+    if is_valid(&text) { Ok(text) } else { Err(NotABatch::Unreadable(misfit)) }
 }
 
 /// The name of an id or group that a query spells so, if its text `is_valid`. (Plus and space are one character each.)
-fn name_of(spelling: &str, is_valid: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, NotABatch> {
-    let text = check(decode(spelling)?, is_valid)?;
+fn name_of(spelling: &str, is_valid: impl Fn(&str) -> bool, misfit: Misfit) -> Result<Cow<'_, str>, NotABatch> {
+    let text = check(decode(spelling)?, is_valid, misfit)?;
     Ok(if spelling.contains('+') { Cow::Owned(id::name_of_spelling(spelling)) } else { text })
 }
 
@@ -351,9 +374,9 @@ fn decode(text: &str) -> Result<Cow<'_, str>, NotABatch> {
     let mut rest = text;
     while let Some((_, after)) = rest.split_once('%') {
         if !after.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {
-            return Err(NotABatch::Unreadable);
+            return Err(NotABatch::Unreadable(Misfit::Undecodable));
         }
         rest = after;
     }
-    percent_decode_str(text).decode_utf8().map_err(|_| NotABatch::Unreadable)
+    percent_decode_str(text).decode_utf8().map_err(|_| NotABatch::Unreadable(Misfit::Undecodable))
 }

@@ -14,6 +14,7 @@ mod bounds;
 mod browser;
 mod cache_control;
 mod callers;
+mod check;
 mod clients;
 mod collector;
 mod command_line;

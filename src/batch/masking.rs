@@ -39,8 +39,10 @@ fn mask_strings(value: &mut Value) -> bool {
             is_link
         }
         // Each is masked, also after the first.
-        Value::Array(values) => values.iter_mut().fold(false, |any, value| mask_strings(value) || any),
-        Value::Object(members) => members.values_mut().fold(false, |any, value| mask_strings(value) || any),
+        Value::Array(values) => values.iter_mut().filter_map(|value| mask_strings(value).then_some(())).count() > 0,
+        Value::Object(members) => {
+            members.values_mut().filter_map(|value| mask_strings(value).then_some(())).count() > 0
+        }
         _ => false,
     }
 }

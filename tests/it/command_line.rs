@@ -252,6 +252,20 @@ async fn commands_ask_the_running_process_of_their_configuration() {
     for wrong in [&["purge"][..], &["purge", "--all", "1"], &["purge", "--group", "g", "--all"], &["explain"]] {
         assert_eq!(run(wrong).0, 2, "{wrong:?}");
     }
+    for wrong in [&["purge", "--api", "huawei-osm"][..], &["explain", "1", "--request", token_file]] {
+        assert_eq!(run(wrong).0, 2, "{wrong:?}");
+    }
+    let request = files.directory.path().join("request.http");
+    std::fs::write(&request, format!("GET {} HTTP/1.1\r\nX-Auth-Token: t\r\n\r\n", query(&["1"]))).unwrap();
+    let explain_request = || explain(&["--request", request.to_str().unwrap()]);
+    assert_eq!(process.client.batch("t", &["1"]).await.status, 200);
+    assert_eq!(explain_request()["ids"][0]["result"], "hit");
+    let (code, done, error) = run(&["purge", "--api", "huawei-osm", "1", "2"]);
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert!(done.contains("\"ids\":2"), "{done}");
+    assert_eq!(explain_request()["ids"][0]["state"], "purged");
+    let (code, _, unknown) = run(&["purge", "--api", "git-lfs", "1"]);
+    assert!(code == 1 && unknown.contains("there is no such API; there is huawei-osm"), "{unknown}");
     let (code, _, refused) = run(&["purge", &"x".repeat(65)]);
     assert_eq!(code, 1);
     assert!(refused.contains("answers 400") && refused.contains("64 characters"), "{refused}");

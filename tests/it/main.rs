@@ -7,6 +7,7 @@ mod alerts;
 mod answer_codings;
 mod answer_framing;
 mod answers;
+mod apis;
 mod bad_endpoint;
 mod bad_input;
 mod batches;

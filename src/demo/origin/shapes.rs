@@ -146,11 +146,11 @@ pub static SHAPES: [Shape; 6] = [
             item: |asked, link| {
                 let expires_at = rfc3339(link.expires.saturating_mul(1000));
                 let download = json!({"href": link.url, "expires_in": link.life, "expires_at": expires_at});
-                json!({"oid": asked.id, "size": asked.element["size"], "authenticated": true, "actions": {"download": download}})
+                json!({"oid": asked.id, "size": asked.element.get("size"), "authenticated": true, "actions": {"download": download}})
             },
             unknown: Some(|asked| {
                 let error = json!({"code": 404, "message": "Object does not exist"});
-                json!({"oid": asked.id, "size": asked.element["size"], "error": error})
+                json!({"oid": asked.id, "size": asked.element.get("size"), "error": error})
             }),
             answer: |items| json!({"transfer": "basic", "objects": values(items), "hash_algo": "sha256"}),
             error: |_, message, request_id| json!({"message": message, "request_id": request_id}),
@@ -323,10 +323,9 @@ impl Shape {
         };
         let credential =
             simulated.credential_of(|name| headers.iter().find(|(known, _)| *known == name).map(|(_, value)| *value));
-        let element =
-            self.list.first().filter(|list| list.ends_with(r#"{"size":7,"oid":""#)).map(|_| json!({"size": 7}));
+        let body = serde_json::from_str::<Value>(&self.batch(&[id.to_owned()]).1).unwrap_or_default();
         let place = simulated.place(self.target).unwrap_or_default();
-        let key = object_key(&credential.unwrap_or_default(), place, id, element.as_ref());
+        let key = object_key(&credential.unwrap_or_default(), place, id, simulated.beside(&body).as_ref());
         let rest = url.strip_prefix(simulated.base).and_then(|rest| rest.strip_prefix(key.as_str()));
         rest.is_some_and(|rest| rest.starts_with('?'))
     }
@@ -399,6 +398,20 @@ impl Simulated {
         Ok(Question { asked, place, life })
     }
 
+    /// What the first element of a body's list says besides its id.
+    fn beside(&self, body: &Value) -> Option<Value> {
+        let Ids::Body(list, _) = self.ids else { return None };
+        self.without_id(body.pointer(list)?.get(0)?)
+    }
+
+    /// What an element of a list says besides its id, if anything.
+    fn without_id(&self, element: &Value) -> Option<Value> {
+        let Ids::Body(_, key) = self.ids else { return None };
+        let mut members = element.as_object()?.clone();
+        members.remove(key.trim_start_matches('/'));
+        Some(Value::Object(members)).filter(|members| *members != json!({}))
+    }
+
     /// The answer: what is made of each id that is `known`, and of the others.
     pub(super) fn answer(
         &self,
@@ -413,12 +426,7 @@ impl Simulated {
             if !known(&asked.id) {
                 return Some((asked.id.clone(), self.unknown?(asked)));
             }
-            let mut beside = asked.element.clone();
-            if let (Some(members), Ids::Body(_, key)) = (beside.as_object_mut(), &self.ids) {
-                members.remove(key.trim_start_matches('/'));
-            }
-            let beside = Some(&beside).filter(|beside| beside.as_object().is_some_and(|members| !members.is_empty()));
-            let key = object_key(credential, &question.place, &asked.id, beside);
+            let key = object_key(credential, &question.place, &asked.id, self.without_id(&asked.element).as_ref());
             let url = sign(&format!("{}{key}", self.base), &asked.id, life);
             let link = Link { url, life: life.as_secs(), expires: now.saturating_add(life.as_secs()) };
             Some((asked.id.clone(), (self.item)(asked, &link)))

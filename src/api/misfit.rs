@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Display};
 
+use serde::de::IgnoredAny;
+
 /// The first thing in a request that is not as its API is described. The texts name keys of `[[batch]]`, and no text of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Misfit {
@@ -36,6 +38,11 @@ pub enum Misfit {
 }
 
 impl Misfit {
+    /// The misfit of a body that is no object with each name once.
+    pub(super) fn of_no_object(body: &str) -> Self {
+        if serde_json::from_str::<IgnoredAny>(body).is_ok() { Self::NotAnObject } else { Self::NotJson }
+    }
+
     /// The misfit of the element at this place in the list.
     pub(super) fn element(at: usize) -> Self {
         Self::Element(u32::try_from(at + 1).unwrap_or(u32::MAX))

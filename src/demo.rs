@@ -9,48 +9,54 @@ use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use http::Method;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use crate::app::App;
+use crate::config::batch::BatchApi;
 use crate::config::{AccessLines, Config, Endpoint};
 use origin::Origin;
-use replay::{BATCH_IDS, CONNECTIONS, Draws, EXPONENT, GROUP, IDS, Outcome, Replay};
+use origin::shapes::{GROUP, Shape, TOKEN};
+use replay::{BATCH_IDS, CONNECTIONS, Draws, EXPONENT, IDS, Outcome, Replay};
 
 /// About a WAN round trip.
 const ENDPOINT_DELAY: Duration = Duration::from_millis(20);
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// Runs the demonstration over so many batches, and returns whether every answer was right. Without `once` it stays up after the
+/// Runs the demonstration over so many batches of the API of `shape`, and returns whether every answer was right. Without `once` it stays up after the
 /// replay, under a light load, until it is interrupted.
 ///
 /// # Errors
 /// If a socket cannot be opened, or standard output is closed.
-pub async fn run(batches: usize, once: bool) -> io::Result<bool> {
-    let options = origin::Options { address: LOOPBACK, delay: ENDPOINT_DELAY, ..origin::Options::default() };
+pub async fn run(shape: &'static Shape, batches: usize, once: bool) -> io::Result<bool> {
+    let options =
+        origin::Options { api: shape, address: LOOPBACK, delay: ENDPOINT_DELAY, ..origin::Options::default() };
     let origin = Origin::start(options).await?;
     let endpoint = Endpoint::parse(&format!("http://{}", origin.address())).map_err(io::Error::other)?;
     let mut config = Config::for_endpoint(endpoint);
     config.listen.address = vec![LOOPBACK.into()];
     config.admin.address = LOOPBACK;
     config.log.access = AccessLines::Off;
+    config.batch = vec![BatchApi::preset(shape.name).ok_or_else(|| io::Error::other("there is no such preset"))?];
     let app = App::start(config).await.map_err(io::Error::other)?;
     let address = *app.addresses().first().ok_or_else(|| io::Error::other("sidelink has no listener"))?;
 
     print(&format!(
-        "{} batches of {BATCH_IDS} ids out of {} (Zipf {EXPONENT}),\nover {CONNECTIONS} connections; the endpoint is {} ms away.\n\n",
+        "{}: {} batches of {BATCH_IDS} ids\nout of {} (Zipf {EXPONENT}), over {CONNECTIONS} connections;\nthe endpoint is {} ms away.\n\n",
+        shape.name,
         grouped(batches),
         grouped(IDS),
         ENDPOINT_DELAY.as_millis(),
     ))?;
-    let mut draws = Draws::new()?;
-    let replay = Replay::new(address, draws.by_ref().take(batches).collect());
+    let mut draws = Draws::new(shape)?;
+    let replay = Replay::new(shape, address, draws.by_ref().take(batches).collect());
     let progress = progress_bar(batches);
     let outcome = replay.run(|| progress.inc(1)).await;
     progress.finish_and_clear();
     print(&table(&replay, &outcome, &origin))?;
     let mut wrong = !outcome.wrong.is_empty();
     if !once {
-        print(&invitation(address, app.admin_address(), &replay.popular()))?;
+        print(&invitation(shape, address, app.admin_address(), &replay.popular()))?;
         tokio::select! {
             interrupted = tokio::signal::ctrl_c() => interrupted?,
             why = replay.keep_asking(draws) => {
@@ -131,32 +137,52 @@ fn grouped(number: impl fmt::Display) -> String {
     groups.join(" ")
 }
 
-fn invitation(address: SocketAddr, admin: SocketAddr, [a, b]: &[String; 2]) -> String {
+/// Commands that ask again, in a shell: of Huawei's API as short as can be.
+fn invitation(shape: &Shape, address: SocketAddr, admin: SocketAddr, [a, b]: &[String; 2]) -> String {
+    let (ask, hit, partial, other) = if shape.name == "huawei-osm" {
+        let ask = format!("curl -siG -H 'X-Auth-Token: {TOKEN}' \"$@\" \\\n      http://{address}\\\n{}", shape.target);
+        let batch = |ids: &str, group: &str| format!("ask -d accessory_ids={ids} -d group_id={group}");
+        let partial = batch(&format!("{b},{a},new"), GROUP);
+        let other = ("another group has links of its own", batch(&format!("{a},{b}"), "other"));
+        (ask, batch(&format!("{a},{b}"), GROUP), partial, other)
+    } else {
+        let header = |(name, value): &(&str, &str)| {
+            format!(" \\\n      -H \"{name}: {}\"", value.replace(TOKEN, &format!("${{TOKEN:-{TOKEN}}}")))
+        };
+        let headers: String = shape.headers.iter().map(header).collect();
+        let batch = |ids: &[&str]| {
+            let (target, body) = shape.batch(&ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>());
+            let query = target.strip_prefix(shape.target).unwrap_or_default();
+            format!("ask '{}'", if body.is_empty() { query } else { &body })
+        };
+        let sent = if shape.method == Method::GET { "" } else { " \\\n      -d \"$1\"" };
+        let query = if shape.method == Method::GET { "\"$1\"" } else { "" };
+        let ask = format!("curl -si{headers}{sent} \\\n      http://{address}\\\n{}{query}", shape.target);
+        let other = ("another caller has links of its own", format!("TOKEN=other {}", batch(&[a, b])));
+        (ask, batch(&[a, b]), batch(&[b, a, &shape.id("new")]), other)
+    };
+    let (whose, other) = other;
     format!(
         "
 Still up, under a light load. In another terminal, define
 
   ask() {{
-    curl -siG -H 'X-Auth-Token: {}' \"$@\" \\
-      http://{address}\\
-{}
+    {ask}
   }}
 
 and try
 
   # hit: both links are in memory
-  ask -d accessory_ids={a},{b} -d group_id={GROUP}
+  {hit}
   # partial, then a hit: the new one is fetched once
-  ask -d accessory_ids={b},{a},new -d group_id={GROUP}
-  # miss, then a hit: another group has links of its own
-  ask -d accessory_ids={a},{b} -d group_id=other
+  {partial}
+  # miss, then a hit: {whose}
+  {other}
 
 The status page: http://{admin}/
 The metrics:     http://{admin}/metrics
 Ctrl-C ends it.
-",
-        replay::TOKEN,
-        origin::interface::PATH,
+"
     )
 }
 

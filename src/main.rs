@@ -11,6 +11,7 @@ use sidelink::app::{self, End, PassedSockets, StartError, StopSignals, Watch, co
 use sidelink::batch::check;
 use sidelink::config::{Config, ConfigError};
 use sidelink::demo;
+use sidelink::demo::origin::shapes::Shape;
 use sidelink::demo::origin::{self, Origin};
 use sidelink::message::recorded;
 use sidelink::telemetry::log;
@@ -95,6 +96,9 @@ enum Command {
     Man { command: Option<String> },
     /// Run a demonstration: a simulated endpoint, a sidelink, and a replay of overlapping batches.
     Demo {
+        /// The batch API that is simulated and asked.
+        #[arg(long, value_name = "NAME", default_value = "huawei-osm", value_parser = origin::shape())]
+        api: &'static Shape,
         /// Exit after the replay: 0 if every answer was right.
         #[arg(long)]
         once: bool,
@@ -175,8 +179,8 @@ fn main() -> ExitCode {
                 Err(error) => fail(&error.to_string()),
             }
         }
-        Command::Demo { once, batches } => run(None, async move {
-            match demo::run(batches as usize, once).await {
+        Command::Demo { api, once, batches } => run(None, async move {
+            match demo::run(api, batches as usize, once).await {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::FAILURE,
                 Err(error) => fail(&format!("demo: {error}")),

@@ -48,7 +48,7 @@ use connections::OriginConnection;
 
 pub use connections::Loss;
 pub use links::{LinkSigner, link_is_for};
-pub use options::{Options, UnknownIds};
+pub use options::{Options, UnknownIds, shape};
 
 /// 9999-12-31T23:59:59Z, the last date that HTTP can write.
 const LAST_DATE: u64 = 253_402_300_799;

@@ -111,8 +111,8 @@ impl Options {
     }
 }
 
-/// Reads the name of an API.
-fn shape() -> impl TypedValueParser<Value = &'static Shape> {
+/// Reads the name of an API, for a command line.
+pub fn shape() -> impl TypedValueParser<Value = &'static Shape> {
     PossibleValuesParser::new(SHAPES.iter().map(|shape| shape.name))
         .try_map(|name| Shape::of(&name).ok_or("there is no such API"))
 }

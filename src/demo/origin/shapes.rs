@@ -103,7 +103,7 @@ pub(super) struct Question {
 /// The token in the credential of [`Shape::headers`].
 pub const TOKEN: &str = "demo-token";
 /// The group of Huawei's batches.
-pub(crate) const GROUP: &str = "demo";
+pub const GROUP: &str = "demo";
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const BEARER: (&str, &str) = ("authorization", "Bearer demo-token");

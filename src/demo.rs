@@ -16,7 +16,7 @@ use crate::app::App;
 use crate::config::batch::BatchApi;
 use crate::config::{AccessLines, Config, Endpoint};
 use origin::Origin;
-use origin::shapes::{GROUP, Shape, TOKEN};
+use origin::shapes::{Shape, TOKEN};
 use replay::{BATCH_IDS, CONNECTIONS, Draws, EXPONENT, IDS, Outcome, Replay};
 
 /// About a WAN round trip.
@@ -42,8 +42,7 @@ pub async fn run(shape: &'static Shape, batches: usize, once: bool) -> io::Resul
     let address = *app.addresses().first().ok_or_else(|| io::Error::other("sidelink has no listener"))?;
 
     print(&format!(
-        "{}: {} batches of {BATCH_IDS} ids\nout of {} (Zipf {EXPONENT}), over {CONNECTIONS} connections;\nthe endpoint is {} ms away.\n\n",
-        shape.name,
+        "{} batches of {BATCH_IDS} ids out of {} (Zipf {EXPONENT}),\nover {CONNECTIONS} connections; the endpoint is {} ms away.\n\n",
         grouped(batches),
         grouped(IDS),
         ENDPOINT_DELAY.as_millis(),
@@ -137,47 +136,39 @@ fn grouped(number: impl fmt::Display) -> String {
     groups.join(" ")
 }
 
-/// Commands that ask again, in a shell: of Huawei's API as short as can be.
+/// Commands that ask again, in a shell.
 fn invitation(shape: &Shape, address: SocketAddr, admin: SocketAddr, [a, b]: &[String; 2]) -> String {
-    let (ask, hit, partial, other) = if shape.name == "huawei-osm" {
-        let ask = format!("curl -siG -H 'X-Auth-Token: {TOKEN}' \"$@\" \\\n      http://{address}\\\n{}", shape.target);
-        let batch = |ids: &str, group: &str| format!("ask -d accessory_ids={ids} -d group_id={group}");
-        let partial = batch(&format!("{b},{a},new"), GROUP);
-        let other = ("another group has links of its own", batch(&format!("{a},{b}"), "other"));
-        (ask, batch(&format!("{a},{b}"), GROUP), partial, other)
-    } else {
-        let header = |(name, value): &(&str, &str)| {
-            format!(" \\\n      -H \"{name}: {}\"", value.replace(TOKEN, &format!("${{TOKEN:-{TOKEN}}}")))
-        };
-        let headers: String = shape.headers.iter().map(header).collect();
-        let batch = |ids: &[&str]| {
-            let (target, body) = shape.batch(&ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>());
-            let query = target.strip_prefix(shape.target).unwrap_or_default();
-            format!("ask '{}'", if body.is_empty() { query } else { &body })
-        };
-        let sent = if shape.method == Method::GET { "" } else { " \\\n      -d \"$1\"" };
-        let query = if shape.method == Method::GET { "\"$1\"" } else { "" };
-        let ask = format!("curl -si{headers}{sent} \\\n      http://{address}\\\n{}{query}", shape.target);
-        let other = ("another caller has links of its own", format!("TOKEN=other {}", batch(&[a, b])));
-        (ask, batch(&[a, b]), batch(&[b, a, &shape.id("new")]), other)
+    let header = |(name, value): &(&str, &str)| {
+        format!(" \\\n      -H \"{name}: {}\"", value.replace(TOKEN, &format!("${{TOKEN:-{TOKEN}}}")))
     };
-    let (whose, other) = other;
+    let headers: String = shape.headers.iter().map(header).collect();
+    let is_get = shape.method == Method::GET;
+    let body = if is_get { "" } else { " \\\n      -d \"$1\"" };
+    let query = if is_get { "\"$1\"" } else { "" };
+    let target = shape.target;
+    let batch = |ids: &[&str]| {
+        let (target, body) = shape.batch(&ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>());
+        if is_get { target.replacen(shape.target, "", 1) } else { body }
+    };
+    let (hit, partial) = (batch(&[a, b]), batch(&[b, a, &shape.id("new")]));
     format!(
         "
 Still up, under a light load. In another terminal, define
 
   ask() {{
-    {ask}
+    curl -si{headers}{body} \\
+      http://{address}\\
+{target}{query}
   }}
 
 and try
 
   # hit: both links are in memory
-  {hit}
+  ask '{hit}'
   # partial, then a hit: the new one is fetched once
-  {partial}
-  # miss, then a hit: {whose}
-  {other}
+  ask '{partial}'
+  # miss, then a hit: another caller has links of its own
+  TOKEN=other ask '{hit}'
 
 The status page: http://{admin}/
 The metrics:     http://{admin}/metrics

@@ -103,7 +103,7 @@ pub(super) struct Question {
 /// The token in the credential of [`Shape::headers`].
 pub const TOKEN: &str = "demo-token";
 /// The group of Huawei's batches.
-pub const GROUP: &str = "demo";
+const GROUP: &str = "demo";
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const BEARER: (&str, &str) = ("authorization", "Bearer demo-token");
@@ -116,7 +116,7 @@ pub static SHAPES: [Shape; 6] = [
         name: "huawei-osm",
         method: Method::GET,
         target: interface::PATH,
-        list: ["?accessory_ids=", "&accessory_ids=", "&group_id=demo"],
+        list: ["?accessory_ids=", ",", "&group_id=demo"],
         id: ["", ""],
         headers: &[("x-auth-token", TOKEN)],
         items: ["/accessory_urls", "/accessory_id", "/accessory_url"],

@@ -117,13 +117,7 @@ impl BatchRoute {
         if !summary.has_spans {
             return self.merged_as_kept(entries, summary, fetched, from_memory, form, now);
         }
-        // What the batch's own call brought is answered as it came.
-        let rewritten: Vec<(Entry, IdResult)> = entries
-            .map(|(entry, result)| match result {
-                IdResult::Fetched => (entry.clone(), result),
-                _ => (entry.as_of(now), result),
-            })
-            .collect();
+        let rewritten: Vec<(Entry, IdResult)> = entries.map(|(entry, result)| (entry.as_of(now), result)).collect();
         let entries = rewritten.iter().map(|(entry, result)| (entry, *result));
         let summary = Summary::of(entries.clone(), now);
         self.merged_as_kept(entries, &summary, fetched, from_memory, form, now)

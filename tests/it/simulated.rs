@@ -113,12 +113,22 @@ impl Client {
     }
 
     pub async fn get(&mut self, target: &str, headers: &[(&str, &str)]) -> hyper::Result<Reply> {
-        let mut request = Request::builder().method(Method::GET).uri(target).header("host", "sidelink");
+        self.send(Method::GET, target, headers, "").await
+    }
+
+    pub async fn send(
+        &mut self,
+        method: Method,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> hyper::Result<Reply> {
+        let mut request = Request::builder().method(method).uri(target).header("host", "sidelink");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         self.sender.ready().await?;
-        let (head, body) = self.sender.send_request(request.body(Full::default()).unwrap()).await?.into_parts();
+        let (head, body) = self.sender.send_request(request.body(Full::new(body.into())).unwrap()).await?.into_parts();
         let bypass =
             head.headers.get("cache-status").is_some_and(|status| status.to_str().unwrap().contains("fwd=bypass"));
         let body = match body.collect().await {

@@ -317,6 +317,11 @@ impl Shape {
 
     /// Whether `url` is a link for this id, of a batch as [`Self::batch`] has it, to the caller with these headers.
     pub fn link_is_for(&self, url: &str, id: &str, headers: &[(&str, &str)]) -> bool {
+        self.link_is_for_at(self.target, url, id, headers)
+    }
+
+    /// As [`Self::link_is_for`], of a batch with another path.
+    pub fn link_is_for_at(&self, path: &str, url: &str, id: &str, headers: &[(&str, &str)]) -> bool {
         let Some(simulated) = &self.simulated else {
             let token = headers.iter().find(|(name, _)| *name == "x-auth-token").map_or("", |(_, token)| token);
             return super::link_is_for(url, id, Some(GROUP), token, None, None);
@@ -324,7 +329,7 @@ impl Shape {
         let credential =
             simulated.credential_of(|name| headers.iter().find(|(known, _)| *known == name).map(|(_, value)| *value));
         let body = serde_json::from_str::<Value>(&self.batch(&[id.to_owned()]).1).unwrap_or_default();
-        let place = simulated.place(self.target).unwrap_or_default();
+        let place = simulated.place(path).unwrap_or_default();
         let key = object_key(&credential.unwrap_or_default(), place, id, simulated.beside(&body).as_ref());
         let rest = url.strip_prefix(simulated.base).and_then(|rest| rest.strip_prefix(key.as_str()));
         rest.is_some_and(|rest| rest.starts_with('?'))

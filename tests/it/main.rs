@@ -35,6 +35,7 @@ mod failures;
 mod flaky_endpoint;
 mod fleet;
 mod freshness;
+mod git_lfs;
 mod isolation;
 mod life_cycle;
 mod links;

@@ -112,6 +112,7 @@ impl<'r> Batch<'r> {
         let has = |byte| memchr(byte, query.as_bytes()).is_some();
         let mut values = Vec::with_capacity(1 + memchr_iter(b'&', query.as_bytes()).count());
         let (mut spelled, mut brackets) = (None, 0);
+        let takes = |style| api.ids.styles.contains(&style);
         let (mut group, mut others, mut rest, mut before) = (Group::Absent, Vec::new(), Vec::new(), 0);
         for pair in pieces(query, b'&') {
             // The usual spelling of the name: nothing to decode.
@@ -124,7 +125,7 @@ impl<'r> Batch<'r> {
             let decoded = decode(spelling)?;
             let is_brackets = decoded.strip_suffix("[]") == Some(name);
             match value {
-                _ if is_brackets && !api.ids.styles.contains(&Style::Brackets) => return Err(NotABatch::Unreadable),
+                _ if is_brackets && !takes(Style::Brackets) => return Err(NotABatch::Unreadable),
                 Some(value) if is_brackets || decoded == name => {
                     spelled = spelled.or(Some(spelling));
                     brackets += usize::from(is_brackets);
@@ -147,14 +148,14 @@ impl<'r> Batch<'r> {
             others.push(pair);
             before += usize::from(values.is_empty());
         }
-        let is_comma = |value: &&str| value.contains(',') && api.ids.styles.contains(&Style::Comma);
+        let is_comma = |value: &&str| value.contains(',') && takes(Style::Comma);
         let comma = has(b',') && values.iter().any(is_comma);
         let form = match values.as_slice() {
             [_] if comma && brackets == 0 => Form::Comma,
             _ if comma => return Err(NotABatch::Unreadable),
-            [_] if !api.ids.styles.contains(&Style::Repeated) && brackets == 0 => Form::Comma,
+            [_] if takes(Style::Comma) && !takes(Style::Repeated) && brackets == 0 => Form::Comma,
             _ if brackets == values.len() => Form::Brackets,
-            _ if brackets == 0 && api.ids.styles.contains(&Style::Repeated) => Form::Repeated,
+            _ if brackets == 0 && takes(Style::Repeated) => Form::Repeated,
             _ => return Err(NotABatch::Unreadable),
         };
         let is_valid = |text: &str| is_id(api, text);

@@ -9,6 +9,7 @@ mod answer_framing;
 mod answers;
 mod bad_endpoint;
 mod bad_input;
+mod batch_apis;
 mod batches;
 mod bounds;
 mod browser;

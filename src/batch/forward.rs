@@ -52,7 +52,7 @@ impl BatchRoute {
     /// - an answer that cannot be matched, to a call that carried other ids too: the batch is fetched whole;
     /// - a refusal, to a batch that came with cookies, which calls do not carry: the batch is forwarded with them;
     /// - an error that is about the ids of a call which carried only a part of the batch: the endpoint may answer the whole
-    ///   batch otherwise, so it is forwarded.
+    ///   batch otherwise, so it is forwarded; also one that is larger than a call of sidelink's own, if the endpoint takes it.
     pub(super) async fn forward_failed(
         &self,
         failure: &Failure,
@@ -79,13 +79,15 @@ impl BatchRoute {
             Cause::Answer(answer) if fits && context.has_cookies && is_refusal(answer.status) => {
                 Some(self.forward_with_cookies(parts, body, context, slots).await)
             }
-            Cause::Answer(answer) if fits && is_about_ids(answer.status) => {
+            Cause::Answer(answer) if is_about_ids(answer.status) => {
                 let is_whole = failure.ids >= slots.slots.len() && slots.entries().next().is_none();
                 if is_whole || !self.fetch.affords_extra() {
                     return None;
                 }
                 self.metrics.refetched.of(Refetch::Part).inc_by(slots.slots.len() as u64);
-                Some(self.forward_as_written(parts, body, Bypass::Part, context, slots).await)
+                let reply = self.forward_as_written(parts, body, Bypass::Part, context, slots).await;
+                // An endpoint that takes such a batch in parts alone refuses it: the error of the part says more.
+                Some(reply).filter(|reply| fits || reply.response.status().is_success())
             }
             _ => None,
         }
@@ -112,7 +114,8 @@ impl BatchRoute {
         };
         let fetched = slots.take(results, &context.trace);
         if let Some(failure) = &fetched.failure {
-            return respond::failure(failure);
+            let forwarded = self.forward_failed(failure, parts, body, context, slots).await;
+            return forwarded.unwrap_or_else(|| respond::failure(failure));
         }
         let now = self.clock.now();
         let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));

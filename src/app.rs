@@ -27,6 +27,7 @@ use crate::admin::{self, ProcessState};
 use crate::auth::LastToken;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, ListenAddress, Tls, TlsError, pem};
+use crate::message::ending::CutOff;
 use crate::proxy::router::Connection;
 use crate::server::{self, ConnLimits, Listener, ListenerState, Peer, RequestBody};
 use crate::telemetry::log::{self, events};
@@ -181,13 +182,13 @@ impl App {
         self.running.show_certificates(config);
         for listener in listeners {
             let running = Arc::clone(&self.running);
-            let connect = move |peer: Peer| {
+            let connect = move |peer: Peer, cut_off: CutOff| {
                 let client = match peer {
                     Peer::Tcp(address) => Some(address.ip().to_canonical()),
                     Peer::Local => None,
                 };
                 let (running, last_token) = (Arc::clone(&running), LastToken::default());
-                let connection = Arc::new(Connection { client, last_token });
+                let connection = Arc::new(Connection { client, last_token, cut_off });
                 move |request: Request<RequestBody>| running.generations.answer(request, &connection)
             };
             self.clients.spawn(server::run(listener, Arc::clone(&self.running.clients), connect));
@@ -214,7 +215,7 @@ impl App {
             history.sample(links, bytes);
         }));
         let running = Arc::clone(&self.running);
-        let connect = move |peer: Peer| {
+        let connect = move |peer: Peer, _: CutOff| {
             let running = Arc::clone(&running);
             move |request: Request<RequestBody>| {
                 let current = running.generations.current();

@@ -85,8 +85,6 @@ pub enum Step {
 /// A batch that memory does not have all of.
 pub struct PendingBatch {
     slots: Slots,
-    /// How many ids were found by the look-up.
-    from_memory: usize,
     context: Arc<FetchContext>,
     directives: Directives,
     /// Whether the endpoint refused the batch's one id lately, to a call without the batch's cookies.
@@ -250,7 +248,7 @@ impl BatchRoute {
         if are_hits && !has_envelopes {
             // Merged from entries that the cache lends: no reference count is touched for a hit.
             let entries = found.iter().flatten().map(|entry| (*entry, result_of_hit(entry)));
-            let mut reply = self.merged(entries, &summary, &Fetched::default(), ids.len(), batch.form, now);
+            let mut reply = self.merged(entries, &summary, &Fetched::default(), batch.form, now);
             self.metrics.count_ids(&reply.info.tally);
             reply.info.caller = caller;
             if let Some(written) = written.filter(|_| is_repeated) {
@@ -296,13 +294,12 @@ impl BatchRoute {
         let has_envelopes = !is_missing && !self.can_merge(slots.entries().map(|(entry, _)| entry));
         if !is_missing && !has_envelopes {
             let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
-            let mut reply = self.merged(entries, &summary, &Fetched::default(), ids.len(), batch.form, now);
+            let mut reply = self.merged(entries, &summary, &Fetched::default(), batch.form, now);
             reply.info.caller = caller;
             return Step::Reply(reply);
         }
-        let from_memory = slots.entries().count();
         let is_refused = refusal.is_some();
-        Step::Fetch(Box::new(PendingBatch { slots, from_memory, context, directives, is_refused, has_envelopes }))
+        Step::Fetch(Box::new(PendingBatch { slots, context, directives, is_refused, has_envelopes }))
     }
 
     /// The slots of a batch that memory does not have all of, the ids that are to be refreshed ahead, and how many entries are
@@ -346,7 +343,7 @@ impl BatchRoute {
     }
 
     async fn fetch_or_forward(&self, pending: &mut PendingBatch, parts: &Parts, body: &Bytes) -> Reply {
-        let PendingBatch { slots, from_memory, context, directives, is_refused, has_envelopes } = pending;
+        let PendingBatch { slots, context, directives, is_refused, has_envelopes } = pending;
         if *is_refused {
             // A call, which carries no cookies, would be refused again.
             return self.forward_with_cookies(parts, body, context, slots).await;
@@ -371,7 +368,7 @@ impl BatchRoute {
         }
         let now = self.clock.now();
         let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
-        self.merged(entries, &summary, &fetched, *from_memory, context.template.form(), now)
+        self.merged(entries, &summary, &fetched, context.template.form(), now)
     }
 
     /// Whether one answer can be made of these entries: their envelopes are the same.

@@ -251,7 +251,7 @@ section! {
         pub level: LevelFilter = LevelFilter::INFO, choice(&LEVELS);
         /// JSON, one object per line, or text.
         pub format: LogFormat = LogFormat::Json, choice(&FORMATS).immutable();
-        /// Which requests get an access line: all of them, those that are answered with a status of 400 or more, or none.
+        /// Which requests get an access line: all of them, those that are answered with a status of 400 or more or whose answer is cut short, or none.
         pub access: AccessLines = AccessLines::All, choice(&ACCESS).or_flag(AccessLines::All, AccessLines::Off);
     }
 }
@@ -272,7 +272,7 @@ const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("text", Log
 pub enum AccessLines {
     /// Every request.
     All,
-    /// Requests that are answered with a status of 400 or more, or whose client has disconnected before.
+    /// Requests that are answered with a status of 400 or more, and those whose answer is cut short or never comes.
     Errors,
     /// None.
     Off,

@@ -1,8 +1,9 @@
-//! Parts of HTTP messages: bodies, headers, `Cache-Control`, and a reply with what is counted of it. A leaf: any module may
+//! Parts of HTTP messages: bodies and how they end, headers, `Cache-Control`, and a reply with what is counted of it. A leaf: any module may
 //! import it.
 
 pub mod body;
 pub mod cache_control;
+pub mod ending;
 pub mod header_filter;
 pub mod headers;
 pub mod reply;

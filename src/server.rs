@@ -43,6 +43,7 @@ use tower::BoxError;
 use crate::config;
 use crate::limits::permits::Permits;
 use crate::message::body::Body;
+use crate::message::ending::CutOff;
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::GaugeGuard;
 use body::ResponseBody;
@@ -97,6 +98,17 @@ impl From<&config::Limits> for ConnLimits {
     }
 }
 
+/// How a connection is told to end, and tells why it was cut off.
+#[derive(Clone, Default)]
+pub struct ConnStop {
+    /// Once cancelled, the connection is drained.
+    pub drain: CancellationToken,
+    /// Once cancelled, it is cut off: its time to drain has passed.
+    pub at_once: CancellationToken,
+    /// Set when it is cut off.
+    pub cut_off: CutOff,
+}
+
 /// The state that listeners share.
 pub struct ListenerState {
     /// Limits of connections that are accepted from now on.
@@ -109,13 +121,16 @@ pub struct ListenerState {
     open: IntGauge,
     /// Once cancelled, listeners and connections are drained.
     stop: CancellationToken,
+    /// Once cancelled, connections are cut off.
+    at_once: CancellationToken,
 }
 
 impl ListenerState {
     /// The state of listeners that serve at most `connections` at a time, counted in `open`. They drain once `stop` is cancelled.
     pub fn new(limits: ConnLimits, connections: usize, open: IntGauge, stop: CancellationToken) -> Self {
         let (limits, tls) = (ArcSwap::from_pointee(limits), ArcSwapOption::empty());
-        Self { limits, tls, connections: Permits::new(connections), open, stop }
+        let at_once = CancellationToken::new();
+        Self { limits, tls, connections: Permits::new(connections), open, stop, at_once }
     }
 
     /// Speaks TLS on TCP connections to come, with this certificate.
@@ -139,10 +154,11 @@ impl ListenerState {
 
 /// Serves `listener` until told to stop, then drains: no new connection, open ones are told to close, answers in flight
 /// are finished, all within `limits.drain`; what is left then is cut off. No connection of `listener`'s is left when this
-/// returns, nor soon after it is dropped. `connect` gives each connection the function that answers its requests.
+/// returns, nor soon after it is dropped. `connect` gives each connection the function that answers its requests,
+/// from its client and from what will say why it was cut off.
 pub async fn run<C, S, F>(listener: Listener, state: Arc<ListenerState>, connect: C)
 where
-    C: Fn(Peer) -> S + Send + 'static,
+    C: Fn(Peer, CutOff) -> S + Send + 'static,
     S: Fn(Request<RequestBody>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
@@ -177,7 +193,8 @@ where
             () = state.drain_deadline(&mut end) => break,
         };
         let open = GaugeGuard::new(&state.open);
-        let connection = serve_client(stream, Arc::clone(&state), connect(peer));
+        let cut_off = CutOff::default();
+        let connection = serve_client(stream, Arc::clone(&state), cut_off.clone(), connect(peer, cut_off));
         connections.spawn(async move {
             let _open = (open, permit);
             if let Err(error) = connection.await {
@@ -193,7 +210,8 @@ where
     };
     if !is_drained {
         events::DrainTimeout {}.log();
-        connections.shutdown().await;
+        state.at_once.cancel();
+        while connections.join_next().await.is_some() {}
     }
 }
 
@@ -215,7 +233,12 @@ async fn accept(listener: &Listener, failures: &LogThrottle) -> Option<(PlainStr
 
 /// Serves one connection of a listener, after its TLS handshake if there is TLS. The handshake has `header_timeout` and the
 /// permit of its connection: with a separate bound, a few slow handshakes would keep out all others.
-async fn serve_client<S, F>(stream: PlainStream, state: Arc<ListenerState>, answer: S) -> Result<(), BoxError>
+async fn serve_client<S, F>(
+    stream: PlainStream,
+    state: Arc<ListenerState>,
+    cut_off: CutOff,
+    answer: S,
+) -> Result<(), BoxError>
 where
     S: Fn(Request<RequestBody>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
@@ -223,13 +246,18 @@ where
     let (limits, tls) = (**state.limits.load(), state.tls.load_full());
     let (protocol, stream) = match (stream, tls) {
         (Either::Left(stream), Some(tls)) => {
-            let handshake = timeout(limits.header_timeout, TlsAcceptor::from(tls).accept(stream)).await;
+            let handshake = timeout(limits.header_timeout, TlsAcceptor::from(tls).accept(stream));
+            let handshake = tokio::select! {
+                handshake = handshake => handshake,
+                () = state.at_once.cancelled() => return Err("limits.drain has passed".into()),
+            };
             let stream = handshake.map_err(|_| "the TLS handshake took longer than limits.header_timeout")??;
             (Protocol::negotiated(stream.get_ref().1.alpn_protocol()), Either::Left(Box::new(stream)))
         }
         (stream, _) => (Protocol::Any, Either::Right(stream)),
     };
-    serve_connection(protocol, stream, limits, state.stop.clone(), answer).await
+    let stop = ConnStop { drain: state.stop.clone(), at_once: state.at_once.clone(), cut_off };
+    serve_connection(protocol, stream, limits, stop, answer).await
 }
 
 pin_project! {
@@ -257,7 +285,7 @@ impl<F: Future<Output = Response<Body>>> Future for Answer<F> {
     }
 }
 
-/// Serves one connection to its end. Once `stop` is cancelled, it is drained.
+/// Serves one connection to its end, or until `stop` ends it.
 ///
 /// An idle connection of HTTP/1 cannot be closed at once without harm: its client may be sending a request at this moment.
 /// So it lingers; a request that comes meanwhile is answered with `Connection: close`. HTTP/2 has GOAWAY for that.
@@ -268,14 +296,15 @@ pub async fn serve_connection<S, F>(
     protocol: Protocol,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     limits: ConnLimits,
-    stop: CancellationToken,
+    stop: ConnStop,
     answer: S,
 ) -> Result<(), BoxError>
 where
     S: Fn(Request<RequestBody>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let state = Arc::<ConnState>::default();
+    let cut_off = stop.cut_off.clone();
+    let state = Arc::new(ConnState::new(cut_off.clone()));
     let timeouts = ConnTimeouts::new(Arc::clone(&state), limits, stop);
     let io = TokioIo::new(ConnIo::new(stream, Arc::clone(&state)));
     let service = service_fn(move |request: Request<Incoming>| {
@@ -297,7 +326,11 @@ where
         };
         match expiry {
             ConnEnd::Close => connection.as_mut().graceful_shutdown(),
-            ConnEnd::CutOff(reason) => return Err(reason.into()),
+            // Before the connection is dropped, with its requests.
+            ConnEnd::CutOff(by, reason) => {
+                cut_off.set(by);
+                return Err(reason.into());
+            }
         }
         expiries.push(timeouts.next());
     }

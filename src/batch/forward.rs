@@ -131,7 +131,7 @@ impl BatchRoute {
         }
         let now = self.clock.now();
         let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
-        self.merged(entries, &summary, &fetched, 0, batch.form, now)
+        self.merged(entries, &summary, &fetched, batch.form, now)
     }
 
     /// The distinct ids of a batch, with their keys; `None` if there are too many.

@@ -9,6 +9,8 @@ use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 
+use super::ending::OnEnd;
+
 /// Most bytes that are still read of a refused request, so that its sender gets to read the refusal (RFC 9112 §9.6).
 pub(crate) const DRAIN_BYTES: usize = 1 << 20;
 /// The longest that they are read for.
@@ -32,11 +34,33 @@ pub enum BodyError {
 }
 
 /// A body that is sent, to a client or to the endpoint.
-pub enum Body {
+pub struct Body {
+    content: Content,
+    on_end: Option<OnEnd>,
+}
+
+enum Content {
     /// In memory.
     Whole(Full<Bytes>),
     /// Frame by frame.
     Stream(UnsyncBoxBody<Bytes, BodyError>),
+}
+
+impl Body {
+    /// Whether it is all in memory.
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self.content, Content::Whole(_))
+    }
+
+    /// Has `on_end` called by the connection that sends this body, when it has ended.
+    pub(crate) fn set_on_end(&mut self, on_end: OnEnd) {
+        self.on_end = Some(on_end);
+    }
+
+    /// What to call when it has ended.
+    pub(crate) fn take_on_end(&mut self) -> Option<OnEnd> {
+        self.on_end.take()
+    }
 }
 
 impl http_body::Body for Body {
@@ -44,30 +68,30 @@ impl http_body::Body for Body {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.get_mut() {
-            Body::Whole(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-            Body::Stream(body) => Pin::new(body).poll_frame(cx),
+        match &mut self.get_mut().content {
+            Content::Whole(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Content::Stream(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Body::Whole(body) => body.is_end_stream(),
-            Body::Stream(body) => body.is_end_stream(),
+        match &self.content {
+            Content::Whole(body) => body.is_end_stream(),
+            Content::Stream(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Body::Whole(body) => body.size_hint(),
-            Body::Stream(body) => body.size_hint(),
+        match &self.content {
+            Content::Whole(body) => body.size_hint(),
+            Content::Stream(body) => body.size_hint(),
         }
     }
 }
 
 /// A body of these bytes.
 pub fn whole(bytes: Bytes) -> Body {
-    Body::Whole(Full::new(bytes))
+    Body { content: Content::Whole(Full::new(bytes)), on_end: None }
 }
 
 /// A body that streams.
@@ -76,7 +100,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BodyError>,
 {
-    Body::Stream(body.map_err(Into::into).boxed_unsync())
+    Body { content: Content::Stream(body.map_err(Into::into).boxed_unsync()), on_end: None }
 }
 
 /// Reads and discards, within bounds, the rest of a refused request's body in the background.

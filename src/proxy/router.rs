@@ -2,15 +2,12 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, USER_AGENT};
+use http::header::{ALLOW, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use http_body::Body as _;
-use percent_encoding::{CONTROLS, percent_encode};
 use tokio::time::Instant;
 
 use crate::api::BatchApi;
@@ -19,16 +16,16 @@ use crate::batch::{self, BatchRoute, RequestContext};
 use crate::config::AccessLines;
 use crate::error::{Error, METHODS, NoAnswer};
 use crate::message::body::{Body, BodyError, drain};
+use crate::message::ending::{Abort, CutOff};
 use crate::message::header_filter::{HeaderFilter, Headers};
 use crate::message::headers::{
-    self, REQUEST_ID, REQUEST_ID_BYTES, client_request_id, has_outer_space, is_host, is_http2_target, join_cookies,
-    max_forwards, sidelinks,
+    self, client_request_id, has_outer_space, is_host, is_http2_target, join_cookies, max_forwards, sidelinks,
 };
 use crate::message::reply::Reply;
+use crate::proxy::access::{self, Line};
 use crate::proxy::passthrough::Passthrough;
-use crate::telemetry::log::events;
-use crate::telemetry::metrics::{Code, IdResult, Metrics, Outcome, Route, Source};
-use crate::telemetry::trace::{RequestSpan, TraceContext, Tracer};
+use crate::telemetry::metrics::{Code, Metrics, Outcome, Route, Source};
+use crate::telemetry::trace::{RequestSpan, Tracer};
 use crate::upstream::Upstream;
 
 /// The most sidelinks that a request may have passed.
@@ -52,6 +49,8 @@ pub struct Connection {
     pub client: Option<IpAddr>,
     /// The token that it has shown last.
     pub last_token: LastToken,
+    /// Why it is cut off, once it is.
+    pub cut_off: CutOff,
 }
 
 impl Router {
@@ -73,9 +72,8 @@ impl Router {
         let headers = filter.on(&head.headers);
         let batch = self.batches.iter().position(|batch| batch.is_for(&head));
         let route = if batch.is_some() { Route::Batch } else { Route::Passthrough };
-        let line = (self.access_lines != AccessLines::Off).then(|| Line::of(&head, connection, &trace));
-        let record =
-            Record { route, batch, began, line, errors_alone: self.access_lines == AccessLines::Errors, trace };
+        let record = Record { route, batch, began, trace };
+        let line = || Line::of(&head, connection, route, began, &record.trace);
         let step = match self.refusal(&head, headers) {
             Some(error) => Step::Refuse(error),
             None if ends_here(&head) => Step::Options,
@@ -84,7 +82,8 @@ impl Router {
                     let context = RequestContext { filter, last_token: &connection.last_token, trace: &record.trace };
                     match batch.look_up(&head, !body.is_end_stream(), began, context) {
                         Some(batch::Step::Reply(reply)) => {
-                            return Ok(self.end(&record, reply, client_request_id(headers)));
+                            let line = access::may_log(self.access_lines, &reply).then(line);
+                            return Ok(self.end(&record, line, reply, client_request_id(headers)));
                         }
                         step => Step::Batch(step),
                     }
@@ -92,7 +91,8 @@ impl Router {
                 None => Step::Forward,
             },
         };
-        Err(Box::new(Unanswered { request: Request::from_parts(head, body), filter, step, record }))
+        let line = (self.access_lines != AccessLines::Off).then(line);
+        Err(Box::new(Unanswered { request: Request::from_parts(head, body), filter, step, record, line }))
     }
 
     /// Answers a request that [`Self::look_up`] has not answered.
@@ -101,8 +101,9 @@ impl Router {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
-        let Unanswered { request, filter, step, record } = *unanswered;
-        let unended = UnendedRecord { record: &record, router: self };
+        let Unanswered { request, filter, step, record, line } = *unanswered;
+        let (line_so_far, cut_off) = (line.as_ref(), &connection.cut_off);
+        let unended = Unended { record: &record, line: line_so_far, router: self, cut_off };
         let request_id = client_request_id(filter.on(request.headers())).cloned();
         let reply = match step {
             Step::Refuse(error) => Reply::refuse(error, request),
@@ -121,11 +122,17 @@ impl Router {
             Step::Forward => Box::pin(self.passthrough.forward(request, &record.trace)).await,
         };
         std::mem::forget(unended);
-        self.end(&record, reply, request_id.as_ref())
+        self.end(&record, line, reply, request_id.as_ref())
     }
 
     /// Accounts for a reply, and gives it the client's request id.
-    fn end(&self, record: &Record, mut reply: Reply, request_id: Option<&HeaderValue>) -> Response<Body> {
+    fn end(
+        &self,
+        record: &Record,
+        line: Option<Line>,
+        mut reply: Reply,
+        request_id: Option<&HeaderValue>,
+    ) -> Response<Body> {
         // A forwarded reply keeps the endpoint's.
         if reply.info.outcome != Outcome::Bypass {
             reply.set_request_id(request_id);
@@ -134,7 +141,10 @@ impl Router {
         if let Some(api) = api.filter(|_| reply.info.error.is_some()) {
             reply.shape_error(&api.errors);
         }
-        record.end(&self.metrics, api, Some(&reply));
+        record.end(&self.metrics, api, Ok(&reply));
+        if let Some(line) = line {
+            line.log_at_end(&mut reply, self.access_lines);
+        }
         reply.response
     }
 
@@ -212,6 +222,8 @@ pub struct Unanswered<B> {
     filter: HeaderFilter,
     step: Step,
     record: Record,
+    /// `None` without access lines.
+    line: Option<Line>,
 }
 
 /// What is left to do for a request.
@@ -243,121 +255,42 @@ fn methods() -> Response<Bytes> {
     response
 }
 
-/// The fields of a request in the access log.
-struct Line {
-    method: Method,
-    path: String,
-    client: Option<IpAddr>,
-    user_agent: Option<String>,
-    /// The client's request id.
-    client_request_id: Option<HeaderValue>,
-    trace: TraceContext,
-}
-
-impl Line {
-    fn of(head: &Parts, connection: &Connection, trace: &RequestSpan) -> Self {
-        let user_agent = head.headers.get(USER_AGENT).map(|agent| shown(agent.as_bytes(), USER_AGENT_BYTES));
-        Self {
-            method: head.method.clone(),
-            path: shown(head.uri.path().as_bytes(), PATH_BYTES),
-            client: connection.client,
-            user_agent,
-            client_request_id: client_request_id(&head.headers).cloned(),
-            trace: trace.context(&head.headers),
-        }
-    }
-}
-
-/// A client's text as it is logged, in ASCII: other characters may steer a terminal or reverse the text's direction.
-fn shown(text: &[u8], most: usize) -> String {
-    let mut shown = percent_encode(text, CONTROLS).to_string();
-    shown.truncate(most);
-    shown
-}
-
 /// What is to be counted, logged and traced of a request.
 struct Record {
     route: Route,
     /// The place of its API among the router's.
     batch: Option<usize>,
     began: Instant,
-    /// `None` without access lines.
-    line: Option<Line>,
-    /// Whether only errors get a line.
-    errors_alone: bool,
     trace: RequestSpan,
 }
 
-/// The status in the access log of a request whose client has left.
-const CLIENT_LEFT: u16 = 499;
-
-/// The most bytes of a path that are logged: a target may take all of a head.
-const PATH_BYTES: usize = 1024;
-/// The most bytes of a client's name that are logged.
-const USER_AGENT_BYTES: usize = 256;
-
 impl Record {
-    /// Counts a request, logs it and ends its span: at its reply, or when its client leaves before. Logs no query, no header but the
-    /// request id, and no link.
-    fn end(&self, metrics: &Metrics, api: Option<&BatchApi>, reply: Option<&Reply>) {
-        let elapsed = self.began.elapsed();
-        let outcome = reply.map_or(Outcome::Error, |reply| reply.info.outcome);
-        let source = reply.map_or(Source::Sidelink, |reply| reply.info.source);
-        let code = reply.map_or(Code::ClientLeft, |reply| Code::from(reply.response.status()));
+    /// Counts a request and ends its span: at the head of its reply, or when it ends without one.
+    fn end(&self, metrics: &Metrics, api: Option<&BatchApi>, reply: Result<&Reply, Abort>) {
+        let (outcome, source, code) = match reply {
+            Ok(reply) => (reply.info.outcome, reply.info.source, Code::from(reply.response.status())),
+            Err(abort) => (Outcome::Error, Source::Sidelink, Code::from(abort.status())),
+        };
         metrics.count_response(self.route, source, code);
-        metrics.count_request(self.route, outcome, elapsed.as_secs_f64());
+        metrics.count_request(self.route, outcome, self.began.elapsed().as_secs_f64());
         self.trace.end(self.route, api, reply);
-        let Some(Line { method, path, client, user_agent, client_request_id, trace }) = &self.line else { return };
-        let status = reply.map_or(CLIENT_LEFT, |reply| reply.response.status().as_u16());
-        if self.errors_alone && status < 400 {
-            return;
-        }
-        let request_id = reply
-            .and_then(|reply| reply.response.headers().get(REQUEST_ID)?.to_str().ok())
-            .filter(|id| id.len() <= REQUEST_ID_BYTES);
-        let client_request_id = client_request_id.as_ref().and_then(|id| id.to_str().ok());
-        let detail = reply.map_or(Some("client-left"), |reply| reply.info.detail);
-        let milliseconds = |span: Duration| (span.as_secs_f64() * 1_000_000.0).round() / 1000.0;
-        let tally = reply.map(|reply| reply.info.tally).unwrap_or_default();
-        let some = |count: u32| Some(count).filter(|count| *count > 0);
-        let count = |result| some(tally.count(result));
-        events::Access {
-            method: method.as_str(),
-            path,
-            status,
-            route: self.route.name(),
-            outcome: outcome.name(),
-            milliseconds: milliseconds(elapsed),
-            waited_milliseconds: reply.and_then(|reply| reply.info.waited).map(milliseconds),
-            detail,
-            client: client.map(|client| client.to_string()).as_deref(),
-            user_agent: user_agent.as_deref(),
-            bytes: reply.and_then(|reply| reply.response.body().size_hint().exact()),
-            request_id,
-            client_request_id: client_request_id.filter(|id| request_id != Some(*id)),
-            trace_id: trace.id(),
-            caller: reply.and_then(|reply| reply.info.caller).map(|caller| format!("{caller:08x}")),
-            ids: some(tally.total()),
-            hit: count(IdResult::Hit),
-            stale: count(IdResult::Stale),
-            joined: count(IdResult::Joined),
-            shared: count(IdResult::Shared),
-            fetched: count(IdResult::Fetched),
-            absent: count(IdResult::Absent),
-            failed: count(IdResult::Failed),
-        }
-        .log();
     }
 }
 
-/// The record of a request whose reply is not there yet. Dropping it ends the record: the client has left.
-struct UnendedRecord<'r> {
+/// A request whose reply is not there yet. If it is dropped, it ends without one: its client has left, or its connection is cut off.
+struct Unended<'r> {
     record: &'r Record,
+    line: Option<&'r Line>,
     router: &'r Router,
+    cut_off: &'r CutOff,
 }
 
-impl Drop for UnendedRecord<'_> {
+impl Drop for Unended<'_> {
     fn drop(&mut self) {
-        self.record.end(&self.router.metrics, self.router.api(self.record), None);
+        let abort = self.cut_off.by();
+        self.record.end(&self.router.metrics, self.router.api(self.record), Err(abort));
+        if let Some(line) = self.line {
+            line.log_unanswered(abort);
+        }
     }
 }

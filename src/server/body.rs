@@ -1,4 +1,4 @@
-//! Bodies that tell their connection when a request is over.
+//! Bodies that tell when a request is over: their connection, and who wants to know how an answer ended.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,11 +7,11 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
-use pin_project_lite::pin_project;
 
 use super::streams::StreamProgress;
 use super::timeouts::InService;
-use crate::message::body::Body;
+use crate::message::body::{Body, BodyError};
+use crate::message::ending::{Abort, BodyEnd, OnEnd};
 
 /// The most that a stream of HTTP/2 is given to send at a time, since hyper keeps what it has until there is room: a frame's
 /// worth (RFC 9113 §4.2).
@@ -60,41 +60,38 @@ impl http_body::Body for RequestBody {
     }
 }
 
-pin_project! {
-    /// An answer's body. Its request is in service until it is handed over to hyper, or dropped.
-    pub(super) struct ResponseBody {
-        #[pin]
-        body: Body,
-        in_service: InService,
-        // On HTTP/2: of its stream.
-        progress: Option<Arc<StreamProgress>>,
-        // On HTTP/2: what hyper is not given yet.
-        rest: Bytes,
-    }
+/// An answer's body. Its request is in service until it is handed over to hyper, or dropped.
+pub(super) struct ResponseBody {
+    body: Body,
+    in_service: InService,
+    /// On HTTP/2: of its stream.
+    progress: Option<Arc<StreamProgress>>,
+    /// On HTTP/2: what hyper is not given yet.
+    rest: Bytes,
+    /// Until its end was told.
+    on_end: Option<OnEnd>,
+    /// Bytes that hyper was given.
+    given: u64,
 }
 
 impl ResponseBody {
     /// Must be called in the task that sends it.
-    pub(super) fn new(body: Body, in_service: InService) -> Self {
-        Self { body, in_service, progress: StreamProgress::current(), rest: Bytes::new() }
+    pub(super) fn new(mut body: Body, in_service: InService) -> Self {
+        let on_end = body.take_on_end();
+        Self { body, in_service, progress: StreamProgress::current(), rest: Bytes::new(), on_end, given: 0 }
     }
-}
 
-impl http_body::Body for ResponseBody {
-    type Data = Bytes;
-    type Error = <Body as http_body::Body>::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let this = self.project();
-        let Some(progress) = this.progress else { return this.body.poll_frame(cx) };
-        if this.rest.is_empty() {
-            let Poll::Ready(frame) = this.body.poll_frame(cx) else {
+    /// The next frame: on HTTP/2 of a chunk at most.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(progress) = &self.progress else { return Pin::new(&mut self.body).poll_frame(cx) };
+        if self.rest.is_empty() {
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
                 progress.waits_for_body();
                 return Poll::Pending;
             };
             progress.gave();
             match frame.map(|frame| frame.map(Frame::into_data)) {
-                Some(Ok(Ok(data))) => *this.rest = data,
+                Some(Ok(Ok(data))) => self.rest = data,
                 Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => return Poll::Ready(None),
@@ -102,8 +99,47 @@ impl http_body::Body for ResponseBody {
         } else {
             progress.gave();
         }
-        let chunk = this.rest.split_to(this.rest.len().min(CHUNK));
+        let chunk = self.rest.split_to(self.rest.len().min(CHUNK));
         Poll::Ready(Some(Ok(Frame::data(chunk))))
+    }
+
+    fn end(&mut self, aborted: Option<Abort>) {
+        if let Some(on_end) = self.on_end.take() {
+            on_end(BodyEnd { bytes: self.given, aborted });
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    /// hyper drops a body when it needs no more of it, or can send no more.
+    fn drop(&mut self) {
+        if self.on_end.is_none() {
+            return;
+        }
+        let is_stalled = self.progress.as_ref().is_some_and(|progress| progress.is_stalled());
+        let by = if is_stalled { Abort::ClientTimeout } else { self.in_service.cut_off().by() };
+        let aborted = (!self.is_end_stream()).then_some(by);
+        self.end(aborted);
+    }
+}
+
+impl http_body::Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(self.poll_chunk(cx));
+        match &frame {
+            Some(Ok(frame)) => match frame.data_ref() {
+                Some(data) => self.given += data.len() as u64,
+                // Trailers are the last frame.
+                None => self.end(None),
+            },
+            Some(Err(BodyError::Ended(_))) => self.end(Some(Abort::EndpointTimeout)),
+            Some(Err(_)) => self.end(Some(Abort::Endpoint)),
+            None => self.end(None),
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

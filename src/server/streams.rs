@@ -30,6 +30,8 @@ pub(super) struct StreamProgress {
     waits_for_client: AtomicBool,
     /// The body has given a chunk since the stream looked last.
     gave: AtomicBool,
+    /// The stream is reset, since the client gave it no room.
+    is_stalled: AtomicBool,
 }
 
 impl StreamProgress {
@@ -47,6 +49,11 @@ impl StreamProgress {
     /// The body is asked for a chunk and has none yet.
     pub(super) fn waits_for_body(&self) {
         self.waits_for_client.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the stream is reset, since the client gave it no room.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.is_stalled.load(Ordering::Relaxed)
     }
 }
 
@@ -106,6 +113,7 @@ impl<F: Future> Future for TimedStream<F> {
             return Poll::Pending;
         }
         events::StreamStalled {}.log();
+        this.progress.is_stalled.store(true, Ordering::Relaxed);
         Poll::Ready(())
     }
 }

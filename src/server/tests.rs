@@ -35,7 +35,7 @@ where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let (client, server) = duplex(buffer);
-    let served = serve_connection(Protocol::Any, server, LIMITS, CancellationToken::new(), answer);
+    let served = serve_connection(Protocol::Any, server, LIMITS, ConnStop::default(), answer);
     (client, tokio::spawn(served))
 }
 

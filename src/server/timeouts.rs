@@ -24,11 +24,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
 
-use super::ConnLimits;
+use super::{ConnLimits, ConnStop};
 use crate::clock::millis;
 use crate::message::body::{DRAIN_BYTES, DRAIN_TIME};
+use crate::message::ending::{Abort, CutOff};
 
 /// How HTTP/2 begins (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -45,6 +45,8 @@ const JITTER: f64 = 0.1;
 #[derive(Default)]
 pub(super) struct ConnState {
     began: Began,
+    /// Why this side has cut it off.
+    cut_off: CutOff,
     is_http2: AtomicBool,
     /// Requests whose answer is not sent yet, and bodies of HTTP/1 requests that are still read.
     in_service: AtomicUsize,
@@ -82,6 +84,11 @@ impl Default for Began {
 }
 
 impl ConnState {
+    /// The state of a connection that tells `cut_off` why it is cut off.
+    pub(super) fn new(cut_off: CutOff) -> Self {
+        Self { cut_off, ..Self::default() }
+    }
+
     /// A request is in service until the ticket is dropped.
     pub(super) fn enter(self: &Arc<Self>) -> InService {
         self.in_head.store(false, Ordering::Relaxed);
@@ -127,6 +134,11 @@ impl InService {
         Self { state: Arc::clone(state), is_body }
     }
 
+    /// Why the connection was cut off.
+    pub(super) fn cut_off(&self) -> &CutOff {
+        &self.state.cut_off
+    }
+
     /// Whether the connection has to end with the answer to this request (HTTP/1).
     pub(super) fn is_last(&self) -> bool {
         self.state.is_leaving.load(Ordering::Relaxed) || self.state.is_end_uncertain.load(Ordering::Relaxed)
@@ -168,15 +180,15 @@ impl Drop for InService {
 pub(super) enum ConnEnd {
     /// It is closed, once what is in service has been answered.
     Close,
-    /// It is cut off, for this reason.
-    CutOff(&'static str),
+    /// It is cut off, by this, for this reason.
+    CutOff(Abort, &'static str),
 }
 
 /// The timers of one connection. They run beside it and are not polled with it.
 pub(super) struct ConnTimeouts {
     state: Arc<ConnState>,
     limits: ConnLimits,
-    stop: CancellationToken,
+    stop: ConnStop,
     expires: Instant,
     /// The moment at which the listener began to drain.
     draining: Option<Instant>,
@@ -185,8 +197,8 @@ pub(super) struct ConnTimeouts {
 }
 
 impl ConnTimeouts {
-    /// Once `stop` is cancelled, the connection is drained.
-    pub(super) fn new(state: Arc<ConnState>, limits: ConnLimits, stop: CancellationToken) -> Self {
+    /// The timers of a connection that `stop` ends.
+    pub(super) fn new(state: Arc<ConnState>, limits: ConnLimits, stop: ConnStop) -> Self {
         let expires = state.began.0 + limits.max_connection_age.mul_f64(1.0 - JITTER * rand::random::<f64>());
         Self { state, limits, stop, expires, draining: None, closing: None }
     }
@@ -222,7 +234,10 @@ impl ConnTimeouts {
             tokio::select! {
                 () = sleep_until(wake) => {}
                 () = self.state.changed.notified() => {}
-                () = self.stop.cancelled(), if self.draining.is_none() => self.draining = Some(Instant::now()),
+                () = self.stop.at_once.cancelled() => {
+                    return (ConnEnd::CutOff(Abort::Drain, "limits.drain has passed"), self);
+                }
+                () = self.stop.drain.cancelled(), if self.draining.is_none() => self.draining = Some(Instant::now()),
             }
         }
     }
@@ -230,7 +245,7 @@ impl ConnTimeouts {
     /// The next time limit in the present state, and how it ends the connection; `None` while a handler works.
     fn due(&self) -> Option<(Instant, ConnEnd)> {
         let (state, limits) = (&self.state, &self.limits);
-        let cut_off = |since, limit, reason| Some((since + limit, ConnEnd::CutOff(reason)));
+        let cut_off = |since, limit, reason| Some((since + limit, ConnEnd::CutOff(Abort::ClientTimeout, reason)));
         if let Some(since) = state.since(&state.shut) {
             return cut_off(since, DRAIN_TIME, "the client did not close its side");
         }

@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::BatchApi;
 use crate::config::{self, Endpoint};
+use crate::message::ending::Abort;
 use crate::message::reply::Reply;
 use crate::telemetry::metrics::{IdResult, Metrics, Outcome, Route};
 pub use context::{TraceContext, pass_on};
@@ -139,23 +140,23 @@ impl RequestSpan {
         CallSpan(self.sampled().map(|request| request.call(name(method), method, endpoint)))
     }
 
-    /// Ends the span of a request, of `api` if it was on a batch route. Without an answer, the client left first.
-    pub fn end(&self, route: Route, api: Option<&BatchApi>, reply: Option<&Reply>) {
+    /// Ends the span of a request, of `api` if it was on a batch route: at the head of its reply, or without one.
+    pub fn end(&self, route: Route, api: Option<&BatchApi>, reply: Result<&Reply, Abort>) {
         let Some(sampled) = self.sampled() else { return };
         let span = &mut sampled.span.lock().unwrap_or_else(PoisonError::into_inner).span;
         if let Some(api) = api {
             span.update_name(format!("{} {}", api.method, api.path));
             span.set_attribute(KeyValue::new("http.route", api.path.to_string()));
         }
-        if let Some(status) = reply.map(|reply| reply.response.status()) {
+        if let Ok(status) = reply.map(|reply| reply.response.status()) {
             set_status(span, status, status.is_server_error());
         }
         let outcome = reply.map_or(Outcome::Error, |reply| reply.info.outcome);
         span.set_attribute(KeyValue::new("sidelink.route", route.name()));
         span.set_attribute(KeyValue::new("sidelink.outcome", outcome.name()));
-        let detail = reply.map_or(Some("client-left"), |reply| reply.info.detail);
+        let detail = reply.map_or_else(|abort| Some(abort.detail()), |reply| reply.info.detail);
         span.set_attributes(detail.map(|detail| KeyValue::new("sidelink.detail", detail)));
-        if let Some(tally) = reply.map(|reply| reply.info.tally).filter(|tally| tally.total() > 0) {
+        if let Some(tally) = reply.ok().map(|reply| reply.info.tally).filter(|tally| tally.total() > 0) {
             let count = |result: IdResult| {
                 KeyValue::new(format!("sidelink.ids.{}", result.name()), i64::from(tally.count(result)))
             };

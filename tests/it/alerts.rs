@@ -210,6 +210,29 @@ async fn one_clients_failures_among_many_successes_are_a_warning_and_few_are_non
     says(&alerts(&admin).await, "errors", "warning", "client", &["Many batches fail", "4 of 24", "(401)"]);
 }
 
+/// An expired certificate is worse than a few batches of one client, and failed batches are told before why they were forwarded.
+#[tokio::test]
+async fn the_worst_is_alerted_first() {
+    let kinds = |alerts: Vec<Value>| alerts.iter().map(|alert| alert["kind"].clone()).collect::<Vec<_>>();
+    assert_eq!(kinds(forwarded().await.alerts().await), ["errors", "forwarded"]);
+
+    let files = tempfile::tempdir().unwrap();
+    let (cert, key) = tls::expiring(&files, -1);
+    let configure = |config: &mut Config| {
+        (config.upstream.client_cert, config.upstream.client_key) = (Some(cert), Some(key));
+    };
+    let stack = Stack::with(|endpoint| endpoint.refuse = vec!["expired".to_owned()], configure).await;
+    for (token, batches) in [("t", 20), ("expired", 4)] {
+        for _ in 0..batches {
+            stack.client.batch(token, &["1"]).await;
+        }
+    }
+    let found = Scene::of(stack).alerts().await;
+    says(&found, "errors", "warning", "client", &[]);
+    says(&found, "certificate", "critical", "operator", &["upstream.client_cert"]);
+    assert_eq!(kinds(found), ["certificate", "errors"]);
+}
+
 #[tokio::test]
 async fn batches_refused_at_a_limit_are_the_fault_of_sidelink() {
     let stack = Stack::with(|_| {}, |config| config.limits.in_flight = 1).await;
@@ -303,6 +326,24 @@ async fn a_shared_tier_that_is_down_is_alerted_with_the_failure() {
     })
     .await;
     says(&alerts(&admin).await, "shared_tier", "warning", "operator", &["The shared tier is down", "shared.url"]);
+}
+
+#[tokio::test]
+async fn a_shared_tier_that_answers_with_errors_is_alerted_although_it_is_up() {
+    let redis = Redis::start().await;
+    let stack = Stack::with(|_| {}, |config| config.shared = Some(shared(vec![redis.address()]))).await;
+    let is_up = "sidelink_shared_breaker_state{state=\"closed\"}";
+    eventually("the tier is up", async || stack.metric(is_up).await == 1.0).await;
+    // Full: each write is refused.
+    redis.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let admin = TestClient::new(stack.app.admin_address());
+    for id in 0..10 {
+        assert_eq!(stack.client.batch("t", &[&id.to_string()]).await.status, 200);
+    }
+    eventually("it is alerted", async || !alerts(&admin).await.is_empty()).await;
+    let words = ["The shared tier fails", "round trips failed", "out of memory", "shared.url"];
+    says(&alerts(&admin).await, "shared_tier", "warning", "operator", &words);
+    assert_eq!(stack.metric(is_up).await, 1.0);
 }
 
 #[tokio::test]

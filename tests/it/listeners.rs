@@ -272,6 +272,33 @@ async fn operators_are_served_over_tls_as_well_and_commands_trust_the_certificat
 }
 
 #[tokio::test]
+async fn a_new_certificate_for_operators_is_shown_without_a_signal_and_one_that_cannot_be_used_is_not() {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    let (before, after) = (Authority::new(), Authority::new());
+    let Tls { cert, key, .. } = before.issue(files.directory.path());
+    let mut process = Process::start(&files.write(&format!("[admin.tls]\ncert = {cert:?}\nkey = {key:?}"))).await;
+    let address = process.admin.address;
+    tls(address, before.client(None)).await.unwrap();
+    after.issue(files.directory.path());
+    process.says("the configuration was reloaded").await;
+    assert!(tls(address, before.client(None)).await.is_err(), "the old certificate is still shown");
+    let mut stream = tls(address, after.client(None)).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut page = Vec::new();
+    stream.read_to_end(&mut page).await.unwrap();
+    let series = "sidelink_tls_certificate_expiry_timestamp_seconds{use=\"admin\"} 67090118400\n";
+    assert!(String::from_utf8(page).unwrap().contains(series));
+
+    // A key of another certificate changes nothing.
+    std::fs::write(&key, before.certificate().1).unwrap();
+    process.says("the configuration was refused; the previous one stays in effect").await;
+    let mut reasons = process.log.iter().filter_map(|line| line["reason"].as_str());
+    assert!(reasons.any(|said| said.contains("admin.tls.key: does not go with the certificate")), "{:?}", process.log);
+    tls(address, after.client(None)).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_metric_says_when_the_certificate_ends() {
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::new();

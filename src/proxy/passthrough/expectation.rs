@@ -40,7 +40,7 @@ pub(super) type Unsent = oneshot::Sender<Body>;
 /// Whether the client of `request` waits for a 100. The header is removed where the expectation is void: the body has been
 /// read, there is none, or the client speaks HTTP/1.0.
 pub(super) fn is_expected(request: &mut Request<Body>) -> bool {
-    let is_read = matches!(request.body(), Body::Whole(_)) || request.body().is_end_stream();
+    let is_read = request.body().is_whole() || request.body().is_end_stream();
     if !is_read && expects_continue(request) {
         return true;
     }

@@ -32,7 +32,7 @@ where
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, open) = (state.stop.clone(), state.open.clone());
-    let running = tokio::spawn(run(Listener::Tcp(listener), state, move |_| answer.clone()));
+    let running = tokio::spawn(run(Listener::Tcp(listener), state, move |_, _| answer.clone()));
     Listening { address, stop, open, running }
 }
 

@@ -7,6 +7,8 @@ use std::fmt::Arguments;
 
 use tracing::Level;
 
+use crate::message::ending::Abort;
+
 /// One event, as docs/LOGGING.md shows it.
 pub struct Event {
     /// The level.
@@ -69,29 +71,31 @@ macro_rules! events {
 
 events! {
     "access" {
-        /// One for each request, when the head of its answer is ready or its client has disconnected; `WARN` for a status of 400 or more. Fields without a value, and counts of 0, are left out.
-        INFO or WARN if is_error "request" Access<'a> {
+        /// One for each request, when its answer has ended, whole or cut short, or the request has ended without one; `WARN` for a status of 400 or more and for an answer that was cut short, unless the client did that. Fields without a value, and counts of 0, are left out.
+        INFO or WARN if is_failure "request" Access<'a> {
             /// The request's method.
             method: &'a str,
             /// The path without the query: at most 1024 bytes; characters beyond ASCII are percent-encoded.
             path: &'a str,
-            /// The answer's status; 499 if the client disconnected before there was one.
+            /// The answer's status. Without an answer: 499 if the client disconnected, 408 if it sent nothing for `limits.idle_timeout`, 503 if the time to drain had passed.
             status: u16,
             /// `batch` or `passthrough`.
             route: &'a str,
             /// `hit`, `partial`, `miss`, `stale`, `bypass` or `error`, as in `sidelink_batches_total`.
             outcome: &'a str,
-            /// The time from the request's head to the answer's.
+            /// The time from the request's head to the end of the answer.
             milliseconds: f64,
-            /// The part of it spent waiting for the endpoint: for calls, and for flights that other batches started; on other routes for the answer's head. Left out where the endpoint was not asked.
+            /// The part of it, before the answer's head, that was spent waiting for the endpoint: for calls, and for flights that other batches started; on other routes for the answer's head. Left out where the endpoint was not asked.
             waited_milliseconds: Option<f64>,
-            /// The code of sidelink's own error ([ERRORS.md](ERRORS.md)), why a batch was forwarded untouched (as in `sidelink_bypass_total`), `refused` for a remembered refusal of one id, or `client-left`.
+            /// The code of sidelink's own error ([ERRORS.md](ERRORS.md)), why a batch was forwarded untouched (as in `sidelink_bypass_total`), `refused` for a remembered refusal of one id, or why there was no answer: `client-left`, `client-timeout` or `drain`.
             detail: Option<&'a str>,
+            /// Who cut the answer short, or the wait for it: `client`, which disconnected or reset the stream; `client-timeout`, it neither read nor sent for `limits.idle_timeout`; `endpoint`, which broke off; `endpoint-timeout`, it sent nothing for `upstream.idle_timeout`; `drain`, sidelink ended and `limits.drain` had passed. Left out of whole answers.
+            aborted: Option<&'a str>,
             /// The client's address; left out for a Unix socket. Behind another proxy, that proxy's.
             client: Option<&'a str>,
             /// The client's `User-Agent`: at most 256 bytes; characters beyond ASCII are percent-encoded.
             user_agent: Option<&'a str>,
-            /// Bytes of the answer's body, if they are known when its head is ready.
+            /// Bytes of the answer's body that were given to the client's connection, of an answer that was cut short as well. Left out without an answer.
             bytes: Option<u64>,
             /// `X-Request-Id` of the answer, unless it is longer than 128 bytes.
             request_id: Option<&'a str>,
@@ -225,8 +229,11 @@ events! {
 }
 
 impl Access<'_> {
-    fn is_error(&self) -> bool {
-        self.status >= 400
+    fn is_failure(&self) -> bool {
+        match self.aborted {
+            None => self.status >= 400,
+            Some(by) => by != Abort::Client.name() || (self.status >= 400 && self.status != Abort::Client.status()),
+        }
     }
 }
 

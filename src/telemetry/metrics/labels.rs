@@ -402,7 +402,13 @@ impl Code {
 
 impl From<StatusCode> for Code {
     fn from(status: StatusCode) -> Self {
-        match status.as_u16() {
+        status.as_u16().into()
+    }
+}
+
+impl From<u16> for Code {
+    fn from(status: u16) -> Self {
+        match status {
             200 => Code::Ok,
             204 => Code::NoContent,
             206 => Code::Partial,

@@ -188,7 +188,8 @@ impl TierState {
         let secrets: Vec<FleetSecret> = shared.secret_file.secret.iter().map(fleet).collect();
         let of_api = |api: &BatchApi| {
             let headers = api.credentials.iter().chain(&api.scope_headers).map(HeaderName::as_str);
-            [&*api.name].into_iter().chain(headers).map(str::to_owned).collect::<Vec<_>>()
+            let digest = format!("{:x}", api.digest());
+            [&*api.name, &*digest].into_iter().chain(headers).map(str::to_owned).collect::<Vec<_>>()
         };
         let mut names: Vec<String> = config.batch.iter().flat_map(of_api).collect();
         names.extend(config.callers.scope_headers.iter().map(ToString::to_string));

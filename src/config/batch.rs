@@ -11,6 +11,7 @@ use std::str::FromStr;
 
 use http::{HeaderName, Method};
 use serde_json::Value;
+use siphasher::sip128::{Hasher128, SipHasher24};
 
 use super::declare::section;
 use super::headers::{credential_header, scope_header_of_api};
@@ -148,6 +149,20 @@ impl BatchApi {
             self.check(table);
             self.check_beside(before, table);
         }
+    }
+
+    /// A digest of all that says which request is a batch, and how an item is read: what was read by one description is not served by
+    /// another. Limits and the shape of errors are no part of it.
+    pub fn digest(&self) -> u128 {
+        let limits = Self::blank();
+        let read = Self {
+            header_bytes: limits.header_bytes,
+            ids_per_call: limits.ids_per_call,
+            delete: limits.delete,
+            errors: ErrorShape { code: self.errors.code.clone(), ..limits.errors },
+            ..self.clone()
+        };
+        SipHasher24::new().hash(format!("{read:?}").as_bytes()).as_u128()
     }
 
     /// Reports what does not fit together in a description.

@@ -10,6 +10,7 @@ mod errors;
 mod expiries;
 mod parts;
 mod purges;
+mod reloads;
 mod scopes;
 mod tier;
 mod untouched;

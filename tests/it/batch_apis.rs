@@ -8,6 +8,7 @@ mod endpoint;
 mod envelopes;
 mod errors;
 mod expiries;
+mod forms;
 mod parts;
 mod purges;
 mod reloads;

@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use http::{HeaderName, Method};
 use serde_json::Value;
-use siphasher::sip128::{Hasher128, SipHasher24};
+use siphasher::sip128::SipHasher24;
 
 use super::declare::section;
 use super::headers::{credential_header, scope_header_of_api};

@@ -100,7 +100,8 @@ fn header_bytes(api: &BatchApi, name: &HeaderName) -> usize {
 /// Identifies the callers of one batch API, and keeps their states.
 pub struct Callers {
     api: Arc<BatchApi>,
-    api_digest: [u8; 16],
+    /// Its fingerprint.
+    description: String,
     /// Hashes to start from, each of another purpose.
     by_token: KeyedHash,
     /// Differs where `by_token` does.
@@ -128,7 +129,7 @@ pub struct Callers {
 
 impl Callers {
     /// Callers of `api` at `endpoint`. Each has a hash key of its own, derived from that of `caller_states`, so that no scope
-    /// of one is found at another, or by another description.
+    /// of one is found at another.
     pub fn new(
         api: Arc<BatchApi>,
         config: &CallersConfig,
@@ -138,8 +139,8 @@ impl Callers {
         clock: Clock,
     ) -> Self {
         let key = KeyedHash::new(&caller_states.key, b"endpoint");
-        let api_digest = api.digest().to_be_bytes();
-        let key = key.with([Some(endpoint.to_string().as_bytes()), Some(&api_digest)]).to_be_bytes();
+        let description = api.fingerprint();
+        let key = key.with([Some(endpoint.to_string().as_bytes()), Some(description.as_bytes())]).to_be_bytes();
         let mut scope_headers = api.scope_headers.clone();
         scope_headers.extend(config.scope_headers.iter().filter(|name| !api.scope_headers.contains(name)).cloned());
         let mut secrets = api.credentials.clone();
@@ -170,8 +171,8 @@ impl Callers {
             caller_states,
             unverified: LogThrottle::default(),
             clock,
+            description,
             api,
-            api_digest,
         }
     }
 

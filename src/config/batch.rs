@@ -123,6 +123,20 @@ section! {
 }
 
 impl BatchApi {
+    /// A text that differs where descriptions say otherwise which request is a batch, or how items and expiries are read. What was kept
+    /// under another description is not found under this one. Limits and the shape of errors are no part of it.
+    pub(crate) fn fingerprint(&self) -> String {
+        let limits = Self::blank();
+        let description = Self {
+            header_bytes: limits.header_bytes,
+            ids_per_call: limits.ids_per_call,
+            delete: limits.delete,
+            errors: ErrorShape { code: self.errors.code.clone(), ..limits.errors },
+            ..self.clone()
+        };
+        format!("{:032x}", SipHasher24::new().hash(format!("{description:?}").as_bytes()).as_u128())
+    }
+
     /// Visits each key of a table; `before` are the tables above it.
     pub(super) fn visit(&mut self, before: &[Self], table: &mut TableVisitor<'_>) {
         let mut preset = None;
@@ -149,20 +163,6 @@ impl BatchApi {
             self.check(table);
             self.check_beside(before, table);
         }
-    }
-
-    /// A digest of all that says which request is a batch, and how an item is read: what was read by one description is not served by
-    /// another. Limits and the shape of errors are no part of it.
-    pub fn digest(&self) -> u128 {
-        let limits = Self::blank();
-        let read = Self {
-            header_bytes: limits.header_bytes,
-            ids_per_call: limits.ids_per_call,
-            delete: limits.delete,
-            errors: ErrorShape { code: self.errors.code.clone(), ..limits.errors },
-            ..self.clone()
-        };
-        SipHasher24::new().hash(format!("{read:?}").as_bytes()).as_u128()
     }
 
     /// Reports what does not fit together in a description.

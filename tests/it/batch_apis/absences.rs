@@ -22,7 +22,7 @@ async fn an_object_that_is_missing_is_answered_with_the_endpoints_words_for_a_wh
     assert_eq!((status(&again), &again.json()["objects"][0]), (HIT, &missing("gone")));
     assert_eq!((stack.ids("absent").await, stack.ids("hit").await, stack.ids("fetched").await), (1.0, 1.0, 2.0));
     is_there.store(true, Ordering::SeqCst);
-    stack.clock.step(5100);
+    stack.clock.step(30_100);
     let later = stack.lfs("t", &["a", "gone"]).await;
     assert_eq!((stack.endpoint.count(), stack.endpoint.last().oids()), (2, vec!["gone".to_owned()]));
     assert!(later.json()["objects"][1].get("error").is_none(), "{:?}", later.body);

@@ -153,7 +153,7 @@ async fn every_batch_is_answered_as_by_the_endpoint_itself() {
             let table = format!("[[batch]]\npreset = \"{}\"\nids_per_call = {most}", dialect.preset);
             let stack = Stack::start(&table, |asked| answer(dialect, asked)).await;
             for number in 0..BATCHES {
-                stack.clock.step(*[0, 0, 0, 1000, 6000, 50_000].choose(&mut random).unwrap());
+                stack.clock.step(*[0, 0, 0, 1000, 31_000, 50_000].choose(&mut random).unwrap());
                 let mut ids: Vec<String> =
                     (0..12).map(|n| format!("{}{n}", KINDS.choose(&mut random).unwrap())).collect();
                 ids.shuffle(&mut random);

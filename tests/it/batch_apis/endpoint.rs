@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response};
@@ -184,6 +184,8 @@ impl Stack {
         let endpoint = Endpoint::start(answer).await;
         let mut config = config(endpoint.address);
         config.batch = apis(tables);
+        // Longer than a test takes, also on a busy machine, and shorter than a link that bears no signature is fresh.
+        config.freshness.absent = Duration::from_secs(30);
         configure(&mut config);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let clock = Clock::simulated(i64::try_from(now.as_millis()).unwrap());

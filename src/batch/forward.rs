@@ -9,9 +9,9 @@ use http::request::Parts;
 use http::{Request, StatusCode, Uri};
 use tokio::time::timeout_at;
 
+use super::BatchRoute;
 use super::respond::{self, Summary};
-use super::slots::Slots;
-use super::{BatchRoute, distinct};
+use super::slots::{Slots, distinct};
 use crate::api::answer;
 use crate::api::envelope::Envelope;
 use crate::api::request::Batch;

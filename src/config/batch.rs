@@ -137,6 +137,11 @@ impl BatchApi {
         format!("{:032x}", SipHasher24::new().hash(format!("{description:?}").as_bytes()).as_u128())
     }
 
+    /// Whether a query alone may make a batch: its path has no captures.
+    pub(crate) fn is_asked_by_query_alone(&self) -> bool {
+        self.ids.query.is_some() && !self.path.has_captures()
+    }
+
     /// Visits each key of a table; `before` are the tables above it.
     pub(super) fn visit(&mut self, before: &[Self], table: &mut TableVisitor<'_>) {
         let mut preset = None;

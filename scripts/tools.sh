@@ -61,6 +61,9 @@ pip_install() {
 
 # The official SDK, which tests/it/sdk.rs drives.
 pip_install "./python -c 'import huaweicloudsdkosm.v2'" tests/sdk/requirements.txt
+# The Git LFS server and its client, which tests/it/git_lfs.rs drives.
+pip_install "./python -c 'import giftless.app, giftless.auth.jwt, giftless.transfer.basic_streaming'" tests/lfs/requirements.txt
+command -v git >/dev/null && command -v git-lfs >/dev/null || apt_install git git-lfs
 # The shared tier's server, which tests/it/fleet.rs starts.
 command -v redis-server >/dev/null || apt_install redis-server
 # The endpoint over HTTP/2 that tests/it/long_headers.rs starts.

@@ -44,7 +44,7 @@ use crate::proxy::passthrough::Passthrough;
 use crate::telemetry::metrics::{IdResult, Metrics, Refetch};
 use crate::telemetry::trace::RequestSpan;
 use respond::Summary;
-use slots::{Slot, Slots};
+use slots::{Slot, Slots, distinct, result_of_hit};
 
 /// Answers the batches of one API.
 pub struct BatchRoute {
@@ -87,8 +87,6 @@ pub enum Step {
 /// A batch that memory does not have all of.
 pub struct PendingBatch {
     slots: Slots,
-    /// How many ids were found by the look-up.
-    from_memory: usize,
     context: Arc<FetchContext>,
     directives: Directives,
     /// Whether the endpoint refused the batch's one id lately, to a call without the batch's cookies.
@@ -252,7 +250,7 @@ impl BatchRoute {
         if are_hits && !has_envelopes {
             // Merged from entries that the cache lends: no reference count is touched for a hit.
             let entries = found.iter().flatten().map(|entry| (*entry, result_of_hit(entry)));
-            let mut reply = self.merged(entries, &summary, &Fetched::default(), ids.len(), batch.form, now);
+            let mut reply = self.merged(entries, &summary, &Fetched::default(), batch.form, now);
             self.metrics.count_ids(&reply.info.tally);
             reply.info.caller = caller;
             if let Some(written) = written.filter(|_| is_repeated) {
@@ -298,13 +296,12 @@ impl BatchRoute {
         let has_envelopes = !is_missing && !self.can_merge(slots.entries().map(|(entry, _)| entry));
         if !is_missing && !has_envelopes {
             let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
-            let mut reply = self.merged(entries, &summary, &Fetched::default(), ids.len(), batch.form, now);
+            let mut reply = self.merged(entries, &summary, &Fetched::default(), batch.form, now);
             reply.info.caller = caller;
             return Step::Reply(reply);
         }
-        let from_memory = slots.entries().count();
         let is_refused = refusal.is_some();
-        Step::Fetch(Box::new(PendingBatch { slots, from_memory, context, directives, is_refused, has_envelopes }))
+        Step::Fetch(Box::new(PendingBatch { slots, context, directives, is_refused, has_envelopes }))
     }
 
     /// The slots of a batch that memory does not have all of, the ids that are to be refreshed ahead, and how many entries are
@@ -348,7 +345,7 @@ impl BatchRoute {
     }
 
     async fn fetch_or_forward(&self, pending: &mut PendingBatch, parts: &Parts, body: &Bytes) -> Reply {
-        let PendingBatch { slots, from_memory, context, directives, is_refused, has_envelopes } = pending;
+        let PendingBatch { slots, context, directives, is_refused, has_envelopes } = pending;
         if *is_refused {
             // A call, which carries no cookies, would be refused again.
             return self.forward_with_cookies(parts, body, context, slots).await;
@@ -373,7 +370,7 @@ impl BatchRoute {
         }
         let now = self.clock.now();
         let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
-        self.merged(entries, &summary, &fetched, *from_memory, context.template.form(), now)
+        self.merged(entries, &summary, &fetched, context.template.form(), now)
     }
 
     /// Whether one answer can be made of these entries: their envelopes are the same.
@@ -502,40 +499,4 @@ impl BatchRoute {
         }
         slots.missing_mut().next().is_none()
     }
-}
-
-/// The ids of a batch, each once, in the order asked, with their keys. `None`: there are more than `most`.
-fn distinct<'b, 'r>(batch: &'b Batch<'r>, scope: Scope, most: usize) -> Option<Vec<(&'b Id<'r>, Key)>> {
-    let room = batch.ids.len().min(most);
-    let mut ids: Vec<(&Id<'_>, Key)> = Vec::with_capacity(room);
-    // A hash table of places in `ids`, each one more than it is; 0 is free. The standard library's set takes four times as long.
-    let mut places = vec![0_u32; (2 * room).next_power_of_two()];
-    let mask = places.len() - 1;
-    for id in &batch.ids {
-        let key = scope.key_of(id);
-        let mut slot = key.part() as usize & mask;
-        let is_new = loop {
-            let Some(place) = places.get_mut(slot) else { break false };
-            match ids.get((*place as usize).wrapping_sub(1)) {
-                Some((_, known)) if *known == key => break false,
-                Some(_) => slot = (slot + 1) & mask,
-                None => {
-                    *place = u32::try_from(ids.len() + 1).unwrap_or(u32::MAX);
-                    break true;
-                }
-            }
-        };
-        if is_new && ids.len() == most {
-            return None;
-        }
-        if is_new {
-            ids.push((id, key));
-        }
-    }
-    Some(ids)
-}
-
-/// The result of an id that memory answers.
-fn result_of_hit(entry: &Entry) -> IdResult {
-    if entry.is_absent() { IdResult::Absent } else { IdResult::Hit }
 }

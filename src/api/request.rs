@@ -127,6 +127,7 @@ impl<'r> Batch<'r> {
         // By its spelling first: most are spelled as they are named.
         let id = |written: &'r str| Id { name: Cow::Borrowed(written), written, is_qualified: false };
         let (mut spelled, mut brackets) = (None, 0);
+        let takes = |style| api.ids.styles.contains(&style);
         let (mut group, mut rest) = (Group::Absent, Vec::new());
         for pair in pieces(query, b'&') {
             // The usual spelling of the name: nothing to decode.
@@ -141,7 +142,7 @@ impl<'r> Batch<'r> {
             let decoded = decode(spelling)?;
             let is_brackets = decoded.strip_suffix("[]") == Some(name);
             match value {
-                _ if is_brackets && !api.ids.styles.contains(&Style::Brackets) => {
+                _ if is_brackets && !takes(Style::Brackets) => {
                     return Err(NotABatch::Unreadable(Misfit::Style));
                 }
                 Some(value) if is_brackets || decoded == name => {
@@ -161,15 +162,14 @@ impl<'r> Batch<'r> {
                 _ => rest.push(Cow::Borrowed(pair)),
             }
         }
-        let has_style = |style| api.ids.styles.contains(&style);
-        let comma = has(b',') && has_style(Style::Comma) && ids.iter().any(|id| id.written.contains(','));
+        let comma = has(b',') && takes(Style::Comma) && ids.iter().any(|id| id.written.contains(','));
         let form = match ids.as_slice() {
             [_] if comma && brackets == 0 => Form::Comma,
             [] => return Err(NotABatch::Unreadable(Misfit::NoIds)),
             _ if comma => return Err(NotABatch::Unreadable(Misfit::Style)),
-            [_] if brackets == 0 && !has_style(Style::Repeated) => Form::Comma,
+            [_] if brackets == 0 && takes(Style::Comma) && !takes(Style::Repeated) => Form::Comma,
             _ if brackets == ids.len() => Form::Brackets,
-            _ if brackets == 0 && has_style(Style::Repeated) => Form::Repeated,
+            _ if brackets == 0 && takes(Style::Repeated) => Form::Repeated,
             _ => return Err(NotABatch::Unreadable(Misfit::Style)),
         };
         if let (Form::Comma, [list]) = (form, ids.as_slice()) {

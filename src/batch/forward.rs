@@ -9,9 +9,9 @@ use http::request::Parts;
 use http::{Request, StatusCode, Uri};
 use tokio::time::timeout_at;
 
+use super::BatchRoute;
 use super::respond::{self, Summary};
-use super::slots::Slots;
-use super::{BatchRoute, distinct};
+use super::slots::{Slots, distinct};
 use crate::api::answer;
 use crate::api::envelope::Envelope;
 use crate::api::request::Batch;
@@ -52,7 +52,7 @@ impl BatchRoute {
     /// - an answer that cannot be matched, to a call that carried other ids too: the batch is fetched whole;
     /// - a refusal, to a batch that came with cookies, which calls do not carry: the batch is forwarded with them;
     /// - an error that is about the ids of a call which carried only a part of the batch: the endpoint may answer the whole
-    ///   batch otherwise, so it is forwarded.
+    ///   batch otherwise, so it is forwarded; also one that is larger than a call of sidelink's own, if the endpoint takes it.
     pub(super) async fn forward_failed(
         &self,
         failure: &Failure,
@@ -75,20 +75,34 @@ impl BatchRoute {
             Cause::Unmatched(_) if fits || failure.is_coded() => {
                 Some(self.forward_as_written(parts, body, Bypass::Unmatched, context, slots).await)
             }
-            Cause::Unmatched(_) => Some(self.fetch_whole(&batch, context, slots).await),
+            Cause::Unmatched(_) => Some(self.fetch_whole(&batch, parts, body, context, slots).await),
             Cause::Answer(answer) if fits && context.has_cookies && is_refusal(answer.status) => {
                 Some(self.forward_with_cookies(parts, body, context, slots).await)
             }
-            Cause::Answer(answer) if fits && is_about_ids(answer.status) => {
+            Cause::Answer(answer) if is_about_ids(answer.status) => {
                 let is_whole = failure.ids >= slots.slots.len() && slots.entries().next().is_none();
-                if is_whole || !self.fetch.affords_extra() {
-                    return None;
-                }
-                self.metrics.refetched.of(Refetch::Part).inc_by(slots.slots.len() as u64);
-                Some(self.forward_as_written(parts, body, Bypass::Part, context, slots).await)
+                if is_whole { None } else { self.forward_for_part(parts, body, fits, context, slots).await }
             }
             _ => None,
         }
+    }
+
+    /// Forwards a batch after an error for a part of it. `None`: extra calls are used up, or the endpoint refuses a batch that is larger
+    /// than a call of sidelink's own (not `fits`), so that the error of the part says more.
+    async fn forward_for_part(
+        &self,
+        parts: &Parts,
+        body: &Bytes,
+        fits: bool,
+        context: &FetchContext,
+        slots: &mut Slots,
+    ) -> Option<Reply> {
+        if !self.fetch.affords_extra() {
+            return None;
+        }
+        self.metrics.refetched.of(Refetch::Part).inc_by(slots.slots.len() as u64);
+        let reply = self.forward_as_written(parts, body, Bypass::Part, context, slots).await;
+        Some(reply).filter(|reply| fits || reply.response.status().is_success())
     }
 
     /// Fetches all ids of a batch by calls of its own, since the items that it has came in envelopes that differ. Where the new ones
@@ -112,11 +126,12 @@ impl BatchRoute {
         };
         let fetched = slots.take(results, &context.trace);
         if let Some(failure) = &fetched.failure {
-            return respond::failure(failure);
+            let forwarded = self.forward_failed(failure, parts, body, context, slots).await;
+            return forwarded.unwrap_or_else(|| respond::failure(failure));
         }
         let now = self.clock.now();
         let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
-        self.merged(entries, &summary, &fetched, 0, batch.form, now)
+        self.merged(entries, &summary, &fetched, batch.form, now)
     }
 
     /// The distinct ids of a batch, with their keys; `None` if there are too many.
@@ -170,7 +185,14 @@ impl BatchRoute {
     /// Fetches a batch that is too large to be forwarded as it was written, and one of whose answers has an item that matches
     /// no id. All items are passed on in one list, call by call, or the answer of the first call that fails; nothing is
     /// stored.
-    async fn fetch_whole(&self, batch: &Batch<'_>, context: &Arc<FetchContext>, slots: &mut Slots) -> Reply {
+    async fn fetch_whole(
+        &self,
+        batch: &Batch<'_>,
+        parts: &Parts,
+        body: &Bytes,
+        context: &Arc<FetchContext>,
+        slots: &mut Slots,
+    ) -> Reply {
         self.count_bypass(Bypass::Unmatched);
         let Some(ids) = self.keyed(batch, context) else { return respond::error(self.too_many_ids(batch)) };
         let results = match self.fetch.fetch_separately(context, &ids, false).await {
@@ -189,7 +211,15 @@ impl BatchRoute {
             }
             // A part of the batch, in a coding that cannot be undone: passed on, it would look like the whole.
             Err(failure) if failure.is_coded() => respond::error(Error::NoAnswer(NoAnswer::Unreadable)),
-            Err(failure) => respond::failure(failure),
+            Err(failure) => {
+                let forwarded = match &failure.cause {
+                    Cause::Answer(answer) if is_about_ids(answer.status) => {
+                        self.forward_for_part(parts, body, false, context, slots).await
+                    }
+                    _ => None,
+                };
+                forwarded.unwrap_or_else(|| respond::failure(failure))
+            }
         }
     }
 

@@ -104,23 +104,23 @@ impl HeaderTemplate {
 }
 
 impl BatchRoute {
-    /// Merges the entries of a batch, which have one envelope, into one reply; `from_memory` of them were found by the first look-up.
+    /// Merges the entries of a batch, which have one envelope, into one reply.
     pub(super) fn merged<'l>(
         &self,
         entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone,
         summary: &Summary,
         fetched: &Fetched,
-        from_memory: usize,
         form: Form,
         now: Moment,
     ) -> Reply {
         if !summary.has_spans {
-            return self.merged_as_kept(entries, summary, fetched, from_memory, form, now);
+            return self.merged_as_kept(entries, summary, fetched, form, now);
         }
-        let rewritten: Vec<(Entry, IdResult)> = entries.map(|(entry, result)| (entry.as_of(now), result)).collect();
+        let rewritten: Vec<(Entry, IdResult)> =
+            entries.map(|(entry, result)| (entry.as_of(now, result == IdResult::Fetched), result)).collect();
         let entries = rewritten.iter().map(|(entry, result)| (entry, *result));
         let summary = Summary::of(entries.clone(), now);
-        self.merged_as_kept(entries, &summary, fetched, from_memory, form, now)
+        self.merged_as_kept(entries, &summary, fetched, form, now)
     }
 
     fn merged_as_kept<'l>(
@@ -128,7 +128,6 @@ impl BatchRoute {
         entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone,
         summary: &Summary,
         fetched: &Fetched,
-        from_memory: usize,
         form: Form,
         now: Moment,
     ) -> Reply {
@@ -144,7 +143,7 @@ impl BatchRoute {
             set(reply.response.headers_mut(), &CONTENT_TYPE, kept.media_type().clone());
         }
         if reply.info.outcome != Outcome::Hit || tally.count(IdResult::Shared) > 0 {
-            let status = cache_status(&tally, summary, fetched, from_memory);
+            let status = cache_status(&tally, summary, fetched);
             set(reply.response.headers_mut(), &CACHE_STATUS, status);
         }
         reply
@@ -216,10 +215,13 @@ fn cache_control(fresh_left: Option<u64>, is_body: bool) -> HeaderValue {
     HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("no-store"))
 }
 
-fn cache_status(tally: &Tally, summary: &Summary, fetched: &Fetched, from_memory: usize) -> HeaderValue {
+fn cache_status(tally: &Tally, summary: &Summary, fetched: &Fetched) -> HeaderValue {
     let shared = tally.count(IdResult::Shared) as usize;
+    // An absence of the shared tier is in memory from then on, as one of memory's own.
+    let from_memory = (tally.count(IdResult::Hit) + tally.count(IdResult::Absent)) as usize;
     let cached = from_memory + shared;
-    let missing = (tally.total() as usize).saturating_sub(cached);
+    let joined = tally.count(IdResult::Joined) as usize;
+    let missing = joined + tally.count(IdResult::Fetched) as usize;
     if missing == 0 && tally.count(IdResult::Stale) == 0 {
         // The shared tier is a part of the cache like memory.
         return HeaderValue::from_static(if shared > 0 { "sidelink; hit; detail=shared" } else { HIT });
@@ -234,7 +236,6 @@ fn cache_status(tally: &Tally, summary: &Summary, fetched: &Fetched, from_memory
             _ => status.push_str("; fwd=stale; detail=stale"),
         }
     } else {
-        let joined = tally.count(IdResult::Joined) as usize;
         status.push_str(if cached > 0 { "; fwd=partial" } else { "; fwd=miss" });
         if summary.stored {
             status.push_str("; stored");

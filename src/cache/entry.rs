@@ -86,12 +86,14 @@ impl Entry {
         self.details().is_some_and(|details| !details.spans.is_empty())
     }
 
-    /// The same item, with what is left of its spans: without the whole seconds that have passed since its call was sent.
-    pub(crate) fn as_of(&self, now: Moment) -> Self {
+    /// The same item, with what is left of its spans: without the seconds since its call was sent, the one that has begun included,
+    /// unless the item `is_new`, and goes to those who made the call.
+    pub(crate) fn as_of(&self, now: Moment, is_new: bool) -> Self {
         let (Some(details), Some(text)) = (self.details().filter(|_| self.has_spans()), self.text()) else {
             return self.clone();
         };
-        let age = self.deadlines().age(now) / 1000;
+        let age = self.deadlines().age(now);
+        let age = if is_new { age / 1000 } else { age.div_ceil(1000) };
         let (mut rewritten, mut from) = (Vec::with_capacity(text.len()), 0);
         for (place, seconds) in &details.spans {
             rewritten.extend_from_slice(text.get(from..place.start).unwrap_or_default());

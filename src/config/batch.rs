@@ -11,6 +11,7 @@ use std::str::FromStr;
 
 use http::{HeaderName, Method};
 use serde_json::Value;
+use siphasher::sip128::SipHasher24;
 
 use super::declare::section;
 use super::headers::{credential_header, scope_header_of_api};
@@ -122,10 +123,18 @@ section! {
 }
 
 impl BatchApi {
-    /// A text that differs where descriptions do. What was kept under another description, which may have read items and expiries
-    /// otherwise, is not found under this one.
+    /// A text that differs where descriptions say otherwise which request is a batch, or how items and expiries are read. What was kept
+    /// under another description is not found under this one. Limits and the shape of errors are no part of it.
     pub(crate) fn fingerprint(&self) -> String {
-        format!("{self:?}")
+        let limits = Self::blank();
+        let description = Self {
+            header_bytes: limits.header_bytes,
+            ids_per_call: limits.ids_per_call,
+            delete: limits.delete,
+            errors: ErrorShape { code: self.errors.code.clone(), ..limits.errors },
+            ..self.clone()
+        };
+        format!("{:032x}", SipHasher24::new().hash(format!("{description:?}").as_bytes()).as_u128())
     }
 
     /// Whether a query alone may make a batch: its path has no captures.

@@ -71,6 +71,13 @@ impl PendingId {
         let (context, fetcher) = (Arc::clone(context), Arc::clone(fetcher));
         Self { id: id.clone(), flight, context, leased: false, background: false, fetcher }
     }
+
+    /// Whether the id is `other`'s, and its batch says something else beside it: whose item an answer to both has could not be told. No
+    /// batch asks for an id in two ways.
+    fn conflicts_with(&self, other: &Self) -> bool {
+        let are_of_two = || !Arc::ptr_eq(&self.context, &other.context);
+        self.id.is_qualified && are_of_two() && self.id.id == other.id.id
+    }
 }
 
 /// The ids of one call. However its task ends, its flights are completed and its queue moves on.
@@ -423,7 +430,7 @@ impl ReadyCall {
 
 impl Fetcher {
     /// Takes as many ids out of a queue as one call may carry, by their number and by the bytes of its target; one at least. Ids
-    /// that no batch waits for any more go to `abandoned`.
+    /// that no batch waits for any more go to `abandoned`; one that is asked for in two ways waits for the next call.
     fn take_call(&self, queue: &mut VecDeque<PendingId>, abandoned: &mut Vec<PendingId>) -> Vec<PendingId> {
         let limits = &self.config.upstream;
         let most = limits.ids_per_call.min(self.callers.api().ids_per_call);
@@ -438,7 +445,7 @@ impl Fetcher {
                 template.get_or_insert_with(|| (Arc::clone(&next.context), next.context.template.bytes()));
             *bytes += first.template.bytes_of(&next.id.written);
             let is_full = call.len() >= most || *bytes > limits.uri_bytes;
-            if is_full && !call.is_empty() {
+            if (is_full && !call.is_empty()) || call.iter().any(|other| next.conflicts_with(other)) {
                 queue.push_front(next);
                 break;
             }

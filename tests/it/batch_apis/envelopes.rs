@@ -1,0 +1,144 @@
+//! What stands around the items of an answer is the endpoint's, byte for byte, and so are its media type and its items. Items that came
+//! in different envelopes are not mixed: the batch is fetched whole.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::json;
+
+use super::endpoint::*;
+
+const KEYED: &str = "[[batch]]\npreset = \"autodesk-oss\"";
+const OSS_PATH: &str = "/oss/v2/buckets/b/objects/batchsigneds3download";
+
+fn raw(asked: &Asked, before: &str, after: &str) -> Answer {
+    let items: Vec<String> = asked
+        .oids()
+        .iter()
+        .map(|oid| {
+            format!(r#"{{ "actions":{{"download":{{"href":"https:\/\/cdn.test\/{oid}"}}}}, "oid":"{oid}","n":1.50 }}"#)
+        })
+        .collect();
+    Answer::new(200, format!("{before}{}{after}", items.join(" , "))).of_type(LFS_TYPE)
+}
+
+const BEFORE: &str = "{\n \"transfer\":\"basic\", \"objects\" : [";
+const AFTER: &str = "],\t\"hash_algo\":\"sha\\u0032\"}\n";
+
+#[tokio::test]
+async fn an_answer_from_memory_is_in_the_endpoints_envelope_and_media_type() {
+    let stack = Stack::start(GIT_LFS, |asked: &Asked| raw(asked, BEFORE, AFTER)).await;
+    let direct = lfs_batch(&stack.direct, "t", &["a", "b"]).await;
+    for (at, oids) in [["a", "c"], ["b", "a"], ["a", "b"], ["a", "b"], ["a", "b"]].iter().enumerate() {
+        let reply = stack.lfs("t", oids).await;
+        assert_eq!(reply.header("content-type"), LFS_TYPE);
+        assert_eq!(reply.header("cache-control"), "no-store", "the URL does not name the batch");
+        assert_eq!(status(&reply) == HIT, at > 1);
+        if at > 1 {
+            let text = String::from_utf8(direct.body.to_vec()).unwrap().replace("} , {", "},{");
+            assert_eq!(reply.body, text.trim_end(), "as the endpoint's own, but for space between items");
+        }
+    }
+    assert_eq!(stack.endpoint.count(), 3);
+    assert!(stack.sum("sidelink_answers_used_total", "").await >= 0.0);
+}
+
+#[tokio::test]
+async fn items_that_came_in_different_envelopes_are_fetched_together() {
+    let (number, is_steady) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+    let steady = Arc::clone(&is_steady);
+    let stack = Stack::start(GIT_LFS, move |asked: &Asked| {
+        let number = number.fetch_add(1 - steady.load(Ordering::SeqCst), Ordering::SeqCst);
+        raw(asked, &format!(r#"{{"transfer":"t{number}","objects":["#), "]}")
+    })
+    .await;
+    let transfer = |reply: &crate::support::Reply| reply.json()["transfer"].as_str().unwrap().to_owned();
+    assert_eq!(transfer(&stack.lfs("t", &["a"]).await), "t0");
+    assert_eq!(transfer(&stack.lfs("t", &["b"]).await), "t1");
+    // All in memory, in two envelopes.
+    let both = stack.lfs("t", &["a", "b"]).await;
+    assert_eq!(
+        (transfer(&both), stack.endpoint.last().oids()),
+        ("t2".to_owned(), vec!["a".to_owned(), "b".to_owned()])
+    );
+    assert_eq!(stack.refetched("envelope").await, 2.0);
+    assert_eq!((transfer(&stack.lfs("t", &["b", "a"]).await), stack.endpoint.count()), ("t2".to_owned(), 3));
+    // One in memory, and the other comes in another envelope.
+    let mixed = stack.lfs("t", &["a", "c"]).await;
+    assert_eq!((transfer(&mixed), stack.endpoint.count()), ("t4".to_owned(), 5));
+    assert_eq!(stack.endpoint.last().oids(), ["a", "c"]);
+    // From here on all is as before.
+    is_steady.store(1, Ordering::SeqCst);
+    assert_eq!(stack.lfs("t", &["d"]).await.status, 200);
+    let asked = ["a", "b", "c", "d"];
+    assert_eq!(stack.lfs("t", &asked).await.status, 200);
+    assert_eq!(status(&stack.lfs("t", &asked).await), HIT);
+    let total = ["hit", "fetched", "joined", "absent", "stale", "shared", "failed"];
+    let mut sum = 0.0;
+    for result in total {
+        sum += stack.ids(result).await;
+    }
+    assert_eq!((sum, stack.ids("failed").await), (17.0, 0.0), "each id of each batch is counted once");
+}
+
+#[tokio::test]
+async fn an_envelope_that_fails_to_come_again_is_the_endpoints_answer() {
+    let number = AtomicUsize::new(0);
+    let stack = Stack::start(GIT_LFS, move |asked: &Asked| match number.fetch_add(1, Ordering::SeqCst) {
+        number @ 0..2 => raw(asked, &format!(r#"{{"transfer":"t{number}","objects":["#), "]}"),
+        _ => Answer::new(422, r#"{"message":"too much"}"#).of_type(LFS_TYPE),
+    })
+    .await;
+    stack.lfs("t", &["a"]).await;
+    stack.lfs("t", &["b"]).await;
+    let both = stack.lfs("t", &["a", "b"]).await;
+    assert_eq!((both.status.as_u16(), &*both.body), (422, &br#"{"message":"too much"}"#[..]));
+    assert_eq!(both.header("content-type"), LFS_TYPE);
+}
+
+#[tokio::test]
+async fn items_that_are_members_of_an_object_are_kept_with_their_names() {
+    let stack = Stack::start(KEYED, |asked: &Asked| {
+        let item = |key: &String| {
+            let name = serde_json::to_string(key).unwrap().replace('é', "\\u00e9");
+            format!("{name} : {{\"status\":\"complete\",\"url\":\"https://cdn.test/{}\"}}", key.len())
+        };
+        let items: Vec<String> = asked.ids("/requests", "/objectKey").iter().map(item).collect();
+        Answer::new(200, format!("{{\"results\":{{{}}}, \"x\":1}}", items.join(", ")))
+    })
+    .await;
+    let body = |keys: &[&str]| {
+        let elements: Vec<_> = keys.iter().map(|key| json!({"objectKey": key})).collect();
+        json!({"requests": elements}).to_string()
+    };
+    let headers = [("authorization", "Bearer t"), ("content-type", "application/json")];
+    let keys = ["a \"quoted\".rvt", "é/b.rvt", "{}", ":,"];
+    assert_eq!(status(&stack.post(OSS_PATH, &headers, body(&keys[..3])).await), MISS);
+    let partial = stack.post(OSS_PATH, &headers, body(&keys)).await;
+    assert_eq!(stack.endpoint.last().ids("/requests", "/objectKey"), [keys[3]]);
+    let direct = stack.direct.send(http::Method::POST, OSS_PATH, &headers, body(&keys)).await;
+    assert_eq!(
+        partial.body,
+        String::from_utf8(direct.body.to_vec()).unwrap().replace("}, \"", "},\"").replace("},\"x", "}, \"x")
+    );
+    let again = stack.post(OSS_PATH, &headers, body(&keys)).await;
+    assert_eq!((status(&again), &again.body), (HIT, &partial.body));
+    // An answer that names one key twice is no answer for either.
+    let left_out = stack.post(OSS_PATH, &headers, json!({"requests": [{"objectKey": "new", "x": 1}]})).await;
+    assert_eq!(left_out.json()["results"]["new"]["status"], "complete");
+}
+
+#[tokio::test]
+async fn another_content_type_is_kept_and_none_is_json() {
+    let stack = Stack::start(GIT_LFS, |asked: &Asked| {
+        let kind = if asked.oids()[0] == "a" { "application/json; charset=UTF-8" } else { "text/plain" };
+        raw(asked, "{\"objects\":[", "]}").of_type(kind)
+    })
+    .await;
+    for (oid, kind) in [("a", "application/json; charset=UTF-8"), ("b", "text/plain")] {
+        for _ in 0..3 {
+            assert_eq!(stack.lfs("t", &[oid]).await.header("content-type"), kind);
+        }
+    }
+    assert_eq!(stack.endpoint.count(), 2);
+}

@@ -12,7 +12,7 @@ use crate::clock::rfc3339;
 use crate::message::body::Body;
 use crate::shared::Fingerprint;
 use crate::telemetry::metrics::{
-    BreakerState, CallResult, Counters, Eviction, Evidence, Gauges, IdResult, Label, Outcome,
+    BreakerState, Bypass, CallResult, Counters, Eviction, Evidence, Gauges, IdResult, Label, Outcome, Reason, Refetch,
 };
 
 const PAGE: &str = include_str!("page.html");
@@ -82,9 +82,9 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
             "batches": named::<Outcome, _>(reading.batches),
             "calls": named::<CallResult, _>(reading.calls),
             "call_ids": reading.call_ids,
-            "bypass": by_label(&metrics.bypass),
-            "uncacheable": by_label(&metrics.uncacheable),
-            "refetched": by_label(&metrics.refetched),
+            "bypass": named::<Bypass, _>(reading.bypass),
+            "uncacheable": named::<Reason, _>(metrics.apis.sums(|api, reason| api.uncacheable.of(reason).get())),
+            "refetched": named::<Refetch, _>(metrics.apis.sums(|api, cause| api.refetched.of(cause).get())),
             "shed": by_label(&metrics.shed),
             "purges": by_label(&metrics.purges),
         },

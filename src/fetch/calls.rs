@@ -234,6 +234,7 @@ impl Fetcher {
             caller: context.identity.caller,
             accepted,
             ids: ids.iter().map(|id| id.id.clone()).collect(),
+            metrics: Arc::clone(&self.api_metrics),
         };
         let read = |headers: &HeaderMap, body: &[u8]| {
             let read = answer::read(api, body, headers.get(CONTENT_TYPE), &names().collect::<Vec<_>>());
@@ -331,7 +332,7 @@ impl Fetcher {
                         Err(Cause::Answer(answer))
                     }
                     ParsedAnswer::Unmatched => {
-                        self.metrics.uncacheable.of(Reason::Unmatched).inc_by(ids.len() as u64);
+                        self.api_metrics.uncacheable.of(Reason::Unmatched).inc_by(ids.len() as u64);
                         Err(Cause::Unmatched(answer))
                     }
                     ParsedAnswer::Broken => {
@@ -384,7 +385,7 @@ impl Fetcher {
                 _ => Ok(Deadlines::absent(answer.sent, source.absence(policy))),
             };
             let deadlines = deadlines.unwrap_or_else(|reason| {
-                self.metrics.uncacheable.of(reason).inc();
+                self.api_metrics.uncacheable.of(reason).inc();
                 if reason == Reason::NoStore && !self.warned_no_store.swap(true, Ordering::Relaxed) {
                     events::NotStored {}.log();
                 }
@@ -415,7 +416,7 @@ impl ReadyCall {
             return CallReport::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost)));
         };
         let report = self.fetcher.call(&first.context, &self.pending, self.store).await;
-        self.fetcher.metrics.upstream_calls.of(call_result(&report)).inc();
+        self.fetcher.api_metrics.upstream_calls.of(call_result(&report)).inc();
         self.fetcher.share(&first.context, &self.pending, &report);
         report
     }

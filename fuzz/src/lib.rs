@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod descriptions;
 mod fleet;
 
 use std::collections::HashSet;
@@ -33,6 +34,7 @@ use sidelink::telemetry::metrics::IdResult;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::sync::mpsc;
 
+pub use descriptions::description;
 pub use fleet::shared;
 
 /// 2026-11-24, midnight.

@@ -42,7 +42,10 @@ impl StatedExpiry {
             };
         }
         match value.get().parse::<f64>() {
-            Ok(number) => Self::of_number(number, place.filter(|_| json::integer(value).is_some())),
+            Ok(number) => Self::of_number(
+                number,
+                place.filter(|_| json::integer(value).is_some_and(|text| !text.starts_with('-'))),
+            ),
             Err(_) => Self::Unreadable,
         }
     }

@@ -110,14 +110,18 @@ impl<'r> Batch<'r> {
 
     fn from_query(api: &BatchApi, name: &str, query: &'r str) -> Result<Self, NotABatch> {
         let has = |byte| memchr(byte, query.as_bytes()).is_some();
-        let mut values = Vec::with_capacity(1 + memchr_iter(b'&', query.as_bytes()).count());
+        let mut ids: Vec<Id<'r>> = Vec::with_capacity(1 + memchr_iter(b'&', query.as_bytes()).count());
+        // By its spelling first: most are spelled as they are named.
+        let id = |written: &'r str| Id { name: Cow::Borrowed(written), written, is_qualified: false };
         let (mut spelled, mut brackets) = (None, 0);
         let (mut group, mut others, mut rest, mut before) = (Group::Absent, Vec::new(), Vec::new(), 0);
         for pair in pieces(query, b'&') {
             // The usual spelling of the name: nothing to decode.
-            if let Some(value) = pair.strip_prefix(name).and_then(|rest| rest.strip_prefix('=')) {
+            if pair.as_bytes().get(name.len()) == Some(&b'=')
+                && let Some(value) = pair.strip_prefix(name).and_then(|rest| rest.get(1..))
+            {
                 spelled = spelled.or(pair.get(..name.len()));
-                values.push(value);
+                ids.push(id(value));
                 continue;
             }
             let (spelling, value) = pair.split_once('=').map_or((pair, None), |(name, value)| (name, Some(value)));
@@ -128,7 +132,7 @@ impl<'r> Batch<'r> {
                 Some(value) if is_brackets || decoded == name => {
                     spelled = spelled.or(Some(spelling));
                     brackets += usize::from(is_brackets);
-                    values.push(value);
+                    ids.push(id(value));
                     continue;
                 }
                 Some(value) if api.group.as_deref() == Some(&*decoded) && group == Group::Absent => {
@@ -145,42 +149,41 @@ impl<'r> Batch<'r> {
                 _ => rest.push(Cow::Borrowed(pair)),
             }
             others.push(pair);
-            before += usize::from(values.is_empty());
+            before += usize::from(ids.is_empty());
         }
-        let is_comma = |value: &&str| value.contains(',') && api.ids.styles.contains(&Style::Comma);
-        let comma = has(b',') && values.iter().any(is_comma);
-        let form = match values.as_slice() {
+        let has_style = |style| api.ids.styles.contains(&style);
+        let comma = has(b',') && has_style(Style::Comma) && ids.iter().any(|id| id.written.contains(','));
+        let form = match ids.as_slice() {
             [_] if comma && brackets == 0 => Form::Comma,
             _ if comma => return Err(NotABatch::Unreadable),
-            [_] if !api.ids.styles.contains(&Style::Repeated) && brackets == 0 => Form::Comma,
-            _ if brackets == values.len() => Form::Brackets,
-            _ if brackets == 0 && api.ids.styles.contains(&Style::Repeated) => Form::Repeated,
+            [_] if brackets == 0 && !has_style(Style::Repeated) => Form::Comma,
+            _ if brackets == ids.len() => Form::Brackets,
+            _ if brackets == 0 && has_style(Style::Repeated) => Form::Repeated,
             _ => return Err(NotABatch::Unreadable),
         };
+        if let (Form::Comma, [list]) = (form, ids.as_slice()) {
+            ids = pieces(list.written, b',').map(id).collect();
+        }
         let is_valid = |text: &str| is_id(api, text);
-        let id = |written: &'r str, name| Id { name, written, is_qualified: false };
-        let named = |written| Ok(id(written, name_of(written, is_valid)?));
-        let ids: Vec<Id<'r>> = match values.as_slice() {
-            [list] if form == Form::Comma => pieces(list, b',').map(named).collect::<Result<_, _>>()?,
-            _ if has(b'%') || has(b'+') => values.into_iter().map(named).collect::<Result<_, _>>()?,
-            _ => {
-                let checked = |written| Ok(id(written, check(Cow::Borrowed(written), is_valid)?));
-                values.into_iter().map(checked).collect::<Result<_, _>>()?
+        if has(b'%') || has(b'+') {
+            for id in &mut ids {
+                id.name = name_of(id.written, is_valid)?;
             }
-        };
+        } else if !ids.iter().all(|id| is_valid(id.written)) {
+            return Err(NotABatch::Unreadable);
+        }
         let around = Around::Query { name: spelled.ok_or(NotABatch::Unreadable)?, others, before };
         Ok(Self { form, group, ids, around, rest })
     }
 
     fn from_body(api: &BatchApi, list: &Pointer, query: Option<&'r str>, body: &'r [u8]) -> Result<Self, NotABatch> {
         let text = std::str::from_utf8(body).map_err(|_| NotABatch::Unreadable)?;
-        let whole: &RawValue = serde_json::from_str(text).map_err(|_| NotABatch::Unreadable)?;
-        let members = match list.tokens() {
-            [] => Vec::new(),
-            _ => json::members(whole.get()).ok_or(NotABatch::Unreadable)?,
+        let (whole, members) = match list.tokens() {
+            [] => (Some(serde_json::from_str(text).map_err(|_| NotABatch::Unreadable)?), Vec::new()),
+            _ => (None, json::members(text).ok_or(NotABatch::Unreadable)?),
         };
         let find = |pointer: &Pointer| match pointer.tokens() {
-            [] => Some(whole),
+            [] => whole,
             _ => json::find_in(&members, pointer),
         };
         for (pointer, wanted) in &api.when {
@@ -198,8 +201,11 @@ impl<'r> Batch<'r> {
             return Err(NotABatch::Unreadable);
         }
         let list = find(list).ok_or(NotABatch::Unreadable)?.get();
-        let elements = json::elements(list).ok_or(NotABatch::Unreadable)?;
-        let ids = elements.into_iter().map(|element| id_of(api, element)).collect::<Option<Vec<_>>>();
+        let ids: Option<Vec<Id<'r>>> = match json::plain_strings(list) {
+            Some(strings) => strings.into_iter().map(|written| plain_id(api, written)).collect(),
+            None => json::elements(list)
+                .and_then(|elements| elements.into_iter().map(|element| id_of(api, element)).collect()),
+        };
         let ids = ids.filter(|ids| !ids.is_empty() && is_unambiguous(ids)).ok_or(NotABatch::Unreadable)?;
         let rest = rest_of_body(api, &members, list).ok_or(NotABatch::Unreadable)?;
         let rest = query.map(Cow::Borrowed).into_iter().chain(rest).collect();
@@ -227,6 +233,12 @@ impl Id<'_> {
     pub fn qualifier(&self) -> Option<&str> {
         self.is_qualified.then_some(self.written)
     }
+}
+
+/// The id that a string without escapes names.
+fn plain_id<'r>(api: &BatchApi, written: &'r str) -> Option<Id<'r>> {
+    let name = written.get(1..written.len().checked_sub(1)?)?;
+    is_id(api, name).then_some(Id { name: Cow::Borrowed(name), written, is_qualified: false })
 }
 
 /// The id that an element of the list names.

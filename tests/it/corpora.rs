@@ -7,7 +7,7 @@ use std::path::Path;
 
 type Property = fn(&[u8]);
 
-const TARGETS: [(&str, Property); 10] = [
+const TARGETS: [(&str, Property); 11] = [
     ("batch", properties::batch),
     ("answer", properties::answer),
     ("freshness", properties::freshness),
@@ -18,6 +18,7 @@ const TARGETS: [(&str, Property); 10] = [
     ("connection", properties::connection),
     ("laws", properties::laws),
     ("shared", properties::shared),
+    ("description", properties::description),
 ];
 
 #[test]

@@ -44,7 +44,7 @@ impl BatchRoute {
     }
 
     fn count_bypass(&self, reason: Bypass) {
-        events::Bypassed { reason: reason.name() }.log();
+        events::Bypassed { api: &self.api.name, reason: reason.name() }.log();
         self.api_metrics.bypass.of(reason).inc();
     }
 

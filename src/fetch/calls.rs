@@ -277,6 +277,7 @@ impl Fetcher {
         }
         self.throttled.when_due(|suppressed| {
             events::CallerPaused {
+                api: &self.callers.api().name,
                 caller: format_args!("{:08x}", identity.caller.short()),
                 status: answer.status.as_u16(),
                 seconds: span.as_secs_f64(),
@@ -387,7 +388,7 @@ impl Fetcher {
             let deadlines = deadlines.unwrap_or_else(|reason| {
                 self.api_metrics.uncacheable.of(reason).inc();
                 if reason == Reason::NoStore && !self.warned_no_store.swap(true, Ordering::Relaxed) {
-                    events::NotStored {}.log();
+                    events::NotStored { api: &self.callers.api().name }.log();
                 }
                 // An entry that is stored already is another link, good until its own deadlines.
                 Deadlines::not_stored(answer.sent)

@@ -72,7 +72,10 @@ impl Router {
         let batch = self.batches.iter().position(|batch| batch.is_for(&head));
         let route = if batch.is_some() { Route::Batch } else { Route::Passthrough };
         let record = Record { route, batch, began, trace };
-        let line = || Line::of(&head, connection, route, began, &record.trace);
+        let line = || {
+            let api = self.batch(&record).map(BatchRoute::api);
+            Line::of(&head, connection, (route, api), began, &record.trace)
+        };
         let step = match self.refusal(&head, headers) {
             Some(error) => Step::Refuse(error),
             None if ends_here(&head) => Step::Options,

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
 use prometheus::{Histogram, Registry, Result};
 
 use super::family::{Counters, PerLabel, Registrar, families};
@@ -12,6 +14,9 @@ use super::{Bypass, CallResult, IdResult, Label, Outcome, Reason, Refetch, Tally
 const BATCH_IDS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
 /// Up to `upstream.ids_per_call`: calls of one id do not profit from gathering, those of the last bucket are full.
 const CALL_IDS: [f64; 7] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
+
+/// The most APIs whose series are kept, unless more are in use: a configuration has fewer, and reloads may bring others without end.
+const MOST: usize = 64;
 
 families! {
     /// The families of one batch API.
@@ -50,15 +55,24 @@ impl ApiMetrics {
 }
 
 /// The families of each API that a configuration has had, in the order in which they came. An API that a reload has removed keeps its
-/// series until the process ends, since calls for it may still be under way, and it may come back.
-pub struct ApiFamilies {
+/// series, since it may come back, and nothing that was counted is forgotten; beyond [`MOST`] the oldest that is not in use goes.
+pub struct ApiFamilies(Apis);
+
+type Apis = Arc<RwLock<Vec<Api>>>;
+
+#[derive(Clone)]
+struct Api {
+    name: Arc<str>,
+    metrics: Arc<ApiMetrics>,
+    /// Its series alone, so that they can go together.
     registry: Registry,
-    by_name: RwLock<Vec<(Arc<str>, Arc<ApiMetrics>)>>,
 }
 
 impl ApiFamilies {
     pub(super) fn new(registrar: Registrar<'_>) -> Result<Self> {
-        Ok(Self { registry: registrar.registry.clone(), by_name: RwLock::default() })
+        let apis = Apis::default();
+        registrar.registry.register(Box::new(ApiSeries(Arc::clone(&apis))))?;
+        Ok(Self(apis))
     }
 
     /// The families of an API, which are registered when they are asked for first.
@@ -67,12 +81,18 @@ impl ApiFamilies {
     /// They cannot be registered: a bug.
     pub fn of(&self, api: &str) -> Result<Arc<ApiMetrics>> {
         // A panic leaves the list whole.
-        let mut by_name = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, metrics)) = by_name.iter().find(|(name, _)| **name == *api) {
-            return Ok(Arc::clone(metrics));
+        let mut apis = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = apis.iter().find(|known| *known.name == *api) {
+            return Ok(Arc::clone(&known.metrics));
         }
-        let metrics = Arc::new(ApiMetrics::new(Registrar { registry: &self.registry, api: Some(api) })?);
-        by_name.push((api.into(), Arc::clone(&metrics)));
+        let registry = Registry::new();
+        let metrics = Arc::new(ApiMetrics::new(Registrar { registry: &registry, api: Some(api) })?);
+        if apis.len() >= MOST
+            && let Some(unused) = apis.iter().position(|known| Arc::strong_count(&known.metrics) == 1)
+        {
+            apis.remove(unused);
+        }
+        apis.push(Api { name: api.into(), metrics: Arc::clone(&metrics), registry });
         Ok(metrics)
     }
 
@@ -84,6 +104,52 @@ impl ApiFamilies {
 
     /// Every API with its families.
     pub fn all(&self) -> Vec<(Arc<str>, Arc<ApiMetrics>)> {
-        self.by_name.read().unwrap_or_else(PoisonError::into_inner).clone()
+        read(&self.0).into_iter().map(|api| (api.name, api.metrics)).collect()
+    }
+}
+
+fn read(apis: &Apis) -> Vec<Api> {
+    apis.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// The series of all APIs, which the registry merges into one family for each name.
+struct ApiSeries(Apis);
+
+impl Collector for ApiSeries {
+    /// None: the registries of the APIs check them.
+    fn desc(&self) -> Vec<&Desc> {
+        Vec::new()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        read(&self.0).iter().flat_map(|api| api.registry.gather()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::metrics::Metrics;
+
+    #[test]
+    fn series_of_any_number_of_apis_are_bounded_and_those_in_use_stay() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry).unwrap();
+        let in_use = metrics.apis.of("in-use").unwrap();
+        in_use.batches.of(Outcome::Hit).inc();
+        for name in 0..10 * MOST {
+            metrics.apis.of(&format!("api-{name}")).unwrap().batches.of(Outcome::Hit).inc();
+        }
+        let names: Vec<Arc<str>> = metrics.apis.all().into_iter().map(|(name, _)| name).collect();
+        assert_eq!((names.len(), &*names[0], &*names[MOST - 1]), (MOST, "in-use", &*format!("api-{}", 10 * MOST - 1)));
+        let families = registry.gather();
+        let batches = families.iter().find(|family| family.name() == "sidelink_batches_total").unwrap();
+        assert_eq!(batches.get_metric().len(), MOST * Outcome::ALL.len());
+        in_use.batches.of(Outcome::Hit).inc();
+        assert_eq!(metrics.apis.of("in-use").unwrap().batches.of(Outcome::Hit).get(), 2, "it counts on");
+        assert_eq!(
+            metrics.apis.sums(|api, outcome| api.batches.of(outcome).get()),
+            [2 + MOST as u64 - 1, 0, 0, 0, 0, 0]
+        );
     }
 }

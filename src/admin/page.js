@@ -405,7 +405,8 @@
     clearTimeout(timer);
     if (paused || document.hidden) return;
     try {
-      const response = await fetch(last > 0 ? `status.json?since=${last}` : "status.json", { cache: "no-store", signal: AbortSignal.timeout(8000) });
+      // Not a relative URL: that of a page that was opened as http://user:password@host/ has the password in it, and fetch refuses it.
+      const response = await fetch(location.origin + location.pathname.replace(/[^/]*$/, "") + (last > 0 ? `status.json?since=${last}` : "status.json"), { cache: "no-store", signal: AbortSignal.timeout(8000) });
       if (!response.ok) throw new Error(response.status === 401 || response.status === 403 ? "sidelink does not let this page in" : `sidelink answers with ${response.status}`);
       const next = await response.json();
       // The process or its configuration is another one: start again.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::request::{Around, Batch, Form};
+use super::request::{Around, Batch, Form, decode};
 
 /// A batch's request without its ids. All else goes upstream as the client wrote it, byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,11 +29,17 @@ impl CallTemplate {
             body: Default::default(),
         };
         match &batch.around {
-            Around::Query { name, others, before } => {
-                let (first, last) = others.split_at_checked(*before).unwrap_or_default();
-                template.before =
-                    format!("{path}?{}", first.iter().flat_map(|pair| [*pair, "&"]).collect::<String>()).into();
-                template.after = last.iter().flat_map(|pair| ["&", *pair]).collect();
+            Around::Query { name, query } => {
+                let is_ids = |pair: &str| pair.split_once('=').is_some_and(|(other, _)| decode(other) == decode(name));
+                let (mut before, mut after, mut has_ids) = (format!("{path}?"), String::new(), false);
+                for pair in query.split('&') {
+                    match (is_ids(pair), has_ids) {
+                        (true, _) => has_ids = true,
+                        (false, false) => before.extend([pair, "&"]),
+                        (false, true) => after.extend(["&", pair]),
+                    }
+                }
+                (template.before, template.after) = (before.into(), after.into());
                 template.name = format!("{name}=").into();
             }
             Around::Body { query, before, after } => {

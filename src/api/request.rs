@@ -67,9 +67,8 @@ pub struct Id<'r> {
 /// What stands before and after the ids of a batch, byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Around<'r> {
-    /// The other parameters of the query, in their order; `before` of them stand before the ids. `name` is the ids' parameter as it
-    /// is spelled.
-    Query { name: &'r str, others: Vec<&'r str>, before: usize },
+    /// The query, in which the ids' parameter is spelled `name`.
+    Query { name: &'r str, query: &'r str },
     /// The query, and the body up to the list and after it.
     Body { query: Option<&'r str>, before: &'r str, after: &'r str },
 }
@@ -114,7 +113,7 @@ impl<'r> Batch<'r> {
         // By its spelling first: most are spelled as they are named.
         let id = |written: &'r str| Id { name: Cow::Borrowed(written), written, is_qualified: false };
         let (mut spelled, mut brackets) = (None, 0);
-        let (mut group, mut others, mut rest, mut before) = (Group::Absent, Vec::new(), Vec::new(), 0);
+        let (mut group, mut rest) = (Group::Absent, Vec::new());
         for pair in pieces(query, b'&') {
             // The usual spelling of the name: nothing to decode.
             if pair.as_bytes().get(name.len()) == Some(&b'=')
@@ -148,8 +147,6 @@ impl<'r> Batch<'r> {
                 }
                 _ => rest.push(Cow::Borrowed(pair)),
             }
-            others.push(pair);
-            before += usize::from(ids.is_empty());
         }
         let has_style = |style| api.ids.styles.contains(&style);
         let comma = has(b',') && has_style(Style::Comma) && ids.iter().any(|id| id.written.contains(','));
@@ -172,7 +169,7 @@ impl<'r> Batch<'r> {
         } else if !ids.iter().all(|id| is_valid(id.written)) {
             return Err(NotABatch::Unreadable);
         }
-        let around = Around::Query { name: spelled.ok_or(NotABatch::Unreadable)?, others, before };
+        let around = Around::Query { name: spelled.ok_or(NotABatch::Unreadable)?, query };
         Ok(Self { form, group, ids, around, rest })
     }
 
@@ -355,7 +352,7 @@ fn name_of(spelling: &str, is_valid: impl Fn(&str) -> bool) -> Result<Cow<'_, st
     Ok(if spelling.contains('+') { Cow::Owned(id::name_of_spelling(spelling)) } else { text })
 }
 
-fn decode(text: &str) -> Result<Cow<'_, str>, NotABatch> {
+pub(super) fn decode(text: &str) -> Result<Cow<'_, str>, NotABatch> {
     if !text.contains('%') {
         return Ok(Cow::Borrowed(text));
     }

@@ -36,6 +36,23 @@ fn only_value<'h>(headers: Headers<'h>, name: &HeaderName) -> Result<Option<&'h 
     }
 }
 
+/// Whether an `Authorization` is the same in all requests of its caller, so that a call may carry it: a scheme with a token
+/// (`token68`, RFC 9110 §11.2), or a token alone. One with parameters is a signature of its very request, as AWS4-HMAC-SHA256,
+/// Digest and OAuth 1.0 are; some tokens are bound to their connection (RFC 4559) or go with a proof (RFC 9449).
+fn is_of_caller(authorization: &HeaderValue) -> bool {
+    const BOUND: [&[u8]; 3] = [b"negotiate", b"ntlm", b"dpop"];
+    let text = authorization.as_bytes().trim_ascii();
+    let (scheme, token) = match text.iter().position(|byte| *byte == b' ') {
+        Some(space) => text.split_at(space),
+        None => (&[][..], text),
+    };
+    let token = token.trim_ascii();
+    let end = token.iter().rposition(|byte| *byte != b'=').map_or(0, |last| last + 1);
+    let is_token68 = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
+    token.get(..end).is_some_and(|token| !token.is_empty() && token.iter().all(is_token68))
+        && !BOUND.iter().any(|bound| bound.eq_ignore_ascii_case(scheme))
+}
+
 /// No header of this many bytes is longer than the endpoint takes.
 const SHORT: usize = 32;
 
@@ -71,6 +88,12 @@ impl Callers {
 
     /// The credential headers of a request, if it has one.
     fn presented<'r>(&self, headers: Headers<'r>) -> Result<Option<Credential<'r>>, Bypass> {
+        if self.api.credentials.contains(&AUTHORIZATION)
+            && let Some(authorization) = value(headers, &AUTHORIZATION)
+            && !is_of_caller(authorization)
+        {
+            return Err(Bypass::Algorithm);
+        }
         if let [name] = self.api.credentials.as_slice() {
             return Ok(only_value(headers, name)?.map(Credential::Token));
         }

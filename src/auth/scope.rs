@@ -35,7 +35,7 @@ impl Scope {
     }
 
     /// The scope of requests that have these fields, in this scope.
-    fn of_fields<'f>(self, purpose: &[u8], fields: impl Iterator<Item = &'f [u8]>) -> Scope {
+    pub(crate) fn of_fields<'f>(self, purpose: &[u8], fields: impl Iterator<Item = &'f [u8]>) -> Scope {
         Scope(self.hash(purpose).with(fields.map(Some)))
     }
 

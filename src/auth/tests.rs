@@ -340,3 +340,31 @@ fn a_token_at_one_endpoint_is_another_caller_at_another_endpoint() {
     assert!(scope(&at("http://one")) != scope(&at("http://other")));
     assert!(scope(&at("http://one")) != scope(&at("https://one")));
 }
+
+#[test]
+fn an_authorization_that_is_a_signature_or_bound_to_its_connection_is_no_credential() {
+    let api = Arc::new(BatchApi::preset("git-lfs").unwrap());
+    let endpoint = Endpoint::parse("http://h").unwrap();
+    let (config, states) = (CallersConfig::default(), Arc::new(CallerStates::new([7; 16])));
+    let callers = Callers::new(api, &config, Arc::default(), states, &endpoint, Clock::simulated(1_000_000));
+    let of = |value: &str| callers.credential(&headers(&[("authorization", value)])).map(|_| ());
+    for token in ["Bearer a.b-c_d~e", "basic dXNlcjpwYXNz==", "RemoteAuth x", "Bot 1.2", "token", "Bearer  a "] {
+        assert_eq!(of(token), Ok(()), "{token}");
+    }
+    for other in [
+        "AWS4-HMAC-SHA256 Credential=a/b, SignedHeaders=host, Signature=c",
+        "Digest username=\"a\"",
+        "OAuth oauth_token=\"x\"",
+        "AWS key:signature",
+        "Negotiate abc",
+        "NTLM abc",
+        "DPoP abc",
+        "Bearer",
+        "Bearer a b",
+        "Basic ===",
+    ] {
+        let expected = if other == "Bearer" { Ok(()) } else { Err(Bypass::Algorithm) };
+        assert_eq!(of(other), expected, "{other}");
+    }
+    assert_eq!(of(""), Err(Bypass::NoCredential));
+}

@@ -54,13 +54,14 @@ pub(crate) struct Written<'r> {
 }
 
 impl<'r> Written<'r> {
-    /// The text of a request: its query or its body; `None` if it has both or neither, and is no batch.
+    /// The text of a request: its query, or its body. The query beside a body is a part of the scope then. `None` if it has neither,
+    /// and is no batch.
     pub(crate) fn new(scope: Scope, query: Option<&'r str>, body: &'r [u8]) -> Option<Self> {
         let query = query.unwrap_or_default().as_bytes();
-        let (text, is_body) = match (query, body) {
-            (text, []) => (text, false),
-            ([], text) => (text, true),
-            _ => return None,
+        let (scope, text, is_body) = match (query, body) {
+            (text, []) => (scope, text, false),
+            ([], text) => (scope, text, true),
+            (query, text) => (scope.of_fields(b"query", [query].into_iter()), text, true),
         };
         (!text.is_empty()).then(|| Self { scope, text, is_body, hash: hash(scope, text) })
     }

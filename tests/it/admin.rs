@@ -9,7 +9,7 @@ use sidelink::config::{Secret, StoredSecret};
 
 use crate::support::{Reply, Stack, TestClient, raw};
 
-const TOKEN: &str = "token-of-an-operator";
+pub const TOKEN: &str = "token-of-an-operator";
 const JSON: (&str, &str) = ("content-type", "application/json");
 /// Guarded routes with GET.
 const GUARDED: [&str; 3] = ["/", "/status.json", "/explain?accessory_ids=1"];

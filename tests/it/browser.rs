@@ -11,6 +11,9 @@ use serde_json::{Value, json};
 /// The longest that the browser may take for one step: it starts slowly on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A name that leads to this machine and is none of it.
+pub const ELSEWHERE: &str = "sidelink.example";
+
 /// One browser with one page. Calls block, so the page must be served on other threads.
 pub struct Browser {
     child: Child,
@@ -33,6 +36,7 @@ impl Browser {
             .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
             .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
             .args(["--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe"])
+            .arg(format!("--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"))
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg("about:blank")
             .stdin(Stdio::piped())
@@ -95,7 +99,11 @@ impl Browser {
     }
 
     pub fn open(&mut self, address: SocketAddr, path: &str) {
-        self.call("Page.navigate", json!({"url": format!("http://{address}{path}")}));
+        self.go(&format!("http://{address}{path}"));
+    }
+
+    pub fn go(&mut self, url: &str) {
+        self.call("Page.navigate", json!({"url": url}));
         self.until("document.readyState === 'complete'");
     }
 

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use sidelink::config::Config;
 use sidelink::config::batch::BatchApi;
 
-use crate::admin::token;
-use crate::browser::Browser;
+use crate::admin::{TOKEN, token};
+use crate::browser::{Browser, ELSEWHERE};
 use crate::process::{Files, Process};
 use crate::signing::knows;
 use crate::support::{Stack, TestClient};
@@ -281,6 +281,24 @@ async fn the_numbers_follow_the_traffic_and_the_page_loads_nothing_from_elsewher
     browser.until("document.querySelector('#link').textContent === 'connection lost'");
     browser.until("document.querySelector('#said').textContent.startsWith('Connection lost at ')");
     assert_eq!(browser.text("#ids dd"), "16", "what was known stays");
+}
+
+/// A browser has the password from its prompt, or from the URL, and sends it with each request of the page.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_opens_in_a_browser_from_elsewhere_with_the_token_as_password_and_shows_nothing_with_another() {
+    let stack = Stack::with(|_| {}, token).await;
+    let host = format!("{ELSEWHERE}:{}", stack.app.admin_address().port());
+    let mut browser = Browser::start();
+    for who in ["", "operator:another-token@", &format!("{TOKEN}:@")] {
+        browser.go(&format!("http://{who}{host}/"));
+        assert_eq!(browser.eval("document.querySelector('#tiles, #config')"), Value::Null, "{who}");
+        let shown = browser.eval("document.body.innerText").to_string();
+        assert!(!shown.contains(&stack.origin.address().to_string()), "{who}: {shown}");
+    }
+    browser.go(&format!("http://operator:{TOKEN}@{host}/"));
+    browser.until("document.querySelector('#link')?.textContent === 'live'");
+    let shown = browser.eval("document.body.innerText").to_string();
+    assert!(shown.contains(&stack.origin.address().to_string()), "{shown}");
 }
 
 /// Not a test: takes screenshots of the page, empty and after a few minutes of mixed traffic, into the folder that

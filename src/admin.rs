@@ -23,7 +23,7 @@ use http::header::{
     VARY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use prometheus::{IntGauge, Registry, TextEncoder};
@@ -38,13 +38,14 @@ use crate::fetch::FetchState;
 use crate::limits::budget::Usages;
 use crate::message::body::{Body, BodyError, drain, stream, whole};
 use crate::message::headers::single;
+use crate::message::recorded;
 use crate::server::Peer;
 use crate::shared::{FleetStatus, Tier};
-use crate::telemetry::metrics::{Bounded, Metrics};
+use crate::telemetry::metrics::{Bounded, Metrics, Route};
 use crate::upstream::Upstream;
 pub use client::AdminClient;
 use guard::Guard;
-pub use purge::Purge;
+pub use purge::{ApiIds, Purge};
 
 pub(crate) use history::{EVERY, History};
 
@@ -122,6 +123,18 @@ impl AdminState {
     /// The fleet with which this process shares links.
     fn fleet(&self) -> Option<FleetStatus> {
         self.tier.as_ref()?.fleet()
+    }
+
+    /// Explains a request to any batch API.
+    fn explain(&self, request: Request<Bytes>) -> Value {
+        let (head, body) = request.into_parts();
+        match self.batches.iter().find(|batch| batch.is_for(&head)) {
+            Some(batch) => batch.explain(head, &body),
+            None => json!({
+                "outcome": Route::Passthrough.name(),
+                "why": "no batch API has this method and path: it is forwarded untouched, as any other route",
+            }),
+        }
     }
 
     /// Sets the gauges that are not updated as their values change.
@@ -215,22 +228,30 @@ impl Admin {
                 Ok(json_of(StatusCode::OK, &status::status(&self.state, head.uri.query())))
             }
             "/explain" => {
-                self.admit(peer, GET, &head)?;
+                self.admit(peer, "GET, HEAD, POST", &head)?;
+                if head.method == Method::POST {
+                    if !has_media_type(&head.headers, "message/http") {
+                        return Err(AdminError::NOT_HTTP);
+                    }
+                    let request = recorded::request(&read(body).await?).map_err(AdminError::bad_request)?;
+                    return Ok(json_of(StatusCode::OK, &self.state.explain(request)));
+                }
                 let body = read(body).await?;
                 self.guard.take_token(&mut head.headers);
-                let batch = self.state.batches.first().ok_or(AdminError::NOT_FOUND)?;
-                Ok(json_of(StatusCode::OK, &batch.explain(head, &body)))
+                let mut batches = self.state.batches.iter();
+                let batch = batches.find(|batch| batch.api().is_asked_by_query_alone()).ok_or(AdminError::NO_QUERY)?;
+                Ok(json_of(StatusCode::OK, &batch.explain_query(head, &body)))
             }
             "/purge" => {
                 self.admit(peer, "POST", &head)?;
-                if !is_json(&head.headers) {
+                if !has_media_type(&head.headers, "application/json") {
                     return Err(AdminError::NOT_JSON);
                 }
                 if head.headers.contains_key(CONTENT_ENCODING) {
                     return Err(AdminError::CONTENT_ENCODING);
                 }
                 let purge =
-                    Purge::read(&read(body).await?, &self.state.config.batch).map_err(AdminError::not_a_purge)?;
+                    Purge::read(&read(body).await?, &self.state.config.batch).map_err(AdminError::bad_request)?;
                 let ProcessState { cache, clock, metrics, .. } = &self.state.process;
                 Ok(json_of(StatusCode::OK, &purge.run(cache, clock, metrics).await))
             }
@@ -288,6 +309,14 @@ impl AdminError {
     const FOREIGN_ORIGIN: Self =
         Self::new(StatusCode::FORBIDDEN, "pages of another origin are not admitted; enter the address by hand");
     const NOT_JSON: Self = Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json");
+    const NOT_HTTP: Self = Self::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "Content-Type must be message/http, and the body a raw request: its line, headers, an empty line and its body",
+    );
+    const NO_QUERY: Self = Self::new(
+        StatusCode::NOT_FOUND,
+        "no batch API has its ids in a query to a fixed path: POST a raw request as message/http",
+    );
     const CONTENT_ENCODING: Self =
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a body with a Content-Encoding is not read");
     const TOO_LARGE: Self = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 256 KiB; use several");
@@ -308,7 +337,7 @@ impl AdminError {
         Self { status: StatusCode::METHOD_NOT_ALLOWED, message, header: allowed }
     }
 
-    fn not_a_purge(message: String) -> Self {
+    fn bad_request(message: String) -> Self {
         Self { status: StatusCode::BAD_REQUEST, message: message.into(), header: "" }
     }
 
@@ -344,11 +373,11 @@ async fn read(body: &mut Body) -> Result<Bytes, AdminError> {
     Ok(read?.to_bytes())
 }
 
-/// Whether `Content-Type` is JSON. A page of another origin cannot send it without a preflight.
-fn is_json(headers: &HeaderMap) -> bool {
+/// Whether `Content-Type` is this one. A page of another origin cannot send those that are taken without a preflight.
+fn has_media_type(headers: &HeaderMap, media_type: &str) -> bool {
     let content_type = single(headers, &CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = content_type.and_then(|text| text.split(';').next());
-    essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+    essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case(media_type))
 }
 
 /// Headers of every answer: no storing, sniffing, framing or referrer.

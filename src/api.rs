@@ -8,6 +8,7 @@ pub mod errors;
 pub mod expiry;
 pub mod id;
 mod json;
+pub mod misfit;
 pub mod request;
 
 use http::HeaderName;

@@ -100,6 +100,8 @@ fn header_bytes(api: &BatchApi, name: &HeaderName) -> usize {
 /// Identifies the callers of one batch API, and keeps their states.
 pub struct Callers {
     api: Arc<BatchApi>,
+    /// Its fingerprint.
+    description: String,
     /// Hashes to start from, each of another purpose.
     by_token: KeyedHash,
     /// Differs where `by_token` does.
@@ -137,7 +139,8 @@ impl Callers {
         clock: Clock,
     ) -> Self {
         let key = KeyedHash::new(&caller_states.key, b"endpoint");
-        let key = key.with([Some(endpoint.to_string().as_bytes()), Some(api.name.as_bytes())]).to_be_bytes();
+        let description = api.fingerprint();
+        let key = key.with([Some(endpoint.to_string().as_bytes()), Some(description.as_bytes())]).to_be_bytes();
         let mut scope_headers = api.scope_headers.clone();
         scope_headers.extend(config.scope_headers.iter().filter(|name| !api.scope_headers.contains(name)).cloned());
         let mut secrets = api.credentials.clone();
@@ -168,6 +171,7 @@ impl Callers {
             caller_states,
             unverified: LogThrottle::default(),
             clock,
+            description,
             api,
         }
     }

@@ -4,13 +4,15 @@
 //! was written is answered by its whole answer; any other is read by `api::request`, and its ids are looked up. A batch that is all
 //! in memory is answered there. Only for the others a future is made ([`BatchRoute::finish`]), in which `fetch` fetches the missing
 //! ids. `respond` merges the entries and writes the headers; `forward` forwards what sidelink may not answer; `explain` says for an
-//! operator what would happen.
+//! operator what would happen, and `check` how a recorded exchange is read.
 //!
 //! May use `fetch`, `cache`, `auth`, `api` and the leaves, and pass-through of `proxy`, to forward.
 
+pub mod check;
 mod chunked_body;
 mod explain;
 mod forward;
+mod masking;
 mod respond;
 mod slots;
 
@@ -234,7 +236,7 @@ impl BatchRoute {
 
         let batch = match Batch::read(&self.api, head.uri.query(), headers, body) {
             Ok(batch) => batch,
-            Err(NotABatch::Unreadable) => return Step::Bypass(Bypass::Unreadable),
+            Err(NotABatch::Unreadable(_)) => return Step::Bypass(Bypass::Unreadable),
             Err(NotABatch::Condition) => return Step::Bypass(Bypass::Condition),
         };
         let scope = scope.of_batch(&batch);

@@ -39,6 +39,7 @@ use diagnostics::Diagnostics;
 pub use diagnostics::{ConfigError, ConfigErrors};
 pub use endpoint::Endpoint;
 pub use kind::parse_duration;
+pub(crate) use kind::show_duration;
 use kind::{DAY, HOUR, MILLISECOND, MINUTE, SECOND, choice, count, duration, flag, secret_file, size, text};
 pub use listen::{Listen, ListenAddress, Tls, TlsError};
 pub use render::{reference, shipped};

@@ -9,30 +9,35 @@ use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use http::Method;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use crate::app::App;
+use crate::config::batch::BatchApi;
 use crate::config::{AccessLines, Config, Endpoint};
 use origin::Origin;
-use replay::{BATCH_IDS, CONNECTIONS, Draws, EXPONENT, GROUP, IDS, Outcome, Replay};
+use origin::shapes::{Shape, TOKEN};
+use replay::{BATCH_IDS, CONNECTIONS, Draws, EXPONENT, IDS, Outcome, Replay};
 
 /// About a WAN round trip.
 const ENDPOINT_DELAY: Duration = Duration::from_millis(20);
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// Runs the demonstration over so many batches, and returns whether every answer was right. Without `once` it stays up after the
+/// Runs the demonstration over so many batches of the API of `shape`, and returns whether every answer was right. Without `once` it stays up after the
 /// replay, under a light load, until it is interrupted.
 ///
 /// # Errors
 /// If a socket cannot be opened, or standard output is closed.
-pub async fn run(batches: usize, once: bool) -> io::Result<bool> {
-    let options = origin::Options { address: LOOPBACK, delay: ENDPOINT_DELAY, ..origin::Options::default() };
+pub async fn run(shape: &'static Shape, batches: usize, once: bool) -> io::Result<bool> {
+    let options =
+        origin::Options { api: shape, address: LOOPBACK, delay: ENDPOINT_DELAY, ..origin::Options::default() };
     let origin = Origin::start(options).await?;
     let endpoint = Endpoint::parse(&format!("http://{}", origin.address())).map_err(io::Error::other)?;
     let mut config = Config::for_endpoint(endpoint);
     config.listen.address = vec![LOOPBACK.into()];
     config.admin.address = LOOPBACK;
     config.log.access = AccessLines::Off;
+    config.batch = vec![BatchApi::preset(shape.name).ok_or_else(|| io::Error::other("there is no such preset"))?];
     let app = App::start(config).await.map_err(io::Error::other)?;
     let address = *app.addresses().first().ok_or_else(|| io::Error::other("sidelink has no listener"))?;
 
@@ -42,15 +47,15 @@ pub async fn run(batches: usize, once: bool) -> io::Result<bool> {
         grouped(IDS),
         ENDPOINT_DELAY.as_millis(),
     ))?;
-    let mut draws = Draws::new()?;
-    let replay = Replay::new(address, draws.by_ref().take(batches).collect());
+    let mut draws = Draws::new(shape)?;
+    let replay = Replay::new(shape, address, draws.by_ref().take(batches).collect());
     let progress = progress_bar(batches);
     let outcome = replay.run(|| progress.inc(1)).await;
     progress.finish_and_clear();
     print(&table(&replay, &outcome, &origin))?;
     let mut wrong = !outcome.wrong.is_empty();
     if !once {
-        print(&invitation(address, app.admin_address(), &replay.popular()))?;
+        print(&invitation(shape, address, app.admin_address(), &replay.popular()))?;
         tokio::select! {
             interrupted = tokio::signal::ctrl_c() => interrupted?,
             why = replay.keep_asking(draws) => {
@@ -131,32 +136,44 @@ fn grouped(number: impl fmt::Display) -> String {
     groups.join(" ")
 }
 
-fn invitation(address: SocketAddr, admin: SocketAddr, [a, b]: &[String; 2]) -> String {
+/// Commands that ask again, in a shell.
+fn invitation(shape: &Shape, address: SocketAddr, admin: SocketAddr, [a, b]: &[String; 2]) -> String {
+    let header = |(name, value): &(&str, &str)| {
+        format!(" \\\n      -H \"{name}: {}\"", value.replace(TOKEN, &format!("${{TOKEN:-{TOKEN}}}")))
+    };
+    let headers: String = shape.headers.iter().map(header).collect();
+    let is_get = shape.method == Method::GET;
+    let body = if is_get { "" } else { " \\\n      -d \"$1\"" };
+    let query = if is_get { "\"$1\"" } else { "" };
+    let target = shape.target;
+    let batch = |ids: &[&str]| {
+        let (target, body) = shape.batch(&ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>());
+        if is_get { target.replacen(shape.target, "", 1) } else { body }
+    };
+    let (hit, partial) = (batch(&[a, b]), batch(&[b, a, &shape.id("new")]));
     format!(
         "
 Still up, under a light load. In another terminal, define
 
   ask() {{
-    curl -siG -H 'X-Auth-Token: {}' \"$@\" \\
+    curl -si{headers}{body} \\
       http://{address}\\
-{}
+{target}{query}
   }}
 
 and try
 
   # hit: both links are in memory
-  ask -d accessory_ids={a},{b} -d group_id={GROUP}
+  ask '{hit}'
   # partial, then a hit: the new one is fetched once
-  ask -d accessory_ids={b},{a},new -d group_id={GROUP}
-  # miss, then a hit: another group has links of its own
-  ask -d accessory_ids={a},{b} -d group_id=other
+  ask '{partial}'
+  # miss, then a hit: another caller has links of its own
+  TOKEN=other ask '{hit}'
 
 The status page: http://{admin}/
 The metrics:     http://{admin}/metrics
 Ctrl-C ends it.
-",
-        replay::TOKEN,
-        origin::interface::PATH,
+"
     )
 }
 

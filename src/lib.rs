@@ -28,7 +28,7 @@ pub mod limits;
 pub mod message;
 pub mod telemetry;
 
-pub use admin::{AdminClient, Purge};
+pub use admin::{AdminClient, ApiIds, Purge};
 
 /// The revision that this was built from, as `SIDELINK_REVISION` said then.
 pub const REVISION: &str = match option_env!("SIDELINK_REVISION") {

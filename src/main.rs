@@ -1,18 +1,21 @@
 //! The command line.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use http::HeaderValue;
 use sidelink::app::{self, End, PassedSockets, StartError, StopSignals, Watch, core_dumps, descriptors};
+use sidelink::batch::check;
 use sidelink::config::{Config, ConfigError};
 use sidelink::demo;
+use sidelink::demo::origin::shapes::Shape;
 use sidelink::demo::origin::{self, Origin};
+use sidelink::message::recorded;
 use sidelink::telemetry::log;
-use sidelink::{AdminClient, Purge};
+use sidelink::{AdminClient, ApiIds, Purge};
 use tokio::runtime::{Builder, Runtime};
 
 /// With the revision that it was built from.
@@ -48,6 +51,12 @@ enum Command {
         /// Print errors and warnings alone.
         #[arg(long)]
         quiet: bool,
+        /// A recorded HTTP request, head and body. In place of the configuration, print how it is read; exit 1 if it is no batch.
+        #[arg(long, value_name = "FILE", conflicts_with = "quiet")]
+        request: Option<PathBuf>,
+        /// The recorded answer to it: print what would be kept as well; exit 1 if that is not every item.
+        #[arg(long, value_name = "FILE", requires = "request")]
+        response: Option<PathBuf>,
     },
     /// Ask the running process whether it serves: exit 0 or 1. For health checks of images without a shell.
     Healthcheck {
@@ -60,14 +69,17 @@ enum Command {
         /// TOML file of the running process, whose admin listener is asked.
         #[arg(long)]
         config: PathBuf,
+        /// A recorded HTTP request of any batch API, head and body; "-" reads it from standard input.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["token_file", "group"])]
+        request: Option<PathBuf>,
         /// File with the token of the caller; "-" reads it from standard input. Without one, the batch has no caller.
         #[arg(long)]
         token_file: Option<PathBuf>,
         /// The group of the ids.
         #[arg(long)]
         group: Option<String>,
-        /// Ids of the batch, in its order; also between commas.
-        #[arg(required = true, value_delimiter = ',')]
+        /// Ids of the batch, in its order; also between commas. They are asked of the first batch API with ids in its query.
+        #[arg(required_unless_present = "request", conflicts_with = "request", value_delimiter = ',')]
         ids: Vec<String>,
     },
     /// Purge links of the running process, and of its fleet: they are fetched again.
@@ -84,6 +96,9 @@ enum Command {
     Man { command: Option<String> },
     /// Run a demonstration: a simulated endpoint, a sidelink, and a replay of overlapping batches.
     Demo {
+        /// The batch API that is simulated and asked.
+        #[arg(long, value_name = "NAME", default_value = "huawei-osm", value_parser = origin::shape())]
+        api: &'static Shape,
         /// Exit after the replay: 0 if every answer was right.
         #[arg(long)]
         once: bool,
@@ -97,25 +112,29 @@ enum Command {
 
 /// What is purged: one of three.
 #[derive(clap::Args)]
-#[group(required = true, multiple = false)]
+#[command(group = clap::ArgGroup::new("target").required(true))]
 struct PurgeTarget {
+    /// The batch API whose ids they are; without it, those of every API.
+    #[arg(long, value_name = "NAME", requires = "ids")]
+    api: Option<String>,
     /// These ids, in every group; also between commas.
-    #[arg(value_delimiter = ',')]
+    #[arg(value_delimiter = ',', group = "target")]
     ids: Vec<String>,
     /// Every id of this group.
-    #[arg(long)]
+    #[arg(long, group = "target")]
     group: Option<String>,
     /// Everything.
-    #[arg(long)]
+    #[arg(long, group = "target")]
     all: bool,
 }
 
 impl From<PurgeTarget> for Purge {
-    fn from(PurgeTarget { ids, group, .. }: PurgeTarget) -> Self {
-        match group {
-            Some(group) => Purge::GroupId(group),
-            None if ids.is_empty() => Purge::All(true),
-            None => Purge::AccessoryIds(ids),
+    fn from(PurgeTarget { api, ids, group, .. }: PurgeTarget) -> Self {
+        match (api, group) {
+            (Some(api), _) => Purge::OfApi(ApiIds { api, ids }),
+            (None, Some(group)) => Purge::GroupId(group),
+            (None, None) if ids.is_empty() => Purge::All(true),
+            (None, None) => Purge::AccessoryIds(ids),
         }
     }
 }
@@ -123,9 +142,16 @@ impl From<PurgeTarget> for Purge {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve { config, core_dumps } => serve(&config, core_dumps),
-        Command::Check { config, quiet } => check(&config, quiet),
+        Command::Check { config, quiet, request, response } => match request {
+            Some(request) => check_exchange(&config, &request, response.as_deref()),
+            None => check(&config, quiet),
+        },
         Command::Healthcheck { config } => check_health(&config),
-        Command::Explain { config, token_file, group, ids } => {
+        Command::Explain { config, request: Some(request), .. } => match read_file(&request) {
+            Ok(request) => ask(&config, async |admin| admin.explain_request(request).await),
+            Err(error) => fail(&format!("--request: {error}")),
+        },
+        Command::Explain { config, token_file, group, ids, request: None } => {
             match token_file.as_deref().map(read_token).transpose() {
                 Ok(token) => ask(&config, async |admin| admin.explain(&ids, group.as_deref(), token).await),
                 Err(error) => fail(&format!("--token-file: {error}")),
@@ -153,8 +179,8 @@ fn main() -> ExitCode {
                 Err(error) => fail(&error.to_string()),
             }
         }
-        Command::Demo { once, batches } => run(None, async move {
-            match demo::run(batches as usize, once).await {
+        Command::Demo { api, once, batches } => run(None, async move {
+            match demo::run(api, batches as usize, once).await {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::FAILURE,
                 Err(error) => fail(&format!("demo: {error}")),
@@ -164,7 +190,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(path: &std::path::Path, core_dumps: bool) -> ExitCode {
+fn serve(path: &Path, core_dumps: bool) -> ExitCode {
     // Before any secret is read.
     if !core_dumps && let Err(error) = core_dumps::forbid() {
         return fail(&format!("core dumps cannot be turned off ({error}); --core-dumps leaves them on"));
@@ -191,20 +217,50 @@ fn serve(path: &std::path::Path, core_dumps: bool) -> ExitCode {
     })
 }
 
-fn check(path: &std::path::Path, quiet: bool) -> ExitCode {
-    match Config::load(path, None) {
-        Ok(config) => {
-            for ConfigError { line, key, message, .. } in &config.warnings {
-                let _ = writeln!(std::io::stderr().lock(), "{}:{line}: {key}: {message} (a warning)", path.display());
-            }
-            if quiet { ExitCode::SUCCESS } else { print(format!("{config}\n").as_bytes()) }
-        }
-        Err(errors) => refuse(&errors.to_string()),
+fn check(path: &Path, quiet: bool) -> ExitCode {
+    match load_and_warn(path) {
+        Ok(_) if quiet => ExitCode::SUCCESS,
+        Ok(config) => print(format!("{config}\n").as_bytes()),
+        Err(code) => code,
     }
 }
 
+/// Shows how the batch APIs of a configuration read a recorded exchange.
+fn check_exchange(path: &Path, request: &Path, response: Option<&Path>) -> ExitCode {
+    let config = match load_and_warn(path) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+    let named = |path: &Path, error| format!("{}: {error}", path.display());
+    let request = match read(request).and_then(|text| recorded::request(&text).map_err(|error| named(request, error))) {
+        Ok(request) => request,
+        Err(error) => return fail(&format!("--request: {error}")),
+    };
+    let response =
+        response.map(|path| read(path).and_then(|text| recorded::response(&text).map_err(|error| named(path, error))));
+    let response = match response.transpose() {
+        Ok(response) => response,
+        Err(error) => return fail(&format!("--response: {error}")),
+    };
+    let checked = check::check(&config, &request, response);
+    match print(checked.text.as_bytes()) {
+        code if checked.is_kept => code,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// The configuration, whose warnings are printed; or how to exit.
+fn load_and_warn(path: &Path) -> Result<Config, ExitCode> {
+    let config = Config::load(path, None).map_err(|errors| refuse(&errors.to_string()))?;
+    for ConfigError { line, key, message, .. } in &config.warnings {
+        let _ = writeln!(std::io::stderr().lock(), "{}:{line}: {key}: {message} (a warning)", path.display());
+    }
+    Ok(config)
+}
+
 /// Asks the process whose `[admin]` this file has. The rest of the file may be wrong: the process goes on without it.
-fn check_health(path: &std::path::Path) -> ExitCode {
+fn check_health(path: &Path) -> ExitCode {
     run(Some(1), async {
         let admin = Config::load_admin(path).and_then(|admin| AdminClient::for_probes(&admin));
         let checked = match admin {
@@ -219,7 +275,7 @@ fn check_health(path: &std::path::Path) -> ExitCode {
 }
 
 /// Asks the process that runs with this configuration, and prints its answer.
-fn ask(path: &std::path::Path, question: impl AsyncFnOnce(AdminClient) -> Result<String, String>) -> ExitCode {
+fn ask(path: &Path, question: impl AsyncFnOnce(AdminClient) -> Result<String, String>) -> ExitCode {
     let config = match Config::load(path, None) {
         Ok(config) => config,
         Err(errors) => return refuse(&errors.to_string()),
@@ -237,16 +293,24 @@ fn ask(path: &std::path::Path, question: impl AsyncFnOnce(AdminClient) -> Result
 }
 
 /// A caller's token. Not an argument, which all users of a machine can see.
-fn read_token(path: &std::path::Path) -> Result<HeaderValue, String> {
-    let text =
-        if path.as_os_str() == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
-    let text = text.map_err(|error| format!("{}: {error}", path.display()))?;
+fn read_token(path: &Path) -> Result<HeaderValue, String> {
+    let text = String::from_utf8(read_file(path)?).map_err(|_| format!("{} is not UTF-8", path.display()))?;
     if text.trim().is_empty() {
         return Err(format!("{} is empty", path.display()));
     }
     let mut token = HeaderValue::try_from(text.trim()).map_err(|_| format!("{} holds no token", path.display()))?;
     token.set_sensitive(true);
     Ok(token)
+}
+
+/// A whole file; "-" is standard input.
+fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    let mut text = Vec::new();
+    let read = match path.as_os_str() == "-" {
+        true => std::io::stdin().lock().read_to_end(&mut text).map(|_| text),
+        false => std::fs::read(path),
+    };
+    read.map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn print(text: &[u8]) -> ExitCode {

@@ -6,4 +6,5 @@ pub mod cache_control;
 pub mod ending;
 pub mod header_filter;
 pub mod headers;
+pub mod recorded;
 pub mod reply;

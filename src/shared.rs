@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::HeaderName;
 use parking_lot::Mutex;
 use redis::Value;
 use tokio::sync::{Notify, Semaphore};
@@ -186,11 +185,7 @@ impl TierState {
             journal: Mutex::default(),
         };
         let secrets: Vec<FleetSecret> = shared.secret_file.secret.iter().map(fleet).collect();
-        let of_api = |api: &BatchApi| {
-            let headers = api.credentials.iter().chain(&api.scope_headers).map(HeaderName::as_str);
-            [&*api.name].into_iter().chain(headers).map(str::to_owned).collect::<Vec<_>>()
-        };
-        let mut names: Vec<String> = config.batch.iter().flat_map(of_api).collect();
+        let mut names: Vec<String> = config.batch.iter().map(BatchApi::fingerprint).collect();
         names.extend(config.callers.scope_headers.iter().map(ToString::to_string));
         let own = secrets.iter().map(|fleet| fleet.key.fingerprint(&names)).collect();
         show_state(&metrics.shared.breaker_state, BreakerState::Open);

@@ -8,7 +8,7 @@ mod attempt;
 mod breaker;
 mod call;
 mod client;
-mod coding;
+pub(crate) mod coding;
 mod connector;
 mod evidence;
 mod failures;

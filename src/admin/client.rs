@@ -26,6 +26,9 @@ use super::Purge;
 use crate::api;
 use crate::config::{AdminConfig, Tls, pem};
 
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const RAW_REQUEST: HeaderValue = HeaderValue::from_static("message/http");
+
 /// The longest that an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -79,7 +82,7 @@ impl AdminClient {
     /// # Errors
     /// Why that is not so.
     pub async fn check_health(&self) -> Result<(), String> {
-        let (status, text) = self.ask(Method::GET, "/readyz", None, Bytes::new()).await?;
+        let (status, text) = self.ask(Method::GET, "/readyz", None, JSON, Bytes::new()).await?;
         if status == StatusCode::OK { Ok(()) } else { Err(text.trim_end().to_owned()) }
     }
 
@@ -96,7 +99,17 @@ impl AdminClient {
         let pair = |(name, value): (&str, &str)| format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC));
         let ids = ids.iter().map(|id| ("accessory_ids", id.as_str()));
         let pairs: Vec<String> = ids.chain(group.map(|group| ("group_id", group))).map(pair).collect();
-        self.expect_ok(Method::GET, &format!("/explain?{}", pairs.join("&")), token, Bytes::new()).await
+        let target = format!("/explain?{}", pairs.join("&"));
+        self.expect_ok(self.ask(Method::GET, &target, token, JSON, Bytes::new()).await)
+    }
+
+    /// How this raw request would be answered now, as JSON.
+    ///
+    /// # Errors
+    /// The process did not explain it; why.
+    pub async fn explain_request(&self, request: Vec<u8>) -> Result<String, String> {
+        let asked = self.ask(Method::POST, "/explain", None, RAW_REQUEST, request.into()).await;
+        self.expect_ok(asked)
     }
 
     /// Purges; returns what was done, as JSON.
@@ -104,17 +117,11 @@ impl AdminClient {
     /// # Errors
     /// Why nothing was done.
     pub async fn purge(&self, purge: &Purge) -> Result<String, String> {
-        self.expect_ok(Method::POST, "/purge", None, json!(purge).to_string().into()).await
+        self.expect_ok(self.ask(Method::POST, "/purge", None, JSON, json!(purge).to_string().into()).await)
     }
 
-    async fn expect_ok(
-        &self,
-        method: Method,
-        target: &str,
-        caller: Option<HeaderValue>,
-        body: Bytes,
-    ) -> Result<String, String> {
-        match self.ask(method, target, caller, body).await? {
+    fn expect_ok(&self, asked: Result<(StatusCode, String), String>) -> Result<String, String> {
+        match asked? {
             (StatusCode::OK, text) => Ok(text),
             (status, text) => Err(format!("{} answers {status}: {}", self.address, text.trim_end())),
         }
@@ -145,6 +152,7 @@ impl AdminClient {
         method: Method,
         target: &str,
         caller: Option<HeaderValue>,
+        media_type: HeaderValue,
         body: Bytes,
     ) -> Result<(StatusCode, String), String> {
         let mut request = Request::new(Full::new(body));
@@ -152,7 +160,7 @@ impl AdminClient {
         let host = HeaderValue::try_from(self.address.to_string()).map_err(|error| error.to_string())?;
         let headers = [
             (HOST, Some(host)),
-            (CONTENT_TYPE, Some(HeaderValue::from_static("application/json"))),
+            (CONTENT_TYPE, Some(media_type)),
             (AUTHORIZATION, self.token.clone()),
             (api::TOKEN, caller),
         ];

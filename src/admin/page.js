@@ -438,7 +438,7 @@
   byId("pause").addEventListener("click", () => {
     paused = !paused;
     byId("pause").setAttribute("aria-pressed", String(paused));
-    byId("pause").textContent = paused ? "Resume" : "Pause";
+    byId("pause").textContent = paused ? "Resume this page" : "Pause this page";
     if (paused) badge("paused", "paused");
     poll();
   });

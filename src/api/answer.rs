@@ -1,5 +1,7 @@
 //! Reads the endpoint's answer for the ids that were asked, as a [`BatchApi`] describes it.
 
+mod misfit;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,6 +15,7 @@ use super::expiry::StatedExpiry;
 use super::id;
 use super::json::{self, Members};
 use crate::config::batch::{BatchApi, ExpirySource, Pointer};
+pub use misfit::misfit;
 
 /// The body of a 200, read.
 #[derive(Debug, PartialEq)]

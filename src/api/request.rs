@@ -22,6 +22,7 @@ use serde_json::value::RawValue;
 
 use super::id::{self, Group};
 use super::json::{self, Members};
+use super::misfit::Misfit;
 use crate::config::batch::{BatchApi, Pointer, Style};
 use crate::message::header_filter::Headers;
 
@@ -36,6 +37,18 @@ pub enum Form {
     Brackets,
     /// A list in a JSON body.
     Body,
+}
+
+impl Form {
+    /// Its name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Repeated => "repeated",
+            Self::Comma => "comma",
+            Self::Brackets => "brackets",
+            Self::Body => "body",
+        }
+    }
 }
 
 /// A batch, read from a query or a body.
@@ -77,7 +90,7 @@ pub(super) enum Around<'r> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotABatch {
     /// It is not exactly as the API is described.
-    Unreadable,
+    Unreadable(Misfit),
     /// A value of its body is not as `when` says: it asks for something else.
     Condition,
 }
@@ -95,7 +108,7 @@ impl<'r> Batch<'r> {
     ) -> Result<Self, NotABatch> {
         let query = query.filter(|query| !query.is_empty());
         if headers.into().contains(&CONTENT_ENCODING) {
-            return Err(NotABatch::Unreadable);
+            return Err(NotABatch::Unreadable(Misfit::Coded));
         }
         match (query, body, &api.ids.query, &api.ids.body) {
             (Some(query), [], Some(name), _) => Self::from_query(api, name, query),
@@ -103,7 +116,8 @@ impl<'r> Batch<'r> {
             (query, [_, ..], _, Some(list)) if query.is_none() || api.parameters.is_none() => {
                 Self::from_body(api, list, query, body)
             }
-            _ => Err(NotABatch::Unreadable),
+            (Some(_), [_, ..], _, Some(_)) => Err(NotABatch::Unreadable(Misfit::Both)),
+            _ => Err(NotABatch::Unreadable(Misfit::NoIds)),
         }
     }
 
@@ -127,7 +141,9 @@ impl<'r> Batch<'r> {
             let decoded = decode(spelling)?;
             let is_brackets = decoded.strip_suffix("[]") == Some(name);
             match value {
-                _ if is_brackets && !api.ids.styles.contains(&Style::Brackets) => return Err(NotABatch::Unreadable),
+                _ if is_brackets && !api.ids.styles.contains(&Style::Brackets) => {
+                    return Err(NotABatch::Unreadable(Misfit::Style));
+                }
                 Some(value) if is_brackets || decoded == name => {
                     spelled = spelled.or(Some(spelling));
                     brackets += usize::from(is_brackets);
@@ -135,15 +151,12 @@ impl<'r> Batch<'r> {
                     continue;
                 }
                 Some(value) if api.group.as_deref() == Some(&*decoded) && group == Group::Absent => {
-                    group = Group::Named(name_of(value, |text| is_group(api, text))?);
+                    group = Group::Named(name_of(value, |text| is_group(api, text), Misfit::Group)?);
                 }
-                _ if pair.is_empty()
-                    || is_brackets
-                    || decoded == name
-                    || api.group.as_deref() == Some(&*decoded)
-                    || !is_parameter(api, &decoded) =>
-                {
-                    return Err(NotABatch::Unreadable);
+                _ if api.group.as_deref() == Some(&*decoded) => return Err(NotABatch::Unreadable(Misfit::Group)),
+                _ if is_brackets || decoded == name => return Err(NotABatch::Unreadable(Misfit::Id)),
+                _ if pair.is_empty() || !is_parameter(api, &decoded) => {
+                    return Err(NotABatch::Unreadable(Misfit::Parameter));
                 }
                 _ => rest.push(Cow::Borrowed(pair)),
             }
@@ -152,11 +165,12 @@ impl<'r> Batch<'r> {
         let comma = has(b',') && has_style(Style::Comma) && ids.iter().any(|id| id.written.contains(','));
         let form = match ids.as_slice() {
             [_] if comma && brackets == 0 => Form::Comma,
-            _ if comma => return Err(NotABatch::Unreadable),
+            [] => return Err(NotABatch::Unreadable(Misfit::NoIds)),
+            _ if comma => return Err(NotABatch::Unreadable(Misfit::Style)),
             [_] if brackets == 0 && !has_style(Style::Repeated) => Form::Comma,
             _ if brackets == ids.len() => Form::Brackets,
             _ if brackets == 0 && has_style(Style::Repeated) => Form::Repeated,
-            _ => return Err(NotABatch::Unreadable),
+            _ => return Err(NotABatch::Unreadable(Misfit::Style)),
         };
         if let (Form::Comma, [list]) = (form, ids.as_slice()) {
             ids = pieces(list.written, b',').map(id).collect();
@@ -164,20 +178,21 @@ impl<'r> Batch<'r> {
         let is_valid = |text: &str| is_id(api, text);
         if has(b'%') || has(b'+') {
             for id in &mut ids {
-                id.name = name_of(id.written, is_valid)?;
+                id.name = name_of(id.written, is_valid, Misfit::Id)?;
             }
         } else if !ids.iter().all(|id| is_valid(id.written)) {
-            return Err(NotABatch::Unreadable);
+            return Err(NotABatch::Unreadable(Misfit::Id));
         }
-        let around = Around::Query { name: spelled.ok_or(NotABatch::Unreadable)?, query };
+        let around = Around::Query { name: spelled.ok_or(NotABatch::Unreadable(Misfit::NoIds))?, query };
         Ok(Self { form, group, ids, around, rest })
     }
 
     fn from_body(api: &BatchApi, list: &Pointer, query: Option<&'r str>, body: &'r [u8]) -> Result<Self, NotABatch> {
-        let text = std::str::from_utf8(body).map_err(|_| NotABatch::Unreadable)?;
+        let misfit = NotABatch::Unreadable;
+        let text = std::str::from_utf8(body).map_err(|_| misfit(Misfit::NotJson))?;
         let (whole, members) = match list.tokens() {
-            [] => (Some(serde_json::from_str(text).map_err(|_| NotABatch::Unreadable)?), Vec::new()),
-            _ => (None, json::members(text).ok_or(NotABatch::Unreadable)?),
+            [] => (Some(serde_json::from_str(text).map_err(|_| misfit(Misfit::NotJson))?), Vec::new()),
+            _ => (None, json::members(text).ok_or_else(|| misfit(Misfit::of_no_object(text)))?),
         };
         let find = |pointer: &Pointer| match pointer.tokens() {
             [] => whole,
@@ -192,23 +207,24 @@ impl<'r> Batch<'r> {
         let group = match api.group.as_deref().and_then(|name| members.iter().find(|(known, _)| known == name)) {
             None => Group::Absent,
             Some((_, value)) if value.get() == "null" => Group::Null,
-            Some((_, value)) => Group::Named(json::string(value).ok_or(NotABatch::Unreadable)?),
+            Some((_, value)) => Group::Named(json::string(value).ok_or(misfit(Misfit::Group))?),
         };
         if !group.name().is_none_or(|name| is_group(api, name)) {
-            return Err(NotABatch::Unreadable);
+            return Err(misfit(Misfit::Group));
         }
-        let list = find(list).ok_or(NotABatch::Unreadable)?.get();
+        let list = find(list).ok_or(misfit(Misfit::NoList))?.get();
         let ids: Option<Vec<Id<'r>>> = match json::plain_strings(list) {
             Some(strings) => strings.into_iter().map(|written| plain_id(api, written)).collect(),
             None => json::elements(list)
                 .and_then(|elements| elements.into_iter().map(|element| id_of(api, element)).collect()),
         };
-        let ids = ids.filter(|ids| !ids.is_empty() && is_unambiguous(ids)).ok_or(NotABatch::Unreadable)?;
-        let rest = rest_of_body(api, &members, list).ok_or(NotABatch::Unreadable)?;
+        let ids =
+            ids.filter(|ids| !ids.is_empty() && is_unambiguous(ids)).ok_or_else(|| misfit(misfit_of(api, list)))?;
+        let rest = rest_of_body(api, &members, list).ok_or(misfit(Misfit::Parameter))?;
         let rest = query.map(Cow::Borrowed).into_iter().chain(rest).collect();
-        let range = json::range_of(text, list).ok_or(NotABatch::Unreadable)?;
+        let range = json::range_of(text, list).ok_or(misfit(Misfit::NoList))?;
         let (Some(before), Some(after)) = (text.get(..range.start), text.get(range.end..)) else {
-            return Err(NotABatch::Unreadable);
+            return Err(misfit(Misfit::NoList));
         };
         Ok(Self { form: Form::Body, group, ids, around: Around::Body { query, before, after }, rest })
     }
@@ -252,6 +268,17 @@ fn id_of<'r>(api: &BatchApi, element: &'r RawValue) -> Option<Id<'r>> {
     let name = json::string(value).map(|name| Some(name).filter(|name| is_id(api, name)));
     let number = || json::integer(value).filter(|_| api.ids.numbers).map(|text| Cow::Owned(id::name_of_number(text)));
     Some(Id { name: name.unwrap_or_else(number)?, written, is_qualified })
+}
+
+/// Why the list of a body names no ids.
+#[cold]
+fn misfit_of(api: &BatchApi, list: &str) -> Misfit {
+    let Some(elements) = json::elements(list) else { return Misfit::NoList };
+    match elements.iter().position(|element| id_of(api, element).is_none()) {
+        Some(at) => Misfit::element(at),
+        None if elements.is_empty() => Misfit::EmptyList,
+        None => Misfit::Ambiguous,
+    }
 }
 
 /// Whether no two elements name the same id and ask for different things: whose item is whose could not be told.
@@ -342,13 +369,13 @@ fn has_length(text: &str, most: usize) -> bool {
     !text.is_empty() && is_short && !id::is_reserved(text)
 }
 
-fn check(text: Cow<'_, str>, is_valid: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, NotABatch> {
-    if is_valid(&text) { Ok(text) } else { Err(NotABatch::Unreadable) }
+fn check(text: Cow<'_, str>, is_valid: impl Fn(&str) -> bool, misfit: Misfit) -> Result<Cow<'_, str>, NotABatch> {
+    if is_valid(&text) { Ok(text) } else { Err(NotABatch::Unreadable(misfit)) }
 }
 
 /// The name of an id or group that a query spells so, if its text `is_valid`. (Plus and space are one character each.)
-fn name_of(spelling: &str, is_valid: impl Fn(&str) -> bool) -> Result<Cow<'_, str>, NotABatch> {
-    let text = check(decode(spelling)?, is_valid)?;
+fn name_of(spelling: &str, is_valid: impl Fn(&str) -> bool, misfit: Misfit) -> Result<Cow<'_, str>, NotABatch> {
+    let text = check(decode(spelling)?, is_valid, misfit)?;
     Ok(if spelling.contains('+') { Cow::Owned(id::name_of_spelling(spelling)) } else { text })
 }
 
@@ -360,9 +387,9 @@ pub(super) fn decode(text: &str) -> Result<Cow<'_, str>, NotABatch> {
     let mut rest = text;
     while let Some((_, after)) = rest.split_once('%') {
         if !after.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {
-            return Err(NotABatch::Unreadable);
+            return Err(NotABatch::Unreadable(Misfit::Undecodable));
         }
         rest = after;
     }
-    percent_decode_str(text).decode_utf8().map_err(|_| NotABatch::Unreadable)
+    percent_decode_str(text).decode_utf8().map_err(|_| NotABatch::Unreadable(Misfit::Undecodable))
 }

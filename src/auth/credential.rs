@@ -234,7 +234,7 @@ impl Callers {
     where
         Self: 'r,
     {
-        let api = Some(self.api.name.as_bytes());
+        let api = Some(self.description.as_bytes());
         match credential {
             Credential::Signed(_, pair) => {
                 let mut fields = vec![Some(pair.access_key.as_bytes()), Some(pair.secret_key.expose()), api];

@@ -6,10 +6,11 @@ use http::request::Parts;
 use http::{HeaderValue, Uri};
 use serde_json::{Value, json};
 
+use super::masking::{masked, masked_id};
 use super::{BatchRoute, CacheRequirements, distinct, respond};
 use crate::api::answer::url_of;
 use crate::api::id;
-use crate::api::request::{Batch, Form, Id, NotABatch};
+use crate::api::request::{Batch, Id, NotABatch};
 use crate::auth::{AuthError, Bypass, Identity, Key};
 use crate::cache::Entry;
 use crate::cache::freshness::Deadlines;
@@ -33,15 +34,26 @@ struct BatchState<'a> {
 }
 
 impl BatchRoute {
-    /// Explains a batch with the query and headers of `head`, and this body. Its path is that of the API, unless that has captures.
-    pub fn explain(&self, mut head: Parts, body: &[u8]) -> Value {
+    /// Explains a batch with the query and headers of `head`, and this body, to the path of the API, which has no captures.
+    pub fn explain_query(&self, mut head: Parts, body: &[u8]) -> Value {
         let query = head.uri.query().filter(|query| !query.is_empty());
-        if !self.api.path.has_captures() {
-            let target = query.map_or_else(|| self.api.path.to_string(), |query| format!("{}?{query}", self.api.path));
-            // Never fails: the path is one, and the query was one.
-            head.uri = target.parse().unwrap_or_else(|_| Uri::from_static("/"));
-        }
+        let target = query.map_or_else(|| self.api.path.to_string(), |query| format!("{}?{query}", self.api.path));
+        // Never fails: the path is one, and the query was one.
+        head.uri = target.parse().unwrap_or_else(|_| Uri::from_static("/"));
         head.method = self.api.method.clone();
+        self.explain(head, body)
+    }
+
+    /// Explains a request on the route of the API.
+    pub fn explain(&self, head: Parts, body: &[u8]) -> Value {
+        let mut explanation = self.explained(head, body);
+        if let Some(explanation) = explanation.as_object_mut() {
+            explanation.insert("api".to_owned(), (*self.api.name).into());
+        }
+        explanation
+    }
+
+    fn explained(&self, mut head: Parts, body: &[u8]) -> Value {
         let (identity, is_known) = match self.known(&mut head, body) {
             Ok(known) => known,
             Err(AuthError::Bypass(reason)) => return bypass(reason, reason.meaning()),
@@ -50,7 +62,7 @@ impl BatchRoute {
         };
         let batch = match Batch::read(&self.api, head.uri.query(), &head.headers, body) {
             Ok(batch) => batch,
-            Err(NotABatch::Unreadable) => return bypass(Bypass::Unreadable, Bypass::Unreadable.meaning()),
+            Err(NotABatch::Unreadable(misfit)) => return bypass(Bypass::Unreadable, &misfit.to_string()),
             Err(NotABatch::Condition) => return bypass(Bypass::Condition, Bypass::Condition.meaning()),
         };
         let scope = self.callers.scope(&identity, (&head.headers).into(), &head.uri).of_batch(&batch);
@@ -99,12 +111,7 @@ impl BatchRoute {
             "outcome": outcome.name(),
             "why": error.map(Error::message).or(why_refused.map(Into::into)),
             "error_code": error.map(Error::code),
-            "form": match batch.form {
-                Form::Repeated => "repeated",
-                Form::Comma => "comma",
-                Form::Brackets => "brackets",
-                Form::Body => "body",
-            },
+            "form": batch.form.name(),
             "caller": self.caller_now(&identity, is_known, now),
             "calls_refused": state.rejection.map(Error::message),
             "ids": ids,
@@ -197,7 +204,7 @@ impl BatchRoute {
         let usable_left = of_link.and_then(|deadlines| deadlines.usable_left(now));
         let life_left = of_link.and_then(|deadlines| deadlines.life_left(now));
         let id_now = without_nulls(json!({
-            "id": id::shown(id),
+            "id": masked_id(id::shown(id)),
             "state": entry_state,
             // As in `ids_total`, as far as can be told before the endpoint has answered.
             "result": result.name(),
@@ -270,41 +277,10 @@ fn without_nulls(mut object: Value) -> Value {
     object
 }
 
-/// A link without what makes it work: its query, its fragment, and a user's name and password.
-fn masked(url: &str) -> String {
-    let end = url.find(['?', '#']).unwrap_or(url.len());
-    let (bare, rest) = url.split_at(end);
-    let (scheme, after) = bare.split_once("://").unwrap_or(("", bare));
-    let (authority, path) = after.split_at(after.find('/').unwrap_or(after.len()));
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let colon = if scheme.is_empty() { "" } else { "://" };
-    let cut = if rest.is_empty() { "" } else { "?…" };
-    format!("{scheme}{colon}{host}{path}{cut}")
-}
-
 fn seconds(millis: u64) -> f64 {
     millis as f64 / 1000.0
 }
 
 fn until(now: Moment, left: u64) -> String {
     rfc3339(now.unix_millis().saturating_add(left))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_masked_link_has_no_query_fragment_or_password() {
-        for (url, shown) in [
-            ("https://h:443/a/b?Signature=x&Expires=1", "https://h:443/a/b?…"),
-            ("https://user:secret@h/a#secret", "https://h/a?…"),
-            ("https://h/a", "https://h/a"),
-            ("https://h?secret", "https://h?…"),
-            ("a@b?secret", "b?…"),
-            ("", ""),
-        ] {
-            assert_eq!(masked(url), shown);
-        }
-    }
 }

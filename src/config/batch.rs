@@ -122,6 +122,17 @@ section! {
 }
 
 impl BatchApi {
+    /// A text that differs where descriptions do. What was kept under another description, which may have read items and expiries
+    /// otherwise, is not found under this one.
+    pub(crate) fn fingerprint(&self) -> String {
+        format!("{self:?}")
+    }
+
+    /// Whether a query alone may make a batch: its path has no captures.
+    pub(crate) fn is_asked_by_query_alone(&self) -> bool {
+        self.ids.query.is_some() && !self.path.has_captures()
+    }
+
     /// Visits each key of a table; `before` are the tables above it.
     pub(super) fn visit(&mut self, before: &[Self], table: &mut TableVisitor<'_>) {
         let mut preset = None;

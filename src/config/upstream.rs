@@ -33,8 +33,8 @@ section! {
         pub pool_idle: Duration = 30 * SECOND, duration(SECOND..=HOUR);
         /// Other routes: the longest without a byte in either direction.
         pub idle_timeout: Duration = MINUTE, duration(MILLISECOND..=HOUR);
-        /// Ids that the endpoint takes in one call.
-        pub ids_per_call: usize = 100, count(1..=1000);
+        /// The most ids of one call, of whatever batch API; each has its own `batch.ids_per_call` besides.
+        pub ids_per_call: usize = 1000, count(1..=1000);
         /// The longest target (path and query) of a call.
         pub uri_bytes: usize = 6 << 10, size(1 << 10..=64 << 10);
         /// Calls at a time for one caller and group; further ids gather meanwhile.

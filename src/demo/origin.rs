@@ -1,4 +1,5 @@
-//! The simulated endpoint: as the public API reference has it, with options for delay, faults and link life.
+//! The simulated endpoint: as the public API reference has it, with options for delay, faults and link life. It has one batch API,
+//! Huawei's unless the options name another ([`shapes`]).
 //!
 //! `sidelink origin` runs it alone, the demonstration runs it inside, and the tests drive it in-process: it records
 //! calls, delays them until a test lets them go on, and sends scripted replies.
@@ -13,6 +14,7 @@ mod links;
 mod options;
 mod other_routes;
 mod request;
+pub mod shapes;
 
 use std::collections::VecDeque;
 use std::io;
@@ -46,7 +48,7 @@ use connections::OriginConnection;
 
 pub use connections::Loss;
 pub use links::{LinkSigner, link_is_for};
-pub use options::{Options, UnknownIds};
+pub use options::{Options, UnknownIds, shape};
 
 /// 9999-12-31T23:59:59Z, the last date that HTTP can write.
 const LAST_DATE: u64 = 253_402_300_799;
@@ -227,11 +229,12 @@ impl Origin {
         };
         let now = (self.0.clock.now().unix_millis() / 1000).saturating_add_signed(options.clock_offset);
         let exchange = Exchange { origin: self, parts, options, serial, now };
-        if exchange.parts.method == Method::GET && exchange.parts.uri.path() == interface::PATH {
-            batch::answer(exchange, body).await
-        } else {
-            other_routes::answer(&exchange, body).await
-        }
+        let (method, path) = (&exchange.parts.method, exchange.parts.uri.path());
+        let is_batch = match &exchange.options.api.simulated {
+            None => method == Method::GET && path == interface::PATH,
+            Some(api) => api.is_for(method, path),
+        };
+        if is_batch { batch::answer(exchange, body).await } else { other_routes::answer(&exchange, body).await }
     }
 
     /// Where it listens.
@@ -302,8 +305,15 @@ impl Origin {
 impl Exchange {
     /// An error in the API's shape.
     pub(super) fn error(&self, status: u16, code: &str, message: &str) -> Response<Body> {
-        let body = json!({"error_code": code, "error_msg": message, "request_id": self.request_id()});
+        let (body, media_type) = match &self.options.api.simulated {
+            None => {
+                let body = json!({"error_code": code, "error_msg": message, "request_id": self.request_id()});
+                (body, "application/json")
+            }
+            Some(api) => ((api.error)(status, message, &self.request_id()), api.media_type),
+        };
         let mut response = self.stamped(json_answer(status, &body));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
         if status == 429 {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("2"));
         }

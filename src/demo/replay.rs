@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use rand::SeedableRng;
@@ -19,13 +19,7 @@ use rand_distr::{Distribution, Zipf};
 use serde_json::Value;
 use tokio::time::MissedTickBehavior;
 
-use super::origin::interface::{self, target};
-use crate::api::id::Group;
-use crate::api::request::Form;
-use crate::demo::origin::link_is_for;
-
-pub(super) const TOKEN: &str = "demo-token";
-pub(super) const GROUP: &str = "demo";
+use super::origin::shapes::Shape;
 
 pub(super) const BATCH_IDS: usize = 20;
 /// Ids that batches are drawn from, by Zipf's law with this exponent.
@@ -40,14 +34,16 @@ type Batch = Vec<String>;
 
 /// The batches, the same in every run.
 pub(super) struct Draws {
+    shape: &'static Shape,
     zipf: Zipf<f64>,
     random: StdRng,
 }
 
 impl Draws {
-    pub(super) fn new() -> io::Result<Self> {
+    /// Batches of ids that the API of `shape` takes.
+    pub(super) fn new(shape: &'static Shape) -> io::Result<Self> {
         let zipf = Zipf::new(IDS as f64, EXPONENT).map_err(io::Error::other)?;
-        Ok(Self { zipf, random: StdRng::seed_from_u64(1) })
+        Ok(Self { shape, zipf, random: StdRng::seed_from_u64(1) })
     }
 }
 
@@ -57,7 +53,7 @@ impl Iterator for Draws {
     fn next(&mut self) -> Option<Batch> {
         let mut batch = Batch::with_capacity(BATCH_IDS);
         while batch.len() < BATCH_IDS {
-            let id = format!("{:.0}", self.zipf.sample(&mut self.random));
+            let id = self.shape.id(&format!("{:.0}", self.zipf.sample(&mut self.random)));
             if !batch.contains(&id) {
                 batch.push(id);
             }
@@ -69,8 +65,9 @@ impl Iterator for Draws {
 /// Batches for the sidelink at an address.
 pub(super) struct Replay {
     pub(super) batches: Vec<Batch>,
+    shape: &'static Shape,
     address: SocketAddr,
-    client: Client<HttpConnector, Empty<Bytes>>,
+    client: Client<HttpConnector, Full<Bytes>>,
 }
 
 #[derive(Default)]
@@ -82,10 +79,10 @@ pub(super) struct Outcome {
 }
 
 impl Replay {
-    pub(super) fn new(address: SocketAddr, batches: Vec<Batch>) -> Self {
+    pub(super) fn new(shape: &'static Shape, address: SocketAddr, batches: Vec<Batch>) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        Self { batches, address, client: Client::builder(TokioExecutor::new()).build(connector) }
+        Self { batches, shape, address, client: Client::builder(TokioExecutor::new()).build(connector) }
     }
 
     pub(super) fn distinct_ids(&self) -> usize {
@@ -148,32 +145,37 @@ impl Replay {
     /// # Errors
     /// The reason why the answer is wrong, or why there is none.
     async fn ask(&self, batch: &[String]) -> Result<(), String> {
-        let target = target(Form::Repeated, &Group::Named(GROUP.into()), batch.iter().map(String::as_str));
-        let request = Request::get(format!("http://{}{target}", self.address)).header(interface::TOKEN, TOKEN);
-        let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
+        let (target, body) = self.shape.batch(batch);
+        let mut request = Request::builder().method(&self.shape.method).uri(format!("http://{}{target}", self.address));
+        for (name, value) in self.shape.headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::from(body)).map_err(|error| error.to_string())?;
         let response = self.client.request(request).await.map_err(|error| error.to_string())?;
         let status = response.status();
         let body = response.into_body().collect().await.map_err(|error| error.to_string())?;
-        check(status, &body.to_bytes(), batch)
+        check(self.shape, status, &body.to_bytes(), batch)
     }
 }
 
 /// Checks that every id is answered, in the order asked, with its own link.
-fn check(status: StatusCode, body: &[u8], batch: &[String]) -> Result<(), String> {
+fn check(shape: &Shape, status: StatusCode, body: &[u8], batch: &[String]) -> Result<(), String> {
     if status != StatusCode::OK {
         return Err(format!("status {status}"));
     }
     let answer: Value = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-    let items = answer.get("accessory_urls").and_then(Value::as_array).ok_or("no accessory_urls")?;
-    if items.len() != batch.len() {
-        return Err(format!("{} items for {} ids", items.len(), batch.len()));
+    let mut links = shape.links(&answer);
+    if links.len() != batch.len() {
+        return Err(format!("{} items for {} ids", links.len(), batch.len()));
     }
-    for (item, id) in items.iter().zip(batch) {
-        let text = |key| item.get(key).and_then(Value::as_str).unwrap_or_default();
-        if text("accessory_id") != id {
-            return Err(format!("item {} where {id} was asked", text("accessory_id")));
+    if shape.is_keyed() {
+        links.sort_by_key(|(id, _)| batch.iter().position(|asked| asked == id));
+    }
+    for ((answered, link), id) in links.iter().zip(batch) {
+        if answered != id {
+            return Err(format!("item {answered} where {id} was asked"));
         }
-        if !link_is_for(text("accessory_url"), id, Some(GROUP), TOKEN, None, None) {
+        if !link.as_ref().is_some_and(|link| shape.link_is_for(link, id, shape.headers)) {
             return Err(format!("the link of {id} is another's"));
         }
     }

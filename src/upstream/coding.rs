@@ -24,7 +24,7 @@ type Decoder = fn(&[u8], &mut Vec<u8>, usize) -> Result<(), NoAnswer>;
 ///
 /// # Errors
 /// If the body is not in the coding that its headers name, or grows over `limit`.
-pub(super) fn decode(headers: &mut HeaderMap, body: Bytes, limit: usize) -> Result<Bytes, NoAnswer> {
+pub(crate) fn decode(headers: &mut HeaderMap, body: Bytes, limit: usize) -> Result<Bytes, NoAnswer> {
     let Some(decoders) = decoders(headers).filter(|decoders| decoders.len() <= MOST_CODINGS) else { return Ok(body) };
     if !decoders.is_empty() {
         headers.remove(CONTENT_LENGTH);

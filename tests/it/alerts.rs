@@ -364,7 +364,13 @@ async fn batches_that_are_forwarded_are_alerted_with_the_reason_and_fail_like_ot
     let found = forwarded().await.alerts().await;
     let words = ["All batches are forwarded", "no credential", "3 of 3", "The reason of 3 of them"];
     says(&found, "forwarded", "warning", "client", &words);
-    says(&found, "errors", "critical", "client", &["All batches fail", "(401)", "3 × 401 from the endpoint"]);
+    says(
+        &found,
+        "errors",
+        "critical",
+        "client",
+        &["All batches fail: clients send no credential (401)", "3 × 401 from the endpoint"],
+    );
 }
 
 /// One test: a browser takes seconds to start. `SIDELINK_PICTURES` names a folder for pictures.

@@ -28,6 +28,28 @@ fn check_prints_the_effective_configuration() {
 }
 
 #[test]
+fn check_of_a_recorded_exchange_exits_0_if_all_could_be_kept_and_1_otherwise() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("sidelink.toml");
+    std::fs::write(&config, "[upstream]\nendpoint = \"http://h\"\n[[batch]]\npreset = \"git-lfs\"\n").unwrap();
+    let exchanges = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/exchanges/");
+    let check = |name: &str| {
+        let [request, response] = ["request", "response"].map(|part| format!("{exchanges}{name}.{part}.http"));
+        let config = config.to_str().unwrap();
+        sidelink(&["check", "--config", config, "--request", &request, "--response", &response])
+    };
+    let kept = check("git-lfs");
+    assert_eq!(kept.status.code(), Some(0), "{}", text(&kept.stderr));
+    assert!(text(&kept.stdout).ends_with("verdict     a batch; 2 of 2 items could be kept\n"));
+    let forwarded = check("google-photos");
+    assert_eq!(forwarded.status.code(), Some(1));
+    assert!(text(&forwarded.stdout).ends_with("verdict     forwarded untouched, as any other route\n"));
+    let missing = sidelink(&["check", "--config", config.to_str().unwrap(), "--request", "/nowhere"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).starts_with("sidelink: --request: /nowhere: "), "{}", text(&missing.stderr));
+}
+
+#[test]
 fn a_broken_configuration_is_an_exit_2_that_names_file_line_and_key() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "[upstream]\nendpont = \"http://h\"\ncalls = -1\n").unwrap();
@@ -230,6 +252,20 @@ async fn commands_ask_the_running_process_of_their_configuration() {
     for wrong in [&["purge"][..], &["purge", "--all", "1"], &["purge", "--group", "g", "--all"], &["explain"]] {
         assert_eq!(run(wrong).0, 2, "{wrong:?}");
     }
+    for wrong in [&["purge", "--api", "huawei-osm"][..], &["explain", "1", "--request", token_file]] {
+        assert_eq!(run(wrong).0, 2, "{wrong:?}");
+    }
+    let request = files.directory.path().join("request.http");
+    std::fs::write(&request, format!("GET {} HTTP/1.1\r\nX-Auth-Token: t\r\n\r\n", query(&["1"]))).unwrap();
+    let explain_request = || explain(&["--request", request.to_str().unwrap()]);
+    assert_eq!(process.client.batch("t", &["1"]).await.status, 200);
+    assert_eq!(explain_request()["ids"][0]["result"], "hit");
+    let (code, done, error) = run(&["purge", "--api", "huawei-osm", "1", "2"]);
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert!(done.contains("\"ids\":2"), "{done}");
+    assert_eq!(explain_request()["ids"][0]["state"], "purged");
+    let (code, _, unknown) = run(&["purge", "--api", "git-lfs", "1"]);
+    assert!(code == 1 && unknown.contains("there is no such API; there is huawei-osm"), "{unknown}");
     let (code, _, refused) = run(&["purge", &"x".repeat(65)]);
     assert_eq!(code, 1);
     assert!(refused.contains("answers 400") && refused.contains("64 characters"), "{refused}");

@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use sidelink::demo::origin::shapes::SHAPES;
+
 use crate::process::signal;
 use crate::support::TestClient;
 
@@ -64,9 +66,9 @@ impl Drop for Demo {
 }
 
 impl Demo {
-    fn start() -> Self {
+    fn start(api: &str) -> Self {
         let mut command = Command::new(SIDELINK);
-        let process = command.args(["demo", "--batches", "200"]).stdout(Stdio::piped()).spawn().unwrap();
+        let process = command.args(["demo", "--api", api, "--batches", "200"]).stdout(Stdio::piped()).spawn().unwrap();
         let mut demo = Self { process, invitation: Vec::new() };
         for line in BufReader::new(demo.process.stdout.take().unwrap()).lines() {
             demo.invitation.push(line.unwrap());
@@ -84,6 +86,23 @@ impl Demo {
         lines.join("\n")
     }
 
+    /// Runs the commands: a hit, a partial hit and a miss, in this order.
+    fn commands_do_what_it_says(&self) {
+        let mut outcomes = Vec::new();
+        for (said, command) in self.commands() {
+            let script = format!("{}\n{command}", self.definition());
+            let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+            let answer = String::from_utf8_lossy(&output.stdout).to_lowercase();
+            assert!(answer.starts_with("http/1.1 200"), "{script}: {answer}");
+            let status = answer.lines().find_map(|line| line.strip_prefix("cache-status: ")).unwrap().to_owned();
+            outcomes.push((said.split([':', ',']).next().unwrap().to_owned(), status));
+        }
+        let [hit, partial, miss] = &outcomes[..] else { panic!("{outcomes:?}") };
+        assert!(hit.0 == "hit" && hit.1.contains("; hit"), "{hit:?}");
+        assert!(partial.0 == "partial" && partial.1.contains("fwd=partial"), "{partial:?}");
+        assert!(miss.0 == "miss" && miss.1.contains("fwd=miss"), "{miss:?}");
+    }
+
     /// Each command, with what stands above it.
     fn commands(&self) -> Vec<(String, String)> {
         let pairs = self
@@ -96,23 +115,11 @@ impl Demo {
 
 #[tokio::test]
 async fn the_commands_that_it_suggests_do_what_it_says_while_a_light_load_goes_on() {
-    let mut demo = Demo::start();
+    let mut demo = Demo::start("huawei-osm");
     for line in &demo.invitation {
         assert!(line.chars().count() <= COLUMNS, "{line}");
     }
-    let mut outcomes = Vec::new();
-    for (said, command) in demo.commands() {
-        let script = format!("{}\n{command}", demo.definition());
-        let output = Command::new("sh").args(["-c", &script]).output().unwrap();
-        let answer = String::from_utf8_lossy(&output.stdout).to_lowercase();
-        assert!(answer.starts_with("http/1.1 200"), "{script}: {answer}");
-        let status = answer.lines().find_map(|line| line.strip_prefix("cache-status: ")).unwrap().to_owned();
-        outcomes.push((said.split([':', ',']).next().unwrap().to_owned(), status));
-    }
-    let [hit, partial, miss] = &outcomes[..] else { panic!("{outcomes:?}") };
-    assert!(hit.0 == "hit" && hit.1.contains("; hit"), "{hit:?}");
-    assert!(partial.0 == "partial" && partial.1.contains("fwd=partial"), "{partial:?}");
-    assert!(miss.0 == "miss" && miss.1.contains("fwd=miss"), "{miss:?}");
+    demo.commands_do_what_it_says();
 
     let page = demo.invitation.iter().find_map(|line| line.strip_prefix("The status page: http://")).unwrap();
     let admin = TestClient::new(page.trim_end_matches('/').parse().unwrap());
@@ -129,4 +136,17 @@ async fn the_commands_that_it_suggests_do_what_it_says_while_a_light_load_goes_o
     }
     signal(demo.process.id(), "INT");
     assert_eq!(demo.process.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn it_runs_over_each_batch_api_and_its_commands_do_what_it_says() {
+    for shape in SHAPES.iter().filter(|shape| shape.name != "huawei-osm") {
+        let mut demo = Demo::start(shape.name);
+        assert!(demo.invitation.iter().any(|line| line.starts_with("answers checked right") && line.contains(" 200")));
+        let floor = |name: &str| demo.invitation.iter().find(|line| line.starts_with(name)).cloned().unwrap();
+        assert!(floor("ids sent / distinct ids").contains(" 1.00 "), "{}: {:#?}", shape.name, demo.invitation);
+        demo.commands_do_what_it_says();
+        signal(demo.process.id(), "INT");
+        assert_eq!(demo.process.wait().unwrap().code(), Some(0), "{}", shape.name);
+    }
 }

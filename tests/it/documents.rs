@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use sidelink::batch::check::check;
 use sidelink::cache::freshness::formats::FORMATS;
 use sidelink::config::Config;
 use sidelink::config::batch::{BatchApi, ExpirySource};
+use sidelink::message::recorded;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -189,6 +191,19 @@ fn the_page_of_batch_apis_describes_its_recorded_exchange() {
     for source in &api.expires {
         assert!(matches!(source, ExpirySource::Link) || at(link, source).is_some(), "{source}");
     }
+}
+
+/// What `check --request --response` prints of that exchange.
+#[test]
+fn the_page_of_batch_apis_shows_how_its_recorded_exchange_is_checked() {
+    let toml = blocks("docs/BATCH_APIS.md", "toml").into_iter().find(|block| block.contains("\"thumbnails\"")).unwrap();
+    let config = Config::parse(&format!("[upstream]\nendpoint = \"https://archive.internal\"\n{toml}\n")).unwrap();
+    let exchange = blocks("docs/BATCH_APIS.md", "http");
+    let [request, response] = exchange.as_slice() else { panic!("{exchange:?}") };
+    let request = recorded::request(request.as_bytes()).unwrap();
+    let checked = check(&config, &request, Some(recorded::response(response.as_bytes()).unwrap()));
+    assert!(checked.is_kept);
+    assert_eq!(blocks("docs/BATCH_APIS.md", "text"), [checked.text.trim_end()]);
 }
 
 #[test]

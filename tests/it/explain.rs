@@ -6,6 +6,8 @@ use http::Method;
 use serde_json::{Value, json};
 use sidelink::clock::Clock;
 use sidelink::config::Config;
+use sidelink::config::batch::BatchApi;
+use sidelink::demo::origin::shapes::{SHAPES, Shape};
 
 use crate::admin::token;
 use crate::signing::{ACCESS_KEY, Unsigned, knows, pair};
@@ -227,4 +229,82 @@ async fn the_admin_token_is_not_taken_for_a_batchs_credential() {
     let bearer = ("authorization", "Bearer token-of-an-operator");
     assert_eq!(explain(&stack, "accessory_ids=1", &[T, bearer]).await["outcome"], "miss");
     assert_eq!(explain(&stack, "accessory_ids=1", &[bearer]).await["bypass"], "no-credential");
+}
+
+/// A batch as it would be recorded.
+fn recorded(shape: &Shape, numbers: &[&str]) -> String {
+    let ids: Vec<String> = numbers.iter().map(|number| shape.id(number)).collect();
+    let (target, body) = shape.batch(&ids);
+    let headers: String = shape.headers.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+    format!("{} {target} HTTP/1.1\n{headers}\n{body}\n", shape.method)
+}
+
+async fn explain_raw(stack: &Stack, request: &str) -> Value {
+    let admin = TestClient::new(stack.app.admin_address());
+    let headers = [("content-type", "message/http")];
+    let reply = admin.send(Method::POST, "/explain", &headers, request.to_owned()).await;
+    assert_eq!(reply.status, 200, "{:?}", reply.body);
+    reply.json()
+}
+
+#[tokio::test]
+async fn a_raw_request_of_any_api_is_explained() {
+    for shape in &SHAPES {
+        let all = |config: &mut Config| {
+            config.batch = BatchApi::presets().map(|name| BatchApi::preset(name).unwrap()).collect();
+        };
+        let stack = Stack::with(|options| options.api = shape, all).await;
+        let unknown = explain_raw(&stack, &recorded(shape, &["1", "2"])).await;
+        assert_eq!((&unknown["api"], &unknown["outcome"]), (&json!(shape.name), &json!("miss")), "{unknown}");
+        let (target, body) = shape.batch(&[shape.id("1")]);
+        stack.client.send(shape.method.clone(), &target, shape.headers, body).await;
+        let known = explain_raw(&stack, &recorded(shape, &["1", "2"])).await;
+        assert_eq!((&known["outcome"], &known["ids"][0]["result"]), (&json!("partial"), &json!("hit")), "{known}");
+        let text = known.to_string();
+        let secrets = ["demo-token", "serial=", "Signature", "token="];
+        assert!(!secrets.iter().any(|secret| text.contains(secret)), "{text}");
+        assert_eq!(stack.asked().len(), 1, "explaining asks for nothing");
+    }
+}
+
+#[tokio::test]
+async fn an_id_that_is_a_link_is_explained_without_its_query() {
+    let stack = Stack::with(|_| {}, |config| config.batch = vec![BatchApi::preset("discord-cdn").unwrap()]).await;
+    let explained = explain_raw(
+        &stack,
+        "POST /api/v10/attachments/refresh-urls HTTP/1.1\nauthorization: Bot x\n\n{\"attachment_urls\":[\"https://h/a?ex=1&hm=SECRET\"]}",
+    )
+    .await;
+    assert_eq!(explained["ids"][0]["id"], "https://h/a?…", "{explained}");
+}
+
+#[tokio::test]
+async fn what_is_no_batch_is_explained_as_such_and_what_is_no_request_is_refused() {
+    let stack = Stack::with(|_| {}, |config| config.batch = vec![BatchApi::preset("git-lfs").unwrap()]).await;
+    let elsewhere = explain_raw(&stack, "GET /elsewhere HTTP/1.1\n\n").await;
+    assert_eq!(elsewhere["outcome"], "passthrough", "{elsewhere}");
+    let misfit = recorded(Shape::of("git-lfs").unwrap(), &["1"]).replace("\"objects\"", "\"things\"");
+    let misfit = explain_raw(&stack, &misfit).await;
+    assert_eq!((&misfit["bypass"], &misfit["why"]), (&json!("unreadable"), &json!("its body has no list at ids.body")));
+    let admin = TestClient::new(stack.app.admin_address());
+    for (media_type, body, status) in
+        [("message/http", "SECRET", 400), ("application/json", "{}", 415), ("text/plain", "GET / HTTP/1.1\n\n", 415)]
+    {
+        let reply = admin.send(Method::POST, "/explain", &[("content-type", media_type)], body).await;
+        assert_eq!(reply.status, status, "{media_type} {body}");
+        assert!(!reply.json().to_string().contains("SECRET"), "{:?}", reply.body);
+    }
+    let query = admin.get("/explain?accessory_ids=1", &[]).await;
+    assert_eq!(query.status, 404, "no API has its ids in a query");
+}
+
+#[tokio::test]
+async fn a_query_is_explained_for_the_first_api_that_has_its_ids_there() {
+    let configure = |config: &mut Config| {
+        config.batch = ["git-lfs", "google-photos"].map(|name| BatchApi::preset(name).unwrap()).into();
+    };
+    let stack = Stack::with(|_| {}, configure).await;
+    let admin = TestClient::new(stack.app.admin_address());
+    let explained = admin.get("/explain?mediaItemIds=1&mediaItemIds=2", &[("authorization", "Bearer x")]).await.json();
+    assert_eq!((&explained["api"], &explained["ids"][1]["id"]), (&json!("google-photos"), &json!("2")), "{explained}");
 }

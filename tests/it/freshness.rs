@@ -82,7 +82,7 @@ async fn every_way_of_signing_has_its_freshness() {
         (LinkSigner::Unreadable, "sidelink; fwd=miss", "no-store"),
     ] {
         let clock = clock(0);
-        let stack = Stack::on(clock.clone(), |endpoint| endpoint.signer = signer, |_| {}).await;
+        let stack = Stack::on(clock.clone(), |endpoint| endpoint.signer = Some(signer), |_| {}).await;
         stack.client.batch("t", &["1"]).await;
         clock.step(100);
         let again = stack.client.batch("t", &["1"]).await;

@@ -66,7 +66,10 @@ fn command_line_options_are_parsed_and_validated() {
     let some = Arguments::parse_from(["origin", "--missing=1,2", "--unknown-ids=fail", "--clock-offset=-5"]).options;
     assert_eq!((some.missing.len(), some.unknown_ids, some.clock_offset), (2, UnknownIds::Fail, -5));
     let default = Options::default();
-    assert_eq!((default.max_ids, default.link_life, default.poison_status), (100, Duration::from_secs(900), 500));
+    assert_eq!(
+        (default.api.name, default.link_life, default.poison_status),
+        ("huawei-osm", Duration::from_secs(900), 500)
+    );
 }
 
 #[tokio::test]
@@ -129,7 +132,7 @@ async fn requests_that_the_api_reference_forbids_are_a_400() {
     assert_eq!(send(&origin, Method::GET, &both, &[TOKEN], body.as_bytes()).await.code(), "OSM.0001");
     assert_eq!(ask_by_body(&origin, &[TOKEN], &" ".repeat((1 << 20) + 1)).await.status, 413);
 
-    origin.update(|options| options.max_ids = 2);
+    origin.update(|options| options.max_ids = Some(2));
     assert_eq!(ask(&origin, &many(3)).await.code(), "OSM.0001");
     assert_eq!(origin.calls().last().unwrap().form, None);
 }
@@ -186,7 +189,7 @@ async fn links_have_the_usual_size_and_expiry_with_every_signer() {
         (LinkSigner::Unreadable, None),
         (LinkSigner::Unsigned, None),
     ] {
-        origin.update(|options| options.signer = signer);
+        origin.update(|options| options.signer = Some(signer));
         let (_, link) = ask(&origin, "accessory_ids=1234567890&group_id=1").await.links().remove(0);
         assert!(link_is_for(&link, "1234567890", Some("1"), "t", None, None), "{link}");
         assert_eq!(link.contains("Signature="), signer != LinkSigner::Unsigned, "{link}");
@@ -216,7 +219,7 @@ async fn answers_and_links_are_dated_by_the_simulated_clock() {
             (options.clock_offset, options.link_life) = (offset, Duration::MAX);
         });
         for signer in [LinkSigner::V2, LinkSigner::V4] {
-            origin.update(|options| options.signer = signer);
+            origin.update(|options| options.signer = Some(signer));
             assert_eq!(ask(&origin, "accessory_ids=1").await.status, 200);
         }
     }

@@ -120,7 +120,7 @@ async fn another_endpoint_is_asked_anew_and_its_links_are_kept_apart() {
     let stack = Stack::start().await;
     let before = stack.client.batch("t", &["1"]).await.links();
     let mut options = origin_options();
-    options.signer = sidelink::demo::origin::LinkSigner::V4;
+    options.signer = Some(sidelink::demo::origin::LinkSigner::V4);
     let other = Origin::start(options).await.unwrap();
     let first = stack.app.config().upstream.endpoint.clone();
 

@@ -104,7 +104,7 @@ async fn run(seed: u64) {
         |options| {
             options.delay = DELAY;
             options.link_life = plan.link_life;
-            options.signer = signer;
+            options.signer = Some(signer);
             options.clock_offset = offset;
             options.missing = vec![MISSING.into()];
         },

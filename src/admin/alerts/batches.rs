@@ -65,6 +65,10 @@ fn shed(counted: &Reading, limit: Limit) -> u64 {
     counted.shed.get(limit as usize).copied().unwrap_or(0)
 }
 
+fn bypassed(counted: &Reading, reason: Bypass) -> u64 {
+    counted.bypass.get(reason as usize).copied().unwrap_or(0)
+}
+
 /// Batches with an error in a 200, as far as they are told from others.
 fn errors_in_200(counted: &Reading) -> u64 {
     counted.failed_batches() - counted.responses(Route::Batch, |_, code| code.is_error())
@@ -112,6 +116,12 @@ fn cause(state: &AdminState, counted: &Reading, now: Moment) -> Cause {
             title: format!("the endpoint answers with {}", code.name()),
             remedy: format!("The endpoint is at fault: ask who runs it.{}", last_failure(state, now)),
         },
+        Some((count, Source::Endpoint, Code::Unauthorized)) if bypassed(counted, Bypass::NoCredential) >= count => Cause {
+            fault: Fault::Client,
+            title: "clients send no credential (401)".to_owned(),
+            remedy: "The clients are at fault, or what stands before sidelink: a credential is missing or was removed on the way."
+                .to_owned(),
+        },
         Some((_, Source::Endpoint, code)) => refusal(code),
         Some((_, Source::Sidelink, code)) => own_error(state, counted, code, now),
     }
@@ -122,7 +132,7 @@ fn refusal(code: Code) -> Cause {
     let (title, remedy) = match code {
         Code::Unauthorized => (
             "the endpoint does not accept the credentials",
-            "The clients are at fault: their tokens have expired or are missing, or their keys are wrong. Renew them.",
+            "The clients are at fault: their tokens have expired, or their keys are wrong. Renew them.",
         ),
         Code::Forbidden => (
             "the endpoint denies permission",
@@ -248,8 +258,7 @@ pub(super) fn forwarded(counted: &Reading) -> Option<Alert> {
     if forwarded == 0 || forwarded * 2 < all || (forwarded < LEAST && forwarded < all) {
         return None;
     }
-    let of = |reason: Bypass| counted.bypass.get(reason as usize).copied().unwrap_or(0);
-    let reason = Bypass::ALL.into_iter().max_by_key(|reason| of(*reason))?;
+    let reason = Bypass::ALL.into_iter().max_by_key(|reason| bypassed(counted, *reason))?;
     Some(Alert {
         kind: Kind::Forwarded,
         severity: Severity::Warning,
@@ -264,7 +273,7 @@ pub(super) fn forwarded(counted: &Reading) -> Option<Alert> {
             "{forwarded} of {all} batches in the last {} were forwarded untouched. The reason of {} of them: {} docs/SDK.md says \
              what a batch looks like.",
             span(WINDOW),
-            of(reason),
+            bypassed(counted, reason),
             reason.meaning().replace('`', ""),
         ),
     })

@@ -55,14 +55,19 @@ pub(super) struct Unreadable;
 
 /// Reads the validity of `url`; without an expiry, the URL has no sign of a signature.
 pub(super) fn read(url: &str) -> Result<Validity, Unreadable> {
-    let without_fragment = url.split('#').next().unwrap_or_default();
-    let (path, query) = without_fragment.split_once('?').unwrap_or((without_fragment, ""));
-    let mut reader = Reader::default();
-    reader.read_path(path);
-    for pair in query.split('&') {
-        reader.read_parameter(pair);
-    }
-    reader.finish()
+    Reader::of(url).finish().map(|(validity, _)| validity)
+}
+
+/// The name of the format by which the expiry of `url` is read. Several share a parameter: the one to which the URL's signs of a
+/// signature belong, or one that has none.
+pub fn format_of(url: &str) -> Option<&'static str> {
+    let reader = Reader::of(url);
+    let signs = reader.signs.clone();
+    let (_, read) = reader.finish().ok()?;
+    let narrow = |formats: FormatSet, sign: FormatSet| if formats & sign == 0 { formats } else { formats & sign };
+    let candidates = signs.into_iter().fold(read, narrow);
+    let mut named = FORMATS.iter().enumerate().filter(|(at, _)| candidates & 1 << at != 0).map(|(_, format)| format);
+    named.clone().find(|format| format.signs.is_empty()).or_else(|| named.next()).map(|format| format.name)
 }
 
 /// A set of formats, one bit for each of [`FORMATS`].
@@ -90,6 +95,17 @@ struct Stated {
 }
 
 impl Reader {
+    fn of(url: &str) -> Self {
+        let without_fragment = url.split('#').next().unwrap_or_default();
+        let (path, query) = without_fragment.split_once('?').unwrap_or((without_fragment, ""));
+        let mut reader = Self::default();
+        reader.read_path(path);
+        for pair in query.split('&') {
+            reader.read_parameter(pair);
+        }
+        reader
+    }
+
     /// Reads `name=value` segments as parameters, and looks for a hash beside a timestamp, as CDNs sign paths.
     fn read_path(&mut self, path: &str) {
         let mut before = Segment::Other;
@@ -130,7 +146,8 @@ impl Reader {
         }
     }
 
-    fn finish(self) -> Result<Validity, Unreadable> {
+    /// The validity, and the formats that it was read by.
+    fn finish(self) -> Result<(Validity, FormatSet), Unreadable> {
         let (mut all, mut read) = (Validity::default(), 0);
         for (at, (format, stated)) in FORMATS.iter().zip(&self.stated).enumerate() {
             if let Some(found) = stated.finish(format)? {
@@ -141,7 +158,7 @@ impl Reader {
         if self.signs.iter().any(|formats| formats & read == 0) {
             return Err(Unreadable);
         }
-        Ok(all)
+        Ok((all, read))
     }
 }
 

@@ -5,22 +5,58 @@ use std::io::{self, Write};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Response};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::interface;
-use super::links::{Owner, link};
+use super::links::{LinkSigner, Owner, link, signed};
 use super::request::{ParsedCall, Unauthenticated, credential, parse};
+use super::shapes::{Question, Simulated};
 use super::{Exchange, RecordedCall, ScriptedReply, UnknownIds, json_answer};
+use crate::api::request::Form;
 use crate::auth::signature;
 use crate::message::body::{Body, whole};
 
+/// The most ids of a call of Huawei's, unless the options say otherwise.
+const MOST_IDS: usize = 100;
 const MOST_BYTES: usize = 1 << 20;
 /// The bytes that a truncated reply announces and does not send.
 const CUT_OFF: usize = 64;
+
+/// A call that was read.
+enum Call {
+    Huawei(ParsedCall),
+    Other(&'static Simulated, Question),
+}
+
+impl Call {
+    fn ids(&self) -> Vec<String> {
+        match self {
+            Self::Huawei(parsed) => parsed.ids.clone(),
+            Self::Other(_, question) => question.asked.iter().map(|asked| asked.id.clone()).collect(),
+        }
+    }
+
+    /// The group; of another API the part of the path that differs.
+    fn group(&self) -> Option<String> {
+        match self {
+            Self::Huawei(parsed) => parsed.group.clone(),
+            Self::Other(_, question) => Some(question.place.clone()).filter(|place| !place.is_empty()),
+        }
+    }
+
+    fn form(&self, parts: &Parts) -> Form {
+        match self {
+            Self::Huawei(parsed) => parsed.form,
+            Self::Other(..) if parts.method == Method::GET => Form::Repeated,
+            Self::Other(..) => Form::Body,
+        }
+    }
+}
 
 /// Answers a call: as scripted, or as its options say.
 pub(super) async fn answer(mut exchange: Exchange, body: Incoming) -> io::Result<Response<Body>> {
@@ -31,14 +67,24 @@ pub(super) async fn answer(mut exchange: Exchange, body: Incoming) -> io::Result
         }
         Err(reason) => return Err(io::Error::other(reason)),
     };
-    let parsed = parse(&exchange.parts, &body, exchange.options.max_ids);
-    let keys = std::mem::take(&mut exchange.options.keys);
-    let parts = exchange.parts.clone();
-    let credential = credential(&parts, &signature::hash(&body), &keys, exchange.now);
-    exchange.options = exchange.options.for_caller(credential.unwrap_or_default());
-    let ids = parsed.as_ref().map_or(&[][..], |parsed| &parsed.ids);
+    let most = exchange.options.max_ids;
+    let (parsed, credential) = match &exchange.options.api.simulated {
+        None => {
+            let parsed = parse(&exchange.parts, &body, most.unwrap_or(MOST_IDS));
+            let keys = std::mem::take(&mut exchange.options.keys);
+            let credential = credential(&exchange.parts, &signature::hash(&body), &keys, exchange.now);
+            (parsed.map(Call::Huawei), credential.map(str::to_owned))
+        }
+        Some(api) => {
+            let question = api.read(&exchange.parts, &body, most.unwrap_or(api.most));
+            let credential = api.credential(&exchange.parts).ok_or(("", "not authenticated"));
+            (question.map(|question| Call::Other(api, question)), credential)
+        }
+    };
+    exchange.options = exchange.options.for_caller(credential.as_deref().unwrap_or_default());
+    let ids = parsed.as_ref().map(Call::ids).unwrap_or_default();
     let scripted = exchange.arrive(body, parsed.as_ref().ok()).await?;
-    let poison_reply = exchange.options.poison_reply.take().filter(|_| exchange.options.is_poisoned(ids));
+    let poison_reply = exchange.options.poison_reply.take().filter(|_| exchange.options.is_poisoned(&ids));
     match scripted.or(poison_reply) {
         Some(reply) => exchange.play(reply).await,
         None => Ok(exchange.batch(credential, parsed)),
@@ -47,12 +93,12 @@ pub(super) async fn answer(mut exchange: Exchange, body: Incoming) -> io::Result
 
 impl Exchange {
     /// Counts and records a call, and waits until it may go on. Returns the reply scripted for it.
-    async fn arrive(&self, body: Bytes, parsed: Option<&ParsedCall>) -> io::Result<Option<ScriptedReply>> {
+    async fn arrive(&self, body: Bytes, parsed: Option<&Call>) -> io::Result<Option<ScriptedReply>> {
         let origin = &self.origin.0;
         let scripted = {
             let mut state = self.origin.state();
             if let Some(parsed) = parsed {
-                state.ids_asked += parsed.ids.len();
+                state.ids_asked += parsed.ids().len();
             }
             if self.options.record {
                 state.calls.push(RecordedCall {
@@ -60,9 +106,9 @@ impl Exchange {
                     target: self.parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
                     headers: self.parts.headers.clone(),
                     body,
-                    ids: parsed.map(|parsed| parsed.ids.clone()).unwrap_or_default(),
-                    group: parsed.and_then(|parsed| parsed.group.clone()),
-                    form: parsed.map(|parsed| parsed.form),
+                    ids: parsed.map(Call::ids).unwrap_or_default(),
+                    group: parsed.and_then(Call::group),
+                    form: parsed.map(|parsed| parsed.form(&self.parts)),
                 });
             }
             // Before the arrival is told: a reply that is scripted from then on is for the next call.
@@ -83,16 +129,13 @@ impl Exchange {
         }
     }
 
-    fn batch(
-        &self,
-        credential: Result<&str, Unauthenticated>,
-        parsed: Result<ParsedCall, &'static str>,
-    ) -> Response<Body> {
-        let credential = match credential {
-            Ok(credential) => credential,
+    fn batch(&self, credential: Result<String, Unauthenticated>, parsed: Result<Call, &'static str>) -> Response<Body> {
+        let credential = match &credential {
+            Ok(credential) => credential.as_str(),
             Err((code, message)) => return self.error(401, code, message),
         };
-        let ids = parsed.as_ref().map_or(&[][..], |parsed| &parsed.ids);
+        let ids = parsed.as_ref().map(Call::ids).unwrap_or_default();
+        let invalid = self.options.api.simulated.as_ref().map_or(400, |api| api.invalid);
         let options = &self.options;
         if options.refuse.iter().any(|refused| refused == credential) {
             return self.error(401, "APIGW.0301", "Incorrect IAM authentication information");
@@ -100,15 +143,16 @@ impl Exchange {
         if options.fail_ratio > 0.0 && rand::random::<f64>() < options.fail_ratio {
             return self.failure(options.fail_status);
         }
-        if options.is_poisoned(ids) {
+        if options.is_poisoned(&ids) {
             return self.failure(options.poison_status);
         }
         if options.unknown_ids == UnknownIds::Fail && ids.iter().any(|id| options.missing.contains(id)) {
-            return self.error(400, "OSM.0001", "an accessory does not exist");
+            return self.error(invalid, "OSM.0001", "an accessory does not exist");
         }
         match parsed {
-            Ok(parsed) => self.links(credential, &parsed),
-            Err(reason) => self.error(400, "OSM.0001", reason),
+            Ok(Call::Huawei(parsed)) => self.links(credential, &parsed),
+            Ok(Call::Other(api, question)) => self.answer_of(api, &question, credential),
+            Err(reason) => self.error(invalid, "OSM.0001", reason),
         }
     }
 
@@ -139,14 +183,39 @@ impl Exchange {
         let known = parsed.ids.iter().filter(|id| !options.missing.contains(id));
         let mut items: Vec<Value> = known
             .map(|id| {
-                let url = link(options.signer, &owner, id, self.now, options.link_life, self.serial);
+                let url = link(
+                    options.signer.unwrap_or(LinkSigner::V2),
+                    &owner,
+                    id,
+                    self.now,
+                    options.link_life,
+                    self.serial,
+                );
                 json!({"accessory_url": url, "accessory_id": id, "accessory_name": format!("{id}.png")})
             })
             .collect();
         if options.reversed {
             items.reverse();
         }
-        let mut response = self.stamped(json_answer(200, &json!({"accessory_urls": items})));
+        self.answered(json_answer(200, &json!({"accessory_urls": items})))
+    }
+
+    /// The answer of another API than Huawei's.
+    fn answer_of(&self, api: &Simulated, question: &Question, credential: &str) -> Response<Body> {
+        let (options, serial, now) = (&self.options, self.serial, self.now);
+        let is_known = |id: &str| !options.missing.iter().any(|missing| missing == id);
+        let signer = options.signer.unwrap_or(api.signer);
+        let sign = |url: &str, id: &str, life| signed(signer, &format!("{url}?serial={serial}"), id, now, life, serial);
+        let caller = (credential, options.link_life, now);
+        let mut response = json_answer(200, &api.answer(question, is_known, options.reversed, sign, caller));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(api.media_type));
+        self.answered(response)
+    }
+
+    /// An answer with what the options add to it.
+    fn answered(&self, response: Response<Bytes>) -> Response<Body> {
+        let options = &self.options;
+        let mut response = self.stamped(response);
         if !options.no_gzip {
             gzip(&self.parts.headers, &mut response);
         }

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::{NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
+
+use serde_json::{Value, json};
 
 use crate::clock::basic_date;
 
@@ -19,6 +23,10 @@ pub enum LinkSigner {
     Unsigned,
     /// With an expiry that cannot be read.
     Unreadable,
+    /// A JSON Web Token as `token`, as Supabase has it.
+    Jwt,
+    /// `ex`, `is` and `hm`, as Discord has it.
+    Discord,
 }
 
 /// The caller that a link is made for.
@@ -44,12 +52,12 @@ fn object_key(owner: &Owner<'_>, id: &str) -> String {
 }
 
 /// An encoded value never equals the `-` of an absent one.
-fn encode(text: &str) -> PercentEncode<'_> {
+pub(super) fn encode(text: &str) -> PercentEncode<'_> {
     utf8_percent_encode(text, NON_ALPHANUMERIC)
 }
 
 /// FNV-1a.
-fn fingerprint(credential: &str) -> u64 {
+pub(super) fn fingerprint(credential: &str) -> u64 {
     credential.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
@@ -73,10 +81,15 @@ const FILLER: &str = "gQpjbi1ub3J0aC00jPAxmqXHzOhZkGvZ8H2mqG4oVqL0mT6xQyq1y0bM3q
 
 /// A link made at `now` (Unix seconds); `serial` differs for each call. The query shows the time zone, if one was sent.
 pub(super) fn link(signer: LinkSigner, owner: &Owner<'_>, id: &str, now: u64, life: Duration, serial: usize) -> String {
+    let zone = owner.time_zone.map(|zone| format!("&time-zone={}", encode(zone))).unwrap_or_default();
+    signed(signer, &format!("{BASE}{}?serial={serial}{zone}", object_key(owner, id)), id, now, life, serial)
+}
+
+/// A URL, to its query, as a link that is signed.
+pub(super) fn signed(signer: LinkSigner, url: &str, id: &str, now: u64, life: Duration, serial: usize) -> String {
     let (life, date) = (life.as_secs(), basic_date(now));
     let expires = now.saturating_add(life);
     let disposition = format!("&response-content-disposition=attachment%3Bfilename%3D{}.png", encode(id));
-    let zone = owner.time_zone.map(|zone| format!("&time-zone={}", encode(zone))).unwrap_or_default();
     let signed = match signer {
         LinkSigner::Unsigned => String::new(),
         LinkSigner::V2 => format!(
@@ -93,6 +106,12 @@ pub(super) fn link(signer: LinkSigner, owner: &Owner<'_>, id: &str, now: u64, li
         LinkSigner::Obs => format!(
             "&X-Obs-Date={date}&X-Obs-Expires={life}{disposition}&x-obs-security-token={FILLER}&X-Obs-Signature={serial:064}"
         ),
+        LinkSigner::Jwt => {
+            let part = |claims: Value| URL_SAFE_NO_PAD.encode(claims.to_string());
+            let claims = json!({"url": url, "iat": now, "exp": expires});
+            format!("&token={}.{}.{serial:043}", part(json!({"alg": "HS256", "typ": "JWT"})), part(claims))
+        }
+        LinkSigner::Discord => format!("&ex={expires:x}&is={now:x}&hm={serial:064x}"),
     };
-    format!("{BASE}{}?serial={serial}{zone}{signed}", object_key(owner, id))
+    format!("{url}{signed}")
 }

@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{FromArgMatches, ValueEnum};
 
 use super::ScriptedReply;
 use super::links::LinkSigner;
+use super::shapes::{SHAPES, Shape};
 use crate::config::{KeyPair, Secret, parse_duration};
 
 /// Behaviour of the simulated endpoint; also the arguments of `sidelink origin`.
@@ -18,19 +20,22 @@ pub struct Options {
     /// How long its links live, in whole seconds.
     #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = parse_duration)]
     pub link_life: Duration,
-    /// How its links are signed.
-    #[arg(long, value_enum, default_value_t = LinkSigner::V2)]
-    pub signer: LinkSigner,
+    /// The batch API that it has.
+    #[arg(long, value_name = "NAME", default_value = "huawei-osm", value_parser = shape())]
+    pub api: &'static Shape,
+    /// How its links are signed [default: as the API has it].
+    #[arg(long, value_enum)]
+    pub signer: Option<LinkSigner>,
     /// How long it takes to answer a batch.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     pub delay: Duration,
-    /// Most ids that it takes in one call.
-    #[arg(long, default_value_t = 100)]
-    pub max_ids: usize,
+    /// Most ids that it takes in one call [default: as the API has it].
+    #[arg(long)]
+    pub max_ids: Option<usize>,
     /// Ids that it does not know.
     #[arg(long, value_name = "ID,…", value_delimiter = ',')]
     pub missing: Vec<String>,
-    /// How it answers a batch that has some of those.
+    /// How it answers a batch that has some of those; an API with errors for single ids has those in place of leaving them out.
     #[arg(long, value_enum, default_value_t = UnknownIds::LeaveOut)]
     pub unknown_ids: UnknownIds,
     /// Tokens and access keys that it refuses with a 401.
@@ -104,6 +109,12 @@ impl Options {
     pub(super) fn is_poisoned(&self, ids: &[String]) -> bool {
         ids.iter().any(|id| self.poison.contains(id))
     }
+}
+
+/// Reads the name of an API, for a command line.
+pub fn shape() -> impl TypedValueParser<Value = &'static Shape> {
+    PossibleValuesParser::new(SHAPES.iter().map(|shape| shape.name))
+        .try_map(|name| Shape::of(&name).ok_or("there is no such API"))
 }
 
 fn share(text: &str) -> Result<f64, String> {

@@ -27,6 +27,25 @@ fn expect(cases: &[(&str, Expiry)]) {
 }
 
 #[test]
+fn the_format_by_which_an_expiry_is_read_is_named() {
+    for (query, name) in [
+        ("AccessKeyId=a&Expires=1532779451&Signature=s", Some("Huawei OBS, V2")),
+        ("AWSAccessKeyId=a&Expires=1532779451&Signature=s", Some("Amazon S3, V2")),
+        ("expires=1532779451&sig=s", Some("any other with `Expires`")),
+        (
+            "X-Amz-Algorithm=a&X-Amz-Date=20261124T000000Z&X-Amz-Expires=900&X-Amz-Signature=s&token=1",
+            Some("Amazon S3, V4"),
+        ),
+        ("ex=65f7&is=65f0&hm=s", Some("Discord")),
+        (&format!("token={}", jwt(r#"{"exp":1795478400}"#)), Some("JSON Web Token in any parameter")),
+        ("a=b", None),
+        ("sig=s", None),
+    ] {
+        assert_eq!(format_of(&format!("https://h/k?{query}")), name, "{query}");
+    }
+}
+
+#[test]
 fn the_forms_of_presigned_urls_are_read() {
     expect(&[
         ("AccessKeyId=a&Expires=1532779451&Signature=s", Expiry::At(1_532_779_451_000)),

@@ -48,7 +48,7 @@ plant "flights that nobody joins" src/fetch.rs \
     'let flight = flights.by_key.get(&id.key);' 'let flight = flights.by_key.get(&id.key).filter(|_| false);'
 plant "a link that is not kept" src/cache.rs \
     'table.insert(key, entry);' 'drop(entry);'
-plant "ids counted twice" src/telemetry/metrics.rs \
+plant "ids counted twice" src/telemetry/metrics/api.rs \
     'counter.inc_by(u64::from(count));' 'counter.inc_by(2 * u64::from(count));'
 plant "an answer in another order" src/batch/slots.rs \
     'self.slots.iter().filter_map(|slot| slot.entry.as_ref()' 'self.slots.iter().rev().filter_map(|slot| slot.entry.as_ref()'

@@ -41,7 +41,7 @@ use crate::message::header_filter::{HeaderFilter, Headers};
 use crate::message::headers;
 use crate::message::reply::Reply;
 use crate::proxy::passthrough::Passthrough;
-use crate::telemetry::metrics::{IdResult, Metrics, Refetch};
+use crate::telemetry::metrics::{ApiMetrics, IdResult, Metrics, Refetch};
 use crate::telemetry::trace::RequestSpan;
 use respond::Summary;
 use slots::{Slot, Slots, distinct, result_of_hit};
@@ -57,6 +57,8 @@ pub struct BatchRoute {
     bodies: Budget,
     config: Arc<Config>,
     metrics: Arc<Metrics>,
+    /// What is counted for its API.
+    api_metrics: Arc<ApiMetrics>,
     clock: Clock,
     template: respond::HeaderTemplate,
     answers: Arc<WholeAnswers>,
@@ -116,15 +118,21 @@ impl BatchRoute {
         answers: Arc<WholeAnswers>,
         config: Arc<Config>,
         metrics: Arc<Metrics>,
+        api_metrics: Arc<ApiMetrics>,
         clock: Clock,
     ) -> Self {
         let (api, template) = (Arc::clone(callers.api()), respond::HeaderTemplate::new(&callers));
-        Self { api, callers, cache, fetch, passthrough, bodies, config, metrics, clock, template, answers }
+        Self { api, callers, cache, fetch, passthrough, bodies, config, metrics, api_metrics, clock, template, answers }
     }
 
     /// Its API.
     pub fn api(&self) -> &BatchApi {
         &self.api
+    }
+
+    /// What is counted for its API.
+    pub fn api_metrics(&self) -> &ApiMetrics {
+        &self.api_metrics
     }
 
     /// Whether a request of this head is on its route.
@@ -216,9 +224,9 @@ impl BatchRoute {
             .map_or(Found::LookUpEntries, |written| self.answers.look_up(written, revision, now, &self.cache));
         if let Found::Answer(answer) = found {
             let mut reply = self.repeated(&answer, now);
-            self.metrics.answers_used.inc();
-            self.metrics.batch_ids.observe(reply.info.tally.total().into());
-            self.metrics.count_ids(&reply.info.tally);
+            self.api_metrics.answers_used.inc();
+            self.api_metrics.batch_ids.observe(reply.info.tally.total().into());
+            self.api_metrics.count_ids(&reply.info.tally);
             reply.info.caller = caller;
             return Step::Reply(reply);
         }
@@ -233,7 +241,7 @@ impl BatchRoute {
         let Some(ids) = distinct(&batch, scope, self.config.limits.batch_ids) else {
             return Step::Reply(respond::error(self.too_many_ids(&batch)));
         };
-        self.metrics.batch_ids.observe(ids.len() as f64);
+        self.api_metrics.batch_ids.observe(ids.len() as f64);
 
         let marks = self.cache.purges().of_group(batch.group.name());
         let view = self.cache.open(ids.iter().map(|(_, key)| *key));
@@ -251,7 +259,7 @@ impl BatchRoute {
             // Merged from entries that the cache lends: no reference count is touched for a hit.
             let entries = found.iter().flatten().map(|entry| (*entry, result_of_hit(entry)));
             let mut reply = self.merged(entries, &summary, &Fetched::default(), batch.form, now);
-            self.metrics.count_ids(&reply.info.tally);
+            self.api_metrics.count_ids(&reply.info.tally);
             reply.info.caller = caller;
             if let Some(written) = written.filter(|_| is_repeated) {
                 let entries = found.iter().flatten().zip(&ids).map(|(entry, (_, key))| (*entry, *key));
@@ -287,7 +295,7 @@ impl BatchRoute {
         }
         if refetched > 0 {
             let cause = if client.may_exclude_fresh() { Refetch::Client } else { Refetch::Revalidate };
-            self.metrics.refetched.of(cause).inc_by(refetched);
+            self.api_metrics.refetched.of(cause).inc_by(refetched);
         }
         let mut context = self.context(&batch, scope, identity, &credential, client, head, headers, trace);
         context.refetches = requirements.may_exclude_fresh();
@@ -315,7 +323,7 @@ impl BatchRoute {
     ) -> (Slots, Vec<KeyedId>, u64) {
         let mut refetched = 0;
         let mut ageing = Vec::new();
-        let mut slots = Slots { slots: Vec::with_capacity(ids.len()), metrics: Arc::clone(&self.metrics) };
+        let mut slots = Slots { slots: Vec::with_capacity(ids.len()), metrics: Arc::clone(&self.api_metrics) };
         for ((id, key), entry) in ids.iter().zip(found) {
             let keyed = || KeyedId::new(id, *key);
             slots.slots.push(match entry {
@@ -445,7 +453,7 @@ impl BatchRoute {
     fn refresh_ahead(&self, ageing: &[KeyedId], context: &Arc<FetchContext>) {
         if !ageing.is_empty() {
             let refreshed = self.fetch.refresh(context, ageing);
-            self.metrics.refetched.of(Refetch::Refresh).inc_by(refreshed as u64);
+            self.api_metrics.refetched.of(Refetch::Refresh).inc_by(refreshed as u64);
         }
     }
 

@@ -39,7 +39,7 @@ use crate::limits::budget::Budget;
 use crate::limits::pause::Rejection;
 use crate::shared::Tier;
 use crate::telemetry::log::LogThrottle;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{ApiMetrics, Metrics};
 use crate::upstream::Upstream;
 use calls::PendingId;
 pub use context::{FetchContext, KeyedId};
@@ -54,6 +54,8 @@ pub struct Fetcher {
     callers: Arc<Callers>,
     cache: Arc<Cache>,
     metrics: Arc<Metrics>,
+    /// What is counted for the API that it fetches from.
+    api_metrics: Arc<ApiMetrics>,
     config: Arc<Config>,
     clock: Clock,
     state: Arc<FetchState>,
@@ -81,6 +83,7 @@ impl Fetcher {
         state: Arc<FetchState>,
         tier: Option<Arc<Tier>>,
         metrics: Arc<Metrics>,
+        api_metrics: Arc<ApiMetrics>,
         config: Arc<Config>,
         clock: Clock,
     ) -> Self {
@@ -90,6 +93,7 @@ impl Fetcher {
             callers,
             cache,
             metrics,
+            api_metrics,
             config,
             clock,
             state,

@@ -125,11 +125,11 @@ def counts(endpoint):
 
 
 def metric(running, name):
-    """A value on sidelink's /metrics."""
+    """A value on sidelink's /metrics, with one batch API."""
     connection = http.client.HTTPConnection("127.0.0.1", running.admin, timeout=30)
     page = ask(connection, "/metrics").decode()
     connection.close()
-    return float(re.search(rf"^sidelink_{name} (.+)$", page, re.M)[1])
+    return float(re.search(rf'^sidelink_{name}(?:{{api="[^"]*"}})? (.+)$', page, re.M)[1])
 
 
 def known_links(endpoint):

@@ -328,14 +328,12 @@ pub fn laws(data: &[u8]) {
             }
         }
         let page = world.metrics().await;
-        let counted: f64 = IdResult::ALL
-            .iter()
-            .map(|result| {
-                let series = format!("sidelink_ids_total{{result=\"{}\"}} ", result.name());
-                let line = page.lines().find_map(|line| line.strip_prefix(&series)).expect("the series");
-                line.parse::<f64>().expect("a number")
-            })
-            .sum();
+        // One API: a series for each result.
+        let series = page.lines().filter(|line| line.starts_with("sidelink_ids_total{"));
+        let counts: Vec<f64> =
+            series.map(|line| line.rsplit_once(' ').expect("a value").1.parse().expect("a number")).collect();
+        assert_eq!(counts.len(), IdResult::ALL.len(), "every result is there");
+        let counted: f64 = counts.iter().sum();
         assert_eq!(counted, asked as f64, "every id is counted once");
     });
 }

@@ -160,17 +160,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_sample_counts_since_the_sample_before_and_old_samples_are_dropped() {
         let (metrics, clock) = (Arc::new(Metrics::new(&Registry::new()).unwrap()), Clock::simulated(0));
-        metrics.count_request(Route::Batch, Outcome::Miss, 5.0);
+        let api = metrics.apis.of("a").unwrap();
+        metrics.observe_request(Route::Batch, Outcome::Miss, 5.0);
+        api.batches.of(Outcome::Miss).inc();
         let history = History::new(Arc::clone(&metrics), clock);
         let mut tally = Tally::default();
         tally.add(IdResult::Hit);
         for round in 0..MOST + 2 {
             tokio::time::advance(EVERY).await;
             for _ in 0..round {
-                metrics.count_ids(&tally);
-                metrics.count_request(Route::Batch, Outcome::Hit, 0.01);
-                metrics.upstream_calls.of(CallResult::Ok).inc();
-                metrics.upstream_call_ids.observe(20.0);
+                api.count_ids(&tally);
+                metrics.observe_request(Route::Batch, Outcome::Hit, 0.01);
+                api.batches.of(Outcome::Hit).inc();
+                api.upstream_calls.of(CallResult::Ok).inc();
+                api.upstream_call_ids.observe(20.0);
             }
             history.sample(round as u64, 0);
         }
@@ -193,9 +196,10 @@ mod tests {
         let (metrics, clock) = (Arc::new(Metrics::new(&Registry::new()).unwrap()), Clock::simulated(0));
         let history = History::new(Arc::clone(&metrics), clock.clone());
         let begin = clock.now();
+        let api = metrics.apis.of("a").unwrap();
         let sampled = async |outcome: Option<Outcome>| {
             tokio::time::advance(EVERY).await;
-            outcome.inspect(|outcome| metrics.count_request(Route::Batch, *outcome, 0.01));
+            outcome.inspect(|outcome| api.batches.of(*outcome).inc());
             history.sample(0, 0);
         };
         let since = |gap| history.failing_since(gap).map(|since| since.since(begin));
@@ -206,7 +210,7 @@ mod tests {
         }
         assert_eq!(since(10_000), Some(2000), "the sample before ended then");
         assert_eq!(since(3000), Some(8000));
-        metrics.count_request(Route::Batch, Outcome::Error, 0.01);
+        api.batches.of(Outcome::Error).inc();
         let failed = [1, 4001, 10_001].map(|span| history.counted_within(span).failed_batches());
         assert_eq!(failed, [1, 2, 3], "what no sample has yet counts too");
         for _ in 0..6 {

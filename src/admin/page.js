@@ -361,6 +361,10 @@
     pairs("ids", [...counted("ids", totals.ids, RESULTS), ["all", count.format(total)], ["sent to the endpoint", count.format(totals.call_ids)]]);
     pairs("batches", counted("batches", totals.batches, BATCHES));
     pairs("calls", counted("calls", totals.calls, CALLS));
+    // There only where there are several.
+    byId("of-apis").hidden = !status.apis;
+    pairs("apis", (status.apis ?? []).map(({ api, batches, failed, ids, hits }) => [api,
+      `${share(ids > 0 ? hits / ids : null)} of ${count.format(ids)} ids without a call; ${count.format(batches)} batches, ${count.format(failed)} failed`]));
     const others = [["forwarded", "bypass"], ["not kept", "uncacheable"], ["fetched again", "refetched"], ["refused at a limit", "shed"], ["purged", "purges"]]
       .flatMap(([words, kind]) => Object.entries(totals[kind]).filter(([, value]) => value > 0).map(([name, value]) => [`${words}: ${said(kind, name)}`, count.format(value)]));
     pairs("others", others.length > 0 ? others : [[null, "Nothing was forwarded untouched, refused at a limit, purged or not kept.", "quiet"]]);

@@ -1,5 +1,6 @@
 //! `/status.json` and the page that shows it: one answer that loads nothing from elsewhere.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use http::header::CONTENT_SECURITY_POLICY;
@@ -12,7 +13,8 @@ use crate::clock::rfc3339;
 use crate::message::body::Body;
 use crate::shared::Fingerprint;
 use crate::telemetry::metrics::{
-    BreakerState, CallResult, Counters, Eviction, Evidence, Gauges, IdResult, Label, Outcome,
+    ApiMetrics, BreakerState, Bypass, CallResult, Counters, Eviction, Evidence, Gauges, IdResult, Label, Metrics,
+    Outcome, Reason, Refetch,
 };
 
 const PAGE: &str = include_str!("page.html");
@@ -82,20 +84,42 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
             "batches": named::<Outcome, _>(reading.batches),
             "calls": named::<CallResult, _>(reading.calls),
             "call_ids": reading.call_ids,
-            "bypass": by_label(&metrics.bypass),
-            "uncacheable": by_label(&metrics.uncacheable),
-            "refetched": by_label(&metrics.refetched),
+            "bypass": named::<Bypass, _>(reading.bypass),
+            "uncacheable": named::<Reason, _>(metrics.apis.sums(|api, reason| api.uncacheable.of(reason).get())),
+            "refetched": named::<Refetch, _>(metrics.apis.sums(|api, cause| api.refetched.of(cause).get())),
             "shed": by_label(&metrics.shed),
             "purges": by_label(&metrics.purges),
         },
         "history": history.after(since.unwrap_or(0)),
     });
-    if since.is_none()
-        && let Value::Object(fields) = &mut status
-    {
-        fields.insert("config".to_owned(), config.to_string().into());
+    if let Value::Object(fields) = &mut status {
+        if since.is_none() {
+            fields.insert("config".to_owned(), config.to_string().into());
+        }
+        if let Some(apis) = apis(metrics) {
+            fields.insert("apis".to_owned(), apis);
+        }
     }
     status
+}
+
+/// The counts of each batch API since the start; `None` where one is all that there is.
+fn apis(metrics: &Metrics) -> Option<Value> {
+    let apis = metrics.apis.all();
+    let line = |(name, api): &(Arc<str>, Arc<ApiMetrics>)| {
+        let ids = |are_counted: fn(IdResult) -> bool| -> u64 {
+            let counted = api.ids.iter().filter(|(result, _)| are_counted(*result));
+            counted.map(|(_, counter)| counter.get()).sum()
+        };
+        json!({
+            "api": &**name,
+            "batches": api.batches.iter().map(|(_, counter)| counter.get()).sum::<u64>(),
+            "failed": api.batches.of(Outcome::Error).get(),
+            "ids": ids(|_| true),
+            "hits": ids(IdResult::is_spared),
+        })
+    };
+    (apis.len() > 1).then(|| apis.iter().map(line).collect())
 }
 
 /// The shared tier.

@@ -29,7 +29,7 @@ use crate::message::body::{Body, BodyError};
 use crate::proxy::passthrough::Passthrough;
 use crate::proxy::router::{Connection, Router};
 use crate::shared::{Tier, TierState};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{ApiMetrics, Metrics};
 use crate::telemetry::trace::{ExportTasks, Tracer};
 use crate::upstream::{MemoryEndpoint, SetupError, Upstream, trusted_client};
 
@@ -245,9 +245,11 @@ impl GenerationBuilder {
         let config = Arc::new(config);
         let upstream = self.upstream(&config, before)?;
         let tracer = self.tracer(&config, before)?;
+        let (clock, metrics) = (&self.process.clock, &self.process.metrics);
+        let api_metrics = config.batch.iter().map(|api| metrics.apis.of(&api.name)).collect::<Result<Vec<_>, _>>();
+        let api_metrics = api_metrics.map_err(|error| SetupError::Metrics(error.to_string()))?;
         // Last: it changes the purges' listener.
         let tier = self.tier(&config, before)?;
-        let (clock, metrics) = (&self.process.clock, &self.process.metrics);
         let keys = Arc::new(Keys::new(&config.callers.keys.iter().map(CallerKey::pair).collect::<Vec<_>>()));
         let answers = Arc::new(WholeAnswers::new(&config.cache));
         let callers_of = |api: &BatchApi| {
@@ -269,7 +271,7 @@ impl GenerationBuilder {
             clock: clock.clone(),
             warned_of_key: AtomicBool::new(false),
         });
-        let batch_route = |callers: &Arc<Callers>| {
+        let batch_route = |(callers, api_metrics): (&Arc<Callers>, Arc<ApiMetrics>)| {
             let fetch = Fetcher::new(
                 Arc::clone(&upstream),
                 Arc::clone(callers),
@@ -277,6 +279,7 @@ impl GenerationBuilder {
                 Arc::clone(&self.process.fetch),
                 tier.clone(),
                 Arc::clone(metrics),
+                Arc::clone(&api_metrics),
                 Arc::clone(&config),
                 clock.clone(),
             );
@@ -289,10 +292,11 @@ impl GenerationBuilder {
                 Arc::clone(&answers),
                 Arc::clone(&config),
                 Arc::clone(metrics),
+                api_metrics,
                 clock.clone(),
             ))
         };
-        let batches: Box<[Arc<BatchRoute>]> = callers.iter().map(batch_route).collect();
+        let batches: Box<[Arc<BatchRoute>]> = callers.iter().zip(api_metrics).map(batch_route).collect();
         let admin_state = AdminState {
             process: self.process.clone(),
             upstream: Arc::clone(&upstream),

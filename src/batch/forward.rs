@@ -44,8 +44,8 @@ impl BatchRoute {
     }
 
     fn count_bypass(&self, reason: Bypass) {
-        events::Bypassed { reason: reason.name() }.log();
-        self.metrics.bypass.of(reason).inc();
+        events::Bypassed { api: &self.api.name, reason: reason.name() }.log();
+        self.api_metrics.bypass.of(reason).inc();
     }
 
     /// The reply to a batch whose calls failed, where it is not the failure itself:
@@ -100,7 +100,7 @@ impl BatchRoute {
         if !self.fetch.affords_extra() {
             return None;
         }
-        self.metrics.refetched.of(Refetch::Part).inc_by(slots.slots.len() as u64);
+        self.api_metrics.refetched.of(Refetch::Part).inc_by(slots.slots.len() as u64);
         let reply = self.forward_as_written(parts, body, Bypass::Part, context, slots).await;
         Some(reply).filter(|reply| fits || reply.response.status().is_success())
     }
@@ -118,7 +118,7 @@ impl BatchRoute {
             return respond::error(Error::NoAnswer(NoAnswer::Lost));
         };
         let Some(ids) = self.keyed(&batch, context) else { return respond::error(self.too_many_ids(&batch)) };
-        self.metrics.refetched.of(Refetch::Envelope).inc_by(slots.entries().count() as u64);
+        self.api_metrics.refetched.of(Refetch::Envelope).inc_by(slots.entries().count() as u64);
         slots.clear();
         let results = match self.fetch.fetch_separately(context, &ids, true).await {
             Ok(results) => results,

@@ -7,7 +7,7 @@ use crate::api::request::{Batch, Id};
 use crate::auth::{Key, Scope};
 use crate::cache::Entry;
 use crate::fetch::{FetchResult, KeyedId};
-use crate::telemetry::metrics::{IdResult, Metrics, Tally};
+use crate::telemetry::metrics::{ApiMetrics, IdResult, Tally};
 use crate::telemetry::trace::RequestSpan;
 
 /// One id's place in the reply.
@@ -22,7 +22,7 @@ pub(super) struct Slot {
 /// before its reply.
 pub(super) struct Slots {
     pub(super) slots: Vec<Slot>,
-    pub(super) metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<ApiMetrics>,
 }
 
 impl Slots {

@@ -241,6 +241,7 @@ impl Fetcher {
             caller: context.identity.caller,
             accepted,
             ids: ids.iter().map(|id| id.id.clone()).collect(),
+            metrics: Arc::clone(&self.api_metrics),
         };
         let read = |headers: &HeaderMap, body: &[u8]| {
             let read = answer::read(api, body, headers.get(CONTENT_TYPE), &names().collect::<Vec<_>>());
@@ -283,6 +284,7 @@ impl Fetcher {
         }
         self.throttled.when_due(|suppressed| {
             events::CallerPaused {
+                api: &self.callers.api().name,
                 caller: format_args!("{:08x}", identity.caller.short()),
                 status: answer.status.as_u16(),
                 seconds: span.as_secs_f64(),
@@ -338,7 +340,7 @@ impl Fetcher {
                         Err(Cause::Answer(answer))
                     }
                     ParsedAnswer::Unmatched => {
-                        self.metrics.uncacheable.of(Reason::Unmatched).inc_by(ids.len() as u64);
+                        self.api_metrics.uncacheable.of(Reason::Unmatched).inc_by(ids.len() as u64);
                         Err(Cause::Unmatched(answer))
                     }
                     ParsedAnswer::Broken => {
@@ -391,9 +393,9 @@ impl Fetcher {
                 _ => Ok(Deadlines::absent(answer.sent, source.absence(policy))),
             };
             let deadlines = deadlines.unwrap_or_else(|reason| {
-                self.metrics.uncacheable.of(reason).inc();
+                self.api_metrics.uncacheable.of(reason).inc();
                 if reason == Reason::NoStore && !self.warned_no_store.swap(true, Ordering::Relaxed) {
-                    events::NotStored {}.log();
+                    events::NotStored { api: &self.callers.api().name }.log();
                 }
                 // An entry that is stored already is another link, good until its own deadlines.
                 Deadlines::not_stored(answer.sent)
@@ -422,7 +424,7 @@ impl ReadyCall {
             return CallReport::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost)));
         };
         let report = self.fetcher.call(&first.context, &self.pending, self.store).await;
-        self.fetcher.metrics.upstream_calls.of(call_result(&report)).inc();
+        self.fetcher.api_metrics.upstream_calls.of(call_result(&report)).inc();
         self.fetcher.share(&first.context, &self.pending, &report);
         report
     }

@@ -21,6 +21,7 @@ fn fetch() -> (Arc<Fetcher>, Arc<FetchContext>) {
     let config = Arc::new(Config::for_endpoint(Endpoint::parse("http://h").unwrap()));
     let clock = Clock::simulated(1_000_000);
     let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
+    let api_metrics = metrics.apis.of("huawei-osm").unwrap();
     let (accept, _) = mpsc::unbounded_channel();
     let upstream = Arc::new(Upstream::in_memory(accept.into(), &config.upstream, clock.clone(), Arc::clone(&metrics)));
     let (caller_states, endpoint) = (Arc::new(CallerStates::new([7; 16])), &config.upstream.endpoint);
@@ -57,7 +58,10 @@ fn fetch() -> (Arc<Fetcher>, Arc<FetchContext>) {
         tier_scope: None,
     };
     let state = Arc::new(FetchState::new(config.upstream.calls));
-    (Arc::new(Fetcher::new(upstream, callers, cache, state, None, metrics, config, clock)), Arc::new(context))
+    (
+        Arc::new(Fetcher::new(upstream, callers, cache, state, None, metrics, api_metrics, config, clock)),
+        Arc::new(context),
+    )
 }
 
 fn keyed(context: &FetchContext, id: &str) -> KeyedId {

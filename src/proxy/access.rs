@@ -11,6 +11,7 @@ use percent_encoding::{CONTROLS, percent_encode};
 use tokio::time::Instant;
 
 use super::router::Connection;
+use crate::api::BatchApi;
 use crate::config::AccessLines;
 use crate::message::ending::{Abort, BodyEnd};
 use crate::message::headers::{REQUEST_ID, REQUEST_ID_BYTES, client_request_id};
@@ -29,6 +30,8 @@ pub(super) struct Line {
     method: Method,
     path: String,
     route: Route,
+    /// The name of the batch API, on the batch route.
+    api: Option<Box<str>>,
     began: Instant,
     client: Option<IpAddr>,
     user_agent: Option<String>,
@@ -62,12 +65,19 @@ fn is_error(status: u16) -> bool {
 }
 
 impl Line {
-    pub(super) fn of(head: &Parts, connection: &Connection, route: Route, began: Instant, trace: &RequestSpan) -> Self {
+    pub(super) fn of(
+        head: &Parts,
+        connection: &Connection,
+        (route, api): (Route, Option<&BatchApi>),
+        began: Instant,
+        trace: &RequestSpan,
+    ) -> Self {
         let user_agent = head.headers.get(USER_AGENT).map(|agent| shown(agent.as_bytes(), USER_AGENT_BYTES));
         Self {
             method: head.method.clone(),
             path: shown(head.uri.path().as_bytes(), PATH_BYTES),
             route,
+            api: api.map(|api| api.name.clone()),
             began,
             client: connection.client,
             user_agent,
@@ -130,6 +140,7 @@ impl Line {
             path: &self.path,
             status: *status,
             route: self.route.name(),
+            api: self.api.as_deref(),
             outcome: outcome.name(),
             milliseconds: milliseconds(self.began.elapsed()),
             waited_milliseconds: info.and_then(|info| info.waited).map(milliseconds),

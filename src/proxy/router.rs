@@ -10,7 +10,6 @@ use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use tokio::time::Instant;
 
-use crate::api::BatchApi;
 use crate::auth::LastToken;
 use crate::batch::{self, BatchRoute, RequestContext};
 use crate::config::AccessLines;
@@ -73,7 +72,10 @@ impl Router {
         let batch = self.batches.iter().position(|batch| batch.is_for(&head));
         let route = if batch.is_some() { Route::Batch } else { Route::Passthrough };
         let record = Record { route, batch, began, trace };
-        let line = || Line::of(&head, connection, route, began, &record.trace);
+        let line = || {
+            let api = self.batch(&record).map(BatchRoute::api);
+            Line::of(&head, connection, (route, api), began, &record.trace)
+        };
         let step = match self.refusal(&head, headers) {
             Some(error) => Step::Refuse(error),
             None if ends_here(&head) => Step::Options,
@@ -112,7 +114,7 @@ impl Router {
                 let id = request_id.clone().unwrap_or_else(headers::request_id);
                 Reply::local(methods(), Outcome::Bypass, id)
             }
-            Step::Batch(step) => match record.batch.and_then(|at| self.batches.get(at)) {
+            Step::Batch(step) => match self.batch(&record) {
                 Some(batch) => {
                     let context = RequestContext { filter, last_token: &connection.last_token, trace: &record.trace };
                     batch.finish(step, request, context).await
@@ -137,20 +139,20 @@ impl Router {
         if reply.info.outcome != Outcome::Bypass {
             reply.set_request_id(request_id);
         }
-        let api = self.api(record);
-        if let Some(api) = api.filter(|_| reply.info.error.is_some()) {
-            reply.shape_error(&api.errors);
+        let batch = self.batch(record);
+        if let Some(batch) = batch.filter(|_| reply.info.error.is_some()) {
+            reply.shape_error(&batch.api().errors);
         }
-        record.end(&self.metrics, api, Ok(&reply));
+        record.end(&self.metrics, batch, Ok(&reply));
         if let Some(line) = line {
             line.log_at_end(&mut reply, self.access_lines);
         }
         reply.response
     }
 
-    /// The API of a request, if it is on the route of one.
-    fn api(&self, record: &Record) -> Option<&BatchApi> {
-        record.batch.and_then(|at| self.batches.get(at)).map(|batch| batch.api())
+    /// The batch route that a request is on, if it is on one.
+    fn batch(&self, record: &Record) -> Option<&BatchRoute> {
+        record.batch.and_then(|at| self.batches.get(at)).map(|batch| &**batch)
     }
 
     /// Why a request is refused here.
@@ -266,14 +268,17 @@ struct Record {
 
 impl Record {
     /// Counts a request and ends its span: at the head of its reply, or when it ends without one.
-    fn end(&self, metrics: &Metrics, api: Option<&BatchApi>, reply: Result<&Reply, Abort>) {
+    fn end(&self, metrics: &Metrics, batch: Option<&BatchRoute>, reply: Result<&Reply, Abort>) {
         let (outcome, source, code) = match reply {
             Ok(reply) => (reply.info.outcome, reply.info.source, Code::from(reply.response.status())),
             Err(abort) => (Outcome::Error, Source::Sidelink, Code::from(abort.status())),
         };
         metrics.count_response(self.route, source, code);
-        metrics.count_request(self.route, outcome, self.began.elapsed().as_secs_f64());
-        self.trace.end(self.route, api, reply);
+        if let Some(batch) = batch {
+            batch.api_metrics().batches.of(outcome).inc();
+        }
+        metrics.observe_request(self.route, outcome, self.began.elapsed().as_secs_f64());
+        self.trace.end(self.route, batch.map(BatchRoute::api), reply);
     }
 }
 
@@ -288,7 +293,7 @@ struct Unended<'r> {
 impl Drop for Unended<'_> {
     fn drop(&mut self) {
         let abort = self.cut_off.by();
-        self.record.end(&self.router.metrics, self.router.api(self.record), Err(abort));
+        self.record.end(&self.router.metrics, self.router.batch(self.record), Err(abort));
         if let Some(line) = self.line {
             line.log_unanswered(abort);
         }

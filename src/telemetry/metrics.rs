@@ -1,8 +1,10 @@
 //! Every metric family, registered on a registry that is passed in; every series exists from the start.
 //!
 //! **To add a metric, add a line to `families!`**: its HELP text as the doc, its name and its kind (`family.rs`); then
-//! `make docs`. Values of labels are declared in `labels.rs`. Label sets are closed: no id, path or caller is ever a label.
+//! `make docs`. Values of labels are declared in `labels.rs`; those of `api` are the names of the
+//! batch APIs (`api.rs`). Label sets are closed: no id, path or caller is ever a label.
 
+mod api;
 mod family;
 mod labels;
 mod reading;
@@ -10,6 +12,7 @@ mod sharded;
 
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec};
 
+pub use api::{ApiFamilies, ApiMetrics};
 pub use family::{Counters, FleetInfo, Gauges, PerLabel};
 use family::{RequestDurations, Responses, families};
 pub use labels::{
@@ -28,10 +31,6 @@ const REQUEST_SECONDS: [f64; 18] = [
 /// `upstream.deadline`; finest where they usually are.
 const CALL_SECONDS: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-/// Up to `limits.batch_ids`; 100 is what the endpoint takes in one call.
-const BATCH_IDS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
-/// Up to `upstream.ids_per_call`: calls of one id do not profit from gathering, those of the last bucket are full.
-const CALL_IDS: [f64; 7] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
 /// Links live for minutes. Finest above `freshness.min_remaining`, below which none may be.
 const LIFE_SECONDS: [f64; 10] = [30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0, 900.0, 1800.0, 3600.0];
 /// A round trip within one network takes a fraction of a millisecond; the buckets around the default of `shared.timeout` (5 ms)
@@ -42,26 +41,16 @@ const ROUND_TRIP_SECONDS: [f64; 13] =
 families! {
     /// Every family of sidelink.
     pub struct Metrics {
-        /// Distinct ids of batches that were read and admitted, by result. Each is counted once, when its batch ends.
-        ids: PerLabel<IdResult, sharded::Counter> = "ids_total", sharded_counters("result");
-        /// Requests of the batch route, by how they were answered.
-        batches: PerLabel<Outcome, sharded::Counter> = "batches_total", sharded_counters("outcome");
         /// Seconds from a request's head to its answer's head, by route and outcome. A client that disconnects before counts as an error.
         request_durations: RequestDurations = "request_duration_seconds", request_durations(&REQUEST_SECONDS);
         /// Answers to clients, by route, by who has decided on the status, and by status.
         responses: Responses = "responses_total", responses();
-        /// Distinct ids of each batch that was read and admitted; the sum is all ids asked for.
-        pub batch_ids: sharded::Histogram = "batch_ids", sharded_histogram(&BATCH_IDS);
-        /// Calls to the endpoint, by result. A call counts once, however often it is tried.
-        pub upstream_calls: Counters<CallResult> = "upstream_calls_total", counters("result");
         /// Answers of the endpoint to attempts of calls and to requests of other routes, by status.
         pub upstream_responses: Counters<Code> = "upstream_responses_total", counters("code");
         /// Seconds for which calls of all callers are still held back, since the endpoint has asked for a pause; 0 without one.
         pub upstream_pause: Gauge = "upstream_pause_seconds", fraction();
         /// Seconds from sending an attempt to its complete answer, or to its failure, by how it ended.
         pub upstream_call_duration: PerLabel<AttemptResult, Histogram> = "upstream_call_duration_seconds", histograms("result", &CALL_SECONDS);
-        /// Ids in each attempt of a call; the sum is all ids sent to the endpoint.
-        pub upstream_call_ids: Histogram = "upstream_call_ids", histogram(&CALL_IDS);
         /// Calls to the endpoint that are under way now.
         pub upstream_in_flight: IntGauge = "upstream_in_flight", gauge();
         /// Further attempts of calls, after a lost or failed connection, a 502, 503 or 504.
@@ -80,22 +69,14 @@ families! {
         pub cache_capacity: IntGauge = "cache_capacity_bytes", gauge();
         /// Links and remembered absences that left memory, by cause.
         pub cache_evictions: Counters<Eviction> = "cache_evictions_total", counters("cause");
-        /// Batches that were answered by a whole answer from memory: they came again as they were written, and nothing had changed.
-        pub answers_used: sharded::Counter = "answers_used_total", sharded_counter();
         /// Whole answers in memory now.
         pub answers: IntGauge = "answers", gauge();
         /// Bytes of the whole answers in memory now; at most an eighth of cache.capacity.
         pub answers_bytes: IntGauge = "answers_bytes", gauge();
         /// Seconds until the expiry of links that are served from memory.
         pub link_life_left: sharded::Histogram = "link_life_left_seconds", sharded_histogram(&LIFE_SECONDS);
-        /// Ids that were fetched although they were fresh in memory, by cause.
-        pub refetched: Counters<Refetch> = "refetched_total", counters("cause");
         /// Seconds by which the local clock is ahead of the endpoint's, at the last call; 0 before the first.
         pub clock_skew: Gauge = "clock_skew_seconds", fraction();
-        /// Links that were answered but not stored, by reason.
-        pub uncacheable: Counters<Reason> = "uncacheable_total", counters("reason");
-        /// Requests of the batch route that were forwarded untouched, by reason.
-        pub bypass: Counters<Bypass> = "bypass_total", counters("reason");
         /// Client connections that are open now.
         pub connections: IntGauge = "connections", gauge();
         /// Requests refused because a limit was reached, by limit.
@@ -122,6 +103,8 @@ families! {
         reload_success_timestamp: IntGauge = "config_last_reload_success_timestamp_seconds", gauge();
         /// The shared tier.
         pub shared: SharedMetrics;
+        /// What is counted for each batch API.
+        pub apis: ApiFamilies;
         /// Spans of sampled requests and of their calls, by result of their export.
         pub spans: Counters<SpanResult> = "spans_total", counters("result");
     }
@@ -150,16 +133,6 @@ families! {
 }
 
 impl Metrics {
-    /// Counts a batch's ids: the one place where ids are counted.
-    pub fn count_ids(&self, tally: &Tally) {
-        for (result, counter) in self.ids.iter() {
-            let count = tally.count(result);
-            if count > 0 {
-                counter.inc_by(u64::from(count));
-            }
-        }
-    }
-
     /// Sets the gauges of limits: of each, its size and the part in use.
     pub fn show_limits(&self, limits: impl IntoIterator<Item = (Bounded, usize, usize)>) {
         for (bounded, limit, used) in limits {
@@ -191,11 +164,8 @@ impl Metrics {
         self.responses.of(route).of(source).of(code).inc();
     }
 
-    /// Counts a request and its duration.
-    pub fn count_request(&self, route: Route, outcome: Outcome, seconds: f64) {
-        if route == Route::Batch {
-            self.batches.of(outcome).inc();
-        }
+    /// Observes a request's duration.
+    pub fn observe_request(&self, route: Route, outcome: Outcome, seconds: f64) {
         self.request_durations.of(route).of(outcome).observe(seconds);
     }
 }

@@ -147,6 +147,7 @@ impl RequestSpan {
         if let Some(api) = api {
             span.update_name(format!("{} {}", api.method, api.path));
             span.set_attribute(KeyValue::new("http.route", api.path.to_string()));
+            span.set_attribute(KeyValue::new("sidelink.api", api.name.to_string()));
         }
         if let Ok(status) = reply.map(|reply| reply.response.status()) {
             set_status(span, status, status.is_server_error());
@@ -202,6 +203,7 @@ impl CallSpan {
         let Some(first) = sampled.next() else { return Self(None) };
         let mut call = first.call(format!("{} {}", api.method, api.path), known(&api.method), endpoint);
         call.linked.span.set_attribute(KeyValue::new("url.template", api.path.to_string()));
+        call.linked.span.set_attribute(KeyValue::new("sidelink.api", api.name.to_string()));
         call.linked.span.set_attribute(KeyValue::new("sidelink.ids", i64::try_from(ids).unwrap_or(i64::MAX)));
         for other in sampled.filter(|other| other.context.span_id() != call.parent) {
             call.linked.link(other.context.clone());

@@ -26,7 +26,7 @@ impl Upstream {
         new_connection: bool,
         progress: &SendProgress,
     ) -> Result<Answer, Error> {
-        self.metrics.upstream_call_ids.observe(call.ids.len() as f64);
+        call.metrics.upstream_call_ids.observe(call.ids.len() as f64);
         let _in_flight = GaugeGuard::new(&self.metrics.upstream_in_flight);
         let began = Instant::now();
         let exchange = timeout_at(deadline, self.exchange(call, new_connection, progress)).await;

@@ -1,5 +1,7 @@
 //! Calls and their answers.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT, VIA};
 use http::uri::PathAndQuery;
@@ -9,6 +11,7 @@ use crate::auth::Caller;
 use crate::auth::signature::{self, Signer};
 use crate::clock::Moment;
 use crate::config;
+use crate::telemetry::metrics::ApiMetrics;
 
 /// One request to the endpoint for a batch's misses.
 pub struct Call {
@@ -30,6 +33,8 @@ pub struct Call {
     pub accepted: bool,
     /// The ids that it asks for.
     pub ids: Vec<Box<str>>,
+    /// Where its attempts count their ids.
+    pub metrics: Arc<ApiMetrics>,
 }
 
 /// The endpoint's answer to a call, complete and decoded.

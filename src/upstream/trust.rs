@@ -22,6 +22,9 @@ pub enum SetupError {
     /// The exporter of spans cannot be built.
     #[error("trace: {0}")]
     Exporter(String),
+    /// The metrics of a batch API cannot be registered: a bug in sidelink.
+    #[error("metrics: {0}")]
+    Metrics(String),
 }
 
 /// The content of the files that a configuration named when it was loaded.

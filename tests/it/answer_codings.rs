@@ -10,7 +10,7 @@ use sidelink::app::App;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{LOOPBACK, Reply, TestClient, config, query};
+use crate::support::{LOOPBACK, Reply, TestClient, config, query, value_of};
 
 /// `text` as one uncompressed meta-block of Brotli.
 fn brotli(text: &[u8]) -> Vec<u8> {
@@ -82,8 +82,7 @@ impl Endpoint {
     async fn metric(&self, series: &str) -> f64 {
         let page = self.app_admin.get("/metrics", &[]).await;
         let text = String::from_utf8(page.body.to_vec()).unwrap();
-        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
-        line.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
+        value_of(series, &text)
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::support::{LOOPBACK, Reply, TestClient, config};
+use crate::support::{LOOPBACK, Reply, TestClient, config, value_of};
 
 /// A route that is no batch and takes any method.
 pub const OTHER_ROUTE: &str = "/v2/servicerequest/echo";
@@ -330,8 +330,7 @@ impl Sidelink {
     pub async fn metric(&self, series: &str) -> f64 {
         let page = TestClient::new(self.app.admin_address()).get("/metrics", &[]).await;
         let text = String::from_utf8(page.body.to_vec()).unwrap();
-        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
-        line.unwrap_or_else(|| panic!("no series {series} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
+        value_of(series, &text)
     }
 
     /// The breaker is closed, and has refused no call.

@@ -21,7 +21,7 @@ use sidelink::demo::origin::{self, Origin};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep};
 
-use crate::support::{LOOPBACK, TestClient, config, origin_options};
+use crate::support::{LOOPBACK, TestClient, config, origin_options, value_of};
 
 pub const SECRET: &str = "a-fleet-secret-of-forty-characters-or-so";
 
@@ -158,8 +158,7 @@ impl Sidecar {
     pub async fn metric(&self, series: &str) -> f64 {
         let page = TestClient::new(self.app.admin_address()).get("/metrics", &[]).await;
         let text = String::from_utf8(page.body.to_vec()).unwrap();
-        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
-        line.unwrap_or_else(|| panic!("no series {series} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
+        value_of(series, &text)
     }
 
     pub async fn failures(&self, kind: &str) -> f64 {

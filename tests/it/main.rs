@@ -77,5 +77,6 @@ mod supply_chain;
 mod support;
 mod tls;
 mod tracing;
+mod two_apis;
 mod unmatched;
 mod upgrades;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use crate::support::TestClient;
+use crate::support::{TestClient, value_of};
 
 /// Longer than anything takes, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -141,8 +141,7 @@ impl Process {
     pub async fn metric(&self, series: &str) -> f64 {
         let page = self.admin.get("/metrics", &[]).await;
         let text = String::from_utf8(page.body.to_vec()).unwrap();
-        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
-        line.unwrap_or_else(|| panic!("no series {series} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
+        value_of(series, &text)
     }
 }
 

@@ -15,7 +15,7 @@ use sidelink::upstream::MemoryEndpoint;
 use tokio::io::duplex;
 use tokio::sync::mpsc;
 
-use crate::support::{LOOPBACK, Reply, config, origin_options, query};
+use crate::support::{LOOPBACK, Reply, config, origin_options, query, value_of};
 
 /// 2026-11-24, midnight.
 const EPOCH: i64 = 1_795_478_400_000;
@@ -95,8 +95,7 @@ impl World {
         };
         let body = page.now_or_never().unwrap();
         let text = String::from_utf8(body.to_vec()).unwrap();
-        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
-        line.unwrap_or_else(|| panic!("no series {series} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
+        value_of(series, &text)
     }
 }
 

@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand_distr::Distribution;
 use serde_json::{Value, json};
 use sidelink::config::Config;
+use sidelink::config::batch::BatchApi;
 
 use crate::admin::{TOKEN, token};
 use crate::browser::{Browser, ELSEWHERE};
@@ -240,6 +241,19 @@ async fn the_numbers_follow_the_traffic_and_the_page_loads_nothing_from_elsewher
     assert!(browser.eval(hint).as_str().unwrap().contains("arrow keys"));
     browser.look(390, 844, "dark");
     browser.until(&format!("{hint} === 'Tap a chart to read a moment.'"));
+    browser.until("document.documentElement.scrollWidth <= 390");
+
+    // Several APIs have a card; one alone has none.
+    let is_shown = "document.querySelector('#of-apis').offsetParent !== null";
+    assert_eq!(browser.eval(is_shown), json!(false));
+    let mut next = Config::clone(&stack.app.config());
+    next.batch.push(BatchApi { name: "lfs".into(), ..BatchApi::preset("git-lfs").unwrap() });
+    stack.app.apply(next).unwrap();
+    browser.until(is_shown);
+    let cells = browser.text("#apis");
+    for expected in ["huawei-osm", "76.2 % of 21 ids without a call; 6 batches, 1 failed", "lfs", "– of 0 ids"] {
+        assert!(cells.contains(expected), "{cells}");
+    }
     browser.until("document.documentElement.scrollWidth <= 390");
 
     // A paused page sends no requests.

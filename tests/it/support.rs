@@ -75,12 +75,28 @@ impl Stack {
         String::from_utf8(page.body.to_vec()).unwrap()
     }
 
-    /// The value of one series of `/metrics`, as it stands there.
+    /// The value of a series of `/metrics`. Where `series` names no `api`, the sum over all of them.
     pub async fn metric(&self, series: &str) -> f64 {
-        let text = self.metrics().await;
-        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
-        line.unwrap_or_else(|| panic!("no series {series} in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
+        value_of(series, &self.metrics().await)
     }
+}
+
+/// The value of a series on a page of metrics. Where `series` names no `api`, the sum over all of them.
+pub fn value_of(series: &str, page: &str) -> f64 {
+    let without_api = |labels: &str| {
+        let labels = labels.split(',').filter(|label| !label.is_empty());
+        let other = |label: &&str| series.contains("api=") || !label.starts_with("api=");
+        labels.filter(other).collect::<Vec<_>>().join(",")
+    };
+    let parts = |series: &str| {
+        let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+        (name.to_owned(), without_api(labels.trim_end_matches('}')))
+    };
+    let lines = page.lines().filter_map(|line| line.rsplit_once(' ')).filter(|(one, _)| !one.starts_with('#'));
+    let values: Vec<f64> =
+        lines.filter(|(one, _)| parts(one) == parts(series)).map(|(_, value)| value.parse().unwrap()).collect();
+    assert!(!values.is_empty(), "no series {series} in\n{page}");
+    values.iter().sum()
 }
 
 #[derive(Clone)]

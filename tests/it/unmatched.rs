@@ -9,7 +9,7 @@ use sidelink::config::Config;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{LOOPBACK, TestClient, config, query};
+use crate::support::{LOOPBACK, TestClient, config, query, value_of};
 
 /// A call with more ids gets a 400, as from the real service.
 const IDS_PER_CALL: usize = 100;
@@ -103,8 +103,7 @@ fn target(ids: &[String]) -> String {
 async fn metric(app: &App, series: &str) -> f64 {
     let page = TestClient::new(app.admin_address()).get("/metrics", &[]).await;
     let text = String::from_utf8(page.body.to_vec()).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{series} "))).unwrap();
-    line.parse().unwrap()
+    value_of(series, &text)
 }
 
 /// Regression: the batch was forwarded as one request, and the endpoint refused it because it had too many ids.

@@ -81,6 +81,8 @@ events! {
             status: u16,
             /// `batch` or `passthrough`.
             route: &'a str,
+            /// The name of the batch API, as in `sidelink_batches_total`; left out where `route` is not `batch`.
+            api: Option<&'a str>,
             /// `hit`, `partial`, `miss`, `stale`, `bypass` or `error`, as in `sidelink_batches_total`.
             outcome: &'a str,
             /// The time from the request's head to the end of the answer.
@@ -177,10 +179,10 @@ events! {
         }
     }
     "sidelink::fetch" {
-        /// A 429, or a 503 with `Retry-After`. `caller` is the short hash of the access line.
-        WARN "the endpoint throttles a caller; its calls pause" CallerPaused<'a> { caller: Arguments<'a>, status: u16, seconds: f64, suppressed: u64, }
-        /// Logged once.
-        WARN "the endpoint's Cache-Control or Expires forbids storing its links: every batch is fetched, unless freshness.honour_no_store is false" NotStored {}
+        /// A 429, or a 503 with `Retry-After`, in answer to a call of the batch API `api`. `caller` is the short hash of the access line.
+        WARN "the endpoint throttles a caller; its calls pause" CallerPaused<'a> { api: &'a str, caller: Arguments<'a>, status: u16, seconds: f64, suppressed: u64, }
+        /// Logged once for each batch API, `api`.
+        WARN "the endpoint's Cache-Control or Expires forbids storing its links: every batch is fetched, unless freshness.honour_no_store is false" NotStored<'a> { api: &'a str, }
         /// A bug: report it. The call's batches got a 502.
         ERROR "a call ended without a result" CallLost { ids: usize, }
     }
@@ -195,8 +197,8 @@ events! {
         DEBUG "an id was deleted; its links are purged" IdDeleted {}
     }
     "sidelink::batch" {
-        /// A batch that could not be split; `reason` as in `sidelink_bypass_total`.
-        DEBUG "forwarded untouched" Bypassed<'a> { reason: &'a str, }
+        /// A batch that could not be split; `api` and `reason` as in `sidelink_bypass_total`.
+        DEBUG "forwarded untouched" Bypassed<'a> { api: &'a str, reason: &'a str, }
     }
     "sidelink::shared" {
         /// At the start, and after each outage.

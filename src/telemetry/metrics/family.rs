@@ -83,55 +83,70 @@ macro_rules! families {
 
         impl $name {
             /// Registers every family on `registry`.
-            pub fn new(registry: &prometheus::Registry) -> prometheus::Result<Self> {
+            pub fn new<'r>(registry: impl Into<$crate::telemetry::metrics::family::Registrar<'r>>) -> prometheus::Result<Self> {
+                let registrar = registry.into();
                 Ok(Self {
-                    $($field: families!(@new registry, $type, concat!($($help),+) $(, $metric, $kind($($argument),*))?),)+
+                    $($field: families!(@new registrar, $type, concat!($($help),+) $(, $metric, $kind($($argument),*))?),)+
                 })
             }
         }
     };
-    (@new $registry:ident, $type:ty, $help:expr) => {
-        <$type>::new($registry)?
+    (@new $registrar:ident, $type:ty, $help:expr) => {
+        <$type>::new($registrar)?
     };
-    (@new $registry:ident, $type:ty, $help:expr, $metric:literal, $kind:ident($($argument:expr),*)) => {
-        $crate::telemetry::metrics::family::Family::new($registry, $metric, $help).$kind($($argument),*)?
+    (@new $registrar:ident, $type:ty, $help:expr, $metric:literal, $kind:ident($($argument:expr),*)) => {
+        $crate::telemetry::metrics::family::Family::new($registrar, $metric, $help).$kind($($argument),*)?
     };
 }
 
 pub(super) use families;
 
+/// Where families are registered.
+#[derive(Clone, Copy)]
+pub struct Registrar<'a> {
+    pub(super) registry: &'a Registry,
+    /// The label `api` of all their series; `None`: they have no such label.
+    pub(super) api: Option<&'a str>,
+}
+
+impl<'a> From<&'a Registry> for Registrar<'a> {
+    fn from(registry: &'a Registry) -> Self {
+        Self { registry, api: None }
+    }
+}
+
 /// A family that is about to be registered.
 pub(super) struct Family<'a> {
-    registry: &'a Registry,
+    registrar: Registrar<'a>,
     name: String,
     help: &'a str,
 }
 
 impl<'a> Family<'a> {
-    pub(super) fn new(registry: &'a Registry, name: &str, help: &'a str) -> Self {
-        Self { registry, name: format!("sidelink_{name}"), help: help.trim_start() }
+    pub(super) fn new(registrar: Registrar<'a>, name: &str, help: &'a str) -> Self {
+        Self { registrar, name: format!("sidelink_{name}"), help: help.trim_start() }
     }
 
     pub(super) fn counter(self) -> Result<IntCounter> {
-        self.register(IntCounter::new(&*self.name, self.help)?)
+        self.register(IntCounter::with_opts(self.opts())?)
     }
 
     pub(super) fn gauge(self) -> Result<IntGauge> {
-        self.register(IntGauge::new(&*self.name, self.help)?)
+        self.register(IntGauge::with_opts(self.opts())?)
     }
 
     /// A gauge of fractions.
     pub(super) fn fraction(self) -> Result<Gauge> {
-        self.register(Gauge::new(&*self.name, self.help)?)
+        self.register(Gauge::with_opts(self.opts())?)
     }
 
     pub(super) fn histogram(self, buckets: &[f64]) -> Result<Histogram> {
-        let opts = HistogramOpts::new(&*self.name, self.help).buckets(buckets.to_vec());
+        let opts = HistogramOpts::from(self.opts()).buckets(buckets.to_vec());
         self.register(Histogram::with_opts(opts)?)
     }
 
     pub(super) fn histograms<L: Label>(self, label: &str, buckets: &[f64]) -> Result<PerLabel<L, Histogram>> {
-        let opts = HistogramOpts::new(&*self.name, self.help).buckets(buckets.to_vec());
+        let opts = HistogramOpts::from(self.opts()).buckets(buckets.to_vec());
         let vector = self.register(HistogramVec::new(opts, &[label])?)?;
         Ok(PerLabel::new(|value| vector.with_label_values(&[value])))
     }
@@ -209,8 +224,8 @@ impl<'a> Family<'a> {
         series: Vec<(Vec<&'static str>, M)>,
     ) -> Result<()> {
         let labels = labels.iter().map(|label| (*label).to_owned()).collect();
-        let desc = Desc::new(self.name, self.help.to_owned(), labels, HashMap::new())?;
-        self.registry.register(Box::new(sharded::Series { desc, series }))
+        let desc = Desc::new(self.name.clone(), self.help.to_owned(), labels, self.const_labels())?;
+        self.registrar.registry.register(Box::new(sharded::Series { desc, series }))
     }
 
     pub(super) fn build(self) -> Result<IntGaugeVec> {
@@ -226,11 +241,15 @@ impl<'a> Family<'a> {
     }
 
     fn opts(&self) -> Opts {
-        Opts::new(&*self.name, self.help)
+        Opts::new(&*self.name, self.help).const_labels(self.const_labels())
+    }
+
+    fn const_labels(&self) -> HashMap<String, String> {
+        self.registrar.api.map(|api| ("api".to_owned(), api.to_owned())).into_iter().collect()
     }
 
     fn register<C: Collector + Clone + 'static>(&self, family: C) -> Result<C> {
-        self.registry.register(Box::new(family.clone()))?;
+        self.registrar.registry.register(Box::new(family.clone()))?;
         Ok(family)
     }
 }

@@ -388,6 +388,13 @@ labels! {
     }
 }
 
+impl IdResult {
+    /// Whether the id was answered without a call for its batch: what counts as a hit in the hit rate.
+    pub fn is_spared(self) -> bool {
+        matches!(self, Self::Hit | Self::Stale | Self::Joined | Self::Shared)
+    }
+}
+
 impl Code {
     /// Whether it is a 4xx or 5xx, or there was no answer.
     pub fn is_error(self) -> bool {

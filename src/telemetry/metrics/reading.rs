@@ -1,9 +1,13 @@
-//! The counters at one time, from which the status page takes differences.
+//! The counters at one time, over all batch APIs, from which the status page takes differences.
+
+use std::sync::Arc;
 
 use prometheus::Histogram;
 use prometheus::core::Metric;
 
-use super::{AttemptResult, CALL_SECONDS, Code, Counters, Label, Metrics, Outcome, REQUEST_SECONDS, Route, Source};
+use super::{
+    ApiMetrics, AttemptResult, CALL_SECONDS, Code, Counters, Label, Metrics, Outcome, REQUEST_SECONDS, Route, Source,
+};
 
 /// The counters at one time.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,7 +39,7 @@ pub struct Reading {
 }
 
 impl Metrics {
-    /// The counters now.
+    /// The counters now, over all batch APIs.
     pub fn reading(&self) -> Reading {
         let mut answers = Vec::new();
         for (_, durations) in self.request_durations.of(Route::Batch).iter() {
@@ -44,15 +48,15 @@ impl Metrics {
             answers.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         }
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A sum of whole numbers.
-        let call_ids = self.upstream_call_ids.get_sample_sum() as u64;
+        let call_ids = |(_, api): (_, Arc<ApiMetrics>)| api.upstream_call_ids.get_sample_sum() as u64;
         let by_source = self.responses.iter().flat_map(|(_, by_source)| by_source.iter());
         let by_code = by_source.flat_map(|(_, by_code)| by_code.iter());
         Reading {
-            ids: self.ids.iter().map(|(_, counter)| counter.get()).collect(),
-            batches: self.batches.iter().map(|(_, counter)| counter.get()).collect(),
-            calls: values(&self.upstream_calls),
-            call_ids,
-            bypass: values(&self.bypass),
+            ids: self.apis.sums(|api, result| api.ids.of(result).get()),
+            batches: self.apis.sums(|api, outcome| api.batches.of(outcome).get()),
+            calls: self.apis.sums(|api, result| api.upstream_calls.of(result).get()),
+            call_ids: self.apis.all().into_iter().map(call_ids).sum(),
+            bypass: self.apis.sums(|api, reason| api.bypass.of(reason).get()),
             shed: values(&self.shed),
             responses: by_code.map(|(_, counter)| counter.get()).collect(),
             shared_operations: values(&self.shared.operations).iter().sum(),

@@ -184,8 +184,10 @@ impl<M: Expose> Collector for Series<M> {
                 label.set_value((*value).to_owned());
                 label
             };
-            let mut metric =
-                proto::Metric::from_label(self.desc.variable_labels.iter().zip(values).map(label).collect());
+            let variable = self.desc.variable_labels.iter().zip(values).map(label);
+            let mut labels: Vec<_> = self.desc.const_label_pairs.iter().cloned().chain(variable).collect();
+            labels.sort();
+            let mut metric = proto::Metric::from_label(labels);
             series.expose(&mut metric);
             metric
         };

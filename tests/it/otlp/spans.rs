@@ -54,6 +54,7 @@ async fn a_batch_and_its_call_are_spans_of_the_clients_trace() {
             ("http.response.status_code", "200"),
             ("network.protocol.version", "1.1"),
             ("sidelink.route", "batch"),
+            ("sidelink.api", "huawei-osm"),
             ("sidelink.outcome", outcome),
             ("sidelink.ids", ids),
             ("sidelink.ids.hit", hit),
@@ -73,6 +74,7 @@ async fn a_batch_and_its_call_are_spans_of_the_clients_trace() {
         ("server.address", "127.0.0.1"),
         ("server.port", &port),
         ("url.template", api::PATH),
+        ("sidelink.api", "huawei-osm"),
         ("sidelink.ids", "1"),
         ("sidelink.result", "ok"),
     ]);

@@ -70,7 +70,7 @@ pub struct AdminState {
     pub upstream: Arc<Upstream>,
     pub tier: Option<Arc<Tier>>,
     pub batches: Box<[Arc<BatchRoute>]>,
-    pub answers: Arc<WholeAnswers>,
+    pub(crate) answers: Arc<WholeAnswers>,
     pub config: Arc<Config>,
 }
 

@@ -109,7 +109,7 @@ struct Fetched {
 impl BatchRoute {
     /// A handler over what the composition root has built.
     #[expect(clippy::too_many_arguments, reason = "the composition root hands over what it has built")]
-    pub fn new(
+    pub(crate) fn new(
         callers: Arc<Callers>,
         cache: Arc<Cache>,
         fetch: Arc<Fetcher>,

@@ -1,7 +1,7 @@
 //! Entries in memory, by [`Key`], bounded by bytes. Start at [`Cache`].
 //!
 //! An entry contains the JSON text that the endpoint sent, so that answering is copying. A look-up leaves out
-//! purged entries, and nothing else: whether an entry is fresh enough is asked of its [`Deadlines`] by
+//! purged entries, and nothing else: whether an entry is fresh enough is asked of its [`freshness::Deadlines`] by
 //! `fetch::CacheRequirements::allow`. Eviction (CLOCK-PRO by weight) and the sweep of dead entries only free memory.
 //!
 //! # Locks
@@ -13,7 +13,7 @@
 //! Locks are taken in this order: flights (`fetch`), parts, `purges`. The locks of `refusals` and those inside moka (whole answers,
 //! callers' states) come last: nothing else is locked under them.
 
-pub mod answers;
+pub(crate) mod answers;
 mod entry;
 pub mod freshness;
 pub mod purges;

@@ -8,7 +8,7 @@
 //! - `batch::explain`, which shows its name.
 //!
 //! A request that is not exactly a batch is forwarded untouched. All that stands beside its ids is part of its scope
-//! ([`Batch::scope`]), and goes upstream byte for byte. An id or a group with an unencoded `+` in a query is named by its
+//! (`auth::Scope::of_batch`), and goes upstream byte for byte. An id or a group with an unencoded `+` in a query is named by its
 //! spelling ([`id`]).
 
 use std::borrow::Cow;

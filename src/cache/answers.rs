@@ -242,7 +242,7 @@ pub(super) fn capacity(all: u64) -> u64 {
 }
 
 /// The whole answers of one configuration, bounded by bytes.
-pub struct WholeAnswers {
+pub(crate) struct WholeAnswers {
     stored: sync::Cache<u64, Stored, BuildHasherDefault<KeyHasher>>,
     /// Hashes of requests that came once. Most batches never come again, and storing their answers would cost more than it saves.
     seen: Box<[AtomicU32]>,

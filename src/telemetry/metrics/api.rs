@@ -55,7 +55,7 @@ impl ApiMetrics {
 }
 
 /// The families of each API that a configuration has had, in the order in which they came. An API that a reload has removed keeps its
-/// series, since it may come back, and nothing that was counted is forgotten; beyond [`MOST`] the oldest that is not in use goes.
+/// series, since it may come back, and nothing that was counted is forgotten; beyond `MOST` the oldest that is not in use goes.
 pub struct ApiFamilies(Apis);
 
 type Apis = Arc<RwLock<Vec<Api>>>;

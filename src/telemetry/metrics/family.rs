@@ -52,7 +52,7 @@ impl<L: Label> Gauges<L> {
     }
 }
 
-/// A gauge at 1 whose label is the fingerprint of the fleet, or [`Self::NONE`] at 0. The fingerprint changes with a reload.
+/// A gauge at 1 whose label is the fingerprint of the fleet, or `none` at 0. The fingerprint changes with a reload.
 pub struct FleetInfo(IntGaugeVec);
 
 impl FleetInfo {

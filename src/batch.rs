@@ -10,6 +10,7 @@
 
 pub mod check;
 mod chunked_body;
+mod context;
 mod explain;
 mod forward;
 mod masking;
@@ -19,15 +20,14 @@ mod slots;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, COOKIE};
+use http::header::CONTENT_ENCODING;
 use http::request::Parts;
 use http::{HeaderValue, Request};
 use tokio::time::Instant;
 
 use crate::api::BatchApi;
-use crate::api::call::CallTemplate;
-use crate::api::request::{Batch, Form, Id, NotABatch};
-use crate::auth::{AuthError, Bypass, Callers, Credential, Identity, Key, LastToken, Scope};
+use crate::api::request::{Batch, Id, NotABatch};
+use crate::auth::{AuthError, Bypass, Callers, Key, LastToken};
 use crate::cache::answers::{Found, Revision, WholeAnswer, WholeAnswers, Written};
 use crate::cache::{Cache, Entry};
 use crate::clock::{Clock, Moment};
@@ -386,62 +386,12 @@ impl BatchRoute {
         self.template.1.is_some() || respond::have_one_envelope(entries)
     }
 
-    /// Whether a request has cookies that its calls do not carry.
-    fn has_cookies(&self, headers: Headers<'_>) -> bool {
-        headers.contains(&COOKIE) && !self.api.credentials.contains(&COOKIE)
-    }
-
     fn too_many_ids(&self, batch: &Batch<'_>) -> Error {
         Error::TooManyIds(TooMany { came: batch.ids.len(), allowed: self.config.limits.batch_ids })
     }
 
     fn directives(&self, headers: Headers<'_>) -> Directives {
         if self.config.callers.cache_control { Directives::read(headers) } else { Directives::default() }
-    }
-
-    /// What calls for a batch need to know of it. A batch that is all in memory does without.
-    #[expect(clippy::too_many_arguments, reason = "each is another side of the batch")]
-    fn context(
-        &self,
-        batch: &Batch<'_>,
-        scope: Scope,
-        identity: Identity,
-        credential: &Credential<'_>,
-        requirements: CacheRequirements,
-        head: &Parts,
-        headers: Headers<'_>,
-        trace: &RequestSpan,
-    ) -> FetchContext {
-        let tier_scope = self.fetch.tier().map(|tier| {
-            let (kind, fields) = self.callers.credential_fields(credential, &identity, headers.map());
-            let mut scope: Vec<_> = batch.group.fields().collect();
-            scope.extend(batch.rest().iter().map(|field| Some(field.as_bytes())));
-            // Between the fields of two kinds, whose numbers vary.
-            scope.push(None);
-            self.callers.each_scope_field(&identity, headers, &head.uri, |field| scope.push(field));
-            Arc::new(tier.scope(&identity, (kind, &fields), &scope, batch.group.name()))
-        });
-        let mut carried = self.callers.carried(&identity, headers.map());
-        if batch.form == Form::Body {
-            carried.extend(headers.get_all(&CONTENT_TYPE).map(|value| (CONTENT_TYPE, value.clone())));
-        }
-        FetchContext {
-            requirements,
-            refetches: false,
-            tier_scope,
-            headers: carried,
-            scope,
-            group: batch.group.to_static(),
-            template: CallTemplate::new(head.uri.path(), batch),
-            deadline: Instant::now() + self.config.upstream.deadline,
-            request_id: headers::client_request_id(headers).cloned(),
-            has_cookies: self.has_cookies(headers),
-            was_accepted: identity.caller_state.is_accepted(),
-            hops: headers::sidelinks(headers),
-            trace_context: trace.context(headers.map()),
-            trace: trace.clone(),
-            identity,
-        }
     }
 
     /// Whether an entry is to be refreshed ahead.

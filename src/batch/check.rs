@@ -259,10 +259,7 @@ impl Report {
         let name_of = |pair: &str| pair.split('=').next().unwrap_or_default().to_owned();
         let query = uri.query().filter(|query| !query.is_empty());
         let (pairs, members) = match batch.form {
-            Form::Body => (
-                query.map(|query| query.split('&').map(name_of).collect()),
-                batch.rest().get(usize::from(query.is_some())..),
-            ),
+            Form::Body => (query.map(|query| query.split('&').map(name_of).collect()), batch.rest().get(1..)),
             _ => (Some(batch.rest().iter().map(|pair| name_of(pair)).collect::<Vec<_>>()), None),
         };
         fields.extend(pairs.into_iter().flatten().map(|name| format!("query {name}")));

@@ -1,0 +1,68 @@
+//! What the calls for a batch need to know of it.
+
+use std::sync::Arc;
+
+use http::header::{CONTENT_TYPE, COOKIE};
+use http::request::Parts;
+use tokio::time::Instant;
+
+use super::BatchRoute;
+use crate::api::call::CallTemplate;
+use crate::api::request::{Batch, Form};
+use crate::auth::{Credential, Identity, Scope};
+use crate::fetch::{CacheRequirements, FetchContext};
+use crate::message::header_filter::Headers;
+use crate::message::headers;
+use crate::telemetry::trace::RequestSpan;
+
+impl BatchRoute {
+    /// What calls for a batch need to know of it. A batch that is all in memory does without.
+    #[expect(clippy::too_many_arguments, reason = "each is another side of the batch")]
+    pub(super) fn context(
+        &self,
+        batch: &Batch<'_>,
+        scope: Scope,
+        identity: Identity,
+        credential: &Credential<'_>,
+        requirements: CacheRequirements,
+        head: &Parts,
+        headers: Headers<'_>,
+        trace: &RequestSpan,
+    ) -> FetchContext {
+        let tier_scope = self.fetch.tier().map(|tier| {
+            let (kind, fields) = self.callers.credential_fields(credential, &identity, headers.map());
+            let mut scope: Vec<_> = batch.group.fields().collect();
+            scope.extend(batch.rest().iter().map(|field| Some(field.as_bytes())));
+            // Between the fields of two kinds, whose numbers vary.
+            scope.push(None);
+            self.callers.each_scope_field(&identity, headers, &head.uri, |field| scope.push(field));
+            Arc::new(tier.scope(&identity, (kind, &fields), &scope, batch.group.name()))
+        });
+        let mut carried = self.callers.carried(&identity, headers.map());
+        if batch.form == Form::Body {
+            carried.extend(headers.get_all(&CONTENT_TYPE).map(|value| (CONTENT_TYPE, value.clone())));
+        }
+        FetchContext {
+            requirements,
+            refetches: false,
+            tier_scope,
+            headers: carried,
+            scope,
+            group: batch.group.to_static(),
+            template: CallTemplate::new(head.uri.path(), batch),
+            deadline: Instant::now() + self.config.upstream.deadline,
+            request_id: headers::client_request_id(headers).cloned(),
+            has_cookies: self.has_cookies(headers),
+            was_accepted: identity.caller_state.is_accepted(),
+            hops: headers::sidelinks(headers),
+            trace_context: trace.context(headers.map()),
+            trace: trace.clone(),
+            identity,
+        }
+    }
+
+    /// Whether a request has cookies that its calls do not carry.
+    pub(super) fn has_cookies(&self, headers: Headers<'_>) -> bool {
+        headers.contains(&COOKIE) && !self.api.credentials.contains(&COOKIE)
+    }
+}

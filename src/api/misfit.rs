@@ -60,7 +60,7 @@ impl Display for Misfit {
             Self::NoList => "its body has no list at ids.body",
             Self::EmptyList => "the list at ids.body is empty",
             Self::Element(at) => {
-                return write!(f, "element {at} of the list at ids.body has no id at ids.key, or one that is empty or longer than ids.chars");
+                return write!(f, "element {at} of the list at ids.body has no id at ids.key, or one that is empty, longer than ids.chars, or a number without ids.numbers");
             }
             Self::Ambiguous => "two elements of the list at ids.body have the same id, and differ",
             Self::Style => "its ids are listed in a way that ids.styles does not name, or in two ways",

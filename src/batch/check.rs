@@ -186,12 +186,27 @@ fn check_answer(config: &Config, batch: &CheckedBatch<'_>, response: Response<By
                 format!("kept: fresh for {}, usable for {} if the endpoint fails", span(fresh), span(usable))
             }
             Ok([fresh, ..]) => format!("kept: fresh for {}", span(fresh)),
-            Err(reason) => format!("not kept: {}", lower(reason.meaning())),
+            Err(reason) => format!("not kept: {}", why_not_kept(item, reason)),
         });
     }
     let all = batch.ids.len();
     report.line("verdict", format_args!("a batch; {kept} of {all} items could be kept"));
     kept == all
+}
+
+/// Why an item is not kept, and what to do where the description may be wrong.
+fn why_not_kept(item: Option<&AnswerItem>, reason: Reason) -> String {
+    let is_readable =
+        |item: &&AnswerItem| !item.expiries.is_empty() && !item.expiries.contains(&StatedExpiry::Unreadable);
+    match item.filter(|_| reason == Reason::Unreadable) {
+        Some(AnswerItem { url: None, .. }) => {
+            "it has no link; if such an item has none, name the member that says so in absent".to_owned()
+        }
+        Some(item) if is_readable(&item) && item.url_expires => {
+            format!("{}; leave \"link\" out of expires if its fields alone say when it ends", lower(reason.meaning()))
+        }
+        _ => lower(reason.meaning()),
+    }
 }
 
 /// The body of an answer: decoded, unless it was recorded decoded.

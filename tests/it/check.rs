@@ -118,6 +118,8 @@ fn an_answer_of_which_something_is_not_kept_is_told_why() {
             "not kept: its life left is below `freshness.min_remaining`",
         ),
         (("some-download.com", "h/?sig=SECRET"), "the URL is signed, and of no format whose expiry is read"),
+        (("some-download.com", "h/?sig=SECRET"), "leave \"link\" out of expires if its fields alone say when it ends"),
+        (("\"href\"", "\"herf\""), "not kept: it has no link; if such an item has none, name the member"),
         (("Date:", "Vary: Cookie\nDate:"), "not kept: the endpoint's Vary names something outside of the scope"),
         (("Date:", "Cache-Control: no-store\nDate:"), "not kept: the endpoint's Cache-Control or Expires forbids it"),
     ] {

@@ -255,10 +255,10 @@ impl BatchRoute {
 /// The texts of items.
 type Items<'r> = Vec<Cow<'r, [u8]>>;
 
-/// Whether an answer of this status is an error that concerns the ids of its call: neither the caller as a whole, nor the endpoint's
-/// health, nor its pace.
+/// Whether an answer of this status, which is no list of items, concerns the ids of its call: neither the caller as a whole, nor the
+/// endpoint's health, nor its pace. A redirection is one, since it may name the call's ids.
 fn is_about_ids(status: StatusCode) -> bool {
-    status == StatusCode::OK || (status.is_client_error() && !matches!(status.as_u16(), 401 | 408 | 429))
+    !status.is_server_error() && !matches!(status.as_u16(), 401 | 408 | 429)
 }
 
 fn is_refusal(status: StatusCode) -> bool {

@@ -22,7 +22,7 @@ fn giftless(status: u16) -> impl Fn(&Asked) -> Answer + Send + Sync + 'static {
 
 #[tokio::test]
 async fn an_error_for_a_part_of_a_batch_is_followed_by_one_call_for_the_batch_as_it_was_written() {
-    for code in [400, 403, 404, 410, 422] {
+    for code in [207, 302, 400, 403, 404, 410, 422] {
         let stack = Stack::start(GIT_LFS, giftless(code)).await;
         assert_eq!(status(&stack.lfs("t", &["a", "b"]).await), MISS);
         let body = lfs_body(&["a", "gone", "b"]).replace("\"transfers\":", " \"transfers\"\t: ");

@@ -175,7 +175,10 @@ impl<'a> Item<'a> {
                 json::string(value).or_else(number)?
             }
         };
-        let is_absent = api.absent.as_ref().is_some_and(|absent| json::find_set(&members, absent).is_some());
+        let url = link(api, self.value, &members);
+        // One that has a link all the same is judged by that.
+        let says_absent = || api.absent.as_ref().is_some_and(|absent| json::find_set(&members, absent).is_some());
+        let is_absent = url.is_none() && says_absent();
         let fields = api.expires.iter().filter_map(|source| match source {
             ExpirySource::Link => None,
             ExpirySource::Field(pointer) => json::find_set(&members, pointer),
@@ -184,7 +187,7 @@ impl<'a> Item<'a> {
         let expiries: Vec<_> = fields.map(|value| StatedExpiry::read(value, place(value))).collect();
         let item = AnswerItem {
             text: Arc::from(self.text),
-            url: link(api, self.value, &members).map(Box::from),
+            url: url.map(Box::from),
             is_absent,
             url_expires: expiries.is_empty() || api.expires.contains(&ExpirySource::Link),
             expiries,

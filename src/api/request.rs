@@ -296,6 +296,14 @@ fn is_unambiguous(ids: &[Id<'_>]) -> bool {
 /// The members of a body beside group and ids, as fields: sorted by name, since their order means nothing; without the list of ids,
 /// and with lists whose order means nothing sorted. `None`: there is one that a batch may not have.
 fn rest_of_body<'r>(api: &BatchApi, members: &Members<'r>, list: &'r str) -> Option<Vec<Cow<'r, str>>> {
+    // Found once: a body may have thousands of members.
+    let sorted = |pointer: &Pointer| {
+        let found = json::find_in(members, pointer)?.get();
+        let mut elements: Vec<&str> = json::elements(found)?.into_iter().map(RawValue::get).collect();
+        elements.sort_unstable();
+        Some((found, format!("[{}]", elements.join(","))))
+    };
+    let unordered: Vec<(&str, String)> = api.unordered.iter().filter_map(sorted).collect();
     let mut rest = Vec::new();
     for (name, value) in members {
         let value = value.get();
@@ -305,26 +313,20 @@ fn rest_of_body<'r>(api: &BatchApi, members: &Members<'r>, list: &'r str) -> Opt
         if !is_parameter(api, name) && json::range_of(value, list).is_none() {
             return None;
         }
-        rest.push((name.clone(), without_order(api, members, value, list)));
+        rest.push((name.clone(), without_order(&unordered, value, list)));
     }
     rest.sort_unstable();
     Some(rest.into_iter().flat_map(|(name, value)| [name, value]).collect())
 }
 
 /// The text of a member without the list of ids in it, and with the elements of unordered lists sorted.
-fn without_order<'r>(api: &BatchApi, members: &Members<'r>, value: &'r str, list: &str) -> Cow<'r, str> {
+fn without_order<'r>(unordered: &[(&str, String)], value: &'r str, list: &str) -> Cow<'r, str> {
     let mut changes = Vec::new();
     if let Some(range) = json::range_of(value, list) {
-        changes.push((range, String::new()));
+        changes.push((range, ""));
     }
-    for pointer in &api.unordered {
-        let Some(found) = json::find_in(members, pointer).map(RawValue::get) else { continue };
-        if let (Some(range), Some(elements)) = (json::range_of(value, found), json::elements(found)) {
-            let mut elements: Vec<&str> = elements.into_iter().map(RawValue::get).collect();
-            elements.sort_unstable();
-            changes.push((range, format!("[{}]", elements.join(","))));
-        }
-    }
+    changes
+        .extend(unordered.iter().filter_map(|(found, sorted)| Some((json::range_of(value, found)?, sorted.as_str()))));
     if changes.is_empty() {
         return Cow::Borrowed(value);
     }
@@ -334,7 +336,7 @@ fn without_order<'r>(api: &BatchApi, members: &Members<'r>, value: &'r str, list
         // One list within another is covered by the outer one.
         if range.start >= from {
             text.push_str(value.get(from..range.start).unwrap_or_default());
-            text.push_str(&change);
+            text.push_str(change);
             from = range.end;
         }
     }

@@ -137,7 +137,7 @@ impl BatchRoute {
         let body = body(envelope, entries.clone(), summary.items);
         let tally = observe(entries, &self.metrics, now);
         let is_stale = tally.count(IdResult::Stale) > 0;
-        let max_age = (summary.stored && !is_stale).then_some(summary.fresh_left);
+        let max_age = (summary.stored && !is_stale && !summary.has_spans).then_some(summary.fresh_left);
         let mut reply = self.reply(body, tally, cache_control(max_age, form == Form::Body), fetched.request_id.clone());
         if let Some(kept) = kept {
             set(reply.response.headers_mut(), &CONTENT_TYPE, kept.media_type().clone());

@@ -93,8 +93,8 @@ pub struct PendingBatch {
     directives: Directives,
     /// Whether the endpoint refused the batch's one id lately, to a call without the batch's cookies.
     is_refused: bool,
-    /// Whether memory has all of it, and yet no answer can be made of that: its items came in envelopes that differ.
-    has_envelopes: bool,
+    /// Whether memory has all of its items, but their envelopes differ, so that they cannot be merged.
+    envelopes_differ: bool,
 }
 
 /// What fetching a batch has shown, besides the entries.
@@ -254,8 +254,8 @@ impl BatchRoute {
             !self.is_ageing(entry, *key, now)
         };
         let are_hits = ids.iter().zip(&found).all(is_hit);
-        let has_envelopes = are_hits && !self.can_merge(found.iter().flatten().copied());
-        if are_hits && !has_envelopes {
+        let envelopes_differ = are_hits && !self.can_merge(found.iter().flatten().copied());
+        if are_hits && !envelopes_differ {
             // Merged from entries that the cache lends: no reference count is touched for a hit.
             let entries = found.iter().flatten().map(|entry| (*entry, result_of_hit(entry)));
             let mut reply = self.merged(entries, &summary, &Fetched::default(), batch.form, now);
@@ -263,7 +263,7 @@ impl BatchRoute {
             reply.info.caller = caller;
             if let Some(written) = written.filter(|_| is_repeated) {
                 let entries = found.iter().flatten().zip(&ids).map(|(entry, (_, key))| (*entry, *key));
-                let answer = WholeAnswer::new(&written, revision, entries, self.template.1.as_deref(), now);
+                let answer = WholeAnswer::new(&written, revision, entries, self.template.envelope.as_deref(), now);
                 drop(view);
                 if let Some(answer) = answer {
                     self.answers.insert(&written, answer, now);
@@ -290,7 +290,8 @@ impl BatchRoute {
         {
             return with_tally(respond::refused(refusal));
         }
-        if is_missing && directives.only_if_cached {
+        let envelopes_differ = !is_missing && !self.can_merge(slots.entries().map(|(entry, _)| entry));
+        if (is_missing || envelopes_differ) && directives.only_if_cached {
             return with_tally(respond::error(Error::NotCached));
         }
         if refetched > 0 {
@@ -301,15 +302,14 @@ impl BatchRoute {
         context.refetches = requirements.may_exclude_fresh();
         let context = Arc::new(context);
         self.refresh_ahead(&ageing, &context);
-        let has_envelopes = !is_missing && !self.can_merge(slots.entries().map(|(entry, _)| entry));
-        if !is_missing && !has_envelopes {
+        if !is_missing && !envelopes_differ {
             let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
             let mut reply = self.merged(entries, &summary, &Fetched::default(), batch.form, now);
             reply.info.caller = caller;
             return Step::Reply(reply);
         }
         let is_refused = refusal.is_some();
-        Step::Fetch(Box::new(PendingBatch { slots, context, directives, is_refused, has_envelopes }))
+        Step::Fetch(Box::new(PendingBatch { slots, context, directives, is_refused, envelopes_differ }))
     }
 
     /// The slots of a batch that memory does not have all of, the ids that are to be refreshed ahead, and how many entries are
@@ -353,13 +353,13 @@ impl BatchRoute {
     }
 
     async fn fetch_or_forward(&self, pending: &mut PendingBatch, parts: &Parts, body: &Bytes) -> Reply {
-        let PendingBatch { slots, context, directives, is_refused, has_envelopes } = pending;
+        let PendingBatch { slots, context, directives, is_refused, envelopes_differ } = pending;
         if *is_refused {
             // A call, which carries no cookies, would be refused again.
             return self.forward_with_cookies(parts, body, context, slots).await;
         }
-        if *has_envelopes {
-            return self.fetch_anew(parts, body, context, slots).await;
+        if *envelopes_differ {
+            return self.fetch_anew(parts, body, context, directives, slots).await;
         }
         let fetched = match self.fetch_missing(slots, context, directives).await {
             Ok(fetched) => fetched,
@@ -374,7 +374,7 @@ impl BatchRoute {
             };
         }
         if !self.can_merge(slots.entries().map(|(entry, _)| entry)) {
-            return self.fetch_anew(parts, body, context, slots).await;
+            return self.fetch_anew(parts, body, context, directives, slots).await;
         }
         let now = self.clock.now();
         let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
@@ -383,7 +383,7 @@ impl BatchRoute {
 
     /// Whether one answer can be made of these entries: their envelopes are the same.
     fn can_merge<'e>(&self, entries: impl Iterator<Item = &'e Entry>) -> bool {
-        self.template.1.is_some() || respond::have_one_envelope(entries)
+        self.template.envelope.is_some() || respond::have_one_envelope(entries)
     }
 
     fn too_many_ids(&self, batch: &Batch<'_>) -> Error {

@@ -24,7 +24,7 @@ pub enum ParsedAnswer {
     Items {
         /// The item of each id asked, or `None` where the endpoint left it out.
         items: Vec<Option<AnswerItem>>,
-        /// What stands around the list; `None` where the API names an envelope of its own.
+        /// The text around the list; `None` if the API names an envelope of its own.
         envelope: Option<Arc<Envelope>>,
     },
     /// Well-formed, but no list of items: an error with status 200. It is passed on as it came.
@@ -44,7 +44,7 @@ pub struct AnswerItem {
     pub url: Option<Box<str>>,
     /// Whether it says that there is no link.
     pub is_absent: bool,
-    /// What its fields say of when the link expires.
+    /// When the link expires, as its fields state it.
     pub expiries: Vec<StatedExpiry>,
     /// Whether the URL counts as well: the API says so, or no field says anything.
     pub url_expires: bool,
@@ -95,7 +95,7 @@ fn text_of(body: &[u8]) -> &[u8] {
     body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
 }
 
-/// The texts of all items of an answer, as the endpoint sent them, and what stands around them.
+/// The texts of all items of an answer, as the endpoint sent them, and the envelope around them.
 pub fn items(api: &BatchApi, body: &[u8], media_type: Option<&HeaderValue>) -> Option<(Vec<Box<str>>, Envelope)> {
     let whole: &RawValue = serde_json::from_slice(text_of(body)).ok()?;
     let list = list_of(api, whole)?;
@@ -122,11 +122,19 @@ pub fn error_code(api: &BatchApi, body: &[u8]) -> Option<String> {
     json::find(whole, api.errors.code.as_ref()?).and_then(json::string).map(Cow::into_owned)
 }
 
+/// Whether `body` is an error of `api`, whatever its status.
+pub fn is_error(api: &BatchApi, body: &[u8]) -> bool {
+    serde_json::from_slice::<&RawValue>(text_of(body)).is_ok_and(|whole| has_error(api, whole))
+}
+
+fn has_error(api: &BatchApi, whole: &RawValue) -> bool {
+    let is_set = |code: &Pointer| json::find(whole, code).is_some_and(|code| code.get() != "null");
+    api.errors.code.as_ref().is_some_and(is_set)
+}
+
 /// The list of items, or the object of them, of an answer that is no error.
 fn list_of<'a>(api: &BatchApi, whole: &'a RawValue) -> Option<&'a str> {
-    let members = || json::members(whole.get());
-    let is_error = |code: &Pointer| members().is_some_and(|members| json::find_set(&members, code).is_some());
-    if api.errors.code.as_ref().is_some_and(is_error) {
+    if has_error(api, whole) {
         return None;
     }
     let list = json::find(whole, &api.items.at)?.get();
@@ -163,7 +171,7 @@ impl<'a> Item<'a> {
     /// The id that it names, and what is kept of it; `None` if it names none.
     fn read(self, api: &BatchApi) -> Option<(Cow<'a, str>, AnswerItem)> {
         let members = match json::members(self.value.get()) {
-            // The value of a name that is given may be anything.
+            // The member's name is the id, so its value need not be an object.
             None if self.name.is_some() => Vec::new(),
             members => members?,
         };
@@ -339,6 +347,16 @@ mod tests {
             items(&BatchApi::preset("huawei-osm").unwrap(), &with_mark(r#"{"accessory_urls":[7]}"#), None).unwrap().0,
             [Box::from("7")]
         );
+    }
+
+    #[test]
+    fn an_item_that_says_it_is_absent_and_has_a_link_is_judged_by_the_link() {
+        let api = BatchApi::preset("supabase-storage").unwrap();
+        for (url, is_absent) in [("null", true), (r#""/object/sign/b/1?token=x""#, false)] {
+            let body = format!(r#"[{{"error":"gone","path":"1","signedURL":{url}}}]"#);
+            let ParsedAnswer::Items { items, .. } = super::read(&api, body.as_bytes(), None, &["1"]) else { panic!() };
+            assert_eq!(items[0].as_ref().unwrap().is_absent, is_absent, "{url}");
+        }
     }
 
     proptest! {

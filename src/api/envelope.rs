@@ -1,4 +1,4 @@
-//! What stands around the items of an answer, and merging items into it.
+//! The envelope: the text around the items of an answer. Items are merged into it.
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -21,7 +21,7 @@ pub struct Envelope {
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 impl Envelope {
-    /// What stands around `list`, a piece of `whole`.
+    /// The envelope around `list`, a piece of `whole`.
     pub(super) fn around(whole: &str, list: &str, media_type: Option<&HeaderValue>) -> Option<Self> {
         let range = json::range_of(whole, list)?;
         let (before, after) = (whole.get(..=range.start)?, whole.get(range.end.checked_sub(1)?..)?);

@@ -11,7 +11,7 @@ pub enum Misfit {
     Coded,
     /// It has neither a query nor a body where the API has ids.
     NoIds,
-    /// It has both a query and a body, where `parameters` names those of one.
+    /// It has ids in both query and body, or anything in both where `parameters` names those of one.
     Both,
     /// Its body is not JSON.
     NotJson,
@@ -54,7 +54,7 @@ impl Display for Misfit {
         f.write_str(match self {
             Self::Coded => "its body has a Content-Encoding",
             Self::NoIds => "it has no ids where ids.query or ids.body look for them",
-            Self::Both => "it has both a query and a body, and parameters names those of one alone",
+            Self::Both => "it has both a query and a body, with ids in both or although parameters is set",
             Self::NotJson => "its body is not JSON",
             Self::NotAnObject => "its body is no JSON object, or has a name twice",
             Self::NoList => "its body has no list at ids.body",

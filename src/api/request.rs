@@ -7,7 +7,7 @@
 //! - `cache_control` in `batch::respond`, if the URL does not name the batch;
 //! - `batch::explain`, which shows its name.
 //!
-//! A request that is not exactly a batch is forwarded untouched. All that stands beside its ids is part of its scope
+//! A request that is not exactly a batch is forwarded untouched. All of it except its ids is part of its scope
 //! (`auth::Scope::of_batch`), and goes upstream byte for byte. An id or a group with an unencoded `+` in a query is named by its
 //! spelling ([`id`]).
 
@@ -60,9 +60,9 @@ pub struct Batch<'r> {
     pub group: Group<'r>,
     /// The ids in the order asked; an id that was asked twice is here twice.
     pub ids: Vec<Id<'r>>,
-    /// What stands before and after the ids.
+    /// The request without its ids.
     pub(super) around: Around<'r>,
-    /// What stands beside ids and group, as fields of the scope.
+    /// The request without its ids and its group, as fields of the scope.
     rest: Vec<Cow<'r, str>>,
 }
 
@@ -77,7 +77,7 @@ pub struct Id<'r> {
     is_qualified: bool,
 }
 
-/// What stands before and after the ids of a batch, byte for byte.
+/// The request of a batch without its ids, byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Around<'r> {
     /// The query, in which the ids' parameter is spelled `name`.
@@ -113,7 +113,9 @@ impl<'r> Batch<'r> {
         match (query, body, &api.ids.query, &api.ids.body) {
             (Some(query), [], Some(name), _) => Self::from_query(api, name, query),
             // Where other parameters are named, they are named for one place, and a batch has nothing in the other.
-            (query, [_, ..], _, Some(list)) if query.is_none() || api.parameters.is_none() => {
+            (query, [_, ..], name, Some(list))
+                if query.is_none_or(|query| api.parameters.is_none() && !has_ids(query, name.as_deref())) =>
+            {
                 Self::from_body(api, list, query, body)
             }
             (Some(_), [_, ..], _, Some(_)) => Err(NotABatch::Unreadable(Misfit::Both)),
@@ -232,7 +234,7 @@ impl<'r> Batch<'r> {
         Ok(Self { form: Form::Body, group, ids, around: Around::Body { query, before, after }, rest })
     }
 
-    /// What stands beside ids and group, as fields of the scope.
+    /// The request without its ids and its group, as fields of the scope.
     pub fn rest(&self) -> &[Cow<'r, str>] {
         &self.rest
     }
@@ -254,7 +256,7 @@ impl Id<'_> {
 /// The id that a string without escapes names.
 fn plain_id<'r>(api: &BatchApi, written: &'r str) -> Option<Id<'r>> {
     let name = written.get(1..written.len().checked_sub(1)?)?;
-    is_id(api, name).then_some(Id { name: Cow::Borrowed(name), written, is_qualified: false })
+    is_id(api, name).then_some(Id { name: Cow::Borrowed(name), written, is_qualified: api.ids.key.is_some() })
 }
 
 /// The id that an element of the list names.
@@ -266,7 +268,8 @@ fn id_of<'r>(api: &BatchApi, element: &'r RawValue) -> Option<Id<'r>> {
             let is_qualified = members.len() > 1 || key.tokens().len() > 1;
             (json::find_in(&members, key)?, is_qualified)
         }
-        _ => (element, false),
+        // Where elements are objects, a bare id asks for something else.
+        key => (element, key.is_some()),
     };
     let name = json::string(value).map(|name| Some(name).filter(|name| is_id(api, name)));
     let number = || json::integer(value).filter(|_| api.ids.numbers).map(|text| Cow::Owned(id::name_of_number(text)));
@@ -342,6 +345,15 @@ fn without_order<'r>(unordered: &[(&str, String)], value: &'r str, list: &str) -
     }
     text.push_str(value.get(from..).unwrap_or_default());
     Cow::Owned(text)
+}
+
+/// Whether a query has the ids' parameter `name`.
+fn has_ids(query: &str, name: Option<&str>) -> bool {
+    let is_ids = |pair: &str| {
+        let spelled = decode(pair.split('=').next().unwrap_or_default());
+        spelled.is_ok_and(|spelled| name.is_some_and(|name| spelled.strip_suffix("[]").unwrap_or(&spelled) == name))
+    };
+    query.split('&').any(is_ids)
 }
 
 /// Splits at an ASCII character. (`str::split` is several times slower on pieces this short: docs/BENCHMARKS.md.)

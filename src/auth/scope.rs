@@ -13,7 +13,7 @@ use crate::api::request::{Batch, Id};
 use crate::message::header_filter::Headers;
 
 /// A hash of the caller and of the values of the headers that may change an answer; a batch's text is looked up under it. With the
-/// batch's group and all that it says beside its ids in the hash as well ([`Scope::of_batch`]), it is the scope of entries. Entries
+/// batch's group and the rest of its request in the hash as well ([`Scope::of_batch`]), it is the scope of entries. Entries
 /// never cross scopes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Scope(u128);
@@ -39,7 +39,7 @@ impl Scope {
         Scope(self.hash(purpose).with(fields.map(Some)))
     }
 
-    /// The key of an id of a batch in this scope: what its element says besides is a part of it.
+    /// The key of an id of a batch in this scope. The rest of its element is part of the key.
     pub fn key_of(self, id: &Id<'_>) -> Key {
         match id.qualifier() {
             None => self.key(&id.name),

@@ -388,7 +388,7 @@ fn places(api: &BatchApi) -> String {
     shown.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
-/// What stands around the items, on one line.
+/// The text around the items, on one line.
 fn around(envelope: &Envelope) -> String {
     let (before, after, _) = envelope.parts();
     let line = |text: &str| masked_text(text).split_whitespace().collect::<Vec<_>>().join(" ");

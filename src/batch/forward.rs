@@ -19,6 +19,7 @@ use crate::auth::Bypass;
 use crate::error::{Error, NoAnswer};
 use crate::fetch::{Cause, Failure, FetchContext, FetchResult, KeyedId};
 use crate::message::body::{BodyError, whole};
+use crate::message::cache_control::Directives;
 use crate::message::reply::Reply;
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::Refetch;
@@ -112,6 +113,7 @@ impl BatchRoute {
         parts: &Parts,
         body: &Bytes,
         context: &Arc<FetchContext>,
+        directives: &Directives,
         slots: &mut Slots,
     ) -> Reply {
         let Ok(batch) = Batch::read(&self.api, parts.uri.query(), &parts.headers, body) else {
@@ -120,7 +122,7 @@ impl BatchRoute {
         let Some(ids) = self.keyed(&batch, context) else { return respond::error(self.too_many_ids(&batch)) };
         self.api_metrics.refetched.of(Refetch::Envelope).inc_by(slots.entries().count() as u64);
         slots.clear();
-        let results = match self.fetch.fetch_separately(context, &ids, true).await {
+        let results = match self.fetch.fetch_separately(context, &ids, !directives.no_store).await {
             Ok(results) => results,
             Err(error) => return respond::error(error),
         };
@@ -201,7 +203,7 @@ impl BatchRoute {
         };
         match self.items(&results) {
             Ok((items, envelope)) => {
-                let own = self.template.1.as_deref();
+                let own = self.template.envelope.as_deref();
                 let Some(envelope) = own.or(envelope.as_ref()) else {
                     return respond::error(Error::NoAnswer(NoAnswer::Unreadable));
                 };

@@ -87,7 +87,10 @@ pub(super) fn have_one_envelope<'l>(mut entries: impl Iterator<Item = &'l Entry>
 
 /// The headers of a hit, and the envelope that its API names, if it names one. A map is copied in less time than it is filled; the
 /// values that differ are inserted.
-pub(super) struct HeaderTemplate(HeaderMap, pub(super) Option<Arc<Envelope>>);
+pub(super) struct HeaderTemplate {
+    headers: HeaderMap,
+    pub(super) envelope: Option<Arc<Envelope>>,
+}
 
 impl HeaderTemplate {
     pub(super) fn new(callers: &Callers) -> Self {
@@ -99,7 +102,7 @@ impl HeaderTemplate {
             (REQUEST_ID, HeaderValue::from_static("")),
             (VIA, HeaderValue::from_static(VIA_HTTP_11)),
         ]);
-        Self(headers, Envelope::of(callers.api()).map(Arc::new))
+        Self { headers, envelope: Envelope::of(callers.api()).map(Arc::new) }
     }
 }
 
@@ -131,7 +134,7 @@ impl BatchRoute {
         form: Form,
         now: Moment,
     ) -> Reply {
-        let own = self.template.1.as_ref();
+        let own = self.template.envelope.as_ref();
         let kept = entries.clone().next().and_then(|(entry, _)| entry.envelope());
         let Some(envelope) = kept.or(own) else { return error(Error::NoAnswer(NoAnswer::Lost)) };
         let body = body(envelope, entries.clone(), summary.items);
@@ -164,7 +167,7 @@ impl BatchRoute {
     fn reply(&self, body: Body, tally: Tally, cache_control: HeaderValue, id: Option<HeaderValue>) -> Reply {
         let mut response = Response::new(body);
         let headers = response.headers_mut();
-        *headers = self.template.0.clone();
+        *headers = self.template.headers.clone();
         set(headers, &CACHE_CONTROL, cache_control);
         set(headers, &REQUEST_ID, id.unwrap_or_else(request_id));
         let mut reply = Reply::new(response, outcome(&tally));
@@ -293,7 +296,7 @@ pub(super) fn unmatched<'a>(
     template: &HeaderTemplate,
 ) -> Reply {
     let body = envelope.merge(items);
-    let mut headers = template.0.clone();
+    let mut headers = template.headers.clone();
     headers.insert(CONTENT_TYPE, envelope.media_type().clone());
     headers.insert(REQUEST_ID, upstream_request_id.unwrap_or_else(request_id));
     headers.remove(CACHE_STATUS);

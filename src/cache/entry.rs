@@ -24,7 +24,7 @@ struct Header {
 /// What is known of an item besides its text and deadlines. Items of one answer share it, unless it has spans.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ItemDetails {
-    /// What stood around the item in the answer that brought it; `None` where the API names an envelope of its own.
+    /// The envelope of the answer that brought the item; `None` if the API names an envelope of its own.
     pub envelope: Option<Arc<Envelope>>,
     /// Whether the item says that there is no link.
     pub is_absent: bool,
@@ -76,7 +76,7 @@ impl Entry {
         self.0.header.header.details.as_ref()
     }
 
-    /// What stood around the item; `None` where the API names an envelope of its own.
+    /// Its envelope; `None` if the API names an envelope of its own.
     pub fn envelope(&self) -> Option<&Arc<Envelope>> {
         self.details()?.envelope.as_ref()
     }

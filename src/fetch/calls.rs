@@ -72,11 +72,11 @@ impl PendingId {
         Self { id: id.clone(), flight, context, leased: false, background: false, fetcher }
     }
 
-    /// Whether the id is `other`'s, and its batch says something else beside it: whose item an answer to both has could not be told. No
-    /// batch asks for an id in two ways.
+    /// Whether both are the same id of two batches, of which one has an element with more in it than the id. An item in the answer
+    /// could belong to either, so they leave in different calls.
     fn conflicts_with(&self, other: &Self) -> bool {
         let are_of_two = || !Arc::ptr_eq(&self.context, &other.context);
-        self.id.is_qualified && are_of_two() && self.id.id == other.id.id
+        (self.id.is_qualified || other.id.is_qualified) && are_of_two() && self.id.id == other.id.id
     }
 }
 

@@ -36,6 +36,7 @@ use crate::telemetry::metrics::{Metrics, Outcome};
 use crate::telemetry::trace::{self, RequestSpan};
 use crate::upstream::Upstream;
 
+use deletion::Deletion;
 use expectation::{Expectation, Unsent, is_expected};
 
 /// The handler of every route but the batch route.
@@ -68,18 +69,20 @@ impl Passthrough {
             Ok(reservation) => reservation,
             Err(error) => return Reply::refuse(error, request),
         };
-        let Some(id) = self.deleted_id(&request) else { return self.exchange(request, None, reservation, trace).await };
+        let Some(deletion) = self.deletion(&request) else {
+            return self.exchange(request, None, reservation, trace).await;
+        };
         // Runs to its end, also when the client leaves: a deleted id must be purged.
         let (this, trace) = (Arc::clone(self), trace.clone());
-        let exchange = tokio::spawn(async move { this.exchange(request, Some(id), reservation, &trace).await });
+        let exchange = tokio::spawn(async move { this.exchange(request, Some(deletion), reservation, &trace).await });
         exchange.await.unwrap_or_else(|_| Reply::error(Error::NoAnswer(NoAnswer::Lost)))
     }
 
-    /// One request and its answer, which keeps the `reservation` to its end; `deleted` is the id that the request deletes.
+    /// One request and its answer, which keeps the `reservation` to its end; `deletion` is what the request deletes.
     async fn exchange<B>(
         &self,
         request: Request<B>,
-        deleted: Option<String>,
+        deletion: Option<Deletion>,
         reservation: Reservation,
         trace: &RequestSpan,
     ) -> Reply
@@ -172,8 +175,8 @@ impl Passthrough {
                 return Reply::error(error).after(waited);
             }
         };
-        let body = match deleted {
-            Some(id) => self.purge_deleted(&id, head.status, body).await,
+        let body = match deletion {
+            Some(deletion) => self.purge_deleted(&deletion, head.status, body).await,
             None => stream(body),
         };
         strip_hop_by_hop(&mut head.headers);

@@ -148,14 +148,27 @@ fn lengths_are_counted_in_characters() {
 }
 
 #[test]
-fn what_stands_beside_the_ids_of_a_body_is_never_that_of_a_query() {
+fn ids_in_both_query_and_body_are_no_batch() {
+    let mut api = api();
+    (api.parameters, api.group) = (None, None);
+    let read = |query: &'static str| {
+        Batch::read(&api, Some(query), &HeaderMap::new(), br#"{"accessory_ids":["1"]}"#).map(|batch| batch.ids.len())
+    };
+    for query in ["accessory_ids=9", "x=1&accessory%5Fids=9", "accessory_ids[]=9", "accessory_ids"] {
+        assert_eq!(read(query), Err(NotABatch::Unreadable(Misfit::Both)), "{query}");
+    }
+    assert_eq!(read("x=accessory_ids"), Ok(1));
+}
+
+#[test]
+fn the_rest_of_a_body_is_never_that_of_a_query() {
     let mut api = BatchApi::preset("huawei-osm").unwrap();
     (api.parameters, api.group) = (None, None);
     let read = |query: Option<&'static str>, body: &'static str| {
         Batch::read(&api, query, &HeaderMap::new(), body.as_bytes()).unwrap().rest().to_vec()
     };
     let ids = r#"{"accessory_ids":["1"]}"#;
-    assert_eq!(read(None, ids), read(Some("accessory_ids=1"), ""), "one scope, where nothing stands beside");
+    assert_eq!(read(None, ids), read(Some("accessory_ids=1"), ""), "one scope, without anything but ids");
     let members = r#"{"x":1,"accessory_ids":["1"]}"#;
     assert_ne!(read(None, members), read(Some("x&1&accessory_ids=1"), ""));
     assert_ne!(read(Some("q"), members), read(Some("q&x&1&accessory_ids=1"), ""));

@@ -1,6 +1,7 @@
 //! A DELETE that passes through with success purges its id in every scope.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -9,12 +10,10 @@ use http_body::Frame;
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 use tokio::time::timeout;
 
 use super::Passthrough;
-use crate::api::BatchApi;
+use crate::api::{BatchApi, answer};
 use crate::cache::purges::Target;
 use crate::message::body::{Body, stream};
 use crate::telemetry::log::events;
@@ -23,16 +22,27 @@ use crate::telemetry::metrics::PurgeTarget;
 /// The most bytes of an answer to a successful deletion.
 const MOST_BYTES: usize = 64 << 10;
 
+/// The deletion of an id.
+pub(super) struct Deletion {
+    id: String,
+    api: Arc<BatchApi>,
+}
+
 impl Passthrough {
     /// Purges `id` if the endpoint has answered its deletion with success; else any client could purge any link. An error may
     /// come with a 200, so the body is read; it is returned as it came.
-    pub(super) async fn purge_deleted(&self, id: &str, status: StatusCode, body: Incoming) -> Body {
+    pub(super) async fn purge_deleted(
+        &self,
+        Deletion { id, api }: &Deletion,
+        status: StatusCode,
+        body: Incoming,
+    ) -> Body {
         if !status.is_success() {
             return stream(body);
         }
         let (mut frames, mut body) = (Vec::new(), body);
         let read = timeout(self.config.upstream.idle_timeout, read(&mut frames, &mut body)).await;
-        if read.is_ok_and(|text| text.is_some_and(|text| !is_error(&text))) {
+        if read.is_ok_and(|text| text.is_some_and(|text| !answer::is_error(api, &text))) {
             self.cache.purges().purge([Target::Id(id)], &self.clock).await;
             self.metrics.purges.of(PurgeTarget::Delete).inc();
             events::IdDeleted {}.log();
@@ -60,23 +70,16 @@ async fn read(frames: &mut Vec<Result<Frame<Bytes>, hyper::Error>>, body: &mut I
     Some(text)
 }
 
-/// Whether a body is an error, whatever its status.
-fn is_error(body: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct ErrorBody {
-        #[serde(rename = "error_code")]
-        _code: IgnoredAny,
-    }
-    serde_json::from_slice::<ErrorBody>(body).is_ok()
-}
-
 impl Passthrough {
-    /// The id that a request deletes, if it is a deletion.
-    pub(super) fn deleted_id<B>(&self, request: &Request<B>) -> Option<String> {
+    /// The id that a request deletes, and its API, if the request is a deletion.
+    pub(super) fn deletion<B>(&self, request: &Request<B>) -> Option<Deletion> {
         if request.method() != Method::DELETE {
             return None;
         }
-        self.callers.iter().find_map(|callers| id(callers.api(), request.uri().path()))
+        self.callers.iter().find_map(|callers| {
+            let id = id(callers.api(), request.uri().path())?;
+            Some(Deletion { id, api: Arc::clone(callers.api()) })
+        })
     }
 }
 
@@ -125,10 +128,14 @@ mod tests {
     }
 
     #[test]
-    fn an_error_may_come_with_any_status() {
-        assert!(is_error(br#"{"error_code":"OSM.01010001","error_msg":"x"}"#));
-        for body in [&b""[..], b"{}", b"[]", b"ok", br#"{"id":"7"}"#] {
-            assert!(!is_error(body), "{body:?}");
+    fn an_error_may_come_with_any_status_and_is_known_by_the_code_of_its_api() {
+        let mut api = BatchApi::preset("huawei-osm").unwrap();
+        assert!(answer::is_error(&api, br#"{"error_code":"OSM.01010001","error_msg":"x"}"#));
+        for body in [&b""[..], b"{}", b"[]", b"ok", br#"{"id":"7"}"#, br#"{"error_code":null}"#] {
+            assert!(!answer::is_error(&api, body), "{body:?}");
         }
+        api.errors.code = Some("/error/code".parse().unwrap());
+        assert!(answer::is_error(&api, br#"{"error":{"code":"NOPE"}}"#));
+        assert!(!answer::is_error(&api, br#"{"error_code":"OSM.01010001"}"#));
     }
 }

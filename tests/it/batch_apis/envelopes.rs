@@ -1,5 +1,5 @@
-//! What stands around the items of an answer is the endpoint's, byte for byte, and so are its media type and its items. Items that came
-//! in different envelopes are not mixed: the batch is fetched whole.
+//! The envelope of an answer, the text around its items, is the endpoint's byte for byte, and so are its media type and its items. Items
+//! of different envelopes are not mixed: the batch is fetched whole.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,7 +40,7 @@ async fn an_answer_from_memory_is_in_the_endpoints_envelope_and_media_type() {
         }
     }
     assert_eq!(stack.endpoint.count(), 3);
-    assert!(stack.sum("sidelink_answers_used_total", "").await >= 0.0);
+    assert_eq!(stack.sum("sidelink_answers_used_total", "").await, 1.0);
 }
 
 #[tokio::test]
@@ -141,4 +141,35 @@ async fn another_content_type_is_kept_and_none_is_json() {
         }
     }
     assert_eq!(stack.endpoint.count(), 2);
+}
+
+/// The endpoint counts its answers in their envelopes.
+async fn counting(configure: impl FnOnce(&mut sidelink::config::Config)) -> Stack {
+    let number = AtomicUsize::new(0);
+    Stack::with(GIT_LFS, configure, move |asked: &Asked| {
+        let number = number.fetch_add(1, Ordering::SeqCst);
+        raw(asked, &format!(r#"{{"transfer":"t{number}","objects":["#), "]}")
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_batch_whose_envelopes_differ_is_not_fetched_for_only_if_cached() {
+    let stack = counting(|_| {}).await;
+    stack.lfs("t", &["a"]).await;
+    stack.lfs("t", &["b"]).await;
+    let headers = [&lfs_headers("t")[..], &[("cache-control", "only-if-cached")]].concat();
+    assert_eq!(stack.post(LFS_PATH, &headers, lfs_body(&["a", "b"])).await.status, 504);
+    assert_eq!(stack.post(LFS_PATH, &headers, lfs_body(&["a"])).await.status, 200);
+    assert_eq!(stack.endpoint.count(), 2);
+}
+
+#[tokio::test]
+async fn a_batch_that_wants_nothing_stored_is_fetched_again_without_being_stored() {
+    let stack = counting(|config| config.upstream.ids_per_call = 1).await;
+    stack.lfs("t", &["other"]).await;
+    let headers = [&lfs_headers("t")[..], &[("cache-control", "no-store")]].concat();
+    assert_eq!(stack.post(LFS_PATH, &headers, lfs_body(&["a", "b"])).await.status, 200);
+    assert_eq!(stack.refetched("envelope").await, 2.0, "the envelopes of its two calls differ");
+    assert_eq!(status(&stack.lfs("t", &["a"]).await), MISS);
 }

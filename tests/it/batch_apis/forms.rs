@@ -146,3 +146,59 @@ credentials = ["cookie"]
         }
     }
 }
+
+#[tokio::test]
+async fn a_bare_id_among_objects_is_another_id() {
+    let table = r#"
+[[batch]]
+name = "objects"
+path = "/objects"
+ids = { body = "/objects", key = "/id" }
+items = { at = "", key = "/id", link = "/url" }
+"#;
+    let stack = Stack::start(table, |asked: &Asked| {
+        let Some(id) = asked.json()["objects"][0]["id"].as_str().map(str::to_owned) else {
+            return Answer::new(403, json!({"message": "elements have to be objects"}));
+        };
+        Answer::new(200, json!([{"id": id, "url": format!("https://cdn.test/{id}")}]))
+    })
+    .await;
+    let headers = [("authorization", "t"), ("content-type", "application/json")];
+    for (objects, code, how) in [
+        (json!(["1"]), 403, "fwd=miss; fwd-status=403"),
+        (json!([{"id": "1"}]), 200, MISS),
+        (json!(["1"]), 403, "hit; detail=refused"),
+        (json!([{"id": "1"}]), 200, HIT),
+    ] {
+        let reply = stack.post("/objects", &headers, json!({"objects": objects})).await;
+        assert_eq!((reply.status.as_u16(), status(&reply)), (code, how), "{objects}");
+    }
+}
+
+/// A cache further down would repeat the seconds as they were.
+#[tokio::test]
+async fn an_answer_with_seconds_that_are_left_has_no_max_age() {
+    let table = r#"
+[[batch]]
+name = "seconds"
+path = "/links"
+ids = { query = "id" }
+items = { at = "", key = "/id", link = "/url" }
+expires = ["/ttl"]
+"#;
+    let stack = Stack::start(table, |asked: &Asked| {
+        let item = |id: &String| match id.as_str() {
+            "timeless" => json!({"id": id, "url": "https://cdn.test/1"}),
+            _ => json!({"id": id, "url": "https://cdn.test/1", "ttl": 600}),
+        };
+        Answer::new(200, Value::from(query_ids(asked).iter().map(item).collect::<Vec<_>>()))
+    })
+    .await;
+    for (id, begin) in [("timeless", "private, max-age="), ("1", "no-store")] {
+        for how in [MISS, HIT] {
+            let reply = stack.client.get(&format!("/links?id={id}"), &[("authorization", "t")]).await;
+            assert_eq!(status(&reply), how, "{id}");
+            assert!(reply.header("cache-control").starts_with(begin), "{id}: {}", reply.header("cache-control"));
+        }
+    }
+}

@@ -34,7 +34,7 @@ use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::{Error, TooMany};
 use crate::fetch::{CacheRequirements, Failure, FetchContext, Fetcher, KeyedId};
-use crate::limits::budget::{Budget, Reservation};
+use crate::limits::budget::Budget;
 use crate::message::body::{BodyError, stream};
 use crate::message::cache_control::Directives;
 use crate::message::header_filter::{HeaderFilter, Headers};
@@ -145,54 +145,50 @@ impl BatchRoute {
         &self.callers
     }
 
-    /// Looks up a request on its route that came at `began`, in memory alone, if it has no body. `None`: its body is to be read
-    /// first.
+    /// Looks up a request on its route that came at `began`, in memory alone. `None`: its body is to be read first
+    /// ([`Self::answer_body`]).
     pub fn look_up(&self, head: &Parts, has_body: bool, began: Instant, context: RequestContext<'_>) -> Option<Step> {
-        (!has_body).then(|| self.look_up_read(head, &[], self.clock.at(began), context))
+        if !has_body {
+            return Some(self.look_up_read(head, &[], self.clock.at(began), context));
+        }
+        // A request without a credential is no batch: its body streams through.
+        self.callers.credential(context.filter.on(&head.headers)).err().map(Step::Bypass)
     }
 
     /// Does what is left to do for a request after [`Self::look_up`].
-    pub async fn finish<B>(&self, step: Option<Step>, request: Request<B>, context: RequestContext<'_>) -> Reply
+    pub async fn finish<B>(&self, step: Step, request: Request<B>, context: RequestContext<'_>) -> Reply
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
-        // The reservation lasts until the batch is answered, as the body does.
-        let (step, head, body, _reservation) = match step {
-            Some(step) => (step, request.into_parts().0, Bytes::new(), None),
-            None => {
-                // A request without a credential is no batch: its body streams through.
-                let headers = context.filter.on(request.headers());
-                if let Err(reason) = self.callers.credential(headers) {
-                    return Box::pin(self.bypass(request, reason, context.trace)).await;
-                }
-                let (head, body, reservation) = match self.read_body(request).await {
-                    Ok(read) => read,
-                    Err(error) => return respond::error(error),
-                };
-                (self.look_up_read(&head, &body, self.clock.now(), context), head, body, Some(reservation))
-            }
-        };
-        // Boxed each: a body whose batch is in memory needs neither, and both are large.
         match step {
             Step::Reply(reply) => reply,
-            Step::Bypass(reason) => Box::pin(self.bypass_read(head, body, reason, context.trace)).await,
-            Step::Fetch(pending) => Box::pin(self.fetch_and_reply(pending, head, body)).await,
+            Step::Bypass(reason) => self.bypass(request, reason, context.trace).await,
+            Step::Fetch(pending) => self.fetch_and_reply(pending, &request.into_parts().0, &Bytes::new()).await,
         }
     }
 
-    /// Reads the whole body, bounded.
-    async fn read_body<B>(&self, request: Request<B>) -> Result<(Parts, Bytes, Reservation), Error>
+    /// Reads a request's body, looks it up, and answers it.
+    pub async fn answer_body<B>(&self, head: &Parts, body: B, context: RequestContext<'_>) -> Reply
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
         // Reading the body would tell a client that waits for a 100 to send it.
-        let drains = !headers::expects_continue(&request);
-        let (parts, body) = request.into_parts();
+        let drains = !headers::expects_continue(head.version, &head.headers, &body);
         let (most, time) = (self.config.limits.batch_body, self.config.limits.idle_timeout);
-        let (body, reservation) = self.bodies.read(stream(body), most, Error::BodyTooLarge(most), time, drains).await?;
-        Ok((parts, body, reservation))
+        let read = self.bodies.read(stream(body), most, Error::BodyTooLarge(most), time, drains).await;
+        // The reservation lasts until the batch is answered, as the body does.
+        let (body, _reservation) = match read {
+            Ok(read) => read,
+            Err(error) => return respond::error(error),
+        };
+        // Boxed each: a body whose batch is in memory needs neither, and both are large.
+        match self.look_up_read(head, &body, self.clock.now(), context) {
+            Step::Reply(reply) => reply,
+            Step::Bypass(reason) => Box::pin(self.bypass_read(head.clone(), body, reason, context.trace)).await,
+            Step::Fetch(pending) => Box::pin(self.fetch_and_reply(pending, head, &body)).await,
+        }
     }
 
     /// Reads a batch and looks it up in memory. Waits for nothing.
@@ -343,9 +339,9 @@ impl BatchRoute {
     }
 
     /// Fetches the missing ids of a batch, and answers it.
-    async fn fetch_and_reply(&self, mut pending: Box<PendingBatch>, parts: Parts, body: Bytes) -> Reply {
+    async fn fetch_and_reply(&self, mut pending: Box<PendingBatch>, parts: &Parts, body: &Bytes) -> Reply {
         let asked = Instant::now();
-        let reply = self.fetch_or_forward(&mut pending, &parts, &body).await;
+        let reply = self.fetch_or_forward(&mut pending, parts, body).await;
         let mut reply = reply.after(asked.elapsed());
         reply.info.tally = pending.slots.tally();
         reply.info.caller = Some(pending.context.identity.caller.short());

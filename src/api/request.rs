@@ -223,10 +223,13 @@ impl<'r> Batch<'r> {
         let ids =
             ids.filter(|ids| !ids.is_empty() && is_unambiguous(ids)).ok_or_else(|| misfit(misfit_of(api, list)))?;
         let rest = rest_of_body(api, &members, list).ok_or(misfit(Misfit::Parameter))?;
-        // No parameter of a query has an ampersand in it: a batch in the body is never taken for one in the query.
-        let query_of_body = Cow::Owned(format!("&{}", query.unwrap_or_default()));
-        let has_rest = query.is_some() || !rest.is_empty();
-        let rest = has_rest.then_some(query_of_body).into_iter().chain(rest).collect();
+        let rest = if query.is_some() || !rest.is_empty() {
+            // No parameter of a query has an ampersand in it: a batch in the body is never taken for one in the query.
+            let query = Cow::Owned(format!("&{}", query.unwrap_or_default()));
+            [query].into_iter().chain(rest).collect()
+        } else {
+            rest
+        };
         let range = json::range_of(text, list).ok_or(misfit(Misfit::NoList))?;
         let (Some(before), Some(after)) = (text.get(..range.start), text.get(range.end..)) else {
             return Err(misfit(Misfit::NoList));

@@ -104,10 +104,10 @@ impl Key {
         u32::from_le_bytes([a, b, c, d])
     }
 
-    /// A number from 0 to 1 that depends on the key, so that links fetched together are not refreshed together.
-    pub(crate) fn spread(self) -> f64 {
+    /// A number that depends on the key, so that links fetched together are not refreshed together.
+    pub(crate) fn spread(self) -> u8 {
         let [low, ..] = self.low().to_le_bytes();
-        f64::from(low) / 255.0
+        low
     }
 }
 

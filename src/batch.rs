@@ -148,7 +148,7 @@ impl BatchRoute {
     /// Looks up a request on its route that came at `began`, in memory alone, if it has no body. `None`: its body is to be read
     /// first.
     pub fn look_up(&self, head: &Parts, has_body: bool, began: Instant, context: RequestContext<'_>) -> Option<Step> {
-        (!has_body).then(|| self.look_up_read(head, &[], self.clock.at(began), context))
+        (!has_body).then(|| self.look_up_read(head, &[], None, self.clock.at(began), context))
     }
 
     /// Does what is left to do for a request after [`Self::look_up`].
@@ -157,7 +157,7 @@ impl BatchRoute {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
-        // The reservation lasts until the batch is answered, as the body does.
+        // The reservation lasts until the batch is answered, as the body does, or until its calls have ended.
         let (step, head, body, _reservation) = match step {
             Some(step) => (step, request.into_parts().0, Bytes::new(), None),
             None => {
@@ -170,7 +170,9 @@ impl BatchRoute {
                     Ok(read) => read,
                     Err(error) => return respond::error(error),
                 };
-                (self.look_up_read(&head, &body, self.clock.now(), context), head, body, Some(reservation))
+                let reservation = Arc::new(reservation);
+                let step = self.look_up_read(&head, &body, Some(&reservation), self.clock.now(), context);
+                (step, head, body, Some(reservation))
             }
         };
         // Boxed each: a body whose batch is in memory needs neither, and both are large.
@@ -196,7 +198,14 @@ impl BatchRoute {
     }
 
     /// Reads a batch and looks it up in memory. Waits for nothing.
-    fn look_up_read(&self, head: &Parts, body: &[u8], now: Moment, context: RequestContext<'_>) -> Step {
+    fn look_up_read(
+        &self,
+        head: &Parts,
+        body: &[u8],
+        reservation: Option<&Arc<Reservation>>,
+        now: Moment,
+        context: RequestContext<'_>,
+    ) -> Step {
         let RequestContext { filter, last_token, trace } = context;
         let headers = filter.on(&head.headers);
         let credential = match self.callers.credential(headers) {
@@ -299,7 +308,7 @@ impl BatchRoute {
             self.api_metrics.refetched.of(cause).inc_by(refetched);
         }
         let mut context = self.context(&batch, scope, identity, &credential, client, head, headers, trace);
-        context.refetches = requirements.may_exclude_fresh();
+        (context.refetches, context.body) = (requirements.may_exclude_fresh(), reservation.cloned());
         let context = Arc::new(context);
         self.refresh_ahead(&ageing, &context);
         if !is_missing && !envelopes_differ {

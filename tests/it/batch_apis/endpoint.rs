@@ -221,6 +221,13 @@ impl Stack {
         self.sum("sidelink_ids_total", &format!("result=\"{result}\"")).await
     }
 
+    /// Waits until as much as this of a limit is used.
+    pub async fn uses(&self, limit: &str, amount: f64) {
+        while self.sum("sidelink_limit_used", &format!("limit=\"{limit}\"")).await != amount {
+            tokio::task::yield_now().await;
+        }
+    }
+
     pub async fn refetched(&self, cause: &str) -> f64 {
         self.sum("sidelink_refetched_total", &format!("cause=\"{cause}\"")).await
     }

@@ -382,7 +382,8 @@ impl BatchRoute {
                 None => respond::failure(failure),
             };
         }
-        if !self.can_merge(slots.entries().map(|(entry, _)| entry)) {
+        // Where stale entries are served, the endpoint has failed.
+        if fetched.failure.is_none() && !self.can_merge(slots.entries().map(|(entry, _)| entry)) {
             return self.fetch_anew(parts, body, context, directives, slots).await;
         }
         let now = self.clock.now();

@@ -9,9 +9,9 @@ use http::request::Parts;
 use http::{Request, StatusCode, Uri};
 use tokio::time::timeout_at;
 
-use super::BatchRoute;
 use super::respond::{self, Summary};
 use super::slots::{Slots, distinct};
+use super::{BatchRoute, Fetched};
 use crate::api::answer;
 use crate::api::envelope::Envelope;
 use crate::api::request::Batch;
@@ -107,7 +107,8 @@ impl BatchRoute {
     }
 
     /// Fetches all ids of a batch by calls of its own, since the items that it has came in envelopes that differ. Where the new ones
-    /// still do, as those of several calls may, all items are passed on in the envelope of the first.
+    /// still do, as those of several calls may, all items are passed on in the envelope of the first. So are those that it has where
+    /// the endpoint fails, or a limit is reached.
     pub(super) async fn fetch_anew(
         &self,
         parts: &Parts,
@@ -121,13 +122,17 @@ impl BatchRoute {
         };
         let Some(ids) = self.keyed(&batch, context) else { return respond::error(self.too_many_ids(&batch)) };
         self.api_metrics.refetched.of(Refetch::Envelope).inc_by(slots.entries().count() as u64);
-        slots.clear();
-        let results = match self.fetch.fetch_separately(context, &ids, !directives.no_store).await {
-            Ok(results) => results,
+        let aside = slots.set_aside();
+        let put_back =
+            |slots: &mut Slots| self.callers.is_current(&context.identity) && slots.put_back(&aside, self.clock.now());
+        let fetched = match self.fetch.fetch_separately(context, &ids, !directives.no_store).await {
+            Ok(results) => slots.take(results, &context.trace),
+            Err(_) if put_back(slots) => Fetched::default(),
             Err(error) => return respond::error(error),
         };
-        let fetched = slots.take(results, &context.trace);
-        if let Some(failure) = &fetched.failure {
+        if let Some(failure) = &fetched.failure
+            && !(failure.allows_stale() && put_back(slots))
+        {
             let forwarded = self.forward_failed(failure, parts, body, context, slots).await;
             return forwarded.unwrap_or_else(|| respond::failure(failure));
         }

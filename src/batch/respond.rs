@@ -235,7 +235,7 @@ fn cache_status(tally: &Tally, summary: &Summary, fetched: &Fetched) -> HeaderVa
             Some(Cause::Answer(answer)) => {
                 let _ = write!(status, "; fwd=stale; fwd-status={}; detail=stale", answer.status.as_u16());
             }
-            Some(Cause::Rejected(_)) => status.push_str("; hit; detail=stale"),
+            Some(Cause::Rejected(_)) | None => status.push_str("; hit; detail=stale"),
             _ => status.push_str("; fwd=stale; detail=stale"),
         }
     } else {

@@ -4,7 +4,8 @@
 //! that arrive meanwhile wait in the queue, and leave when a call returns. No timer delays a lone batch. Retries are
 //! [`Upstream::call`](crate::upstream::Upstream::call)'s.
 
-use std::collections::VecDeque;
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,6 +18,7 @@ use super::flights::{Flight, Flights, InFlightPermit};
 use super::{Cause, EntrySource, Failure, FetchContext, FetchResult, Fetcher, KeyedId};
 use crate::api::answer::{self, AnswerItem, ParsedAnswer};
 use crate::api::envelope::Envelope;
+use crate::api::id;
 use crate::api::request::Form;
 use crate::auth::{Identity, Scope};
 use crate::cache::freshness::{self, AnswerFreshness, Deadlines, Reason};
@@ -70,13 +72,6 @@ impl PendingId {
         let flight = Arc::new(Flight::new(context.hops, permit));
         let (context, fetcher) = (Arc::clone(context), Arc::clone(fetcher));
         Self { id: id.clone(), flight, context, leased: false, background: false, fetcher }
-    }
-
-    /// Whether both are the same id of two batches, of which one has an element with more in it than the id. An item in the answer
-    /// could belong to either, so they leave in different calls.
-    fn conflicts_with(&self, other: &Self) -> bool {
-        let are_of_two = || !Arc::ptr_eq(&self.context, &other.context);
-        (self.id.is_qualified || other.id.is_qualified) && are_of_two() && self.id.id == other.id.id
     }
 }
 
@@ -432,12 +427,14 @@ impl ReadyCall {
 
 impl Fetcher {
     /// Takes as many ids out of a queue as one call may carry, by their number and by the bytes of its target; one at least. Ids
-    /// that no batch waits for any more go to `abandoned`; one that is asked for in two ways waits for the next call.
+    /// that no batch waits for any more go to `abandoned`. An id waits for the next call if an item that names it may belong to an id of
+    /// another batch in this one: the same with another element, a number and the string of its digits, spellings of one text.
     fn take_call(&self, queue: &mut VecDeque<PendingId>, abandoned: &mut Vec<PendingId>) -> Vec<PendingId> {
         let limits = &self.config.upstream;
         let most = limits.ids_per_call.min(self.callers.api().ids_per_call);
         let mut template: Option<(Arc<FetchContext>, usize)> = None;
         let mut call = Vec::new();
+        let mut batches_by_text: HashMap<String, *const FetchContext> = HashMap::new();
         while let Some(next) = queue.pop_front() {
             if next.flight.waiters.load(Ordering::Relaxed) == 0 {
                 abandoned.push(next);
@@ -447,10 +444,14 @@ impl Fetcher {
                 template.get_or_insert_with(|| (Arc::clone(&next.context), next.context.template.bytes()));
             *bytes += first.template.bytes_of(&next.id.written);
             let is_full = call.len() >= most || *bytes > limits.uri_bytes;
-            if (is_full && !call.is_empty()) || call.iter().any(|other| next.conflicts_with(other)) {
+            let batch = Arc::as_ptr(&next.context);
+            let texts: Vec<String> = id::readings(&next.id.id).map(Cow::into_owned).collect();
+            let is_anothers = |text: &String| batches_by_text.get(text).is_some_and(|other| *other != batch);
+            if (is_full && !call.is_empty()) || texts.iter().any(is_anothers) {
                 queue.push_front(next);
                 break;
             }
+            batches_by_text.extend(texts.into_iter().map(|text| (text, batch)));
             call.push(next);
         }
         call

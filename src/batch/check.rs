@@ -144,7 +144,7 @@ fn check_answer(config: &Config, batch: &CheckedBatch<'_>, response: Response<By
     let names: Vec<&str> = batch.ids.iter().map(|id| &*id.name).collect();
     let (items, envelope) = match answer::read(api, &body, media_type.as_ref(), &names) {
         ParsedAnswer::Items { items, envelope } => (items, envelope),
-        ParsedAnswer::NoList | ParsedAnswer::Unmatched | ParsedAnswer::Broken => {
+        ParsedAnswer::NoList | ParsedAnswer::Unmatched | ParsedAnswer::NotJson => {
             report.line("described", places(api));
             let why = answer::misfit(api, &body, &names);
             let why = why.as_deref().unwrap_or("it is not as its API is described");

@@ -50,7 +50,8 @@ impl BatchRoute {
     }
 
     /// The reply to a batch whose calls failed, where it is not the failure itself:
-    /// - an answer that cannot be matched, to a call that carried other ids too: the batch is fetched whole;
+    /// - an answer that cannot be matched or read: it is passed on as it came, or the batch is fetched whole where the call carried
+    ///   other ids, or a part of its ids;
     /// - a refusal, to a batch that came with cookies, which calls do not carry: the batch is forwarded with them;
     /// - an error that is about the ids of a call which carried only a part of the batch: the endpoint may answer the whole
     ///   batch otherwise, so it is forwarded; also one that is larger than a call of sidelink's own, if the endpoint takes it.
@@ -64,8 +65,10 @@ impl BatchRoute {
     ) -> Option<Reply> {
         let batch = Batch::read(&self.api, parts.uri.query(), &parts.headers, body).ok()?;
         let fits = self.fits_one_call(&batch, &parts.uri);
+        let count = slots.slots.len();
+        let is_of_batch = !failure.of_several_batches && failure.ids == count;
         match &failure.cause {
-            Cause::Unmatched(_) if !failure.of_several_batches && failure.ids == slots.slots.len() => {
+            Cause::Unmatched(_) | Cause::Unreadable(_) if is_of_batch => {
                 // The answer to exactly this batch is passed on.
                 slots.count_fetched();
                 self.count_bypass(Bypass::Unmatched);
@@ -73,10 +76,10 @@ impl BatchRoute {
                 reply.info.detail = Some(Bypass::Unmatched.name());
                 Some(reply)
             }
-            Cause::Unmatched(_) if fits || failure.is_coded() => {
+            Cause::Unmatched(_) if !fits => Some(self.fetch_whole(&batch, parts, body, context, slots).await),
+            Cause::Unmatched(_) | Cause::Unreadable(_) => {
                 Some(self.forward_as_written(parts, body, Bypass::Unmatched, context, slots).await)
             }
-            Cause::Unmatched(_) => Some(self.fetch_whole(&batch, parts, body, context, slots).await),
             Cause::Answer(answer) if fits && context.has_cookies && is_refusal(answer.status) => {
                 Some(self.forward_with_cookies(parts, body, context, slots).await)
             }
@@ -216,10 +219,12 @@ impl BatchRoute {
                 let request_id = results.first().and_then(|result| result.request_id.clone());
                 respond::unmatched(items.iter().map(|item| &**item), envelope, request_id, &self.template)
             }
-            // A part of the batch, in a coding that cannot be undone: passed on, it would look like the whole.
-            Err(failure) if failure.is_coded() => respond::error(Error::NoAnswer(NoAnswer::Unreadable)),
             Err(failure) => {
                 let forwarded = match &failure.cause {
+                    // The answer to a part of the batch: passed on, it would look like that to the whole.
+                    Cause::Unreadable(_) => {
+                        Some(self.forward_as_written(parts, body, Bypass::Part, context, slots).await)
+                    }
                     Cause::Answer(answer) if is_about_ids(answer.status) => {
                         self.forward_for_part(parts, body, false, context, slots).await
                     }
@@ -243,7 +248,7 @@ impl BatchRoute {
                 Err(failure) => match &failure.cause {
                     // Of the same call as the id before.
                     Cause::Unmatched(_) if last.is_some_and(|last| Arc::ptr_eq(last, failure)) => {}
-                    Cause::Unmatched(answer) if !answer.is_coded() => {
+                    Cause::Unmatched(answer) => {
                         let read = answer::items(&self.api, &answer.body, answer.headers.get(CONTENT_TYPE));
                         if let Some((texts, around)) = read {
                             items.extend(texts.into_iter().map(|text| Cow::Owned(text.into_string().into_bytes())));

@@ -306,12 +306,8 @@ impl Fetcher {
         let identity = &context.identity;
         let entries = match answer.status {
             StatusCode::OK => {
-                // An answer in a coding that cannot be undone is not read: nothing in it can be matched.
-                if read.is_none() {
-                    self.upstream.cannot_be_read();
-                }
-                match read.unwrap_or(ParsedAnswer::Unmatched) {
-                    ParsedAnswer::Items { items, envelope } => {
+                match read {
+                    Some(ParsedAnswer::Items { items, envelope }) => {
                         // A call that was sent before an invalidation proves nothing, and stores nothing.
                         let store = self.callers.accept(identity, answer.sent, invalidations) && store;
                         let mut entries = self.judge_items(&answer, context, ids, (items, envelope.as_ref()), store);
@@ -324,7 +320,7 @@ impl Fetcher {
                         }
                         Ok(entries)
                     }
-                    ParsedAnswer::NoList => {
+                    Some(ParsedAnswer::NoList) => {
                         // Error codes may come with a 200. One that is not known to be about the request counts as "no
                         // permission". An error without a code is not remembered.
                         let code = answer::error_code(api, &answer.body);
@@ -334,13 +330,19 @@ impl Fetcher {
                         }
                         Err(Cause::Answer(answer))
                     }
-                    ParsedAnswer::Unmatched => {
+                    Some(ParsedAnswer::Unmatched) => {
                         self.api_metrics.uncacheable.of(Reason::Unmatched).inc_by(ids.len() as u64);
                         Err(Cause::Unmatched(answer))
                     }
-                    ParsedAnswer::Broken => {
+                    Some(ParsedAnswer::NotJson) if answer.may_be_cut_off() => {
                         self.upstream.cannot_be_read();
                         Err(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Unreadable)))
+                    }
+                    // An answer in a coding that cannot be undone is not read.
+                    Some(ParsedAnswer::NotJson) | None => {
+                        self.upstream.cannot_be_read();
+                        self.api_metrics.uncacheable.of(Reason::Unmatched).inc_by(ids.len() as u64);
+                        Err(Cause::Unreadable(answer))
                     }
                 }
             }
@@ -462,12 +464,14 @@ impl Fetcher {
 fn call_result(report: &CallReport) -> CallResult {
     match &report.entries {
         Ok(_) => CallResult::Ok,
-        Err(Cause::Answer(answer) | Cause::Unmatched(answer)) => match answer.status.as_u16() {
-            200 => CallResult::ErrorIn200,
-            500.. => CallResult::ServerError,
-            400.. => CallResult::ClientError,
-            _ => CallResult::Unexpected,
-        },
+        Err(Cause::Answer(answer) | Cause::Unmatched(answer) | Cause::Unreadable(answer)) => {
+            match answer.status.as_u16() {
+                200 => CallResult::ErrorIn200,
+                500.. => CallResult::ServerError,
+                400.. => CallResult::ClientError,
+                _ => CallResult::Unexpected,
+            }
+        }
         Err(Cause::NoAnswer(Error::Deadline)) => CallResult::Deadline,
         Err(Cause::Rejected(_) | Cause::NoAnswer(Error::BreakerOpen(_) | Error::HeldBack(_))) => CallResult::Refused,
         Err(Cause::NoAnswer(_)) => CallResult::NoAnswer,

@@ -72,6 +72,10 @@ impl Answer {
         self
     }
 
+    pub fn body(&self) -> &str {
+        &self.body
+    }
+
     pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
         self.headers.push((name, value.to_string()));
         self

@@ -83,16 +83,17 @@ impl BatchRoute {
             Cause::Answer(answer) if fits && context.has_cookies && is_refusal(answer.status) => {
                 Some(self.forward_with_cookies(parts, body, context, slots).await)
             }
-            Cause::Answer(answer) if is_about_ids(answer.status) => {
-                let is_whole = failure.ids >= slots.slots.len() && slots.entries().next().is_none();
-                if is_whole { None } else { self.forward_for_part(parts, body, fits, context, slots).await }
+            // The answer to one id alone is the answer to a batch of it, also where others have joined.
+            Cause::Answer(answer) if is_about_ids(answer.status) && !is_of_batch && failure.ids.max(count) > 1 => {
+                self.forward_for_part(parts, body, fits, context, slots).await
             }
             _ => None,
         }
     }
 
-    /// Forwards a batch after an error for a part of it. `None`: extra calls are used up, or the endpoint refuses a batch that is larger
-    /// than a call of sidelink's own (not `fits`), so that the error of the part says more.
+    /// Forwards a batch after an error for a part of it. `None`: the endpoint refuses a batch that is larger than a call of sidelink's own
+    /// (not `fits`), so that the error of the part says more. No budget limits this: where it was used up, the error of a part would be
+    /// passed on as that of the batch.
     async fn forward_for_part(
         &self,
         parts: &Parts,
@@ -101,9 +102,6 @@ impl BatchRoute {
         context: &FetchContext,
         slots: &mut Slots,
     ) -> Option<Reply> {
-        if !self.fetch.affords_extra() {
-            return None;
-        }
         self.api_metrics.refetched.of(Refetch::Part).inc_by(slots.slots.len() as u64);
         let reply = self.forward_as_written(parts, body, Bypass::Part, context, slots).await;
         Some(reply).filter(|reply| fits || reply.response.status().is_success())

@@ -34,7 +34,7 @@ use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::{Error, TooMany};
 use crate::fetch::{CacheRequirements, Failure, FetchContext, Fetcher, KeyedId};
-use crate::limits::budget::Budget;
+use crate::limits::budget::{Budget, Reservation};
 use crate::message::body::{BodyError, stream};
 use crate::message::cache_control::Directives;
 use crate::message::header_filter::{HeaderFilter, Headers};
@@ -149,7 +149,7 @@ impl BatchRoute {
     /// ([`Self::answer_body`]).
     pub fn look_up(&self, head: &Parts, has_body: bool, began: Instant, context: RequestContext<'_>) -> Option<Step> {
         if !has_body {
-            return Some(self.look_up_read(head, &[], self.clock.at(began), context));
+            return Some(self.look_up_read(head, &[], &mut None, self.clock.at(began), context));
         }
         // A request without a credential is no batch: its body streams through.
         self.callers.credential(context.filter.on(&head.headers)).err().map(Step::Bypass)
@@ -178,13 +178,13 @@ impl BatchRoute {
         let drains = !headers::expects_continue(head.version, &head.headers, &body);
         let (most, time) = (self.config.limits.batch_body, self.config.limits.idle_timeout);
         let read = self.bodies.read(stream(body), most, Error::BodyTooLarge(most), time, drains).await;
-        // The reservation lasts until the batch is answered, as the body does.
-        let (body, _reservation) = match read {
-            Ok(read) => read,
+        // The reservation lasts until the batch is answered, as the body does, or until its calls have ended.
+        let (body, mut reservation) = match read {
+            Ok((body, reservation)) => (body, Some(reservation)),
             Err(error) => return respond::error(error),
         };
         // Boxed each: a body whose batch is in memory needs neither, and both are large.
-        match self.look_up_read(head, &body, self.clock.now(), context) {
+        match self.look_up_read(head, &body, &mut reservation, self.clock.now(), context) {
             Step::Reply(reply) => reply,
             Step::Bypass(reason) => Box::pin(self.bypass_read(head.clone(), body, reason, context.trace)).await,
             Step::Fetch(pending) => Box::pin(self.fetch_and_reply(pending, head, &body)).await,
@@ -192,7 +192,14 @@ impl BatchRoute {
     }
 
     /// Reads a batch and looks it up in memory. Waits for nothing.
-    fn look_up_read(&self, head: &Parts, body: &[u8], now: Moment, context: RequestContext<'_>) -> Step {
+    fn look_up_read(
+        &self,
+        head: &Parts,
+        body: &[u8],
+        reservation: &mut Option<Reservation>,
+        now: Moment,
+        context: RequestContext<'_>,
+    ) -> Step {
         let RequestContext { filter, last_token, trace } = context;
         let headers = filter.on(&head.headers);
         let credential = match self.callers.credential(headers) {
@@ -295,7 +302,7 @@ impl BatchRoute {
             self.api_metrics.refetched.of(cause).inc_by(refetched);
         }
         let mut context = self.context(&batch, scope, identity, &credential, client, head, headers, trace);
-        context.refetches = requirements.may_exclude_fresh();
+        (context.refetches, context.body) = (requirements.may_exclude_fresh(), reservation.take());
         let context = Arc::new(context);
         self.refresh_ahead(&ageing, &context);
         if !is_missing && !envelopes_differ {
@@ -369,7 +376,8 @@ impl BatchRoute {
                 None => respond::failure(failure),
             };
         }
-        if !self.can_merge(slots.entries().map(|(entry, _)| entry)) {
+        // Where stale entries are served, the endpoint has failed.
+        if fetched.failure.is_none() && !self.can_merge(slots.entries().map(|(entry, _)| entry)) {
             return self.fetch_anew(parts, body, context, directives, slots).await;
         }
         let now = self.clock.now();

@@ -31,8 +31,8 @@ pub enum ParsedAnswer {
     NoList,
     /// A list with an item that matches no id, or a second item for an id. Sidelink does not guess.
     Unmatched,
-    /// No JSON, or cut short.
-    Broken,
+    /// No JSON, or the beginning of one.
+    NotJson,
 }
 
 /// One item of the answer.
@@ -61,7 +61,7 @@ impl AnswerItem {
 /// either of its readings ([`id::readings`]); an item that could be for two of the ids matches none.
 pub fn read(api: &BatchApi, body: &[u8], media_type: Option<&HeaderValue>, ids: &[&str]) -> ParsedAnswer {
     let Ok(whole) = serde_json::from_slice::<&RawValue>(text_of(body)) else {
-        return ParsedAnswer::Broken;
+        return ParsedAnswer::NotJson;
     };
     let Some(list) = list_of(api, whole) else { return ParsedAnswer::NoList };
     let Some(items) = items_of(api, list) else { return ParsedAnswer::NoList };
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_json_is_no_answer() {
+    fn what_is_no_json_is_told_from_other_answers() {
         for body in [
             "",
             "{",
@@ -328,11 +328,11 @@ mod tests {
             "\u{feff}",
             "\u{feff}\u{feff}{}",
         ] {
-            assert_eq!(read(body.as_bytes(), &["1"]), ParsedAnswer::Broken, "{body}");
+            assert_eq!(read(body.as_bytes(), &["1"]), ParsedAnswer::NotJson, "{body}");
         }
-        assert_eq!(read(b"{\"a\":\"\xff\"}", &["1"]), ParsedAnswer::Broken, "not UTF-8");
+        assert_eq!(read(b"{\"a\":\"\xff\"}", &["1"]), ParsedAnswer::NotJson, "not UTF-8");
         let deep = "[".repeat(200_000);
-        assert_eq!(read(deep.as_bytes(), &["1"]), ParsedAnswer::Broken, "deep nesting ends in no stack");
+        assert_eq!(read(deep.as_bytes(), &["1"]), ParsedAnswer::NotJson, "deep nesting ends in no stack");
     }
 
     #[test]

@@ -275,7 +275,8 @@ fn id_of<'r>(api: &BatchApi, element: &'r RawValue) -> Option<Id<'r>> {
         key => (element, key.is_some()),
     };
     let name = json::string(value).map(|name| Some(name).filter(|name| is_id(api, name)));
-    let number = || json::integer(value).filter(|_| api.ids.numbers).map(|text| Cow::Owned(id::name_of_number(text)));
+    let is_number = |text: &&str| api.ids.numbers && is_id(api, text);
+    let number = || json::integer(value).filter(is_number).map(|text| Cow::Owned(id::name_of_number(text)));
     Some(Id { name: name.unwrap_or_else(number)?, written, is_qualified })
 }
 

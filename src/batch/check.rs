@@ -8,7 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, DATE};
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use serde_json::Value;
 
 use super::masking::{masked_id, masked_json, masked_target, masked_text};
@@ -144,7 +144,7 @@ fn check_answer(config: &Config, batch: &CheckedBatch<'_>, response: Response<By
     let names: Vec<&str> = batch.ids.iter().map(|id| &*id.name).collect();
     let (items, envelope) = match answer::read(api, &body, media_type.as_ref(), &names) {
         ParsedAnswer::Items { items, envelope } => (items, envelope),
-        ParsedAnswer::NoList | ParsedAnswer::Unmatched | ParsedAnswer::Broken => {
+        ParsedAnswer::NoList | ParsedAnswer::Unmatched | ParsedAnswer::NotJson => {
             report.line("described", places(api));
             let why = answer::misfit(api, &body, &names);
             let why = why.as_deref().unwrap_or("it is not as its API is described");
@@ -281,7 +281,10 @@ impl Report {
         fields.extend(
             members.unwrap_or_default().chunks(2).filter_map(|member| Some(format!("body {}", member.first()?))),
         );
-        let content_type = (api.method == Method::POST).then_some(&CONTENT_TYPE);
+        let is_other = |value: &HeaderValue| value != "application/json";
+        let counts = api.method == Method::POST
+            || api.ids.body.is_some() && request.headers().get(CONTENT_TYPE).is_some_and(is_other);
+        let content_type = counts.then_some(&CONTENT_TYPE);
         let headers = content_type.into_iter().chain(&api.scope_headers).chain(&config.callers.scope_headers);
         for name in headers.filter(|name| request.headers().contains_key(*name)) {
             let field = format!("header {name}");

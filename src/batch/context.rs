@@ -46,6 +46,7 @@ impl BatchRoute {
             requirements,
             refetches: false,
             tier_scope,
+            body: None,
             headers: carried,
             scope,
             group: batch.group.to_static(),

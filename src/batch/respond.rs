@@ -235,7 +235,7 @@ fn cache_status(tally: &Tally, summary: &Summary, fetched: &Fetched) -> HeaderVa
             Some(Cause::Answer(answer)) => {
                 let _ = write!(status, "; fwd=stale; fwd-status={}; detail=stale", answer.status.as_u16());
             }
-            Some(Cause::Rejected(_)) => status.push_str("; hit; detail=stale"),
+            Some(Cause::Rejected(_)) | None => status.push_str("; hit; detail=stale"),
             _ => status.push_str("; fwd=stale; detail=stale"),
         }
     } else {
@@ -263,7 +263,7 @@ fn cache_status(tally: &Tally, summary: &Summary, fetched: &Fetched) -> HeaderVa
 /// The reply to a batch that failed: the endpoint's own answer, where it gave one.
 pub(super) fn failure(failure: &Failure) -> Reply {
     let response = match &failure.cause {
-        Cause::Answer(answer) | Cause::Unmatched(answer) => answer.response(),
+        Cause::Answer(answer) | Cause::Unmatched(answer) | Cause::Unreadable(answer) => answer.response(),
         Cause::Rejected(Rejection { answer: Some(answer), .. }) => answer.clone(),
         Cause::Rejected(Rejection { error: reason, answer: None }) => return error(*reason),
         Cause::NoAnswer(no_answer) => return error(*no_answer),
@@ -271,7 +271,9 @@ pub(super) fn failure(failure: &Failure) -> Reply {
     let mut response = as_it_came(response.status(), response.headers(), response.body());
     let code = response.status().as_u16();
     let (outcome, status) = match &failure.cause {
-        Cause::Unmatched(_) => (Outcome::Bypass, "sidelink; fwd=bypass; detail=unmatched".to_owned()),
+        Cause::Unmatched(_) | Cause::Unreadable(_) => {
+            (Outcome::Bypass, "sidelink; fwd=bypass; detail=unmatched".to_owned())
+        }
         Cause::Rejected(_) => (Outcome::Error, "sidelink; detail=pause".to_owned()),
         _ => (Outcome::Error, format!("sidelink; fwd=miss; fwd-status={code}")),
     };

@@ -56,6 +56,7 @@ fn fetch() -> (Arc<Fetcher>, Arc<FetchContext>) {
         trace_context: TraceContext::default(),
         requirements: CacheRequirements::default(),
         tier_scope: None,
+        body: None,
     };
     let state = Arc::new(FetchState::new(config.upstream.calls));
     (

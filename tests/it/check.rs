@@ -147,3 +147,15 @@ fn a_batch_of_several_calls_shows_the_first_one() {
     assert!(checked.text.contains("2 of up to 50 ids; the first:\n"), "{}", checked.text);
     assert!(checked.text.contains("&mediaItemIds=49\n") && !checked.text.contains("mediaItemIds=50"));
 }
+
+#[test]
+fn the_content_type_of_the_body_of_a_get_is_shown_in_the_scope_where_it_counts() {
+    for (media_type, counts) in [("application/json", false), ("text/plain", true)] {
+        let body = r#"{"accessory_ids":["1"]}"#;
+        let head = "GET /v2/servicerequest/accessorys/access-urls HTTP/1.1\nHost: h\nX-Auth-Token: t\n";
+        let request = format!("{head}Content-Type: {media_type}\nContent-Length: {}\n\n{body}", body.len());
+        let text = checked(&with_all_presets(), &request, None).text;
+        assert!(text.contains("form        body"), "{text}");
+        assert_eq!(text.contains("header content-type"), counts, "{text}");
+    }
+}

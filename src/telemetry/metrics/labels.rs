@@ -191,7 +191,7 @@ labels! {
         Condition = "condition",
         /// A call for a part of it got an error that concerns the ids of that call: the endpoint may answer the whole otherwise.
         Part = "part",
-        /// The endpoint's answer does not match its ids.
+        /// The endpoint's answer does not match its ids, or cannot be read.
         Unmatched = "unmatched",
     }
 
@@ -289,7 +289,7 @@ labels! {
         NoStore = "no_store",
         /// The endpoint's Vary names something outside of the scope.
         Vary = "vary",
-        /// The answer could not be matched to the ids asked for.
+        /// The answer could not be matched to the ids asked for, or not be read.
         Unmatched = "unmatched",
     }
 

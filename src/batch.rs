@@ -243,7 +243,7 @@ impl BatchRoute {
         };
         self.api_metrics.batch_ids.observe(ids.len() as f64);
 
-        let marks = self.cache.purges().of_group(batch.group.name());
+        let marks = self.cache.purges().of(&self.api.name, batch.group.name());
         let view = self.cache.open(ids.iter().map(|(_, key)| *key));
         let found = view.look_up(&ids, &marks);
         let mut summary = Summary::new();
@@ -448,7 +448,7 @@ impl BatchRoute {
             return false;
         }
         let now = self.clock.now();
-        let marks = self.cache.purges().of_group(context.group.name());
+        let marks = self.cache.purges().of(&self.api.name, context.group.name());
         for slot in slots.missing_mut() {
             let entry = slot.id_to_fetch.as_ref().and_then(|id| self.cache.look_up(id.key, &id.id, &marks));
             if let Some(entry) = entry.filter(|entry| !entry.is_absent() && entry.deadlines().usable(now)) {

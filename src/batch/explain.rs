@@ -80,7 +80,7 @@ impl BatchRoute {
             requirements: CacheRequirements { forbids_cache: client.forbids_cache || must_revalidate, ..client },
             directives,
             must_revalidate,
-            marks: self.cache.purges().of_group(batch.group.name()),
+            marks: self.cache.purges().of(&self.api.name, batch.group.name()),
             now,
         };
         // A remembered refusal is the answer to a batch of its id alone.

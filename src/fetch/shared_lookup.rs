@@ -131,7 +131,7 @@ impl SharedLookup {
             fetcher.callers.accept_elsewhere(&context.identity, accepted);
         }
         let now = fetcher.clock.now();
-        let marks = fetcher.cache.purges().of_group(context.group.name());
+        let marks = fetcher.cache.purges().of(&fetcher.callers.api().name, context.group.name());
         let (mut completed, mut sent, mut stored) = (Vec::new(), Vec::new(), Vec::new());
         let is_invalidated = || context.identity.caller_state.invalidations() != self.invalidations;
         let may_store = fetcher.may_store() && !is_invalidated();

@@ -41,7 +41,7 @@ use crate::message::header_filter::{HeaderFilter, Headers};
 use crate::message::headers;
 use crate::message::reply::Reply;
 use crate::proxy::passthrough::Passthrough;
-use crate::telemetry::metrics::{ApiMetrics, IdResult, Metrics, Refetch};
+use crate::telemetry::metrics::{ApiMetrics, IdResult, Refetch};
 use crate::telemetry::trace::RequestSpan;
 use respond::Summary;
 use slots::{Slot, Slots, distinct, result_of_hit};
@@ -56,7 +56,6 @@ pub struct BatchRoute {
     /// Bodies of batches that are not answered yet.
     bodies: Budget,
     config: Arc<Config>,
-    metrics: Arc<Metrics>,
     /// What is counted for its API.
     api_metrics: Arc<ApiMetrics>,
     clock: Clock,
@@ -117,12 +116,11 @@ impl BatchRoute {
         bodies: Budget,
         answers: Arc<WholeAnswers>,
         config: Arc<Config>,
-        metrics: Arc<Metrics>,
         api_metrics: Arc<ApiMetrics>,
         clock: Clock,
     ) -> Self {
         let (api, template) = (Arc::clone(callers.api()), respond::HeaderTemplate::new(&callers));
-        Self { api, callers, cache, fetch, passthrough, bodies, config, metrics, api_metrics, clock, template, answers }
+        Self { api, callers, cache, fetch, passthrough, bodies, config, api_metrics, clock, template, answers }
     }
 
     /// Its API.

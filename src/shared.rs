@@ -314,12 +314,6 @@ impl TierState {
                 }
             }
         }
-        if leases == Leases::Ignore {
-            let is_fresh = |entry: &&Entry| entry.deadlines().fresh_left(now).is_some();
-            let hits = result.entries.iter().flatten().filter(is_fresh).count();
-            self.metrics.shared.hits.inc_by(hits as u64);
-            self.metrics.shared.misses.inc_by((ids.len() - hits) as u64);
-        }
         Some(result)
     }
 

@@ -124,7 +124,8 @@ fn apis(metrics: &Metrics) -> Option<Value> {
 
 /// The shared tier.
 fn shared(state: &AdminState) -> Value {
-    let (shared, fleet) = (&state.process.metrics.shared, state.fleet());
+    let metrics = &state.process.metrics;
+    let (shared, apis, fleet) = (&metrics.shared, metrics.apis.all(), state.fleet());
     let others = fleet.iter().flat_map(|fleet| &fleet.others).map(Fingerprint::to_string).collect::<Vec<_>>();
     let asked: u64 = shared.operations.iter().map(|(_, count)| count.get()).sum();
     let failed: u64 = shared.failures.iter().map(|(_, count)| count.get()).sum();
@@ -132,8 +133,8 @@ fn shared(state: &AdminState) -> Value {
         "breaker": position(&shared.breaker_state),
         "round_trips": asked,
         "failures": failed,
-        "ids_found": shared.hits.get(),
-        "ids_not_found": shared.misses.get(),
+        "ids_found": apis.iter().map(|(_, api)| api.shared_hits.get()).sum::<u64>(),
+        "ids_not_found": apis.iter().map(|(_, api)| api.shared_misses.get()).sum::<u64>(),
         "fleet": fleet.map(|fleet| fleet.fingerprint.to_string()),
         "other_fleets": others,
     })

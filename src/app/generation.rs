@@ -291,7 +291,6 @@ impl GenerationBuilder {
                 Budget::new(&usages.batch_bodies, limits.batch_bodies, Limit::BatchBodies, metrics),
                 Arc::clone(&answers),
                 Arc::clone(&config),
-                Arc::clone(metrics),
                 api_metrics,
                 clock.clone(),
             ))

@@ -51,7 +51,9 @@ async fn endpoint() -> SocketAddr {
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, std::convert::Infallible> {
     let ids = request.uri().query().unwrap_or("").trim_start_matches("ids=").split(',');
-    let items: Vec<Value> = ids.map(|id| json!({"id": id, "url": format!("http://h/{id}")})).collect();
+    let end = Clock::system().now().unix_seconds() + 3600;
+    let url = |id| format!("http://h/{id}?AWSAccessKeyId=k&Expires={end}&Signature=s");
+    let items: Vec<Value> = ids.map(|id| json!({"id": id, "url": url(id)})).collect();
     let (status, body) = match request.uri().path() {
         "/photos" => (200, json!({ "items": items })),
         _ => (404, json!({"error_code": "none"})),
@@ -113,6 +115,7 @@ async fn batches_and_ids_are_counted_for_the_api_that_they_are_of() {
         ("sidelink_upstream_calls_total{api=\"$\",result=\"ok\"}", 1.0, 0.0),
         ("sidelink_upstream_calls_total{api=\"$\",result=\"client_error\"}", 0.0, 1.0),
         ("sidelink_upstream_call_ids_sum{api=\"$\"}", 3.0, 2.0),
+        ("sidelink_link_life_left_seconds_count{api=\"$\"}", 6.0, 0.0),
         ("sidelink_bypass_total{api=\"$\",reason=\"no-credential\"}", 0.0, 1.0),
         ("sidelink_bypass_total{api=\"$\",reason=\"unreadable\"}", 0.0, 1.0),
     ] {

@@ -162,4 +162,8 @@ async fn a_purge_that_names_an_api_means_the_same_at_every_sidecar_of_a_fleet() 
     // Of what is in the tier, too.
     assert_eq!(ask(&third.client, "/videos?ids=1").await, MISS);
     assert_eq!(ask(&third.client, "/photos?ids=1").await, "hit; detail=shared");
+    for (api, hits, misses) in [("photos", 1.0, 0.0), ("videos", 0.0, 1.0)] {
+        assert_eq!(third.metric(&format!("sidelink_shared_hits_total{{api=\"{api}\"}}")).await, hits, "{api}");
+        assert_eq!(third.metric(&format!("sidelink_shared_misses_total{{api=\"{api}\"}}")).await, misses, "{api}");
+    }
 }

@@ -26,7 +26,7 @@ use http::{HeaderValue, Request};
 use tokio::time::Instant;
 
 use crate::api::BatchApi;
-use crate::api::request::{Batch, Id, NotABatch};
+use crate::api::request::{Batch, Id};
 use crate::auth::{AuthError, Bypass, Callers, Key, LastToken};
 use crate::cache::answers::{Found, Revision, WholeAnswer, WholeAnswers, Written};
 use crate::cache::{Cache, Entry};
@@ -232,8 +232,7 @@ impl BatchRoute {
 
         let batch = match Batch::read(&self.api, head.uri.query(), headers, body) {
             Ok(batch) => batch,
-            Err(NotABatch::Unreadable(_)) => return Step::Bypass(Bypass::Unreadable),
-            Err(NotABatch::Condition) => return Step::Bypass(Bypass::Condition),
+            Err(not_a_batch) => return Step::Bypass(not_a_batch.reason()),
         };
         let scope = scope.of_batch(&batch);
         let Some(ids) = distinct(&batch, scope, self.config.limits.batch_ids) else {

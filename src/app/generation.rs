@@ -29,6 +29,7 @@ use crate::message::body::{Body, BodyError};
 use crate::proxy::passthrough::Passthrough;
 use crate::proxy::router::{Connection, Router};
 use crate::shared::{Tier, TierState};
+use crate::telemetry::log::events;
 use crate::telemetry::metrics::{ApiMetrics, Metrics};
 use crate::telemetry::trace::{ExportTasks, Tracer};
 use crate::upstream::{MemoryEndpoint, SetupError, Upstream, trusted_client};
@@ -155,6 +156,12 @@ impl Generations {
         self.current.store(Arc::new(next));
         before.answers.clear();
         process.fetch.set_min_remaining(floor);
+        for api in &config.batch {
+            let known = before.config.batch.iter().find(|known| known.name == api.name);
+            if known.is_some_and(|known| known.fingerprint() != api.fingerprint()) {
+                events::DescriptionChanged { api: &api.name }.log();
+            }
+        }
         let at = process.clock.now();
         process.metrics.reloaded(at.unix_seconds());
         process.last_reload.store(Arc::new(Reload::succeeded(at)));

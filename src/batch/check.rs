@@ -65,6 +65,7 @@ fn check_request<'r>(config: &Config, request: &'r Request<Bytes>, report: &mut 
             None => "none: no batch API of the configuration has this path".to_owned(),
         };
         report.line("batch API", why);
+        report.nearest(config, path);
         report.line("verdict", "forwarded untouched, as any other route");
         return None;
     };
@@ -91,7 +92,7 @@ fn check_request<'r>(config: &Config, request: &'r Request<Bytes>, report: &mut 
         }
         Err(NotABatch::Unreadable(misfit)) => {
             report.line("described", places(&api));
-            report.forwarded(Bypass::Unreadable, &misfit.to_string());
+            report.forwarded(NotABatch::Unreadable(misfit).reason(), &misfit.to_string());
             return None;
         }
     };
@@ -234,6 +235,14 @@ impl Report {
 
     fn forwarded(&mut self, reason: Bypass, why: &str) {
         self.line("verdict", format_args!("forwarded untouched ({}): {why}", reason.name()));
+    }
+
+    /// The API whose path is most like this one, and where they differ.
+    fn nearest(&mut self, config: &Config, path: &str) {
+        let apis = config.batch.iter().filter_map(|api| Some((api, api.path.difference(path)?)));
+        if let Some((api, (_, difference))) = apis.rev().max_by_key(|(_, (alike, _))| *alike) {
+            self.line("nearest", format_args!("{}: {} {}: {difference}", api.name, api.method, api.path));
+        }
     }
 
     /// What the body has in place of what `when` asks for.

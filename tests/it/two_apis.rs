@@ -207,3 +207,17 @@ async fn the_status_has_a_line_for_each_of_several_apis_and_sums_over_all() {
     );
     assert_eq!((&totals["calls"]["ok"], &totals["calls"]["client_error"]), (&json!(1), &json!(1)));
 }
+
+#[tokio::test]
+async fn a_reload_that_changes_what_an_api_is_says_so_in_the_log_and_one_that_changes_a_limit_of_it_does_not() {
+    let files = Files::new(endpoint().await);
+    let mut process = Process::start(&files.write(&[PHOTOS, VIDEOS].concat())).await;
+    let changed = "the description of a batch API has changed; its links are fetched again";
+    files.write(&[PHOTOS, VIDEOS, "ids_per_call = 7"].concat());
+    process.signal("HUP");
+    process.says("the configuration was reloaded").await;
+    assert!(!process.logged(changed));
+    files.write(&[PHOTOS, VIDEOS, "absent = \"/gone\""].concat());
+    process.signal("HUP");
+    assert_eq!(process.says(changed).await["api"], "videos");
+}

@@ -138,6 +138,8 @@ events! {
         WARN "second signal: exiting without draining" SecondSignal {}
         /// The new configuration is in effect.
         INFO "the configuration was reloaded" ConfigReloaded<'a> { file: &'a str, }
+        /// What was kept under the description from before is not found under the new one (`batch`, without limits and the shape of errors).
+        INFO "the description of a batch API has changed; its links are fetched again" DescriptionChanged<'a> { api: &'a str, }
         /// The configuration works, but not as intended.
         WARN "the configuration has a warning" ConfigWarning<'a> { file: &'a str, reason: &'a str, }
         /// One for each error, with file, line and key.

@@ -49,6 +49,7 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
     let reload = process.last_reload.load();
     let mut status = json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "host": rustix::system::uname().nodename().to_string_lossy(),
         "now": now.unix_millis(),
         "started": started.unix_millis(),
         "uptime_seconds": now.since(started) / 1000,
@@ -62,6 +63,13 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
             "at": failure.at.unix_millis(),
             "reason": failure.reason,
         })),
+        "last_error": upstream.last_error().map(|error| json!({
+            "at": error.at.unix_millis(),
+            "api": error.api,
+            "status": error.status.as_u16(),
+            "code": error.code,
+        })),
+        "callers_accepted": process.caller_states.accepted(),
         "calls_in_flight": metrics.upstream_in_flight.get(),
         "connections": metrics.connections.get(),
         "reload": {

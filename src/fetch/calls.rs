@@ -355,6 +355,9 @@ impl Fetcher {
             }
             _ => Err(Cause::Answer(answer)),
         };
+        if let Err(Cause::Answer(error)) = &entries {
+            self.upstream.answered_error(&api.name, error.status, answer::error_code(api, &error.body));
+        }
         CallReport { entries, request_id, proof, span: None }
     }
 

@@ -21,7 +21,7 @@ use crate::api::request::{Batch, Form, Id, NotABatch};
 use crate::auth::signature::Keys;
 use crate::auth::{CallerStates, Callers, Credential};
 use crate::cache::freshness::{self, AnswerFreshness, Expiry, Reason, format_of};
-use crate::clock::{Clock, rfc3339};
+use crate::clock::{Clock, Moment, millis, rfc3339};
 use crate::config::batch::{BatchApi, ExpirySource};
 use crate::config::{CallerKey, Config, show_duration};
 use crate::telemetry::metrics::Bypass;
@@ -127,9 +127,10 @@ fn check_answer(config: &Config, batch: &CheckedBatch<'_>, response: Response<By
     let media_type = headers.get(CONTENT_TYPE).cloned();
     let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
     let date = date.and_then(|date| date.duration_since(UNIX_EPOCH).ok());
+    let now = Clock::system().now();
     let (sent, whose) = match date {
-        Some(date) => (Clock::simulated(i64::try_from(date.as_millis()).unwrap_or(i64::MAX)).now(), "its Date"),
-        None => (Clock::system().now(), "now, since it has no Date"),
+        Some(date) => (Moment { wall: millis(date), ..now }, "its Date"),
+        None => (now, "now, since it has no Date"),
     };
     let shown = media_type.as_ref().map_or("no Content-Type".into(), |value| String::from_utf8_lossy(value.as_bytes()));
     report

@@ -100,7 +100,7 @@ fn looking_up(criterion: &mut Criterion) {
                 let mut first = 0;
                 bencher.iter(|| {
                     first = (first + 7919) % (links - size);
-                    let marks = cache.purges().of_group(None);
+                    let marks = cache.purges().of("huawei-osm", None);
                     let some = keys.get(first..first + size).unwrap_or_default();
                     let view = cache.open(some.iter().map(|(_, key)| *key));
                     view.look_up(some, &marks).iter().flatten().count()

@@ -26,7 +26,7 @@ use http::{HeaderValue, Request};
 use tokio::time::Instant;
 
 use crate::api::BatchApi;
-use crate::api::request::{Batch, Id, NotABatch};
+use crate::api::request::{Batch, Id};
 use crate::auth::{AuthError, Bypass, Callers, Key, LastToken};
 use crate::cache::answers::{Found, Revision, WholeAnswer, WholeAnswers, Written};
 use crate::cache::{Cache, Entry};
@@ -41,7 +41,7 @@ use crate::message::header_filter::{HeaderFilter, Headers};
 use crate::message::headers;
 use crate::message::reply::Reply;
 use crate::proxy::passthrough::Passthrough;
-use crate::telemetry::metrics::{ApiMetrics, IdResult, Metrics, Refetch};
+use crate::telemetry::metrics::{ApiMetrics, IdResult, Refetch};
 use crate::telemetry::trace::RequestSpan;
 use respond::Summary;
 use slots::{Slot, Slots, distinct, result_of_hit};
@@ -56,7 +56,6 @@ pub struct BatchRoute {
     /// Bodies of batches that are not answered yet.
     bodies: Budget,
     config: Arc<Config>,
-    metrics: Arc<Metrics>,
     /// What is counted for its API.
     api_metrics: Arc<ApiMetrics>,
     clock: Clock,
@@ -117,12 +116,11 @@ impl BatchRoute {
         bodies: Budget,
         answers: Arc<WholeAnswers>,
         config: Arc<Config>,
-        metrics: Arc<Metrics>,
         api_metrics: Arc<ApiMetrics>,
         clock: Clock,
     ) -> Self {
         let (api, template) = (Arc::clone(callers.api()), respond::HeaderTemplate::new(&callers));
-        Self { api, callers, cache, fetch, passthrough, bodies, config, metrics, api_metrics, clock, template, answers }
+        Self { api, callers, cache, fetch, passthrough, bodies, config, api_metrics, clock, template, answers }
     }
 
     /// Its API.
@@ -237,8 +235,7 @@ impl BatchRoute {
 
         let batch = match Batch::read(&self.api, head.uri.query(), headers, body) {
             Ok(batch) => batch,
-            Err(NotABatch::Unreadable(_)) => return Step::Bypass(Bypass::Unreadable),
-            Err(NotABatch::Condition) => return Step::Bypass(Bypass::Condition),
+            Err(not_a_batch) => return Step::Bypass(not_a_batch.reason()),
         };
         let scope = scope.of_batch(&batch);
         let Some(ids) = distinct(&batch, scope, self.config.limits.batch_ids) else {
@@ -246,7 +243,7 @@ impl BatchRoute {
         };
         self.api_metrics.batch_ids.observe(ids.len() as f64);
 
-        let marks = self.cache.purges().of_group(batch.group.name());
+        let marks = self.cache.purges().of(&self.api.name, batch.group.name());
         let view = self.cache.open(ids.iter().map(|(_, key)| *key));
         let found = view.look_up(&ids, &marks);
         let mut summary = Summary::new();
@@ -452,7 +449,7 @@ impl BatchRoute {
             return false;
         }
         let now = self.clock.now();
-        let marks = self.cache.purges().of_group(context.group.name());
+        let marks = self.cache.purges().of(&self.api.name, context.group.name());
         for slot in slots.missing_mut() {
             let entry = slot.id_to_fetch.as_ref().and_then(|id| self.cache.look_up(id.key, &id.id, &marks));
             if let Some(entry) = entry.filter(|entry| !entry.is_absent() && entry.deadlines().usable(now)) {

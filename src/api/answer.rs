@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use http::HeaderValue;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::envelope::Envelope;
@@ -129,7 +130,11 @@ pub fn is_error(api: &BatchApi, body: &[u8]) -> bool {
 
 fn has_error(api: &BatchApi, whole: &RawValue) -> bool {
     let is_set = |code: &Pointer| json::find(whole, code).is_some_and(|code| code.get() != "null");
-    api.errors.code.as_ref().is_some_and(is_set)
+    let differs = |(place, wanted): &(Pointer, Value)| {
+        let found = json::find(whole, place).map(|found| serde_json::from_str::<Value>(found.get()));
+        found.is_some_and(|found| found.is_ok_and(|found| found != *wanted))
+    };
+    api.errors.code.as_ref().is_some_and(is_set) || api.errors.unless.iter().any(differs)
 }
 
 /// The list of items, or the object of them, of an answer that is no error.
@@ -214,7 +219,7 @@ fn link<'a>(api: &BatchApi, value: &'a RawValue, members: &Members<'a>) -> Optio
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 

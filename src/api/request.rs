@@ -25,6 +25,7 @@ use super::json::{self, Members};
 use super::misfit::Misfit;
 use crate::config::batch::{BatchApi, Pointer, Style};
 use crate::message::header_filter::Headers;
+use crate::telemetry::metrics::Bypass;
 
 /// How a client wrote its batch; the misses go upstream in the same form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,6 +94,17 @@ pub enum NotABatch {
     Unreadable(Misfit),
     /// A value of its body is not as `when` says: it asks for something else.
     Condition,
+}
+
+impl NotABatch {
+    /// The reason that is counted.
+    pub fn reason(self) -> Bypass {
+        match self {
+            Self::Unreadable(Misfit::EmptyList) => Bypass::NoIds,
+            Self::Unreadable(_) => Bypass::Unreadable,
+            Self::Condition => Bypass::Condition,
+        }
+    }
 }
 
 impl<'r> Batch<'r> {

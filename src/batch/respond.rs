@@ -22,7 +22,7 @@ use crate::limits::pause::Rejection;
 use crate::message::body::{Body, stream, whole};
 use crate::message::headers::{REQUEST_ID, VIA_HTTP_11, add_via, request_id, strip_hop_by_hop};
 use crate::message::reply::Reply;
-use crate::telemetry::metrics::{IdResult, Metrics, Outcome, Tally};
+use crate::telemetry::metrics::{ApiMetrics, IdResult, Outcome, Tally};
 
 /// RFC 9211.
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -138,7 +138,7 @@ impl BatchRoute {
         let kept = entries.clone().next().and_then(|(entry, _)| entry.envelope());
         let Some(envelope) = kept.or(own) else { return error(Error::NoAnswer(NoAnswer::Lost)) };
         let body = body(envelope, entries.clone(), summary.items);
-        let tally = observe(entries, &self.metrics, now);
+        let tally = observe(entries, &self.api_metrics, now);
         let is_stale = tally.count(IdResult::Stale) > 0;
         let max_age = (summary.stored && !is_stale && !summary.has_spans).then_some(summary.fresh_left);
         let mut reply = self.reply(body, tally, cache_control(max_age, form == Form::Body), fetched.request_id.clone());
@@ -154,7 +154,7 @@ impl BatchRoute {
 
     /// The reply of a whole answer.
     pub(super) fn repeated(&self, answer: &WholeAnswer, now: Moment) -> Reply {
-        self.metrics.link_life_left.observe_each(answer.lives_left(now));
+        self.api_metrics.link_life_left.observe_each(answer.lives_left(now));
         let cache_control = cache_control(Some(answer.fresh_left(now)), answer.is_body());
         let mut reply = self.reply(whole(answer.body().clone()), answer.tally(), cache_control, None);
         if let Some(kept) = answer.envelope() {
@@ -183,7 +183,11 @@ fn set(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) {
 }
 
 /// Counts a reply's entries, and observes how long their links live.
-fn observe<'l>(entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone, metrics: &Metrics, now: Moment) -> Tally {
+fn observe<'l>(
+    entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone,
+    metrics: &ApiMetrics,
+    now: Moment,
+) -> Tally {
     let mut tally = Tally::default();
     metrics.link_life_left.observe_each(entries.filter_map(|(entry, result)| {
         tally.add(result);

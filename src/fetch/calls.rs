@@ -352,6 +352,9 @@ impl Fetcher {
             }
             _ => Err(Cause::Answer(answer)),
         };
+        if let Err(Cause::Answer(error)) = &entries {
+            self.upstream.answered_error(&api.name, error.status, answer::error_code(api, &error.body));
+        }
         CallReport { entries, request_id, proof, span: None }
     }
 
@@ -369,7 +372,7 @@ impl Fetcher {
         self.metrics.clock_skew.set(source.skew() as f64 / 1000.0);
         let foreign_vary = self.callers.varies_outside(&answer.headers);
         let policy = &self.config.freshness;
-        let marks = self.cache.purges().of_group(context.group.name());
+        let marks = self.cache.purges().of(&self.callers.api().name, context.group.name());
         let store = store && self.may_store();
         // Shared by all items that have no more to say.
         let plain = ItemDetails::of(None, envelope).map(Arc::new);

@@ -187,6 +187,8 @@ labels! {
         /// It is not exactly a batch, as its API is described: its ids in the query or in a JSON body, and beside them only what the
         /// API allows.
         Unreadable = "unreadable",
+        /// The list of ids in its body is empty.
+        NoIds = "no-ids",
         /// Its body asks for something else than the API's `when` says.
         Condition = "condition",
         /// A call for a part of it got an error that concerns the ids of that call: the endpoint may answer the whole otherwise.

@@ -78,9 +78,13 @@ fn body<'l>(
     let length = envelope.merged_length(bytes);
     if length > CHUNK {
         let entries = entries.map(|(entry, result)| (entry.clone(), is_new(result)));
-        return stream(ChunkedBody::new(Arc::clone(envelope), entries, length, now));
+        stream(ChunkedBody::new(Arc::clone(envelope), entries, length, now))
+    } else if summary.has_spans {
+        whole(envelope.merge_sized(items(), |item, body| item.write(body), length))
+    } else {
+        let texts = entries.filter_map(|(entry, _)| entry.text());
+        whole(envelope.merge_sized(texts, |text, body| body.extend_from_slice(text), length))
     }
-    whole(envelope.merge_sized(items(), |item, body| item.write(body), length))
 }
 
 /// Whether entries that came with their envelopes have one in common, so that one answer can be made of them.

@@ -117,7 +117,7 @@ families! {
         pub breaker_state: Gauges<BreakerState> = "shared_breaker_state", breaker();
         /// Round trips to the shared tier, failed ones included, by purpose.
         pub operations: Counters<Operation> = "shared_operations_total", counters("operation");
-        /// Round trips to the shared tier that failed, and values in it that cannot be used, by kind.
+        /// Round trips to the shared tier that failed, values in it that cannot be used, and waits for another sidecar that were in vain, by kind.
         pub failures: Counters<SharedFailure> = "shared_failures_total", counters("kind");
         /// Ids looked up in the shared tier and found usable there.
         pub hits: IntCounter = "shared_hits_total", counter();

@@ -2,6 +2,7 @@
 
 mod faults;
 mod isolation;
+mod leases;
 mod once;
 mod purges;
 mod secrecy;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::calls::{CallReport, PendingId};
 use super::{EntrySource, FetchContext, FetchResult, Fetcher, KeyedId};
@@ -23,6 +23,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(4);
 /// a fleet look at different times.
 const PAUSE_GROWTH: f64 = 1.25;
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// The time that is left for the last look, and as much for the call to leave.
+const LAST_LOOK: Duration = Duration::from_millis(100);
 
 /// The new flights of one batch that look into the shared tier. Dropping it queues the ids without an entry for a call.
 pub(super) struct SharedLookup {
@@ -98,16 +100,19 @@ impl SharedLookup {
             return;
         }
         let ids: Vec<KeyedId> = self.pending.iter().map(|pending| pending.id.clone()).collect();
+        let Some(fair) = fetcher.upstream.fair_time_left(context.deadline) else { return };
         // A caller that may make no call now takes no lease.
         if ids.is_empty() || fetcher.why_no_call(&context.identity, &ids).is_some() || !tier.may_lease() {
             return;
         }
-        let until = Instant::now() + tier.lease_wait();
+        let now = Instant::now();
+        let until = now + fair.saturating_sub(LAST_LOOK * 2).min(tier.lease_wait());
+        let last_look = now + fair.saturating_sub(LAST_LOOK);
         let mut leases = Leases::Acquire;
         let mut pause = FIRST_PAUSE;
         loop {
             let before = self.pending.len();
-            let Some(is_free) = self.look(tier, scope, leases).await else { return };
+            let Ok(Some(is_free)) = timeout_at(last_look, self.look(tier, scope, leases)).await else { return };
             if self.pending.len() < before {
                 tier.leases_work();
             }
@@ -119,12 +124,13 @@ impl SharedLookup {
                 continue;
             }
             let left = until.saturating_duration_since(Instant::now());
-            let fair = fetcher.upstream.fair_time_left(context.deadline).unwrap_or_default();
-            if left.min(fair).is_zero() {
-                tier.lease_denied();
+            if left.is_zero() {
+                if pause > FIRST_PAUSE {
+                    tier.lease_denied();
+                }
                 return;
             }
-            sleep(pause.mul_f64(0.75 + rand::random::<f64>() / 2.0).min(left).min(fair)).await;
+            sleep(pause.mul_f64(0.75 + rand::random::<f64>() / 2.0).min(left)).await;
             pause = pause.mul_f64(PAUSE_GROWTH).min(LONGEST_PAUSE);
             leases = Leases::Check;
         }

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use super::faults::{Lie, relay};
 use super::{Fleet, Redis, SECRET, Sidecar, eventually, shared};
 use crate::process::{Files, Process};
-use crate::support::{Reply, origin_options};
+use crate::support::{Reply, TestClient, origin_options};
 
 const LEASE: &str = r#"sidelink_shared_operations_total{operation="lease"}"#;
 const RELEASE: &str = r#"sidelink_shared_operations_total{operation="release"}"#;
@@ -98,6 +98,63 @@ async fn one_of_those_that_wait_takes_over_from_an_owner_that_is_killed() {
     fleet.origin.release();
     for batch in batches {
         assert_eq!(batch.await.unwrap().ids(), ["1", "2"]);
+    }
+    assert_eq!(fleet.origin.batch_calls(), 2);
+}
+
+#[tokio::test]
+async fn a_batch_waits_while_a_call_of_its_own_has_a_fair_time() {
+    let redis = Redis::start().await;
+    let fleet = fleet(&redis, 1).await;
+    ask(&fleet.sidecars[0], &["1"]).await.unwrap();
+    eventually("it is shared", async || redis.keys("l").await.len() == 1).await;
+    let [link] = &redis.keys("l").await[..] else { panic!("a link") };
+    let lease = link.replace(":l.", ":f.");
+    redis.ask(&["DEL", link]).await;
+    redis.ask(&["SET", &lease, "of a sidecar that hangs", "PX", "60000"]).await;
+    let mut config = super::sidecar(fleet.origin.address(), &patient(&redis));
+    config.upstream.deadline = Duration::from_secs(4);
+    let fresh = Sidecar::start(config, fleet.clock.clone()).await;
+    fresh.tier_is(true).await;
+    assert_eq!(ask(&fresh, &["1"]).await.unwrap().ids(), ["1"]);
+    assert_eq!((fleet.origin.batch_calls(), fresh.metric(DENIED).await), (2, 1.0));
+}
+
+#[tokio::test]
+async fn a_link_that_is_no_longer_fresh_is_fetched_once() {
+    let redis = Redis::start().await;
+    let fleet = fleet(&redis, 3).await;
+    ask(&fleet.sidecars[0], &["1"]).await.unwrap();
+    eventually("it is shared", async || redis.keys("l").await.len() == 1).await;
+    // Fresh for ten minutes, usable for fourteen.
+    fleet.clock.step(660_000);
+    fleet.origin.hold();
+    let batches: Vec<_> = fleet.sidecars.iter().map(|sidecar| ask(sidecar, &["1"])).collect();
+    fleet.origin.arrived(2).await;
+    look_again(&fleet.sidecars).await;
+    fleet.origin.release();
+    for batch in batches {
+        assert_eq!(batch.await.unwrap().ids(), ["1"]);
+    }
+    assert_eq!(fleet.origin.batch_calls(), 2);
+}
+
+#[tokio::test]
+async fn what_was_purged_during_its_call_is_fetched_once_more_by_one_that_waits() {
+    let redis = Redis::start().await;
+    let fleet = fleet(&redis, 3).await;
+    fleet.origin.hold();
+    let mut batches = vec![ask(&fleet.sidecars[0], &["1"])];
+    fleet.origin.arrived(1).await;
+    batches.extend(fleet.sidecars[1..].iter().map(|sidecar| ask(sidecar, &["1"])));
+    look_again(&fleet.sidecars[1..]).await;
+    let admin = TestClient::new(fleet.sidecars[1].app.admin_address());
+    let json = [("content-type", "application/json")];
+    admin.send(http::Method::POST, "/purge", &json, r#"{"all":true}"#).await;
+    look_again(&fleet.sidecars[1..]).await;
+    fleet.origin.release();
+    for batch in batches {
+        assert_eq!(batch.await.unwrap().ids(), ["1"]);
     }
     assert_eq!(fleet.origin.batch_calls(), 2);
 }

@@ -41,19 +41,24 @@ pub(super) fn read<'a>(list: &'a str, key: Option<&str>) -> Option<Alike<'a>> {
     if memchr(b'\\', rest.as_bytes()).is_some() {
         return None;
     }
-    let first: &RawValue = serde_json::Deserializer::from_str(rest).into_iter().next()?.ok()?;
-    let members = match key {
-        None => vec![(Cow::Borrowed(""), first)],
-        Some(_) => json::members(first.get())?,
+    let (shape, have_more) = match key {
+        None => (Shape { gaps: vec![("\"", Gap::Name)], last: "\"" }, false),
+        Some(key) => {
+            let first: &RawValue = serde_json::Deserializer::from_str(rest).into_iter().next()?.ok()?;
+            let members = json::members(first.get())?;
+            (Shape::of(first.get(), &members, key)?, members.len() > 1)
+        }
     };
-    let shape = Shape::of(first.get(), &members, key.unwrap_or_default())?;
-    let mut elements = Vec::with_capacity(rest.len() / first.get().len().max(1) + 1);
+    let mut elements = Vec::new();
     loop {
         let (name, element, after) = shape.take(rest)?;
+        if elements.is_empty() {
+            elements.reserve(1 + rest.len() / element.len().max(1));
+        }
         elements.push((name, element));
         rest = after.trim_ascii_start();
         if rest == "]" {
-            return Some(Alike { elements, have_more: members.len() > 1 });
+            return Some(Alike { elements, have_more });
         }
         rest = rest.strip_prefix(',')?.trim_ascii_start();
     }

@@ -379,15 +379,13 @@ fn has_ids(query: &str, name: Option<&str>) -> bool {
     query.split('&').any(is_ids)
 }
 
-/// Splits at an ASCII character. (`str::split`, and a search by vectors, take longer on pieces this short: docs/BENCHMARKS.md.)
+/// Splits at an ASCII character. (`str::split` is several times slower on pieces this short: docs/BENCHMARKS.md.)
 fn pieces(text: &str, separator: u8) -> impl Iterator<Item = &str> {
-    let separator = memchr::arch::all::memchr::One::new(separator);
-    let mut rest = Some(text);
-    std::iter::from_fn(move || {
-        let text = rest?;
-        let end = separator.find(text.as_bytes());
-        rest = end.and_then(|end| text.get(end + 1..));
-        end.map_or(Some(text), |end| text.get(..end))
+    let ends = memchr_iter(separator, text.as_bytes()).chain([text.len()]);
+    ends.scan(0, move |begin, end| {
+        let piece = text.get(*begin..end);
+        *begin = end + 1;
+        piece
     })
 }
 

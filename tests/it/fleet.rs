@@ -1,7 +1,9 @@
 //! Sidecars that share a tier: real redis-servers, each on a port reserved for its test.
 
+mod costs;
 mod faults;
 mod isolation;
+mod leases;
 mod once;
 mod purges;
 mod secrecy;
@@ -9,6 +11,7 @@ mod servers;
 mod sharing;
 pub mod split;
 
+use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -100,11 +103,13 @@ impl Redis {
     }
 
     /// One command's reply.
-    pub async fn ask(&self, command: &[&str]) -> redis::Value {
+    pub async fn ask<A: AsRef<[u8]> + Debug>(&self, command: &[A]) -> redis::Value {
         let client = redis::Client::open(format!("redis://{}/", self.address())).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-        let mut asked = redis::cmd(command[0]);
-        asked.arg(&command[1..]);
+        let mut asked = redis::cmd(std::str::from_utf8(command[0].as_ref()).unwrap());
+        for argument in &command[1..] {
+            asked.arg(argument.as_ref());
+        }
         asked.query_async(&mut connection).await.unwrap_or_else(|error| panic!("{command:?}: {error}"))
     }
 
@@ -119,6 +124,16 @@ impl Redis {
 
     pub async fn text(&self, command: &[&str]) -> String {
         redis::from_redis_value(self.ask(command).await).unwrap()
+    }
+
+    /// The value of a key.
+    pub async fn value(&self, key: &str) -> Vec<u8> {
+        redis::from_redis_value(self.ask(&["GET", key]).await).unwrap()
+    }
+
+    /// Sets the value of a key, for this many milliseconds.
+    pub async fn put(&self, key: &str, value: &[u8], life: i64) {
+        self.ask(&[b"SET", key.as_bytes(), value, b"PX", life.to_string().as_bytes()]).await;
     }
 
     /// The keys of one kind: `l` of links, `c` of acceptances, `f` of leases, `j` of journals.

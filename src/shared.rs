@@ -6,6 +6,7 @@
 //! opens (`sealing`), has not expired (`values`), and nothing was purged or revoked since its writer asked the endpoint
 //! (`journal`).
 
+mod check;
 mod fleets;
 mod journal;
 mod node;
@@ -80,8 +81,10 @@ pub struct TierState {
     store: Store,
     /// Whether the journals are known: without them no value counts.
     usable: AtomicBool,
+    /// Why the tier is down, for an operator.
+    outage: Mutex<Option<String>>,
     closing: AtomicBool,
-    wake: Notify,
+    wake: Arc<Notify>,
     writes: Arc<Semaphore>,
     unaccepted_revocations: TpsBudget,
     caller_states: Arc<CallerStates>,
@@ -189,7 +192,8 @@ impl TierState {
         names.extend(config.callers.scope_headers.iter().map(ToString::to_string));
         let own = secrets.iter().map(|fleet| fleet.key.fingerprint(&names)).collect();
         show_state(&metrics.shared.breaker_state, BreakerState::Open);
-        let options = ConnectOptions::new(shared, tls, Arc::clone(&metrics));
+        let wake = Arc::new(Notify::new());
+        let options = ConnectOptions::new(shared, tls, Arc::clone(&wake), Arc::clone(&metrics));
         Self {
             freshness: config.freshness.clone(),
             revalidate: millis(config.callers.revalidate),
@@ -198,8 +202,9 @@ impl TierState {
             store: Store::new(options, shared.nodes(), shared.cluster),
             config: shared.clone(),
             usable: AtomicBool::new(false),
+            outage: Mutex::default(),
             closing: AtomicBool::new(false),
-            wake: Notify::new(),
+            wake,
             writes: Arc::new(Semaphore::new(WRITES)),
             unaccepted_revocations: TpsBudget::new(Duration::from_secs(10), UNACCEPTED_REVOCATIONS_A_SECOND, 0.0),
             caller_states,
@@ -211,6 +216,11 @@ impl TierState {
 
     pub(crate) fn is_usable(&self) -> bool {
         self.usable.load(Ordering::Acquire)
+    }
+
+    /// Why the tier is down, for an operator; `None` while it is up.
+    pub(crate) fn outage(&self) -> Option<String> {
+        self.outage.lock().clone()
     }
 
     /// This sidecar's fleet, and other fleets that use the same server, database and prefix.

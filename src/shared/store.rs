@@ -27,6 +27,7 @@ const LAYOUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A command for the server that has `key`.
 pub(super) struct RedisCommand {
+    pub(super) name: &'static str,
     key: Box<str>,
     pub(super) command: Cmd,
     /// Most bytes of values in the reply.
@@ -34,8 +35,8 @@ pub(super) struct RedisCommand {
 }
 
 impl RedisCommand {
-    pub(super) fn new(name: &str, key: &str) -> Self {
-        Self { key: key.into(), command: redis::cmd(name).arg(key).to_owned(), reply_bytes: 0 }
+    pub(super) fn new(name: &'static str, key: &str) -> Self {
+        Self { name, key: key.into(), command: redis::cmd(name).arg(key).to_owned(), reply_bytes: 0 }
     }
 
     pub(super) fn arg(mut self, arg: impl ToRedisArgs) -> Self {
@@ -101,6 +102,11 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Why one of the servers is not to be used for a while, if one is not.
+    pub(super) fn outage(&self) -> Option<String> {
+        self.layout.read().nodes.iter().find_map(|node| node.outage())
     }
 
     /// Reads a Cluster's layout from any node, if it may have changed.

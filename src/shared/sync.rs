@@ -33,36 +33,28 @@ const MAX_RETRY: Duration = Duration::from_secs(2);
 const WHOLE_JOURNAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long Redis keeps a journal that no sidecar uses.
 const JOURNAL_LIFE: Duration = Duration::from_secs(48 * 3600);
-/// The time between two extensions of this life.
-const EXTEND_INTERVAL: Duration = Duration::from_secs(600);
 /// How long appending may be refused before the journal is deleted instead.
 const MAX_REFUSED: Duration = Duration::from_secs(1);
-/// The time between two looks at which fleets use the server.
+/// The time between two looks at which fleets use the server, and whether it can be written to.
 const FLEETS_INTERVAL: Duration = Duration::from_secs(3);
 /// How long Redis keeps the key that tells which fleets use the server.
 const FLEETS_LIFE: Duration = Duration::from_secs(30);
 /// The time between two lines about another fleet.
 const SPLIT_PAUSE: Duration = Duration::from_secs(300);
+/// Most reasons that are logged in one outage.
+const MOST_REASONS: usize = 8;
 const UNREADABLE: &str = "the journal cannot be read or written";
 
 /// Runs until the [`Tier`](super::Tier) is dropped.
 pub(super) async fn run(state: Arc<TierState>) {
     let mut sync = Sync::default();
     let mut pause = FIRST_RETRY;
-    let mut was_up = None;
     loop {
         let is_last = state.closing.load(Ordering::Acquire);
-        let result = sync.once(&state).await;
-        let is_up = result.is_ok();
+        let outage = sync.once(&state).await.err().map(|reason| state.store.outage().unwrap_or(reason));
+        let is_up = outage.is_none();
         state.usable.store(is_up, Ordering::Release);
-        if was_up.replace(is_up) != Some(is_up) {
-            let breaker = if is_up { BreakerState::Closed } else { BreakerState::Open };
-            show_state(&state.metrics.shared.breaker_state, breaker);
-            match result {
-                Ok(()) => events::SharedUp {}.log(),
-                Err(reason) => events::SharedDown { reason: &reason }.log(),
-            }
-        }
+        sync.tell(&state, outage);
         if is_last {
             return;
         }
@@ -82,10 +74,13 @@ pub(super) async fn run(state: Arc<TierState>) {
 
 #[derive(Default)]
 struct Sync {
-    extended: Option<Instant>,
+    /// Whether the tier was up the last time.
+    was_up: Option<bool>,
+    /// The reasons that were logged in this outage.
+    told: Vec<String>,
     /// When the server began to refuse appending.
     refused: Option<Instant>,
-    /// The last look at which fleets use the server.
+    /// The last look at which fleets use the server, and whether it can be written to.
     looked: Option<Instant>,
     /// Limits the lines about other fleets, while there are any.
     split: Option<LogThrottle>,
@@ -101,19 +96,33 @@ impl Sync {
                 state.read_journal(fleet).await?;
             }
         }
-        if self.extended.is_none_or(|last| last.elapsed() > EXTEND_INTERVAL) {
-            self.extended = Some(Instant::now());
-            let extend = |journal: &&str| RedisCommand::new("EXPIRE", journal).arg(JOURNAL_LIFE.as_secs());
-            let commands = journals.iter().map(extend).collect();
-            state.store.run(Operation::Sync, commands, state.config.timeout).await;
-            let span = Duration::from_millis(state.revalidate).max(purges::span_of_links(&state.freshness));
-            let now = state.clock.now();
-            state.secrets.iter().for_each(|fleet| fleet.journal.lock().sweep(now, span));
-        }
         Ok(())
     }
 
-    /// Looks, if it is time, which fleets use the server, and writes that this one does. A server that fails is seen elsewhere.
+    /// Shows and logs whether the tier is up; each reason for an outage once.
+    fn tell(&mut self, state: &TierState, outage: Option<String>) {
+        let is_up = outage.is_none();
+        let has_changed = self.was_up.replace(is_up) != Some(is_up);
+        if has_changed {
+            let breaker = if is_up { BreakerState::Closed } else { BreakerState::Open };
+            show_state(&state.metrics.shared.breaker_state, breaker);
+        }
+        match &outage {
+            None if has_changed => {
+                self.told.clear();
+                events::SharedUp {}.log();
+            }
+            Some(reason) if !self.told.contains(reason) && self.told.len() < MOST_REASONS => {
+                events::SharedDown { reason }.log();
+                self.told.push(reason.clone());
+            }
+            _ => {}
+        }
+        *state.outage.lock() = outage;
+    }
+
+    /// Looks, if it is time, which fleets use the server, and writes that this one does. Extends the lives of the journals: where
+    /// nothing else is written, this shows a server that has become a replica. A server that fails is seen elsewhere.
     async fn look_for_fleets(&mut self, state: &TierState) {
         let Some(fleet) = state.secrets.first() else { return };
         if self.looked.is_some_and(|last| last.elapsed() < FLEETS_INTERVAL) {
@@ -121,13 +130,16 @@ impl Sync {
         }
         let (now, key) = (Instant::now(), &fleet.key.fleets);
         self.looked = Some(now);
-        let run = async |command| state.store.run(Operation::Sync, vec![command], state.config.timeout).await;
+        let span = Duration::from_millis(state.revalidate).max(purges::span_of_links(&state.freshness));
+        state.secrets.iter().for_each(|fleet| fleet.journal.lock().sweep(state.clock.now(), span));
+        let run = async |commands| state.store.run(Operation::Sync, commands, state.config.timeout).await;
         let read = RedisCommand::new("GETRANGE", key).arg(0).arg(MOST_CHARS - 1).reply_bytes(MOST_CHARS);
-        let replies = run(read).await;
-        let text = match replies.as_slice() {
-            [Some(Value::BulkString(text))] => text.as_slice(),
+        let extend = |fleet: &FleetSecret| RedisCommand::new("EXPIRE", &fleet.key.journal).arg(JOURNAL_LIFE.as_secs());
+        let replies = run([read].into_iter().chain(state.secrets.iter().map(extend)).collect()).await;
+        let text = match replies.first() {
+            Some(Some(Value::BulkString(text))) => text.as_slice(),
             // Something else has that name, and is replaced.
-            replies if is_of_another_type(replies) => b"",
+            Some(reply) if is_of_another_type(std::slice::from_ref(reply)) => b"",
             _ => return,
         };
         let (status, text) = {
@@ -137,7 +149,7 @@ impl Sync {
             (fleets.status(now), text)
         };
         if let Some(text) = text {
-            run(RedisCommand::new("SET", key).arg(text).arg("EX").arg(FLEETS_LIFE.as_secs())).await;
+            run(vec![RedisCommand::new("SET", key).arg(text).arg("EX").arg(FLEETS_LIFE.as_secs())]).await;
         }
         let Some(FleetStatus { fingerprint, others, .. }) = status else { return };
         if others.is_empty() {

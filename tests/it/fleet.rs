@@ -2,6 +2,7 @@
 
 mod faults;
 mod isolation;
+pub mod link;
 mod once;
 mod purges;
 mod secrecy;
@@ -159,6 +160,13 @@ impl Sidecar {
         let page = TestClient::new(self.app.admin_address()).get("/metrics", &[]).await;
         let text = String::from_utf8(page.body.to_vec()).unwrap();
         value_of(series, &text)
+    }
+
+    /// What the status page says of the tier.
+    pub async fn alerts(&self) -> String {
+        let status = TestClient::new(self.app.admin_address()).get("/status.json", &[]).await.json();
+        let alerts = status["alerts"].as_array().unwrap().iter().filter(|alert| alert["kind"] == "shared_tier");
+        alerts.map(|alert| alert["text"].as_str().unwrap()).collect()
     }
 
     pub async fn failures(&self, kind: &str) -> f64 {

@@ -203,10 +203,10 @@ events! {
     "sidelink::shared" {
         /// At the start, and after each outage.
         INFO "the shared tier is in use" SharedUp {}
-        /// Logged once per outage.
+        /// Logged once per outage, and again for each other reason. `reason` says what to change, if anything.
         WARN "the shared tier is down; sidelink continues without it and reconnects" SharedDown<'a> { reason: &'a str, }
-        /// `code` is the first word of the error: `OOM`, the server is full; `READONLY`, it is a replica; `NOPERM`, its user lacks a permission.
-        WARN "the shared tier refuses a command" SharedRefusal<'a> { server: Arguments<'a>, code: &'a str, suppressed: u64, }
+        /// Every five minutes at most. `code` is the first word of the error: `OOM`, the server is full; `MISCONF`, it cannot write to its disk.
+        WARN "the shared tier refuses a command" SharedRefusal<'a> { server: Arguments<'a>, command: &'a str, code: &'a str, suppressed: u64, }
         /// Said again every five minutes while it lasts. `fleet` is the fingerprint of this sidecar's fleet, `others` are those of other fleets that use the same server, database and prefix. What to compare: [FLEET.md](FLEET.md#is-it-one-fleet).
         WARN "another fleet uses the shared tier under the same prefix; neither sees the other's links and purges" SharedSplit<'a> { fleet: Arguments<'a>, others: &'a str, }
         /// The other fleet has not been seen for 15 seconds.

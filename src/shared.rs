@@ -9,9 +9,11 @@
 mod check;
 mod fleets;
 mod journal;
+mod layout;
 mod node;
 mod record;
 mod sealing;
+mod sentinel;
 mod store;
 mod sync;
 pub mod testing;
@@ -38,7 +40,6 @@ use crate::telemetry::metrics::{BreakerState, Metrics, Operation, SharedFailure,
 use fleets::Fleets;
 pub use fleets::{Fingerprint, FleetStatus};
 use journal::Journal;
-use node::ConnectOptions;
 use record::JournalEvent;
 pub use record::Stamp;
 use sealing::{FleetKey, ScopeKeys};
@@ -193,13 +194,12 @@ impl TierState {
         let own = secrets.iter().map(|fleet| fleet.key.fingerprint(&names)).collect();
         show_state(&metrics.shared.breaker_state, BreakerState::Open);
         let wake = Arc::new(Notify::new());
-        let options = ConnectOptions::new(shared, tls, Arc::clone(&wake), Arc::clone(&metrics));
         Self {
             freshness: config.freshness.clone(),
             revalidate: millis(config.callers.revalidate),
             secrets,
             fleets: Mutex::new(Fleets::new(own)),
-            store: Store::new(options, shared.nodes(), shared.cluster),
+            store: Store::new(shared, tls, &wake, &metrics),
             config: shared.clone(),
             usable: AtomicBool::new(false),
             outage: Mutex::default(),

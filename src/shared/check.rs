@@ -7,10 +7,31 @@ use redis::{ErrorKind, RedisError, Value};
 use super::store::RedisCommand;
 use crate::config::Shared;
 
-/// Commands for a new connection: each that the tier uses, in a form that changes nothing.
+/// What a connection is checked for.
 pub(super) struct ConnectionCheck {
+    /// Commands for a new connection: each that the tier uses, in a form that leaves nothing behind.
     pub(super) commands: Vec<RedisCommand>,
-    cluster: bool,
+    pub(super) cluster: bool,
+    /// The keys of the login.
+    login: &'static str,
+}
+
+/// An error reply, and the command that it is for.
+pub(super) struct Refusal<'c> {
+    pub(super) command: &'static str,
+    /// The error's first word, as `OOM`.
+    pub(super) code: &'c str,
+    /// Whether a missing right is that to the key.
+    is_about_keys: bool,
+}
+
+/// The error replies to `commands`.
+pub(super) fn refusals<'c>(commands: &'c [RedisCommand], replies: &'c [Value]) -> impl Iterator<Item = Refusal<'c>> {
+    commands.iter().zip(replies).filter_map(|(command, reply)| {
+        let Value::ServerError(error) = reply else { return None };
+        let is_about_keys = error.details().is_some_and(|text| !text.contains(" to run the "));
+        Some(Refusal { command: command.name, code: error.code(), is_about_keys })
+    })
 }
 
 impl ConnectionCheck {
@@ -19,81 +40,82 @@ impl ConnectionCheck {
         // Two slots: a node of a Cluster refuses the two together.
         let [key, other] = ["0", "1"].map(|end| format!("{}{end}", shared.prefix));
         let of_key = |name| RedisCommand::new(name, &key);
-        let commands = vec![
+        let mut commands = vec![
             of_key("EXPIRE").arg(1),
             of_key("MGET").arg(other),
             of_key("GET"),
             of_key("GETRANGE").arg(0).arg(0),
             of_key("STRLEN"),
-            of_key("SET").arg("").arg("XX").arg("PX").arg(1),
+            // Makes the key, which the next two commands remove.
             of_key("APPEND").arg(""),
+            of_key("SET").arg("").arg("XX").arg("PX").arg(1),
             of_key("DEL"),
         ];
-        Self { commands, cluster: shared.cluster }
+        // A Sentinel may not know yet that the master has changed.
+        commands.extend(shared.sentinel.as_ref().map(|_| RedisCommand::without_key("ROLE")));
+        Self { commands, cluster: shared.cluster, login: "shared.username and shared.password_file" }
+    }
+
+    /// That of a Sentinel.
+    pub(super) fn of_sentinel() -> Self {
+        let login = "shared.sentinel_username and shared.sentinel_password_file";
+        Self { commands: Vec::new(), cluster: false, login }
     }
 
     /// # Errors
     /// Why batches cannot use the server, and what to change.
     pub(super) fn judge(&self, replies: &[Value]) -> Result<(), String> {
-        let refused =
-            || self.commands.iter().zip(replies).filter_map(|(command, reply)| Some((command, error(reply)?)));
-        let lacks = refused().filter(|(_, error)| error.code == "NOPERM" && !error.is_about_keys);
-        let lacks: Vec<String> = lacks.map(|(command, _)| format!("+{}", command.name.to_lowercase())).collect();
-        if !lacks.is_empty() {
-            return Err(format!(
-                "the server's user lacks {}: FLEET.md has the rights that sidelink needs",
-                lacks.join(" ")
-            ));
+        let refusals: Vec<Refusal<'_>> = refusals(&self.commands, replies).collect();
+        if let Some(reason) = self.why_unusable(&refusals) {
+            return Err(reason);
         }
-        let reason = refused().find_map(|(command, error)| Some((command, why_unusable(&error, self.cluster)?)));
-        reason.map_or(Ok(()), |(command, reason)| Err(format!("{}: {reason}", command.name)))
+        if let Some(Refusal { command, .. }) = refusals.iter().find(|refusal| refusal.code == "ERR") {
+            return Err(format!("the server does not know {command}: is it Redis or Valkey, and no Sentinel?"));
+        }
+        let role = self.commands.iter().zip(replies).find(|(command, _)| command.name == "ROLE");
+        match role {
+            Some((_, Value::Array(role))) if role.first() != Some(&Value::BulkString(b"master".to_vec())) => {
+                Err("the server says that it is no master".to_owned())
+            }
+            _ => Ok(()),
+        }
     }
-}
 
-/// An error reply, without its text.
-pub(super) struct ErrorReply<'v> {
-    /// Its first word, as `OOM`.
-    pub(super) code: &'v str,
-    /// NOPERM: a key is concerned, not the command.
-    is_about_keys: bool,
-}
+    /// Why a server with these error replies is of no use to batches; `None` if it may be, as one that is full.
+    pub(super) fn why_unusable(&self, refusals: &[Refusal<'_>]) -> Option<String> {
+        let is_of_right = |refusal: &&Refusal<'_>| refusal.code == "NOPERM" && !refusal.is_about_keys;
+        let lacks = refusals.iter().filter(is_of_right).map(|refusal| format!("+{}", refusal.command.to_lowercase()));
+        let lacks = lacks.collect::<Vec<_>>().join(" ");
+        if !lacks.is_empty() {
+            return Some(format!("the server's user lacks {lacks}: FLEET.md has the rights that sidelink needs"));
+        }
+        let reason = |refusal: &Refusal<'_>| match refusal.code {
+            "READONLY" | "MASTERDOWN" => Some("the server is a replica, and may not be written to"),
+            "LOADING" => Some("the server is loading its data"),
+            "NOPERM" => Some("the server's user lacks the right to keys that begin with shared.prefix"),
+            "MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN" if !self.cluster => {
+                Some("the server is a node of a Cluster: set shared.cluster = true")
+            }
+            "CLUSTERDOWN" => Some("the Cluster is down, or does not serve all slots"),
+            _ => None,
+        };
+        if refusals.iter().any(|refusal| refusal.code == "NOAUTH") {
+            return Some(format!("the server wants a login: set {}", self.login));
+        }
+        refusals.iter().find_map(reason).map(str::to_owned)
+    }
 
-pub(super) fn error(reply: &Value) -> Option<ErrorReply<'_>> {
-    let Value::ServerError(error) = reply else { return None };
-    let is_about_keys = error.details().is_some_and(|text| !text.contains(" to run the "));
-    Some(ErrorReply { code: error.code(), is_about_keys })
-}
-
-/// Why a server that replies so is of no use to batches; `None` if it may be, as one that is full.
-pub(super) fn why_unusable(error: &ErrorReply<'_>, cluster: bool) -> Option<&'static str> {
-    Some(match error.code {
-        "READONLY" | "MASTERDOWN" => "the server is a replica, and may not be written to",
-        "LOADING" => "the server is loading its data",
-        "NOAUTH" => "the server wants a login: set shared.password_file, and shared.username for an ACL user",
-        "NOPERM" if error.is_about_keys => {
-            "the server's user lacks the right to the keys: its ACL needs ~ with shared.prefix and *"
+    /// Why a login failed.
+    pub(super) fn why_no_login(&self, error: &RedisError) -> String {
+        match error.kind() {
+            ErrorKind::AuthenticationFailed => format!("the server refuses the login: check {}", self.login),
+            ErrorKind::Server(_) | ErrorKind::Extension => {
+                let code = error.code().unwrap_or("ERR");
+                let refusal = Refusal { command: "SELECT", code, is_about_keys: false };
+                let reason = self.why_unusable(&[refusal]);
+                reason.unwrap_or_else(|| format!("the server refuses the database of shared.url: {code}"))
+            }
+            _ => error.to_string(),
         }
-        "NOPERM" => "the server's user lacks the right to a command: FLEET.md has the rights that sidelink needs",
-        "MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN" if !cluster => {
-            "the server is a node of a Cluster: set shared.cluster = true"
-        }
-        "CLUSTERDOWN" => "the Cluster is down, or does not serve all slots",
-        "ERR" => "the server does not know the command, or refuses it: is it Redis or Valkey, and no Sentinel?",
-        _ => return None,
-    })
-}
-
-/// Why a login failed.
-pub(super) fn why_no_login(error: &RedisError) -> String {
-    match error.kind() {
-        ErrorKind::AuthenticationFailed => {
-            "the server refuses the login: check shared.username and shared.password_file".to_owned()
-        }
-        ErrorKind::Server(_) | ErrorKind::Extension => {
-            let code = error.code().unwrap_or("ERR");
-            let reason = why_unusable(&ErrorReply { code, is_about_keys: false }, true).filter(|_| code != "ERR");
-            reason.map_or_else(|| format!("the server refuses the database of shared.url: {code}"), str::to_owned)
-        }
-        _ => error.to_string(),
     }
 }

@@ -16,7 +16,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, RedisError, Value};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
@@ -24,9 +24,9 @@ use tokio_util::either::Either;
 use tokio_util::task::AbortOnDropHandle;
 use tower::BoxError;
 
-use super::check::{ConnectionCheck, ErrorReply, error, why_no_login, why_unusable};
+use super::check::{ConnectionCheck, Refusal, refusals};
 use super::store::RedisCommand;
-use crate::config::{self, NodeAddress};
+use crate::config::{self, NodeAddress, StoredSecret};
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::{Metrics, Operation, SharedFailure};
 
@@ -52,30 +52,56 @@ pub(super) struct ConnectOptions {
     tls: Option<TlsConnector>,
     timeout: Duration,
     check: ConnectionCheck,
-    cluster: bool,
     /// Told when a connection is closed.
     closed: Arc<Notify>,
     metrics: Arc<Metrics>,
 }
 
 impl ConnectOptions {
-    pub(super) fn new(
+    /// For a server with items.
+    pub(super) fn of_server(
         shared: &config::Shared,
-        tls: Option<rustls::ClientConfig>,
-        closed: Arc<Notify>,
-        metrics: Arc<Metrics>,
+        tls: Option<TlsConnector>,
+        closed: &Arc<Notify>,
+        metrics: &Arc<Metrics>,
     ) -> Self {
-        let mut login = RedisConnectionInfo::default().set_db(shared.database()).set_skip_set_lib_name();
-        if let Some(password) = &shared.password_file {
-            login = login.set_password(String::from_utf8_lossy(password.secret.expose()));
-        }
-        if let Some(username) = &shared.username {
-            login = login.set_username(username);
-        }
-        let tls = tls.map(|tls| TlsConnector::from(Arc::new(tls)));
-        let (check, cluster) = (ConnectionCheck::of_server(shared), shared.cluster);
-        Self { login, tls, timeout: shared.timeout, check, cluster, closed, metrics }
+        let login = login(shared.username.as_deref(), shared.password_file.as_ref()).set_db(shared.database());
+        Self::new(login, ConnectionCheck::of_server(shared), shared, tls, closed, metrics)
     }
+
+    /// For a Sentinel.
+    pub(super) fn of_sentinel(
+        shared: &config::Shared,
+        tls: Option<TlsConnector>,
+        closed: &Arc<Notify>,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
+        let login = login(shared.sentinel_username.as_deref(), shared.sentinel_password_file.as_ref());
+        Self::new(login, ConnectionCheck::of_sentinel(), shared, tls, closed, metrics)
+    }
+
+    fn new(
+        login: RedisConnectionInfo,
+        check: ConnectionCheck,
+        shared: &config::Shared,
+        tls: Option<TlsConnector>,
+        closed: &Arc<Notify>,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
+        let (closed, metrics) = (Arc::clone(closed), Arc::clone(metrics));
+        Self { login, tls, timeout: shared.timeout, check, closed, metrics }
+    }
+}
+
+fn login(username: Option<&str>, password: Option<&StoredSecret>) -> RedisConnectionInfo {
+    let mut login = RedisConnectionInfo::default().set_skip_set_lib_name();
+    if let Some(password) = password {
+        login = login.set_password(String::from_utf8_lossy(password.secret.expose()));
+    }
+    if let Some(username) = username {
+        login = login.set_username(username);
+    }
+    login
 }
 
 pub(super) struct Node {
@@ -152,9 +178,11 @@ impl Node {
         let logged_in = timeout(CONNECT_TIMEOUT, self.log_in()).await;
         let mut connection = logged_in.map_err(|_| "connecting takes too long")??;
         let check = &self.options.check;
-        let (pipeline, reply_bytes) = pipeline(&check.commands);
-        let replies = self.within_limit(&mut connection, &pipeline, reply_bytes).await;
-        check.judge(&replies.ok_or("a round trip takes longer than shared.timeout")??)?;
+        if !check.commands.is_empty() {
+            let (pipeline, reply_bytes) = pipeline(&check.commands);
+            let replies = self.within_limit(&mut connection, &pipeline, reply_bytes).await;
+            check.judge(&replies.ok_or("a round trip takes longer than shared.timeout")??)?;
+        }
         let slow = self.outage.lock().slow.take();
         if let Some((look_up, reply_bytes)) = slow
             && self.within_limit(&mut connection, &look_up, reply_bytes).await.is_none()
@@ -180,12 +208,16 @@ impl Node {
     }
 
     async fn log_in(&self) -> Result<NodeConnection, BoxError> {
-        let NodeAddress { host, port } = &self.address;
-        let stream = TcpStream::connect((host.as_str(), *port)).await?;
-        stream.set_nodelay(true)?;
-        let stream = match &self.options.tls {
-            None => Either::Left(stream),
-            Some(tls) => Either::Right(tls.connect(ServerName::try_from(host.clone())?, stream).await?),
+        let stream = match (&self.address, &self.options.tls) {
+            (NodeAddress::Unix(path), _) => Either::Left(Either::Left(UnixStream::connect(path).await?)),
+            (NodeAddress::Tcp { host, port }, tls) => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                match tls {
+                    None => Either::Left(Either::Right(stream)),
+                    Some(tls) => Either::Right(tls.connect(ServerName::try_from(host.clone())?, stream).await?),
+                }
+            }
         };
         let allowance = Arc::new(Allowance(AtomicUsize::new(MAX_LOGIN_BYTES)));
         let (read, write) = tokio::io::split(stream);
@@ -193,7 +225,7 @@ impl Node {
         // Round trips have time limits.
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let connected = MultiplexedConnection::new_with_config(&self.options.login, stream, config).await;
-        let (requests, driver) = connected.map_err(|error| why_no_login(&error))?;
+        let (requests, driver) = connected.map_err(|error| self.options.check.why_no_login(&error))?;
         let driver = Arc::new(AbortOnDropHandle::new(tokio::spawn(driver)));
         let failures = Arc::new([FAILURES - 1, FAILURES - 1].map(AtomicU32::new));
         Ok(NodeConnection { requests, allowance, failures, opened: Instant::now(), _driver: driver })
@@ -236,27 +268,24 @@ impl Node {
     }
 
     fn judge(&self, connection: &NodeConnection, operation: Operation, commands: &[RedisCommand], replies: &[Value]) {
-        let cluster = self.options.cluster;
-        let is_redirection = |code| cluster && matches!(code, "MOVED" | "ASK" | "TRYAGAIN");
-        let errors = commands.iter().zip(replies).filter_map(|(command, reply)| Some((command, error(reply)?)));
-        let errors: Vec<_> = errors.filter(|(_, error)| !is_redirection(error.code)).collect();
-        if operation == Operation::Get && errors.len() == replies.len() {
+        let check = &self.options.check;
+        let is_redirection = |code| check.cluster && matches!(code, "MOVED" | "ASK" | "TRYAGAIN");
+        let refusals = refusals(commands, replies).filter(|refusal| !is_redirection(refusal.code));
+        let refusals: Vec<Refusal<'_>> = refusals.collect();
+        if operation == Operation::Get && refusals.len() == replies.len() {
             self.failed(connection, operation, "the server answers with errors alone");
         } else {
             failures_of(operation, connection).store(0, Ordering::Relaxed);
         }
-        let Some((command, error)) = errors.first() else { return };
+        let Some(Refusal { command, code, .. }) = refusals.first() else { return };
         self.options.metrics.shared.failures.of(SharedFailure::Reply).inc();
-        let unknown = |error: &ErrorReply<'_>| error.code == "ERR";
-        let reason =
-            errors.iter().filter(|(_, error)| !unknown(error)).find_map(|(_, error)| why_unusable(error, cluster));
-        if let Some(reason) = reason {
-            return self.close(connection, reason);
+        match check.why_unusable(&refusals) {
+            Some(reason) => self.close(connection, &reason),
+            None => self.refused.when_due(|suppressed| {
+                let server = format_args!("{}", self.address);
+                events::SharedRefusal { server, command, code, suppressed }.log();
+            }),
         }
-        self.refused.when_due(|suppressed| {
-            let (server, command, code) = (format_args!("{}", self.address), command.name, error.code);
-            events::SharedRefusal { server, command, code, suppressed }.log();
-        });
     }
 
     fn failed(&self, connection: &NodeConnection, operation: Operation, reason: &str) {

@@ -33,10 +33,10 @@ const CALL_SECONDS: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// Links live for minutes. Finest above `freshness.min_remaining`, below which none may be.
 const LIFE_SECONDS: [f64; 10] = [30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0, 900.0, 1800.0, 3600.0];
-/// A round trip within one network takes a fraction of a millisecond; the buckets around the default of `shared.timeout` (5 ms)
+/// A round trip within one network takes a fraction of a millisecond; the buckets around the default of `shared.timeout` (25 ms)
 /// tell a slow tier from one that times out.
-const ROUND_TRIP_SECONDS: [f64; 13] =
-    [0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.5];
+const ROUND_TRIP_SECONDS: [f64; 14] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.05, 0.1, 0.5];
 
 families! {
     /// Every family of sidelink.

@@ -1,11 +1,15 @@
 //! Sidecars that share a tier: real redis-servers, each on a port reserved for its test.
 
+mod cluster;
 mod faults;
 mod isolation;
+mod kinds;
 pub mod link;
+mod misfits;
 mod once;
 mod purges;
 mod secrecy;
+mod sentinel;
 mod servers;
 mod sharing;
 pub mod split;
@@ -47,7 +51,7 @@ impl Port {
     }
 
     pub fn address(&self) -> NodeAddress {
-        NodeAddress { host: "127.0.0.1".to_owned(), port: self.number() }
+        NodeAddress::tcp("127.0.0.1", self.number())
     }
 }
 
@@ -56,7 +60,7 @@ pub struct Redis {
     child: Child,
     pub port: Port,
     /// Of its bus, where it is a node of a Cluster.
-    _bus: Port,
+    pub bus: Port,
     _folder: tempfile::TempDir,
 }
 
@@ -79,14 +83,29 @@ impl Redis {
     }
 
     pub async fn at(port: Port, arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut command = Command::new("redis-server");
-        let usual = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"];
         let bus = Port::reserve();
-        command.args(usual).arg(port.number().to_string()).arg("--cluster-port").arg(bus.number().to_string());
-        command.arg("--dir").arg(folder.path()).args(arguments);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("redis-server is installed");
-        let mut redis = Self { child, port, _bus: bus, _folder: folder };
+        let cluster_port = format!("cluster-port {}", bus.number());
+        Self::spawn(port, bus, &["save \"\"", "appendonly no", &cluster_port], arguments).await
+    }
+
+    /// A Sentinel that watches `master` under the name `mymaster`; of its kind, `quorum` have to agree.
+    pub async fn sentinel(master: &NodeAddress, quorum: usize, lines: &[&str]) -> Self {
+        let master = master.to_string().replace(':', " ");
+        let monitor = format!("sentinel monitor mymaster {master} {quorum}");
+        let usual = ["sentinel down-after-milliseconds mymaster 1000", "sentinel failover-timeout mymaster 5000"];
+        let lines = [&[&*monitor][..], &usual, lines].concat();
+        Self::spawn(Port::reserve(), Port::reserve(), &lines, &["--sentinel"]).await
+    }
+
+    async fn spawn(port: Port, bus: Port, lines: &[&str], arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("redis.conf");
+        let usual = format!("bind 127.0.0.1\nport {}\ndir {}\n", port.number(), folder.path().display());
+        std::fs::write(&file, usual + &lines.join("\n")).unwrap();
+        let mut command = Command::new("redis-server");
+        command.arg(file).args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().expect("redis-server is installed");
+        let mut redis = Self { child, port, bus, _folder: folder };
         let begin = Instant::now();
         while TcpStream::connect(("127.0.0.1", redis.port.number())).await.is_err() {
             let status = redis.child.try_wait().unwrap();
@@ -102,11 +121,15 @@ impl Redis {
 
     /// One command's reply.
     pub async fn ask(&self, command: &[&str]) -> redis::Value {
+        self.try_ask(command).await.unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    }
+
+    pub async fn try_ask(&self, command: &[&str]) -> redis::RedisResult<redis::Value> {
         let client = redis::Client::open(format!("redis://{}/", self.address())).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await?;
         let mut asked = redis::cmd(command[0]);
         asked.arg(&command[1..]);
-        asked.query_async(&mut connection).await.unwrap_or_else(|error| panic!("{command:?}: {error}"))
+        asked.query_async(&mut connection).await
     }
 
     /// One command's reply, as strings.

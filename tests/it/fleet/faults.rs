@@ -241,7 +241,7 @@ async fn a_server_that_lies_costs_hits_and_nothing_else() {
         let redis = Redis::start().await;
         let lying = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let port = relay(redis.port.number(), lie, std::sync::Arc::clone(&lying)).await;
-        let mut tier = shared(vec![sidelink::config::NodeAddress { host: "127.0.0.1".into(), port }]);
+        let mut tier = shared(vec![sidelink::config::NodeAddress::tcp("127.0.0.1", port)]);
         tier.timeout = Duration::from_millis(100);
         let fleet = Fleet::with(tier, 2, |_| {}, |_| {}).await;
         let [one, other] = &fleet.sidecars[..] else { panic!() };

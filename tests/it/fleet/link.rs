@@ -36,7 +36,7 @@ impl Link {
     }
 
     pub fn address(&self) -> NodeAddress {
-        NodeAddress { host: "127.0.0.1".to_owned(), port: self.port }
+        NodeAddress::tcp("127.0.0.1", self.port)
     }
 
     /// New connections lead there; others stay.

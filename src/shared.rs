@@ -342,7 +342,9 @@ impl TierState {
             };
             let is_followed = match known {
                 Some(known) if length == known => true,
-                Some(known) if length > known => matches!(self.read_news(fleet, self.config.timeout).await, Ok(true)),
+                Some(known) if length > known => {
+                    matches!(self.read_news(fleet, false, self.config.timeout).await, Ok(true))
+                }
                 _ => false,
             };
             if !is_followed {

@@ -128,7 +128,8 @@ impl Fleet {
         static METRICS: LazyLock<Arc<Metrics>> =
             LazyLock::new(|| Arc::new(Metrics::new(&Registry::new()).expect("the first of their names")));
         let config = Config::for_endpoint(Endpoint::parse("http://endpoint").unwrap());
-        let shared = sidelink::config::Shared::at(Vec::new(), vec![Secret::new(vec![b'x'; 32])]);
+        let mut shared = sidelink::config::Shared::at(Vec::new(), vec![Secret::new(vec![b'x'; 32])]);
+        shared.prefix = "p:".into();
         // The fleet's clocks agree within two seconds.
         let clocks = [Clock::simulated(EPOCH), Clock::simulated(EPOCH + (i64::from(skew) - 128) * 15)];
         let sidecars = clocks.each_ref().map(|clock| Trial::new(&shared, &config, METRICS.clone(), clock.clone()));

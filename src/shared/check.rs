@@ -51,6 +51,8 @@ impl ConnectionCheck {
             of_key("SET").arg("").arg("XX").arg("PX").arg(1),
             of_key("DEL"),
         ];
+        // Before a key of a slot that is being moved.
+        commands.extend(shared.cluster.then(|| RedisCommand::without_key("ASKING")));
         // A Sentinel may not know yet that the master has changed.
         commands.extend(shared.sentinel.as_ref().map(|_| RedisCommand::without_key("ROLE")));
         Self { commands, cluster: shared.cluster, login: "shared.username and shared.password_file" }
@@ -69,8 +71,12 @@ impl ConnectionCheck {
         if let Some(reason) = self.why_unusable(&refusals) {
             return Err(reason);
         }
-        if let Some(Refusal { command, .. }) = refusals.iter().find(|refusal| refusal.code == "ERR") {
-            return Err(format!("the server does not know {command}: is it Redis or Valkey, and no Sentinel?"));
+        match refusals.iter().find(|refusal| refusal.code == "ERR").map(|refusal| refusal.command) {
+            None => {}
+            Some("ASKING") => return Err("the server is no node of a Cluster: remove shared.cluster".to_owned()),
+            Some(command) => {
+                return Err(format!("the server does not know {command}: is it Redis or Valkey, and no Sentinel?"));
+            }
         }
         let role = self.commands.iter().zip(replies).find(|(command, _)| command.name == "ROLE");
         match role {

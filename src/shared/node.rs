@@ -133,6 +133,15 @@ struct Outage {
     slow: Option<(Pipeline, usize)>,
 }
 
+impl Outage {
+    /// Begins with the end of a connection that has lasted so long.
+    fn begin(&mut self, reason: &str, lasted: Duration, now: Instant) {
+        self.pause = if lasted > LASTING { FIRST_PAUSE } else { (self.pause * 2).clamp(FIRST_PAUSE, MAX_PAUSE) };
+        self.until = Some(now + self.pause);
+        reason.clone_into(&mut self.reason);
+    }
+}
+
 impl Node {
     pub(super) fn new(address: NodeAddress, options: Arc<ConnectOptions>) -> Self {
         Self {
@@ -300,11 +309,7 @@ impl Node {
         if !current.as_ref().is_some_and(|current| Arc::ptr_eq(&current.allowance, &connection.allowance)) {
             return;
         }
-        let mut outage = self.outage.lock();
-        let lasted = connection.opened.elapsed() > LASTING;
-        outage.pause = if lasted { FIRST_PAUSE } else { (outage.pause * 2).clamp(FIRST_PAUSE, MAX_PAUSE) };
-        outage.until = Some(Instant::now() + outage.pause);
-        reason.clone_into(&mut outage.reason);
+        self.outage.lock().begin(reason, connection.opened.elapsed(), Instant::now());
         *current = None;
         self.options.closed.notify_one();
     }
@@ -353,5 +358,22 @@ impl<R: AsyncRead + Unpin> AsyncRead for Measured<R> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.read).poll_read(cx, buf))?;
         Poll::Ready(self.allowance.spend(buf.filled().len() - before))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_connection_that_ends_soon_doubles_the_pause_and_one_that_lasts_ends_that() {
+        let (mut outage, now) = (Outage::default(), Instant::now());
+        let pauses = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0].map(Duration::from_secs_f64);
+        for pause in pauses {
+            outage.begin("", Duration::from_secs(1), now);
+            assert_eq!(outage.until, Some(now + pause));
+        }
+        outage.begin("", LASTING + Duration::from_secs(1), now);
+        assert_eq!(outage.until, Some(now + FIRST_PAUSE));
     }
 }

@@ -192,9 +192,6 @@ impl Store {
             let replies = node.run(Operation::Sync, vec![ask], LAYOUT_TIMEOUT).await;
             trouble = match (replies.as_deref(), node.outage()) {
                 (_, Some(reason)) => reason,
-                (Some([Value::ServerError(_)]), _) => {
-                    format!("{}: the server is no node of a Cluster: remove shared.cluster", node.address)
-                }
                 (Some([slots]), _) => match Layout::read(slots, &node.address, old, &self.options) {
                     Some(layout) => return Ok(layout),
                     None => format!("{}: the Cluster does not serve any slots", node.address),
@@ -315,5 +312,107 @@ impl Store {
         };
         let text = |value| if let Some(Value::BulkString(bytes)) = value { Some(bytes) } else { None };
         (before, values.into_iter().map(text).collect(), after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use prometheus::Registry;
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    /// Longer than anything takes.
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// Answers as a Sentinel that names itself as master, and as a node of a Cluster with all slots, which refuses the first
+    /// `refused` GETs of `moving` for a moment.
+    async fn serve(client: TcpStream, port: u16, refused: usize, asked: Arc<AtomicUsize>) {
+        let mut client = BufReader::new(client);
+        loop {
+            let mut words = Vec::new();
+            let mut count = String::new();
+            if client.read_line(&mut count).await.unwrap_or(0) == 0 {
+                return;
+            }
+            for _ in 0..count.trim()[1..].parse::<usize>().unwrap() {
+                let mut length = String::new();
+                client.read_line(&mut length).await.unwrap();
+                let mut word = vec![0; length.trim()[1..].parse::<usize>().unwrap() + 2];
+                client.read_exact(&mut word).await.unwrap();
+                words.push(String::from_utf8(word).unwrap().trim_end().to_owned());
+            }
+            let reply = match &words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+                ["CLUSTER", ..] => format!("*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$0\r\n\r\n:{port}\r\n"),
+                ["SENTINEL", ..] => {
+                    format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.to_string().len())
+                }
+                ["ROLE"] => "*1\r\n$6\r\nmaster\r\n".to_owned(),
+                ["GET", "moving"] if asked.fetch_add(1, Ordering::SeqCst) < refused => {
+                    "-TRYAGAIN Multiple keys request during rehashing of slot\r\n".to_owned()
+                }
+                _ => "$5\r\nvalue\r\n".to_owned(),
+            };
+            client.write_all(reply.as_bytes()).await.unwrap();
+        }
+    }
+
+    /// The address of a server, how often it was asked for `moving`, and the task that accepts connections.
+    async fn server(refused: usize) -> (NodeAddress, Arc<AtomicUsize>, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let accepting = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(serve(client, port, refused, Arc::clone(&counted)));
+            }
+        });
+        (NodeAddress::tcp("127.0.0.1", port), asked, accepting)
+    }
+
+    fn store(address: NodeAddress, configure: impl FnOnce(&mut config::Shared)) -> Store {
+        let mut shared = config::Shared::at(vec![address], Vec::new());
+        shared.timeout = LIMIT;
+        configure(&mut shared);
+        let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
+        Store::new(&shared, None, &Arc::new(Notify::new()), &metrics)
+    }
+
+    /// The reply to a GET, and how often it was sent.
+    async fn get_while_moving(refused: usize) -> (Option<Value>, usize) {
+        let (address, asked, _accepting) = server(refused).await;
+        let store = store(address, |shared| shared.cluster = true);
+        store.connect(&["moving"]).await.unwrap();
+        let get = vec![RedisCommand::new("GET", "moving").reply_bytes(5), RedisCommand::new("GET", "other")];
+        let mut replies = store.run(Operation::Get, get, LIMIT).await;
+        assert_eq!(replies.pop(), Some(Some(Value::BulkString(b"value".to_vec()))));
+        (replies.pop().flatten(), asked.load(Ordering::SeqCst))
+    }
+
+    #[tokio::test]
+    async fn a_command_that_is_refused_for_a_moment_is_sent_again_and_not_for_ever() {
+        let (reply, sent) = get_while_moving(2).await;
+        assert_eq!((reply, sent), (Some(Value::BulkString(b"value".to_vec())), 3));
+        let (reply, sent) = get_while_moving(usize::MAX).await;
+        assert!(matches!(reply, Some(Value::ServerError(error)) if error.code() == "TRYAGAIN"));
+        assert_eq!(sent, 1 + MAX_REDIRECTIONS);
+    }
+    #[tokio::test]
+    async fn a_master_is_used_on_while_no_sentinel_answers() {
+        let (address, _, accepting) = server(0).await;
+        let store = store(address, |shared| shared.sentinel = Some("mymaster".to_owned()));
+        store.connect(&["key"]).await.unwrap();
+        accepting.abort();
+        assert!(accepting.await.unwrap_err().is_cancelled(), "it accepts no further connections");
+        Arc::make_mut(&mut *store.layout.write()).read = None;
+        store.connect(&["key"]).await.unwrap();
+        let get = vec![RedisCommand::new("GET", "key").reply_bytes(5)];
+        let replies = store.run(Operation::Get, get, LIMIT).await;
+        assert_eq!(replies, [Some(Value::BulkString(b"value".to_vec()))]);
     }
 }

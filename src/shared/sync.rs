@@ -91,9 +91,9 @@ impl Sync {
         let journals: Vec<&str> = state.secrets.iter().map(|fleet| &*fleet.key.journal).collect();
         state.store.connect(&journals).await?;
         for fleet in &state.secrets {
-            state.read_journal(fleet).await?;
+            state.read_journal(fleet, self.is_look_due()).await?;
             if self.append_pending(state, fleet).await {
-                state.read_journal(fleet).await?;
+                state.read_journal(fleet, false).await?;
             }
         }
         Ok(())
@@ -121,11 +121,16 @@ impl Sync {
         *state.outage.lock() = outage;
     }
 
+    /// Whether it is time for what changes seldom.
+    fn is_look_due(&self) -> bool {
+        self.looked.is_none_or(|last| last.elapsed() >= FLEETS_INTERVAL)
+    }
+
     /// Looks, if it is time, which fleets use the server, and writes that this one does. Extends the lives of the journals: where
     /// nothing else is written, this shows a server that has become a replica. A server that fails is seen elsewhere.
     async fn look_for_fleets(&mut self, state: &TierState) {
         let Some(fleet) = state.secrets.first() else { return };
-        if self.looked.is_some_and(|last| last.elapsed() < FLEETS_INTERVAL) {
+        if !self.is_look_due() {
             return;
         }
         let (now, key) = (Instant::now(), &fleet.key.fleets);
@@ -200,8 +205,8 @@ impl TierState {
     ///
     /// # Errors
     /// Why the journal cannot be read, for an operator.
-    async fn read_journal(&self, fleet: &FleetSecret) -> Result<(), String> {
-        if self.read_news(fleet, WHOLE_JOURNAL_TIMEOUT).await? {
+    async fn read_journal(&self, fleet: &FleetSecret, with_first: bool) -> Result<(), String> {
+        if self.read_news(fleet, with_first, WHOLE_JOURNAL_TIMEOUT).await? {
             if !fleet.journal.lock().is_full() {
                 return Ok(());
             }
@@ -211,11 +216,17 @@ impl TierState {
     }
 
     /// Reads a known journal's news in one round trip within `limit`, and applies them. False if the known records are gone,
-    /// or none are known yet.
+    /// or none are known yet. The last known one tells a journal from another; the first one, read `with_first`, also from one
+    /// that was altered before.
     ///
     /// # Errors
     /// Why the journal cannot be read, for an operator. A server that does not answer has not lost a journal.
-    pub(super) async fn read_news(&self, fleet: &FleetSecret, limit: Duration) -> Result<bool, String> {
+    pub(super) async fn read_news(
+        &self,
+        fleet: &FleetSecret,
+        with_first: bool,
+        limit: Duration,
+    ) -> Result<bool, String> {
         let FleetSecret { key, journal } = fleet;
         let from = {
             let journal = journal.lock();
@@ -224,10 +235,14 @@ impl TierState {
             }
             journal.read_from()
         };
-        let news = vec![key.first_record(), key.journal_range(i64::try_from(from).unwrap_or(i64::MAX), -1)];
+        let mut news = vec![key.journal_range(i64::try_from(from).unwrap_or(i64::MAX), -1)];
+        news.extend(with_first.then(|| key.first_record()));
         let replies = self.store.run(Operation::Sync, news, limit).await;
-        let [Some(Value::BulkString(first)), Some(Value::BulkString(text))] = replies.as_slice() else {
-            return if is_of_another_type(&replies) { Ok(false) } else { Err(UNREADABLE.to_owned()) };
+        let (text, first) = match replies.as_slice() {
+            [Some(Value::BulkString(text))] => (text, None),
+            [Some(Value::BulkString(text)), Some(Value::BulkString(first))] => (text, Some(&**first)),
+            _ if is_of_another_type(&replies) => return Ok(false),
+            _ => return Err(UNREADABLE.to_owned()),
         };
         let now = self.clock.now();
         let read = {

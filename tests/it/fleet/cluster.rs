@@ -1,5 +1,6 @@
 //! A Cluster, also while it changes.
 
+use super::servers::{grant_documented_rights, password};
 use super::{Fleet, Redis, Sidecar, eventually, shared};
 use crate::support::TestClient;
 
@@ -87,9 +88,12 @@ async fn a_slot_that_is_being_moved_to_a_new_node_costs_no_round_trip() {
             text.contains("cluster_known_nodes:4") && text.contains("cluster_state:ok")
         };
         eventually("the nodes know each other", known).await;
+        grant_documented_rights(node, false).await;
     }
     let mut tier = shared(vec![nodes[0].address()]);
     tier.cluster = true;
+    tier.username = Some("sidelink".into());
+    tier.password_file = Some(password(b"PASSWORD"));
     let fleet = Fleet::with(tier, 2, |_| {}, |_| {}).await;
     let [one, other] = &fleet.sidecars[..] else { panic!() };
     a_link_is_shared(one, other).await;

@@ -5,7 +5,7 @@ use sidelink::config::{NodeAddress, Shared};
 use super::cluster::{a_link_is_shared, a_purge_reaches};
 use super::kinds::{Kind, Servers};
 use super::link::Link;
-use super::servers::password;
+use super::servers::{grant_documented_rights, password};
 use super::{Fleet, Redis, eventually, shared};
 
 /// A master with a replica, and the three Sentinels that watch them.
@@ -35,6 +35,16 @@ fn tier(sentinels: &[&Redis]) -> Shared {
     tier
 }
 
+/// Waits until the two sidecars of `fleet` use `master`.
+async fn are_at(master: &Redis, fleet: &Fleet) {
+    // The last command of an idle sidecar.
+    let count = async || master.text(&["CLIENT", "LIST"]).await.matches("cmd=getrange").count();
+    eventually("both are at the new master", async || count().await == 2).await;
+    for sidecar in &fleet.sidecars {
+        sidecar.tier_is(true).await;
+    }
+}
+
 #[tokio::test]
 async fn a_master_that_is_killed_is_replaced_by_the_one_that_sentinels_promote() {
     let mut servers = Servers::start(Kind::Sentinel).await;
@@ -43,11 +53,9 @@ async fn a_master_that_is_killed_is_replaced_by_the_one_that_sentinels_promote()
     a_link_is_shared(one, other).await;
     // With the master goes a Sentinel, the first that is asked.
     drop((servers.nodes.remove(0), servers.sentinels.remove(0)));
-    for sidecar in &fleet.sidecars {
-        sidecar.tier_is(false).await;
-        sidecar.tier_is(true).await;
-    }
-    assert!(servers.nodes[0].text(&["INFO", "replication"]).await.contains("role:master"));
+    let promoted = async || servers.nodes[0].text(&["INFO", "replication"]).await.contains("role:master");
+    eventually("the replica is promoted", promoted).await;
+    are_at(&servers.nodes[0], &fleet).await;
     a_link_is_shared(one, other).await;
     a_purge_reaches(one, other).await;
     assert!(!servers.nodes[0].keys("l").await.is_empty());
@@ -56,7 +64,14 @@ async fn a_master_that_is_killed_is_replaced_by_the_one_that_sentinels_promote()
 #[tokio::test]
 async fn a_planned_failover_is_followed_and_sentinels_may_go_while_the_master_stays() {
     let servers = Servers::start(Kind::Sentinel).await;
-    let fleet = Fleet::with(servers.shared(), 2, |_| {}, |_| {}).await;
+    for server in servers.nodes.iter().chain(&servers.sentinels) {
+        grant_documented_rights(server, servers.sentinels.iter().any(|sentinel| std::ptr::eq(sentinel, server))).await;
+    }
+    let mut tier = servers.shared();
+    let login = || (Some("sidelink".to_owned()), Some(password(b"PASSWORD")));
+    (tier.username, tier.password_file) = login();
+    (tier.sentinel_username, tier.sentinel_password_file) = login();
+    let fleet = Fleet::with(tier, 2, |_| {}, |_| {}).await;
     let [one, other] = &fleet.sidecars[..] else { panic!() };
     a_link_is_shared(one, other).await;
     servers.sentinels[0].ask(&["SENTINEL", "FAILOVER", "mymaster"]).await;
@@ -64,13 +79,7 @@ async fn a_planned_failover_is_followed_and_sentinels_may_go_while_the_master_st
         let has_role = async || node.text(&["INFO", "replication"]).await.contains(&format!("role:{role}"));
         eventually("the roles are swapped", has_role).await;
     }
-    // What is written comes from sidecars that have left the old master.
-    let is_at_the_new_one =
-        async || servers.nodes[1].text(&["CLIENT", "LIST"]).await.matches("cmd=getrange").count() == 2;
-    eventually("both are at the new master", is_at_the_new_one).await;
-    for sidecar in &fleet.sidecars {
-        sidecar.tier_is(true).await;
-    }
+    are_at(&servers.nodes[1], &fleet).await;
     a_link_is_shared(one, other).await;
     a_purge_reaches(one, other).await;
     let Servers { sentinels, nodes: _nodes, .. } = servers;

@@ -22,16 +22,20 @@ pub fn password(text: &[u8]) -> StoredSecret {
     StoredSecret { secret: Secret::new(text.to_vec()), source: "password".into() }
 }
 
+/// Makes the ACL user of FLEET.md, with the password `PASSWORD`: that of servers, or that of Sentinels.
+pub async fn grant_documented_rights(redis: &Redis, of_sentinel: bool) {
+    let page = include_str!("../../../docs/FLEET.md");
+    let mut users = page.lines().filter(|line| line.starts_with("user sidelink "));
+    let user = users.find(|line| line.contains("+sentinel|") == of_sentinel).unwrap();
+    let mut command = vec!["ACL", "SETUSER"];
+    command.extend(user.split(' ').skip(1));
+    redis.ask(&command).await;
+}
+
 #[tokio::test]
 async fn an_acl_user_with_the_documented_permissions_suffices() {
     let redis = Redis::start().await;
-    // As FLEET.md has it.
-    let page = include_str!("../../../docs/FLEET.md");
-    let user = page.lines().find(|line| line.starts_with("user sidelink ")).unwrap();
-    let rules: Vec<&str> = user.split(' ').skip(2).collect();
-    let mut command = vec!["ACL", "SETUSER", "sidelink"];
-    command.extend(rules);
-    redis.ask(&command).await;
+    grant_documented_rights(&redis, false).await;
     redis.ask(&["ACL", "SETUSER", "default", "-@all", "+ping", "+client"]).await;
     let mut tier = shared(vec![redis.address()]);
     tier.username = Some("sidelink".into());

@@ -37,17 +37,18 @@ impl Layout {
         self.slots.get(at).filter(|(first, _, _)| *first <= slot).map(|(_, _, node)| *node)
     }
 
-    /// The node at `address`; a new one, without slots, unless there is one. `None` if there are too many.
-    pub(super) fn node_at(&mut self, address: &NodeAddress, options: &Arc<ConnectOptions>) -> Option<Arc<Node>> {
-        if let Some(known) = self.nodes.iter().find(|node| node.address == *address) {
-            return Some(Arc::clone(known));
+    pub(super) fn node_at(&self, address: &NodeAddress) -> Option<Arc<Node>> {
+        self.nodes.iter().find(|node| node.address == *address).cloned()
+    }
+
+    /// Adds a node without slots, unless it is there; `None` if there are too many.
+    pub(super) fn add(&mut self, address: NodeAddress, options: &Arc<ConnectOptions>) -> Option<Arc<Node>> {
+        let known = self.node_at(&address);
+        if known.is_some() || self.nodes.len() >= MAX_NODES {
+            return known;
         }
-        if self.nodes.len() >= MAX_NODES {
-            return None;
-        }
-        let node = Arc::new(Node::new(address.clone(), Arc::clone(options)));
-        self.nodes.push(Arc::clone(&node));
-        Some(node)
+        self.nodes.push(Arc::new(Node::new(address, Arc::clone(options))));
+        self.nodes.last().cloned()
     }
 
     /// Reads the answer of `asked` to CLUSTER SLOTS: `[first, last, [host, port, …], replicas…]` each. Nodes of `old` stay connected.
@@ -64,7 +65,7 @@ impl Layout {
                 return None;
             }
             let at = *places.entry(address.clone()).or_insert_with(|| {
-                let known = old.nodes.iter().find(|node| node.address == address).cloned();
+                let known = old.node_at(&address);
                 layout.nodes.push(known.unwrap_or_else(|| Arc::new(Node::new(address, Arc::clone(options)))));
                 layout.nodes.len() - 1
             });

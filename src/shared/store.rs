@@ -271,11 +271,8 @@ impl Store {
             Redirection::Ask(address) => (address, Some(RedisCommand::without_key("ASKING"))),
             Redirection::Again => return Trip::add(trips, asked, None, command, place),
         };
-        let node = {
-            let mut layout = self.layout.write();
-            Arc::make_mut(&mut layout).node_at(&address, &self.options)
-        };
-        if let Some(node) = node {
+        let known = self.layout.read().node_at(&address);
+        if let Some(node) = known.or_else(|| Arc::make_mut(&mut self.layout.write()).add(address, &self.options)) {
             Trip::add(trips, &node, asking, command, place);
         }
     }

@@ -23,18 +23,22 @@ use sidelink::cache::{Cache, Entry};
 use sidelink::clock::Clock;
 use sidelink::config::{CacheConfig, CallersConfig, Config, Endpoint};
 use sidelink::telemetry::metrics::Metrics;
-use support::{Form, SIZES, Warm, body, ids, query, request};
+use support::{Form, SIZES, Warm, body, ids, lfs, query, request};
 
 fn api() -> BatchApi {
     BatchApi::preset("huawei-osm").unwrap()
 }
 
 fn reading(criterion: &mut Criterion) {
-    let api = api();
+    let (api, lfs_api) = (api(), BatchApi::preset("git-lfs").unwrap());
     let mut group = criterion.benchmark_group("read");
     for size in SIZES {
         let (query, body) = (query(&ids(0, size)), body(&ids(0, size)));
+        let lfs_body = lfs().batch(&ids(0, size)).1;
         group.throughput(Throughput::Elements(size as u64));
+        group.bench_with_input(BenchmarkId::new("lfs", size), &lfs_body, |bencher, body| {
+            bencher.iter(|| Batch::read(&lfs_api, None, &HeaderMap::new(), body.as_bytes()).is_ok());
+        });
         group.bench_with_input(BenchmarkId::new("query", size), &query, |bencher, query| {
             bencher.iter(|| Batch::read(&api, Some(query), &HeaderMap::new(), b"").is_ok());
         });
@@ -96,7 +100,7 @@ fn looking_up(criterion: &mut Criterion) {
                 let mut first = 0;
                 bencher.iter(|| {
                     first = (first + 7919) % (links - size);
-                    let marks = cache.purges().of_group(None);
+                    let marks = cache.purges().of("huawei-osm", None);
                     let some = keys.get(first..first + size).unwrap_or_default();
                     let view = cache.open(some.iter().map(|(_, key)| *key));
                     view.look_up(some, &marks).iter().flatten().count()
@@ -119,9 +123,9 @@ fn merging(criterion: &mut Criterion) {
 }
 
 fn handler(criterion: &mut Criterion) {
-    let warm = Warm::new(2_000);
     let mut group = criterion.benchmark_group("handler");
-    for (name, form) in [("query", Form::Query), ("body", Form::Body)] {
+    for (name, form) in [("query", Form::Query), ("body", Form::Body), ("lfs", Form::Lfs)] {
+        let warm = Warm::of(form, 2_000);
         for size in SIZES {
             group.throughput(Throughput::Elements(size as u64));
             group.bench_function(BenchmarkId::new(name, size), |bencher| {

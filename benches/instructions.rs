@@ -4,6 +4,7 @@
 //! - `query-N`, `body-N`: the handler alone, N ids, batches that do not repeat; `repeated-N`: batches that come again as they were.
 //! - `server-N`, `server-repeated-N`: a whole server over TCP with one connection, and a token of 800 bytes; `hyper-N`: bare hyper
 //!   that answers with as many bytes.
+//! - `lfs-N`, `server-lfs-N`, `hyper-lfs-N`: the same for git-lfs, whose batches are bodies of a POST (bare hyper reads them, too).
 //!
 //! `cargo bench --bench instructions` compares with `benches/instructions.txt` and fails where a batch costs more than 3 %
 //! more than recorded; `-- --record` writes that file anew; `-- CASE` counts one. The counts are those of the machine's architecture
@@ -14,15 +15,13 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -31,7 +30,7 @@ use sidelink::demo::origin::interface as api;
 use sidelink::server::{ConnLimits, Protocol, serve_connection};
 use tokio::net::TcpListener;
 
-use support::{Form, SIZES, Warm, ids, query, request};
+use support::{Form, SIZES, Warm, ids, lfs, query, request};
 
 const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
 const ALLOWED: f64 = 1.03;
@@ -84,7 +83,7 @@ fn compare(arguments: &[&str]) -> ExitCode {
 }
 
 fn cases() -> Vec<String> {
-    let kinds = ["query", "body", "repeated", "server", "server-repeated", "hyper"];
+    let kinds = ["query", "body", "repeated", "server", "server-repeated", "hyper", "lfs", "server-lfs", "hyper-lfs"];
     SIZES.iter().flat_map(|size| kinds.map(|kind| format!("{kind}-{size}"))).collect()
 }
 
@@ -102,7 +101,7 @@ fn read() -> BTreeMap<String, u64> {
 /// Instructions of a run of `case`.
 fn count(case: &str, batches: usize) -> u64 {
     let (kind, size) = kind_and_size(case);
-    let is_server = matches!(kind, "server" | "server-repeated" | "hyper");
+    let is_server = kind.starts_with("server") || kind.starts_with("hyper");
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(std::env::current_exe().unwrap());
     if is_server {
@@ -128,6 +127,14 @@ fn count(case: &str, batches: usize) -> u64 {
     collected.1.trim().parse().unwrap()
 }
 
+fn form(kind: &str) -> Form {
+    match kind {
+        "body" => Form::Body,
+        kind if kind.ends_with("lfs") => Form::Lfs,
+        _ => Form::Query,
+    }
+}
+
 /// The first id of a run's batch.
 fn first(kind: &str, size: usize, number: usize) -> usize {
     if kind.ends_with("repeated") { number % REPEATED * size % (LINKS - size) } else { number }
@@ -135,8 +142,8 @@ fn first(kind: &str, size: usize, number: usize) -> usize {
 
 fn answer(case: &str, batches: usize) {
     let (kind, size) = kind_and_size(case);
-    let form = if kind == "body" { Form::Body } else { Form::Query };
-    let warm = Warm::new(LINKS);
+    let form = form(kind);
+    let warm = Warm::of(form, LINKS);
     // Made before, as many in a short run as in a long one.
     let requests: Vec<_> = (0..BATCHES[1]).map(|number| request(form, &ids(first(kind, size, number), size))).collect();
     warm.runtime.block_on(async {
@@ -149,17 +156,22 @@ fn answer(case: &str, batches: usize) {
 /// Serves one connection, and prints its address.
 fn serve(case: &str) {
     let (kind, size) = kind_and_size(case);
-    let warm = Warm::new(0);
+    let form = form(kind);
+    let is_hyper = kind.starts_with("hyper");
+    let warm = Warm::of(form, if is_hyper { size } else { 0 });
+    let constant = is_hyper.then(|| warm.runtime.block_on(warm.hit(request(form, &ids(0, size)))));
     warm.runtime.block_on(async {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         println!("{}", listener.local_addr().unwrap());
         let (stream, _) = listener.accept().await.unwrap();
         stream.set_nodelay(true).unwrap();
-        if kind == "hyper" {
-            let body = Bytes::from(vec![b'x'; 20 + 420 * size]);
-            let answer = service_fn(move |_: Request<hyper::body::Incoming>| {
+        if let Some(body) = constant {
+            let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
                 let response = Response::new(Full::new(body.clone()));
-                async move { Ok::<_, Infallible>(response) }
+                async move {
+                    request.into_body().collect().await?;
+                    Ok::<_, hyper::Error>(response)
+                }
             });
             http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await.unwrap();
         } else {
@@ -177,9 +189,22 @@ fn ask(address: &str, kind: &str, size: usize, batches: usize) {
     let mut stream = TcpStream::connect(address).unwrap();
     let token = "t".repeat(TOKEN_BYTES);
     let mut send = |ids: &[String]| {
-        let head =
-            format!("GET {}?{} HTTP/1.1\r\nHost: {address}\r\nX-Auth-Token: {token}\r\n\r\n", api::PATH, query(ids));
-        stream.write_all(head.as_bytes()).unwrap();
+        let request = match form(kind) {
+            Form::Lfs => {
+                let (target, body) = lfs().batch(ids);
+                let headers = lfs().headers.iter().filter(|(name, _)| *name != "authorization");
+                let headers: String = headers.map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+                let length = body.len();
+                format!(
+                    "POST {target} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n{headers}\
+                     Content-Length: {length}\r\n\r\n{body}"
+                )
+            }
+            _ => {
+                format!("GET {}?{} HTTP/1.1\r\nHost: {address}\r\nX-Auth-Token: {token}\r\n\r\n", api::PATH, query(ids))
+            }
+        };
+        stream.write_all(request.as_bytes()).unwrap();
         let mut answer = Vec::new();
         let mut part = [0; 1 << 16];
         loop {
@@ -203,6 +228,6 @@ fn ask(address: &str, kind: &str, size: usize, batches: usize) {
     }
     for number in 0..batches {
         let head = send(&ids(first(kind, size, number), size));
-        assert!(kind == "hyper" || head.contains("cache-status: sidelink; hit\r\n"), "{head}");
+        assert!(kind.starts_with("hyper") || head.contains("cache-status: sidelink; hit\r\n"), "{head}");
     }
 }

@@ -29,6 +29,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use prometheus::{IntGauge, Registry, TextEncoder};
 use serde_json::{Value, json};
 
+use crate::auth::CallerStates;
 use crate::batch::BatchRoute;
 use crate::cache::Cache;
 use crate::cache::answers::WholeAnswers;
@@ -83,6 +84,7 @@ pub struct ProcessState {
     pub history: Arc<History>,
     pub last_reload: Arc<ArcSwap<Reload>>,
     pub fetch: Arc<FetchState>,
+    pub(crate) caller_states: Arc<CallerStates>,
     pub usages: Usages,
     pub ready: Arc<AtomicBool>,
     /// When the process began to drain.

@@ -26,7 +26,7 @@ use http::{HeaderValue, Request};
 use tokio::time::Instant;
 
 use crate::api::BatchApi;
-use crate::api::request::{Batch, Id, NotABatch};
+use crate::api::request::{Batch, Id};
 use crate::auth::{AuthError, Bypass, Callers, Key, LastToken};
 use crate::cache::answers::{Found, Revision, WholeAnswer, WholeAnswers, Written};
 use crate::cache::{Cache, Entry};
@@ -41,7 +41,7 @@ use crate::message::header_filter::{HeaderFilter, Headers};
 use crate::message::headers;
 use crate::message::reply::Reply;
 use crate::proxy::passthrough::Passthrough;
-use crate::telemetry::metrics::{ApiMetrics, IdResult, Metrics, Refetch};
+use crate::telemetry::metrics::{ApiMetrics, IdResult, Refetch};
 use crate::telemetry::trace::RequestSpan;
 use respond::Summary;
 use slots::{Slot, Slots, distinct, result_of_hit};
@@ -56,7 +56,6 @@ pub struct BatchRoute {
     /// Bodies of batches that are not answered yet.
     bodies: Budget,
     config: Arc<Config>,
-    metrics: Arc<Metrics>,
     /// What is counted for its API.
     api_metrics: Arc<ApiMetrics>,
     clock: Clock,
@@ -117,12 +116,11 @@ impl BatchRoute {
         bodies: Budget,
         answers: Arc<WholeAnswers>,
         config: Arc<Config>,
-        metrics: Arc<Metrics>,
         api_metrics: Arc<ApiMetrics>,
         clock: Clock,
     ) -> Self {
         let (api, template) = (Arc::clone(callers.api()), respond::HeaderTemplate::new(&callers));
-        Self { api, callers, cache, fetch, passthrough, bodies, config, metrics, api_metrics, clock, template, answers }
+        Self { api, callers, cache, fetch, passthrough, bodies, config, api_metrics, clock, template, answers }
     }
 
     /// Its API.
@@ -145,58 +143,61 @@ impl BatchRoute {
         &self.callers
     }
 
-    /// Looks up a request on its route that came at `began`, in memory alone, if it has no body. `None`: its body is to be read
-    /// first.
+    /// Looks up a request on its route that came at `began`, in memory alone. `None`: its body is to be read first
+    /// ([`Self::answer_body`]).
     pub fn look_up(&self, head: &Parts, has_body: bool, began: Instant, context: RequestContext<'_>) -> Option<Step> {
-        (!has_body).then(|| self.look_up_read(head, &[], self.clock.at(began), context))
+        if !has_body {
+            return Some(self.look_up_read(head, &[], &mut None, self.clock.at(began), context));
+        }
+        // A request without a credential is no batch: its body streams through.
+        self.callers.credential(context.filter.on(&head.headers)).err().map(Step::Bypass)
     }
 
     /// Does what is left to do for a request after [`Self::look_up`].
-    pub async fn finish<B>(&self, step: Option<Step>, request: Request<B>, context: RequestContext<'_>) -> Reply
+    pub async fn finish<B>(&self, step: Step, request: Request<B>, context: RequestContext<'_>) -> Reply
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
-        // The reservation lasts until the batch is answered, as the body does.
-        let (step, head, body, _reservation) = match step {
-            Some(step) => (step, request.into_parts().0, Bytes::new(), None),
-            None => {
-                // A request without a credential is no batch: its body streams through.
-                let headers = context.filter.on(request.headers());
-                if let Err(reason) = self.callers.credential(headers) {
-                    return Box::pin(self.bypass(request, reason, context.trace)).await;
-                }
-                let (head, body, reservation) = match self.read_body(request).await {
-                    Ok(read) => read,
-                    Err(error) => return respond::error(error),
-                };
-                (self.look_up_read(&head, &body, self.clock.now(), context), head, body, Some(reservation))
-            }
-        };
-        // Boxed each: a body whose batch is in memory needs neither, and both are large.
         match step {
             Step::Reply(reply) => reply,
-            Step::Bypass(reason) => Box::pin(self.bypass_read(head, body, reason, context.trace)).await,
-            Step::Fetch(pending) => Box::pin(self.fetch_and_reply(pending, head, body)).await,
+            Step::Bypass(reason) => self.bypass(request, reason, context.trace).await,
+            Step::Fetch(pending) => self.fetch_and_reply(pending, &request.into_parts().0, &Bytes::new()).await,
         }
     }
 
-    /// Reads the whole body, bounded.
-    async fn read_body<B>(&self, request: Request<B>) -> Result<(Parts, Bytes, Reservation), Error>
+    /// Reads a request's body, looks it up, and answers it.
+    pub async fn answer_body<B>(&self, head: &Parts, body: B, context: RequestContext<'_>) -> Reply
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
         // Reading the body would tell a client that waits for a 100 to send it.
-        let drains = !headers::expects_continue(&request);
-        let (parts, body) = request.into_parts();
+        let drains = !headers::expects_continue(head.version, &head.headers, &body);
         let (most, time) = (self.config.limits.batch_body, self.config.limits.idle_timeout);
-        let (body, reservation) = self.bodies.read(stream(body), most, Error::BodyTooLarge(most), time, drains).await?;
-        Ok((parts, body, reservation))
+        let read = self.bodies.read(stream(body), most, Error::BodyTooLarge(most), time, drains).await;
+        // The reservation lasts until the batch is answered, as the body does, or until its calls have ended.
+        let (body, mut reservation) = match read {
+            Ok((body, reservation)) => (body, Some(reservation)),
+            Err(error) => return respond::error(error),
+        };
+        // Boxed each: a body whose batch is in memory needs neither, and both are large.
+        match self.look_up_read(head, &body, &mut reservation, self.clock.now(), context) {
+            Step::Reply(reply) => reply,
+            Step::Bypass(reason) => Box::pin(self.bypass_read(head.clone(), body, reason, context.trace)).await,
+            Step::Fetch(pending) => Box::pin(self.fetch_and_reply(pending, head, &body)).await,
+        }
     }
 
     /// Reads a batch and looks it up in memory. Waits for nothing.
-    fn look_up_read(&self, head: &Parts, body: &[u8], now: Moment, context: RequestContext<'_>) -> Step {
+    fn look_up_read(
+        &self,
+        head: &Parts,
+        body: &[u8],
+        reservation: &mut Option<Reservation>,
+        now: Moment,
+        context: RequestContext<'_>,
+    ) -> Step {
         let RequestContext { filter, last_token, trace } = context;
         let headers = filter.on(&head.headers);
         let credential = match self.callers.credential(headers) {
@@ -234,8 +235,7 @@ impl BatchRoute {
 
         let batch = match Batch::read(&self.api, head.uri.query(), headers, body) {
             Ok(batch) => batch,
-            Err(NotABatch::Unreadable(_)) => return Step::Bypass(Bypass::Unreadable),
-            Err(NotABatch::Condition) => return Step::Bypass(Bypass::Condition),
+            Err(not_a_batch) => return Step::Bypass(not_a_batch.reason()),
         };
         let scope = scope.of_batch(&batch);
         let Some(ids) = distinct(&batch, scope, self.config.limits.batch_ids) else {
@@ -243,7 +243,7 @@ impl BatchRoute {
         };
         self.api_metrics.batch_ids.observe(ids.len() as f64);
 
-        let marks = self.cache.purges().of_group(batch.group.name());
+        let marks = self.cache.purges().of(&self.api.name, batch.group.name());
         let view = self.cache.open(ids.iter().map(|(_, key)| *key));
         let found = view.look_up(&ids, &marks);
         let mut summary = Summary::new();
@@ -299,7 +299,7 @@ impl BatchRoute {
             self.api_metrics.refetched.of(cause).inc_by(refetched);
         }
         let mut context = self.context(&batch, scope, identity, &credential, client, head, headers, trace);
-        context.refetches = requirements.may_exclude_fresh();
+        (context.refetches, context.body) = (requirements.may_exclude_fresh(), reservation.take());
         let context = Arc::new(context);
         self.refresh_ahead(&ageing, &context);
         if !is_missing && !envelopes_differ {
@@ -343,9 +343,9 @@ impl BatchRoute {
     }
 
     /// Fetches the missing ids of a batch, and answers it.
-    async fn fetch_and_reply(&self, mut pending: Box<PendingBatch>, parts: Parts, body: Bytes) -> Reply {
+    async fn fetch_and_reply(&self, mut pending: Box<PendingBatch>, parts: &Parts, body: &Bytes) -> Reply {
         let asked = Instant::now();
-        let reply = self.fetch_or_forward(&mut pending, &parts, &body).await;
+        let reply = self.fetch_or_forward(&mut pending, parts, body).await;
         let mut reply = reply.after(asked.elapsed());
         reply.info.tally = pending.slots.tally();
         reply.info.caller = Some(pending.context.identity.caller.short());
@@ -373,7 +373,8 @@ impl BatchRoute {
                 None => respond::failure(failure),
             };
         }
-        if !self.can_merge(slots.entries().map(|(entry, _)| entry)) {
+        // Where stale entries are served, the endpoint has failed.
+        if fetched.failure.is_none() && !self.can_merge(slots.entries().map(|(entry, _)| entry)) {
             return self.fetch_anew(parts, body, context, directives, slots).await;
         }
         let now = self.clock.now();
@@ -448,7 +449,7 @@ impl BatchRoute {
             return false;
         }
         let now = self.clock.now();
-        let marks = self.cache.purges().of_group(context.group.name());
+        let marks = self.cache.purges().of(&self.api.name, context.group.name());
         for slot in slots.missing_mut() {
             let entry = slot.id_to_fetch.as_ref().and_then(|id| self.cache.look_up(id.key, &id.id, &marks));
             if let Some(entry) = entry.filter(|entry| !entry.is_absent() && entry.deadlines().usable(now)) {

@@ -287,7 +287,7 @@ mod tests {
         }
         tokio::time::advance(Duration::from_secs(10)).await;
         cache.sweep(clock.now());
-        let marks = cache.purges().of_group(None);
+        let marks = cache.purges().of("a", None);
         let look_up = |id: &str| cache.look_up(scope.key(id), id, &marks);
         assert!(look_up("10").is_none() && look_up("20").is_some());
         assert_eq!((metrics.cache_evictions.of(Eviction::Expired).get(), cache.size()), (1, (1, ENTRY_BYTES)));

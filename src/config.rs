@@ -225,7 +225,7 @@ section! {
         pub batch_ids: usize = 1000, count(1..=10_000);
         /// Bytes of a batch's body.
         pub batch_body: usize = 256 << 10, size(1 << 10..=16 << 20);
-        /// Bytes of batches' bodies in memory at a time, until they are answered. At least `limits.batch_body`.
+        /// Bytes of batches' bodies in memory at a time, until they are answered and their calls have ended. At least `limits.batch_body`.
         pub batch_bodies: usize = 64 << 20, size(1 << 10..=1 << 40);
         /// Bytes of a body that has to be hashed, because its request is signed again.
         pub signed_body: usize = 4 << 20, size(1 << 10..=256 << 20);

@@ -32,7 +32,7 @@ pub enum NoAnswer {
     Connect,
     /// The connection broke before the answer was complete.
     Broken,
-    /// A 200 whose JSON is broken or truncated, or whose coding cannot be undone.
+    /// A 200 whose JSON may be cut off, whose coding is not what it says, or whose framing is ambiguous.
     Unreadable,
     /// Longer than `upstream.answer_bytes`.
     TooLong,
@@ -137,7 +137,7 @@ errors! {
     Loop: LOOP_DETECTED "SIDELINK.0006" "operator",
         "the request has passed more than three sidelinks; the endpoint seems to be a sidelink"
         => "`upstream.endpoint` points at a sidelink, perhaps this one: point it at the endpoint.";
-    /// There is no usable answer: refused, unreachable, reset, a certificate that does not verify, JSON broken or cut off, a content coding that cannot be undone, lengths that differ, a transfer coding other than `chunked`, longer than `upstream.answer_bytes`.
+    /// There is no usable answer: refused, unreachable, reset, a certificate that does not verify, JSON that is cut off with its connection, a body that is not in the content coding that it names, lengths that differ, a transfer coding other than `chunked`, longer than `upstream.answer_bytes`.
     NoAnswer(how: NoAnswer): BAD_GATEWAY "SIDELINK.1001" "endpoint, or the way to it", how.message()
         => "Ask again. If it persists, see the reason in sidelink's log.";
     /// There is no answer within `upstream.deadline`; on other routes: no byte for `upstream.idle_timeout`.

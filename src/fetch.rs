@@ -215,7 +215,7 @@ impl Fetcher {
         // The shared tier may have the ids even where no call may be made.
         let rejection = if uses_tier { None } else { why_no_call().map(FetchResult::failed) };
         let may_serve = |entry: &Entry| self.may_serve(context, entry);
-        let marks = self.cache.purges().of_group(context.group.name());
+        let marks = self.cache.purges().of(&self.callers.api().name, context.group.name());
         let mut flights = self.flights();
         let found: Vec<Option<FetchPlan>> = ids
             .iter()

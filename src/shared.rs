@@ -233,15 +233,17 @@ impl TierState {
         self.config.lease_wait
     }
 
-    /// The keys of a scope of `identity`, from the kind and the fields of its credential, and from the fields of the scope.
+    /// The keys of a scope of `identity`, from the kind and the fields of its credential, and from the fields of the scope. Purges of
+    /// `api`'s ids, and of `group`, concern it.
     pub(crate) fn scope(
         &self,
         identity: &Identity,
         credential: (&str, &[Option<&[u8]>]),
         fields: &[Option<&[u8]>],
+        api: &str,
         group: Option<&str>,
     ) -> TierScope {
-        let scope = self.derive_scope(credential, fields, group);
+        let scope = self.derive_scope(credential, fields, api, group);
         let names: Vec<u128> = scope.0.iter().map(|keys| keys.caller).collect();
         let known = &identity.caller_state.fleet_names;
         if known.load().as_deref() != Some(&names) {
@@ -254,9 +256,10 @@ impl TierState {
         &self,
         credential: (&str, &[Option<&[u8]>]),
         fields: &[Option<&[u8]>],
+        api: &str,
         group: Option<&str>,
     ) -> TierScope {
-        TierScope(self.secrets.iter().map(|fleet| fleet.key.scope(credential, fields, group)).collect())
+        TierScope(self.secrets.iter().map(|fleet| fleet.key.scope(credential, fields, api, group)).collect())
     }
 
     /// Each of the fleet's secrets, with the keys of `scope` under it.
@@ -320,12 +323,6 @@ impl TierState {
                     *entry = self.open_link(fleet, keys, (&id.id, name), &value, now);
                 }
             }
-        }
-        if leases == Leases::Ignore {
-            let is_fresh = |entry: &&Entry| entry.deadlines().fresh_left(now).is_some();
-            let hits = result.entries.iter().flatten().filter(is_fresh).count();
-            self.metrics.shared.hits.inc_by(hits as u64);
-            self.metrics.shared.misses.inc_by((ids.len() - hits) as u64);
         }
         Some(result)
     }

@@ -51,7 +51,7 @@ pub use breaker::BreakerStatus;
 pub use call::{Answer, Call};
 pub use connector::MemoryEndpoint;
 pub use evidence::Counts;
-pub use failures::LastFailure;
+pub use failures::{LastError, LastFailure};
 pub use trust::SetupError;
 pub(crate) use trust::trusted_client;
 
@@ -247,6 +247,16 @@ impl Upstream {
     /// Why a call, or a request on another route, last failed because of the endpoint.
     pub fn last_failure(&self) -> Option<LastFailure> {
         self.failures.last.lock().clone()
+    }
+
+    /// The error that the endpoint last answered a call with.
+    pub fn last_error(&self) -> Option<LastError> {
+        self.failures.last_error.lock().clone()
+    }
+
+    /// Notes that a call to `api` was answered with an error of this status and, in its body, this code.
+    pub fn answered_error(&self, api: &str, status: StatusCode, code: Option<String>) {
+        self.failures.error(&self.clock, api, status, code);
     }
 
     /// Notes that the complete body of a 200 cannot be read, or is in a coding that cannot be undone.

@@ -88,11 +88,19 @@ struct Alert {
 /// The alerts of `state` now, worst first.
 pub(super) fn alerts(state: &AdminState, now: Moment) -> Value {
     let counted = state.process.history.counted_within(WINDOW);
+    let (mut errors, mut breaker) = (batches::errors(state, &counted, now), breaker(state, now));
+    if let (Some(failing), Some(tripped)) = (&errors, &mut breaker)
+        && (failing.fault, tripped.fault) == (Fault::Endpoint, Fault::Endpoint)
+    {
+        // One fault, one alert: the endpoint fails, and so the breaker has tripped.
+        tripped.text = format!("{} {}", batches::failed(state, &counted, now), tripped.text);
+        errors = None;
+    }
     let found = [
-        batches::errors(state, &counted, now),
+        errors,
         batches::stale(state, &counted, now),
         batches::forwarded(&counted),
-        breaker(state, now),
+        breaker,
         pause(state),
         certificate(state, now),
         draining(state, now),
@@ -189,7 +197,7 @@ fn breaker(state: &AdminState, now: Moment) -> Option<Alert> {
         Some(Error::BreakerOpen(wait)) => Some(wait),
         _ => None,
     };
-    let next = wait.map_or_else(String::new, |wait| format!(" The next probe follows in {}.", span(millis(wait))));
+    let next = wait.map_or_else(String::new, |wait| format!(" The next probe follows in {}.", left(millis(wait))));
     let (title, calls) = match status.state {
         BreakerState::HalfOpen => {
             ("The breaker is half-open: the endpoint failed, and is probed", "One call at a time goes to the endpoint")
@@ -226,7 +234,7 @@ fn pause(state: &AdminState) -> Option<Alert> {
             "{} left. Until then no call is sent: batches that memory can answer are answered, others get a 503. Two callers \
              with different ids were told so, hence it is no matter of one caller. The endpoint is overloaded or under maintenance: \
              ask who runs it.",
-            span(millis(left)),
+            self::left(millis(left)),
         ),
     })
 }
@@ -420,9 +428,15 @@ fn span_in_history(length: u64) -> String {
     if length > LONG_WINDOW - 10_000 { format!("{text} or longer") } else { text }
 }
 
-/// A span in the largest unit of which it has one; seconds up to two minutes.
+/// What is left of a span: a part of a second counts as one.
+fn left(length: u64) -> String {
+    span(length.next_multiple_of(1000))
+}
+
+/// A span in the largest unit of which it has one, and seconds up to two minutes. Rounded down, so that nothing is said to be older
+/// than the process.
 fn span(length: u64) -> String {
-    match length.div_ceil(1000) {
+    match length / 1000 {
         seconds @ 0..120 => format!("{seconds} s"),
         seconds @ 120..7200 => format!("{} min", seconds / 60),
         seconds @ 7200..172_800 => format!("{} h", seconds / 3600),

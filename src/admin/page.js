@@ -16,7 +16,8 @@
       unexpected: "unexpected status", no_answer: "no usable answer", deadline: "no answer in time", refused: "not sent: breaker or pause" },
     bypass: { "no-credential": "no credential", credentials: "several credentials", algorithm: "unknown Authorization", "unknown-key": "unknown key",
       signature: "signature not verified", "unsigned-payload": "body not signed", cookie: "refused without its cookies", origin: "from a browser (Origin)",
-      range: "has a Range", "header-too-long": "header too long", unreadable: "not readable as a batch", unmatched: "answer does not match" },
+      range: "has a Range", "header-too-long": "header too long", unreadable: "not readable as a batch",
+      "no-ids": "no ids", condition: "asks for something else", part: "error for a part of it", unmatched: "answer does not match" },
     uncacheable: { under_floor: "link expires too soon", unreadable_expiry: "expiry not readable", no_store: "endpoint forbids it", vary: "answer varies",
       unmatched: "answer does not match" },
     refetched: { refresh: "refreshed ahead", revalidate: "caller to be accepted again", client: "client asked for it" },
@@ -297,7 +298,7 @@
     const failed = lastMinute((sample) => sample.batches_failed);
     const errors = batches > 0 ? `${failed === 0 ? "no batch" : `${count.format(failed)} of ${count.format(batches)} batches`} failed, last minute` : "no batch in the last minute";
     const list = [
-      ["Errors", share(batches > 0 ? failed / batches : null), errors, status.alerts.find((alert) => alert.kind === "errors")?.severity],
+      ["Errors", share(batches > 0 ? failed / batches : null), errors, status.alerts.find((alert) => failed > 0 && ["errors", "breaker"].includes(alert.kind))?.severity],
       ["Hit rate", share(all > 0 ? ids(HITS) / all : null), "ids, last minute"],
       ["Batches", rate(per((sample) => sample.batches)), all > 0 ? `a second; ${rate(all / seconds)} ids` : "a second"],
       ["Calls to the endpoint", rate(per((sample) => sample.calls)), seconds > 0 ? `a second; ${rate(per((sample) => sample.call_ids))} ids` : "a second"],
@@ -339,15 +340,19 @@
     const reload = status.reload;
     // Only what is amiss is colored: green would say that all is well, which the banners say.
     const breaker = { closed: ["closed"], half_open: ["half-open", "warn"], open: ["open", "bad"] }[status.breaker];
+    const failure = status.last_error;
     pairs("health", [
       ["new connections", status.ready ? "accepted" : "refused", status.ready ? "" : "bad"],
       ["breaker", ...breaker],
       ["last failure", status.last_failure ? clock(status.last_failure.at) : "none"],
       ...(status.last_failure ? [[null, status.last_failure.reason]] : []),
+      ["last error answered", failure ? clock(failure.at) : "none"],
+      ...(failure ? [[null, [status.apis ? failure.api : null, failure.status, failure.code].filter((part) => part !== null).join(" · ")]] : []),
       ["configuration file", reload.succeeded ? "in force" : "refused", reload.succeeded ? "" : "bad"],
       ["last read", reload.at ? clock(Date.parse(reload.at)) : "–"],
       ...reload.errors.map((error) => [null, error, "bad"]),
       ...(status.shared ? Object.entries(status.shared).map(([name, value]) => [`shared tier: ${said("shared", name)}`, typeof value === "number" ? count.format(value) : Array.isArray(value) ? value.join(", ") || "none" : said("states", value ?? "–")]) : [["shared tier", "none"]]),
+      ["callers, accepted by the endpoint", count.format(status.callers_accepted)],
       ["connections of clients", count.format(status.connections)],
       ["calls under way", count.format(status.calls_in_flight)],
       ["links in memory", count.format(status.cache.links)],
@@ -368,10 +373,10 @@
     const others = [["forwarded", "bypass"], ["not kept", "uncacheable"], ["fetched again", "refetched"], ["refused at a limit", "shed"], ["purged", "purges"]]
       .flatMap(([words, kind]) => Object.entries(totals[kind]).filter(([, value]) => value > 0).map(([name, value]) => [`${words}: ${said(kind, name)}`, count.format(value)]));
     pairs("others", others.length > 0 ? others : [[null, "Nothing was forwarded untouched, refused at a limit, purged or not kept.", "quiet"]]);
-    byId("about").textContent = `${status.version} · up ${span(status.uptime_seconds)} · in front of ${status.endpoint}`;
+    byId("about").textContent = `${status.host} · ${status.version} · up ${span(status.uptime_seconds)} · in front of ${status.endpoint}`;
     if (byId("config").textContent !== config) byId("config").textContent = config;
     const [worst] = status.alerts;
-    document.title = worst ? `⚠ ${worst.title} · sidelink` : `sidelink · hit rate ${byId("tiles").querySelector("#tile-hit-rate dd").textContent}`;
+    document.title = worst ? `⚠ ${worst.title} · sidelink at ${status.host}` : `sidelink at ${status.host} · hit rate ${byId("tiles").querySelector("#tile-hit-rate dd").textContent}`;
   };
 
   // Announced once each time that it changes, not each time that it is so.

@@ -103,11 +103,15 @@ impl Purge {
     pub(super) async fn run(&self, cache: &Arc<Cache>, clock: &Clock, metrics: &Metrics) -> Value {
         let purges = cache.purges();
         let (target, done) = match self {
-            // Of other APIs' ids of the same text, some links are then fetched again without need.
-            Purge::AccessoryIds(ids) | Purge::OfApi(ApiIds { ids, .. }) => {
+            Purge::AccessoryIds(ids) => {
                 purges.purge(ids.iter().map(|id| Target::Id(id)), clock).await;
-                events::PurgedIds { ids: ids.len() }.log();
+                events::PurgedIds { api: None, ids: ids.len() }.log();
                 (PurgeTarget::Ids, json!({ "purged": "ids", "ids": ids.len() }))
+            }
+            Purge::OfApi(ApiIds { api, ids }) => {
+                purges.purge(ids.iter().map(|id| Target::OfApi { api, id }), clock).await;
+                events::PurgedIds { api: Some(api), ids: ids.len() }.log();
+                (PurgeTarget::Ids, json!({ "purged": "ids", "api": api, "ids": ids.len() }))
             }
             Purge::GroupId(group) => {
                 purges.purge([Target::Group(group)], clock).await;

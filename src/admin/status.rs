@@ -49,6 +49,7 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
     let reload = process.last_reload.load();
     let mut status = json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "host": rustix::system::uname().nodename().to_string_lossy(),
         "now": now.unix_millis(),
         "started": started.unix_millis(),
         "uptime_seconds": now.since(started) / 1000,
@@ -62,6 +63,13 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
             "at": failure.at.unix_millis(),
             "reason": failure.reason,
         })),
+        "last_error": upstream.last_error().map(|error| json!({
+            "at": error.at.unix_millis(),
+            "api": error.api,
+            "status": error.status.as_u16(),
+            "code": error.code,
+        })),
+        "callers_accepted": process.caller_states.accepted(),
         "calls_in_flight": metrics.upstream_in_flight.get(),
         "connections": metrics.connections.get(),
         "reload": {
@@ -124,7 +132,8 @@ fn apis(metrics: &Metrics) -> Option<Value> {
 
 /// The shared tier.
 fn shared(state: &AdminState) -> Value {
-    let (shared, fleet) = (&state.process.metrics.shared, state.fleet());
+    let metrics = &state.process.metrics;
+    let (shared, apis, fleet) = (&metrics.shared, metrics.apis.all(), state.fleet());
     let others = fleet.iter().flat_map(|fleet| &fleet.others).map(Fingerprint::to_string).collect::<Vec<_>>();
     let asked: u64 = shared.operations.iter().map(|(_, count)| count.get()).sum();
     let failed: u64 = shared.failures.iter().map(|(_, count)| count.get()).sum();
@@ -132,8 +141,8 @@ fn shared(state: &AdminState) -> Value {
         "breaker": position(&shared.breaker_state),
         "round_trips": asked,
         "failures": failed,
-        "ids_found": shared.hits.get(),
-        "ids_not_found": shared.misses.get(),
+        "ids_found": apis.iter().map(|(_, api)| api.shared_hits.get()).sum::<u64>(),
+        "ids_not_found": apis.iter().map(|(_, api)| api.shared_misses.get()).sum::<u64>(),
         "fleet": fleet.map(|fleet| fleet.fingerprint.to_string()),
         "other_fleets": others,
     })

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use http::HeaderValue;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::envelope::Envelope;
@@ -31,8 +32,8 @@ pub enum ParsedAnswer {
     NoList,
     /// A list with an item that matches no id, or a second item for an id. Sidelink does not guess.
     Unmatched,
-    /// No JSON, or cut short.
-    Broken,
+    /// No JSON, or the beginning of one.
+    NotJson,
 }
 
 /// One item of the answer.
@@ -61,7 +62,7 @@ impl AnswerItem {
 /// either of its readings ([`id::readings`]); an item that could be for two of the ids matches none.
 pub fn read(api: &BatchApi, body: &[u8], media_type: Option<&HeaderValue>, ids: &[&str]) -> ParsedAnswer {
     let Ok(whole) = serde_json::from_slice::<&RawValue>(text_of(body)) else {
-        return ParsedAnswer::Broken;
+        return ParsedAnswer::NotJson;
     };
     let Some(list) = list_of(api, whole) else { return ParsedAnswer::NoList };
     let Some(items) = items_of(api, list) else { return ParsedAnswer::NoList };
@@ -129,7 +130,11 @@ pub fn is_error(api: &BatchApi, body: &[u8]) -> bool {
 
 fn has_error(api: &BatchApi, whole: &RawValue) -> bool {
     let is_set = |code: &Pointer| json::find(whole, code).is_some_and(|code| code.get() != "null");
-    api.errors.code.as_ref().is_some_and(is_set)
+    let differs = |(place, wanted): &(Pointer, Value)| {
+        let found = json::find(whole, place).map(|found| serde_json::from_str::<Value>(found.get()));
+        found.is_some_and(|found| found.is_ok_and(|found| found != *wanted))
+    };
+    api.errors.code.as_ref().is_some_and(is_set) || api.errors.unless.iter().any(differs)
 }
 
 /// The list of items, or the object of them, of an answer that is no error.
@@ -214,7 +219,7 @@ fn link<'a>(api: &BatchApi, value: &'a RawValue, members: &Members<'a>) -> Optio
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -318,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_json_is_no_answer() {
+    fn what_is_no_json_is_told_from_other_answers() {
         for body in [
             "",
             "{",
@@ -328,11 +333,11 @@ mod tests {
             "\u{feff}",
             "\u{feff}\u{feff}{}",
         ] {
-            assert_eq!(read(body.as_bytes(), &["1"]), ParsedAnswer::Broken, "{body}");
+            assert_eq!(read(body.as_bytes(), &["1"]), ParsedAnswer::NotJson, "{body}");
         }
-        assert_eq!(read(b"{\"a\":\"\xff\"}", &["1"]), ParsedAnswer::Broken, "not UTF-8");
+        assert_eq!(read(b"{\"a\":\"\xff\"}", &["1"]), ParsedAnswer::NotJson, "not UTF-8");
         let deep = "[".repeat(200_000);
-        assert_eq!(read(deep.as_bytes(), &["1"]), ParsedAnswer::Broken, "deep nesting ends in no stack");
+        assert_eq!(read(deep.as_bytes(), &["1"]), ParsedAnswer::NotJson, "deep nesting ends in no stack");
     }
 
     #[test]

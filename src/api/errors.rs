@@ -42,12 +42,7 @@ mod tests {
     fn an_error_is_filled_into_the_shape_of_its_api() {
         let shape =
             r#"{"error":{"code":"{status}","message":"{message} ({code})","details":[{"id":"{request_id}"},null,1]}}"#;
-        let shape = ErrorShape {
-            code: None,
-            of_request: Vec::new(),
-            body: shape.into(),
-            media_type: "application/json".into(),
-        };
+        let shape = ErrorShape { body: shape.into(), ..crate::api::BatchApi::preset("git-lfs").unwrap().errors };
         let read: Value =
             serde_json::from_slice(&body(&shape, Error::Deadline, &HeaderValue::from_static("r-1"))).unwrap();
         let message = format!("{} (SIDELINK.1002)", Error::Deadline.message());

@@ -25,6 +25,7 @@ use super::json::{self, Members};
 use super::misfit::Misfit;
 use crate::config::batch::{BatchApi, Pointer, Style};
 use crate::message::header_filter::Headers;
+use crate::telemetry::metrics::Bypass;
 
 /// How a client wrote its batch; the misses go upstream in the same form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,6 +94,17 @@ pub enum NotABatch {
     Unreadable(Misfit),
     /// A value of its body is not as `when` says: it asks for something else.
     Condition,
+}
+
+impl NotABatch {
+    /// The reason that is counted.
+    pub fn reason(self) -> Bypass {
+        match self {
+            Self::Unreadable(Misfit::EmptyList) => Bypass::NoIds,
+            Self::Unreadable(_) => Bypass::Unreadable,
+            Self::Condition => Bypass::Condition,
+        }
+    }
 }
 
 impl<'r> Batch<'r> {
@@ -223,10 +235,13 @@ impl<'r> Batch<'r> {
         let ids =
             ids.filter(|ids| !ids.is_empty() && is_unambiguous(ids)).ok_or_else(|| misfit(misfit_of(api, list)))?;
         let rest = rest_of_body(api, &members, list).ok_or(misfit(Misfit::Parameter))?;
-        // No parameter of a query has an ampersand in it: a batch in the body is never taken for one in the query.
-        let query_of_body = Cow::Owned(format!("&{}", query.unwrap_or_default()));
-        let has_rest = query.is_some() || !rest.is_empty();
-        let rest = has_rest.then_some(query_of_body).into_iter().chain(rest).collect();
+        let rest = if query.is_some() || !rest.is_empty() {
+            // No parameter of a query has an ampersand in it: a batch in the body is never taken for one in the query.
+            let query = Cow::Owned(format!("&{}", query.unwrap_or_default()));
+            [query].into_iter().chain(rest).collect()
+        } else {
+            rest
+        };
         let range = json::range_of(text, list).ok_or(misfit(Misfit::NoList))?;
         let (Some(before), Some(after)) = (text.get(..range.start), text.get(range.end..)) else {
             return Err(misfit(Misfit::NoList));
@@ -272,7 +287,8 @@ fn id_of<'r>(api: &BatchApi, element: &'r RawValue) -> Option<Id<'r>> {
         key => (element, key.is_some()),
     };
     let name = json::string(value).map(|name| Some(name).filter(|name| is_id(api, name)));
-    let number = || json::integer(value).filter(|_| api.ids.numbers).map(|text| Cow::Owned(id::name_of_number(text)));
+    let is_number = |text: &&str| api.ids.numbers && is_id(api, text);
+    let number = || json::integer(value).filter(is_number).map(|text| Cow::Owned(id::name_of_number(text)));
     Some(Id { name: name.unwrap_or_else(number)?, written, is_qualified })
 }
 

@@ -29,6 +29,7 @@ use crate::message::body::{Body, BodyError};
 use crate::proxy::passthrough::Passthrough;
 use crate::proxy::router::{Connection, Router};
 use crate::shared::{Tier, TierState};
+use crate::telemetry::log::events;
 use crate::telemetry::metrics::{ApiMetrics, Metrics};
 use crate::telemetry::trace::{ExportTasks, Tracer};
 use crate::upstream::{MemoryEndpoint, SetupError, Upstream, trusted_client};
@@ -59,7 +60,6 @@ pub struct Generation {
 pub(super) struct GenerationBuilder {
     pub(super) process: ProcessState,
     purges: Arc<Purges>,
-    caller_states: Arc<CallerStates>,
     pub(super) exports: ExportTasks,
     /// The endpoint, if it is in memory and not in the network.
     memory_endpoint: Option<MemoryEndpoint>,
@@ -88,6 +88,7 @@ impl Generations {
         let process = ProcessState {
             cache: Arc::new(Cache::new(&config.cache, Arc::clone(&purges), &metrics)),
             fetch: Arc::new(FetchState::new(config.upstream.calls)),
+            caller_states: Arc::new(CallerStates::new(rand::random())),
             usages: Usages::default(),
             registry,
             metrics,
@@ -98,9 +99,7 @@ impl Generations {
             history,
             clock,
         };
-        let caller_states = Arc::new(CallerStates::new(rand::random()));
-        let builder =
-            GenerationBuilder { process, purges, caller_states, exports: ExportTasks::default(), memory_endpoint };
+        let builder = GenerationBuilder { process, purges, exports: ExportTasks::default(), memory_endpoint };
         let current = ArcSwap::from_pointee(builder.build(config, None)?);
         Ok(Self { builder, current })
     }
@@ -155,6 +154,12 @@ impl Generations {
         self.current.store(Arc::new(next));
         before.answers.clear();
         process.fetch.set_min_remaining(floor);
+        for api in &config.batch {
+            let known = before.config.batch.iter().find(|known| known.name == api.name);
+            if known.is_some_and(|known| known.fingerprint() != api.fingerprint()) {
+                events::DescriptionChanged { api: &api.name }.log();
+            }
+        }
         let at = process.clock.now();
         process.metrics.reloaded(at.unix_seconds());
         process.last_reload.store(Arc::new(Reload::succeeded(at)));
@@ -211,7 +216,7 @@ impl GenerationBuilder {
         if let Some(key) = purge_key(config) {
             self.purges.set_name_key(key, || self.process.clock.now());
         }
-        let (caller_states, purges) = (Arc::clone(&self.caller_states), Arc::clone(&self.purges));
+        let (caller_states, purges) = (Arc::clone(&self.process.caller_states), Arc::clone(&self.purges));
         let metrics = Arc::clone(&self.process.metrics);
         let state = TierState::new(shared, config, tls, caller_states, purges, metrics, self.process.clock.clone());
         let tier = Arc::new(Tier::start(state));
@@ -254,7 +259,7 @@ impl GenerationBuilder {
         let answers = Arc::new(WholeAnswers::new(&config.cache));
         let callers_of = |api: &BatchApi| {
             let (api, endpoint) = (Arc::new(api.clone()), &config.upstream.endpoint);
-            let (keys, states) = (Arc::clone(&keys), Arc::clone(&self.caller_states));
+            let (keys, states) = (Arc::clone(&keys), Arc::clone(&self.process.caller_states));
             Arc::new(Callers::new(api, &config.callers, keys, states, endpoint, clock.clone()))
         };
         let callers: Box<[Arc<Callers>]> = config.batch.iter().map(callers_of).collect();
@@ -291,7 +296,6 @@ impl GenerationBuilder {
                 Budget::new(&usages.batch_bodies, limits.batch_bodies, Limit::BatchBodies, metrics),
                 Arc::clone(&answers),
                 Arc::clone(&config),
-                Arc::clone(metrics),
                 api_metrics,
                 clock.clone(),
             ))

@@ -161,6 +161,13 @@ impl CallerStates {
         self.accepted.get(&caller).unwrap_or_else(|| self.unaccepted.get_with(caller, new))
     }
 
+    /// Number of callers that the endpoint has accepted.
+    pub(crate) fn accepted(&self) -> u64 {
+        // The count lags behind.
+        self.accepted.run_pending_tasks();
+        self.accepted.entry_count()
+    }
+
     /// All states of a caller: it may be in both caches, or evicted and seen again, so that there are two.
     pub(super) fn all(&self, caller: Caller) -> impl Iterator<Item = Arc<CallerState>> {
         [&self.accepted, &self.unaccepted].into_iter().filter_map(move |states| states.get(&caller))

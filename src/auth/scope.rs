@@ -104,10 +104,10 @@ impl Key {
         u32::from_le_bytes([a, b, c, d])
     }
 
-    /// A number from 0 to 1 that depends on the key, so that links fetched together are not refreshed together.
-    pub(crate) fn spread(self) -> f64 {
+    /// A number that depends on the key, so that links fetched together are not refreshed together.
+    pub(crate) fn spread(self) -> u8 {
         let [low, ..] = self.low().to_le_bytes();
-        f64::from(low) / 255.0
+        low
     }
 }
 
@@ -152,7 +152,8 @@ impl Callers {
     }
 
     /// Calls `take` with the fields of a scope that a request's head has: its path, where the path has captures; the Content-Type of
-    /// a POST; each scope header by name and value.
+    /// a POST; of another method that may have a body, by name and value, unless it is the one that calls have without it; each scope
+    /// header by name and value.
     pub(crate) fn each_scope_field<'r>(
         &'r self,
         identity: &Identity,
@@ -166,6 +167,12 @@ impl Callers {
         if self.api.method == Method::POST {
             headers.get_all(&CONTENT_TYPE).for_each(|value| take(Some(value.as_bytes())));
             take(None);
+        } else if self.api.ids.body.is_some() {
+            let is_other = |(at, value): &(usize, &HeaderValue)| *at > 0 || value.as_bytes() != b"application/json";
+            for (_, value) in headers.get_all(&CONTENT_TYPE).enumerate().filter(is_other) {
+                take(Some(CONTENT_TYPE.as_str().as_bytes()));
+                take(Some(value.as_bytes()));
+            }
         }
         if !headers.may_contain_any(self.scope_filter) {
             return;

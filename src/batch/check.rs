@@ -8,7 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, DATE};
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use serde_json::Value;
 
 use super::masking::{masked_id, masked_json, masked_target, masked_text};
@@ -21,7 +21,7 @@ use crate::api::request::{Batch, Form, Id, NotABatch};
 use crate::auth::signature::Keys;
 use crate::auth::{CallerStates, Callers, Credential};
 use crate::cache::freshness::{self, AnswerFreshness, Expiry, Reason, format_of};
-use crate::clock::{Clock, rfc3339};
+use crate::clock::{Clock, Moment, millis, rfc3339};
 use crate::config::batch::{BatchApi, ExpirySource};
 use crate::config::{CallerKey, Config, show_duration};
 use crate::telemetry::metrics::Bypass;
@@ -65,6 +65,7 @@ fn check_request<'r>(config: &Config, request: &'r Request<Bytes>, report: &mut 
             None => "none: no batch API of the configuration has this path".to_owned(),
         };
         report.line("batch API", why);
+        report.nearest(config, path);
         report.line("verdict", "forwarded untouched, as any other route");
         return None;
     };
@@ -91,7 +92,7 @@ fn check_request<'r>(config: &Config, request: &'r Request<Bytes>, report: &mut 
         }
         Err(NotABatch::Unreadable(misfit)) => {
             report.line("described", places(&api));
-            report.forwarded(Bypass::Unreadable, &misfit.to_string());
+            report.forwarded(NotABatch::Unreadable(misfit).reason(), &misfit.to_string());
             return None;
         }
     };
@@ -126,9 +127,10 @@ fn check_answer(config: &Config, batch: &CheckedBatch<'_>, response: Response<By
     let media_type = headers.get(CONTENT_TYPE).cloned();
     let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
     let date = date.and_then(|date| date.duration_since(UNIX_EPOCH).ok());
+    let now = Clock::system().now();
     let (sent, whose) = match date {
-        Some(date) => (Clock::simulated(i64::try_from(date.as_millis()).unwrap_or(i64::MAX)).now(), "its Date"),
-        None => (Clock::system().now(), "now, since it has no Date"),
+        Some(date) => (Moment { wall: millis(date), ..now }, "its Date"),
+        None => (now, "now, since it has no Date"),
     };
     let shown = media_type.as_ref().map_or("no Content-Type".into(), |value| String::from_utf8_lossy(value.as_bytes()));
     report
@@ -144,7 +146,7 @@ fn check_answer(config: &Config, batch: &CheckedBatch<'_>, response: Response<By
     let names: Vec<&str> = batch.ids.iter().map(|id| &*id.name).collect();
     let (items, envelope) = match answer::read(api, &body, media_type.as_ref(), &names) {
         ParsedAnswer::Items { items, envelope } => (items, envelope),
-        ParsedAnswer::NoList | ParsedAnswer::Unmatched | ParsedAnswer::Broken => {
+        ParsedAnswer::NoList | ParsedAnswer::Unmatched | ParsedAnswer::NotJson => {
             report.line("described", places(api));
             let why = answer::misfit(api, &body, &names);
             let why = why.as_deref().unwrap_or("it is not as its API is described");
@@ -236,6 +238,14 @@ impl Report {
         self.line("verdict", format_args!("forwarded untouched ({}): {why}", reason.name()));
     }
 
+    /// The API whose path is most like this one, and where they differ.
+    fn nearest(&mut self, config: &Config, path: &str) {
+        let apis = config.batch.iter().filter_map(|api| Some((api, api.path.difference(path)?)));
+        if let Some((api, (_, difference))) = apis.rev().max_by_key(|(_, (alike, _))| *alike) {
+            self.line("nearest", format_args!("{}: {} {}: {difference}", api.name, api.method, api.path));
+        }
+    }
+
     /// What the body has in place of what `when` asks for.
     fn conditions(&mut self, api: &BatchApi, body: &[u8]) {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
@@ -281,7 +291,10 @@ impl Report {
         fields.extend(
             members.unwrap_or_default().chunks(2).filter_map(|member| Some(format!("body {}", member.first()?))),
         );
-        let content_type = (api.method == Method::POST).then_some(&CONTENT_TYPE);
+        let is_other = |value: &HeaderValue| value != "application/json";
+        let counts = api.method == Method::POST
+            || api.ids.body.is_some() && request.headers().get(CONTENT_TYPE).is_some_and(is_other);
+        let content_type = counts.then_some(&CONTENT_TYPE);
         let headers = content_type.into_iter().chain(&api.scope_headers).chain(&config.callers.scope_headers);
         for name in headers.filter(|name| request.headers().contains_key(*name)) {
             let field = format!("header {name}");

@@ -36,7 +36,7 @@ impl BatchRoute {
             // Between the fields of two kinds, whose numbers vary.
             scope.push(None);
             self.callers.each_scope_field(&identity, headers, &head.uri, |field| scope.push(field));
-            Arc::new(tier.scope(&identity, (kind, &fields), &scope, batch.group.name()))
+            Arc::new(tier.scope(&identity, (kind, &fields), &scope, &self.api.name, batch.group.name()))
         });
         let mut carried = self.callers.carried(&identity, headers.map());
         if batch.form == Form::Body {
@@ -46,6 +46,7 @@ impl BatchRoute {
             requirements,
             refetches: false,
             tier_scope,
+            body: None,
             headers: carried,
             scope,
             group: batch.group.to_static(),

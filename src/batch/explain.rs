@@ -62,8 +62,10 @@ impl BatchRoute {
         };
         let batch = match Batch::read(&self.api, head.uri.query(), &head.headers, body) {
             Ok(batch) => batch,
-            Err(NotABatch::Unreadable(misfit)) => return bypass(Bypass::Unreadable, &misfit.to_string()),
             Err(NotABatch::Condition) => return bypass(Bypass::Condition, Bypass::Condition.meaning()),
+            Err(NotABatch::Unreadable(misfit)) => {
+                return bypass(NotABatch::Unreadable(misfit).reason(), &misfit.to_string());
+            }
         };
         let scope = self.callers.scope(&identity, (&head.headers).into(), &head.uri).of_batch(&batch);
         let Some(ids) = distinct(&batch, scope, self.config.limits.batch_ids) else {
@@ -80,7 +82,7 @@ impl BatchRoute {
             requirements: CacheRequirements { forbids_cache: client.forbids_cache || must_revalidate, ..client },
             directives,
             must_revalidate,
-            marks: self.cache.purges().of_group(batch.group.name()),
+            marks: self.cache.purges().of(&self.api.name, batch.group.name()),
             now,
         };
         // A remembered refusal is the answer to a batch of its id alone.

@@ -9,9 +9,9 @@ use http::request::Parts;
 use http::{Request, StatusCode, Uri};
 use tokio::time::timeout_at;
 
-use super::BatchRoute;
 use super::respond::{self, Summary};
 use super::slots::{Slots, distinct};
+use super::{BatchRoute, Fetched};
 use crate::api::answer;
 use crate::api::envelope::Envelope;
 use crate::api::request::Batch;
@@ -50,7 +50,8 @@ impl BatchRoute {
     }
 
     /// The reply to a batch whose calls failed, where it is not the failure itself:
-    /// - an answer that cannot be matched, to a call that carried other ids too: the batch is fetched whole;
+    /// - an answer that cannot be matched or read: it is passed on as it came, or the batch is fetched whole where the call carried
+    ///   other ids, or a part of its ids;
     /// - a refusal, to a batch that came with cookies, which calls do not carry: the batch is forwarded with them;
     /// - an error that is about the ids of a call which carried only a part of the batch: the endpoint may answer the whole
     ///   batch otherwise, so it is forwarded; also one that is larger than a call of sidelink's own, if the endpoint takes it.
@@ -64,8 +65,10 @@ impl BatchRoute {
     ) -> Option<Reply> {
         let batch = Batch::read(&self.api, parts.uri.query(), &parts.headers, body).ok()?;
         let fits = self.fits_one_call(&batch, &parts.uri);
+        let count = slots.slots.len();
+        let is_of_batch = !failure.of_several_batches && failure.ids == count;
         match &failure.cause {
-            Cause::Unmatched(_) if !failure.of_several_batches && failure.ids == slots.slots.len() => {
+            Cause::Unmatched(_) | Cause::Unreadable(_) if is_of_batch => {
                 // The answer to exactly this batch is passed on.
                 slots.count_fetched();
                 self.count_bypass(Bypass::Unmatched);
@@ -73,23 +76,24 @@ impl BatchRoute {
                 reply.info.detail = Some(Bypass::Unmatched.name());
                 Some(reply)
             }
-            Cause::Unmatched(_) if fits || failure.is_coded() => {
+            Cause::Unmatched(_) if !fits => Some(self.fetch_whole(&batch, parts, body, context, slots).await),
+            Cause::Unmatched(_) | Cause::Unreadable(_) => {
                 Some(self.forward_as_written(parts, body, Bypass::Unmatched, context, slots).await)
             }
-            Cause::Unmatched(_) => Some(self.fetch_whole(&batch, parts, body, context, slots).await),
             Cause::Answer(answer) if fits && context.has_cookies && is_refusal(answer.status) => {
                 Some(self.forward_with_cookies(parts, body, context, slots).await)
             }
-            Cause::Answer(answer) if is_about_ids(answer.status) => {
-                let is_whole = failure.ids >= slots.slots.len() && slots.entries().next().is_none();
-                if is_whole { None } else { self.forward_for_part(parts, body, fits, context, slots).await }
+            // The answer to one id alone is the answer to a batch of it, also where others have joined.
+            Cause::Answer(answer) if is_about_ids(answer.status) && !is_of_batch && failure.ids.max(count) > 1 => {
+                self.forward_for_part(parts, body, fits, context, slots).await
             }
             _ => None,
         }
     }
 
-    /// Forwards a batch after an error for a part of it. `None`: extra calls are used up, or the endpoint refuses a batch that is larger
-    /// than a call of sidelink's own (not `fits`), so that the error of the part says more.
+    /// Forwards a batch after an error for a part of it. `None`: the endpoint refuses a batch that is larger than a call of sidelink's own
+    /// (not `fits`), so that the error of the part says more. No budget limits this: where it was used up, the error of a part would be
+    /// passed on as that of the batch.
     async fn forward_for_part(
         &self,
         parts: &Parts,
@@ -98,16 +102,14 @@ impl BatchRoute {
         context: &FetchContext,
         slots: &mut Slots,
     ) -> Option<Reply> {
-        if !self.fetch.affords_extra() {
-            return None;
-        }
         self.api_metrics.refetched.of(Refetch::Part).inc_by(slots.slots.len() as u64);
         let reply = self.forward_as_written(parts, body, Bypass::Part, context, slots).await;
         Some(reply).filter(|reply| fits || reply.response.status().is_success())
     }
 
     /// Fetches all ids of a batch by calls of its own, since the items that it has came in envelopes that differ. Where the new ones
-    /// still do, as those of several calls may, all items are passed on in the envelope of the first.
+    /// still do, as those of several calls may, all items are passed on in the envelope of the first. So are those that it has where
+    /// the endpoint fails, or a limit is reached.
     pub(super) async fn fetch_anew(
         &self,
         parts: &Parts,
@@ -121,13 +123,17 @@ impl BatchRoute {
         };
         let Some(ids) = self.keyed(&batch, context) else { return respond::error(self.too_many_ids(&batch)) };
         self.api_metrics.refetched.of(Refetch::Envelope).inc_by(slots.entries().count() as u64);
-        slots.clear();
-        let results = match self.fetch.fetch_separately(context, &ids, !directives.no_store).await {
-            Ok(results) => results,
+        let aside = slots.set_aside();
+        let put_back =
+            |slots: &mut Slots| self.callers.is_current(&context.identity) && slots.put_back(&aside, self.clock.now());
+        let fetched = match self.fetch.fetch_separately(context, &ids, !directives.no_store).await {
+            Ok(results) => slots.take(results, &context.trace),
+            Err(_) if put_back(slots) => Fetched::default(),
             Err(error) => return respond::error(error),
         };
-        let fetched = slots.take(results, &context.trace);
-        if let Some(failure) = &fetched.failure {
+        if let Some(failure) = &fetched.failure
+            && !(failure.allows_stale() && put_back(slots))
+        {
             let forwarded = self.forward_failed(failure, parts, body, context, slots).await;
             return forwarded.unwrap_or_else(|| respond::failure(failure));
         }
@@ -211,10 +217,12 @@ impl BatchRoute {
                 let request_id = results.first().and_then(|result| result.request_id.clone());
                 respond::unmatched(items.iter().map(|item| &**item), envelope, request_id, &self.template)
             }
-            // A part of the batch, in a coding that cannot be undone: passed on, it would look like the whole.
-            Err(failure) if failure.is_coded() => respond::error(Error::NoAnswer(NoAnswer::Unreadable)),
             Err(failure) => {
                 let forwarded = match &failure.cause {
+                    // The answer to a part of the batch: passed on, it would look like that to the whole.
+                    Cause::Unreadable(_) => {
+                        Some(self.forward_as_written(parts, body, Bypass::Part, context, slots).await)
+                    }
                     Cause::Answer(answer) if is_about_ids(answer.status) => {
                         self.forward_for_part(parts, body, false, context, slots).await
                     }
@@ -238,7 +246,7 @@ impl BatchRoute {
                 Err(failure) => match &failure.cause {
                     // Of the same call as the id before.
                     Cause::Unmatched(_) if last.is_some_and(|last| Arc::ptr_eq(last, failure)) => {}
-                    Cause::Unmatched(answer) if !answer.is_coded() => {
+                    Cause::Unmatched(answer) => {
                         let read = answer::items(&self.api, &answer.body, answer.headers.get(CONTENT_TYPE));
                         if let Some((texts, around)) = read {
                             items.extend(texts.into_iter().map(|text| Cow::Owned(text.into_string().into_bytes())));

@@ -22,7 +22,7 @@ use crate::limits::pause::Rejection;
 use crate::message::body::{Body, stream, whole};
 use crate::message::headers::{REQUEST_ID, VIA_HTTP_11, add_via, request_id, strip_hop_by_hop};
 use crate::message::reply::Reply;
-use crate::telemetry::metrics::{IdResult, Metrics, Outcome, Tally};
+use crate::telemetry::metrics::{ApiMetrics, IdResult, Outcome, Tally};
 
 /// RFC 9211.
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -138,7 +138,7 @@ impl BatchRoute {
         let kept = entries.clone().next().and_then(|(entry, _)| entry.envelope());
         let Some(envelope) = kept.or(own) else { return error(Error::NoAnswer(NoAnswer::Lost)) };
         let body = body(envelope, entries.clone(), summary.items);
-        let tally = observe(entries, &self.metrics, now);
+        let tally = observe(entries, &self.api_metrics, now);
         let is_stale = tally.count(IdResult::Stale) > 0;
         let max_age = (summary.stored && !is_stale && !summary.has_spans).then_some(summary.fresh_left);
         let mut reply = self.reply(body, tally, cache_control(max_age, form == Form::Body), fetched.request_id.clone());
@@ -154,7 +154,7 @@ impl BatchRoute {
 
     /// The reply of a whole answer.
     pub(super) fn repeated(&self, answer: &WholeAnswer, now: Moment) -> Reply {
-        self.metrics.link_life_left.observe_each(answer.lives_left(now));
+        self.api_metrics.link_life_left.observe_each(answer.lives_left(now));
         let cache_control = cache_control(Some(answer.fresh_left(now)), answer.is_body());
         let mut reply = self.reply(whole(answer.body().clone()), answer.tally(), cache_control, None);
         if let Some(kept) = answer.envelope() {
@@ -183,7 +183,11 @@ fn set(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) {
 }
 
 /// Counts a reply's entries, and observes how long their links live.
-fn observe<'l>(entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone, metrics: &Metrics, now: Moment) -> Tally {
+fn observe<'l>(
+    entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone,
+    metrics: &ApiMetrics,
+    now: Moment,
+) -> Tally {
     let mut tally = Tally::default();
     metrics.link_life_left.observe_each(entries.filter_map(|(entry, result)| {
         tally.add(result);
@@ -235,7 +239,7 @@ fn cache_status(tally: &Tally, summary: &Summary, fetched: &Fetched) -> HeaderVa
             Some(Cause::Answer(answer)) => {
                 let _ = write!(status, "; fwd=stale; fwd-status={}; detail=stale", answer.status.as_u16());
             }
-            Some(Cause::Rejected(_)) => status.push_str("; hit; detail=stale"),
+            Some(Cause::Rejected(_)) | None => status.push_str("; hit; detail=stale"),
             _ => status.push_str("; fwd=stale; detail=stale"),
         }
     } else {
@@ -263,7 +267,7 @@ fn cache_status(tally: &Tally, summary: &Summary, fetched: &Fetched) -> HeaderVa
 /// The reply to a batch that failed: the endpoint's own answer, where it gave one.
 pub(super) fn failure(failure: &Failure) -> Reply {
     let response = match &failure.cause {
-        Cause::Answer(answer) | Cause::Unmatched(answer) => answer.response(),
+        Cause::Answer(answer) | Cause::Unmatched(answer) | Cause::Unreadable(answer) => answer.response(),
         Cause::Rejected(Rejection { answer: Some(answer), .. }) => answer.clone(),
         Cause::Rejected(Rejection { error: reason, answer: None }) => return error(*reason),
         Cause::NoAnswer(no_answer) => return error(*no_answer),
@@ -271,7 +275,9 @@ pub(super) fn failure(failure: &Failure) -> Reply {
     let mut response = as_it_came(response.status(), response.headers(), response.body());
     let code = response.status().as_u16();
     let (outcome, status) = match &failure.cause {
-        Cause::Unmatched(_) => (Outcome::Bypass, "sidelink; fwd=bypass; detail=unmatched".to_owned()),
+        Cause::Unmatched(_) | Cause::Unreadable(_) => {
+            (Outcome::Bypass, "sidelink; fwd=bypass; detail=unmatched".to_owned())
+        }
         Cause::Rejected(_) => (Outcome::Error, "sidelink; detail=pause".to_owned()),
         _ => (Outcome::Error, format!("sidelink; fwd=miss; fwd-status={code}")),
     };

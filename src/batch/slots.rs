@@ -6,6 +6,7 @@ use super::Fetched;
 use crate::api::request::{Batch, Id};
 use crate::auth::{Key, Scope};
 use crate::cache::Entry;
+use crate::clock::Moment;
 use crate::fetch::{FetchResult, KeyedId};
 use crate::telemetry::metrics::{ApiMetrics, IdResult, Tally};
 use crate::telemetry::trace::RequestSpan;
@@ -24,6 +25,9 @@ pub(super) struct Slots {
     pub(super) slots: Vec<Slot>,
     pub(super) metrics: Arc<ApiMetrics>,
 }
+
+/// What a slot had: its entry, and how its id counts with it.
+pub(super) type SetAside = (Option<Entry>, IdResult);
 
 impl Slots {
     pub(super) fn tally(&self) -> Tally {
@@ -53,9 +57,25 @@ impl Slots {
         self.missing_mut().for_each(|slot| slot.result = IdResult::Fetched);
     }
 
-    /// Takes back all entries, so that all ids are missing.
-    pub(super) fn clear(&mut self) {
-        self.slots.iter_mut().for_each(|slot| (slot.entry, slot.result) = (None, IdResult::Failed));
+    /// Sets all entries aside, so that all ids are missing.
+    pub(super) fn set_aside(&mut self) -> Vec<SetAside> {
+        let set_aside = |slot: &mut Slot| (slot.entry.take(), std::mem::replace(&mut slot.result, IdResult::Failed));
+        self.slots.iter_mut().map(set_aside).collect()
+    }
+
+    /// Puts entries back where ids are missing still, those of the cache as stale ones, if none stays missing and none has come to the
+    /// end of its use meanwhile. Returns whether it did.
+    pub(super) fn put_back(&mut self, aside: &[SetAside], now: Moment) -> bool {
+        let may_serve = |entry: &Entry| !entry.deadlines().is_stored() || entry.deadlines().usable(now);
+        let mut all = self.slots.iter().zip(aside);
+        if !all.all(|(slot, (entry, _))| slot.entry.is_some() || entry.as_ref().is_some_and(may_serve)) {
+            return false;
+        }
+        for (slot, (entry, result)) in self.slots.iter_mut().zip(aside).filter(|(slot, _)| slot.entry.is_none()) {
+            let is_cached = matches!(result, IdResult::Hit | IdResult::Shared);
+            (slot.entry, slot.result) = (entry.clone(), if is_cached { IdResult::Stale } else { *result });
+        }
+        true
     }
 
     /// Takes the results of the missing ids, in their order.

@@ -122,16 +122,14 @@ impl Deadlines {
         (self.life != u32::MAX).then(|| self.sent.monotonic.saturating_add(self.life.into()))
     }
 
-    /// When the last fifth of the freshness begins. A `spread` from 0 to 1 delays this by up to half of that fifth, so that
+    /// When the last fifth of the freshness begins. A `spread` from 0 to 255 delays this by up to half of that fifth, so that
     /// links fetched together are not refreshed together.
-    pub(crate) fn ageing_from(&self, spread: f64) -> Moment {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // From 0 to a `u32`.
-        let begin = (f64::from(self.fresh) * (0.8 + 0.1 * spread)) as u64;
-        self.sent.after(begin)
+    pub(crate) fn ageing_from(&self, spread: u8) -> Moment {
+        self.sent.after(u64::from(self.fresh) * (8 * 255 + u64::from(spread)) / (10 * 255))
     }
 
     /// Whether the last fifth of the freshness has begun ([`Self::ageing_from`]).
-    pub(crate) fn is_ageing(&self, now: Moment, spread: f64) -> bool {
+    pub(crate) fn is_ageing(&self, now: Moment, spread: u8) -> bool {
         !now.is_before(self.ageing_from(spread))
     }
 }

@@ -31,8 +31,15 @@ const SLACK: Duration = Duration::from_secs(1);
 /// The target of a purge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target<'t> {
-    /// An id, in every scope.
+    /// An id, in every scope of every API.
     Id(&'t str),
+    /// An id of the API of this name, in every scope.
+    OfApi {
+        /// The API's name.
+        api: &'t str,
+        /// The id.
+        id: &'t str,
+    },
     /// All ids of a group, for every caller.
     Group(&'t str),
     /// Everything.
@@ -44,6 +51,7 @@ impl Target<'_> {
     pub(crate) fn mark(self, key: [u8; 16]) -> Mark {
         match self {
             Target::Id(id) => Mark::Named(hash(key, b'i', id)),
+            Target::OfApi { api, id } => Mark::Named(ApiName::new(key, api).of(hash(key, b'i', id))),
             Target::Group(group) => Mark::Named(hash(key, b'g', group)),
             Target::All => Mark::All,
         }
@@ -57,6 +65,26 @@ pub(crate) enum Mark {
     Named(u128),
     /// Everything.
     All,
+}
+
+/// The hash of an API's name. An id is hashed once; this makes of that the hash of the API's id.
+#[derive(Clone, Copy)]
+pub(crate) struct ApiName(u128);
+
+impl ApiName {
+    pub(crate) fn new(key: [u8; 16], api: &str) -> Self {
+        Self(hash(key, b'a', api))
+    }
+
+    fn of(self, id: u128) -> u128 {
+        self.0 ^ id
+    }
+
+    /// The marks that cover the API's id of this name: of any text that the name may stand for, of every API or of this one.
+    pub(crate) fn marks_of(self, key: [u8; 16], id: &str) -> impl Iterator<Item = Mark> {
+        let hashes = id::readings(id).map(move |text| hash(key, b'i', &text));
+        hashes.flat_map(move |id| [id, self.of(id)]).map(Mark::Named)
+    }
 }
 
 /// Called for every purge made in this process, before the purge takes effect.
@@ -79,14 +107,23 @@ pub struct Purges {
 struct MarkTable {
     /// The key with which names are hashed.
     key: [u8; 16],
-    /// The name of an id or group → the monotonic millisecond of its last purge.
+    /// The hash of an id, of an API's id, or of a group → the monotonic millisecond of its last purge.
     last: HashMap<u128, u64, BuildHasherDefault<KeyHasher>>,
 }
 
 impl MarkTable {
-    /// The last purge of any text that `name` may stand for.
-    fn last_of(&self, kind: u8, name: &str) -> Option<u64> {
-        id::readings(name).filter_map(|text| self.last.get(&hash(self.key, kind, &text)).copied()).max()
+    /// The last purge of any text that a group's name may stand for.
+    fn last_of_group(&self, name: &str) -> Option<u64> {
+        id::readings(name).filter_map(|text| self.last.get(&hash(self.key, b'g', &text)).copied()).max()
+    }
+
+    /// The last purge that covers an id of an API.
+    fn last_of_id(&self, api: ApiName, id: &str) -> Option<u64> {
+        let last = |mark| match mark {
+            Mark::Named(name) => self.last.get(&name).copied(),
+            Mark::All => None,
+        };
+        api.marks_of(self.key, id).filter_map(last).max()
     }
 }
 
@@ -170,15 +207,15 @@ impl Purges {
         self.revision.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// The marks for the links of one group, or of none.
-    pub fn of_group(&self, group: Option<&str>) -> Marks<'_> {
+    /// The marks for the links that the API of this name has in one group, or in none.
+    pub fn of<'p>(&'p self, api: &'p str, group: Option<&str>) -> Marks<'p> {
         if self.count.load(Ordering::Acquire) == 0 {
-            return Marks { floor: self.floor(), purges: None };
+            return Marks { floor: self.floor(), api, purges: None };
         }
         let table = self.table.read();
-        let marked = group.and_then(|group| table.last_of(b'g', group));
+        let marked = group.and_then(|group| table.last_of_group(group));
         let floor = self.floor();
-        Marks { floor: marked.map_or(floor, |last| floor.max(last.saturating_add(1))), purges: Some(self) }
+        Marks { floor: marked.map_or(floor, |last| floor.max(last.saturating_add(1))), api, purges: Some(self) }
     }
 
     /// Everything sent before this monotonic millisecond is covered.
@@ -241,11 +278,13 @@ pub(crate) fn span_of(config: &Config) -> Duration {
     link.max(config.upstream.deadline).saturating_add(SLACK)
 }
 
-/// The marks for the links of one group.
+/// The marks for the links of one API and one group.
 #[derive(Clone, Copy)]
 pub struct Marks<'p> {
     /// What was sent before this monotonic millisecond is covered.
     floor: u64,
+    /// The API's name.
+    api: &'p str,
     /// `None`: there are no marks of ids.
     purges: Option<&'p Purges>,
 }
@@ -259,6 +298,7 @@ impl<'p> Marks<'p> {
     /// The marks locked for reading, for many ids at once.
     pub(super) fn lock(&self) -> LockedMarks<'p> {
         let table = self.purges.map(|purges| purges.table.read());
+        let table = table.map(|table| (ApiName::new(table.key, self.api), table));
         // Read under the lock: marks may have been merged into the floor and removed meanwhile.
         let floor = self.purges.map_or(0, Purges::floor);
         LockedMarks { floor: floor.max(self.floor), table }
@@ -268,12 +308,12 @@ impl<'p> Marks<'p> {
 /// [`Marks`] whose table is locked for reading.
 pub(super) struct LockedMarks<'p> {
     floor: u64,
-    table: Option<RwLockReadGuard<'p, MarkTable>>,
+    table: Option<(ApiName, RwLockReadGuard<'p, MarkTable>)>,
 }
 
 impl LockedMarks<'_> {
     pub(super) fn cover(&self, id: &str, sent: Moment) -> bool {
-        let last = || self.table.as_ref().and_then(|table| table.last_of(b'i', id));
+        let last = || self.table.as_ref().and_then(|(api, table)| table.last_of_id(*api, id));
         sent.monotonic < self.floor || last().is_some_and(|last| sent.monotonic <= last)
     }
 }
@@ -301,7 +341,7 @@ mod tests {
                 now.fetch_add(1, Ordering::SeqCst);
                 let at = moment();
                 purges.leave(Target::Id("x"), at);
-                let covered = purges.of_group(None).cover("x", at);
+                let covered = purges.of("a", None).cover("x", at);
                 if !covered {
                     over.store(true, Ordering::SeqCst);
                 }
@@ -320,7 +360,7 @@ mod tests {
     }
 
     fn covers(purges: &Purges, group: Option<&str>, id: &str, sent: u64) -> bool {
-        purges.of_group(group).cover(id, at(sent))
+        purges.of("a", group).cover(id, at(sent))
     }
 
     #[test]
@@ -336,6 +376,10 @@ mod tests {
         assert!(!covers(&purges, Some("h"), "2", 20) && !covers(&purges, None, "g", 20), "a group is no id");
         purges.leave(Target::Id("1"), at(5));
         assert!(covers(&purges, None, "1", 10), "never moved back");
+        purges.leave(Target::OfApi { api: "a", id: "3" }, at(25));
+        assert!(covers(&purges, None, "3", 25) && !covers(&purges, None, "3", 26));
+        assert!(!purges.of("b", None).cover("3", at(25)), "an id of another API");
+        assert!(purges.of("b", None).cover("1", at(10)), "of every API");
         purges.mark(Mark::All, at(30));
         assert!(covers(&purges, None, "3", 30) && !covers(&purges, None, "3", 31));
     }
@@ -379,7 +423,7 @@ mod tests {
         let (purges, clock) = (purges(), Clock::simulated(0));
         let before = clock.now();
         purges.purge([Target::All], &clock).await;
-        let marks = purges.of_group(None);
+        let marks = purges.of("a", None);
         assert!(marks.cover("1", before) && !marks.cover("1", clock.now()));
     }
 
@@ -387,13 +431,15 @@ mod tests {
         /// Compares with a scan of all purges.
         #[test]
         fn marks_cover_what_the_list_of_purges_covers(
-            list in proptest::collection::vec((0..4_u8, "[ab]", 0..50_u64), 0..20),
+            list in proptest::collection::vec((0..6_u8, "[ab]", 0..50_u64), 0..20),
             asked in proptest::collection::vec(("[ab]", proptest::option::of("[ab]"), 0..50_u64), 20),
         ) {
             let purges = purges();
             let target = |kind: u8, text| match kind {
                 0 | 1 => Target::Id(text),
                 2 => Target::Group(text),
+                3 => Target::OfApi { api: "a", id: text },
+                4 => Target::OfApi { api: "b", id: text },
                 _ => Target::All,
             };
             for (kind, text, moment) in &list {
@@ -402,6 +448,7 @@ mod tests {
             for (id, group, sent) in &asked {
                 let expected = list.iter().any(|(kind, text, moment)| sent <= moment && match target(*kind, text) {
                     Target::Id(purged) => purged == id,
+                    Target::OfApi { api, id: purged } => api == "a" && purged == id,
                     Target::Group(purged) => Some(purged) == group.as_deref(),
                     Target::All => true,
                 });

@@ -170,7 +170,7 @@ mod tests {
     async fn answers_stay_within_their_bytes_and_made_up_tokens_evict_no_accepted_callers_answers() {
         let (refusals, now) = (Refusals::default(), Clock::simulated(0).now());
         let purges = Purges::new([7; 16], Duration::from_secs(60));
-        let marks = purges.of_group(None);
+        let marks = purges.of("a", None);
         let (caller, made_up) = (Scope::of_test(1), Scope::of_test(2));
         refusals.remember(caller.key("1"), refusal(LONGEST, now).unwrap(), true);
         for id in 0..5_000 {
@@ -191,7 +191,7 @@ mod tests {
     async fn an_answer_counts_until_a_later_call_is_not_refused() {
         let (refusals, clock) = (Refusals::default(), Clock::simulated(0));
         let purges = Purges::new([7; 16], Duration::from_secs(60));
-        let marks = purges.of_group(None);
+        let marks = purges.of("a", None);
         let (key, first) = (Scope::of_test(1).key("1"), clock.now());
         tokio::time::advance(Duration::from_secs(1)).await;
         let second = clock.now();

@@ -45,7 +45,7 @@ section! {
         /// The only other query parameters, or members of a body's object, that a batch may have; without this key any, as part of the scope.
         pub parameters: Option<Vec<Box<str>>> = None, strings(None).optional(toml::Value::Array(vec!["group_id".into()]));
         /// Values that a body must have, by JSON Pointer; other requests are forwarded untouched.
-        pub when: Vec<(Pointer, Value)> = Vec::new(), values_at();
+        pub when: Vec<(Pointer, Value)> = Vec::new(), values_at(("/operation", "download".into()));
         /// Where an item says when its link expires: JSON Pointers (RFC 3339, Unix time, or seconds from now), and "link" for the URL itself. The earliest of all that are there counts.
         pub expires: Vec<ExpirySource> = vec![ExpirySource::Link], texts(Some("names no source: write \"link\", or leave the key out"), ExpirySource::parse);
         /// An item that has this, and not null, is no link: it counts as absent, and is answered as it came.
@@ -113,6 +113,8 @@ section! {
     pub struct ErrorShape: pub(super) fn blank() {
         /// An answer with status 200 that has this, and not null, is an error.
         pub code: Option<Pointer> = None, inner_pointer().optional("/error_code");
+        /// Values that an answer has where all is well, by JSON Pointer: one with status 200 that has another value there is an error.
+        pub unless: Vec<(Pointer, Value)> = Vec::new(), values_at(("/ok", true.into()));
         /// Codes there that are about the request, and not about permission.
         pub of_request: Vec<Box<str>> = Vec::new(), strings(None);
         /// The body of an error of sidelink's own: a JSON text in whose strings {code}, {message}, {status} and {request_id} are replaced; a string that is {status} alone becomes a number.
@@ -131,7 +133,7 @@ impl BatchApi {
             header_bytes: limits.header_bytes,
             ids_per_call: limits.ids_per_call,
             delete: limits.delete,
-            errors: ErrorShape { code: self.errors.code.clone(), ..limits.errors },
+            errors: ErrorShape { code: self.errors.code.clone(), unless: self.errors.unless.clone(), ..limits.errors },
             ..self.clone()
         };
         format!("{:032x}", SipHasher24::new().hash(format!("{description:?}").as_bytes()).as_u128())

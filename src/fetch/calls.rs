@@ -4,7 +4,8 @@
 //! that arrive meanwhile wait in the queue, and leave when a call returns. No timer delays a lone batch. Retries are
 //! [`Upstream::call`](crate::upstream::Upstream::call)'s.
 
-use std::collections::VecDeque;
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,6 +18,7 @@ use super::flights::{Flight, Flights, InFlightPermit};
 use super::{Cause, EntrySource, Failure, FetchContext, FetchResult, Fetcher, KeyedId};
 use crate::api::answer::{self, AnswerItem, ParsedAnswer};
 use crate::api::envelope::Envelope;
+use crate::api::id;
 use crate::api::request::Form;
 use crate::auth::{Identity, Scope};
 use crate::cache::freshness::{self, AnswerFreshness, Deadlines, Reason};
@@ -70,13 +72,6 @@ impl PendingId {
         let flight = Arc::new(Flight::new(context.hops, permit));
         let (context, fetcher) = (Arc::clone(context), Arc::clone(fetcher));
         Self { id: id.clone(), flight, context, leased: false, background: false, fetcher }
-    }
-
-    /// Whether both are the same id of two batches, of which one has an element with more in it than the id. An item in the answer
-    /// could belong to either, so they leave in different calls.
-    fn conflicts_with(&self, other: &Self) -> bool {
-        let are_of_two = || !Arc::ptr_eq(&self.context, &other.context);
-        (self.id.is_qualified || other.id.is_qualified) && are_of_two() && self.id.id == other.id.id
     }
 }
 
@@ -311,12 +306,8 @@ impl Fetcher {
         let identity = &context.identity;
         let entries = match answer.status {
             StatusCode::OK => {
-                // An answer in a coding that cannot be undone is not read: nothing in it can be matched.
-                if read.is_none() {
-                    self.upstream.cannot_be_read();
-                }
-                match read.unwrap_or(ParsedAnswer::Unmatched) {
-                    ParsedAnswer::Items { items, envelope } => {
+                match read {
+                    Some(ParsedAnswer::Items { items, envelope }) => {
                         // A call that was sent before an invalidation proves nothing, and stores nothing.
                         let store = self.callers.accept(identity, answer.sent, invalidations) && store;
                         let mut entries = self.judge_items(&answer, context, ids, (items, envelope.as_ref()), store);
@@ -329,7 +320,7 @@ impl Fetcher {
                         }
                         Ok(entries)
                     }
-                    ParsedAnswer::NoList => {
+                    Some(ParsedAnswer::NoList) => {
                         // Error codes may come with a 200. One that is not known to be about the request counts as "no
                         // permission". An error without a code is not remembered.
                         let code = answer::error_code(api, &answer.body);
@@ -339,13 +330,19 @@ impl Fetcher {
                         }
                         Err(Cause::Answer(answer))
                     }
-                    ParsedAnswer::Unmatched => {
+                    Some(ParsedAnswer::Unmatched) => {
                         self.api_metrics.uncacheable.of(Reason::Unmatched).inc_by(ids.len() as u64);
                         Err(Cause::Unmatched(answer))
                     }
-                    ParsedAnswer::Broken => {
+                    Some(ParsedAnswer::NotJson) if answer.may_be_cut_off() => {
                         self.upstream.cannot_be_read();
                         Err(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Unreadable)))
+                    }
+                    // An answer in a coding that cannot be undone is not read.
+                    Some(ParsedAnswer::NotJson) | None => {
+                        self.upstream.cannot_be_read();
+                        self.api_metrics.uncacheable.of(Reason::Unmatched).inc_by(ids.len() as u64);
+                        Err(Cause::Unreadable(answer))
                     }
                 }
             }
@@ -355,6 +352,9 @@ impl Fetcher {
             }
             _ => Err(Cause::Answer(answer)),
         };
+        if let Err(Cause::Answer(error)) = &entries {
+            self.upstream.answered_error(&api.name, error.status, answer::error_code(api, &error.body));
+        }
         CallReport { entries, request_id, proof, span: None }
     }
 
@@ -372,7 +372,7 @@ impl Fetcher {
         self.metrics.clock_skew.set(source.skew() as f64 / 1000.0);
         let foreign_vary = self.callers.varies_outside(&answer.headers);
         let policy = &self.config.freshness;
-        let marks = self.cache.purges().of_group(context.group.name());
+        let marks = self.cache.purges().of(&self.callers.api().name, context.group.name());
         let store = store && self.may_store();
         // Shared by all items that have no more to say.
         let plain = ItemDetails::of(None, envelope).map(Arc::new);
@@ -432,12 +432,14 @@ impl ReadyCall {
 
 impl Fetcher {
     /// Takes as many ids out of a queue as one call may carry, by their number and by the bytes of its target; one at least. Ids
-    /// that no batch waits for any more go to `abandoned`; one that is asked for in two ways waits for the next call.
+    /// that no batch waits for any more go to `abandoned`. An id waits for the next call if an item that names it may belong to an id of
+    /// another batch in this one: the same with another element, a number and the string of its digits, spellings of one text.
     fn take_call(&self, queue: &mut VecDeque<PendingId>, abandoned: &mut Vec<PendingId>) -> Vec<PendingId> {
         let limits = &self.config.upstream;
         let most = limits.ids_per_call.min(self.callers.api().ids_per_call);
         let mut template: Option<(Arc<FetchContext>, usize)> = None;
         let mut call = Vec::new();
+        let mut batches_by_text: HashMap<String, *const FetchContext> = HashMap::new();
         while let Some(next) = queue.pop_front() {
             if next.flight.waiters.load(Ordering::Relaxed) == 0 {
                 abandoned.push(next);
@@ -447,10 +449,14 @@ impl Fetcher {
                 template.get_or_insert_with(|| (Arc::clone(&next.context), next.context.template.bytes()));
             *bytes += first.template.bytes_of(&next.id.written);
             let is_full = call.len() >= most || *bytes > limits.uri_bytes;
-            if (is_full && !call.is_empty()) || call.iter().any(|other| next.conflicts_with(other)) {
+            let batch = Arc::as_ptr(&next.context);
+            let texts: Vec<String> = id::readings(&next.id.id).map(Cow::into_owned).collect();
+            let is_anothers = |text: &String| batches_by_text.get(text).is_some_and(|other| *other != batch);
+            if (is_full && !call.is_empty()) || texts.iter().any(is_anothers) {
                 queue.push_front(next);
                 break;
             }
+            batches_by_text.extend(texts.into_iter().map(|text| (text, batch)));
             call.push(next);
         }
         call
@@ -461,12 +467,14 @@ impl Fetcher {
 fn call_result(report: &CallReport) -> CallResult {
     match &report.entries {
         Ok(_) => CallResult::Ok,
-        Err(Cause::Answer(answer) | Cause::Unmatched(answer)) => match answer.status.as_u16() {
-            200 => CallResult::ErrorIn200,
-            500.. => CallResult::ServerError,
-            400.. => CallResult::ClientError,
-            _ => CallResult::Unexpected,
-        },
+        Err(Cause::Answer(answer) | Cause::Unmatched(answer) | Cause::Unreadable(answer)) => {
+            match answer.status.as_u16() {
+                200 => CallResult::ErrorIn200,
+                500.. => CallResult::ServerError,
+                400.. => CallResult::ClientError,
+                _ => CallResult::Unexpected,
+            }
+        }
         Err(Cause::NoAnswer(Error::Deadline)) => CallResult::Deadline,
         Err(Cause::Rejected(_) | Cause::NoAnswer(Error::BreakerOpen(_) | Error::HeldBack(_))) => CallResult::Refused,
         Err(Cause::NoAnswer(_)) => CallResult::NoAnswer,

@@ -11,6 +11,7 @@ use crate::api::call::CallTemplate;
 use crate::api::id::Group;
 use crate::api::request::Id;
 use crate::auth::{Identity, Key, Scope};
+use crate::limits::budget::Reservation;
 use crate::shared::{TierId, TierScope};
 use crate::telemetry::trace::{RequestSpan, TraceContext};
 
@@ -47,6 +48,9 @@ pub struct FetchContext {
     pub refetches: bool,
     /// Its scope in the shared tier, if there is one.
     pub tier_scope: Option<Arc<TierScope>>,
+    /// The share of `limits.batch_bodies` that its body takes, until its calls have ended: they may outlast their client, and have the
+    /// texts of the body's elements, and of all else in it.
+    pub body: Option<Reservation>,
 }
 
 impl FetchContext {

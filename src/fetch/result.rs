@@ -84,8 +84,10 @@ pub struct Failure {
 pub enum Cause {
     /// The endpoint answered with an error, which is passed on as it came.
     Answer(Answer),
-    /// The answer has items that match no id asked for, or is in a coding that cannot be undone.
+    /// The answer has items that match no id asked for.
     Unmatched(Answer),
+    /// The answer is no JSON, or in a coding that cannot be undone: only the client may know how to read it.
+    Unreadable(Answer),
     /// No call was made.
     Rejected(Rejection),
     /// The endpoint gave no answer.
@@ -93,11 +95,6 @@ pub enum Cause {
 }
 
 impl Failure {
-    /// Whether the answer is in a coding that cannot be undone.
-    pub fn is_coded(&self) -> bool {
-        matches!(&self.cause, Cause::Unmatched(answer) if answer.is_coded())
-    }
-
     /// Whether a call for one batch alone may succeed. Not where the fault is the caller's as a whole or no batch's: a
     /// refused token, a throttled caller, an endpoint that is down.
     pub fn may_be_anothers_fault(&self) -> bool {
@@ -106,7 +103,7 @@ impl Failure {
             // One id may break connections, or have its source refused by the breaker.
             Cause::Rejected(Rejection { error: Error::BreakerOpen(_), .. })
             | Cause::NoAnswer(Error::BreakerOpen(_) | Error::NoAnswer(NoAnswer::Broken)) => self.of_several_batches,
-            Cause::Unmatched(_) | Cause::Rejected(_) | Cause::NoAnswer(_) => false,
+            Cause::Unmatched(_) | Cause::Unreadable(_) | Cause::Rejected(_) | Cause::NoAnswer(_) => false,
         }
     }
 
@@ -115,6 +112,8 @@ impl Failure {
         match &self.cause {
             Cause::Answer(answer) => matches!(answer.status.as_u16(), 429 | 500 | 502 | 503 | 504),
             Cause::Unmatched(_) => false,
+            // What is no JSON is a gateway's page rather than the endpoint's answer.
+            Cause::Unreadable(answer) => !answer.is_coded(),
             Cause::Rejected(_) => true,
             Cause::NoAnswer(error) => !matches!(error, Error::Shed(_)),
         }

@@ -119,8 +119,16 @@ impl SharedLookup {
     /// Looks the ids up, and [takes](Self::take) what is found. False if the tier is of no use now.
     async fn look(&mut self, tier: &Tier, scope: &TierScope, leases: Leases) -> bool {
         let ids: Vec<_> = self.pending.iter().map(|pending| pending.id.in_tier()).collect();
-        let found = tier.look_up(scope, &ids, leases).await;
-        found.map(|found| self.take(&found, leases)).is_some()
+        let Some(found) = tier.look_up(scope, &ids, leases).await else { return false };
+        if leases == Leases::Ignore {
+            let now = self.fetcher.clock.now();
+            let is_fresh = |entry: &&Entry| entry.deadlines().fresh_left(now).is_some();
+            let hits = found.entries.iter().flatten().filter(is_fresh).count();
+            self.fetcher.api_metrics.shared_hits.inc_by(hits as u64);
+            self.fetcher.api_metrics.shared_misses.inc_by((ids.len() - hits) as u64);
+        }
+        self.take(&found, leases);
+        true
     }
 
     /// Completes the flights whose entry was found, or has arrived in memory. Of the others, those that no other sidecar has
@@ -131,7 +139,7 @@ impl SharedLookup {
             fetcher.callers.accept_elsewhere(&context.identity, accepted);
         }
         let now = fetcher.clock.now();
-        let marks = fetcher.cache.purges().of_group(context.group.name());
+        let marks = fetcher.cache.purges().of(&fetcher.callers.api().name, context.group.name());
         let (mut completed, mut sent, mut stored) = (Vec::new(), Vec::new(), Vec::new());
         let is_invalidated = || context.identity.caller_state.invalidations() != self.invalidations;
         let may_store = fetcher.may_store() && !is_invalidated();

@@ -56,6 +56,7 @@ fn fetch() -> (Arc<Fetcher>, Arc<FetchContext>) {
         trace_context: TraceContext::default(),
         requirements: CacheRequirements::default(),
         tier_scope: None,
+        body: None,
     };
     let state = Arc::new(FetchState::new(config.upstream.calls));
     (
@@ -159,7 +160,7 @@ async fn an_entry_found_before_an_invalidation_is_not_stored_after_it() {
         let found = TierResult { entries: vec![Some(link)], ..TierResult::default() };
         lookup.take(&found, Leases::Ignore);
         assert_eq!(fetcher.flights().by_key.is_empty(), !invalidated);
-        let marks = fetcher.cache.purges().of_group(None);
+        let marks = fetcher.cache.purges().of(&fetcher.callers.api().name, None);
         assert_eq!(fetcher.cache.look_up(id.key, "1", &marks).is_none(), invalidated);
     }
 }

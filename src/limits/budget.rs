@@ -18,7 +18,7 @@ use crate::telemetry::metrics::Metrics;
 pub struct Usages {
     /// Requests on other routes, from their head to the end of their answer.
     pub exchanges: Arc<AtomicUsize>,
-    /// Bytes of batches' bodies, until they are answered.
+    /// Bytes of batches' bodies, until they are answered and their calls have ended.
     pub batch_bodies: Arc<AtomicUsize>,
     /// Bytes of bodies that are signed again, until the endpoint answers.
     pub signed_bodies: Arc<AtomicUsize>,

@@ -7,7 +7,7 @@ use http::header::{
     CONNECTION, COOKIE, EXPECT, HeaderName, HeaderValue, MAX_FORWARDS, PROXY_AUTHORIZATION, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE, VIA,
 };
-use http::{HeaderMap, Method, Request, Uri, Version};
+use http::{HeaderMap, Method, Uri, Version};
 use http_body::Body;
 
 use super::header_filter::Headers;
@@ -130,12 +130,12 @@ pub fn join_cookies(headers: &mut HeaderMap) {
 
 /// Whether a request's client waits for a 100 before it sends the body (RFC 9110 §10.1.1), as hyper reads it. A client without a
 /// body, or with HTTP/1.0, does not.
-pub fn expects_continue<B: Body>(request: &Request<B>) -> bool {
-    let mut values = request.headers().get_all(EXPECT).iter().peekable();
+pub fn expects_continue(version: Version, headers: &HeaderMap, body: &impl Body) -> bool {
+    let mut values = headers.get_all(EXPECT).iter().peekable();
     values.peek().is_some()
         && values.all(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-        && request.version() > Version::HTTP_10
-        && !request.body().is_end_stream()
+        && version > Version::HTTP_10
+        && !body.is_end_stream()
 }
 
 /// How many more proxies may forward this OPTIONS or TRACE (RFC 9110 §7.6.2), if it says so.

@@ -74,7 +74,7 @@ impl Reply {
     where
         B: http_body::Body<Data = Bytes, Error: Send> + Send + 'static,
     {
-        if !expects_continue(&request) {
+        if !expects_continue(request.version(), request.headers(), request.body()) {
             drain(request.into_body());
         }
         Self::error(error)

@@ -69,20 +69,21 @@ impl Passthrough {
             Ok(reservation) => reservation,
             Err(error) => return Reply::refuse(error, request),
         };
-        let Some(deletion) = self.deletion(&request) else {
-            return self.exchange(request, None, reservation, trace).await;
-        };
+        let deletions = self.deletions(&request);
+        if deletions.is_empty() {
+            return self.exchange(request, deletions, reservation, trace).await;
+        }
         // Runs to its end, also when the client leaves: a deleted id must be purged.
         let (this, trace) = (Arc::clone(self), trace.clone());
-        let exchange = tokio::spawn(async move { this.exchange(request, Some(deletion), reservation, &trace).await });
+        let exchange = tokio::spawn(async move { this.exchange(request, deletions, reservation, &trace).await });
         exchange.await.unwrap_or_else(|_| Reply::error(Error::NoAnswer(NoAnswer::Lost)))
     }
 
-    /// One request and its answer, which keeps the `reservation` to its end; `deletion` is what the request deletes.
+    /// One request and its answer, which keeps the `reservation` to its end; `deletions` are what the request deletes.
     async fn exchange<B>(
         &self,
         request: Request<B>,
-        deletion: Option<Deletion>,
+        deletions: Vec<Deletion>,
         reservation: Reservation,
         trace: &RequestSpan,
     ) -> Reply
@@ -175,10 +176,7 @@ impl Passthrough {
                 return Reply::error(error).after(waited);
             }
         };
-        let body = match deletion {
-            Some(deletion) => self.purge_deleted(&deletion, head.status, body).await,
-            None => stream(body),
-        };
+        let body = self.purge_deleted(&deletions, head.status, body).await;
         strip_hop_by_hop(&mut head.headers);
         add_via(&mut head.headers, head.version);
         head.version = Version::HTTP_11;

@@ -87,14 +87,15 @@ impl Router {
                             let line = access::may_log(self.access_lines, &reply).then(line);
                             return Ok(self.end(&record, line, reply, client_request_id(headers)));
                         }
-                        step => Step::Batch(step),
+                        Some(step) => Step::Batch(step),
+                        None => Step::Body,
                     }
                 }
                 None => Step::Forward,
             },
         };
         let line = (self.access_lines != AccessLines::Off).then(line);
-        Err(Box::new(Unanswered { request: Request::from_parts(head, body), filter, step, record, line }))
+        Err(Box::new(Unanswered { head, body, filter, step, record, line }))
     }
 
     /// Answers a request that [`Self::look_up`] has not answered.
@@ -103,28 +104,34 @@ impl Router {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
     {
-        let Unanswered { request, filter, step, record, line } = *unanswered;
-        let (line_so_far, cut_off) = (line.as_ref(), &connection.cut_off);
-        let unended = Unended { record: &record, line: line_so_far, router: self, cut_off };
-        let request_id = client_request_id(filter.on(request.headers())).cloned();
-        let reply = match step {
-            Step::Refuse(error) => Reply::refuse(error, request),
-            Step::Options => {
-                drain(request.into_body());
+        // Its fields leave the box where they are used: a future that has them all is as large, and is moved.
+        let (record, cut_off) = (&unanswered.record, &connection.cut_off);
+        let unended = Unended { record, line: unanswered.line.as_ref(), router: self, cut_off };
+        let request_id = client_request_id(unanswered.filter.on(&unanswered.head.headers)).cloned();
+        let context =
+            RequestContext { filter: unanswered.filter, last_token: &connection.last_token, trace: &record.trace };
+        let request = |head, body| Request::from_parts(head, body);
+        let reply = match (unanswered.step, self.batch(record)) {
+            (Step::Body, Some(batch)) => batch.answer_body(&unanswered.head, unanswered.body, context).await,
+            (Step::Batch(step), Some(batch)) => {
+                Box::pin(batch.finish(step, request(unanswered.head, unanswered.body), context)).await
+            }
+            (Step::Forward, _) => {
+                let request = request(unanswered.head, unanswered.body);
+                Box::pin(self.passthrough.forward(request, &record.trace)).await
+            }
+            (Step::Options, _) => {
+                drain(unanswered.body);
                 let id = request_id.clone().unwrap_or_else(headers::request_id);
                 Reply::local(methods(), Outcome::Bypass, id)
             }
-            Step::Batch(step) => match self.batch(&record) {
-                Some(batch) => {
-                    let context = RequestContext { filter, last_token: &connection.last_token, trace: &record.trace };
-                    batch.finish(step, request, context).await
-                }
-                None => Reply::refuse(Error::NoAnswer(NoAnswer::Lost), request),
-            },
-            Step::Forward => Box::pin(self.passthrough.forward(request, &record.trace)).await,
+            (Step::Refuse(error), _) => Reply::refuse(error, request(unanswered.head, unanswered.body)),
+            (Step::Body | Step::Batch(_), None) => {
+                Reply::refuse(Error::NoAnswer(NoAnswer::Lost), request(unanswered.head, unanswered.body))
+            }
         };
         std::mem::forget(unended);
-        self.end(&record, line, reply, request_id.as_ref())
+        self.end(record, unanswered.line, reply, request_id.as_ref())
     }
 
     /// Accounts for a reply, and gives it the client's request id.
@@ -220,7 +227,8 @@ impl Router {
 
 /// A request that memory does not answer.
 pub struct Unanswered<B> {
-    request: Request<B>,
+    head: Parts,
+    body: B,
     filter: HeaderFilter,
     step: Step,
     record: Record,
@@ -234,7 +242,9 @@ enum Step {
     Refuse(Error),
     /// To answer OPTIONS here.
     Options,
-    Batch(Option<batch::Step>),
+    Batch(batch::Step),
+    /// To read the body of a batch.
+    Body,
     Forward,
 }
 

@@ -20,11 +20,11 @@ use super::TierId;
 use super::fleets::Fingerprint;
 use super::record::JournalEvent;
 use crate::api::id;
-use crate::cache::purges::{Mark, Target};
+use crate::cache::purges::{ApiName, Mark, Target};
 use crate::config::{Endpoint, Secret};
 
-/// The format of values, and of the derivation of keys; values of another version do not open.
-const VERSION: u8 = 1;
+/// The format of values, and of the derivation of keys (as in [`expand`]): sidecars of two versions share nothing, and see each other as two fleets.
+const VERSION: u8 = 2;
 const NONCE: usize = 24;
 const TAG: usize = 16;
 /// Bytes of a name's hash: 32 characters.
@@ -79,11 +79,12 @@ impl FleetKey {
         Fingerprint(u32::from_be_bytes(fingerprint))
     }
 
-    /// The keys of the scope of `fields`, those of `group` among them, and of the caller with this credential.
+    /// The keys of the scope of `fields`, those of `group` among them, and of the caller with this credential at `api`.
     pub(super) fn scope(
         &self,
         (kind, credential): (&str, &[Option<&[u8]>]),
         fields: &[Option<&[u8]>],
+        api: &str,
         group: Option<&str>,
     ) -> ScopeKeys {
         let keys = derive(&self.secret, &self.endpoint, kind, credential);
@@ -102,6 +103,7 @@ impl FleetKey {
             names,
             prefix: self.prefix.clone(),
             purge_key: self.purge_key,
+            api: ApiName::new(self.purge_key, api),
             group: group.map(|group| Target::Group(&group).mark(self.purge_key)).collect(),
         }
     }
@@ -118,6 +120,7 @@ pub(super) struct ScopeKeys {
     names: Hmac<Sha256>,
     prefix: Box<str>,
     purge_key: [u8; 16],
+    api: ApiName,
     /// Purges of the group; two of them, where it has two readings.
     group: Vec<Mark>,
 }
@@ -125,7 +128,7 @@ pub(super) struct ScopeKeys {
 impl ScopeKeys {
     /// The events that void the link of `id`, besides a purge of everything.
     pub(super) fn events(&self, id: &str) -> Vec<JournalEvent> {
-        let ids = id::readings(id).map(|id| Target::Id(&id).mark(self.purge_key));
+        let ids = self.api.marks_of(self.purge_key, id);
         ids.chain(self.group.iter().copied()).map(JournalEvent::Purge).chain([self.revocation()]).collect()
     }
 
@@ -163,7 +166,7 @@ fn derive(secret: &Secret, endpoint: &str, kind: &str, fields: &[Option<&[u8]>])
 
 fn expand(keys: &Hkdf<Sha256>, purpose: &str, key: &mut [u8]) {
     // Fails only for keys of more than 8160 bytes.
-    let _ = keys.expand_multi_info(&[b"sidelink/1 ", purpose.as_bytes()], key);
+    let _ = keys.expand_multi_info(&[b"sidelink/2 ", purpose.as_bytes()], key);
 }
 
 fn names(keys: &Hkdf<Sha256>) -> Hmac<Sha256> {
@@ -234,7 +237,7 @@ mod tests {
     }
 
     fn scope(fleet: &FleetKey, token: &str, group: Option<&str>) -> ScopeKeys {
-        fleet.scope(("token", &[Some(token.as_bytes())]), &[group.map(str::as_bytes)], group)
+        fleet.scope(("token", &[Some(token.as_bytes())]), &[group.map(str::as_bytes)], "a", group)
     }
 
     #[test]
@@ -250,8 +253,8 @@ mod tests {
             scope(&here, "t", Some("")).link(&"1".into()),
             scope(&here, "t", Some("g1")).link(&"".into()),
             scope(&here, "u", Some("g")).link(&"1".into()),
-            here.scope(("key", &[Some(b"t")]), &[Some(b"g")], None).link(&"1".into()),
-            here.scope(("token", &[Some(b"t"), None]), &[Some(b"g")], None).link(&"1".into()),
+            here.scope(("key", &[Some(b"t")]), &[Some(b"g")], "a", None).link(&"1".into()),
+            here.scope(("token", &[Some(b"t"), None]), &[Some(b"g")], "a", None).link(&"1".into()),
             scope(&other_host, "t", Some("g")).link(&"1".into()),
             scope(&other_secret, "t", Some("g")).link(&"1".into()),
             one.acceptance.clone(),

@@ -22,9 +22,9 @@ impl Trial {
         Self(TierState::new(shared, config, None, caller_states, purges, metrics, clock))
     }
 
-    /// The scope of `group` and the caller with `token`.
+    /// The scope of `group` and the caller with `token`, at the API `huawei-osm`.
     pub fn scope(&self, token: &str, group: Option<&str>) -> TierScope {
-        self.0.derive_scope(("token", &[Some(token.as_bytes())]), &[group.map(str::as_bytes)], group)
+        self.0.derive_scope(("token", &[Some(token.as_bytes())]), &[group.map(str::as_bytes)], "huawei-osm", group)
     }
 
     /// The first record of a new journal.

@@ -31,8 +31,6 @@ const REQUEST_SECONDS: [f64; 18] = [
 /// `upstream.deadline`; finest where they usually are.
 const CALL_SECONDS: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-/// Links live for minutes. Finest above `freshness.min_remaining`, below which none may be.
-const LIFE_SECONDS: [f64; 10] = [30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0, 900.0, 1800.0, 3600.0];
 /// A round trip within one network takes a fraction of a millisecond; the buckets around the default of `shared.timeout` (25 ms)
 /// tell a slow tier from one that times out.
 const ROUND_TRIP_SECONDS: [f64; 14] =
@@ -73,8 +71,6 @@ families! {
         pub answers: IntGauge = "answers", gauge();
         /// Bytes of the whole answers in memory now; at most an eighth of cache.capacity.
         pub answers_bytes: IntGauge = "answers_bytes", gauge();
-        /// Seconds until the expiry of links that are served from memory.
-        pub link_life_left: sharded::Histogram = "link_life_left_seconds", sharded_histogram(&LIFE_SECONDS);
         /// Seconds by which the local clock is ahead of the endpoint's, at the last call; 0 before the first.
         pub clock_skew: Gauge = "clock_skew_seconds", fraction();
         /// Client connections that are open now.
@@ -119,10 +115,6 @@ families! {
         pub operations: Counters<Operation> = "shared_operations_total", counters("operation");
         /// Round trips to the shared tier that failed, and values in it that cannot be used, by kind.
         pub failures: Counters<SharedFailure> = "shared_failures_total", counters("kind");
-        /// Ids looked up in the shared tier and found usable there.
-        pub hits: IntCounter = "shared_hits_total", counter();
-        /// Ids looked up in the shared tier that were not there or not usable.
-        pub misses: IntCounter = "shared_misses_total", counter();
         /// 1 at the fingerprint of this sidecar's fleet: a keyed hash of the fleet's secret in use, `shared.prefix`, `upstream.endpoint` and the names of scope headers. Without a shared tier `none` at 0.
         pub fleet_info: FleetInfo = "shared_fleet_info", fleet_info();
         /// Other fleets that use the same server, database and prefix now: neither sees the other's links and purges.

@@ -3,7 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::TRANSFER_ENCODING;
+use http::{HeaderValue, Request, Response, Version};
+use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Error as ClientError;
@@ -62,6 +64,10 @@ impl Upstream {
         let response = self.send_call(request, new_connection, progress).await;
         let response = response.map_err(|error| self.no_answer(&error))?;
         let (head, body) = self.checked(response)?.into_parts();
+        let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+        let is_delimited = head.version == Version::HTTP_2
+            || body.size_hint().exact().is_some()
+            || head.headers.get(TRANSFER_ENCODING).is_some_and(is_chunked);
         let body = match Limited::new(body, self.config.answer_bytes).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => return Err(Error::NoAnswer(NoAnswer::TooLong)),
@@ -73,7 +79,7 @@ impl Upstream {
         };
         let mut headers = head.headers;
         let body = coding::decode(&mut headers, body, self.config.answer_bytes).map_err(Error::NoAnswer)?;
-        Ok(Answer { status: head.status, headers, body, sent })
+        Ok(Answer { status: head.status, headers, body, is_delimited, sent })
     }
 
     /// Sends a call's request over HTTP/2 where the endpoint speaks it, until the endpoint asks for HTTP/1.1.

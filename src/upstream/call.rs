@@ -46,6 +46,8 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// Its body.
     pub body: Bytes,
+    /// Whether its framing says where it ends, so that it is known to be complete; not where its connection ended with it.
+    pub is_delimited: bool,
     /// When the call was sent.
     pub sent: Moment,
 }
@@ -86,6 +88,15 @@ impl Answer {
     /// Whether its body is in a coding that cannot be decoded.
     pub fn is_coded(&self) -> bool {
         self.headers.contains_key(CONTENT_ENCODING)
+    }
+
+    /// Whether a body that is no JSON may be the beginning of one: it ended with its connection, and claims to be JSON.
+    pub fn may_be_cut_off(&self) -> bool {
+        let is_json = |media_type: &HeaderValue| {
+            let essence = media_type.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+            essence.to_ascii_lowercase().ends_with(b"json")
+        };
+        !self.is_delimited && self.headers.get(CONTENT_TYPE).is_none_or(is_json)
     }
 
     /// The same as a response.

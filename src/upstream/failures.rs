@@ -15,9 +15,26 @@ pub struct LastFailure {
     pub reason: String,
 }
 
+/// An error that the endpoint answered a call with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastError {
+    /// The time.
+    pub at: Moment,
+    /// The name of the batch API.
+    pub api: Box<str>,
+    /// The answer's status.
+    pub status: StatusCode,
+    /// The error code in its body, if it looks like one.
+    pub code: Option<String>,
+}
+
+/// The most characters of an error code that is shown.
+const MOST_CODE: usize = 32;
+
 #[derive(Default)]
 pub(super) struct FailureLog {
     pub(super) last: Mutex<Option<LastFailure>>,
+    pub(super) last_error: Mutex<Option<LastError>>,
     no_answer: LogThrottle,
     broken_off: LogThrottle,
     unusable: LogThrottle,
@@ -47,6 +64,15 @@ impl FailureLog {
     pub(super) fn server_error(&self, clock: &Clock, status: StatusCode) {
         self.remember(clock, format!("it answers with {}", status.as_u16()));
         self.server_error.when_due(|suppressed| events::ServerError { status: status.as_u16(), suppressed }.log());
+    }
+
+    /// A call to `api` was answered with an error.
+    pub(super) fn error(&self, clock: &Clock, api: &str, status: StatusCode, code: Option<String>) {
+        let is_code = |code: &String| {
+            code.len() <= MOST_CODE && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        };
+        let code = code.filter(is_code);
+        *self.last_error.lock() = Some(LastError { at: clock.now(), api: api.into(), status, code });
     }
 
     fn remember(&self, clock: &Clock, reason: String) {

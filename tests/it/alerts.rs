@@ -246,7 +246,29 @@ async fn batches_refused_at_a_limit_are_the_fault_of_sidelink() {
 #[tokio::test]
 async fn an_open_breaker_is_alerted_with_its_reason_its_evidence_and_the_next_probe() {
     let words = ["The breaker is open", "no answer", "2 failed to connect, for 2 callers", "The next probe follows in"];
-    says(&open_breaker().await.alerts().await, "breaker", "critical", "endpoint", &words);
+    let found = open_breaker().await.alerts().await;
+    says(&found, "breaker", "critical", "endpoint", &words);
+    says(&found, "breaker", "critical", "endpoint", &["4 of 6 batches failed in the last 2 min: 2 × 502"]);
+    assert_eq!(found.len(), 1, "what fails for that is no second fault: {found:#?}");
+}
+
+/// Regression: a failure of 1.2 s ago was said to be 2 s old, by a process that was up for 1 s.
+#[tokio::test]
+async fn no_failure_is_older_than_the_process() {
+    let clock = Clock::simulated(i64::try_from(Clock::system().now().unix_millis()).unwrap());
+    let fails = |endpoint: &mut sidelink::demo::origin::Options| {
+        (endpoint.fail_ratio, endpoint.fail_status) = (1.0, 500);
+    };
+    let stack = Stack::on(clock.clone(), fails, |config| config.upstream.retry.attempts = 0).await;
+    stack.client.batch("t", &["1"]).await;
+    let admin = TestClient::new(stack.app.admin_address());
+    for _ in 0..20 {
+        clock.step(100);
+        let said = admin.get("/status.json", &[]).await.json();
+        let text = said["alerts"][0]["text"].as_str().unwrap();
+        let age = text.split_once("Last failure, ").unwrap().1.split_once(" s ago").unwrap().0;
+        assert!(age.parse::<u64>().unwrap() <= said["uptime_seconds"].as_u64().unwrap(), "{text}");
+    }
 }
 
 /// Regression: these failures were said to be for a pause.

@@ -106,13 +106,7 @@ async fn a_200_with_a_validation_error_evicts_nothing_of_the_caller() {
 #[tokio::test]
 async fn an_invalid_answer_is_a_502_in_the_apis_shape() {
     let truncated = r#"{"accessory_urls":[{"accessory_id":"1""#;
-    for reply in [
-        ScriptedReply::Reset,
-        ScriptedReply::Truncated(truncated.into()),
-        ScriptedReply::json(200, truncated),
-        ScriptedReply::json(200, "<html>"),
-        coded("gzip", b"not gzip"),
-    ] {
+    for reply in [ScriptedReply::Reset, ScriptedReply::Truncated(truncated.into()), coded("gzip", b"not gzip")] {
         let stack = Stack::with(|_| {}, |config| config.upstream.retry.attempts = 0).await;
         stack.origin.script(reply.clone());
         let answer = stack.client.batch("t", &["1"]).await;

@@ -269,6 +269,35 @@ async fn a_truncated_answer_is_a_502_or_passed_on_as_truncated() {
     }
 }
 
+/// Without a length, only JSON shows whether it is complete.
+#[tokio::test]
+async fn an_answer_that_ends_with_its_connection_is_passed_on_unless_it_may_be_cut_off() {
+    let cut_off = &links("1", "u")[..20];
+    for (head, body, status) in [
+        ("content-type: application/json; charset=utf-8\r\n", cut_off, 502),
+        ("content-type: application/x+JSON\r\n", cut_off, 502),
+        ("", cut_off, 502),
+        ("content-type: application/json\r\ntransfer-encoding: identity\r\n", cut_off, 502),
+        ("content-type: text/html\r\n", "<html>", 200),
+        ("content-type: application/json\r\n", &links("1", "u"), 200),
+    ] {
+        let answer = format!("HTTP/1.1 200 OK\r\nconnection: close\r\n{head}\r\n{body}");
+        let before = Before::within(NO_DEADLINE, move |mut stream, _| {
+            let answer = answer.clone();
+            async move {
+                stream.send(answer).await;
+            }
+        })
+        .await;
+        if status == 502 {
+            before.is_no_answer(head, 502).await;
+            continue;
+        }
+        let reply = before.client.batch("t", &["1"]).await;
+        assert_eq!((reply.status.as_u16(), &*reply.body), (200, body.as_bytes()), "{head}");
+    }
+}
+
 #[tokio::test]
 async fn a_redirect_is_passed_on_and_not_followed() {
     let elsewhere = TcpListener::bind(LOOPBACK).await.unwrap();

@@ -9,6 +9,7 @@ mod envelopes;
 mod errors;
 mod expiries;
 mod forms;
+mod no_json;
 mod parts;
 mod purges;
 mod reloads;

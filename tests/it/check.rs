@@ -71,11 +71,19 @@ fn a_request_that_is_forwarded_untouched_is_told_why_and_what_did_not_fit() {
     for (change, shown) in [
         (("POST /org", "GET /org"), "none: the path is that of git-lfs, whose batches are POST"),
         (("objects/batch", "locks"), "none: no batch API of the configuration has this path"),
+        (
+            ("objects/batch", "object/batch"),
+            "nearest     git-lfs: POST /{repo..}/info/lfs/objects/batch: segment 5 is \"object\", and has to be objects",
+        ),
         (("Authorization:", "X-Other:"), "forwarded untouched (no-credential): it has no credential"),
         (("Accept:", "Origin:"), "forwarded untouched (origin): "),
         (("\"download\"", "\"upload\""), "/operation has to be \"download\", and is \"upload\""),
         (("\"operation\"", "\"op\""), "/operation has to be \"download\", and is not there"),
         (("\"objects\"", "\"things\""), "forwarded untouched (unreadable): its body has no list at ids.body"),
+        (
+            ("\"objects\": [", "\"objects\": [], \"o\": ["),
+            "forwarded untouched (no-ids): the list at ids.body is empty",
+        ),
         (("\"oid\": \"1111111\"", "\"id\": \"1111111\""), "element 2 of the list at ids.body has no id at ids.key"),
         (
             ("\"1111111\",\n      \"size\": 123", "\"12345678\",\n      \"size\": 9"),
@@ -146,4 +154,37 @@ fn a_batch_of_several_calls_shows_the_first_one() {
     let checked = checked(&with_all_presets(), &request, None);
     assert!(checked.text.contains("2 of up to 50 ids; the first:\n"), "{}", checked.text);
     assert!(checked.text.contains("&mediaItemIds=49\n") && !checked.text.contains("mediaItemIds=50"));
+}
+
+#[test]
+fn the_content_type_of_the_body_of_a_get_is_shown_in_the_scope_where_it_counts() {
+    for (media_type, counts) in [("application/json", false), ("text/plain", true)] {
+        let body = r#"{"accessory_ids":["1"]}"#;
+        let head = "GET /v2/servicerequest/accessorys/access-urls HTTP/1.1\nHost: h\nX-Auth-Token: t\n";
+        let request = format!("{head}Content-Type: {media_type}\nContent-Length: {}\n\n{body}", body.len());
+        let text = checked(&with_all_presets(), &request, None).text;
+        assert!(text.contains("form        body"), "{text}");
+        assert_eq!(text.contains("header content-type"), counts, "{text}");
+    }
+}
+
+#[test]
+fn an_answer_with_a_flag_is_an_error_by_its_value_and_a_flag_named_as_a_code_is_told() {
+    let table = |errors: &str| {
+        format!(
+            "[[batch]]\nname = \"files\"\npath = \"/f\"\nids = {{ body = \"/ids\" }}\nitems = {{ at = \"/files\", key = \"/id\", link = \"/url\" }}\nerrors = {errors}"
+        )
+    };
+    let request = "POST /f HTTP/1.1\nauthorization: Bearer x\n\n{\"ids\":[\"1\"]}";
+    let answer =
+        |ok: bool| format!("HTTP/1.1 200 OK\n\n{{\"ok\":{ok},\"files\":[{{\"id\":\"1\",\"url\":\"http://h/1\"}}]}}");
+    let unless = config(&table("{ unless = { \"/ok\" = true } }"));
+    assert!(checked(&unless, request, Some(&answer(true))).is_kept);
+    let failed = checked(&unless, request, Some(&answer(false)));
+    assert!(!failed.is_kept && failed.text.contains("it has another value than errors.unless says"), "{}", failed.text);
+    let code = config(&table("{ code = \"/ok\" }"));
+    for ok in [true, false] {
+        let flag = checked(&code, request, Some(&answer(ok)));
+        assert!(!flag.is_kept && flag.text.contains("a flag is no code; say in errors.unless"), "{}", flag.text);
+    }
 }

@@ -10,6 +10,7 @@ use rand_distr::Distribution;
 use serde_json::{Value, json};
 use sidelink::config::Config;
 use sidelink::config::batch::BatchApi;
+use sidelink::demo::origin::ScriptedReply;
 
 use crate::admin::{TOKEN, token};
 use crate::browser::{Browser, ELSEWHERE};
@@ -85,6 +86,28 @@ async fn an_open_breaker_is_in_the_status() {
 }
 
 #[tokio::test]
+async fn the_status_has_the_host_the_callers_and_the_code_of_the_endpoints_last_error() {
+    let stack = Stack::with(|endpoint| endpoint.refuse = vec!["expired".to_owned()], |_| {}).await;
+    for token in ["t", "u", "t"] {
+        stack.client.batch(token, &["1"]).await;
+    }
+    let said = status(&stack, "").await;
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    assert_eq!(said["host"], host.trim());
+    assert_eq!((&said["callers_accepted"], &said["last_error"]), (&json!(2), &Value::Null));
+    let answer = |body: Value| ScriptedReply::json(403, body.to_string());
+    let cases = [("2", "OSM.0003", json!("OSM.0003")), ("3", "no, see https://h/?sig=MARKED", Value::Null)];
+    for (id, code, shown) in cases {
+        stack.origin.script(answer(json!({"error_code": code, "error_msg": "MARKED"})));
+        stack.client.batch("t", &[id]).await;
+        let said = status(&stack, "").await;
+        let error = &said["last_error"];
+        assert_eq!((&error["api"], &error["status"], &error["code"]), (&json!("huawei-osm"), &json!(403), &shown));
+        assert!(!said.to_string().contains("MARKED"));
+    }
+}
+
+#[tokio::test]
 async fn a_refused_reload_is_in_the_status_with_its_errors() {
     let files = Files::new("127.0.0.1:9".parse().unwrap());
     let mut process = Process::start(&files.write("limits.batch_ids = 2")).await;
@@ -152,6 +175,8 @@ async fn the_numbers_follow_the_traffic_and_the_page_loads_nothing_from_elsewher
     browser.until("document.querySelector('#link').textContent === 'live'");
     assert_eq!(browser.text("#tile-hit-rate dd"), "–", "with no traffic there is no rate");
     assert_eq!(browser.text("#ids dd"), "0");
+    let host = status(&stack, "").await["host"].as_str().unwrap().to_owned();
+    assert!(browser.text("#about").starts_with(&host) && browser.text("title").contains(&host), "whose page it is");
 
     // An empty axis has no numbers.
     assert_eq!(browser.text("#tiles dt"), "Errors", "what hurts comes first");
@@ -188,6 +213,8 @@ async fn the_numbers_follow_the_traffic_and_the_page_loads_nothing_from_elsewher
     // Failed batches and other routes have charts of their own.
     stack.origin.update(|endpoint| endpoint.refuse = vec!["expired".to_owned()]);
     stack.client.batch("expired", &["5"]).await;
+    browser.until("document.querySelector('#health').innerText.includes('401 · ')");
+    browser.until("/callers, accepted by the endpoint\\s+1\\b/.test(document.querySelector('#health').innerText)");
     stack.client.get("/v2/servicerequest/echo", &[]).await;
     for (chart, column, series) in [("failures", 3, "fetched"), ("others", 2, "hit")] {
         let rises = format!(

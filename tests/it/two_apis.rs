@@ -51,7 +51,9 @@ async fn endpoint() -> SocketAddr {
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, std::convert::Infallible> {
     let ids = request.uri().query().unwrap_or("").trim_start_matches("ids=").split(',');
-    let items: Vec<Value> = ids.map(|id| json!({"id": id, "url": format!("http://h/{id}")})).collect();
+    let end = Clock::system().now().unix_seconds() + 3600;
+    let url = |id| format!("http://h/{id}?AWSAccessKeyId=k&Expires={end}&Signature=s");
+    let items: Vec<Value> = ids.map(|id| json!({"id": id, "url": url(id)})).collect();
     let (status, body) = match request.uri().path() {
         "/photos" => (200, json!({ "items": items })),
         _ => (404, json!({"error_code": "none"})),
@@ -113,6 +115,7 @@ async fn batches_and_ids_are_counted_for_the_api_that_they_are_of() {
         ("sidelink_upstream_calls_total{api=\"$\",result=\"ok\"}", 1.0, 0.0),
         ("sidelink_upstream_calls_total{api=\"$\",result=\"client_error\"}", 0.0, 1.0),
         ("sidelink_upstream_call_ids_sum{api=\"$\"}", 3.0, 2.0),
+        ("sidelink_link_life_left_seconds_count{api=\"$\"}", 6.0, 0.0),
         ("sidelink_bypass_total{api=\"$\",reason=\"no-credential\"}", 0.0, 1.0),
         ("sidelink_bypass_total{api=\"$\",reason=\"unreadable\"}", 0.0, 1.0),
     ] {
@@ -203,4 +206,18 @@ async fn the_status_has_a_line_for_each_of_several_apis_and_sums_over_all() {
         (&json!(4), &json!(2), &json!(3))
     );
     assert_eq!((&totals["calls"]["ok"], &totals["calls"]["client_error"]), (&json!(1), &json!(1)));
+}
+
+#[tokio::test]
+async fn a_reload_that_changes_what_an_api_is_says_so_in_the_log_and_one_that_changes_a_limit_of_it_does_not() {
+    let files = Files::new(endpoint().await);
+    let mut process = Process::start(&files.write(&[PHOTOS, VIDEOS].concat())).await;
+    let changed = "the description of a batch API has changed; its links are fetched again";
+    files.write(&[PHOTOS, VIDEOS, "ids_per_call = 7"].concat());
+    process.signal("HUP");
+    process.says("the configuration was reloaded").await;
+    assert!(!process.logged(changed));
+    files.write(&[PHOTOS, VIDEOS, "absent = \"/gone\""].concat());
+    process.signal("HUP");
+    assert_eq!(process.says(changed).await["api"], "videos");
 }

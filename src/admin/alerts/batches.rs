@@ -37,20 +37,28 @@ pub(super) fn errors(state: &AdminState, counted: &Reading, now: Moment) -> Opti
         _ => "Some",
     };
     let since = state.process.history.failing_since(WINDOW);
-    let first = since.map(|since| now.since(since)).filter(|age| *age >= 2 * WINDOW);
-    let first = first.map_or_else(String::new, |age| format!(", the first of them {} ago", span_in_history(age)));
     Some(Alert {
         kind: Kind::Errors,
         severity: if is_critical { Severity::Critical } else { Severity::Warning },
         fault,
         since: Some(since.unwrap_or(now)),
         title: format!("{quantity} batches fail: {title}"),
-        text: format!(
-            "{failed} of {all} batches failed in the last {}{first}: {}. {remedy}",
-            span(WINDOW),
-            answers(counted)
-        ),
+        text: format!("{} {remedy}", self::failed(state, counted, now)),
     })
+}
+
+/// How many batches failed, since when, and with which answers.
+pub(super) fn failed(state: &AdminState, counted: &Reading, now: Moment) -> String {
+    let first = state.process.history.failing_since(WINDOW).map(|since| now.since(since));
+    let first = first.filter(|age| *age >= 2 * WINDOW);
+    format!(
+        "{} of {} batches failed in the last {}{}: {}.",
+        counted.failed_batches(),
+        counted.batches.iter().sum::<u64>(),
+        span(WINDOW),
+        first.map_or_else(String::new, |age| format!(", the first of them {} ago", span_in_history(age))),
+        answers(counted),
+    )
 }
 
 fn of(counted: &Reading, source: Source, code: Code) -> u64 {

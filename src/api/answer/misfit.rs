@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::value::RawValue;
 
-use super::{items_of, list_of, text_of};
+use super::{has_error, items_of, list_of, text_of};
 use crate::api::json;
 use crate::api::{BatchApi, id};
 
@@ -16,10 +16,12 @@ pub fn misfit(api: &BatchApi, body: &[u8], ids: &[&str]) -> Option<String> {
     };
     let kind = if api.items.key.is_some() { "list" } else { "object" };
     let Some(list) = list_of(api, whole) else {
-        let code = api.errors.code.as_ref().filter(|code| json::find(whole, code).is_some());
+        let code = api.errors.code.as_ref().and_then(|code| json::find(whole, code)).map(RawValue::get);
         return Some(match code {
-            Some(_) => "it has an error at errors.code".to_owned(),
-            None => format!("it has no {kind} at items.at"),
+            Some("true" | "false") => "it has true or false at errors.code, and so has every answer: a flag is no code; say in errors.unless what it is where all is well".to_owned(),
+            Some(code) if code != "null" => "it has an error at errors.code".to_owned(),
+            _ if has_error(api, whole) => "it has another value than errors.unless says".to_owned(),
+            _ => format!("it has no {kind} at items.at"),
         });
     };
     let Some(items) = items_of(api, list) else {

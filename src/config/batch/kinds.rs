@@ -146,10 +146,10 @@ fn unknown_placeholder(body: &Value) -> Option<String> {
 }
 
 /// A table of JSON values by JSON Pointer.
-pub(super) fn values_at() -> ValueKind<Vec<(Pointer, Value)>> {
+pub(super) fn values_at(example: (&str, toml::Value)) -> ValueKind<Vec<(Pointer, Value)>> {
     members(
         "values by JSON Pointer",
-        ("/operation", "download".into()),
+        example,
         |name| match name {
             "" => Err("\"\" is the whole body, whose ids differ: name a place in it".to_owned()),
             name => name.parse(),

@@ -72,6 +72,36 @@ impl PathPattern {
         Some(captured)
     }
 
+    /// Where `path` is not as this pattern: how many segments at its ends are, and the first that is not, for people. `None`: it matches.
+    pub fn difference(&self, path: &str) -> Option<(usize, String)> {
+        if self.matches(path) {
+            return None;
+        }
+        let known: Vec<&str> = self.text.split('/').skip(1).collect();
+        let found: Vec<&str> = path.split('/').skip(1).collect();
+        let is_alike = |(segment, found): &(&Segment, &&str)| match segment {
+            Segment::Literal(literal) => **literal == ***found,
+            Segment::One(_) => !found.is_empty(),
+            Segment::Several(_) => false,
+        };
+        let begin = self.segments.iter().zip(&found).take_while(is_alike).count();
+        let end = self.segments.iter().rev().zip(found.iter().rev()).take_while(is_alike).count();
+        // What is before a capture of several segments is counted from the begin, what is after it from the end.
+        let (at, wanted) = match self.segments.get(begin) {
+            Some(Segment::Several(_)) => ((found.len() - end).checked_sub(1), known.len().checked_sub(end + 1)),
+            _ => (Some(begin), Some(begin)),
+        };
+        let here = at.and_then(|at| Some((at + 1, found.get(at)?)));
+        let wanted = wanted.and_then(|wanted| known.get(wanted));
+        let difference = match (here, wanted) {
+            (Some((at, here)), Some(wanted)) => format!("segment {at} is {here:?}, and has to be {wanted}"),
+            (Some((at, here)), None) => format!("segment {at}, {here:?}, is one too many"),
+            (None, Some(wanted)) => format!("there is no segment for {wanted}"),
+            (None, None) => "it is no path".to_owned(),
+        };
+        Some((begin + end, difference))
+    }
+
     /// Whether some path matches both.
     pub fn overlaps(&self, other: &Self) -> bool {
         overlap(&self.segments, &other.segments)
@@ -180,6 +210,24 @@ mod tests {
         assert!(!oss.matches("/oss/v2/buckets/b/c/objects/batchsigneds3download"));
         assert!(pattern("/a/b").matches("/a/b") && !pattern("/a/b").matches("/a/b/"));
         assert!(pattern("/{x}/").matches("/a/") && !pattern("/{x}/").matches("/a"));
+    }
+
+    #[test]
+    fn the_difference_to_a_path_is_the_first_segment_that_does_not_fit() {
+        for (text, path, alike, difference) in [
+            ("/v1/teams/{team}/links", "/v1/team/north/links", 3, "segment 2 is \"team\", and has to be teams"),
+            ("/v1/teams/{team}/links", "/v1/teams//links", 3, "segment 3 is \"\", and has to be {team}"),
+            ("/v1/teams/{team}/links", "/v1/teams/north", 3, "there is no segment for links"),
+            ("/v1/links", "/v1/links/", 2, "segment 3, \"\", is one too many"),
+            ("/{repo..}/lfs/batch", "/org/repo/lfs/locks", 0, "segment 4 is \"locks\", and has to be batch"),
+            ("/{repo..}/lfs/batch", "/org/repo/lsf/batch", 1, "segment 3 is \"lsf\", and has to be lfs"),
+            ("/{repo..}/lfs/batch", "/lfs/batch", 2, "there is no segment for {repo..}"),
+            ("/a/{x..}/b", "/c/d/b", 1, "segment 1 is \"c\", and has to be a"),
+            ("/a", "*", 0, "there is no segment for a"),
+        ] {
+            assert_eq!(pattern(text).difference(path), Some((alike, difference.to_owned())), "{text} {path}");
+        }
+        assert_eq!(pattern("/{repo..}/lfs/batch").difference("/a/b/lfs/batch"), None);
     }
 
     #[test]

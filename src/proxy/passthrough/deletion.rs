@@ -1,4 +1,4 @@
-//! A DELETE that passes through with success purges its id in every scope.
+//! A DELETE that passes through with success purges its id in every scope of its API.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::Passthrough;
 use crate::api::{BatchApi, answer};
+use crate::auth::Callers;
 use crate::cache::purges::Target;
 use crate::message::body::{Body, stream};
 use crate::telemetry::log::events;
@@ -22,30 +23,27 @@ use crate::telemetry::metrics::PurgeTarget;
 /// The most bytes of an answer to a successful deletion.
 const MOST_BYTES: usize = 64 << 10;
 
-/// The deletion of an id.
+/// The deletion of an id of an API.
 pub(super) struct Deletion {
     id: String,
     api: Arc<BatchApi>,
 }
 
 impl Passthrough {
-    /// Purges `id` if the endpoint has answered its deletion with success; else any client could purge any link. An error may
+    /// Purges what the endpoint has answered the deletion of with success; else any client could purge any link. An error may
     /// come with a 200, so the body is read; it is returned as it came.
-    pub(super) async fn purge_deleted(
-        &self,
-        Deletion { id, api }: &Deletion,
-        status: StatusCode,
-        body: Incoming,
-    ) -> Body {
-        if !status.is_success() {
+    pub(super) async fn purge_deleted(&self, deletions: &[Deletion], status: StatusCode, body: Incoming) -> Body {
+        if deletions.is_empty() || !status.is_success() {
             return stream(body);
         }
         let (mut frames, mut body) = (Vec::new(), body);
         let read = timeout(self.config.upstream.idle_timeout, read(&mut frames, &mut body)).await;
-        if read.is_ok_and(|text| text.is_some_and(|text| !answer::is_error(api, &text))) {
-            self.cache.purges().purge([Target::Id(id)], &self.clock).await;
-            self.metrics.purges.of(PurgeTarget::Delete).inc();
-            events::IdDeleted {}.log();
+        if let Ok(Some(text)) = read {
+            for Deletion { id, api } in deletions.iter().filter(|deletion| !answer::is_error(&deletion.api, &text)) {
+                self.cache.purges().purge([Target::OfApi { api: &api.name, id }], &self.clock).await;
+                self.metrics.purges.of(PurgeTarget::Delete).inc();
+                events::IdDeleted { api: &api.name }.log();
+            }
         }
         if frames.is_empty() {
             return stream(body);
@@ -71,15 +69,16 @@ async fn read(frames: &mut Vec<Result<Frame<Bytes>, hyper::Error>>, body: &mut I
 }
 
 impl Passthrough {
-    /// The id that a request deletes, and its API, if the request is a deletion.
-    pub(super) fn deletion<B>(&self, request: &Request<B>) -> Option<Deletion> {
+    /// What a request deletes: none if it is no deletion, an id of each API that has its path.
+    pub(super) fn deletions<B>(&self, request: &Request<B>) -> Vec<Deletion> {
         if request.method() != Method::DELETE {
-            return None;
+            return Vec::new();
         }
-        self.callers.iter().find_map(|callers| {
+        let of_api = |callers: &Arc<Callers>| {
             let id = id(callers.api(), request.uri().path())?;
             Some(Deletion { id, api: Arc::clone(callers.api()) })
-        })
+        };
+        self.callers.iter().filter_map(of_api).collect()
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) type Unsent = oneshot::Sender<Body>;
 /// read, there is none, or the client speaks HTTP/1.0.
 pub(super) fn is_expected(request: &mut Request<Body>) -> bool {
     let is_read = request.body().is_whole() || request.body().is_end_stream();
-    if !is_read && expects_continue(request) {
+    if !is_read && expects_continue(request.version(), request.headers(), request.body()) {
         return true;
     }
     let is_continue = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");

@@ -41,7 +41,7 @@ impl Passthrough {
         B::Error: Into<BodyError>,
     {
         // Reading the body would tell a client that waits for a 100 to send it.
-        let drains = !expects_continue(&request);
+        let drains = !expects_continue(request.version(), request.headers(), request.body());
         let (mut head, body) = request.into_parts();
         let Some(claim) = Claim::read(&head.headers) else {
             return Ok((Request::from_parts(head, stream(body)), None));

@@ -138,6 +138,8 @@ events! {
         WARN "second signal: exiting without draining" SecondSignal {}
         /// The new configuration is in effect.
         INFO "the configuration was reloaded" ConfigReloaded<'a> { file: &'a str, }
+        /// What was kept under the description from before is not found under the new one (`batch`, without limits and the shape of errors).
+        INFO "the description of a batch API has changed; its links are fetched again" DescriptionChanged<'a> { api: &'a str, }
         /// The configuration works, but not as intended.
         WARN "the configuration has a warning" ConfigWarning<'a> { file: &'a str, reason: &'a str, }
         /// One for each error, with file, line and key.
@@ -193,8 +195,8 @@ events! {
     "sidelink::proxy" {
         /// Logged once. Not for requests of the Go SDK, which does not sign the Host.
         WARN "a request is signed over a Host that is not the endpoint's, with an access key that is not in callers.keys: the endpoint will refuse it; configure the key, or have clients sign for the endpoint's host" SignedForOtherHost {}
-        /// A DELETE passed through with success.
-        DEBUG "an id was deleted; its links are purged" IdDeleted {}
+        /// A DELETE passed through with success; `api` is the API whose `delete` path it had.
+        DEBUG "an id was deleted; its links are purged" IdDeleted<'a> { api: &'a str, }
     }
     "sidelink::batch" {
         /// A batch that could not be split; `api` and `reason` as in `sidelink_bypass_total`.
@@ -221,8 +223,8 @@ events! {
         WARN "the collector rejected spans" SpansRejected { spans: u64, suppressed: u64, }
     }
     "sidelink::admin" {
-        /// By an operator; `ids` is the number of ids.
-        INFO "purged by id" PurgedIds { ids: usize, }
+        /// By an operator; `ids` is the number of ids, `api` the API if the purge names one.
+        INFO "purged by id" PurgedIds<'a> { api: Option<&'a str>, ids: usize, }
         /// By an operator.
         INFO "purged by group" PurgedGroup {}
         /// By an operator; `links` is the number of links.

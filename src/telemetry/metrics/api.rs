@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{Histogram, Registry, Result};
+use prometheus::{Histogram, IntCounter, Registry, Result};
 
 use super::family::{Counters, PerLabel, Registrar, families};
 use super::sharded;
@@ -14,6 +14,8 @@ use super::{Bypass, CallResult, IdResult, Label, Outcome, Reason, Refetch, Tally
 const BATCH_IDS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
 /// Up to `upstream.ids_per_call`: calls of one id do not profit from gathering, those of the last bucket are full.
 const CALL_IDS: [f64; 7] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
+/// Links live for minutes. Finest above `freshness.min_remaining`, below which none may be.
+const LIFE_SECONDS: [f64; 10] = [30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0, 900.0, 1800.0, 3600.0];
 
 /// The most APIs whose series are kept, unless more are in use: a configuration has fewer, and reloads may bring others without end.
 const MOST: usize = 64;
@@ -33,6 +35,12 @@ families! {
         pub upstream_call_ids: Histogram = "upstream_call_ids", histogram(&CALL_IDS);
         /// Batches that were answered by a whole answer from memory: they came again as they were written, and nothing had changed.
         pub answers_used: sharded::Counter = "answers_used_total", sharded_counter();
+        /// Seconds until the expiry of links that are served from memory.
+        pub link_life_left: sharded::Histogram = "link_life_left_seconds", sharded_histogram(&LIFE_SECONDS);
+        /// Ids looked up in the shared tier and found usable there.
+        pub shared_hits: IntCounter = "shared_hits_total", counter();
+        /// Ids looked up in the shared tier that were not there or not usable.
+        pub shared_misses: IntCounter = "shared_misses_total", counter();
         /// Ids that were fetched although they were fresh in memory, by cause.
         pub refetched: Counters<Refetch> = "refetched_total", counters("cause");
         /// Links that were answered but not stored, by reason.

@@ -187,11 +187,13 @@ labels! {
         /// It is not exactly a batch, as its API is described: its ids in the query or in a JSON body, and beside them only what the
         /// API allows.
         Unreadable = "unreadable",
+        /// The list of ids in its body is empty.
+        NoIds = "no-ids",
         /// Its body asks for something else than the API's `when` says.
         Condition = "condition",
         /// A call for a part of it got an error that concerns the ids of that call: the endpoint may answer the whole otherwise.
         Part = "part",
-        /// The endpoint's answer does not match its ids.
+        /// The endpoint's answer does not match its ids, or cannot be read.
         Unmatched = "unmatched",
     }
 
@@ -289,7 +291,7 @@ labels! {
         NoStore = "no_store",
         /// The endpoint's Vary names something outside of the scope.
         Vary = "vary",
-        /// The answer could not be matched to the ids asked for.
+        /// The answer could not be matched to the ids asked for, or not be read.
         Unmatched = "unmatched",
     }
 

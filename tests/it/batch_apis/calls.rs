@@ -4,7 +4,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use http::Method;
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::Full;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use serde_json::json;
 
 use super::endpoint::*;
@@ -102,9 +106,7 @@ async fn posts_for_the_same_objects_share_one_call() {
         stack.endpoint.was_asked(1).await;
         let replies = futures_util::future::join_all((0..8).map(|_| stack.lfs("t", &["b", "a"])));
         let open = async {
-            while stack.sum("sidelink_limit_used", "limit=\"waiters\"").await < 9.0 {
-                tokio::task::yield_now().await;
-            }
+            stack.uses("waiters", 9.0).await;
             stack.endpoint.set_open(true);
         };
         tokio::join!(replies, open).0
@@ -128,4 +130,28 @@ async fn a_batch_of_more_objects_than_one_call_takes_is_split() {
     let mut sizes: Vec<usize> = stack.endpoint.asked().iter().map(|asked| asked.oids().len()).collect();
     sizes.sort_unstable();
     assert_eq!(sizes, [1, 3, 3]);
+}
+
+/// A call outlives its client, and has the texts of the body's elements.
+#[tokio::test]
+async fn a_body_counts_until_its_calls_have_ended() {
+    let body = lfs_body(&["a"]);
+    let stack = Stack::with(GIT_LFS, |config| config.limits.batch_bodies = body.len() + 10, has_all).await;
+    stack.endpoint.set_open(false);
+    // Over HTTP/2 a client that leaves resets its stream.
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let mut request = Request::post(format!("http://{}{LFS_PATH}", stack.client.address));
+    for (name, value) in lfs_headers("t") {
+        request = request.header(name, value);
+    }
+    tokio::select! {
+        _ = client.request(request.body(Full::new(Bytes::from(body))).unwrap()) => panic!("the endpoint waits"),
+        () = stack.endpoint.was_asked(1) => {}
+    }
+    stack.uses("waiters", 0.0).await;
+    let refused = stack.lfs("t", &["b"]).await;
+    assert_eq!((refused.status.as_u16(), stack.sum("sidelink_shed_total", "limit=\"batch_bodies\"").await), (503, 1.0));
+    stack.endpoint.set_open(true);
+    stack.uses("batch_bodies", 0.0).await;
+    assert_eq!(status(&stack.lfs("t", &["a"]).await), HIT);
 }

@@ -72,6 +72,10 @@ impl Answer {
         self
     }
 
+    pub fn body(&self) -> &str {
+        &self.body
+    }
+
     pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
         self.headers.push((name, value.to_string()));
         self
@@ -81,8 +85,8 @@ impl Answer {
 struct Script {
     answer: Box<dyn Fn(&Asked) -> Answer + Send + Sync>,
     asked: Mutex<Vec<Asked>>,
-    /// How many requests have come, and whether they are answered; else they wait.
-    state: watch::Sender<(usize, bool)>,
+    /// How many requests have come, and how many of them are answered; the others wait.
+    state: watch::Sender<(usize, usize)>,
 }
 
 impl Script {
@@ -92,9 +96,13 @@ impl Script {
         let target = head.uri.path_and_query().unwrap().to_string();
         let body = String::from_utf8(body.to_vec()).unwrap();
         let asked = Asked { method: head.method, target, headers: head.headers, body };
-        self.asked.lock().unwrap().push(asked.clone());
+        let number = {
+            let mut all = self.asked.lock().unwrap();
+            all.push(asked.clone());
+            all.len()
+        };
         self.state.send_modify(|(count, _)| *count += 1);
-        let _ = self.state.subscribe().wait_for(|(_, is_open)| *is_open).await;
+        let _ = self.state.subscribe().wait_for(|(_, answered)| number <= *answered).await;
         let Answer { status, headers, body } = (self.answer)(&asked);
         let mut response = Response::builder().status(status);
         for (name, value) in headers {
@@ -117,7 +125,7 @@ impl Endpoint {
         let script = Arc::new(Script {
             answer: Box::new(answer),
             asked: Mutex::default(),
-            state: watch::Sender::new((0, true)),
+            state: watch::Sender::new((0, usize::MAX)),
         });
         let endpoint = Self { address, script: Arc::clone(&script) };
         tokio::spawn(async move {
@@ -145,7 +153,12 @@ impl Endpoint {
 
     /// Whether requests are answered; else they wait.
     pub fn set_open(&self, is_open: bool) {
-        self.script.state.send_modify(|(_, open)| *open = is_open);
+        self.script.state.send_modify(|(count, answered)| *answered = if is_open { usize::MAX } else { *count });
+    }
+
+    /// Answers the first of the requests that wait.
+    pub fn answer_one(&self) {
+        self.script.state.send_modify(|(_, answered)| *answered += 1);
     }
 
     /// Waits until it was asked so often.
@@ -219,6 +232,13 @@ impl Stack {
     /// How many ids had this result.
     pub async fn ids(&self, result: &str) -> f64 {
         self.sum("sidelink_ids_total", &format!("result=\"{result}\"")).await
+    }
+
+    /// Waits until as much as this of a limit is used.
+    pub async fn uses(&self, limit: &str, amount: f64) {
+        while self.sum("sidelink_limit_used", &format!("limit=\"{limit}\"")).await != amount {
+            tokio::task::yield_now().await;
+        }
     }
 
     pub async fn refetched(&self, cause: &str) -> f64 {

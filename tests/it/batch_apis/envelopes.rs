@@ -2,7 +2,7 @@
 //! of different envelopes are not mixed: the batch is fetched whole.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::json;
 
@@ -172,4 +172,113 @@ async fn a_batch_that_wants_nothing_stored_is_fetched_again_without_being_stored
     assert_eq!(stack.post(LFS_PATH, &headers, lfs_body(&["a", "b"])).await.status, 200);
     assert_eq!(stack.refetched("envelope").await, 2.0, "the envelopes of its two calls differ");
     assert_eq!(status(&stack.lfs("t", &["a"]).await), MISS);
+}
+
+/// A server that counts its answers in their envelopes, until it fails. An id that begins with "gone" is left out.
+async fn failing(configure: impl FnOnce(&mut sidelink::config::Config), failure: Answer) -> (Stack, Arc<AtomicBool>) {
+    let (number, fails) = (AtomicUsize::new(0), Arc::new(AtomicBool::new(false)));
+    let failing = Arc::clone(&fails);
+    let configure = |config: &mut sidelink::config::Config| {
+        config.upstream.retry.attempts = 0;
+        configure(config);
+    };
+    let stack = Stack::with(GIT_LFS, configure, move |asked: &Asked| {
+        if failing.load(Ordering::SeqCst) {
+            return failure.clone();
+        }
+        let number = number.fetch_add(1, Ordering::SeqCst);
+        let oids = asked.oids().into_iter().filter(|oid| !oid.starts_with("gone"));
+        let objects: Vec<_> = oids.map(|oid| object(asked, &oid)).collect();
+        Answer::new(200, json!({"transfer": format!("t{number}"), "objects": objects})).of_type(LFS_TYPE)
+    })
+    .await;
+    (stack, fails)
+}
+
+fn objects(reply: &crate::support::Reply) -> Vec<String> {
+    let objects = reply.json()["objects"].as_array().unwrap().clone();
+    objects.iter().map(|object| object["oid"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn what_is_in_memory_is_served_in_one_envelope_where_the_endpoint_fails_to_send_another() {
+    let (stack, fails) = failing(|_| {}, Answer::new(503, "{}").with("retry-after", 60)).await;
+    for oid in ["a", "b", "gone"] {
+        stack.lfs("t", &[oid]).await;
+    }
+    fails.store(true, Ordering::SeqCst);
+    // The first time the endpoint is asked, and then it has asked for a pause.
+    for how in ["fwd=stale; fwd-status=503; detail=stale", "hit; detail=stale"] {
+        let reply = stack.lfs("t", &["b", "a", "gone"]).await;
+        assert_eq!((reply.status.as_u16(), status(&reply)), (200, how));
+        assert_eq!((objects(&reply), &reply.json()["transfer"]), (vec!["b".to_owned(), "a".to_owned()], &json!("t1")));
+        assert_eq!((reply.header("content-type"), reply.header("cache-control")), (LFS_TYPE, "no-store"));
+    }
+    assert_eq!(stack.endpoint.count(), 4);
+    assert_eq!((stack.ids("stale").await, stack.ids("absent").await, stack.ids("failed").await), (4.0, 2.0, 0.0));
+    // Its links are fresh still.
+    assert_eq!(status(&stack.lfs("t", &["a"]).await), HIT);
+}
+
+#[tokio::test]
+async fn what_was_just_fetched_is_served_with_what_is_in_memory_where_fetching_both_fails() {
+    let (stack, fails) = failing(|_| {}, Answer::new(500, "{}")).await;
+    stack.lfs("t", &["a"]).await;
+    stack.endpoint.set_open(false);
+    let fail = async {
+        stack.endpoint.was_asked(2).await;
+        stack.endpoint.answer_one();
+        stack.endpoint.was_asked(3).await;
+        fails.store(true, Ordering::SeqCst);
+        stack.endpoint.set_open(true);
+    };
+    let reply = tokio::join!(stack.lfs("t", &["a", "c"]), fail).0;
+    assert_eq!(
+        (status(&reply), objects(&reply)),
+        ("fwd=stale; fwd-status=500; detail=stale", vec!["a".to_owned(), "c".to_owned()])
+    );
+    assert_eq!(stack.endpoint.last().oids(), ["a", "c"]);
+    assert_eq!((stack.ids("stale").await, stack.ids("fetched").await, stack.ids("failed").await), (1.0, 2.0, 0.0));
+}
+
+#[tokio::test]
+async fn stale_links_are_served_in_one_envelope_with_fresh_ones() {
+    let (stack, fails) = failing(|_| {}, Answer::new(500, "{}")).await;
+    stack.lfs("t", &["a"]).await;
+    stack.clock.step(65_000);
+    stack.lfs("t", &["b"]).await;
+    fails.store(true, Ordering::SeqCst);
+    let reply = stack.lfs("t", &["a", "b"]).await;
+    assert_eq!(
+        (status(&reply), objects(&reply)),
+        ("fwd=stale; fwd-status=500; detail=stale", vec!["a".to_owned(), "b".to_owned()])
+    );
+    assert_eq!(stack.endpoint.last().oids(), ["a"], "the endpoint has failed once already");
+    assert_eq!((stack.ids("stale").await, stack.ids("hit").await), (1.0, 1.0));
+}
+
+#[tokio::test]
+async fn what_is_in_memory_in_different_envelopes_is_not_shed() {
+    let (stack, _) = failing(|config| config.limits.in_flight = 1, Answer::new(500, "{}")).await;
+    stack.lfs("t", &["a"]).await;
+    stack.lfs("t", &["b"]).await;
+    let reply = stack.lfs("t", &["a", "b"]).await;
+    assert_eq!((status(&reply), objects(&reply)), ("hit; detail=stale", vec!["a".to_owned(), "b".to_owned()]));
+    assert_eq!((stack.ids("stale").await, stack.ids("failed").await), (2.0, 0.0));
+}
+
+#[tokio::test]
+async fn a_link_that_ends_while_another_envelope_is_waited_for_is_not_served() {
+    let (stack, fails) = failing(|_| {}, Answer::new(500, "{}")).await;
+    stack.lfs("t", &["a"]).await;
+    stack.lfs("t", &["b"]).await;
+    fails.store(true, Ordering::SeqCst);
+    stack.endpoint.set_open(false);
+    let wait = async {
+        stack.endpoint.was_asked(3).await;
+        stack.clock.step(24 * 3_600_000);
+        stack.endpoint.set_open(true);
+    };
+    let reply = tokio::join!(stack.lfs("t", &["a", "b"]), wait).0;
+    assert_eq!((reply.status.as_u16(), stack.ids("failed").await), (500, 2.0));
 }

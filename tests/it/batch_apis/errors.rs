@@ -73,3 +73,33 @@ async fn errors_of_other_routes_are_as_before() {
     assert_eq!((batch.status.as_u16(), batch.header("content-type")), (508, LFS_TYPE));
     assert!(batch.json()["message"].as_str().unwrap().contains("sidelink"));
 }
+
+#[tokio::test]
+async fn an_error_that_only_a_flag_tells_is_passed_on_and_nothing_of_it_is_remembered() {
+    let table = r#"
+[[batch]]
+name = "files"
+path = "/files"
+ids = { body = "/ids" }
+items = { at = "/files", key = "/id", link = "/url" }
+errors = { unless = { "/ok" = true } }
+"#;
+    let answer = |asked: &Asked| {
+        let is_ok = asked.header("authorization") == "good";
+        let files: Vec<Value> = if is_ok { vec![json!({"id": "1", "url": "http://h/1"})] } else { Vec::new() };
+        Answer::new(200, json!({"ok": is_ok, "files": files}))
+    };
+    let stack = Stack::start(table, answer).await;
+    let ask = async |user: &str| {
+        let headers = [("authorization", user), ("content-type", "application/json")];
+        stack.post("/files", &headers, r#"{"ids":["1"]}"#).await
+    };
+    for expected in [MISS, HIT] {
+        assert_eq!(status(&ask("good").await), expected);
+    }
+    for asked in 2..4 {
+        assert_eq!(ask("bad").await.json(), json!({"ok": false, "files": []}));
+        assert_eq!(stack.endpoint.count(), asked, "the endpoint is asked again");
+    }
+    assert_eq!((stack.ids("absent").await, stack.ids("failed").await), (0.0, 2.0));
+}

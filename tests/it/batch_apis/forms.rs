@@ -202,3 +202,94 @@ expires = ["/ttl"]
         }
     }
 }
+
+#[tokio::test]
+async fn an_id_that_is_a_number_has_no_more_characters_than_others() {
+    let table = r#"
+[[batch]]
+name = "short"
+path = "/links"
+ids = { body = "/ids", numbers = true, chars = 3 }
+items = { at = "", key = "/id", link = "/url" }
+"#;
+    let stack = Stack::start(table, |asked: &Asked| {
+        let ids = asked.json()["ids"].as_array().unwrap().clone();
+        Answer::new(200, json!(ids.iter().map(|id| json!({"id": id, "url": "https://cdn.test/"})).collect::<Vec<_>>()))
+    })
+    .await;
+    for (ids, how) in [
+        (json!([123, -12, "abc"]), MISS),
+        (json!([1234]), "fwd=bypass; detail=unreadable"),
+        (json!([-123]), "fwd=bypass; detail=unreadable"),
+        (json!(["1234"]), "fwd=bypass; detail=unreadable"),
+    ] {
+        let reply = stack.post("/links", &[("authorization", "t")], json!({"ids": ids})).await;
+        assert_eq!(status(&reply), how, "{ids}");
+    }
+}
+
+/// In an answer an item could belong to either, so that a call which carries both is of no use to two batches.
+#[tokio::test]
+async fn ids_of_two_batches_that_one_item_may_name_leave_in_different_calls() {
+    let tables = r#"
+[[batch]]
+name = "numbers"
+path = "/numbers"
+ids = { body = "/ids", numbers = true }
+items = { at = "", key = "/id", link = "/url" }
+
+[[batch]]
+name = "spelled"
+path = "/spelled"
+ids = { query = "id" }
+items = { at = "", key = "/id", link = "/url" }
+"#;
+    let stack = Stack::with(
+        tables,
+        |config| config.upstream.calls_per_scope = 1,
+        |asked: &Asked| {
+            let ids: Vec<Value> = match asked.body.as_str() {
+                "" => query_ids(asked).iter().map(|id| id.replace('+', " ").replace("%20", " ").into()).collect(),
+                _ => asked.json()["ids"].as_array().unwrap().clone(),
+            };
+            Answer::new(
+                200,
+                json!(ids.iter().map(|id| json!({"id": id, "url": "https://cdn.test/"})).collect::<Vec<_>>()),
+            )
+        },
+    )
+    .await;
+    let post = async |ids: Value| {
+        let reply = stack.post("/numbers", &[("authorization", "t")], json!({"ids": ids})).await;
+        (status(&reply).to_owned(), reply.json()[0]["id"].clone())
+    };
+    let get = async |ids: &str| {
+        let reply = stack.client.get(&format!("/spelled?id={ids}"), &[("authorization", "t")]).await;
+        (status(&reply).to_owned(), reply.json()[0]["id"].clone())
+    };
+    let gather = async |after: usize| {
+        stack.endpoint.was_asked(after).await;
+        stack.uses("waiters", 4.0).await;
+        stack.endpoint.set_open(true);
+    };
+    let after = async |asked: usize| stack.endpoint.was_asked(asked).await;
+
+    stack.endpoint.set_open(false);
+    let others = async {
+        after(1).await;
+        tokio::join!(post(json!([7])), post(json!(["7"])), post(json!([8])))
+    };
+    let (_, (number, string, third), ()) = tokio::join!(post(json!([1])), others, gather(1));
+    assert_eq!([number, string, third], [json!(7), json!("7"), json!(8)].map(|id| (MISS.to_owned(), id)));
+    assert!((3..=4).contains(&stack.endpoint.count()), "{:?}", stack.endpoint.asked());
+
+    let before = stack.endpoint.count();
+    stack.endpoint.set_open(false);
+    let others = async {
+        after(before + 1).await;
+        tokio::join!(get("a+b"), get("a%20b"), get("c"))
+    };
+    let (_, (plus, space, third), ()) = tokio::join!(get("1"), others, gather(before + 1));
+    assert_eq!([plus, space, third], ["a b", "a b", "c"].map(|id| (MISS.to_owned(), json!(id))));
+    assert_eq!(stack.forwarded("unmatched").await, 0.0);
+}

@@ -138,3 +138,21 @@ async fn a_batch_that_the_endpoint_takes_in_parts_alone_gets_the_error_of_the_pa
     assert_eq!((reply.status.as_u16(), reply.json()), (404, json!({"message": "cannot find any"})));
     assert_eq!(status(&stack.lfs("t", &["a", "b"]).await), HIT);
 }
+
+/// However many other batches have to be asked for once more at the same time.
+#[tokio::test]
+async fn an_error_for_a_part_is_never_passed_on_as_one_for_the_batch() {
+    const BATCHES: usize = 250;
+    let stack = Stack::start(GIT_LFS, giftless(404)).await;
+    stack.lfs("t", &["a"]).await;
+    stack.endpoint.set_open(false);
+    let replies = futures_util::future::join_all((0..BATCHES).map(|_| stack.lfs("t", &["a", "gone"])));
+    let open = async {
+        stack.uses("waiters", BATCHES as f64).await;
+        stack.endpoint.set_open(true);
+    };
+    for reply in tokio::join!(replies, open).0 {
+        assert_eq!((reply.status.as_u16(), status(&reply)), (200, "fwd=bypass; detail=part"), "{:?}", reply.body);
+        assert_eq!(reply.json()["objects"][1], missing("gone"));
+    }
+}

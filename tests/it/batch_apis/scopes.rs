@@ -143,3 +143,36 @@ async fn batches_that_ask_for_an_object_with_different_sizes_share_no_call() {
         assert!(asked.oids().iter().filter(|oid| *oid == "a").count() < 2, "{}", asked.body);
     }
 }
+
+/// A GET may have a body, as one of the built-in API may, and calls have the Content-Type of their client's body.
+#[tokio::test]
+async fn another_content_type_of_the_body_of_a_get_is_another_scope() {
+    let stack = Stack::start("[[batch]]\npreset = \"huawei-osm\"", |asked: &Asked| {
+        let url = format!("https://cdn.test/{}", asked.header("content-type"));
+        let item = |id: &String| json!({"accessory_id": id, "accessory_url": url});
+        Answer::new(
+            200,
+            json!({"accessory_urls": asked.ids("/accessory_ids", "").iter().map(item).collect::<Vec<_>>()}),
+        )
+    })
+    .await;
+    let ask = async |media_type: &str| {
+        let headers = [("x-auth-token", "t"), ("content-type", media_type)];
+        let headers = if media_type.is_empty() { &headers[..1] } else { &headers };
+        let body = r#"{"accessory_ids":["1"]}"#;
+        let target = "/v2/servicerequest/accessorys/access-urls";
+        let reply = stack.client.send(http::Method::GET, target, headers, body).await;
+        (status(&reply).to_owned(), reply.links()[0].1.clone())
+    };
+    for round in 0..4 {
+        for (media_type, sent, first) in [
+            ("application/json", "application/json", MISS),
+            ("", "application/json", HIT),
+            ("text/plain", "text/plain", MISS),
+            ("application/json; charset=utf-8", "application/json; charset=utf-8", MISS),
+        ] {
+            let how = if round == 0 { first } else { HIT };
+            assert_eq!(ask(media_type).await, (how.to_owned(), format!("https://cdn.test/{sent}")), "{media_type}");
+        }
+    }
+}

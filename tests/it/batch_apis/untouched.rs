@@ -21,7 +21,7 @@ async fn what_does_not_fit_is_forwarded_byte_for_byte_with_its_reason() {
         ("condition", r#"{"objects":[{"oid":"a","size":1}]}"#),
         ("condition", r#"{"operation":null,"objects":[{"oid":"a","size":1}]}"#),
         ("condition", r#" { "operation" : "Download", "objects" : [ ] }"#),
-        (UNREADABLE, r#"{"operation":"download","objects":[]}"#),
+        ("no-ids", r#"{"operation":"download","objects":[]}"#),
         (UNREADABLE, r#"{"operation":"download","objects":{"oid":"a"}}"#),
         (UNREADABLE, r#"{"operation":"download"}"#),
         (UNREADABLE, r#"{"operation":"download","objects":[{"size":1}]}"#),

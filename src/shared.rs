@@ -10,6 +10,7 @@ mod check;
 mod fleets;
 mod journal;
 mod layout;
+mod leases;
 mod node;
 mod record;
 mod sealing;
@@ -40,6 +41,9 @@ use crate::telemetry::metrics::{BreakerState, Metrics, Operation, SharedFailure,
 use fleets::Fleets;
 pub use fleets::{Fingerprint, FleetStatus};
 use journal::Journal;
+pub use leases::Lease;
+pub(crate) use leases::LeaseState;
+use leases::LeaseTable;
 use record::JournalEvent;
 pub use record::Stamp;
 use sealing::{FleetKey, ScopeKeys};
@@ -59,6 +63,7 @@ impl Drop for Tier {
         // The background task announces what is pending before it ends.
         self.closing.store(true, Ordering::Release);
         self.wake.notify_one();
+        self.leases.wake.notify_one();
     }
 }
 
@@ -80,6 +85,7 @@ pub struct TierState {
     secrets: Vec<FleetSecret>,
     fleets: Mutex<Fleets>,
     store: Store,
+    leases: Arc<LeaseTable>,
     /// Whether the journals are known: without them no value counts.
     usable: AtomicBool,
     /// Why the tier is down, for an operator.
@@ -114,7 +120,7 @@ pub struct TierScope(Vec<ScopeKeys>);
 pub(crate) enum Leases {
     /// Ignores them.
     Ignore,
-    /// Takes free ones, for [`TierState::lease_wait`] at most.
+    /// Takes free ones.
     Acquire,
     /// Reads which are taken.
     Check,
@@ -126,8 +132,8 @@ pub(crate) struct TierResult {
     pub(crate) accepted: Option<Moment>,
     /// For each id its entry, fresh or stale, if the tier has one that counts.
     pub(crate) entries: Vec<Option<Entry>>,
-    /// Whether another sidecar has leased each id; empty with [`Leases::Ignore`].
-    pub(crate) leased: Vec<bool>,
+    /// The lease on each id; empty with [`Leases::Ignore`].
+    pub(crate) leases: Vec<LeaseState>,
 }
 
 /// The part of a call's result that is shared.
@@ -137,8 +143,8 @@ pub struct TierUpdate {
     pub accepted: Option<Moment>,
     /// Entries to write.
     pub entries: Vec<(TierId, Entry)>,
-    /// Leased ids, whose leases are released.
-    pub released: Vec<TierId>,
+    /// Leases on the ids, which are released once the entries are written.
+    pub leases: Vec<Lease>,
 }
 
 /// An id in a scope of the tier.
@@ -161,6 +167,7 @@ impl Tier {
     pub(crate) fn start(state: TierState) -> Self {
         let state = Arc::new(state);
         tokio::spawn(sync::run(Arc::clone(&state)));
+        tokio::spawn(leases::run(Arc::clone(&state)));
         Self(state)
     }
 
@@ -200,6 +207,7 @@ impl TierState {
             secrets,
             fleets: Mutex::new(Fleets::new(own)),
             store: Store::new(shared, tls, &wake, &metrics),
+            leases: Arc::default(),
             config: shared.clone(),
             usable: AtomicBool::new(false),
             outage: Mutex::default(),
@@ -226,11 +234,6 @@ impl TierState {
     /// This sidecar's fleet, and other fleets that use the same server, database and prefix.
     pub(crate) fn fleet(&self) -> Option<FleetStatus> {
         self.fleets.lock().status(Instant::now())
-    }
-
-    /// The longest that a batch waits for ids that another sidecar fetches.
-    pub(crate) fn lease_wait(&self) -> Duration {
-        self.config.lease_wait
     }
 
     /// The keys of a scope of `identity`, from the kind and the fields of its credential, and from the fields of the scope. Purges of
@@ -283,15 +286,16 @@ impl TierState {
         }
         // Read before the round trip, so that purges from here on cover what is found.
         let now = self.clock.now();
-        let lease_wait = millis(self.config.lease_wait).max(1);
-        let lease = |name: &str| match leases {
-            Leases::Acquire => RedisCommand::new("SET", name).arg("1").arg("NX").arg("PX").arg(lease_wait),
-            Leases::Ignore | Leases::Check => RedisCommand::new("GET", name),
-        };
         let lease_scope = scope.0.first().filter(|_| leases != Leases::Ignore);
-        let all = |keys: &ScopeKeys| ids.iter().map(|id| lease(&keys.lease(id))).collect();
-        let lease_commands = lease_scope.map(all).unwrap_or_default();
-        let mut names = Vec::new();
+        let lease_names = |keys: &ScopeKeys| ids.iter().map(|id| keys.lease(id)).collect::<Vec<_>>();
+        let lease_names = lease_scope.map(lease_names).unwrap_or_default();
+        let token = rand::random();
+        // Leases come first: an owner writes its values before it releases its leases, so they are found then.
+        let (commands, mut names) = match leases {
+            Leases::Acquire => (Self::acquire(&lease_names, token), Vec::new()),
+            Leases::Ignore | Leases::Check => (Vec::new(), lease_names.clone()),
+        };
+        let checked = names.len();
         for keys in &scope.0 {
             names.push(keys.acceptance.clone());
             names.extend(ids.iter().map(|id| keys.link(id)));
@@ -299,19 +303,19 @@ impl TierState {
         let journals =
             self.secrets.iter().flat_map(|fleet| [fleet.key.first_record(), fleet.key.journal_length()]).collect();
         let operation = if leases == Leases::Ignore { Operation::Get } else { Operation::Lease };
-        // Leases are taken first: an owner writes its values before it releases its leases, so they are found then.
-        let (leased, found, journals) =
-            self.store.get(lease_commands, &names, journals, operation, self.config.timeout).await;
+        let (acquired, found, journals) =
+            self.store.get(commands, &names, journals, operation, self.config.timeout).await;
+        let mut values = names.iter().zip(found);
+        let checked = values.by_ref().take(checked);
+        let leases = match leases {
+            Leases::Acquire => self.acquired(lease_names, token, acquired),
+            Leases::Ignore | Leases::Check => {
+                checked.map(|(_, token)| token.map_or(LeaseState::Free, |_| LeaseState::Taken)).collect()
+            }
+        };
         self.follow_journals(&journals).await?;
 
-        // An error counts as not leased by another: at worst the id is fetched twice.
-        let is_leased = |reply| match leases {
-            Leases::Acquire => matches!(reply, Some(Value::Nil)),
-            Leases::Ignore | Leases::Check => matches!(reply, Some(Value::BulkString(_))),
-        };
-        let leased = leased.into_iter().map(is_leased).collect();
-        let mut result = TierResult { accepted: None, entries: vec![None; ids.len()], leased };
-        let mut values = names.iter().zip(found);
+        let mut result = TierResult { accepted: None, entries: vec![None; ids.len()], leases };
         for (fleet, keys) in self.of_scope(scope) {
             if let Some((_, Some(value))) = values.next()
                 && result.accepted.is_none()
@@ -353,13 +357,11 @@ impl TierState {
         Some(())
     }
 
-    /// Writes what a call brought, in the background, with the stamp of when it was sent; without a stamp, only releases
-    /// leases.
+    /// Writes what a call brought, in the background, with the stamp of when it was sent, and then releases its leases; without
+    /// a stamp, releases them at once.
     pub(crate) fn put(self: &Arc<Self>, scope: &Arc<TierScope>, stamp: Option<Stamp>, update: TierUpdate) {
-        let is_empty = update.entries.is_empty() && update.released.is_empty() && update.accepted.is_none();
-        if is_empty || !self.is_usable() {
-            return;
-        }
+        let is_empty = update.entries.is_empty() && update.accepted.is_none();
+        let Some(stamp) = stamp.filter(|_| !is_empty && self.is_usable()) else { return };
         let Ok(permit) = Arc::clone(&self.writes).try_acquire_owned() else {
             self.metrics.shared.failures.of(SharedFailure::Busy).inc();
             return;
@@ -367,16 +369,12 @@ impl TierState {
         let (state, scope) = (Arc::clone(self), Arc::clone(scope));
         tokio::spawn(async move {
             let _permit = permit;
-            let sealed = stamp.map(|stamp| state.seal(&scope, stamp, &update)).unwrap_or_default();
             let set = |Sealed { name, value, left }| RedisCommand::new("SET", &name).arg(value).arg("PX").arg(left);
-            let mut commands: Vec<RedisCommand> = sealed.into_iter().map(set).collect();
-            // After the values: commands for the same server keep their order.
-            if let Some(keys) = scope.0.first() {
-                commands.extend(update.released.iter().map(|id| RedisCommand::new("DEL", &keys.lease(id))));
-            }
+            let commands: Vec<RedisCommand> = state.seal(&scope, stamp, &update).into_iter().map(set).collect();
             if !commands.is_empty() {
                 state.store.run(Operation::Put, commands, state.config.timeout).await;
             }
+            drop(update);
         });
     }
 

@@ -206,7 +206,12 @@ impl Upstream {
 
     /// Whether a call that is sent now has a fair chance of an answer by `deadline`.
     pub fn leaves_fair_time(&self, deadline: Instant) -> bool {
-        Instant::now() + self.fair_time() <= deadline
+        self.fair_time_left(deadline).is_some()
+    }
+
+    /// The time after which a call still has a fair chance of an answer by `deadline`; `None`: it has none now.
+    pub fn fair_time_left(&self, deadline: Instant) -> Option<Duration> {
+        deadline.checked_duration_since(Instant::now() + self.fair_time())
     }
 
     /// The breaker's state, and the evidence for it.

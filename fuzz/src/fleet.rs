@@ -94,7 +94,7 @@ struct Written {
     scope: usize,
     /// `None`: an acceptance.
     id: Option<usize>,
-    value: String,
+    value: Vec<u8>,
     url: String,
     /// How much had been said when it was asked for.
     said: usize,
@@ -249,7 +249,7 @@ impl Fleet {
         if self.values.is_empty() {
             return;
         }
-        let mut value = self.values[which % self.values.len()].value.clone().into_bytes();
+        let mut value = self.values[which % self.values.len()].value.clone();
         let at = at * value.len() / 256;
         value[at] ^= 1 << bit;
         self.altered.push(value);
@@ -273,7 +273,7 @@ impl Fleet {
         };
         let ids = || (0..Self::IDS.len()).map(Some).chain([None]);
         for value in &self.altered {
-            if !self.values.iter().any(|written| written.value.as_bytes() == value) {
+            if !self.values.iter().any(|written| written.value == *value) {
                 let anywhere = (0..Self::SCOPES.len()).flat_map(|scope| ids().map(move |id| (scope, id)));
                 anywhere.for_each(|(scope, id)| assert!(opened(scope, id, value).is_none(), "altered, and it opens"));
             }
@@ -287,7 +287,7 @@ impl Fleet {
                     if !here && !everywhere {
                         continue;
                     }
-                    let Some(text) = opened(scope, id, written.value.as_bytes()) else { continue };
+                    let Some(text) = opened(scope, id, &written.value) else { continue };
                     assert!(here, "of {:?} and found for {:?}", Self::SCOPES[written.scope], Self::SCOPES[scope]);
                     if id.is_some() {
                         assert_eq!(text, written.url.as_bytes());

@@ -27,7 +27,7 @@ use crate::clock::Moment;
 use crate::error::{Error, Limit, NoAnswer};
 use crate::limits::pause;
 use crate::message::headers::REQUEST_ID;
-use crate::shared::Stamp;
+use crate::shared::{Lease, Stamp};
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::CallResult;
 use crate::telemetry::trace::{CallContext, CallSpan};
@@ -53,8 +53,8 @@ pub(super) struct PendingId {
     pub(super) id: KeyedId,
     pub(super) flight: Arc<Flight>,
     pub(super) context: Arc<FetchContext>,
-    /// Whether this sidecar holds a lease for the id, so that no other sidecar fetches it.
-    pub(super) leased: bool,
+    /// This sidecar's lease on the id, so that no other sidecar fetches it.
+    pub(super) lease: Option<Lease>,
     /// Whether no batch waits for it: it is a refresh ahead.
     pub(super) background: bool,
     /// The fetcher of the configuration under which its batch was read.
@@ -71,7 +71,7 @@ impl PendingId {
     ) -> Self {
         let flight = Arc::new(Flight::new(context.hops, permit));
         let (context, fetcher) = (Arc::clone(context), Arc::clone(fetcher));
-        Self { id: id.clone(), flight, context, leased: false, background: false, fetcher }
+        Self { id: id.clone(), flight, context, lease: None, background: false, fetcher }
     }
 }
 
@@ -419,13 +419,13 @@ impl Fetcher {
 }
 
 impl ReadyCall {
-    async fn run(&self) -> CallReport {
-        let Some(first) = self.pending.first() else {
+    async fn run(&mut self) -> CallReport {
+        let Some(context) = self.pending.first().map(|first| Arc::clone(&first.context)) else {
             return CallReport::failed(Cause::NoAnswer(Error::NoAnswer(NoAnswer::Lost)));
         };
-        let report = self.fetcher.call(&first.context, &self.pending, self.store).await;
+        let report = self.fetcher.call(&context, &self.pending, self.store).await;
         self.fetcher.api_metrics.upstream_calls.of(call_result(&report)).inc();
-        self.fetcher.share(&first.context, &self.pending, &report);
+        self.fetcher.share(&context, &mut self.pending, &report);
         report
     }
 }

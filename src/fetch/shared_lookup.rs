@@ -1,23 +1,30 @@
 //! New flights look into the shared tier before the endpoint is asked.
 //!
 //! All new flights of a batch look up their ids in one round trip. Ids that the tier lacks are leased, so that of all
-//! sidecars that miss an id at the same time one fetches it. The others look again and again until the entry is there, for
-//! `shared.lease_wait` at most. However the look-up ends, the ids without an entry go on to the endpoint.
+//! sidecars that miss an id at the same time one fetches it. The others look again and again until the entry is there; where a
+//! lease is gone without one, because its owner failed or died, one of them takes it over. They wait for `shared.lease_wait` at
+//! most, and while a call of their own would still have a fair time. However the look-up ends, the ids without an entry go on to
+//! the endpoint.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::calls::{CallReport, PendingId};
 use super::{EntrySource, FetchContext, FetchResult, Fetcher, KeyedId};
 use crate::cache::Entry;
-use crate::shared::{Leases, Tier, TierResult, TierScope, TierUpdate};
+use crate::shared::{LeaseState, Leases, Tier, TierResult, TierScope, TierUpdate};
 
-/// The first pause between two looks for an entry that another sidecar fetches; each pause is twice the one before.
+/// The first pause between two looks for an entry that another sidecar fetches.
 const FIRST_PAUSE: Duration = Duration::from_millis(4);
-const LONGEST_PAUSE: Duration = Duration::from_millis(40);
+/// Each pause is this many times the one before, so that it is about a fifth of the time waited. With the jitter, the waiters of
+/// a fleet look at different times.
+const PAUSE_GROWTH: f64 = 1.25;
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// The time that is left for the last look, and as much for the call to leave.
+const LAST_LOOK: Duration = Duration::from_millis(100);
 
 /// The new flights of one batch that look into the shared tier. Dropping it queues the ids without an entry for a call.
 pub(super) struct SharedLookup {
@@ -63,16 +70,15 @@ impl Fetcher {
         self.state.runtime.spawn(async move { lookup.run().await });
     }
 
-    /// Shares the entries of a call, and gives back the leases of its ids.
-    pub(super) fn share(&self, context: &FetchContext, pending: &[PendingId], report: &CallReport) {
+    /// Shares the entries of a call, and then releases the leases of its ids.
+    pub(super) fn share(&self, context: &FetchContext, pending: &mut [PendingId], report: &CallReport) {
+        let leases = pending.iter_mut().filter_map(|pending| pending.lease.take()).collect();
         let (Some(tier), Some(scope)) = (&self.tier, &context.tier_scope) else { return };
         let (stamp, accepted) = report.proof.unzip();
         let entries = report.entries.as_deref().unwrap_or_default().iter().zip(pending);
         let stored = entries.filter(|(entry, _)| entry.deadlines().is_stored());
         let entries = stored.map(|(entry, pending)| (pending.id.in_tier(), entry.clone())).collect();
-        let leased = pending.iter().filter(|pending| pending.leased);
-        let released = leased.map(|pending| pending.id.in_tier()).collect();
-        tier.put(scope, stamp, TierUpdate { accepted, entries, released });
+        tier.put(scope, stamp, TierUpdate { accepted, entries, leases });
     }
 }
 
@@ -90,24 +96,42 @@ impl SharedLookup {
     async fn run(&mut self) {
         let (fetcher, context) = (Arc::clone(&self.fetcher), Arc::clone(&self.context));
         let (Some(tier), Some(scope)) = (&fetcher.tier, &context.tier_scope) else { return };
-        if !self.look(tier, scope, Leases::Ignore).await {
+        if self.look(tier, scope, Leases::Ignore).await.is_none() {
             return;
         }
         let ids: Vec<KeyedId> = self.pending.iter().map(|pending| pending.id.clone()).collect();
+        let Some(fair) = fetcher.upstream.fair_time_left(context.deadline) else { return };
         // A caller that may make no call now takes no lease.
-        if ids.is_empty() || tier.lease_wait().is_zero() || fetcher.why_no_call(&context.identity, &ids).is_some() {
+        if ids.is_empty() || fetcher.why_no_call(&context.identity, &ids).is_some() || !tier.may_lease() {
             return;
         }
-        let until = context.deadline.min(Instant::now() + tier.lease_wait());
+        let now = Instant::now();
+        let until = now + fair.saturating_sub(LAST_LOOK * 2).min(tier.lease_wait());
+        let last_look = now + fair.saturating_sub(LAST_LOOK);
         let mut leases = Leases::Acquire;
         let mut pause = FIRST_PAUSE;
-        while self.look(tier, scope, leases).await && self.has_waiters() {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+        loop {
+            let before = self.pending.len();
+            let Ok(Some(is_free)) = timeout_at(last_look, self.look(tier, scope, leases)).await else { return };
+            if self.pending.len() < before {
+                tier.leases_work();
+            }
+            if !self.has_waiters() {
                 return;
             }
-            sleep(pause.min(left)).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            if is_free && leases == Leases::Check {
+                leases = Leases::Acquire;
+                continue;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                if pause > FIRST_PAUSE {
+                    tier.lease_denied();
+                }
+                return;
+            }
+            sleep(pause.mul_f64(0.75 + rand::random::<f64>() / 2.0).min(left)).await;
+            pause = pause.mul_f64(PAUSE_GROWTH).min(LONGEST_PAUSE);
             leases = Leases::Check;
         }
     }
@@ -116,10 +140,10 @@ impl SharedLookup {
         self.pending.iter().any(|pending| pending.flight.waiters.load(Ordering::Relaxed) > 0)
     }
 
-    /// Looks the ids up, and [takes](Self::take) what is found. False if the tier is of no use now.
-    async fn look(&mut self, tier: &Tier, scope: &TierScope, leases: Leases) -> bool {
+    /// Looks the ids up, and [takes](Self::take) what is found. `None` if the tier is of no use now.
+    async fn look(&mut self, tier: &Tier, scope: &TierScope, leases: Leases) -> Option<bool> {
         let ids: Vec<_> = self.pending.iter().map(|pending| pending.id.in_tier()).collect();
-        let Some(found) = tier.look_up(scope, &ids, leases).await else { return false };
+        let found = tier.look_up(scope, &ids, leases).await?;
         if leases == Leases::Ignore {
             let now = self.fetcher.clock.now();
             let is_fresh = |entry: &&Entry| entry.deadlines().fresh_left(now).is_some();
@@ -127,13 +151,12 @@ impl SharedLookup {
             self.fetcher.api_metrics.shared_hits.inc_by(hits as u64);
             self.fetcher.api_metrics.shared_misses.inc_by((ids.len() - hits) as u64);
         }
-        self.take(&found, leases);
-        true
+        Some(self.take(found, leases))
     }
 
-    /// Completes the flights whose entry was found, or has arrived in memory. Of the others, those that no other sidecar has
-    /// leased go on to the endpoint.
-    pub(super) fn take(&mut self, found: &TierResult, leases: Leases) {
+    /// Completes the flights whose entry was found, or has arrived in memory. After a try for leases, the others go on to the
+    /// endpoint unless another sidecar has the lease. Returns whether one of those that remain has a free lease.
+    pub(super) fn take(&mut self, found: TierResult, leases: Leases) -> bool {
         let (fetcher, context) = (&self.fetcher, &self.context);
         if let Some(accepted) = found.accepted {
             fetcher.callers.accept_elsewhere(&context.identity, accepted);
@@ -144,14 +167,18 @@ impl SharedLookup {
         let is_invalidated = || context.identity.caller_state.invalidations() != self.invalidations;
         let may_store = fetcher.may_store() && !is_invalidated();
         let all = std::mem::take(&mut self.pending);
-        for (at, mut pending) in all.into_iter().enumerate() {
-            // In a later look, a lease that is gone without an entry: its owner has failed, or stores nothing.
-            let is_free = found.leased.get(at).is_some_and(|leased| !leased);
-            pending.leased = is_free && leases == Leases::Acquire;
+        let mut has_free = false;
+        let (mut entries, mut lease_states) = (found.entries.into_iter(), found.leases.into_iter());
+        for mut pending in all {
+            let lease = lease_states.next();
+            let is_taken = matches!(lease, Some(LeaseState::Taken));
+            if let Some(LeaseState::Granted(lease)) = lease {
+                pending.lease = Some(lease);
+            }
             let KeyedId { id, key, .. } = &pending.id;
             let mut in_memory = fetcher.cache.look_up(*key, id, &marks);
             let is_refused = |entry: &Entry| fetcher.cache.refusals.is_refused_since(*key, entry.deadlines().sent());
-            let shared = found.entries.get(at).cloned().flatten();
+            let shared = entries.next().flatten();
             if let Some(shared) = shared.filter(|entry| may_store && !is_refused(entry)) {
                 // Stored also where it is no longer fresh: it may be served stale.
                 let is_older = |entry: &Entry| entry.deadlines().age(now) > shared.deadlines().age(now);
@@ -168,8 +195,11 @@ impl SharedLookup {
             let entry = in_memory.filter(may_serve);
             match entry {
                 Some(entry) => completed.push((pending, entry)),
-                None if is_free => sent.push(pending),
-                None => self.pending.push(pending),
+                None if leases == Leases::Acquire && !is_taken => sent.push(pending),
+                None => {
+                    has_free |= !is_taken;
+                    self.pending.push(pending);
+                }
             }
         }
         if is_invalidated() {
@@ -180,15 +210,10 @@ impl SharedLookup {
         let mut flights = fetcher.flights();
         completed.iter().for_each(|(pending, _)| flights.remove(pending));
         drop(flights);
-        if let (Some(tier), Some(scope)) = (&fetcher.tier, &context.tier_scope) {
-            // Other sidecars must not wait for an entry that is here already.
-            let leased = completed.iter().filter(|(pending, _)| pending.leased);
-            let released = leased.map(|(pending, _)| pending.id.in_tier()).collect();
-            tier.put(scope, None, TierUpdate { released, ..TierUpdate::default() });
-        }
         for (pending, entry) in completed {
             pending.flight.complete(FetchResult::without_call(entry, EntrySource::SharedTier));
         }
         fetcher.enqueue(context, sent);
+        has_free
     }
 }

@@ -158,7 +158,7 @@ async fn an_entry_found_before_an_invalidation_is_not_stored_after_it() {
         }
         let link = Entry::new(Some("{}"), Deadlines::absent(now, std::time::Duration::from_secs(60)));
         let found = TierResult { entries: vec![Some(link)], ..TierResult::default() };
-        lookup.take(&found, Leases::Ignore);
+        lookup.take(found, Leases::Ignore);
         assert_eq!(fetcher.flights().by_key.is_empty(), !invalidated);
         let marks = fetcher.cache.purges().of(&fetcher.callers.api().name, None);
         assert_eq!(fetcher.cache.look_up(id.key, "1", &marks).is_none(), invalidated);

@@ -89,8 +89,10 @@ impl ConnectionCheck {
 
     /// Why a server with these error replies is of no use to batches; `None` if it may be, as one that is full.
     pub(super) fn why_unusable(&self, refusals: &[Refusal<'_>]) -> Option<String> {
+        // Scripts are no necessity: see `leases`.
+        let refusals = || refusals.iter().filter(|refusal| refusal.command != "EVAL");
         let is_of_right = |refusal: &&Refusal<'_>| refusal.code == "NOPERM" && !refusal.is_about_keys;
-        let lacks = refusals.iter().filter(is_of_right).map(|refusal| format!("+{}", refusal.command.to_lowercase()));
+        let lacks = refusals().filter(is_of_right).map(|refusal| format!("+{}", refusal.command.to_lowercase()));
         let lacks = lacks.collect::<Vec<_>>().join(" ");
         if !lacks.is_empty() {
             return Some(format!("the server's user lacks {lacks}: FLEET.md has the rights that sidelink needs"));
@@ -105,10 +107,10 @@ impl ConnectionCheck {
             "CLUSTERDOWN" => Some("the Cluster is down, or does not serve all slots"),
             _ => None,
         };
-        if refusals.iter().any(|refusal| refusal.code == "NOAUTH") {
+        if refusals().any(|refusal| refusal.code == "NOAUTH") {
             return Some(format!("the server wants a login: set {}", self.login));
         }
-        refusals.iter().find_map(reason).map(str::to_owned)
+        refusals().find_map(reason).map(str::to_owned)
     }
 
     /// Why a login failed.

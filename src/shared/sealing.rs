@@ -1,7 +1,7 @@
 //! Names and seals: whoever reads the shared tier learns nothing from it.
 //!
 //! From the fleet's secret and a caller's credential, HKDF-SHA-256 (RFC 5869) derives two keys of that caller: one makes
-//! names (HMAC-SHA-256, 192 bits of it), the other seals values (XChaCha20-Poly1305). With only the secret, or only the
+//! names (HMAC-SHA-256, 128 bits of it), the other seals values (XChaCha20-Poly1305). With only the secret, or only the
 //! credential, nothing can be found or opened. A value is sealed together with its whole name, so it opens nowhere else.
 //!
 //! Nonces are random. XChaCha20's have 192 bits, so a collision under one key is unlikely: below 2⁻⁶⁴ after 2⁶⁴ values. With
@@ -23,19 +23,26 @@ use crate::api::id;
 use crate::cache::purges::{ApiName, Mark, Target};
 use crate::config::{Endpoint, Secret};
 
-/// The format of values, and of the derivation of keys (as in [`expand`]): sidecars of two versions share nothing, and see each other as two fleets.
+/// The format of names, of values, and of the derivation of keys (as in [`expand`]): sidecars of two versions share nothing, and see each
+/// other as two fleets.
+///
+/// 1 had names of 192 bits, and links as text.
 const VERSION: u8 = 2;
 const NONCE: usize = 24;
 const TAG: usize = 16;
-/// Bytes of a name's hash: 32 characters.
-const NAME: usize = 24;
-/// Most characters of a sealed value: a longer one is neither written nor read.
+/// Bytes of a name's hash: 22 characters.
+const NAME: usize = 16;
+/// Most bytes of a sealed value: a longer one is neither written nor read.
 pub(super) const MOST_TEXT: usize = 12 << 10;
 
-/// Characters of a sealed value of `plain` bytes.
+/// Bytes of a sealed value of `plain` bytes.
+const fn sealed_bytes(plain: usize) -> usize {
+    1 + NONCE + plain + TAG
+}
+
+/// Characters of the same as text.
 pub(super) const fn sealed_len(plain: usize) -> usize {
-    let bytes = 1 + NONCE + plain + TAG;
-    (bytes * 4).div_ceil(3)
+    (sealed_bytes(plain) * 4).div_ceil(3)
 }
 
 /// Writes a field after its length, so that different lists of fields differ; `None`, an absent field, differs from an empty
@@ -194,8 +201,8 @@ impl Seal {
     }
 
     /// Seals `plain` for `name`. `None` if the result would be too long.
-    pub(super) fn seal(&self, name: &str, plain: &[u8]) -> Option<String> {
-        if sealed_len(plain.len()) > MOST_TEXT {
+    pub(super) fn seal_bytes(&self, name: &str, plain: &[u8]) -> Option<Vec<u8>> {
+        if sealed_bytes(plain.len()) > MOST_TEXT {
             return None;
         }
         let nonce: [u8; NONCE] = rand::random();
@@ -204,15 +211,24 @@ impl Seal {
         bytes.push(VERSION);
         bytes.extend_from_slice(&nonce);
         bytes.extend_from_slice(&sealed);
-        Some(URL_SAFE_NO_PAD.encode(bytes))
+        Some(bytes)
+    }
+
+    /// The same as text, for a value that others append to.
+    pub(super) fn seal(&self, name: &str, plain: &[u8]) -> Option<String> {
+        self.seal_bytes(name, plain).map(|bytes| URL_SAFE_NO_PAD.encode(bytes))
+    }
+
+    /// Opens text that was sealed for `name` with this key.
+    pub(super) fn open(&self, name: &str, text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        self.open_bytes(name, &URL_SAFE_NO_PAD.decode(text).ok()?)
     }
 
     /// Opens what was sealed for `name` with this key.
-    pub(super) fn open(&self, name: &str, text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-        if text.len() > MOST_TEXT {
+    pub(super) fn open_bytes(&self, name: &str, bytes: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        if bytes.len() > MOST_TEXT {
             return None;
         }
-        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         let (version, rest) = bytes.split_first()?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE>()?;
         if *version != VERSION {
@@ -262,7 +278,7 @@ mod tests {
         ];
         for (at, name) in names.iter().enumerate() {
             assert!(name.starts_with("p:") && name.bytes().all(|byte| byte.is_ascii_graphic()), "{name}");
-            assert_eq!(name.len(), 2 + 2 + 2 + NAME / 3 * 4);
+            assert_eq!(name.len(), 2 + 2 + 2 + (NAME * 4).div_ceil(3));
             assert!(!names.iter().take(at).any(|other| other == name));
         }
         let again = scope(&fleet(SECRET, "http://h"), "t", Some("g"));
@@ -299,15 +315,15 @@ mod tests {
     fn a_value_opens_only_under_its_name_and_for_its_caller() {
         let here = fleet(SECRET, "http://h");
         let one = scope(&here, "t", None);
-        let text = one.seal.seal("name", b"link").unwrap();
-        assert_eq!(**one.seal.open("name", text.as_bytes()).unwrap(), *b"link");
-        assert!(one.seal.open("other name", text.as_bytes()).is_none(), "moved");
+        let value = one.seal.seal_bytes("name", b"link").unwrap();
+        assert_eq!(**one.seal.open_bytes("name", &value).unwrap(), *b"link");
+        assert!(one.seal.open_bytes("other name", &value).is_none(), "moved");
         for other in [scope(&here, "u", None), scope(&fleet(&SECRET.to_uppercase(), "http://h"), "t", None)] {
-            assert!(other.seal.open("name", text.as_bytes()).is_none());
+            assert!(other.seal.open_bytes("name", &value).is_none());
         }
-        assert!(here.seal.open("name", text.as_bytes()).is_none());
-        assert_ne!(one.seal.seal("name", b"link").unwrap(), text, "another nonce");
-        assert!(one.seal.seal("name", &[0; MOST_TEXT]).is_none(), "too long");
+        assert!(here.seal.open_bytes("name", &value).is_none());
+        assert_ne!(one.seal.seal_bytes("name", b"link").unwrap(), value, "another nonce");
+        assert!(one.seal.seal_bytes("name", &[0; MOST_TEXT]).is_none(), "too long");
     }
 
     proptest! {
@@ -321,16 +337,22 @@ mod tests {
             prop_assert!(text.bytes().all(|byte| byte.is_ascii_graphic()));
             prop_assert_eq!(&**seal.open("name", text.as_bytes()).unwrap(), &plain);
 
-            let mut bytes = URL_SAFE_NO_PAD.decode(&text).unwrap();
+            let mut bytes = seal.seal_bytes("name", &plain).unwrap();
             let length = bytes.len();
+            prop_assert_eq!(length, sealed_bytes(plain.len()));
+            prop_assert!(seal.open_bytes("name", &bytes[..at % length]).is_none());
             bytes[at % length] ^= by;
+            prop_assert!(seal.open_bytes("name", &bytes).is_none());
             prop_assert!(seal.open("name", URL_SAFE_NO_PAD.encode(&bytes).as_bytes()).is_none());
             prop_assert!(seal.open("name", &text.as_bytes()[..at % text.len()]).is_none());
         }
 
         #[test]
-        fn any_other_text_does_not_open(text in proptest::collection::vec(any::<u8>(), 0..200)) {
-            prop_assert!(scope(&fleet(SECRET, "http://h"), "t", None).seal.open("name", &text).is_none());
+        fn any_other_text_does_not_open(mut text in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let seal = scope(&fleet(SECRET, "http://h"), "t", None).seal;
+            prop_assert!(seal.open("name", &text).is_none());
+            text.insert(0, VERSION);
+            prop_assert!(seal.open_bytes("name", &text).is_none());
         }
     }
 }

@@ -56,6 +56,13 @@ impl RedisCommand {
         Self { name, ..self }
     }
 
+    /// A script on keys that are at one server; in a Cluster in one slot. Its arguments follow.
+    pub(super) fn script<'k>(script: &str, keys: impl ExactSizeIterator<Item = &'k str> + Clone) -> Self {
+        let key = keys.clone().next().unwrap_or_default().into();
+        let command = redis::cmd("EVAL").arg(script).arg(keys.len()).to_owned();
+        keys.fold(Self { name: "EVAL", key, command, reply_bytes: 0 }, Self::arg)
+    }
+
     pub(super) fn arg(mut self, arg: impl ToRedisArgs) -> Self {
         self.command.arg(arg);
         self

@@ -66,7 +66,7 @@ impl Trial {
     }
 
     /// Names and values to be written for what a call brought, with the stamp of when it was sent.
-    pub fn write(&self, scope: &TierScope, stamp: &Stamp, update: &TierUpdate) -> Vec<(Box<str>, String)> {
+    pub fn write(&self, scope: &TierScope, stamp: &Stamp, update: &TierUpdate) -> Vec<(Box<str>, Vec<u8>)> {
         let sealed = self.0.seal(scope, *stamp, update);
         sealed.into_iter().map(|sealed| (sealed.name, sealed.value)).collect()
     }

@@ -18,7 +18,7 @@ const MAX_CLOCK_SKEW_MILLIS: u64 = 2000;
 
 pub(super) struct Sealed {
     pub(super) name: Box<str>,
-    pub(super) value: String,
+    pub(super) value: Vec<u8>,
     pub(super) left: u64,
 }
 
@@ -31,7 +31,7 @@ impl TierState {
         value: &[u8],
         now: Moment,
     ) -> Option<Moment> {
-        let opened = keys.seal.open(&keys.acceptance, value).and_then(|bytes| read_acceptance(&bytes));
+        let opened = keys.seal.open_bytes(&keys.acceptance, value).and_then(|bytes| read_acceptance(&bytes));
         let (stamp, sent) = self.counted(opened, SharedFailure::Unsealed)?;
         self.counted(fleet.is_valid(stamp, &[keys.revocation()]), SharedFailure::Revoked)?;
         let age = age(sent, now).filter(|age| *age < self.revalidate);
@@ -47,7 +47,7 @@ impl TierState {
         value: &[u8],
         now: Moment,
     ) -> Option<Entry> {
-        let opened = keys.seal.open(name, value).and_then(|bytes| LinkRecord::read(&bytes));
+        let opened = keys.seal.open_bytes(name, value).and_then(|bytes| LinkRecord::read(&bytes));
         let link = self.counted(opened, SharedFailure::Unsealed)?;
         self.counted(fleet.is_valid(link.stamp, &keys.events(id)), SharedFailure::Revoked)?;
         let deadlines = age(link.sent, now)
@@ -71,7 +71,7 @@ impl TierState {
         let mut add = |name: Box<str>, plain: &[u8], left: u64, events: &[JournalEvent]| {
             if left > 0
                 && fleet.is_valid(stamp, events).is_some()
-                && let Some(value) = keys.seal.seal(&name, plain)
+                && let Some(value) = keys.seal.seal_bytes(&name, plain)
             {
                 all.push(Sealed { name, value, left });
             }

@@ -113,7 +113,7 @@ families! {
         pub breaker_state: Gauges<BreakerState> = "shared_breaker_state", breaker();
         /// Round trips to the shared tier, failed ones included, by purpose.
         pub operations: Counters<Operation> = "shared_operations_total", counters("operation");
-        /// Round trips to the shared tier that failed, and values in it that cannot be used, by kind.
+        /// Round trips to the shared tier that failed, values in it that cannot be used, and waits for another sidecar that were in vain, by kind.
         pub failures: Counters<SharedFailure> = "shared_failures_total", counters("kind");
         /// 1 at the fingerprint of this sidecar's fleet: a keyed hash of the fleet's secret in use, `shared.prefix`, `upstream.endpoint` and the names of scope headers. Without a shared tier `none` at 0.
         pub fleet_info: FleetInfo = "shared_fleet_info", fleet_info();

@@ -1,9 +1,11 @@
 //! Sidecars that share a tier: real redis-servers, each on a port reserved for its test.
 
 mod cluster;
+mod costs;
 mod faults;
 mod isolation;
 mod kinds;
+mod leases;
 pub mod link;
 mod misfits;
 mod once;
@@ -14,6 +16,7 @@ mod servers;
 mod sharing;
 pub mod split;
 
+use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -120,15 +123,17 @@ impl Redis {
     }
 
     /// One command's reply.
-    pub async fn ask(&self, command: &[&str]) -> redis::Value {
+    pub async fn ask<A: AsRef<[u8]> + Debug>(&self, command: &[A]) -> redis::Value {
         self.try_ask(command).await.unwrap_or_else(|error| panic!("{command:?}: {error}"))
     }
 
-    pub async fn try_ask(&self, command: &[&str]) -> redis::RedisResult<redis::Value> {
+    pub async fn try_ask<A: AsRef<[u8]>>(&self, command: &[A]) -> redis::RedisResult<redis::Value> {
         let client = redis::Client::open(format!("redis://{}/", self.address())).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await?;
-        let mut asked = redis::cmd(command[0]);
-        asked.arg(&command[1..]);
+        let mut asked = redis::cmd(std::str::from_utf8(command[0].as_ref()).unwrap());
+        for argument in &command[1..] {
+            asked.arg(argument.as_ref());
+        }
         asked.query_async(&mut connection).await
     }
 
@@ -143,6 +148,16 @@ impl Redis {
 
     pub async fn text(&self, command: &[&str]) -> String {
         redis::from_redis_value(self.ask(command).await).unwrap()
+    }
+
+    /// The value of a key.
+    pub async fn value(&self, key: &str) -> Vec<u8> {
+        redis::from_redis_value(self.ask(&["GET", key]).await).unwrap()
+    }
+
+    /// Sets the value of a key, for this many milliseconds.
+    pub async fn put(&self, key: &str, value: &[u8], life: i64) {
+        self.ask(&[b"SET", key.as_bytes(), value, b"PX", life.to_string().as_bytes()]).await;
     }
 
     /// The keys of one kind: `l` of links, `c` of acceptances, `f` of leases, `j` of journals.

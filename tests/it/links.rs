@@ -201,7 +201,7 @@ async fn local_settings_bound_a_peers_absences_and_unsigned_links() {
         let brought = TierUpdate { entries: vec![("1".into(), entry)], ..TierUpdate::default() };
         let written = peer.write(&peer.scope("t", None), &peer.stamp().unwrap(), &brought);
         let (_, value) = written.first().unwrap();
-        let read = |sidecar: &Trial| sidecar.link(&sidecar.scope("t", None), "1", value.as_bytes());
+        let read = |sidecar: &Trial| sidecar.link(&sidecar.scope("t", None), "1", value);
         assert!(read(&none).is_none(), "{text:?}: a local setting of 0 s");
         let left = read(&some).unwrap().deadlines().fresh_left(now).unwrap();
         assert!((15_000..=20_000).contains(&left), "{text:?}: {left} ms");

@@ -347,8 +347,10 @@ labels! {
         Get = "get",
         /// Write links that were fetched.
         Put = "put",
-        /// Acquire, await or release a lease on ids that are fetched.
+        /// Acquire or await a lease on ids that are fetched.
         Lease = "lease",
+        /// Renew leases whose calls are under way, or release those whose calls have ended.
+        Release = "release",
         /// Announce a purge or a revocation to the fleet.
         Revoke = "revoke",
         /// Read purges and revocations of others, and a Cluster's layout, in the background.
@@ -371,6 +373,8 @@ labels! {
         Revoked = "revoked",
         /// A value that is expired or from the future: the writer's clock or this one is wrong. It counts as a miss.
         Outlived = "outlived",
+        /// A batch waited for ids that another sidecar was said to fetch, and got neither a link nor a lease.
+        Denied = "denied",
         /// Too many writes are under way: fetched links are not shared.
         Busy = "busy",
         /// The fleet's journal of purges was lost, went back, or was altered: older values are ignored.

@@ -53,7 +53,7 @@ fn a_shared_tier_reads_back_and_shows_no_secret() {
     let config = with_shared(&secret_file(FLEET, 0o604), "url = \"redis://h/3\"").unwrap();
     assert!(config.warnings[0].to_string().contains("shared.secret_file: everyone on this machine may read"));
     let shared = config.shared.unwrap();
-    assert_eq!((shared.database(), shared.timeout, shared.lease_wait.as_millis()), (3, Duration::from_millis(25), 500));
+    assert_eq!((shared.database(), shared.timeout, shared.lease_wait.as_secs()), (3, Duration::from_millis(25), 5));
 }
 
 #[test]

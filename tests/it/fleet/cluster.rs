@@ -45,6 +45,9 @@ async fn a_cluster_of_three_nodes_shares_over_all_of_them() {
     };
     eventually("all are shared", async || count().await.iter().sum::<usize>() == 60).await;
     assert!(count().await.iter().all(|count| *count > 0), "{:?}", count().await);
+    const RELEASE: &str = r#"sidelink_shared_operations_total{operation="release"}"#;
+    eventually("the leases are released", async || one.metric(RELEASE).await > 0.0).await;
+    assert_eq!(one.failures("reply").await, 0.0, "by a script for each, as their slots differ");
     let reply = other.client.batch("t", &ids).await;
     assert_eq!((reply.links(), reply.header("cache-status")), (links, "sidelink; hit; detail=shared"));
     let headers = [("x-auth-token", "t")];

@@ -182,16 +182,18 @@ async fn a_link_too_slow_for_look_ups_keeps_the_breaker_open_although_small_repl
 
 /// How a relay to the server changes its answers.
 #[derive(Clone, Copy, Debug)]
-enum Lie {
+pub enum Lie {
     Delay,
     Cut,
     Corrupt,
     Endless,
     Garbage,
+    /// Whatever the server has done was not done: no lease is granted.
+    Denied,
 }
 
 /// Starts a relay to `port` that lies while `lying` is set; returns the port of the relay.
-async fn relay(port: u16, lie: Lie, lying: std::sync::Arc<std::sync::atomic::AtomicBool>) -> u16 {
+pub async fn relay(port: u16, lie: Lie, lying: std::sync::Arc<std::sync::atomic::AtomicBool>) -> u16 {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let relay_port = listener.local_addr().unwrap().port();
@@ -221,6 +223,12 @@ async fn relay(port: u16, lie: Lie, lying: std::sync::Arc<std::sync::atomic::Ato
                                 }
                                 while to_client.write_all(&[b'x'; 64 << 10]).await.is_ok() {}
                                 return;
+                            }
+                            Lie::Denied => {
+                                let denied = |at: usize| answer.get(at..at + 5) == Some(b"+OK\r\n");
+                                for at in (0..count).filter(|at| denied(*at)).collect::<Vec<_>>() {
+                                    answer[at..at + 5].copy_from_slice(b"$-1\r\n");
+                                }
                             }
                             Lie::Garbage => answer = b"*2\r\n:1\r\n*1\r\n+OK\r\n%1\r\n:1\r\n_\r\n".to_vec(),
                         }

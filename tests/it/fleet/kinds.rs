@@ -1,5 +1,7 @@
 //! The kinds of servers that a tier may have, for tests that hold for each.
 
+use std::fmt::Debug;
+
 use sidelink::config::Shared;
 
 use super::{Redis, shared};
@@ -62,7 +64,7 @@ impl Servers {
     }
 
     /// The reply to a command for one key, of the server that has it.
-    pub async fn ask(&self, command: &[&str]) -> redis::Value {
+    pub async fn ask<A: AsRef<[u8]> + Debug>(&self, command: &[A]) -> redis::Value {
         for node in self.masters() {
             match node.try_ask(command).await {
                 Err(error) if error.code() == Some("MOVED") => {}
@@ -78,6 +80,16 @@ impl Servers {
 
     pub async fn text(&self, command: &[&str]) -> String {
         redis::from_redis_value(self.ask(command).await).unwrap()
+    }
+
+    /// The value of a key.
+    pub async fn value(&self, key: &str) -> Vec<u8> {
+        redis::from_redis_value(self.ask(&["GET", key]).await).unwrap()
+    }
+
+    /// Sets the value of a key, for this many milliseconds.
+    pub async fn put(&self, key: &str, value: &[u8], life: i64) {
+        self.ask(&[b"SET", key.as_bytes(), value, b"PX", life.to_string().as_bytes()]).await;
     }
 
     pub async fn flush(&self) {

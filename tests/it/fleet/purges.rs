@@ -151,7 +151,7 @@ async fn losing_all_data_restores_no_purged_link() {
     let mut before = Vec::new();
     for kind in ["l", "c", "j"] {
         for key in redis.keys(kind).await {
-            let value = redis.text(&["GET", &key]).await;
+            let value = redis.value(&key).await;
             before.push((key, value));
         }
     }
@@ -162,12 +162,12 @@ async fn losing_all_data_restores_no_purged_link() {
     // The state of an old replica: everything but the announced events.
     redis.ask(&["FLUSHALL"]).await;
     for (key, value) in &before {
-        redis.ask(&["SET", key, value, "PX", "600000"]).await;
+        redis.put(key, value, 600_000).await;
     }
     let [(journal, old)] = &before.iter().filter(|(key, _)| key.contains(":j.")).collect::<Vec<_>>()[..] else {
         panic!()
     };
-    eventually("the journal begins anew", async || !redis.text(&["GET", journal]).await.starts_with(&**old)).await;
+    eventually("the journal begins anew", async || !redis.value(journal).await.starts_with(old)).await;
     eventually("and the purge is announced again", async || redis.number(&["STRLEN", journal]).await == 200).await;
     let config = super::sidecar(fleet.origin.address(), &shared(vec![redis.address()]));
     let fresh = Sidecar::start(config, fleet.clock.clone()).await;

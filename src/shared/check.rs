@@ -78,6 +78,9 @@ impl ConnectionCheck {
                 return Err(format!("the server does not know {command}: is it Redis or Valkey, and no Sentinel?"));
             }
         }
+        if let Some(Refusal { code, .. }) = refusals.first().filter(|_| refusals.len() == replies.len()) {
+            return Err(format!("the server answers with errors alone: {code}"));
+        }
         let role = self.commands.iter().zip(replies).find(|(command, _)| command.name == "ROLE");
         match role {
             Some((_, Value::Array(role))) if role.first() != Some(&Value::BulkString(b"master".to_vec())) => {

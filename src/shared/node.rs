@@ -281,7 +281,9 @@ impl Node {
         let is_redirection = |code| check.cluster && matches!(code, "MOVED" | "ASK" | "TRYAGAIN");
         let refusals = refusals(commands, replies).filter(|refusal| !is_redirection(refusal.code));
         let refusals: Vec<Refusal<'_>> = refusals.collect();
-        if operation == Operation::Get && refusals.len() == replies.len() {
+        // A full server refuses all that is written.
+        let reads = matches!(operation, Operation::Get | Operation::Sync);
+        if reads && refusals.len() == replies.len() {
             self.failed(connection, operation, "the server answers with errors alone");
         } else {
             failures_of(operation, connection).store(0, Ordering::Relaxed);

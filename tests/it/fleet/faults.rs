@@ -139,6 +139,22 @@ async fn a_server_that_becomes_a_replica_is_left_for_the_one_that_its_name_leads
     .await;
 }
 
+#[tokio::test]
+async fn a_server_that_answers_with_errors_alone_is_not_used_until_it_is_well() {
+    let redis = Redis::with(&["--busy-reply-threshold", "50"]).await;
+    let fleet = Fleet::start(&redis, 1).await;
+    let sidecar = &fleet.sidecars[0];
+    // A script of somebody else's: the server answers all else with BUSY.
+    let (endless, killed) = tokio::join!(redis.try_ask(&["EVAL", "while true do end", "0"]), async {
+        let is_told = async || sidecar.alerts().await.contains("the server answers with errors alone: BUSY");
+        eventually("it is told", is_told).await;
+        assert_eq!(sidecar.client.batch("t", &["1"]).await.ids(), ["1"]);
+        redis.try_ask(&["SCRIPT", "KILL"]).await
+    });
+    assert!(endless.is_err() && killed.is_ok(), "{endless:?} {killed:?}");
+    sidecar.tier_is(true).await;
+}
+
 /// Regression: small round trips fitted, so the breaker closed again at once.
 #[tokio::test]
 async fn a_link_too_slow_for_look_ups_keeps_the_breaker_open_although_small_replies_fit() {

@@ -134,6 +134,9 @@ async fn sentinels_have_a_login_of_their_own() {
     assert_eq!(fleet.sidecars[0].client.batch("t", &["1"]).await.ids(), ["1"]);
     tier.sentinel = Some("another".to_owned());
     told(&tier, "knows no master of the name in shared.sentinel").await;
+    let mut plain = shared(vec![sentinel.address()]);
+    plain.password_file = Some(password(b"of-the-sentinels"));
+    told(&plain, "the server does not know EXPIRE: is it Redis or Valkey, and no Sentinel?").await;
     tier.sentinel = Some("mymaster".to_owned());
     tier.url[0].address = NodeAddress::tcp("127.0.0.1", master.port.number());
     tier.sentinel_password_file = Some(password(b"of the servers"));

@@ -1,6 +1,7 @@
 //! Batch APIs, by their descriptions ([`BatchApi`]): reading requests ([`request`]) and answers ([`answer`]), and writing calls
 //! ([`call`]). A newcomer starts at [`request::Batch`]. May use the leaves alone.
 
+mod alike;
 pub mod answer;
 pub mod call;
 pub mod envelope;

@@ -30,6 +30,7 @@ use crate::auth::{Identity, Key};
 use crate::clock::Moment;
 use crate::config::CacheConfig;
 use crate::telemetry::metrics::{Counters, Eviction, Metrics};
+pub(crate) use entry::Item;
 pub use entry::{Entry, ItemDetails};
 use purges::{Marks, Purges};
 use refusals::Refusals;

@@ -1,9 +1,8 @@
-//! The ceiling of a comparison: a bare hyper server that answers every request with the same bytes.
+//! The ceiling of a comparison: a bare hyper server that reads every request and answers with the same bytes.
 //!
 //! The difference between the ceiling and a real server is that server's own work; no server on this stack is faster.
 //! `ceiling FILE` answers with FILE's content on a free port, which it prints.
 
-use std::convert::Infallible;
 use std::error::Error;
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,7 +12,7 @@ use bytes::Bytes;
 use clap::Parser;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -80,10 +79,13 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let stream = TokioIo::new(stream);
-    let answer = service_fn(move |_: Request<Incoming>| {
+    let answer = service_fn(move |request: Request<Incoming>| {
         let mut response = Response::new(Full::new(body.clone()));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        async move { Ok::<_, Infallible>(response) }
+        async move {
+            request.into_body().collect().await?;
+            Ok::<_, hyper::Error>(response)
+        }
     });
     if h2 {
         http2::Builder::new(TokioExecutor::new()).serve_connection(stream, answer).await.ok()

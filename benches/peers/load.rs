@@ -2,6 +2,7 @@
 //!
 //! `load ADDRESS FILE TOKEN BYTES` cycles through FILE, a target on each line, and prints one line of JSON. HTTP/1 has one
 //! request at a time on each connection; HTTP/2 has several. Every answer must be a 200 with a list of links of about BYTES bytes.
+//! With `--post TARGET` each line of FILE is the body of a POST of git-lfs (HTTP/1 only).
 //!
 //! It costs little, so that the server's core is full first: requests are written out beforehand, and of an HTTP/1 answer
 //! only the status, the length and the last bytes are read. It never sleeps, so no server pays for waking it.
@@ -28,8 +29,8 @@ use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 use tokio_rustls::TlsConnector;
 
-/// Every answer is a list of links.
-const END: &[u8] = b"]}";
+/// Every answer ends with an object that has a list of links.
+const END: &[u8] = b"}";
 /// At first; grows with an answer that is larger.
 const BUFFER_BYTES: usize = 256 << 10;
 /// HTTP/2's flow control never delays an answer.
@@ -49,6 +50,8 @@ struct Arguments {
     /// Ends after one pass through FILE, or earlier after --seconds.
     #[arg(long)]
     once: bool,
+    #[arg(long, value_name = "TARGET", conflicts_with = "h2")]
+    post: Option<String>,
     /// HTTP/2, with this many streams on each connection.
     #[arg(long, value_name = "STREAMS")]
     h2: Option<usize>,
@@ -136,6 +139,18 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn requests(arguments: &Arguments) -> Result<Requests, Box<dyn Error>> {
     let Arguments { address, token, tls, .. } = arguments;
     let targets = std::fs::read_to_string(&arguments.file)?;
+    if let Some(target) = &arguments.post {
+        let media_type = "application/vnd.git-lfs+json";
+        let write = |body: &str| {
+            let length = body.len();
+            format!(
+                "POST {target} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\nAccept: {media_type}\r\n\
+                 Content-Type: {media_type}\r\nContent-Length: {length}\r\n\r\n{body}"
+            )
+            .into_bytes()
+        };
+        return Ok(Requests::Http1(targets.lines().map(write).collect()));
+    }
     if arguments.h2.is_none() {
         let write =
             |target| format!("GET {target} HTTP/1.1\r\nHost: {address}\r\nX-Auth-Token: {token}\r\n\r\n").into_bytes();

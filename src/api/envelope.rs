@@ -69,18 +69,24 @@ impl Envelope {
     /// Merges the items' texts into one body, in the order given.
     pub fn merge<'a>(&self, texts: impl Iterator<Item = &'a [u8]> + Clone) -> Bytes {
         let items = texts.clone().map(|text| text.len() + 1).sum();
-        self.merge_sized(texts, self.merged_length(items))
+        self.merge_sized(texts, |text, body| body.extend_from_slice(text), self.merged_length(items))
     }
 
-    /// As [`Self::merge`], for a body of a known length: a buffer that is not full would be copied when it becomes `Bytes`.
-    pub(crate) fn merge_sized<'a>(&self, texts: impl Iterator<Item = &'a [u8]>, length: usize) -> Bytes {
+    /// As [`Self::merge`], of items that `write` writes, for a body of a known length: a buffer that is not full would be copied when it
+    /// becomes `Bytes`.
+    pub(crate) fn merge_sized<I>(
+        &self,
+        items: impl Iterator<Item = I>,
+        write: impl Fn(I, &mut Vec<u8>),
+        length: usize,
+    ) -> Bytes {
         let mut body = Vec::with_capacity(length);
         body.extend_from_slice(self.head());
-        for (index, text) in texts.enumerate() {
+        for (index, item) in items.enumerate() {
             if index > 0 {
                 body.push(b',');
             }
-            body.extend_from_slice(text);
+            write(item, &mut body);
         }
         body.extend_from_slice(self.tail());
         Bytes::from(body)

@@ -20,6 +20,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::alike::{self, Alike};
 use super::id::{self, Group};
 use super::json::{self, Members};
 use super::misfit::Misfit;
@@ -227,8 +228,11 @@ impl<'r> Batch<'r> {
             return Err(misfit(Misfit::Group));
         }
         let list = find(list).ok_or(misfit(Misfit::NoList))?.get();
-        let ids: Option<Vec<Id<'r>>> = match json::plain_strings(list) {
-            Some(strings) => strings.into_iter().map(|written| plain_id(api, written)).collect(),
+        let ids: Option<Vec<Id<'r>>> = match alike(api, list) {
+            Some(Alike { elements, have_more }) => {
+                let id = |(name, written)| Id { name: Cow::Borrowed(name), written, is_qualified: have_more };
+                elements.into_iter().map(id).map(|id| is_id(api, &id.name).then_some(id)).collect()
+            }
             None => json::elements(list)
                 .and_then(|elements| elements.into_iter().map(|element| id_of(api, element)).collect()),
         };
@@ -268,10 +272,13 @@ impl Id<'_> {
     }
 }
 
-/// The id that a string without escapes names.
-fn plain_id<'r>(api: &BatchApi, written: &'r str) -> Option<Id<'r>> {
-    let name = written.get(1..written.len().checked_sub(1)?)?;
-    is_id(api, name).then_some(Id { name: Cow::Borrowed(name), written, is_qualified: api.ids.key.is_some() })
+/// The elements of the list in a body, if they are alike.
+fn alike<'r>(api: &BatchApi, list: &'r str) -> Option<Alike<'r>> {
+    match api.ids.key.as_ref().map(Pointer::tokens) {
+        None => alike::read(list, None),
+        Some([key]) => alike::read(list, Some(key)),
+        Some(_) => None,
+    }
 }
 
 /// The id that an element of the list names.
@@ -372,13 +379,15 @@ fn has_ids(query: &str, name: Option<&str>) -> bool {
     query.split('&').any(is_ids)
 }
 
-/// Splits at an ASCII character. (`str::split` is several times slower on pieces this short: docs/BENCHMARKS.md.)
+/// Splits at an ASCII character. (`str::split`, and a search by vectors, take longer on pieces this short: docs/BENCHMARKS.md.)
 fn pieces(text: &str, separator: u8) -> impl Iterator<Item = &str> {
-    let ends = memchr_iter(separator, text.as_bytes()).chain([text.len()]);
-    ends.scan(0, move |begin, end| {
-        let piece = text.get(*begin..end);
-        *begin = end + 1;
-        piece
+    let separator = memchr::arch::all::memchr::One::new(separator);
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let end = separator.find(text.as_bytes());
+        rest = end.and_then(|end| text.get(end + 1..));
+        end.map_or(Some(text), |end| text.get(..end))
     })
 }
 

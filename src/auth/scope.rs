@@ -1,5 +1,6 @@
 //! Scopes, and the keys of entries in them.
 
+use std::cell::OnceCell;
 use std::hash::Hasher;
 
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, ORIGIN, USER_AGENT, VARY};
@@ -39,12 +40,9 @@ impl Scope {
         Scope(self.hash(purpose).with(fields.map(Some)))
     }
 
-    /// The key of an id of a batch in this scope. The rest of its element is part of the key.
-    pub fn key_of(self, id: &Id<'_>) -> Key {
-        match id.qualifier() {
-            None => self.key(&id.name),
-            Some(element) => self.of_fields(b"element", [element.as_bytes()].into_iter()).key(&id.name),
-        }
+    /// The keys of a batch's ids in this scope.
+    pub fn keys(self) -> Keys {
+        Keys { ids: self, elements: OnceCell::new() }
     }
 
     /// A hash whose key is this scope, which nobody can guess.
@@ -67,6 +65,22 @@ impl Scope {
     #[cfg(test)]
     pub(crate) fn of_test(number: u128) -> Self {
         Self(number)
+    }
+}
+
+/// The keys of ids in one scope.
+pub struct Keys {
+    /// The scope of ids of which nothing is said besides.
+    ids: Scope,
+    /// That of elements, by their text, in which the id is.
+    elements: OnceCell<Scope>,
+}
+
+impl Keys {
+    /// The key of an id. The rest of its element is part of the key.
+    pub fn of(&self, id: &Id<'_>) -> Key {
+        let elements = || *self.elements.get_or_init(|| self.ids.of_fields(b"element", std::iter::empty()));
+        id.qualifier().map_or_else(|| self.ids.key(&id.name), |element| elements().key(element))
     }
 }
 

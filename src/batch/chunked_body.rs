@@ -13,26 +13,33 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::api::envelope::Envelope;
-use crate::cache::Entry;
+use crate::cache::{Entry, Item};
+use crate::clock::Moment;
 
 /// The most bytes of a body that is merged at once, and of a chunk of a larger one.
 pub(super) const CHUNK: usize = 64 << 10;
 
 /// The merged items of entries.
 pub(super) struct ChunkedBody {
-    /// Entries with an item.
-    entries: IntoIter<Entry>,
+    /// Entries with an item, and whether each is new ([`Entry::item`]).
+    entries: IntoIter<(Entry, bool)>,
     envelope: Arc<Envelope>,
+    /// When the batch is answered.
+    now: Moment,
     remaining: usize,
     has_begun: bool,
 }
 
 impl ChunkedBody {
-    /// The items of `entries` in `envelope`, in their order.
-    pub(super) fn new(envelope: Arc<Envelope>, entries: impl Iterator<Item = Entry>) -> Self {
-        let entries: Vec<Entry> = entries.filter(|entry| entry.text().is_some()).collect();
-        let remaining = envelope.merged_length(entries.iter().map(|entry| text(entry).len() + 1).sum());
-        Self { entries: entries.into_iter(), envelope, remaining, has_begun: false }
+    /// The items of `entries` in `envelope`, in their order, of so many bytes in all.
+    pub(super) fn new(
+        envelope: Arc<Envelope>,
+        entries: impl Iterator<Item = (Entry, bool)>,
+        length: usize,
+        now: Moment,
+    ) -> Self {
+        let entries: Vec<_> = entries.filter(|(entry, _)| entry.text().is_some()).collect();
+        Self { entries: entries.into_iter(), envelope, now, remaining: length, has_begun: false }
     }
 
     fn next_chunk(&mut self) -> Bytes {
@@ -41,11 +48,11 @@ impl ChunkedBody {
             chunk.extend_from_slice(self.envelope.head());
         }
         // A comma goes with the item before it.
-        while let Some(entry) = self.entries.as_slice().first() {
-            if !chunk.is_empty() && chunk.len() + text(entry).len() >= CHUNK {
+        while let Some(item) = self.next_item() {
+            if !chunk.is_empty() && chunk.len() + item.len() >= CHUNK {
                 break;
             }
-            chunk.extend_from_slice(text(entry));
+            item.write(&mut chunk);
             self.entries.next();
             let is_last = self.entries.as_slice().is_empty();
             chunk.extend_from_slice(if is_last { self.envelope.tail() } else { b"," });
@@ -53,10 +60,11 @@ impl ChunkedBody {
         self.remaining = self.remaining.saturating_sub(chunk.len());
         Bytes::from(chunk)
     }
-}
 
-fn text(entry: &Entry) -> &[u8] {
-    entry.text().unwrap_or_default()
+    fn next_item(&self) -> Option<Item<'_>> {
+        let (entry, is_new) = self.entries.as_slice().first()?;
+        entry.item(self.now, *is_new)
+    }
 }
 
 impl Body for ChunkedBody {
@@ -91,10 +99,13 @@ mod tests {
     proptest! {
         #[test]
         fn the_chunks_are_the_body_that_is_merged_at_once(lengths in proptest::collection::vec(1_usize..100_000, 1..12)) {
-            let deadlines = Deadlines::absent(Clock::simulated(0).now(), Duration::from_secs(1));
+            let now = Clock::simulated(0).now();
+            let deadlines = Deadlines::absent(now, Duration::from_secs(1));
             let envelope = Arc::new(Envelope::of(&crate::api::BatchApi::preset("huawei-osm").unwrap()).unwrap());
             let texts: Vec<String> = lengths.iter().map(|length| "x".repeat(*length)).collect();
-            let mut body = ChunkedBody::new(Arc::clone(&envelope), texts.iter().map(|text| Entry::new(Some(text), deadlines)));
+            let entries = texts.iter().map(|text| (Entry::new(Some(text), deadlines), false));
+            let length = envelope.merged_length(lengths.iter().map(|length| length + 1).sum());
+            let mut body = ChunkedBody::new(Arc::clone(&envelope), entries, length, now);
             let mut whole = Vec::new();
             let mut remaining = body.size_hint().exact().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

@@ -66,12 +66,25 @@ impl Summary {
 }
 
 /// The body. Its length is exact, so hyper sends a Content-Length.
-fn body<'l>(envelope: &Arc<Envelope>, entries: impl Iterator<Item = (&'l Entry, IdResult)>, items: usize) -> Body {
-    let length = envelope.merged_length(items);
+fn body<'l>(
+    envelope: &Arc<Envelope>,
+    entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone,
+    summary: &Summary,
+    now: Moment,
+) -> Body {
+    let is_new = |result| result == IdResult::Fetched;
+    let items = || entries.clone().filter_map(|(entry, result)| entry.item(now, is_new(result)));
+    let bytes = if summary.has_spans { items().map(|item| item.len() + 1).sum() } else { summary.items };
+    let length = envelope.merged_length(bytes);
     if length > CHUNK {
-        return stream(ChunkedBody::new(Arc::clone(envelope), entries.map(|(entry, _)| entry.clone())));
+        let entries = entries.map(|(entry, result)| (entry.clone(), is_new(result)));
+        stream(ChunkedBody::new(Arc::clone(envelope), entries, length, now))
+    } else if summary.has_spans {
+        whole(envelope.merge_sized(items(), |item, body| item.write(body), length))
+    } else {
+        let texts = entries.filter_map(|(entry, _)| entry.text());
+        whole(envelope.merge_sized(texts, |text, body| body.extend_from_slice(text), length))
     }
-    whole(envelope.merge_sized(entries.filter_map(|(entry, _)| entry.text()), length))
 }
 
 /// Whether entries that came with their envelopes have one in common, so that one answer can be made of them.
@@ -116,28 +129,10 @@ impl BatchRoute {
         form: Form,
         now: Moment,
     ) -> Reply {
-        if !summary.has_spans {
-            return self.merged_as_kept(entries, summary, fetched, form, now);
-        }
-        let rewritten: Vec<(Entry, IdResult)> =
-            entries.map(|(entry, result)| (entry.as_of(now, result == IdResult::Fetched), result)).collect();
-        let entries = rewritten.iter().map(|(entry, result)| (entry, *result));
-        let summary = Summary::of(entries.clone(), now);
-        self.merged_as_kept(entries, &summary, fetched, form, now)
-    }
-
-    fn merged_as_kept<'l>(
-        &self,
-        entries: impl Iterator<Item = (&'l Entry, IdResult)> + Clone,
-        summary: &Summary,
-        fetched: &Fetched,
-        form: Form,
-        now: Moment,
-    ) -> Reply {
         let own = self.template.envelope.as_ref();
         let kept = entries.clone().next().and_then(|(entry, _)| entry.envelope());
         let Some(envelope) = kept.or(own) else { return error(Error::NoAnswer(NoAnswer::Lost)) };
-        let body = body(envelope, entries.clone(), summary.items);
+        let body = body(envelope, entries.clone(), summary, now);
         let tally = observe(entries, &self.api_metrics, now);
         let is_stale = tally.count(IdResult::Stale) > 0;
         let max_age = (summary.stored && !is_stale && !summary.has_spans).then_some(summary.fresh_left);

@@ -113,9 +113,9 @@ pub(super) fn distinct<'b, 'r>(batch: &'b Batch<'r>, scope: Scope, most: usize) 
     let mut ids: Vec<(&Id<'_>, Key)> = Vec::with_capacity(room);
     // A hash table of places in `ids`, each one more than it is; 0 is free. The standard library's set takes four times as long.
     let mut places = vec![0_u32; (2 * room).next_power_of_two()];
-    let mask = places.len() - 1;
+    let (mask, keys) = (places.len() - 1, scope.keys());
     for id in &batch.ids {
-        let key = scope.key_of(id);
+        let key = keys.of(id);
         let mut slot = key.part() as usize & mask;
         let is_new = loop {
             let Some(place) = places.get_mut(slot) else { break false };

@@ -33,6 +33,40 @@ pub struct ItemDetails {
     pub spans: Box<[(Range<usize>, u64)]>,
 }
 
+/// An item as it is answered: its text, with what is left of its spans.
+#[derive(Clone, Copy)]
+pub(crate) struct Item<'e> {
+    text: &'e [u8],
+    spans: &'e [(Range<usize>, u64)],
+    /// Seconds since its call was sent.
+    age: u64,
+}
+
+impl Item<'_> {
+    /// Bytes that it has.
+    pub(crate) fn len(&self) -> usize {
+        let change = |length: usize, (place, seconds): &(Range<usize>, u64)| {
+            length.saturating_sub(place.len()) + itoa::Buffer::new().format(self.left(*seconds)).len()
+        };
+        self.spans.iter().fold(self.text.len(), change)
+    }
+
+    /// Appends it to a body.
+    pub(crate) fn write(&self, body: &mut Vec<u8>) {
+        let mut from = 0;
+        for (place, seconds) in self.spans {
+            body.extend_from_slice(self.text.get(from..place.start).unwrap_or_default());
+            body.extend_from_slice(itoa::Buffer::new().format(self.left(*seconds)).as_bytes());
+            from = place.end;
+        }
+        body.extend_from_slice(self.text.get(from..).unwrap_or_default());
+    }
+
+    fn left(&self, seconds: u64) -> u64 {
+        seconds.saturating_sub(self.age)
+    }
+}
+
 impl ItemDetails {
     /// The details of `item`, or of an id without one, in this envelope; `None` if there is nothing to say.
     pub fn of(item: Option<&AnswerItem>, envelope: Option<&Arc<Envelope>>) -> Option<Self> {
@@ -86,23 +120,13 @@ impl Entry {
         self.details().is_some_and(|details| !details.spans.is_empty())
     }
 
-    /// The same item, with what is left of its spans: without the seconds since its call was sent, the one that has begun included,
-    /// unless the item `is_new`, and goes to those who made the call.
-    pub(crate) fn as_of(&self, now: Moment, is_new: bool) -> Self {
-        let (Some(details), Some(text)) = (self.details().filter(|_| self.has_spans()), self.text()) else {
-            return self.clone();
-        };
-        let age = self.deadlines().age(now);
-        let age = if is_new { age / 1000 } else { age.div_ceil(1000) };
-        let (mut rewritten, mut from) = (Vec::with_capacity(text.len()), 0);
-        for (place, seconds) in &details.spans {
-            rewritten.extend_from_slice(text.get(from..place.start).unwrap_or_default());
-            rewritten.extend_from_slice(itoa::Buffer::new().format(seconds.saturating_sub(age)).as_bytes());
-            from = place.end;
-        }
-        rewritten.extend_from_slice(text.get(from..).unwrap_or_default());
-        let header = Header { deadlines: *self.deadlines(), details: Some(Arc::clone(details)) };
-        Self(ThinArc::from_header_and_slice(header, &rewritten))
+    /// Its item as it is answered at `now`. What is left of its spans is without the seconds since its call was sent, the one that has
+    /// begun included, unless the item `is_new`, and goes to those who made the call. `None`: the endpoint left the id out.
+    pub(crate) fn item(&self, now: Moment, is_new: bool) -> Option<Item<'_>> {
+        let text = self.text()?;
+        let spans = self.details().map_or(&[][..], |details| &details.spans);
+        let age = if spans.is_empty() { 0 } else { self.deadlines().age(now) };
+        Some(Item { text, spans, age: if is_new { age / 1000 } else { age.div_ceil(1000) } })
     }
 
     /// The same item, to be answered once and not stored.

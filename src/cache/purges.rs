@@ -312,6 +312,7 @@ pub(super) struct LockedMarks<'p> {
 }
 
 impl LockedMarks<'_> {
+    #[inline]
     pub(super) fn cover(&self, id: &str, sent: Moment) -> bool {
         let last = || self.table.as_ref().and_then(|(api, table)| table.last_of_id(*api, id));
         sent.monotonic < self.floor || last().is_some_and(|last| sent.monotonic <= last)

@@ -283,19 +283,21 @@ impl Node {
         let refusals: Vec<Refusal<'_>> = refusals.collect();
         // A full server refuses all that is written.
         let reads = matches!(operation, Operation::Get | Operation::Sync);
-        if reads && refusals.len() == replies.len() {
-            self.failed(connection, operation, "the server answers with errors alone");
-        } else {
+        let is_answer = !reads || refusals.len() < replies.len();
+        if is_answer {
             failures_of(operation, connection).store(0, Ordering::Relaxed);
         }
         let Some(Refusal { command, code, .. }) = refusals.first() else { return };
         self.options.metrics.shared.failures.of(SharedFailure::Reply).inc();
-        match check.why_unusable(&refusals) {
-            Some(reason) => self.close(connection, &reason),
-            None => self.refused.when_due(|suppressed| {
-                let server = format_args!("{}", self.address);
-                events::SharedRefusal { server, command, code, suppressed }.log();
-            }),
+        if let Some(reason) = check.why_unusable(&refusals) {
+            return self.close(connection, &reason);
+        }
+        self.refused.when_due(|suppressed| {
+            let server = format_args!("{}", self.address);
+            events::SharedRefusal { server, command, code, suppressed }.log();
+        });
+        if !is_answer {
+            self.failed(connection, operation, "the server answers with errors alone");
         }
     }
 

@@ -67,11 +67,12 @@ impl Sentinels {
             .arg(&self.master)
             .of_right("SENTINEL|GET-MASTER-ADDR-BY-NAME");
         let replies = sentinel.run(Operation::Sync, vec![ask], TIMEOUT).await;
-        if let Some(reason) = sentinel.outage() {
-            return Err(reason);
-        }
-        let reason = match replies.as_deref() {
-            Some([Value::Array(place)]) => match place.as_slice() {
+        let reason = match (replies.as_deref(), sentinel.outage()) {
+            (Some([Value::ServerError(error)]), _) if error.code() == "ERR" => {
+                "is no Sentinel: shared.url has to name Sentinels, or remove shared.sentinel"
+            }
+            (_, Some(reason)) => return Err(reason),
+            (Some([Value::Array(place)]), _) => match place.as_slice() {
                 [Value::BulkString(host), Value::BulkString(port)] => {
                     let text = |bytes| std::str::from_utf8(bytes).ok();
                     let place = text(host).zip(text(port).and_then(|port| port.parse().ok()));
@@ -82,10 +83,7 @@ impl Sentinels {
                 }
                 _ => "the Sentinel names no address",
             },
-            Some([Value::Nil]) => "the Sentinel knows no master of the name in shared.sentinel",
-            Some([Value::ServerError(_)]) => {
-                "is no Sentinel: shared.url has to name Sentinels, or remove shared.sentinel"
-            }
+            (Some([Value::Nil]), _) => "the Sentinel knows no master of the name in shared.sentinel",
             _ => "the Sentinel does not answer",
         };
         Err(format!("{address}: {reason}"))

@@ -21,14 +21,15 @@ const BATCHES_A_SECOND: f64 = 2.0;
 const BATCH_IDS: usize = 20;
 /// From a call's start until its links are in the tier, in seconds: a WAN round trip and what the endpoint takes.
 const CALL: f64 = 0.060;
-/// Between one look of a waiter at the tier and the next, in seconds (`fetch` backs off; this is its longest pause).
-const POLL: f64 = 0.020;
+/// Between one look of a waiter at the tier and the next, in seconds at first, and how much longer each pause is (`fetch`).
+const FIRST_PAUSE: f64 = 0.004;
+const PAUSE_GROWTH: f64 = 1.25;
 /// `freshness.min_remaining` and `freshness.max`, in seconds.
 const MIN_REMAINING: f64 = 60.0;
 const MAX_FRESH: f64 = 600.0;
-/// Bytes of a key, and of a value: an item of 568 bytes, its deadlines and its stamp, sealed, in base64.
-const KEY_BYTES: f64 = 44.0;
-const VALUE_BYTES: f64 = 892.0;
+/// Bytes of a key, and of a value: an item of 568 bytes, its deadlines and its stamp, sealed.
+const KEY_BYTES: f64 = 35.0;
+const VALUE_BYTES: f64 = 681.0;
 
 /// What stands behind a sidelink's memory.
 #[derive(Clone, Copy, PartialEq)]
@@ -128,9 +129,13 @@ fn simulate(sidelinks: usize, period: f64, behind: Behind) -> Result<(Counts, f6
         }
         if behind == Behind::TierWithLeases && owned > 0 {
             step.get(owned);
-            let polls = (longest_wait / POLL).ceil() as usize;
-            step.round_trips += polls;
-            step.keys += polls * (owned - step.asked);
+            // The pauses are a geometric series.
+            let polls = (1.0 + longest_wait / FIRST_PAUSE * (PAUSE_GROWTH - 1.0)).log(PAUSE_GROWTH).ceil() as usize;
+            // Of the lease and of the link.
+            (0..polls).for_each(|_| step.get(2 * (owned - step.asked)));
+            if step.asked > 0 {
+                step.get(step.asked); // The release.
+            }
         }
         if behind != Behind::Endpoint && step.asked > 0 {
             step.get(step.asked);

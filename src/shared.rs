@@ -374,6 +374,7 @@ impl TierState {
             if !commands.is_empty() {
                 state.store.run(Operation::Put, commands, state.config.timeout).await;
             }
+            // Releases the leases.
             drop(update);
         });
     }

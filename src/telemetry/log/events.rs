@@ -211,7 +211,7 @@ events! {
         WARN "the shared tier refuses a command" SharedRefusal<'a> { server: Arguments<'a>, command: &'a str, code: &'a str, suppressed: u64, }
         /// Logged once, until scripts work again; they are tried every 30 seconds. Allow `EVAL` and `PEXPIRE` ([FLEET.md](FLEET.md#set-it-up)). `code` as in `the shared tier refuses a command`.
         WARN "the shared tier refuses scripts: leases on ids are neither renewed nor released, and end by themselves" ScriptsRefused<'a> { code: &'a str, }
-        /// Logged once, until a lease is granted again; one batch tries every 30 seconds. `waits` is the number of batches in a row that waited for another sidecar's links and got neither a link nor a lease.
+        /// Logged once, until a lease is granted again; one batch tries every 30 seconds. `waits` is the number of batches in a row that waited for another sidecar's links and got neither a link nor a lease: the server is wrong, or the endpoint takes longer than `shared.lease_wait`.
         WARN "the shared tier grants no leases: ids are fetched without them" LeasesDenied { waits: u32, }
         /// Said again every five minutes while it lasts. `fleet` is the fingerprint of this sidecar's fleet, `others` are those of other fleets that use the same server, database and prefix. What to compare: [FLEET.md](FLEET.md#is-it-one-fleet).
         WARN "another fleet uses the shared tier under the same prefix; neither sees the other's links and purges" SharedSplit<'a> { fleet: Arguments<'a>, others: &'a str, }

@@ -108,7 +108,7 @@ async fn a_sidecar_that_waits_for_a_failed_call_goes_on_at_once() {
 }
 
 #[tokio::test]
-async fn a_lease_owner_that_dies_costs_one_lease() {
+async fn a_batch_waits_for_another_sidecar_for_lease_wait_at_most() {
     let redis = Redis::start().await;
     let mut tier = shared(vec![redis.address()]);
     tier.lease_wait = Duration::from_millis(300);

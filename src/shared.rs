@@ -6,12 +6,15 @@
 //! opens (`sealing`), has not expired (`values`), and nothing was purged or revoked since its writer asked the endpoint
 //! (`journal`).
 
+mod check;
 mod fleets;
 mod journal;
+mod layout;
 mod leases;
 mod node;
 mod record;
 mod sealing;
+mod sentinel;
 mod store;
 mod sync;
 pub mod testing;
@@ -41,7 +44,6 @@ use journal::Journal;
 pub use leases::Lease;
 pub(crate) use leases::LeaseState;
 use leases::LeaseTable;
-use node::ConnectOptions;
 use record::JournalEvent;
 pub use record::Stamp;
 use sealing::{FleetKey, ScopeKeys};
@@ -86,8 +88,10 @@ pub struct TierState {
     leases: Arc<LeaseTable>,
     /// Whether the journals are known: without them no value counts.
     usable: AtomicBool,
+    /// Why the tier is down, for an operator.
+    outage: Mutex<Option<String>>,
     closing: AtomicBool,
-    wake: Notify,
+    wake: Arc<Notify>,
     writes: Arc<Semaphore>,
     unaccepted_revocations: TpsBudget,
     caller_states: Arc<CallerStates>,
@@ -196,18 +200,19 @@ impl TierState {
         names.extend(config.callers.scope_headers.iter().map(ToString::to_string));
         let own = secrets.iter().map(|fleet| fleet.key.fingerprint(&names)).collect();
         show_state(&metrics.shared.breaker_state, BreakerState::Open);
-        let options = ConnectOptions::new(shared, tls, Arc::clone(&metrics));
+        let wake = Arc::new(Notify::new());
         Self {
             freshness: config.freshness.clone(),
             revalidate: millis(config.callers.revalidate),
             secrets,
             fleets: Mutex::new(Fleets::new(own)),
-            store: Store::new(options, shared.nodes(), shared.cluster),
+            store: Store::new(shared, tls, &wake, &metrics),
             leases: Arc::default(),
             config: shared.clone(),
             usable: AtomicBool::new(false),
+            outage: Mutex::default(),
             closing: AtomicBool::new(false),
-            wake: Notify::new(),
+            wake,
             writes: Arc::new(Semaphore::new(WRITES)),
             unaccepted_revocations: TpsBudget::new(Duration::from_secs(10), UNACCEPTED_REVOCATIONS_A_SECOND, 0.0),
             caller_states,
@@ -219,6 +224,11 @@ impl TierState {
 
     pub(crate) fn is_usable(&self) -> bool {
         self.usable.load(Ordering::Acquire)
+    }
+
+    /// Why the tier is down, for an operator; `None` while it is up.
+    pub(crate) fn outage(&self) -> Option<String> {
+        self.outage.lock().clone()
     }
 
     /// This sidecar's fleet, and other fleets that use the same server, database and prefix.
@@ -333,7 +343,9 @@ impl TierState {
             };
             let is_followed = match known {
                 Some(known) if length == known => true,
-                Some(known) if length > known => matches!(self.read_news(fleet, self.config.timeout).await, Ok(true)),
+                Some(known) if length > known => {
+                    matches!(self.read_news(fleet, false, self.config.timeout).await, Ok(true))
+                }
                 _ => false,
             };
             if !is_followed {

@@ -11,7 +11,7 @@ use sidelink::cache::Entry;
 use sidelink::cache::freshness::{AnswerFreshness, Expiry, expiry, judge};
 use sidelink::cache::purges::Target;
 use sidelink::clock::Clock;
-use sidelink::config::{Config, Endpoint, Secret, StoredSecret};
+use sidelink::config::{Config, Endpoint, Secret};
 use sidelink::shared::testing::Trial;
 use sidelink::shared::{Stamp, TierScope, TierUpdate};
 use sidelink::telemetry::metrics::Metrics;
@@ -128,17 +128,8 @@ impl Fleet {
         static METRICS: LazyLock<Arc<Metrics>> =
             LazyLock::new(|| Arc::new(Metrics::new(&Registry::new()).expect("the first of their names")));
         let config = Config::for_endpoint(Endpoint::parse("http://endpoint").unwrap());
-        let shared = sidelink::config::Shared {
-            url: Vec::new(),
-            cluster: false,
-            secret_file: StoredSecret { secret: vec![Secret::new(vec![b'x'; 32])], source: Default::default() },
-            username: None,
-            password_file: None,
-            ca_file: None,
-            prefix: "p:".into(),
-            timeout: Duration::from_millis(5),
-            lease_wait: Duration::ZERO,
-        };
+        let mut shared = sidelink::config::Shared::at(Vec::new(), vec![Secret::new(vec![b'x'; 32])]);
+        shared.prefix = "p:".into();
         // The fleet's clocks agree within two seconds.
         let clocks = [Clock::simulated(EPOCH), Clock::simulated(EPOCH + (i64::from(skew) - 128) * 15)];
         let sidecars = clocks.each_ref().map(|clock| Trial::new(&shared, &config, METRICS.clone(), clock.clone()));

@@ -344,7 +344,9 @@ fn shared_tier(state: &AdminState, counted: &Reading, now: Moment) -> Option<Ale
     }
     let since = state.process.history.tier_down_since().filter(|_| is_down);
     let (title, what) = if is_down {
-        ("The shared tier is down", format!("No round trip succeeds{}.", lasting(since, now)))
+        let reason = state.tier.as_ref().and_then(|tier| tier.outage());
+        let reason = reason.map_or_else(String::new, |reason| format!(" {reason}."));
+        ("The shared tier is down", format!("It is not used{}.{reason}", lasting(since, now)))
     } else {
         ("The shared tier fails", format!("{} of {} round trips failed.", failed, counted.shared_operations))
     };

@@ -1,6 +1,7 @@
 //! `[shared]`: the tier that a fleet shares, in Redis or Valkey.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::secret::{self, Secret, StoredSecret};
 use super::table::TableVisitor;
 
 const PORT: u16 = 6379;
+const DATABASES: RangeInclusive<i64> = 0..=1_000_000;
 /// Characters that a fleet's secret has at least: 32 of base64 are 192 bits.
 const SECRET_CHARS: usize = 32;
 /// Secrets at a time: the one that writes, and during a change one more that is read.
@@ -21,10 +23,16 @@ section! {
     /// `[shared]`. There is none by default.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Shared: pub fn at(nodes: Vec<NodeAddress>, secrets: Vec<Secret>) {
-        /// URL of the server: redis:// or rediss:// (TLS), host, port and database; a list of seed nodes for a Cluster.
+        /// URL of the server: redis:// or rediss:// (TLS), host, port and database, or unix:// and a path; a list of nodes of a Cluster, or of Sentinels.
         pub url: Vec<NodeUrl> = nodes.into_iter().map(|address| NodeUrl { tls: false, address, database: 0 }).collect(), texts(Some("names no node"), NodeUrl::parse).required("redis://redis.internal:6379/0");
         /// Whether the nodes are a Cluster.
         pub cluster: bool = false, flag();
+        /// The master's name at the Sentinels that url lists; the database in url is the master's.
+        pub sentinel: Option<String> = None, string_of("a master's name: visible ASCII characters", is_username).optional("mymaster");
+        /// The ACL user to log in as at the Sentinels.
+        pub sentinel_username: Option<String> = None, string_of("a user's name: visible ASCII characters", is_username).optional("sidelink");
+        /// File that holds the Sentinels' password and nothing else.
+        pub sentinel_password_file: Option<StoredSecret> = None, secret_file(secret::from_file).optional("/etc/sidelink/sentinel-password");
         /// File with the fleet's secret, 32 characters at least, the same for all; during a change of secret one more on a second line.
         pub secret_file: StoredSecret<Vec<Secret>> = StoredSecret { secret: secrets, ..StoredSecret::default() }, secret_file(fleet_secrets).required("/etc/sidelink/fleet-secret");
         /// The ACL user to log in as.
@@ -36,34 +44,47 @@ section! {
         /// Prefix of every key. Fleets that are meant to be apart take one each.
         pub prefix: String = "sidelink:".to_owned(), string_of("1 to 64 visible ASCII characters without braces", is_prefix);
         /// The longest that a round trip may take.
-        pub timeout: Duration = 5 * MILLISECOND, duration(MILLISECOND..=10 * SECOND);
+        pub timeout: Duration = 25 * MILLISECOND, duration(MILLISECOND..=10 * SECOND);
         /// The longest that a batch waits for ids that another sidecar fetches, if a call of its own would still have a fair time after that: longer than the endpoint takes. 0s: batches do not wait.
         pub lease_wait: Duration = 5 * SECOND, duration(Duration::ZERO..=MINUTE);
     }
 }
 
-/// A node's host and port.
+/// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct NodeAddress {
-    /// A name or an address; of IPv6 without its brackets.
-    pub host: String,
-    /// A port.
-    pub port: u16,
+pub enum NodeAddress {
+    /// At a port.
+    Tcp {
+        /// A name or an address; of IPv6 without its brackets.
+        host: String,
+        /// A port.
+        port: u16,
+    },
+    /// At a Unix socket.
+    Unix(PathBuf),
 }
 
 impl NodeAddress {
+    /// At a port of a host.
+    pub fn tcp(host: impl Into<String>, port: u16) -> Self {
+        Self::Tcp { host: host.into(), port }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let authority: Authority = text.parse().ok()?;
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = if authority.port().is_some() { authority.port_u16()? } else { PORT };
-        (!host.is_empty() && port != 0).then_some(Self { host, port })
+        (!host.is_empty() && port != 0).then_some(Self::Tcp { host, port })
     }
 }
 
 impl fmt::Display for NodeAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port } = self;
-        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
     }
 }
 
@@ -75,11 +96,21 @@ impl Shared {
             found.wrong("needs a url with rediss://");
         }
         table.needs("username", "password_file", "needs a password_file beside it");
+        table.needs("sentinel_username", "sentinel_password_file", "needs a sentinel_password_file beside it");
+        table.needs("sentinel_password_file", "sentinel", "needs sentinel beside it: the master's name");
+        if let Some(found) = table.find("sentinel").filter(|_| self.cluster) {
+            found.wrong("does not go with cluster = true: a Cluster needs no Sentinels");
+        }
         if let Some(found) = table.find("url") {
+            let is_one = !self.cluster && self.sentinel.is_none();
             if self.cluster && self.database() != 0 {
                 found.wrong("must not name a database: a Cluster has number 0 alone");
-            } else if !self.cluster && self.url.len() > 1 {
-                found.wrong("names a second node: only a Cluster has several; set cluster = true");
+            } else if is_one && self.url.len() > 1 {
+                found.wrong(
+                    "names a second node: only a Cluster and Sentinels are several; set cluster = true or sentinel",
+                );
+            } else if !is_one && self.url.iter().any(|url| matches!(url.address, NodeAddress::Unix(_))) {
+                found.wrong("must not name a Unix socket: the nodes of a Cluster and Sentinels have hosts");
             }
         }
     }
@@ -105,7 +136,7 @@ impl Shared {
 pub struct NodeUrl {
     /// `rediss://`.
     pub tls: bool,
-    /// Host and port.
+    /// Where it listens.
     pub address: NodeAddress,
     /// The database's number, 0 to 1 000 000; 0 in a Cluster.
     pub database: i64,
@@ -113,13 +144,29 @@ pub struct NodeUrl {
 
 impl fmt::Display for NodeUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}/{}", if self.tls { "rediss" } else { "redis" }, self.address, self.database)
+        let Self { tls, address, database } = self;
+        match address {
+            NodeAddress::Unix(path) if *database == 0 => write!(f, "unix://{}", path.display()),
+            NodeAddress::Unix(path) => write!(f, "unix://{}?db={database}", path.display()),
+            NodeAddress::Tcp { .. } => write!(f, "{}://{address}/{database}", if *tls { "rediss" } else { "redis" }),
+        }
     }
 }
 
 impl NodeUrl {
-    /// Reads `redis://host:port/database`; `before` are the URLs above it.
+    /// Reads `redis://host:port/database` or `unix:///path?db=database`; `before` are the URLs above it.
     fn parse(text: &str, before: &[Self]) -> Result<Self, String> {
+        let url = Self::parse_one(text)?;
+        if before.last().is_some_and(|other| (other.tls, other.database) != (url.tls, url.database)) {
+            return Err("must have the scheme and the database of the URL before".to_owned());
+        }
+        if before.iter().any(|other| other.address == url.address) {
+            return Err(format!("names {} twice", url.address));
+        }
+        Ok(url)
+    }
+
+    fn parse_one(text: &str) -> Result<Self, String> {
         let shown = || text.escape_debug().to_string();
         let (scheme, rest) = text
             .split_once("://")
@@ -127,8 +174,22 @@ impl NodeUrl {
         let tls = match scheme {
             "redis" | "valkey" => false,
             "rediss" | "valkeys" => true,
+            "unix" => {
+                let how = || {
+                    format!(
+                        "\"{}\" must be unix:// with an absolute path, and ?db= with the number of a database, if not 0",
+                        shown()
+                    )
+                };
+                let (path, query) = rest.split_once('?').unwrap_or((rest, "db=0"));
+                let number = query.strip_prefix("db=").and_then(|number| number.parse().ok());
+                let database = number.filter(|number| DATABASES.contains(number)).filter(|_| path.starts_with('/'));
+                let address = NodeAddress::Unix(path.into());
+                return Ok(Self { tls: false, address, database: database.ok_or_else(how)? });
+            }
             _ => {
-                return Err(format!("must begin with redis:// or rediss://, begins with {}://", scheme.escape_debug()));
+                let scheme = scheme.escape_debug();
+                return Err(format!("must begin with redis://, rediss:// or unix://, begins with {scheme}://"));
             }
         };
         let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
@@ -136,20 +197,13 @@ impl NodeUrl {
             // The message does not repeat it: it may contain a password.
             return Err("must not name a user or a password: use username and password_file".to_owned());
         }
-        let number = if database.is_empty() { Ok(0) } else { database.parse() };
-        let (Ok(database @ 0..=1_000_000), false) = (number, rest.contains(['?', '#'])) else {
-            return Err(format!("\"{}\" must end in its host and port, or in the number of a database", shown()));
-        };
+        let number = if database.is_empty() { Some(0) } else { database.parse().ok() };
+        let number = number.filter(|number| DATABASES.contains(number) && !rest.contains(['?', '#']));
+        let how = || format!("\"{}\" must end in its host and port, or in the number of a database", shown());
+        let database = number.ok_or_else(how)?;
         let address = NodeAddress::parse(authority);
         let address = address.ok_or_else(|| format!("\"{}\" does not name a host and a port", shown()))?;
-        let url = Self { tls, address, database };
-        if before.last().is_some_and(|other| (other.tls, other.database) != (tls, database)) {
-            return Err("must have the scheme and the database of the URL before".to_owned());
-        }
-        if before.iter().any(|other| other.address == url.address) {
-            return Err(format!("names {} twice", url.address));
-        }
-        Ok(url)
+        Ok(Self { tls, address, database })
     }
 }
 

@@ -100,10 +100,16 @@ impl Journal {
         self.has(stamp) && !events.iter().chain([&EVERYTHING]).any(|event| is_pending(event) || is_later(event))
     }
 
-    /// Reads the text from [`Journal::read_from`] on, of a journal that begins with `first`; returns the new events of other
-    /// sidecars. `None` if the known records are gone, or the text is no journal: it has to begin anew.
-    pub(super) fn read(&mut self, key: &FleetKey, first: &[u8], text: &[u8], now: Moment) -> Option<Vec<JournalEvent>> {
-        let news = text.strip_prefix(self.last_record.as_slice()).filter(|_| self.first() == Some(first));
+    /// Reads the text from [`Journal::read_from`] on, of a journal that begins with `first`, if that was read too; returns the new
+    /// events of other sidecars. `None` if the known records are gone, or the text is no journal: it has to begin anew.
+    pub(super) fn read(
+        &mut self,
+        key: &FleetKey,
+        first: Option<&[u8]>,
+        text: &[u8],
+        now: Moment,
+    ) -> Option<Vec<JournalEvent>> {
+        let news = text.strip_prefix(self.last_record.as_slice()).filter(|_| first.is_none() || self.first() == first);
         self.read_records(key, news?, now)
     }
 
@@ -222,7 +228,7 @@ mod tests {
         if journal.stamp().is_none() {
             journal.adopt(key, text.as_bytes(), NOW)
         } else {
-            journal.read(key, first, text.as_bytes().get(at..).unwrap_or_default(), NOW)
+            journal.read(key, Some(first), text.as_bytes().get(at..).unwrap_or_default(), NOW)
         }
     }
 

@@ -1,7 +1,8 @@
 //! One server: a connection that batches share, with a bound on the size of answers, and a breaker.
 //!
-//! A round trip costs a batch at most `shared.timeout`. After [`FAILURES`] in a row the connection is dropped; until the
-//! background task has made another, a round trip costs nothing.
+//! A round trip costs a batch at most `shared.timeout`. After [`FAILURES`] in a row the connection is closed, and at once after
+//! an error reply by which the server is of no use; until the background task has made another, a round trip costs nothing. A
+//! new connection is used only once it has passed the [`ConnectionCheck`], and has answered the look-up that last took too long.
 
 use std::io;
 use std::pin::Pin;
@@ -10,27 +11,37 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, Value};
+use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, RedisError, Value};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_util::either::Either;
 use tokio_util::task::AbortOnDropHandle;
 use tower::BoxError;
 
+use super::check::{ConnectionCheck, Refusal, refusals};
 use super::store::RedisCommand;
-use crate::config::{self, NodeAddress};
+use crate::config::{self, NodeAddress, StoredSecret};
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::{Metrics, Operation, SharedFailure};
 
-/// Failures in a row after which a connection is dropped; a new connection is dropped at the first.
+/// Failures in a row after which a connection is closed; a new connection is closed at the first.
 const FAILURES: u32 = 3;
+/// The shortest time from the end of a connection to the next.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// The longest: each connection that ends soon doubles it.
+const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// How long a connection has to last for the pause after it to be the shortest.
+const LASTING: Duration = Duration::from_secs(30);
 /// Time limit for connecting, TLS and login included; no batch waits for it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The time between two log lines about refused commands.
+const REFUSAL_PAUSE: Duration = Duration::from_secs(300);
 const MAX_LOGIN_BYTES: usize = 64 << 10;
 const MAX_OUTSTANDING_BYTES: usize = 16 << 20;
 /// Most bytes of one reply besides a value.
@@ -40,29 +51,64 @@ pub(super) struct ConnectOptions {
     login: RedisConnectionInfo,
     tls: Option<TlsConnector>,
     timeout: Duration,
+    check: ConnectionCheck,
+    /// Told when a connection is closed.
+    closed: Arc<Notify>,
     metrics: Arc<Metrics>,
 }
 
 impl ConnectOptions {
-    pub(super) fn new(shared: &config::Shared, tls: Option<rustls::ClientConfig>, metrics: Arc<Metrics>) -> Self {
-        let mut login = RedisConnectionInfo::default().set_db(shared.database()).set_skip_set_lib_name();
-        if let Some(password) = &shared.password_file {
-            login = login.set_password(String::from_utf8_lossy(password.secret.expose()));
-        }
-        if let Some(username) = &shared.username {
-            login = login.set_username(username);
-        }
-        let tls = tls.map(|tls| TlsConnector::from(Arc::new(tls)));
-        Self { login, tls, timeout: shared.timeout, metrics }
+    /// For a server with items.
+    pub(super) fn of_server(
+        shared: &config::Shared,
+        tls: Option<TlsConnector>,
+        closed: &Arc<Notify>,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
+        let login = login(shared.username.as_deref(), shared.password_file.as_ref()).set_db(shared.database());
+        Self::new(login, ConnectionCheck::of_server(shared), shared, tls, closed, metrics)
     }
+
+    /// For a Sentinel.
+    pub(super) fn of_sentinel(
+        shared: &config::Shared,
+        tls: Option<TlsConnector>,
+        closed: &Arc<Notify>,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
+        let login = login(shared.sentinel_username.as_deref(), shared.sentinel_password_file.as_ref());
+        Self::new(login, ConnectionCheck::of_sentinel(), shared, tls, closed, metrics)
+    }
+
+    fn new(
+        login: RedisConnectionInfo,
+        check: ConnectionCheck,
+        shared: &config::Shared,
+        tls: Option<TlsConnector>,
+        closed: &Arc<Notify>,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
+        let (closed, metrics) = (Arc::clone(closed), Arc::clone(metrics));
+        Self { login, tls, timeout: shared.timeout, check, closed, metrics }
+    }
+}
+
+fn login(username: Option<&str>, password: Option<&StoredSecret>) -> RedisConnectionInfo {
+    let mut login = RedisConnectionInfo::default().set_skip_set_lib_name();
+    if let Some(password) = password {
+        login = login.set_password(String::from_utf8_lossy(password.secret.expose()));
+    }
+    if let Some(username) = username {
+        login = login.set_username(username);
+    }
+    login
 }
 
 pub(super) struct Node {
     pub(super) address: NodeAddress,
     options: Arc<ConnectOptions>,
     connection: RwLock<Option<NodeConnection>>,
-    /// In a row.
-    failures: AtomicU32,
+    outage: Mutex<Outage>,
     refused: LogThrottle,
 }
 
@@ -70,8 +116,30 @@ pub(super) struct Node {
 struct NodeConnection {
     requests: MultiplexedConnection,
     allowance: Arc<Allowance>,
+    /// In a row: of look-ups, and of other round trips. The small ones of the background task say nothing of look-ups.
+    failures: Arc<[AtomicU32; 2]>,
+    opened: Instant,
     /// Reads and writes while any clone of the connection exists.
     _driver: Arc<AbortOnDropHandle<()>>,
+}
+
+/// Why there is no connection, and until when none is made.
+#[derive(Default)]
+struct Outage {
+    reason: String,
+    pause: Duration,
+    until: Option<Instant>,
+    /// The last look-up that took too long, with the bytes that its reply may have.
+    slow: Option<(Pipeline, usize)>,
+}
+
+impl Outage {
+    /// Begins with the end of a connection that has lasted so long.
+    fn begin(&mut self, reason: &str, lasted: Duration, now: Instant) {
+        self.pause = if lasted > LASTING { FIRST_PAUSE } else { (self.pause * 2).clamp(FIRST_PAUSE, MAX_PAUSE) };
+        self.until = Some(now + self.pause);
+        reason.clone_into(&mut self.reason);
+    }
 }
 
 impl Node {
@@ -80,8 +148,8 @@ impl Node {
             address,
             options,
             connection: RwLock::new(None),
-            failures: AtomicU32::new(FAILURES),
-            refused: LogThrottle::default(),
+            outage: Mutex::default(),
+            refused: LogThrottle::every(REFUSAL_PAUSE),
         }
     }
 
@@ -89,7 +157,14 @@ impl Node {
         self.connection.read().is_some()
     }
 
-    /// Connects, unless there is a connection, and checks that a round trip is within its time limit.
+    /// Why the last connection was closed, while no other may be made.
+    pub(super) fn outage(&self) -> Option<String> {
+        let outage = self.outage.lock();
+        let is_paused = outage.until.is_some_and(|until| Instant::now() < until);
+        is_paused.then(|| format!("{}: {}", self.address, outage.reason))
+    }
+
+    /// Connects, unless there is a connection, and checks that batches can use it within their time limit.
     ///
     /// # Errors
     /// Why there is no connection, for an operator.
@@ -97,11 +172,13 @@ impl Node {
         if self.is_up() {
             return Ok(());
         }
+        if let Some(reason) = self.outage() {
+            return Err(reason);
+        }
         let connection = self.open().await.map_err(|reason| {
             self.options.metrics.shared.failures.of(SharedFailure::Connect).inc();
             format!("{}: {reason}", self.address)
         })?;
-        self.failures.store(FAILURES - 1, Ordering::Relaxed);
         *self.connection.write() = Some(connection);
         Ok(())
     }
@@ -109,29 +186,58 @@ impl Node {
     async fn open(&self) -> Result<NodeConnection, BoxError> {
         let logged_in = timeout(CONNECT_TIMEOUT, self.log_in()).await;
         let mut connection = logged_in.map_err(|_| "connecting takes too long")??;
-        connection.allowance.grant(MAX_REPLY_OVERHEAD);
-        let ping = redis::cmd("PING");
-        let pong = timeout(self.options.timeout, connection.requests.send_packed_command(&ping)).await;
-        pong.map_err(|_| "a round trip takes longer than shared.timeout")??;
+        let check = &self.options.check;
+        if !check.commands.is_empty() {
+            let (pipeline, reply_bytes) = pipeline(&check.commands);
+            let replies = self.within_limit(&mut connection, &pipeline, reply_bytes).await;
+            check.judge(&replies.ok_or("a round trip takes longer than shared.timeout")??)?;
+        }
+        let slow = self.outage.lock().slow.take();
+        if let Some((look_up, reply_bytes)) = slow
+            && self.within_limit(&mut connection, &look_up, reply_bytes).await.is_none()
+        {
+            self.outage.lock().slow = Some((look_up, reply_bytes));
+            return Err(
+                "a look-up takes longer than shared.timeout, though the server answers: is the way to it slow?".into(),
+            );
+        }
         Ok(connection)
     }
 
+    /// The replies; `None` if they take too long for a batch.
+    async fn within_limit(
+        &self,
+        connection: &mut NodeConnection,
+        pipeline: &Pipeline,
+        reply_bytes: usize,
+    ) -> Option<Result<Vec<Value>, RedisError>> {
+        connection.allowance.grant(reply_bytes);
+        let commands = pipeline.len();
+        timeout(self.options.timeout, connection.requests.send_packed_commands(pipeline, 0, commands)).await.ok()
+    }
+
     async fn log_in(&self) -> Result<NodeConnection, BoxError> {
-        let NodeAddress { host, port } = &self.address;
-        let stream = TcpStream::connect((host.as_str(), *port)).await?;
-        stream.set_nodelay(true)?;
-        let stream = match &self.options.tls {
-            None => Either::Left(stream),
-            Some(tls) => Either::Right(tls.connect(ServerName::try_from(host.clone())?, stream).await?),
+        let stream = match (&self.address, &self.options.tls) {
+            (NodeAddress::Unix(path), _) => Either::Left(Either::Left(UnixStream::connect(path).await?)),
+            (NodeAddress::Tcp { host, port }, tls) => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                match tls {
+                    None => Either::Left(Either::Right(stream)),
+                    Some(tls) => Either::Right(tls.connect(ServerName::try_from(host.clone())?, stream).await?),
+                }
+            }
         };
         let allowance = Arc::new(Allowance(AtomicUsize::new(MAX_LOGIN_BYTES)));
         let (read, write) = tokio::io::split(stream);
         let stream = tokio::io::join(Measured { read, allowance: Arc::clone(&allowance) }, write);
         // Round trips have time limits.
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
-        let (requests, driver) = MultiplexedConnection::new_with_config(&self.options.login, stream, config).await?;
+        let connected = MultiplexedConnection::new_with_config(&self.options.login, stream, config).await;
+        let (requests, driver) = connected.map_err(|error| self.options.check.why_no_login(&error))?;
         let driver = Arc::new(AbortOnDropHandle::new(tokio::spawn(driver)));
-        Ok(NodeConnection { requests, allowance, _driver: driver })
+        let failures = Arc::new([FAILURES - 1, FAILURES - 1].map(AtomicU32::new));
+        Ok(NodeConnection { requests, allowance, failures, opened: Instant::now(), _driver: driver })
     }
 
     /// Sends commands in one round trip; returns a reply for each. `None` if there is no connection, or no answer within
@@ -143,55 +249,90 @@ impl Node {
         limit: Duration,
     ) -> Option<Vec<Value>> {
         let mut connection = self.connection.read().clone()?;
-        let mut pipeline = Pipeline::new();
-        for RedisCommand { command, reply_bytes, .. } in commands {
-            connection.allowance.grant(reply_bytes + MAX_REPLY_OVERHEAD);
-            pipeline.add_command(command);
-        }
-        let commands = pipeline.len();
+        let (pipeline, reply_bytes) = pipeline(&commands);
+        connection.allowance.grant(reply_bytes);
         let metrics = &self.options.metrics.shared;
         let begin = Instant::now();
-        let replies = timeout(limit, connection.requests.send_packed_commands(&pipeline, 0, commands)).await;
+        let replies = timeout(limit, connection.requests.send_packed_commands(&pipeline, 0, commands.len())).await;
         metrics.count(operation, begin.elapsed().as_secs_f64());
         match replies {
-            Ok(Ok(replies)) if replies.len() == commands => {
-                if let Some(code) = replies.iter().find_map(error_code) {
-                    metrics.failures.of(SharedFailure::Reply).inc();
-                    self.refused.when_due(|suppressed| {
-                        events::SharedRefusal { server: format_args!("{}", self.address), code, suppressed }.log();
-                    });
-                }
-                // A server that answers everything with an error (loading, no login) counts as failed.
-                if replies.iter().all(|reply| error_code(reply).is_some()) && operation == Operation::Get {
-                    self.failed();
-                } else {
-                    self.failures.store(0, Ordering::Relaxed);
-                }
+            Ok(Ok(replies)) if replies.len() == commands.len() => {
+                self.judge(&connection, operation, &commands, &replies);
                 Some(replies)
             }
             Ok(broken) => {
                 metrics.failures.of(if broken.is_ok() { SharedFailure::Reply } else { SharedFailure::Broken }).inc();
-                *self.connection.write() = None;
+                self.close(&connection, "the connection broke");
                 None
             }
             Err(_) => {
                 metrics.failures.of(SharedFailure::Timeout).inc();
-                self.failed();
+                if operation == Operation::Get {
+                    self.outage.lock().slow = Some((pipeline, reply_bytes));
+                }
+                self.failed(&connection, operation, "round trips take longer than shared.timeout");
                 None
             }
         }
     }
 
-    fn failed(&self) {
-        if self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1) >= FAILURES {
-            *self.connection.write() = None;
+    fn judge(&self, connection: &NodeConnection, operation: Operation, commands: &[RedisCommand], replies: &[Value]) {
+        let check = &self.options.check;
+        let is_redirection = |code| check.cluster && matches!(code, "MOVED" | "ASK" | "TRYAGAIN");
+        let refusals = refusals(commands, replies).filter(|refusal| !is_redirection(refusal.code));
+        let refusals: Vec<Refusal<'_>> = refusals.collect();
+        // A full server refuses all that is written.
+        let reads = matches!(operation, Operation::Get | Operation::Sync);
+        let is_answer = !reads || refusals.len() < replies.len();
+        if is_answer {
+            failures_of(operation, connection).store(0, Ordering::Relaxed);
         }
+        let Some(Refusal { command, code, .. }) = refusals.first() else { return };
+        self.options.metrics.shared.failures.of(SharedFailure::Reply).inc();
+        if let Some(reason) = check.why_unusable(&refusals) {
+            return self.close(connection, &reason);
+        }
+        self.refused.when_due(|suppressed| {
+            let server = format_args!("{}", self.address);
+            events::SharedRefusal { server, command, code, suppressed }.log();
+        });
+        if !is_answer {
+            self.failed(connection, operation, "the server answers with errors alone");
+        }
+    }
+
+    fn failed(&self, connection: &NodeConnection, operation: Operation, reason: &str) {
+        if failures_of(operation, connection).fetch_add(1, Ordering::Relaxed).saturating_add(1) >= FAILURES {
+            self.close(connection, reason);
+        }
+    }
+
+    /// Closes `connection`, unless there is another already.
+    fn close(&self, connection: &NodeConnection, reason: &str) {
+        let mut current = self.connection.write();
+        if !current.as_ref().is_some_and(|current| Arc::ptr_eq(&current.allowance, &connection.allowance)) {
+            return;
+        }
+        self.outage.lock().begin(reason, connection.opened.elapsed(), Instant::now());
+        *current = None;
+        self.options.closed.notify_one();
     }
 }
 
-/// The code of an error, as `OOM`. The text of an error may contain anything.
-fn error_code(value: &Value) -> Option<&str> {
-    if let Value::ServerError(error) = value { Some(error.code()) } else { None }
+fn failures_of(operation: Operation, connection: &NodeConnection) -> &AtomicU32 {
+    let [look_ups, others] = &*connection.failures;
+    if matches!(operation, Operation::Get | Operation::Lease) { look_ups } else { others }
+}
+
+/// The commands, and the bytes that their replies may have.
+fn pipeline(commands: &[RedisCommand]) -> (Pipeline, usize) {
+    let mut pipeline = Pipeline::new();
+    let mut reply_bytes = 0_usize;
+    for command in commands {
+        reply_bytes = reply_bytes.saturating_add(command.reply_bytes + MAX_REPLY_OVERHEAD);
+        pipeline.add_command(command.command.clone());
+    }
+    (pipeline, reply_bytes)
 }
 
 /// Bytes that a server may still answer. A longer answer is an error, so memory stays bounded whatever length the server
@@ -221,5 +362,22 @@ impl<R: AsyncRead + Unpin> AsyncRead for Measured<R> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.read).poll_read(cx, buf))?;
         Poll::Ready(self.allowance.spend(buf.filled().len() - before))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_connection_that_ends_soon_doubles_the_pause_and_one_that_lasts_ends_that() {
+        let (mut outage, now) = (Outage::default(), Instant::now());
+        let pauses = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0].map(Duration::from_secs_f64);
+        for pause in pauses {
+            outage.begin("", Duration::from_secs(1), now);
+            assert_eq!(outage.until, Some(now + pause));
+        }
+        outage.begin("", LASTING + Duration::from_secs(1), now);
+        assert_eq!(outage.until, Some(now + FIRST_PAUSE));
     }
 }

@@ -33,36 +33,28 @@ const MAX_RETRY: Duration = Duration::from_secs(2);
 const WHOLE_JOURNAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long Redis keeps a journal that no sidecar uses.
 const JOURNAL_LIFE: Duration = Duration::from_secs(48 * 3600);
-/// The time between two extensions of this life.
-const EXTEND_INTERVAL: Duration = Duration::from_secs(600);
 /// How long appending may be refused before the journal is deleted instead.
 const MAX_REFUSED: Duration = Duration::from_secs(1);
-/// The time between two looks at which fleets use the server.
+/// The time between two looks at which fleets use the server, and whether it can be written to.
 const FLEETS_INTERVAL: Duration = Duration::from_secs(3);
 /// How long Redis keeps the key that tells which fleets use the server.
 const FLEETS_LIFE: Duration = Duration::from_secs(30);
 /// The time between two lines about another fleet.
 const SPLIT_PAUSE: Duration = Duration::from_secs(300);
+/// Most reasons that are logged in one outage.
+const MOST_REASONS: usize = 8;
 const UNREADABLE: &str = "the journal cannot be read or written";
 
 /// Runs until the [`Tier`](super::Tier) is dropped.
 pub(super) async fn run(state: Arc<TierState>) {
     let mut sync = Sync::default();
     let mut pause = FIRST_RETRY;
-    let mut was_up = None;
     loop {
         let is_last = state.closing.load(Ordering::Acquire);
-        let result = sync.once(&state).await;
-        let is_up = result.is_ok();
+        let outage = sync.once(&state).await.err().map(|reason| state.store.outage().unwrap_or(reason));
+        let is_up = outage.is_none();
         state.usable.store(is_up, Ordering::Release);
-        if was_up.replace(is_up) != Some(is_up) {
-            let breaker = if is_up { BreakerState::Closed } else { BreakerState::Open };
-            show_state(&state.metrics.shared.breaker_state, breaker);
-            match result {
-                Ok(()) => events::SharedUp {}.log(),
-                Err(reason) => events::SharedDown { reason: &reason }.log(),
-            }
-        }
+        sync.tell(&state, outage);
         if is_last {
             return;
         }
@@ -82,10 +74,13 @@ pub(super) async fn run(state: Arc<TierState>) {
 
 #[derive(Default)]
 struct Sync {
-    extended: Option<Instant>,
+    /// Whether the tier was up the last time.
+    was_up: Option<bool>,
+    /// The reasons that were logged in this outage.
+    told: Vec<String>,
     /// When the server began to refuse appending.
     refused: Option<Instant>,
-    /// The last look at which fleets use the server.
+    /// The last look at which fleets use the server, and whether it can be written to.
     looked: Option<Instant>,
     /// Limits the lines about other fleets, while there are any.
     split: Option<LogThrottle>,
@@ -96,38 +91,60 @@ impl Sync {
         let journals: Vec<&str> = state.secrets.iter().map(|fleet| &*fleet.key.journal).collect();
         state.store.connect(&journals).await?;
         for fleet in &state.secrets {
-            state.read_journal(fleet).await?;
+            state.read_journal(fleet, self.is_look_due()).await?;
             if self.append_pending(state, fleet).await {
-                state.read_journal(fleet).await?;
+                state.read_journal(fleet, false).await?;
             }
-        }
-        if self.extended.is_none_or(|last| last.elapsed() > EXTEND_INTERVAL) {
-            self.extended = Some(Instant::now());
-            let extend = |journal: &&str| RedisCommand::new("EXPIRE", journal).arg(JOURNAL_LIFE.as_secs());
-            let commands = journals.iter().map(extend).collect();
-            state.store.run(Operation::Sync, commands, state.config.timeout).await;
-            let span = Duration::from_millis(state.revalidate).max(purges::span_of_links(&state.freshness));
-            let now = state.clock.now();
-            state.secrets.iter().for_each(|fleet| fleet.journal.lock().sweep(now, span));
         }
         Ok(())
     }
 
-    /// Looks, if it is time, which fleets use the server, and writes that this one does. A server that fails is seen elsewhere.
+    /// Shows and logs whether the tier is up; each reason for an outage once.
+    fn tell(&mut self, state: &TierState, outage: Option<String>) {
+        let is_up = outage.is_none();
+        let has_changed = self.was_up.replace(is_up) != Some(is_up);
+        if has_changed {
+            let breaker = if is_up { BreakerState::Closed } else { BreakerState::Open };
+            show_state(&state.metrics.shared.breaker_state, breaker);
+        }
+        match &outage {
+            None if has_changed => {
+                self.told.clear();
+                events::SharedUp {}.log();
+            }
+            Some(reason) if !self.told.contains(reason) && self.told.len() < MOST_REASONS => {
+                events::SharedDown { reason }.log();
+                self.told.push(reason.clone());
+            }
+            _ => {}
+        }
+        *state.outage.lock() = outage;
+    }
+
+    /// Whether it is time for what changes seldom.
+    fn is_look_due(&self) -> bool {
+        self.looked.is_none_or(|last| last.elapsed() >= FLEETS_INTERVAL)
+    }
+
+    /// Looks, if it is time, which fleets use the server, and writes that this one does. Extends the lives of the journals: where
+    /// nothing else is written, this shows a server that has become a replica. A server that fails is seen elsewhere.
     async fn look_for_fleets(&mut self, state: &TierState) {
         let Some(fleet) = state.secrets.first() else { return };
-        if self.looked.is_some_and(|last| last.elapsed() < FLEETS_INTERVAL) {
+        if !self.is_look_due() {
             return;
         }
         let (now, key) = (Instant::now(), &fleet.key.fleets);
         self.looked = Some(now);
-        let run = async |command| state.store.run(Operation::Sync, vec![command], state.config.timeout).await;
+        let span = Duration::from_millis(state.revalidate).max(purges::span_of_links(&state.freshness));
+        state.secrets.iter().for_each(|fleet| fleet.journal.lock().sweep(state.clock.now(), span));
+        let run = async |commands| state.store.run(Operation::Sync, commands, state.config.timeout).await;
         let read = RedisCommand::new("GETRANGE", key).arg(0).arg(MOST_CHARS - 1).reply_bytes(MOST_CHARS);
-        let replies = run(read).await;
-        let text = match replies.as_slice() {
-            [Some(Value::BulkString(text))] => text.as_slice(),
+        let extend = |fleet: &FleetSecret| RedisCommand::new("EXPIRE", &fleet.key.journal).arg(JOURNAL_LIFE.as_secs());
+        let replies = run([read].into_iter().chain(state.secrets.iter().map(extend)).collect()).await;
+        let text = match replies.first() {
+            Some(Some(Value::BulkString(text))) => text.as_slice(),
             // Something else has that name, and is replaced.
-            replies if is_of_another_type(replies) => b"",
+            Some(reply) if is_of_another_type(std::slice::from_ref(reply)) => b"",
             _ => return,
         };
         let (status, text) = {
@@ -137,7 +154,7 @@ impl Sync {
             (fleets.status(now), text)
         };
         if let Some(text) = text {
-            run(RedisCommand::new("SET", key).arg(text).arg("EX").arg(FLEETS_LIFE.as_secs())).await;
+            run(vec![RedisCommand::new("SET", key).arg(text).arg("EX").arg(FLEETS_LIFE.as_secs())]).await;
         }
         let Some(FleetStatus { fingerprint, others, .. }) = status else { return };
         if others.is_empty() {
@@ -188,8 +205,8 @@ impl TierState {
     ///
     /// # Errors
     /// Why the journal cannot be read, for an operator.
-    async fn read_journal(&self, fleet: &FleetSecret) -> Result<(), String> {
-        if self.read_news(fleet, WHOLE_JOURNAL_TIMEOUT).await? {
+    async fn read_journal(&self, fleet: &FleetSecret, with_first: bool) -> Result<(), String> {
+        if self.read_news(fleet, with_first, WHOLE_JOURNAL_TIMEOUT).await? {
             if !fleet.journal.lock().is_full() {
                 return Ok(());
             }
@@ -199,11 +216,17 @@ impl TierState {
     }
 
     /// Reads a known journal's news in one round trip within `limit`, and applies them. False if the known records are gone,
-    /// or none are known yet.
+    /// or none are known yet. The last known one tells a journal from another; the first one, read `with_first`, also from one
+    /// that was altered before.
     ///
     /// # Errors
     /// Why the journal cannot be read, for an operator. A server that does not answer has not lost a journal.
-    pub(super) async fn read_news(&self, fleet: &FleetSecret, limit: Duration) -> Result<bool, String> {
+    pub(super) async fn read_news(
+        &self,
+        fleet: &FleetSecret,
+        with_first: bool,
+        limit: Duration,
+    ) -> Result<bool, String> {
         let FleetSecret { key, journal } = fleet;
         let from = {
             let journal = journal.lock();
@@ -212,10 +235,14 @@ impl TierState {
             }
             journal.read_from()
         };
-        let news = vec![key.first_record(), key.journal_range(i64::try_from(from).unwrap_or(i64::MAX), -1)];
+        let mut news = vec![key.journal_range(i64::try_from(from).unwrap_or(i64::MAX), -1)];
+        news.extend(with_first.then(|| key.first_record()));
         let replies = self.store.run(Operation::Sync, news, limit).await;
-        let [Some(Value::BulkString(first)), Some(Value::BulkString(text))] = replies.as_slice() else {
-            return if is_of_another_type(&replies) { Ok(false) } else { Err(UNREADABLE.to_owned()) };
+        let (text, first) = match replies.as_slice() {
+            [Some(Value::BulkString(text))] => (text, None),
+            [Some(Value::BulkString(text)), Some(Value::BulkString(first))] => (text, Some(&**first)),
+            _ if is_of_another_type(&replies) => return Ok(false),
+            _ => return Err(UNREADABLE.to_owned()),
         };
         let now = self.clock.now();
         let read = {

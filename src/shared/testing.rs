@@ -40,7 +40,7 @@ impl Trial {
         let first = text.get(..RECORD).unwrap_or_default();
         let rest = usize::try_from(journal.read_from()).ok().and_then(|from| text.get(from..)).unwrap_or_default();
         let same = journal.first() == Some(first);
-        let read = if same { journal.read(key, first, rest, now) } else { journal.adopt(key, text, now) };
+        let read = if same { journal.read(key, Some(first), rest, now) } else { journal.adopt(key, text, now) };
         read.is_some()
     }
 

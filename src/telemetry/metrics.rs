@@ -31,10 +31,10 @@ const REQUEST_SECONDS: [f64; 18] = [
 /// `upstream.deadline`; finest where they usually are.
 const CALL_SECONDS: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-/// A round trip within one network takes a fraction of a millisecond; the buckets around the default of `shared.timeout` (5 ms)
+/// A round trip within one network takes a fraction of a millisecond; the buckets around the default of `shared.timeout` (25 ms)
 /// tell a slow tier from one that times out.
-const ROUND_TRIP_SECONDS: [f64; 13] =
-    [0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.5];
+const ROUND_TRIP_SECONDS: [f64; 14] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.05, 0.1, 0.5];
 
 families! {
     /// Every family of sidelink.

@@ -1,12 +1,17 @@
 //! Sidecars that share a tier: real redis-servers, each on a port reserved for its test.
 
+mod cluster;
 mod costs;
 mod faults;
 mod isolation;
+mod kinds;
 mod leases;
+pub mod link;
+mod misfits;
 mod once;
 mod purges;
 mod secrecy;
+mod sentinel;
 mod servers;
 mod sharing;
 pub mod split;
@@ -49,7 +54,7 @@ impl Port {
     }
 
     pub fn address(&self) -> NodeAddress {
-        NodeAddress { host: "127.0.0.1".to_owned(), port: self.number() }
+        NodeAddress::tcp("127.0.0.1", self.number())
     }
 }
 
@@ -58,7 +63,7 @@ pub struct Redis {
     child: Child,
     pub port: Port,
     /// Of its bus, where it is a node of a Cluster.
-    _bus: Port,
+    pub bus: Port,
     _folder: tempfile::TempDir,
 }
 
@@ -81,14 +86,29 @@ impl Redis {
     }
 
     pub async fn at(port: Port, arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut command = Command::new("redis-server");
-        let usual = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"];
         let bus = Port::reserve();
-        command.args(usual).arg(port.number().to_string()).arg("--cluster-port").arg(bus.number().to_string());
-        command.arg("--dir").arg(folder.path()).args(arguments);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("redis-server is installed");
-        let mut redis = Self { child, port, _bus: bus, _folder: folder };
+        let cluster_port = format!("cluster-port {}", bus.number());
+        Self::spawn(port, bus, &["save \"\"", "appendonly no", &cluster_port], arguments).await
+    }
+
+    /// A Sentinel that watches `master` under the name `mymaster`; of its kind, `quorum` have to agree.
+    pub async fn sentinel(master: &NodeAddress, quorum: usize, lines: &[&str]) -> Self {
+        let master = master.to_string().replace(':', " ");
+        let monitor = format!("sentinel monitor mymaster {master} {quorum}");
+        let usual = ["sentinel down-after-milliseconds mymaster 1000", "sentinel failover-timeout mymaster 5000"];
+        let lines = [&[&*monitor][..], &usual, lines].concat();
+        Self::spawn(Port::reserve(), Port::reserve(), &lines, &["--sentinel"]).await
+    }
+
+    async fn spawn(port: Port, bus: Port, lines: &[&str], arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("redis.conf");
+        let usual = format!("bind 127.0.0.1\nport {}\ndir {}\n", port.number(), folder.path().display());
+        std::fs::write(&file, usual + &lines.join("\n")).unwrap();
+        let mut command = Command::new("redis-server");
+        command.arg(file).args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().expect("redis-server is installed");
+        let mut redis = Self { child, port, bus, _folder: folder };
         let begin = Instant::now();
         while TcpStream::connect(("127.0.0.1", redis.port.number())).await.is_err() {
             let status = redis.child.try_wait().unwrap();
@@ -104,13 +124,17 @@ impl Redis {
 
     /// One command's reply.
     pub async fn ask<A: AsRef<[u8]> + Debug>(&self, command: &[A]) -> redis::Value {
+        self.try_ask(command).await.unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    }
+
+    pub async fn try_ask<A: AsRef<[u8]>>(&self, command: &[A]) -> redis::RedisResult<redis::Value> {
         let client = redis::Client::open(format!("redis://{}/", self.address())).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await?;
         let mut asked = redis::cmd(std::str::from_utf8(command[0].as_ref()).unwrap());
         for argument in &command[1..] {
             asked.arg(argument.as_ref());
         }
-        asked.query_async(&mut connection).await.unwrap_or_else(|error| panic!("{command:?}: {error}"))
+        asked.query_async(&mut connection).await
     }
 
     /// One command's reply, as strings.
@@ -174,6 +198,13 @@ impl Sidecar {
         let page = TestClient::new(self.app.admin_address()).get("/metrics", &[]).await;
         let text = String::from_utf8(page.body.to_vec()).unwrap();
         value_of(series, &text)
+    }
+
+    /// What the status page says of the tier.
+    pub async fn alerts(&self) -> String {
+        let status = TestClient::new(self.app.admin_address()).get("/status.json", &[]).await.json();
+        let alerts = status["alerts"].as_array().unwrap().iter().filter(|alert| alert["kind"] == "shared_tier");
+        alerts.map(|alert| alert["text"].as_str().unwrap()).collect()
     }
 
     pub async fn failures(&self, kind: &str) -> f64 {

@@ -205,10 +205,10 @@ events! {
     "sidelink::shared" {
         /// At the start, and after each outage.
         INFO "the shared tier is in use" SharedUp {}
-        /// Logged once per outage.
+        /// Logged once per outage, and again for each other reason. `reason` says what to change, if anything.
         WARN "the shared tier is down; sidelink continues without it and reconnects" SharedDown<'a> { reason: &'a str, }
-        /// `code` is the first word of the error: `OOM`, the server is full; `READONLY`, it is a replica; `NOPERM`, its user lacks a permission.
-        WARN "the shared tier refuses a command" SharedRefusal<'a> { server: Arguments<'a>, code: &'a str, suppressed: u64, }
+        /// Every five minutes at most. `code` is the first word of the error: `OOM`, the server is full; `MISCONF`, it cannot write to its disk.
+        WARN "the shared tier refuses a command" SharedRefusal<'a> { server: Arguments<'a>, command: &'a str, code: &'a str, suppressed: u64, }
         /// Logged once, until scripts work again; they are tried every 30 seconds. Allow `EVAL` and `PEXPIRE` ([FLEET.md](FLEET.md#set-it-up)). `code` as in `the shared tier refuses a command`.
         WARN "the shared tier refuses scripts: leases on ids are neither renewed nor released, and end by themselves" ScriptsRefused<'a> { code: &'a str, }
         /// Logged once, until a lease is granted again; one batch tries every 30 seconds. `waits` is the number of batches in a row that waited for another sidecar's links and got neither a link nor a lease: the server is wrong, or the endpoint takes longer than `shared.lease_wait`.

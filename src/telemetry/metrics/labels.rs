@@ -359,7 +359,7 @@ labels! {
 
     /// How the shared tier failed. Each failure costs hits, never an answer.
     pub enum SharedFailure {
-        /// No connection: refused, unreachable, name, certificate or credentials.
+        /// No connection that batches can use: refused, unreachable, name, certificate, credentials, a missing right, or too slow.
         Connect = "connect",
         /// No reply within `shared.timeout`.
         Timeout = "timeout",

@@ -36,10 +36,24 @@ fn a_shared_tier_reads_back_and_shows_no_secret() {
     }
     assert_eq!(Config::parse(&config.to_string()).unwrap(), config);
 
+    let sentinel_password = secret_file("MARKED", 0o600);
+    let sentinels = format!(
+        "url = [\"redis://a:26379/2\", \"redis://b:26379/2\"]\nsentinel = \"mymaster\"\nsentinel_username = \"s\"\n\
+         sentinel_password_file = \"{}\"",
+        sentinel_password.path().display()
+    );
+    let good = secret_file(FLEET, 0o600);
+    for lines in [&*sentinels, "url = \"unix:///run/redis.sock\"", "url = \"unix:///run/redis.sock?db=3\""] {
+        let config = with_shared(&good, lines).unwrap();
+        let shown = config.to_string();
+        assert!(!shown.contains("MARKED"), "{shown}");
+        assert_eq!(Config::parse(&shown).unwrap(), config);
+    }
+
     let config = with_shared(&secret_file(FLEET, 0o604), "url = \"redis://h/3\"").unwrap();
     assert!(config.warnings[0].to_string().contains("shared.secret_file: everyone on this machine may read"));
     let shared = config.shared.unwrap();
-    assert_eq!((shared.database(), shared.timeout, shared.lease_wait.as_secs()), (3, Duration::from_millis(5), 5));
+    assert_eq!((shared.database(), shared.timeout, shared.lease_wait.as_secs()), (3, Duration::from_millis(25), 5));
 }
 
 #[test]
@@ -47,12 +61,22 @@ fn errors_of_a_shared_tier_have_their_place() {
     let good = secret_file(FLEET, 0o600);
     for (lines, message) in [
         ("", "shared.url: is missing"),
-        ("url = \"http://h\"", "must begin with redis:// or rediss://"),
+        ("url = \"http://h\"", "must begin with redis://, rediss:// or unix://"),
         ("url = \"redis://:p@h\"", "must not name a user or a password"),
         ("url = \"redis://h/x\"", "the number of a database"),
         ("url = \"redis://h:0\"", "does not name a host and a port"),
         ("url = []", "names no node"),
-        ("url = [\"redis://a\", \"redis://b\"]", "only a Cluster has several"),
+        (
+            "url = [\"redis://a\", \"redis://b\"]",
+            "only a Cluster and Sentinels are several; set cluster = true or sentinel",
+        ),
+        ("url = \"unix://redis.sock\"", "must be unix:// with an absolute path"),
+        ("url = \"unix:///redis.sock?db=x\"", "must be unix:// with an absolute path"),
+        ("url = \"unix:///redis.sock\"\ncluster = true", "must not name a Unix socket"),
+        ("url = \"unix:///redis.sock\"\nsentinel = \"m\"", "must not name a Unix socket"),
+        ("url = \"redis://a\"\ncluster = true\nsentinel = \"m\"", "shared.sentinel: does not go with cluster = true"),
+        ("url = \"redis://a\"\nsentinel = \"\"", "a master's name"),
+        ("url = \"redis://a\"\nsentinel = \"m\"\nsentinel_username = \"u\"", "needs a sentinel_password_file"),
         ("url = [\"redis://a\", \"rediss://b\"]\ncluster = true", "the scheme and the database"),
         ("url = [\"redis://a\", \"redis://a\"]\ncluster = true", "twice"),
         ("url = \"redis://a/1\"\ncluster = true", "a Cluster has number 0 alone"),

@@ -42,10 +42,13 @@ fn the_shipped_file_names_every_key_and_each_has_a_comment() {
     config.upstream.proxy_credentials_file = Some(file("/etc/sidelink/proxy-credentials"));
     config.runtime.threads = Some(2);
     config.admin.token_file = Some(file("/etc/sidelink/admin-token"));
-    let node = NodeAddress { host: "redis.internal".into(), port: 6379 };
+    let node = NodeAddress::tcp("redis.internal", 6379);
     let mut shared = Shared::at(vec![node], Vec::new());
     shared.username = Some("sidelink".into());
     shared.password_file = Some(file("/etc/sidelink/redis-password"));
+    shared.sentinel = Some("mymaster".into());
+    shared.sentinel_username = Some("sidelink".into());
+    shared.sentinel_password_file = Some(file("/etc/sidelink/sentinel-password"));
     shared.ca_file = Some("/etc/sidelink/redis-ca.pem".into());
     config.shared = Some(shared);
     let mut trace = Trace::at(Endpoint::parse("http://127.0.0.1:4318").unwrap());

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::link::Link;
 use super::{Fleet, Redis, eventually, shared};
+use crate::support::TestClient;
 
 #[tokio::test]
 async fn a_frozen_server_delays_no_batch_by_more_than_its_timeout_and_is_used_again() {
@@ -106,18 +108,92 @@ async fn a_full_server_costs_hits_and_nothing_else() {
     .await;
 }
 
+/// A planned failover behind one name: the old server becomes a replica, and keeps its connections. Nobody asks anything.
 #[tokio::test]
-async fn a_read_only_replica_costs_hits_and_nothing_else() {
-    let redis = Redis::start().await;
-    let fleet = Fleet::start(&redis, 2).await;
+async fn a_server_that_becomes_a_replica_is_left_for_the_one_that_its_name_leads_to() {
+    let (old, new) = (Redis::start().await, Redis::start().await);
+    let link = Link::to(old.port.number()).await;
+    let fleet = Fleet::with(shared(vec![link.address()]), 2, |_| {}, |_| {}).await;
     let [one, other] = &fleet.sidecars[..] else { panic!() };
     one.client.batch("t", &["1"]).await;
-    eventually("it is shared", async || redis.keys("l").await.len() == 1).await;
-    // Of a master that is not there; what it has stays.
-    redis.ask(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    eventually("it is shared", async || old.keys("l").await.len() == 1).await;
     assert_eq!(other.client.batch("t", &["1"]).await.header("cache-status"), "sidelink; hit; detail=shared");
-    assert_eq!(other.client.batch("t", &["2"]).await.ids(), ["2"]);
-    eventually("it is seen", async || other.failures("reply").await > 0.0).await;
+    // Of a master that is not there: it hears nothing.
+    old.ask(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    for sidecar in &fleet.sidecars {
+        sidecar.tier_is(false).await;
+        eventually("the reason is told", async || sidecar.alerts().await.contains("the server is a replica")).await;
+        assert_eq!(sidecar.client.batch("t", &["2"]).await.ids(), ["2"]);
+    }
+    link.lead_to(new.port.number());
+    for sidecar in &fleet.sidecars {
+        sidecar.tier_is(true).await;
+    }
+    let admin = TestClient::new(one.app.admin_address());
+    let json = [("content-type", "application/json")];
+    assert_eq!(admin.send(http::Method::POST, "/purge", &json, r#"{"all":true}"#).await.status, 200);
+    let cached = [("x-auth-token", "t"), ("cache-control", "only-if-cached")];
+    eventually("the purge is heard", async || {
+        other.client.get(&crate::support::query(&["1"]), &cached).await.status == 504
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_answers_with_errors_alone_is_not_used_until_it_is_well() {
+    let redis = Redis::with(&["--busy-reply-threshold", "50"]).await;
+    let fleet = Fleet::start(&redis, 1).await;
+    let sidecar = &fleet.sidecars[0];
+    // A script of somebody else's: the server answers all else with BUSY.
+    let (endless, killed) = tokio::join!(redis.try_ask(&["EVAL", "while true do end", "0"]), async {
+        let is_told = async || sidecar.alerts().await.contains("the server answers with errors alone: BUSY");
+        eventually("it is told", is_told).await;
+        assert_eq!(sidecar.client.batch("t", &["1"]).await.ids(), ["1"]);
+        redis.try_ask(&["SCRIPT", "KILL"]).await
+    });
+    assert!(endless.is_err() && killed.is_ok(), "{endless:?} {killed:?}");
+    sidecar.tier_is(true).await;
+}
+
+/// Regression: small round trips fitted, so the breaker closed again at once.
+#[tokio::test]
+async fn a_link_too_slow_for_look_ups_keeps_the_breaker_open_although_small_replies_fit() {
+    const IDS: usize = 100;
+    let redis = Redis::start().await;
+    let link = Link::to(redis.port.number()).await;
+    let mut tier = shared(vec![link.address()]);
+    tier.timeout = Duration::from_millis(500);
+    let fleet = Fleet::with(tier, 2, |_| {}, |_| {}).await;
+    let [one, other] = &fleet.sidecars[..] else { panic!() };
+    let ids: Vec<String> = (0..6 * IDS).map(|id| id.to_string()).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    for ids in ids.chunks(IDS) {
+        one.client.batch("t", ids).await;
+    }
+    eventually("all is shared", async || redis.keys("l").await.len() == ids.len()).await;
+    let bytes = redis.number(&["STRLEN", &redis.keys("l").await[0]]).await * i64::try_from(IDS).unwrap();
+    // A look-up takes twice as long as it may, a small reply no time.
+    link.limit(u64::try_from(bytes).unwrap());
+    let mut batches = ids.chunks(IDS);
+    let mut ask = async || assert_eq!(other.client.batch("t", batches.next().unwrap()).await.ids().len(), IDS);
+    for _ in 0..3 {
+        ask().await;
+    }
+    other.tier_is(false).await;
+    let checks = other.failures("connect").await;
+    eventually("it is checked again and again", async || {
+        assert_eq!(other.metric(r#"sidelink_shared_breaker_state{state="closed"}"#).await, 0.0);
+        other.failures("connect").await >= checks + 4.0
+    })
+    .await;
+    let timeouts = other.failures("timeout").await;
+    ask().await;
+    assert_eq!(other.failures("timeout").await, timeouts, "no batch waits");
+    assert!(other.alerts().await.contains("a look-up takes longer than shared.timeout"));
+    link.limit(u64::MAX);
+    other.tier_is(true).await;
+    ask().await;
+    assert_eq!(other.ids("shared").await, IDS as f64);
 }
 
 /// How a relay to the server changes its answers.
@@ -189,7 +265,7 @@ async fn a_server_that_lies_costs_hits_and_nothing_else() {
         let redis = Redis::start().await;
         let lying = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let port = relay(redis.port.number(), lie, std::sync::Arc::clone(&lying)).await;
-        let mut tier = shared(vec![sidelink::config::NodeAddress { host: "127.0.0.1".into(), port }]);
+        let mut tier = shared(vec![sidelink::config::NodeAddress::tcp("127.0.0.1", port)]);
         tier.timeout = Duration::from_millis(100);
         let fleet = Fleet::with(tier, 2, |_| {}, |_| {}).await;
         let [one, other] = &fleet.sidecars[..] else { panic!() };

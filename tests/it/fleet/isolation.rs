@@ -2,7 +2,7 @@
 //! lost or swapped meanwhile, nobody ever gets a link that the endpoint did not make for that caller, group and headers, nor
 //! one that was taken away, beyond the time defined for it.
 //!
-//! Real sidecars share a real server. The oracle:
+//! Real sidecars share real servers: one, a Cluster, or those of Sentinels. The oracle:
 //! - *whose*: every link is for the id, credential, group and headers of the batch that got it;
 //! - *purged*: where a purge was made, no batch that is asked afterwards gets a link from before; elsewhere, none that is
 //!   asked once the purge has been heard (a mark that was told after it is seen to count there);
@@ -32,14 +32,13 @@ use sidelink::config::Config;
 use sidelink::demo::origin::interface as request;
 use sidelink::demo::origin::link_is_for;
 
-use super::{Fleet, Redis, shared};
+use super::Fleet;
+use super::kinds::{Kind, Servers};
 use crate::signing::{ACCESS_KEY, SECRET_KEY, Unsigned, knows, pair};
 use crate::support::{Reply, TestClient};
 
 const SEEDS: u64 = 9;
 const STEPS: usize = 60;
-/// Seeds that run at a time, each with a server of its own.
-const LANES: usize = 3;
 const SIDECARS: usize = 2;
 const IDS: [&str; 5] = ["1", "2", "12", "a/b", "g"];
 /// The last is an access key: who has it signs.
@@ -106,7 +105,7 @@ struct Seen {
 struct Run {
     seen: Seen,
     fleet: Fleet,
-    redis: Arc<Redis>,
+    servers: Arc<Servers>,
     random: StdRng,
     scopes: Vec<Scope>,
     events: Vec<Event>,
@@ -128,7 +127,7 @@ struct Asked {
 }
 
 impl Run {
-    async fn new(seed: u64, redis: Arc<Redis>) -> Self {
+    async fn new(seed: u64, servers: Arc<Servers>) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let configure = |config: &mut Config| {
             config.freshness.max = FRESH;
@@ -144,7 +143,7 @@ impl Run {
             options.poison_status = 403;
             options.link_life = Duration::from_secs(24 * 3600);
         };
-        let mut tier = shared(vec![redis.address()]);
+        let mut tier = servers.shared();
         tier.lease_wait = Duration::from_millis(500);
         let fleet = Fleet::with(tier, SIDECARS, endpoint, configure).await;
         let mut pick = |list: &[Option<&'static str>]| *list.choose(&mut random).unwrap();
@@ -165,7 +164,7 @@ impl Run {
         Self {
             seen: Seen::default(),
             fleet,
-            redis,
+            servers,
             random,
             scopes,
             events: Vec::new(),
@@ -354,16 +353,18 @@ async fn no_caller_gets_links_of_another_or_revoked_ones() {
         None => 0..from_environment("SIDELINK_SEEDS").unwrap_or(SEEDS),
     };
     let seeds = Arc::new(Mutex::new(seeds));
-    let lanes = (0..LANES).map(|_| {
+    // Seeds that run at a time, each with servers of its own.
+    let lanes = Kind::ALL.map(|kind| {
         let seeds = seeds.clone();
         async move {
-            let redis = Arc::new(Redis::start().await);
+            let servers = Arc::new(Servers::start(kind).await);
             let mut seen = Seen::default();
             loop {
                 let Some(seed) = seeds.lock().unwrap().next() else { return seen };
-                let begun =
-                    format!("seed {seed} breaks the law; SIDELINK_SEED={seed} cargo test isolation runs it again");
-                let run = async { Run::new(seed, redis.clone()).await.run().await };
+                let begun = format!(
+                    "seed {seed} breaks the law at {kind:?}; SIDELINK_SEED={seed} cargo test isolation runs it again"
+                );
+                let run = async { Run::new(seed, servers.clone()).await.run().await };
                 let one = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| panic!("{begun}"));
                 seen = Seen {
                     links: seen.links + one.links,

@@ -8,7 +8,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use sidelink::config::Config;
 use sidelink::demo::origin;
 
-use super::{Fleet, Redis, SECRET, eventually, shared};
+use super::kinds::{Kind, Servers};
+use super::{Fleet, SECRET, eventually};
 use crate::signing::{Unsigned, knows, pair};
 
 const MARKED_KEY: &str = "AKMARKED00000000001";
@@ -35,10 +36,15 @@ fn forms(text: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn all_data_of_the_server_reveals_nothing() {
-    let redis = Redis::start().await;
+    for kind in Kind::ALL {
+        reveals_nothing(&Servers::start(kind).await).await;
+    }
+}
+
+async fn reveals_nothing(redis: &Servers) {
     let endpoint = |options: &mut origin::Options| options.keys = vec![pair(MARKED_KEY, MARKED_SECRET)];
     let knows = |config: &mut Config| knows(config, MARKED_KEY, MARKED_SECRET);
-    let fleet = Fleet::with(shared(vec![redis.address()]), 1, endpoint, knows).await;
+    let fleet = Fleet::with(redis.shared(), 1, endpoint, knows).await;
     let sidecar = &fleet.sidecars[0];
     let target =
         format!("{}?accessory_ids=marked-id-1&accessory_ids=marked-id-2&group_id=markedgroup", origin::interface::PATH);
@@ -60,7 +66,7 @@ async fn all_data_of_the_server_reveals_nothing() {
     .await;
 
     let mut all = String::new();
-    for key in redis.list(&["KEYS", "*"]).await {
+    for key in redis.keys_like("*").await {
         assert_eq!(redis.text(&["TYPE", &key]).await, "string");
         assert!(redis.number(&["PTTL", &key]).await > 0, "{key} expires");
         let value = redis.value(&key).await;
@@ -85,9 +91,14 @@ async fn all_data_of_the_server_reveals_nothing() {
 
 #[tokio::test]
 async fn altered_swapped_or_expired_values_are_never_served() {
-    let redis = Redis::start().await;
-    let fleet = Fleet::start(&redis, 1).await;
-    let tier = shared(vec![redis.address()]);
+    for kind in Kind::ALL {
+        serves_only_what_it_wrote(&Servers::start(kind).await).await;
+    }
+}
+
+async fn serves_only_what_it_wrote(redis: &Servers) {
+    let tier = redis.shared();
+    let fleet = Fleet::with(tier.clone(), 1, |_| {}, |_| {}).await;
     fleet.sidecars[0].client.batch("t", &["1", "2"]).await;
     fleet.sidecars[0].client.batch("u", &["1"]).await;
     eventually("all is shared", async || redis.keys("l").await.len() == 3).await;

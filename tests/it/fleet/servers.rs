@@ -1,6 +1,6 @@
-//! Kinds of servers: none yet, with an ACL, with TLS, a Cluster.
+//! Kinds of servers: none yet, with an ACL, with TLS, at a Unix socket.
 
-use sidelink::config::{Secret, StoredSecret};
+use sidelink::config::{NodeAddress, Secret, StoredSecret};
 
 use super::split::OTHER_SECRET;
 use super::{Fleet, Port, Redis, eventually, shared};
@@ -18,20 +18,24 @@ async fn a_start_without_the_server_works_and_the_server_is_used_once_it_is_up()
     fleet.comes_to_share(&redis).await;
 }
 
-fn password(text: &[u8]) -> StoredSecret {
+pub fn password(text: &[u8]) -> StoredSecret {
     StoredSecret { secret: Secret::new(text.to_vec()), source: "password".into() }
+}
+
+/// Makes the ACL user of FLEET.md, with the password `PASSWORD`: that of servers, or that of Sentinels.
+pub async fn grant_documented_rights(redis: &Redis, of_sentinel: bool) {
+    let page = include_str!("../../../docs/FLEET.md");
+    let mut users = page.lines().filter(|line| line.starts_with("user sidelink "));
+    let user = users.find(|line| line.contains("+sentinel|") == of_sentinel).unwrap();
+    let mut command = vec!["ACL", "SETUSER"];
+    command.extend(user.split(' ').skip(1));
+    redis.ask(&command).await;
 }
 
 #[tokio::test]
 async fn an_acl_user_with_the_documented_permissions_suffices() {
     let redis = Redis::start().await;
-    // As FLEET.md has it.
-    let page = include_str!("../../../docs/FLEET.md");
-    let user = page.lines().find(|line| line.starts_with("user sidelink ")).unwrap();
-    let rules: Vec<&str> = user.split(' ').skip(2).collect();
-    let mut command = vec!["ACL", "SETUSER", "sidelink"];
-    command.extend(rules);
-    redis.ask(&command).await;
+    grant_documented_rights(&redis, false).await;
     redis.ask(&["ACL", "SETUSER", "default", "-@all", "+ping", "+client"]).await;
     let mut tier = shared(vec![redis.address()]);
     tier.username = Some("sidelink".into());
@@ -106,52 +110,18 @@ async fn over_tls_only_a_trusted_server_is_used() {
     assert_eq!(distrustful.sidecars[0].client.batch("t", &["1"]).await.ids(), ["1"]);
 }
 
-/// Three nodes of a Cluster.
-pub async fn cluster() -> Vec<Redis> {
-    let mut nodes = Vec::new();
-    for _ in 0..3 {
-        nodes.push(Redis::with(&["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]).await);
-    }
-    let addresses: Vec<String> = nodes.iter().map(|node| node.address().to_string()).collect();
-    let created = std::process::Command::new("redis-cli")
-        .args(["--cluster", "create"])
-        .args(&addresses)
-        .args(["--cluster-replicas", "0", "--cluster-yes"])
-        .output()
-        .unwrap();
-    assert!(created.status.success(), "{created:?}");
-    nodes
-}
-
 #[tokio::test]
-async fn a_cluster_of_three_nodes_shares_over_all_of_them() {
-    let nodes = cluster().await;
-    let mut tier = shared(vec![nodes[0].address()]);
-    tier.cluster = true;
+async fn a_server_at_a_unix_socket_is_shared_in_the_database_that_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("redis.sock");
+    let redis = Redis::with(&["--unixsocket", socket.to_str().unwrap()]).await;
+    let mut tier = shared(vec![NodeAddress::Unix(socket)]);
+    tier.url[0].database = 3;
     let fleet = Fleet::with(tier, 2, |_| {}, |_| {}).await;
     let [one, other] = &fleet.sidecars[..] else { panic!() };
-    let ids: Vec<String> = (0..60).map(|id| id.to_string()).collect();
-    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-    let links = one.client.batch("t", &ids).await.links();
-    let count = async || {
-        let mut counts = Vec::new();
-        for node in &nodes {
-            counts.push(node.keys("l").await.len());
-        }
-        counts
-    };
-    eventually("all are shared", async || count().await.iter().sum::<usize>() == 60).await;
-    assert!(count().await.iter().all(|count| *count > 0), "{:?}", count().await);
-    const RELEASE: &str = r#"sidelink_shared_operations_total{operation="release"}"#;
-    eventually("the leases are released", async || one.metric(RELEASE).await > 0.0).await;
-    assert_eq!(one.failures("reply").await, 0.0, "by a script for each, as their slots differ");
-    let reply = other.client.batch("t", &ids).await;
-    assert_eq!((reply.links(), reply.header("cache-status")), (links, "sidelink; hit; detail=shared"));
-    let headers = [("x-auth-token", "t")];
-    one.client.send(http::Method::DELETE, "/v2/servicerequest/accessorys/7", &headers, "").await;
-    eventually("purges reach all", async || {
-        let asked = [("x-auth-token", "t"), ("cache-control", "only-if-cached")];
-        other.client.get(&crate::support::query(&["7"]), &asked).await.status == 504
-    })
-    .await;
+    one.client.batch("t", &["1"]).await;
+    let links = async || redis.text(&["INFO", "keyspace"]).await.contains("db3:keys=4");
+    eventually("it is shared in database 3 alone", links).await;
+    assert_eq!(redis.number(&["DBSIZE"]).await, 0);
+    assert_eq!(other.client.batch("t", &["1"]).await.header("cache-status"), "sidelink; hit; detail=shared");
 }

@@ -157,3 +157,35 @@ async fn a_no_cache_batch_takes_no_shared_link_from_a_joined_flight() {
         }
     }
 }
+
+#[tokio::test]
+async fn an_idle_sidecar_sends_one_command_a_synchronization() {
+    const TRIPS: f64 = 20.0;
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(&redis, 1).await;
+    let sidecar = &fleet.sidecars[0];
+    let trips = async || {
+        let of =
+            async |name| sidecar.metric(&format!("sidelink_shared_operations_total{{operation=\"{name}\"}}")).await;
+        assert_eq!(of("get").await + of("lease").await + of("put").await + of("revoke").await, 0.0);
+        of("sync").await
+    };
+    let before = trips().await;
+    redis.ask(&["CONFIG", "RESETSTAT"]).await;
+    eventually("so many round trips are made", async || trips().await >= before + TRIPS).await;
+    let text = redis.text(&["INFO", "commandstats"]).await;
+    let counts = text.lines().filter_map(|line| line.strip_prefix("cmdstat_")?.split_once(":calls="));
+    let counts = counts.map(|(name, rest)| (name, rest.split(',').next().unwrap().parse::<f64>().unwrap()));
+    // Of the test: what resets and reads these counts.
+    let counts: std::collections::BTreeMap<&str, f64> = counts
+        .filter(|(name, _)| !name.starts_with("config") && !name.starts_with("client") && *name != "info")
+        .collect();
+    // Every three seconds the life of the journal is extended, in one round trip with the look at which fleets there are, and
+    // its first record is read.
+    let looks = counts.get("expire").copied().unwrap_or_default();
+    let trips = trips().await - before;
+    assert!(
+        counts.values().sum::<f64>() <= trips + 2.0 * (looks + 1.0) && looks < trips / 4.0,
+        "{counts:?} in {trips} round trips"
+    );
+}

@@ -5,7 +5,7 @@ use sidelink::clock::Clock;
 use sidelink::config::{Config, Endpoint, Secret, Shared};
 use sidelink::demo::origin::Origin;
 
-use super::servers::cluster;
+use super::cluster::cluster;
 use super::{Redis, SECRET, Sidecar, eventually, shared, sidecar};
 use crate::process::{Files, Process};
 use crate::support::{TestClient, origin_options};

@@ -104,11 +104,11 @@ impl Run {
 
     /// Someone has the server.
     pub async fn attack(&mut self) {
-        let links = self.redis.keys("l").await;
+        let links = self.servers.keys("l").await;
         match self.random.random_range(0..4) {
             0 => {
                 for key in links.sample(&mut self.random, 20) {
-                    if let redis::Value::BulkString(value) = self.redis.ask(&["GET", key]).await {
+                    if let redis::Value::BulkString(value) = self.servers.ask(&["GET", key]).await {
                         self.copied.push((key.clone(), value));
                     }
                 }
@@ -122,20 +122,20 @@ impl Run {
                 }
                 for (key, value) in &self.copied {
                     let value = String::from_utf8_lossy(value);
-                    self.redis.ask(&["SET", key, &value, "PX", "600000"]).await;
+                    self.servers.ask(&["SET", key, &value, "PX", "600000"]).await;
                 }
             }
             // Swaps what stands there.
             2 => {
                 for pair in links.windows(2) {
-                    if let redis::Value::BulkString(value) = self.redis.ask(&["GET", &pair[0]]).await {
+                    if let redis::Value::BulkString(value) = self.servers.ask(&["GET", &pair[0]]).await {
                         let value = String::from_utf8_lossy(&value).into_owned();
-                        self.redis.ask(&["SET", &pair[1], &value, "PX", "600000"]).await;
+                        self.servers.ask(&["SET", &pair[1], &value, "PX", "600000"]).await;
                     }
                 }
             }
             _ => {
-                self.redis.ask(&["FLUSHALL"]).await;
+                self.servers.flush().await;
             }
         }
     }

@@ -42,6 +42,7 @@ use record::JournalEvent;
 pub use record::Stamp;
 use sealing::{FleetKey, ScopeKeys};
 use store::{RedisCommand, Store};
+use sync::PIECE;
 use values::Sealed;
 
 /// Most round trips that write at a time. While they are under way, further entries are not written.
@@ -324,16 +325,17 @@ impl TierState {
             let length = u64::try_from(*length).ok()?;
             let known = {
                 let journal = fleet.journal.lock();
-                let known = journal.stamp()?.position;
-                (journal.first() == Some(first)).then_some(known)
+                (journal.first() == Some(first)).then(|| journal.len())
             };
             let is_followed = match known {
                 Some(known) if length == known => true,
-                Some(known) if length > known => matches!(self.read_news(fleet, self.config.timeout).await, Ok(true)),
+                Some(known) if length > known && length - known <= PIECE as u64 => {
+                    matches!(self.read_news(fleet, self.config.timeout).await, Ok(true))
+                }
                 _ => false,
             };
             if !is_followed {
-                // Reading the whole journal takes longer than a batch has.
+                // Reading much of a journal takes longer than a batch has.
                 self.wake.notify_one();
                 return None;
             }
@@ -403,7 +405,11 @@ impl TierState {
     }
 
     fn announce<'s>(&self, events: impl Iterator<Item = (&'s FleetSecret, JournalEvent)>) {
-        events.for_each(|(fleet, event)| fleet.journal.lock().announce(event));
+        let now = self.clock.now();
+        events.for_each(|(fleet, event)| {
+            fleet.journal.lock().announce(event, now);
+            self.tell_merged(fleet);
+        });
         self.wake.notify_one();
     }
 }

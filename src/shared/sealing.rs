@@ -51,6 +51,8 @@ pub(super) struct FleetKey {
     endpoint: String,
     prefix: Box<str>,
     pub(super) journal: Box<str>,
+    /// The name of the journal that the journal continues, in the same slot of a Cluster.
+    pub(super) previous_journal: Box<str>,
     /// The name of the key that tells which fleets use the prefix: the same for all of them.
     pub(super) fleets: Box<str>,
     pub(super) seal: Seal,
@@ -63,9 +65,18 @@ impl FleetKey {
         let keys = derive(&secret, &endpoint, "fleet", &[]);
         let mut purge_key = [0; 16];
         expand(&keys, "marks", &mut purge_key);
-        let journal = name(prefix, 'j', &names(&keys));
+        let [journal, previous_journal] = ['j', 'o'].map(|kind| name(prefix, kind, &names(&keys)));
         let fleets = format!("{prefix}v").into();
-        Self { secret, endpoint, prefix: prefix.into(), journal, fleets, seal: Seal::new(&keys), purge_key }
+        Self {
+            secret,
+            endpoint,
+            prefix: prefix.into(),
+            journal,
+            previous_journal,
+            fleets,
+            seal: Seal::new(&keys),
+            purge_key,
+        }
     }
 
     /// The fleet's fingerprint: a hash of all that names, keys and scopes depend on, and 32 bits of it, which tell nothing of

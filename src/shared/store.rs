@@ -38,6 +38,13 @@ impl RedisCommand {
         Self { key: key.into(), command: redis::cmd(name).arg(key).to_owned(), reply_bytes: 0 }
     }
 
+    /// A script on keys that are at one server; in a Cluster in one slot. Its arguments follow.
+    pub(super) fn script<'k>(script: &str, keys: impl ExactSizeIterator<Item = &'k str> + Clone) -> Self {
+        let key = keys.clone().next().unwrap_or_default().into();
+        let command = redis::cmd("EVAL").arg(script).arg(keys.len()).to_owned();
+        keys.fold(Self { key, command, reply_bytes: 0 }, Self::arg)
+    }
+
     pub(super) fn arg(mut self, arg: impl ToRedisArgs) -> Self {
         self.command.arg(arg);
         self

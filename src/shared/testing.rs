@@ -34,14 +34,14 @@ impl Trial {
 
     /// Reads the news of a journal, or all of it if it is another one. False if it is none, so that it has to begin anew.
     pub fn read(&self, text: &[u8]) -> bool {
-        let now = self.0.clock.now();
         let Some(FleetSecret { key, journal }) = self.0.secrets.first() else { return false };
         let mut journal = journal.lock();
         let first = text.get(..RECORD).unwrap_or_default();
+        if journal.first() != Some(first) && journal.adopt(key, first).is_none() {
+            return false;
+        }
         let rest = usize::try_from(journal.read_from()).ok().and_then(|from| text.get(from..)).unwrap_or_default();
-        let same = journal.first() == Some(first);
-        let read = if same { journal.read(key, first, rest, now) } else { journal.adopt(key, text, now) };
-        read.is_some()
+        journal.read(key, rest).is_some()
     }
 
     /// The state of the journal.

@@ -2,6 +2,7 @@
 
 mod faults;
 mod isolation;
+mod journal;
 mod once;
 mod purges;
 mod secrecy;
@@ -102,7 +103,10 @@ impl Redis {
     /// One command's reply.
     pub async fn ask(&self, command: &[&str]) -> redis::Value {
         let client = redis::Client::open(format!("redis://{}/", self.address())).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let patient = redis::AsyncConnectionConfig::new()
+            .set_response_timeout(Some(PATIENCE))
+            .set_connection_timeout(Some(PATIENCE));
+        let mut connection = client.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
         let mut asked = redis::cmd(command[0]);
         asked.arg(&command[1..]);
         asked.query_async(&mut connection).await.unwrap_or_else(|error| panic!("{command:?}: {error}"))

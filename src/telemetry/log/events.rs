@@ -213,6 +213,8 @@ events! {
         WARN "another fleet uses the shared tier under the same prefix; neither sees the other's links and purges" SharedSplit<'a> { fleet: Arguments<'a>, others: &'a str, }
         /// The other fleet has not been seen for 15 seconds.
         INFO "no other fleet uses the shared tier under the same prefix any more" SharedSplitOver {}
+        /// Over 4096 purges and revocations waited to be told to the fleet, or this sidecar missed more of them than the shared tier keeps. Links that it covers are fetched again.
+        WARN "purges and revocations were merged into one purge of everything" SharedMerged {}
     }
     "sidelink::telemetry" {
         /// `lines` before this one: the reader of standard output did not keep up, or standard output did not take them.

@@ -57,11 +57,15 @@ pub(super) struct Journal {
     pending: HashMap<JournalEvent, Pending>,
     /// When each event of this process that was seen in the journal was announced: announced again if the journal is lost.
     announced: HashMap<JournalEvent, Moment>,
+    /// Counts announcements.
+    announcements: u64,
     /// How often pending events, or missed ones, were merged into [`EVERYTHING`].
     merged: u64,
 }
 
 struct Pending {
+    /// The number of its first announcement that is not seen in the journal yet.
+    number: u64,
     /// When it was announced, not when it was announced again.
     since: Moment,
     /// It was in a journal that is lost: another sidecar's record of the same event will do.
@@ -214,7 +218,7 @@ impl Journal {
         self.pending.values_mut().for_each(|pending| pending.record = None);
         if adoption == Adoption::Lost {
             for (event, since) in std::mem::take(&mut self.announced) {
-                self.add_pending(event, Pending { since, again: true, record: None });
+                self.add_pending(event, since, true);
             }
         }
         self.merged += u64::from(adoption == Adoption::Missed);
@@ -238,22 +242,26 @@ impl Journal {
 
     /// Announces an event. It counts here at once, and elsewhere once it was appended.
     pub(super) fn announce(&mut self, event: JournalEvent, now: Moment) {
-        self.add_pending(event, Pending { since: now, again: false, record: None });
+        self.add_pending(event, now, false);
     }
 
-    fn add_pending(&mut self, event: JournalEvent, pending: Pending) {
+    fn add_pending(&mut self, event: JournalEvent, since: Moment, again: bool) {
+        self.announcements += 1;
         let is_to_be_appended = |everything: &Pending| everything.record.is_none() && !everything.again;
         let is_covered = self.pending.get(&EVERYTHING).is_some_and(is_to_be_appended);
-        if is_covered || pending.again && self.pending.contains_key(&event) {
+        let known = self.pending.get(&event);
+        if is_covered || again && known.is_some() {
             return;
         }
+        let number = known.map_or(self.announcements, |known| known.number);
         if self.pending.len() < MOST_PENDING {
-            self.pending.insert(event, pending);
+            self.pending.insert(event, Pending { number, since, again, record: None });
             return;
         }
-        let since = latest(self.pending.values().map(|pending| pending.since), pending.since);
+        let number = self.pending.values().map(|pending| pending.number).min().unwrap_or(number);
+        let since = latest(self.pending.values().map(|pending| pending.since), since);
         self.pending.clear();
-        self.pending.insert(EVERYTHING, Pending { since, again: false, record: None });
+        self.pending.insert(EVERYTHING, Pending { number, since, again: false, record: None });
         self.merged += 1;
     }
 
@@ -268,6 +276,21 @@ impl Journal {
             pending.record = Some(record);
         }
         (!text.is_empty()).then_some(text)
+    }
+
+    /// Events that are not seen in the journal yet.
+    pub(super) fn untold(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// The number of announcements so far.
+    pub(super) fn announcements(&self) -> u64 {
+        self.announcements
+    }
+
+    /// Whether the first `announcements` are all seen in the journal.
+    pub(super) fn is_told(&self, announcements: u64) -> bool {
+        self.pending.values().all(|pending| pending.number > announcements)
     }
 
     /// How often events were merged since this was called last.

@@ -19,7 +19,7 @@ use super::record::JournalEvent;
 use super::sealing::FleetKey;
 use super::store::RedisCommand;
 use super::{Fingerprint, FleetSecret, FleetStatus, TierState};
-use crate::cache::purges::{self, Mark};
+use crate::cache::purges::Mark;
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::{BreakerState, Operation, SharedFailure, show_state};
 
@@ -29,6 +29,8 @@ const SYNC_INTERVAL: Duration = Duration::from_millis(400);
 const MIN_INTERVAL: Duration = Duration::from_millis(20);
 /// The time before the first retry of a tier that is down.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
+/// How long a process that ends tries to tell the fleet what it was not told yet.
+const LAST_TRY: Duration = Duration::from_secs(1);
 /// The longest time between two retries.
 const MAX_RETRY: Duration = Duration::from_secs(2);
 const WHOLE_JOURNAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -71,9 +73,7 @@ pub(super) async fn run(state: Arc<TierState>) {
     let mut sync = Sync::default();
     let mut pause = FIRST_RETRY;
     let mut was_up = None;
-    loop {
-        let is_last = state.closing.load(Ordering::Acquire);
-        let result = sync.once(&state).await;
+    while let Some(result) = state.closing.run_until_cancelled(sync.once(&state)).await {
         let is_up = result.is_ok();
         state.usable.store(is_up, Ordering::Release);
         if was_up.replace(is_up) != Some(is_up) {
@@ -84,20 +84,27 @@ pub(super) async fn run(state: Arc<TierState>) {
                 Err(reason) => events::SharedDown { reason: &reason }.log(),
             }
         }
-        if is_last {
-            return;
-        }
-        if is_up {
-            sync.look_for_fleets(&state).await;
-            pause = FIRST_RETRY;
-            sleep(MIN_INTERVAL).await;
-            let _ = timeout(SYNC_INTERVAL, state.wake.notified()).await;
-        } else {
-            let jittered = pause.mul_f64(rand::rng().random_range(0.8..1.0));
-            // Waking the task would not bring the server back.
-            sleep(MIN_INTERVAL + jittered).await;
-            pause = (pause * 2).min(MAX_RETRY);
-        }
+        let idle = async {
+            if is_up {
+                sync.look_for_fleets(&state).await;
+                pause = FIRST_RETRY;
+                sleep(MIN_INTERVAL).await;
+                let _ = timeout(SYNC_INTERVAL, state.wake.notified()).await;
+            } else {
+                let jittered = pause.mul_f64(rand::rng().random_range(0.8..1.0));
+                // Waking the task would not bring the server back.
+                sleep(MIN_INTERVAL + jittered).await;
+                pause = (pause * 2).min(MAX_RETRY);
+            }
+        };
+        let _ = state.closing.run_until_cancelled(idle).await;
+    }
+    if state.show_untold() > 0 {
+        let _ = timeout(LAST_TRY, sync.once(&state)).await;
+    }
+    let records = state.show_untold();
+    if records > 0 {
+        events::SharedUntold { records }.log();
     }
 }
 
@@ -121,6 +128,7 @@ impl Sync {
                     break;
                 }
                 state.read_journal(fleet).await?;
+                state.show_untold();
             }
         }
         if self.extended.is_none_or(|last| last.elapsed() > EXTEND_INTERVAL) {
@@ -128,8 +136,7 @@ impl Sync {
             let extend = |journal: &&str| RedisCommand::new("EXPIRE", journal).arg(JOURNAL_LIFE.as_secs());
             let commands = journals.iter().map(extend).collect();
             state.store.run(Operation::Sync, commands, state.config.timeout).await;
-            let span = Duration::from_millis(state.revalidate).max(purges::span_of_links(&state.freshness));
-            let now = state.clock.now();
+            let (now, span) = (state.clock.now(), state.longest_life());
             state.secrets.iter().for_each(|fleet| fleet.journal.lock().sweep(now, span));
         }
         Ok(())

@@ -9,6 +9,7 @@ mod secrecy;
 mod servers;
 mod sharing;
 pub mod split;
+mod told;
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};

@@ -215,6 +215,8 @@ events! {
         INFO "no other fleet uses the shared tier under the same prefix any more" SharedSplitOver {}
         /// Over 4096 purges and revocations waited to be told to the fleet, or this sidecar missed more of them than the shared tier keeps. Links that it covers are fetched again.
         WARN "purges and revocations were merged into one purge of everything" SharedMerged {}
+        /// At the end of the process, or after a reload that changes the shared tier: the server did not take them. Other sidecars may serve what was purged until it ends by itself. Purge again elsewhere.
+        WARN "purges and revocations were not told to the fleet, and are lost" SharedUntold { records: usize, }
     }
     "sidelink::telemetry" {
         /// `lines` before this one: the reader of standard output did not keep up, or standard output did not take them.

@@ -250,11 +250,8 @@ impl TierState {
         group: Option<&str>,
     ) -> TierScope {
         let scope = self.derive_scope(credential, fields, api, group);
-        let names: Vec<u128> = scope.0.iter().map(|keys| keys.caller).collect();
-        let known = &identity.caller_state.fleet_names;
-        if known.load().as_deref() != Some(&names) {
-            known.store(Some(Arc::new(names)));
-        }
+        let names = scope.0.iter().map(|keys| keys.caller).collect();
+        self.caller_states.set_fleet_names(&identity.caller_state, names);
         scope
     }
 

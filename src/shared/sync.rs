@@ -361,7 +361,7 @@ impl TierState {
         }
     }
 
-    fn apply(&self, fleet: &FleetSecret, events: &[JournalEvent]) {
+    pub(super) fn apply(&self, fleet: &FleetSecret, events: &[JournalEvent]) {
         let now = self.clock.now();
         let is_first = self.secrets.first().is_some_and(|first| std::ptr::eq(first, fleet));
         for event in events {
@@ -369,7 +369,9 @@ impl TierState {
                 // A sidecar with both secrets announces in both journals; this process names purges as in the first.
                 JournalEvent::Purge(mark) if is_first || *mark == Mark::All => self.purges.mark(*mark, now),
                 JournalEvent::Begin(_) | JournalEvent::Purge(_) => {}
-                JournalEvent::Caller(hash) => self.caller_states.drop_named(*hash, now),
+                JournalEvent::Caller(hash) => {
+                    self.caller_states.drop_named(*hash, now);
+                }
             }
         }
     }

@@ -412,20 +412,26 @@ impl TierState {
         self.announce(self.of_scope(scope).map(|(fleet, keys)| (fleet, keys.revocation())));
     }
 
-    /// Deletes a caller's acceptance, and its values of `ids`, in the background. If that fails, all of the caller's values
-    /// are voided.
+    /// Deletes a caller's acceptance, and its values of `ids`, in the background, and announces which values there were: they are
+    /// void also where an older copy of the data brings them back. If that fails, all of the caller's values are voided.
     pub(crate) fn withdraw(self: &Arc<Self>, scope: &Arc<TierScope>, ids: Vec<TierId>) {
         let (state, scope) = (Arc::clone(self), Arc::clone(scope));
         tokio::spawn(async move {
-            let of_keys = |keys: &ScopeKeys| {
-                let links = ids.iter().map(|id| keys.link(id));
-                links.chain([keys.acceptance.clone()]).collect::<Vec<_>>()
-            };
-            let names = scope.0.iter().flat_map(of_keys);
-            let commands = names.map(|name| RedisCommand::new("DEL", &name)).collect();
+            let mut links = Vec::new();
+            for (fleet, keys) in state.of_scope(&scope) {
+                links.extend(ids.iter().map(|id| (fleet, keys, keys.link(id))));
+            }
+            let names = links.iter().map(|(.., name)| name).chain(scope.0.iter().map(|keys| &keys.acceptance));
+            let commands = names.map(|name| RedisCommand::new("DEL", name)).collect();
             let replies = state.store.run(Operation::Revoke, commands, state.config.timeout).await;
             if !replies.iter().all(|reply| matches!(reply, Some(Value::Int(_)))) {
                 state.announce_revocation(&scope);
+                return;
+            }
+            let deleted = links.iter().zip(&replies).filter(|(_, reply)| matches!(reply, Some(Value::Int(1))));
+            let events: Vec<_> = deleted.map(|((fleet, keys, name), _)| (*fleet, keys.withdrawal(name))).collect();
+            if !events.is_empty() {
+                state.announce(events.into_iter());
             }
         });
     }

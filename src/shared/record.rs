@@ -56,6 +56,8 @@ pub(super) enum JournalEvent {
     Purge(Mark),
     /// Voids all values of a caller.
     Caller(u128),
+    /// Voids one caller's link.
+    Link(u128),
 }
 
 /// Bytes of a record of the journal: all have the same.
@@ -177,6 +179,7 @@ impl JournalEvent {
             Self::Purge(Mark::All) => (1, 0),
             Self::Purge(Mark::Named(hash)) => (2, hash),
             Self::Caller(hash) => (3, hash),
+            Self::Link(hash) => (4, hash),
         };
         let mut bytes = Vec::with_capacity(JOURNAL_RECORD);
         bytes.put_u8(JOURNAL);
@@ -195,6 +198,7 @@ impl JournalEvent {
             (1, _) => Self::Purge(Mark::All),
             (2, hash) => Self::Purge(Mark::Named(hash)),
             (3, hash) => Self::Caller(hash),
+            (4, hash) => Self::Link(hash),
             _ => return None,
         };
         Some((epoch, event))
@@ -245,6 +249,7 @@ mod tests {
                 JournalEvent::Purge(Mark::All),
                 JournalEvent::Purge(Mark::Named(hash)),
                 JournalEvent::Caller(hash),
+                JournalEvent::Link(hash),
             ] {
                 let epoch = Epoch { number, base: position };
                 let bytes = event.write(epoch);

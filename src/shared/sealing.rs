@@ -7,6 +7,8 @@
 //! Nonces are random. XChaCha20's have 192 bits, so a collision under one key is unlikely: below 2⁻⁶⁴ after 2⁶⁴ values. With
 //! the 96 bits of AES-GCM, an access key that a fleet uses for years could come too near to one.
 
+use std::hash::Hasher;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chacha20poly1305::aead::{Aead, Payload};
@@ -14,6 +16,7 @@ use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use hkdf::{Hkdf, HkdfExtract};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
+use siphasher::sip128::{Hasher128, SipHasher24};
 use zeroize::Zeroizing;
 
 use super::TierId;
@@ -137,10 +140,17 @@ pub(super) struct ScopeKeys {
 }
 
 impl ScopeKeys {
-    /// The events that void the link of `id`, besides a purge of everything.
-    pub(super) fn events(&self, id: &str) -> Vec<JournalEvent> {
-        let ids = self.api.marks_of(self.purge_key, id);
-        ids.chain(self.group.iter().copied()).map(JournalEvent::Purge).chain([self.revocation()]).collect()
+    /// The events that void the link of `id` with this name, besides a purge of everything.
+    pub(super) fn events(&self, id: &str, name: &str) -> Vec<JournalEvent> {
+        let marks = self.api.marks_of(self.purge_key, id).chain(self.group.iter().copied());
+        marks.map(JournalEvent::Purge).chain([self.revocation(), self.withdrawal(name)]).collect()
+    }
+
+    /// The event that voids the link with this name.
+    pub(super) fn withdrawal(&self, name: &str) -> JournalEvent {
+        let mut hash = SipHasher24::new_with_key(&self.purge_key);
+        hash.write(name.as_bytes());
+        JournalEvent::Link(hash.finish128().as_u128())
     }
 
     /// The event that voids all values of the caller.

@@ -368,7 +368,7 @@ impl TierState {
             match event {
                 // A sidecar with both secrets announces in both journals; this process names purges as in the first.
                 JournalEvent::Purge(mark) if is_first || *mark == Mark::All => self.purges.mark(*mark, now),
-                JournalEvent::Begin(_) | JournalEvent::Purge(_) => {}
+                JournalEvent::Begin(_) | JournalEvent::Purge(_) | JournalEvent::Link(_) => {}
                 JournalEvent::Caller(hash) => {
                     self.caller_states.drop_named(*hash, now);
                 }

@@ -57,7 +57,7 @@ impl TierState {
     ) -> Option<Entry> {
         let opened = keys.seal.open(name, value).and_then(|bytes| LinkRecord::read(&bytes));
         let link = self.counted(opened, SharedFailure::Unsealed)?;
-        self.counted(fleet.is_valid(link.stamp, &keys.events(id)), SharedFailure::Revoked)?;
+        self.counted(fleet.is_valid(link.stamp, &keys.events(id, name)), SharedFailure::Revoked)?;
         let deadlines = age(link.sent, now)
             .and_then(|age| Deadlines::elsewhere(now.before(age), link.spans, link.is_absent(), &self.freshness));
         let deadlines = self.counted(deadlines.filter(|deadlines| deadlines.usable(now)), SharedFailure::Outlived)?;
@@ -100,7 +100,9 @@ impl TierState {
             let text = entry.text().and_then(|text| std::str::from_utf8(text).ok()).map(Arc::from);
             let link = LinkRecord { stamp, sent: sent.unix_millis(), spans, text, details: entry.details().cloned() };
             let left = entry.deadlines().usable_left(now).unwrap_or(0);
-            add(keys.link(id), &link.write(), left, &keys.events(&id.id));
+            let name = keys.link(id);
+            let events = keys.events(&id.id, &name);
+            add(name, &link.write(), left, &events);
         }
         all
     }

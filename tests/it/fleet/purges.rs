@@ -93,6 +93,52 @@ async fn a_403_withdraws_the_ids_and_the_acceptance() {
     eventually("they are gone", async || redis.keys("l").await.len() == 3 && redis.keys("c").await.len() == 1).await;
 }
 
+/// Regression: an older copy of the data brought withdrawn links back.
+#[tokio::test]
+async fn an_older_copy_of_the_data_brings_no_withdrawn_link_back() {
+    let redis = Redis::start().await;
+    let fleet = warm(&redis).await;
+    let mut before = Vec::new();
+    for kind in ["l", "c"] {
+        for key in redis.keys(kind).await {
+            before.push((redis.text(&["GET", &key]).await, key));
+        }
+    }
+    let [journal] = &redis.keys("j").await[..] else { panic!() };
+    let older = redis.text(&["GET", journal]).await;
+    let refusal = r#"{"error_code":"OSM.0003","error_msg":"forbidden"}"#;
+    let withdraw = async |id: &str| {
+        fleet.origin.script(sidelink::demo::origin::ScriptedReply::json(403, refusal));
+        let anew = [("x-auth-token", "t"), ("cache-control", "no-cache")];
+        assert_eq!(fleet.sidecars[0].client.get(&crate::support::query(&[id]), &anew).await.status, 403);
+    };
+    withdraw("1").await;
+    eventually("it is announced", async || redis.number(&["STRLEN", journal]).await == 200).await;
+    // An id of which there was nothing.
+    withdraw("9").await;
+
+    // The links alone, and then with the journal of before.
+    for journal_too in [false, true] {
+        for (value, key) in &before {
+            redis.ask(&["SET", key, value, "PX", "600000"]).await;
+        }
+        if journal_too {
+            redis.ask(&["SET", journal, &older]).await;
+            let begun = async || !redis.text(&["GETRANGE", journal, "0", "99"]).await.starts_with(&older);
+            eventually("the journal begins anew", begun).await;
+            eventually("it is announced again", async || redis.number(&["STRLEN", journal]).await == 200).await;
+        }
+        let config = super::sidecar(fleet.origin.address(), &shared(vec![redis.address()]));
+        let fresh = Sidecar::start(config, fleet.clock.clone()).await;
+        fresh.tier_is(true).await;
+        let asked = fleet.origin.ids_asked();
+        let reply = fresh.client.batch("t", &["1", "2"]).await;
+        assert_eq!(reply.ids(), ["1", "2"]);
+        let anew = if journal_too { 2 } else { 1 };
+        assert_eq!(fleet.origin.ids_asked(), asked + anew, "the withdrawn link does not count");
+    }
+}
+
 /// Regression: a call that had left before a 403 shared the acceptance again that the 403 had taken away.
 #[tokio::test]
 async fn a_call_sent_before_a_403_restores_no_acceptance() {

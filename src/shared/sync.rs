@@ -33,7 +33,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_TRY: Duration = Duration::from_secs(1);
 /// The longest time between two retries.
 const MAX_RETRY: Duration = Duration::from_secs(2);
-const WHOLE_JOURNAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time limit for a journal, and for a piece that is appended: longer than `shared.timeout`, since no batch waits for it.
+const JOURNAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long Redis keeps a journal that no sidecar uses.
 const JOURNAL_LIFE: Duration = Duration::from_secs(48 * 3600);
 /// The time between two extensions of this life.
@@ -194,7 +195,7 @@ impl Sync {
         };
         let command = RedisCommand::script(APPEND, [&*key.journal].into_iter()).arg(first).arg(text);
         let command = command.arg(MOST).arg(JOURNAL_LIFE.as_secs());
-        match state.store.run(Operation::Revoke, vec![command], state.config.timeout).await.as_slice() {
+        match state.store.run(Operation::Revoke, vec![command], JOURNAL_TIMEOUT).await.as_slice() {
             [Some(Value::Int(_))] => Ok(true),
             replies => Err(unwritable(replies)),
         }
@@ -227,7 +228,7 @@ impl TierState {
     /// Why the journal cannot be read, for an operator.
     async fn read_journal(&self, fleet: &FleetSecret) -> Result<(), String> {
         for _ in 0..ATTEMPTS {
-            if !self.read_news(fleet, WHOLE_JOURNAL_TIMEOUT).await? {
+            if !self.read_news(fleet, JOURNAL_TIMEOUT).await? {
                 return self.read_whole(fleet).await;
             }
             let Some(next) = fleet.journal.lock().next(&fleet.key) else { return Ok(()) };
@@ -290,13 +291,13 @@ impl TierState {
         for _ in 0..ATTEMPTS {
             let from = fleet.journal.lock().read_from();
             let commands = vec![key.journal_range(0), range(&key.previous_journal, from)];
-            let replies = self.store.run(Operation::Sync, commands, WHOLE_JOURNAL_TIMEOUT).await;
+            let replies = self.store.run(Operation::Sync, commands, JOURNAL_TIMEOUT).await;
             let (text, previous) = match replies.as_slice() {
                 [Some(Value::BulkString(text)), Some(Value::BulkString(previous))] => (text, previous),
                 replies if is_of_another_type(replies) => {
                     let delete = |name: &str| RedisCommand::new("DEL", name);
                     let commands = vec![delete(&key.journal), delete(&key.previous_journal)];
-                    self.store.run(Operation::Sync, commands, WHOLE_JOURNAL_TIMEOUT).await;
+                    self.store.run(Operation::Sync, commands, JOURNAL_TIMEOUT).await;
                     continue;
                 }
                 _ => break,
@@ -346,7 +347,7 @@ impl TierState {
         let keys = [&*key.journal, &*key.previous_journal].into_iter();
         let command = RedisCommand::script(BEGIN, keys).arg(length).arg(end).arg(first_record);
         let command = command.arg(JOURNAL_LIFE.as_secs()).arg(u8::from(continues));
-        match self.store.run(Operation::Sync, vec![command], WHOLE_JOURNAL_TIMEOUT).await.as_slice() {
+        match self.store.run(Operation::Sync, vec![command], JOURNAL_TIMEOUT).await.as_slice() {
             [Some(Value::Int(begun))] => Ok(*begun == 1),
             replies => Err(unwritable(replies)),
         }

@@ -21,7 +21,8 @@ use sidelink::cache::freshness::Deadlines;
 use sidelink::cache::purges::Purges;
 use sidelink::cache::{Cache, Entry};
 use sidelink::clock::Clock;
-use sidelink::config::{CacheConfig, CallersConfig, Config, Endpoint};
+use sidelink::config::{CacheConfig, CallersConfig, Config, Endpoint, Secret, Shared};
+use sidelink::shared::testing::Trial;
 use sidelink::telemetry::metrics::Metrics;
 use support::{Form, SIZES, Warm, body, ids, lfs, query, request};
 
@@ -140,9 +141,50 @@ fn handler(criterion: &mut Criterion) {
     }
 }
 
+/// The revocations that a sidecar reads and applies at once, between two hits, among as many callers as it knows.
+fn revocations(criterion: &mut Criterion) {
+    const AT_ONCE: usize = 256;
+    let mut group = criterion.benchmark_group("revocations");
+    for count in [1_000, 40_000] {
+        let endpoint = Endpoint::parse("http://endpoint").unwrap();
+        let config = Config::for_endpoint(endpoint.clone());
+        let shared = Shared::at(Vec::new(), vec![Secret::new(vec![b'x'; 32])]);
+        let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
+        let sidecar = || Trial::new(&shared, &config, Arc::clone(&metrics), Clock::system());
+        let reader = sidecar();
+        let states = Arc::clone(reader.caller_states());
+        let (api, clock) = (Arc::new(api()), Clock::system());
+        let callers = Callers::new(api, &CallersConfig::default(), Arc::default(), states, &endpoint, clock);
+        for token in 0..count {
+            let token = token.to_string();
+            let (head, ()) = http::Request::get("/").header("x-auth-token", &token).body(()).unwrap().into_parts();
+            let credential = callers.credential(&head.headers).ok().unwrap();
+            let identity = callers.identify(&credential, &LastToken::default(), &head, b"").ok().unwrap();
+            reader.scope_of(&identity, &token);
+        }
+        // Two journals, each of which is another one after the other.
+        let journal = || {
+            let writer = sidecar();
+            let mut text = writer.begin().unwrap();
+            assert!(writer.read(text.as_bytes()));
+            (0..AT_ONCE).for_each(|token| writer.revoke(&writer.scope(&token.to_string(), None)));
+            text.push_str(&writer.tell().unwrap());
+            text
+        };
+        let mut journals = [journal(), journal()];
+        group.throughput(Throughput::Elements(AT_ONCE as u64));
+        group.bench_function(BenchmarkId::new("callers", count), |bencher| {
+            bencher.iter(|| {
+                journals.swap(0, 1);
+                assert!(reader.read(journals[0].as_bytes()));
+            });
+        });
+    }
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = reading, keys, looking_up, merging, handler
+    targets = reading, keys, looking_up, merging, handler, revocations
 }
 criterion_main!(benches);

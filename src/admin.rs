@@ -255,7 +255,7 @@ impl Admin {
                 let purge =
                     Purge::read(&read(body).await?, &self.state.config.batch).map_err(AdminError::bad_request)?;
                 let ProcessState { cache, clock, metrics, .. } = &self.state.process;
-                Ok(json_of(StatusCode::OK, &purge.run(cache, clock, metrics).await))
+                Ok(json_of(StatusCode::OK, &purge.run(cache, clock, metrics, self.state.tier.as_deref()).await))
             }
             _ => Err(AdminError::NOT_FOUND),
         }

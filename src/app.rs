@@ -280,6 +280,8 @@ impl App {
         builder.exports.end(drain.saturating_sub(began.elapsed())).await;
         self.stop_admin.cancel();
         while self.admin.join_next().await.is_some() {}
+        let last = Arc::clone(&self.running.generations.current());
+        last.end().await;
         self.stop_tasks.cancel();
         while self.tasks.join_next().await.is_some() {}
         events::Stopped {}.log();

@@ -28,8 +28,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use redis::Value;
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::Instant;
-use tower::retry::budget::{Budget, TpsBudget};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::api::BatchApi;
 use crate::auth::{CallerStates, Identity};
@@ -48,22 +49,25 @@ use record::JournalEvent;
 pub use record::Stamp;
 use sealing::{FleetKey, ScopeKeys};
 use store::{RedisCommand, Store};
+use sync::PIECE;
 use values::Sealed;
 
 /// Most round trips that write at a time. While they are under way, further entries are not written.
 const WRITES: usize = 64;
-/// Revocations a second of unaccepted callers: made-up tokens must not fill the journal.
-const UNACCEPTED_REVOCATIONS_A_SECOND: u32 = 1;
+
+/// How long a purge waits until the fleet is told.
+const TELL_WAIT: Duration = Duration::from_millis(500);
 
 /// The shared tier, as one sidecar sees it.
-pub struct Tier(Arc<TierState>);
+pub struct Tier {
+    state: Arc<TierState>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
 
 impl Drop for Tier {
     fn drop(&mut self) {
         // The background task announces what is pending before it ends.
-        self.closing.store(true, Ordering::Release);
-        self.wake.notify_one();
-        self.leases.wake.notify_one();
+        self.closing.cancel();
     }
 }
 
@@ -71,7 +75,7 @@ impl Deref for Tier {
     type Target = Arc<TierState>;
 
     fn deref(&self) -> &Arc<TierState> {
-        &self.0
+        &self.state
     }
 }
 
@@ -90,10 +94,11 @@ pub struct TierState {
     usable: AtomicBool,
     /// Why the tier is down, for an operator.
     outage: Mutex<Option<String>>,
-    closing: AtomicBool,
+    closing: CancellationToken,
     wake: Arc<Notify>,
+    /// Notified when pending events were seen in a journal.
+    told: Notify,
     writes: Arc<Semaphore>,
-    unaccepted_revocations: TpsBudget,
     caller_states: Arc<CallerStates>,
     purges: Arc<Purges>,
     metrics: Arc<Metrics>,
@@ -166,9 +171,19 @@ impl Tier {
     /// Connects in the background. Must be called within a tokio runtime.
     pub(crate) fn start(state: TierState) -> Self {
         let state = Arc::new(state);
-        tokio::spawn(sync::run(Arc::clone(&state)));
         tokio::spawn(leases::run(Arc::clone(&state)));
-        Self(state)
+        let task = Mutex::new(Some(tokio::spawn(sync::run(Arc::clone(&state)))));
+        Self { state, task }
+    }
+
+    /// Tries a last time to tell the fleet what it was not told yet, for a second at most, and ends the background task.
+    pub(crate) async fn end(&self) {
+        self.closing.cancel();
+        let task = self.task.lock().take();
+        if let Some(task) = task {
+            // It does not panic, and nothing aborts it.
+            let _ = task.await;
+        }
     }
 
     /// The key with which the fleet hashes names of purges.
@@ -211,10 +226,10 @@ impl TierState {
             config: shared.clone(),
             usable: AtomicBool::new(false),
             outage: Mutex::default(),
-            closing: AtomicBool::new(false),
+            closing: CancellationToken::new(),
             wake,
+            told: Notify::new(),
             writes: Arc::new(Semaphore::new(WRITES)),
-            unaccepted_revocations: TpsBudget::new(Duration::from_secs(10), UNACCEPTED_REVOCATIONS_A_SECOND, 0.0),
             caller_states,
             purges,
             metrics,
@@ -247,11 +262,8 @@ impl TierState {
         group: Option<&str>,
     ) -> TierScope {
         let scope = self.derive_scope(credential, fields, api, group);
-        let names: Vec<u128> = scope.0.iter().map(|keys| keys.caller).collect();
-        let known = &identity.caller_state.fleet_names;
-        if known.load().as_deref() != Some(&names) {
-            known.store(Some(Arc::new(names)));
-        }
+        let names = scope.0.iter().map(|keys| keys.caller).collect();
+        self.caller_states.set_fleet_names(&identity.caller_state, names);
         scope
     }
 
@@ -338,18 +350,17 @@ impl TierState {
             let length = u64::try_from(*length).ok()?;
             let known = {
                 let journal = fleet.journal.lock();
-                let known = journal.stamp()?.position;
-                (journal.first() == Some(first)).then_some(known)
+                (journal.first() == Some(first)).then(|| journal.len())
             };
             let is_followed = match known {
                 Some(known) if length == known => true,
-                Some(known) if length > known => {
+                Some(known) if length > known && length - known <= PIECE as u64 => {
                     matches!(self.read_news(fleet, false, self.config.timeout).await, Ok(true))
                 }
                 _ => false,
             };
             if !is_followed {
-                // Reading the whole journal takes longer than a batch has.
+                // Reading much of a journal takes longer than a batch has.
                 self.wake.notify_one();
                 return None;
             }
@@ -379,31 +390,56 @@ impl TierState {
         });
     }
 
-    /// Voids all of a caller's values, anywhere in the fleet. `was_accepted`: the endpoint was known to accept the caller.
-    pub(crate) fn revoke(&self, scope: &TierScope, was_accepted: bool) {
-        if was_accepted || self.unaccepted_revocations.withdraw() {
+    /// Voids all of a caller's values, anywhere in the fleet. If the endpoint is not known here to have accepted the caller
+    /// (`was_accepted`), the tier is asked, in the background: without an acceptance no sidecar has brought values of the caller, so a
+    /// made-up token leaves no record.
+    pub(crate) fn revoke(self: &Arc<Self>, scope: &Arc<TierScope>, was_accepted: bool) {
+        if was_accepted {
             self.announce_revocation(scope);
+            return;
         }
+        if !self.is_usable() {
+            return;
+        }
+        let (state, scope) = (Arc::clone(self), Arc::clone(scope));
+        tokio::spawn(async move {
+            let names: Vec<Box<str>> = scope.0.iter().map(|keys| keys.acceptance.clone()).collect();
+            let (store, limit) = (&state.store, state.config.timeout);
+            let (_, found, _) = store.get(Vec::new(), &names, Vec::new(), Operation::Revoke, limit).await;
+            let mut acceptances = state.of_scope(&scope).zip(found);
+            let counts = |((fleet, keys), value): ((&FleetSecret, &ScopeKeys), Option<Vec<u8>>)| {
+                value.is_some_and(|value| state.acceptance_sent(fleet, keys, &value).is_some())
+            };
+            if acceptances.any(counts) {
+                state.announce_revocation(&scope);
+            }
+        });
     }
 
     fn announce_revocation(&self, scope: &TierScope) {
         self.announce(self.of_scope(scope).map(|(fleet, keys)| (fleet, keys.revocation())));
     }
 
-    /// Deletes a caller's acceptance, and its values of `ids`, in the background. If that fails, all of the caller's values
-    /// are voided.
+    /// Deletes a caller's acceptance, and its values of `ids`, in the background, and announces which values there were: they are
+    /// void also where an older copy of the data brings them back. If that fails, all of the caller's values are voided.
     pub(crate) fn withdraw(self: &Arc<Self>, scope: &Arc<TierScope>, ids: Vec<TierId>) {
         let (state, scope) = (Arc::clone(self), Arc::clone(scope));
         tokio::spawn(async move {
-            let of_keys = |keys: &ScopeKeys| {
-                let links = ids.iter().map(|id| keys.link(id));
-                links.chain([keys.acceptance.clone()]).collect::<Vec<_>>()
-            };
-            let names = scope.0.iter().flat_map(of_keys);
-            let commands = names.map(|name| RedisCommand::new("DEL", &name)).collect();
+            let mut links = Vec::new();
+            for (fleet, keys) in state.of_scope(&scope) {
+                links.extend(ids.iter().map(|id| (fleet, keys, keys.link(id))));
+            }
+            let names = links.iter().map(|(.., name)| name).chain(scope.0.iter().map(|keys| &keys.acceptance));
+            let commands = names.map(|name| RedisCommand::new("DEL", name)).collect();
             let replies = state.store.run(Operation::Revoke, commands, state.config.timeout).await;
             if !replies.iter().all(|reply| matches!(reply, Some(Value::Int(_)))) {
                 state.announce_revocation(&scope);
+                return;
+            }
+            let deleted = links.iter().zip(&replies).filter(|(_, reply)| matches!(reply, Some(Value::Int(1))));
+            let events: Vec<_> = deleted.map(|((fleet, keys, name), _)| (*fleet, keys.withdrawal(name))).collect();
+            if !events.is_empty() {
+                state.announce(events.into_iter());
             }
         });
     }
@@ -414,7 +450,38 @@ impl TierState {
     }
 
     fn announce<'s>(&self, events: impl Iterator<Item = (&'s FleetSecret, JournalEvent)>) {
-        events.for_each(|(fleet, event)| fleet.journal.lock().announce(event));
+        let now = self.clock.now();
+        events.for_each(|(fleet, event)| {
+            fleet.journal.lock().announce(event, now);
+            self.tell_merged(fleet);
+        });
+        self.show_untold();
         self.wake.notify_one();
+    }
+
+    /// Waits until the fleet is told all that was announced before, for [`TELL_WAIT`] at most; returns whether it is.
+    pub(crate) async fn is_told(&self) -> bool {
+        let announcements = |fleet: &FleetSecret| fleet.journal.lock().announcements();
+        let announced: Vec<u64> = self.secrets.iter().map(announcements).collect();
+        let is_told =
+            || self.secrets.iter().zip(&announced).all(|(fleet, number)| fleet.journal.lock().is_told(*number));
+        let told = async {
+            loop {
+                let told = self.told.notified();
+                if is_told() {
+                    return;
+                }
+                told.await;
+            }
+        };
+        is_told() || self.is_usable() && timeout(TELL_WAIT, told).await.is_ok()
+    }
+
+    /// Shows how many purges and revocations the fleet is not told yet; returns their number.
+    fn show_untold(&self) -> usize {
+        let untold = self.secrets.iter().map(|fleet| fleet.journal.lock().untold()).sum();
+        self.metrics.shared.untold.set(i64::try_from(untold).unwrap_or(i64::MAX));
+        self.told.notify_waiters();
+        untold
     }
 }

@@ -46,6 +46,8 @@ enum Kind {
     SharedTier,
     /// Another fleet uses the shared tier under the same prefix.
     SharedTierSplit,
+    /// Purges were merged into one of everything.
+    PurgesMerged,
     /// Log lines were dropped.
     LogDropped,
     /// The limit of open files is too low.
@@ -107,6 +109,7 @@ pub(super) fn alerts(state: &AdminState, now: Moment) -> Value {
         reload(state, now),
         shared_tier(state, &counted, now),
         shared_tier_split(state, now),
+        purges_merged(&counted),
         log_dropped(state),
         descriptors(state),
     ];
@@ -141,6 +144,7 @@ impl Kind {
             Kind::Forwarded => "forwarded",
             Kind::SharedTier => "shared_tier",
             Kind::SharedTierSplit => "shared_tier_split",
+            Kind::PurgesMerged => "purges_merged",
             Kind::LogDropped => "log_dropped",
             Kind::Descriptors => "descriptors",
         }
@@ -380,6 +384,23 @@ fn shared_tier_split(state: &AdminState, now: Moment) -> Option<Alert> {
             if let [other] = others.as_slice() { format!("{other} is") } else { format!("{} are", others.join(", ")) },
             fleet.since.map_or_else(String::new, |since| format!(", for {} now", span(now.since(since)))),
             shared.prefix,
+        ),
+    })
+}
+
+fn purges_merged(counted: &Reading) -> Option<Alert> {
+    (counted.shared_merged > 0).then(|| Alert {
+        kind: Kind::PurgesMerged,
+        severity: Severity::Warning,
+        fault: Fault::Operator,
+        since: None,
+        title: "Purges were merged into one purge of everything".to_owned(),
+        text: format!(
+            "This happened {} in the last {}: over 4096 purges and revocations waited to be told to the fleet, or this sidecar had missed more of \
+             them than the shared tier keeps. Links are fetched again, and no purged one is served. Purge a group, or everything, \
+             in place of many ids.",
+            times(counted.shared_merged),
+            span(WINDOW),
         ),
     })
 }

@@ -10,6 +10,7 @@ use crate::api::request::{is_group, is_id};
 use crate::cache::Cache;
 use crate::cache::purges::Target;
 use crate::clock::Clock;
+use crate::shared::Tier;
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::{Metrics, PurgeTarget};
 
@@ -99,18 +100,18 @@ impl Purge {
         Ok(purge)
     }
 
-    /// Purges, and returns what was done. The log has no ids and no group.
-    pub(super) async fn run(&self, cache: &Arc<Cache>, clock: &Clock, metrics: &Metrics) -> Value {
+    /// Purges, and returns what was done, and whether the fleet that shares `tier` is told. The log has no ids and no group.
+    pub(super) async fn run(&self, cache: &Arc<Cache>, clock: &Clock, metrics: &Metrics, tier: Option<&Tier>) -> Value {
         let purges = cache.purges();
-        let (target, done) = match self {
+        let (target, mut done) = match self {
             Purge::AccessoryIds(ids) => {
                 purges.purge(ids.iter().map(|id| Target::Id(id)), clock).await;
-                events::PurgedIds { api: None, ids: ids.len() }.log();
+                events::PurgedIds { ids: ids.len() }.log();
                 (PurgeTarget::Ids, json!({ "purged": "ids", "ids": ids.len() }))
             }
             Purge::OfApi(ApiIds { api, ids }) => {
                 purges.purge(ids.iter().map(|id| Target::OfApi { api, id }), clock).await;
-                events::PurgedIds { api: Some(api), ids: ids.len() }.log();
+                events::PurgedApiIds { api, ids: ids.len() }.log();
                 (PurgeTarget::Ids, json!({ "purged": "ids", "api": api, "ids": ids.len() }))
             }
             Purge::GroupId(group) => {
@@ -128,6 +129,14 @@ impl Purge {
             }
         };
         metrics.purges.of(target).inc();
+        let fleet = match tier {
+            None => "none",
+            Some(tier) if tier.is_told().await => "told",
+            Some(_) => "pending",
+        };
+        if let Some(done) = done.as_object_mut() {
+            done.insert("fleet".to_owned(), fleet.into());
+        }
         done
     }
 }

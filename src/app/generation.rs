@@ -65,6 +65,15 @@ pub(super) struct GenerationBuilder {
     memory_endpoint: Option<MemoryEndpoint>,
 }
 
+impl Generation {
+    /// Ends what works in the background, once nothing is in flight.
+    pub(super) async fn end(&self) {
+        if let Some(tier) = &self.tier {
+            tier.end().await;
+        }
+    }
+}
+
 impl Generations {
     /// Builds everything, to reach the endpoint in memory.
     pub fn in_memory(config: Config, clock: Clock, endpoint: impl Into<MemoryEndpoint>) -> Result<Self, StartError> {

@@ -1,8 +1,9 @@
 //! State of callers besides their entries: when the endpoint accepted them, their permits, flights and pauses.
 
+use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -18,6 +19,8 @@ use crate::limits::permits::Permits;
 /// Callers that each of the two caches has room for: one is for accepted callers, the other for all others. A full cache evicts
 /// the caller that was seen least recently; no look-up finds that caller's entries any more.
 pub(super) const CALLERS: usize = 50_000;
+/// Names in the fleet's journals up to which dead ones are not removed.
+const FEW_NAMES: usize = 1024;
 /// A caller that is not seen for this long is evicted. Its links are no longer fresh then, since `freshness.max` is at most a day.
 const TIME_TO_IDLE: Duration = Duration::from_secs(24 * 3600);
 
@@ -36,8 +39,8 @@ pub(crate) struct CallerState {
     /// Permits of calls under way, so that no caller takes all permits of the process. `fetch` resizes them before each use.
     pub(crate) calls: Permits,
     pub(crate) flights: Arc<AtomicUsize>,
-    /// Names of this caller in the fleet's journals, once it was looked up in the shared tier.
-    pub(crate) fleet_names: ArcSwapOption<Vec<u128>>,
+    /// Names of this caller in the fleet's journals, once it was looked up in the shared tier. [`FleetNames`] has the state by each.
+    fleet_names: ArcSwapOption<Vec<u128>>,
     pub(crate) pause: Pause,
 }
 
@@ -122,6 +125,32 @@ impl CallerState {
     }
 }
 
+/// The states of callers by their names in the fleet's journals.
+#[derive(Default)]
+struct FleetNames {
+    /// Several of one name: batch APIs each have states of their own, and a state that was evicted may still be in use.
+    states: HashMap<u128, Vec<Weak<CallerState>>, BuildHasherDefault<KeyHasher>>,
+    /// Dead states are removed when there are this many names.
+    most: usize,
+}
+
+impl FleetNames {
+    fn insert(&mut self, name: u128, state: &Arc<CallerState>) {
+        let is_other = |known: &Weak<CallerState>| known.strong_count() > 0 && known.as_ptr() != Arc::as_ptr(state);
+        if self.states.len() >= self.most {
+            self.states.retain(|_, states| {
+                states.retain(|known| known.strong_count() > 0);
+                !states.is_empty()
+            });
+            // So that the cost is shared by as many insertions.
+            self.most = (2 * self.states.len()).max(FEW_NAMES);
+        }
+        let states = self.states.entry(name).or_default();
+        states.retain(is_other);
+        states.push(Arc::downgrade(state));
+    }
+}
+
 type States = Cache<Caller, Arc<CallerState>, BuildHasherDefault<KeyHasher>>;
 
 fn states() -> States {
@@ -136,6 +165,7 @@ pub struct CallerStates {
     pub(super) accepted: States,
     /// Callers that the endpoint had not accepted when they were first seen: made-up tokens evict nobody from `accepted`.
     pub(super) unaccepted: States,
+    fleet_names: Mutex<FleetNames>,
     next_entries_version: AtomicU64,
     changes: AtomicU64,
 }
@@ -147,6 +177,7 @@ impl CallerStates {
             key,
             accepted: states(),
             unaccepted: states(),
+            fleet_names: Mutex::default(),
             next_entries_version: AtomicU64::new(1),
             changes: AtomicU64::new(0),
         }
@@ -187,14 +218,32 @@ impl CallerStates {
         state.invalidate(now);
     }
 
-    /// Drops all entries of the caller that the fleet's journal names `name`, if it is known here.
-    pub(crate) fn drop_named(&self, name: u128, now: Moment) {
-        for (_, state) in self.accepted.iter().chain(self.unaccepted.iter()) {
-            if state.fleet_names.load().as_ref().is_some_and(|names| names.contains(&name)) {
-                self.drop_entries(&state, now);
-            }
+    /// Records the names of a caller in the fleet's journals.
+    pub(crate) fn set_fleet_names(&self, state: &Arc<CallerState>, names: Vec<u128>) {
+        if state.fleet_names.load().as_deref() == Some(&names) {
+            return;
+        }
+        let mut index = self.fleet_names.lock();
+        names.iter().for_each(|name| index.insert(*name, state));
+        drop(index);
+        state.fleet_names.store(Some(Arc::new(names)));
+    }
+
+    /// Drops all entries of the caller that the fleet's journal names `name`, if it is known here; returns how many states were looked
+    /// at.
+    pub(crate) fn drop_named(&self, name: u128, now: Moment) -> usize {
+        let states = self.fleet_names.lock().states.get(&name).cloned().unwrap_or_default();
+        for state in states.iter().filter_map(Weak::upgrade) {
+            self.drop_entries(&state, now);
         }
         self.changed();
+        states.len()
+    }
+
+    /// Names in the fleet's journals that are remembered.
+    #[cfg(test)]
+    pub(super) fn names(&self) -> usize {
+        self.fleet_names.lock().states.len()
     }
 
     /// Counts what makes a caller's state that was looked up before outdated, whichever caller's: a new state, and the end of what a

@@ -231,7 +231,7 @@ async fn a_refusal_concerns_a_caller_that_was_forgotten_and_met_again_meanwhile(
 #[tokio::test(start_paused = true)]
 async fn what_ends_a_callers_acceptance_ends_it_for_a_connection_that_remembers_an_evicted_state() {
     let ends: [fn(&Callers, &Identity); 3] = [Callers::drop_entries, Callers::invalidate, |callers, identity| {
-        identity.caller_state.fleet_names.store(Some(Arc::new(vec![7])));
+        callers.caller_states.set_fleet_names(&identity.caller_state, vec![7]);
         callers.caller_states.drop_named(7, callers.clock.now());
     }];
     for end in ends {
@@ -367,4 +367,38 @@ fn an_authorization_that_is_a_signature_or_bound_to_its_connection_is_no_credent
         assert_eq!(of(other), Err(Bypass::Algorithm), "{other}");
     }
     assert_eq!(of(""), Err(Bypass::NoCredential));
+}
+
+/// Regression: each revocation in the fleet's journal went through all callers.
+#[test]
+fn a_revocation_by_name_looks_at_the_named_caller_alone() {
+    const COUNT: usize = 5000;
+    let callers = callers();
+    let states = &callers.caller_states;
+    let all: Vec<Identity> = (0..COUNT)
+        .map(|number| identify(&callers, &headers(&[("x-auth-token", &number.to_string())])).ok().unwrap())
+        .collect();
+    for (number, identity) in all.iter().enumerate() {
+        assert!(accept(&callers, identity));
+        // Names of two secrets, given again by each batch.
+        for _ in 0..2 {
+            states.set_fleet_names(&identity.caller_state, vec![number as u128, (COUNT + number) as u128]);
+        }
+    }
+    let now = callers.clock.now();
+    let looked_at = |name: usize| states.drop_named(name as u128, now);
+    assert_eq!((0..1000).map(looked_at).sum::<usize>(), 1000);
+    assert_eq!((COUNT + 1000..COUNT + 1100).map(looked_at).sum::<usize>(), 100);
+    assert_eq!((2 * COUNT..3 * COUNT).map(looked_at).sum::<usize>(), 0, "nobody's names");
+    let accepted = all.iter().filter(|identity| identity.caller_state.is_accepted()).count();
+    assert_eq!(accepted, COUNT - 1100);
+}
+
+#[test]
+fn names_of_callers_that_are_gone_are_forgotten() {
+    let states = CallerStates::new([7; 16]);
+    for name in 0..10_000 {
+        states.set_fleet_names(&Arc::new(CallerState::new(1)), vec![name]);
+    }
+    assert!(states.names() <= 1024, "{}", states.names());
 }

@@ -4,7 +4,7 @@
 //!
 //! | the endpoint answers | the caller | the entries | the shared tier |
 //! |---|---|---|---|
-//! | 401 (`unauthorized`) | must be accepted again | the caller's entries are all dropped | revokes the caller |
+//! | 401 (`unauthorized`) | must be accepted again | the caller's entries are all dropped | revokes the caller, if it was accepted here or the tier has its acceptance |
 //! | 401, and each batch of the call had cookies | must be accepted again | stay until the forwarded batch gets a 401 too (`drop_caller_entries`) | stays as it is |
 //! | 403, or "no permission" (`forget_refused`) | must be accepted again if the call was for one id, which had a link | those of the call's ids are dropped; the refusal of one id alone is remembered | deletes those of the call's ids |
 //!

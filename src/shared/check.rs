@@ -46,8 +46,11 @@ impl ConnectionCheck {
             of_key("GET"),
             of_key("GETRANGE").arg(0).arg(0),
             of_key("STRLEN"),
-            // Makes the key, which the next two commands remove.
+            // Makes the key, which the last two commands remove.
             of_key("APPEND").arg(""),
+            of_key("RENAME").arg(&*key),
+            of_key("PEXPIRE").arg(1000),
+            RedisCommand::script("return 1", [&*key].into_iter()),
             of_key("SET").arg("").arg("XX").arg("PX").arg(1),
             of_key("DEL"),
         ];
@@ -92,8 +95,7 @@ impl ConnectionCheck {
 
     /// Why a server with these error replies is of no use to batches; `None` if it may be, as one that is full.
     pub(super) fn why_unusable(&self, refusals: &[Refusal<'_>]) -> Option<String> {
-        // Scripts are no necessity: see `leases`.
-        let refusals = || refusals.iter().filter(|refusal| refusal.command != "EVAL");
+        let refusals = || refusals.iter();
         let is_of_right = |refusal: &&Refusal<'_>| refusal.code == "NOPERM" && !refusal.is_about_keys;
         let lacks = refusals().filter(is_of_right).map(|refusal| format!("+{}", refusal.command.to_lowercase()));
         let lacks = lacks.collect::<Vec<_>>().join(" ");

@@ -4,16 +4,14 @@
 //! those of all calls under way, so a lease lives as long as its call and not much longer than a process that dies. It is
 //! renewed and released by a script, since only its owner may do so, and Redis cannot compare and delete in one command.
 //!
-//! A server that refuses scripts costs this alone: leases are not renewed, and end by themselves. One that never grants a lease,
-//! and never has what others are said to fetch, is not asked for leases any more for a while.
+//! A server that never grants a lease, and never has what others are said to fetch, is not asked for leases any more for a while.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::{ServerErrorKind, Value};
+use redis::Value;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
@@ -93,7 +91,6 @@ struct State {
     granted: HashMap<LeaseKey, Instant>,
     /// Those to release.
     released: Vec<LeaseKey>,
-    scripts: Refusal,
     leases: Refusal,
     /// Waits in a row that ended with neither a link nor a lease.
     denied: u32,
@@ -184,7 +181,7 @@ impl TierState {
 
     /// Runs a script on leases, with the token of each and `more` arguments.
     async fn run_script(&self, script: &str, keys: &[LeaseKey], more: &[u64]) {
-        if keys.is_empty() || !self.leases.state.lock().scripts.may_try() {
+        if keys.is_empty() {
             return;
         }
         // In a Cluster all keys of a script share a slot.
@@ -195,24 +192,8 @@ impl TierState {
             more.iter().fold(command, RedisCommand::arg)
         };
         let commands = keys.chunks(most).map(command).collect();
-        let replies = self.store.run(Operation::Release, commands, self.config.timeout).await;
-        let refusal = replies.iter().flatten().find_map(|reply| match reply {
-            Value::ServerError(error) if is_refusal(error.kind()) => Some(error.code()),
-            _ => None,
-        });
-        let mut state = self.leases.state.lock();
-        match refusal {
-            Some(code) if state.scripts.refused() => events::ScriptsRefused { code }.log(),
-            None if replies.contains(&Some(Value::Nil)) => state.scripts.granted(),
-            _ => {}
-        }
+        self.store.run(Operation::Release, commands, self.config.timeout).await;
     }
-}
-
-/// Whether a server that answers a script so will answer the next one in the same way.
-fn is_refusal(kind: Option<ServerErrorKind>) -> bool {
-    // An unknown command is a `ResponseError`.
-    matches!(kind, Some(ServerErrorKind::NoPerm | ServerErrorKind::ResponseError | ServerErrorKind::CrossSlot))
 }
 
 impl LeaseTable {
@@ -236,12 +217,10 @@ pub(super) async fn run(state: Arc<TierState>) {
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let is_idle = state.leases.is_idle();
-        if is_idle && state.closing.load(Ordering::Acquire) {
-            return;
-        }
         let renews = tokio::select! {
             _ = renewals.tick(), if !is_idle => true,
             () = state.leases.wake.notified() => false,
+            () = state.closing.cancelled(), if is_idle => return,
         };
         sleep(GATHER).await;
         let (released, renewed) = state.leases.take_due(renews);

@@ -39,13 +39,25 @@ pub(super) struct LinkRecord {
     pub(super) details: Option<Arc<ItemDetails>>,
 }
 
+/// Which journal a record is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Epoch {
+    /// A random number, the same for a journal and those that continue it.
+    pub(super) number: u64,
+    /// The position at which this journal begins: the length of those that it continues.
+    pub(super) base: u64,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum JournalEvent {
-    Begin,
+    /// The first record, with [`Stamp::chain_hash`] at the end of the journal that this one continues; 0 if it continues none.
+    Begin(u128),
     /// Voids the links that the mark covers.
     Purge(Mark),
     /// Voids all values of a caller.
     Caller(u128),
+    /// Voids one caller's link.
+    Link(u128),
 }
 
 /// Bytes of a record of the journal: all have the same.
@@ -161,29 +173,32 @@ pub(super) fn read_acceptance(mut bytes: &[u8]) -> Option<(Stamp, u64)> {
 }
 
 impl JournalEvent {
-    pub(super) fn write(self, epoch: u128) -> Vec<u8> {
+    pub(super) fn write(self, epoch: Epoch) -> Vec<u8> {
         let (kind, hash) = match self {
-            Self::Begin => (0, 0),
+            Self::Begin(hash) => (0, hash),
             Self::Purge(Mark::All) => (1, 0),
             Self::Purge(Mark::Named(hash)) => (2, hash),
             Self::Caller(hash) => (3, hash),
+            Self::Link(hash) => (4, hash),
         };
         let mut bytes = Vec::with_capacity(JOURNAL_RECORD);
         bytes.put_u8(JOURNAL);
-        bytes.put_u128(epoch);
+        bytes.put_u64(epoch.number);
+        bytes.put_u64(epoch.base);
         bytes.put_u8(kind);
         bytes.put_u128(hash);
         bytes
     }
 
-    pub(super) fn read(mut bytes: &[u8]) -> Option<(u128, Self)> {
+    pub(super) fn read(mut bytes: &[u8]) -> Option<(Epoch, Self)> {
         (bytes.try_get_u8().ok()? == JOURNAL).then_some(())?;
-        let epoch = bytes.try_get_u128().ok()?;
+        let epoch = Epoch { number: bytes.try_get_u64().ok()?, base: bytes.try_get_u64().ok()? };
         let event = match (bytes.try_get_u8().ok()?, bytes.try_get_u128().ok()?) {
-            (0, _) => Self::Begin,
+            (0, hash) => Self::Begin(hash),
             (1, _) => Self::Purge(Mark::All),
             (2, hash) => Self::Purge(Mark::Named(hash)),
             (3, hash) => Self::Caller(hash),
+            (4, hash) => Self::Link(hash),
             _ => return None,
         };
         Some((epoch, event))
@@ -210,7 +225,7 @@ mod tests {
     proptest! {
         #[test]
         fn records_read_back_as_written(
-            epoch in any::<u128>(), position in any::<u64>(), sent in any::<u64>(), spans in any::<[u32; 3]>(),
+            number in any::<u64>(), position in any::<u64>(), sent in any::<u64>(), spans in any::<[u32; 3]>(),
             text in proptest::option::of(".{0,200}"), hash in any::<u128>(),
             details in proptest::option::of((any::<bool>(), proptest::option::of((".{0,20}", ".{0,20}", "[a-z/]{1,9}")), any::<u32>())),
         ) {
@@ -223,18 +238,20 @@ mod tests {
                 Arc::new(ItemDetails { envelope, is_absent, spans: spans.into_iter().collect() })
             });
             let text = text.filter(|text| !text.is_empty() || details.is_none());
-            let stamp = Stamp { chain_hash: epoch, position };
+            let stamp = Stamp { chain_hash: hash, position };
             let link = LinkRecord { stamp, sent, spans, text: text.map(Arc::from), details };
             let bytes = link.write();
             prop_assert_eq!(bytes.len() % PAD, 0);
             prop_assert_eq!(LinkRecord::read(&bytes), Some(link));
             prop_assert_eq!(read_acceptance(&write_acceptance(stamp, sent)), Some((stamp, sent)));
             for event in [
-                JournalEvent::Begin,
+                JournalEvent::Begin(hash),
                 JournalEvent::Purge(Mark::All),
                 JournalEvent::Purge(Mark::Named(hash)),
                 JournalEvent::Caller(hash),
+                JournalEvent::Link(hash),
             ] {
+                let epoch = Epoch { number, base: position };
                 let bytes = event.write(epoch);
                 prop_assert_eq!(JournalEvent::read(&bytes), Some((epoch, event)));
                 prop_assert_eq!(LinkRecord::read(&bytes), None);

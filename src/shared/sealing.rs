@@ -7,6 +7,8 @@
 //! Nonces are random. XChaCha20's have 192 bits, so a collision under one key is unlikely: below 2⁻⁶⁴ after 2⁶⁴ values. With
 //! the 96 bits of AES-GCM, an access key that a fleet uses for years could come too near to one.
 
+use std::hash::Hasher;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chacha20poly1305::aead::{Aead, Payload};
@@ -14,6 +16,7 @@ use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use hkdf::{Hkdf, HkdfExtract};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
+use siphasher::sip128::{Hasher128, SipHasher24};
 use zeroize::Zeroizing;
 
 use super::TierId;
@@ -58,6 +61,8 @@ pub(super) struct FleetKey {
     endpoint: String,
     prefix: Box<str>,
     pub(super) journal: Box<str>,
+    /// The name of the journal that the journal continues, in the same slot of a Cluster.
+    pub(super) previous_journal: Box<str>,
     /// The name of the key that tells which fleets use the prefix: the same for all of them.
     pub(super) fleets: Box<str>,
     pub(super) seal: Seal,
@@ -70,9 +75,18 @@ impl FleetKey {
         let keys = derive(&secret, &endpoint, "fleet", &[]);
         let mut purge_key = [0; 16];
         expand(&keys, "marks", &mut purge_key);
-        let journal = name(prefix, 'j', &names(&keys));
+        let [journal, previous_journal] = ['j', 'o'].map(|kind| name(prefix, kind, &names(&keys)));
         let fleets = format!("{prefix}v").into();
-        Self { secret, endpoint, prefix: prefix.into(), journal, fleets, seal: Seal::new(&keys), purge_key }
+        Self {
+            secret,
+            endpoint,
+            prefix: prefix.into(),
+            journal,
+            previous_journal,
+            fleets,
+            seal: Seal::new(&keys),
+            purge_key,
+        }
     }
 
     /// The fleet's fingerprint: a hash of all that names, keys and scopes depend on, and 32 bits of it, which tell nothing of
@@ -133,10 +147,17 @@ pub(super) struct ScopeKeys {
 }
 
 impl ScopeKeys {
-    /// The events that void the link of `id`, besides a purge of everything.
-    pub(super) fn events(&self, id: &str) -> Vec<JournalEvent> {
-        let ids = self.api.marks_of(self.purge_key, id);
-        ids.chain(self.group.iter().copied()).map(JournalEvent::Purge).chain([self.revocation()]).collect()
+    /// The events that void the link of `id` with this name, besides a purge of everything.
+    pub(super) fn events(&self, id: &str, name: &str) -> Vec<JournalEvent> {
+        let marks = self.api.marks_of(self.purge_key, id).chain(self.group.iter().copied());
+        marks.map(JournalEvent::Purge).chain([self.revocation(), self.withdrawal(name)]).collect()
+    }
+
+    /// The event that voids the link with this name.
+    pub(super) fn withdrawal(&self, name: &str) -> JournalEvent {
+        let mut hash = SipHasher24::new_with_key(&self.purge_key);
+        hash.write(name.as_bytes());
+        JournalEvent::Link(hash.finish128().as_u128())
     }
 
     /// The event that voids all values of the caller.

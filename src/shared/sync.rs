@@ -10,15 +10,16 @@ use std::time::Duration;
 
 use rand::RngExt;
 use redis::Value;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::fleets::MOST_CHARS;
-use super::journal::{self, MOST, RECORD};
+use super::journal::{self, Adoption, Beginning, MOST, RECORD};
 use super::record::JournalEvent;
 use super::sealing::FleetKey;
 use super::store::RedisCommand;
 use super::{Fingerprint, FleetSecret, FleetStatus, TierState};
-use crate::cache::purges::{self, Mark};
+use crate::cache::purges::Mark;
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::{BreakerState, Operation, SharedFailure, show_state};
 
@@ -28,13 +29,20 @@ const SYNC_INTERVAL: Duration = Duration::from_millis(400);
 const MIN_INTERVAL: Duration = Duration::from_millis(20);
 /// The time before the first retry of a tier that is down.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
+/// How long a process that ends tries to tell the fleet what it was not told yet.
+const LAST_TRY: Duration = Duration::from_secs(1);
 /// The longest time between two retries.
 const MAX_RETRY: Duration = Duration::from_secs(2);
-const WHOLE_JOURNAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time limit for a journal, and for a piece that is appended: longer than `shared.timeout`, since no batch waits for it.
+const JOURNAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long Redis keeps a journal that no sidecar uses.
 const JOURNAL_LIFE: Duration = Duration::from_secs(48 * 3600);
-/// How long appending may be refused before the journal is deleted instead.
-const MAX_REFUSED: Duration = Duration::from_secs(1);
+/// How often a journal is read again that changes meanwhile.
+const ATTEMPTS: usize = 5;
+/// Most pieces that are appended in one synchronization.
+const MOST_PIECES: usize = 16;
+/// Characters of the journal that are read and applied at once.
+pub(super) const PIECE: usize = 256 * RECORD;
 /// The time between two looks at which fleets use the server, and whether it can be written to.
 const FLEETS_INTERVAL: Duration = Duration::from_secs(3);
 /// How long Redis keeps the key that tells which fleets use the server.
@@ -45,30 +53,52 @@ const SPLIT_PAUSE: Duration = Duration::from_secs(300);
 const MOST_REASONS: usize = 8;
 const UNREADABLE: &str = "the journal cannot be read or written";
 
+/// Begins a journal, `ARGV[3]`, for `ARGV[4]` seconds, in place of a text of length `ARGV[1]` that ends in `ARGV[2]`. A full server
+/// refuses the first command of a script that takes memory, unless another one has written before.
+const BEGIN: &str = "
+if redis.call('STRLEN', KEYS[1]) ~= tonumber(ARGV[1]) then return 0 end
+if redis.call('GETRANGE', KEYS[1], ARGV[1] - #ARGV[2], -1) ~= ARGV[2] then return 0 end
+if ARGV[5] == '1' then redis.call('RENAME', KEYS[1], KEYS[2]) else redis.call('DEL', KEYS[2]) end
+redis.call('SET', KEYS[1], ARGV[3], 'EX', ARGV[4])
+return 1";
+/// Appends `ARGV[2]` to the journal that begins with `ARGV[1]`, if it is no longer than `ARGV[3]` then; also at a full server, as
+/// above.
+const APPEND: &str = "
+if redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) ~= ARGV[1] then return 0 end
+if redis.call('STRLEN', KEYS[1]) + #ARGV[2] > tonumber(ARGV[3]) then return 0 end
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+return redis.call('APPEND', KEYS[1], ARGV[2])";
+
 /// Runs until the [`Tier`](super::Tier) is dropped.
 pub(super) async fn run(state: Arc<TierState>) {
     let mut sync = Sync::default();
     let mut pause = FIRST_RETRY;
-    loop {
-        let is_last = state.closing.load(Ordering::Acquire);
-        let outage = sync.once(&state).await.err().map(|reason| state.store.outage().unwrap_or(reason));
+    while let Some(result) = state.closing.run_until_cancelled(sync.once(&state)).await {
+        let outage = result.err().map(|reason| state.store.outage().unwrap_or(reason));
         let is_up = outage.is_none();
         state.usable.store(is_up, Ordering::Release);
         sync.tell(&state, outage);
-        if is_last {
-            return;
-        }
-        if is_up {
-            sync.look_for_fleets(&state).await;
-            pause = FIRST_RETRY;
-            sleep(MIN_INTERVAL).await;
-            let _ = timeout(SYNC_INTERVAL, state.wake.notified()).await;
-        } else {
-            let jittered = pause.mul_f64(rand::rng().random_range(0.8..1.0));
-            // Waking the task would not bring the server back.
-            sleep(MIN_INTERVAL + jittered).await;
-            pause = (pause * 2).min(MAX_RETRY);
-        }
+        let idle = async {
+            if is_up {
+                sync.look_for_fleets(&state).await;
+                pause = FIRST_RETRY;
+                sleep(MIN_INTERVAL).await;
+                let _ = timeout(SYNC_INTERVAL, state.wake.notified()).await;
+            } else {
+                let jittered = pause.mul_f64(rand::rng().random_range(0.8..1.0));
+                // Waking the task would not bring the server back.
+                sleep(MIN_INTERVAL + jittered).await;
+                pause = (pause * 2).min(MAX_RETRY);
+            }
+        };
+        let _ = state.closing.run_until_cancelled(idle).await;
+    }
+    if state.show_untold() > 0 {
+        let _ = timeout(LAST_TRY, sync.once(&state)).await;
+    }
+    let records = state.show_untold();
+    if records > 0 {
+        events::SharedUntold { records }.log();
     }
 }
 
@@ -78,8 +108,6 @@ struct Sync {
     was_up: Option<bool>,
     /// The reasons that were logged in this outage.
     told: Vec<String>,
-    /// When the server began to refuse appending.
-    refused: Option<Instant>,
     /// The last look at which fleets use the server, and whether it can be written to.
     looked: Option<Instant>,
     /// Limits the lines about other fleets, while there are any.
@@ -92,8 +120,12 @@ impl Sync {
         state.store.connect(&journals).await?;
         for fleet in &state.secrets {
             state.read_journal(fleet, self.is_look_due()).await?;
-            if self.append_pending(state, fleet).await {
+            for _ in 0..MOST_PIECES {
+                if !Self::append_pending(state, fleet).await? {
+                    break;
+                }
                 state.read_journal(fleet, false).await?;
+                state.show_untold();
             }
         }
         Ok(())
@@ -135,8 +167,8 @@ impl Sync {
         }
         let (now, key) = (Instant::now(), &fleet.key.fleets);
         self.looked = Some(now);
-        let span = Duration::from_millis(state.revalidate).max(purges::span_of_links(&state.freshness));
-        state.secrets.iter().for_each(|fleet| fleet.journal.lock().sweep(state.clock.now(), span));
+        let (moment, span) = (state.clock.now(), state.longest_life());
+        state.secrets.iter().for_each(|fleet| fleet.journal.lock().sweep(moment, span));
         let run = async |commands| state.store.run(Operation::Sync, commands, state.config.timeout).await;
         let read = RedisCommand::new("GETRANGE", key).arg(0).arg(MOST_CHARS - 1).reply_bytes(MOST_CHARS);
         let extend = |fleet: &FleetSecret| RedisCommand::new("EXPIRE", &fleet.key.journal).arg(JOURNAL_LIFE.as_secs());
@@ -169,55 +201,66 @@ impl Sync {
         }
     }
 
-    /// Appends pending events; returns whether there were any.
-    async fn append_pending(&mut self, state: &TierState, FleetSecret { key, journal }: &FleetSecret) -> bool {
-        let Some(text) = journal.lock().take_pending(key) else { return false };
-        let run = async |command| state.store.run(Operation::Revoke, vec![command], state.config.timeout).await;
-        if let [Some(Value::Int(_))] = *run(RedisCommand::new("APPEND", &key.journal).arg(text)).await {
-            self.refused = None;
-            return true;
+    /// Appends a piece of the pending events; returns whether there are any. Nothing is appended to a journal that has no room for
+    /// it, or that is not known: it is read first.
+    ///
+    /// # Errors
+    /// Why the journal cannot be written, for an operator.
+    async fn append_pending(state: &TierState, FleetSecret { key, journal }: &FleetSecret) -> Result<bool, String> {
+        let (first, text) = {
+            let mut journal = journal.lock();
+            let Some(text) = journal.take_pending(key) else { return Ok(false) };
+            (journal.first().unwrap_or_default().to_vec(), text)
+        };
+        let command = RedisCommand::script(APPEND, [&*key.journal].into_iter()).arg(first).arg(text);
+        let command = command.arg(MOST).arg(JOURNAL_LIFE.as_secs());
+        match state.store.run(Operation::Revoke, vec![command], JOURNAL_TIMEOUT).await.as_slice() {
+            [Some(Value::Int(_))] => Ok(true),
+            replies => Err(unwritable(replies)),
         }
-        // A full server refuses to append, and allows to delete: without a journal no value counts.
-        if self.refused.get_or_insert_with(Instant::now).elapsed() > MAX_REFUSED {
-            self.refused = None;
-            run(RedisCommand::new("DEL", &key.journal)).await;
-        }
-        false
     }
 }
 
 impl FleetKey {
     pub(super) fn first_record(&self) -> RedisCommand {
-        self.journal_range(0, RECORD as i64 - 1).reply_bytes(RECORD)
+        RedisCommand::new("GETRANGE", &self.journal).arg(0).arg(RECORD - 1).reply_bytes(RECORD)
     }
 
     pub(super) fn journal_length(&self) -> RedisCommand {
         RedisCommand::new("STRLEN", &self.journal)
     }
 
-    fn journal_range(&self, from: i64, to: i64) -> RedisCommand {
-        RedisCommand::new("GETRANGE", &self.journal).arg(from).arg(to).reply_bytes(MOST)
+    fn journal_range(&self, from: u64) -> RedisCommand {
+        range(&self.journal, from)
     }
 }
 
+/// Reads a journal from `from` on.
+fn range(name: &str, from: u64) -> RedisCommand {
+    RedisCommand::new("GETRANGE", name).arg(from).arg(-1).reply_bytes(MOST)
+}
+
 impl TierState {
-    /// Reads the news of a journal and applies them; all of it if the journal was replaced. Begins a journal anew that is too long.
+    /// Reads the news of a journal and applies them; all of it if the journal was replaced. Continues a journal that is full.
     ///
     /// # Errors
     /// Why the journal cannot be read, for an operator.
     async fn read_journal(&self, fleet: &FleetSecret, with_first: bool) -> Result<(), String> {
-        if self.read_news(fleet, with_first, WHOLE_JOURNAL_TIMEOUT).await? {
-            if !fleet.journal.lock().is_full() {
-                return Ok(());
+        for _ in 0..ATTEMPTS {
+            if !self.read_news(fleet, with_first, JOURNAL_TIMEOUT).await? {
+                return self.read_whole(fleet).await;
             }
-            self.begin(&fleet.key, false).await?;
+            let Some(next) = fleet.journal.lock().next(&fleet.key) else { return Ok(()) };
+            if self.begin(&fleet.key, next).await? {
+                self.metrics.shared.journals_full.inc();
+            }
         }
-        self.read_whole(fleet).await
+        Err(UNREADABLE.to_owned())
     }
 
     /// Reads a known journal's news in one round trip within `limit`, and applies them. False if the known records are gone,
     /// or none are known yet. The last known one tells a journal from another; the first one, read `with_first`, also from one
-    /// that was altered before.
+    /// that was altered before. Of news that are no longer than a [`PIECE`], none is lost to a task that is dropped.
     ///
     /// # Errors
     /// Why the journal cannot be read, for an operator. A server that does not answer has not lost a journal.
@@ -227,16 +270,15 @@ impl TierState {
         with_first: bool,
         limit: Duration,
     ) -> Result<bool, String> {
-        let FleetSecret { key, journal } = fleet;
         let from = {
-            let journal = journal.lock();
+            let journal = fleet.journal.lock();
             if journal.stamp().is_none() {
                 return Ok(false);
             }
             journal.read_from()
         };
-        let mut news = vec![key.journal_range(i64::try_from(from).unwrap_or(i64::MAX), -1)];
-        news.extend(with_first.then(|| key.first_record()));
+        let mut news = vec![fleet.key.journal_range(from)];
+        news.extend(with_first.then(|| fleet.key.first_record()));
         let replies = self.store.run(Operation::Sync, news, limit).await;
         let (text, first) = match replies.as_slice() {
             [Some(Value::BulkString(text))] => (text, None),
@@ -244,73 +286,122 @@ impl TierState {
             _ if is_of_another_type(&replies) => return Ok(false),
             _ => return Err(UNREADABLE.to_owned()),
         };
-        let now = self.clock.now();
-        let read = {
-            let mut journal = journal.lock();
-            if journal.read_from() != from {
-                return Ok(true); // A concurrent task has read the news.
-            }
-            journal.read(key, first, text, now)
-        };
-        let Some(news) = read else {
-            self.metrics.shared.failures.of(SharedFailure::Journal).inc();
-            return Ok(false);
-        };
-        self.apply(fleet, &news);
-        Ok(true)
+        let is_known = first.is_none() || fleet.journal.lock().first() == first;
+        Ok(is_known && self.read_text(fleet, from, text).await)
     }
 
-    /// Reads a whole journal in place of the known one, whose records are gone. Begins a journal where there is none, where
+    /// Reads the text of a known journal from `from` on, where its last known record is, and applies its news. Lets other tasks run
+    /// between two pieces. False if the known records are gone.
+    async fn read_text(&self, fleet: &FleetSecret, mut from: u64, mut text: &[u8]) -> bool {
+        loop {
+            let piece = text.get(..PIECE + RECORD).unwrap_or(text);
+            let read = {
+                let mut journal = fleet.journal.lock();
+                if journal.read_from() != from {
+                    return true; // A concurrent task has read the news.
+                }
+                journal.read(&fleet.key, piece)
+            };
+            let Some(news) = read else { return false };
+            self.apply(fleet, &news);
+            let length = piece.len() - RECORD;
+            (from, text) = (from + length as u64, text.get(length..).unwrap_or_default());
+            if text.len() <= RECORD {
+                return true;
+            }
+            yield_now().await;
+        }
+    }
+
+    /// Reads another journal in place of the known one, whose records are gone. Begins a journal where there is none, where
     /// the text is no journal, and where its first record is the known one.
     async fn read_whole(&self, fleet: &FleetSecret) -> Result<(), String> {
-        let FleetSecret { key, journal } = fleet;
-        for _ in 0..3 {
-            let replies = self.store.run(Operation::Sync, vec![key.journal_range(0, -1)], WHOLE_JOURNAL_TIMEOUT).await;
-            let text = match replies.as_slice() {
-                [Some(Value::BulkString(text))] => text.as_slice(),
-                replies if is_of_another_type(replies) => b"of another type",
+        let key = &fleet.key;
+        for _ in 0..ATTEMPTS {
+            let from = fleet.journal.lock().read_from();
+            let commands = vec![key.journal_range(0), range(&key.previous_journal, from)];
+            let replies = self.store.run(Operation::Sync, commands, JOURNAL_TIMEOUT).await;
+            let (text, previous) = match replies.as_slice() {
+                [Some(Value::BulkString(text)), Some(Value::BulkString(previous))] => (text, previous),
+                replies if is_of_another_type(replies) => {
+                    let delete = |name: &str| RedisCommand::new("DEL", name);
+                    let commands = vec![delete(&key.journal), delete(&key.previous_journal)];
+                    self.store.run(Operation::Sync, commands, JOURNAL_TIMEOUT).await;
+                    continue;
+                }
                 _ => break,
             };
-            if text.is_empty() {
-                self.begin(key, true).await?;
-                continue;
-            }
-            let now = self.clock.now();
-            let read = {
-                let mut journal = journal.lock();
-                let is_known = text.get(..RECORD).is_some_and(|first| journal.first() == Some(first));
-                if is_known { None } else { journal.adopt(key, text, now) }
-            };
-            if let Some(news) = read {
-                self.apply(fleet, &news);
+            if self.adopt(fleet, text, from, previous).await {
                 return Ok(());
             }
-            self.begin(key, false).await?;
+            let beginning = Beginning::anew(key, text).ok_or("the journal cannot be sealed")?;
+            self.begin(key, beginning).await?;
         }
         Err(UNREADABLE.to_owned())
     }
 
-    async fn begin(&self, key: &FleetKey, if_absent: bool) -> Result<(), String> {
-        let first = journal::begin(key).ok_or("the journal cannot be sealed")?;
-        let mut command = RedisCommand::new("SET", &key.journal).arg(first).arg("EX").arg(JOURNAL_LIFE.as_secs());
-        if if_absent {
-            command = command.arg("NX");
+    /// Reads `text` as another journal than the known one, after the rest, from `from` on, of the journal that it continues. False if
+    /// it is none.
+    async fn adopt(&self, fleet: &FleetSecret, text: &[u8], from: u64, previous: &[u8]) -> bool {
+        let FleetSecret { key, journal } = fleet;
+        let Some(first) = text.get(..RECORD) else { return false };
+        {
+            let mut journal = journal.lock();
+            if journal.first() == Some(first) {
+                return false;
+            }
+            if journal.stamp().is_none()
+                && let Some(first) = previous.get(..RECORD)
+            {
+                journal.adopt(key, first);
+            }
         }
-        match self.store.run(Operation::Sync, vec![command], WHOLE_JOURNAL_TIMEOUT).await.as_slice() {
-            [Some(Value::Okay | Value::Nil)] => Ok(()),
-            _ => Err("the journal cannot be written: is the server read-only, or full?".to_owned()),
+        if !previous.is_empty() && journal.lock().stamp().is_some() {
+            self.read_text(fleet, from, previous).await;
+        }
+        let adopted = journal.lock().adopt(key, first);
+        match adopted {
+            Some(Adoption::Missed) => self.apply(fleet, &[journal::EVERYTHING]),
+            Some(Adoption::Lost) => self.metrics.shared.failures.of(SharedFailure::Journal).inc(),
+            Some(Adoption::First | Adoption::Continued) => {}
+            None => return false,
+        }
+        self.tell_merged(fleet);
+        self.read_text(fleet, 0, text).await
+    }
+
+    /// Begins a journal in place of a known text; false if the text is another one now.
+    async fn begin(&self, key: &FleetKey, beginning: Beginning) -> Result<bool, String> {
+        let Beginning { first_record, length, end, continues } = beginning;
+        let keys = [&*key.journal, &*key.previous_journal].into_iter();
+        let command = RedisCommand::script(BEGIN, keys).arg(length).arg(end).arg(first_record);
+        let command = command.arg(JOURNAL_LIFE.as_secs()).arg(u8::from(continues));
+        match self.store.run(Operation::Sync, vec![command], JOURNAL_TIMEOUT).await.as_slice() {
+            [Some(Value::Int(begun))] => Ok(*begun == 1),
+            replies => Err(unwritable(replies)),
         }
     }
 
-    fn apply(&self, fleet: &FleetSecret, events: &[JournalEvent]) {
+    /// Counts and logs how often events were merged.
+    pub(super) fn tell_merged(&self, fleet: &FleetSecret) {
+        let merged = fleet.journal.lock().take_merged();
+        if merged > 0 {
+            self.metrics.shared.merged.inc_by(merged);
+            events::SharedMerged {}.log();
+        }
+    }
+
+    pub(super) fn apply(&self, fleet: &FleetSecret, events: &[JournalEvent]) {
         let now = self.clock.now();
         let is_first = self.secrets.first().is_some_and(|first| std::ptr::eq(first, fleet));
         for event in events {
             match event {
                 // A sidecar with both secrets announces in both journals; this process names purges as in the first.
                 JournalEvent::Purge(mark) if is_first || *mark == Mark::All => self.purges.mark(*mark, now),
-                JournalEvent::Begin | JournalEvent::Purge(_) => {}
-                JournalEvent::Caller(hash) => self.caller_states.drop_named(*hash, now),
+                JournalEvent::Begin(_) | JournalEvent::Purge(_) | JournalEvent::Link(_) => {}
+                JournalEvent::Caller(hash) => {
+                    self.caller_states.drop_named(*hash, now);
+                }
             }
         }
     }
@@ -319,4 +410,13 @@ impl TierState {
 /// Whether the server says that the journal's key has a value that is no string.
 fn is_of_another_type(replies: &[Option<Value>]) -> bool {
     replies.iter().any(|reply| matches!(reply, Some(Value::ServerError(error)) if error.code() == "WRONGTYPE"))
+}
+
+/// Why the journal cannot be written, for an operator.
+fn unwritable(replies: &[Option<Value>]) -> String {
+    let code = match replies {
+        [Some(Value::ServerError(error))] => error.code().to_owned(),
+        _ => return "the journal cannot be written: no answer in time".to_owned(),
+    };
+    format!("the journal cannot be written: the server answers {code}")
 }

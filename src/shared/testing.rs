@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::journal::{self, RECORD};
 use super::{FleetSecret, Stamp, TierScope, TierState, TierUpdate};
-use crate::auth::CallerStates;
+use crate::auth::{CallerStates, Identity};
 use crate::cache::Entry;
 use crate::cache::purges::{Purges, Target};
 use crate::clock::{Clock, Moment};
@@ -27,21 +27,36 @@ impl Trial {
         self.0.derive_scope(("token", &[Some(token.as_bytes())]), &[group.map(str::as_bytes)], "huawei-osm", group)
     }
 
+    /// The same scope, of a caller whose state in [`Trial::caller_states`] revocations change.
+    pub fn scope_of(&self, identity: &Identity, token: &str) -> TierScope {
+        self.0.scope(identity, ("token", &[Some(token.as_bytes())]), &[None], "huawei-osm", None)
+    }
+
+    /// The states of this sidecar's callers.
+    pub fn caller_states(&self) -> &Arc<CallerStates> {
+        &self.0.caller_states
+    }
+
     /// The first record of a new journal.
     pub fn begin(&self) -> Option<String> {
         self.0.secrets.first().and_then(|fleet| journal::begin(&fleet.key))
     }
 
-    /// Reads the news of a journal, or all of it if it is another one. False if it is none, so that it has to begin anew.
+    /// Reads the news of a journal, or all of it if it is another one, and applies them. False if it is none, so that it has to begin
+    /// anew.
     pub fn read(&self, text: &[u8]) -> bool {
-        let now = self.0.clock.now();
-        let Some(FleetSecret { key, journal }) = self.0.secrets.first() else { return false };
+        let Some(fleet) = self.0.secrets.first() else { return false };
+        let FleetSecret { key, journal } = fleet;
         let mut journal = journal.lock();
         let first = text.get(..RECORD).unwrap_or_default();
+        if journal.first() != Some(first) && journal.adopt(key, first).is_none() {
+            return false;
+        }
         let rest = usize::try_from(journal.read_from()).ok().and_then(|from| text.get(from..)).unwrap_or_default();
-        let same = journal.first() == Some(first);
-        let read = if same { journal.read(key, Some(first), rest, now) } else { journal.adopt(key, text, now) };
-        read.is_some()
+        let news = journal.read(key, rest);
+        drop(journal);
+        self.0.apply(fleet, news.as_deref().unwrap_or_default());
+        news.is_some()
     }
 
     /// The state of the journal.

@@ -5,13 +5,15 @@
 //! within [`MAX_CLOCK_SKEW_MILLIS`]: each value counts as that much older than it seems, and one from further in the future is refused.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::record::{JournalEvent, LinkRecord, Stamp, read_acceptance, write_acceptance};
 use super::sealing::ScopeKeys;
 use super::{FleetSecret, TierScope, TierState, TierUpdate};
 use crate::cache::Entry;
 use crate::cache::freshness::Deadlines;
-use crate::clock::Moment;
+use crate::cache::purges;
+use crate::clock::{Moment, millis};
 use crate::telemetry::metrics::SharedFailure;
 
 const MAX_CLOCK_SKEW_MILLIS: u64 = 2000;
@@ -23,7 +25,7 @@ pub(super) struct Sealed {
 }
 
 impl TierState {
-    /// When the call was sent that showed a caller's acceptance, if `value` counts.
+    /// When the call was sent that showed a caller's acceptance, if `value` counts and is not too old.
     pub(super) fn open_acceptance(
         &self,
         fleet: &FleetSecret,
@@ -31,11 +33,17 @@ impl TierState {
         value: &[u8],
         now: Moment,
     ) -> Option<Moment> {
+        let sent = self.acceptance_sent(fleet, keys, value)?;
+        let age = self.counted(age(sent, now), SharedFailure::Outlived)?;
+        (age < self.revalidate).then(|| now.before(age))
+    }
+
+    /// When the call was sent that showed a caller's acceptance, by its writer's clock, if `value` counts.
+    pub(super) fn acceptance_sent(&self, fleet: &FleetSecret, keys: &ScopeKeys, value: &[u8]) -> Option<u64> {
         let opened = keys.seal.open_bytes(&keys.acceptance, value).and_then(|bytes| read_acceptance(&bytes));
         let (stamp, sent) = self.counted(opened, SharedFailure::Unsealed)?;
         self.counted(fleet.is_valid(stamp, &[keys.revocation()]), SharedFailure::Revoked)?;
-        let age = age(sent, now).filter(|age| *age < self.revalidate);
-        Some(now.before(self.counted(age, SharedFailure::Outlived)?))
+        Some(sent)
     }
 
     /// The entry of `id`, if `value` counts.
@@ -49,11 +57,16 @@ impl TierState {
     ) -> Option<Entry> {
         let opened = keys.seal.open_bytes(name, value).and_then(|bytes| LinkRecord::read(&bytes));
         let link = self.counted(opened, SharedFailure::Unsealed)?;
-        self.counted(fleet.is_valid(link.stamp, &keys.events(id)), SharedFailure::Revoked)?;
+        self.counted(fleet.is_valid(link.stamp, &keys.events(id, name)), SharedFailure::Revoked)?;
         let deadlines = age(link.sent, now)
             .and_then(|age| Deadlines::elsewhere(now.before(age), link.spans, link.is_absent(), &self.freshness));
         let deadlines = self.counted(deadlines.filter(|deadlines| deadlines.usable(now)), SharedFailure::Outlived)?;
         Some(Entry::with_details(link.text.as_deref(), deadlines, link.details))
+    }
+
+    /// The longest that a value, or an acceptance, may count.
+    pub(super) fn longest_life(&self) -> Duration {
+        Duration::from_millis(self.revalidate).max(purges::span_of_links(&self.freshness))
     }
 
     fn counted<T>(&self, value: Option<T>, failure: SharedFailure) -> Option<T> {
@@ -78,7 +91,8 @@ impl TierState {
         };
         if let Some(sent) = update.accepted {
             let acceptance = write_acceptance(stamp, sent.unix_millis());
-            let left = self.revalidate.saturating_sub(now.since(sent));
+            // As long as any value of the caller, so that a later 401 finds that there may be some.
+            let left = millis(self.longest_life()).saturating_sub(now.since(sent));
             add(keys.acceptance.clone(), &acceptance, left, &[keys.revocation()]);
         }
         for (id, entry) in &update.entries {
@@ -86,7 +100,9 @@ impl TierState {
             let text = entry.text().and_then(|text| std::str::from_utf8(text).ok()).map(Arc::from);
             let link = LinkRecord { stamp, sent: sent.unix_millis(), spans, text, details: entry.details().cloned() };
             let left = entry.deadlines().usable_left(now).unwrap_or(0);
-            add(keys.link(id), &link.write(), left, &keys.events(&id.id));
+            let name = keys.link(id);
+            let events = keys.events(&id.id, &name);
+            add(name, &link.write(), left, &events);
         }
         all
     }

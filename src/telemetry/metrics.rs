@@ -119,6 +119,12 @@ families! {
         pub fleet_info: FleetInfo = "shared_fleet_info", fleet_info();
         /// Other fleets that use the same server, database and prefix now: neither sees the other's links and purges.
         pub other_fleets: IntGauge = "shared_other_fleets", gauge();
+        /// Purges and revocations at this sidecar that the fleet is not told yet; they hold here.
+        pub untold: IntGauge = "shared_untold_records", gauge();
+        /// Full journals of purges and revocations that this sidecar has continued in another one.
+        pub journals_full: IntCounter = "shared_journals_full_total", counter();
+        /// Times that purges and revocations were merged into one purge of everything: over 4096 waited to be told to the fleet, or this sidecar missed more of them than the shared tier keeps.
+        pub merged: IntCounter = "shared_purges_merged_total", counter();
         /// Seconds of a round trip to the shared tier, failed ones included.
         pub duration: Histogram = "shared_duration_seconds", histogram(&ROUND_TRIP_SECONDS);
     }

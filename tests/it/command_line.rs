@@ -239,9 +239,10 @@ async fn commands_ask_the_running_process_of_their_configuration() {
     let (code, _, told) = run(&["explain", "1", "--token-file", empty.to_str().unwrap()]);
     assert!(code == 1 && told.contains("is empty"), "{told}");
 
-    for (target, purged) in
-        [(&["1,9"][..], "{\"ids\":2,\"purged\":\"ids\"}"), (&["--group", "g"], "{\"purged\":\"group\"}")]
-    {
+    for (target, purged) in [
+        (&["1,9"][..], "{\"ids\":2,\"purged\":\"ids\",\"fleet\":\"none\"}"),
+        (&["--group", "g"], "{\"purged\":\"group\",\"fleet\":\"none\"}"),
+    ] {
         let (code, done, error) = run(&[&["purge"], target].concat());
         assert_eq!((code, error.as_str()), (0, ""));
         assert_eq!(serde_json::from_str::<Value>(&done).unwrap(), serde_json::from_str::<Value>(purged).unwrap());

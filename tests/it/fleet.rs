@@ -4,6 +4,7 @@ mod cluster;
 mod costs;
 mod faults;
 mod isolation;
+mod journal;
 mod kinds;
 mod leases;
 pub mod link;
@@ -15,6 +16,7 @@ mod sentinel;
 mod servers;
 mod sharing;
 pub mod split;
+mod told;
 
 use std::fmt::Debug;
 use std::net::SocketAddr;
@@ -129,7 +131,10 @@ impl Redis {
 
     pub async fn try_ask<A: AsRef<[u8]>>(&self, command: &[A]) -> redis::RedisResult<redis::Value> {
         let client = redis::Client::open(format!("redis://{}/", self.address())).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await?;
+        let patient = redis::AsyncConnectionConfig::new()
+            .set_response_timeout(Some(PATIENCE))
+            .set_connection_timeout(Some(PATIENCE));
+        let mut connection = client.get_multiplexed_async_connection_with_config(&patient).await?;
         let mut asked = redis::cmd(std::str::from_utf8(command[0].as_ref()).unwrap());
         for argument in &command[1..] {
             asked.arg(argument.as_ref());

@@ -266,12 +266,15 @@ async fn fill(stack: &Stack) {
 async fn a_purge_removes_its_targets_for_all_callers_and_nothing_else() {
     let stack = Stack::start().await;
     fill(&stack).await;
-    assert_eq!(purge(&stack, r#"{"accessory_ids":["1","3"]}"#).await, json!({"purged": "ids", "ids": 2}));
+    assert_eq!(
+        purge(&stack, r#"{"accessory_ids":["1","3"]}"#).await,
+        json!({"purged": "ids", "ids": 2, "fleet": "none"})
+    );
     assert_eq!(in_memory(&stack).await, ["t2", "tg2", "th2", "u2", "ug2", "uh2"]);
-    assert_eq!(purge(&stack, r#"{"group_id":"g"}"#).await, json!({"purged": "group"}));
+    assert_eq!(purge(&stack, r#"{"group_id":"g"}"#).await, json!({"purged": "group", "fleet": "none"}));
     assert_eq!(in_memory(&stack).await, ["t2", "th2", "u2", "uh2"]);
     fill(&stack).await;
-    assert_eq!(purge(&stack, r#"{"all":true}"#).await, json!({"purged": "all", "links": 12}));
+    assert_eq!(purge(&stack, r#"{"all":true}"#).await, json!({"purged": "all", "links": 12, "fleet": "none"}));
     assert_eq!(in_memory(&stack).await, Vec::<String>::new());
     assert_eq!(stack.metric("sidelink_cache_links").await, 0.0, "removed from memory, not only unreachable");
     assert_eq!(stack.metric("sidelink_cache_bytes").await, 0.0);

@@ -209,14 +209,16 @@ events! {
         WARN "the shared tier is down; sidelink continues without it and reconnects" SharedDown<'a> { reason: &'a str, }
         /// Every five minutes at most. `code` is the first word of the error: `OOM`, the server is full; `MISCONF`, it cannot write to its disk.
         WARN "the shared tier refuses a command" SharedRefusal<'a> { server: Arguments<'a>, command: &'a str, code: &'a str, suppressed: u64, }
-        /// Logged once, until scripts work again; they are tried every 30 seconds. Allow `EVAL` and `PEXPIRE` ([FLEET.md](FLEET.md#set-it-up)). `code` as in `the shared tier refuses a command`.
-        WARN "the shared tier refuses scripts: leases on ids are neither renewed nor released, and end by themselves" ScriptsRefused<'a> { code: &'a str, }
         /// Logged once, until a lease is granted again; one batch tries every 30 seconds. `waits` is the number of batches in a row that waited for another sidecar's links and got neither a link nor a lease: the server is wrong, or the endpoint takes longer than `shared.lease_wait`.
         WARN "the shared tier grants no leases: ids are fetched without them" LeasesDenied { waits: u32, }
         /// Said again every five minutes while it lasts. `fleet` is the fingerprint of this sidecar's fleet, `others` are those of other fleets that use the same server, database and prefix. What to compare: [FLEET.md](FLEET.md#is-it-one-fleet).
         WARN "another fleet uses the shared tier under the same prefix; neither sees the other's links and purges" SharedSplit<'a> { fleet: Arguments<'a>, others: &'a str, }
         /// The other fleet has not been seen for 15 seconds.
         INFO "no other fleet uses the shared tier under the same prefix any more" SharedSplitOver {}
+        /// Over 4096 purges and revocations waited to be told to the fleet, or this sidecar missed more of them than the shared tier keeps. Links that it covers are fetched again.
+        WARN "purges and revocations were merged into one purge of everything" SharedMerged {}
+        /// At the end of the process, or after a reload that changes the shared tier: the server did not take them. Other sidecars may serve what was purged until it ends by itself. Purge again elsewhere.
+        WARN "purges and revocations were not told to the fleet, and are lost" SharedUntold { records: usize, }
     }
     "sidelink::telemetry" {
         /// `lines` before this one: the reader of standard output did not keep up, or standard output did not take them.
@@ -227,8 +229,10 @@ events! {
         WARN "the collector rejected spans" SpansRejected { spans: u64, suppressed: u64, }
     }
     "sidelink::admin" {
-        /// By an operator; `ids` is the number of ids, `api` the API if the purge names one.
-        INFO "purged by id" PurgedIds<'a> { api: Option<&'a str>, ids: usize, }
+        /// By an operator, of every API; `ids` is the number of ids.
+        INFO "purged by id" PurgedIds { ids: usize, }
+        /// By an operator; `ids` is the number of ids of this `api`.
+        INFO "purged by id of one API" PurgedApiIds<'a> { api: &'a str, ids: usize, }
         /// By an operator.
         INFO "purged by group" PurgedGroup {}
         /// By an operator; `links` is the number of links.

@@ -30,6 +30,8 @@ pub struct Reading {
     pub shared_operations: u64,
     /// Failures of the shared tier, in the order of [`super::SharedFailure::ALL`].
     pub shared_failures: Vec<u64>,
+    /// Merged purges of the shared tier.
+    pub shared_merged: u64,
     /// Log lines that were dropped.
     pub log_dropped: u64,
     /// Batches by duration: for each bucket, how many took at most its upper bound; the last bound is infinite.
@@ -61,6 +63,7 @@ impl Metrics {
             responses: by_code.map(|(_, counter)| counter.get()).collect(),
             shared_operations: values(&self.shared.operations).iter().sum(),
             shared_failures: values(&self.shared.failures),
+            shared_merged: self.shared.merged.get(),
             log_dropped: self.log_dropped.get(),
             answers,
             call_durations: buckets(self.upstream_call_duration.of(AttemptResult::Ok)),
@@ -106,6 +109,7 @@ impl Reading {
             responses: all(|reading| &reading.responses),
             shared_operations: one(|reading| reading.shared_operations),
             shared_failures: all(|reading| &reading.shared_failures),
+            shared_merged: one(|reading| reading.shared_merged),
             log_dropped: one(|reading| reading.log_dropped),
             answers: all(|reading| &reading.answers),
             call_durations: all(|reading| &reading.call_durations),

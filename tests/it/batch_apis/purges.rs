@@ -105,7 +105,7 @@ async fn a_purge_that_names_an_api_drops_no_other_apis_id_of_the_same_text_and_o
         }
     }
     let purged = purge(&stack, &json!({"api": "videos", "ids": ["1"]})).await;
-    assert_eq!(purged.json(), json!({"purged": "ids", "api": "videos", "ids": 1}));
+    assert_eq!(purged.json(), json!({"purged": "ids", "api": "videos", "ids": 1, "fleet": "none"}));
     assert_eq!(ask(&stack.client, "/photos?ids=1,2").await, HIT);
     assert_eq!(ask(&stack.client, "/videos?ids=1,2").await, "fwd=partial; stored; detail=\"hit=1 fetched=1\"");
 

@@ -177,40 +177,6 @@ async fn an_owner_releases_and_renews_no_lease_of_a_successor() {
     assert_eq!(redis.text(&["GET", lease]).await, "successor");
 }
 
-/// A user with the documented permissions, but `without`.
-async fn user(redis: &Redis, without: &str) {
-    let page = include_str!("../../../docs/FLEET.md");
-    let user = page.lines().find(|line| line.starts_with("user sidelink ")).unwrap();
-    let mut command = vec!["ACL", "SETUSER", "sidelink"];
-    assert!(user.contains(without));
-    command.extend(user.split(' ').skip(2).filter(|rule| *rule != without));
-    redis.ask(&command).await;
-}
-
-#[tokio::test]
-async fn without_scripts_leases_end_by_themselves_and_an_operator_is_told_once() {
-    const TOLD: &str =
-        "the shared tier refuses scripts: leases on ids are neither renewed nor released, and end by themselves";
-    let redis = Redis::start().await;
-    user(&redis, "+eval").await;
-    let origin = sidelink::demo::origin::Origin::start(origin_options()).await.unwrap();
-    let files = Files::new(origin.address());
-    let password = files.directory.path().join("password");
-    std::fs::write(&password, "PASSWORD").unwrap();
-    let login = format!("username = \"sidelink\"\npassword_file = \"{}\"", password.display());
-    let mut process = process(&files, redis.port.number(), &login).await;
-    for round in 1..=2 {
-        let ids = [["1", "2"], ["3", "4"]][round - 1];
-        assert_eq!(process.client.batch("t", &ids).await.ids(), ids);
-        eventually("they are shared", async || redis.keys("l").await.len() == round * 2).await;
-        eventually("the leases end", async || redis.keys("f").await.is_empty()).await;
-    }
-    process.says(TOLD).await;
-    process.signal("TERM");
-    process.exit().await;
-    assert_eq!(process.log.iter().filter(|line| line["message"] == TOLD).count(), 1);
-}
-
 #[tokio::test]
 async fn a_server_that_denies_every_lease_is_not_asked_for_leases_any_more() {
     const TOLD: &str = "the shared tier grants no leases: ids are fetched without them";

@@ -62,12 +62,14 @@ async fn rights_that_are_missing_are_told_together_and_the_tier_is_used_once_the
     let redis = Redis::start().await;
     let user = ["ACL", "SETUSER", "narrow", "on", ">right", "~sidelink:*", "+@all"];
     redis.ask(&user).await;
-    redis.ask(&["ACL", "SETUSER", "narrow", "-append", "-expire", "-cluster|slots"]).await;
+    redis
+        .ask(&["ACL", "SETUSER", "narrow", "-append", "-expire", "-eval", "-pexpire", "-rename", "-cluster|slots"])
+        .await;
     let mut tier = shared(vec![redis.address()]);
     tier.username = Some("narrow".into());
     tier.password_file = Some(password(b"right"));
-    let fleet = is_told(tier.clone(), "the server's user lacks +expire +append: ").await;
-    redis.ask(&["ACL", "SETUSER", "narrow", "+append", "+expire"]).await;
+    let fleet = is_told(tier.clone(), "the server's user lacks +expire +append +rename +pexpire +eval: ").await;
+    redis.ask(&["ACL", "SETUSER", "narrow", "+append", "+expire", "+eval", "+pexpire", "+rename"]).await;
     for sidecar in &fleet.sidecars {
         sidecar.tier_is(true).await;
     }

@@ -93,6 +93,52 @@ async fn a_403_withdraws_the_ids_and_the_acceptance() {
     eventually("they are gone", async || redis.keys("l").await.len() == 3 && redis.keys("c").await.len() == 1).await;
 }
 
+/// Regression: an older copy of the data brought withdrawn links back.
+#[tokio::test]
+async fn an_older_copy_of_the_data_brings_no_withdrawn_link_back() {
+    let redis = Redis::start().await;
+    let fleet = warm(&redis).await;
+    let mut before = Vec::new();
+    for kind in ["l", "c"] {
+        for key in redis.keys(kind).await {
+            before.push((redis.value(&key).await, key));
+        }
+    }
+    let [journal] = &redis.keys("j").await[..] else { panic!() };
+    let older = redis.text(&["GET", journal]).await;
+    let refusal = r#"{"error_code":"OSM.0003","error_msg":"forbidden"}"#;
+    let withdraw = async |id: &str| {
+        fleet.origin.script(sidelink::demo::origin::ScriptedReply::json(403, refusal));
+        let anew = [("x-auth-token", "t"), ("cache-control", "no-cache")];
+        assert_eq!(fleet.sidecars[0].client.get(&crate::support::query(&[id]), &anew).await.status, 403);
+    };
+    withdraw("1").await;
+    eventually("it is announced", async || redis.number(&["STRLEN", journal]).await == 200).await;
+    // An id of which there was nothing.
+    withdraw("9").await;
+
+    // The links alone, and then with the journal of before.
+    for journal_too in [false, true] {
+        for (value, key) in &before {
+            redis.put(key, value, 600_000).await;
+        }
+        if journal_too {
+            redis.ask(&["SET", journal, &older]).await;
+            let begun = async || !redis.text(&["GETRANGE", journal, "0", "99"]).await.starts_with(&older);
+            eventually("the journal begins anew", begun).await;
+            eventually("it is announced again", async || redis.number(&["STRLEN", journal]).await == 200).await;
+        }
+        let config = super::sidecar(fleet.origin.address(), &shared(vec![redis.address()]));
+        let fresh = Sidecar::start(config, fleet.clock.clone()).await;
+        fresh.tier_is(true).await;
+        let asked = fleet.origin.ids_asked();
+        let reply = fresh.client.batch("t", &["1", "2"]).await;
+        assert_eq!(reply.ids(), ["1", "2"]);
+        let anew = if journal_too { 2 } else { 1 };
+        assert_eq!(fleet.origin.ids_asked(), asked + anew, "the withdrawn link does not count");
+    }
+}
+
 /// Regression: a call that had left before a 403 shared the acceptance again that the 403 had taken away.
 #[tokio::test]
 async fn a_call_sent_before_a_403_restores_no_acceptance() {
@@ -119,29 +165,67 @@ async fn a_call_sent_before_a_403_restores_no_acceptance() {
     assert_eq!(redis.keys("c").await, of_the_other);
 }
 
+/// Regression: each of twenty sidecars announced one made-up token a second, which filled the journal within minutes.
 #[tokio::test]
-async fn made_up_tokens_do_not_fill_the_journal() {
-    const TOKENS: usize = 200;
+async fn made_up_tokens_leave_no_record_in_the_journal() {
+    const TOKENS: usize = 50;
     let redis = Redis::start().await;
-    let fleet = Fleet::start(&redis, 1).await;
-    let client = &fleet.sidecars[0].client;
+    let fleet = warm(&redis).await;
     let tokens: Vec<String> = (0..TOKENS).map(|token| format!("made-up-{token}")).collect();
     fleet.origin.update(|options| options.refuse = tokens.clone());
-    let begin = std::time::Instant::now();
-    for token in &tokens {
-        assert_eq!(client.batch(token, &["1"]).await.status, 401);
+    for sidecar in &fleet.sidecars {
+        let asked = async || sidecar.metric("sidelink_shared_operations_total{operation=\"revoke\"}").await;
+        for token in &tokens {
+            assert_eq!(sidecar.client.batch(token, &["1"]).await.status, 401);
+        }
+        eventually("the tier has said that it does not know them", async || asked().await >= 50.0).await;
     }
     // One that is announced after all of them.
     let [journal] = &redis.keys("j").await[..] else { panic!() };
-    let records = async || redis.number(&["STRLEN", journal]).await / 100 - 1;
-    let admin = TestClient::new(fleet.sidecars[0].app.admin_address());
-    let json = [("content-type", "application/json")];
-    let before = records().await;
-    admin.send(Method::POST, "/purge", &json, r#"{"all":true}"#).await;
-    eventually("it is announced", async || records().await > before).await;
-    let most = 12 + i64::try_from(begin.elapsed().as_secs()).unwrap();
-    let records = records().await;
-    assert!((1..=most).contains(&records), "{records} records");
+    super::journal::purge(&fleet.sidecars[0], &serde_json::json!({ "all": true })).await;
+    eventually("it is announced", async || redis.number(&["STRLEN", journal]).await > 100).await;
+    assert_eq!(redis.number(&["STRLEN", journal]).await, 200, "the first record, and the purge");
+}
+
+#[tokio::test]
+async fn a_401_at_a_sidecar_that_does_not_know_the_caller_drops_it_where_it_was_accepted() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(&redis, 2).await;
+    let [one, other] = &fleet.sidecars[..] else { panic!() };
+    one.client.batch("t", &["1"]).await;
+    eventually("it is shared", async || redis.keys("c").await.len() == 1).await;
+    fleet.origin.update(|options| options.refuse = vec!["t".into()]);
+    // This batch does not look into the tier.
+    let anew = [("x-auth-token", "t"), ("cache-control", "no-cache")];
+    let refused = async || assert_eq!(other.client.get(&crate::support::query(&["2"]), &anew).await.status, 401);
+    refused().await;
+    eventually("the caller is dropped", async || !has(one, "t", "1").await).await;
+
+    // What is void is not revoked once more.
+    let asked = async || other.metric("sidelink_shared_operations_total{operation=\"revoke\"}").await;
+    let before = asked().await;
+    refused().await;
+    eventually("the tier is asked again", async || asked().await > before).await;
+    super::journal::purge(other, &serde_json::json!({ "all": true })).await;
+    let [journal] = &redis.keys("j").await[..] else { panic!() };
+    eventually("it is announced", async || redis.number(&["STRLEN", journal]).await > 200).await;
+    assert_eq!(redis.number(&["STRLEN", journal]).await, 300, "the first record, the revocation, the purge");
+}
+
+#[tokio::test]
+async fn a_401_after_the_acceptance_has_ended_voids_the_links_that_live_on() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(&redis, 2).await;
+    let [one, other] = &fleet.sidecars[..] else { panic!() };
+    one.client.batch("t", &["1"]).await;
+    eventually("it is shared", async || redis.keys("c").await.len() == 1).await;
+    let [acceptance] = &redis.keys("c").await[..] else { panic!() };
+    assert!(redis.number(&["PTTL", acceptance]).await > 301_000, "it lives as long as a link may");
+    fleet.clock.step(301_000);
+    fleet.origin.update(|options| options.refuse = vec!["t".into()]);
+    assert_eq!(other.client.batch("t", &["1"]).await.status, 401);
+    let [journal] = &redis.keys("j").await[..] else { panic!() };
+    eventually("it is announced", async || redis.number(&["STRLEN", journal]).await == 200).await;
 }
 
 #[tokio::test]

@@ -106,7 +106,7 @@ plant "a purge that the fleet does not hear" src/shared.rs \
 plant "a journal that nobody applies" src/shared/journal.rs \
     'is_some_and(|at| *at >= stamp.position)' 'is_some_and(|at| *at > u64::MAX - stamp.position)' "$fleet"
 plant "a revocation that stays where it is" src/shared.rs \
-    'if was_accepted || self.unaccepted_revocations.withdraw() {' 'if false & was_accepted & self.unaccepted_revocations.withdraw() {' "$fleet"
+    '        if was_accepted {' '        if false & was_accepted {' "$fleet"
 plant "a 401 that drops nothing" src/auth/caller_state.rs \
     'state.entries_version.store(self.new_entries_version(), Ordering::Release);' '' "$fleet"
 plant "a 403 that forgets nothing" src/fetch/refused_calls.rs \

@@ -215,8 +215,10 @@ proptest! {
         let before = |at: usize| (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap();
         let (at, end) = (before(at), before(at + gone));
         let damaged = format!("[upstream]\nendpoint = \"http://h\"\n{}{junk}{}", &text[..at], &text[end..]);
-        if let Ok(config) = Config::parse(&damaged) {
-            prop_assert_eq!(Config::parse(&config.to_string()).map_err(|errors| errors.to_string()), Ok(config));
+        // Warnings name lines, which differ.
+        let parsed = |text: &str| Config::parse(text).map(|config| Config { warnings: Vec::new(), ..config });
+        if let Ok(config) = parsed(&damaged) {
+            prop_assert_eq!(parsed(&config.to_string()).map_err(|errors| errors.to_string()), Ok(config));
         }
     }
 

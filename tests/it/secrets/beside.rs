@@ -173,8 +173,8 @@ async fn pages(process: &Process) -> Vec<String> {
 async fn kept(redis: &Redis) -> String {
     let mut all = String::new();
     for key in redis.list(&["KEYS", "*"]).await {
-        let value = redis.text(&["GET", &key]).await;
-        all.push_str(&format!("{key} {value}\n"));
+        let value = redis.value(&key).await;
+        all.push_str(&format!("{key} {}\n", String::from_utf8_lossy(&value)));
         if let Ok(bytes) = BASE64_URL_SAFE_NO_PAD.decode(&value) {
             all.push_str(&String::from_utf8_lossy(&bytes));
         }

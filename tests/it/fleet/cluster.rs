@@ -1,5 +1,6 @@
 //! A Cluster, also while it changes.
 
+use super::journal::{purge_ids, sum};
 use super::servers::{grant_documented_rights, password};
 use super::{Fleet, Redis, Sidecar, eventually, shared};
 use crate::support::TestClient;
@@ -57,6 +58,24 @@ async fn a_cluster_of_three_nodes_shares_over_all_of_them() {
         other.client.get(&crate::support::query(&["7"]), &asked).await.status == 504
     })
     .await;
+}
+
+/// The journal and the one that continues it are in one slot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_journal_is_continued_in_a_cluster_too() {
+    let nodes = cluster().await;
+    let mut tier = shared(vec![nodes[0].address()]);
+    tier.cluster = true;
+    let fleet = Fleet::with(tier, 2, |_| {}, |_| {}).await;
+    let [one, other] = &fleet.sidecars[..] else { panic!() };
+    for from in [0, 3500, 7000] {
+        purge_ids(one, from, 3500).await;
+        eventually("the fleet is told", async || one.metric("sidelink_shared_untold_records").await == 0.0).await;
+    }
+    eventually("it is continued", async || sum(&fleet, "sidelink_shared_journals_full_total").await == 1.0).await;
+    a_purge_reaches(one, other).await;
+    assert_eq!(sum(&fleet, r#"sidelink_shared_failures_total{kind="journal"}"#).await, 0.0, "nothing is lost");
+    assert_eq!(sum(&fleet, "sidelink_shared_purges_merged_total").await, 0.0);
 }
 
 /// Purges everything at `one`, and waits until `other` hears it.

@@ -420,7 +420,7 @@ impl TierState {
         self.announce(self.of_scope(scope).map(|(fleet, keys)| (fleet, keys.revocation())));
     }
 
-    /// Deletes a caller's acceptance, and its values of `ids`, in the background, and announces which values there were: they are
+    /// Ends a caller's acceptance, and deletes its values of `ids`, in the background, and announces which values there were: they are
     /// void also where an older copy of the data brings them back. If that fails, all of the caller's values are voided.
     pub(crate) fn withdraw(self: &Arc<Self>, scope: &Arc<TierScope>, ids: Vec<TierId>) {
         let (state, scope) = (Arc::clone(self), Arc::clone(scope));
@@ -429,10 +429,11 @@ impl TierState {
             for (fleet, keys) in state.of_scope(&scope) {
                 links.extend(ids.iter().map(|id| (fleet, keys, keys.link(id))));
             }
-            let names = links.iter().map(|(.., name)| name).chain(scope.0.iter().map(|keys| &keys.acceptance));
-            let commands = names.map(|name| RedisCommand::new("DEL", name)).collect();
+            let deletions = links.iter().map(|(.., name)| RedisCommand::new("DEL", name));
+            let ended = state.of_scope(&scope).map(|(fleet, keys)| state.end_acceptance(fleet, keys));
+            let commands = deletions.chain(ended).collect();
             let replies = state.store.run(Operation::Revoke, commands, state.config.timeout).await;
-            if !replies.iter().all(|reply| matches!(reply, Some(Value::Int(_)))) {
+            if !replies.iter().all(|reply| matches!(reply, Some(Value::Int(_) | Value::Okay | Value::Nil))) {
                 state.announce_revocation(&scope);
                 return;
             }

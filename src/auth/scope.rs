@@ -182,10 +182,12 @@ impl Callers {
             headers.get_all(&CONTENT_TYPE).for_each(|value| take(Some(value.as_bytes())));
             take(None);
         } else if self.api.ids.body.is_some() {
-            let is_other = |(at, value): &(usize, &HeaderValue)| *at > 0 || value.as_bytes() != b"application/json";
-            for (_, value) in headers.get_all(&CONTENT_TYPE).enumerate().filter(is_other) {
-                take(Some(CONTENT_TYPE.as_str().as_bytes()));
-                take(Some(value.as_bytes()));
+            let types = || headers.get_all(&CONTENT_TYPE).map(HeaderValue::as_bytes);
+            if !types().eq([b"application/json"]) {
+                for value in types() {
+                    take(Some(CONTENT_TYPE.as_str().as_bytes()));
+                    take(Some(value));
+                }
             }
         }
         if !headers.may_contain_any(self.scope_filter) {

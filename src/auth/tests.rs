@@ -402,3 +402,18 @@ fn names_of_callers_that_are_gone_are_forgotten() {
     }
     assert!(states.names() <= 1024, "{}", states.names());
 }
+
+/// Regression: of two Content-Types, the first was ignored if it was the usual one.
+#[test]
+fn each_list_of_content_types_of_a_get_is_a_scope_of_its_own() {
+    const JSON: &str = "application/json";
+    let callers = callers();
+    let lists: [&[&str]; 8] =
+        [&[JSON], &["a"], &["b"], &[JSON, "a"], &["a", JSON], &[JSON, JSON], &["a", "b"], &[JSON, "a", "b"]];
+    let of = |types: &[&str]| {
+        let types = types.iter().map(|media_type| ("content-type", *media_type));
+        key(&callers, &[("x-auth-token", "t")].into_iter().chain(types).collect::<Vec<_>>(), None, "1")
+    };
+    assert_eq!(lists.map(of).into_iter().collect::<HashSet<_>>().len(), lists.len());
+    assert!(of(&[]) == of(&[JSON]), "a call without one has the usual one");
+}

@@ -167,17 +167,18 @@ impl NodeUrl {
     }
 
     fn parse_one(text: &str) -> Result<Self, String> {
-        let shown = || text.escape_debug().to_string();
-        let (scheme, rest) = text
-            .split_once("://")
-            .ok_or_else(|| format!("\"{}\" is not a URL such as \"redis://host:6379\"", shown()))?;
+        // Messages do not repeat what may contain a password.
+        let may_be_shown = !text.contains(['@', '?', '#']);
+        let shown = || if may_be_shown { format!("\"{}\"", text.escape_debug()) } else { "it".to_owned() };
+        let (scheme, rest) =
+            text.split_once("://").ok_or_else(|| format!("{} is not a URL such as \"redis://host:6379\"", shown()))?;
         let tls = match scheme {
             "redis" | "valkey" => false,
             "rediss" | "valkeys" => true,
             "unix" => {
                 let how = || {
                     format!(
-                        "\"{}\" must be unix:// with an absolute path, and ?db= with the number of a database, if not 0",
+                        "{} must be unix:// with an absolute path, and ?db= with the number of a database, if not 0",
                         shown()
                     )
                 };
@@ -194,15 +195,14 @@ impl NodeUrl {
         };
         let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
         if authority.contains('@') {
-            // The message does not repeat it: it may contain a password.
             return Err("must not name a user or a password: use username and password_file".to_owned());
         }
         let number = if database.is_empty() { Some(0) } else { database.parse().ok() };
         let number = number.filter(|number| DATABASES.contains(number) && !rest.contains(['?', '#']));
-        let how = || format!("\"{}\" must end in its host and port, or in the number of a database", shown());
+        let how = || format!("{} must end in its host and port, or in the number of a database", shown());
         let database = number.ok_or_else(how)?;
         let address = NodeAddress::parse(authority);
-        let address = address.ok_or_else(|| format!("\"{}\" does not name a host and a port", shown()))?;
+        let address = address.ok_or_else(|| format!("{} does not name a host and a port", shown()))?;
         Ok(Self { tls, address, database })
     }
 }

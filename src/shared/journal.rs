@@ -191,14 +191,17 @@ impl Journal {
     }
 
     /// Takes the journal that begins with `first` in place of the known one; its other records are then [read](Self::read).
-    /// `None` if it is no journal.
+    /// `None` if it is no journal, an older one than the known one, or another continuation of the same: events since are missing
+    /// there, while values of before count. It has to begin anew.
     pub(super) fn adopt(&mut self, key: &FleetKey, first: &[u8]) -> Option<Adoption> {
         let (epoch, JournalEvent::Begin(before)) = open(key, first)? else { return None };
         let end = Stamp { chain_hash: before, position: epoch.base };
         let adoption = match self.epoch {
             None => Adoption::First,
             Some(_) if self.stamp() == Some(end) => Adoption::Continued,
-            Some(known) if known.number == epoch.number && epoch.base > self.position() => Adoption::Missed,
+            Some(known) if known.number == epoch.number => {
+                (epoch.base > self.position()).then_some(Adoption::Missed)?
+            }
             Some(_) => Adoption::Lost,
         };
         let oldest = match self.epoch {

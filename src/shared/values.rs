@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::record::{JournalEvent, LinkRecord, Stamp, read_acceptance, write_acceptance};
 use super::sealing::ScopeKeys;
+use super::store::RedisCommand;
 use super::{FleetSecret, TierScope, TierState, TierUpdate};
 use crate::cache::Entry;
 use crate::cache::freshness::Deadlines;
@@ -44,6 +45,19 @@ impl TierState {
         let (stamp, sent) = self.counted(opened, SharedFailure::Unsealed)?;
         self.counted(fleet.is_valid(stamp, &[keys.revocation()]), SharedFailure::Revoked)?;
         Some(sent)
+    }
+
+    /// Replaces a caller's acceptance, if there is one, with one that is too old to count, by which a later 401 finds that the caller may
+    /// have values still.
+    pub(super) fn end_acceptance(&self, fleet: &FleetSecret, keys: &ScopeKeys) -> RedisCommand {
+        let stamp = fleet.journal.lock().stamp();
+        match stamp.and_then(|stamp| keys.seal.seal_bytes(&keys.acceptance, &write_acceptance(stamp, 0))) {
+            Some(ended) => {
+                let life = millis(self.longest_life());
+                RedisCommand::new("SET", &keys.acceptance).arg(ended).arg("XX").arg("PX").arg(life)
+            }
+            None => RedisCommand::new("DEL", &keys.acceptance),
+        }
     }
 
     /// The entry of `id`, if `value` counts.

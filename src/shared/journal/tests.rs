@@ -213,6 +213,24 @@ fn a_journal_that_continues_a_full_one_loses_and_repeats_nothing() {
     assert_eq!(far_behind.stamp(), one.stamp());
 }
 
+/// Regression: a copy of before the journal was continued was adopted, and its values counted without the events since.
+#[test]
+fn an_older_copy_or_another_continuation_of_a_known_journal_is_not_adopted() {
+    let key = key();
+    let (mut journal, mut older) = begun(&key);
+    fill(&mut journal, &key, &mut older, 0);
+    let mut other = Journal::default();
+    sync(&mut other, &key, &older);
+    let mut text = journal.next(&key).unwrap().first_record;
+    adopt(&mut journal, &key, &text);
+    append(&mut journal, &key, &mut text, &[named(1 << 64)]);
+    let known = journal.stamp();
+    for another in [older, other.next(&key).unwrap().first_record] {
+        assert_eq!(journal.adopt(&key, &another.as_bytes()[..RECORD]), None);
+        assert_eq!(journal.stamp(), known);
+    }
+}
+
 #[test]
 fn what_is_known_of_journals_is_bounded_however_many_follow() {
     let key = key();

@@ -90,6 +90,19 @@ fn errors_of_a_shared_tier_have_their_place() {
         let error = with_shared(&good, lines).unwrap_err().to_string();
         assert!(error.contains(message), "{lines}: {error}");
     }
+    // Where others write a password.
+    for url in [
+        "unix:///run/redis.sock?db=0&pass=MARKED",
+        "unix://u:MARKED@/run/redis.sock",
+        "redis://h:6379/0?password=MARKED",
+        "redis://u:x/MARKED@h:6379",
+        "redis://h/0#MARKED",
+        "u:MARKED@h:6379",
+        "http://u:MARKED@h:6379",
+    ] {
+        let error = with_shared(&good, &format!("url = \"{url}\"")).unwrap_err().to_string();
+        assert!(error.contains("shared.url: ") && !error.contains("MARKED"), "{error}");
+    }
     for (secrets, message) in [
         ("short", "less than 32 characters: openssl rand -base64 32 makes one"),
         ("\n\n", "is empty"),

@@ -90,7 +90,42 @@ async fn a_403_withdraws_the_ids_and_the_acceptance() {
     let anew = [("x-auth-token", "t"), ("cache-control", "no-cache")];
     let reply = fleet.sidecars[0].client.get(&crate::support::query(&["1"]), &anew).await;
     assert_eq!(reply.status, 403);
-    eventually("they are gone", async || redis.keys("l").await.len() == 3 && redis.keys("c").await.len() == 1).await;
+    eventually("the link is gone", async || redis.keys("l").await.len() == 3).await;
+    let config = super::sidecar(fleet.origin.address(), &shared(vec![redis.address()]));
+    let fresh = Sidecar::start(config, fleet.clock.clone()).await;
+    fresh.tier_is(true).await;
+    let asked = fleet.origin.ids_asked();
+    assert_eq!(fresh.client.batch("u", &["2"]).await.ids(), ["2"]);
+    assert_eq!(fleet.origin.ids_asked(), asked, "no other caller is affected");
+    assert_eq!(fresh.client.batch("t", &["2"]).await.ids(), ["2"]);
+    assert_eq!(fleet.origin.ids_asked(), asked + 1, "the caller has to be accepted again");
+}
+
+/// The tier's acceptances, with their names.
+async fn acceptances(redis: &Redis) -> Vec<(String, Vec<u8>)> {
+    let mut acceptances = Vec::new();
+    for key in redis.keys("c").await {
+        let value = redis.value(&key).await;
+        acceptances.push((key, value));
+    }
+    acceptances
+}
+
+/// Regression: a 403 took the acceptance out of the tier, and a later 401 found nothing there to revoke.
+#[tokio::test]
+async fn a_401_after_a_403_drops_the_caller_in_all() {
+    let redis = Redis::start().await;
+    let fleet = warm(&redis).await;
+    let [one, other, ..] = &fleet.sidecars[..] else { panic!() };
+    let refusal = r#"{"error_code":"OSM.0003","error_msg":"forbidden"}"#;
+    fleet.origin.script(sidelink::demo::origin::ScriptedReply::json(403, refusal));
+    let anew = [("x-auth-token", "t"), ("cache-control", "no-cache")];
+    assert_eq!(one.client.get(&crate::support::query(&["1"]), &anew).await.status, 403);
+    eventually("its link is withdrawn", async || redis.keys("l").await.len() == 3).await;
+    assert!(has(other, "t", "2").await, "a 403 concerns its ids alone");
+    fleet.origin.update(|options| options.refuse = vec!["t".into()]);
+    assert_eq!(one.client.batch("t", &["3"]).await.status, 401);
+    eventually("the caller is dropped", async || !has(other, "t", "2").await).await;
 }
 
 /// Regression: an older copy of the data brought withdrawn links back.
@@ -153,16 +188,18 @@ async fn a_call_sent_before_a_403_restores_no_acceptance() {
     fleet.origin.update(|options| options.delay = Duration::ZERO);
     let refusal = r#"{"error_code":"OSM.0003","error_msg":"forbidden"}"#;
     fleet.origin.script(sidelink::demo::origin::ScriptedReply::json(403, refusal));
+    let accepted = acceptances(&redis).await;
     // A link that the caller had is refused alone.
     let anew = [("x-auth-token", "t"), ("cache-control", "no-cache")];
     assert_eq!(one.client.get(&crate::support::query(&["1"]), &anew).await.status, 403);
-    eventually("the acceptance is taken away", async || redis.keys("c").await.len() == 1).await;
-    let of_the_other = redis.keys("c").await;
+    let ended = async || acceptances(&redis).await.into_iter().find(|acceptance| !accepted.contains(acceptance));
+    eventually("the acceptance has ended", async || ended().await.is_some()).await;
+    let (key, ended) = ended().await.unwrap();
     assert_eq!(before.await.unwrap().ids(), ["3"]);
     // What is written afterwards is there: so would be what was written before.
     one.client.batch("u", &["5"]).await;
     eventually("it is shared", async || redis.keys("l").await.len() == 4).await;
-    assert_eq!(redis.keys("c").await, of_the_other);
+    assert_eq!(redis.value(&key).await, ended);
 }
 
 /// Regression: each of twenty sidecars announced one made-up token a second, which filled the journal within minutes.

@@ -460,6 +460,18 @@ impl TierState {
         self.wake.notify_one();
     }
 
+    /// Takes over what `before` has not told the fleet yet, in whose place this tier is now, under secrets that both have.
+    pub(crate) fn take_over(&self, before: &TierState) {
+        for FleetSecret { key, journal } in &self.secrets {
+            let Some(known) = before.secrets.iter().find(|known| known.key.journal == key.journal) else { continue };
+            let untold = known.journal.lock().take_untold();
+            let mut journal = journal.lock();
+            untold.into_iter().for_each(|(event, since)| journal.announce(event, since));
+        }
+        self.show_untold();
+        self.wake.notify_one();
+    }
+
     /// Waits until the fleet is told all that was announced before, for [`TELL_WAIT`] at most; returns whether it is.
     pub(crate) async fn is_told(&self) -> bool {
         let announcements = |fleet: &FleetSecret| fleet.journal.lock().announcements();
@@ -478,11 +490,14 @@ impl TierState {
         is_told() || self.is_usable() && timeout(TELL_WAIT, told).await.is_ok()
     }
 
-    /// Shows how many purges and revocations the fleet is not told yet; returns their number.
-    fn show_untold(&self) -> usize {
-        let untold = self.secrets.iter().map(|fleet| fleet.journal.lock().untold()).sum();
-        self.metrics.shared.untold.set(i64::try_from(untold).unwrap_or(i64::MAX));
+    /// How many purges and revocations the fleet is not told yet.
+    fn untold(&self) -> usize {
+        self.secrets.iter().map(|fleet| fleet.journal.lock().untold()).sum()
+    }
+
+    /// Shows that number.
+    fn show_untold(&self) {
+        self.metrics.shared.untold.set(i64::try_from(self.untold()).unwrap_or(i64::MAX));
         self.told.notify_waiters();
-        untold
     }
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use clap::Parser;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response};
+use http_body::Body as _;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -83,7 +84,9 @@ where
         let mut response = Response::new(Full::new(body.clone()));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         async move {
-            request.into_body().collect().await?;
+            if !request.body().is_end_stream() {
+                request.into_body().collect().await?;
+            }
             Ok::<_, hyper::Error>(response)
         }
     });

@@ -378,8 +378,8 @@ fn shared_tier_split(state: &AdminState, now: Moment) -> Option<Alert> {
         title: "The shared tier is split: another fleet uses the same server, database and prefix".to_owned(),
         text: format!(
             "This sidecar's fleet is {}; {} there too{}. They see neither each other's links nor each other's purges. If they are \
-             meant to be one, compare at both what shared.secret_file holds, upstream.endpoint (localhost and 127.0.0.1 differ) and \
-             callers.scope_headers. If not, give each a shared.prefix of its own (here \"{}\").",
+             meant to be one, compare at both what shared.secret_file holds, upstream.endpoint (localhost and 127.0.0.1 differ), \
+             callers.scope_headers and the [[batch]] tables. If not, give each a shared.prefix of its own (here \"{}\").",
             fleet.fingerprint,
             if let [other] = others.as_slice() { format!("{other} is") } else { format!("{} are", others.join(", ")) },
             fleet.since.map_or_else(String::new, |since| format!(", for {} now", span(now.since(since)))),

@@ -150,6 +150,11 @@ impl Generations {
         let GenerationBuilder { process, purges, .. } = &self.builder;
         let next = self.builder.build(config, Some(&before))?;
         let config = Arc::clone(&next.config);
+        if let (Some(tier), Some(replaced)) = (&next.tier, &before.tier)
+            && !Arc::ptr_eq(tier, replaced)
+        {
+            tier.take_over(replaced);
+        }
         let floor = config.freshness.min_remaining;
         if floor > before.config.freshness.min_remaining {
             // The deadlines of entries in the cache were computed with the lower value, and calls under way still compute theirs

@@ -74,7 +74,9 @@ impl ConnectionCheck {
         if let Some(reason) = self.why_unusable(&refusals) {
             return Err(reason);
         }
-        match refusals.iter().find(|refusal| refusal.code == "ERR").map(|refusal| refusal.command) {
+        // A full server has not made the key that is renamed.
+        let is_unknown = |refusal: &&Refusal<'_>| refusal.code == "ERR" && refusal.command != "RENAME";
+        match refusals.iter().find(is_unknown).map(|refusal| refusal.command) {
             None => {}
             Some("ASKING") => return Err("the server is no node of a Cluster: remove shared.cluster".to_owned()),
             Some(command) => {
@@ -106,6 +108,8 @@ impl ConnectionCheck {
             "READONLY" | "MASTERDOWN" => Some("the server is a replica, and may not be written to"),
             "LOADING" => Some("the server is loading its data"),
             "NOPERM" => Some("the server's user lacks the right to keys that begin with shared.prefix"),
+            // The next connection is tried with each command by itself, which tells what is missing.
+            "ERR" if refusal.command == "EVAL" => Some("the server refuses a command within a script: is it a right?"),
             "MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN" if !self.cluster => {
                 Some("the server is a node of a Cluster: set shared.cluster = true")
             }

@@ -281,6 +281,11 @@ impl Journal {
         (!text.is_empty()).then_some(text)
     }
 
+    /// Takes the events that are not seen in the journal yet, with when each was announced.
+    pub(super) fn take_untold(&mut self) -> Vec<(JournalEvent, Moment)> {
+        self.pending.drain().map(|(event, pending)| (event, pending.since)).collect()
+    }
+
     /// Events that are not seen in the journal yet.
     pub(super) fn untold(&self) -> usize {
         self.pending.len()

@@ -78,6 +78,7 @@ pub(super) async fn run(state: Arc<TierState>) {
         let is_up = outage.is_none();
         state.usable.store(is_up, Ordering::Release);
         sync.tell(&state, outage);
+        state.show_untold();
         let idle = async {
             if is_up {
                 sync.look_for_fleets(&state).await;
@@ -93,12 +94,13 @@ pub(super) async fn run(state: Arc<TierState>) {
         };
         let _ = state.closing.run_until_cancelled(idle).await;
     }
-    if state.show_untold() > 0 {
+    if state.untold() > 0 {
         let _ = timeout(LAST_TRY, sync.once(&state)).await;
     }
-    let records = state.show_untold();
+    let records = state.untold();
     if records > 0 {
         events::SharedUntold { records }.log();
+        state.metrics.shared.untold.set(0);
     }
 }
 

@@ -1,5 +1,7 @@
 //! Who purges learns whether the fleet was told, and what it was not told yet is told as soon as the server takes it.
 
+use std::time::Duration;
+
 use serde_json::json;
 use sidelink::config::{Secret, StoredSecret};
 use sidelink::demo::origin::Origin;
@@ -108,6 +110,8 @@ async fn a_full_server_still_takes_purges() {
     redis.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
     one.client.batch("t", &["3"]).await;
     eventually("links are refused", async || one.failures("reply").await > 0.0).await;
+    // Also over connections that were made since.
+    redis.ask(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await;
     purge_ids(one, 1, 1).await;
     eventually("the other hears it", async || !has(other, "1").await).await;
     eventually("the fleet is told", async || one.metric(UNTOLD).await == 0.0).await;
@@ -134,6 +138,24 @@ async fn a_server_that_refuses_purges_is_down_where_they_were_made_and_told_once
     eventually("the other hears both", async || !has(other, "1").await && !has(other, "2").await).await;
     one.tier_is(true).await;
     assert_eq!(one.failures("journal").await, 0.0, "nothing was deleted");
+}
+
+/// Regression: whoever mended the configuration lost the purges that waited for it.
+#[tokio::test]
+async fn a_reload_that_changes_the_tier_takes_over_what_waits_to_be_told() {
+    let redis = Redis::start().await;
+    let fleet = warm(&redis).await;
+    let [one, other] = &fleet.sidecars[..] else { panic!() };
+    redis.ask(&["ACL", "SETUSER", "default", "-append"]).await;
+    assert_eq!(purge_ids(one, 1, 1).await["fleet"], "pending");
+    eventually("the right is named", async || one.alerts().await.contains("lacks +append")).await;
+    let mut tier = shared(vec![redis.address()]);
+    tier.lease_wait = Duration::ZERO;
+    one.app.apply(super::sidecar(fleet.origin.address(), &tier)).unwrap();
+    eventually("it waits here", async || one.metric(UNTOLD).await == 1.0).await;
+    redis.ask(&["ACL", "SETUSER", "default", "+append"]).await;
+    eventually("the other hears it", async || !has(other, "1").await).await;
+    eventually("the fleet is told", async || one.metric(UNTOLD).await == 0.0).await;
 }
 
 #[tokio::test]

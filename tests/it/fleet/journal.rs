@@ -20,7 +20,7 @@ pub async fn purge(sidecar: &Sidecar, body: &serde_json::Value) -> serde_json::V
 }
 
 /// The sum of a series over the fleet.
-async fn sum(fleet: &Fleet, series: &str) -> f64 {
+pub async fn sum(fleet: &Fleet, series: &str) -> f64 {
     let mut sum = 0.0;
     for sidecar in &fleet.sidecars {
         sum += sidecar.metric(series).await;

@@ -11,6 +11,7 @@ pub mod link;
 mod misfits;
 mod once;
 mod purges;
+mod scale;
 mod secrecy;
 mod sentinel;
 mod servers;

@@ -3,7 +3,7 @@
 use super::{Fleet, Redis, eventually};
 
 /// The number that follows `name` in a section of INFO.
-async fn info(redis: &Redis, section: &str, name: &str) -> u64 {
+pub async fn info(redis: &Redis, section: &str, name: &str) -> u64 {
     let info = redis.text(&["INFO", section]).await;
     let number = info.lines().find_map(|line| line.strip_prefix(name)).map(|rest| rest.split(',').next().unwrap());
     number.map_or(0, |number| number.trim().parse().unwrap())

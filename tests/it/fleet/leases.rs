@@ -47,7 +47,7 @@ async fn look_again(sidecars: &[Sidecar]) {
 }
 
 /// A process of the fleet that asks `endpoint`, with these further lines in `[shared]`.
-async fn process(files: &Files, port: u16, more: &str) -> Process {
+pub async fn process(files: &Files, port: u16, more: &str) -> Process {
     let secret = files.directory.path().join("secret");
     std::fs::write(&secret, SECRET).unwrap();
     let secret = secret.display();

@@ -1,13 +1,7 @@
-//! What a fleet asks of the endpoint and of its shared tier: the model behind `docs/SCALE.md`.
-//!
-//! `cargo run --release --example fleet` prints the page's tables. One service account's batches reach 1 to 1,000
-//! sidelinks; each keeps links until they are no longer fresh, and asks the tier, where there is one, before the
-//! endpoint. Nothing is measured here and nothing is awaited: time is a number, chance has a seed, and the same tables
-//! come out each time.
+//! What a fleet asks of the endpoint and of its shared tier in calm: one service account's batches reach each sidelink, which keeps
+//! links until they are no longer fresh, and asks the tier, where there is one, before the endpoint.
 
-#![allow(clippy::cast_possible_truncation, reason = "the numbers of this model are small")]
-
-use std::io::{self, Write};
+use std::error::Error;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -25,15 +19,15 @@ const CALL: f64 = 0.060;
 const FIRST_PAUSE: f64 = 0.004;
 const PAUSE_GROWTH: f64 = 1.25;
 /// `freshness.min_remaining` and `freshness.max`, in seconds.
-const MIN_REMAINING: f64 = 60.0;
-const MAX_FRESH: f64 = 600.0;
+pub(crate) const MIN_REMAINING: f64 = 60.0;
+pub(crate) const MAX_FRESH: f64 = 600.0;
 /// Bytes of a key, and of a value: an item of 568 bytes, its deadlines and its stamp, sealed.
 const KEY_BYTES: f64 = 35.0;
 const VALUE_BYTES: f64 = 681.0;
 
 /// What stands behind a sidelink's memory.
 #[derive(Clone, Copy, PartialEq)]
-enum Behind {
+pub(crate) enum Behind {
     /// The endpoint alone.
     Endpoint,
     /// A shared tier without leases: whoever finds nothing there asks the endpoint.
@@ -44,15 +38,15 @@ enum Behind {
 
 /// What is counted once the first period is over.
 #[derive(Default)]
-struct Counts {
-    ids: usize,
-    asked: usize,
+pub(crate) struct Counts {
+    pub(crate) ids: usize,
+    pub(crate) asked: usize,
     /// What one memory for the whole fleet would have asked.
-    floor: usize,
-    round_trips: usize,
-    keys: usize,
-    read: f64,
-    written: f64,
+    pub(crate) floor: usize,
+    pub(crate) round_trips: usize,
+    pub(crate) keys: usize,
+    pub(crate) read: f64,
+    pub(crate) written: f64,
 }
 
 /// An id as the tier has it.
@@ -65,7 +59,7 @@ struct Entry {
 }
 
 /// A fleet of `sidelinks` whose links are fresh for `period` seconds, for three periods; the first one is not counted.
-fn simulate(sidelinks: usize, period: f64, behind: Behind) -> Result<(Counts, f64), Box<dyn std::error::Error>> {
+pub(crate) fn simulate(sidelinks: usize, period: f64, behind: Behind) -> Result<(Counts, f64), Box<dyn Error>> {
     let mut random = StdRng::seed_from_u64(1);
     let popularity = Zipf::new(IDS as f64, EXPONENT)?;
     let between = Exp::new(BATCHES_A_SECOND * sidelinks as f64)?;
@@ -165,42 +159,7 @@ impl Counts {
         self.written += step.written;
     }
 
-    fn hit_rate(&self) -> f64 {
+    pub(crate) fn hit_rate(&self) -> f64 {
         100.0 * (self.ids - self.asked) as f64 / self.ids as f64
     }
-}
-
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut out = io::stdout().lock();
-    for life in [300.0, 900.0] {
-        let period = (life - MIN_REMAINING).min(MAX_FRESH);
-        writeln!(out, "Links live {:.0} minutes and are fresh for {period:.0} s.\n", life / 60.0)?;
-        writeln!(
-            out,
-            "| sidelinks | ids asked by clients /s | hit rate alone | with the tier | ids asked of the endpoint /s: alone \
-             | tier, no leases | tier | floor | tier: round trips /s | keys /s | MB/s |"
-        )?;
-        writeln!(out, "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")?;
-        for sidelinks in [1, 10, 100, 1000] {
-            let (alone, seconds) = simulate(sidelinks, period, Behind::Endpoint)?;
-            let (unleased, _) = simulate(sidelinks, period, Behind::Tier)?;
-            let (tier, _) = simulate(sidelinks, period, Behind::TierWithLeases)?;
-            writeln!(
-                out,
-                "| {sidelinks} | {:.0} | {:.1} % | {:.1} % | {:.1} | {:.1} | {:.1} | {:.1} | {:.0} | {:.0} | {:.2} |",
-                alone.ids as f64 / seconds,
-                alone.hit_rate(),
-                tier.hit_rate(),
-                alone.asked as f64 / seconds,
-                unleased.asked as f64 / seconds,
-                tier.asked as f64 / seconds,
-                tier.floor as f64 / seconds,
-                tier.round_trips as f64 / seconds,
-                tier.keys as f64 / seconds,
-                (tier.read + tier.written) / seconds / 1e6,
-            )?;
-        }
-        writeln!(out)?;
-    }
-    Ok(())
 }

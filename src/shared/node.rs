@@ -7,7 +7,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_util::either::Either;
 use tokio_util::task::AbortOnDropHandle;
@@ -108,6 +108,8 @@ pub(super) struct Node {
     pub(super) address: NodeAddress,
     options: Arc<ConnectOptions>,
     connection: RwLock<Option<NodeConnection>>,
+    /// Whether a batch has tried to connect.
+    was_tried: AtomicBool,
     outage: Mutex<Outage>,
     refused: LogThrottle,
 }
@@ -148,6 +150,7 @@ impl Node {
             address,
             options,
             connection: RwLock::new(None),
+            was_tried: AtomicBool::new(false),
             outage: Mutex::default(),
             refused: LogThrottle::every(REFUSAL_PAUSE),
         }
@@ -181,6 +184,15 @@ impl Node {
         })?;
         *self.connection.write() = Some(connection);
         Ok(())
+    }
+
+    /// Connects by `until` for a batch, the first time: other batches do without a node that cannot be used, until the background task has
+    /// connected to it.
+    pub(super) async fn connect_once(&self, until: Instant) {
+        if !self.is_up() && !self.was_tried.swap(true, Ordering::Relaxed) {
+            // The command fails where there is no connection.
+            let _ = timeout_at(until, self.connect()).await;
+        }
     }
 
     async fn open(&self) -> Result<NodeConnection, BoxError> {

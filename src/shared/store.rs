@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use parking_lot::RwLock;
 use redis::{Cmd, ToRedisArgs, Value};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 use tokio_rustls::TlsConnector;
 
 use super::layout::{Layout, Redirection};
@@ -231,12 +231,12 @@ impl Store {
             let mut is_early = false;
             let running = trips.drain(..).map(async |Trip { node, commands, places }| {
                 // A node that a redirection names for the first time.
-                if round > 0 && timeout_at(until, node.connect()).await.is_err() {
-                    return (node, Vec::new());
+                if round > 0 {
+                    node.connect_once(until).await;
                 }
                 let values = node.run(operation, commands, until.saturating_duration_since(Instant::now())).await;
                 let placed = places.into_iter().zip(values.unwrap_or_default());
-                let placed = placed.filter_map(|(place, value)| Some((place?, value))).collect();
+                let placed: Vec<_> = placed.filter_map(|(place, value)| Some((place?, value))).collect();
                 (node, placed)
             });
             for (node, values) in join_all(running.collect::<Vec<_>>()).await {
@@ -334,7 +334,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(10);
 
     /// Answers as a Sentinel that names itself as master, and as a node of a Cluster with all slots, which refuses the first
-    /// `refused` GETs of `moving` for a moment.
+    /// `refused` GETs of `moving` for a moment, and from which `at:` and a port is being moved to there.
     async fn serve(client: TcpStream, port: u16, refused: usize, asked: Arc<AtomicUsize>) {
         let mut client = BufReader::new(client);
         loop {
@@ -359,6 +359,7 @@ mod tests {
                 ["GET", "moving"] if asked.fetch_add(1, Ordering::SeqCst) < refused => {
                     "-TRYAGAIN Multiple keys request during rehashing of slot\r\n".to_owned()
                 }
+                ["GET", away] if away.starts_with("at:") => format!("-ASK 0 127.0.0.1:{}\r\n", &away[3..]),
                 _ => "$5\r\nvalue\r\n".to_owned(),
             };
             client.write_all(reply.as_bytes()).await.unwrap();
@@ -406,6 +407,24 @@ mod tests {
         assert!(matches!(reply, Some(Value::ServerError(error)) if error.code() == "TRYAGAIN"));
         assert_eq!(sent, 1 + MAX_REDIRECTIONS);
     }
+
+    /// Regression: while slots were being moved to a node that did not answer, each batch waited for it.
+    #[tokio::test]
+    async fn a_node_that_does_not_answer_delays_one_of_the_batches_that_are_redirected_to_it() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let key = format!("at:{}", silent.local_addr().unwrap().port());
+        let (address, ..) = server(0).await;
+        let store = store(address, |shared| shared.cluster = true);
+        store.connect(&[&key]).await.unwrap();
+        for _ in 0..3 {
+            let get = vec![RedisCommand::new("GET", &key)];
+            let replies = store.run(Operation::Get, get, Duration::from_millis(500)).await;
+            assert!(matches!(&replies[..], [Some(Value::ServerError(error))] if error.code() == "ASK"), "{replies:?}");
+        }
+        silent.accept().await.unwrap();
+        assert!(futures_util::FutureExt::now_or_never(silent.accept()).is_none(), "one has connected");
+    }
+
     #[tokio::test]
     async fn a_master_is_used_on_while_no_sentinel_answers() {
         let (address, _, accepting) = server(0).await;

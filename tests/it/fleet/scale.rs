@@ -1,5 +1,7 @@
 //! Not tests: what docs/SCALE.md models, with 3 and with 20 real sidecars and a real server. Each prints a table for that page.
 
+#![allow(clippy::print_stdout, reason = "prints tables for a page")]
+
 use std::time::Duration;
 
 use http::Method;

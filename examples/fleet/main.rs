@@ -41,6 +41,7 @@ fn journal_table(out: &mut impl Write) -> Result {
         for (what, announcements) in [
             ("one is told to purge 1,000 ids", journal::purges(1, 1000)),
             ("each is told to purge the same 10 ids", journal::purges(sidecars, 10)),
+            ("each the same 100 ids", journal::purges(sidecars, 100)),
             ("each the same 1,000 ids", journal::purges(sidecars, 1000)),
             ("each the same 5,000 ids", journal::purges(sidecars, 5000)),
             ("100 callers are revoked", journal::revocations(sidecars, 100)),

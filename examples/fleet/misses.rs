@@ -93,8 +93,8 @@ pub(crate) fn misses(sidecars: usize, call: u64, dies: bool) -> Outcome {
             }
             Step::Acquire if is_free => {
                 calls = true;
-                // It is renewed until the call ends, or its owner.
-                lease = (reply + call).min(deadline);
+                // It is renewed until the link is written, the call has failed, or its owner is dead.
+                lease = (reply + call).min(deadline) + ROUND_TRIP;
             }
             Step::Check if is_free => {
                 plan.push(Reverse((reply, at, Step::Acquire)));

@@ -80,7 +80,9 @@ async fn storms_of_purges() {
         "| sidecars | told | ids | records | journals continued | merged or missed | tier down | all told after s | read by all after s | MB |"
     );
     for count in [3, 20] {
-        for (told, ids) in [(1, 1000), (count, 10), (count, 1000), (count, 5000)] {
+        // As many records as sidecars in one process can open within seconds, unoptimized.
+        let many = if count == 3 { 1000 } else { 100 };
+        for (told, ids) in [(1, 1000), (count, 10), (count, many), (count, 5000)] {
             storm(count, told, ids).await;
         }
     }

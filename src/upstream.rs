@@ -214,6 +214,11 @@ impl Upstream {
         deadline.checked_duration_since(Instant::now() + self.fair_time())
     }
 
+    /// Whether calls take half of the deadline or more, so that one that is sent after half of it will hardly be answered.
+    pub fn takes_half_the_deadline(&self) -> bool {
+        self.fair_time() * 2 >= self.config.deadline
+    }
+
     /// The breaker's state, and the evidence for it.
     pub fn breaker(&self) -> BreakerStatus {
         self.breaker.status()

@@ -86,8 +86,10 @@ pub(crate) fn misses(sidecars: usize, call: u64, dies: bool) -> Outcome {
         let mut calls = false;
         match step {
             Step::Look => {
-                let fair_left = deadline.saturating_sub(reply + fair);
-                sidecar.until = reply + fair_left.saturating_sub(2 * LAST_LOOK).min(LEASE_WAIT);
+                let left = deadline.saturating_sub(reply);
+                let most = if fair * 2 >= DEADLINE { left } else { left.saturating_sub(fair) };
+                let wait = if LEASE_WAIT * 3 <= left { LEASE_WAIT } else { most };
+                sidecar.until = reply + most.saturating_sub(2 * LAST_LOOK).min(wait);
                 plan.push(Reverse((reply, at, Step::Acquire)));
                 continue;
             }

@@ -45,7 +45,7 @@ section! {
         pub prefix: String = "sidelink:".to_owned(), string_of("1 to 64 visible ASCII characters without braces", is_prefix);
         /// The longest that a round trip may take.
         pub timeout: Duration = 25 * MILLISECOND, duration(MILLISECOND..=10 * SECOND);
-        /// The longest that a batch waits for ids that another sidecar fetches, if a call of its own would still have a fair time after that: longer than the endpoint takes. 0s: batches do not wait.
+        /// The longest that a batch waits for ids that another sidecar fetches, if a call of its own would then have twice as long; otherwise it waits while such a call has a fair time. 0s: batches do not wait.
         pub lease_wait: Duration = 5 * SECOND, duration(Duration::ZERO..=MINUTE);
     }
 }

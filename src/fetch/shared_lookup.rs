@@ -106,8 +106,12 @@ impl SharedLookup {
             return;
         }
         let now = Instant::now();
-        let until = now + fair.saturating_sub(LAST_LOOK * 2).min(tier.lease_wait());
-        let last_look = now + fair.saturating_sub(LAST_LOOK);
+        let left = context.deadline.saturating_duration_since(now);
+        // A call of its own that would hardly be answered is no better than the one that is under way.
+        let most = if fetcher.upstream.takes_half_the_deadline() { left } else { fair };
+        let wait = Some(tier.lease_wait()).filter(|wait| *wait * 3 <= left).unwrap_or(most);
+        let until = now + most.saturating_sub(LAST_LOOK * 2).min(wait);
+        let last_look = now + most.saturating_sub(LAST_LOOK);
         let mut leases = Leases::Acquire;
         let mut pause = FIRST_PAUSE;
         loop {

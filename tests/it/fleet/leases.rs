@@ -102,6 +102,28 @@ async fn one_of_those_that_wait_takes_over_from_an_owner_that_is_killed() {
     assert_eq!(fleet.origin.batch_calls(), 2);
 }
 
+/// Regression: each sidecar called after `lease_wait`, too late for an answer before its deadline.
+#[tokio::test]
+async fn an_endpoint_that_takes_longer_than_lease_wait_is_asked_once_if_another_call_would_have_too_little_time() {
+    let redis = Redis::start().await;
+    let mut tier = shared(vec![redis.address()]);
+    tier.lease_wait = Duration::from_secs(3);
+    let fleet = Fleet::with(tier, 2, |_| {}, |config| config.upstream.deadline = Duration::from_millis(8900)).await;
+    let [one, other] = &fleet.sidecars[..] else { panic!() };
+    fleet.origin.hold();
+    let first = ask(one, &["1"]);
+    fleet.origin.arrived(1).await;
+    let second = ask(other, &["1"]);
+    // More looks than fit into three seconds: 17 until pauses are at their longest, and then one in 150 ms at most.
+    eventually("lease_wait is over", async || other.metric(LEASE).await >= 36.0).await;
+    assert_eq!(fleet.origin.batch_calls(), 1);
+    fleet.origin.release();
+    for batch in [first, second] {
+        assert_eq!(batch.await.unwrap().ids(), ["1"]);
+    }
+    assert_eq!(fleet.origin.batch_calls(), 1);
+}
+
 #[tokio::test]
 async fn a_batch_waits_while_a_call_of_its_own_has_a_fair_time() {
     let redis = Redis::start().await;

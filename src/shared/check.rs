@@ -104,12 +104,13 @@ impl ConnectionCheck {
         if !lacks.is_empty() {
             return Some(format!("the server's user lacks {lacks}: FLEET.md has the rights that sidelink needs"));
         }
+        let is_of_scripts = refusals().all(|refusal| refusal.code != "ERR" || refusal.command == "EVAL");
         let reason = |refusal: &Refusal<'_>| match refusal.code {
             "READONLY" | "MASTERDOWN" => Some("the server is a replica, and may not be written to"),
             "LOADING" => Some("the server is loading its data"),
             "NOPERM" => Some("the server's user lacks the right to keys that begin with shared.prefix"),
             // The next connection is tried with each command by itself, which tells what is missing.
-            "ERR" if refusal.command == "EVAL" => Some("the server refuses a command within a script: is it a right?"),
+            "ERR" if is_of_scripts => Some("the server refuses a command within a script: is it a right?"),
             "MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN" if !self.cluster => {
                 Some("the server is a node of a Cluster: set shared.cluster = true")
             }

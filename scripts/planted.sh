@@ -101,11 +101,11 @@ plant "a value that opens anywhere" src/shared/sealing.rs \
     'aad: name.as_bytes()' 'aad: &name.as_bytes()[..0]' "$fleet"
 plant "a purge that is forgotten" src/cache/purges.rs \
     '*last = at.monotonic.max(*last);' 'let _ = last;' "$fleet"
-plant "a purge that the fleet does not hear" src/shared.rs \
+plant "a purge that the fleet does not hear" src/shared/announcements.rs \
     'self.announce(self.secrets.iter().map(|fleet| (fleet, event(fleet))));' 'let _ = event;' "$fleet"
 plant "a journal that nobody applies" src/shared/journal.rs \
     'is_some_and(|at| *at >= stamp.position)' 'is_some_and(|at| *at > u64::MAX - stamp.position)' "$fleet"
-plant "a revocation that stays where it is" src/shared.rs \
+plant "a revocation that stays where it is" src/shared/announcements.rs \
     '        if was_accepted {' '        if false & was_accepted {' "$fleet"
 plant "a 401 that drops nothing" src/auth/caller_state.rs \
     'state.entries_version.store(self.new_entries_version(), Ordering::Release);' '' "$fleet"

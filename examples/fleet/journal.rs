@@ -28,7 +28,7 @@ const MOST_PIECES: u32 = 16;
 /// From a call's start until its 401 is here, and the batches that one caller sends through one sidecar in a second.
 const CALL: f64 = 0.060;
 const BATCHES_A_SECOND: f64 = 2.0;
-/// What comes at once comes within this time.
+/// Events that happen "at once" are spread over this time.
 const SPREAD: u64 = 50 * MILLISECOND;
 /// The model gives up after this time.
 const PATIENCE: u64 = 600 * SECOND;
@@ -73,7 +73,7 @@ pub(crate) fn made_up_tokens(sidecars: usize, rate: usize) -> Vec<Announcement> 
     tokens.chain([Announcement { sidecar: 0, at: 10 * SECOND, events: 1 }]).collect()
 }
 
-/// What came of a storm.
+/// The result of a storm.
 #[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) records: usize,
@@ -183,7 +183,7 @@ pub(crate) fn storm(sidecars: usize, announcements: &[Announcement]) -> Outcome 
         let reply = server.answers(now, characters);
         let in_time = reply <= now + JOURNAL_TIMEOUT;
         let is_current = sidecar.journal == current;
-        // What the server does, it does also where nobody waits for the answer any more.
+        // The server still does the work when the sidecar no longer waits for the answer.
         match step {
             Step::Begin if is_current && sidecar.known == length => {
                 journals.push(1);

@@ -1,4 +1,4 @@
-//! What a fleet asks of the endpoint and of its shared tier: the model behind `docs/SCALE.md`.
+//! The load of a fleet on the endpoint and on its shared tier: the model behind `docs/SCALE.md`.
 //!
 //! `cargo run --release --example fleet` prints the page's tables. Nothing is measured here and nothing is awaited: time is a number,
 //! chance has a seed, and the same tables come out each time.

@@ -28,7 +28,7 @@ const LEAST_FAIR: u64 = 100 * MILLISECOND;
 const NAMES: usize = 20 * 35;
 const VALUES: usize = 20 * 681;
 
-/// What came of it.
+/// The result.
 #[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) calls: usize,

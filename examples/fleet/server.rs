@@ -5,7 +5,7 @@ pub(crate) const MILLISECOND: u64 = 1_000;
 pub(crate) const SECOND: u64 = 1_000 * MILLISECOND;
 /// Of a command that the server answers at once.
 pub(crate) const ROUND_TRIP: u64 = MILLISECOND;
-/// What the server takes for a command, and for a thousand bytes.
+/// The server's time for a command, and for a thousand bytes.
 const COMMAND: u64 = 20;
 const THOUSAND_BYTES: u64 = 2;
 

@@ -1,5 +1,5 @@
-//! What a fleet asks of the endpoint and of its shared tier in calm: one service account's batches reach each sidelink, which keeps
-//! links until they are no longer fresh, and asks the tier, where there is one, before the endpoint.
+//! The load of a fleet when nothing fails. Each sidelink gets batches of one service account, keeps links until they are no longer fresh, and asks
+//! the tier, if there is one, before the endpoint.
 
 use std::error::Error;
 

@@ -449,7 +449,7 @@ fn span_in_history(length: u64) -> String {
     if length > LONG_WINDOW - 10_000 { format!("{text} or longer") } else { text }
 }
 
-/// What is left of a span: a part of a second counts as one.
+/// The rest of a span, rounded up to a whole second.
 fn left(length: u64) -> String {
     span(length.next_multiple_of(1000))
 }

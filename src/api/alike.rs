@@ -1,7 +1,7 @@
 //! Lists whose elements are alike, as a client writes them: read without a parser, but for the first.
 //!
 //! serde_json takes three passes over a list of objects (to find the list, its elements, and their members), of some 20 instructions a
-//! byte each. Elements that have the text of the first, but for numbers and what is in strings, need no more than comparing it.
+//! byte each. Elements that differ from the first one only in numbers and in the text of strings are compared with it instead.
 
 use std::borrow::Cow;
 
@@ -19,7 +19,7 @@ pub(super) struct Alike<'a> {
     pub(super) have_more: bool,
 }
 
-/// What the elements have in common: the text before each gap, in which they may differ, and that after the last one.
+/// The text that all elements share. They may differ in the gaps; each gap has the text before it, and `last` follows the last gap.
 struct Shape<'a> {
     gaps: Vec<(&'a str, Gap)>,
     last: &'a str,
@@ -27,9 +27,9 @@ struct Shape<'a> {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Gap {
-    /// What is between the quotes of the string that names the element.
+    /// The text of the string that names the element, without its quotes.
     Name,
-    /// What is between those of another one.
+    /// The text of any other string, without its quotes.
     Text,
     Number,
 }

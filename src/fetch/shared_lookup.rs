@@ -107,7 +107,7 @@ impl SharedLookup {
         }
         let now = Instant::now();
         let left = context.deadline.saturating_duration_since(now);
-        // A call of its own that would hardly be answered is no better than the one that is under way.
+        // Where calls take half of the deadline, another call would not be answered in time: the one under way is the better chance.
         let most = if fetcher.upstream.takes_half_the_deadline() { left } else { fair };
         let wait = Some(tier.lease_wait()).filter(|wait| *wait * 3 <= left).unwrap_or(most);
         let until = now + most.saturating_sub(LAST_LOOK * 2).min(wait);

@@ -88,7 +88,7 @@ impl TierState {
         self.wake.notify_one();
     }
 
-    /// Takes over what `before` has not told the fleet yet, in whose place this tier is now, under secrets that both have.
+    /// This tier replaces `before`: it announces the events that `before` has not told the fleet yet, for each secret that both have.
     pub(crate) fn take_over(&self, before: &TierState) {
         for FleetSecret { key, journal } in &self.secrets {
             let Some(known) = before.secrets.iter().find(|known| known.key.journal == key.journal) else { continue };

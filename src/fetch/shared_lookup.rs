@@ -2,8 +2,8 @@
 //!
 //! All new flights of a batch look up their ids in one round trip. Ids that the tier lacks are leased, so that of all
 //! sidecars that miss an id at the same time one fetches it. The others look again and again until the entry is there; where a
-//! lease is gone without one, because its owner failed or died, one of them takes it over. They wait for `shared.lease_wait` at
-//! most, and while a call of their own would still have a fair time. However the look-up ends, the ids without an entry go on to
+//! lease is gone without one, because its owner failed or died, one of them takes it over. They wait while a
+//! call of their own would still have a fair time, and for `shared.lease_wait` at most if such a call then has twice as long. However the look-up ends, the ids without an entry go on to
 //! the endpoint.
 
 use std::sync::Arc;

@@ -269,13 +269,14 @@ impl App {
         let builder = &self.running.generations.builder;
         builder.process.ready.store(false, Ordering::Release);
         let _ = builder.process.draining.set(builder.process.clock.now());
-        events::Draining {}.log();
         let (began, drain) = (Instant::now(), self.config().limits.drain);
         if self.gives_up_ports {
             self.stop_admin.cancel();
             while self.admin.join_next().await.is_some() {}
         }
         self.stop.cancel();
+        // Once it is true: a request that comes after this line is answered as the last of its connection.
+        events::Draining {}.log();
         while self.clients.join_next().await.is_some() {}
         builder.exports.end(drain.saturating_sub(began.elapsed())).await;
         self.stop_admin.cancel();

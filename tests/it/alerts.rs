@@ -14,9 +14,9 @@ use sidelink::demo::origin::ScriptedReply;
 
 use crate::browser::Browser;
 use crate::fleet::split::OTHER_SECRET;
-use crate::fleet::{Port, Redis, SECRET, eventually, shared};
+use crate::fleet::{Port, Redis, SECRET, shared};
 use crate::process::{Files, Process};
-use crate::support::{Stack, TestClient, query};
+use crate::support::{Stack, TestClient, eventually, query};
 use crate::tls;
 
 /// A sidelink with a fault, which lasts as long as this.

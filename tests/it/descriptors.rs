@@ -8,8 +8,8 @@ use sidelink::demo::origin::Origin;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::fleet::eventually;
 use crate::process::{Files, Process};
+use crate::support::eventually;
 use crate::support::{TestClient, origin_options};
 
 /// `sidelink serve` under this `ulimit`.

@@ -32,12 +32,9 @@ use sidelink::demo::origin::{self, Origin};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep};
 
-use crate::support::{LOOPBACK, TestClient, config, origin_options, value_of};
+use crate::support::{LOOPBACK, PATIENCE, TestClient, config, eventually, origin_options, value_of};
 
 pub const SECRET: &str = "a-fleet-secret-of-forty-characters-or-so";
-
-/// Far longer than any step takes, also on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A port that only a server of this test listens on. The socket is bound and does not listen: connections are refused,
 /// no other process is given the port, and a server that sets SO_REUSEADDR, as redis-server does, can listen on it.
@@ -294,13 +291,4 @@ pub fn sidecar(endpoint: SocketAddr, shared: &Shared) -> Config {
     let mut config = config(endpoint);
     config.shared = Some(shared.clone());
     config
-}
-
-/// Waits until `is_so`.
-pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let begin = Instant::now();
-    while !is_so().await {
-        assert!(begin.elapsed() < PATIENCE, "not so after a long while: {what}");
-        sleep(Duration::from_millis(5)).await;
-    }
 }

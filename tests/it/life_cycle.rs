@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use crate::load::{Load, Transport};
 use crate::process::{Files, Process, signal};
-use crate::support::{origin_options, query, raw};
+use crate::support::{eventually, origin_options, query, raw};
 
 const CUT_OFF: &str = "limits.drain has passed: remaining connections are closed";
 
@@ -58,7 +58,7 @@ async fn a_signal_to_stop_finishes_what_is_in_flight_and_tells_idle_clients() {
     idle.write_all(request(&["1"]).as_bytes()).await.unwrap();
     assert!(answer(&mut idle).await.contains("connection: close"));
     assert_eq!(idle.read(&mut [0]).await.unwrap(), 0);
-    assert!(TcpStream::connect(process.address).await.is_err(), "it no longer listens");
+    eventually("it no longer listens", async || TcpStream::connect(process.address).await.is_err()).await;
     assert_eq!(process.admin.get("/readyz", &[]).await.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(process.admin.get("/livez", &[]).await.status, 200);
     assert!(process.metric("sidelink_connections").await > 0.0, "operators see it to the end");

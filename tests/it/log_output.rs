@@ -12,9 +12,8 @@ use serde_json::Value;
 use sidelink::demo::origin::Origin;
 use tokio::time::{Instant, timeout};
 
-use crate::fleet::eventually;
 use crate::process::{Files, signal};
-use crate::support::{TestClient, origin_options};
+use crate::support::{TestClient, eventually, origin_options};
 
 /// More lines than a pipe and the queue hold together.
 const MANY: usize = 8_000;

@@ -8,10 +8,9 @@ use serde_json::Value;
 use sidelink::demo::origin::{Origin, ScriptedReply};
 use sidelink::telemetry::log::events::EVENTS;
 
-use crate::fleet::eventually;
 use crate::process::{Files, Process};
 use crate::secrets;
-use crate::support::{TestClient, origin_options, query, raw};
+use crate::support::{TestClient, eventually, origin_options, query, raw};
 
 /// The fields of every line, as docs/LOGGING.md has them.
 const EVERY_LINE: [&str; 4] = ["timestamp", "level", "target", "message"];

@@ -17,6 +17,7 @@ use sidelink::demo::origin::interface as api;
 use sidelink::demo::origin::{self, Origin};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
 
 pub const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
@@ -189,4 +190,16 @@ pub async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     // A reset after the answer is an end as well.
     let _ = read.expect("the connection stays open");
     String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Far longer than any step takes, also on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `is_so`.
+pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let begin = Instant::now();
+    while !is_so().await {
+        assert!(begin.elapsed() < PATIENCE, "not so after a long while: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
 }

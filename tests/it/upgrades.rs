@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use sidelink::demo::origin::Origin;
 
-use crate::fleet::eventually;
 use crate::load::{Load, Transport};
 use crate::process::{Files, Process};
-use crate::support::{TestClient, origin_options};
+use crate::support::{TestClient, eventually, origin_options};
 
 /// `sidelink serve` with these sockets, for clients and for operators, as systemd passes them.
 async fn with_sockets(config: &Path, clients: &TcpListener, operators: &TcpListener) -> Process {

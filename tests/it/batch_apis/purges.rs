@@ -6,8 +6,8 @@ use sidelink::app::App;
 use sidelink::clock::Clock;
 
 use super::endpoint::*;
-use crate::fleet::{Redis, Sidecar, eventually, shared, sidecar};
-use crate::support::{Reply, TestClient};
+use crate::fleet::{Redis, Sidecar, shared, sidecar};
+use crate::support::{Reply, TestClient, eventually};
 
 /// Two APIs whose ids are the same, and whose objects a DELETE of one path removes from the first alone.
 const PHOTOS_AND_VIDEOS: &str = r#"

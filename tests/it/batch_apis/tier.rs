@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sidelink::clock::Clock;
 
 use super::endpoint::*;
-use crate::fleet::{Redis, Sidecar, eventually, shared, sidecar};
-use crate::support::Reply;
+use crate::fleet::{Redis, Sidecar, shared, sidecar};
+use crate::support::{Reply, eventually};
 
 #[tokio::test]
 async fn objects_that_one_sidecar_fetched_serve_the_same_user_at_another() {

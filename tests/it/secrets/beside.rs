@@ -24,10 +24,10 @@ use super::{
     ACCESS_KEY, ANSWER, BODY, COOKIE, ECHO, GROUP, ID, OPERATOR, QUERY, SECRET_KEY, SESSION, STRANGER, TOKEN,
     X_AUTH_TOKEN, batch, marks_of_links,
 };
-use crate::fleet::{Redis, eventually};
+use crate::fleet::Redis;
 use crate::process::{Files, Process};
 use crate::signing::{Unsigned, pair};
-use crate::support::{Reply, origin_options};
+use crate::support::{Reply, eventually, origin_options};
 use crate::tls::{Authority, write};
 
 const FLEET: &str = "marked/Fl33t+secret+of+32+characters+71ab0c==";

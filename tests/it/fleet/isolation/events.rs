@@ -11,9 +11,8 @@ use sidelink::config::{Config, Secret};
 use sidelink::demo::origin::interface as api;
 use sidelink::demo::origin::interface as request;
 
-use super::super::eventually;
 use super::{ACCESS_KEY, IDS, REVALIDATE, Run, SIDECARS, SLACK, Taken};
-use crate::support::TestClient;
+use crate::support::{TestClient, eventually};
 
 impl Run {
     pub async fn purge(&self, by: usize, taken: Taken, delete: bool) {

@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := test
 .NOTPARALLEL:
-.PHONY: test lint fmt clippy doc docs deny demo stampede simulate soak pressure fuzz planted bench pgo bench-peers bench-links status-page tools clean
+.PHONY: test lint fmt clippy doc docs deny demo stampede simulate soak pressure fuzz planted bench pgo bench-peers bench-lfs bench-links status-page tools clean
 
 ## Everything: tools, format, lints, tests, what deploy/ holds, documentation, dependency policy (where cargo-deny is installed).
 test: tools lint
@@ -78,6 +78,10 @@ bench-peers: $(if $(PGO),pgo)
 	command -v python3 >/dev/null || { apt-get -qq update && apt-get -qq install -y python3 >/dev/null; }
 	$(if $(PGO),RUSTFLAGS="-Cprofile-use=$$PWD/target/pgo.profdata" CARGO_TARGET_DIR=target/pgo) \
 		PYTHONDONTWRITEBYTECODE=1 PEERS_RUNS=$(or $(RUNS),1) PEERS_H2=$(H2) PEERS_TLS=$(TLS) benches/peers/run.py
+
+## git-lfs's batches of 100 objects in memory, against bare hyper that reads the same bodies.
+bench-lfs:
+	benches/peers/lfs.py
 
 ## A release build that is optimized with a profile of itself, target/pgo/release/sidelink: a quarter faster (docs/BENCHMARKS.md).
 pgo: target/pgo/release/sidelink

@@ -38,7 +38,7 @@ const ANSWER_BYTES: usize = 704;
 /// One use of an answer in this many counts as a use of its entries, so that the cache keeps those that are asked for.
 const TOUCH_EVERY: u32 = 16;
 /// Bytes of items and request of the longest answer that is stored.
-const LONGEST: usize = 1 << 16;
+const LONGEST: usize = 1 << 17;
 /// Places for the hashes of requests that came once.
 const SEEN: usize = 1 << 13;
 

@@ -216,8 +216,8 @@ async fn what_a_client_has_fetched_anew_is_answered_also_where_it_joined_a_fligh
 
 #[tokio::test]
 async fn an_answer_to_a_long_request_is_not_stored() {
-    let stack = Stack::start().await;
-    let body = format!("{{\"accessory_ids\":[\"1\"]{}}}", " ".repeat(1 << 16));
+    let stack = Stack::with(|_| {}, |config| config.limits.batch_body = 1 << 18).await;
+    let body = format!("{{\"accessory_ids\":[\"1\"]{}}}", " ".repeat(1 << 17));
     for _ in 0..5 {
         let reply = stack.client.send(Method::GET, api::PATH, &TOKEN, body.clone()).await;
         assert_eq!(reply.status, StatusCode::OK);

@@ -45,6 +45,7 @@ use journal::Journal;
 pub use leases::Lease;
 pub(crate) use leases::LeaseState;
 use leases::LeaseTable;
+pub(crate) use node::WriteRefusal;
 use record::JournalEvent;
 pub use record::Stamp;
 use sealing::{FleetKey, ScopeKeys};
@@ -241,6 +242,11 @@ impl TierState {
     /// Why the tier is down, for an operator; `None` while it is up.
     pub(crate) fn outage(&self) -> Option<String> {
         self.outage.lock().clone()
+    }
+
+    /// What a server of the tier refuses, which is used otherwise.
+    pub(crate) fn write_refusal(&self) -> Option<WriteRefusal> {
+        self.store.write_refusal()
     }
 
     /// This sidecar's fleet, and other fleets that use the same server, database and prefix.

@@ -42,6 +42,8 @@ const LASTING: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The time between two log lines about refused commands.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(300);
+/// How long a server counts as one that refuses writes if nothing is written any more, as at a node of a Cluster that no id leads to.
+const REFUSAL_LIFE: Duration = Duration::from_secs(15);
 const MAX_LOGIN_BYTES: usize = 64 << 10;
 const MAX_OUTSTANDING_BYTES: usize = 16 << 20;
 /// Most bytes of one reply besides a value.
@@ -111,7 +113,19 @@ pub(super) struct Node {
     /// Whether a batch has tried to connect.
     was_tried: AtomicBool,
     outage: Mutex<Outage>,
+    write_refusal: Mutex<Option<WriteRefusal>>,
     refused: LogThrottle,
+}
+
+/// A server that can be read from refuses what is written.
+#[derive(Clone, Debug)]
+pub(crate) struct WriteRefusal {
+    pub(crate) server: NodeAddress,
+    pub(crate) command: &'static str,
+    /// The first word of the error.
+    pub(crate) code: String,
+    pub(crate) since: Instant,
+    last: Instant,
 }
 
 #[derive(Clone)]
@@ -152,6 +166,7 @@ impl Node {
             connection: RwLock::new(None),
             was_tried: AtomicBool::new(false),
             outage: Mutex::default(),
+            write_refusal: Mutex::default(),
             refused: LogThrottle::every(REFUSAL_PAUSE),
         }
     }
@@ -165,6 +180,12 @@ impl Node {
         let outage = self.outage.lock();
         let is_paused = outage.until.is_some_and(|until| Instant::now() < until);
         is_paused.then(|| format!("{}: {}", self.address, outage.reason))
+    }
+
+    /// The last refusal, if the server has taken nothing since.
+    pub(super) fn write_refusal(&self) -> Option<WriteRefusal> {
+        let refusal = self.write_refusal.lock();
+        refusal.clone().filter(|refusal| self.is_up() && refusal.last.elapsed() < REFUSAL_LIFE)
     }
 
     /// Connects, unless there is a connection, and checks that batches can use it within their time limit.
@@ -202,7 +223,9 @@ impl Node {
         if !check.commands.is_empty() {
             let (pipeline, reply_bytes) = pipeline(&check.commands);
             let replies = self.within_limit(&mut connection, &pipeline, reply_bytes).await;
-            check.judge(&replies.ok_or("a round trip takes longer than shared.timeout")??)?;
+            let replies = replies.ok_or("a round trip takes longer than shared.timeout")??;
+            check.judge(&replies)?;
+            self.note_refusals(&check.commands, &replies, &refusals(&check.commands, &replies).collect::<Vec<_>>());
         }
         let slow = self.outage.lock().slow.take();
         if let Some((look_up, reply_bytes)) = slow
@@ -299,18 +322,40 @@ impl Node {
         if is_answer {
             failures_of(operation, connection).store(0, Ordering::Relaxed);
         }
-        let Some(Refusal { command, code, .. }) = refusals.first() else { return };
+        if refusals.is_empty() {
+            self.note_refusals(commands, replies, &refusals);
+            return;
+        }
         self.options.metrics.shared.failures.of(SharedFailure::Reply).inc();
         if let Some(reason) = check.why_unusable(&refusals) {
             return self.close(connection, &reason);
         }
+        self.note_refusals(commands, replies, &refusals);
+        if !is_answer {
+            self.failed(connection, operation, "the server answers with errors alone");
+        }
+    }
+
+    /// Logs what is refused, and remembers whether the server takes what is written.
+    fn note_refusals(&self, commands: &[RedisCommand], replies: &[Value], refusals: &[Refusal<'_>]) {
+        let mut known = self.write_refusal.lock();
+        if let Some(Refusal { command, code, .. }) = refusals.iter().find(|refusal| refusal.is_of_writes()) {
+            let last = Instant::now();
+            let known = known.get_or_insert_with(|| {
+                let (server, code) = (self.address.clone(), String::new());
+                WriteRefusal { server, command, code, since: last, last }
+            });
+            (known.command, known.last) = (command, last);
+            (*code).clone_into(&mut known.code);
+        } else if commands.iter().zip(replies).any(|(command, reply)| takes_write(command, reply)) {
+            *known = None;
+        }
+        drop(known);
+        let Some(Refusal { command, code, .. }) = refusals.first() else { return };
         self.refused.when_due(|suppressed| {
             let server = format_args!("{}", self.address);
             events::SharedRefusal { server, command, code, suppressed }.log();
         });
-        if !is_answer {
-            self.failed(connection, operation, "the server answers with errors alone");
-        }
     }
 
     fn failed(&self, connection: &NodeConnection, operation: Operation, reason: &str) {
@@ -329,6 +374,11 @@ impl Node {
         *current = None;
         self.options.closed.notify_one();
     }
+}
+
+/// A full server takes commands that need no memory.
+fn takes_write(command: &RedisCommand, reply: &Value) -> bool {
+    command.name == "SET" && !matches!(reply, Value::ServerError(_))
 }
 
 fn failures_of(operation: Operation, connection: &NodeConnection) -> &AtomicU32 {

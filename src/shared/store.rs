@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use tokio_rustls::TlsConnector;
 
 use super::layout::{Layout, Redirection};
-use super::node::{ConnectOptions, Node};
+use super::node::{ConnectOptions, Node, WriteRefusal};
 use super::sealing::MOST_TEXT;
 use super::sentinel::Sentinels;
 use crate::config::{self, NodeAddress};
@@ -160,6 +160,11 @@ impl Store {
     /// Why one of the servers is not to be used for a while, if one is not.
     pub(super) fn outage(&self) -> Option<String> {
         self.layout.read().nodes.iter().find_map(|node| node.outage())
+    }
+
+    /// What one of the servers that can be used refuses, if one does.
+    pub(super) fn write_refusal(&self) -> Option<WriteRefusal> {
+        self.layout.read().nodes.iter().find_map(|node| node.write_refusal())
     }
 
     /// Finds the servers anew, if they may have changed.

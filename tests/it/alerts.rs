@@ -14,7 +14,7 @@ use sidelink::demo::origin::ScriptedReply;
 
 use crate::browser::Browser;
 use crate::fleet::split::OTHER_SECRET;
-use crate::fleet::{Port, Redis, SECRET, eventually, shared};
+use crate::fleet::{Fleet, Port, Redis, SECRET, Sidecar, eventually, shared, sidecar};
 use crate::process::{Files, Process};
 use crate::support::{Stack, TestClient, query};
 use crate::tls;
@@ -339,33 +339,84 @@ async fn a_drain_is_alerted_with_what_is_still_open() {
     says(&found, "draining", "warning", "operator", &["no new connections", "1 connection is open", "2 min after"]);
 }
 
-#[tokio::test]
-async fn a_shared_tier_that_is_down_is_alerted_with_the_failure() {
-    let scene = tier_down().await;
-    let admin = TestClient::new(scene.admin);
-    eventually("the cause is known", async || {
-        alerts(&admin).await.iter().any(|alert| alert["text"].as_str().unwrap().contains("no connection"))
-    })
-    .await;
-    says(&alerts(&admin).await, "shared_tier", "warning", "operator", &["The shared tier is down", "shared.url"]);
+/// The text of the tier's alert, if there is one.
+async fn tier_alert(admin: &TestClient) -> Option<String> {
+    let found = alerts(admin).await;
+    let alert = found.iter().find(|alert| alert["kind"] == "shared_tier")?;
+    Some(format!("{}: {}", alert["title"].as_str().unwrap(), alert["text"].as_str().unwrap()))
 }
 
 #[tokio::test]
-async fn a_shared_tier_that_answers_with_errors_is_alerted_although_it_is_up() {
-    let redis = Redis::start().await;
+async fn a_shared_tier_that_is_down_is_alerted_with_its_reason_and_with_no_other() {
+    let scene = tier_down().await;
+    let admin = TestClient::new(scene.admin);
+    eventually("the cause is known", async || {
+        tier_alert(&admin).await.is_some_and(|text| text.contains("Connection refused"))
+    })
+    .await;
+    says(&alerts(&admin).await, "shared_tier", "warning", "operator", &["The shared tier is down", "shared.url"]);
+    let text = tier_alert(&admin).await.unwrap();
+    assert!(!text.contains("Most frequent") && !text.contains("no connection"), "{text}");
+}
+
+/// A sidelink at this server.
+async fn at(redis: &Redis) -> (Stack, TestClient) {
     let stack = Stack::with(|_| {}, |config| config.shared = Some(shared(vec![redis.address()]))).await;
-    let is_up = "sidelink_shared_breaker_state{state=\"closed\"}";
-    eventually("the tier is up", async || stack.metric(is_up).await == 1.0).await;
-    // Full: each write is refused.
-    redis.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    eventually("the tier is up", async || stack.metric(IS_UP).await == 1.0).await;
     let admin = TestClient::new(stack.app.admin_address());
-    for id in 0..10 {
-        assert_eq!(stack.client.batch("t", &[&id.to_string()]).await.status, 200);
+    (stack, admin)
+}
+
+const IS_UP: &str = "sidelink_shared_breaker_state{state=\"closed\"}";
+
+/// Nobody asks anything: the background task notices it, and that it is over.
+#[tokio::test]
+async fn a_shared_tier_that_refuses_writes_is_alerted_until_it_takes_them_although_it_is_up() {
+    for (key, on, off, code, words) in [
+        ("maxmemory", "1", "0", "OOM", "purges are told"),
+        ("min-replicas-to-write", "1", "0", "NOREPLICAS", "is told to no other"),
+    ] {
+        let redis = Redis::start().await;
+        let (stack, admin) = at(&redis).await;
+        assert_eq!(tier_alert(&admin).await, None);
+        redis.ask(&["CONFIG", "SET", key, on]).await;
+        eventually("it is alerted", async || tier_alert(&admin).await.is_some()).await;
+        let words = ["The shared tier refuses writes", code, words, "No batch fails"];
+        says(&alerts(&admin).await, "shared_tier", "warning", "operator", &words);
+        let text = tier_alert(&admin).await.unwrap();
+        assert!(!text.contains("reach it late") && !text.contains("round trips"), "{text}");
+        assert_eq!(stack.metric(IS_UP).await, 1.0);
+        redis.ask(&["CONFIG", "SET", key, off]).await;
+        eventually("it is over", async || tier_alert(&admin).await.is_none()).await;
     }
-    eventually("it is alerted", async || !alerts(&admin).await.is_empty()).await;
-    let words = ["The shared tier fails", "round trips failed", "out of memory", "shared.url"];
-    says(&alerts(&admin).await, "shared_tier", "warning", "operator", &words);
-    assert_eq!(stack.metric(is_up).await, 1.0);
+}
+
+/// Regression: a sidelink that was started then said that the tier is in use, and nothing else.
+#[tokio::test]
+async fn a_shared_tier_that_refuses_writes_from_the_start_is_alerted_at_once() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(&redis, 1).await;
+    redis.ask(&["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
+    let config = sidecar(fleet.origin.address(), &shared(vec![redis.address()]));
+    let started = Sidecar::start(config, fleet.clock.clone()).await;
+    started.tier_is(true).await;
+    let text = tier_alert(&TestClient::new(started.app.admin_address())).await.unwrap_or_default();
+    assert!(text.starts_with("The shared tier refuses writes") && text.contains("NOREPLICAS"), "{text}");
+}
+
+/// Regression: failures of before went on being alerted for two minutes, as more than there were round trips.
+#[tokio::test]
+async fn a_shared_tier_that_is_back_is_not_alerted_for_what_failed_before() {
+    let redis = Redis::start().await;
+    let (stack, admin) = at(&redis).await;
+    let port = redis.port.clone();
+    drop(redis);
+    eventually("it is down", async || stack.metric(IS_UP).await == 0.0).await;
+    let failures = r#"sidelink_shared_failures_total{kind="connect"}"#;
+    eventually("it is tried again and again", async || stack.metric(failures).await >= 5.0).await;
+    let _redis = Redis::at(port, &[]).await;
+    eventually("it is back", async || stack.metric(IS_UP).await == 1.0).await;
+    assert_eq!(tier_alert(&admin).await, None);
 }
 
 #[tokio::test]

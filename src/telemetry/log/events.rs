@@ -207,7 +207,7 @@ events! {
         INFO "the shared tier is in use" SharedUp {}
         /// Logged once per outage, and again for each other reason. `reason` says what to change, if anything.
         WARN "the shared tier is down; sidelink continues without it and reconnects" SharedDown<'a> { reason: &'a str, }
-        /// Every five minutes at most. `code` is the first word of the error: `OOM`, the server is full; `MISCONF`, it cannot write to its disk.
+        /// Every five minutes at most. `code` is the first word of the error: `OOM`, the server is full; `MISCONF`, it cannot write to its disk; `NOREPLICAS`, it lacks replicas. [RUNBOOK](RUNBOOK.md#what-a-code-means) has what to do.
         WARN "the shared tier refuses a command" SharedRefusal<'a> { server: Arguments<'a>, command: &'a str, code: &'a str, suppressed: u64, }
         /// Logged once, until a lease is granted again; one batch tries every 30 seconds. `waits` is the number of batches in a row that waited for another sidecar's links and got neither a link nor a lease: the server is wrong, or the endpoint takes longer than `shared.lease_wait`.
         WARN "the shared tier grants no leases: ids are fetched without them" LeasesDenied { waits: u32, }

@@ -244,6 +244,11 @@ impl TierState {
         self.outage.lock().clone()
     }
 
+    /// Why a node of the tier is down, without which the others are used.
+    pub(crate) fn node_down(&self) -> Option<String> {
+        self.store.node_down()
+    }
+
     /// What a server of the tier refuses, which is used otherwise.
     pub(crate) fn write_refusal(&self) -> Option<WriteRefusal> {
         self.store.write_refusal()

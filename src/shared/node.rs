@@ -40,8 +40,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(10);
 const LASTING: Duration = Duration::from_secs(30);
 /// Time limit for connecting, TLS and login included; no batch waits for it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The time between two log lines about refused commands.
-const REFUSAL_PAUSE: Duration = Duration::from_secs(300);
+/// The time between two log lines of a server about refused commands, and about its being down.
+const LOG_PAUSE: Duration = Duration::from_secs(300);
 /// How long a server counts as one that refuses writes if nothing is written any more, as at a node of a Cluster that no id leads to.
 const REFUSAL_LIFE: Duration = Duration::from_secs(15);
 const MAX_LOGIN_BYTES: usize = 64 << 10;
@@ -115,6 +115,9 @@ pub(super) struct Node {
     outage: Mutex<Outage>,
     write_refusal: Mutex<Option<WriteRefusal>>,
     refused: LogThrottle,
+    down: LogThrottle,
+    /// Whether the log says that the server is down.
+    is_told: AtomicBool,
 }
 
 /// A server that can be read from refuses what is written.
@@ -136,7 +139,7 @@ struct NodeConnection {
     failures: Arc<[AtomicU32; 2]>,
     opened: Instant,
     /// Reads and writes while any clone of the connection exists.
-    _driver: Arc<AbortOnDropHandle<()>>,
+    driver: Arc<AbortOnDropHandle<()>>,
 }
 
 /// Why there is no connection, and until when none is made.
@@ -167,12 +170,36 @@ impl Node {
             was_tried: AtomicBool::new(false),
             outage: Mutex::default(),
             write_refusal: Mutex::default(),
-            refused: LogThrottle::every(REFUSAL_PAUSE),
+            refused: LogThrottle::every(LOG_PAUSE),
+            down: LogThrottle::every(LOG_PAUSE),
+            is_told: AtomicBool::new(false),
         }
     }
 
     pub(super) fn is_up(&self) -> bool {
         self.connection.read().is_some()
+    }
+
+    /// Why there is no connection, once there was one or a try.
+    pub(super) fn why_down(&self) -> Option<String> {
+        let outage = self.outage.lock();
+        (!self.is_up() && !outage.reason.is_empty()).then(|| format!("{}: {}", self.address, outage.reason))
+    }
+
+    /// Logs that a node of a Cluster is down, and that it is back.
+    pub(super) fn tell(&self) {
+        let server = format_args!("{}", self.address);
+        if self.is_up() {
+            if self.is_told.swap(false, Ordering::Relaxed) {
+                events::SharedNodeUp { server }.log();
+            }
+        } else if !self.is_told.load(Ordering::Relaxed) {
+            self.down.when_due(|suppressed| {
+                self.is_told.store(true, Ordering::Relaxed);
+                let reason = &self.outage.lock().reason;
+                events::SharedNodeDown { server, reason, suppressed }.log();
+            });
+        }
     }
 
     /// Why the last connection was closed, while no other may be made.
@@ -193,14 +220,17 @@ impl Node {
     /// # Errors
     /// Why there is no connection, for an operator.
     pub(super) async fn connect(&self) -> Result<(), String> {
+        self.close_if_broken();
         if self.is_up() {
             return Ok(());
         }
         if let Some(reason) = self.outage() {
             return Err(reason);
         }
-        let connection = self.open().await.map_err(|reason| {
+        let connection = self.open().await.map_err(|error| {
             self.options.metrics.shared.failures.of(SharedFailure::Connect).inc();
+            let reason = error.to_string();
+            reason.clone_into(&mut self.outage.lock().reason);
             format!("{}: {reason}", self.address)
         })?;
         *self.connection.write() = Some(connection);
@@ -272,7 +302,7 @@ impl Node {
         let (requests, driver) = connected.map_err(|error| self.options.check.why_no_login(&error))?;
         let driver = Arc::new(AbortOnDropHandle::new(tokio::spawn(driver)));
         let failures = Arc::new([FAILURES - 1, FAILURES - 1].map(AtomicU32::new));
-        Ok(NodeConnection { requests, allowance, failures, opened: Instant::now(), _driver: driver })
+        Ok(NodeConnection { requests, allowance, failures, opened: Instant::now(), driver })
     }
 
     /// Sends commands in one round trip; returns a reply for each. `None` if there is no connection, or no answer within
@@ -361,6 +391,14 @@ impl Node {
     fn failed(&self, connection: &NodeConnection, operation: Operation, reason: &str) {
         if failures_of(operation, connection).fetch_add(1, Ordering::Relaxed).saturating_add(1) >= FAILURES {
             self.close(connection, reason);
+        }
+    }
+
+    /// Closes a connection that has ended while nothing was asked.
+    fn close_if_broken(&self) {
+        let broken = self.connection.read().clone().filter(|connection| connection.driver.is_finished());
+        if let Some(connection) = broken {
+            self.close(&connection, "the connection broke");
         }
     }
 

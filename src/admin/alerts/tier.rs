@@ -12,7 +12,7 @@ const WINDOW: u64 = 30_000;
 const FAILURES: u64 = 5;
 const SHARE: u64 = 100;
 
-/// The tier is down, refuses what is written, or fails now and then: the first of these alone.
+/// The tier is down, refuses what is written, lacks a node, or fails now and then: the first of these alone.
 pub(super) fn shared_tier(state: &AdminState, now: Moment) -> Option<Alert> {
     let tier = state.tier.as_ref()?;
     let (since, title, text) = if state.process.metrics.shared.is_down() {
@@ -27,6 +27,11 @@ pub(super) fn shared_tier(state: &AdminState, now: Moment) -> Option<Alert> {
     } else if let Some(refusal) = tier.write_refusal() {
         let since = now.before(millis(refusal.since.elapsed()));
         (Some(since), "The shared tier refuses writes", refused(&refusal, since, now))
+    } else if let Some(reason) = tier.node_down() {
+        let text = format!(
+            "{reason}. The links in its slots are neither found nor shared; the other nodes are used. No batch fails for it: the ids are              fetched from the endpoint. Check that node, and the way to it."
+        );
+        (None, "A node of the shared tier is down", text)
     } else {
         let (title, text) = failing(&state.process.history.counted_with_tier(WINDOW))?;
         (None, title, text)

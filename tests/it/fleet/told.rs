@@ -63,6 +63,39 @@ async fn while_the_server_is_frozen_a_purge_is_pending_and_told_later() {
     eventually("the fleet is told", async || one.metric(UNTOLD).await == 0.0).await;
 }
 
+/// Regression: the command ended with 0 and said nothing.
+#[tokio::test]
+async fn the_command_that_purges_says_that_the_fleet_is_not_told_yet() {
+    let redis = Redis::start().await;
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    let secret = files.directory.path().join("fleet-secret");
+    std::fs::write(&secret, SECRET).unwrap();
+    let port = redis.port.number();
+    let tier = format!("[shared]\nurl = \"redis://127.0.0.1:{port}\"\nsecret_file = {secret:?}\ntimeout = \"500ms\"");
+    let mut process = Process::start(&files.write(&tier)).await;
+    process.says("the shared tier is in use").await;
+    let own = format!("admin.address = \"{}\"", process.admin.address);
+    let config = files.directory.path().join("ask.toml");
+    std::fs::write(&config, files.text(&tier).replace("admin.address = \"127.0.0.1:0\"", &own)).unwrap();
+    let purge = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sidelink"));
+        let output = command.args(["purge", "1", "--config"]).arg(&config).output().unwrap();
+        let [done, told] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        (output.status.code().unwrap(), done, told)
+    };
+    // On a busy machine the answer may come before the server's.
+    eventually("the fleet is told", async || {
+        let (code, done, told) = purge();
+        code == 0 && done.contains("\"told\"") && told.is_empty()
+    })
+    .await;
+    redis.signal("-STOP");
+    let (code, done, told) = purge();
+    assert_eq!(code, 3);
+    assert!(done.contains("\"pending\"") && told.contains("its fleet is not told yet"), "{done} {told}");
+}
+
 #[tokio::test]
 async fn a_process_that_ends_tries_a_last_time_and_says_what_is_lost() {
     let redis = Redis::start().await;

@@ -34,8 +34,8 @@ use crate::telemetry::metrics::{Metrics, Operation, SharedFailure};
 const FAILURES: u32 = 3;
 /// The shortest time from the end of a connection to the next.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
-/// The longest: each connection that ends soon doubles it.
-const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// The longest: each connection that ends soon doubles it. The background task tries every two seconds: about five pass at most.
+const MAX_PAUSE: Duration = Duration::from_secs(3);
 /// How long a connection has to last for the pause after it to be the shortest.
 const LASTING: Duration = Duration::from_secs(30);
 /// Time limit for connecting, TLS and login included; no batch waits for it.
@@ -227,8 +227,8 @@ impl Node {
         if let Some(reason) = self.outage() {
             return Err(reason);
         }
-        let connection = self.open().await.map_err(|error| {
-            self.options.metrics.shared.failures.of(SharedFailure::Connect).inc();
+        let connection = self.open().await.map_err(|(failure, error)| {
+            self.options.metrics.shared.failures.of(failure).inc();
             let reason = error.to_string();
             reason.clone_into(&mut self.outage.lock().reason);
             format!("{}: {reason}", self.address)
@@ -246,39 +246,50 @@ impl Node {
         }
     }
 
-    async fn open(&self) -> Result<NodeConnection, BoxError> {
+    async fn open(&self) -> Result<NodeConnection, (SharedFailure, BoxError)> {
+        let unconnected = |error: BoxError| (SharedFailure::Connect, error);
+        let too_slow = |reason: &str| (SharedFailure::Timeout, reason.into());
         let logged_in = timeout(CONNECT_TIMEOUT, self.log_in()).await;
-        let mut connection = logged_in.map_err(|_| "connecting takes too long")??;
+        let mut connection =
+            logged_in.map_err(|_| unconnected("connecting takes too long".into()))?.map_err(unconnected)?;
         let check = &self.options.check;
         if !check.commands.is_empty() {
             let (pipeline, reply_bytes) = pipeline(&check.commands);
-            let replies = self.within_limit(&mut connection, &pipeline, reply_bytes).await;
-            let replies = replies.ok_or("a round trip takes longer than shared.timeout")??;
-            check.judge(&replies)?;
+            let replies = self.within_limit(&mut connection, Operation::Sync, &pipeline, reply_bytes).await;
+            let replies = replies.ok_or_else(|| too_slow("a round trip takes longer than shared.timeout"))?;
+            let replies = replies.map_err(|error| unconnected(error.into()))?;
+            check.judge(&replies).map_err(|reason| unconnected(reason.into()))?;
             self.note_refusals(&check.commands, &replies, &refusals(&check.commands, &replies).collect::<Vec<_>>());
         }
         let slow = self.outage.lock().slow.take();
         if let Some((look_up, reply_bytes)) = slow
-            && self.within_limit(&mut connection, &look_up, reply_bytes).await.is_none()
+            && self.within_limit(&mut connection, Operation::Get, &look_up, reply_bytes).await.is_none()
         {
             self.outage.lock().slow = Some((look_up, reply_bytes));
-            return Err(
-                "a look-up takes longer than shared.timeout, though the server answers: is the way to it slow?".into(),
-            );
+            return Err(too_slow(
+                "a look-up takes longer than shared.timeout, though the server answers: is the way to it slow?",
+            ));
         }
         Ok(connection)
     }
 
-    /// The replies; `None` if they take too long for a batch.
+    /// The replies; `None` if they take too long for a batch. No batch waits for them: they have longer, so that the histogram shows how
+    /// long they take.
     async fn within_limit(
         &self,
         connection: &mut NodeConnection,
+        operation: Operation,
         pipeline: &Pipeline,
         reply_bytes: usize,
     ) -> Option<Result<Vec<Value>, RedisError>> {
         connection.allowance.grant(reply_bytes);
-        let commands = pipeline.len();
-        timeout(self.options.timeout, connection.requests.send_packed_commands(pipeline, 0, commands)).await.ok()
+        let (limit, commands) = (self.options.timeout, pipeline.len());
+        let begin = Instant::now();
+        let replies = connection.requests.send_packed_commands(pipeline, 0, commands);
+        let replies = timeout(limit.max(CONNECT_TIMEOUT), replies).await;
+        let taken = begin.elapsed();
+        self.options.metrics.shared.count(operation, taken.as_secs_f64());
+        replies.ok().filter(|_| taken <= limit)
     }
 
     async fn log_in(&self) -> Result<NodeConnection, BoxError> {
@@ -472,7 +483,7 @@ mod tests {
     #[test]
     fn each_connection_that_ends_soon_doubles_the_pause_and_one_that_lasts_ends_that() {
         let (mut outage, now) = (Outage::default(), Instant::now());
-        let pauses = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0].map(Duration::from_secs_f64);
+        let pauses = [0.25, 0.5, 1.0, 2.0, 3.0, 3.0].map(Duration::from_secs_f64);
         for pause in pauses {
             outage.begin("", Duration::from_secs(1), now);
             assert_eq!(outage.until, Some(now + pause));

@@ -73,6 +73,15 @@ struct Pending {
     record: Option<String>,
 }
 
+/// What was read of a known journal.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct News {
+    /// New events of other sidecars.
+    pub(super) events: Vec<JournalEvent>,
+    /// False if the known records are gone, or if what follows the events is no part of the journal: it has to begin anew.
+    pub(super) is_whole: bool,
+}
+
 /// What a sidecar finds in another journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Adoption {
@@ -163,31 +172,31 @@ impl Journal {
         self.has(stamp) && !events.iter().chain([&EVERYTHING]).any(voids)
     }
 
-    /// Reads the text from [`Journal::read_from`] on; returns the new events of other sidecars. `None` if the known records are
-    /// gone, or the text is no journal: it has to begin anew.
-    pub(super) fn read(&mut self, key: &FleetKey, text: &[u8]) -> Option<Vec<JournalEvent>> {
-        let records = text.strip_prefix(self.last_record.as_slice())?.chunks_exact(RECORD);
-        if !records.remainder().is_empty() {
-            return None;
-        }
-        let mut news = Vec::new();
+    /// Reads the text from [`Journal::read_from`] on.
+    pub(super) fn read(&mut self, key: &FleetKey, text: &[u8]) -> News {
+        let mut news = News::default();
+        let Some(unread) = text.strip_prefix(self.last_record.as_slice()) else { return news };
+        let records = unread.chunks_exact(RECORD);
+        let is_cut = !records.remainder().is_empty();
         for record in records {
-            let (epoch, event) = open(key, record)?;
+            let Some((epoch, event)) = open(key, record) else { return news };
+            let Some(Stamp { chain_hash, position }) = self.stamp() else { return news };
             if Some(epoch) != self.epoch || matches!(event, JournalEvent::Begin(_)) {
-                return None;
+                return news;
             }
-            self.last.insert(event, self.position());
-            self.add(key, self.stamp()?.chain_hash, record);
+            self.last.insert(event, position);
+            self.add(key, chain_hash, record);
             let pending = self.pending.get(&event);
             let is_own = pending.is_some_and(|pending| pending.record.as_deref().map(str::as_bytes) == Some(record));
             if !is_own {
-                news.push(event);
+                news.events.push(event);
             }
             if is_own || pending.is_some_and(|pending| pending.again) {
                 self.remember_announced(event);
             }
         }
-        Some(news)
+        news.is_whole = !is_cut;
+        news
     }
 
     /// Takes the journal that begins with `first` in place of the known one; its other records are then [read](Self::read).

@@ -297,19 +297,21 @@ impl TierState {
     }
 
     /// Reads the text of a known journal from `from` on, where its last known record is, and applies its news. Lets other tasks run
-    /// between two pieces. False if the known records are gone.
+    /// between two pieces. False if the known records are gone, or if something follows that is no part of the journal.
     async fn read_text(&self, fleet: &FleetSecret, mut from: u64, mut text: &[u8]) -> bool {
         loop {
             let piece = text.get(..PIECE + RECORD).unwrap_or(text);
-            let read = {
+            let news = {
                 let mut journal = fleet.journal.lock();
                 if journal.read_from() != from {
                     return true; // A concurrent task has read the news.
                 }
                 journal.read(&fleet.key, piece)
             };
-            let Some(news) = read else { return false };
-            self.apply(fleet, &news);
+            self.apply(fleet, &news.events);
+            if !news.is_whole {
+                return false;
+            }
             let length = piece.len() - RECORD;
             (from, text) = (from + length as u64, text.get(length..).unwrap_or_default());
             if text.len() <= RECORD {

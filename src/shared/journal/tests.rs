@@ -20,18 +20,23 @@ fn sync(journal: &mut Journal, key: &FleetKey, text: &str) -> Option<Vec<Journal
         return None;
     }
     let at = usize::try_from(journal.read_from()).unwrap();
-    journal.read(key, text.as_bytes().get(at..).unwrap_or_default())
+    let News { events, is_whole } = journal.read(key, text.as_bytes().get(at..).unwrap_or_default());
+    is_whole.then_some(events)
 }
 
 /// Adopts another journal, and reads it.
 fn adopt(journal: &mut Journal, key: &FleetKey, text: &str) -> (Adoption, Vec<JournalEvent>) {
     let adoption = journal.adopt(key, &text.as_bytes()[..RECORD]).unwrap();
-    (adoption, journal.read(key, text.as_bytes()).unwrap())
+    let News { events, is_whole } = journal.read(key, text.as_bytes());
+    assert!(is_whole);
+    (adoption, events)
 }
 
 /// Announces events, appends them, and reads them back; returns the news.
 fn append(journal: &mut Journal, key: &FleetKey, text: &mut String, events: &[JournalEvent]) -> Vec<JournalEvent> {
-    events.iter().for_each(|event| journal.announce(*event, NOW));
+    for event in events {
+        journal.announce(*event, NOW);
+    }
     text.push_str(&journal.take_pending(key).unwrap());
     sync(journal, key, text).unwrap()
 }
@@ -94,6 +99,22 @@ fn a_changed_journal_is_lost() {
         &format!("{text}{}", "A".repeat(RECORD)),
     ] {
         assert_eq!(sync(&mut journal, &key, lost), None, "{lost}");
+    }
+}
+
+/// Regression: purges were lost to memory that stood before what is no record.
+#[test]
+fn news_before_what_is_no_record_are_kept() {
+    let key = key();
+    let (mut journal, text) = begun(&key);
+    for garbage in ["x".to_owned(), "A".repeat(RECORD), begin(&key).unwrap()] {
+        let (mut writer, mut grown) = (Journal::default(), text.clone());
+        sync(&mut writer, &key, &grown);
+        append(&mut writer, &key, &mut grown, &[named(1)]);
+        let mut journal = std::mem::take(&mut journal);
+        sync(&mut journal, &key, &text);
+        let news = journal.read(&key, format!("{grown}{garbage}").as_bytes());
+        assert_eq!(news, News { events: vec![named(1)], is_whole: false }, "{garbage}");
     }
 }
 

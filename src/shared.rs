@@ -23,7 +23,7 @@ mod values;
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use redis::Value;
@@ -94,6 +94,8 @@ pub struct TierState {
     outage: Mutex<Option<String>>,
     closing: CancellationToken,
     wake: Arc<Notify>,
+    /// Counts events that were announced as one purge of everything.
+    covered: AtomicU64,
     /// Notified when pending events were seen in a journal.
     told: Notify,
     writes: Arc<Semaphore>,
@@ -226,6 +228,7 @@ impl TierState {
             outage: Mutex::default(),
             closing: CancellationToken::new(),
             wake,
+            covered: AtomicU64::new(0),
             told: Notify::new(),
             writes: Arc::new(Semaphore::new(WRITES)),
             caller_states,

@@ -44,6 +44,8 @@ enum Kind {
     SharedTier,
     /// Another fleet uses the shared tier under the same prefix.
     SharedTierSplit,
+    /// Purges wait to be told to the fleet.
+    PurgesUntold,
     /// Purges were merged into one of everything.
     PurgesMerged,
     /// Log lines were dropped.
@@ -107,6 +109,7 @@ pub(super) fn alerts(state: &AdminState, now: Moment) -> Value {
         reload(state, now),
         tier::shared_tier(state, now),
         tier::shared_tier_split(state, now),
+        tier::purges_untold(state, now),
         tier::purges_merged(&counted),
         log_dropped(state),
         descriptors(state),
@@ -142,6 +145,7 @@ impl Kind {
             Kind::Forwarded => "forwarded",
             Kind::SharedTier => "shared_tier",
             Kind::SharedTierSplit => "shared_tier_split",
+            Kind::PurgesUntold => "purges_untold",
             Kind::PurgesMerged => "purges_merged",
             Kind::LogDropped => "log_dropped",
             Kind::Descriptors => "descriptors",

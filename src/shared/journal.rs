@@ -252,29 +252,31 @@ impl Journal {
         }
     }
 
-    /// Announces an event. It counts here at once, and elsewhere once it was appended.
-    pub(super) fn announce(&mut self, event: JournalEvent, now: Moment) {
-        self.add_pending(event, now, false);
+    /// Announces an event. It counts here at once, and elsewhere once it was appended. Returns whether [`EVERYTHING`] is announced in
+    /// its place.
+    pub(super) fn announce(&mut self, event: JournalEvent, now: Moment) -> bool {
+        self.add_pending(event, now, false)
     }
 
-    fn add_pending(&mut self, event: JournalEvent, since: Moment, again: bool) {
+    fn add_pending(&mut self, event: JournalEvent, since: Moment, again: bool) -> bool {
         self.announcements += 1;
         let is_to_be_appended = |everything: &Pending| everything.record.is_none() && !everything.again;
         let is_covered = self.pending.get(&EVERYTHING).is_some_and(is_to_be_appended);
         let known = self.pending.get(&event);
         if is_covered || again && known.is_some() {
-            return;
+            return is_covered && event != EVERYTHING;
         }
         let number = known.map_or(self.announcements, |known| known.number);
         if self.pending.len() < MOST_PENDING {
             self.pending.insert(event, Pending { number, since, again, record: None });
-            return;
+            return false;
         }
         let number = self.pending.values().map(|pending| pending.number).min().unwrap_or(number);
         let since = latest(self.pending.values().map(|pending| pending.since), since);
         self.pending.clear();
         self.pending.insert(EVERYTHING, Pending { number, since, again: false, record: None });
         self.merged += 1;
+        event != EVERYTHING
     }
 
     /// Records to append now, in one piece. Records that were appended before and are not seen yet are lost: they are
@@ -298,6 +300,11 @@ impl Journal {
     /// Events that are not seen in the journal yet.
     pub(super) fn untold(&self) -> usize {
         self.pending.len()
+    }
+
+    /// When the oldest of them was announced.
+    pub(super) fn untold_since(&self) -> Option<Moment> {
+        self.pending.values().map(|pending| pending.since).min_by_key(|since| since.monotonic)
     }
 
     /// The number of announcements so far.

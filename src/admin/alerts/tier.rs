@@ -11,6 +11,8 @@ const WINDOW: u64 = 30_000;
 /// Failures within them that are shown, and the share of all round trips, as its divisor.
 const FAILURES: u64 = 5;
 const SHARE: u64 = 100;
+/// The milliseconds after which a purge that waits to be told is shown.
+const UNTOLD: u64 = 30_000;
 
 /// The tier is down, refuses what is written, lacks a node, or fails now and then: the first of these alone.
 pub(super) fn shared_tier(state: &AdminState, now: Moment) -> Option<Alert> {
@@ -112,6 +114,25 @@ pub(super) fn shared_tier_split(state: &AdminState, now: Moment) -> Option<Alert
             if let [other] = others.as_slice() { format!("{other} is") } else { format!("{} are", others.join(", ")) },
             fleet.since.map_or_else(String::new, |since| format!(", for {} now", span(now.since(since)))),
             shared.prefix,
+        ),
+    })
+}
+
+pub(super) fn purges_untold(state: &AdminState, now: Moment) -> Option<Alert> {
+    let tier = state.tier.as_ref()?;
+    let since = tier.untold_since().filter(|since| now.since(*since) >= UNTOLD)?;
+    Some(Alert {
+        kind: Kind::PurgesUntold,
+        severity: Severity::Warning,
+        fault: Fault::Operator,
+        since: Some(since),
+        title: "Purges have not reached the fleet".to_owned(),
+        text: format!(
+            "The shared tier does not take {} of this sidecar, the oldest for {} now. They hold here; other sidecars may serve what was \
+             purged until it ends by itself. They are told as soon as the tier takes them. Until then purge at each sidecar, and do not \
+             restart this one, which would lose them.",
+            number(tier.untold() as u64, "purge or revocation", "purges and revocations"),
+            span(now.since(since)),
         ),
     })
 }

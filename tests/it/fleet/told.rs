@@ -58,9 +58,18 @@ async fn while_the_server_is_frozen_a_purge_is_pending_and_told_later() {
     assert_eq!(one.metric(UNTOLD).await, 1.0);
     assert!(!has(one, "1").await, "it holds where it was made");
     assert!(has(other, "1").await);
+    let untold = async || {
+        let status = TestClient::new(one.app.admin_address()).get("/status.json", &[]).await.json();
+        status["shared"]["untold_records"].as_u64().unwrap()
+    };
+    let is_alerted = async || alert_kinds(one).await.contains(&"purges_untold".to_owned());
+    assert!(untold().await == 1 && !is_alerted().await, "it may still be told soon");
+    fleet.clock.step(30_000);
+    assert!(is_alerted().await);
     redis.signal("-CONT");
     eventually("the other hears it", async || !has(other, "1").await).await;
     eventually("the fleet is told", async || one.metric(UNTOLD).await == 0.0).await;
+    assert!(untold().await == 0 && !is_alerted().await);
 }
 
 /// Regression: the command ended with 0 and said nothing.
@@ -199,7 +208,8 @@ async fn more_purges_than_can_wait_are_merged_into_one_of_everything_and_that_is
     redis.signal("-STOP");
     purge_ids(one, 1000, 4096).await;
     assert_eq!((one.metric(UNTOLD).await, one.metric(MERGED).await), (4096.0, 0.0));
-    purge_ids(one, 6000, 100).await;
+    let done = purge_ids(one, 6000, 100).await;
+    assert_eq!(done, json!({ "purged": "ids", "ids": 100, "fleet": "pending", "merged": true }));
     assert_eq!((one.metric(UNTOLD).await, one.metric(MERGED).await), (1.0, 1.0));
     redis.signal("-CONT");
     eventually("all is purged", async || !has(other, "1").await && !has(other, "2").await).await;

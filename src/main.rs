@@ -164,7 +164,8 @@ fn main() -> ExitCode {
             let (purge, mut is_pending) = (Purge::from(target), false);
             let code = ask(&config, async |admin| {
                 let done = admin.purge(&purge).await?;
-                is_pending = serde_json::from_str::<Value>(&done).is_ok_and(|done| done["fleet"] == "pending");
+                is_pending = serde_json::from_str::<Value>(&done)
+                    .is_ok_and(|done| done.get("fleet").is_some_and(|fleet| fleet == "pending"));
                 Ok(done)
             });
             if !is_pending {

@@ -13,7 +13,7 @@
 //! flush, an old copy): it begins anew, values with another hash count no more, and each sidecar announces again those of its own
 //! events that nobody else has announced in the new journal yet.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hasher;
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ const MOST_APPENDED: usize = 1000;
 pub(super) const MOST: usize = (MOST_RECORDS + MOST_APPENDED) * RECORD;
 /// Most pending events; beyond that, one event voids everything.
 const MOST_PENDING: usize = 4096;
+/// Most lost journals that are known again.
+const MOST_LOST: usize = 64;
 /// Most announced events that are remembered for the loss of the journal; beyond that, one event stands for all.
 const MOST_ANNOUNCED: usize = 1 << 14;
 
@@ -44,6 +46,8 @@ pub(super) const EVERYTHING: JournalEvent = JournalEvent::Purge(Mark::All);
 pub(super) struct Journal {
     /// `None`: not read yet.
     epoch: Option<Epoch>,
+    /// The numbers of journals that were known and are lost, the last one last.
+    lost: VecDeque<u64>,
     first_record: Vec<u8>,
     /// The last known record.
     last_record: Vec<u8>,
@@ -200,7 +204,7 @@ impl Journal {
     }
 
     /// Takes the journal that begins with `first` in place of the known one; its other records are then [read](Self::read).
-    /// `None` if it is no journal, an older one than the known one, or another continuation of the same: events since are missing
+    /// `None` if it is no journal, one that was lost before, an older one than the known one, or another continuation of the same: events since are missing
     /// there, while values of before count. It has to begin anew.
     pub(super) fn adopt(&mut self, key: &FleetKey, first: &[u8]) -> Option<Adoption> {
         let (epoch, JournalEvent::Begin(before)) = open(key, first)? else { return None };
@@ -211,7 +215,13 @@ impl Journal {
             Some(known) if known.number == epoch.number => {
                 (epoch.base > self.position()).then_some(Adoption::Missed)?
             }
-            Some(_) => Adoption::Lost,
+            // An older copy: values of before count there, without what was announced since.
+            Some(_) if self.lost.contains(&epoch.number) => return None,
+            Some(known) => {
+                self.lost.push_back(known.number);
+                self.lost.drain(..self.lost.len().saturating_sub(MOST_LOST));
+                Adoption::Lost
+            }
         };
         let oldest = match self.epoch {
             Some(known) if adoption == Adoption::Continued => known.base,

@@ -130,15 +130,30 @@ fn a_restored_copy_with_other_records_validates_no_value_of_the_first_journal() 
     assert!(journal.is_valid(stamp, &[named(1)]));
     append(&mut journal, &key, &mut text, &[named(1)]);
 
-    // Another journal, and then the copy: events are announced again, at positions where the first had other events.
+    // Another journal, and then the copy.
     adopt(&mut journal, &key, &begin(&key).unwrap());
-    let mut grown = copy;
-    adopt(&mut journal, &key, &grown);
-    grown.push_str(&journal.take_pending(&key).unwrap());
-    sync(&mut journal, &key, &grown);
-    assert_eq!(journal.stamp().unwrap().position, stamp.position);
-    assert!(!journal.is_valid(stamp, &[named(1)]));
-    assert!(!journal.is_valid(stamp, &[]));
+    assert_eq!(journal.adopt(&key, &copy.as_bytes()[..RECORD]), None, "it was lost");
+
+    // A sidecar that does not know it announces events at positions where the first had others.
+    let (mut younger, mut grown) = (Journal::default(), copy);
+    sync(&mut younger, &key, &grown);
+    append(&mut younger, &key, &mut grown, &[named(2)]);
+    assert_eq!(younger.stamp().unwrap().position, stamp.position);
+    assert!(!younger.is_valid(stamp, &[named(1)]));
+    assert!(!younger.is_valid(stamp, &[]));
+}
+
+/// Regression: the purges of sidecars that had ended meanwhile were missing in the copy, and values of before counted.
+#[test]
+fn a_copy_of_a_journal_that_was_lost_before_is_not_adopted() {
+    let key = key();
+    let (mut journal, copy) = begun(&key);
+    for _ in 0..MOST_LOST {
+        adopt(&mut journal, &key, &begin(&key).unwrap());
+        assert_eq!(journal.adopt(&key, &copy.as_bytes()[..RECORD]), None);
+    }
+    adopt(&mut journal, &key, &begin(&key).unwrap());
+    assert_eq!(journal.lost.len(), MOST_LOST);
 }
 
 #[test]

@@ -139,7 +139,7 @@ struct NodeConnection {
     failures: Arc<[AtomicU32; 2]>,
     opened: Instant,
     /// Reads and writes while any clone of the connection exists.
-    driver: Arc<AbortOnDropHandle<()>>,
+    _driver: Arc<AbortOnDropHandle<()>>,
 }
 
 /// Why there is no connection, and until when none is made.
@@ -220,7 +220,6 @@ impl Node {
     /// # Errors
     /// Why there is no connection, for an operator.
     pub(super) async fn connect(&self) -> Result<(), String> {
-        self.close_if_broken();
         if self.is_up() {
             return Ok(());
         }
@@ -259,7 +258,6 @@ impl Node {
             let replies = replies.ok_or_else(|| too_slow("a round trip takes longer than shared.timeout"))?;
             let replies = replies.map_err(|error| unconnected(error.into()))?;
             check.judge(&replies).map_err(|reason| unconnected(reason.into()))?;
-            self.note_refusals(&check.commands, &replies, &refusals(&check.commands, &replies).collect::<Vec<_>>());
         }
         let slow = self.outage.lock().slow.take();
         if let Some((look_up, reply_bytes)) = slow
@@ -313,7 +311,7 @@ impl Node {
         let (requests, driver) = connected.map_err(|error| self.options.check.why_no_login(&error))?;
         let driver = Arc::new(AbortOnDropHandle::new(tokio::spawn(driver)));
         let failures = Arc::new([FAILURES - 1, FAILURES - 1].map(AtomicU32::new));
-        Ok(NodeConnection { requests, allowance, failures, opened: Instant::now(), driver })
+        Ok(NodeConnection { requests, allowance, failures, opened: Instant::now(), _driver: driver })
     }
 
     /// Sends commands in one round trip; returns a reply for each. `None` if there is no connection, or no answer within
@@ -402,14 +400,6 @@ impl Node {
     fn failed(&self, connection: &NodeConnection, operation: Operation, reason: &str) {
         if failures_of(operation, connection).fetch_add(1, Ordering::Relaxed).saturating_add(1) >= FAILURES {
             self.close(connection, reason);
-        }
-    }
-
-    /// Closes a connection that has ended while nothing was asked.
-    fn close_if_broken(&self) {
-        let broken = self.connection.read().clone().filter(|connection| connection.driver.is_finished());
-        if let Some(connection) = broken {
-            self.close(&connection, "the connection broke");
         }
     }
 

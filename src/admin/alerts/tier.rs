@@ -153,3 +153,54 @@ pub(super) fn purges_merged(counted: &Reading) -> Option<Alert> {
         ),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use prometheus::Registry;
+
+    use super::*;
+    use crate::admin::history::{EVERY, History};
+    use crate::clock::Clock;
+    use crate::telemetry::metrics::{BreakerState, Metrics, Operation, show_state};
+
+    /// Regression: what failed before the tier was back was counted, as more than there were round trips.
+    #[tokio::test(start_paused = true)]
+    async fn what_fails_while_the_tier_is_up_is_shown_for_half_a_minute_and_what_failed_while_it_was_down_is_not() {
+        let (metrics, clock) = (Arc::new(Metrics::new(&Registry::new()).unwrap()), Clock::simulated(0));
+        let history = History::new(Arc::clone(&metrics), clock);
+        let shared = &metrics.shared;
+        let sampled = async |state: BreakerState, timeouts: u64| {
+            shared.failures.of(SharedFailure::Timeout).inc_by(timeouts);
+            shared.operations.of(Operation::Get).inc_by(timeouts);
+            show_state(&shared.breaker_state, state);
+            tokio::time::advance(EVERY).await;
+            history.sample(0, 0);
+        };
+        let shown = || failing(&history.counted_with_tier(WINDOW)).map(|(_, text)| text);
+        sampled(BreakerState::Open, 10).await;
+        shared.failures.of(SharedFailure::Timeout).inc_by(10);
+        show_state(&shared.breaker_state, BreakerState::Closed);
+        assert_eq!(shown(), None, "since the sample before, it was down");
+        sampled(BreakerState::Closed, 10).await;
+        shared.operations.of(Operation::Get).inc_by(8);
+        shared.failures.of(SharedFailure::Timeout).inc_by(4);
+        assert_eq!(shown(), None, "four");
+        shared.failures.of(SharedFailure::Broken).inc_by(3);
+        let text = shown().unwrap();
+        let words =
+            "7 of 8 round trips of the last 30 s failed: 4 took longer than shared.timeout, 3 lost their connection.";
+        assert!(text.starts_with(words), "{text}");
+        sampled(BreakerState::Closed, 0).await;
+        assert!(shown().is_some());
+        for _ in 0..WINDOW / 2000 {
+            sampled(BreakerState::Closed, 0).await;
+        }
+        assert_eq!(shown(), None, "it is over");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        shared.failures.of(SharedFailure::Unsealed).inc_by(5);
+        assert!(shown().unwrap().starts_with("5 values found in the last 30 s do not open"));
+    }
+}

@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use http::HeaderValue;
+use serde_json::Value;
 use sidelink::app::{self, End, PassedSockets, StartError, StopSignals, Watch, core_dumps, descriptors};
 use sidelink::batch::check;
 use sidelink::config::{Config, ConfigError};
@@ -23,6 +24,8 @@ static VERSION: LazyLock<String> =
     LazyLock::new(|| format!("{} (revision {})", env!("CARGO_PKG_VERSION"), sidelink::REVISION));
 /// Bad usage or a bad configuration.
 const BAD_USAGE: u8 = 2;
+/// A purge that the fleet is not told yet.
+const UNTOLD: u8 = 3;
 
 /// A sidecar that makes batch link look-ups cheap.
 #[derive(Parser)]
@@ -82,7 +85,7 @@ enum Command {
         #[arg(required_unless_present = "request", conflicts_with = "request", value_delimiter = ',')]
         ids: Vec<String>,
     },
-    /// Purge links of the running process, and of its fleet: they are fetched again.
+    /// Purge links of the running process, and of its fleet: they are fetched again. Exit 3: the fleet is not told yet.
     Purge {
         /// TOML file of the running process, whose admin listener is asked.
         #[arg(long)]
@@ -158,8 +161,20 @@ fn main() -> ExitCode {
             }
         }
         Command::Purge { config, target } => {
-            let purge = Purge::from(target);
-            ask(&config, async |admin| admin.purge(&purge).await)
+            let (purge, mut is_pending) = (Purge::from(target), false);
+            let code = ask(&config, async |admin| {
+                let done = admin.purge(&purge).await?;
+                is_pending = serde_json::from_str::<Value>(&done)
+                    .is_ok_and(|done| done.get("fleet").is_some_and(|fleet| fleet == "pending"));
+                Ok(done)
+            });
+            if !is_pending {
+                return code;
+            }
+            let _ = fail(
+                "purged at this sidecar; its fleet is not told yet, as the shared tier does not take it: it is told as soon as it does",
+            );
+            ExitCode::from(UNTOLD)
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();

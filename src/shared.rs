@@ -23,7 +23,7 @@ mod values;
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use redis::Value;
@@ -45,6 +45,7 @@ use journal::Journal;
 pub use leases::Lease;
 pub(crate) use leases::LeaseState;
 use leases::LeaseTable;
+pub(crate) use node::WriteRefusal;
 use record::JournalEvent;
 pub use record::Stamp;
 use sealing::{FleetKey, ScopeKeys};
@@ -93,6 +94,8 @@ pub struct TierState {
     outage: Mutex<Option<String>>,
     closing: CancellationToken,
     wake: Arc<Notify>,
+    /// Counts events that were announced as one purge of everything.
+    covered: AtomicU64,
     /// Notified when pending events were seen in a journal.
     told: Notify,
     writes: Arc<Semaphore>,
@@ -225,6 +228,7 @@ impl TierState {
             outage: Mutex::default(),
             closing: CancellationToken::new(),
             wake,
+            covered: AtomicU64::new(0),
             told: Notify::new(),
             writes: Arc::new(Semaphore::new(WRITES)),
             caller_states,
@@ -241,6 +245,16 @@ impl TierState {
     /// Why the tier is down, for an operator; `None` while it is up.
     pub(crate) fn outage(&self) -> Option<String> {
         self.outage.lock().clone()
+    }
+
+    /// Why a node of the tier is down, without which the others are used.
+    pub(crate) fn node_down(&self) -> Option<String> {
+        self.store.node_down()
+    }
+
+    /// What a server of the tier refuses, which is used otherwise.
+    pub(crate) fn write_refusal(&self) -> Option<WriteRefusal> {
+        self.store.write_refusal()
     }
 
     /// This sidecar's fleet, and other fleets that use the same server, database and prefix.

@@ -5,23 +5,21 @@
 //! A title changes only if the cause does, since screen readers read it out each time; numbers that grow are in the text.
 
 mod batches;
+mod tier;
 
 use serde_json::{Value, json};
 
 use super::AdminState;
 use crate::clock::{Moment, millis, rfc3339};
 use crate::error::Error;
-use crate::shared::Fingerprint;
-use crate::telemetry::metrics::{BreakerState, CertificateUse, Reading, SharedFailure};
+use crate::telemetry::metrics::{BreakerState, CertificateUse};
 
-/// The milliseconds whose batches and round trips are judged.
+/// The milliseconds whose batches are judged.
 const WINDOW: u64 = 120_000;
 /// The milliseconds for which dropped log lines are shown: all of the history.
 const LONG_WINDOW: u64 = 600_000;
 /// The milliseconds before a certificate's end from which on it is shown.
 const CERTIFICATE: u64 = 14 * 24 * 3600 * 1000;
-/// The shared tier's failures, of those that an operator can repair, that are shown while it is up.
-const TIER_FAILURES: u64 = 5;
 
 /// The alerts, in the order in which they are shown among those of one severity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,10 +40,12 @@ enum Kind {
     Stale,
     /// Batches are forwarded untouched.
     Forwarded,
-    /// The shared tier is down, or fails.
+    /// The shared tier is down, refuses writes, or fails.
     SharedTier,
     /// Another fleet uses the shared tier under the same prefix.
     SharedTierSplit,
+    /// Purges wait to be told to the fleet.
+    PurgesUntold,
     /// Purges were merged into one of everything.
     PurgesMerged,
     /// Log lines were dropped.
@@ -107,9 +107,10 @@ pub(super) fn alerts(state: &AdminState, now: Moment) -> Value {
         certificate(state, now),
         draining(state, now),
         reload(state, now),
-        shared_tier(state, &counted, now),
-        shared_tier_split(state, now),
-        purges_merged(&counted),
+        tier::shared_tier(state, now),
+        tier::shared_tier_split(state, now),
+        tier::purges_untold(state, now),
+        tier::purges_merged(&counted),
         log_dropped(state),
         descriptors(state),
     ];
@@ -144,6 +145,7 @@ impl Kind {
             Kind::Forwarded => "forwarded",
             Kind::SharedTier => "shared_tier",
             Kind::SharedTierSplit => "shared_tier_split",
+            Kind::PurgesUntold => "purges_untold",
             Kind::PurgesMerged => "purges_merged",
             Kind::LogDropped => "log_dropped",
             Kind::Descriptors => "descriptors",
@@ -323,86 +325,6 @@ fn key(error: &str) -> Option<&str> {
     };
     // The first part names the file, if any does.
     error.split(": ").take(2).find(is_key)
-}
-
-fn shared_tier(state: &AdminState, counted: &Reading, now: Moment) -> Option<Alert> {
-    state.config.shared.as_ref()?;
-    // Failures that no operator can repair, such as values from before a purge, are left out.
-    let failures = [
-        (SharedFailure::Connect, "no connection (address, network, certificate or password)"),
-        (SharedFailure::Timeout, "no reply within shared.timeout"),
-        (SharedFailure::Broken, "the connection broke"),
-        (SharedFailure::Reply, "an error for a reply (read-only, out of memory, or no permission)"),
-        (SharedFailure::Unsealed, "values that do not open (altered, or of another version?)"),
-        (SharedFailure::Journal, "the journal of purges was lost or altered"),
-    ]
-    .map(|(kind, words)| (counted.shared_failures.get(kind as usize).copied().unwrap_or(0), words));
-    let worst = failures.iter().max_by_key(|(count, _)| *count).filter(|(count, _)| *count > 0);
-    let worst = worst.map_or(String::new(), |(count, words)| {
-        format!(" Most frequent in the last {}: {words}, {}.", span(WINDOW), times(*count))
-    });
-    let is_down = state.process.metrics.shared.is_down();
-    let failed: u64 = failures.iter().map(|(count, _)| count).sum();
-    if !is_down && failed < TIER_FAILURES.max(counted.shared_operations / 100) {
-        return None;
-    }
-    let since = state.process.history.tier_down_since().filter(|_| is_down);
-    let (title, what) = if is_down {
-        let reason = state.tier.as_ref().and_then(|tier| tier.outage());
-        let reason = reason.map_or_else(String::new, |reason| format!(" {reason}."));
-        ("The shared tier is down", format!("It is not used{}.{reason}", lasting(since, now)))
-    } else {
-        ("The shared tier fails", format!("{} of {} round trips failed.", failed, counted.shared_operations))
-    };
-    Some(Alert {
-        kind: Kind::SharedTier,
-        severity: Severity::Warning,
-        fault: Fault::Operator,
-        since,
-        title: title.to_owned(),
-        text: format!(
-            "{what}{worst} No batch fails for it: this sidecar fetches what others may have, and purges reach it late. Check the \
-             server of shared.url and the way to it."
-        ),
-    })
-}
-
-fn shared_tier_split(state: &AdminState, now: Moment) -> Option<Alert> {
-    let (shared, fleet) = (state.config.shared.as_ref()?, state.fleet()?);
-    let others = fleet.others.iter().map(Fingerprint::to_string).collect::<Vec<_>>();
-    (!others.is_empty()).then(|| Alert {
-        kind: Kind::SharedTierSplit,
-        severity: Severity::Warning,
-        fault: Fault::Operator,
-        since: fleet.since,
-        title: "The shared tier is split: another fleet uses the same server, database and prefix".to_owned(),
-        text: format!(
-            "This sidecar's fleet is {}; {} there too{}. They see neither each other's links nor each other's purges. If they are \
-             meant to be one, compare at both what shared.secret_file holds, upstream.endpoint (localhost and 127.0.0.1 differ), \
-             callers.scope_headers and the [[batch]] tables. If not, give each a shared.prefix of its own (here \"{}\").",
-            fleet.fingerprint,
-            if let [other] = others.as_slice() { format!("{other} is") } else { format!("{} are", others.join(", ")) },
-            fleet.since.map_or_else(String::new, |since| format!(", for {} now", span(now.since(since)))),
-            shared.prefix,
-        ),
-    })
-}
-
-fn purges_merged(counted: &Reading) -> Option<Alert> {
-    (counted.shared_merged > 0).then(|| Alert {
-        kind: Kind::PurgesMerged,
-        severity: Severity::Warning,
-        fault: Fault::Operator,
-        since: None,
-        title: "Purges were merged into one purge of everything".to_owned(),
-        text: format!(
-            "This happened {} in the last {}: over 4096 purges and revocations waited to be told to the fleet, or this sidecar had missed more of \
-             them than the shared tier keeps. Links are fetched again, and no purged one is served. Purge a group, or everything, \
-             in place of many ids.",
-            times(counted.shared_merged),
-            span(WINDOW),
-        ),
-    })
 }
 
 fn log_dropped(state: &AdminState) -> Option<Alert> {

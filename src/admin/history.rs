@@ -75,6 +75,27 @@ impl History {
         within.fold(reading.since(&state.reading), |sum, sample| sum.plus(&sample.counted))
     }
 
+    /// The counts of the last `millis` for which the shared tier was up from sample to sample.
+    pub(super) fn counted_with_tier(&self, millis: u64) -> Reading {
+        let (now, reading) = (self.clock.now(), self.metrics.reading());
+        let state = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let counted_since = reading.since(&state.reading);
+        let is_down = self.metrics.shared.is_down();
+        let mut until = (&counted_since, is_down);
+        let mut sum = reading.since(&reading);
+        for sample in state.samples.iter().rev() {
+            if until.1 || sample.tier_down {
+                return sum;
+            }
+            sum = sum.plus(until.0);
+            if now.since(sample.at) >= millis {
+                return sum;
+            }
+            until = (&sample.counted, sample.tier_down);
+        }
+        if until.1 { sum } else { sum.plus(until.0) }
+    }
+
     /// When batches began to fail, without `millis` of none that failed since; `None` if none has failed within `millis`.
     pub(super) fn failing_since(&self, millis: u64) -> Option<Moment> {
         self.lasting(millis, |sample| sample.counted.failed_batches() > 0)

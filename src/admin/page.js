@@ -25,7 +25,7 @@
       exchanges: "requests on other routes", batch_bodies: "bytes of batches", signed_bodies: "bytes to be signed" },
     purges: { ids: "ids", group: "a group", all: "everything", delete: "by a DELETE" },
     shared: { breaker: "state", round_trips: "round trips", failures: "failures", ids_found: "ids found", ids_not_found: "ids not found",
-      fleet: "this fleet", other_fleets: "other fleets" },
+      fleet: "this fleet", other_fleets: "other fleets", untold_records: "purges not told yet" },
     states: { closed: "in use", open: "down", half_open: "being tried" },
   };
   const HITS = ["hit", "joined", "shared", "stale"];

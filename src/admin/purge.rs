@@ -102,7 +102,8 @@ impl Purge {
 
     /// Purges, and returns what was done, and whether the fleet that shares `tier` is told. The log has no ids and no group.
     pub(super) async fn run(&self, cache: &Arc<Cache>, clock: &Clock, metrics: &Metrics, tier: Option<&Tier>) -> Value {
-        let purges = cache.purges();
+        let covered = || tier.map_or(0, |tier| tier.covered());
+        let (purges, covered_before) = (cache.purges(), covered());
         let (target, mut done) = match self {
             Purge::AccessoryIds(ids) => {
                 purges.purge(ids.iter().map(|id| Target::Id(id)), clock).await;
@@ -129,6 +130,7 @@ impl Purge {
             }
         };
         metrics.purges.of(target).inc();
+        let is_merged = covered() > covered_before;
         let fleet = match tier {
             None => "none",
             Some(tier) if tier.is_told().await => "told",
@@ -136,6 +138,9 @@ impl Purge {
         };
         if let Some(done) = done.as_object_mut() {
             done.insert("fleet".to_owned(), fleet.into());
+            if is_merged {
+                done.insert("merged".to_owned(), true.into());
+            }
         }
         done
     }

@@ -145,6 +145,7 @@ fn shared(state: &AdminState) -> Value {
         "ids_not_found": apis.iter().map(|(_, api)| api.shared_misses.get()).sum::<u64>(),
         "fleet": fleet.map(|fleet| fleet.fingerprint.to_string()),
         "other_fleets": others,
+        "untold_records": state.tier.as_ref().map_or(0, |tier| tier.untold()),
     })
 }
 

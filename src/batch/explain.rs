@@ -18,9 +18,12 @@ use crate::cache::purges::Marks;
 use crate::clock::{Moment, millis, rfc3339};
 use crate::error::Error;
 use crate::message::cache_control::Directives;
+use crate::message::headers::sidelinks;
 use crate::telemetry::metrics::{IdResult, Outcome, Tally};
 
 const WHY_REFUSED: &str = "the endpoint refused it lately to a batch of this id alone, whose answer is given again";
+
+const WHY_ASKED: &str = "it is asked before the endpoint; what it has is not looked into here";
 
 /// The state that all ids of a batch share.
 struct BatchState<'a> {
@@ -29,6 +32,8 @@ struct BatchState<'a> {
     requirements: CacheRequirements,
     directives: Directives,
     must_revalidate: bool,
+    /// Whether the shared tier would be asked for an id that is fetched, and why; `None` without one.
+    shared_tier: Option<Value>,
     marks: Marks<'a>,
     now: Moment,
 }
@@ -82,6 +87,12 @@ impl BatchRoute {
             requirements: CacheRequirements { forbids_cache: client.forbids_cache || must_revalidate, ..client },
             directives,
             must_revalidate,
+            shared_tier: self.fetch.tier().map(|_| {
+                let why_not = self.fetch.why_no_shared_tier(&client, sidelinks(&head.headers));
+                let why_not =
+                    if directives.only_if_cached { Some("the request asks for memory alone") } else { why_not };
+                json!({ "asked": why_not.is_none(), "why": why_not.unwrap_or(WHY_ASKED) })
+            }),
             marks: self.cache.purges().of(&self.api.name, batch.group.name()),
             now,
         };
@@ -196,6 +207,7 @@ impl BatchRoute {
             Some(_) => ("refused", (IdResult::Failed, WHY_REFUSED)),
             None => (entry_state, verdict(entry_state, in_flight, serves, state)),
         };
+        let is_fetched = refused.is_none() && !serves && result != IdResult::Joined;
         let refresh_ahead = serves && entry.as_ref().is_some_and(|entry| self.is_ageing(entry, key, now));
         let text = entry.as_ref().and_then(Entry::text);
         let link = text.and_then(|text| url_of(&self.api, std::str::from_utf8(text).ok()?));
@@ -212,6 +224,7 @@ impl BatchRoute {
             "result": result.name(),
             "why": why,
             "in_flight": in_flight,
+            "shared_tier": state.shared_tier.as_ref().filter(|_| is_fetched),
             // If it is affordable.
             "refresh_ahead": refresh_ahead.then_some(true),
             "link": link.map(|url| masked(&url)),

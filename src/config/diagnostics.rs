@@ -17,6 +17,8 @@ use super::pem;
 pub(super) const SIMILAR: f64 = 0.7;
 /// The same for a key of another table.
 const SIMILAR_ELSEWHERE: f64 = 0.9;
+/// How like two names are that differ in one letter, or in the places of two letters beside each other.
+const ONE_SLIP: f64 = 0.85;
 
 /// The parser's message for a key that is there twice.
 const DUPLICATE: &str = "duplicate key";
@@ -391,8 +393,14 @@ pub(super) fn nearest(known: &[&'static str], key: &str, least: f64) -> Option<(
     if let Some(in_file) = in_file {
         return Some((1.0, in_file));
     }
-    let likeness = known.iter().map(|known| (strsim::jaro_winkler(known, key), *known));
+    let likeness = known.iter().map(|known| (likeness(known, key), *known));
     likeness.filter(|(likeness, _)| *likeness > least).max_by(|one, other| one.0.total_cmp(&other.0))
+}
+
+/// Jaro-Winkler sees no likeness in a short word two of whose letters have changed places.
+fn likeness(known: &str, key: &str) -> f64 {
+    let is_one_slip = key.len() > 2 && strsim::osa_distance(known, key) == 1;
+    strsim::jaro_winkler(known, key).max(if is_one_slip { ONE_SLIP } else { 0.0 })
 }
 
 /// Escapes control characters: a quoted key may contain any.

@@ -128,8 +128,14 @@ pub(super) fn flag() -> ValueKind<bool> {
 pub(super) fn duration(bounds: RangeInclusive<Duration>) -> ValueKind<Duration> {
     let values = format!("{} to {}", show_duration(*bounds.start()), show_duration(*bounds.end()));
     let read = move |found: &FileValue<'_>, values: &str| {
-        if let Some(seconds) = integer(found.value).filter(|seconds| *seconds >= 0) {
-            return Err(format!("must be a duration such as \"10s\", is an integer; write \"{seconds}s\""));
+        if let Some(number) = integer(found.value).filter(|number| *number >= 0) {
+            let units = ["s", "ms", "m", "h", "d"].map(|unit| format!("{number}{unit}"));
+            let fits = |text: &&String| parse_duration(text).is_ok_and(|read| bounds.contains(&read));
+            let remedy = match units.iter().find(fits) {
+                Some(text) => format!("write \"{text}\""),
+                None => format!("must be between {}", values.replace(" to ", " and ")),
+            };
+            return Err(format!("must be a duration such as \"10s\", is an integer; {remedy}"));
         }
         let text = found.text("a duration such as \"10s\"")?;
         let between = || values.replace(" to ", " and ");

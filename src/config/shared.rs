@@ -13,6 +13,9 @@ use super::secret::{self, Secret, StoredSecret};
 use super::table::TableVisitor;
 
 const PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26379;
+/// The port of an address that names none, until it is known what kind of server it is.
+const NO_PORT: u16 = 0;
 const DATABASES: RangeInclusive<i64> = 0..=1_000_000;
 /// Characters that a fleet's secret has at least: 32 of base64 are 192 bits.
 const SECRET_CHARS: usize = 32;
@@ -23,7 +26,7 @@ section! {
     /// `[shared]`. There is none by default.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Shared: pub fn at(nodes: Vec<NodeAddress>, secrets: Vec<Secret>) {
-        /// URL of the server: redis:// or rediss:// (TLS), host, port and database, or unix:// and a path; a list of nodes of a Cluster, or of Sentinels.
+        /// URL of the server: redis:// or rediss:// (TLS), host, port (6379, of Sentinels 26379) and database, or unix:// and a path; a list of nodes of a Cluster, or of Sentinels.
         pub url: Vec<NodeUrl> = nodes.into_iter().map(|address| NodeUrl { tls: false, address, database: 0 }).collect(), texts(Some("names no node"), NodeUrl::parse).required("redis://redis.internal:6379/0");
         /// Whether the nodes are a Cluster.
         pub cluster: bool = false, flag();
@@ -73,8 +76,9 @@ impl NodeAddress {
     fn parse(text: &str) -> Option<Self> {
         let authority: Authority = text.parse().ok()?;
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        let port = if authority.port().is_some() { authority.port_u16()? } else { PORT };
-        (!host.is_empty() && port != 0).then_some(Self::Tcp { host, port })
+        let port = if authority.port().is_some() { authority.port_u16()? } else { NO_PORT };
+        let is_allowed = authority.port().is_none() || port != NO_PORT;
+        (!host.is_empty() && is_allowed).then_some(Self::Tcp { host, port })
     }
 }
 
@@ -92,6 +96,12 @@ impl Shared {
     /// Visits each key, and reports what does not fit together.
     pub(super) fn visit(&mut self, table: &mut TableVisitor<'_>) {
         self.keys(table);
+        let usual_port = if self.sentinel.is_some() { SENTINEL_PORT } else { PORT };
+        for url in &mut self.url {
+            if let NodeAddress::Tcp { port: port @ NO_PORT, .. } = &mut url.address {
+                *port = usual_port;
+            }
+        }
         if let Some(found) = table.find("ca_file").filter(|_| !self.tls()) {
             found.wrong("needs a url with rediss://");
         }
@@ -102,6 +112,11 @@ impl Shared {
             found.wrong("does not go with cluster = true: a Cluster needs no Sentinels");
         }
         if let Some(found) = table.find("url") {
+            let is_twice =
+                |(at, url): &(usize, &NodeUrl)| self.url.iter().take(*at).any(|other| other.address == url.address);
+            if let Some((_, url)) = self.url.iter().enumerate().find(is_twice) {
+                found.wrong(format!("names {} twice", url.address));
+            }
             let is_one = !self.cluster && self.sentinel.is_none();
             if self.cluster && self.database() != 0 {
                 found.wrong("must not name a database: a Cluster has number 0 alone");
@@ -160,9 +175,6 @@ impl NodeUrl {
         if before.last().is_some_and(|other| (other.tls, other.database) != (url.tls, url.database)) {
             return Err("must have the scheme and the database of the URL before".to_owned());
         }
-        if before.iter().any(|other| other.address == url.address) {
-            return Err(format!("names {} twice", url.address));
-        }
         Ok(url)
     }
 
@@ -170,8 +182,14 @@ impl NodeUrl {
         // Messages do not repeat what may contain a password.
         let may_be_shown = !text.contains(['@', '?', '#']);
         let shown = || if may_be_shown { format!("\"{}\"", text.escape_debug()) } else { "it".to_owned() };
-        let (scheme, rest) =
-            text.split_once("://").ok_or_else(|| format!("{} is not a URL such as \"redis://host:6379\"", shown()))?;
+        let remedy = || match text.strip_prefix("unix:").or_else(|| text.starts_with('/').then_some(text)) {
+            Some(path) if may_be_shown => {
+                format!("is no URL; write \"unix:///{}\"", path.trim_start_matches('/').escape_debug())
+            }
+            Some(_) => "is no URL; write unix:///path".to_owned(),
+            None => format!("{} is not a URL such as \"redis://host:6379\"", shown()),
+        };
+        let (scheme, rest) = text.split_once("://").ok_or_else(remedy)?;
         let tls = match scheme {
             "redis" | "valkey" => false,
             "rediss" | "valkeys" => true,

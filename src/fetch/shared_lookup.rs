@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::calls::{CallReport, PendingId};
-use super::{EntrySource, FetchContext, FetchResult, Fetcher, KeyedId};
+use super::{CacheRequirements, EntrySource, FetchContext, FetchResult, Fetcher, KeyedId};
 use crate::cache::Entry;
 use crate::shared::{LeaseState, Leases, Tier, TierResult, TierScope, TierUpdate};
 
@@ -46,9 +46,20 @@ impl Drop for SharedLookup {
 impl Fetcher {
     /// Whether a batch looks into the shared tier before it asks the endpoint.
     pub(super) fn uses_shared_tier(&self, context: &FetchContext) -> bool {
-        // A batch that has passed a sidelink of this fleet would wait for its own lease.
-        let may_use = !context.requirements.forbids_cache && context.hops == 0 && context.tier_scope.is_some();
-        may_use && self.tier.as_ref().is_some_and(|tier| tier.is_usable())
+        context.tier_scope.is_some() && self.why_no_shared_tier(&context.requirements, context.hops).is_none()
+    }
+
+    /// Why a batch that has passed `hops` sidelinks does not look into the shared tier, for an operator.
+    pub(crate) fn why_no_shared_tier(&self, requirements: &CacheRequirements, hops: usize) -> Option<&'static str> {
+        if requirements.forbids_cache {
+            return Some("the request's Cache-Control forbids it");
+        }
+        // It would wait for its own lease.
+        if hops > 0 {
+            return Some("another sidelink has sent the request on");
+        }
+        let is_usable = self.tier.as_ref().is_some_and(|tier| tier.is_usable());
+        (!is_usable).then_some("the shared tier is down")
     }
 
     /// Starts a look-up of new flights, in a task of its own. Must not be called with the state locked.

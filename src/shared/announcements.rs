@@ -2,6 +2,7 @@
 //! which the background task appends to (`sync`).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::Value;
@@ -12,6 +13,7 @@ use super::sealing::ScopeKeys;
 use super::store::RedisCommand;
 use super::{FleetSecret, TierId, TierScope, TierState};
 use crate::cache::purges::Target;
+use crate::clock::Moment;
 use crate::telemetry::metrics::Operation;
 
 /// How long a purge waits until the fleet is told.
@@ -81,7 +83,8 @@ impl TierState {
     fn announce<'s>(&self, events: impl Iterator<Item = (&'s FleetSecret, JournalEvent)>) {
         let now = self.clock.now();
         events.for_each(|(fleet, event)| {
-            fleet.journal.lock().announce(event, now);
+            let is_covered = fleet.journal.lock().announce(event, now);
+            self.covered.fetch_add(u64::from(is_covered), Ordering::Relaxed);
             self.tell_merged(fleet);
         });
         self.show_untold();
@@ -94,7 +97,9 @@ impl TierState {
             let Some(known) = before.secrets.iter().find(|known| known.key.journal == key.journal) else { continue };
             let untold = known.journal.lock().take_untold();
             let mut journal = journal.lock();
-            untold.into_iter().for_each(|(event, since)| journal.announce(event, since));
+            for (event, since) in untold {
+                journal.announce(event, since);
+            }
         }
         self.show_untold();
         self.wake.notify_one();
@@ -118,8 +123,19 @@ impl TierState {
         is_told() || self.is_usable() && timeout(TELL_WAIT, told).await.is_ok()
     }
 
+    /// How many events so far were announced as one purge of everything.
+    pub(crate) fn covered(&self) -> u64 {
+        self.covered.load(Ordering::Relaxed)
+    }
+
+    /// When the oldest event was announced that the fleet is not told yet.
+    pub(crate) fn untold_since(&self) -> Option<Moment> {
+        let since = self.secrets.iter().filter_map(|fleet| fleet.journal.lock().untold_since());
+        since.min_by_key(|since| since.unix_millis())
+    }
+
     /// How many purges and revocations the fleet is not told yet.
-    pub(super) fn untold(&self) -> usize {
+    pub(crate) fn untold(&self) -> usize {
         self.secrets.iter().map(|fleet| fleet.journal.lock().untold()).sum()
     }
 

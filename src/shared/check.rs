@@ -16,6 +16,11 @@ pub(super) struct ConnectionCheck {
     login: &'static str,
 }
 
+/// A command that writes, and leaves nothing behind: a server that is full or lacks its replicas refuses it.
+pub(super) fn write_probe(prefix: &str) -> RedisCommand {
+    RedisCommand::new("SET", &format!("{prefix}0")).arg("").arg("XX").arg("PX").arg(1)
+}
+
 /// An error reply, and the command that it is for.
 pub(super) struct Refusal<'c> {
     pub(super) command: &'static str,
@@ -32,6 +37,13 @@ pub(super) fn refusals<'c>(commands: &'c [RedisCommand], replies: &'c [Value]) -
         let is_about_keys = error.details().is_some_and(|text| !text.contains(" to run the "));
         Some(Refusal { command: command.name, code: error.code(), is_about_keys })
     })
+}
+
+impl Refusal<'_> {
+    /// Whether the server refuses whatever is written, and may be read from.
+    pub(super) fn is_of_writes(&self) -> bool {
+        matches!(self.code, "OOM" | "MISCONF" | "NOREPLICAS")
+    }
 }
 
 impl ConnectionCheck {
@@ -51,7 +63,7 @@ impl ConnectionCheck {
             of_key("RENAME").arg(&*key),
             of_key("PEXPIRE").arg(1000),
             RedisCommand::script("return 1", [&*key].into_iter()),
-            of_key("SET").arg("").arg("XX").arg("PX").arg(1),
+            write_probe(&shared.prefix),
             of_key("DEL"),
         ];
         // Before a key of a slot that is being moved.

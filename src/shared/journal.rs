@@ -13,7 +13,7 @@
 //! flush, an old copy): it begins anew, values with another hash count no more, and each sidecar announces again those of its own
 //! events that nobody else has announced in the new journal yet.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hasher;
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ const MOST_APPENDED: usize = 1000;
 pub(super) const MOST: usize = (MOST_RECORDS + MOST_APPENDED) * RECORD;
 /// Most pending events; beyond that, one event voids everything.
 const MOST_PENDING: usize = 4096;
+/// Most lost journals that are known again.
+const MOST_LOST: usize = 64;
 /// Most announced events that are remembered for the loss of the journal; beyond that, one event stands for all.
 const MOST_ANNOUNCED: usize = 1 << 14;
 
@@ -44,6 +46,8 @@ pub(super) const EVERYTHING: JournalEvent = JournalEvent::Purge(Mark::All);
 pub(super) struct Journal {
     /// `None`: not read yet.
     epoch: Option<Epoch>,
+    /// The numbers of journals that were known and are lost, the last one last.
+    lost: VecDeque<u64>,
     first_record: Vec<u8>,
     /// The last known record.
     last_record: Vec<u8>,
@@ -71,6 +75,15 @@ struct Pending {
     /// It was in a journal that is lost: another sidecar's record of the same event will do.
     again: bool,
     record: Option<String>,
+}
+
+/// What was read of a known journal.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct News {
+    /// New events of other sidecars.
+    pub(super) events: Vec<JournalEvent>,
+    /// False if the known records are gone, or if what follows the events is no part of the journal: it has to begin anew.
+    pub(super) is_whole: bool,
 }
 
 /// What a sidecar finds in another journal.
@@ -163,35 +176,35 @@ impl Journal {
         self.has(stamp) && !events.iter().chain([&EVERYTHING]).any(voids)
     }
 
-    /// Reads the text from [`Journal::read_from`] on; returns the new events of other sidecars. `None` if the known records are
-    /// gone, or the text is no journal: it has to begin anew.
-    pub(super) fn read(&mut self, key: &FleetKey, text: &[u8]) -> Option<Vec<JournalEvent>> {
-        let records = text.strip_prefix(self.last_record.as_slice())?.chunks_exact(RECORD);
-        if !records.remainder().is_empty() {
-            return None;
-        }
-        let mut news = Vec::new();
+    /// Reads the text from [`Journal::read_from`] on.
+    pub(super) fn read(&mut self, key: &FleetKey, text: &[u8]) -> News {
+        let mut news = News::default();
+        let Some(unread) = text.strip_prefix(self.last_record.as_slice()) else { return news };
+        let records = unread.chunks_exact(RECORD);
+        let is_cut = !records.remainder().is_empty();
         for record in records {
-            let (epoch, event) = open(key, record)?;
+            let Some((epoch, event)) = open(key, record) else { return news };
+            let Some(Stamp { chain_hash, position }) = self.stamp() else { return news };
             if Some(epoch) != self.epoch || matches!(event, JournalEvent::Begin(_)) {
-                return None;
+                return news;
             }
-            self.last.insert(event, self.position());
-            self.add(key, self.stamp()?.chain_hash, record);
+            self.last.insert(event, position);
+            self.add(key, chain_hash, record);
             let pending = self.pending.get(&event);
             let is_own = pending.is_some_and(|pending| pending.record.as_deref().map(str::as_bytes) == Some(record));
             if !is_own {
-                news.push(event);
+                news.events.push(event);
             }
             if is_own || pending.is_some_and(|pending| pending.again) {
                 self.remember_announced(event);
             }
         }
-        Some(news)
+        news.is_whole = !is_cut;
+        news
     }
 
     /// Takes the journal that begins with `first` in place of the known one; its other records are then [read](Self::read).
-    /// `None` if it is no journal, an older one than the known one, or another continuation of the same: events since are missing
+    /// `None` if it is no journal, one that was lost before, an older one than the known one, or another continuation of the same: events since are missing
     /// there, while values of before count. It has to begin anew.
     pub(super) fn adopt(&mut self, key: &FleetKey, first: &[u8]) -> Option<Adoption> {
         let (epoch, JournalEvent::Begin(before)) = open(key, first)? else { return None };
@@ -202,7 +215,13 @@ impl Journal {
             Some(known) if known.number == epoch.number => {
                 (epoch.base > self.position()).then_some(Adoption::Missed)?
             }
-            Some(_) => Adoption::Lost,
+            // An older copy: values of before count there, without what was announced since.
+            Some(_) if self.lost.contains(&epoch.number) => return None,
+            Some(known) => {
+                self.lost.push_back(known.number);
+                self.lost.drain(..self.lost.len().saturating_sub(MOST_LOST));
+                Adoption::Lost
+            }
         };
         let oldest = match self.epoch {
             Some(known) if adoption == Adoption::Continued => known.base,
@@ -243,29 +262,31 @@ impl Journal {
         }
     }
 
-    /// Announces an event. It counts here at once, and elsewhere once it was appended.
-    pub(super) fn announce(&mut self, event: JournalEvent, now: Moment) {
-        self.add_pending(event, now, false);
+    /// Announces an event. It counts here at once, and elsewhere once it was appended. Returns whether [`EVERYTHING`] is announced in
+    /// its place.
+    pub(super) fn announce(&mut self, event: JournalEvent, now: Moment) -> bool {
+        self.add_pending(event, now, false)
     }
 
-    fn add_pending(&mut self, event: JournalEvent, since: Moment, again: bool) {
+    fn add_pending(&mut self, event: JournalEvent, since: Moment, again: bool) -> bool {
         self.announcements += 1;
         let is_to_be_appended = |everything: &Pending| everything.record.is_none() && !everything.again;
         let is_covered = self.pending.get(&EVERYTHING).is_some_and(is_to_be_appended);
         let known = self.pending.get(&event);
         if is_covered || again && known.is_some() {
-            return;
+            return is_covered && event != EVERYTHING;
         }
         let number = known.map_or(self.announcements, |known| known.number);
         if self.pending.len() < MOST_PENDING {
             self.pending.insert(event, Pending { number, since, again, record: None });
-            return;
+            return false;
         }
         let number = self.pending.values().map(|pending| pending.number).min().unwrap_or(number);
         let since = latest(self.pending.values().map(|pending| pending.since), since);
         self.pending.clear();
         self.pending.insert(EVERYTHING, Pending { number, since, again: false, record: None });
         self.merged += 1;
+        event != EVERYTHING
     }
 
     /// Records to append now, in one piece. Records that were appended before and are not seen yet are lost: they are
@@ -289,6 +310,11 @@ impl Journal {
     /// Events that are not seen in the journal yet.
     pub(super) fn untold(&self) -> usize {
         self.pending.len()
+    }
+
+    /// When the oldest of them was announced.
+    pub(super) fn untold_since(&self) -> Option<Moment> {
+        self.pending.values().map(|pending| pending.since).min_by_key(|since| since.monotonic)
     }
 
     /// The number of announcements so far.

@@ -34,14 +34,16 @@ use crate::telemetry::metrics::{Metrics, Operation, SharedFailure};
 const FAILURES: u32 = 3;
 /// The shortest time from the end of a connection to the next.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
-/// The longest: each connection that ends soon doubles it.
-const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// The longest: each connection that ends soon doubles it. The background task tries every two seconds: about five pass at most.
+const MAX_PAUSE: Duration = Duration::from_secs(3);
 /// How long a connection has to last for the pause after it to be the shortest.
 const LASTING: Duration = Duration::from_secs(30);
 /// Time limit for connecting, TLS and login included; no batch waits for it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The time between two log lines about refused commands.
-const REFUSAL_PAUSE: Duration = Duration::from_secs(300);
+/// The time between two log lines of a server about refused commands, and about its being down.
+const LOG_PAUSE: Duration = Duration::from_secs(300);
+/// How long a server counts as one that refuses writes if nothing is written any more, as at a node of a Cluster that no id leads to.
+const REFUSAL_LIFE: Duration = Duration::from_secs(15);
 const MAX_LOGIN_BYTES: usize = 64 << 10;
 const MAX_OUTSTANDING_BYTES: usize = 16 << 20;
 /// Most bytes of one reply besides a value.
@@ -111,7 +113,22 @@ pub(super) struct Node {
     /// Whether a batch has tried to connect.
     was_tried: AtomicBool,
     outage: Mutex<Outage>,
+    write_refusal: Mutex<Option<WriteRefusal>>,
     refused: LogThrottle,
+    down: LogThrottle,
+    /// Whether the log says that the server is down.
+    is_told: AtomicBool,
+}
+
+/// A server that can be read from refuses what is written.
+#[derive(Clone, Debug)]
+pub(crate) struct WriteRefusal {
+    pub(crate) server: NodeAddress,
+    pub(crate) command: &'static str,
+    /// The first word of the error.
+    pub(crate) code: String,
+    pub(crate) since: Instant,
+    last: Instant,
 }
 
 #[derive(Clone)]
@@ -152,7 +169,10 @@ impl Node {
             connection: RwLock::new(None),
             was_tried: AtomicBool::new(false),
             outage: Mutex::default(),
-            refused: LogThrottle::every(REFUSAL_PAUSE),
+            write_refusal: Mutex::default(),
+            refused: LogThrottle::every(LOG_PAUSE),
+            down: LogThrottle::every(LOG_PAUSE),
+            is_told: AtomicBool::new(false),
         }
     }
 
@@ -160,11 +180,39 @@ impl Node {
         self.connection.read().is_some()
     }
 
+    /// Why there is no connection, once there was one or a try.
+    pub(super) fn why_down(&self) -> Option<String> {
+        let outage = self.outage.lock();
+        (!self.is_up() && !outage.reason.is_empty()).then(|| format!("{}: {}", self.address, outage.reason))
+    }
+
+    /// Logs that a node of a Cluster is down, and that it is back.
+    pub(super) fn tell(&self) {
+        let server = format_args!("{}", self.address);
+        if self.is_up() {
+            if self.is_told.swap(false, Ordering::Relaxed) {
+                events::SharedNodeUp { server }.log();
+            }
+        } else if !self.is_told.load(Ordering::Relaxed) {
+            self.down.when_due(|suppressed| {
+                self.is_told.store(true, Ordering::Relaxed);
+                let reason = &self.outage.lock().reason;
+                events::SharedNodeDown { server, reason, suppressed }.log();
+            });
+        }
+    }
+
     /// Why the last connection was closed, while no other may be made.
     pub(super) fn outage(&self) -> Option<String> {
         let outage = self.outage.lock();
         let is_paused = outage.until.is_some_and(|until| Instant::now() < until);
         is_paused.then(|| format!("{}: {}", self.address, outage.reason))
+    }
+
+    /// The last refusal, if the server has taken nothing since.
+    pub(super) fn write_refusal(&self) -> Option<WriteRefusal> {
+        let refusal = self.write_refusal.lock();
+        refusal.clone().filter(|refusal| self.is_up() && refusal.last.elapsed() < REFUSAL_LIFE)
     }
 
     /// Connects, unless there is a connection, and checks that batches can use it within their time limit.
@@ -178,8 +226,10 @@ impl Node {
         if let Some(reason) = self.outage() {
             return Err(reason);
         }
-        let connection = self.open().await.map_err(|reason| {
-            self.options.metrics.shared.failures.of(SharedFailure::Connect).inc();
+        let connection = self.open().await.map_err(|(failure, error)| {
+            self.options.metrics.shared.failures.of(failure).inc();
+            let reason = error.to_string();
+            reason.clone_into(&mut self.outage.lock().reason);
             format!("{}: {reason}", self.address)
         })?;
         *self.connection.write() = Some(connection);
@@ -195,37 +245,49 @@ impl Node {
         }
     }
 
-    async fn open(&self) -> Result<NodeConnection, BoxError> {
+    async fn open(&self) -> Result<NodeConnection, (SharedFailure, BoxError)> {
+        let unconnected = |error: BoxError| (SharedFailure::Connect, error);
+        let too_slow = |reason: &str| (SharedFailure::Timeout, reason.into());
         let logged_in = timeout(CONNECT_TIMEOUT, self.log_in()).await;
-        let mut connection = logged_in.map_err(|_| "connecting takes too long")??;
+        let mut connection =
+            logged_in.map_err(|_| unconnected("connecting takes too long".into()))?.map_err(unconnected)?;
         let check = &self.options.check;
         if !check.commands.is_empty() {
             let (pipeline, reply_bytes) = pipeline(&check.commands);
-            let replies = self.within_limit(&mut connection, &pipeline, reply_bytes).await;
-            check.judge(&replies.ok_or("a round trip takes longer than shared.timeout")??)?;
+            let replies = self.within_limit(&mut connection, Operation::Sync, &pipeline, reply_bytes).await;
+            let replies = replies.ok_or_else(|| too_slow("a round trip takes longer than shared.timeout"))?;
+            let replies = replies.map_err(|error| unconnected(error.into()))?;
+            check.judge(&replies).map_err(|reason| unconnected(reason.into()))?;
         }
         let slow = self.outage.lock().slow.take();
         if let Some((look_up, reply_bytes)) = slow
-            && self.within_limit(&mut connection, &look_up, reply_bytes).await.is_none()
+            && self.within_limit(&mut connection, Operation::Get, &look_up, reply_bytes).await.is_none()
         {
             self.outage.lock().slow = Some((look_up, reply_bytes));
-            return Err(
-                "a look-up takes longer than shared.timeout, though the server answers: is the way to it slow?".into(),
-            );
+            return Err(too_slow(
+                "a look-up takes longer than shared.timeout, though the server answers: is the way to it slow?",
+            ));
         }
         Ok(connection)
     }
 
-    /// The replies; `None` if they take too long for a batch.
+    /// The replies; `None` if they take too long for a batch. No batch waits for them: they have longer, so that the histogram shows how
+    /// long they take.
     async fn within_limit(
         &self,
         connection: &mut NodeConnection,
+        operation: Operation,
         pipeline: &Pipeline,
         reply_bytes: usize,
     ) -> Option<Result<Vec<Value>, RedisError>> {
         connection.allowance.grant(reply_bytes);
-        let commands = pipeline.len();
-        timeout(self.options.timeout, connection.requests.send_packed_commands(pipeline, 0, commands)).await.ok()
+        let (limit, commands) = (self.options.timeout, pipeline.len());
+        let begin = Instant::now();
+        let replies = connection.requests.send_packed_commands(pipeline, 0, commands);
+        let replies = timeout(limit.max(CONNECT_TIMEOUT), replies).await;
+        let taken = begin.elapsed();
+        self.options.metrics.shared.count(operation, taken.as_secs_f64());
+        replies.ok().filter(|_| taken <= limit)
     }
 
     async fn log_in(&self) -> Result<NodeConnection, BoxError> {
@@ -299,18 +361,40 @@ impl Node {
         if is_answer {
             failures_of(operation, connection).store(0, Ordering::Relaxed);
         }
-        let Some(Refusal { command, code, .. }) = refusals.first() else { return };
+        if refusals.is_empty() {
+            self.note_refusals(commands, replies, &refusals);
+            return;
+        }
         self.options.metrics.shared.failures.of(SharedFailure::Reply).inc();
         if let Some(reason) = check.why_unusable(&refusals) {
             return self.close(connection, &reason);
         }
+        self.note_refusals(commands, replies, &refusals);
+        if !is_answer {
+            self.failed(connection, operation, "the server answers with errors alone");
+        }
+    }
+
+    /// Logs what is refused, and remembers whether the server takes what is written.
+    fn note_refusals(&self, commands: &[RedisCommand], replies: &[Value], refusals: &[Refusal<'_>]) {
+        let mut known = self.write_refusal.lock();
+        if let Some(Refusal { command, code, .. }) = refusals.iter().find(|refusal| refusal.is_of_writes()) {
+            let last = Instant::now();
+            let known = known.get_or_insert_with(|| {
+                let (server, code) = (self.address.clone(), String::new());
+                WriteRefusal { server, command, code, since: last, last }
+            });
+            (known.command, known.last) = (command, last);
+            (*code).clone_into(&mut known.code);
+        } else if commands.iter().zip(replies).any(|(command, reply)| takes_write(command, reply)) {
+            *known = None;
+        }
+        drop(known);
+        let Some(Refusal { command, code, .. }) = refusals.first() else { return };
         self.refused.when_due(|suppressed| {
             let server = format_args!("{}", self.address);
             events::SharedRefusal { server, command, code, suppressed }.log();
         });
-        if !is_answer {
-            self.failed(connection, operation, "the server answers with errors alone");
-        }
     }
 
     fn failed(&self, connection: &NodeConnection, operation: Operation, reason: &str) {
@@ -329,6 +413,11 @@ impl Node {
         *current = None;
         self.options.closed.notify_one();
     }
+}
+
+/// A full server takes commands that need no memory.
+fn takes_write(command: &RedisCommand, reply: &Value) -> bool {
+    command.name == "SET" && !matches!(reply, Value::ServerError(_))
 }
 
 fn failures_of(operation: Operation, connection: &NodeConnection) -> &AtomicU32 {
@@ -384,7 +473,7 @@ mod tests {
     #[test]
     fn each_connection_that_ends_soon_doubles_the_pause_and_one_that_lasts_ends_that() {
         let (mut outage, now) = (Outage::default(), Instant::now());
-        let pauses = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0].map(Duration::from_secs_f64);
+        let pauses = [0.25, 0.5, 1.0, 2.0, 3.0, 3.0].map(Duration::from_secs_f64);
         for pause in pauses {
             outage.begin("", Duration::from_secs(1), now);
             assert_eq!(outage.until, Some(now + pause));

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use tokio_rustls::TlsConnector;
 
 use super::layout::{Layout, Redirection};
-use super::node::{ConnectOptions, Node};
+use super::node::{ConnectOptions, Node, WriteRefusal};
 use super::sealing::MOST_TEXT;
 use super::sentinel::Sentinels;
 use crate::config::{self, NodeAddress};
@@ -148,6 +148,7 @@ impl Store {
         self.update_layout().await?;
         let layout = self.layout.read().clone();
         let connected = join_all(layout.nodes.iter().map(|node| node.connect())).await;
+        self.tell_nodes(&layout);
         for key in keys {
             let node = layout.node(key).ok_or("no node of the Cluster serves all slots")?;
             if let Some(Err(reason)) = connected.get(node) {
@@ -160,6 +161,23 @@ impl Store {
     /// Why one of the servers is not to be used for a while, if one is not.
     pub(super) fn outage(&self) -> Option<String> {
         self.layout.read().nodes.iter().find_map(|node| node.outage())
+    }
+
+    /// Why a node of a Cluster is down, if one is.
+    pub(super) fn node_down(&self) -> Option<String> {
+        self.layout.read().nodes.iter().find_map(|node| node.why_down())
+    }
+
+    /// Logs which nodes of a Cluster are down or back; of one server, the tier itself is down.
+    fn tell_nodes(&self, layout: &Layout) {
+        if self.is_cluster() {
+            layout.nodes.iter().for_each(|node| node.tell());
+        }
+    }
+
+    /// What one of the servers that can be used refuses, if one does.
+    pub(super) fn write_refusal(&self) -> Option<WriteRefusal> {
+        self.layout.read().nodes.iter().find_map(|node| node.write_refusal())
     }
 
     /// Finds the servers anew, if they may have changed.
@@ -188,7 +206,8 @@ impl Store {
 
     /// Reads a Cluster's layout from any node.
     async fn read_cluster(&self, seeds: &[NodeAddress], old: &Layout) -> Result<Layout, String> {
-        let seeds = seeds.iter().map(|seed| Arc::new(Node::new(seed.clone(), Arc::clone(&self.options))));
+        let seeds = seeds.iter().filter(|seed| old.node_at(seed).is_none());
+        let seeds = seeds.map(|seed| Arc::new(Node::new(seed.clone(), Arc::clone(&self.options))));
         let mut trouble = String::from("the Cluster has no nodes");
         for node in old.nodes.iter().cloned().chain(seeds) {
             if let Err(reason) = node.connect().await {
@@ -206,6 +225,7 @@ impl Store {
                 _ => format!("{}: the server does not say which node has which slots", node.address),
             };
         }
+        self.tell_nodes(old);
         Err(trouble)
     }
 

@@ -13,6 +13,7 @@ use redis::Value;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::check::write_probe;
 use super::fleets::MOST_CHARS;
 use super::journal::{self, Adoption, Beginning, MOST, RECORD};
 use super::record::JournalEvent;
@@ -161,7 +162,8 @@ impl Sync {
     }
 
     /// Looks, if it is time, which fleets use the server, and writes that this one does. Extends the lives of the journals: where
-    /// nothing else is written, this shows a server that has become a replica. A server that fails is seen elsewhere.
+    /// nothing else is written, this shows a server that has become a replica, and the [`write_probe`] one that is full or takes writes
+    /// again. A server that fails is seen elsewhere.
     async fn look_for_fleets(&mut self, state: &TierState) {
         let Some(fleet) = state.secrets.first() else { return };
         if !self.is_look_due() {
@@ -174,7 +176,9 @@ impl Sync {
         let run = async |commands| state.store.run(Operation::Sync, commands, state.config.timeout).await;
         let read = RedisCommand::new("GETRANGE", key).arg(0).arg(MOST_CHARS - 1).reply_bytes(MOST_CHARS);
         let extend = |fleet: &FleetSecret| RedisCommand::new("EXPIRE", &fleet.key.journal).arg(JOURNAL_LIFE.as_secs());
-        let replies = run([read].into_iter().chain(state.secrets.iter().map(extend)).collect()).await;
+        let extended = state.secrets.iter().map(extend);
+        let commands = [read].into_iter().chain(extended).chain([write_probe(&state.config.prefix)]).collect();
+        let replies = run(commands).await;
         let text = match replies.first() {
             Some(Some(Value::BulkString(text))) => text.as_slice(),
             // Something else has that name, and is replaced.
@@ -293,19 +297,21 @@ impl TierState {
     }
 
     /// Reads the text of a known journal from `from` on, where its last known record is, and applies its news. Lets other tasks run
-    /// between two pieces. False if the known records are gone.
+    /// between two pieces. False if the known records are gone, or if something follows that is no part of the journal.
     async fn read_text(&self, fleet: &FleetSecret, mut from: u64, mut text: &[u8]) -> bool {
         loop {
             let piece = text.get(..PIECE + RECORD).unwrap_or(text);
-            let read = {
+            let news = {
                 let mut journal = fleet.journal.lock();
                 if journal.read_from() != from {
                     return true; // A concurrent task has read the news.
                 }
                 journal.read(&fleet.key, piece)
             };
-            let Some(news) = read else { return false };
-            self.apply(fleet, &news);
+            self.apply(fleet, &news.events);
+            if !news.is_whole {
+                return false;
+            }
             let length = piece.len() - RECORD;
             (from, text) = (from + length as u64, text.get(length..).unwrap_or_default());
             if text.len() <= RECORD {

@@ -55,8 +55,8 @@ impl Trial {
         let rest = usize::try_from(journal.read_from()).ok().and_then(|from| text.get(from..)).unwrap_or_default();
         let news = journal.read(key, rest);
         drop(journal);
-        self.0.apply(fleet, news.as_deref().unwrap_or_default());
-        news.is_some()
+        self.0.apply(fleet, &news.events);
+        news.is_whole
     }
 
     /// The state of the journal.

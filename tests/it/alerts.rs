@@ -13,6 +13,7 @@ use sidelink::config::{Config, Secret};
 use sidelink::demo::origin::ScriptedReply;
 
 use crate::browser::Browser;
+use crate::fleet::alerts::tier_alert;
 use crate::fleet::split::OTHER_SECRET;
 use crate::fleet::{Port, Redis, SECRET, shared};
 use crate::process::{Files, Process};
@@ -35,7 +36,7 @@ impl Scene {
     }
 }
 
-async fn alerts(admin: &TestClient) -> Vec<Value> {
+pub async fn alerts(admin: &TestClient) -> Vec<Value> {
     admin.get("/status.json", &[]).await.json()["alerts"].as_array().unwrap().clone()
 }
 
@@ -47,7 +48,7 @@ fn only<'a>(alerts: &'a [Value], kind: &str) -> &'a Value {
 }
 
 /// The alert of this kind has this severity and fault, and its text or title has each of `words`.
-fn says(alerts: &[Value], kind: &str, severity: &str, fault: &str, words: &[&str]) {
+pub fn says(alerts: &[Value], kind: &str, severity: &str, fault: &str, words: &[&str]) {
     let alert = only(alerts, kind);
     assert_eq!((&alert["severity"], &alert["fault"]), (&json!(severity), &json!(fault)), "{alert:#}");
     let text = format!("{} {}", alert["title"].as_str().unwrap(), alert["text"].as_str().unwrap());
@@ -340,32 +341,16 @@ async fn a_drain_is_alerted_with_what_is_still_open() {
 }
 
 #[tokio::test]
-async fn a_shared_tier_that_is_down_is_alerted_with_the_failure() {
+async fn a_shared_tier_that_is_down_is_alerted_with_its_reason_and_with_no_other() {
     let scene = tier_down().await;
     let admin = TestClient::new(scene.admin);
     eventually("the cause is known", async || {
-        alerts(&admin).await.iter().any(|alert| alert["text"].as_str().unwrap().contains("no connection"))
+        tier_alert(&admin).await.is_some_and(|text| text.contains("Connection refused"))
     })
     .await;
     says(&alerts(&admin).await, "shared_tier", "warning", "operator", &["The shared tier is down", "shared.url"]);
-}
-
-#[tokio::test]
-async fn a_shared_tier_that_answers_with_errors_is_alerted_although_it_is_up() {
-    let redis = Redis::start().await;
-    let stack = Stack::with(|_| {}, |config| config.shared = Some(shared(vec![redis.address()]))).await;
-    let is_up = "sidelink_shared_breaker_state{state=\"closed\"}";
-    eventually("the tier is up", async || stack.metric(is_up).await == 1.0).await;
-    // Full: each write is refused.
-    redis.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
-    let admin = TestClient::new(stack.app.admin_address());
-    for id in 0..10 {
-        assert_eq!(stack.client.batch("t", &[&id.to_string()]).await.status, 200);
-    }
-    eventually("it is alerted", async || !alerts(&admin).await.is_empty()).await;
-    let words = ["The shared tier fails", "round trips failed", "out of memory", "shared.url"];
-    says(&alerts(&admin).await, "shared_tier", "warning", "operator", &words);
-    assert_eq!(stack.metric(is_up).await, 1.0);
+    let text = tier_alert(&admin).await.unwrap();
+    assert!(!text.contains("Most frequent") && !text.contains("no connection"), "{text}");
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use sidelink::config::batch::BatchApi;
 use sidelink::demo::origin::shapes::{SHAPES, Shape};
 
 use crate::admin::token;
+use crate::fleet::{Fleet, Redis};
 use crate::signing::{ACCESS_KEY, Unsigned, knows, pair};
 use crate::support::{Stack, TestClient, query};
 
@@ -307,4 +308,40 @@ async fn a_query_is_explained_for_the_first_api_that_has_its_ids_there() {
     let admin = TestClient::new(stack.app.admin_address());
     let explained = admin.get("/explain?mediaItemIds=1&mediaItemIds=2", &[("authorization", "Bearer x")]).await.json();
     assert_eq!((&explained["api"], &explained["ids"][1]["id"]), (&json!("google-photos"), &json!("2")), "{explained}");
+}
+
+#[tokio::test]
+async fn an_id_that_is_fetched_says_whether_the_shared_tier_is_asked_and_it_is_not_asked_for_that() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(&redis, 1).await;
+    let sidecar = &fleet.sidecars[0];
+    let admin = TestClient::new(sidecar.app.admin_address());
+    let of_first = async |headers: &[(&str, &str)]| {
+        let explained = admin.get("/explain?accessory_ids=1", headers).await.json();
+        explained["ids"][0]["shared_tier"].clone()
+    };
+    let said = of_first(&[T]).await;
+    assert_eq!(said["asked"], true, "{said}");
+    for (header, why) in
+        [(("cache-control", "no-cache"), "Cache-Control"), (("cache-control", "only-if-cached"), "memory alone")]
+    {
+        let said = of_first(&[T, header]).await;
+        assert!(said["asked"] == false && said["why"].as_str().unwrap().contains(why), "{said}");
+    }
+    let request = format!("GET {} HTTP/1.1\r\nX-Auth-Token: t\r\nVia: 1.1 sidelink\r\n\r\n", query(&["1"]));
+    let raw = [("content-type", "message/http")];
+    let explained = admin.send(Method::POST, "/explain", &raw, request).await.json();
+    assert_eq!(explained["ids"][0]["shared_tier"]["why"], "another sidelink has sent the request on", "{explained}");
+    for operation in ["get", "lease"] {
+        let series = format!("sidelink_shared_operations_total{{operation=\"{operation}\"}}");
+        assert_eq!(sidecar.metric(&series).await, 0.0, "{operation}");
+    }
+    sidecar.client.batch("t", &["1"]).await;
+    assert_eq!(of_first(&[T]).await, Value::Null, "memory has it");
+    drop(redis);
+    sidecar.tier_is(false).await;
+    let said = of_first(&[("x-auth-token", "u")]).await;
+    assert_eq!(said, json!({ "asked": false, "why": "the shared tier is down" }));
+    let without = Stack::start().await;
+    assert_eq!(explain(&without, "accessory_ids=1", &[T]).await["ids"][0]["shared_tier"], Value::Null);
 }

@@ -1,5 +1,6 @@
 //! Sidecars that share a tier: real redis-servers, each on a port reserved for its test.
 
+pub mod alerts;
 mod cluster;
 mod costs;
 mod faults;

@@ -20,18 +20,23 @@ fn sync(journal: &mut Journal, key: &FleetKey, text: &str) -> Option<Vec<Journal
         return None;
     }
     let at = usize::try_from(journal.read_from()).unwrap();
-    journal.read(key, text.as_bytes().get(at..).unwrap_or_default())
+    let News { events, is_whole } = journal.read(key, text.as_bytes().get(at..).unwrap_or_default());
+    is_whole.then_some(events)
 }
 
 /// Adopts another journal, and reads it.
 fn adopt(journal: &mut Journal, key: &FleetKey, text: &str) -> (Adoption, Vec<JournalEvent>) {
     let adoption = journal.adopt(key, &text.as_bytes()[..RECORD]).unwrap();
-    (adoption, journal.read(key, text.as_bytes()).unwrap())
+    let News { events, is_whole } = journal.read(key, text.as_bytes());
+    assert!(is_whole);
+    (adoption, events)
 }
 
 /// Announces events, appends them, and reads them back; returns the news.
 fn append(journal: &mut Journal, key: &FleetKey, text: &mut String, events: &[JournalEvent]) -> Vec<JournalEvent> {
-    events.iter().for_each(|event| journal.announce(*event, NOW));
+    for event in events {
+        journal.announce(*event, NOW);
+    }
     text.push_str(&journal.take_pending(key).unwrap());
     sync(journal, key, text).unwrap()
 }
@@ -97,6 +102,22 @@ fn a_changed_journal_is_lost() {
     }
 }
 
+/// Regression: purges were lost to memory that stood before what is no record.
+#[test]
+fn news_before_what_is_no_record_are_kept() {
+    let key = key();
+    let (mut journal, text) = begun(&key);
+    for garbage in ["x".to_owned(), "A".repeat(RECORD), begin(&key).unwrap()] {
+        let (mut writer, mut grown) = (Journal::default(), text.clone());
+        sync(&mut writer, &key, &grown);
+        append(&mut writer, &key, &mut grown, &[named(1)]);
+        let mut journal = std::mem::take(&mut journal);
+        sync(&mut journal, &key, &text);
+        let news = journal.read(&key, format!("{grown}{garbage}").as_bytes());
+        assert_eq!(news, News { events: vec![named(1)], is_whole: false }, "{garbage}");
+    }
+}
+
 /// Regression: an old copy with new records was taken for the journal that it was copied from, and values of that one
 /// counted.
 #[test]
@@ -109,15 +130,30 @@ fn a_restored_copy_with_other_records_validates_no_value_of_the_first_journal() 
     assert!(journal.is_valid(stamp, &[named(1)]));
     append(&mut journal, &key, &mut text, &[named(1)]);
 
-    // Another journal, and then the copy: events are announced again, at positions where the first had other events.
+    // Another journal, and then the copy.
     adopt(&mut journal, &key, &begin(&key).unwrap());
-    let mut grown = copy;
-    adopt(&mut journal, &key, &grown);
-    grown.push_str(&journal.take_pending(&key).unwrap());
-    sync(&mut journal, &key, &grown);
-    assert_eq!(journal.stamp().unwrap().position, stamp.position);
-    assert!(!journal.is_valid(stamp, &[named(1)]));
-    assert!(!journal.is_valid(stamp, &[]));
+    assert_eq!(journal.adopt(&key, &copy.as_bytes()[..RECORD]), None, "it was lost");
+
+    // A sidecar that does not know it announces events at positions where the first had others.
+    let (mut younger, mut grown) = (Journal::default(), copy);
+    sync(&mut younger, &key, &grown);
+    append(&mut younger, &key, &mut grown, &[named(2)]);
+    assert_eq!(younger.stamp().unwrap().position, stamp.position);
+    assert!(!younger.is_valid(stamp, &[named(1)]));
+    assert!(!younger.is_valid(stamp, &[]));
+}
+
+/// Regression: the purges of sidecars that had ended meanwhile were missing in the copy, and values of before counted.
+#[test]
+fn a_copy_of_a_journal_that_was_lost_before_is_not_adopted() {
+    let key = key();
+    let (mut journal, copy) = begun(&key);
+    for _ in 0..MOST_LOST {
+        adopt(&mut journal, &key, &begin(&key).unwrap());
+        assert_eq!(journal.adopt(&key, &copy.as_bytes()[..RECORD]), None);
+    }
+    adopt(&mut journal, &key, &begin(&key).unwrap());
+    assert_eq!(journal.lost.len(), MOST_LOST);
 }
 
 #[test]

@@ -207,7 +207,11 @@ events! {
         INFO "the shared tier is in use" SharedUp {}
         /// Logged once per outage, and again for each other reason. `reason` says what to change, if anything.
         WARN "the shared tier is down; sidelink continues without it and reconnects" SharedDown<'a> { reason: &'a str, }
-        /// Every five minutes at most. `code` is the first word of the error: `OOM`, the server is full; `MISCONF`, it cannot write to its disk.
+        /// Once until it is back, and every five minutes at most. The other nodes of the Cluster are used; where the fleet's journal is on this one, the tier is down.
+        WARN "a node of the shared tier is down" SharedNodeDown<'a> { server: Arguments<'a>, reason: &'a str, suppressed: u64, }
+        /// After each line that says it is down.
+        INFO "a node of the shared tier is in use again" SharedNodeUp<'a> { server: Arguments<'a>, }
+        /// Every five minutes at most. `code` is the first word of the error: `OOM`, the server is full; `MISCONF`, it cannot write to its disk; `NOREPLICAS`, it lacks replicas. [RUNBOOK](RUNBOOK.md#what-a-code-means) has what to do.
         WARN "the shared tier refuses a command" SharedRefusal<'a> { server: Arguments<'a>, command: &'a str, code: &'a str, suppressed: u64, }
         /// Logged once, until a lease is granted again; one batch tries every 30 seconds. `waits` is the number of batches in a row that waited for another sidecar's links and got neither a link nor a lease: the server is wrong, or the endpoint takes longer than `shared.lease_wait`.
         WARN "the shared tier grants no leases: ids are fetched without them" LeasesDenied { waits: u32, }

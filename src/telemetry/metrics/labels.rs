@@ -353,15 +353,15 @@ labels! {
         Release = "release",
         /// Announce a purge or a revocation to the fleet.
         Revoke = "revoke",
-        /// Read purges and revocations of others, and a Cluster's layout, in the background.
+        /// Read purges and revocations of others, and a Cluster's layout, and check new connections, in the background.
         Sync = "sync",
     }
 
     /// How the shared tier failed. Each failure costs hits, never an answer.
     pub enum SharedFailure {
-        /// No connection that batches can use: refused, unreachable, name, certificate, credentials, a missing right, or too slow.
+        /// No connection that batches can use: refused, unreachable, name, certificate, credentials, or a missing right.
         Connect = "connect",
-        /// No reply within `shared.timeout`.
+        /// No reply within `shared.timeout`, also to the commands that a new connection is checked with.
         Timeout = "timeout",
         /// The connection broke before the reply was whole.
         Broken = "broken",

@@ -50,6 +50,10 @@ fn a_shared_tier_reads_back_and_shows_no_secret() {
         assert_eq!(Config::parse(&shown).unwrap(), config);
     }
 
+    let sentinels = with_shared(&good, "url = [\"redis://a\", \"redis://b:1\"]\nsentinel = \"m\"").unwrap();
+    let urls: Vec<String> = sentinels.shared.unwrap().url.iter().map(ToString::to_string).collect();
+    assert_eq!(urls, ["redis://a:26379/0", "redis://b:1/0"]);
+
     let config = with_shared(&secret_file(FLEET, 0o604), "url = \"redis://h/3\"").unwrap();
     assert!(config.warnings[0].to_string().contains("shared.secret_file: everyone on this machine may read"));
     let shared = config.shared.unwrap();
@@ -78,7 +82,13 @@ fn errors_of_a_shared_tier_have_their_place() {
         ("url = \"redis://a\"\nsentinel = \"\"", "a master's name"),
         ("url = \"redis://a\"\nsentinel = \"m\"\nsentinel_username = \"u\"", "needs a sentinel_password_file"),
         ("url = [\"redis://a\", \"rediss://b\"]\ncluster = true", "the scheme and the database"),
-        ("url = [\"redis://a\", \"redis://a\"]\ncluster = true", "twice"),
+        ("url = [\"redis://a\", \"redis://a\"]\ncluster = true", "names a:6379 twice"),
+        ("url = [\"redis://a\", \"redis://a:26379\"]\nsentinel = \"m\"", "names a:26379 twice"),
+        ("url = \"unix:/run/redis.sock\"", "is no URL; write \"unix:///run/redis.sock\""),
+        ("url = \"/run/redis.sock\"", "is no URL; write \"unix:///run/redis.sock\""),
+        ("ulr = \"redis://a\"", "shared.ulr: unknown key; did you mean \"url\"?"),
+        ("url = \"redis://a\"\ntimeout = 25", "is an integer; write \"25ms\""),
+        ("url = \"redis://a\"\ntimeout = 99999", "is an integer; must be between 1ms and 10s"),
         ("url = \"redis://a/1\"\ncluster = true", "a Cluster has number 0 alone"),
         ("url = \"redis://a\"\nusername = \"u\"", "needs a password_file"),
         ("url = \"redis://a\"\npassword_file = \"/nowhere\"", "cannot be read"),
@@ -93,6 +103,7 @@ fn errors_of_a_shared_tier_have_their_place() {
     // Where others write a password.
     for url in [
         "unix:///run/redis.sock?db=0&pass=MARKED",
+        "unix:/run/redis.sock?pass=MARKED",
         "unix://u:MARKED@/run/redis.sock",
         "redis://h:6379/0?password=MARKED",
         "redis://u:x/MARKED@h:6379",

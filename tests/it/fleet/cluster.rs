@@ -2,7 +2,8 @@
 
 use super::journal::{purge_ids, sum};
 use super::servers::{grant_documented_rights, password};
-use super::{Fleet, Redis, Sidecar, eventually, shared};
+use super::{Fleet, Redis, SECRET, Sidecar, eventually, shared};
+use crate::process::{Files, Process};
 use crate::support::TestClient;
 
 /// A node of a Cluster that has nothing yet.
@@ -172,4 +173,48 @@ async fn nodes_that_do_not_know_their_host_are_at_the_host_that_was_asked() {
         a_link_is_shared(one, other).await;
     }
     a_purge_reaches(one, other).await;
+}
+
+/// Regression: the tier went on with the other nodes, and nothing said which one was down.
+#[tokio::test]
+async fn a_node_that_is_down_is_named_in_the_log_and_on_the_page_until_it_is_back() {
+    let nodes = cluster().await;
+    for node in &nodes {
+        node.ask(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]).await;
+    }
+    let origin = sidelink::demo::origin::Origin::start(crate::support::origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    let secret = files.directory.path().join("fleet-secret");
+    std::fs::write(&secret, SECRET).unwrap();
+    let url = format!("url = \"redis://{}\"\ncluster = true", nodes[0].address());
+    let config = format!("[shared]\n{url}\nsecret_file = {secret:?}\ntimeout = \"300ms\"");
+    let mut process = Process::start(&files.write(&config)).await;
+    process.says("the shared tier is in use").await;
+    let mut other = None;
+    for node in &nodes {
+        if node.keys("j").await.is_empty() {
+            other = Some(node);
+        }
+    }
+    let node = other.unwrap();
+    node.signal("-STOP");
+    let down = "a node of the shared tier is down";
+    eventually("it is noticed", async || {
+        process.client.batch("t", &[&rand::random::<u32>().to_string()]).await;
+        let status = process.admin.get("/status.json", &[]).await.json();
+        let alert = &status["alerts"][0];
+        alert["title"] == "A node of the shared tier is down"
+            && alert["text"].as_str().unwrap().starts_with(&format!("{}: ", node.address()))
+    })
+    .await;
+    let line = process.says(down).await;
+    assert_eq!(
+        (line["server"].as_str().unwrap(), line["level"].as_str().unwrap()),
+        (&*node.address().to_string(), "WARN")
+    );
+    node.signal("-CONT");
+    let line = process.says("a node of the shared tier is in use again").await;
+    assert_eq!(line["server"], node.address().to_string());
+    let lines = process.log.iter().filter(|line| line["message"] == down);
+    assert_eq!(lines.count(), 1);
 }

@@ -180,15 +180,16 @@ async fn a_link_too_slow_for_look_ups_keeps_the_breaker_open_although_small_repl
         ask().await;
     }
     other.tier_is(false).await;
-    let checks = other.failures("connect").await;
+    let checks = other.failures("timeout").await;
     eventually("it is checked again and again", async || {
         assert_eq!(other.metric(r#"sidelink_shared_breaker_state{state="closed"}"#).await, 0.0);
-        other.failures("connect").await >= checks + 4.0
+        other.failures("timeout").await >= checks + 4.0
     })
     .await;
-    let timeouts = other.failures("timeout").await;
+    const LOOK_UPS: &str = r#"sidelink_shared_operations_total{operation="lease"}"#;
+    let look_ups = other.metric(LOOK_UPS).await;
     ask().await;
-    assert_eq!(other.failures("timeout").await, timeouts, "no batch waits");
+    assert_eq!(other.metric(LOOK_UPS).await, look_ups, "no batch waits");
     assert!(other.alerts().await.contains("a look-up takes longer than shared.timeout"));
     link.limit(u64::MAX);
     other.tier_is(true).await;
@@ -257,6 +258,23 @@ pub async fn relay(port: u16, lie: Lie, lying: std::sync::Arc<std::sync::atomic:
         }
     });
     relay_port
+}
+
+/// Regression: it counted as no connection, and no metric showed how long a round trip takes.
+#[tokio::test]
+async fn a_timeout_too_short_from_the_start_counts_as_one_and_the_histogram_has_what_it_takes() {
+    let redis = Redis::start().await;
+    let port = relay(redis.port.number(), Lie::Delay, std::sync::Arc::new(true.into())).await;
+    let mut tier = shared(vec![sidelink::config::NodeAddress::tcp("127.0.0.1", port)]);
+    tier.timeout = Duration::from_millis(100);
+    let fleet = Fleet::without_waiting(tier, 1, |_| {}, |_| {}).await;
+    let sidecar = &fleet.sidecars[0];
+    eventually("it is tried again", async || sidecar.failures("timeout").await >= 2.0).await;
+    assert_eq!(sidecar.failures("connect").await, 0.0);
+    let taken = sidecar.metric("sidelink_shared_duration_seconds_sum").await;
+    let count = sidecar.metric("sidelink_shared_duration_seconds_count").await;
+    assert!(count >= 2.0 && taken / count >= 0.3, "{taken} s in {count} round trips");
+    assert!(sidecar.alerts().await.contains("a round trip takes longer than shared.timeout"));
 }
 
 #[tokio::test]

@@ -58,9 +58,51 @@ async fn while_the_server_is_frozen_a_purge_is_pending_and_told_later() {
     assert_eq!(one.metric(UNTOLD).await, 1.0);
     assert!(!has(one, "1").await, "it holds where it was made");
     assert!(has(other, "1").await);
+    let untold = async || {
+        let status = TestClient::new(one.app.admin_address()).get("/status.json", &[]).await.json();
+        status["shared"]["untold_records"].as_u64().unwrap()
+    };
+    let is_alerted = async || alert_kinds(one).await.contains(&"purges_untold".to_owned());
+    assert!(untold().await == 1 && !is_alerted().await, "it may still be told soon");
+    fleet.clock.step(30_000);
+    assert!(is_alerted().await);
     redis.signal("-CONT");
     eventually("the other hears it", async || !has(other, "1").await).await;
     eventually("the fleet is told", async || one.metric(UNTOLD).await == 0.0).await;
+    assert!(untold().await == 0 && !is_alerted().await);
+}
+
+/// Regression: the command ended with 0 and said nothing.
+#[tokio::test]
+async fn the_command_that_purges_says_that_the_fleet_is_not_told_yet() {
+    let redis = Redis::start().await;
+    let origin = Origin::start(origin_options()).await.unwrap();
+    let files = Files::new(origin.address());
+    let secret = files.directory.path().join("fleet-secret");
+    std::fs::write(&secret, SECRET).unwrap();
+    let port = redis.port.number();
+    let tier = format!("[shared]\nurl = \"redis://127.0.0.1:{port}\"\nsecret_file = {secret:?}\ntimeout = \"500ms\"");
+    let mut process = Process::start(&files.write(&tier)).await;
+    process.says("the shared tier is in use").await;
+    let own = format!("admin.address = \"{}\"", process.admin.address);
+    let config = files.directory.path().join("ask.toml");
+    std::fs::write(&config, files.text(&tier).replace("admin.address = \"127.0.0.1:0\"", &own)).unwrap();
+    let purge = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sidelink"));
+        let output = command.args(["purge", "1", "--config"]).arg(&config).output().unwrap();
+        let [done, told] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        (output.status.code().unwrap(), done, told)
+    };
+    // On a busy machine the answer may come before the server's.
+    eventually("the fleet is told", async || {
+        let (code, done, told) = purge();
+        code == 0 && done.contains("\"told\"") && told.is_empty()
+    })
+    .await;
+    redis.signal("-STOP");
+    let (code, done, told) = purge();
+    assert_eq!(code, 3);
+    assert!(done.contains("\"pending\"") && told.contains("its fleet is not told yet"), "{done} {told}");
 }
 
 #[tokio::test]
@@ -166,7 +208,8 @@ async fn more_purges_than_can_wait_are_merged_into_one_of_everything_and_that_is
     redis.signal("-STOP");
     purge_ids(one, 1000, 4096).await;
     assert_eq!((one.metric(UNTOLD).await, one.metric(MERGED).await), (4096.0, 0.0));
-    purge_ids(one, 6000, 100).await;
+    let done = purge_ids(one, 6000, 100).await;
+    assert_eq!(done, json!({ "purged": "ids", "ids": 100, "fleet": "pending", "merged": true }));
     assert_eq!((one.metric(UNTOLD).await, one.metric(MERGED).await), (1.0, 1.0));
     redis.signal("-CONT");
     eventually("all is purged", async || !has(other, "1").await && !has(other, "2").await).await;

@@ -1,0 +1,16 @@
+//! The user behind a credential.
+
+use std::fmt;
+
+/// A user with a project and roles, or whatever else makes two tokens mean the same: a SHA-256 digest of what an identity
+/// provider, or a verified token, says. Nothing of that can be read from it, and it is the same in all sidecars of a fleet.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct UserId(pub [u8; 32]);
+
+/// The first eight hex digits.
+impl fmt::Debug for UserId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, ..] = self.0;
+        write!(f, "UserId({:08x}…)", u32::from_be_bytes([a, b, c, d]))
+    }
+}

@@ -381,6 +381,22 @@ labels! {
         Journal = "journal",
     }
 
+    /// What was learned of a token.
+    pub enum IdentityResult {
+        /// Its user.
+        User = "user",
+        /// The identity provider says that it is not valid.
+        Refused = "refused",
+        /// The answer, or the token itself, has not all that makes a user, or its signature does not verify.
+        Apart = "apart",
+        /// Nothing: the identity provider is down or slow, or its answer cannot be used.
+        Failed = "failed",
+        /// It was not asked for: too many requests were under way, or too many in a second of tokens that the endpoint has not accepted.
+        Limited = "limited",
+        /// It was not asked for, since the identity provider fails.
+        HeldBack = "held_back",
+    }
+
     /// The result of a span's export.
     pub enum SpanResult {
         /// The collector accepted it.

@@ -1,0 +1,116 @@
+//! Who stands behind a token: callers whose tokens mean the same are one user (docs/IDENTITY.md). Start at [`Identities::ask`].
+//!
+//! An introspection endpoint says it ([`introspection`], in the styles [`keystone`] and [`oauth2`]), or the token itself, which a set
+//! of keys verifies ([`jwt`]). Of what they say, a digest is made ([`digest`]) and nothing is kept. What cannot be read, is missing or
+//! differs keeps a token apart: sharing is never a guess. A provider that is down or slow costs sharing, never an answer.
+
+mod digest;
+mod hold_back;
+mod introspection;
+mod jwt;
+mod keystone;
+mod oauth2;
+mod remote_keys;
+mod requests;
+mod signature;
+mod single_flight;
+
+use std::sync::Arc;
+
+use crate::auth::UserId;
+use crate::clock::Clock;
+use crate::config::{IdentityConfig, IdentitySource};
+use crate::telemetry::metrics::{IdentityResult, Metrics};
+use crate::upstream::SetupError;
+use introspection::Introspection;
+use jwt::Tokens;
+
+/// What is known of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Tokens of this `id` are one user's.
+    User {
+        /// The user.
+        id: UserId,
+        /// When the token ends, in Unix milliseconds.
+        ends: Option<u64>,
+        /// The identity provider vouches for the token now. A token that only verifies may have been revoked.
+        is_live: bool,
+    },
+    /// The identity provider says that the token is not valid.
+    Refused,
+    /// Nothing: the provider is down or slow, its answer cannot be used, or too much is asked of it; or the token says too little. The
+    /// token is its own caller.
+    Unknown,
+}
+
+/// The identity provider. Answers are not cached.
+pub struct Identities {
+    source: Source,
+    metrics: Arc<Metrics>,
+}
+
+enum Source {
+    Introspection(Arc<Introspection>),
+    Tokens(Tokens),
+}
+
+/// What was learned of a token, in more detail than its user needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    User { id: UserId, ends: Option<u64> },
+    Refused,
+    Apart,
+    Failed,
+    Limited,
+    HeldBack,
+}
+
+impl Identities {
+    /// As `config` says. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// If there are no certificate authorities to trust, or a file's content is not as expected.
+    pub fn new(config: &IdentityConfig, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, SetupError> {
+        let source = match config.source() {
+            Some(IdentitySource::Introspection(url)) => {
+                Source::Introspection(Arc::new(Introspection::new(config, url, clock, Arc::clone(&metrics))?))
+            }
+            Some(keys) => Source::Tokens(Tokens::new(config, keys, clock, &metrics)?),
+            None => return Err(SetupError::NoIdentitySource),
+        };
+        Ok(Self { source, metrics })
+    }
+
+    /// Says whose `token` is; `was_accepted` by the endpoint, or not: tokens that nobody has accepted share a small budget.
+    /// Concurrent questions about one token are one request, which goes on when those who asked have left.
+    pub async fn ask(&self, token: &[u8], was_accepted: bool) -> Word {
+        let (outcome, is_live) = match &self.source {
+            Source::Introspection(introspection) => (introspection.ask(token, was_accepted).await, true),
+            Source::Tokens(tokens) => {
+                let outcome = tokens.ask(token).await;
+                outcome.count(&self.metrics);
+                (outcome, false)
+            }
+        };
+        match outcome {
+            Outcome::User { id, ends } => Word::User { id, ends, is_live },
+            Outcome::Refused => Word::Refused,
+            Outcome::Apart | Outcome::Failed | Outcome::Limited | Outcome::HeldBack => Word::Unknown,
+        }
+    }
+}
+
+impl Outcome {
+    fn count(self, metrics: &Metrics) {
+        let result = match self {
+            Self::User { .. } => IdentityResult::User,
+            Self::Refused => IdentityResult::Refused,
+            Self::Apart => IdentityResult::Apart,
+            Self::Failed => IdentityResult::Failed,
+            Self::Limited => IdentityResult::Limited,
+            Self::HeldBack => IdentityResult::HeldBack,
+        };
+        metrics.identity.requests.of(result).inc();
+    }
+}

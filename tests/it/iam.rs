@@ -1,6 +1,8 @@
 //! The simulated IAM answers as the documents of Keystone, Huawei's IAM and OAuth 2.0 say, and the simulated endpoint believes it.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use base64::Engine;
@@ -12,6 +14,7 @@ use sidelink::clock::Clock;
 use sidelink::demo::origin::iam::{CLIENT, Dialect, Grant, Iam, JwtAlgorithm};
 use sidelink::demo::origin::{Origin, ScriptedReply, link_is_for};
 
+use crate::command_line::Running;
 use crate::support::{LOOPBACK, Reply, TestClient, origin_options, query};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -397,4 +400,53 @@ async fn its_end_is_not_the_end_of_its_tokens() {
     assert!(world.client.try_get(TOKENS).await.is_none());
     assert_eq!(client.get(&query(&["1"]), &[("x-auth-token", &token)]).await.ids(), ["1"]);
     origin.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_gets_a_json_web_token_for_the_scope_that_it_asks_for() {
+    let world = World::start().await;
+    let basic = format!("Basic {}", STANDARD.encode("anna:whatever"));
+    let ask = async |authorization: &str, body: &'static str| {
+        let headers = [("authorization", authorization), ("content-type", "application/x-www-form-urlencoded")];
+        world.client.send(Method::POST, "/oauth2/token", &headers, body).await
+    };
+    let reply = ask(&basic, "grant_type=client_credentials&scope=read+write").await.json();
+    assert_eq!((&reply["token_type"], &reply["expires_in"]), (&json!("Bearer"), &json!(24 * 3600)));
+    let token = reply["access_token"].as_str().unwrap();
+    assert!(verifies(&world.client.get("/jwks.json", &[]).await.json(), token));
+    let said = world.introspect(&world.basic(), token).await.json();
+    assert_eq!((&said["username"], &said["scope"]), (&json!("anna"), &json!("read write")));
+    assert_eq!(ask("", "grant_type=client_credentials").await.status, 401);
+    assert_eq!(ask(&basic, "grant_type=password").await.json()["error"], "unsupported_grant_type");
+}
+
+#[tokio::test]
+async fn the_command_prints_commands_that_get_tokens_which_its_endpoint_accepts() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sidelink"));
+    command.args(["origin", "--address", "127.0.0.1:0", "--iam", "127.0.0.1:0"]).stdout(Stdio::piped());
+    let mut process = Running(command.spawn().unwrap());
+    let mut lines = Vec::new();
+    for line in BufReader::new(process.0.stdout.take().unwrap()).lines() {
+        lines.push(line.unwrap());
+        if lines.last().unwrap().contains("grant_type=") {
+            break;
+        }
+    }
+    let endpoint = lines[0].strip_prefix("the simulated endpoint listens on http://").expect("an address");
+    let endpoint = TestClient::new(endpoint.parse().unwrap());
+    let text = lines.join("\n");
+    let commands: Vec<&str> = text.split("  curl ").skip(1).map(|rest| rest.split("\n\n").next().unwrap()).collect();
+    let answers: Vec<String> = commands
+        .iter()
+        .map(|command| {
+            let output = Command::new("sh").args(["-c", &format!("curl {command}")]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        })
+        .collect();
+    let [keystone, oauth2] = answers.as_slice() else { panic!("{text}") };
+    let token = keystone.lines().find_map(|line| line.strip_prefix("x-subject-token: ")).expect("a token").trim_end();
+    assert_eq!(endpoint.batch(token, &["1"]).await.ids(), ["1"]);
+    let jwt = serde_json::from_str::<Value>(oauth2).unwrap();
+    assert_eq!(endpoint.batch(jwt["access_token"].as_str().unwrap(), &["1"]).await.ids(), ["1"]);
+    assert_eq!(endpoint.batch("made-up", &["1"]).await.status, 401);
 }

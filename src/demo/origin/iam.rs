@@ -1,7 +1,7 @@
 //! A simulated IAM beside the simulated endpoint: it issues tokens, says whom they stand for, and forgets those that are revoked.
 //!
 //! It is a server of its own, so that it can be down, slow or wrong while the endpoint is not. `keystone` has the routes of OpenStack's
-//! and Huawei's IAM, `oauth2` those of RFC 7662 and of a JSON Web Key Set. An endpoint with [`Options::iam`] accepts just the tokens
+//! and Huawei's IAM, `oauth2` those of OAuth 2.0. An endpoint with [`Options::iam`] accepts just the tokens
 //! that live here, and makes its links for the user of a token.
 //!
 //! [`Options::iam`]: super::Options::iam
@@ -10,6 +10,7 @@ mod grant;
 mod keys;
 mod keystone;
 mod oauth2;
+mod usage;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -214,6 +215,7 @@ impl Iam {
             (&Method::GET, keystone::TOKENS) => keystone::validate(&self, &behaviour, &parts),
             (&Method::POST, keystone::TOKENS) => keystone::authenticate(&self, &behaviour, &body),
             (&Method::POST, oauth2::INTROSPECT) => oauth2::introspect(&self, &behaviour, &parts, &body),
+            (&Method::POST, oauth2::TOKEN) => oauth2::issue(&self, &parts, &body),
             (&Method::GET, oauth2::KEYS) => oauth2::keys(&self),
             _ => keystone::error(404, "Not Found", "Could not find the requested resource."),
         };

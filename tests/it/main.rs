@@ -40,6 +40,7 @@ mod flaky_endpoint;
 mod fleet;
 mod freshness;
 mod git_lfs;
+mod iam;
 mod isolation;
 mod life_cycle;
 mod links;

@@ -15,7 +15,7 @@ use super::kind::{
 use super::pem;
 use super::secret::{self, Secret, StoredSecret};
 use super::table::TableVisitor;
-use super::upstream::UpstreamConfig;
+use super::upstream::{UpstreamConfig, proxy, proxy_credentials};
 
 section! {
     /// `[callers.identity]`. There is none by default.
@@ -43,6 +43,10 @@ section! {
         pub requests: usize = 16, count(1..=1000);
         /// Introspections a second of tokens that the endpoint has not accepted.
         pub unaccepted: u32 = 10, count(1..=10_000);
+        /// The HTTP proxy through which the server is reached, by CONNECT.
+        pub proxy: Option<Endpoint> = None, text("a URL", proxy).optional("http://proxy.internal:3128");
+        /// File that holds USER:PASSWORD for the proxy and nothing else, readable by sidelink's user only.
+        pub proxy_credentials_file: Option<StoredSecret> = None, secret_file(proxy_credentials).optional("/etc/sidelink/proxy-credentials");
         /// PEM file of certificate authorities, instead of the platform's.
         pub ca_file: Option<PathBuf> = None, certificates().optional("/etc/sidelink/iam-ca.pem");
         /// PEM file of the client certificate, if the server asks for one.
@@ -114,6 +118,11 @@ impl IdentityConfig {
         {
             found.wrong("needs introspect or jwks_url with https://");
         }
+        let unused = "needs callers.identity.proxy: there is no proxy for the credentials";
+        table.needs("proxy_credentials_file", "proxy", unused);
+        if let Some(found) = table.find("proxy").filter(|_| self.server().is_none()) {
+            found.wrong("needs introspect or jwks_url: nothing else is asked");
+        }
         table.needs("client_cert", "client_key", "needs callers.identity.client_key: its private key");
         let whose = "needs callers.identity.client_cert: the certificate that the key belongs to";
         table.needs("client_key", "client_cert", whose);
@@ -157,7 +166,10 @@ impl IdentityConfig {
     pub(crate) fn connections(&self) -> Option<UpstreamConfig> {
         let config = UpstreamConfig::for_endpoint(self.server()?.clone());
         Some(UpstreamConfig {
-            connect_timeout: self.timeout,
+            // Half, so that there is time left for TLS and for the answer.
+            connect_timeout: self.timeout / 2,
+            proxy: self.proxy.clone(),
+            proxy_credentials_file: self.proxy_credentials_file.clone(),
             ca_file: self.ca_file.clone(),
             client_cert: self.client_cert.clone(),
             client_key: self.client_key.clone(),

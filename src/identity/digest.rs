@@ -123,6 +123,10 @@ pub(super) struct NotCanonical;
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use serde_json::{Map, Value, json};
+
     use super::*;
 
     fn raw(text: &str) -> &RawValue {
@@ -203,6 +207,59 @@ mod tests {
         };
         assert_ne!(of("k", "s", "n"), of("ks", "", "n"));
         assert_ne!(of("k", "s", "n"), of("k", "sn", ""));
+    }
+
+    /// A small domain, so that equal values are frequent.
+    fn any_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            (0..3).prop_map(Value::from),
+            "[a\"]{0,2}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 8, 3, |inner| {
+            prop_oneof![
+                vec(inner.clone(), 0..3).prop_map(Value::from),
+                vec(("[ab]{0,1}", inner), 0..3).prop_map(|members| members.into_iter().collect::<Map<_, _>>().into()),
+            ]
+        })
+    }
+
+    /// The text of a value, with its members in reverse and with escapes and spaces that say nothing.
+    fn otherwise(value: &Value) -> String {
+        match value {
+            Value::String(text) => {
+                text.chars().fold("\"".to_owned(), |text, char| format!("{text}\\u{:04x}", u32::from(char))) + "\""
+            }
+            Value::Array(values) => {
+                format!("[ {} ]", values.iter().map(otherwise).collect::<Vec<_>>().join(" ,\n"))
+            }
+            Value::Object(members) => {
+                let members = members.iter().rev();
+                let members = members.map(|(name, value)| format!("{}: {}", otherwise(&json!(name)), otherwise(value)));
+                format!("{{ {} }}", members.collect::<Vec<_>>().join(" , "))
+            }
+            other => other.to_string(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn equal_values_have_one_digest_however_they_are_written_and_others_have_others(
+            one in any_value(), other in any_value(),
+        ) {
+            prop_assert_eq!(field(&otherwise(&one)), field(&one.to_string()));
+            prop_assert!(field(&one.to_string()).is_some());
+            prop_assert_eq!(field(&one.to_string()) == field(&other.to_string()), one == other);
+        }
+
+        #[test]
+        fn no_bytes_are_a_panic(text in "[\\[\\]{}\",:0a\\\\u. ]{0,40}") {
+            if let Ok(value) = serde_json::from_str::<&RawValue>(&text) {
+                let mut digest = UserDigest::new("test", "here");
+                let _ = (digest.field("a", Some(value)), digest.set("a", value), digest.words("a", value));
+            }
+        }
     }
 
     #[test]

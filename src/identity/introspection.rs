@@ -95,6 +95,7 @@ impl Introspection {
     }
 
     pub(super) async fn ask(self: &Arc<Self>, token: &[u8], was_accepted: bool) -> Outcome {
+        let deadline = Instant::now() + self.timeout;
         let key: [u8; 32] = Sha256::digest(token).into();
         loop {
             let flight = self.flights.join_or_start(&key, |waiting| {
@@ -110,12 +111,17 @@ impl Introspection {
                 Ok(flight) => flight,
                 Err(outcome) => return outcome,
             };
-            let is_own = flight.is_own;
-            match flight.result().await {
-                // Of one that was asked for a token that the endpoint had not accepted: its limits are not this one's.
-                Some(Outcome::Limited) if was_accepted && !is_own => {}
-                outcome => return outcome.unwrap_or(Outcome::Failed),
-            }
+            // The task has a deadline of its own, which is not later than that of who started it.
+            let outcome = if flight.is_own {
+                flight.result().await
+            } else {
+                match timeout_at(deadline, flight.result()).await {
+                    // Of a question about a token that the endpoint had not accepted: its limits are not this one's.
+                    Ok(Some(Outcome::Limited)) if was_accepted => continue,
+                    outcome => outcome.ok().flatten(),
+                }
+            };
+            return outcome.unwrap_or(Outcome::Failed);
         }
     }
 

@@ -113,3 +113,30 @@ pub(super) fn numeric_date(value: &RawValue) -> Option<u64> {
     let is_number = [seconds, fraction].iter().all(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
     is_number.then(|| seconds.parse::<u64>().ok()?.checked_mul(1000))?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Secret, StoredSecret};
+
+    #[test]
+    fn client_credentials_are_encoded_before_they_are_basic() {
+        let file = |text: &str| Some(StoredSecret { secret: Secret::new(text.into()), source: "file".into() });
+        let mut config = IdentityConfig::blank();
+        config.client_file = file("my client:p:ss%+/~*-._");
+        let value = authorization(&config).unwrap();
+        assert!(value.is_sensitive());
+        let basic = value.to_str().unwrap().strip_prefix("Basic ").unwrap();
+        let pair = String::from_utf8(STANDARD.decode(basic).unwrap()).unwrap();
+        assert_eq!(pair, "my%20client:p%3Ass%25%2B%2F%7E*-._");
+        config.token_file = file("own");
+        assert_eq!(authorization(&config).unwrap(), "Bearer own");
+    }
+
+    #[test]
+    fn the_token_is_encoded_in_the_form() {
+        let url = Url::parse("https://iam/introspect").unwrap();
+        let request = request(&url, b"MII+a/b=&token=x%\xe9", &HeaderValue::from_static("Basic x")).unwrap();
+        assert_eq!(request.body(), "token=MII%2Ba%2Fb%3D%26token%3Dx%25%E9");
+    }
+}

@@ -51,8 +51,9 @@ where
         let landing = Landing { flights: Arc::clone(self), key: key.clone() };
         tokio::spawn(async move {
             let value = task.await;
-            let _ = sender.send(Some(value));
+            // First: who comes after the result starts another task.
             drop(landing);
+            let _ = sender.send(Some(value));
         });
         Ok(Flight { result, is_own: true })
     }

@@ -339,6 +339,8 @@ labels! {
         Admin = "admin",
         /// `upstream.client_cert`: the endpoint sees it.
         Upstream = "upstream",
+        /// `callers.identity.client_cert`: the identity provider sees it.
+        Identity = "identity",
     }
 
     /// The purpose of a round trip to the shared tier.

@@ -136,6 +136,8 @@ fn errors_of_the_identity_table_have_their_place() {
         ("introspect = \"http://127.0.0.1:8080/t\"".into(), "is this sidelink's own listener"),
         ("introspect = \"http://localhost/t\"\nca_file = \"/nowhere\"".into(), "cannot be read"),
         (format!("{keystone}\nclient_cert = \"/nowhere\""), "needs callers.identity.client_key"),
+        (format!("{keystone}\nproxy = \"https://proxy\""), "callers.identity.proxy: must begin with http://"),
+        (format!("{keystone}\nproxy_credentials_file = {token}"), "must hold USER:PASSWORD"),
     ] {
         let error = with_identity(&lines).expect_err(&lines).to_string();
         assert!(error.contains(message), "{lines}: {error}");

@@ -69,6 +69,8 @@ fn the_shipped_file_names_every_key_and_each_has_a_comment() {
     identity.client_file = Some(file("/etc/sidelink/identity-client"));
     identity.jwks_file = Some(StoredSecret { secret: KeySet::default(), source: "/etc/sidelink/jwks.json".into() });
     identity.jwks_url = Some(Url::parse("https://iam.internal/jwks").unwrap());
+    identity.proxy = Some(Endpoint::parse("http://proxy.internal:3128").unwrap());
+    identity.proxy_credentials_file = Some(file("/etc/sidelink/proxy-credentials"));
     identity.ca_file = Some("/etc/sidelink/iam-ca.pem".into());
     identity.client_cert = Some("/etc/sidelink/iam-client.pem".into());
     identity.client_key = Some("/etc/sidelink/iam-client-key.pem".into());

@@ -5,6 +5,7 @@ mod jwt;
 mod keystone;
 mod limits;
 mod oauth2;
+mod secrets;
 mod tls;
 
 use std::sync::Arc;

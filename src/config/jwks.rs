@@ -116,7 +116,7 @@ impl VerifyingKey {
             return None;
         }
         let material = match (jwk.kty.as_str(), jwk.crv.as_deref()) {
-            ("RSA", None) => KeyMaterial::Rsa { n: decode(jwk.n?)?, e: decode(jwk.e?)? },
+            ("RSA", None) => KeyMaterial::Rsa { n: number(jwk.n?)?, e: number(jwk.e?)? },
             ("EC", Some("P-256")) => KeyMaterial::P256(point(jwk.x?, jwk.y?, 32)?),
             ("EC", Some("P-384")) => KeyMaterial::P384(point(jwk.x?, jwk.y?, 48)?),
             ("OKP", Some("Ed25519")) => KeyMaterial::Ed25519(decode(jwk.x?).filter(|key| key.len() == 32)?),
@@ -129,6 +129,13 @@ impl VerifyingKey {
 
 fn decode(text: &str) -> Option<Vec<u8>> {
     URL_SAFE_NO_PAD.decode(text).ok().filter(|bytes| !bytes.is_empty())
+}
+
+/// A number without the zeros that some writers put in front.
+fn number(text: &str) -> Option<Vec<u8>> {
+    let bytes = decode(text)?;
+    let start = bytes.iter().position(|byte| *byte != 0)?;
+    bytes.get(start..).map(<[u8]>::to_vec)
 }
 
 /// An uncompressed point (SEC 1 §2.3.3): each coordinate has the full length (RFC 7518 §6.2.1.2).

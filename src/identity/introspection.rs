@@ -153,6 +153,8 @@ impl Introspection {
         };
         let wish = answer.as_ref().ok().and_then(|response| retry_after(response.headers(), self.clock.now()));
         let evidence = match (&reading, &answer) {
+            // Made-up tokens do not tell that the provider knows others.
+            (Reading::Refused, _) if !was_accepted => Evidence::Nothing,
             (Reading::User { .. } | Reading::Refused | Reading::Incomplete(_), _) => Evidence::Works,
             (Reading::OwnCredentials(_), _) | (_, Err(SideError::Connect(_))) => {
                 Evidence::Fails(Suspect::Provider, wish)

@@ -16,8 +16,8 @@ pub enum SetupError {
     /// A file cannot be read, or its content is not as expected: the key that names it, and why.
     #[error("{0}: {1}")]
     File(&'static str, String),
-    /// The platform has no certificate authorities; `upstream.ca_file` can name some.
-    #[error("the platform has no certificate authorities ({0}); install them or set upstream.ca_file")]
+    /// The platform has no certificate authorities; a `ca_file` can name some.
+    #[error("the platform has no certificate authorities ({0}); install them, or set ca_file")]
     NoRoots(String),
     /// `[callers.identity]` names nothing that knows whose a token is, or no credentials to ask with.
     #[error("callers.identity: names no source, or no credentials for it")]

@@ -164,10 +164,14 @@ async fn a_token_that_the_provider_fails_for_does_not_hold_others_back() {
     }
     world.asker.user(&world.token("anna")).await;
     assert!(!world.asker.is_held_back());
-    // But several that have been.
-    world.iam.update(|behaviour| behaviour.only_for = None);
-    for _ in 0..5 {
-        assert_eq!(world.asker.ask(&world.token("anna")).await, Word::Unknown);
+    // But several that have been, even if made-up ones are still refused.
+    for number in 0..5 {
+        let token = world.token("anna");
+        world.iam.update(|behaviour| behaviour.only_for = Some(token.clone()));
+        assert_eq!(world.asker.ask(&token).await, Word::Unknown);
+        let made_up = format!("another-{number}");
+        let word = world.asker.identities.ask(made_up.as_bytes(), false).await;
+        assert_eq!(word, if number < 4 { Word::Refused } else { Word::Unknown });
     }
     assert!(world.asker.is_held_back());
 }

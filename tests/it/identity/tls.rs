@@ -1,12 +1,14 @@
-//! The identity provider is trusted by its own certificate authority, and may ask for a certificate of sidelink's.
+//! The identity provider is trusted by its own certificate authority, and may ask for a certificate of sidelink's. It may be behind an
+//! egress proxy, which sees no token over TLS.
 
 use sidelink::auth::Word;
-use sidelink::config::{IdentityConfig, Url};
+use sidelink::config::{Endpoint, IdentityConfig, Url};
 use sidelink::demo::origin::iam::Iam;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::{Asker, World};
+use crate::egress::{EgressProxy, OPEN};
 use crate::support::LOOPBACK;
 use crate::tls::{Authority, acceptor, write};
 
@@ -41,8 +43,16 @@ async fn only_a_provider_that_is_trusted_is_asked_and_it_sees_sidelinks_certific
     config.client_cert = Some(write(&files, "client.pem", &issued.certificate.pem()));
     config.client_key = Some(write(&files, "client-key.pem", &issued.key.serialize_pem()));
     let token = world.token("anna");
+    let proxy = EgressProxy::start(OPEN, ([127, 0, 0, 1], port).into()).await;
+    let behind = Endpoint::parse(&format!("http://{}", proxy.address)).unwrap();
+    let by_proxy = IdentityConfig { proxy: Some(behind), ..config.clone() };
+    let user = Asker::new(&by_proxy, &world.clock).user(&token).await;
+    let heads = proxy.heads();
+    assert!(heads[0].starts_with(&format!("CONNECT localhost:{port} HTTP/1.1\r\n")), "{heads:?}");
+    assert!(heads.len() == 1 && !heads[0].contains(&token), "{heads:?}");
+
     let asker = Asker::new(&config, &world.clock);
-    asker.user(&token).await;
+    assert_eq!(asker.user(&token).await, user);
     assert!(asker.identities.trust_is_unchanged(&config));
 
     let anonymous = IdentityConfig { client_cert: None, client_key: None, ..config.clone() };

@@ -8,7 +8,7 @@ pub mod envelope;
 pub mod errors;
 pub mod expiry;
 pub mod id;
-mod json;
+pub(crate) mod json;
 pub mod misfit;
 pub mod request;
 

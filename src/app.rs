@@ -315,11 +315,13 @@ impl Running {
 
     /// Shows in metrics when the certificates in use end.
     fn show_certificates(&self, config: &Config) {
+        let identity = config.callers.identity.as_ref();
         let gauges = &self.generations.builder.process.metrics.certificate_expiry;
         for (of, path) in [
             (CertificateUse::Listen, config.listen.tls.as_ref().map(|tls| &tls.cert)),
             (CertificateUse::Admin, config.admin.tls.as_ref().map(|tls| &tls.cert)),
             (CertificateUse::Upstream, config.upstream.client_cert.as_ref()),
+            (CertificateUse::Identity, identity.and_then(|identity| identity.client_cert.as_ref())),
         ] {
             let expiry = path.and_then(|path| pem::expiry(path).ok()).unwrap_or(0);
             gauges.set(of, usize::try_from(expiry).unwrap_or(usize::MAX));

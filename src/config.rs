@@ -12,6 +12,8 @@ mod declare;
 mod diagnostics;
 mod endpoint;
 mod headers;
+mod identity;
+pub mod jwks;
 mod kind;
 mod listen;
 pub mod pem;
@@ -37,7 +39,8 @@ pub use callers::{CallerKey, CallersConfig};
 use declare::section;
 use diagnostics::Diagnostics;
 pub use diagnostics::{ConfigError, ConfigErrors};
-pub use endpoint::Endpoint;
+pub use endpoint::{Endpoint, Url};
+pub use identity::{IdentityConfig, IdentitySource, Style};
 pub use kind::parse_duration;
 pub(crate) use kind::show_duration;
 use kind::{DAY, HOUR, MILLISECOND, MINUTE, SECOND, choice, count, duration, flag, secret_file, size, text};
@@ -45,7 +48,7 @@ pub use listen::{Listen, ListenAddress, Tls, TlsError};
 pub use render::{reference, shipped};
 pub use secret::{KeyPair, Secret, StoredSecret};
 pub use shared::{NodeAddress, NodeUrl, Shared};
-pub use trace::{Collector, Trace, TraceHeader};
+pub use trace::{Trace, TraceHeader};
 pub use upstream::{BreakerConfig, Retry, UpstreamConfig};
 
 section! {

@@ -15,6 +15,7 @@ pub mod auth;
 pub mod batch;
 pub mod cache;
 pub mod fetch;
+pub mod identity;
 pub mod proxy;
 pub mod server;
 pub mod shared;

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::LazyLock;
@@ -12,6 +13,7 @@ use sidelink::app::{self, End, PassedSockets, StartError, StopSignals, Watch, co
 use sidelink::batch::check;
 use sidelink::config::{Config, ConfigError};
 use sidelink::demo;
+use sidelink::demo::origin::iam::Iam;
 use sidelink::demo::origin::shapes::Shape;
 use sidelink::demo::origin::{self, Origin};
 use sidelink::message::recorded;
@@ -110,7 +112,13 @@ enum Command {
         batches: u32,
     },
     /// Run the simulated endpoint alone.
-    Origin(Box<origin::Options>),
+    Origin {
+        #[command(flatten)]
+        options: Box<origin::Options>,
+        /// Run a simulated IAM as well, here unless an address is named. Only its tokens are accepted then.
+        #[arg(long, value_name = "IP:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:9091")]
+        iam: Option<SocketAddr>,
+    },
 }
 
 /// What is purged: one of three.
@@ -201,7 +209,7 @@ fn main() -> ExitCode {
                 Err(error) => fail(&format!("demo: {error}")),
             }
         }),
-        Command::Origin(options) => run(None, simulate_endpoint(*options)),
+        Command::Origin { options, iam } => run(None, simulate_endpoint(*options, iam)),
     }
 }
 
@@ -335,18 +343,28 @@ fn print(text: &[u8]) -> ExitCode {
     }
 }
 
-async fn simulate_endpoint(options: origin::Options) -> ExitCode {
-    let address = options.address;
+async fn simulate_endpoint(mut options: origin::Options, iam: Option<SocketAddr>) -> ExitCode {
+    if let Some(address) = iam {
+        match Iam::start(address).await {
+            Ok(iam) => options.iam = Some(iam),
+            Err(error) => return fail(&format!("cannot listen on {address}: {error}; --iam names another address")),
+        }
+    }
+    let (address, iam) = (options.address, options.iam.clone());
     let origin = match Origin::start(options).await {
         Ok(origin) => origin,
         Err(error) => return fail(&format!("cannot listen on {address}: {error}; --address names another")),
     };
-    let _ = writeln!(std::io::stdout().lock(), "the simulated endpoint listens on http://{}", origin.address());
+    let usage = iam.as_ref().map(Iam::usage).unwrap_or_default();
+    let _ = write!(std::io::stdout().lock(), "the simulated endpoint listens on http://{}\n{usage}", origin.address());
     match StopSignals::new() {
         Ok(mut signals) => signals.recv().await,
         Err(error) => return fail(&format!("signals: {error}")),
     }
     origin.stop().await;
+    if let Some(iam) = iam {
+        iam.stop().await;
+    }
     ExitCode::SUCCESS
 }
 

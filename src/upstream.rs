@@ -5,6 +5,7 @@
 //! (one attempt) and `client` (sending a request on a connection); `breaker` judges by `evidence`.
 
 mod attempt;
+mod beside;
 mod breaker;
 mod call;
 mod client;
@@ -47,6 +48,7 @@ use pause_of_all::PausedCallers;
 use resolver::Resolver;
 use trust::Trust;
 
+pub(crate) use beside::{SideClient, SideError};
 pub use breaker::BreakerStatus;
 pub use call::{Answer, Call};
 pub use connector::MemoryEndpoint;
@@ -93,7 +95,7 @@ impl Upstream {
     /// # Errors
     /// If there are no certificate authorities to trust, or a file's content is not as expected.
     pub fn new(config: &UpstreamConfig, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, SetupError> {
-        let trust = Trust::read(config)?;
+        let trust = Trust::read(config, &trust::UPSTREAM)?;
         let tls = trust.client()?;
         let resolver = Resolver::new(config.connect_timeout);
         let connector =
@@ -140,7 +142,7 @@ impl Upstream {
 
     /// Whether the files that `config` names have the content that this client was built from.
     pub fn trust_is_unchanged(&self, config: &UpstreamConfig) -> bool {
-        self.trust.as_ref().is_none_or(|trust| Trust::read(config).is_ok_and(|now| now == *trust))
+        self.trust.as_ref().is_none_or(|trust| Trust::read(config, &trust::UPSTREAM).is_ok_and(|now| now == *trust))
     }
 
     /// The endpoint.

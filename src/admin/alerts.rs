@@ -254,6 +254,7 @@ fn certificate(state: &AdminState, now: Moment) -> Option<Alert> {
         CertificateUse::Listen => "listen.tls.cert",
         CertificateUse::Admin => "admin.tls.cert",
         CertificateUse::Upstream => "upstream.client_cert",
+        CertificateUse::Identity => "callers.identity.client_cert",
     };
     let left = end.saturating_sub(now.unix_seconds()) * 1000;
     (left < CERTIFICATE).then(|| Alert {

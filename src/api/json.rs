@@ -12,13 +12,13 @@ use serde_json::value::RawValue;
 use crate::config::batch::Pointer;
 
 /// The members of an object in their order, each name once.
-pub(super) type Members<'a> = Vec<(Cow<'a, str>, &'a RawValue)>;
+pub(crate) type Members<'a> = Vec<(Cow<'a, str>, &'a RawValue)>;
 
 /// With more members than this, their names are compared by a table.
 const FEW: usize = 16;
 
 /// The members of `text`, an object; `None` if it is none, or has a name twice: readers differ about what that means.
-pub(super) fn members(text: &str) -> Option<Members<'_>> {
+pub(crate) fn members(text: &str) -> Option<Members<'_>> {
     // serde would also take a list for an object.
     if !text.trim_ascii_start().starts_with('{') {
         return None;
@@ -34,12 +34,12 @@ pub(super) fn members(text: &str) -> Option<Members<'_>> {
 }
 
 /// The elements of `text`, a list.
-pub(super) fn elements(text: &str) -> Option<Vec<&RawValue>> {
+pub(crate) fn elements(text: &str) -> Option<Vec<&RawValue>> {
     text.trim_ascii_start().starts_with('[').then(|| serde_json::from_str(text).ok())?
 }
 
 /// The value at `pointer` in `text`.
-pub(super) fn find<'a>(text: &'a RawValue, pointer: &Pointer) -> Option<&'a RawValue> {
+pub(crate) fn find<'a>(text: &'a RawValue, pointer: &Pointer) -> Option<&'a RawValue> {
     walk(text, pointer.tokens())
 }
 
@@ -52,17 +52,18 @@ fn walk<'a>(text: &'a RawValue, tokens: &[Box<str>]) -> Option<&'a RawValue> {
 }
 
 /// The value at `pointer` in an object of these members. `None` for the empty pointer as well: it names the object.
-pub(super) fn find_in<'a>(members: &Members<'a>, pointer: &Pointer) -> Option<&'a RawValue> {
+pub(crate) fn find_in<'a>(members: &Members<'a>, pointer: &Pointer) -> Option<&'a RawValue> {
     let (first, rest) = pointer.tokens().split_first()?;
     walk(member(members, first)?, rest)
 }
 
 /// As [`find_in`], for a value that is not null.
-pub(super) fn find_set<'a>(members: &Members<'a>, pointer: &Pointer) -> Option<&'a RawValue> {
+pub(crate) fn find_set<'a>(members: &Members<'a>, pointer: &Pointer) -> Option<&'a RawValue> {
     find_in(members, pointer).filter(|value| value.get() != "null")
 }
 
-fn member<'a>(members: &Members<'a>, name: &str) -> Option<&'a RawValue> {
+/// The value of the member of this name.
+pub(crate) fn member<'a>(members: &Members<'a>, name: &str) -> Option<&'a RawValue> {
     members.iter().find(|(known, _)| known == name).map(|(_, value)| *value)
 }
 
@@ -81,7 +82,7 @@ pub(super) fn range_of(whole: &str, part: &str) -> Option<Range<usize>> {
 }
 
 /// The text of a value that is a string.
-pub(super) fn string(value: &RawValue) -> Option<Cow<'_, str>> {
+pub(crate) fn string(value: &RawValue) -> Option<Cow<'_, str>> {
     let text = value.get();
     let plain = text.strip_prefix('"')?.strip_suffix('"').filter(|inner| !inner.contains('\\'));
     plain.map(Cow::Borrowed).or_else(|| serde_json::from_str::<JsonString<'_>>(text).ok().map(|text| text.0))

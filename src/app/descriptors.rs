@@ -8,7 +8,7 @@ use crate::admin::DescriptorsShort;
 use crate::config::{Config, Limits};
 use crate::telemetry::log::events;
 
-/// Descriptors for everything but connections of clients, of operators, and to the endpoint: files, the shared tier, the collector,
+/// Descriptors for everything but connections of clients, of operators, to the endpoint and to the identity provider: files, the shared tier, the collector,
 /// name servers.
 const OTHERS: u64 = 64;
 
@@ -25,12 +25,13 @@ pub fn raise_limit() -> Result<(), Errno> {
 /// kept in reserve, so that operators are answered and calls are made whatever clients do. Logs it and returns the numbers.
 pub(super) fn fit(config: &mut Config) -> Option<DescriptorsShort> {
     let limit = getrlimit(Resource::Nofile).current?;
-    let connections = connections(&config.limits, config.upstream.calls, limit);
+    let calls = config.upstream.calls + config.callers.identity.as_ref().map_or(0, |identity| identity.requests);
+    let connections = connections(&config.limits, calls, limit);
     let configured = config.limits.connections;
     if connections >= configured {
         return None;
     }
-    let needed = needed(&config.limits, config.upstream.calls);
+    let needed = needed(&config.limits, calls);
     events::DescriptorsShort { limit, needed, connections }.log();
     config.limits.connections = connections;
     Some(DescriptorsShort { limit, needed, connections, configured })

@@ -12,6 +12,7 @@ fn callers() -> Callers {
         revalidate: Duration::from_secs(300),
         cache_control: true,
         scope_headers: vec![HeaderName::from_static("x-tenant")],
+        identity: None,
         keys: Vec::new(),
     };
     at("http://h", Arc::new(CallerStates::new([7; 16])), &config)

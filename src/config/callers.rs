@@ -6,6 +6,7 @@ use http::HeaderName;
 
 use super::declare::section;
 use super::headers::scope_header;
+use super::identity::IdentityConfig;
 use super::kind::{DAY, MINUTE, SECOND, duration, flag, secret_file, string_of, text, texts};
 use super::secret::{self, KeyPair, StoredSecret};
 use super::table::TableVisitor;
@@ -20,6 +21,8 @@ section! {
         pub cache_control: bool = true, flag();
         /// Request headers, beyond those of a batch API, whose values may change an answer.
         pub scope_headers: Vec<HeaderName> = Vec::new(), texts(None, scope_header);
+        /// What makes several tokens one user, who then shares links; without this table each token is a caller of its own. docs/IDENTITY.md says when not to use it.
+        pub identity: Option<IdentityConfig> = None => optional(IdentityConfig::blank, IdentityConfig::visit);
         /// Keys whose signed requests may be answered from memory; one such table for each.
         pub keys: Vec<CallerKey> = Vec::new() => list(CallerKey::blank, CallerKey::visit);
     }
@@ -35,6 +38,8 @@ section! {
         pub secret_key_file: Option<StoredSecret> = None, secret_file(secret::from_file).optional("/etc/sidelink/secret-key");
         /// Environment variable that holds the secret key, instead of a file.
         pub secret_key_env: Option<StoredSecret> = None, text("the name of an environment variable", secret::from_variable).optional("SIDELINK_SECRET_KEY");
+        /// A name of your choice for the user whose key this is: the keys of one user share links.
+        pub user: Option<String> = None, string_of("a name: 1 to 128 visible ASCII characters", is_user).optional("reports");
     }
 }
 
@@ -60,6 +65,10 @@ impl CallerKey {
         let secret_key = stored.map(|stored| stored.secret.clone()).unwrap_or_default();
         KeyPair { access_key: self.access_key.clone(), secret_key }
     }
+}
+
+fn is_user(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 fn is_access_key(text: &str) -> bool {

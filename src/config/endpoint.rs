@@ -1,7 +1,7 @@
-//! The URL of an endpoint.
+//! URLs: of an endpoint, and of one of a server's resources.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use http::Uri;
 use http::uri::{Authority, Parts, PathAndQuery, Scheme};
@@ -61,6 +61,13 @@ impl Endpoint {
         Uri::from_parts(parts).unwrap_or_default()
     }
 
+    /// Whether it is this machine, by its address or as `localhost` (RFC 6761), without a look-up of the name.
+    pub(super) fn is_loopback(&self) -> bool {
+        let host = self.authority.host().trim_end_matches('.').trim_start_matches('[').trim_end_matches(']');
+        let is_address = host.parse().is_ok_and(|address: IpAddr| address.to_canonical().is_loopback());
+        is_address || host.rsplit('.').next() == Some("localhost")
+    }
+
     /// Its port, or the scheme's default.
     pub fn port(&self) -> u16 {
         self.authority.port_u16().unwrap_or_else(|| default_port(&self.scheme))
@@ -70,6 +77,43 @@ impl Endpoint {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}", self.scheme, self.authority)
+    }
+}
+
+/// A URL of scheme, host, port, and a path, with a query where its key allows one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Url {
+    /// Scheme, host and port.
+    pub server: Endpoint,
+    /// The path and the query.
+    pub path: PathAndQuery,
+}
+
+impl Url {
+    /// Reads `http(s)://host[:port]/path[?query]`.
+    ///
+    /// # Errors
+    /// The reason, which does not repeat the URL: it may contain a password.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let uri: Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
+        if text.contains('#') {
+            return Err("must not have a fragment".to_owned());
+        }
+        let path = uri.path_and_query().map_or("", PathAndQuery::as_str);
+        let server = Endpoint::parse(text.strip_suffix(path).unwrap_or(text))?;
+        let path = path.parse().map_err(|error| format!("not a path: {error}"))?;
+        Ok(Self { server, path })
+    }
+
+    /// As a request's target.
+    pub fn uri(&self) -> Uri {
+        self.server.uri(self.path.clone())
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.server, self.path)
     }
 }
 

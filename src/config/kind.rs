@@ -301,10 +301,21 @@ pub(super) fn certificates() -> ValueKind<PathBuf> {
 
 /// The path of a file with a secret, or several.
 pub(super) fn secret_file<S: 'static>(read: fn(&Path) -> Result<S, String>) -> ValueKind<StoredSecret<S>> {
+    file_of(read, |_| true)
+}
+
+/// The path of a file that `read` reads, where `is_secret` says whether it holds a secret.
+pub(super) fn file_of<S: 'static>(
+    read: fn(&Path) -> Result<S, String>,
+    is_secret: fn(&S) -> bool,
+) -> ValueKind<StoredSecret<S>> {
     let read = move |found: &FileValue<'_>, _: &str| {
         let source = found.text("a file's path")?;
-        found.warn_if_world_readable(Path::new(source));
-        Ok(StoredSecret { secret: read(Path::new(source))?, source: source.to_owned() })
+        let secret = read(Path::new(source));
+        if secret.as_ref().map_or(true, is_secret) {
+            found.warn_if_world_readable(Path::new(source));
+        }
+        Ok(StoredSecret { secret: secret?, source: source.to_owned() })
     };
     ValueKind::new("", read, |secret: &StoredSecret<S>| string(secret)).with(|about| about.dependency = true)
 }

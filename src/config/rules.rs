@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 
+use http::uri::Scheme;
 use toml::de::DeTable;
 
 use super::diagnostics::Diagnostics;
@@ -60,6 +61,15 @@ pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Diagnostic
         report.warn(at, "admin.tls.client_ca", message);
     }
 
+    if let Some(identity) = &config.callers.identity
+        && let Some(server) = identity.server()
+        && is_in_clear(server)
+        && !is_in_clear(&config.upstream.endpoint)
+    {
+        let message = "must be https://, or http:// on this machine: whoever is on the way reads the tokens, or says whose they are";
+        wrong(&[identity.server_key()], message);
+    }
+
     let listeners: Vec<SocketAddr> = config.listen.address.iter().filter_map(ListenAddress::tcp).chain(admin).collect();
     let reaches_itself = |endpoint: &Endpoint| {
         *endpoint != Endpoint::stand_in() && listeners.iter().any(|listener| is_self(endpoint, *listener))
@@ -67,9 +77,19 @@ pub(super) fn check(config: &Config, document: &DeTable<'_>, report: &Diagnostic
     if reaches_itself(&config.upstream.endpoint) {
         wrong(&["upstream.endpoint"], "is this sidelink's own listener: requests would loop");
     }
+    if let Some(identity) = &config.callers.identity
+        && identity.server().is_some_and(reaches_itself)
+    {
+        wrong(&[identity.server_key()], "is this sidelink's own listener: it knows nobody's identity");
+    }
     if config.trace.as_ref().is_some_and(|trace| reaches_itself(&trace.endpoint.server)) {
         wrong(&["trace.endpoint"], "is this sidelink's own listener: every span would cause another span");
     }
+}
+
+/// Whether what is sent there goes over a network in clear.
+fn is_in_clear(server: &Endpoint) -> bool {
+    server.scheme == Scheme::HTTP && !server.is_loopback()
 }
 
 /// Reports each immutable key that differs, except where its value could not be read and the default takes its place.

@@ -94,33 +94,33 @@ pub(super) fn from_variable(name: &str) -> Result<StoredSecret, String> {
 }
 
 pub(super) fn from_file(path: &Path) -> Result<Secret, String> {
-    Ok(Secret::read(whole_file(path)?, false)?)
+    Ok(Secret::read(whole_file(path, MOST_BYTES)?, false)?)
 }
 
 /// Reads a secret of several words from a file, such as a header's value: `Bearer …`.
 pub(super) fn line_of_file(path: &Path) -> Result<Secret, String> {
-    Ok(Secret::read(whole_file(path)?, true)?)
+    Ok(Secret::read(whole_file(path, MOST_BYTES)?, true)?)
 }
 
 /// Reads secrets from a file, one a line.
 pub(super) fn lines_of_file(path: &Path) -> Result<Vec<Secret>, String> {
-    let bytes = whole_file(path)?;
+    let bytes = whole_file(path, MOST_BYTES)?;
     let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
     let secrets =
         lines.map(|line| Secret::read(Zeroizing::new(line.to_vec()), false)).collect::<Result<Vec<_>, _>>()?;
     if secrets.is_empty() { Err("is empty".to_owned()) } else { Ok(secrets) }
 }
 
-/// The bytes of a file that may hold secrets.
-fn whole_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+/// The bytes of a file that may hold secrets, `most` at most.
+pub(super) fn whole_file(path: &Path, most: usize) -> Result<Zeroizing<Vec<u8>>, String> {
     let unreadable = |error| format!("cannot be read: {error}");
     is_file(path)?;
     let file = File::open(path).map_err(unreadable)?;
     // Allocated at once: growing would leave copies in memory.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(1 + MOST_BYTES));
-    file.take(1 + MOST_BYTES as u64).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() > MOST_BYTES {
-        return Err("is longer than 4 KiB: it must hold the secret alone".to_owned());
+    let mut bytes = Zeroizing::new(Vec::with_capacity(1 + most));
+    file.take(1 + most as u64).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() > most {
+        return Err(format!("is longer than {} KiB: it must hold the secret alone", most >> 10));
     }
     Ok(bytes)
 }

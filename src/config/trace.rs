@@ -1,15 +1,14 @@
 //! `[trace]`: which spans are exported, and where to.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING, USER_AGENT};
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderName, HeaderValue, Uri};
+use http::{HeaderName, HeaderValue};
 
 use super::declare::section;
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, Url};
 use super::kind::{MILLISECOND, MINUTE, SECOND, certificates, duration, secret_file, share, string_of, text};
 use super::secret::{self, StoredSecret};
 use super::table::TableVisitor;
@@ -22,7 +21,7 @@ section! {
     #[derive(Clone, Debug, PartialEq)]
     pub struct Trace: pub fn at(endpoint: Endpoint) {
         /// The collector, over OTLP/HTTP with protobuf; the default path is /v1/traces.
-        pub endpoint: Collector = endpoint.into(), text("a URL such as \"http://127.0.0.1:4318\"", Collector::parse).required("http://127.0.0.1:4318");
+        pub endpoint: Url = Url { server: endpoint, path: PathAndQuery::from_static(PATH) }, text("a URL such as \"http://127.0.0.1:4318\"", collector).required("http://127.0.0.1:4318");
         /// Share of the traces that begin here that are sampled; a client's traceparent decides for its own trace.
         pub sample: f64 = 1.0, share(0.0..=1.0);
         /// The `service.name` of exported spans.
@@ -74,39 +73,16 @@ impl Trace {
     }
 }
 
-/// Where spans are exported to.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Collector {
-    /// Scheme, host and port.
-    pub server: Endpoint,
-    path: PathAndQuery,
-}
-
-impl Collector {
-    /// Reads a collector's URL. A message does not repeat it: it may contain a password.
-    fn parse(text: &str) -> Result<Self, String> {
-        let uri: Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
-        if uri.query().is_some() || text.contains('#') {
-            return Err("must not have a query or fragment; use trace.headers for what the collector needs".into());
-        }
-        let path = match uri.path() {
-            "" | "/" => PathAndQuery::from_static(PATH),
-            path => path.parse().map_err(|error| format!("not a path: {error}"))?,
-        };
-        Ok(Self { server: Endpoint::parse(text.strip_suffix(uri.path()).unwrap_or(text))?, path })
+/// Reads a collector's URL. A message does not repeat it: it may contain a password.
+fn collector(text: &str) -> Result<Url, String> {
+    if text.contains(['?', '#']) {
+        return Err("must not have a query or fragment; use trace.headers for what the collector needs".into());
     }
-}
-
-impl From<Endpoint> for Collector {
-    fn from(server: Endpoint) -> Self {
-        Self { server, path: PathAndQuery::from_static(PATH) }
+    let mut url = Url::parse(text)?;
+    if url.path == "/" {
+        url.path = PathAndQuery::from_static(PATH);
     }
-}
-
-impl fmt::Display for Collector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.server, self.path)
-    }
+    Ok(url)
 }
 
 fn is_service_name(text: &str) -> bool {

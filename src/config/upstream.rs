@@ -78,13 +78,13 @@ impl UpstreamConfig {
     }
 }
 
-fn proxy(text: &str) -> Result<Endpoint, String> {
+pub(super) fn proxy(text: &str) -> Result<Endpoint, String> {
     let proxy = Endpoint::parse(text)?;
     let wrong = "must begin with http://: TLS to the proxy itself is not supported";
     if proxy.scheme == Scheme::HTTP { Ok(proxy) } else { Err(wrong.to_owned()) }
 }
 
-fn proxy_credentials(path: &Path) -> Result<Secret, String> {
+pub(super) fn proxy_credentials(path: &Path) -> Result<Secret, String> {
     let secret = secret::from_file(path)?;
     if secret.expose().contains(&b':') { Ok(secret) } else { Err("must hold USER:PASSWORD".to_owned()) }
 }

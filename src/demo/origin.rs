@@ -4,11 +4,13 @@
 //! `sidelink origin` runs it alone, the demonstration runs it inside, and the tests drive it in-process: it records
 //! calls, delays them until a test lets them go on, and sends scripted replies.
 //!
-//! It accepts any token (signatures are verified), keeps no uploads, and where the reference is silent (the order of items, unknown
+//! It accepts any token (with an [`iam`], those that it knows; signatures are verified), keeps no uploads, and where the reference is silent (the order of items, unknown
 //! ids) an option decides. Its batch route is in `batch`, all else in `other_routes`.
 
 mod batch;
 mod connections;
+mod gate;
+pub mod iam;
 pub mod interface;
 mod links;
 mod options;
@@ -24,9 +26,12 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, DATE, RETRY_AFTER};
+use futures_util::{StreamExt, stream};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -36,15 +41,15 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::request::Form;
 use crate::clock::Clock;
-use crate::message::body::{Body, whole};
+use crate::message::body::{Body, stream as streamed, whole};
 use crate::message::headers::REQUEST_ID;
-use connections::OriginConnection;
+use connections::{OriginConnection, accept, receive};
+use gate::Gate;
 
 pub use connections::Loss;
 pub use links::{LinkSigner, link_is_for};
@@ -52,6 +57,8 @@ pub use options::{Options, UnknownIds, shape};
 
 /// 9999-12-31T23:59:59Z, the last date that HTTP can write.
 const LAST_DATE: u64 = 253_402_300_799;
+/// The bytes that a truncated reply announces and does not send.
+const CUT_OFF: usize = 64;
 
 /// A call on the batch route, as it arrived.
 #[derive(Clone, Debug)]
@@ -91,6 +98,39 @@ impl ScriptedReply {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
         Self::Whole(StatusCode::from_u16(status).unwrap_or(StatusCode::OK), headers, body.into())
     }
+
+    /// Sends it.
+    ///
+    /// # Errors
+    /// To end the connection.
+    async fn play(self, stop: &CancellationToken) -> io::Result<Response<Body>> {
+        match self {
+            Self::Whole(status, headers, body) => {
+                let mut response = Response::new(whole(body));
+                *response.status_mut() = status;
+                *response.headers_mut() = headers;
+                Ok(response)
+            }
+            Self::Truncated(body) => {
+                let announced = body.len() + CUT_OFF;
+                let cut = stream::once(async {
+                    // The bytes so far are written out first.
+                    tokio::task::yield_now().await;
+                    Err(io::Error::other("cut off"))
+                });
+                let frames = stream::iter([Ok(Frame::data(body))]).chain(cut);
+                let mut response = Response::new(streamed(StreamBody::new(frames)));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(announced));
+                Ok(response)
+            }
+            Self::Reset => Err(io::Error::other("reset")),
+            Self::Hang => {
+                stop.cancelled().await;
+                Err(io::Error::other("stopped"))
+            }
+        }
+    }
 }
 
 /// A running simulated endpoint. Clones share it; it runs until [`Origin::stop`], or as long as its runtime.
@@ -101,10 +141,8 @@ struct Inner {
     address: SocketAddr,
     clock: Clock,
     state: Mutex<OriginState>,
-    /// Calls on the batch route that have arrived.
-    arrived: watch::Sender<usize>,
-    /// Whether calls may go on.
-    gate: watch::Sender<bool>,
+    /// Of calls on the batch route.
+    gate: Gate,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -140,20 +178,19 @@ impl Origin {
     pub async fn start(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(options.address).await?;
         let origin = Self::new(listener.local_addr()?, options, Clock::system());
-        origin.0.tasks.spawn(origin.clone().accept(listener));
+        let accepting = origin.clone();
+        let stop = origin.0.stop.clone();
+        origin.0.tasks.spawn(accept(listener, stop, move |stream| accepting.spawn(stream)));
         Ok(origin)
     }
 
     /// Serves the connections that come through `connections`, made in memory, on a clock of the caller's. No socket
     /// listens: [`Origin::address`] is what the options say.
-    pub fn in_memory(options: Options, clock: Clock, mut connections: UnboundedReceiver<DuplexStream>) -> Self {
+    pub fn in_memory(options: Options, clock: Clock, connections: UnboundedReceiver<DuplexStream>) -> Self {
         let origin = Self::new(options.address, options, clock);
         let accepting = origin.clone();
-        tokio::spawn(async move {
-            while let Some(Some(stream)) = accepting.0.stop.run_until_cancelled(connections.recv()).await {
-                accepting.spawn(stream);
-            }
-        });
+        let stop = origin.0.stop.clone();
+        tokio::spawn(receive(connections, stop, move |stream| accepting.spawn(stream)));
         origin
     }
 
@@ -162,24 +199,10 @@ impl Origin {
             address,
             clock,
             state: Mutex::new(OriginState { options, ..OriginState::default() }),
-            arrived: watch::Sender::new(0),
-            gate: watch::Sender::new(true),
+            gate: Gate::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }))
-    }
-
-    async fn accept(self, listener: TcpListener) {
-        while let Some(accepted) = self.0.stop.run_until_cancelled(listener.accept()).await {
-            match accepted {
-                Ok((stream, _)) => {
-                    let _ = stream.set_nodelay(true);
-                    self.spawn(stream);
-                }
-                // Out of file descriptors, say: some end soon.
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
     }
 
     fn spawn(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
@@ -263,7 +286,7 @@ impl Origin {
 
     /// Calls on the batch route since the start, recorded or not.
     pub fn batch_calls(&self) -> usize {
-        *self.0.arrived.borrow()
+        self.0.gate.count()
     }
 
     /// Ids that those calls asked for in all; a call that could not be read asked for none.
@@ -273,18 +296,17 @@ impl Origin {
 
     /// Delays calls on the batch route after they have arrived, until [`Origin::release`].
     pub fn hold(&self) {
-        self.0.gate.send_replace(false);
+        self.0.gate.set_open(false);
     }
 
     /// Lets calls go on.
     pub fn release(&self) {
-        self.0.gate.send_replace(true);
+        self.0.gate.set_open(true);
     }
 
     /// Waits until `count` calls on the batch route have arrived since the start.
     pub async fn arrived(&self, count: usize) {
-        // The sender lives in self.
-        let _ = self.0.arrived.subscribe().wait_for(|arrived| *arrived >= count).await;
+        self.0.gate.arrived(count).await;
     }
 
     /// Has the next call that arrives on the batch route answered by `reply`, in place of its own answer; several

@@ -17,7 +17,8 @@ pub use family::{Counters, FleetInfo, Gauges, PerLabel};
 use family::{RequestDurations, Responses, families};
 pub use labels::{
     AttemptResult, Bounded, BreakerState, Bypass, CallResult, CertificateUse, Code, Eviction, Evidence, IdResult,
-    Label, Limit, Operation, Outcome, PurgeTarget, Reason, Refetch, Route, SharedFailure, Source, SpanResult, Tally,
+    IdentityResult, Label, Limit, Operation, Outcome, PurgeTarget, Reason, Refetch, Route, SharedFailure, Source,
+    SpanResult, Tally,
 };
 pub use reading::Reading;
 
@@ -99,6 +100,8 @@ families! {
         reload_success_timestamp: IntGauge = "config_last_reload_success_timestamp_seconds", gauge();
         /// The shared tier.
         pub shared: SharedMetrics;
+        /// The identity provider.
+        pub identity: IdentityMetrics;
         /// What is counted for each batch API.
         pub apis: ApiFamilies;
         /// Spans of sampled requests and of their calls, by result of their export.
@@ -127,6 +130,22 @@ families! {
         pub merged: IntCounter = "shared_purges_merged_total", counter();
         /// Seconds of a round trip to the shared tier, failed ones included.
         pub duration: Histogram = "shared_duration_seconds", histogram(&ROUND_TRIP_SECONDS);
+    }
+}
+
+families! {
+    /// Families of the identity provider: `[callers.identity]`. Without it, nothing is counted.
+    pub struct IdentityMetrics {
+        /// Questions who stands behind a token, by result. Those that come while the same one is asked are one.
+        pub requests: Counters<IdentityResult> = "identity_requests_total", counters("result");
+        /// Seconds of a request to the identity provider, for a token or for its set of keys, failed ones included.
+        pub duration: Histogram = "identity_duration_seconds", histogram(&CALL_SECONDS);
+        /// Requests to the identity provider that are under way now; at most callers.identity.requests.
+        pub in_flight: IntGauge = "identity_in_flight", gauge();
+        /// Requests to the identity provider that were sent again on a new connection, because a reused one ended before any byte of an answer.
+        pub resends: IntCounter = "identity_resends_total", counter();
+        /// 1 at the state of requests to the identity provider: all are sent (closed), one after a failure to see (half_open), or none (open).
+        pub breaker_state: Gauges<BreakerState> = "identity_breaker_state", breaker();
     }
 }
 

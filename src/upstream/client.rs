@@ -279,7 +279,7 @@ fn may_resend(error: &ClientError, is_lost: bool) -> bool {
 }
 
 /// The first error of this type: `error`, or one of its causes.
-fn cause<'e, E: StdError + 'static>(error: &'e (dyn StdError + 'static)) -> Option<&'e E> {
+pub(super) fn cause<'e, E: StdError + 'static>(error: &'e (dyn StdError + 'static)) -> Option<&'e E> {
     std::iter::successors(Some(error), |error: &&'e (dyn StdError + 'static)| (*error).source())
         .find_map(|error| error.downcast_ref())
 }

@@ -16,9 +16,12 @@ pub enum SetupError {
     /// A file cannot be read, or its content is not as expected: the key that names it, and why.
     #[error("{0}: {1}")]
     File(&'static str, String),
-    /// The platform has no certificate authorities; `upstream.ca_file` can name some.
-    #[error("the platform has no certificate authorities ({0}); install them or set upstream.ca_file")]
+    /// The platform has no certificate authorities; a `ca_file` can name some.
+    #[error("the platform has no certificate authorities ({0}); install them, or set ca_file")]
     NoRoots(String),
+    /// `[callers.identity]` names nothing that knows whose a token is, or no credentials to ask with.
+    #[error("callers.identity: names no source, or no credentials for it")]
+    NoIdentitySource,
     /// The exporter of spans cannot be built.
     #[error("trace: {0}")]
     Exporter(String),
@@ -27,37 +30,56 @@ pub enum SetupError {
     Metrics(String),
 }
 
+/// The names of the keys of a configuration that name the files of one client.
+#[derive(Debug, PartialEq)]
+pub(super) struct TlsKeys {
+    ca_file: &'static str,
+    client_cert: &'static str,
+    client_key: &'static str,
+}
+
+/// `[upstream]`
+pub(super) const UPSTREAM: TlsKeys =
+    TlsKeys { ca_file: "upstream.ca_file", client_cert: "upstream.client_cert", client_key: "upstream.client_key" };
+/// `[callers.identity]`
+pub(super) const IDENTITY: TlsKeys = TlsKeys {
+    ca_file: "callers.identity.ca_file",
+    client_cert: "callers.identity.client_cert",
+    client_key: "callers.identity.client_key",
+};
+
 /// The content of the files that a configuration named when it was loaded.
 #[derive(PartialEq)]
 pub(super) struct Trust {
+    keys: &'static TlsKeys,
     roots: Vec<TrustAnchor<'static>>,
     identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
 }
 
 impl Trust {
     /// Reads the files, or the platform's authorities.
-    pub(super) fn read(config: &UpstreamConfig) -> Result<Self, SetupError> {
+    pub(super) fn read(config: &UpstreamConfig, keys: &'static TlsKeys) -> Result<Self, SetupError> {
         let roots = if config.ca_file.is_some() || config.endpoint.scheme == Scheme::HTTPS {
-            authorities("upstream.ca_file", config.ca_file.as_deref())?.roots
+            authorities(keys.ca_file, config.ca_file.as_deref())?.roots
         } else {
             Vec::new()
         };
         let identity = config.client_cert.as_ref().zip(config.client_key.as_ref()).map(|(cert, key)| {
             let chain = pem::certificates(cert);
-            let chain = chain.map_err(|reason| SetupError::File("upstream.client_cert", reason))?;
+            let chain = chain.map_err(|reason| SetupError::File(keys.client_cert, reason))?;
             let key = pem::private_key(key);
-            Ok((chain, key.map_err(|reason| SetupError::File("upstream.client_key", reason))?))
+            Ok((chain, key.map_err(|reason| SetupError::File(keys.client_key, reason))?))
         });
-        Ok(Self { roots, identity: identity.transpose()? })
+        Ok(Self { keys, roots, identity: identity.transpose()? })
     }
 
-    /// The TLS configuration toward the endpoint.
+    /// The TLS configuration.
     pub(super) fn client(&self) -> Result<ClientConfig, SetupError> {
         let builder = builder(RootCertStore { roots: self.roots.clone() })?;
         match &self.identity {
             Some((chain, key)) => builder
                 .with_client_auth_cert(chain.clone(), key.clone_key())
-                .map_err(|error| SetupError::File("upstream.client_key", format!("does not fit client_cert: {error}"))),
+                .map_err(|error| SetupError::File(self.keys.client_key, format!("does not fit client_cert: {error}"))),
             None => Ok(builder.with_no_client_auth()),
         }
     }

@@ -3,6 +3,7 @@
 mod batch;
 mod batch_errors;
 mod errors;
+mod identity;
 mod listeners;
 mod secrets;
 mod shared;

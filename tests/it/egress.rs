@@ -14,14 +14,14 @@ use crate::support::{LOOPBACK, TestClient, config, origin_options};
 use crate::tls::{Authority, Secured, write};
 
 /// An HTTP proxy that knows CONNECT and nothing else, and remembers the heads that it was sent.
-struct EgressProxy {
-    address: SocketAddr,
+pub struct EgressProxy {
+    pub address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
 }
 
 impl EgressProxy {
     /// Answers with this head. After a 200 the tunnel leads to `target`, for any requested authority.
-    async fn start(answer: &'static str, target: SocketAddr) -> Self {
+    pub async fn start(answer: &'static str, target: SocketAddr) -> Self {
         let listener = TcpListener::bind(LOOPBACK).await.unwrap();
         let (address, heads) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
         let seen = Arc::clone(&heads);
@@ -51,7 +51,7 @@ impl EgressProxy {
         Self { address, heads }
     }
 
-    fn heads(&self) -> Vec<String> {
+    pub fn heads(&self) -> Vec<String> {
         self.heads.lock().unwrap().clone()
     }
 
@@ -61,7 +61,7 @@ impl EgressProxy {
     }
 }
 
-const OPEN: &str = "HTTP/1.1 200 Connection established\r\n\r\n";
+pub const OPEN: &str = "HTTP/1.1 200 Connection established\r\n\r\n";
 
 #[tokio::test]
 async fn batches_and_other_routes_reach_an_https_endpoint_through_the_proxy() {

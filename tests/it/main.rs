@@ -40,6 +40,8 @@ mod flaky_endpoint;
 mod fleet;
 mod freshness;
 mod git_lfs;
+mod iam;
+mod identity;
 mod isolation;
 mod life_cycle;
 mod links;

@@ -20,7 +20,7 @@ pub fn pair(access_key: &str, secret_key: &str) -> KeyPair {
 pub fn knows(config: &mut Config, access_key: &str, secret_key: &str) {
     let KeyPair { access_key, secret_key: secret } = pair(access_key, secret_key);
     let secret_key_env = Some(StoredSecret { secret, source: "TEST".into() });
-    config.callers.keys.push(CallerKey { access_key, secret_key_file: None, secret_key_env });
+    config.callers.keys.push(CallerKey { access_key, secret_key_file: None, secret_key_env, user: None });
 }
 
 /// A request to be signed.

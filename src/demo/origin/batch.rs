@@ -1,20 +1,19 @@
 //! The batch route of the simulated endpoint.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
-use http::header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response};
-use http_body::Frame;
-use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::interface;
 use super::links::{LinkSigner, Owner, link, signed};
-use super::request::{ParsedCall, Unauthenticated, credential, parse};
+use super::request::{ParsedCall, Unauthenticated, credential, parse, token};
 use super::shapes::{Question, Simulated};
 use super::{Exchange, RecordedCall, ScriptedReply, UnknownIds, json_answer};
 use crate::api::request::Form;
@@ -24,8 +23,6 @@ use crate::message::body::{Body, whole};
 /// The most ids of a call of Huawei's, unless the options say otherwise.
 const MOST_IDS: usize = 100;
 const MOST_BYTES: usize = 1 << 20;
-/// The bytes that a truncated reply announces and does not send.
-const CUT_OFF: usize = 64;
 
 /// A call that was read.
 enum Call {
@@ -86,7 +83,7 @@ pub(super) async fn answer(mut exchange: Exchange, body: Incoming) -> io::Result
     let scripted = exchange.arrive(body, parsed.as_ref().ok()).await?;
     let poison_reply = exchange.options.poison_reply.take().filter(|_| exchange.options.is_poisoned(&ids));
     match scripted.or(poison_reply) {
-        Some(reply) => exchange.play(reply).await,
+        Some(reply) => reply.play(&exchange.origin.0.stop).await,
         None => Ok(exchange.batch(credential, parsed)),
     }
 }
@@ -114,19 +111,8 @@ impl Exchange {
             // Before the arrival is told: a reply that is scripted from then on is for the next call.
             state.script.pop_front()
         };
-        origin.arrived.send_modify(|arrived| *arrived += 1);
-        let go_on = async {
-            // The sender lives as long as the origin.
-            let _ = origin.gate.subscribe().wait_for(|open| *open).await;
-            if !self.options.delay.is_zero() {
-                tokio::time::sleep(self.options.delay).await;
-            }
-        };
-        // On HTTP/2 a call is a task of its own, which does not end with its connection.
-        tokio::select! {
-            () = go_on => Ok(scripted),
-            () = origin.stop.cancelled() => Err(io::Error::other("stopped")),
-        }
+        origin.gate.pass(self.options.delay, &origin.stop).await?;
+        Ok(scripted)
     }
 
     fn batch(&self, credential: Result<String, Unauthenticated>, parsed: Result<Call, &'static str>) -> Response<Body> {
@@ -140,6 +126,11 @@ impl Exchange {
         if options.refuse.iter().any(|refused| refused == credential) {
             return self.error(401, "APIGW.0301", "Incorrect IAM authentication information");
         }
+        // As of now: a token may have been revoked while the call waited.
+        let owner = match self.owner(credential) {
+            Ok(owner) => owner,
+            Err((code, message)) => return self.error(401, code, message),
+        };
         if options.fail_ratio > 0.0 && rand::random::<f64>() < options.fail_ratio {
             return self.failure(options.fail_status);
         }
@@ -150,10 +141,27 @@ impl Exchange {
             return self.error(invalid, "OSM.0001", "an accessory does not exist");
         }
         match parsed {
-            Ok(Call::Huawei(parsed)) => self.links(credential, &parsed),
-            Ok(Call::Other(api, question)) => self.answer_of(api, &question, credential),
+            Ok(Call::Huawei(parsed)) => self.links(&owner, &parsed),
+            Ok(Call::Other(api, question)) => self.answer_of(api, &question, &owner),
             Err(reason) => self.error(invalid, "OSM.0001", reason),
         }
+    }
+
+    /// Whose links a caller with this credential gets: its own; with an IAM, those of the user that its token stands for.
+    ///
+    /// # Errors
+    /// If the IAM does not know the token, or it has expired.
+    pub(super) fn owner<'c>(&self, credential: &'c str) -> Result<Cow<'c, str>, Unauthenticated> {
+        let Some(iam) = &self.options.iam else { return Ok(credential.into()) };
+        let token = match &self.options.api.simulated {
+            None if token(&self.parts).is_none() => return Ok(credential.into()),
+            None => credential,
+            // Without the scheme, and without the values of further headers.
+            Some(_) => credential.lines().next().and_then(|value| value.rsplit(' ').next()).unwrap_or_default(),
+        };
+        let owner =
+            iam.owner(token).ok_or(("APIGW.0301", "Incorrect IAM authentication information: decrypt token fail"))?;
+        Ok(credential.replacen(token, &owner, 1).into())
     }
 
     /// A failure of this status, with the code that goes with it.
@@ -170,10 +178,10 @@ impl Exchange {
         self.error(status, code, "failed")
     }
 
-    fn links(&self, credential: &str, parsed: &ParsedCall) -> Response<Body> {
+    fn links(&self, owner: &str, parsed: &ParsedCall) -> Response<Body> {
         let header = |name| self.parts.headers.get(name).and_then(|value| value.to_str().ok());
         let owner = Owner {
-            credential,
+            name: owner,
             group: parsed.group.as_deref(),
             language: header(interface::LANGUAGE),
             site: header(interface::SITE),
@@ -201,12 +209,12 @@ impl Exchange {
     }
 
     /// The answer of another API than Huawei's.
-    fn answer_of(&self, api: &Simulated, question: &Question, credential: &str) -> Response<Body> {
+    fn answer_of(&self, api: &Simulated, question: &Question, owner: &str) -> Response<Body> {
         let (options, serial, now) = (&self.options, self.serial, self.now);
         let is_known = |id: &str| !options.missing.iter().any(|missing| missing == id);
         let signer = options.signer.unwrap_or(api.signer);
         let sign = |url: &str, id: &str, life| signed(signer, &format!("{url}?serial={serial}"), id, now, life, serial);
-        let caller = (credential, options.link_life, now);
+        let caller = (owner, options.link_life, now);
         let mut response = json_answer(200, &api.answer(question, is_known, options.reversed, sign, caller));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(api.media_type));
         self.answered(response)
@@ -223,35 +231,6 @@ impl Exchange {
             response.headers_mut().insert(CACHE_CONTROL, value);
         }
         response.map(whole)
-    }
-
-    async fn play(&self, reply: ScriptedReply) -> io::Result<Response<Body>> {
-        match reply {
-            ScriptedReply::Whole(status, headers, body) => {
-                let mut response = Response::new(whole(body));
-                *response.status_mut() = status;
-                *response.headers_mut() = headers;
-                Ok(response)
-            }
-            ScriptedReply::Truncated(body) => {
-                let announced = body.len() + CUT_OFF;
-                let cut = stream::once(async {
-                    // The bytes so far are written out first.
-                    tokio::task::yield_now().await;
-                    Err(io::Error::other("cut off"))
-                });
-                let frames = stream::iter([Ok(Frame::data(body))]).chain(cut);
-                let mut response = Response::new(crate::message::body::stream(StreamBody::new(frames)));
-                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(announced));
-                Ok(response)
-            }
-            ScriptedReply::Reset => Err(io::Error::other("reset")),
-            ScriptedReply::Hang => {
-                self.origin.0.stop.cancelled().await;
-                Err(io::Error::other("stopped"))
-            }
-        }
     }
 }
 

@@ -2,11 +2,40 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
+use tokio::io::DuplexStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
 use super::{Origin, OriginState};
+
+/// Hands over each connection that `listener` accepts, until `stop`.
+pub(super) async fn accept(listener: TcpListener, stop: CancellationToken, serve: impl Fn(TcpStream)) {
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((stream, _)) => {
+                let _ = stream.set_nodelay(true);
+                serve(stream);
+            }
+            // Out of file descriptors, say: some end soon.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+/// As [`accept`], of connections made in memory.
+pub(super) async fn receive(
+    mut connections: UnboundedReceiver<DuplexStream>,
+    stop: CancellationToken,
+    serve: impl Fn(DuplexStream),
+) {
+    while let Some(Some(stream)) = stop.run_until_cancelled(connections.recv()).await {
+        serve(stream);
+    }
+}
 
 /// How a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

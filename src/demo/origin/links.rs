@@ -31,8 +31,8 @@ pub enum LinkSigner {
 
 /// The caller that a link is made for.
 pub(super) struct Owner<'a> {
-    /// A token, or an access key.
-    pub(super) credential: &'a str,
+    /// A token, an access key, or a user that an IAM knows.
+    pub(super) name: &'a str,
     pub(super) group: Option<&'a str>,
     pub(super) language: Option<&'a str>,
     pub(super) site: Option<&'a str>,
@@ -43,7 +43,7 @@ pub(super) struct Owner<'a> {
 fn object_key(owner: &Owner<'_>, id: &str) -> String {
     format!(
         "/{:016x}/{}/{}/{}/{}",
-        fingerprint(owner.credential),
+        fingerprint(owner.name),
         encode(owner.group.unwrap_or("-")),
         encode(owner.language.unwrap_or("-")),
         encode(owner.site.unwrap_or("-")),
@@ -61,17 +61,17 @@ pub(super) fn fingerprint(credential: &str) -> u64 {
     credential.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Whether `url` was made for this id, group, credential (a token; of a signed call its access key) and values of
-/// `X-Language` and `X-Site`. Which call it came with, and how it is signed, does not matter.
+/// Whether `url` was made for this id, group, owner (a token, of a signed call its access key; with an IAM what
+/// [`Iam::owner`](super::iam::Iam::owner) says of the token) and values of `X-Language` and `X-Site`. Which call it came with, and how it is signed, does not matter.
 pub fn link_is_for(
     url: &str,
     id: &str,
     group: Option<&str>,
-    token: &str,
+    owner: &str,
     language: Option<&str>,
     site: Option<&str>,
 ) -> bool {
-    let key = object_key(&Owner { credential: token, group, language, site, time_zone: None }, id);
+    let key = object_key(&Owner { name: owner, group, language, site, time_zone: None }, id);
     url.strip_prefix(BASE).and_then(|rest| rest.strip_prefix(key.as_str())).is_some_and(|rest| rest.starts_with('?'))
 }
 

@@ -7,6 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{FromArgMatches, ValueEnum};
 
 use super::ScriptedReply;
+use super::iam::Iam;
 use super::links::LinkSigner;
 use super::shapes::{SHAPES, Shape};
 use crate::config::{KeyPair, Secret, parse_duration};
@@ -83,6 +84,9 @@ pub struct Options {
     /// A token whose batches take so much longer.
     #[arg(skip)]
     pub slow: Option<(String, Duration)>,
+    /// Who knows the tokens that it accepts; `None`: it accepts any.
+    #[arg(skip)]
+    pub iam: Option<Iam>,
 }
 
 /// The defaults of the command line.

@@ -1,5 +1,5 @@
-//! All routes of the simulated endpoint but the batch route, for tests of the pass-through. They need no credential, and refuse a
-//! wrong signature. And `/counts`, a route of no API: how much the batch route was asked.
+//! All routes of the simulated endpoint but the batch route, for tests of the pass-through. They need no credential, and refuse
+//! a wrong one. And `/counts`, a route of no API: how much the batch route was asked.
 
 use std::io;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::interface::ACCESSORIES;
-use super::request::access_key;
+use super::request::{access_key, token};
 use super::{Exchange, json_answer};
 use crate::message::body::{Body, stream as streamed, whole};
 
@@ -34,6 +34,13 @@ pub(super) async fn answer(exchange: &Exchange, body: Incoming) -> io::Result<Re
     let parts = &exchange.parts;
     let body = ReadBody::read(body).await?;
     if let Err((code, message)) = access_key(parts, &body.hash, &exchange.options.keys, exchange.now) {
+        return Ok(exchange.error(401, code, message));
+    }
+    let credential = match &exchange.options.api.simulated {
+        None => token(parts).map(str::to_owned),
+        Some(api) => api.credential(parts),
+    };
+    if let Some(Err((code, message))) = credential.map(|credential| exchange.owner(&credential).map(drop)) {
         return Ok(exchange.error(401, code, message));
     }
     let response = match (&parts.method, parts.uri.path()) {

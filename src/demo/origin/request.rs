@@ -98,9 +98,12 @@ pub(super) fn credential<'a>(
     pairs: &[KeyPair],
     now: u64,
 ) -> Result<&'a str, Unauthenticated> {
-    let token =
-        head.headers.get(interface::TOKEN).and_then(|value| value.to_str().ok()).filter(|token| !token.is_empty());
-    token.map_or_else(|| access_key(head, hash, pairs, now)?.ok_or(NONE), Ok)
+    token(head).map_or_else(|| access_key(head, hash, pairs, now)?.ok_or(NONE), Ok)
+}
+
+/// The token of a request, if it has one.
+pub(super) fn token(head: &Parts) -> Option<&str> {
+    head.headers.get(interface::TOKEN)?.to_str().ok().filter(|token| !token.is_empty())
 }
 
 /// The access key that signed a request whose body has this hash; `None` if the request is not signed.

@@ -202,6 +202,18 @@ events! {
         /// A batch that could not be split; `api` and `reason` as in `sidelink_bypass_total`.
         DEBUG "forwarded untouched" Bypassed<'a> { api: &'a str, reason: &'a str, }
     }
+    "sidelink::identity" {
+        /// The token, and any other until it answers, is a caller of its own. `reason` tells the failure and nothing of an answer.
+        WARN "the identity provider does not say whose a token is" IdentityFailed<'a> { reason: &'a str, suppressed: u64, }
+        /// Such tokens are callers of their own. `reason` names the field that is missing: choose others by `callers.identity.identity`.
+        WARN "an answer of the identity provider lacks what makes a user" IdentityIncomplete<'a> { reason: &'a str, suppressed: u64, }
+        /// Renew what `callers.identity.token_file` or `client_file` names, or give it the right to ask for others' tokens.
+        WARN "the identity provider refuses sidelink's own credentials" IdentityCredentials { status: u16, suppressed: u64, }
+        /// Logged once, when requests have failed in a row. New tokens are callers of their own meanwhile; `seconds` is the first pause.
+        WARN "the identity provider fails; requests to it are held back" IdentityHeldBack<'a> { reason: &'a str, seconds: f64, }
+        /// Requests to it are no longer held back.
+        INFO "the identity provider answers again" IdentityBack {}
+    }
     "sidelink::shared" {
         /// At the start, and after each outage.
         INFO "the shared tier is in use" SharedUp {}

@@ -339,6 +339,8 @@ labels! {
         Admin = "admin",
         /// `upstream.client_cert`: the endpoint sees it.
         Upstream = "upstream",
+        /// `callers.identity.client_cert`: the identity provider sees it.
+        Identity = "identity",
     }
 
     /// The purpose of a round trip to the shared tier.
@@ -379,6 +381,22 @@ labels! {
         Busy = "busy",
         /// The fleet's journal of purges was lost, went back, or was altered: older values are ignored.
         Journal = "journal",
+    }
+
+    /// What was learned of a token.
+    pub enum IdentityResult {
+        /// Its user.
+        User = "user",
+        /// The identity provider says that it is not valid.
+        Refused = "refused",
+        /// The answer, or the token itself, has not all that makes a user, or its signature does not verify.
+        Apart = "apart",
+        /// Nothing: the identity provider is down or slow, or its answer cannot be used.
+        Failed = "failed",
+        /// It was not asked for: too many requests were under way, or too many in a second of tokens that the endpoint has not accepted.
+        Limited = "limited",
+        /// It was not asked for, since the identity provider fails.
+        HeldBack = "held_back",
     }
 
     /// The result of a span's export.

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sidelink::config::batch::BatchApi;
+use sidelink::config::jwks::KeySet;
 use sidelink::config::{
-    AccessLines, CallerKey, Config, Endpoint, ListenAddress, LogFormat, NodeAddress, Secret, Shared, StoredSecret, Tls,
-    Trace, TraceHeader,
+    AccessLines, CallerKey, Config, Endpoint, IdentityConfig, ListenAddress, LogFormat, NodeAddress, Secret, Shared,
+    StoredSecret, Tls, Trace, TraceHeader, Url,
 };
 use tracing::level_filters::LevelFilter;
 
@@ -60,7 +61,20 @@ fn the_shipped_file_names_every_key_and_each_has_a_comment() {
         access_key: "AKEXAMPLE0000000001".into(),
         secret_key_file: Some(file("/etc/sidelink/secret-key")),
         secret_key_env: None,
+        user: Some("reports".into()),
     };
+    let mut identity = IdentityConfig::blank();
+    identity.introspect = Some(Url::parse("https://iam.internal/v3/auth/tokens").unwrap());
+    identity.token_file = Some(file("/etc/sidelink/identity-token"));
+    identity.client_file = Some(file("/etc/sidelink/identity-client"));
+    identity.jwks_file = Some(StoredSecret { secret: KeySet::default(), source: "/etc/sidelink/jwks.json".into() });
+    identity.jwks_url = Some(Url::parse("https://iam.internal/jwks").unwrap());
+    identity.proxy = Some(Endpoint::parse("http://proxy.internal:3128").unwrap());
+    identity.proxy_credentials_file = Some(file("/etc/sidelink/proxy-credentials"));
+    identity.ca_file = Some("/etc/sidelink/iam-ca.pem".into());
+    identity.client_cert = Some("/etc/sidelink/iam-client.pem".into());
+    identity.client_key = Some("/etc/sidelink/iam-client-key.pem".into());
+    config.callers.identity = Some(identity);
     config.callers.keys = vec![key.clone()];
     config.batch = vec![with_every_key()];
     let with_file = keys(&config.to_string());

@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use sidelink::config::{Config, Endpoint, Secret, StoredSecret, TraceHeader};
+use sidelink::config::{Config, Secret, StoredSecret, TraceHeader, Url};
 use sidelink::demo::origin::Origin;
 
 use super::Traced;
@@ -113,7 +113,7 @@ async fn a_reload_changes_collector_and_sampling() {
     let other = Collector::start().await;
     // The spans queued before the reload still go to the first collector.
     reload(&|config| {
-        Traced::trace(config).endpoint = Endpoint::parse(&format!("http://{}", other.address)).unwrap().into();
+        Traced::trace(config).endpoint = Url::parse(&format!("http://{}/v1/traces", other.address)).unwrap();
     });
     assert_eq!(traced.batch(&["1"], "").await, 200);
     reload(&|config| config.trace = None);
@@ -165,7 +165,7 @@ async fn a_collector_behind_tls_is_trusted_by_its_authority_alone() {
     let port = collector.behind_tls(&issued).await;
     let traced = Traced::start(|config| {
         let trace = Traced::trace(config);
-        trace.endpoint = Endpoint::parse(&format!("https://localhost:{port}")).unwrap().into();
+        trace.endpoint = Url::parse(&format!("https://localhost:{port}/v1/traces")).unwrap();
         trace.ca_file = Some(right);
         let secret = Secret::new(b"Bearer x".to_vec());
         trace.headers = vec![TraceHeader {

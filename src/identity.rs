@@ -1,0 +1,134 @@
+//! Who stands behind a token: callers whose tokens mean the same are one user (docs/IDENTITY.md). Start at [`Identities::ask`].
+//!
+//! An introspection endpoint says it ([`introspection`], in the styles [`keystone`] and [`oauth2`]), or the token itself, which a set
+//! of keys verifies ([`jwt`]). Of what they say, a digest is made ([`digest`]) and nothing is kept. What cannot be read, is missing or
+//! differs keeps a token apart: sharing is never a guess. A provider that is down or slow costs sharing, never an answer.
+
+mod digest;
+mod hold_back;
+mod introspection;
+mod jwt;
+mod keystone;
+mod oauth2;
+mod remote_keys;
+mod requests;
+mod signature;
+mod single_flight;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Response;
+
+use crate::auth::UserId;
+pub use crate::auth::Word;
+use crate::clock::Clock;
+use crate::config::{IdentityConfig, IdentitySource};
+use crate::telemetry::metrics::{IdentityResult, Metrics};
+use crate::upstream::SetupError;
+use introspection::Introspection;
+use jwt::Tokens;
+use requests::Reading;
+
+/// The identity provider. Answers are not cached.
+pub struct Identities {
+    source: Source,
+    metrics: Arc<Metrics>,
+}
+
+enum Source {
+    Introspection(Arc<Introspection>),
+    Tokens(Tokens),
+}
+
+/// What was learned of a token, in more detail than its user needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    User { id: UserId, ends: Option<u64> },
+    Refused,
+    Apart,
+    Failed,
+    Limited,
+    HeldBack,
+}
+
+impl Identities {
+    /// As `config` says. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// If there are no certificate authorities to trust, or a file's content is not as expected.
+    pub fn new(config: &IdentityConfig, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, SetupError> {
+        let source = match config.source() {
+            Some(IdentitySource::Introspection(url)) => {
+                Source::Introspection(Arc::new(Introspection::new(config, url, clock, Arc::clone(&metrics))?))
+            }
+            Some(keys) => Source::Tokens(Tokens::new(config, keys, clock, &metrics)?),
+            None => return Err(SetupError::NoIdentitySource),
+        };
+        Ok(Self { source, metrics })
+    }
+
+    /// Whether the files that `config` names have the content that this was built from, where `config` is equal.
+    pub fn trust_is_unchanged(&self, config: &IdentityConfig) -> bool {
+        let requests = match &self.source {
+            Source::Introspection(introspection) => Some(&introspection.requests),
+            Source::Tokens(tokens) => tokens.requests(),
+        };
+        requests.is_none_or(|requests| requests.trust_is_unchanged(config))
+    }
+
+    /// Says whose `token` is; `was_accepted` by the endpoint, or not: tokens that nobody has accepted share a small budget.
+    /// Concurrent questions about one token are one request, which goes on when those who asked have left.
+    pub async fn ask(&self, token: &[u8], was_accepted: bool) -> Word {
+        let (outcome, is_live) = match &self.source {
+            Source::Introspection(introspection) => (introspection.ask(token, was_accepted).await, true),
+            Source::Tokens(tokens) => {
+                let outcome = tokens.ask(token).await;
+                outcome.count(&self.metrics);
+                (outcome, false)
+            }
+        };
+        outcome.word(is_live)
+    }
+
+    /// What an answer of the introspection endpoint says of `token`, without asking.
+    pub fn read(&self, answer: &Response<Bytes>, token: &[u8]) -> Word {
+        match &self.source {
+            Source::Introspection(introspection) => Outcome::from(&introspection.read(answer, token)).word(true),
+            Source::Tokens(_) => Word::Unknown,
+        }
+    }
+}
+
+impl From<&Reading> for Outcome {
+    fn from(reading: &Reading) -> Self {
+        match reading {
+            Reading::User { id, ends } => Self::User { id: *id, ends: *ends },
+            Reading::Refused => Self::Refused,
+            Reading::Incomplete(_) => Self::Apart,
+            Reading::OwnCredentials(_) | Reading::Unusable(_) => Self::Failed,
+        }
+    }
+}
+
+impl Outcome {
+    fn word(self, is_live: bool) -> Word {
+        match self {
+            Self::User { id, ends } => Word::User { id, ends, is_live },
+            Self::Refused => Word::Refused,
+            Self::Apart | Self::Failed | Self::Limited | Self::HeldBack => Word::Unknown,
+        }
+    }
+
+    fn count(self, metrics: &Metrics) {
+        let result = match self {
+            Self::User { .. } => IdentityResult::User,
+            Self::Refused => IdentityResult::Refused,
+            Self::Apart => IdentityResult::Apart,
+            Self::Failed => IdentityResult::Failed,
+            Self::Limited => IdentityResult::Limited,
+            Self::HeldBack => IdentityResult::HeldBack,
+        };
+        metrics.identity.requests.of(result).inc();
+    }
+}

@@ -1,0 +1,219 @@
+//! The breaker of requests to the identity provider: after failures in a row none is sent for a while, then one to see. Pauses grow
+//! while it fails.
+//!
+//! Failures of one token open it only where nothing succeeds: a token that the provider fails for does not keep it from others.
+//! Those of tokens that the endpoint has not accepted never do, unless no connection can be made.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::telemetry::log::events;
+use crate::telemetry::metrics::{BreakerState, Metrics, show_state};
+
+/// Failures in a row that open it.
+const FAILURES: usize = 5;
+/// The first pause, and the longest: each failed probe doubles it. Jitter lengthens it by a fifth at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const JITTER: f64 = 0.2;
+/// As long after a success, further failures of one token count once.
+const RECENT: Duration = Duration::from_secs(30);
+
+pub(super) struct HoldBack {
+    state: Mutex<State>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Whose failures have counted, in a row.
+    failed: Vec<Suspect>,
+    succeeded: Option<Instant>,
+    open: Option<Open>,
+}
+
+struct Open {
+    pause: Duration,
+    until: Instant,
+    is_probing: bool,
+}
+
+/// What may be the reason of a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Suspect {
+    /// The provider, whatever is asked.
+    Provider,
+    /// This token, as well as the provider.
+    Token(u64),
+}
+
+/// What a request has shown of the provider.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Evidence {
+    Works,
+    /// It fails, and wants no request for as long.
+    Fails(Suspect, Option<Duration>),
+    Nothing,
+}
+
+/// The right to send a request. Dropped without evidence, it has shown nothing.
+pub(super) struct Admission<'h> {
+    hold_back: &'h HoldBack,
+    is_probe: bool,
+}
+
+impl HoldBack {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        show_state(&metrics.identity.breaker_state, BreakerState::Closed);
+        Self { state: Mutex::default(), metrics }
+    }
+
+    /// Whether no request is sent now.
+    pub(super) fn is_open(&self) -> bool {
+        self.state.lock().open.as_ref().is_some_and(|open| open.is_probing || Instant::now() < open.until)
+    }
+
+    /// Lets a request through, if requests are not held back.
+    pub(super) fn admit(&self) -> Option<Admission<'_>> {
+        let mut state = self.state.lock();
+        let Some(open) = &mut state.open else { return Some(Admission { hold_back: self, is_probe: false }) };
+        if open.is_probing || Instant::now() < open.until {
+            return None;
+        }
+        open.is_probing = true;
+        show_state(&self.metrics.identity.breaker_state, BreakerState::HalfOpen);
+        Some(Admission { hold_back: self, is_probe: true })
+    }
+}
+
+impl Admission<'_> {
+    /// Records what the request has shown; `reason` tells a failure.
+    pub(super) fn record(self, evidence: Evidence, reason: &str) {
+        let (now, hold_back) = (Instant::now(), self.hold_back);
+        let mut state = hold_back.state.lock();
+        let show = |now| show_state(&hold_back.metrics.identity.breaker_state, now);
+        match evidence {
+            Evidence::Works => {
+                let was_open = state.open.take().is_some();
+                *state = State { succeeded: Some(now), ..State::default() };
+                show(BreakerState::Closed);
+                drop(state);
+                if was_open {
+                    events::IdentityBack {}.log();
+                }
+            }
+            Evidence::Fails(suspect, wish) => {
+                let is_recent = state.succeeded.is_some_and(|succeeded| now - succeeded < RECENT);
+                let counts = suspect == Suspect::Provider || !is_recent || !state.failed.contains(&suspect);
+                if state.open.is_none() && counts {
+                    state.failed.push(suspect);
+                }
+                let pause = match &state.open {
+                    Some(open) if self.is_probe => (open.pause * 2).min(LONGEST_PAUSE),
+                    None if state.failed.len() >= FAILURES => FIRST_PAUSE,
+                    _ => return,
+                };
+                let was_open = state.open.is_some();
+                let jittered = pause.mul_f64(1.0 + JITTER * rand::random::<f64>());
+                let until = now + jittered.max(wish.unwrap_or_default());
+                state.open = Some(Open { pause, until, is_probing: false });
+                show(BreakerState::Open);
+                drop(state);
+                if !was_open {
+                    events::IdentityHeldBack { reason, seconds: (until - now).as_secs_f64() }.log();
+                }
+            }
+            Evidence::Nothing => {}
+        }
+    }
+}
+
+impl Drop for Admission<'_> {
+    fn drop(&mut self) {
+        let mut state = self.hold_back.state.lock();
+        if let Some(open) = state.open.as_mut().filter(|open| self.is_probe && open.is_probing) {
+            open.is_probing = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::Registry;
+    use tokio::time::advance;
+
+    use super::*;
+
+    /// Steps separated by space: `+` works, `-` the provider fails, `-1` it fails for token 1, `?` shows nothing, `!` is held back;
+    /// `10s` passes. `open` or `closed`: the state, before a step and after a pause.
+    async fn play(steps: &str) {
+        let hold_back = HoldBack::new(Arc::new(Metrics::new(&Registry::new()).unwrap()));
+        for step in steps.split(' ') {
+            match step {
+                "open" => assert!(hold_back.is_open(), "{steps}"),
+                "closed" => assert!(!hold_back.is_open(), "{steps}"),
+                _ if step.ends_with('s') => {
+                    advance(Duration::from_secs(step.trim_end_matches('s').parse().unwrap())).await;
+                }
+                _ => {
+                    let admission = hold_back.admit();
+                    assert_eq!(admission.is_none(), step == "!", "{step} in {steps}");
+                    let Some(admission) = admission else { continue };
+                    let evidence = match step {
+                        "+" => Evidence::Works,
+                        "?" => Evidence::Nothing,
+                        "-" => Evidence::Fails(Suspect::Provider, None),
+                        "~" => Evidence::Fails(Suspect::Provider, Some(Duration::from_secs(10))),
+                        token => Evidence::Fails(Suspect::Token(token[1..].parse().unwrap()), None),
+                    };
+                    admission.record(evidence, "test");
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_opens_after_failures_in_a_row_and_probes_in_growing_pauses() {
+        for steps in [
+            "- - - - closed - open ! 2s closed + closed",
+            "- - - - + - - - - closed",
+            "- - - - - 2s - open 1s ! 2s - open 2s ! 3s + - closed",
+            // A probe that shows nothing, or is given up, lets the next one probe.
+            "- - - - - 2s ? ? -",
+            "- - - - - 2s - 3s - 5s - 10s - 20s - 40s - 36s + closed",
+            // The provider asks for a longer pause.
+            "- - - - ~ 9s ! open 1s closed +",
+        ] {
+            play(steps).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_token_that_the_provider_fails_for_does_not_keep_it_from_others() {
+        for steps in [
+            "+ -1 -1 -1 -1 -1 -1 -1 closed",
+            "+ -1 -2 -3 -4 closed -5 open",
+            // Nothing else succeeds: the one token is enough.
+            "-1 -1 -1 -1 -1 open",
+            "+ -1 -1 31s -1 -1 -1 -1 open",
+        ] {
+            play(steps).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_under_way_is_the_only_request() {
+        let hold_back = HoldBack::new(Arc::new(Metrics::new(&Registry::new()).unwrap()));
+        for _ in 0..FAILURES {
+            hold_back.admit().unwrap().record(Evidence::Fails(Suspect::Provider, None), "test");
+        }
+        advance(Duration::from_secs(2)).await;
+        let probe = hold_back.admit().unwrap();
+        assert!(hold_back.admit().is_none());
+        drop(probe);
+        assert!(hold_back.admit().is_some());
+    }
+}

@@ -1,0 +1,154 @@
+//! JSON Web Tokens (RFC 7519) in the compact form: a token whose signature verifies is who its claims say.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::Outcome;
+use super::digest::UserDigest;
+use super::oauth2::numeric_date;
+use super::remote_keys::RemoteKeys;
+use super::requests::Requests;
+use super::signature::Algorithm;
+use crate::api::json::{Members, member, members, string};
+use crate::auth::UserId;
+use crate::clock::Clock;
+use crate::config::jwks::{KeySet, VerifyingKey};
+use crate::config::{IdentityConfig, IdentitySource};
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::SetupError;
+
+/// The longest token.
+const MOST_BYTES: usize = 64 << 10;
+/// Most keys that are tried for a token that names none.
+const MOST_TRIED: usize = 8;
+const SCOPE: &str = "scope";
+
+/// Reads tokens.
+pub(super) struct Tokens {
+    keys: Keys,
+    /// In the order of their names.
+    claims: Vec<String>,
+    source: String,
+    clock: Clock,
+}
+
+enum Keys {
+    Given(KeySet),
+    Remote(Arc<RemoteKeys>),
+}
+
+impl Tokens {
+    pub(super) fn new(
+        config: &IdentityConfig,
+        source: IdentitySource<'_>,
+        clock: Clock,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, SetupError> {
+        let (keys, source) = match source {
+            IdentitySource::Keys(file) => (Keys::Given(file.secret.clone()), file.source.clone()),
+            IdentitySource::KeysAt(url) | IdentitySource::Introspection(url) => {
+                let remote = RemoteKeys::new(config, url, clock.clone(), Arc::clone(metrics))?;
+                (Keys::Remote(Arc::new(remote)), url.to_string())
+            }
+        };
+        let mut claims = config.claims.clone();
+        claims.sort_unstable();
+        Ok(Self { keys, claims, source, clock })
+    }
+
+    /// The requests for the set of keys, if there are any.
+    pub(super) fn requests(&self) -> Option<&Requests> {
+        match &self.keys {
+            Keys::Given(_) => None,
+            Keys::Remote(remote) => Some(&remote.requests),
+        }
+    }
+
+    pub(super) async fn ask(&self, token: &[u8]) -> Outcome {
+        let Some(token) = Jwt::read(token) else { return Outcome::Apart };
+        let user = match &self.keys {
+            Keys::Given(keys) => self.user(&token, keys),
+            Keys::Remote(remote) => match remote.keys(|keys| token.fits_one_of(keys)).await {
+                Ok(keys) => self.user(&token, &keys),
+                Err(outcome) => return outcome,
+            },
+        };
+        user.map_or(Outcome::Apart, |(id, ends)| Outcome::User { id, ends: Some(ends) })
+    }
+
+    fn user(&self, token: &Jwt<'_>, keys: &KeySet) -> Option<(UserId, u64)> {
+        let digest = UserDigest::new("jwt", &self.source);
+        token.user(keys, &self.claims, digest, self.clock.now().unix_millis())
+    }
+}
+
+/// A token whose signature is not verified yet.
+struct Jwt<'t> {
+    algorithm: Algorithm,
+    algorithm_name: String,
+    key_name: Option<String>,
+    /// What is signed.
+    message: &'t [u8],
+    payload: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+impl<'t> Jwt<'t> {
+    /// Reads a token of three parts, by an algorithm that is known, without an extension that has to be understood.
+    fn read(token: &'t [u8]) -> Option<Self> {
+        if token.len() > MOST_BYTES {
+            return None;
+        }
+        let end = token.iter().rposition(|byte| *byte == b'.')?;
+        let (message, signature) = (token.get(..end)?, token.get(end + 1..)?);
+        let mut parts = message.split(|byte| *byte == b'.');
+        let (header, payload, None) = (parts.next()?, parts.next()?, parts.next()) else { return None };
+        let [header, payload, signature] = [header, payload, signature].map(|part| URL_SAFE_NO_PAD.decode(part).ok());
+        let header = header?;
+        let header = members(std::str::from_utf8(&header).ok()?)?;
+        if member(&header, "crit").is_some() {
+            return None;
+        }
+        let algorithm_name = string(member(&header, "alg")?)?.into_owned();
+        let key_name = match member(&header, "kid") {
+            Some(name) => Some(string(name)?.into_owned()),
+            None => None,
+        };
+        let algorithm = Algorithm::named(&algorithm_name)?;
+        Some(Self { algorithm, algorithm_name, key_name, message, payload: payload?, signature: signature? })
+    }
+
+    fn fits(&self, key: &VerifyingKey) -> bool {
+        self.algorithm.fits(&self.algorithm_name, key, self.key_name.as_deref())
+    }
+
+    fn fits_one_of(&self, keys: &KeySet) -> bool {
+        keys.0.iter().any(|key| self.fits(key))
+    }
+
+    /// The user that the `claims` make, and when the token ends, if a key verifies it and it is valid `now`, in Unix milliseconds.
+    fn user(&self, keys: &KeySet, claims: &[String], mut digest: UserDigest, now: u64) -> Option<(UserId, u64)> {
+        let mut fitting = keys.0.iter().filter(|key| self.fits(key)).take(MOST_TRIED);
+        if !fitting.any(|key| self.algorithm.verifies(key, self.message, &self.signature)) {
+            return None;
+        }
+        let payload = members(std::str::from_utf8(&self.payload).ok()?)?;
+        let ends = valid_until(&payload, now)?;
+        for claim in claims {
+            let value = member(&payload, claim).filter(|value| value.get() != "null")?;
+            let added = if claim == SCOPE { digest.words(claim, value) } else { digest.field(claim, Some(value)) };
+            added.ok()?;
+        }
+        Some((digest.finish(), ends))
+    }
+}
+
+/// When a token with these claims ends, if it is valid now. It has to have an end.
+fn valid_until(claims: &Members<'_>, now: u64) -> Option<u64> {
+    let time = |name| member(claims, name).map(numeric_date);
+    let ends = time("exp")??;
+    let begins = time("nbf").map_or(Some(0), |begins: Option<u64>| begins)?;
+    (begins <= now && now < ends).then_some(ends)
+}

@@ -1,0 +1,131 @@
+//! The set of keys that a URL answers with: fetched when it is needed, and again when it is old or lacks a key.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::ACCEPT;
+use http::{HeaderValue, Request, StatusCode};
+use parking_lot::Mutex;
+use tokio::time::{Instant, timeout_at};
+
+use super::Outcome;
+use super::hold_back::{Evidence, HoldBack, Suspect};
+use super::requests::{Reading, Requests};
+use super::single_flight::{Flight, SingleFlight};
+use crate::clock::{Clock, Moment};
+use crate::config::jwks::KeySet;
+use crate::config::{IdentityConfig, Url};
+use crate::telemetry::log::{LogThrottle, events};
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::SetupError;
+
+/// A set that lacks a key is fetched again after this, in milliseconds: tokens name keys as they like.
+const LACKING: u64 = 30_000;
+/// A set that is older is fetched again in the background, since a key may have been withdrawn.
+const OLD: u64 = 5 * 60_000;
+/// A set that is older is not used.
+const TOO_OLD: u64 = 60 * 60_000;
+
+pub(super) struct RemoteKeys {
+    pub(super) requests: Requests,
+    url: Url,
+    timeout: Duration,
+    fetched: Mutex<Option<(Arc<KeySet>, Moment)>>,
+    flights: Arc<SingleFlight<(), ()>>,
+    hold_back: HoldBack,
+    failed: LogThrottle,
+    clock: Clock,
+}
+
+impl RemoteKeys {
+    pub(super) fn new(
+        config: &IdentityConfig,
+        url: &Url,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, SetupError> {
+        Ok(Self {
+            url: url.clone(),
+            timeout: config.timeout,
+            requests: Requests::new(config, Arc::clone(&metrics))?,
+            fetched: Mutex::default(),
+            flights: Arc::default(),
+            hold_back: HoldBack::new(metrics),
+            failed: LogThrottle::default(),
+            clock,
+        })
+    }
+
+    /// The set, fetched anew where it has not what is `wanted` and is not new.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) async fn keys(self: &Arc<Self>, wanted: impl Fn(&KeySet) -> bool) -> Result<Arc<KeySet>, Outcome> {
+        let now = self.clock.now();
+        let (known, age) = match self.known(now) {
+            Some((known, age)) => (Some(known), age),
+            None => (None, u64::MAX),
+        };
+        if let Some(known) = known.as_ref().filter(|known| wanted(known)) {
+            if age >= OLD {
+                drop(self.fetch());
+            }
+            return Ok(Arc::clone(known));
+        }
+        if age < LACKING {
+            return known.ok_or(Outcome::Failed);
+        }
+        let Some(flight) = self.fetch() else { return known.ok_or(Outcome::HeldBack) };
+        // The task has a deadline of its own, from when it began.
+        let _ = timeout_at(Instant::now() + self.timeout, flight.result()).await;
+        let fetched = self.known(self.clock.now()).map(|(keys, _)| keys);
+        fetched.ok_or(Outcome::Failed)
+    }
+
+    /// The set, unless it is too old, and its age.
+    fn known(&self, now: Moment) -> Option<(Arc<KeySet>, u64)> {
+        let fetched = self.fetched.lock();
+        let (keys, at) = fetched.as_ref()?;
+        let age = now.since(*at);
+        (age < TOO_OLD).then(|| (Arc::clone(keys), age))
+    }
+
+    /// Fetches the set, once for all who want it; `None` while requests are held back.
+    fn fetch(self: &Arc<Self>) -> Option<Flight<()>> {
+        let flight = self.flights.join_or_start(&(), |_| {
+            if self.hold_back.is_open() {
+                return Err(());
+            }
+            let this = Arc::clone(self);
+            Ok(async move { this.fetch_once().await })
+        });
+        flight.ok()
+    }
+
+    async fn fetch_once(&self) {
+        let Some(admission) = self.hold_back.admit() else { return };
+        let accept = HeaderValue::from_static("application/jwk-set+json, application/json");
+        let Ok(request) = Request::get(self.url.uri()).header(ACCEPT, accept).body(Bytes::new()) else { return };
+        let sent = self.clock.now();
+        let answer = self.requests.send(request, Instant::now() + self.timeout).await;
+        let keys = match answer {
+            Ok(response) if response.status() == StatusCode::OK => KeySet::parse(response.body()),
+            Ok(response) => match Reading::of_status(response.status()) {
+                Reading::Unusable(reason) => Err(reason.into_owned()),
+                _ => Err(String::new()),
+            },
+            Err(error) => Err(error.to_string()),
+        };
+        match keys {
+            Ok(keys) => {
+                *self.fetched.lock() = Some((Arc::new(keys.public()), sent));
+                admission.record(Evidence::Works, "");
+            }
+            Err(reason) => {
+                admission.record(Evidence::Fails(Suspect::Provider, None), &reason);
+                self.failed.when_due(|suppressed| events::IdentityFailed { reason: &reason, suppressed }.log());
+            }
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Requests to the identity provider, and what its answers say.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode};
+use prometheus::Histogram;
+use tokio::time::Instant;
+
+use crate::auth::UserId;
+use crate::config::IdentityConfig;
+use crate::telemetry::metrics::{GaugeGuard, Metrics};
+use crate::upstream::{SetupError, SideClient, SideError};
+
+/// The longest answer. A Keystone with many services answers with tens of kilobytes.
+const MOST_BYTES: usize = 256 << 10;
+
+/// The client of the identity provider.
+pub(super) struct Requests {
+    client: SideClient,
+    metrics: Arc<Metrics>,
+}
+
+impl Requests {
+    pub(super) fn new(config: &IdentityConfig, metrics: Arc<Metrics>) -> Result<Self, SetupError> {
+        let connections = config.connections().ok_or(SetupError::NoIdentitySource)?;
+        Ok(Self { client: SideClient::new(&connections, metrics.identity.resends.clone())?, metrics })
+    }
+
+    /// Whether the files that `config` names have the content that this client was built from.
+    pub(super) fn trust_is_unchanged(&self, config: &IdentityConfig) -> bool {
+        config.connections().is_some_and(|connections| self.client.trust_is_unchanged(&connections))
+    }
+
+    /// Sends an idempotent request.
+    ///
+    /// # Errors
+    /// There is no answer by `deadline`, or it is longer than [`MOST_BYTES`].
+    pub(super) async fn send(&self, request: Request<Bytes>, deadline: Instant) -> Result<Response<Bytes>, SideError> {
+        let _in_flight = GaugeGuard::new(&self.metrics.identity.in_flight);
+        let _observed = Observed { began: Instant::now(), seconds: &self.metrics.identity.duration };
+        self.client.exchange(request, MOST_BYTES, deadline).await
+    }
+}
+
+/// Observes a duration, of a request that is given up as well.
+struct Observed<'m> {
+    began: Instant,
+    seconds: &'m Histogram,
+}
+
+impl Drop for Observed<'_> {
+    fn drop(&mut self) {
+        self.seconds.observe(self.began.elapsed().as_secs_f64());
+    }
+}
+
+/// What an answer says of a token.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    User {
+        id: UserId,
+        /// In Unix milliseconds.
+        ends: Option<u64>,
+    },
+    /// The token is not valid.
+    Refused,
+    /// It lacks what makes a user, or what does has no canonical form: the field's name.
+    Incomplete(String),
+    /// The provider refuses sidelink's own credentials.
+    OwnCredentials(StatusCode),
+    /// Nothing: the reason, without a word of the answer.
+    Unusable(Cow<'static, str>),
+}
+
+impl Reading {
+    pub(super) fn unusable(reason: &'static str) -> Self {
+        Self::Unusable(reason.into())
+    }
+
+    /// Of an answer of any other status than those that a style knows.
+    pub(super) fn of_status(status: StatusCode) -> Self {
+        Self::Unusable(format!("its status is {}", status.as_u16()).into())
+    }
+
+    /// Of a user whose token `ends` then.
+    pub(super) fn user(id: UserId, ends: Option<u64>, now: u64) -> Self {
+        if ends.is_some_and(|ends| ends <= now) { Self::Refused } else { Self::User { id, ends } }
+    }
+}
+
+/// A header's value that no debug output shows; `None` for a token that fits in no header.
+pub(super) fn sensitive(bytes: &[u8]) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_bytes(bytes).ok().filter(|value| !value.is_empty())?;
+    value.set_sensitive(true);
+    Some(value)
+}

@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use ring::signature::{ECDSA_P256_SHA256_FIXED, ED25519, UnparsedPublicKey};
 use serde_json::{Value, json};
 use sidelink::clock::Clock;
+use sidelink::config::Config;
 use sidelink::demo::origin::iam::{CLIENT, Dialect, Grant, Iam, JwtAlgorithm};
 use sidelink::demo::origin::{Origin, ScriptedReply, link_is_for};
 
@@ -372,7 +373,7 @@ async fn its_faults_are_as_a_test_asks_for_and_may_concern_one_token_alone() {
         behaviour.only_for = Some(anna.clone());
     });
     let lie = world.validate(&anna, &anna).await;
-    assert_eq!((&lie.json()["token"]["user"]["name"], lie.header("x-subject-token")), (&json!("bert"), anna.as_str()));
+    assert_eq!((&lie.json()["token"]["user"]["name"], lie.header("x-subject-token")), (&json!("bert"), bert.as_str()));
     assert_eq!(world.validate(&bert, &bert).await.json()["token"]["user"]["name"], "bert");
 
     let headers = HeaderMap::from_iter([(http::header::LOCATION, HeaderValue::from_static("http://127.0.0.1:9/"))]);
@@ -435,6 +436,15 @@ async fn the_command_prints_commands_that_get_tokens_which_its_endpoint_accepts(
     let endpoint = lines[0].strip_prefix("the simulated endpoint listens on http://").expect("an address");
     let endpoint = TestClient::new(endpoint.parse().unwrap());
     let text = lines.join("\n");
+    let tables = text.split("\n\n").filter(|part| part.contains("[callers.identity]")).map(|table| {
+        let client_file = tempfile::NamedTempFile::new().unwrap();
+        let secret = table.split("holds ").nth(1).unwrap_or_default();
+        std::fs::write(client_file.path(), secret).unwrap();
+        let table = table.replace("FILE", client_file.path().to_str().unwrap());
+        let config = format!("[upstream]\nendpoint = \"http://h\"\n{table}\n");
+        Config::parse(&config).unwrap_or_else(|errors| panic!("{errors}: {config}")).callers.identity.unwrap()
+    });
+    assert_eq!(tables.filter(|identity| identity.source().is_some()).count(), 3);
     let commands: Vec<&str> = text.split("  curl ").skip(1).map(|rest| rest.split("\n\n").next().unwrap()).collect();
     let answers: Vec<String> = commands
         .iter()

@@ -50,7 +50,7 @@ pub(super) fn validate(iam: &Iam, behaviour: &Behaviour, parts: &Parts) -> Respo
         return error(404, "Not Found", "X-Subject-Token is invalid in the request");
     };
     let has_catalog = !parts.uri.query().unwrap_or_default().split('&').any(|pair| pair.starts_with("nocatalog"));
-    described(iam, behaviour, subject, &issued, has_catalog)
+    described(iam, behaviour, behaviour.describes.as_deref().unwrap_or(subject), &issued, has_catalog)
 }
 
 /// `POST /v3/auth/tokens` with a name and whatever password: issues a token.

@@ -35,7 +35,7 @@ pub use last_token::LastToken;
 use scope::KeyedHash;
 pub use scope::{Key, KeyHasher, Scope};
 use signature::{Fault, Keys, Signer};
-pub use user::UserId;
+pub use user::{UserId, Word};
 
 /// Who asks: a keyed hash of a token, or of a verified access key with what was signed beside it. Never the token itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

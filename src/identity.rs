@@ -18,31 +18,13 @@ mod single_flight;
 use std::sync::Arc;
 
 use crate::auth::UserId;
+pub use crate::auth::Word;
 use crate::clock::Clock;
 use crate::config::{IdentityConfig, IdentitySource};
 use crate::telemetry::metrics::{IdentityResult, Metrics};
 use crate::upstream::SetupError;
 use introspection::Introspection;
 use jwt::Tokens;
-
-/// What is known of a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Word {
-    /// Tokens of this `id` are one user's.
-    User {
-        /// The user.
-        id: UserId,
-        /// When the token ends, in Unix milliseconds.
-        ends: Option<u64>,
-        /// The identity provider vouches for the token now. A token that only verifies may have been revoked.
-        is_live: bool,
-    },
-    /// The identity provider says that the token is not valid.
-    Refused,
-    /// Nothing: the provider is down or slow, its answer cannot be used, or too much is asked of it; or the token says too little. The
-    /// token is its own caller.
-    Unknown,
-}
 
 /// The identity provider. Answers are not cached.
 pub struct Identities {
@@ -80,6 +62,15 @@ impl Identities {
             None => return Err(SetupError::NoIdentitySource),
         };
         Ok(Self { source, metrics })
+    }
+
+    /// Whether the files that `config` names have the content that this was built from, where `config` is equal.
+    pub fn trust_is_unchanged(&self, config: &IdentityConfig) -> bool {
+        let requests = match &self.source {
+            Source::Introspection(introspection) => Some(&introspection.requests),
+            Source::Tokens(tokens) => tokens.requests(),
+        };
+        requests.is_none_or(|requests| requests.trust_is_unchanged(config))
     }
 
     /// Says whose `token` is; `was_accepted` by the endpoint, or not: tokens that nobody has accepted share a small budget.

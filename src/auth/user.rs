@@ -1,4 +1,4 @@
-//! The user behind a credential.
+//! The user behind a credential, and what is said of it.
 
 use std::fmt;
 
@@ -13,4 +13,23 @@ impl fmt::Debug for UserId {
         let [a, b, c, d, ..] = self.0;
         write!(f, "UserId({:08x}…)", u32::from_be_bytes([a, b, c, d]))
     }
+}
+
+/// What is said of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// It is this user's.
+    User {
+        /// The user.
+        id: UserId,
+        /// When the token ends, in Unix milliseconds, if it says so.
+        ends: Option<u64>,
+        /// Whether the identity provider vouches for the token now. A signature says only whose it is: the token may have been
+        /// revoked.
+        is_live: bool,
+    },
+    /// It is not valid.
+    Refused,
+    /// Nothing is known: the token is a caller by itself.
+    Unknown,
 }

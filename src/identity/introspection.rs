@@ -31,12 +31,12 @@ const WAITING: usize = 64;
 const UNACCEPTED_SHARE: usize = 4;
 
 pub(super) struct Introspection {
+    pub(super) requests: Requests,
     url: Url,
     style: AskingStyle,
     /// The fields that make a user, in the order of their texts; none: the style's own.
     fields: Vec<Pointer>,
     timeout: Duration,
-    requests: Requests,
     /// By the SHA-256 of their token.
     flights: Arc<SingleFlight<[u8; 32], Outcome>>,
     most_flights: usize,

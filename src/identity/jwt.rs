@@ -9,6 +9,7 @@ use super::Outcome;
 use super::digest::UserDigest;
 use super::oauth2::numeric_date;
 use super::remote_keys::RemoteKeys;
+use super::requests::Requests;
 use super::signature::Algorithm;
 use crate::api::json::{Members, member, members, string};
 use crate::auth::UserId;
@@ -55,6 +56,14 @@ impl Tokens {
         let mut claims = config.claims.clone();
         claims.sort_unstable();
         Ok(Self { keys, claims, source, clock })
+    }
+
+    /// The requests for the set of keys, if there are any.
+    pub(super) fn requests(&self) -> Option<&Requests> {
+        match &self.keys {
+            Keys::Given(_) => None,
+            Keys::Remote(remote) => Some(&remote.requests),
+        }
     }
 
     pub(super) async fn ask(&self, token: &[u8]) -> Outcome {

@@ -28,9 +28,9 @@ const OLD: u64 = 5 * 60_000;
 const TOO_OLD: u64 = 60 * 60_000;
 
 pub(super) struct RemoteKeys {
+    pub(super) requests: Requests,
     url: Url,
     timeout: Duration,
-    requests: Requests,
     fetched: Mutex<Option<(Arc<KeySet>, Moment)>>,
     flights: Arc<SingleFlight<(), ()>>,
     hold_back: HoldBack,

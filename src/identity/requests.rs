@@ -28,6 +28,11 @@ impl Requests {
         Ok(Self { client: SideClient::new(&connections, metrics.identity.resends.clone())?, metrics })
     }
 
+    /// Whether the files that `config` names have the content that this client was built from.
+    pub(super) fn trust_is_unchanged(&self, config: &IdentityConfig) -> bool {
+        config.connections().is_some_and(|connections| self.client.trust_is_unchanged(&connections))
+    }
+
     /// Sends an idempotent request.
     ///
     /// # Errors

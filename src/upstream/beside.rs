@@ -18,6 +18,7 @@ use crate::telemetry::log::chain;
 /// The client. HTTP/1.1 is enough for exchanges that are few at a time.
 pub(crate) struct SideClient {
     http: HttpClient,
+    trust: Trust,
 }
 
 /// Why there is no answer.
@@ -37,11 +38,17 @@ pub(crate) enum SideError {
 impl SideClient {
     /// A client of `config.endpoint`, which connects to nothing yet. `resends` counts requests that are sent again.
     pub(crate) fn new(config: &UpstreamConfig, resends: IntCounter) -> Result<Self, SetupError> {
-        let tls = Trust::read(config, &trust::IDENTITY)?.client()?;
+        let trust = Trust::read(config, &trust::IDENTITY)?;
+        let tls = trust.client()?;
         let numbers = ConnectionNumbers::new(config.max_connection_age);
         let resolver = Resolver::new(config.connect_timeout);
         let connector = connector::network(config, tls, Protocols::Http1, resolver, numbers.clone());
-        Ok(Self { http: HttpClient::new(connector, numbers, config.pool_idle, resends) })
+        Ok(Self { http: HttpClient::new(connector, numbers, config.pool_idle, resends), trust })
+    }
+
+    /// Whether the files that `config` names have the content that this client was built from.
+    pub(crate) fn trust_is_unchanged(&self, config: &UpstreamConfig) -> bool {
+        Trust::read(config, &trust::IDENTITY).is_ok_and(|now| now == self.trust)
     }
 
     /// Sends an idempotent request, and reads its answer of `most` bytes at most.

@@ -36,6 +36,7 @@ async fn every_series_is_there_from_the_start_and_counts_from_0() {
             "sidelink_cache_capacity_bytes",
             "sidelink_config_last_reload_success_timestamp_seconds",
             "sidelink_config_last_reload_successful",
+            "sidelink_identity_breaker_state{state=\"closed\"}",
             "sidelink_limit{limit=\"batch_bodies\"}",
             "sidelink_limit{limit=\"calls\"}",
             "sidelink_limit{limit=\"connections\"}",

@@ -53,7 +53,7 @@ pub(super) fn validate(iam: &Iam, behaviour: &Behaviour, parts: &Parts) -> Respo
     described(iam, behaviour, behaviour.describes.as_deref().unwrap_or(subject), &issued, has_catalog)
 }
 
-/// `POST /v3/auth/tokens` with a name and whatever password: issues a token.
+/// `POST /v3/auth/tokens` with a name and any password: issues a token.
 pub(super) fn authenticate(iam: &Iam, behaviour: &Behaviour, body: &[u8]) -> Response<String> {
     let request: Value = serde_json::from_slice(body).unwrap_or_default();
     let text = |place: &str| request.pointer(place).and_then(Value::as_str);

@@ -1,8 +1,8 @@
 //! A simulated IAM beside the simulated endpoint: it issues tokens, says whom they stand for, and forgets those that are revoked.
 //!
 //! It is a server of its own, so that it can be down, slow or wrong while the endpoint is not. `keystone` has the routes of OpenStack's
-//! and Huawei's IAM, `oauth2` those of OAuth 2.0. An endpoint with [`Options::iam`] accepts just the tokens
-//! that live here, and makes its links for the user of a token.
+//! and Huawei's IAM, `oauth2` those of OAuth 2.0. An endpoint with [`Options::iam`] accepts just the tokens that live here, and makes its
+//! links for the user of a token.
 //!
 //! [`Options::iam`]: super::Options::iam
 
@@ -333,7 +333,8 @@ impl Iam {
         self.state().tokens.get(token).filter(|issued| now < issued.expires).cloned()
     }
 
-    /// The owner of the links that a token gets, for [`link_is_for`]: equal for equal grants. `None` where the token is not known or has expired.
+    /// The owner of the links that a token gets, for [`link_is_for`]: equal for equal grants. `None` where the token is not known or has
+    /// expired.
     ///
     /// [`link_is_for`]: super::link_is_for
     pub fn owner(&self, token: &str) -> Option<String> {

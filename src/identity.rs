@@ -17,6 +17,9 @@ mod single_flight;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use http::Response;
+
 use crate::auth::UserId;
 pub use crate::auth::Word;
 use crate::clock::Clock;
@@ -25,6 +28,7 @@ use crate::telemetry::metrics::{IdentityResult, Metrics};
 use crate::upstream::SetupError;
 use introspection::Introspection;
 use jwt::Tokens;
+use requests::Reading;
 
 /// The identity provider. Answers are not cached.
 pub struct Identities {
@@ -84,15 +88,38 @@ impl Identities {
                 (outcome, false)
             }
         };
-        match outcome {
-            Outcome::User { id, ends } => Word::User { id, ends, is_live },
-            Outcome::Refused => Word::Refused,
-            Outcome::Apart | Outcome::Failed | Outcome::Limited | Outcome::HeldBack => Word::Unknown,
+        outcome.word(is_live)
+    }
+
+    /// What an answer of the introspection endpoint says of `token`, without asking.
+    pub fn read(&self, answer: &Response<Bytes>, token: &[u8]) -> Word {
+        match &self.source {
+            Source::Introspection(introspection) => Outcome::from(&introspection.read(answer, token)).word(true),
+            Source::Tokens(_) => Word::Unknown,
+        }
+    }
+}
+
+impl From<&Reading> for Outcome {
+    fn from(reading: &Reading) -> Self {
+        match reading {
+            Reading::User { id, ends } => Self::User { id: *id, ends: *ends },
+            Reading::Refused => Self::Refused,
+            Reading::Incomplete(_) => Self::Apart,
+            Reading::OwnCredentials(_) | Reading::Unusable(_) => Self::Failed,
         }
     }
 }
 
 impl Outcome {
+    fn word(self, is_live: bool) -> Word {
+        match self {
+            Self::User { id, ends } => Word::User { id, ends, is_live },
+            Self::Refused => Word::Refused,
+            Self::Apart | Self::Failed | Self::Limited | Self::HeldBack => Word::Unknown,
+        }
+    }
+
     fn count(self, metrics: &Metrics) {
         let result = match self {
             Self::User { .. } => IdentityResult::User,

@@ -5,6 +5,7 @@
 
 mod descriptions;
 mod fleet;
+mod identity;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use tokio::sync::mpsc;
 
 pub use descriptions::description;
 pub use fleet::shared;
+pub use identity::identity;
 
 /// 2026-11-24, midnight.
 const EPOCH: i64 = 1_795_478_400_000;

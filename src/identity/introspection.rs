@@ -137,6 +137,10 @@ impl Introspection {
         let Some(admission) = self.hold_back.admit() else { return Outcome::HeldBack };
         let sent = Instant::now();
         let answer = self.requests.send(request, deadline).await;
+        if matches!(answer, Err(SideError::Deadline)) && sent.elapsed() < self.timeout / 2 {
+            // Its turn came late: that says nothing of the provider.
+            return Outcome::Limited;
+        }
         let reading = match &answer {
             Ok(response) => self.read(response, token.expose()),
             Err(error) => Reading::Unusable(error.to_string().into()),
@@ -147,37 +151,27 @@ impl Introspection {
             (Reading::OwnCredentials(_), _) | (_, Err(SideError::Connect(_))) => {
                 Evidence::Fails(Suspect::Provider, wish)
             }
-            // Its turn came late: that says nothing of the provider.
-            (_, Err(SideError::Deadline)) if sent.elapsed() < self.timeout / 2 => Evidence::Nothing,
             (Reading::Unusable(_), _) if was_accepted => Evidence::Fails(suspect, wish),
             (Reading::Unusable(_), _) => Evidence::Nothing,
         };
+        let outcome = Outcome::from(&reading);
         match reading {
-            Reading::User { id, ends } => {
-                admission.record(evidence, "");
-                Outcome::User { id, ends }
-            }
-            Reading::Refused => {
-                admission.record(evidence, "");
-                Outcome::Refused
-            }
+            Reading::User { .. } | Reading::Refused => admission.record(evidence, ""),
             Reading::Incomplete(reason) => {
                 admission.record(evidence, "");
                 self.incomplete.when_due(|suppressed| events::IdentityIncomplete { reason: &reason, suppressed }.log());
-                Outcome::Apart
             }
             Reading::OwnCredentials(status) => {
                 let status = status.as_u16();
                 admission.record(evidence, "it refuses sidelink's own credentials");
                 self.credentials.when_due(|suppressed| events::IdentityCredentials { status, suppressed }.log());
-                Outcome::Failed
             }
             Reading::Unusable(reason) => {
                 admission.record(evidence, &reason);
                 self.failed.when_due(|suppressed| events::IdentityFailed { reason: &reason, suppressed }.log());
-                Outcome::Failed
             }
         }
+        outcome
     }
 
     /// The permit of unaccepted tokens first: who waits for it takes none from others.
@@ -193,7 +187,8 @@ impl Introspection {
         }
     }
 
-    fn read(&self, response: &Response<Bytes>, token: &[u8]) -> Reading {
+    /// What an answer says of `token`.
+    pub(super) fn read(&self, response: &Response<Bytes>, token: &[u8]) -> Reading {
         let now = self.clock.now().unix_millis();
         match &self.style {
             AskingStyle::Keystone { own } => {

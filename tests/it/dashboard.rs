@@ -58,6 +58,7 @@ fn the_rows_of_the_dashboard_are_in_order() {
             "Is the endpoint well?",
             "Is the process well?",
             "Is the shared tier well?",
+            "Is the identity provider well?",
         ]
     );
 }

@@ -41,6 +41,7 @@ mod fleet;
 mod freshness;
 mod git_lfs;
 mod iam;
+mod identity;
 mod isolation;
 mod life_cycle;
 mod links;

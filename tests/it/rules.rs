@@ -59,12 +59,13 @@ pub fn alerts() -> Vec<Value> {
 }
 
 /// Cases of alerts, by the question that the alerts answer.
-const ALERT_CASES: [&str; 5] = [
+const ALERT_CASES: [&str; 6] = [
     "deploy/prometheus/tests/alerts/users.yml",
     "deploy/prometheus/tests/alerts/cache.yml",
     "deploy/prometheus/tests/alerts/endpoint.yml",
     "deploy/prometheus/tests/alerts/process.yml",
     "deploy/prometheus/tests/alerts/shared.yml",
+    "deploy/prometheus/tests/alerts/identity.yml",
 ];
 
 /// All files with cases.

@@ -95,7 +95,10 @@ fn described(iam: &Iam, behaviour: &Behaviour, token: &str, issued: &Issued, has
         None => add("domain", account),
     }
     if has_catalog {
-        let endpoint = |region: &str, url: String| json!({"id": id("endpoint", &url), "interface": "public", "region": region, "region_id": region, "url": url});
+        let endpoint = |region: &str, url: String| {
+            let id = id("endpoint", &url);
+            json!({"id": id, "interface": "public", "region": region, "region_id": region, "url": url})
+        };
         let identity = endpoint("*", iam.issuer());
         let storage = endpoint("cn-south-1", "https://obs.cn-south-1.myhuaweicloud.com".to_owned());
         add(

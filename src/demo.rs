@@ -1,8 +1,9 @@
 //! The demonstration: a simulated endpoint, a sidelink in front of it, and a replay of overlapping batches whose every answer is
-//! checked. The simulated endpoint, `origin`, also runs alone and in tests.
+//! checked; or `tokens`, the same for clients of one user. The simulated endpoint, `origin`, also runs alone and in tests.
 
 pub mod origin;
 mod replay;
+pub mod tokens;
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
@@ -16,6 +17,7 @@ use crate::app::App;
 use crate::config::batch::BatchApi;
 use crate::config::{AccessLines, Config, Endpoint};
 use origin::Origin;
+use origin::iam::Iam;
 use origin::shapes::{Shape, TOKEN};
 use replay::{BATCH_IDS, CONNECTIONS, Draws, EXPONENT, IDS, Outcome, Replay};
 
@@ -29,17 +31,8 @@ const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)
 /// # Errors
 /// If a socket cannot be opened, or standard output is closed.
 pub async fn run(shape: &'static Shape, batches: usize, once: bool) -> io::Result<bool> {
-    let options =
-        origin::Options { api: shape, address: LOOPBACK, delay: ENDPOINT_DELAY, ..origin::Options::default() };
-    let origin = Origin::start(options).await?;
-    let endpoint = Endpoint::parse(&format!("http://{}", origin.address())).map_err(io::Error::other)?;
-    let mut config = Config::for_endpoint(endpoint);
-    config.listen.address = vec![LOOPBACK.into()];
-    config.admin.address = LOOPBACK;
-    config.log.access = AccessLines::Off;
-    config.batch = vec![BatchApi::preset(shape.name).ok_or_else(|| io::Error::other("there is no such preset"))?];
-    let app = App::start(config).await.map_err(io::Error::other)?;
-    let address = *app.addresses().first().ok_or_else(|| io::Error::other("sidelink has no listener"))?;
+    let (origin, config) = endpoint(shape, None).await?;
+    let Sidelink { app, address } = Sidelink::start(config).await?;
 
     print(&format!(
         "{} batches of {BATCH_IDS} ids out of {} (Zipf {EXPONENT}),\nover {CONNECTIONS} connections; the endpoint is {} ms away.\n\n",
@@ -67,6 +60,34 @@ pub async fn run(shape: &'static Shape, batches: usize, once: bool) -> io::Resul
     app.drain().await;
     origin.stop().await;
     Ok(!wrong)
+}
+
+/// An endpoint, and the configuration of a sidelink in front of it.
+async fn endpoint(shape: &'static Shape, iam: Option<Iam>) -> io::Result<(Origin, Config)> {
+    let options =
+        origin::Options { api: shape, address: LOOPBACK, delay: ENDPOINT_DELAY, iam, ..origin::Options::default() };
+    let origin = Origin::start(options).await?;
+    let endpoint = Endpoint::parse(&format!("http://{}", origin.address())).map_err(io::Error::other)?;
+    let mut config = Config::for_endpoint(endpoint);
+    config.listen.address = vec![LOOPBACK.into()];
+    config.admin.address = LOOPBACK;
+    config.log.access = AccessLines::Off;
+    config.batch = vec![BatchApi::preset(shape.name).ok_or_else(|| io::Error::other("there is no such preset"))?];
+    Ok((origin, config))
+}
+
+/// A running sidelink.
+struct Sidelink {
+    app: App,
+    address: SocketAddr,
+}
+
+impl Sidelink {
+    async fn start(config: Config) -> io::Result<Self> {
+        let app = App::start(config).await.map_err(io::Error::other)?;
+        let address = *app.addresses().first().ok_or_else(|| io::Error::other("sidelink has no listener"))?;
+        Ok(Self { app, address })
+    }
 }
 
 /// Hidden where standard error is no terminal.

@@ -104,6 +104,9 @@ enum Command {
         /// The batch API that is simulated and asked.
         #[arg(long, value_name = "NAME", default_value = "huawei-osm", value_parser = origin::shape())]
         api: &'static Shape,
+        /// Have 8 clients ask, with 8 tokens of one user, without and with callers.identity.
+        #[arg(long)]
+        tokens: bool,
         /// Exit after the replay: 0 if every answer was right.
         #[arg(long)]
         once: bool,
@@ -202,8 +205,12 @@ fn main() -> ExitCode {
                 Err(error) => fail(&error.to_string()),
             }
         }
-        Command::Demo { api, once, batches } => run(None, async move {
-            match demo::run(api, batches as usize, once).await {
+        Command::Demo { api, tokens, once, batches } => run(None, async move {
+            let ended = match tokens {
+                false => demo::run(api, batches as usize, once).await,
+                true => demo::tokens::run(api, batches as usize, once).await,
+            };
+            match ended {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::FAILURE,
                 Err(error) => fail(&format!("demo: {error}")),

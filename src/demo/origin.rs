@@ -4,8 +4,8 @@
 //! `sidelink origin` runs it alone, the demonstration runs it inside, and the tests drive it in-process: it records
 //! calls, delays them until a test lets them go on, and sends scripted replies.
 //!
-//! It accepts any token (with an [`iam`], those that it knows; signatures are verified), keeps no uploads, and where the reference is silent (the order of items, unknown
-//! ids) an option decides. Its batch route is in `batch`, all else in `other_routes`.
+//! It accepts any token, with an [`iam`] those that live there; signatures are verified. It keeps no uploads, and where the reference is
+//! silent (the order of items, unknown ids) an option decides. Its batch route is in `batch`, all else in `other_routes`.
 
 mod batch;
 mod connections;

@@ -19,7 +19,7 @@ use rand_distr::{Distribution, Zipf};
 use serde_json::Value;
 use tokio::time::MissedTickBehavior;
 
-use super::origin::shapes::Shape;
+use super::origin::shapes::{Shape, TOKEN};
 
 pub(super) const BATCH_IDS: usize = 20;
 /// Ids that batches are drawn from, by Zipf's law with this exponent.
@@ -31,6 +31,7 @@ pub(super) const CONNECTIONS: usize = 64;
 const PAUSE: Duration = Duration::from_millis(100);
 
 type Batch = Vec<String>;
+type Headers = Vec<(&'static str, String)>;
 
 /// The batches, the same in every run.
 pub(super) struct Draws {
@@ -67,6 +68,9 @@ pub(super) struct Replay {
     pub(super) batches: Vec<Batch>,
     shape: &'static Shape,
     address: SocketAddr,
+    headers: Headers,
+    /// Those of the owner of the links.
+    owner: Headers,
     client: Client<HttpConnector, Full<Bytes>>,
 }
 
@@ -82,7 +86,14 @@ impl Replay {
     pub(super) fn new(shape: &'static Shape, address: SocketAddr, batches: Vec<Batch>) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        Self { batches, shape, address, client: Client::builder(TokioExecutor::new()).build(connector) }
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        let headers = headers(shape, TOKEN);
+        Self { batches, shape, address, owner: headers.clone(), headers, client }
+    }
+
+    /// With this token, whose links are those of `owner`.
+    pub(super) fn with_token(self, token: &str, owner: &str) -> Self {
+        Self { headers: headers(self.shape, token), owner: headers(self.shape, owner), ..self }
     }
 
     pub(super) fn distinct_ids(&self) -> usize {
@@ -147,19 +158,24 @@ impl Replay {
     async fn ask(&self, batch: &[String]) -> Result<(), String> {
         let (target, body) = self.shape.batch(batch);
         let mut request = Request::builder().method(&self.shape.method).uri(format!("http://{}{target}", self.address));
-        for (name, value) in self.shape.headers {
-            request = request.header(*name, *value);
+        for (name, value) in &self.headers {
+            request = request.header(*name, value);
         }
         let request = request.body(Full::from(body)).map_err(|error| error.to_string())?;
         let response = self.client.request(request).await.map_err(|error| error.to_string())?;
         let status = response.status();
         let body = response.into_body().collect().await.map_err(|error| error.to_string())?;
-        check(self.shape, status, &body.to_bytes(), batch)
+        check(self.shape, &self.owner, status, &body.to_bytes(), batch)
     }
 }
 
-/// Checks that every id is answered, in the order asked, with its own link.
-fn check(shape: &Shape, status: StatusCode, body: &[u8], batch: &[String]) -> Result<(), String> {
+/// The headers of a batch with this token.
+fn headers(shape: &Shape, token: &str) -> Headers {
+    shape.headers.iter().map(|(name, value)| (*name, value.replace(TOKEN, token))).collect()
+}
+
+/// Checks that every id is answered, in the order asked, with its own link of its owner's.
+fn check(shape: &Shape, owner: &Headers, status: StatusCode, body: &[u8], batch: &[String]) -> Result<(), String> {
     if status != StatusCode::OK {
         return Err(format!("status {status}"));
     }
@@ -171,11 +187,12 @@ fn check(shape: &Shape, status: StatusCode, body: &[u8], batch: &[String]) -> Re
     if shape.is_keyed() {
         links.sort_by_key(|(id, _)| batch.iter().position(|asked| asked == id));
     }
+    let owner: Vec<_> = owner.iter().map(|(name, value)| (*name, value.as_str())).collect();
     for ((answered, link), id) in links.iter().zip(batch) {
         if answered != id {
             return Err(format!("item {answered} where {id} was asked"));
         }
-        if !link.as_ref().is_some_and(|link| shape.link_is_for(link, id, shape.headers)) {
+        if !link.as_ref().is_some_and(|link| shape.link_is_for(link, id, &owner)) {
             return Err(format!("the link of {id} is another's"));
         }
     }

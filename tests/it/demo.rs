@@ -10,6 +10,9 @@ use crate::process::signal;
 use crate::support::TestClient;
 
 const COLUMNS: usize = 60;
+const ROWS: usize = 24;
+/// Lines above the table, and the one of the prompt below it.
+const INTRODUCTION: usize = 5;
 
 /// Longer than anything takes, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,9 +34,9 @@ fn shown(output: &str) -> Vec<String> {
     text.split(['\r', '\n']).map(str::to_owned).collect()
 }
 
-#[test]
-fn what_it_prints_and_draws_fits_60_columns_and_rates_are_whole_numbers() {
-    let demo = format!("stty columns {COLUMNS} rows 24 && exec {SIDELINK} demo --once --batches 500");
+/// The lines that the demonstration shows in a terminal, of which each fits.
+fn in_a_terminal(arguments: &str) -> Vec<String> {
+    let demo = format!("stty columns {COLUMNS} rows {ROWS} && exec {SIDELINK} demo --once {arguments}");
     let mut terminal = Command::new("script");
     terminal.args(["--quiet", "--return", "--command", &demo, "/dev/null"]).stdin(Stdio::null());
     let output = terminal.env("TERM", "xterm").output().unwrap();
@@ -42,6 +45,12 @@ fn what_it_prints_and_draws_fits_60_columns_and_rates_are_whole_numbers() {
     for line in &lines {
         assert!(line.chars().count() <= COLUMNS, "{line}");
     }
+    lines
+}
+
+#[test]
+fn what_it_prints_and_draws_fits_60_columns_and_rates_are_whole_numbers() {
+    let lines = in_a_terminal("--batches 500");
     assert!(lines.iter().any(|line| line.starts_with("answers checked right") && line.contains(" 500 ")), "{lines:#?}");
     let rates: Vec<&str> = lines.iter().filter_map(|line| line.trim_end().strip_suffix(" a second")).collect();
     assert!(!rates.is_empty(), "no progress is drawn: {lines:#?}");
@@ -149,4 +158,28 @@ fn it_runs_over_each_batch_api_and_its_commands_do_what_it_says() {
         signal(demo.process.id(), "INT");
         assert_eq!(demo.process.wait().unwrap().code(), Some(0), "{}", shape.name);
     }
+}
+
+#[test]
+fn eight_tokens_of_one_user_are_shown_in_one_screen_without_and_with_an_identity() {
+    let lines = in_a_terminal("--tokens --batches 400");
+    // What stands after the last progress that was drawn.
+    let began = lines.iter().rposition(|line| line.starts_with("[callers.identity]")).unwrap();
+    let table: Vec<&String> = lines[began..].iter().filter(|line| !line.is_empty()).collect();
+    assert!(INTRODUCTION + table.len() <= ROWS, "{table:#?}");
+    let row = |name: &str| {
+        let row = table.iter().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}: {table:#?}"));
+        let cells: Vec<&str> = row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+        <[&str; 2]>::try_from(cells).unwrap_or_else(|cells| panic!("{name}: {cells:?}")).map(str::to_owned)
+    };
+    let share = |client: usize| {
+        row(&format!("  client {client}")).map(|cell| cell.trim_end_matches(" %").parse::<f64>().unwrap())
+    };
+    assert_eq!(row("answers checked right"), ["400", "400"]);
+    for client in 1..=8 {
+        let [without, with] = share(client);
+        assert!((0.0..=100.0).contains(&without) && with >= without, "client {client}: {table:#?}");
+    }
+    let [without, with] = row("ids sent / distinct ids").map(|cell| cell.parse::<f64>().unwrap());
+    assert!(with >= 1.0 && without >= with, "{table:#?}");
 }

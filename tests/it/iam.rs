@@ -7,12 +7,17 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
 use ring::signature::{ECDSA_P256_SHA256_FIXED, ED25519, UnparsedPublicKey};
 use serde_json::{Value, json};
 use sidelink::clock::Clock;
+use sidelink::config::Config;
 use sidelink::demo::origin::iam::{CLIENT, Dialect, Grant, Iam, JwtAlgorithm};
 use sidelink::demo::origin::{Origin, ScriptedReply, link_is_for};
+use tokio::sync::mpsc;
 
 use crate::command_line::Running;
 use crate::support::{LOOPBACK, Reply, TestClient, origin_options, query};
@@ -372,7 +377,7 @@ async fn its_faults_are_as_a_test_asks_for_and_may_concern_one_token_alone() {
         behaviour.only_for = Some(anna.clone());
     });
     let lie = world.validate(&anna, &anna).await;
-    assert_eq!((&lie.json()["token"]["user"]["name"], lie.header("x-subject-token")), (&json!("bert"), anna.as_str()));
+    assert_eq!((&lie.json()["token"]["user"]["name"], lie.header("x-subject-token")), (&json!("bert"), bert.as_str()));
     assert_eq!(world.validate(&bert, &bert).await.json()["token"]["user"]["name"], "bert");
 
     let headers = HeaderMap::from_iter([(http::header::LOCATION, HeaderValue::from_static("http://127.0.0.1:9/"))]);
@@ -388,6 +393,27 @@ async fn its_faults_are_as_a_test_asks_for_and_may_concern_one_token_alone() {
     world.iam.script(ScriptedReply::json(200, "no JSON"));
     assert_eq!(world.validate(&bert, &bert).await.body, "no JSON");
     assert_eq!(world.validate(&bert, &bert).await.status, StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_memory_its_tokens_end_by_the_clock_of_the_runtime() {
+    let (accept, connections) = mpsc::unbounded_channel();
+    let iam = Iam::in_memory(LOOPBACK, Clock::simulated(EPOCH), connections).unwrap();
+    let token = iam.issue("anna", "p", &["r"], HOUR);
+    let (near, far) = tokio::io::duplex(1 << 10);
+    accept.send(far).unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(near)).await.unwrap();
+    tokio::spawn(connection);
+    let mut validate = async || {
+        let request = Request::get(TOKENS).header("x-auth-token", &token).header("x-subject-token", &token);
+        let request = request.body(Empty::<Bytes>::new()).unwrap();
+        sender.ready().await.unwrap();
+        sender.send_request(request).await.unwrap().status()
+    };
+    assert_eq!(validate().await, 200);
+    tokio::time::advance(HOUR).await;
+    assert_eq!(validate().await, 401);
+    iam.stop().await;
 }
 
 #[tokio::test]
@@ -435,6 +461,15 @@ async fn the_command_prints_commands_that_get_tokens_which_its_endpoint_accepts(
     let endpoint = lines[0].strip_prefix("the simulated endpoint listens on http://").expect("an address");
     let endpoint = TestClient::new(endpoint.parse().unwrap());
     let text = lines.join("\n");
+    let tables = text.split("\n\n").filter(|part| part.contains("[callers.identity]")).map(|table| {
+        let client_file = tempfile::NamedTempFile::new().unwrap();
+        let secret = table.split("holds ").nth(1).unwrap_or_default();
+        std::fs::write(client_file.path(), secret).unwrap();
+        let table = table.replace("FILE", client_file.path().to_str().unwrap());
+        let config = format!("[upstream]\nendpoint = \"http://h\"\n{table}\n");
+        Config::parse(&config).unwrap_or_else(|errors| panic!("{errors}: {config}")).callers.identity.unwrap()
+    });
+    assert_eq!(tables.filter(|identity| identity.source().is_some()).count(), 3);
     let commands: Vec<&str> = text.split("  curl ").skip(1).map(|rest| rest.split("\n\n").next().unwrap()).collect();
     let answers: Vec<String> = commands
         .iter()

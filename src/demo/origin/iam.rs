@@ -1,8 +1,8 @@
 //! A simulated IAM beside the simulated endpoint: it issues tokens, says whom they stand for, and forgets those that are revoked.
 //!
 //! It is a server of its own, so that it can be down, slow or wrong while the endpoint is not. `keystone` has the routes of OpenStack's
-//! and Huawei's IAM, `oauth2` those of OAuth 2.0. An endpoint with [`Options::iam`] accepts just the tokens
-//! that live here, and makes its links for the user of a token.
+//! and Huawei's IAM, `oauth2` those of OAuth 2.0. An endpoint with [`Options::iam`] accepts just the tokens that live here, and makes its
+//! links for the user of a token.
 //!
 //! [`Options::iam`]: super::Options::iam
 
@@ -97,7 +97,7 @@ pub struct Behaviour {
     pub only_for: Option<String>,
     /// How long an answer takes.
     pub delay: Duration,
-    /// What it answers in place of its own answer.
+    /// Replaces its own answer.
     pub reply: Option<ScriptedReply>,
     /// The media type of its answers, in place of the right one.
     pub content_type: Option<&'static str>,
@@ -243,7 +243,7 @@ impl Iam {
     }
 }
 
-/// What tests and the demonstration do with it.
+/// For tests and the demonstration.
 impl Iam {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
@@ -333,8 +333,8 @@ impl Iam {
         self.state().tokens.get(token).filter(|issued| now < issued.expires).cloned()
     }
 
-    /// Whose links a token gets: of equal text for equal grants. In place of a token, it is what [`link_is_for`] takes.
-    /// `None` where the token is not known or has expired.
+    /// The owner of the links that a token gets, for [`link_is_for`]: equal for equal grants. `None` where the token is not known or has
+    /// expired.
     ///
     /// [`link_is_for`]: super::link_is_for
     pub fn owner(&self, token: &str) -> Option<String> {
@@ -406,7 +406,7 @@ impl Behaviour {
         }
     }
 
-    /// What is said of a token that is known and lives.
+    /// The token that an answer about `token` describes; `None` where it is not known or has expired.
     fn describe(&self, iam: &Iam, token: &str) -> Option<Issued> {
         let mut issued = iam.token(self.describes.as_deref().unwrap_or(token))?;
         if self.roles_reversed {

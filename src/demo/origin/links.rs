@@ -62,7 +62,8 @@ pub(super) fn fingerprint(credential: &str) -> u64 {
 }
 
 /// Whether `url` was made for this id, group, owner (a token, of a signed call its access key; with an IAM what
-/// [`Iam::owner`](super::iam::Iam::owner) says of the token) and values of `X-Language` and `X-Site`. Which call it came with, and how it is signed, does not matter.
+/// [`Iam::owner`](super::iam::Iam::owner) says of the token) and values of `X-Language` and `X-Site`.
+/// Which call it came with, and how it is signed, does not matter.
 pub fn link_is_for(
     url: &str,
     id: &str,

@@ -84,7 +84,7 @@ pub struct Options {
     /// A token whose batches take so much longer.
     #[arg(skip)]
     pub slow: Option<(String, Duration)>,
-    /// Who knows the tokens that it accepts; `None`: it accepts any.
+    /// The IAM whose tokens it accepts; `None`: it accepts any token.
     #[arg(skip)]
     pub iam: Option<Iam>,
 }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 /// The account that all users belong to.
 pub(super) const ACCOUNT: &str = "Example";
 
-/// Whom a token stands for, and what it allows. Two tokens of equal grants are one user's.
+/// The user of a token, and what the token allows. Tokens of equal grants are interchangeable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The user's name.

@@ -67,10 +67,10 @@ impl SigningKeys {
         // An uncompressed point: 4, x, y (SEC 1 §2.3.3).
         let point = self.ecdsa.public_key().as_ref().get(1..).unwrap_or_default();
         let (x, y) = point.split_at(point.len() / 2);
-        let x25519 = self.ed25519.public_key().as_ref();
+        let ed25519_x = self.ed25519.public_key().as_ref();
         json!({"keys": [
             {"kty": "EC", "crv": "P-256", "x": text(x), "y": text(y), "use": "sig", "alg": "ES256", "kid": ecdsa},
-            {"kty": "OKP", "crv": "Ed25519", "x": text(x25519), "use": "sig", "alg": "EdDSA", "kid": ed25519},
+            {"kty": "OKP", "crv": "Ed25519", "x": text(ed25519_x), "use": "sig", "alg": "EdDSA", "kid": ed25519},
         ]})
     }
 }

@@ -50,10 +50,10 @@ pub(super) fn validate(iam: &Iam, behaviour: &Behaviour, parts: &Parts) -> Respo
         return error(404, "Not Found", "X-Subject-Token is invalid in the request");
     };
     let has_catalog = !parts.uri.query().unwrap_or_default().split('&').any(|pair| pair.starts_with("nocatalog"));
-    described(iam, behaviour, subject, &issued, has_catalog)
+    described(iam, behaviour, behaviour.describes.as_deref().unwrap_or(subject), &issued, has_catalog)
 }
 
-/// `POST /v3/auth/tokens` with a name and whatever password: issues a token.
+/// `POST /v3/auth/tokens` with a name and any password: issues a token.
 pub(super) fn authenticate(iam: &Iam, behaviour: &Behaviour, body: &[u8]) -> Response<String> {
     let request: Value = serde_json::from_slice(body).unwrap_or_default();
     let text = |place: &str| request.pointer(place).and_then(Value::as_str);
@@ -95,7 +95,10 @@ fn described(iam: &Iam, behaviour: &Behaviour, token: &str, issued: &Issued, has
         None => add("domain", account),
     }
     if has_catalog {
-        let endpoint = |region: &str, url: String| json!({"id": id("endpoint", &url), "interface": "public", "region": region, "region_id": region, "url": url});
+        let endpoint = |region: &str, url: String| {
+            let id = id("endpoint", &url);
+            json!({"id": id, "interface": "public", "region": region, "region_id": region, "url": url})
+        };
         let identity = endpoint("*", iam.issuer());
         let storage = endpoint("cn-south-1", "https://obs.cn-south-1.myhuaweicloud.com".to_owned());
         add(

@@ -22,7 +22,7 @@ pub(super) fn subject(body: &[u8]) -> Option<String> {
     field(body, "token").filter(|token| !token.is_empty())
 }
 
-/// `POST /oauth2/token`, for a client of whatever name and secret: issues a JSON Web Token, for the scope that it asks for.
+/// `POST /oauth2/token`, for a client with any name and secret: issues a JSON Web Token with the scope that the client asks for.
 pub(super) fn issue(iam: &Iam, parts: &Parts, body: &[u8]) -> Response<String> {
     let basic = header(parts, AUTHORIZATION).split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"));
     let decoded = basic.and_then(|(_, secret)| String::from_utf8(STANDARD.decode(secret).ok()?).ok());
@@ -68,7 +68,7 @@ pub(super) fn introspect(iam: &Iam, behaviour: &Behaviour, parts: &Parts, body: 
     Response::new(answer.to_string())
 }
 
-/// What a token says of itself (RFC 7519 §4.1; `client_id` and `scope` as RFC 9068 §2.2 has them). The roles are its scope.
+/// The claims of a token (RFC 7519 §4.1; `client_id` and `scope` as RFC 9068 §2.2 has them). The roles are its scope.
 pub(super) fn claims(iam: &Iam, issued: &Issued) -> Value {
     let grant = &issued.grant;
     let mut claims = grant.beside.clone();

@@ -1,4 +1,4 @@
-//! What `sidelink origin --iam` prints.
+//! The text that `sidelink origin --iam` prints.
 
 use super::{CLIENT, Iam, oauth2};
 
@@ -25,7 +25,7 @@ One of these makes the tokens of one user share links:
   claims = ["iss", "sub", "aud", "scope"]
   jwks_url = "{keys}"
 
-A token of the user anna, with whatever password:
+A token of the user anna, with any password:
 
   curl -s -o /dev/null -D - {keystone} \
     -d '{{"auth":{{"identity":{{"methods":["password"],

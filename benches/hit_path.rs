@@ -53,10 +53,10 @@ fn caller() -> (Identity, Scope) {
     let caller_states = Arc::new(CallerStates::new([7; 16]));
     let endpoint = Endpoint::parse("http://endpoint").unwrap();
     let (api, clock) = (Arc::new(api()), Clock::system());
-    let callers = Callers::new(api, &CallersConfig::default(), Arc::default(), caller_states, &endpoint, clock);
+    let callers = Callers::new(api, &CallersConfig::default(), Arc::default(), caller_states, &endpoint, clock.clone());
     let (head, ()) = http::Request::get("/").header("x-auth-token", "t").body(()).unwrap().into_parts();
     let credential = callers.credential(&head.headers).ok().unwrap();
-    let requester = callers.identify(&credential, &LastToken::default(), &head, b"").ok().unwrap();
+    let requester = callers.identify(&credential, &LastToken::default(), &head, b"", clock.now()).ok().unwrap();
     let batch = Batch::read(callers.api(), Some("accessory_ids=1&group_id=g1"), &head.headers, b"").ok().unwrap();
     let scope = callers.scope(&requester, (&head.headers).into(), &head.uri).of_batch(&batch);
     (requester, scope)
@@ -154,12 +154,12 @@ fn revocations(criterion: &mut Criterion) {
         let reader = sidecar();
         let states = Arc::clone(reader.caller_states());
         let (api, clock) = (Arc::new(api()), Clock::system());
-        let callers = Callers::new(api, &CallersConfig::default(), Arc::default(), states, &endpoint, clock);
+        let callers = Callers::new(api, &CallersConfig::default(), Arc::default(), states, &endpoint, clock.clone());
         for token in 0..count {
             let token = token.to_string();
             let (head, ()) = http::Request::get("/").header("x-auth-token", &token).body(()).unwrap().into_parts();
             let credential = callers.credential(&head.headers).ok().unwrap();
-            let identity = callers.identify(&credential, &LastToken::default(), &head, b"").ok().unwrap();
+            let identity = callers.identify(&credential, &LastToken::default(), &head, b"", clock.now()).ok().unwrap();
             reader.scope_of(&identity, &token);
         }
         // Another one each time: a journal that was lost is not adopted again.

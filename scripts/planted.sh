@@ -53,6 +53,19 @@ plant "ids counted twice" src/telemetry/metrics/api.rs \
 plant "an answer in another order" src/batch/slots.rs \
     'self.slots.iter().filter_map(|slot| slot.entry.as_ref()' 'self.slots.iter().rev().filter_map(|slot| slot.entry.as_ref()'
 
+# One user, many tokens.
+plant "tokens whose roles do not count" src/identity/keystone.rs \
+    '!LEFT_OUT.contains(&&**name)' '!LEFT_OUT.contains(&&**name) && name != ROLES'
+plant "users that are all one" src/auth/scope.rs \
+    'Scope(self.by_user.with([Some(&id.0[..])]))' 'Scope(self.by_user.with([Some(&id.0[..0])]))'
+plant "a token known beyond its end" src/auth/user.rs \
+    'let until = ends.min(asked.after(self.revalidate));' 'let until = { let _ = ends; asked.after(self.revalidate) };'
+plant "a refused token that is vouched for" src/auth/caller_state.rs \
+    'state.is_refused.store(true, Ordering::Release);' ''
+plant "a refused token's identity kept" src/auth/caller_state.rs \
+    'state.known.store(None);
+        state.entries_version.store(self.new_entries_version(), Ordering::Release);' ''
+
 # Whole answers.
 plant "whole answers without their scope" src/batch.rs \
     'Written::new(scope,' 'Written::new({ static ANY: std::sync::OnceLock<Scope> = std::sync::OnceLock::new(); *ANY.get_or_init(|| scope) },'
@@ -63,7 +76,7 @@ plant "a whole answer that lives as its first link" src/cache/answers.rs \
 plant "a purge that ends no whole answer" src/cache/purges.rs \
     'self.revision.fetch_add(1, Ordering::AcqRel);' ''
 plant "a withdrawal that ends no whole answer" src/cache.rs \
-    '        caller.caller_state.end_answers();
+    '        caller.owner().end_answers();
     }
 
     /// Removes entries' '    }

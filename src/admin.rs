@@ -10,6 +10,7 @@ mod purge;
 mod status;
 
 use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -127,6 +128,17 @@ impl AdminState {
         self.tier.as_ref()?.fleet()
     }
 
+    /// The users that callers are known to be, by their short hashes, with the number of those callers; most callers first.
+    fn users(&self) -> Vec<(u32, usize)> {
+        let callers = &self.config.callers;
+        // Counting looks at each caller.
+        let may_be_any = callers.identity.is_some() || callers.keys.iter().any(|key| key.user.is_some());
+        let users = may_be_any.then(|| self.process.caller_states.users(self.process.clock.now()));
+        let mut users: Vec<_> = users.into_iter().flatten().map(|(user, callers)| (user.short(), callers)).collect();
+        users.sort_unstable_by_key(|(user, callers)| (Reverse(*callers), *user));
+        users
+    }
+
     /// Explains a request to any batch API.
     fn explain(&self, request: Request<Bytes>) -> Value {
         let (head, body) = request.into_parts();
@@ -165,6 +177,9 @@ impl AdminState {
         metrics.answers.set(number(answers));
         metrics.answers_bytes.set(number(bytes));
         metrics.purge_marks.set(number(cache.purges().count() as u64));
+        let users = self.users();
+        metrics.identity.users.set(number(users.len() as u64));
+        metrics.identity.callers.set(number(users.iter().map(|(_, callers)| *callers as u64).sum()));
         let fleet = self.fleet();
         let fingerprint = fleet.as_ref().map(|fleet| fleet.fingerprint.to_string());
         metrics.shared.fleet_info.show(fingerprint.as_deref());

@@ -1,4 +1,5 @@
-//! Who asks: [`Credential`] → [`Identity`] → [`Caller`] → [`Scope`] → [`Key`]. Start at [`Callers`].
+//! Who asks: [`Credential`] → [`Identity`] → [`Caller`] → [`Scope`] → [`Key`]. Start at [`Callers`]; where several callers are one
+//! user, read [`user`](self::user).
 //!
 //! A token is a secret that only its caller has; a signature proves that its sender has the secret key, once it is verified
 //! with the configured one ([`signature`]). A request with neither has no caller, and gets nothing from memory.
@@ -8,6 +9,7 @@
 //! caller's state, `entries_version`: a new number drops all entries of a caller at once, however many there are. Calls that were
 //! sent before store into the scope of the old number, which no look-up reads.
 
+mod acceptance;
 mod caller_state;
 mod credential;
 mod last_token;
@@ -28,6 +30,7 @@ use crate::config::{CallersConfig, Endpoint};
 use crate::message::header_filter::HeaderFilter;
 use crate::telemetry::log::LogThrottle;
 pub use crate::telemetry::metrics::Bypass;
+use acceptance::Acceptance;
 pub(crate) use caller_state::CallerState;
 pub use caller_state::CallerStates;
 pub use credential::Credential;
@@ -35,6 +38,7 @@ pub use last_token::LastToken;
 use scope::KeyedHash;
 pub use scope::{Key, KeyHasher, Scope};
 use signature::{Fault, Keys, Signer};
+pub(crate) use user::{Due, Membership, Owner};
 pub use user::{UserId, Word};
 
 /// Who asks: a keyed hash of a token, or of a verified access key with what was signed beside it. Never the token itself.
@@ -69,11 +73,38 @@ pub struct Identity {
     /// Signs this caller's calls, where its own request was signed.
     pub(crate) signer: Option<Signer>,
     entries_version: u64,
+    /// The user that it is, where that is known: the entries are the user's.
+    pub(crate) membership: Option<Arc<Membership>>,
     /// The scope of its requests without scope headers.
     scope: Scope,
 }
 
 impl Identity {
+    /// The owner of its entries.
+    pub(crate) fn owner(&self) -> &Arc<Owner> {
+        self.membership.as_ref().map_or(&self.caller_state.own, |membership| &membership.owner)
+    }
+
+    /// Whether the identity provider vouches for the caller: it is its user, whatever the endpoint says of this one token.
+    pub(crate) fn is_vouched_for(&self) -> bool {
+        self.membership.as_ref().is_some_and(|membership| membership.is_live)
+    }
+
+    /// The acceptance that counts for it: its user's, if somebody vouches for it, else its own.
+    fn acceptance(&self) -> &Acceptance {
+        if self.is_vouched_for() { &self.owner().acceptance } else { &self.caller_state.own.acceptance }
+    }
+
+    /// Whether the endpoint has accepted the caller, or somebody vouches for it: no made-up token.
+    pub(crate) fn is_accepted(&self) -> bool {
+        self.is_vouched_for() || self.caller_state.is_accepted()
+    }
+
+    /// Short hashes of the caller and of its user, for operators.
+    pub(crate) fn shown(&self) -> (Option<u32>, Option<u32>) {
+        (Some(self.caller.short()), self.membership.as_ref().map(|membership| membership.short()))
+    }
+
     /// Whether a header of this name counts: in a signed request, only if it is signed.
     fn uses_header(&self, name: &HeaderName) -> bool {
         self.signer.as_ref().is_none_or(|signer| signer.covers(name))
@@ -104,12 +135,15 @@ pub struct Callers {
     api: Arc<BatchApi>,
     /// Its fingerprint.
     description: String,
+    /// Who says which callers are one user: what another source has said does not count.
+    source: u64,
     /// Hashes to start from, each of another purpose.
     by_token: KeyedHash,
     /// Differs where `by_token` does.
     token_key_id: u128,
     by_key: KeyedHash,
     by_scope: KeyedHash,
+    by_user: KeyedHash,
     keys: Arc<Keys>,
     scope_headers: Vec<HeaderName>,
     scope_filter: HeaderFilter,
@@ -156,11 +190,14 @@ impl Callers {
         // Never the star: header names make a valid value.
         let vary = HeaderValue::from_str(&names.join(", ")).unwrap_or(HeaderValue::from_static("*"));
         let by_token = KeyedHash::new(&key, b"caller/token");
+        let source = caller_states.source.lock().number(config);
         Self {
             token_key_id: by_token.with([]),
+            source,
             by_token,
             by_key: KeyedHash::new(&key, b"caller/key"),
             by_scope: KeyedHash::new(&key, b"scope"),
+            by_user: KeyedHash::new(&key, b"scope/user"),
             keys,
             scope_filter: HeaderFilter::new(&scope_headers),
             limited: HeaderFilter::new(scope_headers.iter().chain(&secrets)),
@@ -185,8 +222,13 @@ impl Callers {
 
     fn identity(&self, caller: Caller, caller_state: Arc<CallerState>, signer: Option<Signer>) -> Identity {
         let entries_version = caller_state.entries_version.load(Ordering::Acquire);
-        let scope = self.scope_of(caller, entries_version);
-        Identity { caller, caller_state, signer, entries_version, scope }
+        // After the version: a word from before the entries were dropped is gone with them.
+        let membership = self.known_user(&caller_state).and_then(|known| known.membership.clone());
+        let scope = match &membership {
+            Some(membership) => membership.scope,
+            None => self.scope_of(caller, entries_version),
+        };
+        Identity { caller, caller_state, signer, entries_version, membership, scope }
     }
 
     /// Whether the endpoint's last acceptance of this caller is too old to answer from memory.
@@ -196,23 +238,33 @@ impl Callers {
 
     /// Milliseconds until the endpoint's last acceptance of this caller is too old; `None` once it is.
     pub(crate) fn accepted_left(&self, identity: &Identity, now: Moment) -> Option<u64> {
-        identity.caller_state.accepted_left(self.revalidate, now)
+        identity.acceptance().left(self.revalidate, now)
     }
 
     /// Records that the endpoint accepted a caller in a call sent at `sent`, when the caller had `invalidations`. Returns false
     /// for a call sent before links were dropped or invalidated: it proves nothing.
     pub(crate) fn accept(&self, identity: &Identity, sent: Moment, invalidations: u64) -> bool {
         let state = &identity.caller_state;
-        let accepts = state.accept_if(sent, || self.is_current(identity) && state.invalidations() == invalidations);
+        let is_valid = || self.is_current(identity) && state.invalidations() == invalidations;
+        let accepts = state.own.acceptance.accept_if(sent, || {
+            let accepts = is_valid();
+            if accepts {
+                state.is_refused.store(false, Ordering::Release);
+            }
+            accepts
+        });
         if accepts {
+            if identity.is_vouched_for() {
+                identity.owner().acceptance.accept_elsewhere(sent);
+            }
             self.caller_states.insert_accepted(identity.caller, state);
         }
         accepts
     }
 
-    /// Records that the endpoint accepted a caller in another sidecar's call, sent at `sent`.
+    /// Records that the endpoint accepted a caller, or its user, in another sidecar's call, sent at `sent`.
     pub(crate) fn accept_elsewhere(&self, identity: &Identity, sent: Moment) {
-        if self.is_current(identity) && identity.caller_state.accept_elsewhere(sent) {
+        if self.is_current(identity) && identity.acceptance().accept_elsewhere(sent) {
             self.caller_states.insert_accepted(identity.caller, &identity.caller_state);
         }
     }
@@ -220,6 +272,12 @@ impl Callers {
     /// Whether the caller's entries have not been dropped since `identity` was made.
     pub(crate) fn is_current(&self, identity: &Identity) -> bool {
         identity.caller_state.entries_version.load(Ordering::Acquire) == identity.entries_version
+    }
+
+    /// Whether the caller may have stale entries of its owner, and what a call for another caller of that owner brings: where those are
+    /// its user's, not before the endpoint has accepted it, or somebody vouches for it.
+    pub(crate) fn may_share(&self, identity: &Identity) -> bool {
+        self.is_current(identity) && (identity.membership.is_none() || identity.is_accepted())
     }
 
     pub(crate) fn drop_entries(&self, identity: &Identity) {
@@ -231,6 +289,9 @@ impl Callers {
     pub(crate) fn invalidate(&self, identity: &Identity) {
         let now = self.clock.now();
         self.each_state(identity, |state| state.invalidate(now));
+        if identity.is_vouched_for() {
+            identity.owner().acceptance.invalidate(now, || ());
+        }
     }
 
     /// Updates each state of a caller: its state may have been evicted and created anew since `identity` was made.

@@ -2,38 +2,41 @@
 //!
 //! Start at [`BatchRoute::look_up`], which asks memory, synchronously: `auth` tells caller and scope; a batch that comes again as it
 //! was written is answered by its whole answer; any other is read by `api::request`, and its ids are looked up. A batch that is all
-//! in memory is answered there. Only for the others a future is made ([`BatchRoute::finish`]), in which `fetch` fetches the missing
-//! ids. `respond` merges the entries and writes the headers; `forward` forwards what sidelink may not answer; `explain` says for an
+//! in memory is answered there. Only for the others a future is made ([`BatchRoute::finish`]), in which `missing` has `fetch` fetch the
+//! ids. `identify` learns first whose an unknown token is, where that may be asked. `respond` merges the entries and writes the headers; `forward` forwards what sidelink may not answer; `explain` says for an
 //! operator what would happen, and `check` how a recorded exchange is read.
 //!
-//! May use `fetch`, `cache`, `auth`, `api` and the leaves, and pass-through of `proxy`, to forward.
+//! May use `fetch`, `cache`, `identity`, `auth`, `api` and the leaves, and pass-through of `proxy`, to forward.
 
 pub mod check;
 mod chunked_body;
 mod context;
 mod explain;
 mod forward;
+mod identify;
 mod masking;
+mod missing;
 mod respond;
 mod slots;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::Request;
 use http::header::CONTENT_ENCODING;
 use http::request::Parts;
-use http::{HeaderValue, Request};
 use tokio::time::Instant;
 
 use crate::api::BatchApi;
 use crate::api::request::{Batch, Id};
-use crate::auth::{AuthError, Bypass, Callers, Key, LastToken};
+use crate::auth::{AuthError, Bypass, Callers, Credential, Identity, Key, LastToken};
 use crate::cache::answers::{Found, Revision, WholeAnswer, WholeAnswers, Written};
 use crate::cache::{Cache, Entry};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::{Error, TooMany};
-use crate::fetch::{CacheRequirements, Failure, FetchContext, Fetcher, KeyedId};
+use crate::fetch::{CacheRequirements, FetchContext, Fetcher, KeyedId};
+use crate::identity::Identities;
 use crate::limits::budget::{Budget, Reservation};
 use crate::message::body::{BodyError, stream};
 use crate::message::cache_control::Directives;
@@ -43,6 +46,7 @@ use crate::message::reply::Reply;
 use crate::proxy::passthrough::Passthrough;
 use crate::telemetry::metrics::{ApiMetrics, IdResult, Refetch};
 use crate::telemetry::trace::RequestSpan;
+use missing::Fetched;
 use respond::Summary;
 use slots::{Slot, Slots, distinct, result_of_hit};
 
@@ -50,6 +54,8 @@ use slots::{Slot, Slots, distinct, result_of_hit};
 pub struct BatchRoute {
     api: Arc<BatchApi>,
     callers: Arc<Callers>,
+    /// Who is asked which callers are one user, if anybody is.
+    identities: Option<Arc<Identities>>,
     cache: Arc<Cache>,
     fetch: Arc<Fetcher>,
     passthrough: Arc<Passthrough>,
@@ -62,6 +68,9 @@ pub struct BatchRoute {
     template: respond::HeaderTemplate,
     answers: Arc<WholeAnswers>,
 }
+
+/// Who asks: the credential of a request, and its caller.
+type Asker<'r> = (Credential<'r>, Identity);
 
 /// The context of a request: what the batch route needs beside head and body.
 #[derive(Clone, Copy)]
@@ -96,20 +105,12 @@ pub struct PendingBatch {
     envelopes_differ: bool,
 }
 
-/// What fetching a batch has shown, besides the entries.
-#[derive(Default)]
-struct Fetched {
-    /// The first failure, in the order asked.
-    failure: Option<Arc<Failure>>,
-    /// The endpoint's name for the first call, or the first that failed.
-    request_id: Option<HeaderValue>,
-}
-
 impl BatchRoute {
     /// A handler over what the composition root has built.
     #[expect(clippy::too_many_arguments, reason = "the composition root hands over what it has built")]
     pub(crate) fn new(
         callers: Arc<Callers>,
+        identities: Option<Arc<Identities>>,
         cache: Arc<Cache>,
         fetch: Arc<Fetcher>,
         passthrough: Arc<Passthrough>,
@@ -120,7 +121,20 @@ impl BatchRoute {
         clock: Clock,
     ) -> Self {
         let (api, template) = (Arc::clone(callers.api()), respond::HeaderTemplate::new(&callers));
-        Self { api, callers, cache, fetch, passthrough, bodies, config, api_metrics, clock, template, answers }
+        Self {
+            api,
+            callers,
+            identities,
+            cache,
+            fetch,
+            passthrough,
+            bodies,
+            config,
+            api_metrics,
+            clock,
+            template,
+            answers,
+        }
     }
 
     /// Its API.
@@ -143,11 +157,16 @@ impl BatchRoute {
         &self.callers
     }
 
-    /// Looks up a request on its route that came at `began`, in memory alone. `None`: its body is to be read first
-    /// ([`Self::answer_body`]).
+    /// Looks up a request on its route that came at `began`, in memory alone. `None`: its body is to be read first, or it is to be asked
+    /// whose its token is ([`Self::read_and_answer`]).
     pub fn look_up(&self, head: &Parts, has_body: bool, began: Instant, context: RequestContext<'_>) -> Option<Step> {
         if !has_body {
-            return Some(self.look_up_read(head, &[], &mut None, self.clock.at(began), context));
+            let now = self.clock.at(began);
+            return match self.identify(head, &[], context, now) {
+                Ok(asker) if self.must_ask(&asker, now) => None,
+                Ok(asker) => Some(self.look_up_as(asker, head, &[], &mut None, now, context)),
+                Err(step) => Some(step),
+            };
         }
         // A request without a credential is no batch: its body streams through.
         self.callers.credential(context.filter.on(&head.headers)).err().map(Step::Bypass)
@@ -166,8 +185,8 @@ impl BatchRoute {
         }
     }
 
-    /// Reads a request's body, looks it up, and answers it.
-    pub async fn answer_body<B>(&self, head: &Parts, body: B, context: RequestContext<'_>) -> Reply
+    /// Reads a request's body, asks whose its token is where that is not known, looks it up, and answers it.
+    pub async fn read_and_answer<B>(&self, head: &Parts, body: B, context: RequestContext<'_>) -> Reply
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError> + Send,
@@ -181,40 +200,56 @@ impl BatchRoute {
             Ok((body, reservation)) => (body, Some(reservation)),
             Err(error) => return respond::error(error),
         };
+        let mut asked = self.identify(head, &body, context, self.clock.now());
+        if let Ok(asker) = &asked
+            && self.must_ask(asker, self.clock.now())
+        {
+            Box::pin(self.ask(asker)).await;
+            asked = self.identify(head, &body, context, self.clock.now());
+        }
+        let look_up = |asker| self.look_up_as(asker, head, &body, &mut reservation, self.clock.now(), context);
         // Boxed each: a body whose batch is in memory needs neither, and both are large.
-        match self.look_up_read(head, &body, &mut reservation, self.clock.now(), context) {
+        match asked.map_or_else(|step| step, look_up) {
             Step::Reply(reply) => reply,
             Step::Bypass(reason) => Box::pin(self.bypass_read(head.clone(), body, reason, context.trace)).await,
             Step::Fetch(pending) => Box::pin(self.fetch_and_reply(pending, head, &body)).await,
         }
     }
 
+    /// Who asks. The error is what a request without a caller leads to.
+    #[expect(clippy::result_large_err, reason = "boxing the reply would cost every hit an allocation")]
+    fn identify<'r>(
+        &'r self,
+        head: &'r Parts,
+        body: &[u8],
+        context: RequestContext<'_>,
+        now: Moment,
+    ) -> Result<Asker<'r>, Step> {
+        let credential = self.callers.credential(context.filter.on(&head.headers)).map_err(Step::Bypass)?;
+        match self.callers.identify(&credential, context.last_token, head, body, now) {
+            Ok(identity) => Ok((credential, identity)),
+            Err(AuthError::Bypass(reason)) => Err(Step::Bypass(reason)),
+            Err(AuthError::Unverified(_)) => Err(Step::Bypass(Bypass::Signature)),
+            Err(AuthError::NamedByConnection) => Err(Step::Reply(respond::error(Error::NamedByConnection))),
+        }
+    }
+
     /// Reads a batch and looks it up in memory. Waits for nothing.
-    fn look_up_read(
+    fn look_up_as(
         &self,
+        (credential, identity): Asker<'_>,
         head: &Parts,
         body: &[u8],
         reservation: &mut Option<Reservation>,
         now: Moment,
         context: RequestContext<'_>,
     ) -> Step {
-        let RequestContext { filter, last_token, trace } = context;
-        let headers = filter.on(&head.headers);
-        let credential = match self.callers.credential(headers) {
-            Ok(credential) => credential,
-            Err(reason) => return Step::Bypass(reason),
-        };
-        let identity = match self.callers.identify(&credential, last_token, head, body) {
-            Ok(identity) => identity,
-            Err(AuthError::Bypass(reason)) => return Step::Bypass(reason),
-            Err(AuthError::Unverified(_)) => return Step::Bypass(Bypass::Signature),
-            Err(AuthError::NamedByConnection) => return Step::Reply(respond::error(Error::NamedByConnection)),
-        };
+        let headers = context.filter.on(&head.headers);
         let directives = self.directives(headers);
         let client = CacheRequirements::from(&directives);
         let must_revalidate = self.callers.must_revalidate(&identity, now);
         let requirements = CacheRequirements { forbids_cache: client.forbids_cache || must_revalidate, ..client };
-        let caller = Some(identity.caller.short());
+        let shown = identity.shown();
         let scope = self.callers.scope(&identity, headers, &head.uri);
         let written = Written::new(scope, head.uri.query(), body);
         // Before anything is looked up.
@@ -228,7 +263,7 @@ impl BatchRoute {
             self.api_metrics.answers_used.inc();
             self.api_metrics.batch_ids.observe(reply.info.tally.total().into());
             self.api_metrics.count_ids(&reply.info.tally);
-            reply.info.caller = caller;
+            (reply.info.caller, reply.info.user) = shown;
             return Step::Reply(reply);
         }
         let is_repeated = matches!(found, Found::SeenBefore);
@@ -260,7 +295,7 @@ impl BatchRoute {
             let entries = found.iter().flatten().map(|entry| (*entry, result_of_hit(entry)));
             let mut reply = self.merged(entries, &summary, &Fetched::default(), batch.form, now);
             self.api_metrics.count_ids(&reply.info.tally);
-            reply.info.caller = caller;
+            (reply.info.caller, reply.info.user) = shown;
             if let Some(written) = written.filter(|_| is_repeated) {
                 let entries = found.iter().flatten().zip(&ids).map(|(entry, (_, key))| (*entry, *key));
                 let answer = WholeAnswer::new(&written, revision, entries, self.template.envelope.as_deref(), now);
@@ -276,11 +311,14 @@ impl BatchRoute {
         drop(view);
         let is_missing = slots.slots.iter().any(|slot| slot.entry.is_none());
         let with_tally = |mut reply: Reply| {
-            (reply.info.tally, reply.info.caller) = (slots.tally(), caller);
+            reply.info.tally = slots.tally();
+            (reply.info.caller, reply.info.user) = shown;
             Step::Reply(reply)
         };
         let refusal = match (slots.slots.as_slice(), ids.as_slice()) {
-            ([Slot { entry: None, .. }], [(id, key)]) => self.cache.refusals.look_up(*key, &id.name, &marks, now),
+            ([Slot { entry: None, .. }], [(id, key)]) => {
+                self.cache.refusals.look_up(identity.caller, *key, &id.name, &marks, now)
+            }
             _ => None,
         };
         // Also for a caller that must revalidate: a refusal gives nothing away.
@@ -298,14 +336,14 @@ impl BatchRoute {
             let cause = if client.may_exclude_fresh() { Refetch::Client } else { Refetch::Revalidate };
             self.api_metrics.refetched.of(cause).inc_by(refetched);
         }
-        let mut context = self.context(&batch, scope, identity, &credential, client, head, headers, trace);
+        let mut context = self.context(&batch, scope, identity, &credential, client, head, headers, context.trace);
         (context.refetches, context.body) = (requirements.may_exclude_fresh(), reservation.take());
         let context = Arc::new(context);
         self.refresh_ahead(&ageing, &context);
         if !is_missing && !envelopes_differ {
             let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
             let mut reply = self.merged(entries, &summary, &Fetched::default(), batch.form, now);
-            reply.info.caller = caller;
+            (reply.info.caller, reply.info.user) = shown;
             return Step::Reply(reply);
         }
         let is_refused = refusal.is_some();
@@ -342,46 +380,6 @@ impl BatchRoute {
         (slots, ageing, refetched)
     }
 
-    /// Fetches the missing ids of a batch, and answers it.
-    async fn fetch_and_reply(&self, mut pending: Box<PendingBatch>, parts: &Parts, body: &Bytes) -> Reply {
-        let asked = Instant::now();
-        let reply = self.fetch_or_forward(&mut pending, parts, body).await;
-        let mut reply = reply.after(asked.elapsed());
-        reply.info.tally = pending.slots.tally();
-        reply.info.caller = Some(pending.context.identity.caller.short());
-        reply
-    }
-
-    async fn fetch_or_forward(&self, pending: &mut PendingBatch, parts: &Parts, body: &Bytes) -> Reply {
-        let PendingBatch { slots, context, directives, is_refused, envelopes_differ } = pending;
-        if *is_refused {
-            // A call, which carries no cookies, would be refused again.
-            return self.forward_with_cookies(parts, body, context, slots).await;
-        }
-        if *envelopes_differ {
-            return self.fetch_anew(parts, body, context, directives, slots).await;
-        }
-        let fetched = match self.fetch_missing(slots, context, directives).await {
-            Ok(fetched) => fetched,
-            Err(error) => return respond::error(error),
-        };
-        if let Some(failure) = &fetched.failure
-            && !self.serve_stale(slots, context, failure, directives)
-        {
-            return match self.forward_failed(failure, parts, body, context, slots).await {
-                Some(reply) => reply,
-                None => respond::failure(failure),
-            };
-        }
-        // Where stale entries are served, the endpoint has failed.
-        if fetched.failure.is_none() && !self.can_merge(slots.entries().map(|(entry, _)| entry)) {
-            return self.fetch_anew(parts, body, context, directives, slots).await;
-        }
-        let now = self.clock.now();
-        let (entries, summary) = (slots.entries(), Summary::of(slots.entries(), now));
-        self.merged(entries, &summary, &fetched, context.template.form(), now)
-    }
-
     /// Whether one answer can be made of these entries: their envelopes are the same.
     fn can_merge<'e>(&self, entries: impl Iterator<Item = &'e Entry>) -> bool {
         self.template.envelope.is_some() || respond::have_one_envelope(entries)
@@ -398,64 +396,5 @@ impl BatchRoute {
     /// Whether an entry is to be refreshed ahead.
     fn is_ageing(&self, entry: &Entry, key: Key, now: Moment) -> bool {
         self.config.freshness.refresh_ahead && !entry.is_absent() && entry.deadlines().is_ageing(now, key.spread())
-    }
-
-    /// Fetches entries again, in the background, that were just answered with and are about to be no longer fresh.
-    fn refresh_ahead(&self, ageing: &[KeyedId], context: &Arc<FetchContext>) {
-        if !ageing.is_empty() {
-            let refreshed = self.fetch.refresh(context, ageing);
-            self.api_metrics.refetched.of(Refetch::Refresh).inc_by(refreshed as u64);
-        }
-    }
-
-    /// Fetches the missing ids; where a shared call failed, once more by calls of the batch's own, so that only a batch at
-    /// fault sees the error.
-    async fn fetch_missing(
-        &self,
-        slots: &mut Slots,
-        context: &Arc<FetchContext>,
-        directives: &Directives,
-    ) -> Result<Fetched, Error> {
-        if directives.no_store {
-            let results = self.fetch.fetch_separately(context, &slots.missing(), false).await?;
-            return Ok(slots.take(results, &context.trace));
-        }
-        let results = self.fetch.fetch(context, &slots.missing()).await?;
-        let fetched = slots.take(results, &context.trace);
-        match &fetched.failure {
-            // The call of a batch's only id can have failed for no other's.
-            Some(failure) if failure.ids == 1 && slots.slots.len() == 1 => Ok(fetched),
-            Some(failure) if failure.may_be_anothers_fault() && self.fetch.affords_extra() => {
-                // At a limit, the failure that is known says more than the limit.
-                match self.fetch.fetch_separately(context, &slots.missing(), true).await {
-                    Ok(results) => Ok(slots.take(results, &context.trace)),
-                    Err(_) => Ok(fetched),
-                }
-            }
-            _ => Ok(fetched),
-        }
-    }
-
-    /// Takes stale entries for the missing ids, if the failure allows it. Returns whether none is missing any more.
-    fn serve_stale(
-        &self,
-        slots: &mut Slots,
-        context: &FetchContext,
-        failure: &Failure,
-        directives: &Directives,
-    ) -> bool {
-        let forbidden = directives.no_cache || directives.no_store;
-        if !failure.allows_stale() || forbidden || !self.callers.is_current(&context.identity) {
-            return false;
-        }
-        let now = self.clock.now();
-        let marks = self.cache.purges().of(&self.api.name, context.group.name());
-        for slot in slots.missing_mut() {
-            let entry = slot.id_to_fetch.as_ref().and_then(|id| self.cache.look_up(id.key, &id.id, &marks));
-            if let Some(entry) = entry.filter(|entry| !entry.is_absent() && entry.deadlines().usable(now)) {
-                (slot.entry, slot.result) = (Some(entry), IdResult::Stale);
-            }
-        }
-        slots.missing_mut().next().is_none()
     }
 }

@@ -131,13 +131,13 @@ impl Cache {
         self.evictions.of(Eviction::Size).inc_by(expected.saturating_sub(table.len()) as u64);
     }
 
-    /// Removes the entry of `key`, a key of this caller, and ends the caller's whole answers.
+    /// Removes the entry of `key`, a key of this caller, and ends the whole answers of their owner.
     pub(crate) fn remove(&self, key: Key, caller: &Identity) {
         let part = self.parts.get(self.part_of(key));
         if part.and_then(|part| part.write().get_mut(self.table_of(key))?.remove(&key)).is_some() {
             self.evictions.of(Eviction::Explicit).inc();
         }
-        caller.caller_state.end_answers();
+        caller.owner().end_answers();
     }
 
     /// Removes entries that can be served no more, fresh or stale, and those that a purge of everything covers; returns the

@@ -11,7 +11,7 @@
 //! | on a new connection, since it was not processed | `upstream::client` |
 //! | after a failure, within the retry budget | `upstream::retry` |
 //! | since its flight ended by another batch's deadline, or with an entry that is too old for this client | [`Fetcher::fetch`] |
-//! | by a call for one batch alone, since a call for several batches failed | `batch::fetch_missing`, [`Fetcher::fetch_separately`] |
+//! | by a call for one batch alone, since a call for several batches failed | `batch::missing`, [`Fetcher::fetch_separately`] |
 //!
 //! May use `cache`, `shared`, `upstream`, `auth`, `api` and the leaves.
 
@@ -44,7 +44,7 @@ use crate::upstream::Upstream;
 use calls::PendingId;
 pub use context::{FetchContext, KeyedId};
 pub use flights::FetchState;
-use flights::{FlightWaiter, Flights};
+use flights::{Flight, FlightWaiter, Flights};
 pub use requirements::CacheRequirements;
 pub use result::{Cause, EntrySource, Failure, FetchResult};
 
@@ -215,6 +215,9 @@ impl Fetcher {
         // The shared tier may have the ids even where no call may be made.
         let rejection = if uses_tier { None } else { why_no_call().map(FetchResult::failed) };
         let may_serve = |entry: &Entry| self.may_serve(context, entry);
+        // A caller that the endpoint has to accept first gets nothing by another token of its user.
+        let may_share = self.callers.may_share(&context.identity);
+        let may_join = |flight: &Flight| may_share || flight.caller == context.identity.caller;
         let marks = self.cache.purges().of(&self.callers.api().name, context.group.name());
         let mut flights = self.flights();
         let found: Vec<Option<FetchPlan>> = ids
@@ -222,7 +225,8 @@ impl Fetcher {
             .map(|id| {
                 // A flight that was sent before a purge of its id is not joined: a new one replaces it.
                 let flight = flights.by_key.get(&id.key);
-                if let Some(flight) = flight.filter(|flight| !flight.is_purged(&id.id, &marks)) {
+                let may_join = |flight: &&Arc<Flight>| !flight.is_purged(&id.id, &marks) && may_join(flight);
+                if let Some(flight) = flight.filter(may_join) {
                     return Some(FetchPlan::Flight(FlightWaiter::new(flight, true, context)));
                 }
                 let entry = self.cache.look_up(id.key, &id.id, &marks).filter(may_serve);
@@ -231,7 +235,7 @@ impl Fetcher {
             })
             .collect();
         let missing = found.iter().filter(|plan| plan.is_none()).count();
-        let permits = self.permits(missing, &context.identity.caller_state);
+        let permits = self.permits(missing, &context.identity);
         let mut permits = permits.map_err(|limit| self.shed(limit))?.into_iter();
 
         let mut plans = Vec::with_capacity(ids.len());
@@ -275,7 +279,7 @@ impl Fetcher {
         ids: &[KeyedId],
         store: bool,
     ) -> Result<Vec<FetchResult>, Error> {
-        let permits = self.permits(ids.len(), &context.identity.caller_state);
+        let permits = self.permits(ids.len(), &context.identity);
         let permits = permits.map_err(|limit| self.shed(limit))?;
         let pending = ids.iter().zip(permits).map(|(id, permit)| PendingId::new(self, context, id, permit));
         let pending: VecDeque<PendingId> = pending.collect();
@@ -324,7 +328,7 @@ impl Fetcher {
             return 0;
         }
         // At a limit nothing is shed: the entries are still fresh.
-        let Ok(permits) = self.permits(idle.len(), &context.identity.caller_state) else { return 0 };
+        let Ok(permits) = self.permits(idle.len(), &context.identity) else { return 0 };
         let count = permits.len();
         let mut started = Vec::with_capacity(count);
         for (id, permit) in idle.into_iter().zip(permits) {

@@ -20,12 +20,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::Response;
 
-use crate::auth::UserId;
-pub use crate::auth::Word;
+use crate::auth::{UserId, Word};
 use crate::clock::Clock;
 use crate::config::{IdentityConfig, IdentitySource};
 use crate::telemetry::metrics::{IdentityResult, Metrics};
-use crate::upstream::SetupError;
+use crate::upstream::{MemoryEndpoint, SetupError};
 use introspection::Introspection;
 use jwt::Tokens;
 use requests::Reading;
@@ -58,11 +57,24 @@ impl Identities {
     /// # Errors
     /// If there are no certificate authorities to trust, or a file's content is not as expected.
     pub fn new(config: &IdentityConfig, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, SetupError> {
+        Self::over(None, config, clock, metrics)
+    }
+
+    /// The same; the server that `config` names is in memory, if there is one.
+    ///
+    /// # Errors
+    /// As [`Identities::new`].
+    pub fn over(
+        memory: Option<&MemoryEndpoint>,
+        config: &IdentityConfig,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, SetupError> {
         let source = match config.source() {
             Some(IdentitySource::Introspection(url)) => {
-                Source::Introspection(Arc::new(Introspection::new(config, url, clock, Arc::clone(&metrics))?))
+                Source::Introspection(Arc::new(Introspection::new(config, url, memory, clock, Arc::clone(&metrics))?))
             }
-            Some(keys) => Source::Tokens(Tokens::new(config, keys, clock, &metrics)?),
+            Some(keys) => Source::Tokens(Tokens::new(config, keys, memory, clock, &metrics)?),
             None => return Err(SetupError::NoIdentitySource),
         };
         Ok(Self { source, metrics })
@@ -116,6 +128,8 @@ impl Outcome {
         match self {
             Self::User { id, ends } => Word::User { id, ends, is_live },
             Self::Refused => Word::Refused,
+            // A signature is cheap to verify again, and its key may be there by then.
+            Self::Apart if is_live => Word::Apart,
             Self::Apart | Self::Failed | Self::Limited | Self::HeldBack => Word::Unknown,
         }
     }

@@ -37,7 +37,7 @@ use crate::auth::{CallerStates, Identity};
 use crate::cache::Entry;
 use crate::cache::purges::Purges;
 use crate::clock::{Clock, Moment, millis};
-use crate::config::{self, Config};
+use crate::config::{self, Config, IdentityConfig};
 use crate::telemetry::metrics::{BreakerState, Metrics, Operation, SharedFailure, show_state};
 use fleets::Fleets;
 pub use fleets::{Fingerprint, FleetStatus};
@@ -48,7 +48,8 @@ use leases::LeaseTable;
 pub(crate) use node::WriteRefusal;
 use record::JournalEvent;
 pub use record::Stamp;
-use sealing::{FleetKey, ScopeKeys};
+pub(crate) use sealing::UserSecrets;
+use sealing::{FleetKey, ScopeKeys, Secrets};
 use store::{RedisCommand, Store};
 use sync::PIECE;
 use values::Sealed;
@@ -213,6 +214,7 @@ impl TierState {
         let secrets: Vec<FleetSecret> = shared.secret_file.secret.iter().map(fleet).collect();
         let mut names: Vec<String> = config.batch.iter().map(BatchApi::fingerprint).collect();
         names.extend(config.callers.scope_headers.iter().map(ToString::to_string));
+        names.extend(config.callers.identity.iter().map(IdentityConfig::meaning));
         let own = secrets.iter().map(|fleet| fleet.key.fingerprint(&names)).collect();
         show_state(&metrics.shared.breaker_state, BreakerState::Open);
         let wake = Arc::new(Notify::new());
@@ -262,17 +264,18 @@ impl TierState {
         self.fleets.lock().status(Instant::now())
     }
 
-    /// The keys of a scope of `identity`, from the kind and the fields of its credential, and from the fields of the scope. Purges of
-    /// `api`'s ids, and of `group`, concern it.
+    /// The keys of a scope of `identity`, from the kind and the fields of its credential and of its user, and from the fields of the
+    /// scope. Purges of `api`'s ids, and of `group`, concern it.
     pub(crate) fn scope(
         &self,
         identity: &Identity,
-        credential: (&str, &[Option<&[u8]>]),
+        credential: Secrets<'_>,
+        user: Option<UserSecrets<'_>>,
         fields: &[Option<&[u8]>],
         api: &str,
         group: Option<&str>,
     ) -> TierScope {
-        let scope = self.derive_scope(credential, fields, api, group);
+        let scope = self.derive_scope(credential, user, fields, api, group);
         let names = scope.0.iter().map(|keys| keys.caller).collect();
         self.caller_states.set_fleet_names(&identity.caller_state, names);
         scope
@@ -280,12 +283,13 @@ impl TierState {
 
     fn derive_scope(
         &self,
-        credential: (&str, &[Option<&[u8]>]),
+        credential: Secrets<'_>,
+        user: Option<UserSecrets<'_>>,
         fields: &[Option<&[u8]>],
         api: &str,
         group: Option<&str>,
     ) -> TierScope {
-        TierScope(self.secrets.iter().map(|fleet| fleet.key.scope(credential, fields, api, group)).collect())
+        TierScope(self.secrets.iter().map(|fleet| fleet.key.scope(credential, user, fields, api, group)).collect())
     }
 
     /// Each of the fleet's secrets, with the keys of `scope` under it.

@@ -51,7 +51,7 @@ use trust::Trust;
 pub(crate) use beside::{SideClient, SideError};
 pub use breaker::BreakerStatus;
 pub use call::{Answer, Call};
-pub use connector::MemoryEndpoint;
+pub use connector::{MemoryEndpoint, MemoryNetwork};
 pub use evidence::Counts;
 pub use failures::{LastError, LastFailure};
 pub use trust::SetupError;

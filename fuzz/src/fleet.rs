@@ -32,7 +32,7 @@ pub fn shared(data: &[u8]) {
         let (kind, argument) = (step >> 5, usize::from(step & 31));
         let mut next = || usize::from(steps.next().unwrap_or(0));
         match kind {
-            0 | 1 => fleet.write(argument % 2, argument / 2 % 4, next(), kind == 1),
+            0 | 1 => fleet.write(argument % 2, argument / 2 % 8, next(), kind == 1),
             2 => fleet.stamp(argument % 2),
             3 => fleet.look(argument % 2, false),
             4 => fleet.say(argument % 2, argument / 2),
@@ -113,13 +113,25 @@ struct Said {
 enum Fact {
     All,
     Id(usize),
+    /// An id of the API, or of another one.
+    OfApi(usize, bool),
     Group,
     Caller(&'static str),
 }
 
 impl Fleet {
-    const SCOPES: [(&str, Option<&str>); 4] =
-        [("alice", None), ("alice", Some("g")), ("alic", None), ("bob", Some("g"))];
+    /// Token, user and group.
+    const SCOPES: [(&str, Option<&str>, Option<&str>); 8] = [
+        ("alice", None, None),
+        ("alice", None, Some("g")),
+        ("alic", None, None),
+        ("bob", None, Some("g")),
+        ("carol", Some("u"), None),
+        ("carl", Some("u"), None),
+        ("dave", Some("v"), None),
+        // Named as the user is.
+        ("u", None, None),
+    ];
     const IDS: [&str; 4] = ["1", "2", "12", "g"];
     const REVALIDATE: u64 = 300_000;
     const MOST_VALUES: usize = 24;
@@ -133,9 +145,12 @@ impl Fleet {
         // The fleet's clocks agree within two seconds.
         let clocks = [Clock::simulated(EPOCH), Clock::simulated(EPOCH + (i64::from(skew) - 128) * 15)];
         let sidecars = clocks.each_ref().map(|clock| Trial::new(&shared, &config, METRICS.clone(), clock.clone()));
-        let shares = sidecars
-            .each_ref()
-            .map(|sidecar| Self::SCOPES.iter().map(|(token, group)| sidecar.scope(token, *group)).collect::<Vec<_>>());
+        let shares = sidecars.each_ref().map(|sidecar| {
+            Self::SCOPES
+                .iter()
+                .map(|(token, user, group)| sidecar.scope_of_user(token, *user, *group))
+                .collect::<Vec<_>>()
+        });
         let mut fleet = Self {
             sidecars,
             clocks,
@@ -193,17 +208,23 @@ impl Fleet {
     }
 
     fn say(&mut self, who: usize, what: usize) {
-        let what = match what % 8 {
+        let what = match what {
             0 => Fact::All,
             1 => Fact::Group,
-            2..=3 => Fact::Caller(Self::SCOPES[what % 8].0),
-            id => Fact::Id(id - 4),
+            2..=3 => Fact::Caller(Self::SCOPES[2 * (what - 2)].0),
+            4..=7 => Fact::Id(what - 4),
+            8..=11 => Fact::OfApi(what - 8, what.is_multiple_of(2)),
+            _ => Fact::Caller(Self::SCOPES[what - 8].0),
         };
         let sidecar = &self.sidecars[who];
         match what {
             Fact::All => sidecar.purge(Target::All),
             Fact::Group => sidecar.purge(Target::Group("g")),
             Fact::Id(id) => sidecar.purge(Target::Id(Self::IDS[id])),
+            Fact::OfApi(id, is_ours) => {
+                let api = if is_ours { "huawei-osm" } else { "other" };
+                sidecar.purge(Target::OfApi { api, id: Self::IDS[id] });
+            }
             Fact::Caller(token) => {
                 let scope = Self::SCOPES.iter().position(|scope| scope.0 == token).expect("it has a scope");
                 sidecar.revoke(&self.shares[who][scope]);
@@ -279,11 +300,16 @@ impl Fleet {
             }
         }
         for written in &self.values {
-            let (token, group) = Self::SCOPES[written.scope];
+            let (token, user, group) = Self::SCOPES[written.scope];
+            // Links are the user's, where there is one; acceptances are the token's.
+            let is_owner = |scope: usize| match user {
+                Some(_) => Self::SCOPES[scope].1 == user,
+                None => scope == written.scope,
+            };
             for scope in 0..Self::SCOPES.len() {
                 for id in ids() {
-                    let here = id == written.id
-                        && (scope == written.scope || (id.is_none() && Self::SCOPES[scope].0 == token));
+                    let here =
+                        id == written.id && if id.is_none() { Self::SCOPES[scope].0 == token } else { is_owner(scope) };
                     if !here && !everywhere {
                         continue;
                     }
@@ -297,8 +323,9 @@ impl Fleet {
                     }
                     let concerns = |said: &Said| match said.what {
                         Fact::All => true,
-                        Fact::Caller(whom) => whom == token,
-                        Fact::Id(which) => id == Some(which),
+                        Fact::Caller(whom) => whom == token && (id.is_none() || user.is_none()),
+                        Fact::Id(which) | Fact::OfApi(which, true) => id == Some(which),
+                        Fact::OfApi(_, false) => false,
                         Fact::Group => id.is_some() && group.is_some(),
                     };
                     let knows = |said: &Said| if self.unsaid { said.who == who } else { said.known[who] };

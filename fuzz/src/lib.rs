@@ -128,7 +128,7 @@ pub fn signature(data: &[u8]) {
     let mut lines = data.split(|byte| *byte == b'\n');
     let mut line = || lines.next().unwrap_or_default();
     let (target, authorization, header, body) = (line(), line(), line(), line());
-    let pair = Arc::new(KeyPair { access_key: "AK".into(), secret_key: Secret::new(b"SK".to_vec()) });
+    let pair = Arc::new(KeyPair { access_key: "AK".into(), secret_key: Secret::new(b"SK".to_vec()), user: None });
     let now = u64::try_from(EPOCH / 1000).expect("after 1970");
     let Ok(uri) = http::Uri::try_from(target) else { return };
     let Some(path_and_query) = uri.path_and_query().cloned() else { return };

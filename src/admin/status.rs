@@ -85,6 +85,7 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
             "purge_marks": metrics.purge_marks.get(),
         },
         "shared": config.shared.as_ref().map(|_| shared(state)),
+        "identity": identity(state),
         "clock_skew_seconds": metrics.clock_skew.get(),
         "memory_bytes": resident(&process.registry),
         "totals": {
@@ -146,6 +147,24 @@ fn shared(state: &AdminState) -> Value {
         "fleet": fleet.map(|fleet| fleet.fingerprint.to_string()),
         "other_fleets": others,
         "untold_records": state.tier.as_ref().map_or(0, |tier| tier.untold()),
+    })
+}
+
+/// Most users that are listed.
+const USERS: usize = 10;
+
+/// Which callers are one user, and how the identity provider does; `None` where nobody says so.
+fn identity(state: &AdminState) -> Option<Value> {
+    let (users, metrics) = (state.users(), &state.process.metrics.identity);
+    let user = |(user, callers): &(u32, usize)| json!({ "hash": format!("{user:08x}"), "callers": callers });
+    (state.config.callers.identity.is_some() || !users.is_empty()).then(|| {
+        json!({
+            "breaker": position(&metrics.breaker_state),
+            "requests": by_label(&metrics.requests),
+            "users": metrics.users.get(),
+            "callers": metrics.callers.get(),
+            "most_callers": users.iter().take(USERS).map(user).collect::<Vec<_>>(),
+        })
     })
 }
 

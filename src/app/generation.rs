@@ -24,6 +24,7 @@ use crate::clock::Clock;
 use crate::config::{CallerKey, Config};
 use crate::error::Limit;
 use crate::fetch::{FetchState, Fetcher};
+use crate::identity::Identities;
 use crate::limits::budget::{Budget, Usages};
 use crate::message::body::{Body, BodyError};
 use crate::proxy::passthrough::Passthrough;
@@ -32,7 +33,7 @@ use crate::shared::{Tier, TierState};
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::{ApiMetrics, Metrics};
 use crate::telemetry::trace::{ExportTasks, Tracer};
-use crate::upstream::{MemoryEndpoint, SetupError, Upstream, trusted_client};
+use crate::upstream::{MemoryNetwork, SetupError, Upstream, trusted_client};
 
 /// The generation that answers now, and the builder of the next one.
 pub struct Generations {
@@ -51,6 +52,7 @@ pub struct Generation {
     pub config: Arc<Config>,
     upstream: Arc<Upstream>,
     tier: Option<Arc<Tier>>,
+    identities: Option<Arc<Identities>>,
     tracer: Option<Tracer>,
     /// The whole answers in memory.
     pub(super) answers: Arc<WholeAnswers>,
@@ -61,8 +63,8 @@ pub(super) struct GenerationBuilder {
     pub(super) process: ProcessState,
     purges: Arc<Purges>,
     pub(super) exports: ExportTasks,
-    /// The endpoint, if it is in memory and not in the network.
-    memory_endpoint: Option<MemoryEndpoint>,
+    /// What is in memory and not in the network, if it is.
+    memory: Option<MemoryNetwork>,
 }
 
 impl Generation {
@@ -75,18 +77,14 @@ impl Generation {
 }
 
 impl Generations {
-    /// Builds everything, to reach the endpoint in memory.
-    pub fn in_memory(config: Config, clock: Clock, endpoint: impl Into<MemoryEndpoint>) -> Result<Self, StartError> {
-        Self::new(config, clock, Some(endpoint.into()))
+    /// Builds everything, to reach the endpoint in memory, and the identity provider.
+    pub fn in_memory(config: Config, clock: Clock, network: impl Into<MemoryNetwork>) -> Result<Self, StartError> {
+        Self::new(config, clock, Some(network.into()))
     }
 
     /// Builds everything, to reach the endpoint over the network unless it is in memory. Must be called within a tokio
     /// runtime.
-    pub(super) fn new(
-        config: Config,
-        clock: Clock,
-        memory_endpoint: Option<MemoryEndpoint>,
-    ) -> Result<Self, StartError> {
+    pub(super) fn new(config: Config, clock: Clock, memory: Option<MemoryNetwork>) -> Result<Self, StartError> {
         let registry = Registry::new();
         let metrics = Arc::new(Metrics::new(&registry)?);
         metrics.reloaded(clock.now().unix_seconds());
@@ -108,7 +106,7 @@ impl Generations {
             history,
             clock,
         };
-        let builder = GenerationBuilder { process, purges, exports: ExportTasks::default(), memory_endpoint };
+        let builder = GenerationBuilder { process, purges, exports: ExportTasks::default(), memory };
         let current = ArcSwap::from_pointee(builder.build(config, None)?);
         Ok(Self { builder, current })
     }
@@ -201,9 +199,9 @@ impl GenerationBuilder {
             return Ok(Arc::clone(&before.upstream));
         }
         let (clock, metrics) = (self.process.clock.clone(), Arc::clone(&self.process.metrics));
-        let upstream = match &self.memory_endpoint {
+        let upstream = match &self.memory {
             None => Upstream::new(&config.upstream, clock, metrics)?,
-            Some(endpoint) => Upstream::in_memory(endpoint.clone(), &config.upstream, clock, metrics),
+            Some(network) => Upstream::in_memory(network.endpoint.clone(), &config.upstream, clock, metrics),
         };
         Ok(Arc::new(upstream))
     }
@@ -243,6 +241,20 @@ impl GenerationBuilder {
         Ok(Some(tier))
     }
 
+    /// Who says which callers are one user, if anybody does. If `config` would build the same again, that of `before` is kept with its
+    /// connections, and what it knows of failures.
+    fn identities(&self, config: &Config, before: Option<&Generation>) -> Result<Option<Arc<Identities>>, SetupError> {
+        let Some(identity) = &config.callers.identity else { return Ok(None) };
+        if let Some(before) = before.filter(|before| before.config.callers.identity.as_ref() == Some(identity))
+            && let Some(known) = before.identities.as_ref().filter(|known| known.trust_is_unchanged(identity))
+        {
+            return Ok(Some(Arc::clone(known)));
+        }
+        let memory = self.memory.as_ref().and_then(|network| network.identity_provider.as_ref());
+        let (clock, metrics) = (self.process.clock.clone(), Arc::clone(&self.process.metrics));
+        Ok(Some(Arc::new(Identities::over(memory, identity, clock, metrics)?)))
+    }
+
     /// The tracer, if one is configured. If `config` would build the same tracer again, the tracer of `before` is kept with its
     /// queue.
     fn tracer(&self, config: &Config, before: Option<&Generation>) -> Result<Option<Tracer>, SetupError> {
@@ -264,6 +276,7 @@ impl GenerationBuilder {
         let config = Arc::new(config);
         let upstream = self.upstream(&config, before)?;
         let tracer = self.tracer(&config, before)?;
+        let identities = self.identities(&config, before)?;
         let (clock, metrics) = (&self.process.clock, &self.process.metrics);
         let api_metrics = config.batch.iter().map(|api| metrics.apis.of(&api.name)).collect::<Result<Vec<_>, _>>();
         let api_metrics = api_metrics.map_err(|error| SetupError::Metrics(error.to_string()))?;
@@ -304,6 +317,7 @@ impl GenerationBuilder {
             );
             Arc::new(BatchRoute::new(
                 Arc::clone(callers),
+                identities.clone(),
                 Arc::clone(&self.process.cache),
                 Arc::new(fetch),
                 Arc::clone(&passthrough),
@@ -332,7 +346,7 @@ impl GenerationBuilder {
             access_lines: config.log.access,
             tracer: tracer.clone(),
         };
-        Ok(Generation { router, admin, config, upstream, tier, tracer, answers })
+        Ok(Generation { router, admin, config, upstream, tier, identities, tracer, answers })
     }
 }
 

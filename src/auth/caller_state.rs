@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use parking_lot::Mutex;
 
-use super::{Caller, KeyHasher};
+use super::user::{Known, Owner, Source, Users};
+use super::{Caller, KeyHasher, Scope};
 use crate::clock::Moment;
 use crate::limits::pause::Pause;
-use crate::limits::permits::Permits;
 
 /// Callers that each of the two caches has room for: one is for accepted callers, the other for all others. A full cache evicts
 /// the caller that was seen least recently; no look-up finds that caller's entries any more.
@@ -27,18 +27,15 @@ const TIME_TO_IDLE: Duration = Duration::from_secs(24 * 3600);
 pub(crate) struct CallerState {
     /// Part of the hash of the caller's scopes: a new number makes all of its entries unreachable.
     pub(super) entries_version: AtomicU64,
-    /// Send time of the last call that the endpoint accepted, on both clocks; `u64::MAX`: never.
-    accepted: [AtomicU64; 2],
     invalidations: AtomicU64,
-    /// Counts the events that end the caller's whole answers.
-    revision: AtomicU64,
-    /// Unix milliseconds of the last invalidation: an acceptance elsewhere must be later.
-    invalidated: AtomicU64,
-    /// Serializes updates, so that a concurrent acceptance cannot undo an invalidation.
-    updates: Mutex<()>,
-    /// Permits of calls under way, so that no caller takes all permits of the process. `fetch` resizes them before each use.
-    pub(crate) calls: Permits,
-    pub(crate) flights: Arc<AtomicUsize>,
+    /// Serializes what changes who it is.
+    pub(super) words: Mutex<()>,
+    /// The owner of its entries while it is a caller by itself.
+    pub(super) own: Arc<Owner>,
+    /// What is known of its user; `None`: nothing.
+    pub(super) known: ArcSwapOption<Known>,
+    /// The endpoint has refused it, and not accepted it since: nobody else's word counts.
+    pub(super) is_refused: AtomicBool,
     /// Names of this caller in the fleet's journals, once it was looked up in the shared tier. [`FleetNames`] has the state by each.
     fleet_names: ArcSwapOption<Vec<u128>>,
     pub(crate) pause: Pause,
@@ -48,80 +45,43 @@ impl CallerState {
     pub(super) fn new(entries_version: u64) -> Self {
         Self {
             entries_version: AtomicU64::new(entries_version),
-            accepted: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
             invalidations: AtomicU64::new(0),
-            revision: AtomicU64::new(0),
-            invalidated: AtomicU64::new(0),
-            updates: Mutex::new(()),
-            calls: Permits::new(0),
-            flights: Arc::default(),
+            words: Mutex::new(()),
+            own: Arc::new(Owner::new(0)),
+            known: ArcSwapOption::empty(),
+            is_refused: AtomicBool::new(false),
             fleet_names: ArcSwapOption::empty(),
             pause: Pause::default(),
         }
     }
 
-    /// Applies an acceptance by another sidecar, in a call sent at `sent`; false if it is older than what is known here.
-    pub(super) fn accept_elsewhere(&self, sent: Moment) -> bool {
-        let [_, wall] = &self.accepted;
-        self.accept_if(sent, || {
-            let known = wall.load(Ordering::Relaxed);
-            let newer = known == u64::MAX || known < sent.wall;
-            newer && sent.wall > self.invalidated.load(Ordering::Acquire)
-        })
+    /// Whether the endpoint has accepted the caller itself, and no invalidation came since.
+    pub(super) fn is_accepted(&self) -> bool {
+        self.own.acceptance.is_known()
     }
 
-    /// Whether the endpoint has accepted the caller, and no invalidation came since.
-    pub(crate) fn is_accepted(&self) -> bool {
-        let [monotonic, _] = &self.accepted;
-        monotonic.load(Ordering::Relaxed) != u64::MAX
-    }
-
-    /// Records the acceptance of a call sent at `sent` if `condition` holds; returns whether it does. No invalidation comes
-    /// in between.
-    pub(super) fn accept_if(&self, sent: Moment, condition: impl FnOnce() -> bool) -> bool {
-        let _updates = self.updates.lock();
-        let accepts = condition();
-        if accepts {
-            let [monotonic, wall] = &self.accepted;
-            monotonic.store(sent.monotonic, Ordering::Relaxed);
-            wall.store(sent.wall, Ordering::Relaxed);
+    /// Records what is known of the caller's user, if `condition` holds and the endpoint does not refuse the caller; returns whether it
+    /// does. Entries are not dropped in between.
+    pub(super) fn learn(&self, known: Known, condition: impl FnOnce() -> bool) -> bool {
+        let _words = self.words.lock();
+        let learns = condition() && !self.is_refused.load(Ordering::Acquire);
+        if learns {
+            self.known.store(Some(Arc::new(known)));
         }
-        accepts
+        learns
     }
 
     /// Makes the next batch ask the endpoint, whatever is in memory.
     pub(super) fn invalidate(&self, now: Moment) {
-        let _updates = self.updates.lock();
-        self.invalidated.fetch_max(now.wall, Ordering::AcqRel);
-        self.invalidations.fetch_add(1, Ordering::AcqRel);
-        self.end_answers();
-        for clock in &self.accepted {
-            clock.store(u64::MAX, Ordering::Relaxed);
-        }
-    }
-
-    /// Ends the caller's whole answers. Must be called after the entries have changed, so that a batch that reads the new revision
-    /// finds the new entries.
-    pub(crate) fn end_answers(&self) {
-        self.revision.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// The number of times that the caller's whole answers have ended.
-    pub(crate) fn revision(&self) -> u64 {
-        self.revision.load(Ordering::Acquire)
+        self.own.acceptance.invalidate(now, || {
+            self.invalidations.fetch_add(1, Ordering::AcqRel);
+            self.own.end_answers();
+        });
     }
 
     /// Number of invalidations. The result of a call counts only if this has not changed since the call was sent.
     pub(crate) fn invalidations(&self) -> u64 {
         self.invalidations.load(Ordering::Acquire)
-    }
-
-    /// Milliseconds until the last acceptance is older than `span`; `None` once it is.
-    pub(super) fn accepted_left(&self, span: u64, now: Moment) -> Option<u64> {
-        let [monotonic, wall] = &self.accepted;
-        let at = Moment { monotonic: monotonic.load(Ordering::Relaxed), wall: wall.load(Ordering::Relaxed) };
-        let is_accepted = at.monotonic != u64::MAX && at.wall != u64::MAX;
-        is_accepted.then(|| span.checked_sub(now.since(at)).filter(|left| *left > 0))?
     }
 }
 
@@ -166,6 +126,8 @@ pub struct CallerStates {
     /// Callers that the endpoint had not accepted when they were first seen: made-up tokens evict nobody from `accepted`.
     pub(super) unaccepted: States,
     fleet_names: Mutex<FleetNames>,
+    users: Mutex<Users>,
+    pub(super) source: Mutex<Source>,
     next_entries_version: AtomicU64,
     changes: AtomicU64,
 }
@@ -178,6 +140,8 @@ impl CallerStates {
             accepted: states(),
             unaccepted: states(),
             fleet_names: Mutex::default(),
+            users: Mutex::default(),
+            source: Mutex::default(),
             next_entries_version: AtomicU64::new(1),
             changes: AtomicU64::new(0),
         }
@@ -199,6 +163,21 @@ impl CallerStates {
         self.accepted.entry_count()
     }
 
+    /// For each user that callers are known to be at `now`, their number. Looks at all callers.
+    pub(crate) fn users(&self, now: Moment) -> HashMap<Scope, usize> {
+        let mut users = HashMap::new();
+        // A caller may be in both.
+        let others = self.unaccepted.iter().filter(|(caller, _)| !self.accepted.contains_key(&**caller));
+        for (_, state) in self.accepted.iter().chain(others) {
+            if let Some(membership) = state.known.load().as_ref().and_then(|known| known.membership.as_ref())
+                && now.is_before(membership.until)
+            {
+                *users.entry(membership.scope).or_default() += 1;
+            }
+        }
+        users
+    }
+
     /// All states of a caller: it may be in both caches, or evicted and seen again, so that there are two.
     pub(super) fn all(&self, caller: Caller) -> impl Iterator<Item = Arc<CallerState>> {
         [&self.accepted, &self.unaccepted].into_iter().filter_map(move |states| states.get(&caller))
@@ -212,10 +191,21 @@ impl CallerStates {
         });
     }
 
-    /// Drops all entries of `state`'s caller at once.
+    /// Drops all entries of `state`'s caller at once. Those of its user stay, for the user's other callers: this one is no longer
+    /// known to be the user.
     pub(super) fn drop_entries(&self, state: &CallerState, now: Moment) {
+        let words = state.words.lock();
+        state.is_refused.store(true, Ordering::Release);
+        state.known.store(None);
         state.entries_version.store(self.new_entries_version(), Ordering::Release);
+        drop(words);
         state.invalidate(now);
+    }
+
+    /// The owner of the entries of the user of `scope`.
+    pub(super) fn owner_of(&self, scope: Scope) -> Arc<Owner> {
+        // No revision that a former owner of these entries has had.
+        self.users.lock().owner(scope, || self.new_entries_version() << 32)
     }
 
     /// Records the names of a caller in the fleet's journals.
@@ -238,6 +228,12 @@ impl CallerStates {
         }
         self.changed();
         states.len()
+    }
+
+    /// Users that are remembered.
+    #[cfg(test)]
+    pub(super) fn owners(&self) -> usize {
+        self.users.lock().len()
     }
 
     /// Names in the fleet's journals that are remembered.

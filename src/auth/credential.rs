@@ -7,7 +7,8 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::signature::{self, Claim, DOMAIN_ID, Fault, PROJECT_ID, SDK_CONTENT, SDK_DATE, SECURITY_TOKEN, Signer};
-use super::{AuthError, Bypass, Caller, CallerState, Callers, Identity, LastToken, header_bytes};
+use super::{AuthError, Bypass, Caller, CallerState, Callers, Identity, LastToken, UserId, header_bytes};
+use crate::clock::Moment;
 use crate::config::KeyPair;
 use crate::message::header_filter::Headers;
 use crate::message::headers::made_hop_by_hop;
@@ -114,20 +115,21 @@ impl Callers {
         last: &LastToken,
         head: &Parts,
         body: &[u8],
+        now: Moment,
     ) -> Result<Identity, AuthError> {
-        match credential {
+        let identity = match credential {
             Credential::Token(token) => {
                 let token = token.as_bytes();
                 // Read before the caller is looked up.
                 let changes = self.caller_states.changes();
-                Ok(last.identity(token, self.token_key_id, changes, |known| {
+                last.identity(token, self.token_key_id, changes, |known| {
                     let caller = known.unwrap_or_else(|| self.caller_of(token));
                     self.identity(caller, self.caller_states.get_or_insert(caller), None)
-                }))
+                })
             }
             Credential::Headers(values) => {
                 let caller = self.caller_of_headers(values);
-                Ok(self.identity(caller, self.caller_states.get_or_insert(caller), None))
+                self.identity(caller, self.caller_states.get_or_insert(caller), None)
             }
             Credential::Signed(claim, pair) => {
                 let (caller, signer) = self.signed_caller(claim, pair, head, body).inspect_err(|reason| {
@@ -135,9 +137,12 @@ impl Callers {
                         self.warn_of_unverified(*fault);
                     }
                 })?;
-                Ok(self.identity(caller, self.caller_states.get_or_insert(caller), Some(signer)))
+                let state = self.caller_states.get_or_insert(caller);
+                self.learn_user_of_key(pair, &signer, &head.headers, &state);
+                self.identity(caller, state, Some(signer))
             }
-        }
+        };
+        Ok(self.at(identity, now))
     }
 
     /// As [`Callers::identify`], but remembers nothing. Returns whether the caller is remembered.
@@ -146,6 +151,7 @@ impl Callers {
         credential: &Credential<'_>,
         head: &Parts,
         body: &[u8],
+        now: Moment,
     ) -> Result<(Identity, bool), AuthError> {
         let (caller, signer) = match credential {
             Credential::Token(token) => (self.caller_of(token.as_bytes()), None),
@@ -158,7 +164,8 @@ impl Callers {
         let state = self.caller_states.all(caller).next();
         let is_known = state.is_some();
         // No entry is stored under version 0.
-        Ok((self.identity(caller, state.unwrap_or_else(|| Arc::new(CallerState::new(0))), signer), is_known))
+        let identity = self.identity(caller, state.unwrap_or_else(|| Arc::new(CallerState::new(0))), signer);
+        Ok((self.at(identity, now), is_known))
     }
 
     fn caller_of(&self, token: &[u8]) -> Caller {
@@ -180,6 +187,15 @@ impl Callers {
         let fields = identity_fields(&signer, &head.headers);
         let fields = [Some(signer.access_key().as_bytes())].into_iter().chain(fields);
         Ok((Caller(self.by_key.with(fields)), signer))
+    }
+
+    /// A key of which the configuration names the user is that user, as far as what is signed beside it is the same too.
+    fn learn_user_of_key(&self, pair: &KeyPair, signer: &Signer, headers: &HeaderMap, state: &CallerState) {
+        let Some(user) = pair.user.as_deref().filter(|_| self.known_user(state).is_none()) else { return };
+        let beside =
+            identity_fields(signer, headers).map(|field| field.map_or(vec![0], |field| [b"1", field].concat()));
+        let fields = std::iter::once(user.as_bytes()).chain(beside.iter().map(Vec::as_slice));
+        self.is_member(state, (UserId::of("callers.keys", fields), false), [Moment::NEVER; 2], || true);
     }
 
     fn verify(&self, claim: &Claim<'_>, pair: &Arc<KeyPair>, head: &Parts, body: &[u8]) -> Result<Signer, AuthError> {
@@ -248,6 +264,12 @@ impl Callers {
                 ("headers", values.iter().map(|value| value.map(HeaderValue::as_bytes)).chain([api]).collect())
             }
         }
+    }
+
+    /// The same of the user that a caller is known to be.
+    pub(crate) fn user_fields<'r>(&'r self, identity: &'r Identity) -> Option<(&'static str, [Option<&'r [u8]>; 2])> {
+        let membership = identity.membership.as_ref()?;
+        Some(("user", [Some(&membership.id.0), Some(self.description.as_bytes())]))
     }
 
     pub(crate) fn warn_of_unverified(&self, fault: Fault) {

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use siphasher::sip128::{Hasher128, SipHasher13, SipHasher24};
 
 use super::signature::{SECURITY_TOKEN, Signer};
-use super::{Caller, Callers, Identity, credential};
+use super::{Caller, Callers, Identity, UserId, credential};
 use crate::api::id::Group;
 use crate::api::request::{Batch, Id};
 use crate::message::header_filter::Headers;
@@ -55,6 +55,11 @@ impl Scope {
         // SipHash-1-3, as in the standard library: the hashes are secret, so nobody can search for collisions.
         let Halves(low, high) = Halves::of(self.0);
         Key(Halves::of(SipHasher13::new_with_keys(low, high).hash(id.as_bytes()).as_u128()))
+    }
+
+    /// Shown in log lines as eight hex digits.
+    pub(crate) fn short(self) -> u32 {
+        Caller(self.0).short()
     }
 
     /// A secret number of this scope.
@@ -154,6 +159,11 @@ impl Callers {
             hash.0.write_u64(number);
         }
         Scope(hash.finish())
+    }
+
+    /// The scope of a user's requests without scope headers.
+    pub(super) fn scope_of_user(&self, id: UserId) -> Scope {
+        Scope(self.by_user.with([Some(&id.0[..])]))
     }
 
     /// The scope of a caller's requests with this head. Entries lie in the scope of a batch in it ([`Scope::of_batch`]).

@@ -18,26 +18,26 @@ fn callers() -> Callers {
     at("http://h", Arc::new(CallerStates::new([7; 16])), &config)
 }
 
-fn at(endpoint: &str, caller_states: Arc<CallerStates>, config: &CallersConfig) -> Callers {
+pub(super) fn at(endpoint: &str, caller_states: Arc<CallerStates>, config: &CallersConfig) -> Callers {
     let endpoint = Endpoint::parse(endpoint).unwrap();
     let api = Arc::new(BatchApi::preset("huawei-osm").unwrap());
     Callers::new(api, config, Arc::default(), caller_states, &endpoint, Clock::simulated(1_000_000))
 }
 
-fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
+pub(super) fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
     list.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
 }
 
-fn identify(callers: &Callers, headers: &HeaderMap) -> Result<Identity, Bypass> {
+pub(super) fn identify(callers: &Callers, headers: &HeaderMap) -> Result<Identity, Bypass> {
     identify_on(&LastToken::default(), callers, headers)
 }
 
 /// As [`identify`], over a connection that has shown `last`.
-fn identify_on(last: &LastToken, callers: &Callers, headers: &HeaderMap) -> Result<Identity, Bypass> {
+pub(super) fn identify_on(last: &LastToken, callers: &Callers, headers: &HeaderMap) -> Result<Identity, Bypass> {
     let (mut head, ()) = http::Request::new(()).into_parts();
     head.headers = headers.clone();
     let credential = callers.credential(headers)?;
-    Ok(callers.identify(&credential, last, &head, b"").ok().unwrap())
+    Ok(callers.identify(&credential, last, &head, b"", callers.clock.now()).ok().unwrap())
 }
 
 /// The caller with the token `t`.
@@ -172,7 +172,7 @@ async fn an_invalidation_during_an_acceptance_is_not_overwritten() {
     let (caller_state, now) = (&identity.caller_state, callers.clock.now());
     std::thread::scope(|scope| {
         let mut invalidating = None;
-        caller_state.accept_if(now, || {
+        caller_state.own.acceptance.accept_if(now, || {
             invalidating = Some(scope.spawn(|| caller_state.invalidate(now)));
             // Time for the invalidation to finish, if nothing serialized the two.
             let begin = std::time::Instant::now();

@@ -13,6 +13,7 @@ use crate::auth::{Credential, Identity, Scope};
 use crate::fetch::{CacheRequirements, FetchContext};
 use crate::message::header_filter::Headers;
 use crate::message::headers;
+use crate::shared::UserSecrets;
 use crate::telemetry::trace::RequestSpan;
 
 impl BatchRoute {
@@ -36,7 +37,10 @@ impl BatchRoute {
             // Between the fields of two kinds, whose numbers vary.
             scope.push(None);
             self.callers.each_scope_field(&identity, headers, &head.uri, |field| scope.push(field));
-            Arc::new(tier.scope(&identity, (kind, &fields), &scope, &self.api.name, batch.group.name()))
+            let user = self.callers.user_fields(&identity);
+            let shares_acceptance = identity.is_vouched_for();
+            let user = user.as_ref().map(|(kind, fields)| UserSecrets { secrets: (*kind, fields), shares_acceptance });
+            Arc::new(tier.scope(&identity, (kind, &fields), user, &scope, &self.api.name, batch.group.name()))
         });
         let mut carried = self.callers.carried(&identity, headers.map());
         if batch.form == Form::Body {
@@ -54,7 +58,7 @@ impl BatchRoute {
             deadline: Instant::now() + self.config.upstream.deadline,
             request_id: headers::client_request_id(headers).cloned(),
             has_cookies: self.has_cookies(headers),
-            was_accepted: identity.caller_state.is_accepted(),
+            was_accepted: identity.is_accepted(),
             hops: headers::sidelinks(headers),
             trace_context: trace.context(headers.map()),
             trace: trace.clone(),

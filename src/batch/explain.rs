@@ -98,7 +98,7 @@ impl BatchRoute {
         };
         // A remembered refusal is the answer to a batch of its id alone.
         let refused = match ids.as_slice() {
-            [(id, key)] => self.cache.refusals.look_up(*key, &id.name, &state.marks, now),
+            [(id, key)] => self.cache.refusals.look_up(identity.caller, *key, &id.name, &state.marks, now),
             _ => None,
         };
         let refused = refused.filter(|refusal| client.allow_refusal(&refusal.deadlines, now));
@@ -140,7 +140,7 @@ impl BatchRoute {
     fn known(&self, head: &mut Parts, body: &[u8]) -> Result<(Identity, bool), AuthError> {
         let look = |head: &Parts| {
             let credential = self.callers.credential(&head.headers).map_err(AuthError::Bypass)?;
-            self.callers.known(&credential, head, body)
+            self.callers.known(&credential, head, body, self.clock.now())
         };
         let as_sent = look(head);
         let Err(AuthError::Unverified(_)) = as_sent else { return as_sent };
@@ -174,7 +174,18 @@ impl BatchRoute {
             "why": why,
             "accepted_seconds": left.map(seconds),
             "accepted_until": left.map(|left| until(now, left)),
+            "user": self.user_now(identity, now),
         }))
+    }
+
+    /// The user that the caller is known to be, whose entries it shares.
+    fn user_now(&self, identity: &Identity, now: Moment) -> Option<Value> {
+        let (user, callers, left) = self.callers.user_now(identity, now)?;
+        Some(without_nulls(json!({
+            "hash": format!("{user:08x}"),
+            "callers": callers,
+            "known_seconds": left.map(seconds),
+        })))
     }
 
     /// Explains an id in the batch's scope. `refused` are the deadlines of a remembered refusal of it.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Fetched;
+use super::missing::Fetched;
 use crate::api::request::{Batch, Id};
 use crate::auth::{Key, Scope};
 use crate::cache::Entry;

@@ -79,14 +79,14 @@ fn hash(scope: Scope, text: &[u8]) -> u64 {
 pub(crate) struct Revision {
     /// Counts purges of anything.
     purges: u64,
-    /// Counts the caller's invalidations, and changes of its entries.
-    caller: u64,
+    /// Counts changes of the owner's entries, and a caller's invalidations.
+    owner: u64,
 }
 
 impl Revision {
     /// Reads the counters. Must be called before the entries of an answer are looked up.
     pub(crate) fn of(cache: &Cache, identity: &Identity) -> Self {
-        Self { purges: cache.purges().revision(), caller: identity.caller_state.revision() }
+        Self { purges: cache.purges().revision(), owner: identity.owner().revision() }
     }
 }
 

@@ -19,7 +19,7 @@ use quick_cache::{UnitWeighter, Weighter};
 use super::KeyHasher;
 use super::freshness::Deadlines;
 use super::purges::Marks;
-use crate::auth::Key;
+use crate::auth::{Caller, Key};
 use crate::clock::Moment;
 
 /// Bytes of remembered answers to accepted callers. Answers to other callers have as many bytes of their own, so that made-up
@@ -38,6 +38,8 @@ const SENT_FOR: u64 = 10 * 60 * 1000;
 
 /// The endpoint's answer to a call that asked for one id alone.
 pub(crate) struct Refusal {
+    /// Whose call it was: it is no answer to other callers that are the same user.
+    caller: Caller,
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
@@ -48,7 +50,13 @@ pub(crate) struct Refusal {
 
 impl Refusal {
     /// A copy, which keeps no read buffer alive. `None` if the answer is too long, or fresh for no time.
-    pub(crate) fn new(status: StatusCode, headers: &HeaderMap, body: &[u8], deadlines: Deadlines) -> Option<Self> {
+    pub(crate) fn new(
+        caller: Caller,
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &[u8],
+        deadlines: Deadlines,
+    ) -> Option<Self> {
         let head_bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER_BYTES).sum();
         if body.len() > LONGEST || head_bytes > LONGEST || deadlines.fresh_left(deadlines.sent()).is_none() {
             return None;
@@ -57,7 +65,7 @@ impl Refusal {
         for (name, value) in headers {
             copied.append(name, HeaderValue::from_bytes(value.as_bytes()).ok()?);
         }
-        Some(Self { status, headers: copied, body: Bytes::copy_from_slice(body), deadlines, head_bytes })
+        Some(Self { caller, status, headers: copied, body: Bytes::copy_from_slice(body), deadlines, head_bytes })
     }
 }
 
@@ -119,10 +127,18 @@ impl Refusals {
         answers.insert(key, Arc::new(refusal));
     }
 
-    /// The answer remembered under `key`, the key of `id`, if it is fresh at `now` and was not purged.
-    pub(crate) fn look_up(&self, key: Key, id: &str, marks: &Marks<'_>, now: Moment) -> Option<Arc<Refusal>> {
+    /// The answer remembered for `caller` under `key`, the key of `id`, if it is fresh at `now` and was not purged.
+    pub(crate) fn look_up(
+        &self,
+        caller: Caller,
+        key: Key,
+        id: &str,
+        marks: &Marks<'_>,
+        now: Moment,
+    ) -> Option<Arc<Refusal>> {
         let refusal = self.0.lock().answers.iter().find_map(|answers| answers.get(&key).cloned())?;
-        let counts = refusal.deadlines.fresh_left(now).is_some() && !marks.cover(id, refusal.deadlines.sent());
+        let is_fresh = refusal.deadlines.fresh_left(now).is_some() && !marks.cover(id, refusal.deadlines.sent());
+        let counts = is_fresh && refusal.caller == caller;
         counts.then_some(refusal)
     }
 
@@ -149,12 +165,14 @@ mod tests {
 
     use super::*;
     use crate::auth::Scope;
+
+    const CALLER: fn() -> Caller = || Caller::of_test(1);
     use crate::cache::purges::Purges;
     use crate::clock::Clock;
 
     fn refusal(body: usize, sent: Moment) -> Option<Refusal> {
         let deadlines = Deadlines::absent(sent, Duration::from_secs(5));
-        Refusal::new(StatusCode::FORBIDDEN, &HeaderMap::new(), &vec![b'x'; body], deadlines)
+        Refusal::new(CALLER(), StatusCode::FORBIDDEN, &HeaderMap::new(), &vec![b'x'; body], deadlines)
     }
 
     #[tokio::test(start_paused = true)]
@@ -163,7 +181,7 @@ mod tests {
         assert!(refusal(LONGEST, now).is_some());
         assert!(refusal(LONGEST + 1, now).is_none());
         let none = Deadlines::absent(now, Duration::ZERO);
-        assert!(Refusal::new(StatusCode::FORBIDDEN, &HeaderMap::new(), b"", none).is_none());
+        assert!(Refusal::new(CALLER(), StatusCode::FORBIDDEN, &HeaderMap::new(), b"", none).is_none());
     }
 
     #[tokio::test(start_paused = true)]
@@ -177,7 +195,7 @@ mod tests {
             refusals.remember(made_up.key(&id.to_string()), refusal(1000, now).unwrap(), false);
             refusals.note_refused(made_up.key(&id.to_string()), now);
         }
-        assert!(refusals.look_up(caller.key("1"), "1", &marks, now).is_some());
+        assert!(refusals.look_up(CALLER(), caller.key("1"), "1", &marks, now).is_some());
         let unaccepted = |tables: &Tables| (tables.answers[1].weight(), tables.answers[1].len());
         let (weight, count) = unaccepted(&refusals.0.lock());
         assert!(weight <= ANSWER_BYTES && count > 100);
@@ -198,11 +216,11 @@ mod tests {
         refusals.remember(key, refusal(1, second).unwrap(), true);
         refusals.note_refused(key, second);
         refusals.note_accepted(key, first);
-        assert!(refusals.look_up(key, "1", &marks, second).is_some());
+        assert!(refusals.look_up(CALLER(), key, "1", &marks, second).is_some());
         assert!(refusals.is_refused_since(key, first) && refusals.is_refused_since(key, second));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(!refusals.is_refused_since(key, clock.now()));
         refusals.note_accepted(key, clock.now());
-        assert!(refusals.look_up(key, "1", &marks, clock.now()).is_none());
+        assert!(refusals.look_up(CALLER(), key, "1", &marks, clock.now()).is_none());
     }
 }

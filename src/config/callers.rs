@@ -63,7 +63,7 @@ impl CallerKey {
     pub fn pair(&self) -> KeyPair {
         let stored = self.secret_key_file.as_ref().or(self.secret_key_env.as_ref());
         let secret_key = stored.map(|stored| stored.secret.clone()).unwrap_or_default();
-        KeyPair { access_key: self.access_key.clone(), secret_key }
+        KeyPair { access_key: self.access_key.clone(), secret_key, user: self.user.as_deref().map(Box::from) }
     }
 }
 

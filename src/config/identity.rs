@@ -42,7 +42,7 @@ section! {
         /// Introspections at a time. Tokens that the endpoint has not accepted use a quarter at most.
         pub requests: usize = 16, count(1..=1000);
         /// Introspections a second of tokens that the endpoint has not accepted.
-        pub unaccepted: u32 = 10, count(1..=10_000);
+        pub unaccepted: u32 = 50, count(1..=10_000);
         /// The HTTP proxy through which the server is reached, by CONNECT.
         pub proxy: Option<Endpoint> = None, text("a URL", proxy).optional("http://proxy.internal:3128");
         /// File that holds USER:PASSWORD for the proxy and nothing else, readable by sidelink's user only.
@@ -150,6 +150,13 @@ impl IdentityConfig {
         let introspection = self.introspect.as_ref().map(IdentitySource::Introspection);
         let keys = || self.jwks_file.as_ref().map(IdentitySource::Keys);
         introspection.or_else(keys).or_else(|| self.jwks_url.as_ref().map(IdentitySource::KeysAt))
+    }
+
+    /// All that makes two tokens one user, in words: two sidecars that differ in it take other callers for one user.
+    pub fn meaning(&self) -> String {
+        let style = self.introspect.as_ref().map(|url| (url.to_string(), self.style, &self.identity));
+        let keys = self.jwks_file.as_ref().map(|file| &file.source);
+        format!("{:?}", (style, keys, self.jwks_url.as_ref().map(ToString::to_string), &self.claims))
     }
 
     /// The server that is asked, if one is.

@@ -76,6 +76,8 @@ pub struct KeyPair {
     pub access_key: String,
     /// The secret key.
     pub secret_key: Secret,
+    /// The user that has it: keys of one user share what they bring.
+    pub user: Option<Box<str>>,
 }
 
 /// Reads a secret from the environment variable of this name. The process's environment keeps a copy. No error shows the name: what

@@ -80,7 +80,10 @@ impl Side {
         let (origin, mut config) = super::endpoint(shape, Some(iam.clone())).await?;
         if knows_users {
             let introspect = Url::parse(&iam.keystone_url()).map_err(io::Error::other)?;
-            config.callers.identity = Some(IdentityConfig { introspect: Some(introspect), ..IdentityConfig::blank() });
+            // However busy this machine is.
+            let timeout = Duration::from_secs(30);
+            config.callers.identity =
+                Some(IdentityConfig { introspect: Some(introspect), timeout, ..IdentityConfig::blank() });
         }
         let sidelink = Sidelink::start(config).await?;
         Ok(Self { origin, sidelink, outcomes: Vec::new(), sent: Vec::new() })

@@ -1,6 +1,6 @@
-//! Calls to the endpoint: ids of one scope and form share calls.
+//! Calls to the endpoint: ids of one caller, scope and form share calls.
 //!
-//! Each scope and form has a queue and a number of calls under way ([`take_ready_calls`](Fetcher::take_ready_calls)); ids
+//! Each caller, scope and form has a queue and a number of calls under way ([`take_ready_calls`](Fetcher::take_ready_calls)); ids
 //! that arrive meanwhile wait in the queue, and leave when a call returns. No timer delays a lone batch. Retries are
 //! [`Upstream::call`](crate::upstream::Upstream::call)'s.
 
@@ -20,7 +20,7 @@ use crate::api::answer::{self, AnswerItem, ParsedAnswer};
 use crate::api::envelope::Envelope;
 use crate::api::id;
 use crate::api::request::Form;
-use crate::auth::{Identity, Scope};
+use crate::auth::{Caller, Identity, Scope};
 use crate::cache::freshness::{self, AnswerFreshness, Deadlines, Reason};
 use crate::cache::{Entry, ItemDetails};
 use crate::clock::Moment;
@@ -33,11 +33,12 @@ use crate::telemetry::metrics::CallResult;
 use crate::telemetry::trace::{CallContext, CallSpan};
 use crate::upstream::{Answer, Call};
 
-/// Ids that may share a call: same scope and form.
+/// Ids that may share a call: same scope and form, and one caller, with whose token it is made.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct QueueKey {
     pub(super) scope: Scope,
     pub(super) form: Form,
+    pub(super) caller: Caller,
 }
 
 /// The ids of one key that wait for a call.
@@ -69,7 +70,7 @@ impl PendingId {
         id: &KeyedId,
         permit: InFlightPermit,
     ) -> Self {
-        let flight = Arc::new(Flight::new(context.hops, permit));
+        let flight = Arc::new(Flight::new(context.hops, context.identity.caller, permit));
         let (context, fetcher) = (Arc::clone(context), Arc::clone(fetcher));
         Self { id: id.clone(), flight, context, lease: None, background: false, fetcher }
     }
@@ -114,9 +115,10 @@ impl ReadyCall {
         let of_several_batches = contexts.any(|other| Some(other) != first)
             || pending.iter().any(|pending| pending.flight.joined.load(Ordering::Relaxed));
         let (request_id, call, ids) = (report.request_id, report.span, pending.len());
+        let caller = pending.first().map(|first| first.context.identity.caller);
         let entries = match report.entries {
             Ok(entries) => entries.into_iter().map(Ok).collect(),
-            Err(cause) => vec![Err(Arc::new(Failure { cause, of_several_batches, ids })); ids],
+            Err(cause) => vec![Err(Arc::new(Failure { cause, of_several_batches, ids, caller })); ids],
         };
         for (PendingId { flight, .. }, entry) in pending.iter().zip(entries) {
             let (request_id, call) = (request_id.clone(), call.clone());
@@ -200,10 +202,11 @@ impl Fetcher {
         }
         // Takes the per-caller permit first, so a throttled caller holds no global one.
         let caller_state = &context.identity.caller_state;
-        caller_state.calls.resize(self.state.calls_per_caller.load(Ordering::Relaxed));
-        let accepted = caller_state.is_accepted();
+        let owner = context.identity.owner();
+        owner.calls.resize(self.state.calls_per_caller.load(Ordering::Relaxed));
+        let accepted = context.identity.is_accepted();
         let permits = async {
-            let for_caller = caller_state.calls.acquire().await;
+            let for_caller = owner.calls.acquire().await;
             let unaccepted = if accepted { None } else { self.state.unaccepted_calls.acquire().await.ok() };
             self.state.calls.acquire().await.map(|permit| (for_caller, unaccepted, permit))
         };

@@ -56,7 +56,7 @@ pub struct FetchContext {
 impl FetchContext {
     /// The queue in which its ids wait for a call.
     pub(super) fn queue_key(&self) -> QueueKey {
-        QueueKey { scope: self.scope, form: self.template.form() }
+        QueueKey { scope: self.scope, form: self.template.form(), caller: self.identity.caller }
     }
 }
 

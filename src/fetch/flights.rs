@@ -12,7 +12,7 @@ use tower::retry::budget::TpsBudget;
 
 use super::calls::{CallQueue, PendingId, QueueKey};
 use super::{Cause, FetchContext, FetchResult, Fetcher};
-use crate::auth::{CallerState, Key};
+use crate::auth::{Caller, Identity, Key};
 use crate::cache::purges::Marks;
 use crate::clock::{Moment, millis};
 use crate::error::{Error, Limit};
@@ -116,7 +116,7 @@ impl Flights {
             entry.remove();
         }
         if pending.flight.refetches.load(Ordering::Relaxed) {
-            pending.context.identity.caller_state.end_answers();
+            pending.context.identity.owner().end_answers();
         }
     }
 }
@@ -133,13 +133,15 @@ pub(super) struct Flight {
     pub(super) sent: OnceLock<Moment>,
     /// Number of sidelinks that its batch had passed.
     pub(super) hops: usize,
+    /// Whose call it is in.
+    pub(super) caller: Caller,
     /// Released with the last reference to the flight: a client that disconnects releases nothing early.
     _permit: InFlightPermit,
 }
 
 impl Flight {
-    /// A flight for a batch that has passed this many sidelinks.
-    pub(super) fn new(hops: usize, permit: InFlightPermit) -> Self {
+    /// A flight for a batch of this caller that has passed this many sidelinks.
+    pub(super) fn new(hops: usize, caller: Caller, permit: InFlightPermit) -> Self {
         Self {
             result: SetOnce::new(),
             waiters: AtomicUsize::new(0),
@@ -147,6 +149,7 @@ impl Flight {
             refetches: AtomicBool::new(false),
             sent: OnceLock::new(),
             hops,
+            caller,
             _permit: permit,
         }
     }
@@ -207,16 +210,16 @@ pub(super) type InFlightPermit = (Reservation, Reservation, Option<Reservation>)
 
 impl Fetcher {
     /// Gives `count` permits, or none.
-    pub(super) fn permits(&self, count: usize, caller_state: &CallerState) -> Result<Vec<InFlightPermit>, Limit> {
+    pub(super) fn permits(&self, count: usize, identity: &Identity) -> Result<Vec<InFlightPermit>, Limit> {
         let most = self.config.limits.in_flight;
         let reserve = |used, size, limit| -> Result<Vec<Reservation>, Limit> {
             std::iter::repeat_with(|| Reservation::one_of(used, size).ok_or(limit)).take(count).collect()
         };
         let of_one_caller = |used| reserve(used, most.div_ceil(2), Limit::CallerInFlight);
         let all = reserve(&self.state.in_flight, most, Limit::InFlight)?;
-        let of_caller = of_one_caller(&caller_state.flights)?;
+        let of_caller = of_one_caller(&identity.owner().flights)?;
         // All callers that are not accepted count as one: a single client can make up many tokens.
-        let is_accepted = caller_state.is_accepted();
+        let is_accepted = identity.is_accepted();
         let of_unaccepted = if is_accepted { Vec::new() } else { of_one_caller(&self.state.unaccepted_in_flight)? };
         let mut of_unaccepted = of_unaccepted.into_iter();
         Ok(all.into_iter().zip(of_caller).map(|(all, of_caller)| (all, of_caller, of_unaccepted.next())).collect())

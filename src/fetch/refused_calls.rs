@@ -12,7 +12,7 @@
 //! fetched once more by a call of its own; a batch with cookies is first forwarded as it was written.
 
 use super::{FetchContext, Fetcher, KeyedId};
-use crate::auth::Identity;
+use crate::auth::{Caller, Identity};
 use crate::cache::Entry;
 use crate::cache::freshness::{AnswerFreshness, Deadlines};
 use crate::cache::refusals::Refusal;
@@ -27,7 +27,7 @@ impl Fetcher {
         if had_cookies {
             self.callers.invalidate(&context.identity);
         } else {
-            self.drop_caller_entries(context, context.identity.caller_state.is_accepted());
+            self.drop_caller_entries(context, context.identity.is_accepted());
         }
     }
 
@@ -47,9 +47,9 @@ impl Fetcher {
         let alone = if let [alone] = ids { Some(alone) } else { None };
         let had_link = alone.and_then(|alone| self.cache.peek(alone.key)).is_some_and(|entry| !entry.is_absent());
         if let Some(alone) = alone.filter(|_| remember && self.may_store())
-            && let Some(refusal) = self.refusal_to_remember(answer)
+            && let Some(refusal) = self.refusal_to_remember(context.identity.caller, answer)
         {
-            refusals.remember(alone.key, refusal, context.identity.caller_state.is_accepted());
+            refusals.remember(alone.key, refusal, context.identity.is_accepted());
         }
         // Before the entries are forgotten: a call that stores them meanwhile looks for this afterwards.
         ids.iter().for_each(|id| refusals.note_refused(id.key, answer.sent));
@@ -70,14 +70,14 @@ impl Fetcher {
     }
 
     /// The refusal that `answer` is, if it may be remembered.
-    fn refusal_to_remember(&self, answer: &Answer) -> Option<Refusal> {
+    fn refusal_to_remember(&self, caller: Caller, answer: &Answer) -> Option<Refusal> {
         let policy = &self.config.freshness;
         let source = AnswerFreshness::read(&answer.headers, answer.sent);
         if source.forbids_storing(policy) || self.callers.varies_outside(&answer.headers) {
             return None;
         }
         let deadlines = Deadlines::absent(answer.sent, source.absence(policy));
-        Refusal::new(answer.status, &answer.headers, &answer.body, deadlines)
+        Refusal::new(caller, answer.status, &answer.headers, &answer.body, deadlines)
     }
 
     /// Settles what a call sent at `sent` brought against refusals: it ends older refusals of its ids; an id that was refused

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 
+use crate::auth::Caller;
 use crate::cache::Entry;
 use crate::error::{Error, NoAnswer};
 use crate::limits::pause::Rejection;
@@ -43,7 +44,7 @@ pub enum EntrySource {
 impl FetchResult {
     /// The result of an id that has no answer of a call.
     pub(super) fn failed(cause: Cause) -> Self {
-        let failure = Arc::new(Failure { cause, of_several_batches: false, ids: 0 });
+        let failure = Arc::new(Failure { cause, of_several_batches: false, ids: 0, caller: None });
         Self { entry: Err(failure), source: EntrySource::Call, request_id: None, call: None }
     }
 
@@ -78,6 +79,8 @@ pub struct Failure {
     pub of_several_batches: bool,
     /// How many ids the call carried.
     pub ids: usize,
+    /// With whose token it was made; `None`: it was not.
+    pub caller: Option<Caller>,
 }
 
 /// How a call failed.
@@ -107,6 +110,19 @@ impl Failure {
         }
     }
 
+    /// Whether the endpoint's answer may concern the token of the call alone, which is not that of `caller`: another token of its user
+    /// has made the call.
+    pub fn may_be_anothers_token(&self, caller: Caller) -> bool {
+        let is_another = self.caller.is_some_and(|asked| asked != caller);
+        is_another
+            && match &self.cause {
+                // A 200 that is an error may say "no permission".
+                Cause::Answer(answer) => matches!(answer.status.as_u16(), 200 | 401 | 403 | 429),
+                Cause::Rejected(_) => true,
+                Cause::Unmatched(_) | Cause::Unreadable(_) | Cause::NoAnswer(_) => false,
+            }
+    }
+
     /// Whether a stale link may be served instead: the endpoint failed, it did not refuse.
     pub fn allows_stale(&self) -> bool {
         match &self.cause {
@@ -131,7 +147,7 @@ mod tests {
     fn a_call_that_the_breaker_refuses_is_repeated_for_each_of_its_batches_alone() {
         for of_several_batches in [false, true] {
             let cause = Cause::NoAnswer(Error::BreakerOpen(Duration::ZERO));
-            let failure = Failure { cause, of_several_batches, ids: 2 };
+            let failure = Failure { cause, of_several_batches, ids: 2, caller: None };
             assert_eq!(failure.may_be_anothers_fault(), of_several_batches);
         }
     }

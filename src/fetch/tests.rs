@@ -37,7 +37,7 @@ fn fetch() -> (Arc<Fetcher>, Arc<FetchContext>) {
     let cache = Arc::new(Cache::new(&config.cache, purges, &metrics));
     let (head, ()) = http::Request::get("/").header(api::TOKEN, "t").body(()).unwrap().into_parts();
     let credential = callers.credential(&head.headers).ok().unwrap();
-    let identity = callers.identify(&credential, &LastToken::default(), &head, b"").ok().unwrap();
+    let identity = callers.identify(&credential, &LastToken::default(), &head, b"", clock.now()).ok().unwrap();
     let batch = Batch::read(callers.api(), Some("accessory_ids=1"), &head.headers, b"").unwrap();
     let template = CallTemplate::new("/", &batch);
     let context = FetchContext {
@@ -71,14 +71,14 @@ fn keyed(context: &FetchContext, id: &str) -> KeyedId {
 
 /// A flight for `id` that nobody waits for.
 fn start(fetch: &Arc<Fetcher>, context: &Arc<FetchContext>, id: &KeyedId) -> PendingId {
-    let permit = fetch.permits(1, &context.identity.caller_state).unwrap().remove(0);
+    let permit = fetch.permits(1, &context.identity).unwrap().remove(0);
     let pending = PendingId::new(fetch, context, id, permit);
     fetch.flights().add(&pending);
     pending
 }
 
 /// Starts a flight for `id`, and queues it for a call.
-fn queue(fetch: &Arc<Fetcher>, context: &Arc<FetchContext>, id: &KeyedId) -> Arc<flights::Flight> {
+fn queue(fetch: &Arc<Fetcher>, context: &Arc<FetchContext>, id: &KeyedId) -> Arc<Flight> {
     let pending = start(fetch, context, id);
     let flight = Arc::clone(&pending.flight);
     fetch.flights().queues.entry(context.queue_key()).or_default().pending.push_back(pending);
@@ -114,7 +114,7 @@ async fn a_flight_whose_task_panics_frees_its_waiters_and_its_permit() {
     drop(flight);
     assert!(fetch.flights().by_key.is_empty() && fetch.flights().queues.is_empty());
     assert_eq!(fetch.state.in_flight.load(Ordering::Relaxed), 0);
-    assert_eq!(context.identity.caller_state.flights.load(Ordering::Relaxed), 0);
+    assert_eq!(context.identity.owner().flights.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,7 +23,7 @@ use crate::limits::pause::retry_after;
 use crate::limits::permits::Permits;
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::{SetupError, SideError};
+use crate::upstream::{MemoryEndpoint, SetupError, SideError};
 
 /// Most questions that wait for their turn or their answer, for each request that may be under way.
 const WAITING: usize = 64;
@@ -61,6 +61,7 @@ impl Introspection {
     pub(super) fn new(
         config: &IdentityConfig,
         url: &Url,
+        memory: Option<&MemoryEndpoint>,
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Result<Self, SetupError> {
@@ -79,7 +80,7 @@ impl Introspection {
             style,
             fields,
             timeout: config.timeout,
-            requests: Requests::new(config, Arc::clone(&metrics))?,
+            requests: Requests::new(config, memory, Arc::clone(&metrics))?,
             flights: Arc::default(),
             most_flights: config.requests * WAITING,
             permits: Permits::new(config.requests),

@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::config::jwks::{KeySet, VerifyingKey};
 use crate::config::{IdentityConfig, IdentitySource};
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::SetupError;
+use crate::upstream::{MemoryEndpoint, SetupError};
 
 /// The longest token.
 const MOST_BYTES: usize = 64 << 10;
@@ -43,13 +43,14 @@ impl Tokens {
     pub(super) fn new(
         config: &IdentityConfig,
         source: IdentitySource<'_>,
+        memory: Option<&MemoryEndpoint>,
         clock: Clock,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, SetupError> {
         let (keys, source) = match source {
             IdentitySource::Keys(file) => (Keys::Given(file.secret.clone()), file.source.clone()),
             IdentitySource::KeysAt(url) | IdentitySource::Introspection(url) => {
-                let remote = RemoteKeys::new(config, url, clock.clone(), Arc::clone(metrics))?;
+                let remote = RemoteKeys::new(config, url, memory, clock.clone(), Arc::clone(metrics))?;
                 (Keys::Remote(Arc::new(remote)), url.to_string())
             }
         };

@@ -18,7 +18,7 @@ use crate::config::jwks::KeySet;
 use crate::config::{IdentityConfig, Url};
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::SetupError;
+use crate::upstream::{MemoryEndpoint, SetupError};
 
 /// A set that lacks a key is fetched again after this, in milliseconds: tokens name keys as they like.
 const LACKING: u64 = 30_000;
@@ -42,13 +42,14 @@ impl RemoteKeys {
     pub(super) fn new(
         config: &IdentityConfig,
         url: &Url,
+        memory: Option<&MemoryEndpoint>,
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Result<Self, SetupError> {
         Ok(Self {
             url: url.clone(),
             timeout: config.timeout,
-            requests: Requests::new(config, Arc::clone(&metrics))?,
+            requests: Requests::new(config, memory, Arc::clone(&metrics))?,
             fetched: Mutex::default(),
             flights: Arc::default(),
             hold_back: HoldBack::new(metrics),

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::auth::UserId;
 use crate::config::IdentityConfig;
 use crate::telemetry::metrics::{GaugeGuard, Metrics};
-use crate::upstream::{SetupError, SideClient, SideError};
+use crate::upstream::{MemoryEndpoint, SetupError, SideClient, SideError};
 
 /// The longest answer. A Keystone with many services answers with tens of kilobytes.
 const MOST_BYTES: usize = 256 << 10;
@@ -23,9 +23,13 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    pub(super) fn new(config: &IdentityConfig, metrics: Arc<Metrics>) -> Result<Self, SetupError> {
+    pub(super) fn new(
+        config: &IdentityConfig,
+        memory: Option<&MemoryEndpoint>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, SetupError> {
         let connections = config.connections().ok_or(SetupError::NoIdentitySource)?;
-        Ok(Self { client: SideClient::new(&connections, metrics.identity.resends.clone())?, metrics })
+        Ok(Self { client: SideClient::new(&connections, memory, metrics.identity.resends.clone())?, metrics })
     }
 
     /// Whether the files that `config` names have the content that this client was built from.

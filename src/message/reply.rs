@@ -32,6 +32,8 @@ pub struct ReplyInfo {
     pub tally: Tally,
     /// The caller's short hash, if the caller is known.
     pub caller: Option<u32>,
+    /// The short hash of its user, if the caller is known to be one.
+    pub user: Option<u32>,
     /// How long the request waited for the endpoint, if it did.
     pub waited: Option<Duration>,
     /// The error, where sidelink has made the reply for one.
@@ -50,6 +52,7 @@ impl Reply {
             source,
             tally: Tally::default(),
             caller: None,
+            user: None,
             waited: None,
             error: None,
             detail: None,

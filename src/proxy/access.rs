@@ -153,6 +153,7 @@ impl Line {
             client_request_id: client_request_id.filter(|id| *request_id != Some(*id)),
             trace_id: self.trace.id(),
             caller: info.and_then(|info| info.caller).map(|caller| format!("{caller:08x}")),
+            user: info.and_then(|info| info.user).map(|user| format!("{user:08x}")),
             ids: some(tally.total()),
             hit: count(IdResult::Hit),
             stale: count(IdResult::Stale),

@@ -112,7 +112,7 @@ impl Router {
             RequestContext { filter: unanswered.filter, last_token: &connection.last_token, trace: &record.trace };
         let request = |head, body| Request::from_parts(head, body);
         let reply = match (unanswered.step, self.batch(record)) {
-            (Step::Body, Some(batch)) => batch.answer_body(&unanswered.head, unanswered.body, context).await,
+            (Step::Body, Some(batch)) => batch.read_and_answer(&unanswered.head, unanswered.body, context).await,
             (Step::Batch(step), Some(batch)) => {
                 Box::pin(batch.finish(step, request(unanswered.head, unanswered.body), context)).await
             }
@@ -243,7 +243,7 @@ enum Step {
     /// To answer OPTIONS here.
     Options,
     Batch(batch::Step),
-    /// To read the body of a batch.
+    /// To read the body of a batch, or to ask whose its token is.
     Body,
     Forward,
 }

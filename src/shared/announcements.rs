@@ -51,7 +51,7 @@ impl TierState {
     }
 
     /// Ends a caller's acceptance, and deletes its values of `ids`, in the background, and announces which values there were: they are
-    /// void also where an older copy of the data brings them back. If that fails, all of the caller's values are voided.
+    /// void also where an older copy of the data brings them back. If that fails, all values of the caller, and of its user, are voided.
     pub(crate) fn withdraw(self: &Arc<Self>, scope: &Arc<TierScope>, ids: Vec<TierId>) {
         let (state, scope) = (Arc::clone(self), Arc::clone(scope));
         tokio::spawn(async move {
@@ -65,6 +65,7 @@ impl TierState {
             let replies = state.store.run(Operation::Revoke, commands, state.config.timeout).await;
             if !replies.iter().all(|reply| matches!(reply, Some(Value::Int(_) | Value::Okay | Value::Nil))) {
                 state.announce_revocation(&scope);
+                state.announce(state.of_scope(&scope).map(|(fleet, keys)| (fleet, keys.revocation_of_owner())));
                 return;
             }
             let deleted = links.iter().zip(&replies).filter(|(_, reply)| matches!(reply, Some(Value::Int(1))));

@@ -4,6 +4,10 @@
 //! names (HMAC-SHA-256, 128 bits of it), the other seals values (XChaCha20-Poly1305). With only the secret, or only the
 //! credential, nothing can be found or opened. A value is sealed together with its whole name, so it opens nowhere else.
 //!
+//! Links of a caller that is known to be a user are under keys of the user instead, so that each of the user's callers finds them: who
+//! has the fleet's secret, and can tell all that makes the user, can open those without a token. So is the acceptance, where the identity
+//! provider vouches for each caller. The name of each caller in the journal stays its own.
+//!
 //! Nonces are random. XChaCha20's have 192 bits, so a collision under one key is unlikely: below 2⁻⁶⁴ after 2⁶⁴ values. With
 //! the 96 bits of AES-GCM, an access key that a fleet uses for years could come too near to one.
 
@@ -55,6 +59,18 @@ fn field(field: Option<&[u8]>, mut write: impl FnMut(&[u8])) {
     write(field.unwrap_or_default());
 }
 
+/// What keys are derived from besides the fleet's secret: its kind, and its fields.
+pub(super) type Secrets<'s> = (&'s str, &'s [Option<&'s [u8]>]);
+
+/// The same of the user that a caller is known to be.
+#[derive(Clone, Copy)]
+pub(crate) struct UserSecrets<'s> {
+    /// What the keys of its links are derived from.
+    pub(crate) secrets: Secrets<'s>,
+    /// Whether an acceptance of any of its callers counts for all.
+    pub(crate) shares_acceptance: bool,
+}
+
 /// One of the fleet's secrets, for one endpoint: fleets of different endpoints share nothing.
 pub(super) struct FleetKey {
     secret: Secret,
@@ -100,27 +116,37 @@ impl FleetKey {
         Fingerprint(u32::from_be_bytes(fingerprint))
     }
 
-    /// The keys of the scope of `fields`, those of `group` among them, and of the caller with this credential at `api`.
+    /// The keys of the scope of `fields`, those of `group` among them, and of the caller with this credential at `api`, which is
+    /// this user if it is known to be one.
     pub(super) fn scope(
         &self,
-        (kind, credential): (&str, &[Option<&[u8]>]),
+        (kind, credential): Secrets<'_>,
+        user: Option<UserSecrets<'_>>,
         fields: &[Option<&[u8]>],
         api: &str,
         group: Option<&str>,
     ) -> ScopeKeys {
-        let keys = derive(&self.secret, &self.endpoint, kind, credential);
-        let mut names = names(&keys);
-        let acceptance = name(&self.prefix, 'c', &names);
-        let mut caller = [0; 16];
-        expand(&keys, "caller", &mut caller);
+        let of_caller = derive(&self.secret, &self.endpoint, kind, credential);
+        let of_user = user.map(|user| derive(&self.secret, &self.endpoint, user.secrets.0, user.secrets.1));
+        let of_owner = of_user.as_ref().unwrap_or(&of_caller);
+        let of_acceptor = if user.is_some_and(|user| user.shares_acceptance) { of_owner } else { &of_caller };
+        let number = |keys: &Hkdf<Sha256>| {
+            let mut number = [0; 16];
+            expand(keys, "caller", &mut number);
+            u128::from_be_bytes(number)
+        };
+        let mut names = names(of_owner);
         for each in fields {
             field(*each, |bytes| names.update(bytes));
         }
         let group = group.into_iter().flat_map(id::readings);
         ScopeKeys {
-            seal: Seal::new(&keys),
-            acceptance,
-            caller: u128::from_be_bytes(caller),
+            seal: Seal::new(of_owner),
+            owner: number(of_owner),
+            acceptance: name(&self.prefix, 'c', &self::names(of_acceptor)),
+            acceptance_seal: Seal::new(of_acceptor),
+            acceptor: number(of_acceptor),
+            caller: number(&of_caller),
             names,
             prefix: self.prefix.clone(),
             purge_key: self.purge_key,
@@ -132,10 +158,16 @@ impl FleetKey {
 
 /// The keys of one scope under one of the fleet's secrets.
 pub(super) struct ScopeKeys {
-    /// Seals all values of the caller.
+    /// Seals the links of the caller, or of its user.
     pub(super) seal: Seal,
-    /// The name of the endpoint's acceptance of the caller.
+    /// The name in the journal of whose the links are: the caller's or its user's.
+    owner: u128,
+    /// The name of the endpoint's acceptance of the caller, or of its user where any caller's counts for all.
     pub(super) acceptance: Box<str>,
+    /// Seals the acceptance.
+    pub(super) acceptance_seal: Seal,
+    /// The name in the journal of whose the acceptance is.
+    acceptor: u128,
     /// The caller's name in the journal.
     pub(super) caller: u128,
     names: Hmac<Sha256>,
@@ -150,7 +182,7 @@ impl ScopeKeys {
     /// The events that void the link of `id` with this name, besides a purge of everything.
     pub(super) fn events(&self, id: &str, name: &str) -> Vec<JournalEvent> {
         let marks = self.api.marks_of(self.purge_key, id).chain(self.group.iter().copied());
-        marks.map(JournalEvent::Purge).chain([self.revocation(), self.withdrawal(name)]).collect()
+        marks.map(JournalEvent::Purge).chain([self.revocation_of_owner(), self.withdrawal(name)]).collect()
     }
 
     /// The event that voids the link with this name.
@@ -160,9 +192,19 @@ impl ScopeKeys {
         JournalEvent::Link(hash.finish128().as_u128())
     }
 
-    /// The event that voids all values of the caller.
+    /// The event that voids the caller's acceptance and links, where those are not its user's.
     pub(super) fn revocation(&self) -> JournalEvent {
         JournalEvent::Caller(self.caller)
+    }
+
+    /// The event that voids the acceptance.
+    pub(super) fn end_of_acceptance(&self) -> JournalEvent {
+        JournalEvent::Caller(self.acceptor)
+    }
+
+    /// The event that voids all links of the caller, or of its user.
+    pub(super) fn revocation_of_owner(&self) -> JournalEvent {
+        JournalEvent::Caller(self.owner)
     }
 
     pub(super) fn link(&self, id: &TierId) -> Box<str> {
@@ -274,7 +316,7 @@ mod tests {
     }
 
     fn scope(fleet: &FleetKey, token: &str, group: Option<&str>) -> ScopeKeys {
-        fleet.scope(("token", &[Some(token.as_bytes())]), &[group.map(str::as_bytes)], "a", group)
+        fleet.scope(("token", &[Some(token.as_bytes())]), None, &[group.map(str::as_bytes)], "a", group)
     }
 
     #[test]
@@ -290,8 +332,8 @@ mod tests {
             scope(&here, "t", Some("")).link(&"1".into()),
             scope(&here, "t", Some("g1")).link(&"".into()),
             scope(&here, "u", Some("g")).link(&"1".into()),
-            here.scope(("key", &[Some(b"t")]), &[Some(b"g")], "a", None).link(&"1".into()),
-            here.scope(("token", &[Some(b"t"), None]), &[Some(b"g")], "a", None).link(&"1".into()),
+            here.scope(("key", &[Some(b"t")]), None, &[Some(b"g")], "a", None).link(&"1".into()),
+            here.scope(("token", &[Some(b"t"), None]), None, &[Some(b"g")], "a", None).link(&"1".into()),
             scope(&other_host, "t", Some("g")).link(&"1".into()),
             scope(&other_secret, "t", Some("g")).link(&"1".into()),
             one.acceptance.clone(),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::journal::{self, RECORD};
+use super::sealing::UserSecrets;
 use super::{FleetSecret, Stamp, TierScope, TierState, TierUpdate};
 use crate::auth::{CallerStates, Identity};
 use crate::cache::Entry;
@@ -24,12 +25,19 @@ impl Trial {
 
     /// The scope of `group` and the caller with `token`, at the API `huawei-osm`.
     pub fn scope(&self, token: &str, group: Option<&str>) -> TierScope {
-        self.0.derive_scope(("token", &[Some(token.as_bytes())]), &[group.map(str::as_bytes)], "huawei-osm", group)
+        self.scope_of_user(token, None, group)
+    }
+
+    /// The same where the caller is known to be this user.
+    pub fn scope_of_user(&self, token: &str, user: Option<&str>, group: Option<&str>) -> TierScope {
+        let (token, user) = ([Some(token.as_bytes())], user.map(|user| [Some(user.as_bytes())]));
+        let user = user.as_ref().map(|user| UserSecrets { secrets: ("user", user), shares_acceptance: false });
+        self.0.derive_scope(("token", &token), user, &[group.map(str::as_bytes)], "huawei-osm", group)
     }
 
     /// The same scope, of a caller whose state in [`Trial::caller_states`] revocations change.
     pub fn scope_of(&self, identity: &Identity, token: &str) -> TierScope {
-        self.0.scope(identity, ("token", &[Some(token.as_bytes())]), &[None], "huawei-osm", None)
+        self.0.scope(identity, ("token", &[Some(token.as_bytes())]), None, &[None], "huawei-osm", None)
     }
 
     /// The states of this sidecar's callers.

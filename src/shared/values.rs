@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::record::{JournalEvent, LinkRecord, Stamp, read_acceptance, write_acceptance};
-use super::sealing::ScopeKeys;
+use super::sealing::{ScopeKeys, Seal};
 use super::store::RedisCommand;
 use super::{FleetSecret, TierScope, TierState, TierUpdate};
 use crate::cache::Entry;
@@ -41,9 +41,9 @@ impl TierState {
 
     /// When the call was sent that showed a caller's acceptance, by its writer's clock, if `value` counts.
     pub(super) fn acceptance_sent(&self, fleet: &FleetSecret, keys: &ScopeKeys, value: &[u8]) -> Option<u64> {
-        let opened = keys.seal.open_bytes(&keys.acceptance, value).and_then(|bytes| read_acceptance(&bytes));
+        let opened = keys.acceptance_seal.open_bytes(&keys.acceptance, value).and_then(|bytes| read_acceptance(&bytes));
         let (stamp, sent) = self.counted(opened, SharedFailure::Unsealed)?;
-        self.counted(fleet.is_valid(stamp, &[keys.revocation()]), SharedFailure::Revoked)?;
+        self.counted(fleet.is_valid(stamp, &[keys.end_of_acceptance()]), SharedFailure::Revoked)?;
         Some(sent)
     }
 
@@ -51,7 +51,7 @@ impl TierState {
     /// have values still.
     pub(super) fn end_acceptance(&self, fleet: &FleetSecret, keys: &ScopeKeys) -> RedisCommand {
         let stamp = fleet.journal.lock().stamp();
-        match stamp.and_then(|stamp| keys.seal.seal_bytes(&keys.acceptance, &write_acceptance(stamp, 0))) {
+        match stamp.and_then(|stamp| keys.acceptance_seal.seal_bytes(&keys.acceptance, &write_acceptance(stamp, 0))) {
             Some(ended) => {
                 let life = millis(self.longest_life());
                 RedisCommand::new("SET", &keys.acceptance).arg(ended).arg("XX").arg("PX").arg(life)
@@ -95,10 +95,10 @@ impl TierState {
         let now = self.clock.now();
         let mut all = Vec::with_capacity(update.entries.len() + 1);
         let Some((fleet, keys)) = self.of_scope(scope).next() else { return all };
-        let mut add = |name: Box<str>, plain: &[u8], left: u64, events: &[JournalEvent]| {
+        let mut add = |seal: &Seal, name: Box<str>, plain: &[u8], left: u64, events: &[JournalEvent]| {
             if left > 0
                 && fleet.is_valid(stamp, events).is_some()
-                && let Some(value) = keys.seal.seal_bytes(&name, plain)
+                && let Some(value) = seal.seal_bytes(&name, plain)
             {
                 all.push(Sealed { name, value, left });
             }
@@ -107,7 +107,7 @@ impl TierState {
             let acceptance = write_acceptance(stamp, sent.unix_millis());
             // As long as any value of the caller, so that a later 401 finds that there may be some.
             let left = millis(self.longest_life()).saturating_sub(now.since(sent));
-            add(keys.acceptance.clone(), &acceptance, left, &[keys.revocation()]);
+            add(&keys.acceptance_seal, keys.acceptance.clone(), &acceptance, left, &[keys.end_of_acceptance()]);
         }
         for (id, entry) in &update.entries {
             let (sent, spans) = entry.deadlines().parts();
@@ -116,7 +116,7 @@ impl TierState {
             let left = entry.deadlines().usable_left(now).unwrap_or(0);
             let name = keys.link(id);
             let events = keys.events(&id.id, &name);
-            add(name, &link.write(), left, &events);
+            add(&keys.seal, name, &link.write(), left, &events);
         }
         all
     }

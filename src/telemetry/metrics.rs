@@ -146,6 +146,10 @@ families! {
         pub resends: IntCounter = "identity_resends_total", counter();
         /// 1 at the state of requests to the identity provider: all are sent (closed), one after a failure to see (half_open), or none (open).
         pub breaker_state: Gauges<BreakerState> = "identity_breaker_state", breaker();
+        /// Users that callers are known to be, by callers.identity or by the names of callers.keys.
+        pub users: IntGauge = "identity_users", gauge();
+        /// Callers, tokens mostly, that are known to be one of identity_users.
+        pub callers: IntGauge = "identity_callers", gauge();
     }
 }
 

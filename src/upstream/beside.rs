@@ -9,7 +9,7 @@ use prometheus::IntCounter;
 use tokio::time::{Instant, timeout_at};
 
 use super::client::{HttpClient, Outgoing, SendProgress, cause};
-use super::connector::{self, ConnectFailed, ConnectionNumbers, Protocols};
+use super::connector::{self, ConnectFailed, ConnectionNumbers, MemoryEndpoint, Protocols};
 use super::resolver::Resolver;
 use super::trust::{self, SetupError, Trust};
 use crate::config::UpstreamConfig;
@@ -36,13 +36,20 @@ pub(crate) enum SideError {
 }
 
 impl SideClient {
-    /// A client of `config.endpoint`, which connects to nothing yet. `resends` counts requests that are sent again.
-    pub(crate) fn new(config: &UpstreamConfig, resends: IntCounter) -> Result<Self, SetupError> {
+    /// A client of `config.endpoint`, or of the one in memory. Connects to nothing yet. `resends` counts requests that are sent again.
+    pub(crate) fn new(
+        config: &UpstreamConfig,
+        memory: Option<&MemoryEndpoint>,
+        resends: IntCounter,
+    ) -> Result<Self, SetupError> {
         let trust = Trust::read(config, &trust::IDENTITY)?;
         let tls = trust.client()?;
         let numbers = ConnectionNumbers::new(config.max_connection_age);
         let resolver = Resolver::new(config.connect_timeout);
-        let connector = connector::network(config, tls, Protocols::Http1, resolver, numbers.clone());
+        let connector = match memory {
+            None => connector::network(config, tls, Protocols::Http1, resolver, numbers.clone()),
+            Some(endpoint) => connector::memory(endpoint.clone(), Protocols::Http1, numbers.clone()),
+        };
         Ok(Self { http: HttpClient::new(connector, numbers, config.pool_idle, resends), trust })
     }
 

@@ -49,6 +49,20 @@ pub struct MemoryEndpoint {
     pub http2: bool,
 }
 
+/// What a simulated process connects to.
+pub struct MemoryNetwork {
+    /// The endpoint.
+    pub endpoint: MemoryEndpoint,
+    /// The identity provider, if there is one.
+    pub identity_provider: Option<MemoryEndpoint>,
+}
+
+impl<E: Into<MemoryEndpoint>> From<E> for MemoryNetwork {
+    fn from(endpoint: E) -> Self {
+        Self { endpoint: endpoint.into(), identity_provider: None }
+    }
+}
+
 impl From<UnboundedSender<DuplexStream>> for MemoryEndpoint {
     fn from(accept: UnboundedSender<DuplexStream>) -> Self {
         Self { accept, http2: false }

@@ -26,7 +26,7 @@ fn errors_of(rest: &str) -> Vec<(usize, String, String)> {
     errors(&format!("[upstream]\nendpoint = \"http://h\"\n{rest}"))
 }
 
-fn secret_file(text: &str, mode: u32) -> tempfile::NamedTempFile {
+pub fn secret_file(text: &str, mode: u32) -> tempfile::NamedTempFile {
     use std::os::unix::fs::PermissionsExt;
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();

@@ -82,3 +82,4 @@ mod tracing;
 mod two_apis;
 mod unmatched;
 mod upgrades;
+mod users;

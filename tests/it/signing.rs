@@ -13,12 +13,12 @@ pub const ACCESS_KEY: &str = "AKTEST";
 pub const SECRET_KEY: &str = "sk-test";
 
 pub fn pair(access_key: &str, secret_key: &str) -> KeyPair {
-    KeyPair { access_key: access_key.into(), secret_key: Secret::new(secret_key.into()) }
+    KeyPair { access_key: access_key.into(), secret_key: Secret::new(secret_key.into()), user: None }
 }
 
 /// Configures a key pair.
 pub fn knows(config: &mut Config, access_key: &str, secret_key: &str) {
-    let KeyPair { access_key, secret_key: secret } = pair(access_key, secret_key);
+    let KeyPair { access_key, secret_key: secret, .. } = pair(access_key, secret_key);
     let secret_key_env = Some(StoredSecret { secret, source: "TEST".into() });
     config.callers.keys.push(CallerKey { access_key, secret_key_file: None, secret_key_env, user: None });
 }

@@ -9,9 +9,10 @@ use hyper_util::rt::TokioIo;
 use sidelink::app::Generations;
 use sidelink::clock::Clock;
 use sidelink::config::Config;
+use sidelink::demo::origin::iam::Iam;
 use sidelink::demo::origin::{self, Origin};
 use sidelink::server::{self, ConnLimits, Protocol};
-use sidelink::upstream::MemoryEndpoint;
+use sidelink::upstream::{MemoryEndpoint, MemoryNetwork};
 use tokio::io::duplex;
 use tokio::sync::mpsc;
 
@@ -37,6 +38,34 @@ impl World {
 
     /// As [`World::new`]; with `http2`, calls use HTTP/2.
     pub fn over(http2: bool, endpoint: impl FnOnce(&mut origin::Options), configure: impl FnOnce(&mut Config)) -> Self {
+        Self::with(http2, None, Clock::simulated(EPOCH), endpoint, configure)
+    }
+
+    /// As [`World::new`], with an IAM whose tokens the endpoint takes.
+    pub fn with_iam(
+        endpoint: impl FnOnce(&mut origin::Options),
+        configure: impl FnOnce(&mut Config, &Iam),
+    ) -> (Self, Iam) {
+        let (accept, connections) = mpsc::unbounded_channel();
+        let endpoint_clock = Clock::simulated(EPOCH);
+        let address = LOOPBACK.to_string().replace(":0", ":81").parse().unwrap();
+        let iam = Iam::in_memory(address, endpoint_clock.clone(), connections).unwrap();
+        let endpoint = |options: &mut origin::Options| {
+            options.iam = Some(iam.clone());
+            endpoint(options);
+        };
+        let provider = Some(MemoryEndpoint::from(accept));
+        let world = Self::with(false, provider, endpoint_clock, endpoint, |config| configure(config, &iam));
+        (world, iam)
+    }
+
+    fn with(
+        http2: bool,
+        identity_provider: Option<MemoryEndpoint>,
+        endpoint_clock: Clock,
+        endpoint: impl FnOnce(&mut origin::Options),
+        configure: impl FnOnce(&mut Config),
+    ) -> Self {
         let clock = Clock::simulated(EPOCH);
         let mut options = origin_options();
         endpoint(&mut options);
@@ -47,11 +76,9 @@ impl World {
         configure(&mut config);
         let limits = ConnLimits::from(&config.limits);
         let (accept, connections) = mpsc::unbounded_channel();
-        let endpoint_clock = Clock::simulated(EPOCH);
         let origin = Origin::in_memory(options, endpoint_clock.clone(), connections);
-        let proxy = std::sync::Arc::new(
-            Generations::in_memory(config, clock.clone(), MemoryEndpoint { accept, http2 }).unwrap(),
-        );
+        let network = MemoryNetwork { endpoint: MemoryEndpoint { accept, http2 }, identity_provider };
+        let proxy = std::sync::Arc::new(Generations::in_memory(config, clock.clone(), network).unwrap());
         Self { origin, clock, endpoint_clock, proxy, limits }
     }
 

@@ -17,6 +17,7 @@
 
 mod connections;
 mod over;
+mod users;
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -61,7 +61,7 @@ impl Vector {
 }
 
 fn pair(access_key: &str, secret_key: &str) -> Arc<KeyPair> {
-    Arc::new(KeyPair { access_key: access_key.into(), secret_key: Secret::new(secret_key.into()) })
+    Arc::new(KeyPair { access_key: access_key.into(), secret_key: Secret::new(secret_key.into()), user: None })
 }
 
 #[test]

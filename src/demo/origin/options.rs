@@ -128,7 +128,7 @@ fn share(text: &str) -> Result<f64, String> {
 
 fn key_pair(text: &str) -> Result<KeyPair, String> {
     let (access_key, secret_key) = text.split_once(':').ok_or("a key pair is ACCESS_KEY:SECRET_KEY")?;
-    Ok(KeyPair { access_key: access_key.to_owned(), secret_key: Secret::new(secret_key.into()) })
+    Ok(KeyPair { access_key: access_key.to_owned(), secret_key: Secret::new(secret_key.into()), user: None })
 }
 
 /// How the endpoint answers a batch with unknown ids, which the reference leaves open.

@@ -107,6 +107,8 @@ events! {
             trace_id: Option<&'a str>,
             /// The caller's short hash, eight hex digits: the same for the same caller while the process runs, and useless as a credential. Of batches whose caller is known.
             caller: Option<String>,
+            /// The short hash of the user that the caller is, likewise, where `callers.identity` or `callers.keys` says so: the same for all tokens of that user.
+            user: Option<String>,
             /// Distinct ids of the batch.
             ids: Option<u32>,
             /// Ids from memory, fresh.

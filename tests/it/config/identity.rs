@@ -50,7 +50,7 @@ fn the_identity_table_reads_back_and_shows_no_secret() {
     let identity = config.callers.identity.unwrap();
     assert!(matches!(identity.source(), Some(IdentitySource::Keys(_))));
     assert_eq!((identity.claims, identity.timeout), (vec!["iss".into(), "sub".into()], Duration::from_secs(1)));
-    assert_eq!((identity.style, identity.requests, identity.unaccepted), (Style::Keystone, 16, 10));
+    assert_eq!((identity.style, identity.requests, identity.unaccepted), (Style::Keystone, 16, 50));
     let config = claims(&secret);
     assert!(config.warnings[0].to_string().contains("everyone on this machine may read"), "{:?}", config.warnings);
     let keys = &config.callers.identity.as_ref().unwrap().jwks_file.as_ref().unwrap().secret;

@@ -81,7 +81,7 @@ async fn an_answer_that_lacks_a_field_or_is_none_keeps_the_token_apart() {
     let count = lacks.len() as u64;
     for script in lacks {
         world.iam.script(script);
-        assert_eq!(world.asker.ask(&token).await, Word::Unknown);
+        assert_eq!(world.asker.ask(&token).await, Word::Apart);
     }
     assert_eq!(world.asker.counts(), [("apart", count)]);
     for (case, script) in [
@@ -126,6 +126,6 @@ async fn chosen_fields_make_the_user_and_each_has_to_be_there() {
     assert_eq!(world.asker.user(&token(elsewhere)).await, user, "what is not chosen does not count");
     let other = Grant::new("anna", "p", &["a", "b"]).with("tenant", json!("y"));
     assert_ne!(world.asker.user(&token(other)).await, user);
-    assert_eq!(world.asker.ask(&token(Grant::new("anna", "p", &["a", "b"]))).await, Word::Unknown);
+    assert_eq!(world.asker.ask(&token(Grant::new("anna", "p", &["a", "b"]))).await, Word::Apart);
     assert_eq!(world.asker.count(IdentityResult::Apart), 1);
 }

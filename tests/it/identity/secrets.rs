@@ -40,7 +40,7 @@ fn log(configure: fn(&Iam, &mut IdentityConfig), is_oauth2: bool, replies: Vec<S
             let world = if is_oauth2 { World::oauth2(configure).await } else { World::keystone(configure).await };
             for reply in replies {
                 world.iam.script(reply);
-                assert_eq!(world.asker.ask("MARKED-token").await, Word::Unknown);
+                assert!(matches!(world.asker.ask("MARKED-token").await, Word::Unknown | Word::Apart));
             }
         });
     });

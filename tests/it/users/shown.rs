@@ -1,0 +1,68 @@
+//! Operators see who is one user, by short hashes, and how the identity provider does; no token and no answer is shown.
+
+use serde_json::Value;
+
+use super::World;
+use crate::process::{Files, Process};
+use crate::support::TestClient;
+
+impl World {
+    fn admin(&self) -> TestClient {
+        TestClient::new(self.stack.app.admin_address())
+    }
+}
+
+#[tokio::test]
+async fn explain_names_the_user_of_a_token_and_how_many_callers_it_has() {
+    let world = World::start().await;
+    let [first, second] = world.tokens("alice");
+    world.batch(&first, &["1"]).await;
+    let explain = async |token: &str| {
+        let reply = world.admin().get("/explain?accessory_ids=1", &[("x-auth-token", token)]).await;
+        reply.json()["caller"].clone()
+    };
+    assert_eq!(explain(&second).await["user"], Value::Null, "nobody was asked of it");
+    world.batch(&second, &["1"]).await;
+    let [first, second] = [explain(&first).await, explain(&second).await];
+    assert_eq!(first["user"]["hash"], second["user"]["hash"]);
+    assert_ne!(first["hash"], second["hash"]);
+    assert_eq!(first["user"]["callers"], 2);
+    assert!(first["user"]["known_seconds"].as_f64().unwrap() <= 300.0);
+}
+
+#[tokio::test]
+async fn the_status_and_the_metrics_tell_users_callers_and_requests() {
+    let world = World::start().await;
+    let tokens = [world.tokens::<2>("alice"), world.tokens("bob")].concat();
+    for token in &tokens[..3] {
+        world.batch(token, &["1"]).await;
+    }
+    let status = world.admin().get("/status.json", &[]).await.json()["identity"].clone();
+    assert_eq!((status["users"].as_u64(), status["callers"].as_u64()), (Some(2), Some(3)), "{status}");
+    assert_eq!(status["requests"]["user"], 3);
+    assert_eq!(status["breaker"], "closed");
+    let most = status["most_callers"].as_array().unwrap();
+    assert_eq!(most.iter().map(|user| user["callers"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(world.stack.metric("sidelink_identity_users").await, 2.0);
+    assert_eq!(world.stack.metric("sidelink_identity_callers").await, 3.0);
+    assert_eq!(world.stack.metric(r#"sidelink_identity_requests_total{result="user"}"#).await, 3.0);
+    let shown = format!("{status}{}", world.stack.metrics().await);
+    assert!(tokens.iter().all(|token| !shown.contains(token.as_str())) && !shown.contains("alice"));
+}
+
+#[tokio::test]
+async fn an_access_line_has_the_short_hash_of_the_user() {
+    let world = World::start().await;
+    let files = Files::new(world.stack.origin.address());
+    let introspect = format!("callers.identity.introspect = {:?}", world.iam.keystone_url());
+    let mut process = Process::start(&files.write(&introspect)).await;
+    let mut lines = Vec::new();
+    for token in [world.tokens::<2>("alice"), world.tokens("bob")].concat() {
+        process.client.batch(&token, &["1"]).await;
+        lines.push(process.says("request").await);
+    }
+    let user = |at: usize| lines[at]["user"].as_str().unwrap();
+    assert_eq!(user(0), user(1));
+    assert_ne!(user(0), user(2));
+    assert!(user(0).len() == 8 && lines[0]["caller"] != lines[1]["caller"], "{lines:#?}");
+}

@@ -37,6 +37,7 @@ use crate::cache::answers::WholeAnswers;
 use crate::clock::{Clock, Moment};
 use crate::config::{AdminConfig, Config, Limits};
 use crate::fetch::FetchState;
+use crate::identity::Identities;
 use crate::limits::budget::Usages;
 use crate::message::body::{Body, BodyError, drain, stream, whole};
 use crate::message::headers::single;
@@ -71,6 +72,7 @@ pub struct AdminState {
     pub process: ProcessState,
     pub upstream: Arc<Upstream>,
     pub tier: Option<Arc<Tier>>,
+    pub(crate) identities: Option<Arc<Identities>>,
     pub batches: Box<[Arc<BatchRoute>]>,
     pub(crate) answers: Arc<WholeAnswers>,
     pub config: Arc<Config>,

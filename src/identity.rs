@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Response;
+use tokio::time::Instant;
 
 use crate::auth::{UserId, Word};
 use crate::clock::Clock;
@@ -78,6 +79,14 @@ impl Identities {
             None => return Err(SetupError::NoIdentitySource),
         };
         Ok(Self { source, metrics })
+    }
+
+    /// Why the identity provider is not asked now, and since when, for an operator; `None` where it is.
+    pub(crate) fn outage(&self) -> Option<(String, Instant)> {
+        match &self.source {
+            Source::Introspection(introspection) => introspection.hold_back.outage(),
+            Source::Tokens(tokens) => tokens.outage(),
+        }
     }
 
     /// Whether the files that `config` names have the content that this was built from, where `config` is equal.

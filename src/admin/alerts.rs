@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::AdminState;
 use crate::clock::{Moment, millis, rfc3339};
+use crate::config::IdentityConfig;
 use crate::error::Error;
 use crate::telemetry::metrics::{BreakerState, CertificateUse};
 
@@ -48,6 +49,8 @@ enum Kind {
     PurgesUntold,
     /// Purges were merged into one of everything.
     PurgesMerged,
+    /// The identity provider fails.
+    IdentityProvider,
     /// Log lines were dropped.
     LogDropped,
     /// The limit of open files is too low.
@@ -111,6 +114,7 @@ pub(super) fn alerts(state: &AdminState, now: Moment) -> Value {
         tier::shared_tier_split(state, now),
         tier::purges_untold(state, now),
         tier::purges_merged(&counted),
+        identity_provider(state, now),
         log_dropped(state),
         descriptors(state),
     ];
@@ -147,6 +151,7 @@ impl Kind {
             Kind::SharedTierSplit => "shared_tier_split",
             Kind::PurgesUntold => "purges_untold",
             Kind::PurgesMerged => "purges_merged",
+            Kind::IdentityProvider => "identity_provider",
             Kind::LogDropped => "log_dropped",
             Kind::Descriptors => "descriptors",
         }
@@ -267,6 +272,26 @@ fn certificate(state: &AdminState, now: Moment) -> Option<Alert> {
             "{}, at {}. Then connections that verify it fail. Replace the file and its key: both are read again when they change, without a restart.",
             if left == 0 { "It is no longer valid".to_owned() } else { format!("{} left", span(left)) },
             rfc3339(end * 1000),
+        ),
+    })
+}
+
+fn identity_provider(state: &AdminState, now: Moment) -> Option<Alert> {
+    let (reason, since) = state.identities.as_ref()?.outage()?;
+    let since = now.before(millis(since.elapsed()));
+    let server = state.config.callers.identity.as_ref().and_then(IdentityConfig::server);
+    let server = server.map_or_else(String::new, |server| format!(" ({server})"));
+    Some(Alert {
+        kind: Kind::IdentityProvider,
+        severity: Severity::Warning,
+        fault: Fault::Operator,
+        since: Some(since),
+        title: "The identity provider fails: new tokens share nothing".to_owned(),
+        text: format!(
+            "Since {} ago: {reason}. It is asked again every 30 seconds at most{server}. No batch fails for it: a token of which it cannot be \
+             asked is a caller of its own, and what is known of others is good for callers.revalidate at most. Check the provider, the way to \
+             it, and [callers.identity].",
+            span(now.since(since)),
         ),
     })
 }

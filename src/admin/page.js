@@ -352,6 +352,12 @@
       ["last read", reload.at ? clock(Date.parse(reload.at)) : "–"],
       ...reload.errors.map((error) => [null, error, "bad"]),
       ...(status.shared ? Object.entries(status.shared).map(([name, value]) => [`shared tier: ${said("shared", name)}`, typeof value === "number" ? count.format(value) : Array.isArray(value) ? value.join(", ") || "none" : said("states", value ?? "–")]) : [["shared tier", "none"]]),
+      ...(status.identity ? [
+        ["identity provider", said("states", status.identity.breaker), status.identity.breaker === "closed" ? "" : "bad"],
+        ["users that are known", count.format(status.identity.users)],
+        ["callers that are one of them", count.format(status.identity.callers)],
+        ...status.identity.most_callers.filter((user) => user.callers > 1).slice(0, 3).map((user) => [null, `user ${user.hash}: ${count.format(user.callers)} callers`]),
+      ] : []),
       ["callers, accepted by the endpoint", count.format(status.callers_accepted)],
       ["connections of clients", count.format(status.connections)],
       ["calls under way", count.format(status.calls_in_flight)],

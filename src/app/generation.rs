@@ -333,6 +333,7 @@ impl GenerationBuilder {
             process: self.process.clone(),
             upstream: Arc::clone(&upstream),
             tier: tier.clone(),
+            identities: identities.clone(),
             batches: batches.clone(),
             answers: Arc::clone(&answers),
             config: Arc::clone(&config),

@@ -36,6 +36,9 @@ struct State {
 }
 
 struct Open {
+    since: Instant,
+    /// Of the last failure.
+    reason: String,
     pause: Duration,
     until: Instant,
     is_probing: bool,
@@ -69,6 +72,11 @@ impl HoldBack {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         show_state(&metrics.identity.breaker_state, BreakerState::Closed);
         Self { state: Mutex::default(), metrics }
+    }
+
+    /// Why it is open, and since when, for an operator.
+    pub(super) fn outage(&self) -> Option<(String, Instant)> {
+        self.state.lock().open.as_ref().map(|open| (open.reason.clone(), open.since))
     }
 
     /// Whether no request is sent now.
@@ -116,10 +124,10 @@ impl Admission<'_> {
                     None if state.failed.len() >= FAILURES => FIRST_PAUSE,
                     _ => return,
                 };
-                let was_open = state.open.is_some();
+                let (was_open, since) = (state.open.is_some(), state.open.as_ref().map_or(now, |open| open.since));
                 let jittered = pause.mul_f64(1.0 + JITTER * rand::random::<f64>());
                 let until = now + jittered.max(wish.unwrap_or_default());
-                state.open = Some(Open { pause, until, is_probing: false });
+                state.open = Some(Open { since, reason: reason.to_owned(), pause, until, is_probing: false });
                 show(BreakerState::Open);
                 drop(state);
                 if !was_open {
@@ -210,10 +218,16 @@ mod tests {
         for _ in 0..FAILURES {
             hold_back.admit().unwrap().record(Evidence::Fails(Suspect::Provider, None), "test");
         }
+        let since = Instant::now();
+        assert_eq!(hold_back.outage(), Some(("test".to_owned(), since)));
         advance(Duration::from_secs(2)).await;
         let probe = hold_back.admit().unwrap();
         assert!(hold_back.admit().is_none());
         drop(probe);
-        assert!(hold_back.admit().is_some());
+        hold_back.admit().unwrap().record(Evidence::Fails(Suspect::Provider, None), "still");
+        assert_eq!(hold_back.outage(), Some(("still".to_owned(), since)));
+        advance(Duration::from_secs(3)).await;
+        hold_back.admit().unwrap().record(Evidence::Works, "");
+        assert_eq!(hold_back.outage(), None);
     }
 }

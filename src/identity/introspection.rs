@@ -43,7 +43,7 @@ pub(super) struct Introspection {
     permits: Permits,
     unaccepted_permits: Permits,
     unaccepted: TpsBudget,
-    hold_back: HoldBack,
+    pub(super) hold_back: HoldBack,
     failed: LogThrottle,
     incomplete: LogThrottle,
     credentials: LogThrottle,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tokio::time::Instant;
 
 use super::Outcome;
 use super::digest::UserDigest;
@@ -64,6 +65,14 @@ impl Tokens {
         match &self.keys {
             Keys::Given(_) => None,
             Keys::Remote(remote) => Some(&remote.requests),
+        }
+    }
+
+    /// Why the set of keys is not fetched now, and since when.
+    pub(super) fn outage(&self) -> Option<(String, Instant)> {
+        match &self.keys {
+            Keys::Given(_) => None,
+            Keys::Remote(remote) => remote.hold_back.outage(),
         }
     }
 

@@ -33,7 +33,7 @@ pub(super) struct RemoteKeys {
     timeout: Duration,
     fetched: Mutex<Option<(Arc<KeySet>, Moment)>>,
     flights: Arc<SingleFlight<(), ()>>,
-    hold_back: HoldBack,
+    pub(super) hold_back: HoldBack,
     failed: LogThrottle,
     clock: Clock,
 }

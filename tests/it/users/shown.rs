@@ -51,6 +51,23 @@ async fn the_status_and_the_metrics_tell_users_callers_and_requests() {
 }
 
 #[tokio::test]
+async fn a_page_says_that_the_identity_provider_fails_and_why() {
+    let world = World::start().await;
+    let tokens = world.tokens::<6>("alice");
+    world.iam.stop().await;
+    // Connections that cannot be made count whatever the token.
+    for token in &tokens {
+        world.batch(token, &["1"]).await;
+    }
+    let alerts = async || world.admin().get("/status.json", &[]).await.json()["alerts"].clone();
+    let alert = alerts().await[0].clone();
+    assert_eq!((&alert["kind"], &alert["severity"]), (&"identity_provider".into(), &"warning".into()), "{alert}");
+    let text = alert["text"].as_str().unwrap();
+    assert!(text.contains("onnect") && text.contains(&world.iam.address().to_string()), "{text}");
+    assert!(tokens.iter().all(|token| !text.contains(token.as_str())));
+}
+
+#[tokio::test]
 async fn an_access_line_has_the_short_hash_of_the_user() {
     let world = World::start().await;
     let files = Files::new(world.stack.origin.address());

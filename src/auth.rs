@@ -16,6 +16,7 @@ mod last_token;
 mod scope;
 pub mod signature;
 mod user;
+mod user_cache;
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -34,12 +35,14 @@ use acceptance::Acceptance;
 pub(crate) use caller_state::CallerState;
 pub use caller_state::CallerStates;
 pub use credential::Credential;
+pub(crate) use credential::UserToken;
 pub use last_token::LastToken;
 use scope::KeyedHash;
 pub use scope::{Key, KeyHasher, Scope};
 use signature::{Fault, Keys, Signer};
-pub(crate) use user::{Due, Membership, Owner};
-pub use user::{UserId, Word};
+pub(crate) use user::Owner;
+pub use user::{TokenStatus, UserId};
+pub(crate) use user_cache::{Membership, UserLookup};
 
 /// Who asks: a keyed hash of a token, or of a verified access key with what was signed beside it. Never the token itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,22 +85,22 @@ pub struct Identity {
 impl Identity {
     /// The owner of its entries.
     pub(crate) fn owner(&self) -> &Arc<Owner> {
-        self.membership.as_ref().map_or(&self.caller_state.own, |membership| &membership.owner)
+        self.membership.as_ref().map_or(&self.caller_state.owner, |membership| &membership.owner)
     }
 
     /// Whether the identity provider vouches for the caller: it is its user, whatever the endpoint says of this one token.
-    pub(crate) fn is_vouched_for(&self) -> bool {
-        self.membership.as_ref().is_some_and(|membership| membership.is_live)
+    pub(crate) fn is_active(&self) -> bool {
+        self.membership.as_ref().is_some_and(|membership| membership.is_active)
     }
 
     /// The acceptance that counts for it: its user's, if somebody vouches for it, else its own.
     fn acceptance(&self) -> &Acceptance {
-        if self.is_vouched_for() { &self.owner().acceptance } else { &self.caller_state.own.acceptance }
+        if self.is_active() { &self.owner().acceptance } else { &self.caller_state.owner.acceptance }
     }
 
     /// Whether the endpoint has accepted the caller, or somebody vouches for it: no made-up token.
     pub(crate) fn is_accepted(&self) -> bool {
-        self.is_vouched_for() || self.caller_state.is_accepted()
+        self.is_active() || self.caller_state.is_accepted()
     }
 
     /// Short hashes of the caller and of its user, for operators.
@@ -135,8 +138,8 @@ pub struct Callers {
     api: Arc<BatchApi>,
     /// Its fingerprint.
     description: String,
-    /// Who says which callers are one user: what another source has said does not count.
-    source: u64,
+    /// The number of the configuration that says which callers are one user.
+    user_config: u64,
     /// Hashes to start from, each of another purpose.
     by_token: KeyedHash,
     /// Differs where `by_token` does.
@@ -190,10 +193,10 @@ impl Callers {
         // Never the star: header names make a valid value.
         let vary = HeaderValue::from_str(&names.join(", ")).unwrap_or(HeaderValue::from_static("*"));
         let by_token = KeyedHash::new(&key, b"caller/token");
-        let source = caller_states.source.lock().number(config);
+        let user_config = caller_states.user_config.lock().number(config);
         Self {
             token_key_id: by_token.with([]),
-            source,
+            user_config,
             by_token,
             by_key: KeyedHash::new(&key, b"caller/key"),
             by_scope: KeyedHash::new(&key, b"scope"),
@@ -223,7 +226,7 @@ impl Callers {
     fn identity(&self, caller: Caller, caller_state: Arc<CallerState>, signer: Option<Signer>) -> Identity {
         let entries_version = caller_state.entries_version.load(Ordering::Acquire);
         // After the version: a word from before the entries were dropped is gone with them.
-        let membership = self.known_user(&caller_state).and_then(|known| known.membership.clone());
+        let membership = self.cached_user(&caller_state).and_then(|known| known.membership.clone());
         let scope = match &membership {
             Some(membership) => membership.scope,
             None => self.scope_of(caller, entries_version),
@@ -246,7 +249,7 @@ impl Callers {
     pub(crate) fn accept(&self, identity: &Identity, sent: Moment, invalidations: u64) -> bool {
         let state = &identity.caller_state;
         let is_valid = || self.is_current(identity) && state.invalidations() == invalidations;
-        let accepts = state.own.acceptance.accept_if(sent, || {
+        let accepts = state.owner.acceptance.accept_if(sent, || {
             let accepts = is_valid();
             if accepts {
                 state.is_refused.store(false, Ordering::Release);
@@ -254,7 +257,7 @@ impl Callers {
             accepts
         });
         if accepts {
-            if identity.is_vouched_for() {
+            if identity.is_active() {
                 identity.owner().acceptance.accept_elsewhere(sent);
             }
             self.caller_states.insert_accepted(identity.caller, state);
@@ -282,14 +285,14 @@ impl Callers {
 
     pub(crate) fn drop_entries(&self, identity: &Identity) {
         let now = self.clock.now();
-        self.each_state(identity, |state| self.caller_states.drop_entries(state, now));
+        self.each_state(identity, |state| self.caller_states.drop_entries(state, now, None));
     }
 
     /// Makes a caller's next batch ask the endpoint, whatever is in memory.
     pub(crate) fn invalidate(&self, identity: &Identity) {
         let now = self.clock.now();
         self.each_state(identity, |state| state.invalidate(now));
-        if identity.is_vouched_for() {
+        if identity.is_active() {
             identity.owner().acceptance.invalidate(now, || ());
         }
     }

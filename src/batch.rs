@@ -36,7 +36,7 @@ use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::{Error, TooMany};
 use crate::fetch::{CacheRequirements, FetchContext, Fetcher, KeyedId};
-use crate::identity::Identities;
+use crate::identity::IdentityProvider;
 use crate::limits::budget::{Budget, Reservation};
 use crate::message::body::{BodyError, stream};
 use crate::message::cache_control::Directives;
@@ -54,8 +54,8 @@ use slots::{Slot, Slots, distinct, result_of_hit};
 pub struct BatchRoute {
     api: Arc<BatchApi>,
     callers: Arc<Callers>,
-    /// Who is asked which callers are one user, if anybody is.
-    identities: Option<Arc<Identities>>,
+    /// The identity provider, if one is configured.
+    identity_provider: Option<Arc<IdentityProvider>>,
     cache: Arc<Cache>,
     fetch: Arc<Fetcher>,
     passthrough: Arc<Passthrough>,
@@ -69,8 +69,8 @@ pub struct BatchRoute {
     answers: Arc<WholeAnswers>,
 }
 
-/// Who asks: the credential of a request, and its caller.
-type Asker<'r> = (Credential<'r>, Identity);
+/// A request's credential and identity.
+type Authenticated<'r> = (Credential<'r>, Identity);
 
 /// The context of a request: what the batch route needs beside head and body.
 #[derive(Clone, Copy)]
@@ -110,7 +110,7 @@ impl BatchRoute {
     #[expect(clippy::too_many_arguments, reason = "the composition root hands over what it has built")]
     pub(crate) fn new(
         callers: Arc<Callers>,
-        identities: Option<Arc<Identities>>,
+        identity_provider: Option<Arc<IdentityProvider>>,
         cache: Arc<Cache>,
         fetch: Arc<Fetcher>,
         passthrough: Arc<Passthrough>,
@@ -124,7 +124,7 @@ impl BatchRoute {
         Self {
             api,
             callers,
-            identities,
+            identity_provider,
             cache,
             fetch,
             passthrough,
@@ -157,14 +157,14 @@ impl BatchRoute {
         &self.callers
     }
 
-    /// Looks up a request on its route that came at `began`, in memory alone. `None`: its body is to be read first, or it is to be asked
-    /// whose its token is ([`Self::read_and_answer`]).
+    /// Looks up a request on its route that came at `began`, in memory alone. `None`: the body must be read,
+    /// or the token's user looked up, first ([`Self::read_and_answer`]).
     pub fn look_up(&self, head: &Parts, has_body: bool, began: Instant, context: RequestContext<'_>) -> Option<Step> {
         if !has_body {
             let now = self.clock.at(began);
             return match self.identify(head, &[], context, now) {
-                Ok(asker) if self.must_ask(&asker, now) => None,
-                Ok(asker) => Some(self.look_up_as(asker, head, &[], &mut None, now, context)),
+                Ok(authenticated) if self.needs_user(&authenticated, now) => None,
+                Ok(authenticated) => Some(self.look_up_as(authenticated, head, &[], &mut None, now, context)),
                 Err(step) => Some(step),
             };
         }
@@ -185,7 +185,7 @@ impl BatchRoute {
         }
     }
 
-    /// Reads a request's body, asks whose its token is where that is not known, looks it up, and answers it.
+    /// Reads a request's body, looks up its token's user where that is not known, and the batch, and answers it.
     pub async fn read_and_answer<B>(&self, head: &Parts, body: B, context: RequestContext<'_>) -> Reply
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -201,13 +201,14 @@ impl BatchRoute {
             Err(error) => return respond::error(error),
         };
         let mut asked = self.identify(head, &body, context, self.clock.now());
-        if let Ok(asker) = &asked
-            && self.must_ask(asker, self.clock.now())
+        if let Ok(authenticated) = &asked
+            && self.needs_user(authenticated, self.clock.now())
         {
-            Box::pin(self.ask(asker)).await;
+            Box::pin(self.look_up_user(authenticated)).await;
             asked = self.identify(head, &body, context, self.clock.now());
         }
-        let look_up = |asker| self.look_up_as(asker, head, &body, &mut reservation, self.clock.now(), context);
+        let look_up =
+            |authenticated| self.look_up_as(authenticated, head, &body, &mut reservation, self.clock.now(), context);
         // Boxed each: a body whose batch is in memory needs neither, and both are large.
         match asked.map_or_else(|step| step, look_up) {
             Step::Reply(reply) => reply,
@@ -216,7 +217,7 @@ impl BatchRoute {
         }
     }
 
-    /// Who asks. The error is what a request without a caller leads to.
+    /// Identifies the caller of a request. The error is what a request without a caller leads to.
     #[expect(clippy::result_large_err, reason = "boxing the reply would cost every hit an allocation")]
     fn identify<'r>(
         &'r self,
@@ -224,7 +225,7 @@ impl BatchRoute {
         body: &[u8],
         context: RequestContext<'_>,
         now: Moment,
-    ) -> Result<Asker<'r>, Step> {
+    ) -> Result<Authenticated<'r>, Step> {
         let credential = self.callers.credential(context.filter.on(&head.headers)).map_err(Step::Bypass)?;
         match self.callers.identify(&credential, context.last_token, head, body, now) {
             Ok(identity) => Ok((credential, identity)),
@@ -237,13 +238,15 @@ impl BatchRoute {
     /// Reads a batch and looks it up in memory. Waits for nothing.
     fn look_up_as(
         &self,
-        (credential, identity): Asker<'_>,
+        authenticated: Authenticated<'_>,
         head: &Parts,
         body: &[u8],
         reservation: &mut Option<Reservation>,
         now: Moment,
         context: RequestContext<'_>,
     ) -> Step {
+        self.renew_user(&authenticated, now);
+        let (credential, identity) = authenticated;
         let headers = context.filter.on(&head.headers);
         let directives = self.directives(headers);
         let client = CacheRequirements::from(&directives);

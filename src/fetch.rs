@@ -11,6 +11,7 @@
 //! | on a new connection, since it was not processed | `upstream::client` |
 //! | after a failure, within the retry budget | `upstream::retry` |
 //! | since its flight ended by another batch's deadline, or with an entry that is too old for this client | [`Fetcher::fetch`] |
+//! | with another token of the same user, since the call's own was refused or paused | `batch::missing` |
 //! | by a call for one batch alone, since a call for several batches failed | `batch::missing`, [`Fetcher::fetch_separately`] |
 //!
 //! May use `cache`, `shared`, `upstream`, `auth`, `api` and the leaves.
@@ -29,7 +30,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use tower::retry::budget::Budget as _;
 
-use crate::auth::{Callers, Identity, Key};
+use crate::auth::{Caller, Callers, Identity, Key};
 use crate::cache::purges::Marks;
 use crate::cache::{Cache, Entry};
 use crate::clock::Clock;
@@ -215,9 +216,7 @@ impl Fetcher {
         // The shared tier may have the ids even where no call may be made.
         let rejection = if uses_tier { None } else { why_no_call().map(FetchResult::failed) };
         let may_serve = |entry: &Entry| self.may_serve(context, entry);
-        // A caller that the endpoint has to accept first gets nothing by another token of its user.
-        let may_share = self.callers.may_share(&context.identity);
-        let may_join = |flight: &Flight| may_share || flight.caller == context.identity.caller;
+        let (caller, shares) = self.sharing(context);
         let marks = self.cache.purges().of(&self.callers.api().name, context.group.name());
         let mut flights = self.flights();
         let found: Vec<Option<FetchPlan>> = ids
@@ -225,7 +224,8 @@ impl Fetcher {
             .map(|id| {
                 // A flight that was sent before a purge of its id is not joined: a new one replaces it.
                 let flight = flights.by_key.get(&id.key);
-                let may_join = |flight: &&Arc<Flight>| !flight.is_purged(&id.id, &marks) && may_join(flight);
+                let may_join =
+                    |flight: &&Arc<Flight>| flight.is_for(caller, shares) && !flight.is_purged(&id.id, &marks);
                 if let Some(flight) = flight.filter(may_join) {
                     return Some(FetchPlan::Flight(FlightWaiter::new(flight, true, context)));
                 }
@@ -258,6 +258,11 @@ impl Fetcher {
             self.enqueue(context, started);
         }
         Ok(plans)
+    }
+
+    /// A batch's caller, and whether it shares flights with its user's other callers: not before it is accepted.
+    fn sharing(&self, context: &FetchContext) -> (Caller, bool) {
+        (context.identity.caller, self.callers.may_share(&context.identity))
     }
 
     /// Queues flights for a call. Must not be called with the flights locked.

@@ -1,4 +1,4 @@
-//! Who stands behind a token: callers whose tokens mean the same are one user (docs/IDENTITY.md). Start at [`Identities::ask`].
+//! Who stands behind a token: callers whose tokens mean the same are one user (docs/IDENTITY.md). Start at [`IdentityProvider::ask`].
 //!
 //! An introspection endpoint says it ([`introspection`], in the styles [`keystone`] and [`oauth2`]), or the token itself, which a set
 //! of keys verifies ([`jwt`]). Of what they say, a digest is made ([`digest`]) and nothing is kept. What cannot be read, is missing or
@@ -21,7 +21,7 @@ use bytes::Bytes;
 use http::Response;
 use tokio::time::Instant;
 
-use crate::auth::{UserId, Word};
+use crate::auth::{TokenStatus, UserId};
 use crate::clock::Clock;
 use crate::config::{IdentityConfig, IdentitySource};
 use crate::telemetry::metrics::{IdentityResult, Metrics};
@@ -31,7 +31,7 @@ use jwt::Tokens;
 use requests::Reading;
 
 /// The identity provider. Answers are not cached.
-pub struct Identities {
+pub struct IdentityProvider {
     source: Source,
     metrics: Arc<Metrics>,
 }
@@ -52,7 +52,7 @@ enum Outcome {
     HeldBack,
 }
 
-impl Identities {
+impl IdentityProvider {
     /// As `config` says. Connects to nothing yet.
     ///
     /// # Errors
@@ -64,7 +64,7 @@ impl Identities {
     /// The same; the server that `config` names is in memory, if there is one.
     ///
     /// # Errors
-    /// As [`Identities::new`].
+    /// As [`IdentityProvider::new`].
     pub fn over(
         memory: Option<&MemoryEndpoint>,
         config: &IdentityConfig,
@@ -100,8 +100,8 @@ impl Identities {
 
     /// Says whose `token` is; `was_accepted` by the endpoint, or not: tokens that nobody has accepted share a small budget.
     /// Concurrent questions about one token are one request, which goes on when those who asked have left.
-    pub async fn ask(&self, token: &[u8], was_accepted: bool) -> Word {
-        let (outcome, is_live) = match &self.source {
+    pub async fn look_up(&self, token: &[u8], was_accepted: bool) -> TokenStatus {
+        let (outcome, is_active) = match &self.source {
             Source::Introspection(introspection) => (introspection.ask(token, was_accepted).await, true),
             Source::Tokens(tokens) => {
                 let outcome = tokens.ask(token).await;
@@ -109,14 +109,14 @@ impl Identities {
                 (outcome, false)
             }
         };
-        outcome.word(is_live)
+        outcome.word(is_active)
     }
 
     /// What an answer of the introspection endpoint says of `token`, without asking.
-    pub fn read(&self, answer: &Response<Bytes>, token: &[u8]) -> Word {
+    pub fn read(&self, answer: &Response<Bytes>, token: &[u8]) -> TokenStatus {
         match &self.source {
             Source::Introspection(introspection) => Outcome::from(&introspection.read(answer, token)).word(true),
-            Source::Tokens(_) => Word::Unknown,
+            Source::Tokens(_) => TokenStatus::Unknown,
         }
     }
 }
@@ -133,13 +133,13 @@ impl From<&Reading> for Outcome {
 }
 
 impl Outcome {
-    fn word(self, is_live: bool) -> Word {
+    fn word(self, is_active: bool) -> TokenStatus {
         match self {
-            Self::User { id, ends } => Word::User { id, ends, is_live },
-            Self::Refused => Word::Refused,
+            Self::User { id, ends } => TokenStatus::User { id, expires: ends, is_active },
+            Self::Refused => TokenStatus::Inactive,
             // A signature is cheap to verify again, and its key may be there by then.
-            Self::Apart if is_live => Word::Apart,
-            Self::Apart | Self::Failed | Self::Limited | Self::HeldBack => Word::Unknown,
+            Self::Apart if is_active => TokenStatus::NoUser,
+            Self::Apart | Self::Failed | Self::Limited | Self::HeldBack => TokenStatus::Unknown,
         }
     }
 

@@ -5,11 +5,11 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use http::{HeaderValue, Response};
 use prometheus::Registry;
-use sidelink::auth::Word;
+use sidelink::auth::TokenStatus;
 use sidelink::clock::Clock;
 use sidelink::config::jwks::KeySet;
 use sidelink::config::{IdentityConfig, Secret, StoredSecret, Style, Url};
-use sidelink::identity::Identities;
+use sidelink::identity::IdentityProvider;
 use sidelink::telemetry::metrics::Metrics;
 
 const TOKEN: &[u8] = b"token";
@@ -18,8 +18,8 @@ const KEYS: &str = r#"{"keys":[{"kty":"oct","k":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc
 
 /// What asks in each way. Nothing is sent.
 struct Askers {
-    introspection: [Identities; 4],
-    tokens: Identities,
+    introspection: [IdentityProvider; 4],
+    tokens: IdentityProvider,
 }
 
 fn askers() -> &'static Askers {
@@ -27,7 +27,7 @@ fn askers() -> &'static Askers {
     ASKERS.get_or_init(|| {
         let identities = |config: &IdentityConfig| {
             let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
-            Identities::new(config, Clock::simulated(super::EPOCH), metrics).unwrap()
+            IdentityProvider::new(config, Clock::simulated(super::EPOCH), metrics).unwrap()
         };
         let introspection = |style, fields: &[&str]| {
             let mut config = IdentityConfig::blank();
@@ -86,29 +86,29 @@ pub fn identity(data: &[u8]) {
             let word = read(200, data);
             assert_eq!(read(200, &spaced(data)), word);
             for status in [204, 302, 400, 401, 403, 404, 500] {
-                assert!(!matches!(read(status, data), Word::User { .. }));
+                assert!(!matches!(read(status, data), TokenStatus::User { .. }));
             }
             let mut other = Response::new(Bytes::copy_from_slice(data));
             other.headers_mut().insert("x-subject-token", HeaderValue::from_static("other"));
             if kind % 2 == 0 {
-                assert_eq!(asker.read(&other, TOKEN), Word::Unknown);
+                assert_eq!(asker.read(&other, TOKEN), TokenStatus::Unknown);
             }
         }
         b'j' => {
             let ask = |token: &[u8]| {
-                let ask = std::pin::pin!(askers().tokens.ask(token, true));
+                let ask = std::pin::pin!(askers().tokens.look_up(token, true));
                 let mut context = std::task::Context::from_waker(std::task::Waker::noop());
                 match ask.poll(&mut context) {
                     std::task::Poll::Ready(word) => word,
                     std::task::Poll::Pending => panic!("nobody is asked"),
                 }
             };
-            if matches!(ask(data), Word::User { .. }) {
+            if matches!(ask(data), TokenStatus::User { .. }) {
                 // Whatever byte of it is another one.
                 for at in 0..data.len() {
                     let mut forged = data.to_vec();
                     forged[at] ^= 1;
-                    assert_eq!(ask(&forged), Word::Unknown);
+                    assert_eq!(ask(&forged), TokenStatus::Unknown);
                 }
             }
         }

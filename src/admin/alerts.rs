@@ -277,7 +277,7 @@ fn certificate(state: &AdminState, now: Moment) -> Option<Alert> {
 }
 
 fn identity_provider(state: &AdminState, now: Moment) -> Option<Alert> {
-    let (reason, since) = state.identities.as_ref()?.outage()?;
+    let (reason, since) = state.identity_provider.as_ref()?.outage()?;
     let since = now.before(millis(since.elapsed()));
     let server = state.config.callers.identity.as_ref().and_then(IdentityConfig::server);
     let server = server.map_or_else(String::new, |server| format!(" ({server})"));

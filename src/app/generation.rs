@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use crate::config::{CallerKey, Config};
 use crate::error::Limit;
 use crate::fetch::{FetchState, Fetcher};
-use crate::identity::Identities;
+use crate::identity::IdentityProvider;
 use crate::limits::budget::{Budget, Usages};
 use crate::message::body::{Body, BodyError};
 use crate::proxy::passthrough::Passthrough;
@@ -52,7 +52,7 @@ pub struct Generation {
     pub config: Arc<Config>,
     upstream: Arc<Upstream>,
     tier: Option<Arc<Tier>>,
-    identities: Option<Arc<Identities>>,
+    identity_provider: Option<Arc<IdentityProvider>>,
     tracer: Option<Tracer>,
     /// The whole answers in memory.
     pub(super) answers: Arc<WholeAnswers>,
@@ -243,16 +243,20 @@ impl GenerationBuilder {
 
     /// Who says which callers are one user, if anybody does. If `config` would build the same again, that of `before` is kept with its
     /// connections, and what it knows of failures.
-    fn identities(&self, config: &Config, before: Option<&Generation>) -> Result<Option<Arc<Identities>>, SetupError> {
+    fn identity_provider(
+        &self,
+        config: &Config,
+        before: Option<&Generation>,
+    ) -> Result<Option<Arc<IdentityProvider>>, SetupError> {
         let Some(identity) = &config.callers.identity else { return Ok(None) };
         if let Some(before) = before.filter(|before| before.config.callers.identity.as_ref() == Some(identity))
-            && let Some(known) = before.identities.as_ref().filter(|known| known.trust_is_unchanged(identity))
+            && let Some(known) = before.identity_provider.as_ref().filter(|known| known.trust_is_unchanged(identity))
         {
             return Ok(Some(Arc::clone(known)));
         }
         let memory = self.memory.as_ref().and_then(|network| network.identity_provider.as_ref());
         let (clock, metrics) = (self.process.clock.clone(), Arc::clone(&self.process.metrics));
-        Ok(Some(Arc::new(Identities::over(memory, identity, clock, metrics)?)))
+        Ok(Some(Arc::new(IdentityProvider::over(memory, identity, clock, metrics)?)))
     }
 
     /// The tracer, if one is configured. If `config` would build the same tracer again, the tracer of `before` is kept with its
@@ -276,7 +280,7 @@ impl GenerationBuilder {
         let config = Arc::new(config);
         let upstream = self.upstream(&config, before)?;
         let tracer = self.tracer(&config, before)?;
-        let identities = self.identities(&config, before)?;
+        let identity_provider = self.identity_provider(&config, before)?;
         let (clock, metrics) = (&self.process.clock, &self.process.metrics);
         let api_metrics = config.batch.iter().map(|api| metrics.apis.of(&api.name)).collect::<Result<Vec<_>, _>>();
         let api_metrics = api_metrics.map_err(|error| SetupError::Metrics(error.to_string()))?;
@@ -317,7 +321,7 @@ impl GenerationBuilder {
             );
             Arc::new(BatchRoute::new(
                 Arc::clone(callers),
-                identities.clone(),
+                identity_provider.clone(),
                 Arc::clone(&self.process.cache),
                 Arc::new(fetch),
                 Arc::clone(&passthrough),
@@ -333,7 +337,7 @@ impl GenerationBuilder {
             process: self.process.clone(),
             upstream: Arc::clone(&upstream),
             tier: tier.clone(),
-            identities: identities.clone(),
+            identity_provider: identity_provider.clone(),
             batches: batches.clone(),
             answers: Arc::clone(&answers),
             config: Arc::clone(&config),
@@ -347,7 +351,7 @@ impl GenerationBuilder {
             access_lines: config.log.access,
             tracer: tracer.clone(),
         };
-        Ok(Generation { router, admin, config, upstream, tier, identities, tracer, answers })
+        Ok(Generation { router, admin, config, upstream, tier, identity_provider, tracer, answers })
     }
 }
 

@@ -11,7 +11,8 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use parking_lot::Mutex;
 
-use super::user::{Known, Owner, Source, Users};
+use super::user::{Owner, Users};
+use super::user_cache::{CachedUser, UserConfig};
 use super::{Caller, KeyHasher, Scope};
 use crate::clock::Moment;
 use crate::limits::pause::Pause;
@@ -28,13 +29,13 @@ pub(crate) struct CallerState {
     /// Part of the hash of the caller's scopes: a new number makes all of its entries unreachable.
     pub(super) entries_version: AtomicU64,
     invalidations: AtomicU64,
-    /// Serializes what changes who it is.
-    pub(super) words: Mutex<()>,
+    /// Serializes changes of `cached_user` and `is_refused`, so that an answer of the identity provider cannot undo a refusal.
+    pub(super) user_updates: Mutex<()>,
     /// The owner of its entries while it is a caller by itself.
-    pub(super) own: Arc<Owner>,
-    /// What is known of its user; `None`: nothing.
-    pub(super) known: ArcSwapOption<Known>,
-    /// The endpoint has refused it, and not accepted it since: nobody else's word counts.
+    pub(super) owner: Arc<Owner>,
+    /// Its user, if that was looked up.
+    pub(super) cached_user: ArcSwapOption<CachedUser>,
+    /// The endpoint has refused it, and not accepted it since: until then the identity provider's answers do not count.
     pub(super) is_refused: AtomicBool,
     /// Names of this caller in the fleet's journals, once it was looked up in the shared tier. [`FleetNames`] has the state by each.
     fleet_names: ArcSwapOption<Vec<u128>>,
@@ -46,9 +47,9 @@ impl CallerState {
         Self {
             entries_version: AtomicU64::new(entries_version),
             invalidations: AtomicU64::new(0),
-            words: Mutex::new(()),
-            own: Arc::new(Owner::new(0)),
-            known: ArcSwapOption::empty(),
+            user_updates: Mutex::new(()),
+            owner: Arc::new(Owner::new(0)),
+            cached_user: ArcSwapOption::empty(),
             is_refused: AtomicBool::new(false),
             fleet_names: ArcSwapOption::empty(),
             pause: Pause::default(),
@@ -57,25 +58,25 @@ impl CallerState {
 
     /// Whether the endpoint has accepted the caller itself, and no invalidation came since.
     pub(super) fn is_accepted(&self) -> bool {
-        self.own.acceptance.is_known()
+        self.owner.acceptance.is_known()
     }
 
-    /// Records what is known of the caller's user, if `condition` holds and the endpoint does not refuse the caller; returns whether it
-    /// does. Entries are not dropped in between.
-    pub(super) fn learn(&self, known: Known, condition: impl FnOnce() -> bool) -> bool {
-        let _words = self.words.lock();
-        let learns = condition() && !self.is_refused.load(Ordering::Acquire);
-        if learns {
-            self.known.store(Some(Arc::new(known)));
+    /// Caches the caller's user, if `condition` holds and the endpoint does not refuse the caller; returns whether it does. Entries are not
+    /// dropped in between.
+    pub(super) fn cache_user(&self, cached: CachedUser, condition: impl FnOnce() -> bool) -> bool {
+        let _updates = self.user_updates.lock();
+        let may_cache = condition() && !self.is_refused.load(Ordering::Acquire);
+        if may_cache {
+            self.cached_user.store(Some(Arc::new(cached)));
         }
-        learns
+        may_cache
     }
 
     /// Makes the next batch ask the endpoint, whatever is in memory.
     pub(super) fn invalidate(&self, now: Moment) {
-        self.own.acceptance.invalidate(now, || {
+        self.owner.acceptance.invalidate(now, || {
             self.invalidations.fetch_add(1, Ordering::AcqRel);
-            self.own.end_answers();
+            self.owner.end_answers();
         });
     }
 
@@ -127,7 +128,7 @@ pub struct CallerStates {
     pub(super) unaccepted: States,
     fleet_names: Mutex<FleetNames>,
     users: Mutex<Users>,
-    pub(super) source: Mutex<Source>,
+    pub(super) user_config: Mutex<UserConfig>,
     next_entries_version: AtomicU64,
     changes: AtomicU64,
 }
@@ -141,7 +142,7 @@ impl CallerStates {
             unaccepted: states(),
             fleet_names: Mutex::default(),
             users: Mutex::default(),
-            source: Mutex::default(),
+            user_config: Mutex::default(),
             next_entries_version: AtomicU64::new(1),
             changes: AtomicU64::new(0),
         }
@@ -169,7 +170,7 @@ impl CallerStates {
         // A caller may be in both.
         let others = self.unaccepted.iter().filter(|(caller, _)| !self.accepted.contains_key(&**caller));
         for (_, state) in self.accepted.iter().chain(others) {
-            if let Some(membership) = state.known.load().as_ref().and_then(|known| known.membership.as_ref())
+            if let Some(membership) = state.cached_user.load().as_ref().and_then(|known| known.membership.as_ref())
                 && now.is_before(membership.until)
             {
                 *users.entry(membership.scope).or_default() += 1;
@@ -191,14 +192,16 @@ impl CallerStates {
         });
     }
 
-    /// Drops all entries of `state`'s caller at once. Those of its user stay, for the user's other callers: this one is no longer
-    /// known to be the user.
-    pub(super) fn drop_entries(&self, state: &CallerState, now: Moment) {
-        let words = state.words.lock();
-        state.is_refused.store(true, Ordering::Release);
-        state.known.store(None);
+    /// Drops all entries of `state`'s caller at once; those of its user stay, for the user's other callers. `no_user` if the identity
+    /// provider says that the token is not active; without it, the endpoint refuses the caller.
+    pub(super) fn drop_entries(&self, state: &CallerState, now: Moment, no_user: Option<&Arc<CachedUser>>) {
+        let updates = state.user_updates.lock();
+        // The endpoint's refusal counts until the endpoint accepts the caller.
+        let is_refused = no_user.is_none() || state.is_refused.load(Ordering::Acquire);
+        state.is_refused.store(is_refused, Ordering::Release);
+        state.cached_user.store(no_user.filter(|_| !is_refused).cloned());
         state.entries_version.store(self.new_entries_version(), Ordering::Release);
-        drop(words);
+        drop(updates);
         state.invalidate(now);
     }
 
@@ -224,7 +227,7 @@ impl CallerStates {
     pub(crate) fn drop_named(&self, name: u128, now: Moment) -> usize {
         let states = self.fleet_names.lock().states.get(&name).cloned().unwrap_or_default();
         for state in states.iter().filter_map(Weak::upgrade) {
-            self.drop_entries(&state, now);
+            self.drop_entries(&state, now, None);
         }
         self.changed();
         states.len()

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use http::header::{AUTHORIZATION, HOST, ORIGIN, RANGE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use zeroize::Zeroizing;
 
 use super::signature::{self, Claim, DOMAIN_ID, Fault, PROJECT_ID, SDK_CONTENT, SDK_DATE, SECURITY_TOKEN, Signer};
 use super::{AuthError, Bypass, Caller, CallerState, Callers, Identity, LastToken, UserId, header_bytes};
+use crate::api::BatchApi;
 use crate::clock::Moment;
 use crate::config::KeyPair;
 use crate::message::header_filter::Headers;
@@ -22,6 +24,69 @@ pub enum Credential<'r> {
     Headers(Vec<Option<&'r HeaderValue>>),
     /// A signature by one of the configured keys, not verified yet.
     Signed(Claim<'r>, &'r Arc<KeyPair>),
+}
+
+impl Credential<'_> {
+    /// The token whose user can be looked up: the value of the only credential header, or of Authorization among several; of Authorization
+    /// without the scheme `Bearer` (RFC 6750 §2.1).
+    pub(crate) fn token(&self, api: &BatchApi) -> Option<&[u8]> {
+        match self {
+            Self::Token(value) if *api.credentials.first()? != AUTHORIZATION => Some(value.as_bytes()),
+            Self::Token(value) => bearer(value),
+            Self::Headers(values) => {
+                let mut headers = api.credentials.iter().zip(values);
+                bearer((*headers.find(|(name, _)| **name == AUTHORIZATION)?.1)?)
+            }
+            Self::Signed(..) => None,
+        }
+    }
+
+    /// The same, to be kept while it is looked up.
+    pub(crate) fn user_token(&self, api: &BatchApi) -> Option<UserToken> {
+        let token = Zeroizing::new(self.token(api)?.to_vec());
+        let beside = match self {
+            Self::Headers(values) => {
+                let others = api.credentials.iter().zip(values).filter(|(name, _)| **name != AUTHORIZATION);
+                others.map(|(_, value)| value.cloned()).collect()
+            }
+            Self::Token(_) | Self::Signed(..) => Vec::new(),
+        };
+        Some(UserToken { token, beside })
+    }
+}
+
+/// A token whose user can be looked up, with the credential headers beside it.
+pub(crate) struct UserToken {
+    token: Zeroizing<Vec<u8>>,
+    beside: Vec<Option<HeaderValue>>,
+}
+
+impl UserToken {
+    /// The token.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.token
+    }
+
+    /// The user of the credential, whose token is `id`'s: what stands beside the token is part of it.
+    pub(crate) fn user(&self, id: UserId) -> UserId {
+        if self.beside.is_empty() {
+            return id;
+        }
+        let beside = self.beside.iter().map(|value| value.as_ref().map(HeaderValue::as_bytes));
+        UserId::of("credentials beside the token", std::iter::once(Some(&id.0[..])).chain(beside))
+    }
+}
+
+/// The token of an Authorization, if its scheme is `Bearer`, or if it has none.
+fn bearer(value: &HeaderValue) -> Option<&[u8]> {
+    let value = value.as_bytes();
+    match value.iter().position(|byte| *byte == b' ') {
+        None => Some(value),
+        Some(space) => {
+            let (scheme, token) = value.split_at(space);
+            scheme.eq_ignore_ascii_case(b"Bearer").then(|| token.trim_ascii())
+        }
+    }
 }
 
 /// The first value of a credential header; an empty value counts as absent.
@@ -142,7 +207,7 @@ impl Callers {
                 self.identity(caller, state, Some(signer))
             }
         };
-        Ok(self.at(identity, now))
+        Ok(self.without_expired_user(identity, now))
     }
 
     /// As [`Callers::identify`], but remembers nothing. Returns whether the caller is remembered.
@@ -165,7 +230,7 @@ impl Callers {
         let is_known = state.is_some();
         // No entry is stored under version 0.
         let identity = self.identity(caller, state.unwrap_or_else(|| Arc::new(CallerState::new(0))), signer);
-        Ok((self.at(identity, now), is_known))
+        Ok((self.without_expired_user(identity, now), is_known))
     }
 
     fn caller_of(&self, token: &[u8]) -> Caller {
@@ -191,11 +256,10 @@ impl Callers {
 
     /// A key of which the configuration names the user is that user, as far as what is signed beside it is the same too.
     fn learn_user_of_key(&self, pair: &KeyPair, signer: &Signer, headers: &HeaderMap, state: &CallerState) {
-        let Some(user) = pair.user.as_deref().filter(|_| self.known_user(state).is_none()) else { return };
-        let beside =
-            identity_fields(signer, headers).map(|field| field.map_or(vec![0], |field| [b"1", field].concat()));
-        let fields = std::iter::once(user.as_bytes()).chain(beside.iter().map(Vec::as_slice));
-        self.is_member(state, (UserId::of("callers.keys", fields), false), [Moment::NEVER; 2], || true);
+        let Some(user) = pair.user.as_deref().filter(|_| self.cached_user(state).is_none()) else { return };
+        let fields = std::iter::once(Some(user.as_bytes())).chain(identity_fields(signer, headers));
+        let membership = self.membership(UserId::of("callers.keys", fields), false, Moment::NEVER);
+        self.set_user(state, membership, Moment::NEVER, || true);
     }
 
     fn verify(&self, claim: &Claim<'_>, pair: &Arc<KeyPair>, head: &Parts, body: &[u8]) -> Result<Signer, AuthError> {
@@ -287,4 +351,39 @@ fn identity_fields<'h>(signer: &Signer, headers: &'h HeaderMap) -> [Option<&'h [
         let value = headers.get(&name).filter(|value| signer.covers(&name) && !(is_credential && value.is_empty()));
         value.map(HeaderValue::as_bytes)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_token_of_an_authorization_is_told_from_other_schemes() {
+        let token = |text| bearer(&HeaderValue::from_static(text)).map(<[u8]>::to_vec);
+        assert_eq!(token("Bearer abc"), Some(b"abc".to_vec()));
+        assert_eq!(token("bearer  abc "), Some(b"abc".to_vec()));
+        assert_eq!(token("abc"), Some(b"abc".to_vec()));
+        assert_eq!(token("Basic abc"), None);
+        assert_eq!(token("Bearerabc x"), None);
+    }
+
+    #[test]
+    fn credentials_beside_the_token_are_part_of_its_user() {
+        let api = BatchApi::preset("supabase-storage").unwrap();
+        let at = |name: &str| api.credentials.iter().position(|known| known == name).unwrap();
+        let user = |authorization: Option<&'static str>, key: Option<&'static str>| {
+            let mut values = vec![None; api.credentials.len()];
+            values[at("authorization")] = authorization.map(HeaderValue::from_static);
+            values[at("apikey")] = key.map(HeaderValue::from_static);
+            let credential = Credential::Headers(values.iter().map(Option::as_ref).collect());
+            let token = credential.user_token(&api)?;
+            assert_eq!(token.bytes(), b"t");
+            Some(token.user(UserId([1; 32])))
+        };
+        let all = [None, Some(""), Some("k"), Some("l")].map(|key| user(Some("Bearer t"), key).unwrap());
+        for (at, one) in all.iter().enumerate() {
+            assert!(!all[..at].contains(one));
+        }
+        assert_eq!(user(None, Some("k")), None, "no token");
+    }
 }

@@ -172,7 +172,7 @@ async fn an_invalidation_during_an_acceptance_is_not_overwritten() {
     let (caller_state, now) = (&identity.caller_state, callers.clock.now());
     std::thread::scope(|scope| {
         let mut invalidating = None;
-        caller_state.own.acceptance.accept_if(now, || {
+        caller_state.owner.acceptance.accept_if(now, || {
             invalidating = Some(scope.spawn(|| caller_state.invalidate(now)));
             // Time for the invalidation to finish, if nothing serialized the two.
             let begin = std::time::Instant::now();
@@ -260,7 +260,7 @@ async fn a_connection_does_not_go_on_with_a_scope_whose_entries_were_dropped_bef
     let [_, remembered] = [(); 2].map(|()| identify_on(&last, &callers, &list).unwrap());
     accept(&callers, &remembered);
     // As `drop_entries` and `drop_named` do, before they count.
-    callers.caller_states.drop_entries(&remembered.caller_state, callers.clock.now());
+    callers.caller_states.drop_entries(&remembered.caller_state, callers.clock.now(), None);
     accept(&callers, &caller(&callers));
     let now = identify_on(&last, &callers, &list).unwrap();
     assert!(!must_revalidate(&callers, &now));

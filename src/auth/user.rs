@@ -1,10 +1,9 @@
-//! Users: callers that are one and the same to the identity provider share entries.
+//! Users: several callers that the identity provider, or the configuration, takes for one and the same.
 //!
-//! A caller is one token, or one access key; it is accepted, paused and refused by itself. Entries have an [`Owner`]: the caller, or
-//! the user that it is known to be ([`Membership`]), as long as that word is good. What is not known to be the same user is not.
+//! A caller is one token, or one access key; it is accepted, paused and refused as such. Entries have an [`Owner`]: the caller's user where
+//! that is known ([`super::user_cache`]), else the caller.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -13,13 +12,9 @@ use sha2::{Digest, Sha256};
 
 use super::acceptance::Acceptance;
 use super::scope::Scope;
-use super::{CallerState, Callers, Identity};
-use crate::clock::Moment;
-use crate::config::{CallerKey, CallersConfig, IdentityConfig};
 use crate::limits::permits::Permits;
 
-/// A user, with project and roles: a SHA-256 digest of all that an identity provider, a verified token or the configuration says of
-/// it, the same in all sidecars of a fleet. Two that differ in anything are two users.
+/// A user: a SHA-256 digest over the source and the fields that make a user there (docs/IDENTITY.md). The same in all sidecars of a fleet.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct UserId(pub [u8; 32]);
 
@@ -32,42 +27,42 @@ impl fmt::Debug for UserId {
 }
 
 impl UserId {
-    /// The user of these fields, each of which counts; `source` says who vouches for them, and how.
-    pub fn of<'f>(source: &'f str, fields: impl IntoIterator<Item = &'f [u8]>) -> Self {
+    /// The user of these fields of `source`. An absent field differs from an empty one.
+    pub fn of<'f>(source: &'f str, fields: impl IntoIterator<Item = Option<&'f [u8]>>) -> Self {
         let mut digest = Sha256::new();
-        for field in std::iter::once(source.as_bytes()).chain(fields) {
+        for field in std::iter::once(Some(source.as_bytes())).chain(fields) {
             // Each field is preceded by its length.
-            digest.update((field.len() as u64).to_be_bytes());
-            digest.update(field);
+            digest.update(field.map_or(u64::MAX, |field| field.len() as u64).to_be_bytes());
+            digest.update(field.unwrap_or_default());
         }
         Self(digest.finalize().into())
     }
 }
 
-/// What is said of a token.
+/// What the identity provider says of a token, or the token of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Word {
-    /// It is this user's.
+pub enum TokenStatus {
+    /// It belongs to this user.
     User {
         /// The user.
         id: UserId,
-        /// When the token ends, in Unix milliseconds, if it says so.
-        ends: Option<u64>,
-        /// Whether the identity provider vouches for the token now: what the endpoint says of another token of the user holds for it as
-        /// well. A signature says only whose it is.
-        is_live: bool,
+        /// When the token expires, in Unix milliseconds, if it says so.
+        expires: Option<u64>,
+        /// Whether the identity provider says that the token is active: then an acceptance of any token of the user counts for this one.
+        /// A verified signature says only whose the token is.
+        is_active: bool,
     },
-    /// It is not valid.
-    Refused,
-    /// It is a caller by itself: what is said of it does not make a user.
-    Apart,
-    /// Nothing is known, so it is a caller by itself: nobody answers, or too much is asked.
+    /// It is not active. The endpoint judges it.
+    Inactive,
+    /// The identity provider's answer does not make a user. The token is its own caller.
+    NoUser,
+    /// There is no answer, or a JWT that does not verify now. The token is its own caller.
     Unknown,
 }
 
-/// What the owner of entries has besides: a caller, or a user with several.
+/// The state that all callers share who share entries: one caller, or all of a user.
 pub(crate) struct Owner {
-    /// The last acceptance of the caller, or of any of the user's that is vouched for.
+    /// The last acceptance of the caller, or of any active token of the user.
     pub(super) acceptance: Acceptance,
     /// Counts the events that end its whole answers.
     revision: AtomicU64,
@@ -99,49 +94,16 @@ impl Owner {
     }
 }
 
-/// The user that a caller is known to be.
-pub(crate) struct Membership {
-    /// The user.
-    pub(crate) id: UserId,
-    /// The scope of the user's requests without scope headers; a hash of the user, of the process's own key.
-    pub(super) scope: Scope,
-    /// Shared with all callers that are this user.
-    pub(crate) owner: Arc<Owner>,
-    /// Whether somebody vouches for the caller, so that an acceptance of any other caller that is this user is its own.
-    pub(super) is_live: bool,
-    /// When the word is no longer good.
-    pub(super) until: Moment,
-}
-
-impl Membership {
-    /// Shown as eight hex digits, as a caller is.
-    pub(crate) fn short(&self) -> u32 {
-        self.scope.short()
-    }
-}
-
-/// What is known of a caller's user, and for how long.
-pub(super) struct Known {
-    /// Of the [`Callers`] that were told.
-    pub(super) source: u64,
-    /// `None`: it is a caller by itself.
-    pub(super) membership: Option<Arc<Membership>>,
-    /// When this is to be asked again, while it is still good.
-    pub(super) renewal: Moment,
-    /// When it is no longer good.
-    pub(super) until: Moment,
-}
-
-/// The owners of users that callers are known to be: one for each user, as long as a caller or a request has it.
+/// The owners of users: one for each user, as long as a caller or a request refers to it.
 #[derive(Default)]
 pub(super) struct Users {
     owners: HashMap<Scope, Weak<Owner>>,
     /// Dead ones are removed when there are this many.
-    most: usize,
+    prune_at: usize,
 }
 
 /// Users up to which dead ones are not removed.
-const FEW: usize = 1024;
+const MIN_PRUNE: usize = 1024;
 
 impl Users {
     #[cfg(test)]
@@ -151,328 +113,27 @@ impl Users {
 
     /// The owner of the user of `scope`; a new one begins with a revision that none had before.
     pub(super) fn owner(&mut self, scope: Scope, revision: impl FnOnce() -> u64) -> Arc<Owner> {
-        if self.owners.len() >= self.most {
+        if let Some(known) = self.owners.get(&scope).and_then(Weak::upgrade) {
+            return known;
+        }
+        if self.owners.len() >= self.prune_at {
             self.owners.retain(|_, owner| owner.strong_count() > 0);
             // So that the cost is shared by as many insertions.
-            self.most = (2 * self.owners.len()).max(FEW);
+            self.prune_at = (2 * self.owners.len()).max(MIN_PRUNE);
         }
-        match self.owners.entry(scope) {
-            Entry::Occupied(mut known) => known.get().upgrade().unwrap_or_else(|| {
-                let owner = Arc::new(Owner::new(revision()));
-                known.insert(Arc::downgrade(&owner));
-                owner
-            }),
-            Entry::Vacant(vacant) => {
-                let owner = Arc::new(Owner::new(revision()));
-                vacant.insert(Arc::downgrade(&owner));
-                owner
-            }
-        }
-    }
-}
-
-/// Milliseconds after which a caller of whom nothing is known is asked about again, and one whose word could not be renewed.
-const UNKNOWN_FOR: u64 = 5000;
-
-/// Whether somebody is to be asked who a caller is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Due {
-    /// No: it is known for some time, or the endpoint has refused the caller.
-    Nothing,
-    /// In the background: the word is good for a while.
-    Renewal,
-    /// Before the caller is answered.
-    Word,
-}
-
-/// The part of the configuration that says which callers are one user, under a number of its own: what was said under another one
-/// does not count.
-#[derive(Default)]
-pub(super) struct Source {
-    identity: Option<IdentityConfig>,
-    keys: Vec<CallerKey>,
-    number: u64,
-}
-
-impl Source {
-    /// The number of this configuration: that of the last one, if it was the same.
-    pub(super) fn number(&mut self, config: &CallersConfig) -> u64 {
-        if self.identity != config.identity || self.keys != config.keys {
-            *self = Self { identity: config.identity.clone(), keys: config.keys.clone(), number: self.number + 1 };
-        }
-        self.number
-    }
-}
-
-impl Callers {
-    /// What is known of a caller's user.
-    pub(super) fn known_user(&self, state: &CallerState) -> Option<Arc<Known>> {
-        state.known.load_full().filter(|known| known.source == self.source)
-    }
-
-    /// Whether somebody is to be asked who the caller is.
-    pub(crate) fn due(&self, identity: &Identity, now: Moment) -> Due {
-        if identity.caller_state.is_refused.load(Ordering::Acquire) {
-            return Due::Nothing;
-        }
-        match self.known_user(&identity.caller_state) {
-            Some(known) if now.is_before(known.renewal) => Due::Nothing,
-            Some(known) if now.is_before(known.until) => Due::Renewal,
-            _ => Due::Word,
-        }
-    }
-
-    /// Lets others not ask for a renewal at the same time.
-    pub(crate) fn renews(&self, identity: &Identity, now: Moment) {
-        let state = &identity.caller_state;
-        let Some(known) = self.known_user(state) else { return };
-        let renewal = now.after(UNKNOWN_FOR);
-        let known = Known { membership: known.membership.clone(), renewal, ..*known };
-        state.learn(known, || self.is_current(identity));
-    }
-
-    /// Takes what was said of a caller, to a question that was asked at `asked`. It is good no longer than the token lives, and than an
-    /// acceptance is.
-    pub(crate) fn learn(&self, identity: &Identity, word: Word, asked: Moment) {
-        let (state, now) = (&identity.caller_state, self.clock.now());
-        let before = self.known_user(state);
-        let good = before.as_ref().filter(|known| known.membership.is_some() && now.is_before(known.until));
-        match word {
-            Word::User { id, ends, is_live } => {
-                let ends =
-                    ends.map_or(Moment::NEVER, |wall| Moment { wall, ..now.after(wall.saturating_sub(now.wall)) });
-                let until = ends.min(asked.after(self.revalidate));
-                let life = until.left(asked);
-                let times = [asked.after(life - life / 5), until];
-                if self.is_member(state, (id, is_live), times, || self.is_current(identity)) && is_live {
-                    // No made-up token.
-                    self.caller_states.insert_accepted(identity.caller, state);
-                }
-            }
-            Word::Refused => {
-                self.drop_entries(identity);
-                // The endpoint is asked with the token, and may take it: it is a caller by itself for as long as a word is good.
-                state.is_refused.store(false, Ordering::Release);
-                self.is_alone(state, asked.after(self.revalidate));
-            }
-            Word::Apart => self.is_alone(state, asked.after(self.revalidate)),
-            Word::Unknown if good.is_some() => {}
-            Word::Unknown => self.is_alone(state, now.after(UNKNOWN_FOR)),
-        }
-    }
-
-    /// Takes a caller for this user from here on, if `condition` holds, and returns whether it does: until the second moment, to be renewed
-    /// at the first.
-    pub(super) fn is_member(
-        &self,
-        state: &CallerState,
-        (id, is_live): (UserId, bool),
-        [renewal, until]: [Moment; 2],
-        condition: impl FnOnce() -> bool,
-    ) -> bool {
-        let scope = self.scope_of_user(id);
-        let before = self.known_user(state).and_then(|known| known.membership.clone());
-        let is_same = before.is_some_and(|before| before.scope == scope);
-        let owner = self.caller_states.owner_of(scope);
-        let membership = Arc::new(Membership { id, scope, owner, is_live, until });
-        let known = Known { source: self.source, membership: Some(membership), renewal, until };
-        let learns = state.learn(known, condition);
-        if learns && !is_same {
-            self.caller_states.changed();
-        }
-        learns
-    }
-
-    /// Takes a caller for one by itself until then.
-    fn is_alone(&self, state: &CallerState, until: Moment) {
-        state.learn(Known { source: self.source, membership: None, renewal: until, until }, || true);
-        self.caller_states.changed();
-    }
-
-    /// For an operator: the short hash of a caller's user, how many callers are that user, and for how many milliseconds more the caller
-    /// is known to be it, if that ends.
-    pub(crate) fn user_now(&self, identity: &Identity, now: Moment) -> Option<(u32, usize, Option<u64>)> {
-        let membership = identity.membership.as_ref()?;
-        let callers = self.caller_states.users(now).get(&membership.scope).copied().unwrap_or_default();
-        let left = (membership.until != Moment::NEVER).then(|| membership.until.left(now));
-        Some((membership.short(), callers, left))
-    }
-
-    /// `identity` without a membership whose time is over.
-    pub(super) fn at(&self, identity: Identity, now: Moment) -> Identity {
-        let is_over = |identity: &Identity| {
-            identity.membership.as_ref().is_some_and(|membership| !now.is_before(membership.until))
-        };
-        if !is_over(&identity) {
-            return identity;
-        }
-        // The word may have been renewed since the identity was remembered.
-        let renewed = self.identity(identity.caller, identity.caller_state, identity.signer);
-        if !is_over(&renewed) {
-            return renewed;
-        }
-        let scope = self.scope_of(renewed.caller, renewed.entries_version);
-        Identity { membership: None, scope, ..renewed }
+        let owner = Arc::new(Owner::new(revision()));
+        self.owners.insert(scope, Arc::downgrade(&owner));
+        owner
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::auth::tests::{at, headers, identify};
-    use crate::auth::{CallerStates, Scope};
-
-    const ONE: UserId = UserId([1; 32]);
-    const OTHER: UserId = UserId([2; 32]);
-
-    fn callers() -> Callers {
-        at("http://h", Arc::new(CallerStates::new([7; 16])), &CallersConfig::default())
-    }
-
-    fn caller(callers: &Callers, token: &str) -> Identity {
-        identify(callers, &headers(&[("x-auth-token", token)])).ok().unwrap()
-    }
-
-    fn scope(callers: &Callers, token: &str) -> Scope {
-        caller(callers, token).scope
-    }
-
-    fn is_accepted(callers: &Callers, token: &str) -> bool {
-        !callers.must_revalidate(&caller(callers, token), callers.clock.now())
-    }
-
-    /// The endpoint takes it.
-    fn accept(callers: &Callers, token: &str) -> bool {
-        let caller = caller(callers, token);
-        callers.accept(&caller, callers.clock.now(), caller.caller_state.invalidations())
-    }
-
-    fn learn(callers: &Callers, token: &str, word: Word) {
-        let caller = caller(callers, token);
-        callers.learn(&caller, word, callers.clock.now());
-    }
-
-    fn user(id: UserId) -> Word {
-        Word::User { id, ends: None, is_live: true }
-    }
-
-    fn due(callers: &Callers, token: &str) -> Due {
-        callers.due(&caller(callers, token), callers.clock.now())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn tokens_of_one_user_share_and_those_of_others_do_not() {
-        let callers = callers();
-        let alone = scope(&callers, "a");
-        for (token, word) in [("a", user(ONE)), ("b", user(ONE)), ("c", user(OTHER)), ("d", Word::Unknown)] {
-            assert_eq!(due(&callers, token), Due::Word);
-            learn(&callers, token, word);
-            assert_eq!(due(&callers, token), Due::Nothing);
-        }
-        assert!(scope(&callers, "a") == scope(&callers, "b") && scope(&callers, "a") != alone);
-        assert!(scope(&callers, "a") != scope(&callers, "c") && scope(&callers, "c") != scope(&callers, "d"));
-        assert!(Arc::ptr_eq(caller(&callers, "a").owner(), caller(&callers, "b").owner()));
-        assert!(!is_accepted(&callers, "a") && accept(&callers, "a"), "the endpoint has to take one of them");
-        assert!(is_accepted(&callers, "b") && !is_accepted(&callers, "c") && !is_accepted(&callers, "d"));
-        callers.invalidate(&caller(&callers, "b"));
-        assert!(!is_accepted(&callers, "a"));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_signature_says_whose_a_token_is_and_accepts_it_not() {
-        let callers = callers();
-        learn(&callers, "a", Word::User { id: ONE, ends: None, is_live: false });
-        assert!(caller(&callers, "a").membership.is_some() && !is_accepted(&callers, "a"));
-        learn(&callers, "b", Word::User { id: ONE, ends: None, is_live: false });
-        assert!(!callers.may_share(&caller(&callers, "a")), "nor are the user's stale links its");
-        assert!(accept(&callers, "a"));
-        assert!(is_accepted(&callers, "a") && callers.may_share(&caller(&callers, "a")));
-        assert!(!is_accepted(&callers, "b") && !callers.may_share(&caller(&callers, "b")));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_refused_token_is_its_user_no_more_and_the_others_are_until_the_endpoint_takes_it_again() {
-        let callers = callers();
-        for token in ["a", "b"] {
-            learn(&callers, token, user(ONE));
-            assert!(accept(&callers, token));
-        }
-        let (refused, shared) = (caller(&callers, "a"), scope(&callers, "b"));
-        callers.drop_entries(&refused);
-        assert!(scope(&callers, "a") != shared && !is_accepted(&callers, "a"));
-        assert!(scope(&callers, "b") == shared && is_accepted(&callers, "b"));
-        // Nobody else's word counts, not even one that was under way.
-        assert_eq!(due(&callers, "a"), Due::Nothing);
-        learn(&callers, "a", user(ONE));
-        callers.learn(&refused, user(ONE), callers.clock.now());
-        assert!(scope(&callers, "a") != shared && !is_accepted(&callers, "a"));
-        assert!(accept(&callers, "a"));
-        assert_eq!(due(&callers, "a"), Due::Word);
-        learn(&callers, "a", user(ONE));
-        assert!(scope(&callers, "a") == shared);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_token_that_the_identity_provider_refuses_is_a_caller_by_itself_that_is_not_asked_about_for_a_while() {
-        let callers = callers();
-        learn(&callers, "a", user(ONE));
-        let shared = scope(&callers, "a");
-        learn(&callers, "a", Word::Refused);
-        assert!(scope(&callers, "a") != shared && !is_accepted(&callers, "a"));
-        assert!(accept(&callers, "a"));
-        assert!(scope(&callers, "a") != shared && is_accepted(&callers, "a"), "the endpoint takes it");
-        assert_eq!(due(&callers, "a"), Due::Nothing);
-        tokio::time::advance(Duration::from_secs(300)).await;
-        assert_eq!(due(&callers, "a"), Due::Word);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_word_is_good_no_longer_than_its_token_lives_and_than_an_acceptance_is() {
-        let callers = callers();
-        let ends = callers.clock.now().wall + 100_000;
-        learn(&callers, "a", Word::User { id: ONE, ends: Some(ends), is_live: true });
-        learn(&callers, "b", user(ONE));
-        let shared = scope(&callers, "b");
-        tokio::time::advance(Duration::from_secs(80)).await;
-        assert_eq!(due(&callers, "a"), Due::Renewal);
-        callers.renews(&caller(&callers, "a"), callers.clock.now());
-        assert_eq!(due(&callers, "a"), Due::Nothing, "somebody else asks");
-        tokio::time::advance(Duration::from_secs(5)).await;
-        learn(&callers, "a", Word::Unknown);
-        assert!(scope(&callers, "a") == shared, "what was said before is good still");
-        tokio::time::advance(Duration::from_secs(15)).await;
-        assert!(scope(&callers, "a") != shared);
-        assert_eq!(due(&callers, "a"), Due::Word);
-        assert!(scope(&callers, "b") == shared);
-        tokio::time::advance(Duration::from_secs(140)).await;
-        assert_eq!(due(&callers, "b"), Due::Renewal);
-        tokio::time::advance(Duration::from_secs(60)).await;
-        assert!(scope(&callers, "b") != shared, "callers.revalidate is 5 minutes");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_that_remembers_its_caller_sees_a_new_word_and_the_end_of_one() {
-        use crate::auth::LastToken;
-        use crate::auth::tests::identify_on;
-
-        let (callers, last) = (callers(), LastToken::default());
-        let list = headers(&[("x-auth-token", "a")]);
-        let seen = || identify_on(&last, &callers, &list).unwrap();
-        assert!(seen().membership.is_none());
-        learn(&callers, "a", user(ONE));
-        assert!(seen().membership.is_some());
-        tokio::time::advance(Duration::from_secs(290)).await;
-        learn(&callers, "a", user(ONE));
-        tokio::time::advance(Duration::from_secs(20)).await;
-        assert!(seen().membership.is_some(), "it was renewed");
-        tokio::time::advance(Duration::from_secs(290)).await;
-        assert!(seen().membership.is_none());
-    }
+    use crate::auth::CallerStates;
 
     #[test]
-    fn users_that_nobody_is_any_more_are_forgotten_and_a_revision_does_not_come_back() {
+    fn users_without_a_caller_are_forgotten_and_a_revision_does_not_come_back() {
         let states = CallerStates::new([7; 16]);
         let first = states.owner_of(Scope::of_test(1));
         first.end_answers();
@@ -480,7 +141,7 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &again));
         drop((first, again));
         assert!(states.owner_of(Scope::of_test(1)).revision() > revision);
-        (0..3 * FEW as u128).for_each(|user| drop(states.owner_of(Scope::of_test(user))));
-        assert!(states.owners() <= FEW + 1, "{}", states.owners());
+        (0..3 * MIN_PRUNE as u128).for_each(|user| drop(states.owner_of(Scope::of_test(user))));
+        assert!(states.owners() <= MIN_PRUNE + 1, "{}", states.owners());
     }
 }

@@ -38,7 +38,7 @@ impl BatchRoute {
             scope.push(None);
             self.callers.each_scope_field(&identity, headers, &head.uri, |field| scope.push(field));
             let user = self.callers.user_fields(&identity);
-            let shares_acceptance = identity.is_vouched_for();
+            let shares_acceptance = identity.is_active();
             let user = user.as_ref().map(|(kind, fields)| UserSecrets { secrets: (*kind, fields), shares_acceptance });
             Arc::new(tier.scope(&identity, (kind, &fields), user, &scope, &self.api.name, batch.group.name()))
         });

@@ -74,9 +74,10 @@ impl BatchRoute {
         }
     }
 
-    /// Fetches the missing ids; where a shared call failed, once more by calls of the batch's own, so that only a batch at
-    /// fault sees the error.
-    pub(super) async fn fetch_missing(
+    /// Fetches the missing ids. Where a call failed whose token, another one of the user, was refused or paused, once more, so that one of those that
+    /// waited makes the next call; and where a shared call failed, by calls of the batch's own, so that only a batch at fault sees the
+    /// error.
+    async fn fetch_missing(
         &self,
         slots: &mut Slots,
         context: &Arc<FetchContext>,
@@ -87,21 +88,26 @@ impl BatchRoute {
             return Ok(slots.take(results, &context.trace));
         }
         let results = self.fetch.fetch(context, &slots.missing()).await?;
-        let fetched = slots.take(results, &context.trace);
-        let is_anothers_token = |failure: &Failure| failure.may_be_anothers_token(context.identity.caller);
-        match &fetched.failure {
-            // The call of a batch's only id can have failed for no other's.
-            Some(failure) if failure.ids == 1 && slots.slots.len() == 1 && !is_anothers_token(failure) => Ok(fetched),
-            Some(failure)
-                if is_anothers_token(failure) || failure.may_be_anothers_fault() && self.fetch.affords_extra() =>
-            {
-                // At a limit, the failure that is known says more than the limit.
-                match self.fetch.fetch_separately(context, &slots.missing(), true).await {
-                    Ok(results) => Ok(slots.take(results, &context.trace)),
-                    Err(_) => Ok(fetched),
-                }
-            }
-            _ => Ok(fetched),
+        let mut fetched = slots.take(results, &context.trace);
+        let is_anothers_token = |fetched: &Fetched| {
+            fetched.failure.as_ref().is_some_and(|failure| failure.may_be_anothers_token(context.identity.caller))
+        };
+        if is_anothers_token(&fetched) {
+            // At a limit, the failure that is known says more than the limit.
+            let Ok(results) = self.fetch.fetch(context, &slots.missing()).await else { return Ok(fetched) };
+            fetched = slots.take(results, &context.trace);
+        }
+        let Some(failure) = &fetched.failure else { return Ok(fetched) };
+        // The call of a batch's only id can have failed for no other's.
+        let is_its_own = failure.ids == 1 && slots.slots.len() == 1;
+        let separately = is_anothers_token(&fetched)
+            || (!is_its_own && failure.may_be_anothers_fault() && self.fetch.affords_extra());
+        if !separately {
+            return Ok(fetched);
+        }
+        match self.fetch.fetch_separately(context, &slots.missing(), true).await {
+            Ok(results) => Ok(slots.take(results, &context.trace)),
+            Err(_) => Ok(fetched),
         }
     }
 

@@ -70,7 +70,7 @@ impl PendingId {
         id: &KeyedId,
         permit: InFlightPermit,
     ) -> Self {
-        let flight = Arc::new(Flight::new(context.hops, context.identity.caller, permit));
+        let flight = Arc::new(Flight::new(context.hops, fetcher.sharing(context), permit));
         let (context, fetcher) = (Arc::clone(context), Arc::clone(fetcher));
         Self { id: id.clone(), flight, context, lease: None, background: false, fetcher }
     }
@@ -200,15 +200,15 @@ impl Fetcher {
         if let Some(rejection) = self.why_no_call(&context.identity, ids) {
             return CallReport::failed(Cause::Rejected(rejection));
         }
-        // Takes the per-caller permit first, so a throttled caller holds no global one.
+        // The owner's permit first: who waits for it takes none from others.
         let caller_state = &context.identity.caller_state;
         let owner = context.identity.owner();
         owner.calls.resize(self.state.calls_per_caller.load(Ordering::Relaxed));
         let accepted = context.identity.is_accepted();
         let permits = async {
-            let for_caller = owner.calls.acquire().await;
+            let for_owner = owner.calls.acquire().await;
             let unaccepted = if accepted { None } else { self.state.unaccepted_calls.acquire().await.ok() };
-            self.state.calls.acquire().await.map(|permit| (for_caller, unaccepted, permit))
+            self.state.calls.acquire().await.map(|permit| (for_owner, unaccepted, permit))
         };
         let permits = timeout_at(deadline, permits).await;
         // A call that has queued for too long is not sent: it would time out, and the endpoint would not be to blame.

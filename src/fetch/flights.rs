@@ -103,9 +103,12 @@ pub(super) struct Flights {
 }
 
 impl Flights {
-    /// Lets batches join the flight of `pending`.
+    /// Lets batches join the flight of `pending`. One that is for its caller alone replaces none that is shared.
     pub(super) fn add(&mut self, pending: &PendingId) {
-        self.by_key.insert(pending.id.key, Arc::clone(&pending.flight));
+        let flight = &pending.flight;
+        if flight.is_shared || self.by_key.get(&pending.id.key).is_none_or(|known| !known.is_shared) {
+            self.by_key.insert(pending.id.key, Arc::clone(flight));
+        }
     }
 
     /// Removes the flight of `pending`, unless another one has replaced it. Must be called after its entry is stored, if it is.
@@ -133,15 +136,17 @@ pub(super) struct Flight {
     pub(super) sent: OnceLock<Moment>,
     /// Number of sidelinks that its batch had passed.
     pub(super) hops: usize,
-    /// Whose call it is in.
-    pub(super) caller: Caller,
+    /// The caller whose token its call carries.
+    caller: Caller,
+    /// Whether other callers of its user may join it: not before the endpoint has accepted its caller.
+    is_shared: bool,
     /// Released with the last reference to the flight: a client that disconnects releases nothing early.
     _permit: InFlightPermit,
 }
 
 impl Flight {
-    /// A flight for a batch of this caller that has passed this many sidelinks.
-    pub(super) fn new(hops: usize, caller: Caller, permit: InFlightPermit) -> Self {
+    /// A flight for a batch that has passed this many sidelinks, of a caller that shares its flights with its user's others or not.
+    pub(super) fn new(hops: usize, (caller, is_shared): (Caller, bool), permit: InFlightPermit) -> Self {
         Self {
             result: SetOnce::new(),
             waiters: AtomicUsize::new(0),
@@ -150,8 +155,14 @@ impl Flight {
             sent: OnceLock::new(),
             hops,
             caller,
+            is_shared,
             _permit: permit,
         }
+    }
+
+    /// Whether a caller may join it, who shares flights with its user's others or not.
+    pub(super) fn is_for(&self, caller: Caller, shares: bool) -> bool {
+        self.caller == caller || (self.is_shared && shares)
     }
 
     /// Whether a purge covers what the flight brings of `id`, since it was sent before the purge. A flight that still waits
@@ -215,14 +226,14 @@ impl Fetcher {
         let reserve = |used, size, limit| -> Result<Vec<Reservation>, Limit> {
             std::iter::repeat_with(|| Reservation::one_of(used, size).ok_or(limit)).take(count).collect()
         };
-        let of_one_caller = |used| reserve(used, most.div_ceil(2), Limit::CallerInFlight);
+        let of_one_owner = |used| reserve(used, most.div_ceil(2), Limit::CallerInFlight);
         let all = reserve(&self.state.in_flight, most, Limit::InFlight)?;
-        let of_caller = of_one_caller(&identity.owner().flights)?;
+        let of_owner = of_one_owner(&identity.owner().flights)?;
         // All callers that are not accepted count as one: a single client can make up many tokens.
         let is_accepted = identity.is_accepted();
-        let of_unaccepted = if is_accepted { Vec::new() } else { of_one_caller(&self.state.unaccepted_in_flight)? };
+        let of_unaccepted = if is_accepted { Vec::new() } else { of_one_owner(&self.state.unaccepted_in_flight)? };
         let mut of_unaccepted = of_unaccepted.into_iter();
-        Ok(all.into_iter().zip(of_caller).map(|(all, of_caller)| (all, of_caller, of_unaccepted.next())).collect())
+        Ok(all.into_iter().zip(of_owner).map(|(all, of_owner)| (all, of_owner, of_unaccepted.next())).collect())
     }
 
     /// Counts a request that is refused for a limit.

@@ -79,7 +79,7 @@ pub struct Failure {
     pub of_several_batches: bool,
     /// How many ids the call carried.
     pub ids: usize,
-    /// With whose token it was made; `None`: it was not.
+    /// The caller whose token the call carried; `None` if no call was made.
     pub caller: Option<Caller>,
 }
 

@@ -129,7 +129,7 @@ impl FleetKey {
         let of_caller = derive(&self.secret, &self.endpoint, kind, credential);
         let of_user = user.map(|user| derive(&self.secret, &self.endpoint, user.secrets.0, user.secrets.1));
         let of_owner = of_user.as_ref().unwrap_or(&of_caller);
-        let of_acceptor = if user.is_some_and(|user| user.shares_acceptance) { of_owner } else { &of_caller };
+        let of_acceptance = if user.is_some_and(|user| user.shares_acceptance) { of_owner } else { &of_caller };
         let number = |keys: &Hkdf<Sha256>| {
             let mut number = [0; 16];
             expand(keys, "caller", &mut number);
@@ -143,9 +143,9 @@ impl FleetKey {
         ScopeKeys {
             seal: Seal::new(of_owner),
             owner: number(of_owner),
-            acceptance: name(&self.prefix, 'c', &self::names(of_acceptor)),
-            acceptance_seal: Seal::new(of_acceptor),
-            acceptor: number(of_acceptor),
+            acceptance: name(&self.prefix, 'c', &self::names(of_acceptance)),
+            acceptance_seal: Seal::new(of_acceptance),
+            acceptance_subject: number(of_acceptance),
             caller: number(&of_caller),
             names,
             prefix: self.prefix.clone(),
@@ -167,7 +167,7 @@ pub(super) struct ScopeKeys {
     /// Seals the acceptance.
     pub(super) acceptance_seal: Seal,
     /// The name in the journal of whose the acceptance is.
-    acceptor: u128,
+    acceptance_subject: u128,
     /// The caller's name in the journal.
     pub(super) caller: u128,
     names: Hmac<Sha256>,
@@ -199,7 +199,7 @@ impl ScopeKeys {
 
     /// The event that voids the acceptance.
     pub(super) fn end_of_acceptance(&self) -> JournalEvent {
-        JournalEvent::Caller(self.acceptor)
+        JournalEvent::Caller(self.acceptance_subject)
     }
 
     /// The event that voids all links of the caller, or of its user.

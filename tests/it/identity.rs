@@ -14,12 +14,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, StatusCode};
 use prometheus::Registry;
-use sidelink::auth::{UserId, Word};
+use sidelink::auth::{TokenStatus, UserId};
 use sidelink::clock::Clock;
 use sidelink::config::{IdentityConfig, Secret, StoredSecret, Style, Url};
 use sidelink::demo::origin::ScriptedReply;
 use sidelink::demo::origin::iam::{CLIENT, Grant, Iam};
-use sidelink::identity::Identities;
+use sidelink::identity::IdentityProvider;
 use sidelink::telemetry::metrics::{BreakerState, IdentityResult, Metrics};
 
 use crate::support::LOOPBACK;
@@ -37,25 +37,25 @@ struct World {
 
 /// What asks.
 struct Asker {
-    identities: Arc<Identities>,
+    identities: Arc<IdentityProvider>,
     metrics: Arc<Metrics>,
 }
 
 impl Asker {
     fn new(config: &IdentityConfig, clock: &Clock) -> Self {
         let metrics = Arc::new(Metrics::new(&Registry::new()).unwrap());
-        let identities = Identities::new(config, clock.clone(), Arc::clone(&metrics)).unwrap();
+        let identities = IdentityProvider::new(config, clock.clone(), Arc::clone(&metrics)).unwrap();
         Self { identities: Arc::new(identities), metrics }
     }
 
     /// Of a token that the endpoint has accepted.
-    async fn ask(&self, token: &str) -> Word {
-        self.identities.ask(token.as_bytes(), true).await
+    async fn ask(&self, token: &str) -> TokenStatus {
+        self.identities.look_up(token.as_bytes(), true).await
     }
 
     async fn user(&self, token: &str) -> UserId {
         match self.ask(token).await {
-            Word::User { id, .. } => id,
+            TokenStatus::User { id, .. } => id,
             other => panic!("{other:?} {:?}", self.counts()),
         }
     }

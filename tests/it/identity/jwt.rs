@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
 use serde_json::{Value, json};
-use sidelink::auth::Word;
+use sidelink::auth::TokenStatus;
 use sidelink::clock::Clock;
 use sidelink::config::jwks::KeySet;
 use sidelink::config::{IdentityConfig, StoredSecret, Url};
@@ -49,7 +49,8 @@ async fn tokens_of_every_algorithm_are_verified_and_forged_ones_are_nobody() {
     let mut users = Vec::new();
     for (algorithm, token) in tokens {
         let token = token.as_str().unwrap();
-        let Word::User { id, ends: Some(4_102_444_800_000), is_live: false } = asker.ask(token).await else {
+        let TokenStatus::User { id, expires: Some(4_102_444_800_000), is_active: false } = asker.ask(token).await
+        else {
             panic!("{algorithm}")
         };
         users.push(id);
@@ -72,12 +73,12 @@ async fn tokens_of_every_algorithm_are_verified_and_forged_ones_are_nobody() {
             format!("{header}.{payload}.{signature}="),
             format!("{header}.{payload}.{signature}\n"),
         ] {
-            assert_eq!(asker.ask(&forged).await, Word::Unknown, "{algorithm}: {forged}");
+            assert_eq!(asker.ask(&forged).await, TokenStatus::Unknown, "{algorithm}: {forged}");
         }
     }
     assert!(users.iter().all(|user| *user == users[0]), "their claims are the same");
     for (case, token) in recorded["forged"].as_object().unwrap() {
-        assert_eq!(asker.ask(token.as_str().unwrap()).await, Word::Unknown, "{case}");
+        assert_eq!(asker.ask(token.as_str().unwrap()).await, TokenStatus::Unknown, "{case}");
     }
 }
 
@@ -90,7 +91,7 @@ async fn a_key_is_used_only_for_what_it_says() {
         json!([key])
     };
     let token = recorded["tokens"]["RS256"].as_str().unwrap();
-    let works = async |keys: &Value| asker(keys, &["sub"], &clock).ask(token).await != Word::Unknown;
+    let works = async |keys: &Value| asker(keys, &["sub"], &clock).ask(token).await != TokenStatus::Unknown;
     assert!(works(&rsa("alg", json!("RS256"))).await);
     let modulus = URL_SAFE_NO_PAD.decode(recorded["keys"][0]["n"].as_str().unwrap()).unwrap();
     let padded = URL_SAFE_NO_PAD.encode([&[0], &modulus[..]].concat());
@@ -107,12 +108,12 @@ async fn a_token_without_a_key_name_is_tried_with_each_key_that_fits() {
     let short = json!({"kty": "oct", "kid": "short", "k": URL_SAFE_NO_PAD.encode([7; 31])});
     let asker = asker(&json!([other, short, secret_key()[0]]), &["sub"], &clock);
     let payload = r#"{"sub":"1","exp":4102444800}"#;
-    assert!(matches!(asker.ask(&signed(r#"{"alg":"HS256"}"#, payload)).await, Word::User { .. }));
+    assert!(matches!(asker.ask(&signed(r#"{"alg":"HS256"}"#, payload)).await, TokenStatus::User { .. }));
     let key = hmac::Key::new(hmac::HMAC_SHA256, &[7; 31]);
     let text =
         format!("{}.{}", URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","kid":"short"}"#), URL_SAFE_NO_PAD.encode(payload));
     let token = format!("{text}.{}", URL_SAFE_NO_PAD.encode(hmac::sign(&key, text.as_bytes())));
-    assert_eq!(asker.ask(&token).await, Word::Unknown, "RFC 7518 §3.2: the secret is shorter than the digest");
+    assert_eq!(asker.ask(&token).await, TokenStatus::Unknown, "RFC 7518 §3.2: the secret is shorter than the digest");
 }
 
 #[tokio::test]
@@ -123,12 +124,13 @@ async fn headers_and_claims_are_read_strictly() {
     let rest = r#""iss":"i","sub":"s","scope":"a b""#;
     let ask = async |header: &str, payload: &str| asker.ask(&signed(header, payload)).await;
     let good = format!(r#"{{{rest},"exp":4102444800}}"#);
-    let Word::User { id, .. } = ask(header, &good).await else { panic!() };
+    let TokenStatus::User { id, .. } = ask(header, &good).await else { panic!() };
     let again = r#"{"sub":"s","scope":"b a","x":1,"iss":"i","exp":4102444801.5,"nbf":1700000000}"#;
-    let Word::User { id: other, ends, .. } = ask(r#"{"typ":"at+jwt","alg":"HS256","kid":"s"}"#, again).await else {
+    let TokenStatus::User { id: other, expires, .. } = ask(r#"{"typ":"at+jwt","alg":"HS256","kid":"s"}"#, again).await
+    else {
         panic!()
     };
-    assert_eq!((id, ends), (other, Some(4_102_444_801_000)));
+    assert_eq!((id, expires), (other, Some(4_102_444_801_000)));
 
     for header in [
         r#"{"alg":"none"}"#,
@@ -146,7 +148,7 @@ async fn headers_and_claims_are_read_strictly() {
         r#"{"alg":"none","alg":"HS256"}"#,
         r#"{"alg":"HS256"} x"#,
     ] {
-        assert_eq!(ask(header, &good).await, Word::Unknown, "{header}");
+        assert_eq!(ask(header, &good).await, TokenStatus::Unknown, "{header}");
     }
     for payload in [
         format!("{{{rest}}}"),
@@ -167,19 +169,19 @@ async fn headers_and_claims_are_read_strictly() {
         "[]".into(),
         String::new(),
     ] {
-        assert_eq!(ask(header, &payload).await, Word::Unknown, "{payload}");
+        assert_eq!(ask(header, &payload).await, TokenStatus::Unknown, "{payload}");
     }
     for token in ["", ".", "..", "...", "a.b.c", "MIIK", &format!("{}.{}", signed(header, &good), "x")] {
-        assert_eq!(asker.ask(token).await, Word::Unknown, "{token}");
+        assert_eq!(asker.ask(token).await, TokenStatus::Unknown, "{token}");
     }
     let long = signed(header, &format!(r#"{{{rest},"exp":4102444800,"x":"{}"}}"#, "x".repeat(64 << 10)));
-    assert_eq!(asker.ask(&long).await, Word::Unknown);
+    assert_eq!(asker.ask(&long).await, TokenStatus::Unknown);
     // What differs in one claim is another user, and the end of a token is not the end of another one.
     for payload in [
         r#"{"iss":"j","sub":"s","scope":"a b","exp":4102444800}"#,
         r#"{"iss":"i","sub":"s","scope":["a","b"],"exp":4102444800}"#,
     ] {
-        let Word::User { id: other, .. } = ask(header, payload).await else { panic!("{payload}") };
+        let TokenStatus::User { id: other, .. } = ask(header, payload).await else { panic!("{payload}") };
         assert_ne!(id, other, "{payload}");
     }
 }
@@ -191,11 +193,11 @@ async fn a_token_is_valid_until_its_end_and_not_a_moment_longer() {
     let second = u64::try_from(EPOCH).unwrap() / 1000;
     let token =
         signed(r#"{"alg":"HS256"}"#, &format!(r#"{{"sub":"1","nbf":{},"exp":{}}}"#, second + 100, second + 200));
-    assert_eq!(asker.ask(&token).await, Word::Unknown, "not yet");
+    assert_eq!(asker.ask(&token).await, TokenStatus::Unknown, "not yet");
     clock.step(101_000);
-    assert!(matches!(asker.ask(&token).await, Word::User { .. }));
+    assert!(matches!(asker.ask(&token).await, TokenStatus::User { .. }));
     clock.step(100_000);
-    assert_eq!(asker.ask(&token).await, Word::Unknown, "no longer");
+    assert_eq!(asker.ask(&token).await, TokenStatus::Unknown, "no longer");
 }
 
 async fn with_keys_at_a_url() -> World {
@@ -223,13 +225,13 @@ async fn keys_at_a_url_are_fetched_once_and_again_for_a_key_that_they_lack() {
     world.iam.rotate_keys().unwrap();
     let new = jwt(&world, "anna", JwtAlgorithm::Es256);
     for _ in 0..10 {
-        assert_eq!(world.asker.ask(&new).await, Word::Unknown, "tokens name keys as they like");
+        assert_eq!(world.asker.ask(&new).await, TokenStatus::Unknown, "tokens name keys as they like");
     }
     assert_eq!(world.iam.key_requests(), 1);
     world.clock.step(31_000);
     assert_eq!(world.asker.user(&new).await, users[0]);
     assert_eq!(world.iam.key_requests(), 2);
-    assert_eq!(world.asker.ask(&tokens[0]).await, Word::Unknown, "its key was withdrawn");
+    assert_eq!(world.asker.ask(&tokens[0]).await, TokenStatus::Unknown, "its key was withdrawn");
 }
 
 #[tokio::test]
@@ -250,7 +252,7 @@ async fn an_old_set_is_fetched_again_in_the_background_and_a_very_old_one_is_not
     world.clock.step(50 * 60_000);
     assert_eq!(world.asker.user(&token).await, user);
     world.clock.step(20 * 60_000);
-    assert_eq!(world.asker.ask(&token).await, Word::Unknown);
+    assert_eq!(world.asker.ask(&token).await, TokenStatus::Unknown);
     assert_eq!(world.asker.count(IdentityResult::Failed), 1);
     world.iam.update(|behaviour| behaviour.reply = None);
     assert_eq!(world.asker.user(&token).await, user);
@@ -267,7 +269,7 @@ async fn an_answer_that_is_no_set_of_keys_and_secrets_that_anyone_gets_verify_no
         let world = with_keys_at_a_url().await;
         world.iam.update(|behaviour| behaviour.reply = Some(ScriptedReply::json(200, set.to_owned())));
         let payload = r#"{"iss":"i","sub":"s","aud":"a","scope":"","exp":4102444800}"#;
-        assert_eq!(world.asker.ask(&signed(r#"{"alg":"HS256","kid":"s"}"#, payload)).await, Word::Unknown);
+        assert_eq!(world.asker.ask(&signed(r#"{"alg":"HS256","kid":"s"}"#, payload)).await, TokenStatus::Unknown);
         assert_eq!(world.asker.count(result), 1, "{set}");
     }
 }

@@ -1,7 +1,7 @@
 //! As Keystone and Huawei's IAM are asked: all of a token's description but what differs in each token makes the user.
 
 use serde_json::{Value, json};
-use sidelink::auth::Word;
+use sidelink::auth::TokenStatus;
 use sidelink::demo::origin::ScriptedReply;
 use sidelink::demo::origin::iam::{Dialect, Grant};
 use sidelink::telemetry::metrics::IdentityResult;
@@ -43,10 +43,11 @@ async fn tokens_of_one_user_project_and_set_of_roles_are_one_user() {
 async fn the_word_is_live_and_ends_with_the_token() {
     let world = World::keystone(|_, _| {}).await;
     let now = world.clock.now().unix_millis();
-    let Word::User { ends: Some(ends), is_live: true, .. } = world.asker.ask(&world.token("anna")).await else {
+    let TokenStatus::User { expires: Some(expires), is_active: true, .. } = world.asker.ask(&world.token("anna")).await
+    else {
         panic!()
     };
-    assert!((now..now + 60_000).contains(&(ends - 3_600_000)), "{ends}");
+    assert!((now..now + 60_000).contains(&(expires - 3_600_000)), "{expires}");
 }
 
 #[tokio::test]
@@ -60,14 +61,14 @@ async fn a_token_that_is_revoked_or_over_is_refused_whoever_asks() {
         let (revoked, over) = (world.token("anna"), world.token("anna"));
         assert_eq!(world.asker.user(&revoked).await, world.asker.user(&over).await);
         world.iam.revoke(&revoked);
-        assert_eq!(world.asker.ask(&revoked).await, Word::Refused);
+        assert_eq!(world.asker.ask(&revoked).await, TokenStatus::Inactive);
         world.asker.user(&over).await;
         world.clock.step(3_601_000);
-        assert_eq!(world.asker.ask(&over).await, Word::Refused);
+        assert_eq!(world.asker.ask(&over).await, TokenStatus::Inactive);
         // The provider's clock is behind.
         let token = world.token("anna");
         world.iam.script(described(&json!({"user": {}, "expires_at": "2026-11-24T01:00:00Z"})));
-        assert_eq!(world.asker.ask(&token).await, Word::Refused);
+        assert_eq!(world.asker.ask(&token).await, TokenStatus::Inactive);
     }
 }
 
@@ -83,7 +84,7 @@ async fn where_sidelinks_own_token_is_refused_nobody_elses_is() {
             config.token_file = Some(secret(&token));
         })
         .await;
-        assert_eq!(world.asker.ask(&world.token("anna")).await, Word::Unknown);
+        assert_eq!(world.asker.ask(&world.token("anna")).await, TokenStatus::Unknown);
         assert_eq!(world.asker.counts(), [("failed", 1)]);
     }
 }
@@ -135,14 +136,14 @@ async fn an_answer_that_is_none_keeps_the_token_apart() {
     ] {
         world.iam.script(script);
         let word = world.asker.ask(&token).await;
-        assert!(matches!(word, Word::Apart | Word::Unknown), "{case}: {word:?}");
+        assert!(matches!(word, TokenStatus::NoUser | TokenStatus::Unknown), "{case}: {word:?}");
         // The next one is answered: nothing was held back.
         world.asker.user(&token).await;
     }
     // On a connection that was used before, and on a new one.
     world.iam.script(ScriptedReply::Reset);
     world.iam.script(ScriptedReply::Reset);
-    assert_eq!(world.asker.ask(&token).await, Word::Unknown);
+    assert_eq!(world.asker.ask(&token).await, TokenStatus::Unknown);
     world.iam.script(text(&format!(r#"{{"token":{{{good}}}}}"#)));
     world.asker.user(&token).await;
 }
@@ -157,7 +158,7 @@ async fn an_answer_about_another_token_is_not_believed() {
         &[("x-subject-token", &bert)],
         r#"{"token":{"user":{},"expires_at":"2099-01-01T00:00:00Z"}}"#,
     ));
-    assert_eq!(world.asker.ask(&anna).await, Word::Unknown);
+    assert_eq!(world.asker.ask(&anna).await, TokenStatus::Unknown);
     assert_ne!(world.asker.user(&anna).await, known);
 }
 
@@ -171,7 +172,7 @@ async fn chosen_fields_make_the_user_and_each_has_to_be_there() {
     let grants = grants();
     let ask = async |grant: &Grant| world.asker.ask(&world.iam.issue_grant(grant.clone(), HOUR)).await;
     let id = |word| match word {
-        Word::User { id, .. } => id,
+        TokenStatus::User { id, .. } => id,
         other => panic!("{other:?}"),
     };
     let user = id(ask(&grants[0]).await);
@@ -181,7 +182,7 @@ async fn chosen_fields_make_the_user_and_each_has_to_be_there() {
     for other in [1, 2, 3, 4] {
         assert_ne!(id(ask(&grants[other]).await), user);
     }
-    assert_eq!(ask(&grants[5]).await, Word::Apart, "it has no project");
+    assert_eq!(ask(&grants[5]).await, TokenStatus::NoUser, "it has no project");
     assert_eq!(world.asker.count(IdentityResult::Apart), 1);
 }
 
@@ -189,7 +190,7 @@ async fn chosen_fields_make_the_user_and_each_has_to_be_there() {
 async fn a_token_that_fits_in_no_header_is_not_asked_for() {
     let world = World::keystone(|_, _| {}).await;
     for token in ["", "a\nb", "a\0"] {
-        assert_eq!(world.asker.ask(token).await, Word::Apart);
+        assert_eq!(world.asker.ask(token).await, TokenStatus::NoUser);
     }
     assert_eq!((world.iam.requests(), world.asker.counts()), (0, vec![("apart", 3)]));
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use sidelink::auth::Word;
+use sidelink::auth::TokenStatus;
 use sidelink::demo::origin::ScriptedReply;
 use sidelink::demo::origin::iam::Iam;
 use sidelink::telemetry::metrics::{BreakerState, IdentityResult};
@@ -37,7 +37,7 @@ async fn a_question_goes_on_when_those_who_asked_have_left() {
     let token = world.token("anna");
     world.iam.hold();
     let (identities, asked) = (Arc::clone(&world.asker.identities), token.clone());
-    let asker = tokio::spawn(async move { identities.ask(asked.as_bytes(), true).await });
+    let asker = tokio::spawn(async move { identities.look_up(asked.as_bytes(), true).await });
     world.iam.arrived(1).await;
     asker.abort();
     assert!(asker.await.unwrap_err().is_cancelled());
@@ -69,11 +69,11 @@ async fn tokens_that_nobody_has_accepted_share_a_small_budget() {
     let began = Instant::now();
     let ask = |token: &String| {
         let (identities, token) = (Arc::clone(&world.asker.identities), token.clone());
-        async move { identities.ask(token.as_bytes(), false).await }
+        async move { identities.look_up(token.as_bytes(), false).await }
     };
     let words = join_all(made_up.iter().map(ask)).await;
     let budget = 3 * (1 + began.elapsed().as_secs());
-    let refused = words.iter().filter(|word| **word == Word::Refused).count() as u64;
+    let refused = words.iter().filter(|word| **word == TokenStatus::Inactive).count() as u64;
     assert!((3..=budget).contains(&refused), "{refused} of {budget}");
     assert_eq!(world.asker.count(IdentityResult::Limited), 200 - refused);
     assert_eq!(world.iam.requests() as u64, refused);
@@ -91,7 +91,7 @@ async fn tokens_that_nobody_has_accepted_leave_room_for_the_others() {
     world.iam.script(ScriptedReply::Hang);
     let ask = |token: &str| {
         let (identities, token) = (Arc::clone(&world.asker.identities), token.to_owned());
-        tokio::spawn(async move { identities.ask(token.as_bytes(), false).await })
+        tokio::spawn(async move { identities.look_up(token.as_bytes(), false).await })
     };
     let hanging = ask("made-up-0");
     world.iam.arrived(1).await;
@@ -104,7 +104,7 @@ async fn tokens_that_nobody_has_accepted_leave_room_for_the_others() {
     assert_eq!(world.iam.requests(), 21);
     // Whoever has been accepted and joins a question that waits in that queue asks again, in its own.
     world.asker.user(&token).await;
-    assert_eq!(hanging.await.unwrap(), Word::Unknown);
+    assert_eq!(hanging.await.unwrap(), TokenStatus::Unknown);
     join_all(others).await;
     assert!(world.asker.count(IdentityResult::Limited) > 0);
     assert_eq!(world.asker.count(IdentityResult::Failed), 1);
@@ -116,7 +116,7 @@ async fn a_provider_that_does_not_answer_costs_its_time_at_most() {
     let token = world.token("anna");
     world.iam.script(ScriptedReply::Hang);
     let began = Instant::now();
-    assert_eq!(world.asker.ask(&token).await, Word::Unknown);
+    assert_eq!(world.asker.ask(&token).await, TokenStatus::Unknown);
     assert!(began.elapsed() >= Duration::from_millis(300));
     world.asker.user(&token).await;
     assert_eq!(world.asker.counts(), [("user", 1), ("failed", 1)]);
@@ -130,15 +130,15 @@ async fn a_provider_that_is_down_is_held_back_and_asked_again() {
     world.iam.stop().await;
     let mut failed = 0;
     while !world.asker.is_held_back() {
-        assert_eq!(world.asker.ask(&world.token("anna")).await, Word::Unknown);
+        assert_eq!(world.asker.ask(&world.token("anna")).await, TokenStatus::Unknown);
         failed += 1;
     }
     assert_eq!((failed, world.asker.count(IdentityResult::Failed)), (5, 5));
-    assert_eq!(world.asker.ask(&token).await, Word::Unknown);
+    assert_eq!(world.asker.ask(&token).await, TokenStatus::Unknown);
     assert_eq!(world.asker.count(IdentityResult::HeldBack), 1);
     let again = Iam::start_with(address, world.clock.clone()).await.unwrap();
     let token = again.issue("anna", "p", &["reader"], super::HOUR);
-    while world.asker.ask(&token).await == Word::Unknown {
+    while world.asker.ask(&token).await == TokenStatus::Unknown {
         tokio::task::yield_now().await;
     }
     assert_eq!(world.asker.metrics.identity.breaker_state.of(BreakerState::Closed).get(), 1);
@@ -154,13 +154,13 @@ async fn a_token_that_the_provider_fails_for_does_not_hold_others_back() {
         behaviour.reply = Some(ScriptedReply::json(500, "{}"));
     });
     for _ in 0..20 {
-        assert_eq!(world.asker.ask(&poison).await, Word::Unknown);
+        assert_eq!(world.asker.ask(&poison).await, TokenStatus::Unknown);
     }
     // Nor do many tokens that nobody has accepted.
     for number in 0..20 {
         let token = format!("made-up-{number}");
         world.iam.update(|behaviour| behaviour.only_for = Some(token.clone()));
-        assert_eq!(world.asker.identities.ask(token.as_bytes(), false).await, Word::Unknown);
+        assert_eq!(world.asker.identities.look_up(token.as_bytes(), false).await, TokenStatus::Unknown);
     }
     world.asker.user(&world.token("anna")).await;
     assert!(!world.asker.is_held_back());
@@ -168,10 +168,10 @@ async fn a_token_that_the_provider_fails_for_does_not_hold_others_back() {
     for number in 0..5 {
         let token = world.token("anna");
         world.iam.update(|behaviour| behaviour.only_for = Some(token.clone()));
-        assert_eq!(world.asker.ask(&token).await, Word::Unknown);
+        assert_eq!(world.asker.ask(&token).await, TokenStatus::Unknown);
         let made_up = format!("another-{number}");
-        let word = world.asker.identities.ask(made_up.as_bytes(), false).await;
-        assert_eq!(word, if number < 4 { Word::Refused } else { Word::Unknown });
+        let word = world.asker.identities.look_up(made_up.as_bytes(), false).await;
+        assert_eq!(word, if number < 4 { TokenStatus::Inactive } else { TokenStatus::Unknown });
     }
     assert!(world.asker.is_held_back());
 }

@@ -1,7 +1,7 @@
 //! As RFC 7662 has it: subject, client and scope make the user, with issuer and audience where they are there.
 
 use serde_json::{Value, json};
-use sidelink::auth::Word;
+use sidelink::auth::TokenStatus;
 use sidelink::demo::origin::ScriptedReply;
 use sidelink::demo::origin::iam::Grant;
 use sidelink::telemetry::metrics::IdentityResult;
@@ -43,19 +43,21 @@ async fn sidelink_may_ask_with_a_token_of_its_own() {
 async fn a_token_that_is_not_active_is_refused() {
     let world = World::oauth2(|_, _| {}).await;
     let token = world.token("anna");
-    let Word::User { ends: Some(ends), is_live: true, .. } = world.asker.ask(&token).await else { panic!() };
-    assert!(ends > world.clock.now().unix_millis());
+    let TokenStatus::User { expires: Some(expires), is_active: true, .. } = world.asker.ask(&token).await else {
+        panic!()
+    };
+    assert!(expires > world.clock.now().unix_millis());
     world.iam.revoke(&token);
-    assert_eq!(world.asker.ask(&token).await, Word::Refused);
+    assert_eq!(world.asker.ask(&token).await, TokenStatus::Inactive);
     world.iam.script(answer(&json!({"active": true, "sub": "1", "client_id": "2", "scope": "", "exp": 1_700_000_000})));
-    assert_eq!(world.asker.ask(&token).await, Word::Refused, "it is over");
+    assert_eq!(world.asker.ask(&token).await, TokenStatus::Inactive, "it is over");
     assert_eq!(world.asker.counts(), [("user", 1), ("refused", 2)]);
 }
 
 #[tokio::test]
 async fn where_sidelinks_own_credentials_are_refused_nobody_elses_are() {
     let world = World::oauth2(|_, config| config.client_file = Some(secret("sidelink:wrong"))).await;
-    assert_eq!(world.asker.ask(&world.token("anna")).await, Word::Unknown);
+    assert_eq!(world.asker.ask(&world.token("anna")).await, TokenStatus::Unknown);
     assert_eq!(world.asker.counts(), [("failed", 1)]);
 }
 
@@ -81,7 +83,7 @@ async fn an_answer_that_lacks_a_field_or_is_none_keeps_the_token_apart() {
     let count = lacks.len() as u64;
     for script in lacks {
         world.iam.script(script);
-        assert_eq!(world.asker.ask(&token).await, Word::Apart);
+        assert_eq!(world.asker.ask(&token).await, TokenStatus::NoUser);
     }
     assert_eq!(world.asker.counts(), [("apart", count)]);
     for (case, script) in [
@@ -103,14 +105,14 @@ async fn an_answer_that_lacks_a_field_or_is_none_keeps_the_token_apart() {
         ("a JWT", text("eyJhbGciOiJub25lIn0.e30.")),
     ] {
         world.iam.script(script);
-        assert_eq!(world.asker.ask(&token).await, Word::Unknown, "{case}");
+        assert_eq!(world.asker.ask(&token).await, TokenStatus::Unknown, "{case}");
         world.asker.user(&token).await;
     }
     world.iam.script(with("exp", json!(4_102_444_800.75)));
-    let Word::User { ends, .. } = world.asker.ask(&token).await else { panic!() };
-    assert_eq!(ends, Some(4_102_444_800_000), "a fraction of a second is no reason");
+    let TokenStatus::User { expires, .. } = world.asker.ask(&token).await else { panic!() };
+    assert_eq!(expires, Some(4_102_444_800_000), "a fraction of a second is no reason");
     world.iam.script(with("exp", Value::Null));
-    assert!(matches!(world.asker.ask(&token).await, Word::User { ends: None, .. }));
+    assert!(matches!(world.asker.ask(&token).await, TokenStatus::User { expires: None, .. }));
 }
 
 #[tokio::test]
@@ -126,6 +128,6 @@ async fn chosen_fields_make_the_user_and_each_has_to_be_there() {
     assert_eq!(world.asker.user(&token(elsewhere)).await, user, "what is not chosen does not count");
     let other = Grant::new("anna", "p", &["a", "b"]).with("tenant", json!("y"));
     assert_ne!(world.asker.user(&token(other)).await, user);
-    assert_eq!(world.asker.ask(&token(Grant::new("anna", "p", &["a", "b"]))).await, Word::Apart);
+    assert_eq!(world.asker.ask(&token(Grant::new("anna", "p", &["a", "b"]))).await, TokenStatus::NoUser);
     assert_eq!(world.asker.count(IdentityResult::Apart), 1);
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use sidelink::auth::Word;
+use sidelink::auth::TokenStatus;
 use sidelink::config::IdentityConfig;
 use sidelink::demo::origin::ScriptedReply;
 use sidelink::demo::origin::iam::Iam;
@@ -40,7 +40,7 @@ fn log(configure: fn(&Iam, &mut IdentityConfig), is_oauth2: bool, replies: Vec<S
             let world = if is_oauth2 { World::oauth2(configure).await } else { World::keystone(configure).await };
             for reply in replies {
                 world.iam.script(reply);
-                assert!(matches!(world.asker.ask("MARKED-token").await, Word::Unknown | Word::Apart));
+                assert!(matches!(world.asker.ask("MARKED-token").await, TokenStatus::Unknown | TokenStatus::NoUser));
             }
         });
     });

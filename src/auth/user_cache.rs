@@ -1,0 +1,361 @@
+//! Which user a caller is, as long as that is known.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::scope::Scope;
+use super::user::{Owner, TokenStatus, UserId};
+use super::{CallerState, Callers, Identity};
+use crate::clock::Moment;
+use crate::config::{CallerKey, CallersConfig, IdentityConfig};
+
+/// Milliseconds after which a caller is looked up again of whom there was no answer.
+const UNKNOWN_FOR: u64 = 5000;
+/// The share of its validity, as a divisor, in which a caller's user is looked up again in the background.
+const RENEW_IN_LAST: u64 = 5;
+
+/// The user that a caller is.
+pub(crate) struct Membership {
+    /// The user.
+    pub(crate) id: UserId,
+    /// The scope of the user's requests without scope headers: a hash of the user under a key of this process.
+    pub(super) scope: Scope,
+    /// The same for all callers of the user.
+    pub(crate) owner: Arc<Owner>,
+    /// Whether the identity provider says that the token is active: then an acceptance of any caller of the user counts for this one.
+    pub(super) is_active: bool,
+    /// When it expires.
+    pub(super) until: Moment,
+}
+
+impl Membership {
+    /// The user's short hash, like that of a caller.
+    pub(crate) fn short(&self) -> u32 {
+        self.scope.short()
+    }
+}
+
+/// The result of looking up a caller's user.
+pub(super) struct CachedUser {
+    /// The number of the configuration under which it was looked up.
+    config: u64,
+    /// `None`: it is its own caller.
+    pub(super) membership: Option<Arc<Membership>>,
+    /// When it is looked up again in the background.
+    renewal: Moment,
+    /// When it expires.
+    until: Moment,
+}
+
+/// Whether a caller's user must be looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UserLookup {
+    /// No: it is cached, or the endpoint refuses the caller.
+    NotNeeded,
+    /// Soon: what is cached is still valid.
+    InBackground,
+    /// Before the caller is answered.
+    First,
+}
+
+/// The part of the configuration that says which callers are one user, with a number: what was looked up under another one does not
+/// count.
+#[derive(Default)]
+pub(super) struct UserConfig {
+    identity: Option<IdentityConfig>,
+    keys: Vec<CallerKey>,
+    number: u64,
+}
+
+impl UserConfig {
+    /// The number of this configuration: that of the last one, if it was the same.
+    pub(super) fn number(&mut self, config: &CallersConfig) -> u64 {
+        if self.identity != config.identity || self.keys != config.keys {
+            *self = Self { identity: config.identity.clone(), keys: config.keys.clone(), number: self.number + 1 };
+        }
+        self.number
+    }
+}
+
+impl Callers {
+    /// What is cached of a caller's user.
+    pub(super) fn cached_user(&self, state: &CallerState) -> Option<Arc<CachedUser>> {
+        state.cached_user.load_full().filter(|cached| cached.config == self.user_config)
+    }
+
+    /// Whether the caller's user must be looked up.
+    pub(crate) fn user_lookup(&self, identity: &Identity, now: Moment) -> UserLookup {
+        if identity.caller_state.is_refused.load(Ordering::Acquire) {
+            return UserLookup::NotNeeded;
+        }
+        match self.cached_user(&identity.caller_state) {
+            Some(cached) if now.is_before(cached.renewal) => UserLookup::NotNeeded,
+            Some(cached) if now.is_before(cached.until) => UserLookup::InBackground,
+            _ => UserLookup::First,
+        }
+    }
+
+    /// Postpones the renewal, so that only one request starts it.
+    pub(crate) fn postpone_renewal(&self, identity: &Identity, now: Moment) {
+        let state = &identity.caller_state;
+        let Some(cached) = self.cached_user(state) else { return };
+        let renewal = now.after(UNKNOWN_FOR);
+        let cached = CachedUser { membership: cached.membership.clone(), renewal, ..*cached };
+        state.cache_user(cached, || self.is_current(identity));
+    }
+
+    /// Applies the status of a caller's token, which was looked up at `asked`. It is valid no longer than the token, and than an
+    /// acceptance.
+    pub(crate) fn learn(&self, identity: &Identity, status: TokenStatus, asked: Moment) {
+        let (state, now) = (&identity.caller_state, self.clock.now());
+        let settled = asked.after(self.revalidate);
+        match status {
+            TokenStatus::User { id, expires, is_active } => {
+                let expires =
+                    expires.map_or(Moment::NEVER, |wall| Moment { wall, ..now.after(wall.saturating_sub(now.wall)) });
+                let until = expires.min(settled);
+                let valid = until.left(asked);
+                let renewal = asked.after(valid - valid / RENEW_IN_LAST);
+                let membership = self.membership(id, is_active, until);
+                if self.set_user(state, membership, renewal, || self.is_current(identity)) && is_active {
+                    // The identity provider knows the token, so it may use the cache of accepted callers.
+                    self.caller_states.insert_accepted(identity.caller, state);
+                }
+            }
+            TokenStatus::Inactive => {
+                let no_user = Arc::new(self.no_user(settled));
+                let drop_entries = |state: &CallerState| {
+                    self.caller_states.drop_entries(state, now, Some(&no_user));
+                };
+                self.each_state(identity, drop_entries);
+            }
+            TokenStatus::NoUser => self.set_no_user(identity, settled),
+            TokenStatus::Unknown => {
+                let is_valid = |cached: &CachedUser| cached.membership.is_some() && now.is_before(cached.until);
+                if !self.cached_user(state).is_some_and(|cached| is_valid(&cached)) {
+                    self.set_no_user(identity, now.after(UNKNOWN_FOR));
+                }
+            }
+        }
+    }
+
+    /// The membership in this user, until then.
+    pub(super) fn membership(&self, id: UserId, is_active: bool, until: Moment) -> Membership {
+        let scope = self.scope_of_user(id);
+        Membership { id, scope, owner: self.caller_states.owner_of(scope), is_active, until }
+    }
+
+    /// Caches a caller's user, to be renewed at `renewal`, if `condition` holds; returns whether it does.
+    pub(super) fn set_user(
+        &self,
+        state: &CallerState,
+        membership: Membership,
+        renewal: Moment,
+        condition: impl FnOnce() -> bool,
+    ) -> bool {
+        let before = self.cached_user(state).and_then(|cached| cached.membership.clone());
+        let is_same = before.is_some_and(|before| before.scope == membership.scope);
+        let until = membership.until;
+        let cached = CachedUser { config: self.user_config, membership: Some(Arc::new(membership)), renewal, until };
+        let is_cached = state.cache_user(cached, condition);
+        if is_cached && !is_same {
+            self.caller_states.changed();
+        }
+        is_cached
+    }
+
+    /// Caches that a caller is its own caller, until then.
+    fn set_no_user(&self, identity: &Identity, until: Moment) {
+        let state = &identity.caller_state;
+        let had_user = self.cached_user(state).is_some_and(|cached| cached.membership.is_some());
+        if state.cache_user(self.no_user(until), || self.is_current(identity)) && had_user {
+            self.caller_states.changed();
+        }
+    }
+
+    fn no_user(&self, until: Moment) -> CachedUser {
+        CachedUser { config: self.user_config, membership: None, renewal: until, until }
+    }
+
+    /// For an operator: the short hash of a caller's user, the number of its callers, and the milliseconds until it must be looked up
+    /// again, if it must.
+    pub(crate) fn user_now(&self, identity: &Identity, now: Moment) -> Option<(u32, usize, Option<u64>)> {
+        let membership = identity.membership.as_ref()?;
+        let callers = self.caller_states.users(now).get(&membership.scope).copied().unwrap_or_default();
+        let left = (membership.until != Moment::NEVER).then(|| membership.until.left(now));
+        Some((membership.short(), callers, left))
+    }
+
+    /// `identity` without a membership that has expired.
+    pub(super) fn without_expired_user(&self, identity: Identity, now: Moment) -> Identity {
+        let has_expired = |identity: &Identity| {
+            identity.membership.as_ref().is_some_and(|membership| !now.is_before(membership.until))
+        };
+        if !has_expired(&identity) {
+            return identity;
+        }
+        // It may have been renewed since the connection remembered the identity.
+        let renewed = self.identity(identity.caller, identity.caller_state, identity.signer);
+        if !has_expired(&renewed) {
+            return renewed;
+        }
+        let scope = self.scope_of(renewed.caller, renewed.entries_version);
+        Identity { membership: None, scope, ..renewed }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::auth::tests::{at, headers, identify};
+    use crate::auth::{CallerStates, Scope, UserId};
+
+    const ONE: UserId = UserId([1; 32]);
+    const OTHER: UserId = UserId([2; 32]);
+
+    fn callers() -> Callers {
+        at("http://h", Arc::new(CallerStates::new([7; 16])), &CallersConfig::default())
+    }
+
+    fn caller(callers: &Callers, token: &str) -> Identity {
+        identify(callers, &headers(&[("x-auth-token", token)])).ok().unwrap()
+    }
+
+    fn scope(callers: &Callers, token: &str) -> Scope {
+        caller(callers, token).scope
+    }
+
+    fn is_accepted(callers: &Callers, token: &str) -> bool {
+        !callers.must_revalidate(&caller(callers, token), callers.clock.now())
+    }
+
+    /// The endpoint takes it.
+    fn accept(callers: &Callers, token: &str) -> bool {
+        let caller = caller(callers, token);
+        callers.accept(&caller, callers.clock.now(), caller.caller_state.invalidations())
+    }
+
+    fn learn(callers: &Callers, token: &str, status: TokenStatus) {
+        let caller = caller(callers, token);
+        callers.learn(&caller, status, callers.clock.now());
+    }
+
+    fn user(id: UserId) -> TokenStatus {
+        TokenStatus::User { id, expires: None, is_active: true }
+    }
+
+    fn due(callers: &Callers, token: &str) -> UserLookup {
+        callers.user_lookup(&caller(callers, token), callers.clock.now())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_of_one_user_share_and_those_of_others_do_not() {
+        let callers = callers();
+        let alone = scope(&callers, "a");
+        for (token, status) in [("a", user(ONE)), ("b", user(ONE)), ("c", user(OTHER)), ("d", TokenStatus::Unknown)] {
+            assert_eq!(due(&callers, token), UserLookup::First);
+            learn(&callers, token, status);
+            assert_eq!(due(&callers, token), UserLookup::NotNeeded);
+        }
+        assert!(scope(&callers, "a") == scope(&callers, "b") && scope(&callers, "a") != alone);
+        assert!(scope(&callers, "a") != scope(&callers, "c") && scope(&callers, "c") != scope(&callers, "d"));
+        assert!(Arc::ptr_eq(caller(&callers, "a").owner(), caller(&callers, "b").owner()));
+        assert!(!is_accepted(&callers, "a") && accept(&callers, "a"), "the endpoint has to take one of them");
+        assert!(is_accepted(&callers, "b") && !is_accepted(&callers, "c") && !is_accepted(&callers, "d"));
+        callers.invalidate(&caller(&callers, "b"));
+        assert!(!is_accepted(&callers, "a"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_signature_says_whose_a_token_is_and_accepts_it_not() {
+        let callers = callers();
+        learn(&callers, "a", TokenStatus::User { id: ONE, expires: None, is_active: false });
+        assert!(caller(&callers, "a").membership.is_some() && !is_accepted(&callers, "a"));
+        learn(&callers, "b", TokenStatus::User { id: ONE, expires: None, is_active: false });
+        assert!(!callers.may_share(&caller(&callers, "a")), "nor are the user's stale links its");
+        assert!(accept(&callers, "a"));
+        assert!(is_accepted(&callers, "a") && callers.may_share(&caller(&callers, "a")));
+        assert!(!is_accepted(&callers, "b") && !callers.may_share(&caller(&callers, "b")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_token_is_its_user_no_more_and_the_others_are_until_the_endpoint_takes_it_again() {
+        let callers = callers();
+        for token in ["a", "b"] {
+            learn(&callers, token, user(ONE));
+            assert!(accept(&callers, token));
+        }
+        let (refused, shared) = (caller(&callers, "a"), scope(&callers, "b"));
+        callers.drop_entries(&refused);
+        assert!(scope(&callers, "a") != shared && !is_accepted(&callers, "a"));
+        assert!(scope(&callers, "b") == shared && is_accepted(&callers, "b"));
+        // Nobody else's word counts, not even one that was under way.
+        assert_eq!(due(&callers, "a"), UserLookup::NotNeeded);
+        learn(&callers, "a", user(ONE));
+        callers.learn(&refused, user(ONE), callers.clock.now());
+        assert!(scope(&callers, "a") != shared && !is_accepted(&callers, "a"));
+        assert!(accept(&callers, "a"));
+        assert_eq!(due(&callers, "a"), UserLookup::First);
+        learn(&callers, "a", user(ONE));
+        assert!(scope(&callers, "a") == shared);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_that_the_identity_provider_refuses_is_a_caller_by_itself_that_is_not_asked_about_for_a_while() {
+        let callers = callers();
+        learn(&callers, "a", user(ONE));
+        let shared = scope(&callers, "a");
+        learn(&callers, "a", TokenStatus::Inactive);
+        assert!(scope(&callers, "a") != shared && !is_accepted(&callers, "a"));
+        assert!(accept(&callers, "a"));
+        assert!(scope(&callers, "a") != shared && is_accepted(&callers, "a"), "the endpoint takes it");
+        assert_eq!(due(&callers, "a"), UserLookup::NotNeeded);
+        tokio::time::advance(Duration::from_secs(300)).await;
+        assert_eq!(due(&callers, "a"), UserLookup::First);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_word_is_good_no_longer_than_its_token_lives_and_than_an_acceptance_is() {
+        let callers = callers();
+        let ends = callers.clock.now().wall + 100_000;
+        learn(&callers, "a", TokenStatus::User { id: ONE, expires: Some(ends), is_active: true });
+        learn(&callers, "b", user(ONE));
+        let shared = scope(&callers, "b");
+        tokio::time::advance(Duration::from_secs(80)).await;
+        assert_eq!(due(&callers, "a"), UserLookup::InBackground);
+        callers.postpone_renewal(&caller(&callers, "a"), callers.clock.now());
+        assert_eq!(due(&callers, "a"), UserLookup::NotNeeded, "somebody else asks");
+        tokio::time::advance(Duration::from_secs(5)).await;
+        learn(&callers, "a", TokenStatus::Unknown);
+        assert!(scope(&callers, "a") == shared, "what was said before is good still");
+        tokio::time::advance(Duration::from_secs(15)).await;
+        assert!(scope(&callers, "a") != shared);
+        assert_eq!(due(&callers, "a"), UserLookup::First);
+        assert!(scope(&callers, "b") == shared);
+        tokio::time::advance(Duration::from_secs(140)).await;
+        assert_eq!(due(&callers, "b"), UserLookup::InBackground);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(scope(&callers, "b") != shared, "callers.revalidate is 5 minutes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_remembers_its_caller_sees_a_new_word_and_the_end_of_one() {
+        use crate::auth::LastToken;
+        use crate::auth::tests::identify_on;
+
+        let (callers, last) = (callers(), LastToken::default());
+        let list = headers(&[("x-auth-token", "a")]);
+        let seen = || identify_on(&last, &callers, &list).unwrap();
+        assert!(seen().membership.is_none());
+        learn(&callers, "a", user(ONE));
+        assert!(seen().membership.is_some());
+        tokio::time::advance(Duration::from_secs(290)).await;
+        learn(&callers, "a", user(ONE));
+        tokio::time::advance(Duration::from_secs(20)).await;
+        assert!(seen().membership.is_some(), "it was renewed");
+        tokio::time::advance(Duration::from_secs(290)).await;
+        assert!(seen().membership.is_none());
+    }
+}

@@ -134,7 +134,7 @@ families! {
 }
 
 families! {
-    /// Families of the identity provider: `[callers.identity]`. Without it, nothing is counted.
+    /// Families of the identity provider, `[callers.identity]`, and of users.
     pub struct IdentityMetrics {
         /// Questions who stands behind a token, by result. Those that come while the same one is asked are one.
         pub requests: Counters<IdentityResult> = "identity_requests_total", counters("result");
@@ -146,7 +146,7 @@ families! {
         pub resends: IntCounter = "identity_resends_total", counter();
         /// 1 at the state of requests to the identity provider: all are sent (closed), one after a failure to see (half_open), or none (open).
         pub breaker_state: Gauges<BreakerState> = "identity_breaker_state", breaker();
-        /// Users that callers are known to be, by callers.identity or by the names of callers.keys.
+        /// Users that callers are known to be, by callers.identity or by the users of callers.keys.
         pub users: IntGauge = "identity_users", gauge();
         /// Callers, tokens mostly, that are known to be one of identity_users.
         pub callers: IntGauge = "identity_callers", gauge();

@@ -4,8 +4,8 @@
 //! of keys verifies ([`jwt`]). Of what they say, a digest is made ([`digest`]) and nothing is kept. What cannot be read, is missing or
 //! differs keeps a token apart: sharing is never a guess. A provider that is down or slow costs sharing, never an answer.
 
+mod breaker;
 mod digest;
-mod hold_back;
 mod introspection;
 mod jwt;
 mod keystone;
@@ -49,7 +49,7 @@ enum Outcome {
     Apart,
     Failed,
     Limited,
-    HeldBack,
+    BreakerOpen,
 }
 
 impl IdentityProvider {
@@ -84,7 +84,7 @@ impl IdentityProvider {
     /// Why the identity provider is not asked now, and since when, for an operator; `None` where it is.
     pub(crate) fn outage(&self) -> Option<(String, Instant)> {
         match &self.source {
-            Source::Introspection(introspection) => introspection.hold_back.outage(),
+            Source::Introspection(introspection) => introspection.breaker.outage(),
             Source::Tokens(tokens) => tokens.outage(),
         }
     }
@@ -127,7 +127,7 @@ impl From<&Reading> for Outcome {
             Reading::User { id, ends } => Self::User { id: *id, ends: *ends },
             Reading::Refused => Self::Refused,
             Reading::Incomplete(_) => Self::Apart,
-            Reading::OwnCredentials(_) | Reading::Unusable(_) => Self::Failed,
+            Reading::RefusedCredentials(_) | Reading::Unusable(_) => Self::Failed,
         }
     }
 }
@@ -139,7 +139,7 @@ impl Outcome {
             Self::Refused => TokenStatus::Inactive,
             // A signature is cheap to verify again, and its key may be there by then.
             Self::Apart if is_active => TokenStatus::NoUser,
-            Self::Apart | Self::Failed | Self::Limited | Self::HeldBack => TokenStatus::Unknown,
+            Self::Apart | Self::Failed | Self::Limited | Self::BreakerOpen => TokenStatus::Unknown,
         }
     }
 
@@ -150,7 +150,7 @@ impl Outcome {
             Self::Apart => IdentityResult::Apart,
             Self::Failed => IdentityResult::Failed,
             Self::Limited => IdentityResult::Limited,
-            Self::HeldBack => IdentityResult::HeldBack,
+            Self::BreakerOpen => IdentityResult::BreakerOpen,
         };
         metrics.identity.requests.of(result).inc();
     }

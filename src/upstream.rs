@@ -5,7 +5,6 @@
 //! (one attempt) and `client` (sending a request on a connection); `breaker` judges by `evidence`.
 
 mod attempt;
-mod beside;
 mod breaker;
 mod call;
 mod client;
@@ -16,6 +15,7 @@ mod failures;
 mod forward;
 mod latency;
 mod pause_of_all;
+mod provider_client;
 mod resolver;
 mod retry;
 mod trust;
@@ -48,12 +48,12 @@ use pause_of_all::PausedCallers;
 use resolver::Resolver;
 use trust::Trust;
 
-pub(crate) use beside::{SideClient, SideError};
 pub use breaker::BreakerStatus;
 pub use call::{Answer, Call};
 pub use connector::{MemoryEndpoint, MemoryNetwork};
 pub use evidence::Counts;
 pub use failures::{LastError, LastFailure};
+pub(crate) use provider_client::{ProviderClient, ProviderError};
 pub use trust::SetupError;
 pub(crate) use trust::trusted_client;
 

@@ -154,9 +154,14 @@ impl IdentityConfig {
 
     /// All that makes two tokens one user, in words: two sidecars that differ in it take other callers for one user.
     pub fn meaning(&self) -> String {
-        let style = self.introspect.as_ref().map(|url| (url.to_string(), self.style, &self.identity));
+        // Their order makes no difference.
+        let (mut fields, mut claims) =
+            (self.identity.iter().map(ToString::to_string).collect::<Vec<_>>(), self.claims.clone());
+        fields.sort_unstable();
+        claims.sort_unstable();
+        let style = self.introspect.as_ref().map(|url| (url.to_string(), self.style, fields));
         let keys = self.jwks_file.as_ref().map(|file| &file.source);
-        format!("{:?}", (style, keys, self.jwks_url.as_ref().map(ToString::to_string), &self.claims))
+        format!("{:?}", (style, keys, self.jwks_url.as_ref().map(ToString::to_string), claims))
     }
 
     /// The server that is asked, if one is.

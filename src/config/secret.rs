@@ -122,7 +122,7 @@ pub(super) fn whole_file(path: &Path, most: usize) -> Result<Zeroizing<Vec<u8>>,
     let mut bytes = Zeroizing::new(Vec::with_capacity(1 + most));
     file.take(1 + most as u64).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() > most {
-        return Err(format!("is longer than {} KiB: it must hold the secret alone", most >> 10));
+        return Err(format!("is longer than {} KiB", most >> 10));
     }
     Ok(bytes)
 }

@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::{Budget, TpsBudget};
 
 use super::Outcome;
+use super::breaker::{Evidence, ProviderBreaker, Suspect};
 use super::digest::UserDigest;
-use super::hold_back::{Evidence, HoldBack, Suspect};
 use super::requests::{Reading, Requests};
 use super::single_flight::SingleFlight;
 use super::{keystone, oauth2};
@@ -23,7 +23,7 @@ use crate::limits::pause::retry_after;
 use crate::limits::permits::Permits;
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::{MemoryEndpoint, SetupError, SideError};
+use crate::upstream::{MemoryEndpoint, ProviderError, SetupError};
 
 /// Most questions that wait for their turn or their answer, for each request that may be under way.
 const WAITING: usize = 64;
@@ -43,7 +43,7 @@ pub(super) struct Introspection {
     permits: Permits,
     unaccepted_permits: Permits,
     unaccepted: TpsBudget,
-    pub(super) hold_back: HoldBack,
+    pub(super) breaker: ProviderBreaker,
     failed: LogThrottle,
     incomplete: LogThrottle,
     credentials: LogThrottle,
@@ -86,7 +86,7 @@ impl Introspection {
             permits: Permits::new(config.requests),
             unaccepted_permits: Permits::new((config.requests / UNACCEPTED_SHARE).max(1)),
             unaccepted: TpsBudget::new(Duration::from_secs(1), config.unaccepted, 0.0),
-            hold_back: HoldBack::new(Arc::clone(&metrics)),
+            breaker: ProviderBreaker::new(Arc::clone(&metrics)),
             failed: LogThrottle::default(),
             incomplete: LogThrottle::default(),
             credentials: LogThrottle::default(),
@@ -103,7 +103,7 @@ impl Introspection {
                 let asking = self.admit(waiting, was_accepted).inspect_err(|outcome| outcome.count(&self.metrics))?;
                 let (this, token, suspect) = (Arc::clone(asking), Secret::new(token.to_vec()), suspect(&key));
                 Ok::<_, Outcome>(async move {
-                    let outcome = this.introspect(&token, was_accepted, suspect).await;
+                    let outcome = this.introspect(&token, was_accepted, suspect, deadline).await;
                     outcome.count(&this.metrics);
                     outcome
                 })
@@ -112,7 +112,7 @@ impl Introspection {
                 Ok(flight) => flight,
                 Err(outcome) => return outcome,
             };
-            // The task has a deadline of its own, which is not later than that of who started it.
+            // The task has the deadline of the request that started it.
             let outcome = if flight.is_own {
                 flight.result().await
             } else {
@@ -128,8 +128,8 @@ impl Introspection {
 
     /// Whether a question may be asked at all.
     fn admit(self: &Arc<Self>, waiting: usize, was_accepted: bool) -> Result<&Arc<Self>, Outcome> {
-        if self.hold_back.is_open() {
-            return Err(Outcome::HeldBack);
+        if self.breaker.is_open() {
+            return Err(Outcome::BreakerOpen);
         }
         if waiting >= self.most_flights || !(was_accepted || self.unaccepted.withdraw()) {
             return Err(Outcome::Limited);
@@ -137,14 +137,13 @@ impl Introspection {
         Ok(self)
     }
 
-    async fn introspect(&self, token: &Secret, was_accepted: bool, suspect: Suspect) -> Outcome {
-        let deadline = Instant::now() + self.timeout;
+    async fn introspect(&self, token: &Secret, was_accepted: bool, suspect: Suspect, deadline: Instant) -> Outcome {
         let Ok(_permits) = timeout_at(deadline, self.permits(was_accepted)).await else { return Outcome::Limited };
         let Some(request) = self.request(token.expose()) else { return Outcome::Apart };
-        let Some(admission) = self.hold_back.admit() else { return Outcome::HeldBack };
+        let Some(admission) = self.breaker.admit() else { return Outcome::BreakerOpen };
         let sent = Instant::now();
         let answer = self.requests.send(request, deadline).await;
-        if matches!(answer, Err(SideError::Deadline)) && sent.elapsed() < self.timeout / 2 {
+        if matches!(answer, Err(ProviderError::Deadline)) && sent.elapsed() < self.timeout / 2 {
             // Its turn came late: that says nothing of the provider.
             return Outcome::Limited;
         }
@@ -157,7 +156,7 @@ impl Introspection {
             // Made-up tokens do not tell that the provider knows others.
             (Reading::Refused, _) if !was_accepted => Evidence::Nothing,
             (Reading::User { .. } | Reading::Refused | Reading::Incomplete(_), _) => Evidence::Works,
-            (Reading::OwnCredentials(_), _) | (_, Err(SideError::Connect(_))) => {
+            (Reading::RefusedCredentials(_), _) | (_, Err(ProviderError::Connect(_))) => {
                 Evidence::Fails(Suspect::Provider, wish)
             }
             (Reading::Unusable(_), _) if was_accepted => Evidence::Fails(suspect, wish),
@@ -170,7 +169,7 @@ impl Introspection {
                 admission.record(evidence, "");
                 self.incomplete.when_due(|suppressed| events::IdentityIncomplete { reason: &reason, suppressed }.log());
             }
-            Reading::OwnCredentials(status) => {
+            Reading::RefusedCredentials(status) => {
                 let status = status.as_u16();
                 admission.record(evidence, "it refuses sidelink's own credentials");
                 self.credentials.when_due(|suppressed| events::IdentityCredentials { status, suppressed }.log());

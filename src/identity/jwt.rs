@@ -72,7 +72,7 @@ impl Tokens {
     pub(super) fn outage(&self) -> Option<(String, Instant)> {
         match &self.keys {
             Keys::Given(_) => None,
-            Keys::Remote(remote) => remote.hold_back.outage(),
+            Keys::Remote(remote) => remote.breaker.outage(),
         }
     }
 

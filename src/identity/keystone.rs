@@ -39,7 +39,7 @@ pub(super) fn request(url: &Url, token: &[u8], own: Option<&Secret>) -> Option<R
 pub(super) fn read(
     response: &Response<Bytes>,
     token: &[u8],
-    has_own: bool,
+    has_service_token: bool,
     fields: &[Pointer],
     digest: UserDigest,
     now: u64,
@@ -47,9 +47,9 @@ pub(super) fn read(
     match response.status() {
         StatusCode::OK => {}
         StatusCode::NOT_FOUND if is_object(response.body()) => return Reading::Refused,
-        StatusCode::UNAUTHORIZED if !has_own && is_object(response.body()) => return Reading::Refused,
-        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if has_own => {
-            return Reading::OwnCredentials(status);
+        StatusCode::UNAUTHORIZED if !has_service_token && is_object(response.body()) => return Reading::Refused,
+        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if has_service_token => {
+            return Reading::RefusedCredentials(status);
         }
         other => return Reading::of_status(other),
     }

@@ -62,7 +62,7 @@ pub(super) fn request(url: &Url, token: &[u8], authorization: &HeaderValue) -> O
 pub(super) fn read(response: &Response<Bytes>, fields: &[Pointer], mut digest: UserDigest, now: u64) -> Reading {
     match response.status() {
         StatusCode::OK => {}
-        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => return Reading::OwnCredentials(status),
+        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => return Reading::RefusedCredentials(status),
         other => return Reading::of_status(other),
     }
     let Some(answer) = std::str::from_utf8(response.body()).ok().and_then(members) else {

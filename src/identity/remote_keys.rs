@@ -10,12 +10,13 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use super::Outcome;
-use super::hold_back::{Evidence, HoldBack, Suspect};
+use super::breaker::{Evidence, ProviderBreaker, Suspect};
 use super::requests::{Reading, Requests};
 use super::single_flight::{Flight, SingleFlight};
 use crate::clock::{Clock, Moment};
 use crate::config::jwks::KeySet;
 use crate::config::{IdentityConfig, Url};
+use crate::limits::pause::retry_after;
 use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{MemoryEndpoint, SetupError};
@@ -33,7 +34,7 @@ pub(super) struct RemoteKeys {
     timeout: Duration,
     fetched: Mutex<Option<(Arc<KeySet>, Moment)>>,
     flights: Arc<SingleFlight<(), ()>>,
-    pub(super) hold_back: HoldBack,
+    pub(super) breaker: ProviderBreaker,
     failed: LogThrottle,
     clock: Clock,
 }
@@ -52,7 +53,7 @@ impl RemoteKeys {
             requests: Requests::new(config, memory, Arc::clone(&metrics))?,
             fetched: Mutex::default(),
             flights: Arc::default(),
-            hold_back: HoldBack::new(metrics),
+            breaker: ProviderBreaker::new(metrics),
             failed: LogThrottle::default(),
             clock,
         })
@@ -77,7 +78,7 @@ impl RemoteKeys {
         if age < LACKING {
             return known.ok_or(Outcome::Failed);
         }
-        let Some(flight) = self.fetch() else { return known.ok_or(Outcome::HeldBack) };
+        let Some(flight) = self.fetch() else { return known.ok_or(Outcome::BreakerOpen) };
         // The task has a deadline of its own, from when it began.
         let _ = timeout_at(Instant::now() + self.timeout, flight.result()).await;
         let fetched = self.known(self.clock.now()).map(|(keys, _)| keys);
@@ -92,10 +93,10 @@ impl RemoteKeys {
         (age < TOO_OLD).then(|| (Arc::clone(keys), age))
     }
 
-    /// Fetches the set, once for all who want it; `None` while requests are held back.
+    /// Fetches the set, once for all who want it; `None` while the breaker is open.
     fn fetch(self: &Arc<Self>) -> Option<Flight<()>> {
         let flight = self.flights.join_or_start(&(), |_| {
-            if self.hold_back.is_open() {
+            if self.breaker.is_open() {
                 return Err(());
             }
             let this = Arc::clone(self);
@@ -105,11 +106,12 @@ impl RemoteKeys {
     }
 
     async fn fetch_once(&self) {
-        let Some(admission) = self.hold_back.admit() else { return };
+        let Some(admission) = self.breaker.admit() else { return };
         let accept = HeaderValue::from_static("application/jwk-set+json, application/json");
         let Ok(request) = Request::get(self.url.uri()).header(ACCEPT, accept).body(Bytes::new()) else { return };
         let sent = self.clock.now();
         let answer = self.requests.send(request, Instant::now() + self.timeout).await;
+        let wish = answer.as_ref().ok().and_then(|response| retry_after(response.headers(), sent));
         let keys = match answer {
             Ok(response) if response.status() == StatusCode::OK => KeySet::parse(response.body()),
             Ok(response) => match Reading::of_status(response.status()) {
@@ -124,7 +126,7 @@ impl RemoteKeys {
                 admission.record(Evidence::Works, "");
             }
             Err(reason) => {
-                admission.record(Evidence::Fails(Suspect::Provider, None), &reason);
+                admission.record(Evidence::Fails(Suspect::Provider, wish), &reason);
                 self.failed.when_due(|suppressed| events::IdentityFailed { reason: &reason, suppressed }.log());
             }
         }

@@ -11,14 +11,14 @@ use tokio::time::Instant;
 use crate::auth::UserId;
 use crate::config::IdentityConfig;
 use crate::telemetry::metrics::{GaugeGuard, Metrics};
-use crate::upstream::{MemoryEndpoint, SetupError, SideClient, SideError};
+use crate::upstream::{MemoryEndpoint, ProviderClient, ProviderError, SetupError};
 
 /// The longest answer. A Keystone with many services answers with tens of kilobytes.
 const MOST_BYTES: usize = 256 << 10;
 
 /// The client of the identity provider.
 pub(super) struct Requests {
-    client: SideClient,
+    client: ProviderClient,
     metrics: Arc<Metrics>,
 }
 
@@ -29,7 +29,7 @@ impl Requests {
         metrics: Arc<Metrics>,
     ) -> Result<Self, SetupError> {
         let connections = config.connections().ok_or(SetupError::NoIdentitySource)?;
-        Ok(Self { client: SideClient::new(&connections, memory, metrics.identity.resends.clone())?, metrics })
+        Ok(Self { client: ProviderClient::new(&connections, memory, metrics.identity.resends.clone())?, metrics })
     }
 
     /// Whether the files that `config` names have the content that this client was built from.
@@ -41,7 +41,11 @@ impl Requests {
     ///
     /// # Errors
     /// There is no answer by `deadline`, or it is longer than [`MOST_BYTES`].
-    pub(super) async fn send(&self, request: Request<Bytes>, deadline: Instant) -> Result<Response<Bytes>, SideError> {
+    pub(super) async fn send(
+        &self,
+        request: Request<Bytes>,
+        deadline: Instant,
+    ) -> Result<Response<Bytes>, ProviderError> {
         let _in_flight = GaugeGuard::new(&self.metrics.identity.in_flight);
         let _observed = Observed { began: Instant::now(), seconds: &self.metrics.identity.duration };
         self.client.exchange(request, MOST_BYTES, deadline).await
@@ -73,7 +77,7 @@ pub(super) enum Reading {
     /// It lacks what makes a user, or what does has no canonical form: the field's name.
     Incomplete(String),
     /// The provider refuses sidelink's own credentials.
-    OwnCredentials(StatusCode),
+    RefusedCredentials(StatusCode),
     /// Nothing: the reason, without a word of the answer.
     Unusable(Cow<'static, str>),
 }

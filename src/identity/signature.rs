@@ -49,7 +49,7 @@ impl Algorithm {
             _ => false,
         };
         is_type
-            && key.algorithm.as_deref().is_none_or(|algorithm| algorithm == name)
+            && key.algorithm.as_deref().is_none_or(|algorithm| canonical(algorithm) == canonical(name))
             && key_name.is_none_or(|name| key.name.as_deref() == Some(name))
     }
 
@@ -71,4 +71,9 @@ impl Algorithm {
             _ => false,
         }
     }
+}
+
+/// One name for the two of Ed25519 (RFC 8037 §3.1, RFC 9864 §2.2).
+fn canonical(algorithm: &str) -> &str {
+    if algorithm == "Ed25519" { "EdDSA" } else { algorithm }
 }

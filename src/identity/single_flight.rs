@@ -48,7 +48,7 @@ where
         let task = start(flights.len())?;
         let (sender, result) = watch::channel(None);
         flights.insert(key.clone(), result.clone());
-        let landing = Landing { flights: Arc::clone(self), key: key.clone() };
+        let landing = RemoveOnDrop { flights: Arc::clone(self), key: key.clone() };
         tokio::spawn(async move {
             let value = task.await;
             // First: who comes after the result starts another task.
@@ -67,12 +67,12 @@ impl<V: Clone> Flight<V> {
 }
 
 /// Removes a task when it has ended, also by a panic.
-struct Landing<K: Eq + Hash, V> {
+struct RemoveOnDrop<K: Eq + Hash, V> {
     flights: Arc<SingleFlight<K, V>>,
     key: K,
 }
 
-impl<K: Eq + Hash, V> Drop for Landing<K, V> {
+impl<K: Eq + Hash, V> Drop for RemoveOnDrop<K, V> {
     fn drop(&mut self) {
         self.flights.flights.lock().remove(&self.key);
     }

@@ -70,7 +70,7 @@ impl Asker {
         self.metrics.identity.requests.of(result).get()
     }
 
-    fn is_held_back(&self) -> bool {
+    fn is_breaker_open(&self) -> bool {
         self.metrics.identity.breaker_state.of(BreakerState::Open).get() == 1
     }
 }

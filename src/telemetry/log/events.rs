@@ -212,8 +212,8 @@ events! {
         /// Renew what `callers.identity.token_file` or `client_file` names, or give it the right to ask for others' tokens.
         WARN "the identity provider refuses sidelink's own credentials" IdentityCredentials { status: u16, suppressed: u64, }
         /// Logged once, when requests have failed in a row. New tokens are callers of their own meanwhile; `seconds` is the first pause.
-        WARN "the identity provider fails; requests to it are held back" IdentityHeldBack<'a> { reason: &'a str, seconds: f64, }
-        /// Requests to it are no longer held back.
+        WARN "the identity provider fails; it is not asked for a while" IdentityBreakerOpened<'a> { reason: &'a str, seconds: f64, }
+        /// It is asked again.
         INFO "the identity provider answers again" IdentityBack {}
     }
     "sidelink::shared" {

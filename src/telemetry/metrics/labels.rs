@@ -396,7 +396,7 @@ labels! {
         /// It was not asked for: too many requests were under way, or too many in a second of tokens that the endpoint has not accepted.
         Limited = "limited",
         /// It was not asked for, since the identity provider fails.
-        HeldBack = "held_back",
+        BreakerOpen = "breaker_open",
     }
 
     /// The result of a span's export.

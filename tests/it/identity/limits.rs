@@ -79,7 +79,7 @@ async fn tokens_that_nobody_has_accepted_share_a_small_budget() {
     assert_eq!(world.iam.requests() as u64, refused);
     // An accepted one needs none of it.
     world.asker.user(&world.token("anna")).await;
-    assert!(!world.asker.is_held_back());
+    assert!(!world.asker.is_breaker_open());
 }
 
 #[tokio::test]
@@ -123,19 +123,19 @@ async fn a_provider_that_does_not_answer_costs_its_time_at_most() {
 }
 
 #[tokio::test]
-async fn a_provider_that_is_down_is_held_back_and_asked_again() {
+async fn a_provider_that_is_down_is_breaker_open_and_asked_again() {
     let world = World::keystone(|_, _| {}).await;
     let (token, address) = (world.token("anna"), world.iam.address());
     world.asker.user(&token).await;
     world.iam.stop().await;
     let mut failed = 0;
-    while !world.asker.is_held_back() {
+    while !world.asker.is_breaker_open() {
         assert_eq!(world.asker.ask(&world.token("anna")).await, TokenStatus::Unknown);
         failed += 1;
     }
     assert_eq!((failed, world.asker.count(IdentityResult::Failed)), (5, 5));
     assert_eq!(world.asker.ask(&token).await, TokenStatus::Unknown);
-    assert_eq!(world.asker.count(IdentityResult::HeldBack), 1);
+    assert_eq!(world.asker.count(IdentityResult::BreakerOpen), 1);
     let again = Iam::start_with(address, world.clock.clone()).await.unwrap();
     let token = again.issue("anna", "p", &["reader"], super::HOUR);
     while world.asker.ask(&token).await == TokenStatus::Unknown {
@@ -163,7 +163,7 @@ async fn a_token_that_the_provider_fails_for_does_not_hold_others_back() {
         assert_eq!(world.asker.identities.look_up(token.as_bytes(), false).await, TokenStatus::Unknown);
     }
     world.asker.user(&world.token("anna")).await;
-    assert!(!world.asker.is_held_back());
+    assert!(!world.asker.is_breaker_open());
     // But several that have been, even if made-up ones are still refused.
     for number in 0..5 {
         let token = world.token("anna");
@@ -173,7 +173,7 @@ async fn a_token_that_the_provider_fails_for_does_not_hold_others_back() {
         let word = world.asker.identities.look_up(made_up.as_bytes(), false).await;
         assert_eq!(word, if number < 4 { TokenStatus::Inactive } else { TokenStatus::Unknown });
     }
-    assert!(world.asker.is_held_back());
+    assert!(world.asker.is_breaker_open());
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ fn failures_are_logged_with_their_reason_and_without_a_secret() {
             vec![
                 "does not say whose a token is",
                 "its status is 302",
-                "requests to it are held back",
+                "it is not asked for a while",
                 "its status is 500",
             ],
         ),

@@ -16,14 +16,14 @@ use crate::config::UpstreamConfig;
 use crate::telemetry::log::chain;
 
 /// The client. HTTP/1.1 is enough for exchanges that are few at a time.
-pub(crate) struct SideClient {
+pub(crate) struct ProviderClient {
     http: HttpClient,
     trust: Trust,
 }
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SideError {
+pub(crate) enum ProviderError {
     /// No connection could be made.
     #[error("{0}")]
     Connect(String),
@@ -35,7 +35,7 @@ pub(crate) enum SideError {
     Deadline,
 }
 
-impl SideClient {
+impl ProviderClient {
     /// A client of `config.endpoint`, or of the one in memory. Connects to nothing yet. `resends` counts requests that are sent again.
     pub(crate) fn new(
         config: &UpstreamConfig,
@@ -64,28 +64,30 @@ impl SideClient {
         request: Request<Bytes>,
         most: usize,
         deadline: Instant,
-    ) -> Result<Response<Bytes>, SideError> {
+    ) -> Result<Response<Bytes>, ProviderError> {
         let progress = SendProgress::default();
         let exchange = async {
             let sent = self.http.send(Outgoing::Repeatable(request), false, &progress).await;
             let response = sent.map_err(|error| {
                 if cause::<ConnectFailed>(&error).is_some() {
-                    SideError::Connect(chain(&error))
+                    ProviderError::Connect(chain(&error))
                 } else {
-                    SideError::Exchange(chain(&error))
+                    ProviderError::Exchange(chain(&error))
                 }
             })?;
             let (head, body) = response.into_parts();
             if head.headers.contains_key(CONTENT_ENCODING) {
-                return Err(SideError::Exchange("the answer is in a content coding that was not asked for".to_owned()));
+                return Err(ProviderError::Exchange(
+                    "the answer is in a content coding that was not asked for".to_owned(),
+                ));
             }
             let body = Limited::new(body, most).collect().await;
-            let body = body.map_err(|error| SideError::Exchange(chain(&*error)))?;
+            let body = body.map_err(|error| ProviderError::Exchange(chain(&*error)))?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };
         timeout_at(deadline, exchange).await.unwrap_or_else(|_| {
             progress.timed_out();
-            Err(SideError::Deadline)
+            Err(ProviderError::Deadline)
         })
     }
 }

@@ -22,7 +22,7 @@ const JITTER: f64 = 0.2;
 /// As long after a success, further failures of one token count once.
 const RECENT: Duration = Duration::from_secs(30);
 
-pub(super) struct HoldBack {
+pub(super) struct ProviderBreaker {
     state: Mutex<State>,
     metrics: Arc<Metrics>,
 }
@@ -64,11 +64,11 @@ pub(super) enum Evidence {
 
 /// The right to send a request. Dropped without evidence, it has shown nothing.
 pub(super) struct Admission<'h> {
-    hold_back: &'h HoldBack,
+    breaker: &'h ProviderBreaker,
     is_probe: bool,
 }
 
-impl HoldBack {
+impl ProviderBreaker {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         show_state(&metrics.identity.breaker_state, BreakerState::Closed);
         Self { state: Mutex::default(), metrics }
@@ -84,25 +84,25 @@ impl HoldBack {
         self.state.lock().open.as_ref().is_some_and(|open| open.is_probing || Instant::now() < open.until)
     }
 
-    /// Lets a request through, if requests are not held back.
+    /// Lets a request through, unless it is open.
     pub(super) fn admit(&self) -> Option<Admission<'_>> {
         let mut state = self.state.lock();
-        let Some(open) = &mut state.open else { return Some(Admission { hold_back: self, is_probe: false }) };
+        let Some(open) = &mut state.open else { return Some(Admission { breaker: self, is_probe: false }) };
         if open.is_probing || Instant::now() < open.until {
             return None;
         }
         open.is_probing = true;
         show_state(&self.metrics.identity.breaker_state, BreakerState::HalfOpen);
-        Some(Admission { hold_back: self, is_probe: true })
+        Some(Admission { breaker: self, is_probe: true })
     }
 }
 
 impl Admission<'_> {
     /// Records what the request has shown; `reason` tells a failure.
     pub(super) fn record(self, evidence: Evidence, reason: &str) {
-        let (now, hold_back) = (Instant::now(), self.hold_back);
-        let mut state = hold_back.state.lock();
-        let show = |now| show_state(&hold_back.metrics.identity.breaker_state, now);
+        let (now, breaker) = (Instant::now(), self.breaker);
+        let mut state = breaker.state.lock();
+        let show = |now| show_state(&breaker.metrics.identity.breaker_state, now);
         match evidence {
             Evidence::Works => {
                 let was_open = state.open.take().is_some();
@@ -131,7 +131,7 @@ impl Admission<'_> {
                 show(BreakerState::Open);
                 drop(state);
                 if !was_open {
-                    events::IdentityHeldBack { reason, seconds: (until - now).as_secs_f64() }.log();
+                    events::IdentityBreakerOpened { reason, seconds: (until - now).as_secs_f64() }.log();
                 }
             }
             Evidence::Nothing => {}
@@ -141,7 +141,7 @@ impl Admission<'_> {
 
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
-        let mut state = self.hold_back.state.lock();
+        let mut state = self.breaker.state.lock();
         if let Some(open) = state.open.as_mut().filter(|open| self.is_probe && open.is_probing) {
             open.is_probing = false;
         }
@@ -155,19 +155,19 @@ mod tests {
 
     use super::*;
 
-    /// Steps separated by space: `+` works, `-` the provider fails, `-1` it fails for token 1, `?` shows nothing, `!` is held back;
+    /// Steps separated by space: `+` works, `-` the provider fails, `-1` it fails for token 1, `?` shows nothing, `!` is not let through;
     /// `10s` passes. `open` or `closed`: the state, before a step and after a pause.
     async fn play(steps: &str) {
-        let hold_back = HoldBack::new(Arc::new(Metrics::new(&Registry::new()).unwrap()));
+        let breaker = ProviderBreaker::new(Arc::new(Metrics::new(&Registry::new()).unwrap()));
         for step in steps.split(' ') {
             match step {
-                "open" => assert!(hold_back.is_open(), "{steps}"),
-                "closed" => assert!(!hold_back.is_open(), "{steps}"),
+                "open" => assert!(breaker.is_open(), "{steps}"),
+                "closed" => assert!(!breaker.is_open(), "{steps}"),
                 _ if step.ends_with('s') => {
                     advance(Duration::from_secs(step.trim_end_matches('s').parse().unwrap())).await;
                 }
                 _ => {
-                    let admission = hold_back.admit();
+                    let admission = breaker.admit();
                     assert_eq!(admission.is_none(), step == "!", "{step} in {steps}");
                     let Some(admission) = admission else { continue };
                     let evidence = match step {
@@ -214,20 +214,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_probe_under_way_is_the_only_request() {
-        let hold_back = HoldBack::new(Arc::new(Metrics::new(&Registry::new()).unwrap()));
+        let breaker = ProviderBreaker::new(Arc::new(Metrics::new(&Registry::new()).unwrap()));
         for _ in 0..FAILURES {
-            hold_back.admit().unwrap().record(Evidence::Fails(Suspect::Provider, None), "test");
+            breaker.admit().unwrap().record(Evidence::Fails(Suspect::Provider, None), "test");
         }
         let since = Instant::now();
-        assert_eq!(hold_back.outage(), Some(("test".to_owned(), since)));
+        assert_eq!(breaker.outage(), Some(("test".to_owned(), since)));
         advance(Duration::from_secs(2)).await;
-        let probe = hold_back.admit().unwrap();
-        assert!(hold_back.admit().is_none());
+        let probe = breaker.admit().unwrap();
+        assert!(breaker.admit().is_none());
         drop(probe);
-        hold_back.admit().unwrap().record(Evidence::Fails(Suspect::Provider, None), "still");
-        assert_eq!(hold_back.outage(), Some(("still".to_owned(), since)));
+        breaker.admit().unwrap().record(Evidence::Fails(Suspect::Provider, None), "still");
+        assert_eq!(breaker.outage(), Some(("still".to_owned(), since)));
         advance(Duration::from_secs(3)).await;
-        hold_back.admit().unwrap().record(Evidence::Works, "");
-        assert_eq!(hold_back.outage(), None);
+        breaker.admit().unwrap().record(Evidence::Works, "");
+        assert_eq!(breaker.outage(), None);
     }
 }

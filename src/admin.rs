@@ -334,7 +334,7 @@ impl AdminError {
     );
     const NO_QUERY: Self = Self::new(
         StatusCode::NOT_FOUND,
-        "no batch API has its ids in a query to a fixed path: POST a raw request as message/http",
+        "no batch API has its ids in a query to a fixed path: POST a raw request as message/http, with `sidelink explain --request`",
     );
     const CONTENT_ENCODING: Self =
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "a body with a Content-Encoding is not read");

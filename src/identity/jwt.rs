@@ -17,6 +17,7 @@ use crate::auth::UserId;
 use crate::clock::Clock;
 use crate::config::jwks::{KeySet, VerifyingKey};
 use crate::config::{IdentityConfig, IdentitySource};
+use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{MemoryEndpoint, SetupError};
 
@@ -33,6 +34,7 @@ pub(super) struct Tokens {
     claims: Vec<String>,
     source: String,
     clock: Clock,
+    unproven: LogThrottle,
 }
 
 enum Keys {
@@ -57,7 +59,7 @@ impl Tokens {
         };
         let mut claims = config.claims.clone();
         claims.sort_unstable();
-        Ok(Self { keys, claims, source, clock })
+        Ok(Self { keys, claims, source, clock, unproven: LogThrottle::default() })
     }
 
     /// The requests for the set of keys, if there are any.
@@ -85,13 +87,39 @@ impl Tokens {
                 Err(outcome) => return outcome,
             },
         };
-        user.map_or(Outcome::Apart, |(id, ends)| Outcome::User { id, ends: Some(ends) })
+        match user {
+            Ok((id, ends)) => Outcome::User { id, ends: Some(ends) },
+            Err(lack) => {
+                self.tell(&lack);
+                Outcome::Apart
+            }
+        }
     }
 
-    fn user(&self, token: &Jwt<'_>, keys: &KeySet) -> Option<(UserId, u64)> {
+    fn user<'c>(&'c self, token: &Jwt<'_>, keys: &KeySet) -> Result<(UserId, u64), Lack<'c>> {
         let digest = UserDigest::new("jwt", &self.source);
         token.user(keys, &self.claims, digest, self.clock.now().unix_millis())
     }
+
+    fn tell(&self, lack: &Lack<'_>) {
+        let reason = match lack {
+            Lack::Key => "no key of the set verifies it".to_owned(),
+            Lack::Claim(claim) => format!("its claim {claim:?} is missing or cannot be compared"),
+            // An expired token is no fault of the configuration.
+            Lack::Validity => return,
+        };
+        self.unproven.when_due(|suppressed| events::IdentityUnproven { reason: &reason, suppressed }.log());
+    }
+}
+
+/// What a token lacks to be a user's.
+enum Lack<'c> {
+    /// A key that verifies it.
+    Key,
+    /// It is not valid now, or its claims cannot be read.
+    Validity,
+    /// This claim.
+    Claim(&'c str),
 }
 
 /// A token whose signature is not verified yet.
@@ -139,19 +167,25 @@ impl<'t> Jwt<'t> {
     }
 
     /// The user that the `claims` make, and when the token ends, if a key verifies it and it is valid `now`, in Unix milliseconds.
-    fn user(&self, keys: &KeySet, claims: &[String], mut digest: UserDigest, now: u64) -> Option<(UserId, u64)> {
+    fn user<'c>(
+        &self,
+        keys: &KeySet,
+        claims: &'c [String],
+        mut digest: UserDigest,
+        now: u64,
+    ) -> Result<(UserId, u64), Lack<'c>> {
         let mut fitting = keys.0.iter().filter(|key| self.fits(key)).take(MOST_TRIED);
         if !fitting.any(|key| self.algorithm.verifies(key, self.message, &self.signature)) {
-            return None;
+            return Err(Lack::Key);
         }
-        let payload = members(std::str::from_utf8(&self.payload).ok()?)?;
-        let ends = valid_until(&payload, now)?;
+        let payload = std::str::from_utf8(&self.payload).ok().and_then(members).ok_or(Lack::Validity)?;
+        let ends = valid_until(&payload, now).ok_or(Lack::Validity)?;
         for claim in claims {
-            let value = member(&payload, claim).filter(|value| value.get() != "null")?;
+            let value = member(&payload, claim).filter(|value| value.get() != "null").ok_or(Lack::Claim(claim))?;
             let added = if claim == SCOPE { digest.words(claim, value) } else { digest.field(claim, Some(value)) };
-            added.ok()?;
+            added.map_err(|_| Lack::Claim(claim))?;
         }
-        Some((digest.finish(), ends))
+        Ok((digest.finish(), ends))
     }
 }
 

@@ -113,7 +113,9 @@ impl RemoteKeys {
         let answer = self.requests.send(request, Instant::now() + self.timeout).await;
         let wish = answer.as_ref().ok().and_then(|response| retry_after(response.headers(), sent));
         let keys = match answer {
-            Ok(response) if response.status() == StatusCode::OK => KeySet::parse(response.body()),
+            Ok(response) if response.status() == StatusCode::OK => {
+                KeySet::parse(response.body()).map_err(|reason| format!("it {reason}"))
+            }
             Ok(response) => match Reading::of_status(response.status()) {
                 Reading::Unusable(reason) => Err(reason.into_owned()),
                 _ => Err(String::new()),

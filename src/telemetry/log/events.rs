@@ -209,6 +209,8 @@ events! {
         WARN "the identity provider does not say whose a token is" IdentityFailed<'a> { reason: &'a str, suppressed: u64, }
         /// Such tokens are callers of their own. `reason` names the field that is missing: choose others by `callers.identity.identity`.
         WARN "an answer of the identity provider lacks what makes a user" IdentityIncomplete<'a> { reason: &'a str, suppressed: u64, }
+        /// Such JSON Web Tokens are callers of their own. `reason` names the claim of `callers.identity.claims` that is missing, or says that no key verifies them: made-up tokens, or a set of keys that is another issuer's or lacks a new key.
+        WARN "a token does not prove whose it is" IdentityUnproven<'a> { reason: &'a str, suppressed: u64, }
         /// Renew what `callers.identity.token_file` or `client_file` names, or give it the right to ask for others' tokens.
         WARN "the identity provider refuses sidelink's own credentials" IdentityCredentials { status: u16, suppressed: u64, }
         /// Logged once, when requests have failed in a row. New tokens are callers of their own meanwhile; `seconds` is the first pause.

@@ -35,6 +35,9 @@ And a JSON Web Token:
 
   curl -s -u anna:x {token} \
     -d grant_type=client_credentials
+
+A client sends either of them as its credential: in X-Auth-Token,
+or as "Authorization: Bearer" where --api names another API.
 "#,
             issuer = self.issuer(),
         )

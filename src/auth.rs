@@ -139,7 +139,7 @@ pub struct Callers {
     source: u64,
     /// Hashes to start from, each of another purpose.
     by_token: KeyedHash,
-    /// Differs where `by_token` does.
+    /// Differs where `by_token` does, and where another source says which callers are one user.
     token_key_id: u128,
     by_key: KeyedHash,
     by_scope: KeyedHash,
@@ -192,7 +192,7 @@ impl Callers {
         let by_token = KeyedHash::new(&key, b"caller/token");
         let source = caller_states.source.lock().number(config);
         Self {
-            token_key_id: by_token.with([]),
+            token_key_id: by_token.with([Some(&source.to_be_bytes()[..])]),
             source,
             by_token,
             by_key: KeyedHash::new(&key, b"caller/key"),

@@ -79,6 +79,11 @@ impl CallerState {
         });
     }
 
+    /// Whether its names in the fleet's journals are known.
+    pub(crate) fn has_fleet_names(&self) -> bool {
+        self.fleet_names.load().is_some()
+    }
+
     /// Number of invalidations. The result of a call counts only if this has not changed since the call was sent.
     pub(crate) fn invalidations(&self) -> u64 {
         self.invalidations.load(Ordering::Acquire)
@@ -193,7 +198,7 @@ impl CallerStates {
 
     /// Drops all entries of `state`'s caller at once. Those of its user stay, for the user's other callers: this one is no longer
     /// known to be the user.
-    pub(super) fn drop_entries(&self, state: &CallerState, now: Moment) {
+    pub(crate) fn drop_entries(&self, state: &CallerState, now: Moment) {
         let words = state.words.lock();
         state.is_refused.store(true, Ordering::Release);
         state.known.store(None);
@@ -248,7 +253,7 @@ impl CallerStates {
         self.changes.load(Ordering::Acquire)
     }
 
-    pub(super) fn changed(&self) {
+    pub(crate) fn changed(&self) {
         self.changes.fetch_add(1, Ordering::AcqRel);
     }
 

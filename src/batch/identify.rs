@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use http::HeaderValue;
 use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderValue};
 use zeroize::Zeroizing;
 
 use super::{Asker, BatchRoute};
@@ -102,6 +102,14 @@ impl BatchRoute {
     /// Asks whose the token is, and remembers the answer.
     pub(super) async fn ask(&self, (credential, identity): &Asker<'_>) {
         let (Some(identities), Some(token)) = (&self.identities, Token::of(credential, &self.api)) else { return };
+        if let Some(tier) = self.fetch.tier() {
+            let none = HeaderMap::new();
+            let (kind, fields) = self.callers.credential_fields(credential, identity, &none);
+            tier.introduce(identity, (kind, &fields), &self.api.name);
+            if !self.callers.is_current(identity) {
+                return;
+            }
+        }
         let asked = self.clock.now();
         let word = token.ask(identities, identity.is_accepted()).await;
         self.callers.learn(identity, word, asked);

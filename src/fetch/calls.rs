@@ -70,7 +70,8 @@ impl PendingId {
         id: &KeyedId,
         permit: InFlightPermit,
     ) -> Self {
-        let flight = Arc::new(Flight::new(context.hops, context.identity.caller, permit));
+        let is_shared = fetcher.callers.may_share(&context.identity);
+        let flight = Arc::new(Flight::new(context.hops, context.identity.caller, is_shared, permit));
         let (context, fetcher) = (Arc::clone(context), Arc::clone(fetcher));
         Self { id: id.clone(), flight, context, lease: None, background: false, fetcher }
     }

@@ -135,13 +135,15 @@ pub(super) struct Flight {
     pub(super) hops: usize,
     /// Whose call it is in.
     pub(super) caller: Caller,
+    /// Whether other callers that are its user may join: its call does not wait among those of made-up tokens.
+    pub(super) is_shared: bool,
     /// Released with the last reference to the flight: a client that disconnects releases nothing early.
     _permit: InFlightPermit,
 }
 
 impl Flight {
     /// A flight for a batch of this caller that has passed this many sidelinks.
-    pub(super) fn new(hops: usize, caller: Caller, permit: InFlightPermit) -> Self {
+    pub(super) fn new(hops: usize, caller: Caller, is_shared: bool, permit: InFlightPermit) -> Self {
         Self {
             result: SetOnce::new(),
             waiters: AtomicUsize::new(0),
@@ -150,6 +152,7 @@ impl Flight {
             sent: OnceLock::new(),
             hops,
             caller,
+            is_shared,
             _permit: permit,
         }
     }

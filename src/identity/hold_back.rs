@@ -2,7 +2,8 @@
 //! while it fails.
 //!
 //! Failures of one token open it only where nothing succeeds: a token that the provider fails for does not keep it from others.
-//! Those of tokens that the endpoint has not accepted never do, unless no connection can be made.
+//! Those of tokens that the endpoint has not accepted never do, unless no connection can be made. Such tokens probe beside the others, once in a pause,
+//! so that made-up ones keep no other from probing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +40,8 @@ struct Open {
     pause: Duration,
     until: Instant,
     is_probing: bool,
+    /// When a token that the endpoint has not accepted may probe.
+    unaccepted_from: Instant,
 }
 
 /// What may be the reason of a failure.
@@ -63,6 +66,7 @@ pub(super) enum Evidence {
 pub(super) struct Admission<'h> {
     hold_back: &'h HoldBack,
     is_probe: bool,
+    was_accepted: bool,
 }
 
 impl HoldBack {
@@ -76,16 +80,22 @@ impl HoldBack {
         self.state.lock().open.as_ref().is_some_and(|open| open.is_probing || Instant::now() < open.until)
     }
 
-    /// Lets a request through, if requests are not held back.
-    pub(super) fn admit(&self) -> Option<Admission<'_>> {
-        let mut state = self.state.lock();
-        let Some(open) = &mut state.open else { return Some(Admission { hold_back: self, is_probe: false }) };
-        if open.is_probing || Instant::now() < open.until {
+    /// Lets a request through, if requests are not held back; `was_accepted`: it is not about a token that the endpoint has not accepted.
+    pub(super) fn admit(&self, was_accepted: bool) -> Option<Admission<'_>> {
+        let (now, mut state) = (Instant::now(), self.state.lock());
+        let admission = |is_probe| Some(Admission { hold_back: self, is_probe, was_accepted });
+        let Some(open) = &mut state.open else { return admission(false) };
+        let may_probe = if was_accepted { !open.is_probing } else { now >= open.unaccepted_from };
+        if !may_probe || now < open.until {
             return None;
         }
-        open.is_probing = true;
+        if was_accepted {
+            open.is_probing = true;
+        } else {
+            open.unaccepted_from = now + open.pause;
+        }
         show_state(&self.metrics.identity.breaker_state, BreakerState::HalfOpen);
-        Some(Admission { hold_back: self, is_probe: true })
+        admission(true)
     }
 }
 
@@ -119,7 +129,7 @@ impl Admission<'_> {
                 let was_open = state.open.is_some();
                 let jittered = pause.mul_f64(1.0 + JITTER * rand::random::<f64>());
                 let until = now + jittered.max(wish.unwrap_or_default());
-                state.open = Some(Open { pause, until, is_probing: false });
+                state.open = Some(Open { pause, until, is_probing: false, unaccepted_from: until });
                 show(BreakerState::Open);
                 drop(state);
                 if !was_open {
@@ -134,7 +144,7 @@ impl Admission<'_> {
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
         let mut state = self.hold_back.state.lock();
-        if let Some(open) = state.open.as_mut().filter(|open| self.is_probe && open.is_probing) {
+        if let Some(open) = state.open.as_mut().filter(|open| self.is_probe && self.was_accepted && open.is_probing) {
             open.is_probing = false;
         }
     }
@@ -159,7 +169,7 @@ mod tests {
                     advance(Duration::from_secs(step.trim_end_matches('s').parse().unwrap())).await;
                 }
                 _ => {
-                    let admission = hold_back.admit();
+                    let admission = hold_back.admit(true);
                     assert_eq!(admission.is_none(), step == "!", "{step} in {steps}");
                     let Some(admission) = admission else { continue };
                     let evidence = match step {
@@ -208,12 +218,29 @@ mod tests {
     async fn a_probe_under_way_is_the_only_request() {
         let hold_back = HoldBack::new(Arc::new(Metrics::new(&Registry::new()).unwrap()));
         for _ in 0..FAILURES {
-            hold_back.admit().unwrap().record(Evidence::Fails(Suspect::Provider, None), "test");
+            hold_back.admit(true).unwrap().record(Evidence::Fails(Suspect::Provider, None), "test");
         }
         advance(Duration::from_secs(2)).await;
-        let probe = hold_back.admit().unwrap();
-        assert!(hold_back.admit().is_none());
+        let probe = hold_back.admit(true).unwrap();
+        assert!(hold_back.admit(true).is_none());
         drop(probe);
-        assert!(hold_back.admit().is_some());
+        assert!(hold_back.admit(true).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_that_the_endpoint_has_not_accepted_keep_no_other_from_probing() {
+        let hold_back = HoldBack::new(Arc::new(Metrics::new(&Registry::new()).unwrap()));
+        for _ in 0..FAILURES {
+            hold_back.admit(true).unwrap().record(Evidence::Fails(Suspect::Provider, None), "test");
+        }
+        advance(Duration::from_secs(2)).await;
+        let made_up = hold_back.admit(false).unwrap();
+        assert!(hold_back.admit(false).is_none(), "one in a pause");
+        assert!(!hold_back.is_open());
+        let accepted = hold_back.admit(true).unwrap();
+        made_up.record(Evidence::Nothing, "");
+        assert!(hold_back.admit(false).is_none() && hold_back.admit(true).is_none());
+        accepted.record(Evidence::Works, "");
+        assert!(!hold_back.is_open());
     }
 }

@@ -66,7 +66,7 @@ async fn a_token_that_is_revoked_or_over_is_refused_whoever_asks() {
         assert_eq!(world.asker.ask(&over).await, Word::Refused);
         // The provider's clock is behind.
         let token = world.token("anna");
-        world.iam.script(described(&json!({"user": {}, "expires_at": "2026-11-24T01:00:00Z"})));
+        world.iam.script(described(&json!({"user": {"id": "1"}, "expires_at": "2026-11-24T01:00:00Z"})));
         assert_eq!(world.asker.ask(&token).await, Word::Refused);
     }
 }
@@ -115,6 +115,7 @@ async fn an_answer_that_is_none_keeps_the_token_apart() {
         ("a token that is none", text(r#"{"token":"x"}"#)),
         ("no user", text(r#"{"token":{"expires_at":"2099-01-01T00:00:00Z"}}"#)),
         ("a user that is none", text(r#"{"token":{"user":"anna","expires_at":"2099-01-01T00:00:00Z"}}"#)),
+        ("a user without an id", text(r#"{"token":{"user":{},"expires_at":"2099-01-01T00:00:00Z"}}"#)),
         ("no end", text(r#"{"token":{"user":{}}}"#)),
         ("an end that is no time", text(r#"{"token":{"user":{},"expires_at":4070908800}}"#)),
         ("an end without a time zone", text(r#"{"token":{"user":{},"expires_at":"2099-01-01T00:00:00"}}"#)),
@@ -155,7 +156,7 @@ async fn an_answer_about_another_token_is_not_believed() {
     world.iam.script(reply(
         200,
         &[("x-subject-token", &bert)],
-        r#"{"token":{"user":{},"expires_at":"2099-01-01T00:00:00Z"}}"#,
+        r#"{"token":{"user":{"id":"1"},"expires_at":"2099-01-01T00:00:00Z"}}"#,
     ));
     assert_eq!(world.asker.ask(&anna).await, Word::Unknown);
     assert_ne!(world.asker.user(&anna).await, known);

@@ -142,7 +142,7 @@ pub struct Callers {
     user_config: u64,
     /// Hashes to start from, each of another purpose.
     by_token: KeyedHash,
-    /// Differs where `by_token` does.
+    /// Differs where `by_token` does, and where another configuration says which callers are one user.
     token_key_id: u128,
     by_key: KeyedHash,
     by_scope: KeyedHash,
@@ -195,7 +195,7 @@ impl Callers {
         let by_token = KeyedHash::new(&key, b"caller/token");
         let user_config = caller_states.user_config.lock().number(config);
         Self {
-            token_key_id: by_token.with([]),
+            token_key_id: by_token.with([Some(&user_config.to_be_bytes()[..])]),
             user_config,
             by_token,
             by_key: KeyedHash::new(&key, b"caller/key"),

@@ -129,12 +129,15 @@ impl Fetcher {
             let Ok(again) = self.fetch_each(context, &late).await else { break };
             replace(&mut results, places, again);
         }
-        // An entry of the shared tier may be older than this client allows. The batch then joins or starts flights once more; if
-        // that brings such an entry again, it makes calls of its own, which bypass the tier.
+        // An entry of the shared tier may be older than this client allows; and what another token of its user brought is not for a
+        // caller that was refused meanwhile. The batch then joins or starts flights once more; if that brings such an entry again, it
+        // makes calls of its own, which bypass the tier.
         for separately in [false, true] {
             // An entry of a call is always recent enough.
             let now = self.clock.now();
+            let is_refused = context.identity.membership.is_some() && !self.callers.is_current(&context.identity);
             let is_declined = |result: &FetchResult| match (&result.entry, result.source) {
+                (Ok(_), source) if is_refused => source != EntrySource::Call,
                 (Ok(entry), EntrySource::Joined { from_tier: true }) => {
                     !context.requirements.allow(entry.deadlines(), now)
                 }
@@ -302,7 +305,9 @@ impl Fetcher {
     /// entry may have shown meanwhile that the caller is accepted.
     fn may_serve(&self, context: &FetchContext, entry: &Entry) -> bool {
         let now = self.clock.now();
-        context.requirements.allow(entry.deadlines(), now) && !self.callers.must_revalidate(&context.identity, now)
+        context.requirements.allow(entry.deadlines(), now)
+            && self.callers.may_share(&context.identity)
+            && !self.callers.must_revalidate(&context.identity, now)
     }
 
     /// Whether entries may be stored under this configuration: not where a reload has raised `freshness.min_remaining`, by

@@ -281,6 +281,17 @@ impl TierState {
         scope
     }
 
+    /// Lets the fleet's revocations of a caller be found here from now on. One of before counts as well: the caller loses all that nobody but
+    /// another token of its user has been given, until the endpoint takes it.
+    pub(crate) fn introduce(&self, identity: &Identity, credential: Secrets<'_>, api: &str) {
+        let (state, is_new) = (&identity.caller_state, !identity.caller_state.has_fleet_names());
+        let TierScope(keys) = self.scope(identity, credential, None, &[], api, None);
+        let is_revoked = |(fleet, keys): (&FleetSecret, &ScopeKeys)| fleet.journal.lock().has_event(&keys.revocation());
+        if is_new && self.secrets.iter().zip(&keys).any(is_revoked) {
+            self.caller_states.refused_elsewhere(state, self.clock.now());
+        }
+    }
+
     fn derive_scope(
         &self,
         credential: Secrets<'_>,

@@ -80,6 +80,11 @@ impl CallerState {
         });
     }
 
+    /// Whether its names in the fleet's journals are known.
+    pub(crate) fn has_fleet_names(&self) -> bool {
+        self.fleet_names.load().is_some()
+    }
+
     /// Number of invalidations. The result of a call counts only if this has not changed since the call was sent.
     pub(crate) fn invalidations(&self) -> u64 {
         self.invalidations.load(Ordering::Acquire)
@@ -203,6 +208,12 @@ impl CallerStates {
         state.entries_version.store(self.new_entries_version(), Ordering::Release);
         drop(updates);
         state.invalidate(now);
+    }
+
+    /// Drops all entries of `state`'s caller, which the endpoint has refused to another sidecar of the fleet.
+    pub(crate) fn refused_elsewhere(&self, state: &CallerState, now: Moment) {
+        self.drop_entries(state, now, None);
+        self.changed();
     }
 
     /// The owner of the entries of the user of `scope`.

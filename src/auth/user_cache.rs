@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::scope::Scope;
 use super::user::{Owner, TokenStatus, UserId};
@@ -39,6 +40,8 @@ impl Membership {
 pub(super) struct CachedUser {
     /// The number of the configuration under which it was looked up.
     config: u64,
+    /// The identity provider said last that the token is not active.
+    is_inactive: bool,
     /// `None`: it is its own caller.
     pub(super) membership: Option<Arc<Membership>>,
     /// When it is looked up again in the background.
@@ -64,14 +67,21 @@ pub(crate) enum UserLookup {
 pub(super) struct UserConfig {
     identity: Option<IdentityConfig>,
     keys: Vec<CallerKey>,
+    /// How long a look-up is valid.
+    revalidate: Duration,
     number: u64,
 }
 
 impl UserConfig {
     /// The number of this configuration: that of the last one, if it was the same.
     pub(super) fn number(&mut self, config: &CallersConfig) -> u64 {
-        if self.identity != config.identity || self.keys != config.keys {
-            *self = Self { identity: config.identity.clone(), keys: config.keys.clone(), number: self.number + 1 };
+        if self.identity != config.identity || self.keys != config.keys || self.revalidate != config.revalidate {
+            *self = Self {
+                identity: config.identity.clone(),
+                keys: config.keys.clone(),
+                revalidate: config.revalidate,
+                number: self.number + 1,
+            };
         }
         self.number
     }
@@ -109,6 +119,7 @@ impl Callers {
     pub(crate) fn learn(&self, identity: &Identity, status: TokenStatus, asked: Moment) {
         let (state, now) = (&identity.caller_state, self.clock.now());
         let settled = asked.after(self.revalidate);
+        let was_inactive = self.cached_user(state).is_some_and(|cached| cached.is_inactive);
         match status {
             TokenStatus::User { id, expires, is_active } => {
                 let expires =
@@ -122,18 +133,22 @@ impl Callers {
                     self.caller_states.insert_accepted(identity.caller, state);
                 }
             }
+            // Others who looked it up at the same time were told so as well, and have dropped the entries.
+            TokenStatus::Inactive if !self.is_current(identity) => {}
+            // What it has brought since it was said first, the endpoint has given to it alone.
+            TokenStatus::Inactive if was_inactive => self.set_no_user(identity, true, settled),
             TokenStatus::Inactive => {
-                let no_user = Arc::new(self.no_user(settled));
+                let no_user = Arc::new(self.no_user(true, settled));
                 let drop_entries = |state: &CallerState| {
                     self.caller_states.drop_entries(state, now, Some(&no_user));
                 };
                 self.each_state(identity, drop_entries);
             }
-            TokenStatus::NoUser => self.set_no_user(identity, settled),
+            TokenStatus::NoUser => self.set_no_user(identity, false, settled),
             TokenStatus::Unknown => {
                 let is_valid = |cached: &CachedUser| cached.membership.is_some() && now.is_before(cached.until);
                 if !self.cached_user(state).is_some_and(|cached| is_valid(&cached)) {
-                    self.set_no_user(identity, now.after(UNKNOWN_FOR));
+                    self.set_no_user(identity, was_inactive, now.after(UNKNOWN_FOR));
                 }
             }
         }
@@ -156,7 +171,8 @@ impl Callers {
         let before = self.cached_user(state).and_then(|cached| cached.membership.clone());
         let is_same = before.is_some_and(|before| before.scope == membership.scope);
         let until = membership.until;
-        let cached = CachedUser { config: self.user_config, membership: Some(Arc::new(membership)), renewal, until };
+        let membership = Some(Arc::new(membership));
+        let cached = CachedUser { config: self.user_config, is_inactive: false, membership, renewal, until };
         let is_cached = state.cache_user(cached, condition);
         if is_cached && !is_same {
             self.caller_states.changed();
@@ -165,16 +181,16 @@ impl Callers {
     }
 
     /// Caches that a caller is its own caller, until then.
-    fn set_no_user(&self, identity: &Identity, until: Moment) {
+    fn set_no_user(&self, identity: &Identity, is_inactive: bool, until: Moment) {
         let state = &identity.caller_state;
         let had_user = self.cached_user(state).is_some_and(|cached| cached.membership.is_some());
-        if state.cache_user(self.no_user(until), || self.is_current(identity)) && had_user {
+        if state.cache_user(self.no_user(is_inactive, until), || self.is_current(identity)) && had_user {
             self.caller_states.changed();
         }
     }
 
-    fn no_user(&self, until: Moment) -> CachedUser {
-        CachedUser { config: self.user_config, membership: None, renewal: until, until }
+    fn no_user(&self, is_inactive: bool, until: Moment) -> CachedUser {
+        CachedUser { config: self.user_config, is_inactive, membership: None, renewal: until, until }
     }
 
     /// For an operator: the short hash of a caller's user, the number of its callers, and the milliseconds until it must be looked up
@@ -206,8 +222,6 @@ impl Callers {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::auth::tests::{at, headers, identify};
     use crate::auth::{CallerStates, Scope, UserId};
@@ -357,5 +371,55 @@ mod tests {
         assert!(seen().membership.is_some(), "it was renewed");
         tokio::time::advance(Duration::from_secs(290)).await;
         assert!(seen().membership.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_remembers_its_caller_sees_another_configuration_of_users() {
+        use crate::auth::LastToken;
+        use crate::auth::tests::identify_on;
+
+        let (before, last) = (callers(), LastToken::default());
+        let list = headers(&[("x-auth-token", "a")]);
+        learn(&before, "a", user(ONE));
+        assert!(identify_on(&last, &before, &list).unwrap().membership.is_some());
+        let config = CallersConfig { identity: Some(IdentityConfig::blank()), ..CallersConfig::default() };
+        let after = at("http://h", Arc::clone(&before.caller_states), &config);
+        assert!(identify_on(&last, &after, &list).unwrap().membership.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_user_that_is_valid_for_longer_than_another_configuration_allows_does_not_count_there() {
+        let before = callers();
+        learn(&before, "a", user(ONE));
+        let config = CallersConfig { revalidate: Duration::from_secs(10), ..CallersConfig::default() };
+        let after = at("http://h", Arc::clone(&before.caller_states), &config);
+        assert_eq!(due(&after, "a"), UserLookup::First);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_that_is_inactive_still_keeps_what_the_endpoint_gave_to_it_since() {
+        let callers = callers();
+        learn(&callers, "a", user(ONE));
+        learn(&callers, "a", TokenStatus::Inactive);
+        let alone = scope(&callers, "a");
+        assert!(accept(&callers, "a"));
+        learn(&callers, "a", TokenStatus::Inactive);
+        learn(&callers, "a", TokenStatus::Unknown);
+        learn(&callers, "a", TokenStatus::Inactive);
+        assert!(scope(&callers, "a") == alone && is_accepted(&callers, "a"));
+        // Active in between: the next one is a change.
+        learn(&callers, "a", user(ONE));
+        learn(&callers, "a", TokenStatus::Inactive);
+        assert!(scope(&callers, "a") != alone && !is_accepted(&callers, "a"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_inactive_token_that_several_looked_up_loses_its_entries_once() {
+        let callers = callers();
+        let asked = [caller(&callers, "a"), caller(&callers, "a")];
+        callers.learn(&asked[0], TokenStatus::Inactive, callers.clock.now());
+        let alone = scope(&callers, "a");
+        callers.learn(&asked[1], TokenStatus::Inactive, callers.clock.now());
+        assert!(scope(&callers, "a") == alone);
     }
 }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use http::HeaderMap;
+
 use super::{Authenticated, BatchRoute};
 use crate::auth::{TokenStatus, UserLookup, UserToken};
 use crate::clock::Moment;
@@ -35,6 +37,15 @@ impl BatchRoute {
         if let Some(provider) = &self.identity_provider
             && let Some(token) = credential.user_token(&self.api)
         {
+            if let Some(tier) = self.fetch.tier() {
+                // So that what the fleet says of the token is heard, also where its batches never ask the tier.
+                let none = HeaderMap::new();
+                let (kind, fields) = self.callers.credential_fields(credential, identity, &none);
+                tier.introduce(identity, (kind, &fields), &self.api.name);
+                if !self.callers.is_current(identity) {
+                    return;
+                }
+            }
             let asked = self.clock.now();
             let status = look_up(provider, &token, identity.is_accepted()).await;
             self.callers.learn(identity, status, asked);

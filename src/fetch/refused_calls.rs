@@ -51,6 +51,11 @@ impl Fetcher {
         {
             refusals.remember(alone.key, refusal, context.identity.is_accepted());
         }
+        // What the endpoint says to a caller of a user that it has not accepted may concern that caller alone, such as a key that was
+        // switched off.
+        if !self.callers.may_share(&context.identity) {
+            return;
+        }
         // Before the entries are forgotten: a call that stores them meanwhile looks for this afterwards.
         ids.iter().for_each(|id| refusals.note_refused(id.key, answer.sent));
         let now = self.clock.now();

@@ -2,7 +2,8 @@
 //! while it fails.
 //!
 //! Failures of one token open it only where nothing succeeds: a token that the provider fails for does not keep it from others.
-//! Those of tokens that the endpoint has not accepted never do, unless no connection can be made.
+//! Those of tokens that the endpoint has not accepted never do, unless no connection can be made. Such tokens probe beside the others, once in a pause,
+//! so that made-up ones keep no other from probing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +43,8 @@ struct Open {
     pause: Duration,
     until: Instant,
     is_probing: bool,
+    /// When a token that the endpoint has not accepted may probe.
+    unaccepted_from: Instant,
 }
 
 /// What may be the reason of a failure.
@@ -66,6 +69,7 @@ pub(super) enum Evidence {
 pub(super) struct Admission<'h> {
     breaker: &'h ProviderBreaker,
     is_probe: bool,
+    was_accepted: bool,
 }
 
 impl ProviderBreaker {
@@ -84,16 +88,22 @@ impl ProviderBreaker {
         self.state.lock().open.as_ref().is_some_and(|open| open.is_probing || Instant::now() < open.until)
     }
 
-    /// Lets a request through, unless it is open.
-    pub(super) fn admit(&self) -> Option<Admission<'_>> {
-        let mut state = self.state.lock();
-        let Some(open) = &mut state.open else { return Some(Admission { breaker: self, is_probe: false }) };
-        if open.is_probing || Instant::now() < open.until {
+    /// Lets a request through, unless it is open; `was_accepted`: it is not about a token that the endpoint has not accepted.
+    pub(super) fn admit(&self, was_accepted: bool) -> Option<Admission<'_>> {
+        let (now, mut state) = (Instant::now(), self.state.lock());
+        let admission = |is_probe| Some(Admission { breaker: self, is_probe, was_accepted });
+        let Some(open) = &mut state.open else { return admission(false) };
+        let may_probe = if was_accepted { !open.is_probing } else { now >= open.unaccepted_from };
+        if !may_probe || now < open.until {
             return None;
         }
-        open.is_probing = true;
+        if was_accepted {
+            open.is_probing = true;
+        } else {
+            open.unaccepted_from = now + open.pause;
+        }
         show_state(&self.metrics.identity.breaker_state, BreakerState::HalfOpen);
-        Some(Admission { breaker: self, is_probe: true })
+        admission(true)
     }
 }
 
@@ -127,7 +137,9 @@ impl Admission<'_> {
                 let (was_open, since) = (state.open.is_some(), state.open.as_ref().map_or(now, |open| open.since));
                 let jittered = pause.mul_f64(1.0 + JITTER * rand::random::<f64>());
                 let until = now + jittered.max(wish.unwrap_or_default());
-                state.open = Some(Open { since, reason: reason.to_owned(), pause, until, is_probing: false });
+                let reason_now = reason.to_owned();
+                state.open =
+                    Some(Open { since, reason: reason_now, pause, until, is_probing: false, unaccepted_from: until });
                 show(BreakerState::Open);
                 drop(state);
                 if !was_open {
@@ -142,7 +154,7 @@ impl Admission<'_> {
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
         let mut state = self.breaker.state.lock();
-        if let Some(open) = state.open.as_mut().filter(|open| self.is_probe && open.is_probing) {
+        if let Some(open) = state.open.as_mut().filter(|open| self.is_probe && self.was_accepted && open.is_probing) {
             open.is_probing = false;
         }
     }
@@ -167,7 +179,7 @@ mod tests {
                     advance(Duration::from_secs(step.trim_end_matches('s').parse().unwrap())).await;
                 }
                 _ => {
-                    let admission = breaker.admit();
+                    let admission = breaker.admit(true);
                     assert_eq!(admission.is_none(), step == "!", "{step} in {steps}");
                     let Some(admission) = admission else { continue };
                     let evidence = match step {
@@ -216,18 +228,34 @@ mod tests {
     async fn a_probe_under_way_is_the_only_request() {
         let breaker = ProviderBreaker::new(Arc::new(Metrics::new(&Registry::new()).unwrap()));
         for _ in 0..FAILURES {
-            breaker.admit().unwrap().record(Evidence::Fails(Suspect::Provider, None), "test");
+            breaker.admit(true).unwrap().record(Evidence::Fails(Suspect::Provider, None), "test");
         }
-        let since = Instant::now();
-        assert_eq!(breaker.outage(), Some(("test".to_owned(), since)));
         advance(Duration::from_secs(2)).await;
-        let probe = breaker.admit().unwrap();
-        assert!(breaker.admit().is_none());
+        let since = breaker.outage().unwrap().1;
+        let probe = breaker.admit(true).unwrap();
+        assert!(breaker.admit(true).is_none());
         drop(probe);
-        breaker.admit().unwrap().record(Evidence::Fails(Suspect::Provider, None), "still");
+        breaker.admit(true).unwrap().record(Evidence::Fails(Suspect::Provider, None), "still");
         assert_eq!(breaker.outage(), Some(("still".to_owned(), since)));
         advance(Duration::from_secs(3)).await;
-        breaker.admit().unwrap().record(Evidence::Works, "");
+        breaker.admit(true).unwrap().record(Evidence::Works, "");
         assert_eq!(breaker.outage(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_that_the_endpoint_has_not_accepted_keep_no_other_from_probing() {
+        let breaker = ProviderBreaker::new(Arc::new(Metrics::new(&Registry::new()).unwrap()));
+        for _ in 0..FAILURES {
+            breaker.admit(true).unwrap().record(Evidence::Fails(Suspect::Provider, None), "test");
+        }
+        advance(Duration::from_secs(2)).await;
+        let made_up = breaker.admit(false).unwrap();
+        assert!(breaker.admit(false).is_none(), "one in a pause");
+        assert!(!breaker.is_open());
+        let accepted = breaker.admit(true).unwrap();
+        made_up.record(Evidence::Nothing, "");
+        assert!(breaker.admit(false).is_none() && breaker.admit(true).is_none());
+        accepted.record(Evidence::Works, "");
+        assert!(!breaker.is_open());
     }
 }

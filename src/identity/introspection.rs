@@ -1,6 +1,7 @@
 //! Asks an introspection endpoint: one request for a token at a time, within limits, and not while the endpoint fails.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use super::{keystone, oauth2};
 use crate::clock::Clock;
 use crate::config::batch::Pointer;
 use crate::config::{IdentityConfig, Secret, Style, Url};
+use crate::limits::budget::Reservation;
 use crate::limits::pause::retry_after;
 use crate::limits::permits::Permits;
 use crate::telemetry::log::{LogThrottle, events};
@@ -27,7 +29,7 @@ use crate::upstream::{MemoryEndpoint, ProviderError, SetupError};
 
 /// Most questions that wait for their turn or their answer, for each request that may be under way.
 const WAITING: usize = 64;
-/// Tokens that the endpoint has not accepted use this part of the requests.
+/// Tokens that the endpoint has not accepted use this part of the requests, and of the questions that wait.
 const UNACCEPTED_SHARE: usize = 4;
 
 pub(super) struct Introspection {
@@ -40,6 +42,8 @@ pub(super) struct Introspection {
     /// By the SHA-256 of their token.
     flights: Arc<SingleFlight<[u8; 32], Outcome>>,
     most_flights: usize,
+    /// Those of tokens that the endpoint has not accepted.
+    unaccepted_flights: Arc<AtomicUsize>,
     permits: Permits,
     unaccepted_permits: Permits,
     unaccepted: TpsBudget,
@@ -83,6 +87,7 @@ impl Introspection {
             requests: Requests::new(config, memory, Arc::clone(&metrics))?,
             flights: Arc::default(),
             most_flights: config.requests * WAITING,
+            unaccepted_flights: Arc::default(),
             permits: Permits::new(config.requests),
             unaccepted_permits: Permits::new((config.requests / UNACCEPTED_SHARE).max(1)),
             unaccepted: TpsBudget::new(Duration::from_secs(1), config.unaccepted, 0.0),
@@ -100,9 +105,10 @@ impl Introspection {
         let key: [u8; 32] = Sha256::digest(token).into();
         loop {
             let flight = self.flights.join_or_start(&key, |waiting| {
-                let asking = self.admit(waiting, was_accepted).inspect_err(|outcome| outcome.count(&self.metrics))?;
-                let (this, token, suspect) = (Arc::clone(asking), Secret::new(token.to_vec()), suspect(&key));
+                let share = self.admit(waiting, was_accepted).inspect_err(|outcome| outcome.count(&self.metrics))?;
+                let (this, token, suspect) = (Arc::clone(self), Secret::new(token.to_vec()), suspect(&key));
                 Ok::<_, Outcome>(async move {
+                    let _share = share;
                     let outcome = this.introspect(&token, was_accepted, suspect, deadline).await;
                     outcome.count(&this.metrics);
                     outcome
@@ -126,21 +132,25 @@ impl Introspection {
         }
     }
 
-    /// Whether a question may be asked at all.
-    fn admit(self: &Arc<Self>, waiting: usize, was_accepted: bool) -> Result<&Arc<Self>, Outcome> {
+    /// Whether a question may be asked at all: its share of those about tokens that the endpoint has not accepted, if it is one of them.
+    fn admit(&self, waiting: usize, was_accepted: bool) -> Result<Option<Reservation>, Outcome> {
         if self.breaker.is_open() {
             return Err(Outcome::BreakerOpen);
         }
-        if waiting >= self.most_flights || !(was_accepted || self.unaccepted.withdraw()) {
+        if waiting >= self.most_flights {
             return Err(Outcome::Limited);
         }
-        Ok(self)
+        if was_accepted {
+            return Ok(None);
+        }
+        let share = Reservation::one_of(&self.unaccepted_flights, self.most_flights / UNACCEPTED_SHARE);
+        share.filter(|_| self.unaccepted.withdraw()).map(Some).ok_or(Outcome::Limited)
     }
 
     async fn introspect(&self, token: &Secret, was_accepted: bool, suspect: Suspect, deadline: Instant) -> Outcome {
         let Ok(_permits) = timeout_at(deadline, self.permits(was_accepted)).await else { return Outcome::Limited };
         let Some(request) = self.request(token.expose()) else { return Outcome::Apart };
-        let Some(admission) = self.breaker.admit() else { return Outcome::BreakerOpen };
+        let Some(admission) = self.breaker.admit(was_accepted) else { return Outcome::BreakerOpen };
         let sent = Instant::now();
         let answer = self.requests.send(request, deadline).await;
         if matches!(answer, Err(ProviderError::Deadline)) && sent.elapsed() < self.timeout / 2 {
@@ -156,11 +166,12 @@ impl Introspection {
             // Made-up tokens do not tell that the provider knows others.
             (Reading::Refused, _) if !was_accepted => Evidence::Nothing,
             (Reading::User { .. } | Reading::Refused | Reading::Incomplete(_), _) => Evidence::Works,
-            (Reading::RefusedCredentials(_), _) | (_, Err(ProviderError::Connect(_))) => {
-                Evidence::Fails(Suspect::Provider, wish)
+            (_, Err(ProviderError::Connect(_))) => Evidence::Fails(Suspect::Provider, wish),
+            // A provider, or a gateway in front of it, may refuse sidelink for what it sees in one token.
+            (Reading::RefusedCredentials(_) | Reading::Unusable(_), _) if was_accepted => {
+                Evidence::Fails(suspect, wish)
             }
-            (Reading::Unusable(_), _) if was_accepted => Evidence::Fails(suspect, wish),
-            (Reading::Unusable(_), _) => Evidence::Nothing,
+            (Reading::RefusedCredentials(_) | Reading::Unusable(_), _) => Evidence::Nothing,
         };
         let outcome = Outcome::from(&reading);
         match reading {

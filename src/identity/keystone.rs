@@ -71,14 +71,17 @@ fn read_answer(answer: &Members<'_>, fields: &[Pointer], mut digest: UserDigest,
     let Some(token) = member(answer, "token").and_then(|token| members(token.get())) else {
         return Reading::unusable("it has no object \"token\"");
     };
-    if member(&token, "user").and_then(|user| members(user.get())).is_none() {
+    let Some(user) = member(&token, "user").and_then(|user| members(user.get())) else {
         return Reading::unusable("its token has no object \"user\"");
-    }
+    };
     let ends = member(&token, "expires_at").and_then(string).and_then(|text| text.parse::<Timestamp>().ok());
     let Some(ends) = ends.map(|ends| u64::try_from(ends.as_millisecond()).unwrap_or(0)) else {
         return Reading::unusable("its token has no time in \"expires_at\"");
     };
     if fields.is_empty() {
+        if member(&user, "id").and_then(string).is_none_or(|id| id.is_empty()) {
+            return Reading::Incomplete("/token/user/id is missing or cannot be compared".to_owned());
+        }
         let mut own: Vec<_> = token.iter().filter(|(name, _)| !LEFT_OUT.contains(&&**name)).collect();
         own.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         for (name, value) in own {

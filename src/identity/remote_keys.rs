@@ -106,7 +106,7 @@ impl RemoteKeys {
     }
 
     async fn fetch_once(&self) {
-        let Some(admission) = self.breaker.admit() else { return };
+        let Some(admission) = self.breaker.admit(true) else { return };
         let accept = HeaderValue::from_static("application/jwk-set+json, application/json");
         let Ok(request) = Request::get(self.url.uri()).header(ACCEPT, accept).body(Bytes::new()) else { return };
         let sent = self.clock.now();

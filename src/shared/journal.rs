@@ -169,6 +169,11 @@ impl Journal {
         self.last_record = record.to_vec();
     }
 
+    /// Whether this event is known.
+    pub(super) fn has_event(&self, event: &JournalEvent) -> bool {
+        self.last.contains_key(event) || self.pending.contains_key(event)
+    }
+
     /// Whether a value with `stamp` counts: neither one of `events` nor [`EVERYTHING`] came after it.
     pub(super) fn is_valid(&self, stamp: Stamp, events: &[JournalEvent]) -> bool {
         let is_later = |event: &JournalEvent| self.last.get(event).is_some_and(|at| *at >= stamp.position);

@@ -4,6 +4,7 @@
 mod failures;
 mod keys;
 mod refusals;
+mod reloads;
 mod sharing;
 mod shown;
 mod signatures;

@@ -40,7 +40,7 @@ async fn tokens_of_one_user_project_and_set_of_roles_are_one_user() {
 }
 
 #[tokio::test]
-async fn the_word_is_live_and_ends_with_the_token() {
+async fn the_word_is_active_and_ends_with_the_token() {
     let world = World::keystone(|_, _| {}).await;
     let now = world.clock.now().unix_millis();
     let TokenStatus::User { expires: Some(expires), is_active: true, .. } = world.asker.ask(&world.token("anna")).await
@@ -67,7 +67,7 @@ async fn a_token_that_is_revoked_or_over_is_refused_whoever_asks() {
         assert_eq!(world.asker.ask(&over).await, TokenStatus::Inactive);
         // The provider's clock is behind.
         let token = world.token("anna");
-        world.iam.script(described(&json!({"user": {}, "expires_at": "2026-11-24T01:00:00Z"})));
+        world.iam.script(described(&json!({"user": {"id": "1"}, "expires_at": "2026-11-24T01:00:00Z"})));
         assert_eq!(world.asker.ask(&token).await, TokenStatus::Inactive);
     }
 }
@@ -116,6 +116,7 @@ async fn an_answer_that_is_none_keeps_the_token_apart() {
         ("a token that is none", text(r#"{"token":"x"}"#)),
         ("no user", text(r#"{"token":{"expires_at":"2099-01-01T00:00:00Z"}}"#)),
         ("a user that is none", text(r#"{"token":{"user":"anna","expires_at":"2099-01-01T00:00:00Z"}}"#)),
+        ("a user without an id", text(r#"{"token":{"user":{},"expires_at":"2099-01-01T00:00:00Z"}}"#)),
         ("no end", text(r#"{"token":{"user":{}}}"#)),
         ("an end that is no time", text(r#"{"token":{"user":{},"expires_at":4070908800}}"#)),
         ("an end without a time zone", text(r#"{"token":{"user":{},"expires_at":"2099-01-01T00:00:00"}}"#)),
@@ -156,7 +157,7 @@ async fn an_answer_about_another_token_is_not_believed() {
     world.iam.script(reply(
         200,
         &[("x-subject-token", &bert)],
-        r#"{"token":{"user":{},"expires_at":"2099-01-01T00:00:00Z"}}"#,
+        r#"{"token":{"user":{"id":"1"},"expires_at":"2099-01-01T00:00:00Z"}}"#,
     ));
     assert_eq!(world.asker.ask(&anna).await, TokenStatus::Unknown);
     assert_ne!(world.asker.user(&anna).await, known);

@@ -186,3 +186,61 @@ async fn a_connection_that_ended_idle_costs_no_answer() {
     assert_eq!(world.asker.user(&token).await, user);
     assert_eq!(world.asker.metrics.identity.resends.get(), 1);
 }
+
+/// Regression: five such answers in a row kept everybody's tokens from the provider.
+#[tokio::test]
+async fn a_provider_that_refuses_sidelink_over_made_up_tokens_is_not_held_back() {
+    let world = World::oauth2(|_, config| config.unaccepted = 1000).await;
+    // As a gateway does that sees an attack in them.
+    world.iam.update(|behaviour| behaviour.reply = Some(ScriptedReply::json(403, "{}")));
+    for number in 0..20 {
+        let token = format!("<script>{number}");
+        assert_eq!(world.asker.identities.look_up(token.as_bytes(), false).await, TokenStatus::Unknown);
+    }
+    assert!(!world.asker.is_breaker_open());
+    for _ in 0..5 {
+        assert_eq!(world.asker.ask(&world.token("anna")).await, TokenStatus::Unknown);
+    }
+    assert!(world.asker.is_breaker_open());
+}
+
+/// Regression: they took all the places.
+#[tokio::test]
+async fn made_up_tokens_that_wait_leave_places_for_the_others() {
+    let world = World::keystone(|_, config| {
+        (config.requests, config.unaccepted, config.timeout) = (4, 10_000, Duration::from_secs(20));
+    })
+    .await;
+    world.iam.script(ScriptedReply::Hang);
+    for number in 0..400 {
+        let identities = Arc::clone(&world.asker.identities);
+        tokio::spawn(async move { identities.look_up(format!("made-up-{number}").as_bytes(), false).await });
+    }
+    world.iam.arrived(1).await;
+    world.asker.user(&world.token("anna")).await;
+}
+
+/// Regression: it waited anew after it had waited for another's question.
+#[tokio::test]
+async fn a_question_that_joined_one_that_found_no_turn_takes_its_time_at_most() {
+    let timeout = Duration::from_secs(1);
+    let world = World::keystone(|_, config| {
+        (config.requests, config.unaccepted, config.timeout) = (4, 1000, timeout);
+    })
+    .await;
+    world.iam.hold();
+    let token = world.token("anna");
+    let ask = |token: &str, was_accepted| {
+        let (identities, token) = (Arc::clone(&world.asker.identities), token.to_owned());
+        tokio::spawn(async move { identities.look_up(token.as_bytes(), was_accepted).await })
+    };
+    let hanging = ask("made-up", false);
+    world.iam.arrived(1).await;
+    let first = ask(&token, false);
+    tokio::time::sleep(timeout / 10).await;
+    let began = Instant::now();
+    assert_eq!(ask(&token, true).await.unwrap(), TokenStatus::Unknown);
+    assert!(began.elapsed() < timeout * 3 / 2, "{:?}", began.elapsed());
+    world.iam.release();
+    let _ = (hanging.await, first.await);
+}

@@ -75,7 +75,7 @@ fn failures_are_logged_with_their_reason_and_without_a_secret() {
                 false,
                 vec![ScriptedReply::json(
                     200,
-                    r#"{"token":{"user":{},"expires_at":"2099-01-01T00:00:00Z","MARKED":{"MARKED":1,"MARKED":2}}}"#,
+                    r#"{"token":{"user":{"id":"1"},"expires_at":"2099-01-01T00:00:00Z","MARKED":{"MARKED":1,"MARKED":2}}}"#,
                 )],
             ),
             vec!["lacks what makes a user", "a member of token cannot be compared"],

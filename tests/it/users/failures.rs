@@ -92,3 +92,32 @@ async fn made_up_tokens_do_not_flood_the_identity_provider() {
     assert_eq!(world.asked().len(), before);
     assert_eq!(world.stack.metric("sidelink_identity_callers").await, 2.0);
 }
+
+/// As one whose URL is wrong: a gateway answers with a 404 of its own.
+#[tokio::test]
+async fn an_identity_provider_that_knows_no_token_costs_no_calls() {
+    let timeout = Duration::from_secs(20);
+    let world = World::with(|_| {}, |_, config| config.callers.identity.as_mut().unwrap().timeout = timeout).await;
+    let unknown = ScriptedReply::json(404, r#"{"error_code":"APIG.0101","error_msg":"no such API"}"#);
+    world.iam.update(|behaviour| behaviour.reply = Some(unknown));
+    let token = world.token("alice");
+    world.iam.hold();
+    let batches: Vec<_> = (0..20)
+        .map(|_| {
+            let (client, token) = (world.stack.client.clone(), token.clone());
+            tokio::spawn(async move { client.batch(&token, &["1", "2"]).await })
+        })
+        .collect();
+    world.iam.arrived(1).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    world.iam.release();
+    for batch in batches {
+        world.assert_of(&token, &batch.await.unwrap());
+    }
+    assert_eq!(world.asked().len(), 1, "they share a call as they do without an identity");
+    // Its acceptance is over, and its links are still fresh.
+    world.clock.step(300_000);
+    world.batch(&token, &["1"]).await;
+    world.batch(&token, &["2"]).await;
+    assert_eq!(world.asked().len(), 2, "{:?}", world.asked());
+}

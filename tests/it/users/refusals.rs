@@ -147,3 +147,32 @@ async fn a_withdrawn_link_is_gone_for_every_token_of_its_user() {
     world.batch(&second, &["1"]).await;
     assert_eq!(world.asked().len(), before + 1, "not by a whole answer either");
 }
+
+/// Regression: a batch that waited for a call that another token of its user had begun got its link after its own token was refused.
+#[tokio::test]
+async fn a_token_that_is_refused_while_its_batch_waits_for_anothers_call_gets_nothing_of_it() {
+    let world = World::start().await;
+    let [first, second] = world.tokens("alice");
+    world.batch(&first, &["0"]).await;
+    world.batch(&second, &["0"]).await;
+    world.stack.origin.hold();
+    let batch = |token: &String, id: &'static str| {
+        let (client, token) = (world.stack.client.clone(), token.clone());
+        tokio::spawn(async move { client.batch(&token, &[id]).await })
+    };
+    let owner = batch(&first, "1");
+    world.stack.origin.arrived(2).await;
+    let joiner = batch(&second, "1");
+    crate::support::eventually("the second waits", async || {
+        world.stack.metric(r#"sidelink_limit_used{limit="waiters"}"#).await == 2.0
+    })
+    .await;
+    world.iam.revoke(&second);
+    world.clock.step(300_000);
+    let refused = batch(&second, "0");
+    world.stack.origin.arrived(3).await;
+    world.stack.origin.release();
+    assert_eq!(refused.await.unwrap().status, StatusCode::UNAUTHORIZED);
+    world.assert_of(&first, &owner.await.unwrap());
+    assert_eq!(joiner.await.unwrap().status, StatusCode::UNAUTHORIZED);
+}

@@ -1,5 +1,7 @@
 //! A token whose signature verifies is who its claims say, once the endpoint has accepted it.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use sidelink::demo::origin::ScriptedReply;
 use sidelink::demo::origin::iam::{Grant, JwtAlgorithm};
@@ -97,4 +99,31 @@ async fn a_set_of_keys_that_changes_is_fetched_again() {
             && world.iam.key_requests() == 2
     })
     .await;
+}
+
+/// Regression: a token that the endpoint answers with a 403 took its user's links from the other tokens, batch by batch.
+#[tokio::test]
+async fn what_is_refused_to_a_token_that_the_endpoint_has_not_accepted_stays_for_the_others() {
+    let world = by_claims().await;
+    let [accepted, other] = [(); 2].map(|()| token(&world, "alice", JwtAlgorithm::Es256));
+    world.batch(&accepted, &["1"]).await;
+    world.stack.origin.script(ScriptedReply::json(403, r#"{"error_code":"APIGW.0301","error_msg":"no"}"#));
+    assert_eq!(world.stack.client.batch(&other, &["1"]).await.status, StatusCode::FORBIDDEN);
+    let before = world.asked().len();
+    world.batch(&accepted, &["1"]).await;
+    assert_eq!(world.asked().len(), before);
+}
+
+/// Regression: calls of tokens that the endpoint has not accepted wait among those of made-up ones, and who joined waited as well.
+#[tokio::test]
+async fn an_accepted_token_joins_no_call_of_one_that_the_endpoint_has_not_accepted() {
+    let world = by_claims().await;
+    let [accepted, other] = [(); 2].map(|()| token(&world, "alice", JwtAlgorithm::Es256));
+    world.batch(&accepted, &["0"]).await;
+    world.stack.origin.script(ScriptedReply::Hang);
+    let (client, hangs) = (world.stack.client.clone(), other.clone());
+    let hanging = tokio::spawn(async move { client.batch(&hangs, &["1"]).await });
+    world.stack.origin.arrived(2).await;
+    tokio::time::timeout(Duration::from_secs(2), world.batch(&accepted, &["1"])).await.expect("its own call");
+    hanging.abort();
 }

@@ -98,6 +98,48 @@ async fn a_refused_token_is_told_to_the_fleet_and_its_users_links_stay() {
     assert_eq!(fleet.origin.calls().len(), before, "in the tier as well");
 }
 
+/// Regression: a sidecar that had served a token from memory alone did not know it in the fleet's journal.
+#[tokio::test]
+async fn a_refused_token_is_told_to_sidecars_that_served_it_from_memory_alone() {
+    let fleet = Fleet::start(2, true).await;
+    let [refused, other] = ["alice", "alice"].map(|user| fleet.token(user));
+    fleet.bring(0, &refused, "1").await;
+    for token in [&other, &refused] {
+        assert_eq!(fleet.sidecars[1].client.batch(token, &["1"]).await.ids(), ["1"]);
+    }
+    refuse(&fleet, &refused).await;
+    // The IAM knows nothing of it.
+    eventually("the other sidecar asks the endpoint", async || {
+        fleet.sidecars[1].client.batch(&refused, &["1"]).await;
+        fleet.origin.calls().iter().filter(|call| call.ids == ["1"]).count() == 2
+    })
+    .await;
+}
+
+/// Regression: a token that the fleet had been told of was its user again wherever it came first.
+#[tokio::test]
+async fn a_refused_token_is_refused_where_it_comes_afterwards_as_well() {
+    let fleet = Fleet::start(2, true).await;
+    let [refused, other] = ["alice", "alice"].map(|user| fleet.token(user));
+    fleet.bring(0, &refused, "1").await;
+    refuse(&fleet, &refused).await;
+    // It follows the journal.
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    assert_eq!(fleet.sidecars[1].client.batch(&other, &["1"]).await.ids(), ["1"]);
+    let before = fleet.origin.calls().len();
+    assert_eq!(fleet.sidecars[1].client.batch(&refused, &["1"]).await.ids(), ["1"]);
+    assert_eq!(fleet.origin.calls().len(), before + 1, "the endpoint judges it");
+    fleet.sidecars[1].client.batch(&refused, &["1"]).await;
+    fleet.sidecars[1].client.batch(&refused, &["1"]).await;
+    assert_eq!(fleet.origin.calls().len(), before + 1, "and takes it again");
+}
+
+/// The endpoint refuses `token` at the first sidecar, once.
+async fn refuse(fleet: &Fleet, token: &str) {
+    fleet.origin.script(ScriptedReply::json(401, r#"{"error_code":"APIGW.0301","error_msg":"no"}"#));
+    assert_eq!(fleet.sidecars[0].client.batch(token, &["refused"]).await.status, 401);
+}
+
 #[tokio::test]
 async fn a_withdrawn_link_is_gone_for_each_token_at_each_sidecar() {
     let fleet = Fleet::start(2, true).await;

@@ -1,5 +1,5 @@
 //! Who asks: [`Credential`] → [`Identity`] → [`Caller`] → [`Scope`] → [`Key`]. Start at [`Callers`]; where several callers are one
-//! user, read [`user`](self::user).
+//! user, read `user`.
 //!
 //! A token is a secret that only its caller has; a signature proves that its sender has the secret key, once it is verified
 //! with the configured one ([`signature`]). A request with neither has no caller, and gets nothing from memory.

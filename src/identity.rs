@@ -1,7 +1,7 @@
-//! Who stands behind a token: callers whose tokens mean the same are one user (docs/IDENTITY.md). Start at [`IdentityProvider::ask`].
+//! Who stands behind a token: callers whose tokens mean the same are one user (docs/IDENTITY.md). Start at [`IdentityProvider::look_up`].
 //!
-//! An introspection endpoint says it ([`introspection`], in the styles [`keystone`] and [`oauth2`]), or the token itself, which a set
-//! of keys verifies ([`jwt`]). Of what they say, a digest is made ([`digest`]) and nothing is kept. What cannot be read, is missing or
+//! An introspection endpoint says it (`introspection`, in the styles `keystone` and `oauth2`), or the token itself, which a set
+//! of keys verifies (`jwt`). Of what they say, a digest is made (`digest`) and nothing is kept. What cannot be read, is missing or
 //! differs keeps a token apart: sharing is never a guess. A provider that is down or slow costs sharing, never an answer.
 
 mod breaker;

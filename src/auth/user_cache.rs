@@ -50,6 +50,13 @@ pub(super) struct CachedUser {
     until: Moment,
 }
 
+impl CachedUser {
+    /// Whether the caller is a user at `now`.
+    fn is_user(&self, now: Moment) -> bool {
+        self.membership.is_some() && now.is_before(self.until)
+    }
+}
+
 /// Whether a caller's user must be looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UserLookup {
@@ -99,10 +106,17 @@ impl Callers {
             return UserLookup::NotNeeded;
         }
         match self.cached_user(&identity.caller_state) {
+            // It was looked up since the caller was identified: as if it were not known, so that the caller is identified again.
+            Some(cached) if cached.is_user(now) && identity.membership.is_none() => UserLookup::First,
             Some(cached) if now.is_before(cached.renewal) => UserLookup::NotNeeded,
             Some(cached) if now.is_before(cached.until) => UserLookup::InBackground,
             _ => UserLookup::First,
         }
+    }
+
+    /// Whether the caller's user is known.
+    pub(crate) fn knows_user(&self, identity: &Identity, now: Moment) -> bool {
+        self.cached_user(&identity.caller_state).is_some_and(|cached| cached.is_user(now))
     }
 
     /// Postpones the renewal, so that only one request starts it.
@@ -146,8 +160,7 @@ impl Callers {
             }
             TokenStatus::NoUser => self.set_no_user(identity, false, settled),
             TokenStatus::Unknown => {
-                let is_valid = |cached: &CachedUser| cached.membership.is_some() && now.is_before(cached.until);
-                if !self.cached_user(state).is_some_and(|cached| is_valid(&cached)) {
+                if !self.knows_user(identity, now) {
                     self.set_no_user(identity, was_inactive, now.after(UNKNOWN_FOR));
                 }
             }
@@ -280,6 +293,18 @@ mod tests {
         assert!(is_accepted(&callers, "b") && !is_accepted(&callers, "c") && !is_accepted(&callers, "d"));
         callers.invalidate(&caller(&callers, "b"));
         assert!(!is_accepted(&callers, "a"));
+    }
+
+    /// Regression: such a batch was answered as that of its own caller, and asked for what its user had.
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_was_identified_just_before_its_user_was_known_is_identified_again() {
+        let callers = callers();
+        let early = caller(&callers, "a");
+        learn(&callers, "a", user(ONE));
+        let now = callers.clock.now();
+        assert_eq!(callers.user_lookup(&early, now), UserLookup::First);
+        assert!(callers.knows_user(&early, now));
+        assert_eq!(callers.user_lookup(&caller(&callers, "a"), now), UserLookup::NotNeeded);
     }
 
     #[tokio::test(start_paused = true)]

@@ -47,6 +47,9 @@ impl BatchRoute {
                 }
             }
             let asked = self.clock.now();
+            if self.callers.knows_user(identity, asked) {
+                return;
+            }
             let status = look_up(provider, &token, identity.is_accepted()).await;
             self.callers.learn(identity, status, asked);
         }

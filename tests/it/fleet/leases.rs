@@ -208,7 +208,7 @@ async fn a_server_that_denies_every_lease_is_not_asked_for_leases_any_more() {
     let port = relay(redis.port.number(), Lie::Denied, Arc::clone(&lying)).await;
     let origin = sidelink::demo::origin::Origin::start(origin_options()).await.unwrap();
     let files = Files::new(origin.address());
-    let mut process = process(&files, port, "lease_wait = \"20ms\"").await;
+    let mut process = process(&files, port, "lease_wait = \"200ms\"").await;
     lying.store(true, Ordering::SeqCst);
     for waits in 1..=5 {
         let id = waits.to_string();

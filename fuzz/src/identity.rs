@@ -7,7 +7,7 @@ use http::{HeaderValue, Response};
 use prometheus::Registry;
 use sidelink::auth::TokenStatus;
 use sidelink::clock::Clock;
-use sidelink::config::jwks::KeySet;
+use sidelink::config::jwks::{KeyMaterial, KeySet};
 use sidelink::config::{IdentityConfig, Secret, StoredSecret, Style, Url};
 use sidelink::identity::IdentityProvider;
 use sidelink::telemetry::metrics::Metrics;
@@ -16,7 +16,7 @@ const TOKEN: &[u8] = b"token";
 /// The secret with which the tokens of the corpus are signed.
 const KEYS: &str = r#"{"keys":[{"kty":"oct","k":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBw"}]}"#;
 
-/// What asks in each way. Nothing is sent.
+/// An identity provider of each kind. None of them sends a request.
 struct Askers {
     introspection: [IdentityProvider; 4],
     tokens: IdentityProvider,
@@ -104,7 +104,7 @@ pub fn identity(data: &[u8]) {
                 }
             };
             if matches!(ask(data), TokenStatus::User { .. }) {
-                // Whatever byte of it is another one.
+                // With any byte changed, it does not verify.
                 for at in 0..data.len() {
                     let mut forged = data.to_vec();
                     forged[at] ^= 1;
@@ -115,7 +115,8 @@ pub fn identity(data: &[u8]) {
         _ => {
             let Ok(keys) = KeySet::parse(data) else { return };
             assert!(!keys.0.is_empty());
-            assert!(keys.clone().public().0.len() <= keys.0.len());
+            let public = keys.public();
+            assert!(public.0.iter().all(|key| !matches!(key.material, KeyMaterial::Secret(_))));
         }
     }
 }

@@ -63,7 +63,7 @@ pub(super) struct GenerationBuilder {
     pub(super) process: ProcessState,
     purges: Arc<Purges>,
     pub(super) exports: ExportTasks,
-    /// What is in memory and not in the network, if it is.
+    /// Connections in memory, in place of the network, in tests.
     memory: Option<MemoryNetwork>,
 }
 

@@ -21,7 +21,7 @@ section! {
         pub cache_control: bool = true, flag();
         /// Request headers, beyond those of a batch API, whose values may change an answer.
         pub scope_headers: Vec<HeaderName> = Vec::new(), texts(None, scope_header);
-        /// What makes several tokens one user, who then shares links; without this table each token is a caller of its own. docs/IDENTITY.md says when not to use it.
+        /// Defines which tokens belong to one user and share links. Without this table each token is its own caller. docs/IDENTITY.md says when not to use it.
         pub identity: Option<IdentityConfig> = None => optional(IdentityConfig::blank, IdentityConfig::visit);
         /// Keys whose signed requests may be answered from memory; one such table for each.
         pub keys: Vec<CallerKey> = Vec::new() => list(CallerKey::blank, CallerKey::visit);

@@ -1,4 +1,4 @@
-//! What is amiss with the shared tier.
+//! Alerts about the shared tier.
 
 use super::{Alert, Fault, Kind, Severity, lasting, listed, number, span, times};
 use crate::admin::AdminState;

@@ -47,7 +47,8 @@ async fn a_slow_identity_provider_delays_a_batch_by_its_timeout_at_most() {
     world.iam.hold();
     let began = Instant::now();
     world.batch(&token, &["1"]).await;
-    assert!(began.elapsed() >= timeout, "it was asked");
+    // On a busy machine as well; the provider itself never answers.
+    assert!((timeout..timeout * 20).contains(&began.elapsed()), "{:?}", began.elapsed());
     let asked = world.iam.requests_for(&token);
     world.batch(&token, &["1"]).await;
     assert_eq!(world.iam.requests_for(&token), asked, "not asked again at once");
@@ -109,7 +110,7 @@ async fn an_identity_provider_that_knows_no_token_costs_no_calls() {
         })
         .collect();
     world.iam.arrived(1).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    eventually("all batches are there", async || world.stack.metric("sidelink_connections").await >= 20.0).await;
     world.iam.release();
     for batch in batches {
         world.assert_of(&token, &batch.await.unwrap());

@@ -94,6 +94,17 @@ pub enum Step {
     Fetch(Box<PendingBatch>),
 }
 
+impl Step {
+    /// What a request without a caller leads to.
+    fn of(error: AuthError) -> Self {
+        match error {
+            AuthError::Bypass(reason) => Self::Bypass(reason),
+            AuthError::Unverified(_) => Self::Bypass(Bypass::Signature),
+            AuthError::NamedByConnection => Self::Reply(respond::error(Error::NamedByConnection)),
+        }
+    }
+}
+
 /// A batch that memory does not have all of.
 pub struct PendingBatch {
     slots: Slots,
@@ -165,7 +176,7 @@ impl BatchRoute {
             return match self.identify(head, &[], context, now) {
                 Ok(authenticated) if self.needs_user(&authenticated, now) => None,
                 Ok(authenticated) => Some(self.look_up_as(authenticated, head, &[], &mut None, now, context)),
-                Err(step) => Some(step),
+                Err(error) => Some(Step::of(error)),
             };
         }
         // A request without a credential is no batch: its body streams through.
@@ -200,39 +211,38 @@ impl BatchRoute {
             Ok((body, reservation)) => (body, Some(reservation)),
             Err(error) => return respond::error(error),
         };
-        let mut asked = self.identify(head, &body, context, self.clock.now());
-        if let Ok(authenticated) = &asked
-            && self.needs_user(authenticated, self.clock.now())
+        let mut now = self.clock.now();
+        let mut identified = self.identify(head, &body, context, now);
+        if let Ok(authenticated) = &identified
+            && self.needs_user(authenticated, now)
         {
             Box::pin(self.look_up_user(authenticated)).await;
-            asked = self.identify(head, &body, context, self.clock.now());
+            now = self.clock.now();
+            identified = self.identify(head, &body, context, now);
         }
-        let look_up =
-            |authenticated| self.look_up_as(authenticated, head, &body, &mut reservation, self.clock.now(), context);
+        let step = match identified {
+            Ok(authenticated) => self.look_up_as(authenticated, head, &body, &mut reservation, now, context),
+            Err(error) => Step::of(error),
+        };
         // Boxed each: a body whose batch is in memory needs neither, and both are large.
-        match asked.map_or_else(|step| step, look_up) {
+        match step {
             Step::Reply(reply) => reply,
             Step::Bypass(reason) => Box::pin(self.bypass_read(head.clone(), body, reason, context.trace)).await,
             Step::Fetch(pending) => Box::pin(self.fetch_and_reply(pending, head, &body)).await,
         }
     }
 
-    /// Identifies the caller of a request. The error is what a request without a caller leads to.
-    #[expect(clippy::result_large_err, reason = "boxing the reply would cost every hit an allocation")]
+    /// Identifies the caller of a request.
     fn identify<'r>(
         &'r self,
         head: &'r Parts,
         body: &[u8],
         context: RequestContext<'_>,
         now: Moment,
-    ) -> Result<Authenticated<'r>, Step> {
-        let credential = self.callers.credential(context.filter.on(&head.headers)).map_err(Step::Bypass)?;
-        match self.callers.identify(&credential, context.last_token, head, body, now) {
-            Ok(identity) => Ok((credential, identity)),
-            Err(AuthError::Bypass(reason)) => Err(Step::Bypass(reason)),
-            Err(AuthError::Unverified(_)) => Err(Step::Bypass(Bypass::Signature)),
-            Err(AuthError::NamedByConnection) => Err(Step::Reply(respond::error(Error::NamedByConnection))),
-        }
+    ) -> Result<Authenticated<'r>, AuthError> {
+        let credential = self.callers.credential(context.filter.on(&head.headers)).map_err(AuthError::Bypass)?;
+        let identity = self.callers.identify(&credential, context.last_token, head, body, now)?;
+        Ok((credential, identity))
     }
 
     /// Reads a batch and looks it up in memory. Waits for nothing.

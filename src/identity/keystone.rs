@@ -4,7 +4,7 @@
 //! project, of fewer roles, of an assumed role or a restricted application credential stay apart.
 
 use bytes::Bytes;
-use http::header::ACCEPT;
+use http::header::{ACCEPT, CACHE_CONTROL};
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
@@ -31,6 +31,8 @@ pub(super) fn request(url: &Url, token: &[u8], own: Option<&Secret>) -> Option<R
         .header(ACCEPT, HeaderValue::from_static("application/json"))
         .header(TOKEN, asker)
         .header(SUBJECT, subject)
+        // All tokens are asked about at one URL: no cache on the way may answer for another token.
+        .header(CACHE_CONTROL, HeaderValue::from_static("no-store"))
         .body(Bytes::new())
         .ok()
 }
@@ -104,4 +106,21 @@ fn read_answer(answer: &Members<'_>, fields: &[Pointer], mut digest: UserDigest,
 
 fn field(digest: &mut UserDigest, name: &str, value: &RawValue, is_set: bool) -> Result<(), NotCanonical> {
     if is_set { digest.set(name, value) } else { digest.field(name, Some(value)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_answered_by_no_cache_and_shows_its_tokens_in_no_debug_output() {
+        let url = Url::parse("https://iam/v3/auth/tokens").unwrap();
+        let request = request(&url, b"marked", None).unwrap();
+        assert_eq!(request.headers()[CACHE_CONTROL], "no-store");
+        assert_eq!(
+            (&request.headers()[TOKEN], &request.headers()[SUBJECT]),
+            (&"marked".parse().unwrap(), &"marked".parse().unwrap())
+        );
+        assert!(!format!("{request:?}").contains("marked"));
+    }
 }

@@ -8,7 +8,7 @@ use sidelink::api::answer::{self, ParsedAnswer};
 use sidelink::api::call::CallTemplate;
 use sidelink::api::request::{Batch, Form};
 use sidelink::api::{BatchApi, id};
-use sidelink::cache::ItemDetails;
+use sidelink::cache::{Countdown, ItemDetails};
 use sidelink::config::Config;
 
 /// The line between the parts of an input: the `[[batch]]` tables, the path and query, the request's body, the answer's.
@@ -88,7 +88,7 @@ fn kept(api: &BatchApi, answer: &str, names: &[&str]) {
         assert!(answer.contains(&*item.text), "it was in the answer");
         assert_eq!(answer::url_of(api, &item.text).as_deref(), item.url.as_deref());
         if let Some(details) = ItemDetails::of(Some(item), envelope.as_ref()) {
-            for (place, seconds) in &details.spans {
+            for Countdown { place, seconds } in &details.countdowns {
                 let number = item.text.get(place.clone()).expect("a place in the text");
                 assert_eq!(number.parse(), Ok(*seconds));
             }

@@ -149,6 +149,9 @@ pub struct Callers {
     by_user: KeyedHash,
     keys: Arc<Keys>,
     scope_headers: Vec<HeaderName>,
+    /// The filter of each scope header.
+    scope_filters: Vec<HeaderFilter>,
+    /// The filter of all scope headers.
     scope_filter: HeaderFilter,
     /// The headers that are secret: credentials, and what belongs to a signature.
     secrets: Vec<HeaderName>,
@@ -202,6 +205,7 @@ impl Callers {
             by_scope: KeyedHash::new(&key, b"scope"),
             by_user: KeyedHash::new(&key, b"scope/user"),
             keys,
+            scope_filters: scope_headers.iter().map(|name| HeaderFilter::new([name])).collect(),
             scope_filter: HeaderFilter::new(&scope_headers),
             limited: HeaderFilter::new(scope_headers.iter().chain(&secrets)),
             credential_bytes: secrets.first().map_or(0, |name| header_bytes(&api, name)),

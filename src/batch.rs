@@ -175,7 +175,7 @@ impl BatchRoute {
             let now = self.clock.at(began);
             return match self.identify(head, &[], context, now) {
                 Ok(authenticated) if self.needs_user(&authenticated, now) => None,
-                Ok(authenticated) => Some(self.look_up_as(authenticated, head, &[], &mut None, now, context)),
+                Ok(authenticated) => Some(self.look_up_as(&authenticated, head, &[], &mut None, now, context)),
                 Err(error) => Some(Step::of(error)),
             };
         }
@@ -221,7 +221,7 @@ impl BatchRoute {
             identified = self.identify(head, &body, context, now);
         }
         let step = match identified {
-            Ok(authenticated) => self.look_up_as(authenticated, head, &body, &mut reservation, now, context),
+            Ok(authenticated) => self.look_up_as(&authenticated, head, &body, &mut reservation, now, context),
             Err(error) => Step::of(error),
         };
         // Boxed each: a body whose batch is in memory needs neither, and both are large.
@@ -248,25 +248,25 @@ impl BatchRoute {
     /// Reads a batch and looks it up in memory. Waits for nothing.
     fn look_up_as(
         &self,
-        authenticated: Authenticated<'_>,
+        authenticated: &Authenticated<'_>,
         head: &Parts,
         body: &[u8],
         reservation: &mut Option<Reservation>,
         now: Moment,
         context: RequestContext<'_>,
     ) -> Step {
-        self.renew_user(&authenticated, now);
+        self.renew_user(authenticated, now);
         let (credential, identity) = authenticated;
         let headers = context.filter.on(&head.headers);
         let directives = self.directives(headers);
         let client = CacheRequirements::from(&directives);
-        let must_revalidate = self.callers.must_revalidate(&identity, now);
+        let must_revalidate = self.callers.must_revalidate(identity, now);
         let requirements = CacheRequirements { forbids_cache: client.forbids_cache || must_revalidate, ..client };
         let shown = identity.shown();
-        let scope = self.callers.scope(&identity, headers, &head.uri);
+        let scope = self.callers.scope(identity, headers, &head.uri);
         let written = Written::new(scope, head.uri.query(), body);
         // Before anything is looked up.
-        let revision = Revision::of(&self.cache, &identity);
+        let revision = Revision::of(&self.cache, identity);
         let written = written.filter(|_| !requirements.may_exclude_fresh() && !headers.contains(&CONTENT_ENCODING));
         let found = written
             .as_ref()
@@ -349,7 +349,8 @@ impl BatchRoute {
             let cause = if client.may_exclude_fresh() { Refetch::Client } else { Refetch::Revalidate };
             self.api_metrics.refetched.of(cause).inc_by(refetched);
         }
-        let mut context = self.context(&batch, scope, identity, &credential, client, head, headers, context.trace);
+        let mut context =
+            self.context(&batch, scope, identity.clone(), credential, client, head, headers, context.trace);
         (context.refetches, context.body) = (requirements.may_exclude_fresh(), reservation.take());
         let context = Arc::new(context);
         self.refresh_ahead(&ageing, &context);

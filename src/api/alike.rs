@@ -21,7 +21,7 @@ pub(super) struct Alike<'a> {
 
 /// The text that all elements share. They may differ in the gaps; each gap has the text before it, and `last` follows the last gap.
 struct Shape<'a> {
-    gaps: Vec<(&'a str, Gap)>,
+    gaps: Cow<'a, [(&'a str, Gap)]>,
     last: &'a str,
 }
 
@@ -42,7 +42,7 @@ pub(super) fn read<'a>(list: &'a str, key: Option<&str>) -> Option<Alike<'a>> {
         return None;
     }
     let (shape, have_more) = match key {
-        None => (Shape { gaps: vec![("\"", Gap::Name)], last: "\"" }, false),
+        None => (Shape::of_string(), false),
         Some(key) => {
             let first: &RawValue = serde_json::Deserializer::from_str(rest).into_iter().next()?.ok()?;
             let members = json::members(first.get())?;
@@ -65,6 +65,11 @@ pub(super) fn read<'a>(list: &'a str, key: Option<&str>) -> Option<Alike<'a>> {
 }
 
 impl<'a> Shape<'a> {
+    /// The shape of a string, which names itself.
+    fn of_string() -> Self {
+        Self { gaps: Cow::Borrowed(&[("\"", Gap::Name)]), last: "\"" }
+    }
+
     /// The shape of `element`, which has these members, and is named by the one called `key`.
     fn of(element: &'a str, members: &[(Cow<'a, str>, &'a RawValue)], key: &str) -> Option<Self> {
         let (mut gaps, mut from) = (Vec::with_capacity(members.len()), 0);
@@ -79,14 +84,14 @@ impl<'a> Shape<'a> {
             from = range.end;
         }
         let has_name = gaps.iter().any(|(_, gap)| *gap == Gap::Name);
-        has_name.then_some(Self { gaps, last: element.get(from..)? })
+        has_name.then_some(Self { gaps: gaps.into(), last: element.get(from..)? })
     }
 
     /// Takes an element of this shape off the beginning of `text`, which is JSON without escapes: its name, all of it, and what follows.
     fn take<'t>(&self, text: &'t str) -> Option<(&'t str, &'t str, &'t str)> {
         let is_of_number = |byte| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
         let (mut rest, mut name) = (text, "");
-        for (before, gap) in &self.gaps {
+        for (before, gap) in &*self.gaps {
             rest = rest.strip_prefix(before)?;
             let end = match gap {
                 Gap::Number => rest.bytes().position(|byte| !is_of_number(byte))?,

@@ -191,7 +191,7 @@ impl Callers {
         if self.api.method == Method::POST {
             headers.get_all(&CONTENT_TYPE).for_each(|value| take(Some(value.as_bytes())));
             take(None);
-        } else if self.api.ids.body.is_some() {
+        } else if self.api.ids.body.is_some() && headers.contains(&CONTENT_TYPE) {
             let types = || headers.get_all(&CONTENT_TYPE).map(HeaderValue::as_bytes);
             if !types().eq([b"application/json"]) {
                 for value in types() {
@@ -203,10 +203,12 @@ impl Callers {
         if !headers.may_contain_any(self.scope_filter) {
             return;
         }
-        for name in self.scope_headers.iter().filter(|name| identity.uses_header(name)) {
-            for value in headers.get_all(name) {
-                take(Some(name.as_str().as_bytes()));
-                take(Some(value.as_bytes()));
+        for (name, filter) in self.scope_headers.iter().zip(&self.scope_filters) {
+            if headers.may_contain_any(*filter) && identity.uses_header(name) {
+                for value in headers.get_all(name) {
+                    take(Some(name.as_str().as_bytes()));
+                    take(Some(value.as_bytes()));
+                }
             }
         }
     }

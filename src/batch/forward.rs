@@ -20,7 +20,7 @@ use crate::error::{Error, NoAnswer};
 use crate::fetch::{Cause, Failure, FetchContext, FetchResult, KeyedId};
 use crate::message::body::{BodyError, whole};
 use crate::message::cache_control::Directives;
-use crate::message::reply::Reply;
+use crate::message::reply::{Detail, Reply};
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::Refetch;
 use crate::telemetry::trace::RequestSpan;
@@ -73,7 +73,7 @@ impl BatchRoute {
                 slots.count_fetched();
                 self.count_bypass(Bypass::Unmatched);
                 let mut reply = respond::failure(failure);
-                reply.info.detail = Some(Bypass::Unmatched.name());
+                reply.info.detail = Some(Detail::Named(Bypass::Unmatched.name()));
                 Some(reply)
             }
             Cause::Unmatched(_) if !fits => Some(self.fetch_whole(&batch, parts, body, context, slots).await),

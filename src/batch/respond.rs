@@ -21,7 +21,7 @@ use crate::fetch::{Cause, Failure};
 use crate::limits::pause::Rejection;
 use crate::message::body::{Body, stream, whole};
 use crate::message::headers::{REQUEST_ID, VIA_HTTP_11, add_via, request_id, strip_hop_by_hop};
-use crate::message::reply::Reply;
+use crate::message::reply::{Detail, Reply};
 use crate::telemetry::metrics::{ApiMetrics, IdResult, Outcome, Tally};
 
 /// RFC 9211.
@@ -162,13 +162,23 @@ impl BatchRoute {
         reply
     }
 
-    /// A reply with the headers of a hit. (The values are replaced one by one: `insert` would grow the map.)
+    /// A reply with the headers of a hit. (Their values are replaced in one pass: a look-up hashes the name, and `insert` would grow the map.)
     fn reply(&self, body: Body, tally: Tally, cache_control: HeaderValue, id: Option<HeaderValue>) -> Reply {
         let mut response = Response::new(body);
-        let headers = response.headers_mut();
-        *headers = self.template.headers.clone();
-        set(headers, &CACHE_CONTROL, cache_control);
-        set(headers, &REQUEST_ID, id.unwrap_or_else(request_id));
+        *response.headers_mut() = self.template.headers.clone();
+        let (mut cache_control, mut id) = (Some(cache_control), Some(id.unwrap_or_else(request_id)));
+        for (name, value) in response.headers_mut() {
+            let new = if *name == CACHE_CONTROL {
+                cache_control.take()
+            } else if *name == REQUEST_ID {
+                id.take()
+            } else {
+                None
+            };
+            if let Some(new) = new {
+                *value = new;
+            }
+        }
         let mut reply = Reply::new(response, outcome(&tally));
         reply.info.tally = tally;
         reply
@@ -289,7 +299,7 @@ pub(super) fn refused(refusal: &Refusal) -> Reply {
     let mut response = as_it_came(refusal.status, &refusal.headers, &refusal.body);
     append_status(response.headers_mut(), &format!("{HIT}; detail={REFUSED}"));
     let mut reply = Reply::new(response, Outcome::Error);
-    reply.info.detail = Some(REFUSED);
+    reply.info.detail = Some(Detail::Named(REFUSED));
     reply
 }
 
@@ -333,12 +343,12 @@ pub(super) fn error(error: Error) -> Reply {
 /// Marks the reply to a batch that was forwarded untouched, or refused by pass-through.
 pub(super) fn bypassed(mut reply: Reply, reason: Bypass) -> Reply {
     let forwarded = [Error::NoAnswer(NoAnswer::Broken).code(), Error::Deadline.code()];
-    let status = match reply.info.detail {
+    let status = match reply.info.detail.map(Detail::name) {
         Some(code) if !forwarded.contains(&code) => format!("sidelink; detail={code}"),
         _ => format!("sidelink; fwd=bypass; detail={}", reason.name()),
     };
     append_status(reply.response.headers_mut(), &status);
-    reply.info.detail = reply.info.detail.or(Some(reason.name()));
+    reply.info.detail = reply.info.detail.or(Some(Detail::Named(reason.name())));
     reply
 }
 

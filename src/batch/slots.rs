@@ -107,13 +107,26 @@ impl Drop for Slots {
     }
 }
 
+/// So many keys are compared with each other in less time than a table takes.
+const FEW: usize = 8;
+
 /// The ids of a batch, each once, in the order asked, with their keys. `None`: there are more than `most`.
 pub(super) fn distinct<'b, 'r>(batch: &'b Batch<'r>, scope: Scope, most: usize) -> Option<Vec<(&'b Id<'r>, Key)>> {
     let room = batch.ids.len().min(most);
     let mut ids: Vec<(&Id<'_>, Key)> = Vec::with_capacity(room);
+    let keys = scope.keys();
+    if batch.ids.len() <= FEW {
+        for id in &batch.ids {
+            let key = keys.of(id);
+            if ids.iter().all(|(_, known)| *known != key) {
+                ids.push((id, key));
+            }
+        }
+        return (ids.len() <= most).then_some(ids);
+    }
     // A hash table of places in `ids`, each one more than it is; 0 is free. The standard library's set takes four times as long.
     let mut places = vec![0_u32; (2 * room).next_power_of_two()];
-    let (mask, keys) = (places.len() - 1, scope.keys());
+    let mask = places.len() - 1;
     for id in &batch.ids {
         let key = keys.of(id);
         let mut slot = key.part() as usize & mask;

@@ -75,7 +75,11 @@ pub fn add_via(headers: &mut HeaderMap, version: Version) {
 
 /// How many sidelinks a message has passed.
 pub fn sidelinks<'m>(headers: impl Into<Headers<'m>>) -> usize {
-    list(headers.into(), &VIA).filter(|hop| hop.split_whitespace().nth(1) == Some("sidelink")).count()
+    let headers = headers.into();
+    if !headers.contains(&VIA) {
+        return 0;
+    }
+    list(headers, &VIA).filter(|hop| hop.split_whitespace().nth(1) == Some("sidelink")).count()
 }
 
 /// Whether this is a host and port (RFC 9112 §3.2, RFC 3986 §3.2); an empty host is allowed.

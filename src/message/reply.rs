@@ -36,10 +36,37 @@ pub struct ReplyInfo {
     pub user: Option<u32>,
     /// How long the request waited for the endpoint, if it did.
     pub waited: Option<Duration>,
+    /// Why it is no plain answer.
+    pub detail: Option<Detail>,
+}
+
+/// Why a reply is no plain answer.
+#[derive(Clone, Copy)]
+pub enum Detail {
+    /// An error, for which sidelink has made the reply.
+    Error(Error),
+    /// Why a batch was forwarded untouched, or that its answer is a remembered refusal.
+    Named(&'static str),
+}
+
+impl ReplyInfo {
     /// The error, where sidelink has made the reply for one.
-    pub error: Option<Error>,
-    /// The code of an error of sidelink's own, or why a batch was forwarded untouched.
-    pub detail: Option<&'static str>,
+    pub fn error(&self) -> Option<Error> {
+        match self.detail {
+            Some(Detail::Error(error)) => Some(error),
+            Some(Detail::Named(_)) | None => None,
+        }
+    }
+}
+
+impl Detail {
+    /// What the log says of it: the code of the error, or the name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Error(error) => error.code(),
+            Self::Named(name) => name,
+        }
+    }
 }
 
 impl Reply {
@@ -54,7 +81,6 @@ impl Reply {
             caller: None,
             user: None,
             waited: None,
-            error: None,
             detail: None,
         };
         Self { response, info }
@@ -67,7 +93,7 @@ impl Reply {
         if matches!(error, Error::BodyTooLarge(_) | Error::SignedBodyTooLarge(_) | Error::Malformed(_)) {
             reply.response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        (reply.info.detail, reply.info.error) = (Some(error.code()), Some(error));
+        reply.info.detail = Some(Detail::Error(error));
         reply
     }
 
@@ -99,7 +125,7 @@ impl Reply {
     pub fn set_request_id(&mut self, id: Option<&HeaderValue>) {
         let Some(id) = id else { return };
         self.response.headers_mut().insert(REQUEST_ID, id.clone());
-        if let Some(error) = self.info.error {
+        if let Some(error) = self.info.error() {
             *self.response.body_mut() = whole(error.body(id));
         }
     }
@@ -107,7 +133,7 @@ impl Reply {
     /// Gives an error of sidelink's own this shape.
     pub fn shape_error(&mut self, shape: &ErrorShape) {
         let headers = self.response.headers_mut();
-        let (Some(error), Some(id)) = (self.info.error, headers.get(REQUEST_ID)) else { return };
+        let (Some(error), Some(id)) = (self.info.error(), headers.get(REQUEST_ID)) else { return };
         let body = errors::body(shape, error, id);
         if let Ok(media_type) = HeaderValue::from_str(&shape.media_type) {
             headers.insert(CONTENT_TYPE, media_type);

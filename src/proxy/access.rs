@@ -15,7 +15,7 @@ use crate::api::BatchApi;
 use crate::config::AccessLines;
 use crate::message::ending::{Abort, BodyEnd};
 use crate::message::headers::{REQUEST_ID, REQUEST_ID_BYTES, client_request_id};
-use crate::message::reply::{Reply, ReplyInfo};
+use crate::message::reply::{Detail, Reply, ReplyInfo};
 use crate::telemetry::log::events;
 use crate::telemetry::metrics::{IdResult, Outcome, Route};
 use crate::telemetry::trace::{RequestSpan, TraceContext};
@@ -119,7 +119,7 @@ impl Line {
             self.log(&Answer {
                 status,
                 outcome: info.outcome,
-                detail: info.detail,
+                detail: info.detail.map(Detail::name),
                 request_id: request_id.as_ref().and_then(|id| id.to_str().ok()),
                 bytes: Some(bytes),
                 aborted,

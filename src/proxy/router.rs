@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -147,7 +147,7 @@ impl Router {
             reply.set_request_id(request_id);
         }
         let batch = self.batch(record);
-        if let Some(batch) = batch.filter(|_| reply.info.error.is_some()) {
+        if let Some(batch) = batch.filter(|_| reply.info.error().is_some()) {
             reply.shape_error(&batch.api().errors);
         }
         record.end(&self.metrics, batch, Ok(&reply));
@@ -218,7 +218,9 @@ impl Router {
         if head.uri.path() == "*" && !ends_here(head) {
             return Some(Error::Malformed("the asterisk form is not forwarded"));
         }
-        if self.batches.iter().any(|batch| batch.callers().is_named_by_connection(headers)) {
+        if headers.contains(&CONNECTION)
+            && self.batches.iter().any(|batch| batch.callers().is_named_by_connection(headers))
+        {
             return Some(Error::NamedByConnection);
         }
         (sidelinks(headers) > MOST_HOPS).then_some(Error::Loop)

@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 use crate::api::BatchApi;
 use crate::config::{self, Endpoint};
 use crate::message::ending::Abort;
-use crate::message::reply::Reply;
+use crate::message::reply::{Detail, Reply};
 use crate::telemetry::metrics::{IdResult, Metrics, Outcome, Route};
 pub use context::{TraceContext, pass_on};
 
@@ -155,7 +155,7 @@ impl RequestSpan {
         let outcome = reply.map_or(Outcome::Error, |reply| reply.info.outcome);
         span.set_attribute(KeyValue::new("sidelink.route", route.name()));
         span.set_attribute(KeyValue::new("sidelink.outcome", outcome.name()));
-        let detail = reply.map_or_else(|abort| Some(abort.detail()), |reply| reply.info.detail);
+        let detail = reply.map_or_else(|abort| Some(abort.detail()), |reply| reply.info.detail.map(Detail::name));
         span.set_attributes(detail.map(|detail| KeyValue::new("sidelink.detail", detail)));
         if let Some(tally) = reply.ok().map(|reply| reply.info.tally).filter(|tally| tally.total() > 0) {
             let count = |result: IdResult| {

@@ -91,24 +91,27 @@ impl Histogram {
     /// Counts many values at once: fastest where they are in order.
     #[allow(clippy::indexing_slicing)] // A bound or the one after.
     pub fn observe_each(&self, values: impl Iterator<Item = f64>) {
-        let mut counts = [0_u32; BUCKETS];
-        let mut sum = 0.0;
-        let mut bucket = 0;
+        let shard = shard(&self.shards);
+        let (mut bucket, mut count, mut sum) = (0, 0, 0.0);
         for value in values {
+            let before = bucket;
             while bucket > 0 && value <= self.bounds[bucket - 1] {
                 bucket -= 1;
             }
             while bucket < self.bounds.len() && value > self.bounds[bucket] {
                 bucket += 1;
             }
-            counts[bucket] += 1;
+            if bucket != before && count > 0 {
+                shard.buckets[before].fetch_add(count, Ordering::Relaxed);
+                count = 0;
+            }
+            count += 1;
             sum += value;
         }
-        let shard = shard(&self.shards);
-        for (bucket, count) in shard.buckets.iter().zip(counts).filter(|(_, count)| *count > 0) {
-            bucket.fetch_add(count.into(), Ordering::Relaxed);
+        if count > 0 {
+            shard.buckets[bucket].fetch_add(count, Ordering::Relaxed);
+            shard.add(sum);
         }
-        shard.add(sum);
     }
 
     /// How many values were at most as large as each bound, and how many there were.

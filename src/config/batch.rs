@@ -79,7 +79,7 @@ section! {
     pub struct Ids: pub(super) fn blank() {
         /// The query parameter that has ids.
         pub query: Option<Box<str>> = None, string_that("a name", is_name).optional("ids");
-        /// How the query may list them: repeated (ids=1&ids=2), comma (ids=1,2), brackets (ids[]=1&ids[]=2); without this key repeated.
+        /// How the query may list them: repeated (ids=1&ids=2), comma (ids=1,2), encoded-comma (ids=1%2C2, as libraries write a list that was joined), brackets (ids[]=1&ids[]=2); without this key repeated.
         pub styles: Vec<Style> = Vec::new(), styles();
         /// The list of ids in a body, by JSON Pointer.
         pub body: Option<Pointer> = None, pointer().optional("/objects");
@@ -294,12 +294,18 @@ pub enum Style {
     Repeated,
     /// `ids=1,2`
     Comma,
+    /// `ids=1%2C2`
+    EncodedComma,
     /// `ids[]=1&ids[]=2`
     Brackets,
 }
 
-const STYLES: [(&str, Style); 3] =
-    [("repeated", Style::Repeated), ("comma", Style::Comma), ("brackets", Style::Brackets)];
+const STYLES: [(&str, Style); 4] = [
+    ("repeated", Style::Repeated),
+    ("comma", Style::Comma),
+    ("encoded-comma", Style::EncodedComma),
+    ("brackets", Style::Brackets),
+];
 
 impl Style {
     fn parse(text: &str, before: &[Self]) -> Result<Self, String> {
@@ -307,7 +313,7 @@ impl Style {
         match style {
             Some(style) if before.contains(&style) => Err(format!("names {style} twice")),
             Some(style) => Ok(style),
-            None => Err(format!("must be repeated, comma or brackets, is \"{}\"", text.escape_debug())),
+            None => Err(format!("must be repeated, comma, encoded-comma or brackets, is \"{}\"", text.escape_debug())),
         }
     }
 }

@@ -70,6 +70,7 @@ enum Command {
         config: PathBuf,
     },
     /// Ask the running process what would become of a batch now, and why.
+    #[command(group = clap::ArgGroup::new("batch").required(true).args(["ids", "request"]))]
     Explain {
         /// TOML file of the running process, whose admin listener is asked.
         #[arg(long)]
@@ -84,7 +85,7 @@ enum Command {
         #[arg(long)]
         group: Option<String>,
         /// Ids of the batch, in its order; also between commas. They are asked of the first batch API with ids in its query.
-        #[arg(required_unless_present = "request", conflicts_with = "request", value_delimiter = ',')]
+        #[arg(value_delimiter = ',')]
         ids: Vec<String>,
     },
     /// Purge links of the running process, and of its fleet: they are fetched again. Exit 3: the fleet is not told yet.

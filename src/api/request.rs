@@ -23,7 +23,7 @@ use serde_json::value::RawValue;
 use super::alike::{self, Alike};
 use super::id::{self, Group};
 use super::json::{self, Members};
-use super::misfit::Misfit;
+use super::misfit::{ElementMisfit, Misfit};
 use crate::config::batch::{BatchApi, Pointer, Style};
 use crate::message::header_filter::Headers;
 use crate::telemetry::metrics::Bypass;
@@ -313,9 +313,27 @@ fn id_of<'r>(api: &BatchApi, element: &'r RawValue) -> Option<Id<'r>> {
 fn misfit_of(api: &BatchApi, list: &str) -> Misfit {
     let Some(elements) = json::elements(list) else { return Misfit::NoList };
     match elements.iter().position(|element| id_of(api, element).is_none()) {
-        Some(at) => Misfit::element(at),
+        Some(at) => {
+            Misfit::element(at, elements.get(at).map_or(ElementMisfit::Kind, |element| element_misfit(api, element)))
+        }
         None if elements.is_empty() => Misfit::EmptyList,
         None => Misfit::Ambiguous,
+    }
+}
+
+/// Why an element names no id.
+fn element_misfit(api: &BatchApi, element: &RawValue) -> ElementMisfit {
+    let id = match (&api.ids.key, element.get().starts_with('{')) {
+        (None, true) => return ElementMisfit::Object,
+        (Some(key), true) => json::members(element.get()).and_then(|members| json::find_in(&members, key)),
+        (_, false) => Some(element),
+    };
+    match id {
+        None => ElementMisfit::NoKey,
+        Some(id) if json::string(id).is_some() => ElementMisfit::Length,
+        Some(id) if json::integer(id).is_some() && !api.ids.numbers => ElementMisfit::Number,
+        Some(id) if json::integer(id).is_some() => ElementMisfit::Length,
+        Some(_) => ElementMisfit::Kind,
     }
 }
 

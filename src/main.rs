@@ -59,7 +59,7 @@ enum Command {
         /// A recorded HTTP request, head and body. In place of the configuration, print how it is read; exit 1 if it is no batch.
         #[arg(long, value_name = "FILE", conflicts_with = "quiet")]
         request: Option<PathBuf>,
-        /// The recorded answer to it: print what would be kept as well; exit 1 if that is not every item.
+        /// The recorded answer to it: print what would be kept as well; exit 1 if that is not every item, or an expiry seems to be missed.
         #[arg(long, value_name = "FILE", requires = "request")]
         response: Option<PathBuf>,
     },

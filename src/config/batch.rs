@@ -202,7 +202,7 @@ impl BatchApi {
             table.wrong_at(&["scope_headers", "credentials"], &message);
         }
         if let Some(found) = table.find("expires").filter(|_| !self.expires.contains(&ExpirySource::Link)) {
-            found.warn("does not name \"link\": if a URL ends earlier than these fields say, a dead link is served. Name \"link\" as well; only where URLs are signed in a format whose expiry is not read, these fields alone have to be right");
+            found.warn("does not name \"link\": if a URL ends earlier than these fields say, a dead link is served. Name \"link\" as well, unless URLs are signed in a format whose expiry is not read");
         }
     }
 

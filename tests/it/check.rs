@@ -271,7 +271,8 @@ fn a_url_that_ends_earlier_than_the_fields_that_count_alone_is_told() {
         .with("[\"/ttl\"]", "[\"/ttl\", \"link\"]")
         .with("https://h/7?Expires=1795696800&x=", "https://h/7?size=");
     let wanted = "a URL ends earlier than its fields say; name \"link\" in expires as well\n";
-    alone.shows(false, &["expires 2026-11-26T12:40:00Z: the URL", wanted]);
+    alone
+        .shows(false, &["expires 2026-11-26T12:40:00Z: the URL, `Expires` of any vendor; it does not count\n", wanted]);
     Described { table: alone.table.replace("\"/ttl\"", "\"/ttl\", \"link\""), ..alone }.shows(true, &[]);
 }
 

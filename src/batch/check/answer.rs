@@ -295,9 +295,12 @@ impl Report {
             }
         }
         let Some(url) = url.filter(|_| item.url_expires || checked.ends_earlier_by_url(now)) else { return };
+        let counts = if item.url_expires { "" } else { "; it does not count" };
         match (checked.url_expiry(), format_of(url)) {
-            (Expiry::At(at), Some(format)) => self.detail(format_args!("expires {}: the URL, {format}", rfc3339(at))),
-            (Expiry::At(at), None) => self.detail(format_args!("expires {}: the URL", rfc3339(at))),
+            (Expiry::At(at), Some(format)) => {
+                self.detail(format_args!("expires {}: the URL, {format}{counts}", rfc3339(at)));
+            }
+            (Expiry::At(at), None) => self.detail(format_args!("expires {}: the URL{counts}", rfc3339(at))),
             (Expiry::None, _) if item.expiries.is_empty() => {
                 self.detail("the URL is not signed: freshness.unsigned counts");
             }

@@ -40,6 +40,7 @@ use declare::section;
 use diagnostics::Diagnostics;
 pub use diagnostics::{ConfigError, ConfigErrors};
 pub use endpoint::{Endpoint, Url};
+pub(crate) use headers::is_credential_name;
 pub use identity::{IdentityConfig, IdentitySource, Style};
 pub use kind::parse_duration;
 pub(crate) use kind::show_duration;

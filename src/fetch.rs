@@ -31,6 +31,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use tower::retry::budget::Budget as _;
 
 use crate::auth::{Caller, Callers, Identity, Key};
+use crate::cache::freshness::Deadlines;
 use crate::cache::purges::Marks;
 use crate::cache::{Cache, Entry};
 use crate::clock::Clock;
@@ -39,7 +40,7 @@ use crate::error::{Error, Limit};
 use crate::limits::budget::Budget;
 use crate::limits::pause::Rejection;
 use crate::shared::Tier;
-use crate::telemetry::log::LogThrottle;
+use crate::telemetry::log::{LogThrottle, events};
 use crate::telemetry::metrics::{ApiMetrics, Metrics};
 use crate::upstream::Upstream;
 use calls::PendingId;
@@ -64,6 +65,7 @@ pub struct Fetcher {
     waiters: Budget,
     tier: Option<Arc<Tier>>,
     warned_no_store: AtomicBool,
+    warned_no_expiry: AtomicBool,
     throttled: LogThrottle,
 }
 
@@ -100,6 +102,7 @@ impl Fetcher {
             state,
             tier,
             warned_no_store: AtomicBool::new(false),
+            warned_no_expiry: AtomicBool::new(false),
             throttled: LogThrottle::default(),
         }
     }
@@ -195,6 +198,15 @@ impl Fetcher {
 }
 
 impl Fetcher {
+    /// Tells once of a link that says nowhere when it ends, although its API names fields that may.
+    fn warn_without_expiry(&self, deadlines: &Deadlines) {
+        let api = self.callers.api();
+        let is_expected = deadlines.expires().is_some() || api.expiry_fields().next().is_none();
+        if !is_expected && !self.warned_no_expiry.swap(true, Ordering::Relaxed) {
+            events::NoExpiry { api: &api.name }.log();
+        }
+    }
+
     /// Fetches each of `ids` as planned.
     async fn fetch_each(
         self: &Arc<Self>,

@@ -59,7 +59,7 @@ enum Command {
         /// A recorded HTTP request, head and body. In place of the configuration, print how it is read; exit 1 if it is no batch.
         #[arg(long, value_name = "FILE", conflicts_with = "quiet")]
         request: Option<PathBuf>,
-        /// The recorded answer to it: print what would be kept as well; exit 1 if that is not every item.
+        /// The recorded answer to it: print what would be kept as well; exit 1 if that is not every item, or an expiry seems to be missed.
         #[arg(long, value_name = "FILE", requires = "request")]
         response: Option<PathBuf>,
     },
@@ -70,6 +70,7 @@ enum Command {
         config: PathBuf,
     },
     /// Ask the running process what would become of a batch now, and why.
+    #[command(group = clap::ArgGroup::new("batch").required(true).args(["ids", "request"]))]
     Explain {
         /// TOML file of the running process, whose admin listener is asked.
         #[arg(long)]
@@ -84,7 +85,7 @@ enum Command {
         #[arg(long)]
         group: Option<String>,
         /// Ids of the batch, in its order; also between commas. They are asked of the first batch API with ids in its query.
-        #[arg(required_unless_present = "request", conflicts_with = "request", value_delimiter = ',')]
+        #[arg(value_delimiter = ',')]
         ids: Vec<String>,
     },
     /// Purge links of the running process, and of its fleet: they are fetched again. Exit 3: the fleet is not told yet.

@@ -18,7 +18,7 @@
       signature: "signature not verified", "unsigned-payload": "body not signed", cookie: "refused without its cookies", origin: "from a browser (Origin)",
       range: "has a Range", "header-too-long": "header too long", unreadable: "not readable as a batch",
       "no-ids": "no ids", condition: "asks for something else", part: "error for a part of it", unmatched: "answer does not match" },
-    uncacheable: { under_floor: "link expires too soon", unreadable_expiry: "expiry not readable", no_store: "endpoint forbids it", vary: "answer varies",
+    uncacheable: { under_floor: "link expires too soon", no_link: "no link", unreadable_expiry: "expiry not readable", no_store: "endpoint forbids it", vary: "answer varies",
       unmatched: "answer does not match" },
     refetched: { refresh: "refreshed ahead", revalidate: "caller to be accepted again", client: "client asked for it" },
     shed: { in_flight: "ids being fetched", caller_in_flight: "ids being fetched, one caller", waiters: "batches waiting", calls: "calls",

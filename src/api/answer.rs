@@ -16,7 +16,7 @@ use super::expiry::StatedExpiry;
 use super::id;
 use super::json::{self, Members};
 use crate::config::batch::{BatchApi, ExpirySource, Pointer};
-pub use misfit::misfit;
+pub use misfit::AnswerMisfit;
 
 /// The body of a 200, read.
 #[derive(Debug, PartialEq)]
@@ -192,10 +192,7 @@ impl<'a> Item<'a> {
         // One that has a link all the same is judged by that.
         let says_absent = || api.absent.as_ref().is_some_and(|absent| json::find_set(&members, absent).is_some());
         let is_absent = url.is_none() && says_absent();
-        let fields = api.expires.iter().filter_map(|source| match source {
-            ExpirySource::Link => None,
-            ExpirySource::Field(pointer) => json::find_set(&members, pointer),
-        });
+        let fields = api.expiry_fields().filter_map(|place| json::find_set(&members, place));
         let place = |value: &RawValue| -> Option<Range<usize>> { json::range_of(self.text, value.get()) };
         let expiries: Vec<_> = fields.map(|value| StatedExpiry::read(value, place(value))).collect();
         let item = AnswerItem {
@@ -211,7 +208,7 @@ impl<'a> Item<'a> {
 
 /// The link of an item of this value, whose members are these.
 fn link<'a>(api: &BatchApi, value: &'a RawValue, members: &Members<'a>) -> Option<Cow<'a, str>> {
-    let pointer = api.items.link.as_ref()?;
+    let pointer = &api.items.link;
     let link = if pointer.tokens().is_empty() { Some(value) } else { json::find_in(members, pointer) };
     link.and_then(json::string)
 }

@@ -12,6 +12,8 @@ pub struct CallTemplate {
     before: Box<str>,
     /// The ids' parameter as its client spelled it, with the equals sign.
     name: Box<str>,
+    /// What stands between two ids of a target.
+    separator: Box<str>,
     /// The parameters after the ids, each with its ampersand.
     after: Box<str>,
     /// The body up to the list, and after it.
@@ -25,11 +27,12 @@ impl CallTemplate {
             form: batch.form,
             before: path.into(),
             name: Box::default(),
+            separator: Box::default(),
             after: Box::default(),
             body: Default::default(),
         };
         match &batch.around {
-            Around::Query { name, query } => {
+            Around::Query { name, separator, query } => {
                 let is_ids = |pair: &str| pair.split_once('=').is_some_and(|(other, _)| decode(other) == decode(name));
                 let (mut before, mut after, mut has_ids) = (format!("{path}?"), String::new(), false);
                 for pair in query.split('&') {
@@ -41,6 +44,10 @@ impl CallTemplate {
                 }
                 (template.before, template.after) = (before.into(), after.into());
                 template.name = format!("{name}=").into();
+                template.separator = match batch.form {
+                    Form::Comma | Form::EncodedComma => (*separator).into(),
+                    Form::Repeated | Form::Brackets | Form::Body => format!("&{name}=").into(),
+                };
             }
             Around::Body { query, before, after } => {
                 template.before = [path].into_iter().chain(query.iter().flat_map(|query| ["?", *query])).collect();
@@ -58,15 +65,11 @@ impl CallTemplate {
     /// The request target of a call for ids that were written so.
     pub fn target<'a>(&self, ids: impl Iterator<Item = &'a str>) -> String {
         let mut target = String::from(&*self.before);
-        for (index, id) in ids.enumerate() {
-            let separator = match self.form {
-                Form::Body => break,
-                Form::Comma if index > 0 => [",", ""],
-                _ if index > 0 => ["&", &self.name],
-                _ => ["", &self.name],
-            };
-            target.extend(separator);
-            target.push_str(id);
+        if self.form != Form::Body {
+            for (index, id) in ids.enumerate() {
+                target.push_str(if index > 0 { &self.separator } else { &self.name });
+                target.push_str(id);
+            }
         }
         target.push_str(&self.after);
         target
@@ -96,9 +99,8 @@ impl CallTemplate {
     /// The most bytes that an id that is written so adds to a target.
     pub fn bytes_of(&self, written: &str) -> usize {
         match self.form {
-            Form::Repeated | Form::Brackets => self.name.len() + 1 + written.len(),
-            Form::Comma => 1 + written.len(),
             Form::Body => 0,
+            _ => self.separator.len() + written.len(),
         }
     }
 }

@@ -22,7 +22,7 @@ pub enum Misfit {
     /// The list has no elements.
     EmptyList,
     /// This element, counted from 1, names no id.
-    Element(u32),
+    Element(u32, ElementMisfit),
     /// Two elements have the same id, and differ.
     Ambiguous,
     /// The ids are listed in a way that `ids.styles` does not name, or in two ways.
@@ -37,6 +37,21 @@ pub enum Misfit {
     Undecodable,
 }
 
+/// Why an element of the list in a body names no id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ElementMisfit {
+    /// It is an object, and `ids.key` is not set.
+    Object,
+    /// It is an object without anything at `ids.key`, or with a name twice.
+    NoKey,
+    /// The id is a number, and `ids.numbers` is not set.
+    Number,
+    /// The id is empty or too long, or begins with U+FFFF.
+    Length,
+    /// It is no id: a list, for one, or null.
+    Kind,
+}
+
 impl Misfit {
     /// The misfit of a body that is no object with each name once.
     pub(super) fn of_no_object(body: &str) -> Self {
@@ -44,8 +59,8 @@ impl Misfit {
     }
 
     /// The misfit of the element at this place in the list.
-    pub(super) fn element(at: usize) -> Self {
-        Self::Element(u32::try_from(at + 1).unwrap_or(u32::MAX))
+    pub(super) fn element(at: usize, misfit: ElementMisfit) -> Self {
+        Self::Element(u32::try_from(at + 1).unwrap_or(u32::MAX), misfit)
     }
 }
 
@@ -59,8 +74,15 @@ impl Display for Misfit {
             Self::NotAnObject => "its body is no JSON object, or has a name twice",
             Self::NoList => "its body has no list at ids.body",
             Self::EmptyList => "the list at ids.body is empty",
-            Self::Element(at) => {
-                return write!(f, "element {at} of the list at ids.body has no id at ids.key, or one that is empty, longer than ids.chars, or a number without ids.numbers");
+            Self::Element(at, misfit) => {
+                let misfit = match misfit {
+                    ElementMisfit::Object => "is an object: set ids.key, which says where its id is",
+                    ElementMisfit::NoKey => "has no id at ids.key, or has a name twice",
+                    ElementMisfit::Number => "has a number as its id: set ids.numbers",
+                    ElementMisfit::Length => "has an id that is empty, longer than ids.chars, or begins with U+FFFF",
+                    ElementMisfit::Kind => "has no string as its id",
+                };
+                return write!(f, "element {at} of the list at ids.body {misfit}");
             }
             Self::Ambiguous => "two elements of the list at ids.body have the same id, and differ",
             Self::Style => "its ids are listed in a way that ids.styles does not name, or in two ways",

@@ -1,5 +1,5 @@
-//! Reads batches, as a [`BatchApi`] describes them: in a query, one parameter for each id, ids between commas or in brackets; or as
-//! a list in a JSON body. [`super::call`] writes the calls for their misses in the same form.
+//! Reads batches, as a [`BatchApi`] describes them: in a query, one parameter for each id, with brackets or without, or ids between
+//! commas; or as a list in a JSON body. [`super::call`] writes the calls for their misses in the same form.
 //!
 //! **To add a form, add it to [`Form`]**, and to
 //! - [`Batch::read`], which reads it, and `super::call`, which writes its calls;
@@ -23,7 +23,7 @@ use serde_json::value::RawValue;
 use super::alike::{self, Alike};
 use super::id::{self, Group};
 use super::json::{self, Members};
-use super::misfit::Misfit;
+use super::misfit::{ElementMisfit, Misfit};
 use crate::config::batch::{BatchApi, Pointer, Style};
 use crate::message::header_filter::Headers;
 use crate::telemetry::metrics::Bypass;
@@ -35,6 +35,8 @@ pub enum Form {
     Repeated,
     /// One query parameter, ids between commas.
     Comma,
+    /// One query parameter, ids between percent-encoded commas.
+    EncodedComma,
     /// A query parameter for each id, with brackets after its name.
     Brackets,
     /// A list in a JSON body.
@@ -47,6 +49,7 @@ impl Form {
         match self {
             Self::Repeated => "repeated",
             Self::Comma => "comma",
+            Self::EncodedComma => "encoded-comma",
             Self::Brackets => "brackets",
             Self::Body => "body",
         }
@@ -82,8 +85,8 @@ pub struct Id<'r> {
 /// The request of a batch without its ids, byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Around<'r> {
-    /// The query, in which the ids' parameter is spelled `name`.
-    Query { name: &'r str, query: &'r str },
+    /// The query, in which the ids' parameter is spelled `name`, with what stands between ids in one value.
+    Query { name: &'r str, separator: &'static str, query: &'r str },
     /// The query, and the body up to the list and after it.
     Body { query: Option<&'r str>, before: &'r str, after: &'r str },
 }
@@ -177,18 +180,22 @@ impl<'r> Batch<'r> {
                 _ => rest.push(Cow::Borrowed(pair)),
             }
         }
-        let comma = has(b',') && takes(Style::Comma) && ids.iter().any(|id| id.written.contains(','));
-        let form = match ids.as_slice() {
-            [_] if comma && brackets == 0 => Form::Comma,
-            [] => return Err(NotABatch::Unreadable(Misfit::NoIds)),
-            _ if comma => return Err(NotABatch::Unreadable(Misfit::Style)),
-            [_] if brackets == 0 && takes(Style::Comma) && !takes(Style::Repeated) => Form::Comma,
+        let separator = separator_of(api, query, &ids)?;
+        let form = match (ids.as_slice(), separator) {
+            ([], _) => return Err(NotABatch::Unreadable(Misfit::NoIds)),
+            ([_], Some(",")) if brackets == 0 => Form::Comma,
+            ([_], Some(_)) if brackets == 0 => Form::EncodedComma,
+            (_, Some(_)) => return Err(NotABatch::Unreadable(Misfit::Style)),
             _ if brackets == ids.len() => Form::Brackets,
             _ if brackets == 0 && takes(Style::Repeated) => Form::Repeated,
+            ([_], None) if brackets == 0 && takes(Style::Comma) => Form::Comma,
+            ([_], None) if brackets == 0 && takes(Style::EncodedComma) => Form::EncodedComma,
             _ => return Err(NotABatch::Unreadable(Misfit::Style)),
         };
-        if let (Form::Comma, [list]) = (form, ids.as_slice()) {
-            ids = pieces(list.written, b',').map(id).collect();
+        match (form, ids.as_slice(), separator) {
+            (Form::Comma, [list], Some(_)) => ids = pieces(list.written, b',').map(id).collect(),
+            (Form::EncodedComma, [list], Some(separator)) => ids = list.written.split(separator).map(id).collect(),
+            _ => {}
         }
         let is_valid = |text: &str| is_id(api, text);
         if has(b'%') || has(b'+') {
@@ -198,7 +205,9 @@ impl<'r> Batch<'r> {
         } else if !ids.iter().all(|id| is_valid(id.written)) {
             return Err(NotABatch::Unreadable(Misfit::Id));
         }
-        let around = Around::Query { name: spelled.ok_or(NotABatch::Unreadable(Misfit::NoIds))?, query };
+        let name = spelled.ok_or(NotABatch::Unreadable(Misfit::NoIds))?;
+        let separator = separator.unwrap_or(if form == Form::Comma { "," } else { ENCODED_COMMAS[0] });
+        let around = Around::Query { name, separator, query };
         Ok(Self { form, group, ids, around, rest })
     }
 
@@ -304,9 +313,27 @@ fn id_of<'r>(api: &BatchApi, element: &'r RawValue) -> Option<Id<'r>> {
 fn misfit_of(api: &BatchApi, list: &str) -> Misfit {
     let Some(elements) = json::elements(list) else { return Misfit::NoList };
     match elements.iter().position(|element| id_of(api, element).is_none()) {
-        Some(at) => Misfit::element(at),
+        Some(at) => {
+            Misfit::element(at, elements.get(at).map_or(ElementMisfit::Kind, |element| element_misfit(api, element)))
+        }
         None if elements.is_empty() => Misfit::EmptyList,
         None => Misfit::Ambiguous,
+    }
+}
+
+/// Why an element names no id.
+fn element_misfit(api: &BatchApi, element: &RawValue) -> ElementMisfit {
+    let id = match (&api.ids.key, element.get().starts_with('{')) {
+        (None, true) => return ElementMisfit::Object,
+        (Some(key), true) => json::members(element.get()).and_then(|members| json::find_in(&members, key)),
+        (_, false) => Some(element),
+    };
+    match id {
+        None => ElementMisfit::NoKey,
+        Some(id) if json::string(id).is_some() => ElementMisfit::Length,
+        Some(id) if json::integer(id).is_some() && !api.ids.numbers => ElementMisfit::Number,
+        Some(id) if json::integer(id).is_some() => ElementMisfit::Length,
+        Some(_) => ElementMisfit::Kind,
     }
 }
 
@@ -368,6 +395,26 @@ fn without_order<'r>(unordered: &[(&str, String)], value: &'r str, list: &str) -
     }
     text.push_str(value.get(from..).unwrap_or_default());
     Cow::Owned(text)
+}
+
+/// The spellings of a percent-encoded comma.
+const ENCODED_COMMAS: [&str; 2] = ["%2C", "%2c"];
+
+/// What stands between ids that are listed in one value, where the API takes such lists.
+fn separator_of(api: &BatchApi, query: &str, ids: &[Id<'_>]) -> Result<Option<&'static str>, NotABatch> {
+    let has = |byte| memchr(byte, query.as_bytes()).is_some();
+    let stands = |separator: &str| ids.iter().any(|id| id.written.contains(separator));
+    let takes = |style| api.ids.styles.contains(&style);
+    // Who splits at encoded commas has decoded them, and splits at plain ones as well: no id has one in it.
+    let (takes_plain, takes_encoded) = (takes(Style::Comma), takes(Style::EncodedComma));
+    let plain = ((takes_plain || takes_encoded) && has(b',') && stands(",")).then_some(",");
+    let encoded = ENCODED_COMMAS.into_iter().filter(|comma| takes_encoded && has(b'%') && stands(comma));
+    let mut found = plain.into_iter().chain(encoded);
+    match (found.next(), found.next()) {
+        (Some(","), None) if !takes_plain => Err(NotABatch::Unreadable(Misfit::Style)),
+        (separator, None) => Ok(separator),
+        _ => Err(NotABatch::Unreadable(Misfit::Style)),
+    }
 }
 
 /// Whether a query has the ids' parameter `name`.

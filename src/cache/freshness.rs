@@ -230,11 +230,10 @@ pub fn judge(item: &AnswerItem, source: &AnswerFreshness, config: &config::Fresh
     if source.forbids_storing(config) {
         return Err(Reason::NoStore);
     }
-    let by_url = item.url.as_deref().filter(|_| item.url_expires).map(expiry::read);
-    let validity = match by_url {
-        Some(validity) => validity.map_err(|_| Reason::Unreadable)?,
-        None if item.url.is_none() || item.url_expires => return Err(Reason::Unreadable),
-        None => Validity::default(),
+    let url = item.url.as_deref().ok_or(Reason::NoLink)?;
+    let validity = match item.url_expires {
+        true => expiry::read(url).map_err(|_| Reason::Unreadable)?,
+        false => Validity::default(),
     };
     let now = source.now.max(validity.start.unwrap_or(0));
     let mut life = validity.expiry.map(|(first, _)| first.saturating_sub(now));

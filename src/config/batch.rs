@@ -79,7 +79,7 @@ section! {
     pub struct Ids: pub(super) fn blank() {
         /// The query parameter that has ids.
         pub query: Option<Box<str>> = None, string_that("a name", is_name).optional("ids");
-        /// How the query may list them: repeated (ids=1&ids=2), comma (ids=1,2), brackets (ids[]=1&ids[]=2); without this key repeated.
+        /// How the query may list them: repeated (ids=1&ids=2), comma (ids=1,2), encoded-comma (ids=1%2C2, as libraries write a list that was joined), brackets (ids[]=1&ids[]=2); without this key repeated.
         pub styles: Vec<Style> = Vec::new(), styles();
         /// The list of ids in a body, by JSON Pointer.
         pub body: Option<Pointer> = None, pointer().optional("/objects");
@@ -101,7 +101,7 @@ section! {
         /// The id of an item, by JSON Pointer; "*": the item is the member of an object that has the id as its name.
         pub key: Option<Pointer> = None, item_key().required("/oid");
         /// The link of an item, by JSON Pointer; "" is the item itself.
-        pub link: Option<Pointer> = None, pointer().optional("/actions/download/href");
+        pub link: Pointer = Pointer::default(), pointer().required("/actions/download/href");
         /// The envelope that answers are given in, a JSON text with an empty list or object where the items are; without this key the endpoint's own, which has to be the same for all items of an answer.
         pub envelope: Option<Box<str>> = None, json_text().optional("{\"objects\":[]}");
     }
@@ -137,6 +137,14 @@ impl BatchApi {
             ..self.clone()
         };
         format!("{:032x}", SipHasher24::new().hash(format!("{description:?}").as_bytes()).as_u128())
+    }
+
+    /// The fields of an item that say when its link expires.
+    pub(crate) fn expiry_fields(&self) -> impl Iterator<Item = &Pointer> {
+        self.expires.iter().filter_map(|source| match source {
+            ExpirySource::Link => None,
+            ExpirySource::Field(place) => Some(place),
+        })
     }
 
     /// Whether a query alone may make a batch: its path has no captures.
@@ -193,14 +201,8 @@ impl BatchApi {
             let message = format!("{name} is one of its credentials, and always part of the scope");
             table.wrong_at(&["scope_headers", "credentials"], &message);
         }
-        if self.items.link.is_none() && self.expires.contains(&ExpirySource::Link) {
-            let message = "\"link\" is a source of expiries, and items.link does not say where that is";
-            table.wrong_at(&["expires", "items"], message);
-        }
-        if let Some(found) = table.find("expires").filter(|_| !self.expires.contains(&ExpirySource::Link))
-            && self.items.link.is_some()
-        {
-            found.warn("does not name \"link\": where the URL of a link ends earlier than its fields say, a dead one is served");
+        if let Some(found) = table.find("expires").filter(|_| !self.expires.contains(&ExpirySource::Link)) {
+            found.warn("does not name \"link\": if a URL ends earlier than these fields say, a dead link is served. Name \"link\" as well, unless URLs are signed in a format whose expiry is not read");
         }
     }
 
@@ -216,7 +218,7 @@ impl BatchApi {
             && (table.is_sound() || table.find("path").is_some())
         {
             let message = format!(
-                "{} {} overlaps with \"{}\" above, {}: a request could be a batch of both",
+                "{} {} overlaps with \"{}\" above, {}: a request could be a batch of both, whatever their `when`; give one another method or a path that the other does not match, or describe one API for both",
                 self.method, self.path, other.name, other.path
             );
             table.wrong_at(&["path", "method", "preset"], &message);
@@ -294,12 +296,18 @@ pub enum Style {
     Repeated,
     /// `ids=1,2`
     Comma,
+    /// `ids=1%2C2`
+    EncodedComma,
     /// `ids[]=1&ids[]=2`
     Brackets,
 }
 
-const STYLES: [(&str, Style); 3] =
-    [("repeated", Style::Repeated), ("comma", Style::Comma), ("brackets", Style::Brackets)];
+const STYLES: [(&str, Style); 4] = [
+    ("repeated", Style::Repeated),
+    ("comma", Style::Comma),
+    ("encoded-comma", Style::EncodedComma),
+    ("brackets", Style::Brackets),
+];
 
 impl Style {
     fn parse(text: &str, before: &[Self]) -> Result<Self, String> {
@@ -307,7 +315,7 @@ impl Style {
         match style {
             Some(style) if before.contains(&style) => Err(format!("names {style} twice")),
             Some(style) => Ok(style),
-            None => Err(format!("must be repeated, comma or brackets, is \"{}\"", text.escape_debug())),
+            None => Err(format!("must be repeated, comma, encoded-comma or brackets, is \"{}\"", text.escape_debug())),
         }
     }
 }

@@ -21,11 +21,16 @@ pub(super) fn scope_header_of_api(text: &str, before: &[HeaderName]) -> Result<H
 /// A header of a batch API's `credentials`. A message repeats no name that is none, and none that is unusually long: it may be a
 /// secret that was put in the place of its header.
 pub(super) fn credential_header(text: &str, before: &[HeaderName]) -> Result<HeaderName, String> {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-    if !(1..=MAX_BYTES).contains(&text.len()) || !text.bytes().all(is_plain) {
+    if !is_credential_name(text) {
         return Err(format!("must be a header's name: 1 to {MAX_BYTES} letters, digits, hyphens and underscores"));
     }
     allowed(header(text, before)?, unusable)
+}
+
+/// Whether this may be the name of a credential's header, and is no secret that stands in its place.
+pub(crate) fn is_credential_name(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    (1..=MAX_BYTES).contains(&text.len()) && text.bytes().all(is_plain)
 }
 
 /// The most bytes of a credential's header.

@@ -384,7 +384,7 @@ impl Fetcher {
             let deadlines = match &item {
                 Some(item) if !item.is_absent => match freshness::judge(item, &source, policy) {
                     Ok(_) if foreign_vary => Err(Reason::Vary),
-                    verdict => verdict,
+                    verdict => verdict.inspect(|deadlines| self.warn_without_expiry(deadlines)),
                 },
                 // An id without a link, that may not be remembered as absent.
                 _ if source.forbids_storing(policy) || foreign_vary => {

@@ -1,4 +1,5 @@
-//! Requests and answers that were recorded as text: head and body, as `curl -i` or an editor writes them.
+//! Requests and answers that were recorded as text: head and body, as `curl -i` or an editor writes them. The body is the rest of the
+//! file, whatever Content-Length says: values in it may have been replaced.
 
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
@@ -64,11 +65,10 @@ fn message(text: &[u8]) -> Result<(&str, HeaderMap, Bytes), String> {
         headers.append(name, value.map_err(|_| format!("the header in line {at} has no valid value"))?);
     }
     let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    let body = match length.and_then(|length: usize| body.get(..length)) {
-        Some(body) => body,
-        // What an editor has added at the end.
-        None => trim_newlines(body),
-    };
+    // Line ends that an editor has added at the end. Where Content-Length takes some of them for the body, they stay.
+    let text = trim_newlines(body);
+    let body =
+        length.and_then(|length: usize| body.get(..length)).filter(|body| body.len() > text.len()).unwrap_or(text);
     Ok((first, headers, Bytes::copy_from_slice(body)))
 }
 
@@ -108,6 +108,14 @@ mod tests {
         assert_eq!((bare.uri().path(), bare.headers().len(), bare.body().len()), ("/a", 0, 0));
         let exact = request(b"POST / HTTP/1.1\ncontent-length: 3\n\n1\n\n\n").unwrap();
         assert_eq!(exact.body(), "1\n\n");
+    }
+
+    #[test]
+    fn a_body_that_was_edited_is_read_to_its_end_whatever_its_content_length_says() {
+        for length in ["3", "11", "99", "x"] {
+            let text = format!("HTTP/1.1 200 OK\ncontent-length: {length}\n\n{{\"a\":\"REPLACED\"}}\n");
+            assert_eq!(response(text.as_bytes()).unwrap().body(), "{\"a\":\"REPLACED\"}", "{length}");
+        }
     }
 
     #[test]

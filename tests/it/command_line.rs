@@ -256,6 +256,8 @@ async fn commands_ask_the_running_process_of_their_configuration() {
     for wrong in [&["purge", "--api", "huawei-osm"][..], &["explain", "1", "--request", token_file]] {
         assert_eq!(run(wrong).0, 2, "{wrong:?}");
     }
+    let (_, _, told) = run(&["explain"]);
+    assert!(told.contains("--request <FILE>"), "{told}");
     let request = files.directory.path().join("request.http");
     std::fs::write(&request, format!("GET {} HTTP/1.1\r\nX-Auth-Token: t\r\n\r\n", query(&["1"]))).unwrap();
     let explain_request = || explain(&["--request", request.to_str().unwrap()]);

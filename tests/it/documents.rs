@@ -187,7 +187,7 @@ fn the_page_of_batch_apis_describes_its_recorded_exchange() {
     let answered: Vec<_> = items.iter().map(|item| at(item, api.items.key.as_ref().unwrap()).unwrap()).collect();
     assert_eq!(ids, answered);
     let [link, absent] = items.as_slice() else { panic!("{items:?}") };
-    assert!(at(link, api.items.link.as_ref().unwrap()).is_some() && at(absent, api.absent.as_ref().unwrap()).is_some());
+    assert!(at(link, &api.items.link).is_some() && at(absent, api.absent.as_ref().unwrap()).is_some());
     for source in &api.expires {
         assert!(matches!(source, ExpirySource::Link) || at(link, source).is_some(), "{source}");
     }
@@ -220,7 +220,7 @@ fn the_page_of_batch_apis_lists_each_preset_as_it_is() {
             api.ids.query.map(String::from),
             api.ids.body.filter(|_| name != "huawei-osm").map(|body| body.to_string()),
         ];
-        let items = [api.items.key, api.items.link].into_iter().flatten().map(|place| place.to_string());
+        let items = api.items.key.into_iter().chain([api.items.link]).map(|place| place.to_string());
         for place in places.into_iter().flatten().chain(items) {
             assert!(row.contains(&format!("`{place}`")), "{name}: {place}");
         }

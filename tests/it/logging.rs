@@ -160,6 +160,29 @@ async fn a_dead_endpoint_does_not_flood_the_log() {
 }
 
 #[tokio::test]
+async fn a_link_that_says_nowhere_when_it_ends_is_told_once_where_the_description_names_fields() {
+    let origin = Origin::start(origin_options()).await.unwrap();
+    for (expires, told) in [("[\"/valid_until\", \"link\"]", 1), ("\"link\"", 0)] {
+        let table = format!("log.access = false\n[[batch]]\npreset = \"huawei-osm\"\nexpires = {expires}");
+        let mut process = Process::start(&Files::new(origin.address()).write(&table)).await;
+        for id in ["1", "2"] {
+            let item = format!(r#"{{"accessory_urls":[{{"accessory_id":"{id}","accessory_url":"http://h/{id}"}}]}}"#);
+            origin.script(ScriptedReply::json(200, item));
+            assert_eq!(process.client.batch("t", &[id]).await.status, 200);
+        }
+        process.signal("TERM");
+        process.exit().await;
+        let is_told = |line: &&Value| line["message"].as_str().unwrap().starts_with("a link says nowhere when it ends");
+        let lines: Vec<&Value> = process.log.iter().filter(is_told).collect();
+        assert_eq!(
+            (lines.len(), lines.iter().all(|line| line["api"] == "huawei-osm")),
+            (told, true),
+            "{expires}: {lines:#?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn the_reason_of_a_failed_call_is_in_the_log_and_the_status() {
     let origin = Origin::start(origin_options()).await.unwrap();
     let path = Files::new(origin.address());

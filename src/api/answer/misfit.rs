@@ -8,40 +8,59 @@ use super::{has_error, items_of, list_of, text_of};
 use crate::api::json;
 use crate::api::{BatchApi, id};
 
-/// The first thing for which [`super::read`] does not take `body` for an answer about `ids`; `None` if it takes it. The text names keys
-/// of `[[batch]]`, and nothing of the answer.
-pub fn misfit(api: &BatchApi, body: &[u8], ids: &[&str]) -> Option<String> {
-    let Ok(whole) = serde_json::from_slice::<&RawValue>(text_of(body)) else {
-        return Some("it is not JSON, or is cut short".to_owned());
-    };
-    let kind = if api.items.key.is_some() { "list" } else { "object" };
-    let Some(list) = list_of(api, whole) else {
-        let code = api.errors.code.as_ref().and_then(|code| json::find(whole, code)).map(RawValue::get);
-        return Some(match code {
-            Some("true" | "false") => "it has true or false at errors.code, and so has every answer: a flag is no code; say in errors.unless what it is where all is well".to_owned(),
-            Some(code) if code != "null" => "it has an error at errors.code".to_owned(),
-            _ if has_error(api, whole) => "it has another value than errors.unless says".to_owned(),
-            _ => format!("it has no {kind} at items.at"),
-        });
-    };
-    let Some(items) = items_of(api, list) else {
-        return Some(format!("the {kind} at items.at has a name twice"));
-    };
-    let (mut known, mut seen) = (HashSet::new(), HashSet::new());
-    for readings in ids.iter().map(|id| id::readings(id)) {
-        known.extend(readings);
-    }
-    for (at, item) in items.into_iter().enumerate() {
-        let at = at + 1;
-        let Some((id, _)) = item.and_then(|item| item.read(api)) else {
-            return Some(format!("item {at} has no id at items.key"));
+/// The first thing for which [`super::read`] does not take a body for an answer about some ids. Items are counted from 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AnswerMisfit {
+    /// It is no JSON from this line and column on.
+    NotJson {
+        /// The line, counted from 1.
+        line: usize,
+        /// The column, counted from 1.
+        column: usize,
+    },
+    /// `errors` says that it is an error.
+    Error,
+    /// It has no list, or no object, at `items.at`.
+    NoList,
+    /// An object in it has a name twice.
+    TwiceNamed,
+    /// This item has no id at `items.key`.
+    NoId(usize),
+    /// This item is for an id that was not asked for.
+    NotAsked(usize, String),
+    /// This item is the second one for its id.
+    Second(usize, String),
+}
+
+impl AnswerMisfit {
+    /// What does not fit in `body`, the answer to a call for `ids`; `None` if [`super::read`] takes it.
+    pub fn of(api: &BatchApi, body: &[u8], ids: &[&str]) -> Option<Self> {
+        let whole = match serde_json::from_slice::<&RawValue>(text_of(body)) {
+            Ok(whole) => whole,
+            Err(error) => return Some(Self::NotJson { line: error.line(), column: error.column() }),
         };
-        if !known.contains(&id) {
-            return Some(format!("item {at} is for an id that was not asked for"));
+        if has_error(api, whole) {
+            return Some(Self::Error);
         }
-        if !seen.insert(id) {
-            return Some(format!("item {at} is the second one for its id"));
+        let Some(list) = list_of(api, whole) else { return Some(Self::NoList) };
+        let Some(items) = items_of(api, list) else { return Some(Self::TwiceNamed) };
+        let (mut known, mut seen) = (HashSet::new(), HashSet::new());
+        for readings in ids.iter().map(|id| id::readings(id)) {
+            known.extend(readings);
         }
+        for (at, item) in (1..).zip(items) {
+            let text = item.as_ref().map_or("", |item| item.value.get());
+            let is_twice_named = text.starts_with('{') && json::members(text).is_none();
+            let Some((id, _)) = item.and_then(|item| item.read(api)) else {
+                return Some(if is_twice_named { Self::TwiceNamed } else { Self::NoId(at) });
+            };
+            if !known.contains(&id) {
+                return Some(Self::NotAsked(at, id.into_owned()));
+            }
+            if !seen.insert(id.clone()) {
+                return Some(Self::Second(at, id.into_owned()));
+            }
+        }
+        None
     }
-    None
 }

@@ -52,6 +52,48 @@ fn the_three_forms_are_told_apart() {
     assert!(matches!(borrowed[0].name, Cow::Borrowed("1")), "a text without escapes is not copied");
 }
 
+/// The huawei-osm description with these styles.
+fn with_styles(styles: &[Style]) -> BatchApi {
+    let mut api = api();
+    api.ids.styles = styles.to_vec();
+    api
+}
+
+#[test]
+fn ids_between_encoded_commas_are_a_list_where_the_api_says_so() {
+    use Style::{Comma, EncodedComma, Repeated};
+    let read = |styles: &[Style], query: &str| {
+        let read = Batch::read(&with_styles(styles), Some(query), &HeaderMap::new(), b"").ok();
+        if let Some(batch) = &read {
+            assert_eq!(written(batch).0, format!("/path?{query}"), "{styles:?}");
+        }
+        parts(read)
+    };
+    let all = [Comma, EncodedComma, Repeated];
+    for (query, separated) in
+        [("accessory_ids=7%2C8%2C9", ["7", "8", "9"]), ("accessory_ids=7%2c8%2c%2B", ["7", "8", "+"])]
+    {
+        for styles in [&all[..], &[EncodedComma]] {
+            assert_eq!(read(styles, query), batch(Form::EncodedComma, None, &separated));
+        }
+    }
+    assert_eq!(read(&all, "accessory_ids=7,8"), batch(Form::Comma, None, &["7", "8"]));
+    assert_eq!(read(&all, "accessory_ids=7&accessory_ids=8"), batch(Form::Repeated, None, &["7", "8"]));
+    assert_eq!(read(&[EncodedComma], "accessory_ids=7"), batch(Form::EncodedComma, None, &["7"]));
+    assert_eq!(read(&[Comma, Repeated], "accessory_ids=7%2C8"), batch(Form::Repeated, None, &["7,8"]));
+    // Who splits at encoded commas splits at plain ones as well, and one list is spelled in one way.
+    for (styles, query) in [
+        (&[EncodedComma][..], "accessory_ids=7,8"),
+        (&all, "accessory_ids=7,8%2C9"),
+        (&all, "accessory_ids=7%2c8%2C9"),
+        (&all, "accessory_ids=7%2C8&accessory_ids=9"),
+        (&all, "accessory_ids=7%2C"),
+        (&[EncodedComma], "accessory_ids=7&accessory_ids=8"),
+    ] {
+        assert_eq!(read(styles, query), None, "{styles:?} {query}");
+    }
+}
+
 #[test]
 fn what_is_not_exactly_a_batch_is_not_read() {
     let long = "x".repeat(65);
@@ -197,6 +239,20 @@ proptest! {
         let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
         prop_assert_eq!(again, format!("/path{query}"));
         prop_assert_eq!(body_again.as_bytes(), &body[..]);
+    }
+
+    #[test]
+    fn a_list_between_encoded_commas_is_its_own_request_again(
+        ids in proptest::collection::vec("[^,\\p{C}]{1,32}", 1..8),
+        separator in prop_oneof![Just("%2C"), Just("%2c")],
+    ) {
+        use crate::demo::origin::interface::target;
+        let target = target(Form::EncodedComma, &Group::Absent, ids.iter().map(String::as_str)).replace("%2C", separator);
+        let query = target.split_once('?').map(|(_, query)| query);
+        let read = Batch::read(&with_styles(&[Style::EncodedComma]), query, &HeaderMap::new(), b"").unwrap();
+        prop_assert_eq!(read.form, Form::EncodedComma);
+        prop_assert_eq!(&names(&read), &ids);
+        prop_assert_eq!(written(&read).0, format!("/path?{}", query.unwrap()));
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub(super) fn read(url: &str) -> Result<Validity, Unreadable> {
     Reader::of(url).finish().map(|(validity, _)| validity)
 }
 
-/// The name of the format by which the expiry of `url` is read. Several share a parameter: the one to which the URL's signs of a
+/// The name of the format by which the expiry of `url` is read. Several share a parameter: the only one to which the URL's signs of a
 /// signature belong, or one that has none.
 pub fn format_of(url: &str) -> Option<&'static str> {
     let reader = Reader::of(url);
@@ -66,8 +66,12 @@ pub fn format_of(url: &str) -> Option<&'static str> {
     let (_, read) = reader.finish().ok()?;
     let narrow = |formats: FormatSet, sign: FormatSet| if formats & sign == 0 { formats } else { formats & sign };
     let candidates = signs.into_iter().fold(read, narrow);
-    let mut named = FORMATS.iter().enumerate().filter(|(at, _)| candidates & 1 << at != 0).map(|(_, format)| format);
-    named.clone().find(|format| format.signs.is_empty()).or_else(|| named.next()).map(|format| format.name)
+    let named =
+        |set: FormatSet| FORMATS.iter().enumerate().filter(move |(at, _)| set & 1 << at != 0).map(|(_, format)| format);
+    let first = named(candidates).next();
+    // `Signature` alone is a sign of several vendors.
+    let of_nobody = || named(candidates).chain(named(read)).find(|format| format.signs.is_empty());
+    first.filter(|_| candidates.is_power_of_two()).or_else(of_nobody).or(first).map(|format| format.name)
 }
 
 /// A set of formats, one bit for each of [`FORMATS`].

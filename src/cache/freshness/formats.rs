@@ -97,7 +97,7 @@ pub const FORMATS: [UrlFormat; 19] = [
     format("Google Cloud Storage, V2", EXPIRES, &["GoogleAccessId", "Signature"]),
     format("Alibaba Cloud OSS, V1", EXPIRES, &["OSSAccessKeyId", "Signature", "security-token"]),
     format("Amazon CloudFront, canned policy", EXPIRES, &["Key-Pair-Id", "Signature"]),
-    format("any other with `Expires`", EXPIRES, &[]),
+    format("`Expires` of any vendor", EXPIRES, &[]),
     format(
         "Amazon S3, V4",
         &[date("X-Amz-Date"), time("X-Amz-Expires", Value::Lifetime)],

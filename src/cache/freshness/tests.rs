@@ -34,7 +34,7 @@ fn a_link_under_the_floor_or_with_no_url_is_passed_on() {
     assert_eq!(pass(Some(&v2(60))), Err(Reason::UnderFloor));
     assert_eq!(pass(Some(&v2(-5))), Err(Reason::UnderFloor));
     assert!(pass(Some(&v2(61))).is_ok());
-    assert_eq!(pass(None), Err(Reason::Unreadable));
+    assert_eq!(pass(None), Err(Reason::NoLink));
 }
 
 #[test]

@@ -95,6 +95,8 @@ impl PathPattern {
         let wanted = wanted.and_then(|wanted| known.get(wanted));
         let difference = match (here, wanted) {
             (Some((at, here)), Some(wanted)) => format!("segment {at} is {here:?}, and has to be {wanted}"),
+            (Some((_, &"")), None) => "there is a slash too many at its end".to_owned(),
+            (None, Some(&"")) => "there is no slash at its end".to_owned(),
             (Some((at, here)), None) => format!("segment {at}, {here:?}, is one too many"),
             (None, Some(wanted)) => format!("there is no segment for {wanted}"),
             (None, None) => "it is no path".to_owned(),
@@ -218,7 +220,9 @@ mod tests {
             ("/v1/teams/{team}/links", "/v1/team/north/links", 3, "segment 2 is \"team\", and has to be teams"),
             ("/v1/teams/{team}/links", "/v1/teams//links", 3, "segment 3 is \"\", and has to be {team}"),
             ("/v1/teams/{team}/links", "/v1/teams/north", 3, "there is no segment for links"),
-            ("/v1/links", "/v1/links/", 2, "segment 3, \"\", is one too many"),
+            ("/v1/links", "/v1/links/", 2, "there is a slash too many at its end"),
+            ("/v1/links/", "/v1/links", 2, "there is no slash at its end"),
+            ("/v1/links", "/v1/links/a", 2, "segment 3, \"a\", is one too many"),
             ("/{repo..}/lfs/batch", "/org/repo/lfs/locks", 0, "segment 4 is \"locks\", and has to be batch"),
             ("/{repo..}/lfs/batch", "/org/repo/lsf/batch", 1, "segment 3 is \"lsf\", and has to be lfs"),
             ("/{repo..}/lfs/batch", "/lfs/batch", 2, "there is no segment for {repo..}"),

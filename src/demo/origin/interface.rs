@@ -43,6 +43,7 @@ pub fn target<'a>(form: Form, group: &Group<'_>, ids: impl Iterator<Item = &'a s
     let mut pairs: Vec<String> = match form {
         Form::Body => return PATH.to_owned(),
         Form::Comma => vec![format!("{IDS}={}", ids.join(","))],
+        Form::EncodedComma => vec![format!("{IDS}={}", ids.join("%2C"))],
         Form::Repeated => ids.iter().map(|id| format!("{IDS}={id}")).collect(),
         Form::Brackets => ids.iter().map(|id| format!("{IDS}[]={id}")).collect(),
     };

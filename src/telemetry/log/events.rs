@@ -187,6 +187,8 @@ events! {
         WARN "the endpoint throttles a caller; its calls pause" CallerPaused<'a> { api: &'a str, caller: Arguments<'a>, status: u16, seconds: f64, suppressed: u64, }
         /// Logged once for each batch API, `api`.
         WARN "the endpoint's Cache-Control or Expires forbids storing its links: every batch is fetched, unless freshness.honour_no_store is false" NotStored<'a> { api: &'a str, }
+        /// Logged once for each batch API, `api`. A misspelt place in `batch.expires` may be the reason: `sidelink check --request --response` shows what a recorded item has.
+        WARN "a link says nowhere when it ends, neither in its URL nor where batch.expires says: it is kept for freshness.unsigned" NoExpiry<'a> { api: &'a str, }
         /// A bug: report it. The call's batches got a 502.
         ERROR "a call ended without a result" CallLost { ids: usize, }
     }

@@ -285,7 +285,9 @@ labels! {
     pub enum Reason {
         /// Its life left is below `freshness.min_remaining`.
         UnderFloor = "under_floor",
-        /// Signed, with an expiry that cannot be read or is further than ten years away.
+        /// It has no link, and does not count as absent.
+        NoLink = "no_link",
+        /// Its expiry, in the URL or in a field, cannot be read or is further than ten years away.
         Unreadable = "unreadable_expiry",
         /// The endpoint's Cache-Control or Expires forbids it.
         NoStore = "no_store",

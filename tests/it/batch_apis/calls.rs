@@ -47,13 +47,15 @@ async fn a_query_call_keeps_the_other_parameters_and_their_order() {
 [[batch]]
 name = "list"
 path = "/v1/{tenant}/list"
-ids = { query = "id", styles = ["brackets", "comma"] }
+ids = { query = "id", styles = ["brackets", "comma", "encoded-comma"] }
 items = { at = "", key = "/id", link = "/url" }
 "#;
     let stack = Stack::start(table, |asked: &Asked| {
         let query = asked.target.split_once('?').unwrap().1;
         let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-        let ids = pairs.filter(|(name, _)| name.starts_with("id")).flat_map(|(_, ids)| ids.split(','));
+        let ids = pairs
+            .filter(|(name, _)| name.starts_with("id"))
+            .flat_map(|(_, ids)| ids.replace("%2C", ",").split(',').map(str::to_owned).collect::<Vec<_>>());
         Answer::new(200, json!(ids.map(|id| json!({"id": id, "url": "https://cdn.test/"})).collect::<Vec<_>>()))
     })
     .await;
@@ -64,6 +66,7 @@ items = { at = "", key = "/id", link = "/url" }
         ("id%5B%5D=4&id%5B%5D=5", "id%5B%5D=4&id%5B%5D=5"),
         ("x=1&id=6,7&y=2", "x=1&id=6,7&y=2"),
         ("x=1&id=7,8,6,9&y=2", "x=1&id=8,9&y=2"),
+        ("x=1&id=7%2C10%2C6%2C11&y=2", "x=1&id=10%2C11&y=2"),
     ] {
         let reply = stack.client.get(&format!("/v1/me/list?{asked}"), &headers).await;
         assert_eq!((reply.status.as_u16(), stack.endpoint.last().target), (200, format!("/v1/me/list?{call}")));

@@ -222,3 +222,20 @@ async fn a_relative_url_in_a_list_without_an_envelope_is_kept_until_its_token_en
     assert_eq!(stack.endpoint.count(), 3, "of five minutes less than one is left");
     assert_eq!(stack.endpoint.last().ids("/paths", ""), ["a.png"]);
 }
+
+/// It may be an error that `batch.absent` does not name, or a place that `batch.items.link` names wrongly.
+#[tokio::test]
+async fn an_item_without_a_link_is_passed_on_and_counted_as_such() {
+    let stack = Stack::start(GIT_LFS, |asked: &Asked| {
+        lfs(asked.oids().iter().map(|oid| json!({"oid": oid, "size": 1, "actions": {}})))
+    })
+    .await;
+    for round in [1, 2] {
+        let reply = stack.lfs("t", &["a"]).await;
+        assert_eq!(reply.json()["objects"][0]["oid"], "a");
+        assert_eq!(
+            (stack.endpoint.count(), stack.sum("sidelink_uncacheable_total", "reason=\"no_link\"").await),
+            (round, round as f64)
+        );
+    }
+}

@@ -31,7 +31,9 @@ fn the_format_by_which_an_expiry_is_read_is_named() {
     for (query, name) in [
         ("AccessKeyId=a&Expires=1532779451&Signature=s", Some("Huawei OBS, V2")),
         ("AWSAccessKeyId=a&Expires=1532779451&Signature=s", Some("Amazon S3, V2")),
-        ("expires=1532779451&sig=s", Some("any other with `Expires`")),
+        ("expires=1532779451&sig=s", Some("`Expires` of any vendor")),
+        ("Expires=1532779451&Signature=s", Some("`Expires` of any vendor")),
+        ("Expires=1532779451&Signature=s&token=1", Some("`Expires` of any vendor")),
         (
             "X-Amz-Algorithm=a&X-Amz-Date=20261124T000000Z&X-Amz-Expires=900&X-Amz-Signature=s&token=1",
             Some("Amazon S3, V4"),

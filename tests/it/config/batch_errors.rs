@@ -1,5 +1,6 @@
 //! Every error of a `[[batch]]` names line and key; one fault is one error.
 
+use sidelink::config::Config;
 use sidelink::config::batch::BatchApi;
 
 use super::errors_of;
@@ -203,6 +204,42 @@ fn what_belongs_to_another_key_is_refused_without_it() {
         (&format!("{query}parameters = [\"h\", \"h\"]"), 8, "batch.parameters", "has \"h\" twice"),
         (&format!("{query}errors.of_request = [\"E1\"]"), 8, "batch.errors.of_request", "set code"),
     ]);
+}
+
+#[test]
+fn what_stands_beside_the_ids_is_no_part_of_their_list() {
+    let whole = LEAST.replace("\"/ids\"", "\"\"");
+    let within = LEAST.replace("\"/ids\"", "\"/wanted/ids\"");
+    let beside = "not beside the list of ids, which is at";
+    each_is_one_error(&[
+        (&format!("{LEAST}when = {{ \"/ids\" = [] }}"), 8, "batch.when", beside),
+        (
+            &format!("{LEAST}when = {{ \"/a\" = 1, \"/ids/0/b\" = 2 }}"),
+            8,
+            "batch.when",
+            "/ids/0/b, of when, is not beside",
+        ),
+        (&format!("{within}when = {{ \"/wanted\" = {{}} }}"), 8, "batch.when", beside),
+        (&format!("{whole}when = {{ \"/operation\" = \"download\" }}"), 8, "batch.when", "which is at \"\""),
+        (&format!("{LEAST}unordered = [\"/a\", \"/ids\"]"), 8, "batch.unordered", "/ids, of unordered, is not beside"),
+        (&format!("{within}unordered = \"/wanted\""), 8, "batch.unordered", beside),
+        (
+            "[[batch]]\npreset = \"git-lfs\"\nids.body = \"\"\nunordered = []",
+            5,
+            "batch.ids",
+            "/operation, of when, is not beside",
+        ),
+        (&format!("{LEAST}group = \"ids\""), 8, "batch.group", "is where the ids are"),
+        (&format!("{within}group = \"wanted\""), 8, "batch.group", "is where the ids are"),
+        (
+            &format!("{LEAST}parameters = [\"b\"]\nwhen = {{ \"/a/b\" = 1 }}"),
+            8,
+            "batch.parameters",
+            "do not have /a/b, which when is about",
+        ),
+    ]);
+    let sound = "when = { \"/wanted/as\" = 1, \"/b\" = 2 }\nunordered = [\"/wanted/as\"]\nparameters = [\"b\"]";
+    Config::parse(&format!("[upstream]\nendpoint = \"http://h\"\n{within}{sound}")).unwrap();
 }
 
 #[test]

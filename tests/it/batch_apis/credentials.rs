@@ -79,6 +79,48 @@ async fn a_credential_that_the_endpoint_refuses_loses_all_it_had_and_no_other_do
     assert_eq!(status(&stack.lfs("Basic t", &["a"]).await), MISS);
 }
 
+/// A 401 says nothing of other credentials, also where a part of them, or their bytes, are the same.
+#[tokio::test]
+async fn a_credential_that_one_api_refuses_loses_what_every_api_brought_and_no_other_credential_does() {
+    let described = |name: &str, credentials: &str| {
+        let rest = "ids = { body = \"/ids\" }\nitems = { at = \"/items\", key = \"/id\", link = \"/url\" }";
+        format!("[[batch]]\nname = \"{name}\"\npath = \"/{name}\"\n{rest}\ncredentials = {credentials}\n")
+    };
+    let tables = [
+        described("one", r#""authorization""#),
+        described("two", r#""authorization""#),
+        described("key", r#""x-key""#),
+        described("both", r#"["authorization", "x-key"]"#),
+        described("turned", r#"["x-key", "authorization"]"#),
+    ];
+    let stack = Stack::start(&tables.concat(), |asked: &Asked| {
+        let ids = asked.ids("/ids", "");
+        if ids == ["out"] {
+            return Answer::new(401, "{}");
+        }
+        let item = |id: &String| json!({"id": id, "url": "https://cdn.test/"});
+        Answer::new(200, json!({"items": ids.iter().map(item).collect::<Vec<_>>()}))
+    })
+    .await;
+    let ask = async |path: &str, user: &str, id: &str| {
+        let headers = [("authorization", user), ("x-key", user)];
+        stack.post(path, &headers, json!({ "ids": [id] })).await
+    };
+    let paths = ["/one", "/two", "/key", "/both", "/turned"];
+    for (refused, lost) in [("/one", &["/one", "/two"][..]), ("/key", &["/key"]), ("/turned", &["/both", "/turned"])] {
+        for path in paths {
+            ask(path, "t", "a").await;
+            ask(path, "u", "a").await;
+        }
+        assert_eq!(ask(refused, "t", "out").await.status.as_u16(), 401);
+        for path in paths {
+            let expected = if lost.contains(&path) { MISS } else { HIT };
+            assert_eq!(status(&ask(path, "t", "a").await), expected, "{refused}: {path}");
+            assert_eq!(status(&ask(path, "u", "a").await), HIT, "{refused}: {path}");
+        }
+    }
+}
+
 /// Two APIs whose requests differ in nothing but the path.
 #[tokio::test]
 async fn two_apis_at_once_never_share_an_item() {

@@ -1,6 +1,7 @@
 //! Any description against any request and answer.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::OnceLock;
 
 use http::{HeaderMap, Uri};
 use serde_json::Value;
@@ -8,8 +9,10 @@ use sidelink::api::answer::{self, ParsedAnswer};
 use sidelink::api::call::CallTemplate;
 use sidelink::api::request::{Batch, Form};
 use sidelink::api::{BatchApi, id};
+use sidelink::batch::check::check;
 use sidelink::cache::ItemDetails;
 use sidelink::config::Config;
+use sidelink::message::recorded::{request, response};
 
 /// The line between the parts of an input: the `[[batch]]` tables, the path and query, the request's body, the answer's.
 const BETWEEN: &str = "\n=====\n";
@@ -103,4 +106,25 @@ fn kept(api: &BatchApi, answer: &str, names: &[&str]) {
     };
     assert_eq!(again, items);
     assert!(names.iter().all(|name| !id::shown(name).is_empty()));
+}
+
+/// A recorded exchange, request and answer, is read by the presets, or refused. Of no credential more is shown than its name.
+pub fn recorded(data: &[u8]) {
+    static CONFIG: OnceLock<Config> = OnceLock::new();
+    let config = CONFIG.get_or_init(|| {
+        let tables: String = BatchApi::presets().map(|name| format!("[[batch]]\npreset = \"{name}\"\n")).collect();
+        Config::parse(&format!("{tables}[upstream]\nendpoint = \"http://h\"\n")).unwrap()
+    });
+    let between = BETWEEN.as_bytes();
+    let at = data.windows(between.len()).position(|window| window == between).unwrap_or(data.len());
+    let (asked, answered) = data.split_at(at);
+    let answer = response(answered.get(between.len()..).unwrap_or_default()).ok();
+    let Ok(asked) = request(asked) else { return };
+    let checked = check(config, &asked, answer);
+    assert!(!checked.is_kept || config.batch.iter().any(|api| api.path.matches(asked.uri().path())));
+    let head = format!("{} {:?}", asked.uri(), asked.body());
+    for name in config.batch.iter().flat_map(|api| &api.credentials) {
+        let Some(value) = asked.headers().get(name).and_then(|value| value.to_str().ok()) else { continue };
+        assert!(value.len() < 16 || head.contains(value) || !checked.text.contains(value), "a credential is shown");
+    }
 }

@@ -164,7 +164,7 @@ fn two_batch_apis_differ_in_name_and_route() {
 /// How many batch APIs a file without errors has.
 fn no_errors(tables: &str) -> usize {
     let text = format!("[upstream]\nendpoint = \"http://h\"\n{tables}");
-    sidelink::config::Config::parse(&text).unwrap_or_else(|errors| panic!("{text}\n{errors}")).batch.len()
+    Config::parse(&text).unwrap_or_else(|errors| panic!("{text}\n{errors}")).batch.len()
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn a_source_of_expiries_is_the_link_or_a_pointer() {
 fn fields_without_the_link_as_sources_of_expiries_are_a_warning() {
     let warnings = |expires: &str| {
         let text = format!("[upstream]\nendpoint = \"http://h\"\n{LEAST}expires = {expires}");
-        let warnings = sidelink::config::Config::parse(&text).unwrap().warnings;
+        let warnings = Config::parse(&text).unwrap().warnings;
         warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     assert!(

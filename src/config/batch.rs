@@ -196,6 +196,11 @@ impl BatchApi {
             let message = format!("do not have the group \"{group}\", so that no batch could name one");
             table.wrong_at(&["parameters", "group"], &message);
         }
+        if self.signed && self.credentials.contains(&http::header::AUTHORIZATION) {
+            let message =
+                "a signature is in authorization, which is a credential of its own here: name others in credentials";
+            table.wrong_at(&["signed", "credentials"], message);
+        }
         if let Some(name) = self.scope_headers.iter().find(|name| self.credentials.contains(name)) {
             let message = format!("{name} is one of its credentials, and always part of the scope");
             table.wrong_at(&["scope_headers", "credentials"], &message);

@@ -4,6 +4,7 @@ use http::Method;
 use serde_json::json;
 
 use super::endpoint::*;
+use crate::signing::{ACCESS_KEY, SECRET_KEY, Unsigned, knows};
 
 const SUPABASE: &str = "[[batch]]\npreset = \"supabase-storage\"";
 const SIGN: &str = "/storage/v1/object/sign/b";
@@ -119,6 +120,30 @@ async fn a_credential_that_one_api_refuses_loses_what_every_api_brought_and_no_o
             assert_eq!(status(&ask(path, "u", "a").await), HIT, "{refused}: {path}");
         }
     }
+}
+
+#[tokio::test]
+async fn an_access_key_that_one_api_refuses_loses_what_every_api_brought() {
+    let described = |name: &str| {
+        let rest = "ids = { query = \"id\" }\nitems = { at = \"\", key = \"/id\", link = \"/url\" }\nsigned = true\ncredentials = \"x-auth-token\"";
+        format!("[[batch]]\nname = \"{name}\"\npath = \"/{name}\"\n{rest}\n")
+    };
+    let tables = [described("one"), described("two")].concat();
+    let answer = |asked: &Asked| match asked.target.split_once("?id=") {
+        Some((_, "out")) => Answer::new(401, "{}"),
+        _ => Answer::new(200, json!([{"id": "a", "url": "https://cdn.test/"}])),
+    };
+    let stack = Stack::with(&tables, |config| knows(config, ACCESS_KEY, SECRET_KEY), answer).await;
+    let ask = async |target: &str| {
+        let signed = Unsigned::get(stack.client.address, target, &stack.clock).sign();
+        let headers: Vec<_> = signed.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        status(&stack.client.get(target, &headers).await).to_owned()
+    };
+    for expected in [MISS, HIT] {
+        assert_eq!([ask("/one?id=a").await, ask("/two?id=a").await], [expected, expected]);
+    }
+    assert_eq!(ask("/one?id=out").await, "fwd=miss; fwd-status=401");
+    assert_eq!([ask("/one?id=a").await, ask("/two?id=a").await], [MISS, MISS]);
 }
 
 /// Two APIs whose requests differ in nothing but the path.

@@ -202,6 +202,13 @@ fn what_belongs_to_another_key_is_refused_without_it() {
         (&format!("{query}unordered = [\"/a\"]"), 8, "batch.unordered", "set ids.body"),
         (&format!("{query}group = \"g\"\nparameters = [\"h\"]"), 9, "batch.parameters", "do not have the group \"g\""),
         (&format!("{query}parameters = [\"h\", \"h\"]"), 8, "batch.parameters", "has \"h\" twice"),
+        (&format!("{LEAST}signed = true"), 8, "batch.signed", "is a credential of its own here"),
+        (
+            &format!("{LEAST}credentials = [\"authorization\", \"x-key\"]\nsigned = true"),
+            9,
+            "batch.signed",
+            "is a credential of its own here",
+        ),
         (&format!("{query}errors.of_request = [\"E1\"]"), 8, "batch.errors.of_request", "set code"),
     ]);
 }

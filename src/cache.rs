@@ -14,6 +14,7 @@
 //! callers' states) come last: nothing else is locked under them.
 
 pub(crate) mod answers;
+mod countdown;
 mod entry;
 pub mod freshness;
 pub mod purges;
@@ -30,6 +31,7 @@ use crate::auth::{Identity, Key};
 use crate::clock::Moment;
 use crate::config::CacheConfig;
 use crate::telemetry::metrics::{Counters, Eviction, Metrics};
+pub use countdown::Countdown;
 pub(crate) use entry::Item;
 pub use entry::{Entry, ItemDetails};
 use purges::{Marks, Purges};

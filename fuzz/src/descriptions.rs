@@ -10,7 +10,7 @@ use sidelink::api::call::CallTemplate;
 use sidelink::api::request::{Batch, Form};
 use sidelink::api::{BatchApi, id};
 use sidelink::batch::check::check;
-use sidelink::cache::ItemDetails;
+use sidelink::cache::{Countdown, ItemDetails};
 use sidelink::config::Config;
 use sidelink::message::recorded::{request, response};
 
@@ -91,7 +91,7 @@ fn kept(api: &BatchApi, answer: &str, names: &[&str]) {
         assert!(answer.contains(&*item.text), "it was in the answer");
         assert_eq!(answer::url_of(api, &item.text).as_deref(), item.url.as_deref());
         if let Some(details) = ItemDetails::of(Some(item), envelope.as_ref()) {
-            for (place, seconds) in &details.spans {
+            for Countdown { place, seconds } in &details.countdowns {
                 let number = item.text.get(place.clone()).expect("a place in the text");
                 assert_eq!(number.parse(), Ok(*seconds));
             }

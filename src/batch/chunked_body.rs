@@ -13,58 +13,94 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::api::envelope::Envelope;
+use crate::cache::answers::WholeAnswer;
 use crate::cache::{Entry, Item};
 use crate::clock::Moment;
+use crate::message;
+use crate::message::body::{stream, whole};
 
 /// The most bytes of a body that is merged at once, and of a chunk of a larger one.
 pub(super) const CHUNK: usize = 64 << 10;
 
-/// The merged items of entries.
+/// A body that is merged as it is sent.
 pub(super) struct ChunkedBody {
-    /// Entries with an item, and whether each is new ([`Entry::item`]).
-    entries: IntoIter<(Entry, bool)>,
-    envelope: Arc<Envelope>,
+    source: Source,
     /// When the batch is answered.
     now: Moment,
     remaining: usize,
-    has_begun: bool,
+}
+
+enum Source {
+    Entries {
+        /// Entries with an item, and whether each is new ([`Entry::item`]).
+        entries: IntoIter<(Entry, bool)>,
+        envelope: Arc<Envelope>,
+        has_begun: bool,
+    },
+    Answer {
+        answer: Arc<WholeAnswer>,
+        /// Where the next chunk begins in its body.
+        from: usize,
+    },
 }
 
 impl ChunkedBody {
     /// The items of `entries` in `envelope`, in their order, of so many bytes in all.
-    pub(super) fn new(
+    pub(super) fn of_entries(
         envelope: Arc<Envelope>,
         entries: impl Iterator<Item = (Entry, bool)>,
         length: usize,
         now: Moment,
     ) -> Self {
         let entries: Vec<_> = entries.filter(|(entry, _)| entry.text().is_some()).collect();
-        Self { entries: entries.into_iter(), envelope, now, remaining: length, has_begun: false }
+        let source = Source::Entries { entries: entries.into_iter(), envelope, has_begun: false };
+        Self { source, now, remaining: length }
+    }
+
+    /// The body of a whole answer, with what is left of its countdowns.
+    pub(super) fn of_answer(answer: Arc<WholeAnswer>, now: Moment) -> Self {
+        let remaining = answer.body(now).len();
+        Self { source: Source::Answer { answer, from: 0 }, now, remaining }
+    }
+
+    /// As the body of a reply: at once, if it is one chunk.
+    pub(super) fn into_body(mut self) -> message::body::Body {
+        if self.remaining <= CHUNK { whole(self.next_chunk()) } else { stream(self) }
     }
 
     fn next_chunk(&mut self) -> Bytes {
-        let mut chunk = Vec::with_capacity(self.remaining.min(CHUNK));
-        if !std::mem::replace(&mut self.has_begun, true) {
-            chunk.extend_from_slice(self.envelope.head());
-        }
-        // A comma goes with the item before it.
-        while let Some(item) = self.next_item() {
-            if !chunk.is_empty() && chunk.len() + item.len() >= CHUNK {
-                break;
+        let chunk = match &mut self.source {
+            Source::Answer { answer, from } => {
+                let (chunk, next) = answer.body(self.now).part(*from, CHUNK);
+                *from = next;
+                chunk
             }
-            item.write(&mut chunk);
-            self.entries.next();
-            let is_last = self.entries.as_slice().is_empty();
-            chunk.extend_from_slice(if is_last { self.envelope.tail() } else { b"," });
-        }
+            Source::Entries { entries, envelope, has_begun } => {
+                let mut chunk = Vec::with_capacity(self.remaining.min(CHUNK));
+                if !std::mem::replace(has_begun, true) {
+                    chunk.extend_from_slice(envelope.head());
+                }
+                // A comma goes with the item before it.
+                while let Some(item) = next_item(entries, self.now) {
+                    if !chunk.is_empty() && chunk.len() + item.len() >= CHUNK {
+                        break;
+                    }
+                    item.write(&mut chunk);
+                    entries.next();
+                    let is_last = entries.as_slice().is_empty();
+                    chunk.extend_from_slice(if is_last { envelope.tail() } else { b"," });
+                }
+                chunk
+            }
+        };
         self.remaining = self.remaining.saturating_sub(chunk.len());
         Bytes::from(chunk)
     }
+}
 
-    fn next_item(&self) -> Option<Item<'_>> {
-        let (entry, is_new) = self.entries.as_slice().first()?;
-        entry.item(self.now, *is_new)
-    }
+fn next_item(entries: &IntoIter<(Entry, bool)>, now: Moment) -> Option<Item<'_>> {
+    let (entry, is_new) = entries.as_slice().first()?;
+    entry.item(now, *is_new)
 }
 
 impl Body for ChunkedBody {
@@ -77,7 +113,10 @@ impl Body for ChunkedBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.entries.as_slice().is_empty()
+        match &self.source {
+            Source::Entries { entries, .. } => entries.as_slice().is_empty(),
+            Source::Answer { answer, from } => answer.body(self.now).ends_at(*from),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -105,7 +144,7 @@ mod tests {
             let texts: Vec<String> = lengths.iter().map(|length| "x".repeat(*length)).collect();
             let entries = texts.iter().map(|text| (Entry::new(Some(text), deadlines), false));
             let length = envelope.merged_length(lengths.iter().map(|length| length + 1).sum());
-            let mut body = ChunkedBody::new(Arc::clone(&envelope), entries, length, now);
+            let mut body = ChunkedBody::of_entries(Arc::clone(&envelope), entries, length, now);
             let mut whole = Vec::new();
             let mut remaining = body.size_hint().exact().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

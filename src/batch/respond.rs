@@ -42,19 +42,19 @@ pub(super) struct Summary {
     /// Whether all entries are stored.
     stored: bool,
     /// Whether an item says in how many seconds its link expires, so that it is answered with what is left.
-    has_spans: bool,
+    has_countdowns: bool,
 }
 
 impl Summary {
     pub(super) fn new() -> Self {
-        Self { items: 0, fresh_left: u64::MAX, stored: true, has_spans: false }
+        Self { items: 0, fresh_left: u64::MAX, stored: true, has_countdowns: false }
     }
 
     pub(super) fn add(&mut self, entry: &Entry, now: Moment) {
         self.items += entry.text().map_or(0, |text| text.len() + 1);
         self.fresh_left = self.fresh_left.min(entry.deadlines().fresh_left(now).unwrap_or(0));
         self.stored &= entry.deadlines().is_stored();
-        self.has_spans |= entry.has_spans();
+        self.has_countdowns |= entry.has_countdowns();
     }
 
     pub(super) fn of<'l>(entries: impl Iterator<Item = (&'l Entry, IdResult)>, now: Moment) -> Self {
@@ -74,12 +74,12 @@ fn body<'l>(
 ) -> Body {
     let is_new = |result| result == IdResult::Fetched;
     let items = || entries.clone().filter_map(|(entry, result)| entry.item(now, is_new(result)));
-    let bytes = if summary.has_spans { items().map(|item| item.len() + 1).sum() } else { summary.items };
+    let bytes = if summary.has_countdowns { items().map(|item| item.len() + 1).sum() } else { summary.items };
     let length = envelope.merged_length(bytes);
     if length > CHUNK {
         let entries = entries.map(|(entry, result)| (entry.clone(), is_new(result)));
-        stream(ChunkedBody::new(Arc::clone(envelope), entries, length, now))
-    } else if summary.has_spans {
+        stream(ChunkedBody::of_entries(Arc::clone(envelope), entries, length, now))
+    } else if summary.has_countdowns {
         whole(envelope.merge_sized(items(), |item, body| item.write(body), length))
     } else {
         let texts = entries.filter_map(|(entry, _)| entry.text());
@@ -135,7 +135,7 @@ impl BatchRoute {
         let body = body(envelope, entries.clone(), summary, now);
         let tally = observe(entries, &self.api_metrics, now);
         let is_stale = tally.count(IdResult::Stale) > 0;
-        let max_age = (summary.stored && !is_stale && !summary.has_spans).then_some(summary.fresh_left);
+        let max_age = (summary.stored && !is_stale && !summary.has_countdowns).then_some(summary.fresh_left);
         let mut reply = self.reply(body, tally, cache_control(max_age, form == Form::Body), fetched.request_id.clone());
         if let Some(kept) = kept {
             set(reply.response.headers_mut(), &CONTENT_TYPE, kept.media_type().clone());
@@ -148,10 +148,14 @@ impl BatchRoute {
     }
 
     /// The reply of a whole answer.
-    pub(super) fn repeated(&self, answer: &WholeAnswer, now: Moment) -> Reply {
+    pub(super) fn repeated(&self, answer: &Arc<WholeAnswer>, now: Moment) -> Reply {
         self.api_metrics.link_life_left.observe_each(answer.lives_left(now));
-        let cache_control = cache_control(Some(answer.fresh_left(now)), answer.is_body());
-        let mut reply = self.reply(whole(answer.body().clone()), answer.tally(), cache_control, None);
+        let (body, max_age) = match answer.constant_body() {
+            Some(body) => (whole(body.clone()), Some(answer.fresh_left(now))),
+            None => (ChunkedBody::of_answer(Arc::clone(answer), now).into_body(), None),
+        };
+        let cache_control = cache_control(max_age, answer.is_body());
+        let mut reply = self.reply(body, answer.tally(), cache_control, None);
         if let Some(kept) = answer.envelope() {
             set(reply.response.headers_mut(), &CONTENT_TYPE, kept.media_type().clone());
         }

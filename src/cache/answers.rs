@@ -2,7 +2,7 @@
 //! reading its ids and without merging. Start at [`WholeAnswers::look_up`].
 //!
 //! A whole answer is stored once its batch has come twice, if memory answers all of its ids with fresh entries, none of which is
-//! due for a refresh. It is found under a hash of its caller's scope and of the request's text, and compared with both.
+//! due for a refresh. What is left of expiries in seconds is written into it for each client ([`CountedDown`]). It is found under a hash of its caller's scope and of the request's text, and compared with both.
 //!
 //! A whole answer ends when
 //! - anything is purged, by any client ([`Revision`]);
@@ -26,6 +26,7 @@ use bytes::Bytes;
 use moka::Expiry;
 use moka::sync;
 
+use super::countdown::{CountedDown, MergedCountdown};
 use super::{Cache, Entry};
 use crate::api::envelope::Envelope;
 use crate::auth::{Identity, Key, KeyHasher, Scope};
@@ -101,6 +102,8 @@ pub(crate) struct WholeAnswer {
     /// When the first of its entries stops being fresh.
     fresh_until: Moment,
     body: Bytes,
+    /// The numbers in the body that are written anew for each client, in their order.
+    countdowns: Box<[MergedCountdown]>,
     /// Its envelope, if that came with its entries.
     envelope: Option<Arc<Envelope>>,
     tally: Tally,
@@ -114,7 +117,7 @@ pub(crate) struct WholeAnswer {
 impl WholeAnswer {
     /// The answer of `entries`, one for each id of the batch in the order asked, which were looked up at `revision`, are fresh and have
     /// one envelope; `own` is that of their API, if it names one. `None` if the answer is too long to be stored, or if an entry is due
-    /// for a refresh or has to be rewritten.
+    /// for a refresh.
     pub(crate) fn new<'e>(
         written: &Written<'_>,
         revision: Revision,
@@ -122,15 +125,18 @@ impl WholeAnswer {
         own: Option<&Envelope>,
         now: Moment,
     ) -> Option<Self> {
+        let envelope = entries.clone().next().and_then(|(entry, _)| entry.envelope()).cloned();
+        let around = envelope.as_deref().or(own)?;
         let (mut tally, mut bytes, mut expiries) = (Tally::default(), written.text.len(), Vec::new());
+        let (mut countdowns, mut offset) = (Vec::new(), around.head().len());
         let [mut usable_until, mut fresh_until] = [Moment::NEVER; 2];
         for (entry, key) in entries.clone() {
             let (text, deadlines) = (entry.text(), entry.deadlines());
-            if entry.has_spans() {
-                return None;
-            }
             tally.add(if entry.is_absent() { IdResult::Absent } else { IdResult::Hit });
             bytes += text.map_or(0, <[u8]>::len);
+            let merged = |countdown| MergedCountdown::new(countdown, offset, deadlines.sent());
+            countdowns.extend(entry.countdowns().iter().map(merged));
+            offset += text.map_or(0, |text| text.len() + 1);
             fresh_until = fresh_until.min(deadlines.fresh_until());
             usable_until = usable_until.min(deadlines.ageing_from(key.spread()));
             expiries.extend(deadlines.expires());
@@ -139,8 +145,7 @@ impl WholeAnswer {
             return None;
         }
         expiries.sort_unstable();
-        let envelope = entries.clone().next().and_then(|(entry, _)| entry.envelope()).cloned();
-        let body = envelope.as_deref().or(own)?.merge(entries.clone().filter_map(|(entry, _)| entry.text()));
+        let body = around.merge(entries.clone().filter_map(|(entry, _)| entry.text()));
         Some(Self {
             scope: written.scope,
             written: written.text.into(),
@@ -150,6 +155,7 @@ impl WholeAnswer {
             fresh_until,
             keys: entries.map(|(_, key)| key).collect(),
             body,
+            countdowns: countdowns.into(),
             envelope,
             tally,
             expiries: expiries.into(),
@@ -171,9 +177,14 @@ impl WholeAnswer {
         self.is_body
     }
 
-    /// The body.
-    pub(crate) fn body(&self) -> &Bytes {
-        &self.body
+    /// The body, if it is the same for each client.
+    pub(crate) fn constant_body(&self) -> Option<&Bytes> {
+        self.countdowns.is_empty().then_some(&self.body)
+    }
+
+    /// The body as it is answered at `now`.
+    pub(crate) fn body(&self, now: Moment) -> CountedDown<'_> {
+        CountedDown::new(&self.body, &self.countdowns, now)
     }
 
     /// Its envelope, if that came with its entries.
@@ -199,6 +210,7 @@ impl WholeAnswer {
     fn bytes(&self) -> u32 {
         let bytes = self.body.len()
             + self.written.len()
+            + size_of_val(&*self.countdowns)
             + size_of_val(&*self.expiries)
             + size_of_val(&*self.keys)
             + ANSWER_BYTES;

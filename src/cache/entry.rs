@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use triomphe::ThinArc;
 
+use super::countdown::{self, Countdown};
 use super::freshness::Deadlines;
 use crate::api::answer::AnswerItem;
 use crate::api::envelope::Envelope;
@@ -21,64 +22,57 @@ struct Header {
     details: Option<Arc<ItemDetails>>,
 }
 
-/// What is known of an item besides its text and deadlines. Items of one answer share it, unless it has spans.
+/// What is known of an item besides its text and deadlines. Items of one answer share it, unless it has countdowns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ItemDetails {
     /// The envelope of the answer that brought the item; `None` if the API names an envelope of its own.
     pub envelope: Option<Arc<Envelope>>,
     /// Whether the item says that there is no link.
     pub is_absent: bool,
-    /// The numbers in its text that say in how many seconds the link expires, in their order: the place, and the seconds when the
-    /// call was sent.
-    pub spans: Box<[(Range<usize>, u64)]>,
+    /// The numbers in its text that say in how many seconds the link expires, in their order.
+    pub countdowns: Box<[Countdown]>,
 }
 
-/// An item as it is answered: its text, with what is left of its spans.
+/// An item as it is answered: its text, with what is left of its countdowns.
 #[derive(Clone, Copy)]
 pub(crate) struct Item<'e> {
     text: &'e [u8],
-    spans: &'e [(Range<usize>, u64)],
-    /// Seconds since its call was sent.
+    countdowns: &'e [Countdown],
+    /// Milliseconds since its call was sent.
     age: u64,
+    is_new: bool,
 }
 
-impl Item<'_> {
+impl<'e> Item<'e> {
     /// Bytes that it has.
     pub(crate) fn len(&self) -> usize {
-        let change = |length: usize, (place, seconds): &(Range<usize>, u64)| {
-            length.saturating_sub(place.len()) + itoa::Buffer::new().format(self.left(*seconds)).len()
-        };
-        self.spans.iter().fold(self.text.len(), change)
+        countdown::length(self.text, self.numbers())
     }
 
     /// Appends it to a body.
     pub(crate) fn write(&self, body: &mut Vec<u8>) {
-        let mut from = 0;
-        for (place, seconds) in self.spans {
-            body.extend_from_slice(self.text.get(from..place.start).unwrap_or_default());
-            body.extend_from_slice(itoa::Buffer::new().format(self.left(*seconds)).as_bytes());
-            from = place.end;
-        }
-        body.extend_from_slice(self.text.get(from..).unwrap_or_default());
+        countdown::write(self.text, 0..self.text.len(), self.numbers(), body);
     }
 
-    fn left(&self, seconds: u64) -> u64 {
-        seconds.saturating_sub(self.age)
+    fn numbers(&self) -> impl Iterator<Item = (&'e Range<usize>, u64)> {
+        let (age, is_new) = (self.age, self.is_new);
+        self.countdowns.iter().map(move |countdown| (&countdown.place, countdown.left(age, is_new)))
     }
 }
 
 impl ItemDetails {
     /// The details of `item`, or of an id without one, in this envelope; `None` if there is nothing to say.
     pub fn of(item: Option<&AnswerItem>, envelope: Option<&Arc<Envelope>>) -> Option<Self> {
-        let span = |expiry: &StatedExpiry| match expiry {
-            StatedExpiry::In { seconds, place } => Some((place.clone(), *seconds)),
+        let countdown = |expiry: &StatedExpiry| match expiry {
+            StatedExpiry::In { seconds, place } => Some(Countdown { place: place.clone(), seconds: *seconds }),
             StatedExpiry::At(_) | StatedExpiry::Unreadable => None,
         };
-        let mut spans: Vec<_> = item.into_iter().flat_map(|item| item.expiries.iter().filter_map(span)).collect();
-        spans.sort_unstable_by_key(|(place, _)| place.start);
-        spans.dedup();
+        let countdowns = item.into_iter().flat_map(|item| item.expiries.iter().filter_map(countdown));
+        let mut countdowns: Vec<_> = countdowns.collect();
+        countdowns.sort_unstable_by_key(|countdown| countdown.place.start);
+        countdowns.dedup();
         let is_absent = item.is_some_and(|item| item.is_absent);
-        let details = Self { envelope: envelope.cloned(), is_absent, spans: spans.into() };
+        let details = Self { envelope: envelope.cloned(), is_absent, countdowns: countdowns.into() };
         (details != Self::default()).then_some(details)
     }
 }
@@ -115,18 +109,21 @@ impl Entry {
         self.details()?.envelope.as_ref()
     }
 
-    /// Whether its text says in how many seconds the link expires, so that it has to be rewritten.
-    pub fn has_spans(&self) -> bool {
-        self.details().is_some_and(|details| !details.spans.is_empty())
+    /// The numbers in its text that say in how many seconds the link expires.
+    pub(super) fn countdowns(&self) -> &[Countdown] {
+        self.details().map_or(&[], |details| &details.countdowns)
     }
 
-    /// Its item as it is answered at `now`. What is left of its spans is without the seconds since its call was sent, the one that has
-    /// begun included, unless the item `is_new`, and goes to those who made the call. `None`: the endpoint left the id out.
+    /// Whether there are any, so that its text has to be rewritten.
+    pub(crate) fn has_countdowns(&self) -> bool {
+        !self.countdowns().is_empty()
+    }
+
+    /// Its item as it is answered at `now`; `is_new` as in [`Countdown::left`]. `None`: the endpoint left the id out.
     pub(crate) fn item(&self, now: Moment, is_new: bool) -> Option<Item<'_>> {
-        let text = self.text()?;
-        let spans = self.details().map_or(&[][..], |details| &details.spans);
-        let age = if spans.is_empty() { 0 } else { self.deadlines().age(now) };
-        Some(Item { text, spans, age: if is_new { age / 1000 } else { age.div_ceil(1000) } })
+        let (text, countdowns) = (self.text()?, self.countdowns());
+        let age = if countdowns.is_empty() { 0 } else { self.deadlines().age(now) };
+        Some(Item { text, countdowns, age, is_new })
     }
 
     /// The same item, to be answered once and not stored.
@@ -138,8 +135,8 @@ impl Entry {
 
     /// Bytes of its text, and of details that it does not share.
     pub(super) fn bytes(&self) -> usize {
-        let own = self.details().filter(|details| details.is_absent || !details.spans.is_empty());
-        self.0.slice.len() + own.map_or(0, |details| size_of::<ItemDetails>() + size_of_val(&*details.spans))
+        let own = self.details().filter(|details| details.is_absent || !details.countdowns.is_empty());
+        self.0.slice.len() + own.map_or(0, |details| size_of::<ItemDetails>() + size_of_val(&*details.countdowns))
     }
 
     /// Until when the entry is fresh, and until when it is usable.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut};
 
 use crate::api::envelope::Envelope;
-use crate::cache::ItemDetails;
 use crate::cache::purges::Mark;
+use crate::cache::{Countdown, ItemDetails};
 
 /// A link's bytes are padded to a multiple of this, so that a value's length tells little of its content.
 const PAD: usize = 64;
@@ -114,12 +114,12 @@ fn take<'b>(bytes: &mut &'b [u8], length: u32) -> Option<&'b str> {
     std::str::from_utf8(text).ok()
 }
 
-fn write_details(ItemDetails { envelope, is_absent, spans }: &ItemDetails, bytes: &mut Vec<u8>) {
+fn write_details(ItemDetails { envelope, is_absent, countdowns }: &ItemDetails, bytes: &mut Vec<u8>) {
     // No text that fits in a value is longer than 32 bits can tell.
     let length = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
     bytes.put_u8(u8::from(*is_absent));
-    bytes.put_u32(length(spans.len()));
-    for (place, seconds) in spans {
+    bytes.put_u32(length(countdowns.len()));
+    for Countdown { place, seconds } in countdowns {
         bytes.put_u32(length(place.start));
         bytes.put_u32(length(place.end));
         bytes.put_u64(*seconds);
@@ -136,7 +136,7 @@ fn write_details(ItemDetails { envelope, is_absent, spans }: &ItemDetails, bytes
 /// The details of an item of this text.
 fn read_details(text: &str, bytes: &mut &[u8]) -> Option<ItemDetails> {
     let is_absent = bytes.try_get_u8().ok()? != 0;
-    let (count, mut spans, mut end) = (bytes.try_get_u32().ok()?, Vec::new(), 0);
+    let (count, mut countdowns, mut end) = (bytes.try_get_u32().ok()?, Vec::new(), 0);
     for _ in 0..count {
         let start = usize::try_from(bytes.try_get_u32().ok()?).ok()?;
         let place = start..usize::try_from(bytes.try_get_u32().ok()?).ok()?;
@@ -145,7 +145,7 @@ fn read_details(text: &str, bytes: &mut &[u8]) -> Option<ItemDetails> {
             return None;
         }
         end = place.end;
-        spans.push((place, bytes.try_get_u64().ok()?));
+        countdowns.push(Countdown { place, seconds: bytes.try_get_u64().ok()? });
     }
     let has_envelope = bytes.try_get_u8().ok()? != 0;
     let mut part = || {
@@ -156,7 +156,7 @@ fn read_details(text: &str, bytes: &mut &[u8]) -> Option<ItemDetails> {
         true => Some(Arc::new(Envelope::from_parts(part()?, part()?, part()?.as_bytes())?)),
         false => None,
     };
-    Some(ItemDetails { envelope, is_absent, spans: spans.into() })
+    Some(ItemDetails { envelope, is_absent, countdowns: countdowns.into() })
 }
 
 /// The endpoint's acceptance of a caller, shown by a call sent at `sent` (as in [`LinkRecord`]).
@@ -234,8 +234,8 @@ mod tests {
                     Arc::new(Envelope::from_parts(&before, &after, media_type.as_bytes()).unwrap())
                 });
                 let number = text.as_deref().and_then(|text| text.find(|char: char| char.is_ascii_digit()));
-                let spans = number.map(|at| (at..at + 1, u64::from(seconds)));
-                Arc::new(ItemDetails { envelope, is_absent, spans: spans.into_iter().collect() })
+                let countdowns = number.map(|at| Countdown { place: at..at + 1, seconds: u64::from(seconds) });
+                Arc::new(ItemDetails { envelope, is_absent, countdowns: countdowns.into_iter().collect() })
             });
             let text = text.filter(|text| !text.is_empty() || details.is_none());
             let stamp = Stamp { chain_hash: hash, position };

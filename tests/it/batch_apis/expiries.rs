@@ -128,21 +128,45 @@ async fn a_relative_expiry_is_answered_as_what_is_left_of_it() {
     assert_eq!(stack.endpoint.count(), 2);
 }
 
-/// An answer that has to be written anew each time is not kept whole, and a large one is streamed.
+/// Also in answers of links that were fetched at different times, in whole answers, and in those that are streamed in chunks.
 #[tokio::test]
 async fn what_is_left_is_told_in_large_and_in_repeated_answers_too() {
-    let stack = stack(|oid| json!({"href": format!("https://cdn.test/{}", oid.repeat(100)), "expires_in": 3600})).await;
-    let oids: Vec<String> = (0..100).map(|n| format!("{n:04}")).collect();
-    let oids: Vec<&str> = oids.iter().map(String::as_str).collect();
-    stack.lfs("t", &oids).await;
-    for round in 1..=4_u64 {
-        stack.clock.step(100_000);
-        let reply = stack.lfs("t", &oids).await;
-        assert_eq!(status(&reply), HIT);
-        for (oid, item) in oids.iter().zip(reply.json()["objects"].as_array().unwrap()) {
-            let left = item["actions"]["download"]["expires_in"].as_u64().unwrap();
-            assert_eq!((item["oid"].as_str(), left.div_ceil(100)), (Some(*oid), 36 - round), "{left}");
+    for path_bytes in [10, 800] {
+        // From five digits to four, and to three.
+        let seconds = |oid: &str| -> u64 { if oid.ends_with('0') { 10_500 } else { 2000 } };
+        let path = "p".repeat(path_bytes);
+        let href = move |oid: &str| format!("https://cdn.test/{path}/{oid}");
+        let endpoint = href.clone();
+        let stack = stack(move |oid| match oid {
+            "0013" => json!({"href": endpoint(oid), "expires_at": rfc3339(now() + 7200)}),
+            _ => json!({"href": endpoint(oid), "expires_in": seconds(oid)}),
+        })
+        .await;
+        let oids: Vec<String> = (0..100).map(|n| format!("{n:04}")).collect();
+        let oids: Vec<&str> = oids.iter().map(String::as_str).collect();
+        let late = 200_u64;
+        stack.lfs("t", &oids[..50]).await;
+        stack.clock.step(200_000);
+        stack.lfs("t", &oids).await;
+        for round in 1..=10_u64 {
+            stack.clock.step(100_000);
+            let reply = stack.lfs("t", &oids).await;
+            assert_eq!(status(&reply), HIT);
+            assert_eq!(reply.header("content-length"), reply.body.len().to_string());
+            for (oid, item) in oids.iter().zip(reply.json()["objects"].as_array().unwrap()) {
+                let download = &item["actions"]["download"];
+                assert_eq!((item["oid"].as_str(), download["href"].as_str()), (Some(*oid), Some(&*href(oid))));
+                let age = round * 100 + if *oid < "0050" { late } else { 0 };
+                let left = download["expires_in"].as_u64();
+                // The test has run for less than a minute.
+                let is_right = |left| (seconds(oid).saturating_sub(age + 60)..seconds(oid) - age).contains(&left);
+                assert!(left.map_or(*oid == "0013", is_right), "{oid} in round {round}: {left:?}");
+            }
         }
+        assert_eq!(stack.endpoint.count(), 2);
+        // Stored at the third time, as the caller's first batches do not count as seen.
+        assert!(stack.sum("sidelink_answers_used_total", "").await >= 8.0, "they are whole answers");
+        assert_eq!(stack.sum("sidelink_link_life_left_seconds_count", "").await, 10.0 * 100.0 + 50.0);
     }
 }
 

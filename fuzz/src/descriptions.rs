@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::OnceLock;
 
-use http::{HeaderMap, Uri};
+use http::{HeaderMap, HeaderValue, Uri};
 use serde_json::Value;
 use sidelink::api::answer::{self, ParsedAnswer};
 use sidelink::api::call::CallTemplate;
@@ -108,6 +108,9 @@ fn kept(api: &BatchApi, answer: &str, names: &[&str]) {
     assert!(names.iter().all(|name| !id::shown(name).is_empty()));
 }
 
+/// What a credential is replaced by. An input that has it is none.
+const SECRET: &str = "secret-of-a-caller";
+
 /// A recorded exchange, request and answer, is read by the presets, or refused. Of no credential more is shown than its name.
 pub fn recorded(data: &[u8]) {
     static CONFIG: OnceLock<Config> = OnceLock::new();
@@ -115,16 +118,19 @@ pub fn recorded(data: &[u8]) {
         let tables: String = BatchApi::presets().map(|name| format!("[[batch]]\npreset = \"{name}\"\n")).collect();
         Config::parse(&format!("{tables}[upstream]\nendpoint = \"http://h\"\n")).unwrap()
     });
-    let between = BETWEEN.as_bytes();
-    let at = data.windows(between.len()).position(|window| window == between).unwrap_or(data.len());
-    let (asked, answered) = data.split_at(at);
-    let answer = response(answered.get(between.len()..).unwrap_or_default()).ok();
-    let Ok(asked) = request(asked) else { return };
+    let position = |text: &[u8]| data.windows(text.len()).position(|window| window == text);
+    let (asked, answered) = data.split_at(position(BETWEEN.as_bytes()).unwrap_or(data.len()));
+    let answer = response(answered.get(BETWEEN.len()..).unwrap_or_default()).ok();
+    let Ok(mut asked) = request(asked) else { return };
+    if position(SECRET.as_bytes()).is_some() {
+        return;
+    }
+    for name in config.batch.iter().flat_map(|api| &api.credentials) {
+        if let Some(value) = asked.headers_mut().get_mut(name) {
+            *value = HeaderValue::from_static(SECRET);
+        }
+    }
     let checked = check(config, &asked, answer);
     assert!(!checked.is_kept || config.batch.iter().any(|api| api.path.matches(asked.uri().path())));
-    let head = format!("{} {:?}", asked.uri(), asked.body());
-    for name in config.batch.iter().flat_map(|api| &api.credentials) {
-        let Some(value) = asked.headers().get(name).and_then(|value| value.to_str().ok()) else { continue };
-        assert!(value.len() < 16 || head.contains(value) || !checked.text.contains(value), "a credential is shown");
-    }
+    assert!(!checked.text.contains(SECRET), "a credential is shown");
 }

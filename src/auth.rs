@@ -140,9 +140,11 @@ pub struct Callers {
     description: String,
     /// The number of the configuration that says which callers are one user.
     user_config: u64,
+    /// Sets its callers apart from those of other APIs: combined with a hash of the credential, which is the same at each API.
+    mask: Arc<u128>,
     /// Hashes to start from, each of another purpose.
     by_token: KeyedHash,
-    /// Differs where `by_token` does, and where another configuration says which callers are one user.
+    /// Differs where callers do, and where another configuration says which callers are one user.
     token_key_id: u128,
     by_key: KeyedHash,
     by_scope: KeyedHash,
@@ -180,9 +182,10 @@ impl Callers {
         endpoint: &Endpoint,
         clock: Clock,
     ) -> Self {
-        let key = KeyedHash::new(&caller_states.key, b"endpoint");
-        let description = api.fingerprint();
-        let key = key.with([Some(endpoint.to_string().as_bytes()), Some(description.as_bytes())]).to_be_bytes();
+        let of_endpoint = KeyedHash::new(&caller_states.key, b"endpoint");
+        let (endpoint, description) = (endpoint.to_string(), api.fingerprint());
+        let key = of_endpoint.with([Some(endpoint.as_bytes()), Some(description.as_bytes())]).to_be_bytes();
+        let of_endpoint = of_endpoint.with([Some(endpoint.as_bytes())]).to_be_bytes();
         let mut scope_headers = api.scope_headers.clone();
         scope_headers.extend(config.scope_headers.iter().filter(|name| !api.scope_headers.contains(name)).cloned());
         let mut secrets = api.credentials.clone();
@@ -195,13 +198,17 @@ impl Callers {
         let names: Vec<&str> = varies.iter().map(HeaderName::as_str).collect();
         // Never the star: header names make a valid value.
         let vary = HeaderValue::from_str(&names.join(", ")).unwrap_or(HeaderValue::from_static("*"));
-        let by_token = KeyedHash::new(&key, b"caller/token");
+        let mut by_token = KeyedHash::new(&of_endpoint, b"caller/token");
+        credential::in_order(api.credentials.iter().zip(&api.credentials)).for_each(|name| {
+            by_token.field(Some(name.as_str().as_bytes()));
+        });
         let user_config = caller_states.user_config.lock().number(config);
         Self {
-            token_key_id: by_token.with([Some(&user_config.to_be_bytes()[..])]),
+            token_key_id: KeyedHash::new(&key, b"caller/last token").with([Some(&user_config.to_be_bytes()[..])]),
             user_config,
+            mask: caller_states.add_mask(KeyedHash::new(&key, b"caller").with([])),
             by_token,
-            by_key: KeyedHash::new(&key, b"caller/key"),
+            by_key: KeyedHash::new(&of_endpoint, b"caller/key"),
             by_scope: KeyedHash::new(&key, b"scope"),
             by_user: KeyedHash::new(&key, b"scope/user"),
             keys,
@@ -287,9 +294,17 @@ impl Callers {
         self.is_current(identity) && (identity.membership.is_none() || identity.is_accepted())
     }
 
-    pub(crate) fn drop_entries(&self, identity: &Identity) {
+    /// Drops all that is kept for the credential of a caller, at each API. Returns the names in the fleet's journals of the callers that
+    /// the credential makes at other APIs, of those that the endpoint had accepted.
+    pub(crate) fn drop_entries(&self, identity: &Identity) -> Vec<Arc<Vec<u128>>> {
         let now = self.clock.now();
+        let mut names = Vec::new();
+        for state in self.caller_states.at_other_apis(identity.caller, *self.mask) {
+            names.extend(state.fleet_names().filter(|_| state.is_accepted()));
+            self.caller_states.drop_entries(&state, now, None);
+        }
         self.each_state(identity, |state| self.caller_states.drop_entries(state, now, None));
+        names
     }
 
     /// Makes a caller's next batch ask the endpoint, whatever is in memory.

@@ -28,7 +28,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use tower::retry::budget::Budget as _;
+use tower::retry::budget::{Budget as _, TpsBudget};
 
 use crate::auth::{Caller, Callers, Identity, Key};
 use crate::cache::freshness::Deadlines;
@@ -46,7 +46,7 @@ use crate::upstream::Upstream;
 use calls::PendingId;
 pub use context::{FetchContext, KeyedId};
 pub use flights::FetchState;
-use flights::{Flight, FlightWaiter, Flights};
+use flights::{BUDGET_WINDOW, EXTRA_CALLS_A_SECOND, Flight, FlightWaiter, Flights};
 pub use requirements::CacheRequirements;
 pub use result::{Cause, EntrySource, Failure, FetchResult};
 
@@ -191,9 +191,10 @@ impl Fetcher {
         paused.or_else(|| self.upstream.rejection(identity.caller, ids.iter().map(AsRef::as_ref)))
     }
 
-    /// Whether the budget of extra calls allows one more, to find out which batch is at fault.
-    pub fn affords_extra(&self) -> bool {
-        self.state.extra_calls.withdraw()
+    /// Whether the budget of extra calls allows the owner one more, to find out which batch is at fault.
+    pub fn affords_extra(&self, identity: &Identity) -> bool {
+        let budget = || Box::new(TpsBudget::new(BUDGET_WINDOW, EXTRA_CALLS_A_SECOND, 1.0));
+        identity.owner().extra_calls.get_or_init(budget).withdraw()
     }
 }
 

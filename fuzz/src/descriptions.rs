@@ -1,15 +1,18 @@
 //! Any description against any request and answer.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::OnceLock;
 
-use http::{HeaderMap, Uri};
+use http::{HeaderMap, HeaderValue, Uri};
 use serde_json::Value;
 use sidelink::api::answer::{self, ParsedAnswer};
 use sidelink::api::call::CallTemplate;
 use sidelink::api::request::{Batch, Form};
 use sidelink::api::{BatchApi, id};
+use sidelink::batch::check::check;
 use sidelink::cache::{Countdown, ItemDetails};
 use sidelink::config::Config;
+use sidelink::message::recorded::{request, response};
 
 /// The line between the parts of an input: the `[[batch]]` tables, the path and query, the request's body, the answer's.
 const BETWEEN: &str = "\n=====\n";
@@ -103,4 +106,31 @@ fn kept(api: &BatchApi, answer: &str, names: &[&str]) {
     };
     assert_eq!(again, items);
     assert!(names.iter().all(|name| !id::shown(name).is_empty()));
+}
+
+/// What a credential is replaced by. An input that has it is none.
+const SECRET: &str = "secret-of-a-caller";
+
+/// A recorded exchange, request and answer, is read by the presets, or refused. Of no credential more is shown than its name.
+pub fn recorded(data: &[u8]) {
+    static CONFIG: OnceLock<Config> = OnceLock::new();
+    let config = CONFIG.get_or_init(|| {
+        let tables: String = BatchApi::presets().map(|name| format!("[[batch]]\npreset = \"{name}\"\n")).collect();
+        Config::parse(&format!("{tables}[upstream]\nendpoint = \"http://h\"\n")).unwrap()
+    });
+    let position = |text: &[u8]| data.windows(text.len()).position(|window| window == text);
+    let (asked, answered) = data.split_at(position(BETWEEN.as_bytes()).unwrap_or(data.len()));
+    let answer = response(answered.get(BETWEEN.len()..).unwrap_or_default()).ok();
+    let Ok(mut asked) = request(asked) else { return };
+    if position(SECRET.as_bytes()).is_some() {
+        return;
+    }
+    for name in config.batch.iter().flat_map(|api| &api.credentials) {
+        if let Some(value) = asked.headers_mut().get_mut(name) {
+            *value = HeaderValue::from_static(SECRET);
+        }
+    }
+    let checked = check(config, &asked, answer);
+    assert!(!checked.is_kept || config.batch.iter().any(|api| api.path.matches(asked.uri().path())));
+    assert!(!checked.text.contains(SECRET), "a credential is shown");
 }

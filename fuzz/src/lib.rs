@@ -35,7 +35,7 @@ use sidelink::telemetry::metrics::IdResult;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::sync::mpsc;
 
-pub use descriptions::description;
+pub use descriptions::{description, recorded};
 pub use fleet::shared;
 pub use identity::identity;
 

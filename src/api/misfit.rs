@@ -69,7 +69,9 @@ impl Display for Misfit {
         f.write_str(match self {
             Self::Coded => "its body has a Content-Encoding",
             Self::NoIds => "it has no ids where ids.query or ids.body look for them",
-            Self::Both => "it has both a query and a body, with ids in both or although parameters is set",
+            Self::Both => {
+                "it has both a query and a body, with ids in both, or although parameters is set or ids.body is not"
+            }
             Self::NotJson => "its body is not JSON",
             Self::NotAnObject => "its body is no JSON object, or has a name twice",
             Self::NoList => "its body has no list at ids.body",

@@ -134,7 +134,9 @@ impl<'r> Batch<'r> {
             {
                 Self::from_body(api, list, query, body)
             }
-            (Some(_), [_, ..], _, Some(_)) => Err(NotABatch::Unreadable(Misfit::Both)),
+            (Some(query), [_, ..], name, list) if list.is_some() || has_ids(query, name.as_deref()) => {
+                Err(NotABatch::Unreadable(Misfit::Both))
+            }
             _ => Err(NotABatch::Unreadable(Misfit::NoIds)),
         }
     }

@@ -80,6 +80,11 @@ impl CallerState {
         });
     }
 
+    /// Its names in the fleet's journals, if they are known.
+    pub(super) fn fleet_names(&self) -> Option<Arc<Vec<u128>>> {
+        self.fleet_names.load_full()
+    }
+
     /// Whether its names in the fleet's journals are known.
     pub(crate) fn has_fleet_names(&self) -> bool {
         self.fleet_names.load().is_some()
@@ -134,6 +139,9 @@ pub struct CallerStates {
     fleet_names: Mutex<FleetNames>,
     users: Mutex<Users>,
     pub(super) user_config: Mutex<UserConfig>,
+    /// The masks of all [`super::Callers`] that there are: a caller with the mask of one replaced by that of another is the same
+    /// credential there.
+    masks: Mutex<Vec<Weak<u128>>>,
     next_entries_version: AtomicU64,
     changes: AtomicU64,
 }
@@ -148,6 +156,7 @@ impl CallerStates {
             fleet_names: Mutex::default(),
             users: Mutex::default(),
             user_config: Mutex::default(),
+            masks: Mutex::default(),
             next_entries_version: AtomicU64::new(1),
             changes: AtomicU64::new(0),
         }
@@ -187,6 +196,22 @@ impl CallerStates {
     /// All states of a caller: it may be in both caches, or evicted and seen again, so that there are two.
     pub(super) fn all(&self, caller: Caller) -> impl Iterator<Item = Arc<CallerState>> {
         [&self.accepted, &self.unaccepted].into_iter().filter_map(move |states| states.get(&caller))
+    }
+
+    /// Adds a mask, as long as it is referred to.
+    pub(super) fn add_mask(&self, mask: u128) -> Arc<u128> {
+        let mask = Arc::new(mask);
+        let mut masks = self.masks.lock();
+        masks.retain(|known| known.strong_count() > 0);
+        masks.push(Arc::downgrade(&mask));
+        mask
+    }
+
+    /// The states of the callers that the credential of `caller`, which has this mask, makes at other APIs.
+    pub(super) fn at_other_apis(&self, caller: Caller, mask: u128) -> Vec<Arc<CallerState>> {
+        let masks: Vec<_> =
+            self.masks.lock().iter().filter_map(Weak::upgrade).filter(|other| **other != mask).collect();
+        masks.into_iter().flat_map(|other| self.all(Caller(caller.0 ^ mask ^ *other))).collect()
     }
 
     pub(super) fn insert_accepted(&self, caller: Caller, state: &Arc<CallerState>) {

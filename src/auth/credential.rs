@@ -234,11 +234,17 @@ impl Callers {
     }
 
     fn caller_of(&self, token: &[u8]) -> Caller {
-        Caller(self.by_token.with([Some(token)]))
+        self.caller(self.by_token.with([Some(token)]))
     }
 
     fn caller_of_headers(&self, values: &[Option<&HeaderValue>]) -> Caller {
-        Caller(self.by_token.with(values.iter().map(|value| value.map(HeaderValue::as_bytes))))
+        let values = in_order(self.api.credentials.iter().zip(values));
+        self.caller(self.by_token.with(values.map(|value| value.map(HeaderValue::as_bytes))))
+    }
+
+    /// The caller of the credential with this hash.
+    fn caller(&self, credential: u128) -> Caller {
+        Caller(credential ^ *self.mask)
     }
 
     fn signed_caller(
@@ -251,7 +257,7 @@ impl Callers {
         let signer = self.verify(claim, pair, head, body)?;
         let fields = identity_fields(&signer, &head.headers);
         let fields = [Some(signer.access_key().as_bytes())].into_iter().chain(fields);
-        Ok((Caller(self.by_key.with(fields)), signer))
+        Ok((self.caller(self.by_key.with(fields)), signer))
     }
 
     /// A key of which the configuration names the user is that user, as far as what is signed beside it is the same too.
@@ -341,6 +347,15 @@ impl Callers {
             events::SignatureUnverified { reason: fault.message(), suppressed }.log();
         });
     }
+}
+
+/// What belongs to credential headers, in the order of their names, which is the same at each API.
+pub(super) fn in_order<'n, T: 'n>(
+    headers: impl Iterator<Item = (&'n HeaderName, &'n T)>,
+) -> impl Iterator<Item = &'n T> {
+    let mut headers: Vec<_> = headers.collect();
+    headers.sort_unstable_by_key(|(name, _)| name.as_str());
+    headers.into_iter().map(|(_, value)| value)
 }
 
 /// The signed headers that identify the caller beside the access key.

@@ -281,7 +281,7 @@ impl KeyedHash {
     }
 
     /// Each field is preceded by its length.
-    fn field(&mut self, field: Option<&[u8]>) {
+    pub(super) fn field(&mut self, field: Option<&[u8]>) {
         self.0.write_u64(field.map_or(u64::MAX, |bytes| bytes.len() as u64));
         if let Some(bytes) = field {
             self.0.write(bytes);

@@ -50,6 +50,10 @@ fn accept(callers: &Callers, identity: &Identity) -> bool {
     callers.accept(identity, callers.clock.now(), identity.caller_state.invalidations())
 }
 
+fn drop_entries(callers: &Callers, identity: &Identity) {
+    callers.drop_entries(identity);
+}
+
 fn must_revalidate(callers: &Callers, identity: &Identity) -> bool {
     callers.must_revalidate(identity, callers.clock.now())
 }
@@ -211,7 +215,7 @@ async fn an_acceptance_counts_for_its_time_and_a_drop_ends_it() {
 /// Regression: a caller that was evicted and seen again during a call was not affected by the refusal of that call.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_concerns_a_caller_that_was_forgotten_and_met_again_meanwhile() {
-    let refusals: [fn(&Callers, &Identity); 2] = [Callers::drop_entries, Callers::invalidate];
+    let refusals: [fn(&Callers, &Identity); 2] = [drop_entries, Callers::invalidate];
     for refuse in refusals {
         let callers = callers();
         let list = headers(&[("x-auth-token", "t")]);
@@ -231,7 +235,7 @@ async fn a_refusal_concerns_a_caller_that_was_forgotten_and_met_again_meanwhile(
 
 #[tokio::test(start_paused = true)]
 async fn what_ends_a_callers_acceptance_ends_it_for_a_connection_that_remembers_an_evicted_state() {
-    let ends: [fn(&Callers, &Identity); 3] = [Callers::drop_entries, Callers::invalidate, |callers, identity| {
+    let ends: [fn(&Callers, &Identity); 3] = [drop_entries, Callers::invalidate, |callers, identity| {
         callers.caller_states.set_fleet_names(&identity.caller_state, vec![7]);
         callers.caller_states.drop_named(7, callers.clock.now());
     }];

@@ -6,9 +6,10 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use sha2::{Digest, Sha256};
+use tower::retry::budget::TpsBudget;
 
 use super::acceptance::Acceptance;
 use super::scope::Scope;
@@ -70,6 +71,8 @@ pub(crate) struct Owner {
     pub(crate) calls: Permits,
     /// Its ids in flight.
     pub(crate) flights: Arc<AtomicUsize>,
+    /// Allows calls that repeat a failed call for one batch alone. `fetch` makes it when it is needed first.
+    pub(crate) extra_calls: OnceLock<Box<TpsBudget>>,
 }
 
 impl Owner {
@@ -79,6 +82,7 @@ impl Owner {
             revision: AtomicU64::new(first_revision),
             calls: Permits::new(0),
             flights: Arc::default(),
+            extra_calls: OnceLock::new(),
         }
     }
 

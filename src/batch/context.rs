@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use http::Method;
 use http::header::{CONTENT_TYPE, COOKIE};
 use http::request::Parts;
 use tokio::time::Instant;
@@ -43,7 +44,7 @@ impl BatchRoute {
             Arc::new(tier.scope(&identity, (kind, &fields), user, &scope, &self.api.name, batch.group.name()))
         });
         let mut carried = self.callers.carried(&identity, headers.map());
-        if batch.form == Form::Body {
+        if batch.form == Form::Body || self.api.method == Method::POST {
             carried.extend(headers.get_all(&CONTENT_TYPE).map(|value| (CONTENT_TYPE, value.clone())));
         }
         FetchContext {

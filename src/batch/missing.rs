@@ -101,7 +101,7 @@ impl BatchRoute {
         // The call of a batch's only id can have failed for no other's.
         let is_its_own = failure.ids == 1 && slots.slots.len() == 1;
         let separately = is_anothers_token(&fetched)
-            || (!is_its_own && failure.may_be_anothers_fault() && self.fetch.affords_extra());
+            || (!is_its_own && failure.may_be_anothers_fault() && self.fetch.affords_extra(&context.identity));
         if !separately {
             return Ok(fetched);
         }

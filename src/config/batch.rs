@@ -43,7 +43,7 @@ section! {
         /// The most characters of a group's name.
         pub group_chars: usize = 256, count(1..=65_536);
         /// The only other query parameters, or members of a body's object, that a batch may have; without this key any, as part of the scope.
-        pub parameters: Option<Vec<Box<str>>> = None, strings(None).optional(toml::Value::Array(vec!["group_id".into()]));
+        pub parameters: Option<Vec<Box<str>>> = None, strings(None).optional(toml::Value::Array(vec!["group_id".into(), "operation".into()]));
         /// Values that a body must have, by JSON Pointer; other requests are forwarded untouched.
         pub when: Vec<(Pointer, Value)> = Vec::new(), values_at(("/operation", "download".into()));
         /// Where an item says when its link expires: JSON Pointers (RFC 3339, Unix time, or seconds from now), and "link" for the URL itself. The earliest of all that are there counts.
@@ -190,6 +190,13 @@ impl BatchApi {
                 }
             }
         }
+        if let Some(list) = &self.ids.body {
+            self.check_beside_ids(list, table);
+        }
+        let ids = [self.ids.query.as_deref(), self.ids.body.as_ref().and_then(Pointer::first)];
+        if self.group.is_some() && ids.contains(&self.group.as_deref()) {
+            table.wrong_at(&["group", "ids"], "is where the ids are: no batch could name a group");
+        }
         if let (Some(group), Some(parameters)) = (&self.group, &self.parameters)
             && !parameters.contains(group)
         {
@@ -197,12 +204,38 @@ impl BatchApi {
             let message = format!("do not have the group \"{group}\", so that no batch could name one");
             table.wrong_at(&["parameters", "group"], &message);
         }
+        if self.signed && self.credentials.contains(&http::header::AUTHORIZATION) {
+            let message =
+                "a signature is in authorization, which is a credential of its own here: name others in credentials";
+            table.wrong_at(&["signed", "credentials"], message);
+        }
         if let Some(name) = self.scope_headers.iter().find(|name| self.credentials.contains(name)) {
             let message = format!("{name} is one of its credentials, and always part of the scope");
             table.wrong_at(&["scope_headers", "credentials"], &message);
         }
         if let Some(found) = table.find("expires").filter(|_| !self.expires.contains(&ExpirySource::Link)) {
             found.warn("does not name \"link\": if a URL ends earlier than these fields say, a dead link is served. Name \"link\" as well, unless URLs are signed in a format whose expiry is not read");
+        }
+    }
+
+    /// Reports places of a body that are not beside its list of ids, which differs from batch to batch and from call to call.
+    fn check_beside_ids(&self, list: &Pointer, table: &mut TableVisitor<'_>) {
+        let conditions = || self.when.iter().map(|(place, _)| place);
+        let mut report = |key, mut places: Vec<&Pointer>| {
+            places.retain(|place| place.overlaps(list));
+            if let [place, ..] = places.as_slice() {
+                let message = format!("{place}, of {key}, is not beside the list of ids, which is at \"{list}\"");
+                table.wrong_at(&[key, "ids"], &message);
+            }
+        };
+        report("when", conditions().collect());
+        report("unordered", self.unordered.iter().collect());
+        let known =
+            |name: &str| self.parameters.as_ref().is_none_or(|names| names.iter().any(|known| **known == *name));
+        let is_known = |place: &&Pointer| place.first().is_some_and(known) || place.first() == list.first();
+        if let Some(place) = conditions().find(|place| !is_known(place)) {
+            let message = format!("do not have {place}, which when is about: no request could be a batch");
+            table.wrong_at(&["parameters", "when"], &message);
         }
     }
 

@@ -250,7 +250,7 @@ impl Fetcher {
         // Taken before the call is sent: purges and revocations from here on concern what it brings.
         let stamp = self.tier.as_ref().and_then(|tier| tier.stamp());
         self.state.refreshes.deposit();
-        self.state.extra_calls.deposit();
+        owner.extra_calls.get().into_iter().for_each(|budget| budget.deposit());
         let mut retries = 0;
         let outcome = self.upstream.call(&call, deadline, &mut retries, read).await;
         let status = outcome.as_ref().ok().map(|(answer, _)| answer.status);

@@ -22,17 +22,15 @@ use crate::limits::permits::Permits;
 /// The share of recent calls that refreshes ahead may add. One refresh a second is allowed in addition: a cache that answers
 /// everything from memory makes no other calls, and could not keep its links fresh.
 const REFRESH_SHARE: f32 = 0.1;
-/// Calls a second that may repeat a failed call for one batch alone. Each other call allows one more, so an endpoint that answers
-/// everyone with a 500 gets at most twice the load, and this many calls a second.
-const EXTRA_CALLS_A_SECOND: u32 = 10;
+/// Calls a second that may repeat a failed call for one batch alone, for each caller or user. Each other call allows one more, so an
+/// endpoint that answers it with a 500 gets at most twice its load, and this many calls a second.
+pub(super) const EXTRA_CALLS_A_SECOND: u32 = 10;
 /// Callers that the endpoint has not accepted share the permits of calls, divided by this.
 const UNACCEPTED_DIVISOR: usize = 4;
-const BUDGET_WINDOW: Duration = Duration::from_secs(10);
+pub(super) const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 
 /// The flights, and the limits and budgets of calls. Reloads keep it, so that an id is fetched once across a reload.
 pub struct FetchState {
-    /// Allows calls that repeat a failed call for one batch alone, as a share of calls.
-    pub(super) extra_calls: TpsBudget,
     /// Allows refreshes ahead, as a share of calls.
     pub(super) refreshes: TpsBudget,
     pub(super) runtime: tokio::runtime::Handle,
@@ -58,7 +56,6 @@ impl FetchState {
     /// No flights, and `calls` calls at a time. Must be called within a tokio runtime, on which the calls run.
     pub fn new(calls: usize) -> Self {
         Self {
-            extra_calls: TpsBudget::new(BUDGET_WINDOW, EXTRA_CALLS_A_SECOND, 1.0),
             refreshes: TpsBudget::new(BUDGET_WINDOW, 1, REFRESH_SHARE),
             runtime: tokio::runtime::Handle::current(),
             flights: Mutex::default(),

@@ -4,7 +4,7 @@
 //!
 //! | the endpoint answers | the caller | the entries | the shared tier |
 //! |---|---|---|---|
-//! | 401 (`unauthorized`) | must be accepted again | the caller's entries are all dropped | revokes the caller, if it was accepted here or the tier has its acceptance |
+//! | 401 (`unauthorized`) | must be accepted again, at each API | all entries of the credential are dropped | revokes the caller, if it was accepted here or the tier has its acceptance; and the credential's callers at other APIs that were accepted here |
 //! | 401, and each batch of the call had cookies | must be accepted again | stay until the forwarded batch gets a 401 too (`drop_caller_entries`) | stays as it is |
 //! | 403, or "no permission" (`forget_refused`) | must be accepted again if the call was for one id, which had a link | those of the call's ids are dropped; the refusal of one id alone is remembered | deletes those of the call's ids |
 //!
@@ -31,12 +31,13 @@ impl Fetcher {
         }
     }
 
-    /// Drops all entries of the caller after a 401, here and in the shared tier; `was_accepted`: the endpoint had accepted the
-    /// caller before.
+    /// Drops all entries of the caller's credential after a 401, here and in the shared tier; `was_accepted`: the endpoint had accepted
+    /// the caller before.
     pub(crate) fn drop_caller_entries(&self, context: &FetchContext, was_accepted: bool) {
-        self.callers.drop_entries(&context.identity);
+        let others = self.callers.drop_entries(&context.identity);
         if let (Some(tier), Some(scope)) = (&self.tier, &context.tier_scope) {
             tier.revoke(scope, was_accepted);
+            others.iter().for_each(|names| tier.revoke_named(names));
         }
     }
 

@@ -62,7 +62,8 @@ fn message(text: &[u8]) -> Result<(&str, HeaderMap, Bytes), String> {
         let name =
             HeaderName::from_bytes(name).map_err(|_| format!("line {at} is no header, such as \"Name: value\""))?;
         let value = HeaderValue::from_bytes(value.get(1..).unwrap_or_default().trim_ascii());
-        headers.append(name, value.map_err(|_| format!("the header in line {at} has no valid value"))?);
+        let value = value.map_err(|_| format!("the header in line {at} has no valid value"))?;
+        headers.try_append(name, value).map_err(|_| format!("line {at} is one header too many"))?;
     }
     let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     // Line ends that an editor has added at the end. Where Content-Length takes some of them for the body, they stay.
@@ -139,6 +140,9 @@ mod tests {
             let found = request(text.as_bytes()).map(|_| ()).err().unwrap_or_default();
             assert!(!found.contains("SECRET") && (error.is_empty() || found == error), "{text}: {found}");
         }
+        let many: String = (0..=1 << 15).map(|number| format!("{number}:\n")).collect();
+        let found = request(format!("GET / HTTP/1.1\n{many}").as_bytes()).unwrap_err();
+        assert!(found.ends_with("is one header too many"), "{found}");
         assert!(response(b"GET / HTTP/1.1\n\n").is_err() && response(b"HTTP/1.1 100 Continue\n\n").is_err());
     }
 }

@@ -46,6 +46,11 @@ impl TierState {
         });
     }
 
+    /// Voids all values of the caller with these names, one for each of the fleet's secrets, anywhere in the fleet.
+    pub(crate) fn revoke_named(&self, names: &[u128]) {
+        self.announce(self.secrets.iter().zip(names).map(|(fleet, name)| (fleet, JournalEvent::Caller(*name))));
+    }
+
     pub(super) fn announce_revocation(&self, scope: &TierScope) {
         self.announce(self.of_scope(scope).map(|(fleet, keys)| (fleet, keys.revocation())));
     }

@@ -108,6 +108,11 @@ fn a_request_that_is_forwarded_untouched_is_told_why_and_what_did_not_fit() {
     ] {
         is_not_kept(&huawei.replace("accessory_ids=1201", change), None, &[shown]);
     }
+    let by_query = config(
+        "[[batch]]\nname = \"a\"\nmethod = \"POST\"\npath = \"/a\"\nids.query = \"id\"\nitems = { at = \"\", key = \"*\", link = \"\" }",
+    );
+    let both = checked(&by_query, "POST /a?id=1 HTTP/1.1\nAuthorization: t\n\n{}", None);
+    assert!(!both.is_kept && both.text.contains("it has both a query and a body"), "{}", both.text);
     is_not_kept(&format!("{}x", huawei.trim_end().to_owned() + "\n\n"), None, &["it has both a query and a body"]);
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 
 type Property = fn(&[u8]);
 
-const TARGETS: [(&str, Property); 12] = [
+const TARGETS: [(&str, Property); 13] = [
     ("batch", properties::batch),
     ("answer", properties::answer),
     ("freshness", properties::freshness),
@@ -19,6 +19,7 @@ const TARGETS: [(&str, Property); 12] = [
     ("laws", properties::laws),
     ("shared", properties::shared),
     ("description", properties::description),
+    ("recorded", properties::recorded),
     ("identity", properties::identity),
 ];
 

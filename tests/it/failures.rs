@@ -285,3 +285,40 @@ async fn an_id_that_fails_its_call_fails_no_other_batch_of_its_caller() {
         assert_eq!(statuses, [200, status, 200]);
     }
 }
+
+/// The budget of calls that find out which batch is at fault is each caller's own: another's failures do not use it up.
+#[tokio::test(start_paused = true)]
+async fn a_caller_whose_calls_all_fail_leaves_others_the_calls_that_save_their_good_batches() {
+    let world = World::new(|options| options.poison = vec!["bad".into()], |config| config.upstream.calls = 8);
+    for token in ["t", "u"] {
+        assert_eq!(world.client().await.batch(token, &["0"]).await.status, 200);
+    }
+    // Batches that join the call of the first, which fails.
+    let share_a_call = async |token: &'static str, ids: Vec<&'static [&'static str]>| {
+        let calls = world.origin.batch_calls();
+        world.origin.hold();
+        let mut batches = Vec::new();
+        for ids in ids {
+            let mut client = world.client().await;
+            batches.push(tokio::spawn(async move { client.batch(token, ids).await.status.as_u16() }));
+            world.origin.arrived(calls + 1).await;
+            sleep(Duration::from_millis(1)).await;
+        }
+        world.origin.release();
+        batches
+    };
+    let faulty = share_a_call("t", vec![&["1", "bad"]; 300]).await;
+    // The calls for these alone are under way for long.
+    world.update(|options| options.delay = seconds(5));
+    sleep(Duration::from_millis(1)).await;
+    world.update(|options| options.delay = Duration::ZERO);
+    assert!(faulty.iter().any(|batch| batch.is_finished()), "there is a budget");
+
+    let good = vec![&["1"][..]; 20];
+    let batches = share_a_call("u", [vec![&["1", "bad"][..]], good].concat()).await;
+    let mut statuses = Vec::new();
+    for batch in batches {
+        statuses.push(batch.await.unwrap());
+    }
+    assert_eq!(statuses, [vec![500], vec![200; 20]].concat());
+}

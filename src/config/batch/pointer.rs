@@ -17,6 +17,16 @@ impl Pointer {
     pub fn tokens(&self) -> &[Box<str>] {
         &self.tokens
     }
+
+    /// The first token: the name of a member of the whole, if that is an object.
+    pub(super) fn first(&self) -> Option<&str> {
+        self.tokens.first().map(|token| &**token)
+    }
+
+    /// Whether one of two places is the other, or within it.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        self.tokens.iter().zip(&other.tokens).all(|(one, other)| one == other)
+    }
 }
 
 impl FromStr for Pointer {

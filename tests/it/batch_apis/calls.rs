@@ -76,6 +76,35 @@ items = { at = "", key = "/id", link = "/url" }
     assert!(missed.header("cache-control").starts_with("private, max-age="));
 }
 
+/// Servers answer a POST without a length with a 411, and an empty one that claims to be JSON with a 400.
+#[tokio::test]
+async fn a_post_has_the_content_type_of_its_client_and_a_length_also_without_a_body() {
+    let table = r#"
+[[batch]]
+name = "list"
+method = "POST"
+path = "/list"
+ids = { query = "id", body = "/ids" }
+items = { at = "", key = "/id", link = "/url" }
+"#;
+    let stack = Stack::start(table, |_: &Asked| Answer::new(200, json!([]))).await;
+    let json = ("content-type", "application/json");
+    for (target, body, more) in [
+        ("/list?id=1", "", None),
+        ("/list?id=1", "", Some(("content-type", "text/plain"))),
+        ("/list", r#"{"ids":["2"]}"#, None),
+        ("/list", r#"{"ids":["2"]}"#, Some(json)),
+    ] {
+        let headers: Vec<_> = [("authorization", "t")].into_iter().chain(more).collect();
+        assert_eq!(status(&stack.post(target, &headers, body).await), MISS);
+        stack.direct.send(Method::POST, target, &headers, body.to_owned()).await;
+        let asked = stack.endpoint.asked();
+        let [call, direct] = &asked[asked.len() - 2..] else { panic!() };
+        assert_eq!(call.header("content-type"), direct.header("content-type"), "{target} {more:?}");
+        assert_eq!(call.header("content-length"), body.len().to_string(), "{target} {more:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_described_post_is_sent_again_after_a_failure_and_no_other_is() {
     let failures = Arc::new(AtomicUsize::new(0));

@@ -4,6 +4,7 @@ use http::Method;
 use serde_json::json;
 
 use super::endpoint::*;
+use crate::signing::{ACCESS_KEY, SECRET_KEY, Unsigned, knows};
 
 const SUPABASE: &str = "[[batch]]\npreset = \"supabase-storage\"";
 const SIGN: &str = "/storage/v1/object/sign/b";
@@ -77,6 +78,72 @@ async fn a_credential_that_the_endpoint_refuses_loses_all_it_had_and_no_other_do
     assert_eq!((out.status.as_u16(), out.header("lfs-authenticate")), (401, "Basic realm=\"x\""));
     assert_eq!(status(&stack.lfs("Basic u", &["a"]).await), HIT);
     assert_eq!(status(&stack.lfs("Basic t", &["a"]).await), MISS);
+}
+
+/// A 401 says nothing of other credentials, also where a part of them, or their bytes, are the same.
+#[tokio::test]
+async fn a_credential_that_one_api_refuses_loses_what_every_api_brought_and_no_other_credential_does() {
+    let described = |name: &str, credentials: &str| {
+        let rest = "ids = { body = \"/ids\" }\nitems = { at = \"/items\", key = \"/id\", link = \"/url\" }";
+        format!("[[batch]]\nname = \"{name}\"\npath = \"/{name}\"\n{rest}\ncredentials = {credentials}\n")
+    };
+    let tables = [
+        described("one", r#""authorization""#),
+        described("two", r#""authorization""#),
+        described("key", r#""x-key""#),
+        described("both", r#"["authorization", "x-key"]"#),
+        described("turned", r#"["x-key", "authorization"]"#),
+    ];
+    let stack = Stack::start(&tables.concat(), |asked: &Asked| {
+        let ids = asked.ids("/ids", "");
+        if ids == ["out"] {
+            return Answer::new(401, "{}");
+        }
+        let item = |id: &String| json!({"id": id, "url": "https://cdn.test/"});
+        Answer::new(200, json!({"items": ids.iter().map(item).collect::<Vec<_>>()}))
+    })
+    .await;
+    let ask = async |path: &str, user: &str, id: &str| {
+        let headers = [("authorization", user), ("x-key", user)];
+        stack.post(path, &headers, json!({ "ids": [id] })).await
+    };
+    let paths = ["/one", "/two", "/key", "/both", "/turned"];
+    for (refused, lost) in [("/one", &["/one", "/two"][..]), ("/key", &["/key"]), ("/turned", &["/both", "/turned"])] {
+        for path in paths {
+            ask(path, "t", "a").await;
+            ask(path, "u", "a").await;
+        }
+        assert_eq!(ask(refused, "t", "out").await.status.as_u16(), 401);
+        for path in paths {
+            let expected = if lost.contains(&path) { MISS } else { HIT };
+            assert_eq!(status(&ask(path, "t", "a").await), expected, "{refused}: {path}");
+            assert_eq!(status(&ask(path, "u", "a").await), HIT, "{refused}: {path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_access_key_that_one_api_refuses_loses_what_every_api_brought() {
+    let described = |name: &str| {
+        let rest = "ids = { query = \"id\" }\nitems = { at = \"\", key = \"/id\", link = \"/url\" }\nsigned = true\ncredentials = \"x-auth-token\"";
+        format!("[[batch]]\nname = \"{name}\"\npath = \"/{name}\"\n{rest}\n")
+    };
+    let tables = [described("one"), described("two")].concat();
+    let answer = |asked: &Asked| match asked.target.split_once("?id=") {
+        Some((_, "out")) => Answer::new(401, "{}"),
+        _ => Answer::new(200, json!([{"id": "a", "url": "https://cdn.test/"}])),
+    };
+    let stack = Stack::with(&tables, |config| knows(config, ACCESS_KEY, SECRET_KEY), answer).await;
+    let ask = async |target: &str| {
+        let signed = Unsigned::get(stack.client.address, target, &stack.clock).sign();
+        let headers: Vec<_> = signed.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        status(&stack.client.get(target, &headers).await).to_owned()
+    };
+    for expected in [MISS, HIT] {
+        assert_eq!([ask("/one?id=a").await, ask("/two?id=a").await], [expected, expected]);
+    }
+    assert_eq!(ask("/one?id=out").await, "fwd=miss; fwd-status=401");
+    assert_eq!([ask("/one?id=a").await, ask("/two?id=a").await], [MISS, MISS]);
 }
 
 /// Two APIs whose requests differ in nothing but the path.

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde_json::json;
 use sidelink::clock::Clock;
 
 use super::endpoint::*;
 use crate::fleet::{Redis, Sidecar, shared, sidecar};
-use crate::support::{Reply, eventually};
+use crate::support::{Reply, TestClient, eventually};
 
 #[tokio::test]
 async fn objects_that_one_sidecar_fetched_serve_the_same_user_at_another() {
@@ -72,4 +73,47 @@ async fn objects_that_one_sidecar_fetched_serve_the_same_user_at_another() {
     assert_eq!(endpoint.count(), 2);
     assert_eq!(status(&lfs_batch(&third.client, "Basic dDpw", &["a"]).await), MISS);
     assert_eq!(endpoint.count(), 3);
+}
+
+#[tokio::test]
+async fn a_credential_that_one_api_refuses_loses_what_every_api_brought_in_the_fleet() {
+    let redis = Redis::start().await;
+    let endpoint = Endpoint::start(|asked: &Asked| match asked.target.split_once("?id=") {
+        Some((_, "out")) => Answer::new(401, "{}"),
+        _ => Answer::new(200, json!([{"id": "1", "url": "https://cdn.test/1"}])),
+    })
+    .await;
+    let table = |name: &str| {
+        let rest = "ids = { query = \"id\" }\nitems = { at = \"\", key = \"/id\", link = \"/url\" }";
+        format!("[[batch]]\nname = \"{name}\"\npath = \"/{name}\"\n{rest}\n")
+    };
+    let mut sidecars = Vec::new();
+    for _ in 0..2 {
+        let mut config = sidecar(endpoint.address, &shared(vec![redis.address()]));
+        config.batch = apis(&[table("photos"), table("videos")].concat());
+        let sidecar = Sidecar::start(config, Clock::system()).await;
+        sidecar.tier_is(true).await;
+        sidecars.push(sidecar);
+    }
+    let [one, other] = &sidecars[..] else { panic!() };
+    let ask = async |client: &TestClient, target: &str| {
+        status(&client.get(target, &[("authorization", "Bearer t")]).await).to_owned()
+    };
+    let both = ["/photos?id=1", "/videos?id=1"];
+    for target in both {
+        assert_eq!(ask(&one.client, target).await, MISS);
+    }
+    eventually("both are shared", async || redis.keys("l").await.len() == 2 && redis.keys("c").await.len() == 2).await;
+    for target in both {
+        assert_eq!(ask(&other.client, target).await, "hit; detail=shared");
+    }
+    assert_eq!(ask(&one.client, "/photos?id=out").await, "fwd=miss; fwd-status=401");
+    for target in both {
+        let headers = [("authorization", "Bearer t"), ("cache-control", "only-if-cached")];
+        eventually("the other sidecar has heard of it", async || {
+            other.client.get(target, &headers).await.status.as_u16() == 504
+        })
+        .await;
+        assert_eq!(ask(&one.client, target).await, MISS, "what is in the tier is void, too");
+    }
 }

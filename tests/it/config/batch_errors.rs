@@ -1,5 +1,6 @@
 //! Every error of a `[[batch]]` names line and key; one fault is one error.
 
+use sidelink::config::Config;
 use sidelink::config::batch::BatchApi;
 
 use super::errors_of;
@@ -156,7 +157,7 @@ fn two_batch_apis_differ_in_name_and_route() {
 /// How many batch APIs a file without errors has.
 fn no_errors(tables: &str) -> usize {
     let text = format!("[upstream]\nendpoint = \"http://h\"\n{tables}");
-    sidelink::config::Config::parse(&text).unwrap_or_else(|errors| panic!("{text}\n{errors}")).batch.len()
+    Config::parse(&text).unwrap_or_else(|errors| panic!("{text}\n{errors}")).batch.len()
 }
 
 #[test]
@@ -194,8 +195,51 @@ fn what_belongs_to_another_key_is_refused_without_it() {
         (&format!("{query}unordered = [\"/a\"]"), 8, "batch.unordered", "set ids.body"),
         (&format!("{query}group = \"g\"\nparameters = [\"h\"]"), 9, "batch.parameters", "do not have the group \"g\""),
         (&format!("{query}parameters = [\"h\", \"h\"]"), 8, "batch.parameters", "has \"h\" twice"),
+        (&format!("{LEAST}signed = true"), 8, "batch.signed", "is a credential of its own here"),
+        (
+            &format!("{LEAST}credentials = [\"authorization\", \"x-key\"]\nsigned = true"),
+            9,
+            "batch.signed",
+            "is a credential of its own here",
+        ),
         (&format!("{query}errors.of_request = [\"E1\"]"), 8, "batch.errors.of_request", "set code"),
     ]);
+}
+
+#[test]
+fn what_stands_beside_the_ids_is_no_part_of_their_list() {
+    let whole = LEAST.replace("\"/ids\"", "\"\"");
+    let within = LEAST.replace("\"/ids\"", "\"/wanted/ids\"");
+    let beside = "not beside the list of ids, which is at";
+    each_is_one_error(&[
+        (&format!("{LEAST}when = {{ \"/ids\" = [] }}"), 8, "batch.when", beside),
+        (
+            &format!("{LEAST}when = {{ \"/a\" = 1, \"/ids/0/b\" = 2 }}"),
+            8,
+            "batch.when",
+            "/ids/0/b, of when, is not beside",
+        ),
+        (&format!("{within}when = {{ \"/wanted\" = {{}} }}"), 8, "batch.when", beside),
+        (&format!("{whole}when = {{ \"/operation\" = \"download\" }}"), 8, "batch.when", "which is at \"\""),
+        (&format!("{LEAST}unordered = [\"/a\", \"/ids\"]"), 8, "batch.unordered", "/ids, of unordered, is not beside"),
+        (&format!("{within}unordered = \"/wanted\""), 8, "batch.unordered", beside),
+        (
+            "[[batch]]\npreset = \"git-lfs\"\nids.body = \"\"\nunordered = []",
+            5,
+            "batch.ids",
+            "/operation, of when, is not beside",
+        ),
+        (&format!("{LEAST}group = \"ids\""), 8, "batch.group", "is where the ids are"),
+        (&format!("{within}group = \"wanted\""), 8, "batch.group", "is where the ids are"),
+        (
+            &format!("{LEAST}parameters = [\"b\"]\nwhen = {{ \"/a/b\" = 1 }}"),
+            8,
+            "batch.parameters",
+            "do not have /a/b, which when is about",
+        ),
+    ]);
+    let sound = "when = { \"/wanted/as\" = 1, \"/b\" = 2 }\nunordered = [\"/wanted/as\"]\nparameters = [\"b\"]";
+    Config::parse(&format!("[upstream]\nendpoint = \"http://h\"\n{within}{sound}")).unwrap();
 }
 
 #[test]
@@ -218,7 +262,7 @@ fn a_source_of_expiries_is_the_link_or_a_pointer() {
 fn fields_without_the_link_as_sources_of_expiries_are_a_warning() {
     let warnings = |expires: &str| {
         let text = format!("[upstream]\nendpoint = \"http://h\"\n{LEAST}expires = {expires}");
-        let warnings = sidelink::config::Config::parse(&text).unwrap().warnings;
+        let warnings = Config::parse(&text).unwrap().warnings;
         warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     assert!(

@@ -194,7 +194,7 @@ impl<'a> Item<'a> {
         let is_absent = url.is_none() && says_absent();
         let fields = api.expiry_fields().filter_map(|place| json::find_set(&members, place));
         let place = |value: &RawValue| -> Option<Range<usize>> { json::range_of(self.text, value.get()) };
-        let expiries: Vec<_> = fields.map(|value| StatedExpiry::read(value, place(value))).collect();
+        let expiries: Vec<_> = fields.filter_map(|value| StatedExpiry::read(value, place(value))).collect();
         let item = AnswerItem {
             text: Arc::from(self.text),
             url: url.map(Box::from),

@@ -12,6 +12,9 @@ const SPANS: f64 = 1e9;
 /// Below this, it is a moment in Unix seconds; else in Unix milliseconds.
 const SECONDS: f64 = 1e11;
 
+/// `time.Time{}`, written by Go's encoding/json.
+const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
+
 /// When a link expires, as a field of its item says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StatedExpiry {
@@ -29,9 +32,16 @@ pub enum StatedExpiry {
 }
 
 impl StatedExpiry {
-    /// Reads a field, which lies at `place` in the item's text.
-    pub(super) fn read(value: &RawValue, place: Option<Range<usize>>) -> Self {
-        if let Some(text) = json::string(value) {
+    /// Reads a field, which lies at `place` in the item's text. `None`: it says nothing, as Go's zero time does, which servers write for
+    /// a link that does not end, and git-lfs reads so (`IsExpiredAtOrIn`).
+    pub(super) fn read(value: &RawValue, place: Option<Range<usize>>) -> Option<Self> {
+        let text = json::string(value);
+        (text.as_deref() != Some(ZERO_TIME)).then(|| Self::of(value, text.as_deref(), place))
+    }
+
+    /// Reads a field that is a string of this `text`, or no string.
+    fn of(value: &RawValue, text: Option<&str>, place: Option<Range<usize>>) -> Self {
+        if let Some(text) = text {
             let is_date = text.contains(['T', 't', ' ']);
             let date = is_date.then(|| text.parse::<Timestamp>().ok()).flatten();
             // Numbers are written as strings, too. They are answered as they came, so a span is none that can be kept.
@@ -70,7 +80,10 @@ mod tests {
 
     #[test]
     fn a_field_is_a_date_a_span_or_a_moment() {
-        let read = |text: &str| StatedExpiry::read(serde_json::from_str(text).unwrap(), Some(0..text.len()));
+        let read = |text: &str| {
+            let expiry = StatedExpiry::read(serde_json::from_str(text).unwrap(), Some(0..text.len()));
+            expiry.expect("a field that says something")
+        };
         let at = StatedExpiry::At(1_764_115_200_000);
         for text in [
             r#""2025-11-26T00:00:00Z""#,
@@ -98,5 +111,6 @@ mod tests {
         ] {
             assert_eq!(read(text), StatedExpiry::Unreadable, "{text}");
         }
+        assert_eq!(StatedExpiry::read(serde_json::from_str(r#""0001-01-01T00:00:00Z""#).unwrap(), None), None);
     }
 }

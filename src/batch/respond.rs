@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, VARY, VIA};
-use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 
 use super::chunked_body::{CHUNK, ChunkedBody};
 use super::{BatchRoute, Fetched};
@@ -136,7 +136,8 @@ impl BatchRoute {
         let tally = observe(entries, &self.api_metrics, now);
         let is_stale = tally.count(IdResult::Stale) > 0;
         let max_age = (summary.stored && !is_stale && !summary.has_countdowns).then_some(summary.fresh_left);
-        let mut reply = self.reply(body, tally, cache_control(max_age, form == Form::Body), fetched.request_id.clone());
+        let mut reply =
+            self.reply(body, tally, self.cache_control(max_age, form == Form::Body), fetched.request_id.clone());
         if let Some(kept) = kept {
             set(reply.response.headers_mut(), &CONTENT_TYPE, kept.media_type().clone());
         }
@@ -154,12 +155,23 @@ impl BatchRoute {
             Some(body) => (whole(body.clone()), Some(answer.fresh_left(now))),
             None => (ChunkedBody::of_answer(Arc::clone(answer), now).into_body(), None),
         };
-        let cache_control = cache_control(max_age, answer.is_body());
+        let cache_control = self.cache_control(max_age, answer.is_body());
         let mut reply = self.reply(body, answer.tally(), cache_control, None);
         if let Some(kept) = answer.envelope() {
             set(reply.response.headers_mut(), &CONTENT_TYPE, kept.media_type().clone());
         }
         reply
+    }
+
+    /// `Cache-Control` of a reply that is fresh for `fresh_left` milliseconds; `None`: it may not be stored. No cache downstream may store
+    /// the reply to a POST, nor to a batch in a body, which its URL does not name.
+    fn cache_control(&self, fresh_left: Option<u64>, is_body: bool) -> HeaderValue {
+        let Some(fresh_left) = fresh_left.filter(|_| !is_body && self.api.method == Method::GET) else {
+            return HeaderValue::from_static("no-store");
+        };
+        let mut digits = itoa::Buffer::new();
+        let value = ["private, max-age=", digits.format(fresh_left / 1000)].concat();
+        HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("no-store"))
     }
 
     /// A reply with the headers of a hit. (Their values are replaced in one pass: a look-up hashes the name, and `insert` would grow the map.)
@@ -218,17 +230,6 @@ pub(super) fn outcome(tally: &Tally) -> Outcome {
     } else {
         Outcome::Miss
     }
-}
-
-/// `Cache-Control` of a reply that is fresh for `fresh_left` milliseconds; `None`: it may not be stored. The URL of the body form does not name its batch, so
-/// no cache downstream may store the reply.
-fn cache_control(fresh_left: Option<u64>, is_body: bool) -> HeaderValue {
-    let Some(fresh_left) = fresh_left.filter(|_| !is_body) else {
-        return HeaderValue::from_static("no-store");
-    };
-    let mut digits = itoa::Buffer::new();
-    let value = ["private, max-age=", digits.format(fresh_left / 1000)].concat();
-    HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("no-store"))
 }
 
 fn cache_status(tally: &Tally, summary: &Summary, fetched: &Fetched) -> HeaderValue {

@@ -96,7 +96,8 @@ items = { at = "", key = "/id", link = "/url" }
         ("/list", r#"{"ids":["2"]}"#, Some(json)),
     ] {
         let headers: Vec<_> = [("authorization", "t")].into_iter().chain(more).collect();
-        assert_eq!(status(&stack.post(target, &headers, body).await), MISS);
+        let reply = stack.post(target, &headers, body).await;
+        assert_eq!((status(&reply), reply.header("cache-control")), (MISS, "no-store"));
         stack.direct.send(Method::POST, target, &headers, body.to_owned()).await;
         let asked = stack.endpoint.asked();
         let [call, direct] = &asked[asked.len() - 2..] else { panic!() };

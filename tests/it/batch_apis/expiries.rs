@@ -59,6 +59,7 @@ async fn a_link_that_ends_in_ten_minutes_by_any_source_is_kept_for_these() {
         json!({"href": plain, "expires_in": 3600, "expires_at": rfc3339(at)}),
         json!({"href": with_token, "expires_in": 3600, "expires_at": later}),
         json!({"href": plain, "expires_in": 600, "expires_at": null}),
+        json!({"href": plain, "expires_in": 600, "expires_at": "0001-01-01T00:00:00Z"}),
         json!({"href": format!("/o?jwt={}", jwt(at))}),
     ] {
         let answered = sources.clone();

@@ -174,23 +174,13 @@ impl BatchRoute {
         HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("no-store"))
     }
 
-    /// A reply with the headers of a hit. (Their values are replaced in one pass: a look-up hashes the name, and `insert` would grow the map.)
+    /// A reply with the headers of a hit. (The values are replaced one by one: `insert` would grow the map.)
     fn reply(&self, body: Body, tally: Tally, cache_control: HeaderValue, id: Option<HeaderValue>) -> Reply {
         let mut response = Response::new(body);
-        *response.headers_mut() = self.template.headers.clone();
-        let (mut cache_control, mut id) = (Some(cache_control), Some(id.unwrap_or_else(request_id)));
-        for (name, value) in response.headers_mut() {
-            let new = if *name == CACHE_CONTROL {
-                cache_control.take()
-            } else if *name == REQUEST_ID {
-                id.take()
-            } else {
-                None
-            };
-            if let Some(new) = new {
-                *value = new;
-            }
-        }
+        let headers = response.headers_mut();
+        *headers = self.template.headers.clone();
+        set(headers, &CACHE_CONTROL, cache_control);
+        set(headers, &REQUEST_ID, id.unwrap_or_else(request_id));
         let mut reply = Reply::new(response, outcome(&tally));
         reply.info.tally = tally;
         reply

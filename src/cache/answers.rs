@@ -2,7 +2,8 @@
 //! reading its ids and without merging. Start at [`WholeAnswers::look_up`].
 //!
 //! A whole answer is stored once its batch has come twice, if memory answers all of its ids with fresh entries, none of which is
-//! due for a refresh. What is left of expiries in seconds is written into it for each client ([`CountedDown`]). It is found under a hash of its caller's scope and of the request's text, and compared with both.
+//! due for a refresh. It is found under a hash of its caller's scope and of the request's text, and compared with both. What is left of
+//! expiries in seconds from now is written into it anew for each client ([`CountedDown`]).
 //!
 //! A whole answer ends when
 //! - anything is purged, by any client ([`Revision`]);

@@ -67,6 +67,7 @@ pub struct Fetcher {
     warned_no_store: AtomicBool,
     warned_no_expiry: AtomicBool,
     throttled: LogThrottle,
+    no_list: LogThrottle,
 }
 
 /// How one id of a batch is fetched.
@@ -104,6 +105,7 @@ impl Fetcher {
             warned_no_store: AtomicBool::new(false),
             warned_no_expiry: AtomicBool::new(false),
             throttled: LogThrottle::default(),
+            no_list: LogThrottle::default(),
         }
     }
 

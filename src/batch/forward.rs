@@ -71,31 +71,41 @@ impl BatchRoute {
             Cause::Unmatched(_) | Cause::Unreadable(_) if is_of_batch => {
                 // The answer to exactly this batch is passed on.
                 slots.count_fetched();
-                self.count_bypass(Bypass::Unmatched);
+                let reason = respond::reason_of(&failure.cause);
+                self.count_bypass(reason);
                 let mut reply = respond::failure(failure);
-                reply.info.detail = Some(Detail::Named(Bypass::Unmatched.name()));
+                reply.info.detail = Some(Detail::Named(reason.name()));
                 Some(reply)
             }
             Cause::Unmatched(_) if !fits => Some(self.fetch_whole(&batch, parts, body, context, slots).await),
             Cause::Unmatched(_) | Cause::Unreadable(_) => {
-                Some(self.forward_as_written(parts, body, Bypass::Unmatched, context, slots).await)
+                let reason = respond::reason_of(&failure.cause);
+                Some(self.forward_as_written(parts, body, reason, context, slots).await)
             }
             Cause::Answer(answer) if fits && context.has_cookies && is_refusal(answer.status) => {
                 Some(self.forward_with_cookies(parts, body, context, slots).await)
             }
             // The answer to one id alone is the answer to a batch of it, also where others have joined.
             Cause::Answer(answer) if is_about_ids(answer.status) && !is_of_batch && failure.ids.max(count) > 1 => {
-                self.forward_for_part(parts, body, fits, context, slots).await
+                let reason = self.reason_of_part(answer.status, &answer.body);
+                self.forward_for_part(reason, parts, body, fits, context, slots).await
             }
             _ => None,
         }
     }
 
-    /// Forwards a batch after an error for a part of it. `None`: the endpoint refuses a batch that is larger than a call of sidelink's own
+    /// Why a batch is forwarded after an error of this status and body for a part of it.
+    fn reason_of_part(&self, status: StatusCode, body: &[u8]) -> Bypass {
+        let says_why = status != StatusCode::OK || answer::error_code(&self.api, body).is_some();
+        if says_why { Bypass::Part } else { Bypass::NoList }
+    }
+
+    /// Forwards a batch, for this `reason`, after an error for a part of it. `None`: the endpoint refuses a batch that is larger than a call of sidelink's own
     /// (not `fits`), so that the error of the part says more. No budget limits this: where it was used up, the error of a part would be
     /// passed on as that of the batch.
     async fn forward_for_part(
         &self,
+        reason: Bypass,
         parts: &Parts,
         body: &Bytes,
         fits: bool,
@@ -103,7 +113,7 @@ impl BatchRoute {
         slots: &mut Slots,
     ) -> Option<Reply> {
         self.api_metrics.refetched.of(Refetch::Part).inc_by(slots.slots.len() as u64);
-        let reply = self.forward_as_written(parts, body, Bypass::Part, context, slots).await;
+        let reply = self.forward_as_written(parts, body, reason, context, slots).await;
         Some(reply).filter(|reply| fits || reply.response.status().is_success())
     }
 
@@ -224,7 +234,8 @@ impl BatchRoute {
                         Some(self.forward_as_written(parts, body, Bypass::Part, context, slots).await)
                     }
                     Cause::Answer(answer) if is_about_ids(answer.status) => {
-                        self.forward_for_part(parts, body, false, context, slots).await
+                        let reason = self.reason_of_part(answer.status, &answer.body);
+                        self.forward_for_part(reason, parts, body, false, context, slots).await
                     }
                     _ => None,
                 };

@@ -264,6 +264,11 @@ fn cache_status(tally: &Tally, summary: &Summary, fetched: &Fetched) -> HeaderVa
     HeaderValue::from_str(&status).unwrap_or(HeaderValue::from_static("sidelink"))
 }
 
+/// Why a batch is forwarded whose answer had this fault.
+pub(super) fn reason_of(cause: &Cause) -> Bypass {
+    if matches!(cause, Cause::Unreadable(_)) { Bypass::NotJson } else { Bypass::Unmatched }
+}
+
 /// The reply to a batch that failed: the endpoint's own answer, where it gave one.
 pub(super) fn failure(failure: &Failure) -> Reply {
     let response = match &failure.cause {
@@ -276,7 +281,7 @@ pub(super) fn failure(failure: &Failure) -> Reply {
     let code = response.status().as_u16();
     let (outcome, status) = match &failure.cause {
         Cause::Unmatched(_) | Cause::Unreadable(_) => {
-            (Outcome::Bypass, "sidelink; fwd=bypass; detail=unmatched".to_owned())
+            (Outcome::Bypass, format!("sidelink; fwd=bypass; detail={}", reason_of(&failure.cause).name()))
         }
         Cause::Rejected(_) => (Outcome::Error, "sidelink; detail=pause".to_owned()),
         _ => (Outcome::Error, format!("sidelink; fwd=miss; fwd-status={code}")),

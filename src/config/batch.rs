@@ -48,7 +48,7 @@ section! {
         pub when: Vec<(Pointer, Value)> = Vec::new(), values_at(("/operation", "download".into()));
         /// Where an item says when its link expires: JSON Pointers (RFC 3339, Unix time, or seconds from now), and "link" for the URL itself. The earliest of all that are there counts.
         pub expires: Vec<ExpirySource> = vec![ExpirySource::Link], texts(Some("names no source: write \"link\", or leave the key out"), ExpirySource::parse);
-        /// An item that has this, and not null, is no link: it counts as absent, and is answered as it came.
+        /// An item without a link that has this, and not null, counts as absent, and is answered as it came. So does, in an object keyed by id, an item that is null.
         pub absent: Option<Pointer> = None, inner_pointer().optional("/error");
         /// The headers that say who asks; all of them together are the credential. One at least must be there.
         pub credentials: Vec<HeaderName> = vec![http::header::AUTHORIZATION], texts(Some("names no header: nobody could be told from anybody else"), credential_header);

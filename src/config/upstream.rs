@@ -104,7 +104,7 @@ section! {
     /// `[upstream.breaker]`
     #[derive(Clone, Debug, PartialEq)]
     pub struct BreakerConfig {
-        /// Failed calls in a row that open it.
+        /// Failed calls in a row that open it: without an answer in time, or with a 502, 503 or 504.
         pub consecutive: u32 = 5, count(1..=1_000_000);
         /// Share of failed calls that opens it.
         pub ratio: f64 = 0.5, share(0.01..=1.0);

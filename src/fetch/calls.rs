@@ -328,6 +328,12 @@ impl Fetcher {
                         // permission". An error without a code is not remembered.
                         let code = answer::error_code(api, &answer.body);
                         let is_known = |code: &str| api.errors.of_request.iter().any(|known| **known == *code);
+                        if code.is_none() {
+                            self.no_list.when_due(|suppressed| {
+                                let place = format_args!("\"{}\"", api.items.at);
+                                events::NoList { api: &api.name, place, suppressed }.log();
+                            });
+                        }
                         if !code.as_deref().is_some_and(is_known) {
                             self.forget_refused(&answer, context, ids, store && code.is_some());
                         }

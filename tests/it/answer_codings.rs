@@ -144,13 +144,13 @@ async fn an_unknown_coding_is_passed_on_where_its_call_was_the_whole_batch() {
         let reply = endpoint.batch(&["1", "2"]).await;
         assert_eq!((reply.status.as_u16(), reply.header("content-encoding")), (200, coding));
         assert_eq!(reply.body, "only its endpoint can read this");
-        assert_eq!(reply.header("cache-status"), "sidelink; fwd=bypass; detail=unmatched");
+        assert_eq!(reply.header("cache-status"), "sidelink; fwd=bypass; detail=not-json");
         assert_eq!(endpoint.requests(), 1);
         // Nothing of it is cached, and no source counts as failing.
         endpoint.batch(&["1", "2"]).await;
         assert_eq!(endpoint.requests(), 2);
         assert_eq!(endpoint.metric(r#"sidelink_uncacheable_total{reason="unmatched"}"#).await, 4.0);
-        assert_eq!(endpoint.metric(r#"sidelink_bypass_total{reason="unmatched"}"#).await, 2.0);
+        assert_eq!(endpoint.metric(r#"sidelink_bypass_total{reason="not-json"}"#).await, 2.0);
         assert_eq!(endpoint.metric("sidelink_breaker_state{state=\"closed\"}").await, 1.0);
     }
 }
@@ -161,8 +161,8 @@ async fn with_an_unknown_coding_of_a_part_the_batch_is_fetched_as_it_was_written
     let ids: Vec<String> = (0..150).map(|id| id.to_string()).collect();
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     let reply = endpoint.batch(&ids).await;
-    assert_eq!((reply.ids().len(), reply.header("cache-status")), (150, "sidelink; fwd=bypass; detail=unmatched"));
-    assert_eq!(endpoint.metric(r#"sidelink_bypass_total{reason="unmatched"}"#).await, 1.0);
+    assert_eq!((reply.ids().len(), reply.header("cache-status")), (150, "sidelink; fwd=bypass; detail=not-json"));
+    assert_eq!(endpoint.metric(r#"sidelink_bypass_total{reason="not-json"}"#).await, 1.0);
     let last = endpoint.heads.lock().unwrap().last().cloned().unwrap();
     assert!(last.contains(&query(&ids)), "{last}");
 }

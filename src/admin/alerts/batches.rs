@@ -156,7 +156,7 @@ fn refusal(code: Code) -> Cause {
         ),
         _ => (
             "the endpoint rejects the requests",
-            "The clients are at fault: compare a request with the API's reference; error_msg in the answer says what is wrong.",
+            "The clients are at fault: compare a request with the API's reference, and read the endpoint's answer.",
         ),
     };
     Cause { fault: Fault::Client, title: format!("{title} ({})", code.name()), remedy: remedy.to_owned() }
@@ -197,8 +197,8 @@ fn own_error(state: &AdminState, counted: &Reading, code: Code, now: Moment) -> 
         _ => Cause {
             fault: Fault::Client,
             title: format!("sidelink refuses the requests ({})", code.name()),
-            remedy: "The clients are at fault: they ask for too much at once, or for what HTTP forbids. error_msg in the answer says \
-                     what is wrong (docs/ERRORS.md)."
+            remedy: "The clients are at fault: they ask for too much at once, or for what HTTP forbids. The answer says what is \
+                     wrong (docs/ERRORS.md)."
                 .to_owned(),
         },
     }
@@ -270,7 +270,10 @@ pub(super) fn forwarded(counted: &Reading) -> Option<Alert> {
     Some(Alert {
         kind: Kind::Forwarded,
         severity: Severity::Warning,
-        fault: if reason == Bypass::Unmatched { Fault::Endpoint } else { Fault::Client },
+        fault: match reason {
+            Bypass::NoList | Bypass::Unmatched | Bypass::NotJson => Fault::Endpoint,
+            _ => Fault::Client,
+        },
         since: None,
         title: format!(
             "{} batches are forwarded, and nothing of them is cached: {}",
@@ -278,8 +281,8 @@ pub(super) fn forwarded(counted: &Reading) -> Option<Alert> {
             reason.name().replace('-', " "),
         ),
         text: format!(
-            "{forwarded} of {all} batches in the last {} were forwarded untouched. The reason of {} of them: {} docs/SDK.md says \
-             what a batch looks like.",
+            "{forwarded} of {all} batches in the last {} were forwarded untouched. The reason of {} of them: {} docs/RUNBOOK.md, \
+             SidelinkBypassed, says what to do.",
             span(WINDOW),
             bypassed(counted, reason),
             reason.meaning().replace('`', ""),

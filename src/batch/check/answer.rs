@@ -324,6 +324,8 @@ impl Report {
 
     fn absent(&mut self, api: &BatchApi, item: Option<&AnswerItem>) {
         match (item, &api.absent) {
+            // A member's value: no other ends so.
+            (Some(item), _) if item.text.ends_with("null") => self.detail("absent: the item is null"),
             (Some(_), Some(place)) => self.detail(format_args!("absent: the item has {place}")),
             _ => self.detail("absent: the answer leaves it out"),
         }

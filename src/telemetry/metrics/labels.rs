@@ -193,8 +193,12 @@ labels! {
         Condition = "condition",
         /// A call for a part of it got an error that concerns the ids of that call: the endpoint may answer the whole otherwise.
         Part = "part",
-        /// The endpoint's answer does not match its ids, or cannot be read.
+        /// A call for a part of it got a 200 without a list of items where its API has it, and without an error code.
+        NoList = "no-list",
+        /// The endpoint's answer does not match its ids.
         Unmatched = "unmatched",
+        /// The endpoint's answer is no JSON, or in a coding that cannot be undone.
+        NotJson = "not-json",
     }
 
     /// The result of a call to the endpoint.

@@ -29,6 +29,33 @@ async fn an_object_that_is_missing_is_answered_with_the_endpoints_words_for_a_wh
 }
 
 #[tokio::test]
+async fn a_null_in_place_of_an_item_is_remembered_as_an_absence() {
+    let table = r#"
+[[batch]]
+name = "sign"
+method = "POST"
+path = "/sign"
+ids = { body = "" }
+items = { at = "/signed", key = "*", link = "/u" }
+"#;
+    let stack = Stack::start(table, |asked: &Asked| {
+        let item = |id: &String| if id == "gone" { json!(null) } else { json!({"u": "https://cdn.test/"}) };
+        let ids: Vec<String> = serde_json::from_str(&asked.body).unwrap();
+        Answer::new(
+            200,
+            json!({"signed": ids.iter().map(|id| (id.clone(), item(id))).collect::<serde_json::Map<_, _>>()}),
+        )
+    })
+    .await;
+    let headers = [("authorization", "t")];
+    for expected in [MISS, HIT] {
+        let reply = stack.post("/sign", &headers, json!(["a", "gone"])).await;
+        assert_eq!((status(&reply), &reply.json()["signed"]["gone"]), (expected, &json!(null)));
+    }
+    assert_eq!((stack.endpoint.count(), stack.ids("absent").await), (1, 1.0));
+}
+
+#[tokio::test]
 async fn an_object_that_is_left_out_is_left_out_of_the_next_answer_too() {
     let stack = Stack::start(GIT_LFS, |asked: &Asked| {
         lfs(asked.oids().iter().filter(|oid| *oid != "gone").map(|oid| object(asked, oid)))

@@ -38,7 +38,7 @@ async fn an_answer_in_another_language_is_passed_on_as_it_came() {
         let target = format!("/links?callback=show&id={ids}");
         let reply = stack.client.get(&target, &[("authorization", "t")]).await;
         let direct = jsonp(&stack.endpoint.last());
-        assert_eq!((reply.status.as_u16(), status(&reply)), (200, "fwd=bypass; detail=unmatched"));
+        assert_eq!((reply.status.as_u16(), status(&reply)), (200, "fwd=bypass; detail=not-json"));
         assert_eq!(String::from_utf8_lossy(&reply.body), direct.body());
         assert_eq!((reply.header("content-type"), reply.header("x-from")), ("text/javascript", "it"));
         assert_eq!(
@@ -48,7 +48,7 @@ async fn an_answer_in_another_language_is_passed_on_as_it_came() {
         );
     }
     assert_eq!(
-        (stack.forwarded("unmatched").await, stack.ids("fetched").await, stack.ids("failed").await),
+        (stack.forwarded("not-json").await, stack.ids("fetched").await, stack.ids("failed").await),
         (3.0, 5.0, 0.0)
     );
     let plain = stack.client.get("/links?id=1", &[("authorization", "t")]).await;
@@ -60,7 +60,7 @@ async fn a_batch_of_several_calls_in_another_language_is_asked_for_as_it_was_wri
     let stack = Stack::start(JSONP, jsonp).await;
     let target = "/links?id=1,2,3&callback=show";
     let reply = stack.client.get(target, &[("authorization", "t")]).await;
-    assert_eq!((reply.status.as_u16(), status(&reply)), (200, "fwd=bypass; detail=unmatched"));
+    assert_eq!((reply.status.as_u16(), status(&reply)), (200, "fwd=bypass; detail=not-json"));
     assert_eq!(stack.endpoint.last().target, target);
     assert_eq!(String::from_utf8_lossy(&reply.body), jsonp(&stack.endpoint.last()).body());
     assert_eq!((stack.endpoint.count(), stack.ids("fetched").await), (3, 3.0));
@@ -77,12 +77,12 @@ async fn a_page_for_a_part_of_a_batch_is_no_answer_to_the_batch() {
         })
         .await;
         let whole = stack.lfs("t", &["b"]).await;
-        assert_eq!((whole.status.as_u16(), status(&whole)), (200, "fwd=bypass; detail=unmatched"), "{page}");
+        assert_eq!((whole.status.as_u16(), status(&whole)), (200, "fwd=bypass; detail=not-json"), "{page}");
         assert_eq!((String::from_utf8_lossy(&whole.body), whole.header("content-type")), (page.into(), media_type));
         assert_eq!(stack.endpoint.count(), 1);
         stack.lfs("t", &["a"]).await;
         let reply = stack.lfs("t", &["a", "b"]).await;
-        assert_eq!((reply.status.as_u16(), status(&reply)), (200, "fwd=bypass; detail=unmatched"), "{page}");
+        assert_eq!((reply.status.as_u16(), status(&reply)), (200, "fwd=bypass; detail=not-json"), "{page}");
         assert_eq!(reply.json()["objects"].as_array().unwrap().len(), 2);
         assert_eq!((stack.endpoint.count(), &stack.endpoint.last().body), (4, &lfs_body(&["a", "b"])));
         assert_eq!(status(&stack.lfs("t", &["a"]).await), HIT);

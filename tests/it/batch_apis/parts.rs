@@ -116,6 +116,20 @@ errors = { code = "/error/code", of_request = ["BadIds"] }
     assert_eq!((status(&whole), &whole.json()["error"]["code"]), ("fwd=miss; fwd-status=200", &json!("BadIds")));
 }
 
+/// Whoever runs the endpoint, or wrote the description, has to know: the clients have done nothing wrong.
+#[tokio::test]
+async fn an_answer_without_a_list_for_a_part_is_told_apart_from_an_error() {
+    let stack = Stack::start(GIT_LFS, |asked: &Asked| match asked.oids().as_slice() {
+        [oid] if oid == "a" => lfs([object(asked, oid)].into_iter()),
+        _ => Answer::new(200, json!({"other": []})),
+    })
+    .await;
+    stack.lfs("t", &["a"]).await;
+    let reply = stack.lfs("t", &["a", "b"]).await;
+    assert_eq!((status(&reply), reply.json()), ("fwd=bypass; detail=no-list", json!({"other": []})));
+    assert_eq!((stack.forwarded("no-list").await, stack.forwarded("part").await), (1.0, 0.0));
+}
+
 /// git-lfs with a larger `lfs.transfer.batchSize` than `ids_per_call`: its server takes batches of any size.
 #[tokio::test]
 async fn a_batch_that_was_split_is_asked_for_as_it_was_written_where_one_of_its_calls_gets_an_error() {

@@ -220,6 +220,19 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn an_envelope_keeps_nothing_of_the_answer_in_memory_that_it_does_not_count() {
+        let buffer = bytes::Bytes::from(format!("{{\"objects\":[]}}{}", "x".repeat(8192)));
+        let media_type = HeaderValue::from_maybe_shared(buffer.slice(..1)).unwrap();
+        let api = BatchApi::preset("git-lfs").unwrap();
+        let ParsedAnswer::Items { envelope, .. } = super::read(&api, b"{\"objects\":[]}", Some(&media_type), &[])
+        else {
+            panic!("an answer");
+        };
+        drop(media_type);
+        assert!(envelope.is_some() && buffer.is_unique());
+    }
+
     fn read(body: &[u8], ids: &[&str]) -> ParsedAnswer {
         super::read(&BatchApi::preset("huawei-osm").unwrap(), body, None, ids)
     }

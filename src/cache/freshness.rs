@@ -198,6 +198,11 @@ impl AnswerFreshness {
         self.directives.no_store && !config.honour_no_store
     }
 
+    /// Seconds that the answer has spent in caches.
+    pub(crate) fn age(&self) -> u64 {
+        self.age
+    }
+
     pub(crate) fn skew(&self) -> i64 {
         self.skew
     }

@@ -194,6 +194,20 @@ async fn a_repeated_answer_that_fits_one_chunk_once_it_is_counted_down_is_whole(
 }
 
 #[tokio::test]
+async fn what_a_cache_has_taken_of_a_relative_expiry_is_not_told_as_left() {
+    let stack = Stack::start(GIT_LFS, |asked: &Asked| {
+        let download = json!({"href": "https://cdn.test/o", "expires_in": 900});
+        lfs(asked.oids().iter().map(|oid| json!({"oid": oid, "actions": {"download": download}}))).with("age", 300)
+    })
+    .await;
+    let left = |reply: &Reply| download(reply)["expires_in"].as_u64().unwrap();
+    assert_eq!(left(&stack.lfs("t", &["a"]).await), 600);
+    stack.clock.step(100_000);
+    let reply = stack.lfs("t", &["a"]).await;
+    assert!(status(&reply) == HIT && (460..500).contains(&left(&reply)), "{}", left(&reply));
+}
+
+#[tokio::test]
 async fn a_batch_that_joins_a_flight_is_told_no_longer_life_than_the_one_that_started_it() {
     let stack = stack(|_| json!({"href": "https://cdn.test/o", "expires_in": 900})).await;
     stack.endpoint.set_open(false);

@@ -192,7 +192,7 @@ impl<'a> Item<'a> {
         // One that has a link all the same is judged by that.
         let says_absent = || api.absent.as_ref().is_some_and(|absent| json::find_set(&members, absent).is_some());
         let is_absent = url.is_none() && says_absent();
-        let fields = api.expiry_fields().filter_map(|place| json::find_set(&members, place));
+        let fields = api.expiry_fields().filter_map(|place| json::find_stated(&members, place));
         let place = |value: &RawValue| -> Option<Range<usize>> { json::range_of(self.text, value.get()) };
         let expiries: Vec<_> = fields.filter_map(|value| StatedExpiry::read(value, place(value))).collect();
         let item = AnswerItem {

@@ -24,6 +24,7 @@ use crate::message::cache_control::Directives;
 pub use crate::telemetry::metrics::Reason;
 
 use expiry::Validity;
+pub(crate) use expiry::has_sign_word;
 pub use expiry::{Expiry, expiry, format_of};
 
 /// Until when an entry is fresh, and until when it is usable.

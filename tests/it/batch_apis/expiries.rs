@@ -208,6 +208,24 @@ async fn what_a_cache_has_taken_of_a_relative_expiry_is_not_told_as_left() {
 }
 
 #[tokio::test]
+async fn a_link_whose_expiry_is_in_an_object_with_a_name_twice_is_passed_on_and_not_kept() {
+    let table = format!("{GIT_LFS}\nexpires = [\"/life/of/expires_in\", \"link\"]");
+    let stack = Stack::start(&table, |asked: &Asked| {
+        let item = |oid: &String| {
+            format!(
+                r#"{{"oid":"{oid}","actions":{{"download":{{"href":"https://cdn.test/o"}}}},"life":{{"of":{{"expires_in":9,"expires_in":900}}}}}}"#
+            )
+        };
+        let items: Vec<String> = asked.oids().iter().map(item).collect();
+        Answer::new(200, format!("{{\"objects\":[{}]}}", items.join(","))).of_type(LFS_TYPE)
+    })
+    .await;
+    for _ in 0..2 {
+        assert_eq!(status(&stack.lfs("t", &["a"]).await), "fwd=miss");
+    }
+}
+
+#[tokio::test]
 async fn a_batch_that_joins_a_flight_is_told_no_longer_life_than_the_one_that_started_it() {
     let stack = stack(|_| json!({"href": "https://cdn.test/o", "expires_in": 900})).await;
     stack.endpoint.set_open(false);

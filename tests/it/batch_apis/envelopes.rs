@@ -308,3 +308,16 @@ async fn an_envelope_counts_in_the_capacity_of_the_cache() {
     let of_one_answer = cached().await - of_two;
     assert!((10_000.0..15_000.0).contains(&of_one_answer), "{of_one_answer}");
 }
+
+#[tokio::test]
+async fn a_large_envelope_around_no_items_is_answered_whole() {
+    let around = "e".repeat(100_000);
+    let stack = Stack::start(GIT_LFS, move |_: &Asked| {
+        Answer::new(200, json!({"around": around, "objects": []})).of_type(LFS_TYPE)
+    })
+    .await;
+    for expected in [MISS, HIT, HIT, HIT] {
+        let reply = stack.lfs("t", &["a", "b"]).await;
+        assert_eq!((status(&reply), reply.json()["objects"].as_array().map(Vec::len)), (expected, Some(0)));
+    }
+}

@@ -90,7 +90,7 @@ fn kept(api: &BatchApi, answer: &str, names: &[&str]) {
     for item in items.iter().flatten() {
         assert!(answer.contains(&*item.text), "it was in the answer");
         assert_eq!(answer::url_of(api, &item.text).as_deref(), item.url.as_deref());
-        if let Some(details) = ItemDetails::of(Some(item), envelope.as_ref()) {
+        if let Some(details) = ItemDetails::of(Some(item), 0, envelope.as_ref(), 1) {
             for Countdown { place, seconds } in &details.countdowns {
                 let number = item.text.get(place.clone()).expect("a place in the text");
                 assert_eq!(number.parse(), Ok(*seconds));

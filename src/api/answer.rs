@@ -195,7 +195,7 @@ impl<'a> Item<'a> {
                 || api.absent.as_ref().is_some_and(|absent| json::find_set(&members, absent).is_some())
         };
         let is_absent = url.is_none() && says_absent();
-        let fields = api.expiry_fields().filter_map(|place| json::find_set(&members, place));
+        let fields = api.expiry_fields().filter_map(|place| json::find_stated(&members, place));
         let place = |value: &RawValue| -> Option<Range<usize>> { json::range_of(self.text, value.get()) };
         let expiries: Vec<_> = fields.filter_map(|value| StatedExpiry::read(value, place(value))).collect();
         let item = AnswerItem {
@@ -222,6 +222,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn an_envelope_keeps_nothing_of_the_answer_in_memory_that_it_does_not_count() {
+        let buffer = bytes::Bytes::from(format!("{{\"objects\":[]}}{}", "x".repeat(8192)));
+        let media_type = HeaderValue::from_maybe_shared(buffer.slice(..1)).unwrap();
+        let api = BatchApi::preset("git-lfs").unwrap();
+        let ParsedAnswer::Items { envelope, .. } = super::read(&api, b"{\"objects\":[]}", Some(&media_type), &[])
+        else {
+            panic!("an answer");
+        };
+        drop(media_type);
+        assert!(envelope.is_some() && buffer.is_unique());
+    }
 
     fn read(body: &[u8], ids: &[&str]) -> ParsedAnswer {
         super::read(&BatchApi::preset("huawei-osm").unwrap(), body, None, ids)

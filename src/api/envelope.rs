@@ -18,6 +18,9 @@ pub struct Envelope {
     media_type: HeaderValue,
 }
 
+/// Bytes that the allocator adds to an envelope and its texts.
+const ALLOCATIONS: usize = 64;
+
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 impl Envelope {
@@ -25,7 +28,9 @@ impl Envelope {
     pub(super) fn around(whole: &str, list: &str, media_type: Option<&HeaderValue>) -> Option<Self> {
         let range = json::range_of(whole, list)?;
         let (before, after) = (whole.get(..=range.start)?, whole.get(range.end.checked_sub(1)?..)?);
-        Some(Self { before: before.into(), after: after.into(), media_type: media_type.cloned().unwrap_or(JSON) })
+        // A copy: the answer's own value would keep the buffer of all its headers in memory.
+        let media_type = media_type.and_then(|value| HeaderValue::from_bytes(value.as_bytes()).ok()).unwrap_or(JSON);
+        Some(Self { before: before.into(), after: after.into(), media_type })
     }
 
     /// The envelope that `api` names, if it names one.
@@ -49,6 +54,11 @@ impl Envelope {
     /// The Content-Type of answers in it.
     pub fn media_type(&self) -> &HeaderValue {
         &self.media_type
+    }
+
+    /// Bytes of memory that it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of::<Self>() + ALLOCATIONS + self.before.len() + self.after.len() + self.media_type.len()
     }
 
     /// The bytes before the items.

@@ -13,7 +13,7 @@ const SPANS: f64 = 1e9;
 const SECONDS: f64 = 1e11;
 
 /// `time.Time{}`, written by Go's encoding/json.
-const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
+pub(crate) const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 
 /// When a link expires, as a field of its item says.
 #[derive(Clone, Debug, PartialEq, Eq)]

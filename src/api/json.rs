@@ -44,11 +44,22 @@ pub(crate) fn find<'a>(text: &'a RawValue, pointer: &Pointer) -> Option<&'a RawV
 }
 
 fn walk<'a>(text: &'a RawValue, tokens: &[Box<str>]) -> Option<&'a RawValue> {
-    tokens.iter().try_fold(text, |value, token| match value.get().bytes().next()? {
-        b'{' => member(&members(value.get())?, token),
-        b'[' => elements(value.get())?.into_iter().nth(place(token)?),
-        _ => None,
-    })
+    follow(text, tokens).ok().flatten()
+}
+
+/// The value that tokens lead to; as an error, an object on the way that has a name twice.
+fn follow<'a>(text: &'a RawValue, tokens: &[Box<str>]) -> Result<Option<&'a RawValue>, &'a RawValue> {
+    let mut value = text;
+    for token in tokens {
+        let next = match value.get().bytes().next() {
+            Some(b'{') => member(&members(value.get()).ok_or(value)?, token),
+            Some(b'[') => elements(value.get()).and_then(|elements| elements.into_iter().nth(place(token)?)),
+            _ => None,
+        };
+        let Some(next) = next else { return Ok(None) };
+        value = next;
+    }
+    Ok(Some(value))
 }
 
 /// The value at `pointer` in an object of these members. `None` for the empty pointer as well: it names the object.
@@ -60,6 +71,12 @@ pub(crate) fn find_in<'a>(members: &Members<'a>, pointer: &Pointer) -> Option<&'
 /// As [`find_in`], for a value that is not null.
 pub(crate) fn find_set<'a>(members: &Members<'a>, pointer: &Pointer) -> Option<&'a RawValue> {
     find_in(members, pointer).filter(|value| value.get() != "null")
+}
+
+/// As [`find_set`], but where an object on the way has a name twice, that object: something is there, and cannot be read.
+pub(crate) fn find_stated<'a>(members: &Members<'a>, pointer: &Pointer) -> Option<&'a RawValue> {
+    let (first, rest) = pointer.tokens().split_first()?;
+    follow(member(members, first)?, rest).unwrap_or_else(Some).filter(|value| value.get() != "null")
 }
 
 /// The value of the member of this name.

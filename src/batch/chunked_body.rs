@@ -71,7 +71,9 @@ impl ChunkedBody {
     fn next_chunk(&mut self) -> Bytes {
         let chunk = match &mut self.source {
             Source::Answer { answer, from } => {
-                let (chunk, next) = answer.body(self.now).part(*from, CHUNK);
+                // What is left of its text may be longer than what is left of the body, in which numbers have fewer digits.
+                let most = if self.remaining <= CHUNK { usize::MAX } else { CHUNK };
+                let (chunk, next) = answer.body(self.now).part(*from, most);
                 *from = next;
                 chunk
             }
@@ -79,6 +81,9 @@ impl ChunkedBody {
                 let mut chunk = Vec::with_capacity(self.remaining.min(CHUNK));
                 if !std::mem::replace(has_begun, true) {
                     chunk.extend_from_slice(envelope.head());
+                    if entries.as_slice().is_empty() {
+                        chunk.extend_from_slice(envelope.tail());
+                    }
                 }
                 // A comma goes with the item before it.
                 while let Some(item) = next_item(entries, self.now) {
@@ -114,7 +119,7 @@ impl Body for ChunkedBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
-            Source::Entries { entries, .. } => entries.as_slice().is_empty(),
+            Source::Entries { entries, has_begun, .. } => *has_begun && entries.as_slice().is_empty(),
             Source::Answer { answer, from } => answer.body(self.now).ends_at(*from),
         }
     }

@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
+use crate::cache::freshness::has_sign_word;
+
 /// A link without what makes it work: its query, its fragment, and a user's name and password.
 pub(super) fn masked(url: &str) -> String {
     let end = url.find(['?', '#']).unwrap_or(url.len());
@@ -23,13 +25,13 @@ pub(super) fn masked_id(text: &str) -> String {
     if text.contains("://") || has_query() { masked(text) } else { text.to_owned() }
 }
 
-/// A JSON text whose strings may be links. Without one it stays as it is.
+/// A JSON text whose strings may be links, or secrets by the names of their members. Without one it stays as it is.
 pub(super) fn masked_json(text: &str) -> String {
     let Ok(mut value) = serde_json::from_str::<Value>(text) else { return masked_text(text).into_owned() };
     if mask_strings(&mut value) { value.to_string() } else { text.to_owned() }
 }
 
-/// Masks the strings in `value` that are links; returns whether there were any.
+/// Masks the strings in `value` that are links or named as secrets; returns whether there were any.
 fn mask_strings(value: &mut Value) -> bool {
     match value {
         Value::String(text) => {
@@ -41,7 +43,14 @@ fn mask_strings(value: &mut Value) -> bool {
         // Each is masked, also after the first.
         Value::Array(values) => values.iter_mut().filter_map(|value| mask_strings(value).then_some(())).count() > 0,
         Value::Object(members) => {
-            members.values_mut().filter_map(|value| mask_strings(value).then_some(())).count() > 0
+            let mask = |(name, value): (&String, &mut Value)| match value {
+                Value::String(text) if has_sign_word(name) => {
+                    text.replace_range(.., "…");
+                    true
+                }
+                value => mask_strings(value),
+            };
+            members.iter_mut().filter_map(|member| mask(member).then_some(())).count() > 0
         }
         _ => false,
     }
@@ -56,7 +65,7 @@ pub(super) fn masked_text(text: &str) -> Cow<'_, str> {
     Cow::Owned(parts.collect::<Vec<_>>().join("\""))
 }
 
-/// A request target whose parameters may be links.
+/// A request target whose parameters may be links, or secrets by their names.
 pub(super) fn masked_target(target: &str) -> String {
     let Some((path, query)) = target.split_once('?') else { return target.to_owned() };
     let mask = |value: &str| {
@@ -65,6 +74,7 @@ pub(super) fn masked_target(target: &str) -> String {
         if masked == decoded { value.to_owned() } else { masked }
     };
     let pairs = query.split('&').map(|pair| match pair.split_once('=') {
+        Some((name, _)) if has_sign_word(name) => format!("{name}=…"),
         Some((name, values)) => format!("{name}={}", values.split(',').map(mask).collect::<Vec<_>>().join(",")),
         None => pair.to_owned(),
     });
@@ -102,5 +112,10 @@ mod tests {
         assert_eq!(masked_text(r#"{"next":"https://h/a?SECRET","l":["#), r#"{"next":"https://h/a?…","l":["#);
         assert_eq!(masked_target("/p?a=1&u=https%3A%2F%2Fh%3FSECRET,2"), "/p?a=1&u=https://h?…,2");
         assert_eq!(masked_target("/p"), "/p");
+        assert_eq!(
+            masked_target("/p?a=1&access_token=SECRET&X-Amz-Signature=SECRET"),
+            "/p?a=1&access_token=…&X-Amz-Signature=…"
+        );
+        assert_eq!(masked_json(r#"{"a":[{"accessToken":"SECRET"}]}"#), r#"{"a":[{"accessToken":"…"}]}"#);
     }
 }

@@ -214,6 +214,7 @@ impl WholeAnswer {
             + size_of_val(&*self.countdowns)
             + size_of_val(&*self.expiries)
             + size_of_val(&*self.keys)
+            + self.envelope().map_or(0, Envelope::bytes)
             + ANSWER_BYTES;
         u32::try_from(bytes).unwrap_or(u32::MAX)
     }

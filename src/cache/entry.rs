@@ -23,7 +23,7 @@ struct Header {
 }
 
 /// What is known of an item besides its text and deadlines. Items of one answer share it, unless it has countdowns.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ItemDetails {
     /// The envelope of the answer that brought the item; `None` if the API names an envelope of its own.
     pub envelope: Option<Arc<Envelope>>,
@@ -31,6 +31,8 @@ pub struct ItemDetails {
     pub is_absent: bool,
     /// The numbers in its text that say in how many seconds the link expires, in their order.
     pub countdowns: Box<[Countdown]>,
+    /// Bytes that each entry with these details counts for them: items of one answer share the envelope.
+    bytes: u32,
 }
 
 /// An item as it is answered: its text, with what is left of its countdowns.
@@ -61,10 +63,13 @@ impl<'e> Item<'e> {
 }
 
 impl ItemDetails {
-    /// The details of `item`, or of an id without one, in this envelope; `None` if there is nothing to say.
-    pub fn of(item: Option<&AnswerItem>, envelope: Option<&Arc<Envelope>>) -> Option<Self> {
+    /// The details of `item`, or of the ids without one, in an answer that has spent `age` seconds in caches, and whose envelope
+    /// `sharing` items have; `None` if there is nothing to say.
+    pub fn of(item: Option<&AnswerItem>, age: u64, envelope: Option<&Arc<Envelope>>, sharing: usize) -> Option<Self> {
         let countdown = |expiry: &StatedExpiry| match expiry {
-            StatedExpiry::In { seconds, place } => Some(Countdown { place: place.clone(), seconds: *seconds }),
+            StatedExpiry::In { seconds, place } => {
+                Some(Countdown { place: place.clone(), seconds: seconds.saturating_sub(age) })
+            }
             StatedExpiry::At(_) | StatedExpiry::Unreadable => None,
         };
         let countdowns = item.into_iter().flat_map(|item| item.expiries.iter().filter_map(countdown));
@@ -72,8 +77,23 @@ impl ItemDetails {
         countdowns.sort_unstable_by_key(|countdown| countdown.place.start);
         countdowns.dedup();
         let is_absent = item.is_some_and(|item| item.is_absent);
-        let details = Self { envelope: envelope.cloned(), is_absent, countdowns: countdowns.into() };
-        (details != Self::default()).then_some(details)
+        let says_nothing = envelope.is_none() && !is_absent && countdowns.is_empty();
+        (!says_nothing).then(|| Self::new(envelope.cloned(), is_absent, countdowns.into(), sharing))
+    }
+
+    /// These details, whose envelope `sharing` items have.
+    pub(crate) fn new(
+        envelope: Option<Arc<Envelope>>,
+        is_absent: bool,
+        countdowns: Box<[Countdown]>,
+        sharing: usize,
+    ) -> Self {
+        let unshared = size_of::<Self>() + size_of_val(&*countdowns);
+        let shared = envelope.as_ref().map_or(0, |envelope| envelope.bytes());
+        let (are_shared, sharing) = (!is_absent && countdowns.is_empty(), sharing.max(1));
+        let bytes =
+            if are_shared { (unshared + shared).div_ceil(sharing) } else { unshared + shared.div_ceil(sharing) };
+        Self { envelope, is_absent, countdowns, bytes: u32::try_from(bytes).unwrap_or(u32::MAX) }
     }
 }
 
@@ -133,10 +153,9 @@ impl Entry {
         Self(ThinArc::from_header_and_slice(header, &self.0.slice))
     }
 
-    /// Bytes of its text, and of details that it does not share.
+    /// Bytes of its text, and of its part of its details.
     pub(super) fn bytes(&self) -> usize {
-        let own = self.details().filter(|details| details.is_absent || !details.countdowns.is_empty());
-        self.0.slice.len() + own.map_or(0, |details| size_of::<ItemDetails>() + size_of_val(&*details.countdowns))
+        self.0.slice.len() + self.details().map_or(0, |details| details.bytes as usize)
     }
 
     /// Until when the entry is fresh, and until when it is usable.

@@ -24,6 +24,7 @@ use crate::message::cache_control::Directives;
 pub use crate::telemetry::metrics::Reason;
 
 use expiry::Validity;
+pub(crate) use expiry::has_sign_word;
 pub use expiry::{Expiry, expiry, format_of};
 
 /// Until when an entry is fresh, and until when it is usable.
@@ -196,6 +197,11 @@ impl AnswerFreshness {
     /// An operator who overrules `no-store` overrules the directives beside it too.
     fn is_overruled(&self, config: &config::Freshness) -> bool {
         self.directives.no_store && !config.honour_no_store
+    }
+
+    /// Seconds that the answer has spent in caches.
+    pub(crate) fn age(&self) -> u64 {
+        self.age
     }
 
     pub(crate) fn skew(&self) -> i64 {

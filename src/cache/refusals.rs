@@ -11,7 +11,7 @@ use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, StatusCode};
 use parking_lot::Mutex;
 use quick_cache::unsync::Cache;
 use quick_cache::{UnitWeighter, Weighter};
@@ -21,6 +21,7 @@ use super::freshness::Deadlines;
 use super::purges::Marks;
 use crate::auth::{Caller, Key};
 use crate::clock::Moment;
+use crate::message::headers::copied;
 
 /// Bytes of remembered answers to accepted callers. Answers to other callers have as many bytes of their own, so that made-up
 /// tokens evict no accepted caller's answers.
@@ -61,11 +62,8 @@ impl Refusal {
         if body.len() > LONGEST || head_bytes > LONGEST || deadlines.fresh_left(deadlines.sent()).is_none() {
             return None;
         }
-        let mut copied = HeaderMap::with_capacity(headers.len());
-        for (name, value) in headers {
-            copied.append(name, HeaderValue::from_bytes(value.as_bytes()).ok()?);
-        }
-        Some(Self { caller, status, headers: copied, body: Bytes::copy_from_slice(body), deadlines, head_bytes })
+        let (headers, body) = (copied(headers), Bytes::copy_from_slice(body));
+        Some(Self { caller, status, headers, body, deadlines, head_bytes })
     }
 }
 

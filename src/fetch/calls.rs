@@ -384,7 +384,7 @@ impl Fetcher {
         let marks = self.cache.purges().of(&self.callers.api().name, context.group.name());
         let store = store && self.may_store();
         // Shared by all items that have no more to say.
-        let plain = ItemDetails::of(None, envelope).map(Arc::new);
+        let plain = ItemDetails::of(None, source.age(), envelope, ids.len()).map(Arc::new);
         let entry = |id: &KeyedId, item: Option<AnswerItem>| {
             let may_store = store && !marks.cover(&id.id, answer.sent);
             let deadlines = match &item {
@@ -413,7 +413,7 @@ impl Fetcher {
             let deadlines = if is_stored { deadlines } else { Deadlines::not_stored(answer.sent) };
             let details = match &item {
                 Some(item) if item.is_absent || !item.expiries.is_empty() => {
-                    ItemDetails::of(Some(item), envelope).map(Arc::new)
+                    ItemDetails::of(Some(item), source.age(), envelope, ids.len()).map(Arc::new)
                 }
                 _ => plain.clone(),
             };

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use crate::clock::{Moment, millis};
 use crate::error::Error;
+use crate::message::headers::copied;
 
 /// The longest pause, whatever the endpoint says.
 const MAX: Duration = Duration::from_secs(60);
@@ -50,9 +51,14 @@ impl Pause {
         let end = now.monotonic.saturating_add(millis(span));
         let mut until = self.0.lock();
         if end > until.end {
-            let mut answer = answer.filter(|answer| answer.body().len() <= MAX_BYTES);
-            // A cookie is set once.
-            answer.iter_mut().for_each(|answer| drop(answer.headers_mut().remove(SET_COOKIE)));
+            let answer = answer.filter(|answer| answer.body().len() <= MAX_BYTES).map(|answer| {
+                // A copy: each caller has one, and the answer's own pieces would keep its read buffer in memory.
+                let mut copy = Response::new(Bytes::copy_from_slice(answer.body()));
+                (*copy.status_mut(), *copy.headers_mut()) = (answer.status(), copied(answer.headers()));
+                // A cookie is set once.
+                copy.headers_mut().remove(SET_COOKIE);
+                copy
+            });
             *until = Until { end, answer };
         }
     }
@@ -122,5 +128,17 @@ mod tests {
         assert_eq!((again.status().as_u16(), &again.body()[..]), (429, &b"busy"[..]));
         assert_eq!(again.headers()[RETRY_AFTER], "2");
         assert!(later(5000).is_none());
+    }
+
+    #[test]
+    fn the_answer_of_a_pause_keeps_no_read_buffer_in_memory() {
+        let buffer = Bytes::from(vec![b'x'; 8192]);
+        let value = HeaderValue::from_maybe_shared(buffer.slice(..1)).unwrap();
+        let answer = Response::builder().status(429).header("x-id", value).body(buffer.slice(1..2)).unwrap();
+        let pause = Pause::default();
+        pause.set(NOW, Duration::from_secs(5), Some(answer));
+        assert!(buffer.is_unique());
+        let kept = pause.lasting(NOW).unwrap().answer.unwrap();
+        assert_eq!((&kept.headers()["x-id"], &kept.body()[..]), (&HeaderValue::from_static("x"), &b"x"[..]));
     }
 }

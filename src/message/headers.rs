@@ -73,6 +73,17 @@ pub fn add_via(headers: &mut HeaderMap, version: Version) {
     headers.append(VIA, hop);
 }
 
+/// A copy that keeps no read buffer in memory, of which received values are pieces.
+pub fn copied(headers: &HeaderMap) -> HeaderMap {
+    let mut copy = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
+            copy.append(name, value);
+        }
+    }
+    copy
+}
+
 /// How many sidelinks a message has passed.
 pub fn sidelinks<'m>(headers: impl Into<Headers<'m>>) -> usize {
     let headers = headers.into();

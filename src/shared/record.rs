@@ -114,7 +114,7 @@ fn take<'b>(bytes: &mut &'b [u8], length: u32) -> Option<&'b str> {
     std::str::from_utf8(text).ok()
 }
 
-fn write_details(ItemDetails { envelope, is_absent, countdowns }: &ItemDetails, bytes: &mut Vec<u8>) {
+fn write_details(ItemDetails { envelope, is_absent, countdowns, .. }: &ItemDetails, bytes: &mut Vec<u8>) {
     // No text that fits in a value is longer than 32 bits can tell.
     let length = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
     bytes.put_u8(u8::from(*is_absent));
@@ -140,12 +140,14 @@ fn read_details(text: &str, bytes: &mut &[u8]) -> Option<ItemDetails> {
     for _ in 0..count {
         let start = usize::try_from(bytes.try_get_u32().ok()?).ok()?;
         let place = start..usize::try_from(bytes.try_get_u32().ok()?).ok()?;
-        let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-        if place.start < end || !text.get(place.clone()).is_some_and(is_number) {
+        let seconds = bytes.try_get_u64().ok()?;
+        let is_number = |digits: &&str| digits.bytes().all(|byte| byte.is_ascii_digit());
+        let stated: u64 = text.get(place.clone()).filter(is_number)?.parse().ok()?;
+        if place.start < end || seconds > stated {
             return None;
         }
         end = place.end;
-        countdowns.push(Countdown { place, seconds: bytes.try_get_u64().ok()? });
+        countdowns.push(Countdown { place, seconds });
     }
     let has_envelope = bytes.try_get_u8().ok()? != 0;
     let mut part = || {
@@ -156,7 +158,7 @@ fn read_details(text: &str, bytes: &mut &[u8]) -> Option<ItemDetails> {
         true => Some(Arc::new(Envelope::from_parts(part()?, part()?, part()?.as_bytes())?)),
         false => None,
     };
-    Some(ItemDetails { envelope, is_absent, countdowns: countdowns.into() })
+    Some(ItemDetails::new(envelope, is_absent, countdowns.into(), 1))
 }
 
 /// The endpoint's acceptance of a caller, shown by a call sent at `sent` (as in [`LinkRecord`]).
@@ -233,9 +235,13 @@ mod tests {
                 let envelope = envelope.map(|(before, after, media_type)| {
                     Arc::new(Envelope::from_parts(&before, &after, media_type.as_bytes()).unwrap())
                 });
-                let number = text.as_deref().and_then(|text| text.find(|char: char| char.is_ascii_digit()));
-                let countdowns = number.map(|at| Countdown { place: at..at + 1, seconds: u64::from(seconds) });
-                Arc::new(ItemDetails { envelope, is_absent, countdowns: countdowns.into_iter().collect() })
+                let digits = text.as_deref().and_then(|text| {
+                    text.char_indices().find_map(|(at, char)| Some((at, char.to_digit(10)?)))
+                });
+                let countdowns = digits.map(|(at, digit)| {
+                    Countdown { place: at..at + 1, seconds: u64::from(seconds % (digit + 1)) }
+                });
+                Arc::new(ItemDetails::new(envelope, is_absent, countdowns.into_iter().collect(), 1))
             });
             let text = text.filter(|text| !text.is_empty() || details.is_none());
             let stamp = Stamp { chain_hash: hash, position };
@@ -257,6 +263,16 @@ mod tests {
                 prop_assert_eq!(LinkRecord::read(&bytes), None);
             }
             prop_assert_eq!(read_acceptance(&bytes), None);
+        }
+
+        #[test]
+        fn a_record_that_states_a_longer_life_than_its_text_does_is_not_read(text in "[0-9]{1,7}", seconds in any::<u64>()) {
+            let countdown = Countdown { place: 0..text.len(), seconds };
+            let stated: u64 = text.parse().unwrap();
+            let details = ItemDetails::new(None, false, Box::new([countdown]), 1);
+            let (stamp, details) = (Stamp { chain_hash: 0, position: 0 }, Some(Arc::new(details)));
+            let link = LinkRecord { stamp, sent: 0, spans: [1; 3], text: Some(text.into()), details };
+            prop_assert_eq!(LinkRecord::read(&link.write()).is_some(), seconds <= stated);
         }
 
         #[test]

@@ -163,6 +163,21 @@ fn an_expiry_in_seconds_is_shown_where_it_was_found() {
 }
 
 #[test]
+fn a_zero_time_is_shown_as_what_says_nothing_and_not_as_the_expiry_beside_it() {
+    let (request, response) = lfs();
+    let zero = "\"expires_at\": \"0001-01-01T00:00:00Z\"";
+    let response =
+        response.replace("\"expires_at\": \"2016-11-10T15:29:07Z\"", &format!("{zero}, \"expires_in\": 900"));
+    let checked = checked(&with_all_presets(), &request, Some(&response));
+    for line in [
+        "expires 2016-11-10T15:29:07Z: /actions/download/expires_in, 900 seconds from then",
+        "not there   /actions/download/expires_at is Go's zero time, which says nothing (expires)",
+    ] {
+        assert!(checked.is_kept && checked.text.contains(line), "{}", checked.text);
+    }
+}
+
+#[test]
 fn a_batch_of_several_calls_shows_the_first_one() {
     let ids: Vec<String> = (0..60).map(|id| format!("mediaItemIds={id}")).collect();
     let request = format!("GET /v1/mediaItems:batchGet?{} HTTP/1.1\nauthorization: Bearer x\n\n", ids.join("&"));

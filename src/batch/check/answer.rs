@@ -12,7 +12,7 @@ use super::request::{CheckedBatch, places};
 use super::{Report, found, lower, shortage};
 use crate::api::answer::{self, AnswerItem, AnswerMisfit, ParsedAnswer};
 use crate::api::envelope::Envelope;
-use crate::api::expiry::StatedExpiry;
+use crate::api::expiry::{StatedExpiry, ZERO_TIME};
 use crate::api::id;
 use crate::api::request::Form;
 use crate::cache::freshness::{self, AnswerFreshness, Expiry, Reason, format_of};
@@ -200,7 +200,8 @@ impl<'a> CheckedItem<'a> {
                 .and_then(|members| members.into_iter().next())
                 .map_or(Value::Null, |(_, value)| value),
         };
-        let is_there = |place: &&Pointer| value.pointer(&place.to_string()).is_some_and(|found| !found.is_null());
+        let says_something = |found: &Value| !found.is_null() && found != ZERO_TIME;
+        let is_there = |place: &&Pointer| value.pointer(&place.to_string()).is_some_and(says_something);
         let fields = api.expiry_fields().filter(is_there).zip(&item.expiries).collect();
         Self { item, value, fields }
     }
@@ -314,7 +315,11 @@ impl Report {
         for place in api.expiry_fields() {
             let has = |item: &CheckedItem<'_>| item.fields.iter().any(|(known, _)| *known == place);
             if let Some(first) = with_links.first().filter(|_| !with_links.iter().any(has)) {
-                self.line("not there", format_args!("{} (expires)", found::at(&first.value, "the item", place)));
+                let there = match first.value.pointer(&place.to_string()) {
+                    Some(found) if found == ZERO_TIME => format!("{place} is Go's zero time, which says nothing"),
+                    _ => found::at(&first.value, "the item", place),
+                };
+                self.line("not there", format_args!("{there} (expires)"));
             }
         }
         for (place, _) in api.errors.unless.iter().filter(|(place, _)| whole.pointer(&place.to_string()).is_none()) {

@@ -383,7 +383,7 @@ const SIGN_WORDS: [&str; 7] = ["sig", "sign", "signature", "hmac", "token", "aut
 
 /// Whether one of the words of `name` is one of [`SIGN_WORDS`]. Words end at anything but a letter, and where the case
 /// changes; `URLSignature` contains both `URL` and `URLS` as words, so that none is missed.
-fn has_sign_word(name: &str) -> bool {
+pub(crate) fn has_sign_word(name: &str) -> bool {
     name.split(|c: char| !c.is_ascii_alphabetic()).any(|letters| {
         let is_upper = |at: usize| letters.as_bytes().get(at).map(u8::is_ascii_uppercase);
         let is_boundary = |at: usize| {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use serde_json::json;
 
 use super::endpoint::*;
+use crate::support::TestClient;
 
 const KEYED: &str = "[[batch]]\npreset = \"autodesk-oss\"";
 const OSS_PATH: &str = "/oss/v2/buckets/b/objects/batchsigneds3download";
@@ -281,4 +282,42 @@ async fn a_link_that_ends_while_another_envelope_is_waited_for_is_not_served() {
     };
     let reply = tokio::join!(stack.lfs("t", &["a", "b"]), wait).0;
     assert_eq!((reply.status.as_u16(), stack.ids("failed").await), (500, 2.0));
+}
+
+/// As in the answer to one id alone, whose envelope no other item shares.
+#[tokio::test]
+async fn an_envelope_counts_in_the_capacity_of_the_cache() {
+    let around = "e".repeat(10_000);
+    let stack = Stack::start(GIT_LFS, move |asked: &Asked| {
+        let objects: Vec<_> = asked.oids().iter().map(|oid| object(asked, oid)).collect();
+        Answer::new(200, json!({"around": around, "objects": objects})).of_type(LFS_TYPE)
+    })
+    .await;
+    let cached = async || {
+        let page = TestClient::new(stack.app.admin_address()).get("/metrics", &[]).await;
+        let text = String::from_utf8(page.body.to_vec()).unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix("sidelink_cache_bytes ")).unwrap();
+        value.parse::<f64>().unwrap()
+    };
+    for oid in ["a", "b"] {
+        stack.lfs("t", &[oid]).await;
+    }
+    let of_two = cached().await;
+    assert!(of_two > 20_000.0, "{of_two}");
+    stack.lfs("t", &["c", "d"]).await;
+    let of_one_answer = cached().await - of_two;
+    assert!((10_000.0..15_000.0).contains(&of_one_answer), "{of_one_answer}");
+}
+
+#[tokio::test]
+async fn a_large_envelope_around_no_items_is_answered_whole() {
+    let around = "e".repeat(100_000);
+    let stack = Stack::start(GIT_LFS, move |_: &Asked| {
+        Answer::new(200, json!({"around": around, "objects": []})).of_type(LFS_TYPE)
+    })
+    .await;
+    for expected in [MISS, HIT, HIT, HIT] {
+        let reply = stack.lfs("t", &["a", "b"]).await;
+        assert_eq!((status(&reply), reply.json()["objects"].as_array().map(Vec::len)), (expected, Some(0)));
+    }
 }

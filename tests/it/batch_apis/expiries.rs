@@ -171,6 +171,60 @@ async fn what_is_left_is_told_in_large_and_in_repeated_answers_too() {
     }
 }
 
+/// As its endpoint wrote it, the answer takes two chunks; what is left of its expiries fits one.
+#[tokio::test]
+async fn a_repeated_answer_that_fits_one_chunk_once_it_is_counted_down_is_whole() {
+    const CHUNK: usize = 64 << 10;
+    let oids: Vec<String> = (0..100).map(|n| format!("{n:04}")).collect();
+    let oids: Vec<&str> = oids.iter().map(String::as_str).collect();
+    let start = async |padding: usize| {
+        let href = move |oid: &str| format!("https://cdn.test/{}", "p".repeat(if oid == "0000" { padding } else { 1 }));
+        stack(move |oid| json!({"href": href(oid), "expires_in": 10_000})).await
+    };
+    let unpadded = start(0).await.lfs("t", &oids).await.body.len();
+    let stack = start(CHUNK - unpadded + 50).await;
+    for _ in 0..3 {
+        stack.lfs("t", &oids).await;
+    }
+    assert_eq!(stack.lfs("t", &oids).await.body.len(), CHUNK + 50 - 100, "a digit less each");
+    stack.clock.step(5_000_000);
+    let reply = stack.lfs("t", &oids).await;
+    assert_eq!((status(&reply), reply.json()["objects"].as_array().map(Vec::len)), (HIT, Some(100)));
+    assert!(stack.sum("sidelink_answers_used_total", "").await >= 2.0, "they are whole answers");
+}
+
+#[tokio::test]
+async fn what_a_cache_has_taken_of_a_relative_expiry_is_not_told_as_left() {
+    let stack = Stack::start(GIT_LFS, |asked: &Asked| {
+        let download = json!({"href": "https://cdn.test/o", "expires_in": 900});
+        lfs(asked.oids().iter().map(|oid| json!({"oid": oid, "actions": {"download": download}}))).with("age", 300)
+    })
+    .await;
+    let left = |reply: &Reply| download(reply)["expires_in"].as_u64().unwrap();
+    assert_eq!(left(&stack.lfs("t", &["a"]).await), 600);
+    stack.clock.step(100_000);
+    let reply = stack.lfs("t", &["a"]).await;
+    assert!(status(&reply) == HIT && (460..500).contains(&left(&reply)), "{}", left(&reply));
+}
+
+#[tokio::test]
+async fn a_link_whose_expiry_is_in_an_object_with_a_name_twice_is_passed_on_and_not_kept() {
+    let table = format!("{GIT_LFS}\nexpires = [\"/life/of/expires_in\", \"link\"]");
+    let stack = Stack::start(&table, |asked: &Asked| {
+        let item = |oid: &String| {
+            format!(
+                r#"{{"oid":"{oid}","actions":{{"download":{{"href":"https://cdn.test/o"}}}},"life":{{"of":{{"expires_in":9,"expires_in":900}}}}}}"#
+            )
+        };
+        let items: Vec<String> = asked.oids().iter().map(item).collect();
+        Answer::new(200, format!("{{\"objects\":[{}]}}", items.join(","))).of_type(LFS_TYPE)
+    })
+    .await;
+    for _ in 0..2 {
+        assert_eq!(status(&stack.lfs("t", &["a"]).await), "fwd=miss");
+    }
+}
+
 #[tokio::test]
 async fn a_batch_that_joins_a_flight_is_told_no_longer_life_than_the_one_that_started_it() {
     let stack = stack(|_| json!({"href": "https://cdn.test/o", "expires_in": 900})).await;

@@ -15,6 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
+use serde_json::json;
 use sidelink::config::{IdentityConfig, Url};
 use sidelink::demo::origin::iam::Iam;
 use sidelink::demo::origin::{ScriptedReply, link_is_for};
@@ -161,11 +162,12 @@ impl Users {
     }
 }
 
-/// An answer that says whose token `token` is, as an IAM gives it that mixes up its requests.
+/// An answer that says whose token `token` is, as an IAM gives it that mixes up its requests. It is the only token of that user: what the
+/// IAM says of the token itself has to be believed, and of two tokens would be believed that they are one user's.
 fn about(token: &str) -> ScriptedReply {
     let subject = (HeaderName::from_static("x-subject-token"), HeaderValue::from_str(token).unwrap());
-    let body = r#"{"token":{"expires_at":"2027-01-01T00:00:00Z","user":{"id":"1"},"roles":[]}}"#;
-    ScriptedReply::Whole(StatusCode::OK, HeaderMap::from_iter([subject]), body.into())
+    let body = json!({"token": {"expires_at": "2027-01-01T00:00:00Z", "user": {"id": token}, "roles": []}});
+    ScriptedReply::Whole(StatusCode::OK, HeaderMap::from_iter([subject]), body.to_string().into())
 }
 
 async fn run(seed: u64) {

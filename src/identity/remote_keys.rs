@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Outcome;
 use super::breaker::{Evidence, ProviderBreaker, Suspect};
-use super::requests::{Reading, Requests};
+use super::requests::Requests;
 use super::single_flight::{Flight, SingleFlight};
 use crate::clock::{Clock, Moment};
 use crate::config::jwks::KeySet;
@@ -75,14 +75,15 @@ impl RemoteKeys {
             }
             return Ok(Arc::clone(known));
         }
+        let usable = |known: Option<Arc<KeySet>>| known.filter(|keys| !keys.0.is_empty());
         if age < LACKING {
-            return known.ok_or(Outcome::Failed);
+            return usable(known).ok_or(Outcome::Failed);
         }
-        let Some(flight) = self.fetch() else { return known.ok_or(Outcome::BreakerOpen) };
+        let Some(flight) = self.fetch() else { return usable(known).ok_or(Outcome::BreakerOpen) };
         // The task has a deadline of its own, from when it began.
         let _ = timeout_at(Instant::now() + self.timeout, flight.result()).await;
         let fetched = self.known(self.clock.now()).map(|(keys, _)| keys);
-        fetched.ok_or(Outcome::Failed)
+        usable(fetched).ok_or(Outcome::Failed)
     }
 
     /// The set, unless it is too old, and its age.
@@ -116,17 +117,18 @@ impl RemoteKeys {
             Ok(response) if response.status() == StatusCode::OK => {
                 KeySet::parse(response.body()).map_err(|reason| format!("it {reason}"))
             }
-            Ok(response) => match Reading::of_status(response.status()) {
-                Reading::Unusable(reason) => Err(reason.into_owned()),
-                _ => Err(String::new()),
-            },
+            Ok(response) => Err(format!("its status is {}", response.status().as_u16())),
             Err(error) => Err(error.to_string()),
         };
-        match keys {
-            Ok(keys) => {
-                *self.fetched.lock() = Some((Arc::new(keys.public()), sent));
-                admission.record(Evidence::Works, "");
-            }
+        let stored = keys.and_then(|keys| {
+            let keys = keys.public();
+            let is_empty = keys.0.is_empty();
+            // Also an empty set, which says that the keys before it are withdrawn.
+            *self.fetched.lock() = Some((Arc::new(keys), sent));
+            if is_empty { Err("it has no public key that verifies signatures".to_owned()) } else { Ok(()) }
+        });
+        match stored {
+            Ok(()) => admission.record(Evidence::Works, ""),
             Err(reason) => {
                 admission.record(Evidence::Fails(Suspect::Provider, wish), &reason);
                 self.failed.when_due(|suppressed| events::IdentityFailed { reason: &reason, suppressed }.log());

@@ -258,11 +258,31 @@ async fn an_old_set_is_fetched_again_in_the_background_and_a_very_old_one_is_not
     assert_eq!(world.asker.user(&token).await, user);
 }
 
+/// Regression: withdrawn keys verified for an hour where no key took their place, and a set of secrets was no failure.
+#[tokio::test]
+async fn a_set_without_a_key_that_counts_is_a_failure_and_ends_the_keys_before_it() {
+    for set in [json!({ "keys": secret_key() }), json!({ "keys": [] })] {
+        let world = with_keys_at_a_url().await;
+        let token = jwt(&world, "anna", JwtAlgorithm::Es256);
+        world.asker.user(&token).await;
+        world.iam.update(|behaviour| behaviour.reply = Some(ScriptedReply::json(200, set.to_string())));
+        world.clock.step(31_000);
+        // Names a key that the set lacks.
+        world.asker.ask(&signed(r#"{"alg":"ES256","kid":"s"}"#, "{}")).await;
+        assert_eq!(world.iam.key_requests(), 2);
+        world.asker.ask(&token).await;
+        assert_eq!(world.asker.counts(), [("user", 1), ("failed", 2)], "{set}");
+        world.iam.update(|behaviour| behaviour.reply = None);
+        world.clock.step(31_000);
+        world.asker.user(&token).await;
+    }
+}
+
 #[tokio::test]
 async fn an_answer_that_is_no_set_of_keys_and_secrets_that_anyone_gets_verify_nothing() {
     let secret = json!({ "keys": secret_key() }).to_string();
     for (set, result) in [
-        (secret.as_str(), IdentityResult::Apart),
+        (secret.as_str(), IdentityResult::Failed),
         ("<html>", IdentityResult::Failed),
         ("{\"keys\":[]}", IdentityResult::Failed),
     ] {

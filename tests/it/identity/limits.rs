@@ -85,7 +85,8 @@ async fn tokens_that_nobody_has_accepted_share_a_small_budget() {
 #[tokio::test]
 async fn tokens_that_nobody_has_accepted_leave_room_for_the_others() {
     let world = World::keystone(|_, config| {
-        (config.requests, config.unaccepted, config.timeout) = (4, 1000, Duration::from_secs(3));
+        // The fewest requests that can be configured.
+        (config.requests, config.unaccepted, config.timeout) = (2, 1000, Duration::from_secs(3));
     })
     .await;
     world.iam.script(ScriptedReply::Hang);
@@ -97,7 +98,7 @@ async fn tokens_that_nobody_has_accepted_leave_room_for_the_others() {
     world.iam.arrived(1).await;
     let token = world.token("anna");
     let others: Vec<_> = (1..20).map(|number| ask(&format!("made-up-{number}"))).chain([ask(&token)]).collect();
-    // The one request of a quarter hangs; three are left, and none of them is taken.
+    // Their one request hangs; one is left, and none of them takes it.
     for _ in 0..20 {
         world.asker.user(&world.token("anna")).await;
     }

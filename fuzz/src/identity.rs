@@ -91,7 +91,7 @@ pub fn identity(data: &[u8]) {
             let mut other = Response::new(Bytes::copy_from_slice(data));
             other.headers_mut().insert("x-subject-token", HeaderValue::from_static("other"));
             if kind % 2 == 0 {
-                assert_eq!(asker.read(&other, TOKEN), TokenStatus::Unknown);
+                assert!(matches!(asker.read(&other, TOKEN), TokenStatus::NoUser(_)));
             }
         }
         b'j' => {
@@ -108,7 +108,7 @@ pub fn identity(data: &[u8]) {
                 for at in 0..data.len() {
                     let mut forged = data.to_vec();
                     forged[at] ^= 1;
-                    assert_eq!(ask(&forged), TokenStatus::Unknown);
+                    assert!(matches!(ask(&forged), TokenStatus::NoUser(_)));
                 }
             }
         }

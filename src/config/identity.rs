@@ -41,7 +41,7 @@ section! {
         pub timeout: Duration = SECOND, duration(MILLISECOND..=MINUTE);
         /// Introspections at a time. Tokens that the endpoint has not accepted use a quarter at most, and never all of them.
         pub requests: usize = 16, count(2..=1000);
-        /// Introspections a second of tokens that the endpoint has not accepted.
+        /// Introspections a second, or verified signatures, of tokens that the endpoint has not accepted.
         pub unaccepted: u32 = 50, count(1..=10_000);
         /// The HTTP proxy through which the server is reached, by CONNECT.
         pub proxy: Option<Endpoint> = None, text("a URL", proxy).optional("http://proxy.internal:3128");

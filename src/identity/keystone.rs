@@ -12,9 +12,9 @@ use serde_json::value::RawValue;
 use super::digest::{NotCanonical, UserDigest};
 use super::requests::{Reading, sensitive};
 use crate::api::TOKEN;
-use crate::api::json::{Members, find_set, member, members, string};
 use crate::config::batch::Pointer;
 use crate::config::{Secret, Url};
+use crate::message::json::{Members, find_set, member, members, string};
 
 const SUBJECT: HeaderName = HeaderName::from_static("x-subject-token");
 /// Leaves out the list of services, which may be long.
@@ -48,10 +48,10 @@ pub(super) fn read(
 ) -> Reading {
     match response.status() {
         StatusCode::OK => {}
-        StatusCode::NOT_FOUND if is_object(response.body()) => return Reading::Refused,
-        StatusCode::UNAUTHORIZED if !has_service_token && is_object(response.body()) => return Reading::Refused,
-        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if has_service_token => {
-            return Reading::RefusedCredentials(status);
+        StatusCode::NOT_FOUND if is_object(response.body()) => return Reading::refused(),
+        StatusCode::UNAUTHORIZED if !has_service_token && is_object(response.body()) => return Reading::refused(),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if has_service_token => {
+            return Reading::refused_credentials();
         }
         other => return Reading::of_status(other),
     }
@@ -82,14 +82,14 @@ fn read_answer(answer: &Members<'_>, fields: &[Pointer], mut digest: UserDigest,
     };
     if fields.is_empty() {
         if member(&user, "id").and_then(string).is_none_or(|id| id.is_empty()) {
-            return Reading::Incomplete("/token/user/id is missing or cannot be compared".to_owned());
+            return Reading::incomplete("/token/user/id");
         }
         let mut own: Vec<_> = token.iter().filter(|(name, _)| !LEFT_OUT.contains(&&**name)).collect();
         own.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         for (name, value) in own {
             if field(&mut digest, name, value, name == ROLES).is_err() {
                 // Its name is not repeated: it is a text of the answer.
-                return Reading::Incomplete("a member of token cannot be compared".to_owned());
+                return Reading::incomplete("a member of token");
             }
         }
     }
@@ -98,7 +98,7 @@ fn read_answer(answer: &Members<'_>, fields: &[Pointer], mut digest: UserDigest,
         let is_roles = pointer.tokens().iter().map(AsRef::as_ref).eq(["token", ROLES]);
         let added = found.and_then(|value| field(&mut digest, &pointer.to_string(), value, is_roles));
         if added.is_err() {
-            return Reading::Incomplete(format!("{pointer} is missing or cannot be compared"));
+            return Reading::incomplete(&pointer.to_string());
         }
     }
     Reading::user(digest.finish(), Some(ends), now)

@@ -14,9 +14,9 @@ use zeroize::Zeroizing;
 
 use super::digest::{NotCanonical, UserDigest};
 use super::requests::{Reading, sensitive};
-use crate::api::json::{find_set, member, members, string};
 use crate::config::batch::Pointer;
 use crate::config::{IdentityConfig, Url};
+use crate::message::json::{find_set, member, members, string};
 
 /// What makes a user, in the order of their names; whether it has to be there.
 const FIELDS: [(&str, bool); 8] = [
@@ -62,7 +62,7 @@ pub(super) fn request(url: &Url, token: &[u8], authorization: &HeaderValue) -> O
 pub(super) fn read(response: &Response<Bytes>, fields: &[Pointer], mut digest: UserDigest, now: u64) -> Reading {
     match response.status() {
         StatusCode::OK => {}
-        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => return Reading::RefusedCredentials(status),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Reading::refused_credentials(),
         other => return Reading::of_status(other),
     }
     let Some(answer) = std::str::from_utf8(response.body()).ok().and_then(members) else {
@@ -70,7 +70,7 @@ pub(super) fn read(response: &Response<Bytes>, fields: &[Pointer], mut digest: U
     };
     match member(&answer, "active").map(RawValue::get) {
         Some("true") => {}
-        Some("false") => return Reading::Refused,
+        Some("false") => return Reading::refused(),
         _ => return Reading::unusable("it does not say whether the token is active"),
     }
     let ends = match member(&answer, "exp").filter(|exp| exp.get() != "null").map(numeric_date) {
@@ -96,7 +96,7 @@ pub(super) fn read(response: &Response<Bytes>, fields: &[Pointer], mut digest: U
     };
     match added {
         Ok(()) => Reading::user(digest.finish(), ends, now),
-        Err(field) => Reading::Incomplete(format!("{field} is missing or cannot be compared")),
+        Err(field) => Reading::incomplete(&field),
     }
 }
 

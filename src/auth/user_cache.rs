@@ -466,6 +466,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_token_that_makes_no_user_is_looked_up_again_late_and_one_of_which_nothing_was_learned_soon() {
+        let callers = callers();
+        learn(&callers, "a", TokenStatus::NoUser(IdentityResult::Apart));
+        learn(&callers, "b", TokenStatus::NoUser(IdentityResult::Unverified));
+        tokio::time::advance(Duration::from_secs(6)).await;
+        assert_eq!((due(&callers, "a"), due(&callers, "b")), (UserLookup::NotNeeded, UserLookup::First));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_inactive_token_that_several_looked_up_loses_its_entries_once() {
         let callers = callers();
         let asked = [caller(&callers, "a"), caller(&callers, "a")];

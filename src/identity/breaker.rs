@@ -31,7 +31,7 @@ pub(super) struct ProviderBreaker {
 #[derive(Default)]
 struct State {
     /// Whose failures have counted, in a row.
-    failed: Vec<Suspect>,
+    failed: Vec<Blame>,
     succeeded: Option<Instant>,
     open: Option<Open>,
 }
@@ -49,7 +49,7 @@ struct Open {
 
 /// What may be the reason of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Suspect {
+pub(super) enum Blame {
     /// The provider, whatever is asked.
     Provider,
     /// This token, as well as the provider.
@@ -61,7 +61,7 @@ pub(super) enum Suspect {
 pub(super) enum Health {
     Works,
     /// It fails, and wants no request for as long.
-    Fails(Suspect, Option<Duration>),
+    Fails(Blame, Option<Duration>),
     Unknown,
 }
 
@@ -123,11 +123,11 @@ impl Admission<'_> {
                     events::IdentityBack {}.log();
                 }
             }
-            Health::Fails(suspect, wish) => {
+            Health::Fails(blame, wish) => {
                 let is_recent = state.succeeded.is_some_and(|succeeded| now - succeeded < RECENT);
-                let counts = suspect == Suspect::Provider || !is_recent || !state.failed.contains(&suspect);
+                let counts = blame == Blame::Provider || !is_recent || !state.failed.contains(&blame);
                 if state.open.is_none() && counts {
-                    state.failed.push(suspect);
+                    state.failed.push(blame);
                 }
                 let pause = match &state.open {
                     Some(open) if self.is_probe => (open.pause * 2).min(LONGEST_PAUSE),
@@ -185,9 +185,9 @@ mod tests {
                     let health = match step {
                         "+" => Health::Works,
                         "?" => Health::Unknown,
-                        "-" => Health::Fails(Suspect::Provider, None),
-                        "~" => Health::Fails(Suspect::Provider, Some(Duration::from_secs(10))),
-                        token => Health::Fails(Suspect::Token(token[1..].parse().unwrap()), None),
+                        "-" => Health::Fails(Blame::Provider, None),
+                        "~" => Health::Fails(Blame::Provider, Some(Duration::from_secs(10))),
+                        token => Health::Fails(Blame::Token(token[1..].parse().unwrap()), None),
                     };
                     admission.record(health, "test");
                 }
@@ -228,14 +228,14 @@ mod tests {
     async fn a_probe_under_way_is_the_only_request() {
         let breaker = ProviderBreaker::new(Arc::new(Metrics::new(&Registry::new()).unwrap()));
         for _ in 0..FAILURES {
-            breaker.admit(true).unwrap().record(Health::Fails(Suspect::Provider, None), "test");
+            breaker.admit(true).unwrap().record(Health::Fails(Blame::Provider, None), "test");
         }
         advance(Duration::from_secs(2)).await;
         let since = breaker.outage().unwrap().1;
         let probe = breaker.admit(true).unwrap();
         assert!(breaker.admit(true).is_none());
         drop(probe);
-        breaker.admit(true).unwrap().record(Health::Fails(Suspect::Provider, None), "still");
+        breaker.admit(true).unwrap().record(Health::Fails(Blame::Provider, None), "still");
         assert_eq!(breaker.outage(), Some(("still".to_owned(), since)));
         advance(Duration::from_secs(3)).await;
         breaker.admit(true).unwrap().record(Health::Works, "");
@@ -246,7 +246,7 @@ mod tests {
     async fn tokens_that_the_endpoint_has_not_accepted_keep_no_other_from_probing() {
         let breaker = ProviderBreaker::new(Arc::new(Metrics::new(&Registry::new()).unwrap()));
         for _ in 0..FAILURES {
-            breaker.admit(true).unwrap().record(Health::Fails(Suspect::Provider, None), "test");
+            breaker.admit(true).unwrap().record(Health::Fails(Blame::Provider, None), "test");
         }
         advance(Duration::from_secs(2)).await;
         let made_up = breaker.admit(false).unwrap();

@@ -12,9 +12,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::{Budget, TpsBudget};
 
-use super::breaker::{Health, ProviderBreaker, Suspect};
+use super::breaker::{Blame, Health, ProviderBreaker};
 use super::digest::UserDigest;
-use super::requests::{Reading, Requests};
+use super::requests::{Requests, TokenAnswer};
 use super::single_flight::SingleFlight;
 use super::{keystone, oauth2};
 use crate::auth::TokenStatus;
@@ -110,10 +110,10 @@ impl Introspection {
         loop {
             let flight = self.flights.join_or_start(&key, |waiting| {
                 let share = self.admit(waiting, was_accepted).inspect_err(|reason| self.count(*reason))?;
-                let (this, token, suspect) = (Arc::clone(self), Secret::new(token.to_vec()), suspect(&key));
+                let (this, token, blame) = (Arc::clone(self), Secret::new(token.to_vec()), blame(&key));
                 Ok::<_, IdentityResult>(async move {
                     let _share = share;
-                    let asked = this.introspect(&token, was_accepted, suspect, deadline).await;
+                    let asked = this.introspect(&token, was_accepted, blame, deadline).await;
                     let status = asked.unwrap_or_else(TokenStatus::NoUser);
                     this.count(status.result());
                     status
@@ -164,7 +164,7 @@ impl Introspection {
         &self,
         token: &Secret,
         was_accepted: bool,
-        suspect: Suspect,
+        blame: Blame,
         deadline: Instant,
     ) -> Result<TokenStatus, IdentityResult> {
         let permits = timeout_at(deadline, self.permits(was_accepted)).await;
@@ -177,9 +177,9 @@ impl Introspection {
             // Its turn came late: that says nothing of the provider.
             return Err(IdentityResult::Limited);
         }
-        let Reading { status, reason } = match &answer {
+        let TokenAnswer { status, reason } = match &answer {
             Ok(response) => self.read(response, token.expose()),
-            Err(error) => Reading::unusable(error.to_string()),
+            Err(error) => TokenAnswer::unusable(error.to_string()),
         };
         let wish = answer.as_ref().ok().and_then(|response| retry_after(response.headers(), self.clock.now()));
         let result = status.result();
@@ -187,9 +187,9 @@ impl Introspection {
             // Made-up tokens do not tell that the provider knows others.
             IdentityResult::Refused if !was_accepted => Health::Unknown,
             IdentityResult::User | IdentityResult::Refused | IdentityResult::Apart => Health::Works,
-            _ if matches!(answer, Err(ProviderError::Connect(_))) => Health::Fails(Suspect::Provider, wish),
+            _ if matches!(answer, Err(ProviderError::Connect(_))) => Health::Fails(Blame::Provider, wish),
             // A provider, or a gateway in front of it, may refuse sidelink for what it sees in one token.
-            _ if was_accepted => Health::Fails(suspect, wish),
+            _ if was_accepted => Health::Fails(blame, wish),
             _ => Health::Unknown,
         };
         admission.record(health, &reason);
@@ -227,7 +227,7 @@ impl Introspection {
     }
 
     /// What an answer says of `token`.
-    pub(super) fn read(&self, response: &Response<Bytes>, token: &[u8]) -> Reading {
+    pub(super) fn read(&self, response: &Response<Bytes>, token: &[u8]) -> TokenAnswer {
         let now = self.clock.now().unix_millis();
         match &self.style {
             AskingStyle::Keystone { own } => {
@@ -266,7 +266,7 @@ impl Credentials {
 }
 
 /// A token, for the breaker, which keeps none.
-fn suspect(key: &[u8; 32]) -> Suspect {
+fn blame(key: &[u8; 32]) -> Blame {
     let [a, b, c, d, e, f, g, h, ..] = *key;
-    Suspect::Token(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+    Blame::Token(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
 }

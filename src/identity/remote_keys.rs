@@ -9,7 +9,7 @@ use http::{HeaderValue, Request, StatusCode};
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 
-use super::breaker::{Health, ProviderBreaker, Suspect};
+use super::breaker::{Blame, Health, ProviderBreaker};
 use super::requests::Requests;
 use super::single_flight::{Flight, SingleFlight};
 use crate::clock::{Clock, Moment};
@@ -132,7 +132,7 @@ impl RemoteKeys {
         match stored {
             Ok(()) => admission.record(Health::Works, ""),
             Err(reason) => {
-                admission.record(Health::Fails(Suspect::Provider, wish), &reason);
+                admission.record(Health::Fails(Blame::Provider, wish), &reason);
                 self.failed.when_due(|suppressed| events::IdentityFailed { reason: &reason, suppressed }.log());
             }
         }

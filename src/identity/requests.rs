@@ -66,13 +66,13 @@ impl Drop for Observed<'_> {
 
 /// What an answer says of a token.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(super) struct TokenAnswer {
     pub(super) status: TokenStatus,
     /// Why it is of use to nobody, or which field is missing, without a word of the answer.
     pub(super) reason: Cow<'static, str>,
 }
 
-impl Reading {
+impl TokenAnswer {
     /// Of a user whose token `ends` then, in Unix milliseconds.
     pub(super) fn user(id: UserId, ends: Option<u64>, now: u64) -> Self {
         if ends.is_some_and(|ends| ends <= now) {

@@ -218,7 +218,7 @@ labels! {
     }
 
     /// The breaker's evidence.
-    pub enum Evidence {
+    pub enum EvidenceKind {
         /// Callers whose calls failed.
         Callers = "callers",
         /// Sets of ids whose calls failed.

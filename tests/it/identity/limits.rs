@@ -240,7 +240,9 @@ async fn a_question_that_joined_one_that_found_no_turn_takes_its_time_at_most() 
     // The only other task: it has asked, and waits for its turn.
     tokio::task::yield_now().await;
     let began = Instant::now();
-    assert_eq!(ask(&token, true).await.unwrap(), TokenStatus::NoUser(IdentityResult::Limited));
+    let status = ask(&token, true).await.unwrap();
+    // Its own time may end before it hears that there was no turn.
+    assert!(matches!(status, FAILED | TokenStatus::NoUser(IdentityResult::Limited)), "{status:?}");
     assert!(began.elapsed() < timeout * 3 / 2, "{:?}", began.elapsed());
     world.iam.release();
     let _ = (hanging.await, first.await);

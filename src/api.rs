@@ -8,11 +8,12 @@ pub mod envelope;
 pub mod errors;
 pub mod expiry;
 pub mod id;
-pub(crate) mod json;
 pub mod misfit;
 pub mod request;
 
 use http::HeaderName;
+
+use crate::message::json;
 
 pub use crate::config::batch::BatchApi;
 

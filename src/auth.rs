@@ -316,6 +316,12 @@ impl Callers {
         }
     }
 
+    /// Makes the endpoint accept a caller again, and it alone, before it gets anything from memory; until then nobody vouches for it.
+    pub(crate) fn refuse(&self, identity: &Identity) {
+        let now = self.clock.now();
+        self.each_state(identity, |state| state.refuse(now));
+    }
+
     /// Updates each state of a caller: its state may have been evicted and created anew since `identity` was made.
     fn each_state(&self, identity: &Identity, update: impl Fn(&CallerState)) {
         update(&identity.caller_state);

@@ -21,14 +21,13 @@ use bytes::Bytes;
 use http::Response;
 use tokio::time::Instant;
 
-use crate::auth::{TokenStatus, UserId};
+use crate::auth::TokenStatus;
 use crate::clock::Clock;
 use crate::config::{IdentityConfig, IdentitySource};
 use crate::telemetry::metrics::{IdentityResult, Metrics};
 use crate::upstream::{MemoryEndpoint, SetupError};
 use introspection::Introspection;
 use jwt::Tokens;
-use requests::Reading;
 
 /// The identity provider. Answers are not cached.
 pub struct IdentityProvider {
@@ -38,18 +37,7 @@ pub struct IdentityProvider {
 
 enum Source {
     Introspection(Arc<Introspection>),
-    Tokens(Tokens),
-}
-
-/// What was learned of a token, in more detail than its user needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    User { id: UserId, ends: Option<u64> },
-    Refused,
-    Apart,
-    Failed,
-    Limited,
-    BreakerOpen,
+    Tokens(Box<Tokens>),
 }
 
 impl IdentityProvider {
@@ -75,7 +63,7 @@ impl IdentityProvider {
             Some(IdentitySource::Introspection(url)) => {
                 Source::Introspection(Arc::new(Introspection::new(config, url, memory, clock, Arc::clone(&metrics))?))
             }
-            Some(keys) => Source::Tokens(Tokens::new(config, keys, memory, clock, &metrics)?),
+            Some(keys) => Source::Tokens(Box::new(Tokens::new(config, keys, memory, clock, &metrics)?)),
             None => return Err(SetupError::NoIdentitySource),
         };
         Ok(Self { source, metrics })
@@ -86,6 +74,14 @@ impl IdentityProvider {
         match &self.source {
             Source::Introspection(introspection) => introspection.breaker.outage(),
             Source::Tokens(tokens) => tokens.outage(),
+        }
+    }
+
+    /// Since when the introspection endpoint refuses sidelink's own credentials, whatever it is asked about.
+    pub(crate) fn credentials_refused(&self) -> Option<Instant> {
+        match &self.source {
+            Source::Introspection(introspection) => introspection.credentials_refused(),
+            Source::Tokens(_) => None,
         }
     }
 
@@ -101,57 +97,21 @@ impl IdentityProvider {
     /// Says whose `token` is; `was_accepted` by the endpoint, or not: tokens that nobody has accepted share a small budget.
     /// Concurrent questions about one token are one request, which goes on when those who asked have left.
     pub async fn look_up(&self, token: &[u8], was_accepted: bool) -> TokenStatus {
-        let (outcome, is_active) = match &self.source {
-            Source::Introspection(introspection) => (introspection.ask(token, was_accepted).await, true),
+        match &self.source {
+            Source::Introspection(introspection) => introspection.ask(token, was_accepted).await,
             Source::Tokens(tokens) => {
-                let outcome = tokens.ask(token).await;
-                outcome.count(&self.metrics);
-                (outcome, false)
+                let status = tokens.ask(token, was_accepted).await;
+                self.metrics.identity.requests.of(status.result()).inc();
+                status
             }
-        };
-        outcome.word(is_active)
+        }
     }
 
     /// What an answer of the introspection endpoint says of `token`, without asking.
     pub fn read(&self, answer: &Response<Bytes>, token: &[u8]) -> TokenStatus {
         match &self.source {
-            Source::Introspection(introspection) => Outcome::from(&introspection.read(answer, token)).word(true),
-            Source::Tokens(_) => TokenStatus::Unknown,
+            Source::Introspection(introspection) => introspection.read(answer, token).status,
+            Source::Tokens(_) => TokenStatus::NoUser(IdentityResult::Unverified),
         }
-    }
-}
-
-impl From<&Reading> for Outcome {
-    fn from(reading: &Reading) -> Self {
-        match reading {
-            Reading::User { id, ends } => Self::User { id: *id, ends: *ends },
-            Reading::Refused => Self::Refused,
-            Reading::Incomplete(_) => Self::Apart,
-            Reading::RefusedCredentials(_) | Reading::Unusable(_) => Self::Failed,
-        }
-    }
-}
-
-impl Outcome {
-    fn word(self, is_active: bool) -> TokenStatus {
-        match self {
-            Self::User { id, ends } => TokenStatus::User { id, expires: ends, is_active },
-            Self::Refused => TokenStatus::Inactive,
-            // A signature is cheap to verify again, and its key may be there by then.
-            Self::Apart if is_active => TokenStatus::NoUser,
-            Self::Apart | Self::Failed | Self::Limited | Self::BreakerOpen => TokenStatus::Unknown,
-        }
-    }
-
-    fn count(self, metrics: &Metrics) {
-        let result = match self {
-            Self::User { .. } => IdentityResult::User,
-            Self::Refused => IdentityResult::Refused,
-            Self::Apart => IdentityResult::Apart,
-            Self::Failed => IdentityResult::Failed,
-            Self::Limited => IdentityResult::Limited,
-            Self::BreakerOpen => IdentityResult::BreakerOpen,
-        };
-        metrics.identity.requests.of(result).inc();
     }
 }

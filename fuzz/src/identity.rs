@@ -91,7 +91,7 @@ pub fn identity(data: &[u8]) {
             let mut other = Response::new(Bytes::copy_from_slice(data));
             other.headers_mut().insert("x-subject-token", HeaderValue::from_static("other"));
             if kind % 2 == 0 {
-                assert_eq!(asker.read(&other, TOKEN), TokenStatus::Unknown);
+                assert!(matches!(asker.read(&other, TOKEN), TokenStatus::NoUser(_)));
             }
         }
         b'j' => {
@@ -108,13 +108,12 @@ pub fn identity(data: &[u8]) {
                 for at in 0..data.len() {
                     let mut forged = data.to_vec();
                     forged[at] ^= 1;
-                    assert_eq!(ask(&forged), TokenStatus::Unknown);
+                    assert!(matches!(ask(&forged), TokenStatus::NoUser(_)));
                 }
             }
         }
         _ => {
             let Ok(keys) = KeySet::parse(data) else { return };
-            assert!(!keys.0.is_empty());
             let public = keys.public();
             assert!(public.0.iter().all(|key| !matches!(key.material, KeyMaterial::Secret(_))));
         }

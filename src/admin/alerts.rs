@@ -51,6 +51,8 @@ enum Kind {
     PurgesMerged,
     /// The identity provider fails.
     IdentityProvider,
+    /// The identity provider refuses sidelink's own credentials.
+    IdentityCredentials,
     /// Log lines were dropped.
     LogDropped,
     /// The limit of open files is too low.
@@ -152,6 +154,7 @@ impl Kind {
             Kind::PurgesUntold => "purges_untold",
             Kind::PurgesMerged => "purges_merged",
             Kind::IdentityProvider => "identity_provider",
+            Kind::IdentityCredentials => "identity_credentials",
             Kind::LogDropped => "log_dropped",
             Kind::Descriptors => "descriptors",
         }
@@ -277,22 +280,42 @@ fn certificate(state: &AdminState, now: Moment) -> Option<Alert> {
 }
 
 fn identity_provider(state: &AdminState, now: Moment) -> Option<Alert> {
-    let (reason, since) = state.identity_provider.as_ref()?.outage()?;
+    let provider = state.identity_provider.as_ref()?;
+    // One fault, one alert: requests are held back once there are enough of these refusals.
+    let (kind, reason, since) = match provider.credentials_refused() {
+        Some(since) => (Kind::IdentityCredentials, None, since),
+        None => provider.outage().map(|(reason, since)| (Kind::IdentityProvider, Some(reason), since))?,
+    };
     let since = now.before(millis(since.elapsed()));
     let server = state.config.callers.identity.as_ref().and_then(IdentityConfig::server);
     let server = server.map_or_else(String::new, |server| format!(" ({server})"));
+    let consequence = "No batch fails for it: a token of which it cannot be asked is a caller of its own, and what is known of others is good \
+        for callers.revalidate at most.";
+    let ago = span(now.since(since));
+    let (title, text) = match reason {
+        Some(reason) => (
+            "The identity provider fails: new tokens share nothing",
+            format!(
+                "Since {ago} ago: {reason}. It is asked again every 30 seconds at most{server}. {consequence} Check the provider, the way to it, \
+                 and [callers.identity]."
+            ),
+        ),
+        None => (
+            "The identity provider refuses sidelink's own credentials: new tokens share nothing",
+            format!(
+                "Since {ago} ago it has answered 401 or 403 to each request, whatever the token{server}. {consequence} Renew what \
+                 callers.identity.token_file or client_file names, or give it the right to ask about others' tokens; the file is read again by \
+                 itself."
+            ),
+        ),
+    };
     Some(Alert {
-        kind: Kind::IdentityProvider,
+        kind,
         severity: Severity::Warning,
         fault: Fault::Operator,
         since: Some(since),
-        title: "The identity provider fails: new tokens share nothing".to_owned(),
-        text: format!(
-            "Since {} ago: {reason}. It is asked again every 30 seconds at most{server}. No batch fails for it: a token of which it cannot be \
-             asked is a caller of its own, and what is known of others is good for callers.revalidate at most. Check the provider, the way to \
-             it, and [callers.identity].",
-            span(now.since(since)),
-        ),
+        title: title.to_owned(),
+        text,
     })
 }
 

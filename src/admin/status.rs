@@ -13,7 +13,7 @@ use crate::clock::rfc3339;
 use crate::message::body::Body;
 use crate::shared::Fingerprint;
 use crate::telemetry::metrics::{
-    ApiMetrics, BreakerState, Bypass, CallResult, Counters, Eviction, Evidence, Gauges, IdResult, Label, Metrics,
+    ApiMetrics, BreakerState, Bypass, CallResult, Counters, Eviction, EvidenceKind, Gauges, IdResult, Label, Metrics,
     Outcome, Reason, Refetch,
 };
 
@@ -57,7 +57,7 @@ pub(super) fn status(state: &AdminState, query: Option<&str>) -> Value {
         "ready": process.ready.load(Ordering::Acquire),
         "endpoint": config.upstream.endpoint.to_string(),
         "breaker": position(&metrics.breaker_state),
-        "breaker_evidence": named::<Evidence, _>(metrics.breaker_evidence.iter().map(|(_, gauge)| gauge.get())),
+        "breaker_evidence": named::<EvidenceKind, _>(metrics.breaker_evidence.iter().map(|(_, gauge)| gauge.get())),
         "calls_refused": upstream.rejection_of_all().map(|rejection| rejection.error.message()),
         "last_failure": upstream.last_failure().map(|failure| json!({
             "at": failure.at.unix_millis(),

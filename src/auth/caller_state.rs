@@ -80,6 +80,15 @@ impl CallerState {
         });
     }
 
+    /// Makes it a caller of its own that the endpoint has to accept again.
+    pub(super) fn refuse(&self, now: Moment) {
+        let updates = self.user_updates.lock();
+        self.is_refused.store(true, Ordering::Release);
+        self.cached_user.store(None);
+        drop(updates);
+        self.invalidate(now);
+    }
+
     /// Its names in the fleet's journals, if they are known.
     pub(super) fn fleet_names(&self) -> Option<Arc<Vec<u128>>> {
         self.fleet_names.load_full()

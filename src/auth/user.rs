@@ -14,6 +14,7 @@ use tower::retry::budget::TpsBudget;
 use super::acceptance::Acceptance;
 use super::scope::Scope;
 use crate::limits::permits::Permits;
+use crate::telemetry::metrics::IdentityResult;
 
 /// A user: a SHA-256 digest over the source and the fields that make a user there (docs/IDENTITY.md). The same in all sidecars of a fleet.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,12 +54,18 @@ pub enum TokenStatus {
         /// A verified signature says only whose the token is.
         is_active: bool,
     },
-    /// It is not active. The endpoint judges it.
-    Inactive,
-    /// The identity provider's answer does not make a user. The token is its own caller.
-    NoUser,
-    /// There is no answer, or a JWT that does not verify now. The token is its own caller.
-    Unknown,
+    /// It is its own caller, for this reason: any result but `User`.
+    NoUser(IdentityResult),
+}
+
+impl TokenStatus {
+    /// What was learned.
+    pub fn result(self) -> IdentityResult {
+        match self {
+            Self::User { .. } => IdentityResult::User,
+            Self::NoUser(reason) => reason,
+        }
+    }
 }
 
 /// The state that all callers share who share entries: one caller, or all of a user.

@@ -9,6 +9,7 @@ use super::user::{Owner, TokenStatus, UserId};
 use super::{CallerState, Callers, Identity};
 use crate::clock::Moment;
 use crate::config::{CallerKey, CallersConfig, IdentityConfig};
+use crate::telemetry::metrics::IdentityResult;
 
 /// Milliseconds after which a caller is looked up again of whom there was no answer.
 const UNKNOWN_FOR: u64 = 5000;
@@ -40,8 +41,8 @@ impl Membership {
 pub(super) struct CachedUser {
     /// The number of the configuration under which it was looked up.
     config: u64,
-    /// The identity provider said last that the token is not active.
-    is_inactive: bool,
+    /// What was learned last, or, where nothing was, before.
+    result: IdentityResult,
     /// `None`: it is its own caller.
     pub(super) membership: Option<Arc<Membership>>,
     /// When it is looked up again in the background.
@@ -133,7 +134,7 @@ impl Callers {
     pub(crate) fn learn(&self, identity: &Identity, status: TokenStatus, asked: Moment) {
         let (state, now) = (&identity.caller_state, self.clock.now());
         let settled = asked.after(self.revalidate);
-        let was_inactive = self.cached_user(state).is_some_and(|cached| cached.is_inactive);
+        let was_refused = self.cached_user(state).is_some_and(|cached| cached.result == IdentityResult::Refused);
         match status {
             TokenStatus::User { id, expires, is_active } => {
                 let expires =
@@ -148,20 +149,23 @@ impl Callers {
                 }
             }
             // Others who looked it up at the same time were told so as well, and have dropped the entries.
-            TokenStatus::Inactive if !self.is_current(identity) => {}
+            TokenStatus::NoUser(IdentityResult::Refused) if !self.is_current(identity) => {}
             // What it has brought since it was said first, the endpoint has given to it alone.
-            TokenStatus::Inactive if was_inactive => self.set_no_user(identity, true, settled),
-            TokenStatus::Inactive => {
-                let no_user = Arc::new(self.no_user(true, settled));
+            TokenStatus::NoUser(refused @ IdentityResult::Refused) if was_refused => {
+                self.set_no_user(identity, refused, settled);
+            }
+            TokenStatus::NoUser(refused @ IdentityResult::Refused) => {
+                let no_user = Arc::new(self.no_user(refused, settled));
                 let drop_entries = |state: &CallerState| {
                     self.caller_states.drop_entries(state, now, Some(&no_user));
                 };
                 self.each_state(identity, drop_entries);
             }
-            TokenStatus::NoUser => self.set_no_user(identity, false, settled),
-            TokenStatus::Unknown => {
+            TokenStatus::NoUser(apart @ IdentityResult::Apart) => self.set_no_user(identity, apart, settled),
+            TokenStatus::NoUser(reason) => {
                 if !self.knows_user(identity, now) {
-                    self.set_no_user(identity, was_inactive, now.after(UNKNOWN_FOR));
+                    let reason = if was_refused { IdentityResult::Refused } else { reason };
+                    self.set_no_user(identity, reason, now.after(UNKNOWN_FOR));
                 }
             }
         }
@@ -185,7 +189,8 @@ impl Callers {
         let is_same = before.is_some_and(|before| before.scope == membership.scope);
         let until = membership.until;
         let membership = Some(Arc::new(membership));
-        let cached = CachedUser { config: self.user_config, is_inactive: false, membership, renewal, until };
+        let (config, result) = (self.user_config, IdentityResult::User);
+        let cached = CachedUser { config, result, membership, renewal, until };
         let is_cached = state.cache_user(cached, condition);
         if is_cached && !is_same {
             self.caller_states.changed();
@@ -193,17 +198,17 @@ impl Callers {
         is_cached
     }
 
-    /// Caches that a caller is its own caller, until then.
-    fn set_no_user(&self, identity: &Identity, is_inactive: bool, until: Moment) {
+    /// Caches that a caller is its own caller, for this reason, until then.
+    fn set_no_user(&self, identity: &Identity, reason: IdentityResult, until: Moment) {
         let state = &identity.caller_state;
         let had_user = self.cached_user(state).is_some_and(|cached| cached.membership.is_some());
-        if state.cache_user(self.no_user(is_inactive, until), || self.is_current(identity)) && had_user {
+        if state.cache_user(self.no_user(reason, until), || self.is_current(identity)) && had_user {
             self.caller_states.changed();
         }
     }
 
-    fn no_user(&self, is_inactive: bool, until: Moment) -> CachedUser {
-        CachedUser { config: self.user_config, is_inactive, membership: None, renewal: until, until }
+    fn no_user(&self, reason: IdentityResult, until: Moment) -> CachedUser {
+        CachedUser { config: self.user_config, result: reason, membership: None, renewal: until, until }
     }
 
     /// For an operator: the short hash of a caller's user, the number of its callers, and the milliseconds until it must be looked up
@@ -213,6 +218,26 @@ impl Callers {
         let callers = self.caller_states.users(now).get(&membership.scope).copied().unwrap_or_default();
         let left = (membership.until != Moment::NEVER).then(|| membership.until.left(now));
         Some((membership.short(), callers, left))
+    }
+
+    /// For an operator: why a caller has no user, in a word and in words, and the milliseconds until it is looked up again, with its next
+    /// batch then; `None` where it has one.
+    pub(crate) fn no_user_now(
+        &self,
+        identity: &Identity,
+        now: Moment,
+    ) -> Option<(&'static str, &'static str, Option<u64>)> {
+        if identity.membership.is_some() {
+            return None;
+        }
+        if identity.caller_state.is_refused.load(Ordering::Acquire) {
+            return Some(("unauthorized", "The endpoint has refused it with a 401, and not accepted it since.", None));
+        }
+        let cached = self.cached_user(&identity.caller_state).filter(|cached| cached.membership.is_none());
+        Some(match cached {
+            Some(cached) => (cached.result.name(), cached.result.meaning(), Some(cached.until.left(now))),
+            None => ("not_asked", "It has not been looked up, or what was learned has expired.", Some(0)),
+        })
     }
 
     /// `identity` without a membership that has expired.
@@ -241,6 +266,8 @@ mod tests {
 
     const ONE: UserId = UserId([1; 32]);
     const OTHER: UserId = UserId([2; 32]);
+    const UNKNOWN: TokenStatus = TokenStatus::NoUser(IdentityResult::Failed);
+    const INACTIVE: TokenStatus = TokenStatus::NoUser(IdentityResult::Refused);
 
     fn callers() -> Callers {
         at("http://h", Arc::new(CallerStates::new([7; 16])), &CallersConfig::default())
@@ -281,7 +308,7 @@ mod tests {
     async fn tokens_of_one_user_share_and_those_of_others_do_not() {
         let callers = callers();
         let alone = scope(&callers, "a");
-        for (token, status) in [("a", user(ONE)), ("b", user(ONE)), ("c", user(OTHER)), ("d", TokenStatus::Unknown)] {
+        for (token, status) in [("a", user(ONE)), ("b", user(ONE)), ("c", user(OTHER)), ("d", UNKNOWN)] {
             assert_eq!(due(&callers, token), UserLookup::First);
             learn(&callers, token, status);
             assert_eq!(due(&callers, token), UserLookup::NotNeeded);
@@ -346,7 +373,7 @@ mod tests {
         let callers = callers();
         learn(&callers, "a", user(ONE));
         let shared = scope(&callers, "a");
-        learn(&callers, "a", TokenStatus::Inactive);
+        learn(&callers, "a", INACTIVE);
         assert!(scope(&callers, "a") != shared && !is_accepted(&callers, "a"));
         assert!(accept(&callers, "a"));
         assert!(scope(&callers, "a") != shared && is_accepted(&callers, "a"), "the endpoint takes it");
@@ -367,7 +394,7 @@ mod tests {
         callers.postpone_renewal(&caller(&callers, "a"), callers.clock.now());
         assert_eq!(due(&callers, "a"), UserLookup::NotNeeded, "somebody else asks");
         tokio::time::advance(Duration::from_secs(5)).await;
-        learn(&callers, "a", TokenStatus::Unknown);
+        learn(&callers, "a", UNKNOWN);
         assert!(scope(&callers, "a") == shared, "what was said before is good still");
         tokio::time::advance(Duration::from_secs(15)).await;
         assert!(scope(&callers, "a") != shared);
@@ -425,26 +452,35 @@ mod tests {
     async fn a_token_that_is_inactive_still_keeps_what_the_endpoint_gave_to_it_since() {
         let callers = callers();
         learn(&callers, "a", user(ONE));
-        learn(&callers, "a", TokenStatus::Inactive);
+        learn(&callers, "a", INACTIVE);
         let alone = scope(&callers, "a");
         assert!(accept(&callers, "a"));
-        learn(&callers, "a", TokenStatus::Inactive);
-        learn(&callers, "a", TokenStatus::Unknown);
-        learn(&callers, "a", TokenStatus::Inactive);
+        learn(&callers, "a", INACTIVE);
+        learn(&callers, "a", UNKNOWN);
+        learn(&callers, "a", INACTIVE);
         assert!(scope(&callers, "a") == alone && is_accepted(&callers, "a"));
         // Active in between: the next one is a change.
         learn(&callers, "a", user(ONE));
-        learn(&callers, "a", TokenStatus::Inactive);
+        learn(&callers, "a", INACTIVE);
         assert!(scope(&callers, "a") != alone && !is_accepted(&callers, "a"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_that_makes_no_user_is_looked_up_again_late_and_one_of_which_nothing_was_learned_soon() {
+        let callers = callers();
+        learn(&callers, "a", TokenStatus::NoUser(IdentityResult::Apart));
+        learn(&callers, "b", TokenStatus::NoUser(IdentityResult::Unverified));
+        tokio::time::advance(Duration::from_secs(6)).await;
+        assert_eq!((due(&callers, "a"), due(&callers, "b")), (UserLookup::NotNeeded, UserLookup::First));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_inactive_token_that_several_looked_up_loses_its_entries_once() {
         let callers = callers();
         let asked = [caller(&callers, "a"), caller(&callers, "a")];
-        callers.learn(&asked[0], TokenStatus::Inactive, callers.clock.now());
+        callers.learn(&asked[0], INACTIVE, callers.clock.now());
         let alone = scope(&callers, "a");
-        callers.learn(&asked[1], TokenStatus::Inactive, callers.clock.now());
+        callers.learn(&asked[1], INACTIVE, callers.clock.now());
         assert!(scope(&callers, "a") == alone);
     }
 }

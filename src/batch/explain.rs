@@ -3,7 +3,7 @@
 
 use http::header::HOST;
 use http::request::Parts;
-use http::{HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue, Uri};
 use serde_json::{Value, json};
 
 use super::masking::{masked, masked_id};
@@ -125,7 +125,7 @@ impl BatchRoute {
             "why": error.map(Error::message).or(why_refused.map(Into::into)),
             "error_code": error.map(Error::code),
             "form": batch.form.name(),
-            "caller": self.caller_now(&identity, is_known, now),
+            "caller": self.caller_now(&identity, is_known, &head.headers, now),
             "calls_refused": state.rejection.map(Error::message),
             "ids": ids,
         }));
@@ -157,7 +157,7 @@ impl BatchRoute {
         as_sent
     }
 
-    fn caller_now(&self, identity: &Identity, is_known: bool, now: Moment) -> Value {
+    fn caller_now(&self, identity: &Identity, is_known: bool, headers: &HeaderMap, now: Moment) -> Value {
         let left = self.callers.accepted_left(identity, now);
         let (state, why) = match left {
             Some(_) => ("accepted", "the endpoint has accepted it within callers.revalidate"),
@@ -175,7 +175,17 @@ impl BatchRoute {
             "accepted_seconds": left.map(seconds),
             "accepted_until": left.map(|left| until(now, left)),
             "user": self.user_now(identity, now),
+            "no_user": self.no_user_now(identity, headers, now),
         }))
+    }
+
+    /// Why the caller is no user, although users are looked up.
+    fn no_user_now(&self, identity: &Identity, headers: &HeaderMap, now: Moment) -> Option<Value> {
+        self.identity_provider.as_ref()?;
+        self.callers.credential(headers).ok()?.token(&self.api)?;
+        let (reason, why, left) = self.callers.no_user_now(identity, now)?;
+        // The reason is as in `identity_requests_total`, if the token was looked up.
+        Some(without_nulls(json!({ "reason": reason, "why": why, "looked_up_again_seconds": left.map(seconds) })))
     }
 
     /// The user that the caller is known to be, whose entries it shares.

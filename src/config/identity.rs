@@ -29,9 +29,9 @@ section! {
         pub token_file: Option<StoredSecret> = None, secret_file(secret::from_file).optional("/etc/sidelink/identity-token");
         /// oauth2: file with sidelink's CLIENT_ID:CLIENT_SECRET and nothing else.
         pub client_file: Option<StoredSecret> = None, secret_file(client).optional("/etc/sidelink/identity-client");
-        /// JSON Pointers to what makes a user in the answer, in place of the style's own fields. A token whose answer lacks one of them stays a caller of its own.
+        /// JSON Pointers to what makes a user in the answer, in place of the style's own fields. A token whose answer lacks one of them stays a caller of its own. One of them has to name the user, unless all users are to share links.
         pub identity: Vec<Pointer> = Vec::new(), texts(None, field);
-        /// Claims of a JSON Web Token that make a user, in place of introspection: the token's signature is verified with a key of jwks_file or jwks_url. A token that lacks one of them stays a caller of its own.
+        /// Claims of a JSON Web Token that make a user, in place of introspection: the token's signature is verified with a key of jwks_file or jwks_url. A token that lacks one of them stays a caller of its own. One of them has to name the user, such as sub, unless all users are to share links.
         pub claims: Vec<String> = Vec::new(), texts(None, claim);
         /// File with the set of keys (JWKS, RFC 7517) that verify tokens.
         pub jwks_file: Option<StoredSecret<KeySet>> = None, file_of(KeySet::from_file, KeySet::has_secret).optional("/etc/sidelink/jwks.json");
@@ -39,9 +39,9 @@ section! {
         pub jwks_url: Option<Url> = None, text("a URL", Url::parse).optional("https://sso.example.com/oauth2/jwks");
         /// The longest that an answer may take, the wait for its turn included; after it the token is a caller of its own.
         pub timeout: Duration = SECOND, duration(MILLISECOND..=MINUTE);
-        /// Introspections at a time. Tokens that the endpoint has not accepted use a quarter at most.
-        pub requests: usize = 16, count(1..=1000);
-        /// Introspections a second of tokens that the endpoint has not accepted.
+        /// Introspections at a time. Tokens that the endpoint has not accepted use a quarter at most, and never all of them.
+        pub requests: usize = 16, count(2..=1000);
+        /// Introspections a second, or verified signatures, of tokens that the endpoint has not accepted.
         pub unaccepted: u32 = 50, count(1..=10_000);
         /// The HTTP proxy through which the server is reached, by CONNECT.
         pub proxy: Option<Endpoint> = None, text("a URL", proxy).optional("http://proxy.internal:3128");
@@ -57,6 +57,13 @@ section! {
 }
 
 const STYLES: [(&str, Style); 2] = [("keystone", Style::Keystone), ("oauth2", Style::OAuth2)];
+
+/// Names of claims, and of members of RFC 7662, that name a user: of RFC 7519, Entra ID, Okta, UAA and OpenID Connect. What names an
+/// application (`azp`, `client_id`) is not one of them: all its users have it.
+const SUBJECTS: [&str; 10] =
+    ["sub", "oid", "uid", "user_id", "user_name", "username", "preferred_username", "upn", "unique_name", "email"];
+/// Names of those that are the same for all users of an issuer.
+const COMMON: [&str; 6] = ["iss", "aud", "typ", "ver", "active", "token_type"];
 
 /// How an introspection endpoint is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +120,7 @@ impl IdentityConfig {
         if introspect {
             self.visit_credentials(table);
         }
+        self.visit_subject(table);
         if let Some(found) =
             table.find("ca_file").filter(|_| self.server().is_none_or(|server| server.scheme != Scheme::HTTPS))
         {
@@ -142,6 +150,28 @@ impl IdentityConfig {
                 table.wrong_at(&["style"], message);
             }
             _ => {}
+        }
+    }
+
+    /// Reports fields that make a user without naming one.
+    fn visit_subject(&self, table: &mut TableVisitor<'_>) {
+        let claims: Vec<&str> = self.claims.iter().map(String::as_str).collect();
+        let fields: Vec<&str> = self.identity.iter().map(|field| claim_of(self.style, field)).collect();
+        let subject = if self.style == Style::Keystone { "/token/user/id" } else { "/sub" };
+        for (key, names, subject) in [("claims", claims, "sub"), ("identity", fields, subject)] {
+            let Some(found) = table.find(key).filter(|_| !names.is_empty()) else { continue };
+            if names.iter().any(|name| SUBJECTS.contains(name)) {
+                continue;
+            }
+            if names.iter().all(|name| COMMON.contains(name)) {
+                found.wrong(format!(
+                    "names nothing that differs between users: everybody would be one user; add \"{subject}\""
+                ));
+            } else {
+                found.warn(&format!(
+                    "names nothing that is known to name a user: users in whose tokens it is equal share links; add \"{subject}\" unless they are meant to"
+                ));
+            }
         }
     }
 
@@ -196,6 +226,16 @@ fn introspection(text: &str) -> Result<Url, String> {
         return Err("must not have a query".to_owned());
     }
     Url::parse(text)
+}
+
+/// The claim that a field of an answer has the meaning of; an empty one for a field of Keystone's that names no user.
+fn claim_of(style: Style, field: &Pointer) -> &str {
+    let tokens: Vec<&str> = field.tokens().iter().map(AsRef::as_ref).collect();
+    match (style, tokens.as_slice()) {
+        (Style::Keystone, ["token"] | ["token", "user"] | ["token", "user", "id" | "name"]) => "sub",
+        (Style::OAuth2, [.., last]) => last,
+        _ => "",
+    }
 }
 
 fn client(path: &Path) -> Result<Secret, String> {

@@ -50,10 +50,10 @@ pub enum KeyMaterial {
 }
 
 impl KeySet {
-    /// Reads a set. Keys that cannot verify, or are of an unknown type, are left out (RFC 7517 §5).
+    /// Reads a set. Keys that cannot verify, or are of an unknown type, are left out (RFC 7517 §5): it may be empty then.
     ///
     /// # Errors
-    /// Why it is no set, or that it has no key that can be used. The text is not repeated.
+    /// Why it is no set. The text is not repeated.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Set<'a> {
@@ -65,15 +65,15 @@ impl KeySet {
         if set.keys.len() > MOST_KEYS {
             return Err(format!("has more than {MOST_KEYS} keys"));
         }
-        let keys: Vec<_> = set.keys.iter().filter_map(|key| VerifyingKey::parse(key)).collect();
-        if keys.is_empty() {
-            return Err("has no key that verifies signatures: of RSA, P-256, P-384, Ed25519 or HMAC".to_owned());
-        }
-        Ok(Self(keys))
+        Ok(Self(set.keys.iter().filter_map(|key| VerifyingKey::parse(key)).collect()))
     }
 
     pub(super) fn from_file(path: &Path) -> Result<Self, String> {
-        Self::parse(&secret::whole_file(path, MOST_BYTES)?)
+        let keys = Self::parse(&secret::whole_file(path, MOST_BYTES)?)?;
+        if keys.0.is_empty() {
+            return Err("has no key that verifies signatures: of RSA, P-256, P-384, Ed25519 or HMAC".to_owned());
+        }
+        Ok(keys)
     }
 
     /// Whether one of its keys is a secret.

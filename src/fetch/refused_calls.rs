@@ -21,11 +21,11 @@ use crate::upstream::Answer;
 
 impl Fetcher {
     /// Drops all entries of the caller after a 401 to a call. If each batch of the call `had_cookies`, which the call did not
-    /// carry, the caller is only invalidated: the batch is forwarded as it was written, and the answer to it decides
+    /// carry, the caller only has to be accepted again: the batch is forwarded as it was written, and the answer to it decides
     /// ([`Fetcher::drop_caller_entries`]).
     pub(super) fn unauthorized(&self, context: &FetchContext, had_cookies: bool) {
         if had_cookies {
-            self.callers.invalidate(&context.identity);
+            self.callers.refuse(&context.identity);
         } else {
             self.drop_caller_entries(context, context.identity.is_accepted());
         }

@@ -31,7 +31,7 @@ pub(super) struct ProviderBreaker {
 #[derive(Default)]
 struct State {
     /// Whose failures have counted, in a row.
-    failed: Vec<Suspect>,
+    failed: Vec<Blame>,
     succeeded: Option<Instant>,
     open: Option<Open>,
 }
@@ -49,7 +49,7 @@ struct Open {
 
 /// What may be the reason of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Suspect {
+pub(super) enum Blame {
     /// The provider, whatever is asked.
     Provider,
     /// This token, as well as the provider.
@@ -58,14 +58,14 @@ pub(super) enum Suspect {
 
 /// What a request has shown of the provider.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Evidence {
+pub(super) enum Health {
     Works,
     /// It fails, and wants no request for as long.
-    Fails(Suspect, Option<Duration>),
-    Nothing,
+    Fails(Blame, Option<Duration>),
+    Unknown,
 }
 
-/// The right to send a request. Dropped without evidence, it has shown nothing.
+/// The right to send a request. Dropped without a record, it has shown nothing.
 pub(super) struct Admission<'h> {
     breaker: &'h ProviderBreaker,
     is_probe: bool,
@@ -109,12 +109,12 @@ impl ProviderBreaker {
 
 impl Admission<'_> {
     /// Records what the request has shown; `reason` tells a failure.
-    pub(super) fn record(self, evidence: Evidence, reason: &str) {
+    pub(super) fn record(self, health: Health, reason: &str) {
         let (now, breaker) = (Instant::now(), self.breaker);
         let mut state = breaker.state.lock();
         let show = |now| show_state(&breaker.metrics.identity.breaker_state, now);
-        match evidence {
-            Evidence::Works => {
+        match health {
+            Health::Works => {
                 let was_open = state.open.take().is_some();
                 *state = State { succeeded: Some(now), ..State::default() };
                 show(BreakerState::Closed);
@@ -123,11 +123,11 @@ impl Admission<'_> {
                     events::IdentityBack {}.log();
                 }
             }
-            Evidence::Fails(suspect, wish) => {
+            Health::Fails(blame, wish) => {
                 let is_recent = state.succeeded.is_some_and(|succeeded| now - succeeded < RECENT);
-                let counts = suspect == Suspect::Provider || !is_recent || !state.failed.contains(&suspect);
+                let counts = blame == Blame::Provider || !is_recent || !state.failed.contains(&blame);
                 if state.open.is_none() && counts {
-                    state.failed.push(suspect);
+                    state.failed.push(blame);
                 }
                 let pause = match &state.open {
                     Some(open) if self.is_probe => (open.pause * 2).min(LONGEST_PAUSE),
@@ -146,7 +146,7 @@ impl Admission<'_> {
                     events::IdentityBreakerOpened { reason, seconds: (until - now).as_secs_f64() }.log();
                 }
             }
-            Evidence::Nothing => {}
+            Health::Unknown => {}
         }
     }
 }
@@ -182,14 +182,14 @@ mod tests {
                     let admission = breaker.admit(true);
                     assert_eq!(admission.is_none(), step == "!", "{step} in {steps}");
                     let Some(admission) = admission else { continue };
-                    let evidence = match step {
-                        "+" => Evidence::Works,
-                        "?" => Evidence::Nothing,
-                        "-" => Evidence::Fails(Suspect::Provider, None),
-                        "~" => Evidence::Fails(Suspect::Provider, Some(Duration::from_secs(10))),
-                        token => Evidence::Fails(Suspect::Token(token[1..].parse().unwrap()), None),
+                    let health = match step {
+                        "+" => Health::Works,
+                        "?" => Health::Unknown,
+                        "-" => Health::Fails(Blame::Provider, None),
+                        "~" => Health::Fails(Blame::Provider, Some(Duration::from_secs(10))),
+                        token => Health::Fails(Blame::Token(token[1..].parse().unwrap()), None),
                     };
-                    admission.record(evidence, "test");
+                    admission.record(health, "test");
                 }
             }
         }
@@ -228,17 +228,17 @@ mod tests {
     async fn a_probe_under_way_is_the_only_request() {
         let breaker = ProviderBreaker::new(Arc::new(Metrics::new(&Registry::new()).unwrap()));
         for _ in 0..FAILURES {
-            breaker.admit(true).unwrap().record(Evidence::Fails(Suspect::Provider, None), "test");
+            breaker.admit(true).unwrap().record(Health::Fails(Blame::Provider, None), "test");
         }
         advance(Duration::from_secs(2)).await;
         let since = breaker.outage().unwrap().1;
         let probe = breaker.admit(true).unwrap();
         assert!(breaker.admit(true).is_none());
         drop(probe);
-        breaker.admit(true).unwrap().record(Evidence::Fails(Suspect::Provider, None), "still");
+        breaker.admit(true).unwrap().record(Health::Fails(Blame::Provider, None), "still");
         assert_eq!(breaker.outage(), Some(("still".to_owned(), since)));
         advance(Duration::from_secs(3)).await;
-        breaker.admit(true).unwrap().record(Evidence::Works, "");
+        breaker.admit(true).unwrap().record(Health::Works, "");
         assert_eq!(breaker.outage(), None);
     }
 
@@ -246,16 +246,16 @@ mod tests {
     async fn tokens_that_the_endpoint_has_not_accepted_keep_no_other_from_probing() {
         let breaker = ProviderBreaker::new(Arc::new(Metrics::new(&Registry::new()).unwrap()));
         for _ in 0..FAILURES {
-            breaker.admit(true).unwrap().record(Evidence::Fails(Suspect::Provider, None), "test");
+            breaker.admit(true).unwrap().record(Health::Fails(Blame::Provider, None), "test");
         }
         advance(Duration::from_secs(2)).await;
         let made_up = breaker.admit(false).unwrap();
         assert!(breaker.admit(false).is_none(), "one in a pause");
         assert!(!breaker.is_open());
         let accepted = breaker.admit(true).unwrap();
-        made_up.record(Evidence::Nothing, "");
+        made_up.record(Health::Unknown, "");
         assert!(breaker.admit(false).is_none() && breaker.admit(true).is_none());
-        accepted.record(Evidence::Works, "");
+        accepted.record(Health::Works, "");
         assert!(!breaker.is_open());
     }
 }

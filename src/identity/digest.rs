@@ -6,8 +6,8 @@
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use crate::api::json::{elements, members, string};
 use crate::auth::UserId;
+use crate::message::json::{elements, members, string};
 
 /// The deepest nesting. Each level is read again by the one around it.
 const DEPTH: usize = 32;

@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tower::retry::budget::{Budget, TpsBudget};
 
-use super::Outcome;
-use super::breaker::{Evidence, ProviderBreaker, Suspect};
+use super::breaker::{Blame, Health, ProviderBreaker};
 use super::digest::UserDigest;
-use super::requests::{Reading, Requests};
+use super::requests::{Requests, TokenAnswer};
 use super::single_flight::SingleFlight;
 use super::{keystone, oauth2};
+use crate::auth::TokenStatus;
 use crate::clock::Clock;
 use crate::config::batch::Pointer;
 use crate::config::{IdentityConfig, Secret, Style, Url};
@@ -24,13 +25,16 @@ use crate::limits::budget::Reservation;
 use crate::limits::pause::retry_after;
 use crate::limits::permits::Permits;
 use crate::telemetry::log::{LogThrottle, events};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{IdentityResult, Metrics};
 use crate::upstream::{MemoryEndpoint, ProviderError, SetupError};
 
 /// Most questions that wait for their turn or their answer, for each request that may be under way.
 const WAITING: usize = 64;
 /// Tokens that the endpoint has not accepted use this part of the requests, and of the questions that wait.
 const UNACCEPTED_SHARE: usize = 4;
+
+/// Refusals in a row after which sidelink's own credentials are said to be refused: a gateway may refuse a request for its token.
+const REFUSALS: u32 = 5;
 
 pub(super) struct Introspection {
     pub(super) requests: Requests,
@@ -40,7 +44,7 @@ pub(super) struct Introspection {
     fields: Vec<Pointer>,
     timeout: Duration,
     /// By the SHA-256 of their token.
-    flights: Arc<SingleFlight<[u8; 32], Outcome>>,
+    flights: Arc<SingleFlight<[u8; 32], TokenStatus>>,
     most_flights: usize,
     /// Those of tokens that the endpoint has not accepted.
     unaccepted_flights: Arc<AtomicUsize>,
@@ -50,7 +54,7 @@ pub(super) struct Introspection {
     pub(super) breaker: ProviderBreaker,
     failed: LogThrottle,
     incomplete: LogThrottle,
-    credentials: LogThrottle,
+    credentials: Credentials,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
@@ -94,103 +98,119 @@ impl Introspection {
             breaker: ProviderBreaker::new(Arc::clone(&metrics)),
             failed: LogThrottle::default(),
             incomplete: LogThrottle::default(),
-            credentials: LogThrottle::default(),
+            credentials: Credentials::default(),
             clock,
             metrics,
         })
     }
 
-    pub(super) async fn ask(self: &Arc<Self>, token: &[u8], was_accepted: bool) -> Outcome {
+    pub(super) async fn ask(self: &Arc<Self>, token: &[u8], was_accepted: bool) -> TokenStatus {
         let deadline = Instant::now() + self.timeout;
         let key: [u8; 32] = Sha256::digest(token).into();
         loop {
             let flight = self.flights.join_or_start(&key, |waiting| {
-                let share = self.admit(waiting, was_accepted).inspect_err(|outcome| outcome.count(&self.metrics))?;
-                let (this, token, suspect) = (Arc::clone(self), Secret::new(token.to_vec()), suspect(&key));
-                Ok::<_, Outcome>(async move {
+                let share = self.admit(waiting, was_accepted).inspect_err(|reason| self.count(*reason))?;
+                let (this, token, blame) = (Arc::clone(self), Secret::new(token.to_vec()), blame(&key));
+                Ok::<_, IdentityResult>(async move {
                     let _share = share;
-                    let outcome = this.introspect(&token, was_accepted, suspect, deadline).await;
-                    outcome.count(&this.metrics);
-                    outcome
+                    let asked = this.introspect(&token, was_accepted, blame, deadline).await;
+                    let status = asked.unwrap_or_else(TokenStatus::NoUser);
+                    this.count(status.result());
+                    status
                 })
             });
             let flight = match flight {
                 Ok(flight) => flight,
-                Err(outcome) => return outcome,
+                Err(reason) => return TokenStatus::NoUser(reason),
             };
             // The task has the deadline of the request that started it.
-            let outcome = if flight.is_own {
+            let status = if flight.is_own {
                 flight.result().await
             } else {
                 match timeout_at(deadline, flight.result()).await {
                     // Of a question about a token that the endpoint had not accepted: its limits are not this one's.
-                    Ok(Some(Outcome::Limited)) if was_accepted => continue,
-                    outcome => outcome.ok().flatten(),
+                    Ok(Some(TokenStatus::NoUser(IdentityResult::Limited))) if was_accepted => continue,
+                    status => status.ok().flatten(),
                 }
             };
-            return outcome.unwrap_or(Outcome::Failed);
+            return status.unwrap_or(TokenStatus::NoUser(IdentityResult::Failed));
         }
     }
 
+    fn count(&self, result: IdentityResult) {
+        self.metrics.identity.requests.of(result).inc();
+    }
+
     /// Whether a question may be asked at all: its share of those about tokens that the endpoint has not accepted, if it is one of them.
-    fn admit(&self, waiting: usize, was_accepted: bool) -> Result<Option<Reservation>, Outcome> {
+    fn admit(&self, waiting: usize, was_accepted: bool) -> Result<Option<Reservation>, IdentityResult> {
         if self.breaker.is_open() {
-            return Err(Outcome::BreakerOpen);
+            return Err(IdentityResult::BreakerOpen);
         }
         if waiting >= self.most_flights {
-            return Err(Outcome::Limited);
+            return Err(IdentityResult::Limited);
         }
         if was_accepted {
             return Ok(None);
         }
         let share = Reservation::one_of(&self.unaccepted_flights, self.most_flights / UNACCEPTED_SHARE);
-        share.filter(|_| self.unaccepted.withdraw()).map(Some).ok_or(Outcome::Limited)
+        share.filter(|_| self.unaccepted.withdraw()).map(Some).ok_or(IdentityResult::Unaccepted)
     }
 
-    async fn introspect(&self, token: &Secret, was_accepted: bool, suspect: Suspect, deadline: Instant) -> Outcome {
-        let Ok(_permits) = timeout_at(deadline, self.permits(was_accepted)).await else { return Outcome::Limited };
-        let Some(request) = self.request(token.expose()) else { return Outcome::Apart };
-        let Some(admission) = self.breaker.admit(was_accepted) else { return Outcome::BreakerOpen };
+    /// Asks.
+    ///
+    /// # Errors
+    /// Why it was not asked.
+    async fn introspect(
+        &self,
+        token: &Secret,
+        was_accepted: bool,
+        blame: Blame,
+        deadline: Instant,
+    ) -> Result<TokenStatus, IdentityResult> {
+        let permits = timeout_at(deadline, self.permits(was_accepted)).await;
+        let _permits = permits.map_err(|_| IdentityResult::Limited)?;
+        let request = self.request(token.expose()).ok_or(IdentityResult::Apart)?;
+        let admission = self.breaker.admit(was_accepted).ok_or(IdentityResult::BreakerOpen)?;
         let sent = Instant::now();
         let answer = self.requests.send(request, deadline).await;
         if matches!(answer, Err(ProviderError::Deadline)) && sent.elapsed() < self.timeout / 2 {
             // Its turn came late: that says nothing of the provider.
-            return Outcome::Limited;
+            return Err(IdentityResult::Limited);
         }
-        let reading = match &answer {
+        let TokenAnswer { status, reason } = match &answer {
             Ok(response) => self.read(response, token.expose()),
-            Err(error) => Reading::Unusable(error.to_string().into()),
+            Err(error) => TokenAnswer::unusable(error.to_string()),
         };
         let wish = answer.as_ref().ok().and_then(|response| retry_after(response.headers(), self.clock.now()));
-        let evidence = match (&reading, &answer) {
+        let result = status.result();
+        let health = match result {
             // Made-up tokens do not tell that the provider knows others.
-            (Reading::Refused, _) if !was_accepted => Evidence::Nothing,
-            (Reading::User { .. } | Reading::Refused | Reading::Incomplete(_), _) => Evidence::Works,
-            (_, Err(ProviderError::Connect(_))) => Evidence::Fails(Suspect::Provider, wish),
+            IdentityResult::Refused if !was_accepted => Health::Unknown,
+            IdentityResult::User | IdentityResult::Refused | IdentityResult::Apart => Health::Works,
+            _ if matches!(answer, Err(ProviderError::Connect(_))) => Health::Fails(Blame::Provider, wish),
             // A provider, or a gateway in front of it, may refuse sidelink for what it sees in one token.
-            (Reading::RefusedCredentials(_) | Reading::Unusable(_), _) if was_accepted => {
-                Evidence::Fails(suspect, wish)
-            }
-            (Reading::RefusedCredentials(_) | Reading::Unusable(_), _) => Evidence::Nothing,
+            _ if was_accepted => Health::Fails(blame, wish),
+            _ => Health::Unknown,
         };
-        let outcome = Outcome::from(&reading);
-        match reading {
-            Reading::User { .. } | Reading::Refused => admission.record(evidence, ""),
-            Reading::Incomplete(reason) => {
-                admission.record(evidence, "");
+        admission.record(health, &reason);
+        match result {
+            IdentityResult::User | IdentityResult::Refused => self.credentials.accepted(),
+            IdentityResult::Apart => {
+                self.credentials.accepted();
                 self.incomplete.when_due(|suppressed| events::IdentityIncomplete { reason: &reason, suppressed }.log());
             }
-            Reading::RefusedCredentials(status) => {
-                let status = status.as_u16();
-                admission.record(evidence, "it refuses sidelink's own credentials");
-                self.credentials.when_due(|suppressed| events::IdentityCredentials { status, suppressed }.log());
+            IdentityResult::Credentials => {
+                let status = answer.map_or(0, |response| response.status().as_u16());
+                self.credentials.refused(status);
             }
-            Reading::Unusable(reason) => {
-                admission.record(evidence, &reason);
-                self.failed.when_due(|suppressed| events::IdentityFailed { reason: &reason, suppressed }.log());
-            }
+            _ => self.failed.when_due(|suppressed| events::IdentityFailed { reason: &reason, suppressed }.log()),
         }
-        outcome
+        Ok(status)
+    }
+
+    /// Since when the endpoint refuses sidelink's own credentials, whatever it is asked about.
+    pub(super) fn credentials_refused(&self) -> Option<Instant> {
+        self.credentials.refused_since()
     }
 
     /// The permit of unaccepted tokens first: who waits for it takes none from others.
@@ -207,7 +227,7 @@ impl Introspection {
     }
 
     /// What an answer says of `token`.
-    pub(super) fn read(&self, response: &Response<Bytes>, token: &[u8]) -> Reading {
+    pub(super) fn read(&self, response: &Response<Bytes>, token: &[u8]) -> TokenAnswer {
         let now = self.clock.now().unix_millis();
         match &self.style {
             AskingStyle::Keystone { own } => {
@@ -222,8 +242,31 @@ impl Introspection {
     }
 }
 
+/// How the endpoint has answered to sidelink's own credentials.
+#[derive(Default)]
+struct Credentials {
+    /// When it refused them first since it took them last, and how often since.
+    refused: Mutex<Option<(Instant, u32)>>,
+    log: LogThrottle,
+}
+
+impl Credentials {
+    fn accepted(&self) {
+        *self.refused.lock() = None;
+    }
+
+    fn refused(&self, status: u16) {
+        self.refused.lock().get_or_insert((Instant::now(), 0)).1 += 1;
+        self.log.when_due(|suppressed| events::IdentityCredentials { status, suppressed }.log());
+    }
+
+    fn refused_since(&self) -> Option<Instant> {
+        self.refused.lock().filter(|(_, times)| *times >= REFUSALS).map(|(since, _)| since)
+    }
+}
+
 /// A token, for the breaker, which keeps none.
-fn suspect(key: &[u8; 32]) -> Suspect {
+fn blame(key: &[u8; 32]) -> Blame {
     let [a, b, c, d, e, f, g, h, ..] = *key;
-    Suspect::Token(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+    Blame::Token(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
 }

@@ -1,24 +1,25 @@
 //! JSON Web Tokens (RFC 7519) in the compact form: a token whose signature verifies is who its claims say.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio::time::Instant;
+use tower::retry::budget::{Budget, TpsBudget};
 
-use super::Outcome;
 use super::digest::UserDigest;
 use super::oauth2::numeric_date;
 use super::remote_keys::RemoteKeys;
 use super::requests::Requests;
 use super::signature::Algorithm;
-use crate::api::json::{Members, member, members, string};
-use crate::auth::UserId;
+use crate::auth::{TokenStatus, UserId};
 use crate::clock::Clock;
 use crate::config::jwks::{KeySet, VerifyingKey};
 use crate::config::{IdentityConfig, IdentitySource};
+use crate::message::json::{Members, member, members, string};
 use crate::telemetry::log::{LogThrottle, events};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{IdentityResult, Metrics};
 use crate::upstream::{MemoryEndpoint, SetupError};
 
 /// The longest token.
@@ -35,6 +36,8 @@ pub(super) struct Tokens {
     source: String,
     clock: Clock,
     unproven: LogThrottle,
+    /// Signatures to verify of tokens that the endpoint has not accepted: each costs more than the rest of a request may.
+    unaccepted: TpsBudget,
 }
 
 enum Keys {
@@ -59,7 +62,8 @@ impl Tokens {
         };
         let mut claims = config.claims.clone();
         claims.sort_unstable();
-        Ok(Self { keys, claims, source, clock, unproven: LogThrottle::default() })
+        let unaccepted = TpsBudget::new(Duration::from_secs(1), config.unaccepted, 0.0);
+        Ok(Self { keys, claims, source, clock, unproven: LogThrottle::default(), unaccepted })
     }
 
     /// The requests for the set of keys, if there are any.
@@ -78,27 +82,29 @@ impl Tokens {
         }
     }
 
-    pub(super) async fn ask(&self, token: &[u8]) -> Outcome {
-        let Some(token) = Jwt::read(token) else { return Outcome::Apart };
-        let user = match &self.keys {
-            Keys::Given(keys) => self.user(&token, keys),
+    pub(super) async fn ask(&self, token: &[u8], was_accepted: bool) -> TokenStatus {
+        let Some(token) = Jwt::read(token) else { return TokenStatus::NoUser(IdentityResult::Unverified) };
+        match &self.keys {
+            Keys::Given(keys) => self.status(&token, keys, was_accepted),
             Keys::Remote(remote) => match remote.keys(|keys| token.fits_one_of(keys)).await {
-                Ok(keys) => self.user(&token, &keys),
-                Err(outcome) => return outcome,
+                Ok(keys) => self.status(&token, &keys, was_accepted),
+                Err(reason) => TokenStatus::NoUser(reason),
             },
-        };
-        match user {
-            Ok((id, ends)) => Outcome::User { id, ends: Some(ends) },
-            Err(lack) => {
-                self.tell(&lack);
-                Outcome::Apart
-            }
         }
     }
 
-    fn user<'c>(&'c self, token: &Jwt<'_>, keys: &KeySet) -> Result<(UserId, u64), Lack<'c>> {
+    fn status(&self, token: &Jwt<'_>, keys: &KeySet, was_accepted: bool) -> TokenStatus {
+        if !was_accepted && token.fits_one_of(keys) && !self.unaccepted.withdraw() {
+            return TokenStatus::NoUser(IdentityResult::Unaccepted);
+        }
         let digest = UserDigest::new("jwt", &self.source);
-        token.user(keys, &self.claims, digest, self.clock.now().unix_millis())
+        match token.user(keys, &self.claims, digest, self.clock.now().unix_millis()) {
+            Ok((id, ends)) => TokenStatus::User { id, expires: Some(ends), is_active: false },
+            Err(lack) => {
+                self.tell(&lack);
+                TokenStatus::NoUser(lack.result())
+            }
+        }
     }
 
     fn tell(&self, lack: &Lack<'_>) {
@@ -120,6 +126,16 @@ enum Lack<'c> {
     Validity,
     /// This claim.
     Claim(&'c str),
+}
+
+impl Lack<'_> {
+    fn result(&self) -> IdentityResult {
+        match self {
+            Self::Key => IdentityResult::Unverified,
+            Self::Validity => IdentityResult::Expired,
+            Self::Claim(_) => IdentityResult::Apart,
+        }
+    }
 }
 
 /// A token whose signature is not verified yet.

@@ -10,11 +10,11 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use super::digest::{NotCanonical, UserDigest};
-use super::requests::{Reading, sensitive};
+use super::requests::{TokenAnswer, sensitive};
 use crate::api::TOKEN;
-use crate::api::json::{Members, find_set, member, members, string};
 use crate::config::batch::Pointer;
 use crate::config::{Secret, Url};
+use crate::message::json::{Members, find_set, member, members, string};
 
 const SUBJECT: HeaderName = HeaderName::from_static("x-subject-token");
 /// Leaves out the list of services, which may be long.
@@ -45,21 +45,21 @@ pub(super) fn read(
     fields: &[Pointer],
     digest: UserDigest,
     now: u64,
-) -> Reading {
+) -> TokenAnswer {
     match response.status() {
         StatusCode::OK => {}
-        StatusCode::NOT_FOUND if is_object(response.body()) => return Reading::Refused,
-        StatusCode::UNAUTHORIZED if !has_service_token && is_object(response.body()) => return Reading::Refused,
-        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if has_service_token => {
-            return Reading::RefusedCredentials(status);
+        StatusCode::NOT_FOUND if is_object(response.body()) => return TokenAnswer::refused(),
+        StatusCode::UNAUTHORIZED if !has_service_token && is_object(response.body()) => return TokenAnswer::refused(),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if has_service_token => {
+            return TokenAnswer::refused_credentials();
         }
-        other => return Reading::of_status(other),
+        other => return TokenAnswer::of_status(other),
     }
     if response.headers().get_all(SUBJECT).iter().any(|subject| subject.as_bytes() != token) {
-        return Reading::unusable("it is about another token");
+        return TokenAnswer::unusable("it is about another token");
     }
     let Some(answer) = std::str::from_utf8(response.body()).ok().and_then(members) else {
-        return Reading::unusable("it is no JSON object");
+        return TokenAnswer::unusable("it is no JSON object");
     };
     read_answer(&answer, fields, digest, now)
 }
@@ -69,27 +69,27 @@ fn is_object(body: &[u8]) -> bool {
     std::str::from_utf8(body).ok().and_then(members).is_some()
 }
 
-fn read_answer(answer: &Members<'_>, fields: &[Pointer], mut digest: UserDigest, now: u64) -> Reading {
+fn read_answer(answer: &Members<'_>, fields: &[Pointer], mut digest: UserDigest, now: u64) -> TokenAnswer {
     let Some(token) = member(answer, "token").and_then(|token| members(token.get())) else {
-        return Reading::unusable("it has no object \"token\"");
+        return TokenAnswer::unusable("it has no object \"token\"");
     };
     let Some(user) = member(&token, "user").and_then(|user| members(user.get())) else {
-        return Reading::unusable("its token has no object \"user\"");
+        return TokenAnswer::unusable("its token has no object \"user\"");
     };
     let ends = member(&token, "expires_at").and_then(string).and_then(|text| text.parse::<Timestamp>().ok());
     let Some(ends) = ends.map(|ends| u64::try_from(ends.as_millisecond()).unwrap_or(0)) else {
-        return Reading::unusable("its token has no time in \"expires_at\"");
+        return TokenAnswer::unusable("its token has no time in \"expires_at\"");
     };
     if fields.is_empty() {
         if member(&user, "id").and_then(string).is_none_or(|id| id.is_empty()) {
-            return Reading::Incomplete("/token/user/id is missing or cannot be compared".to_owned());
+            return TokenAnswer::incomplete("/token/user/id");
         }
         let mut own: Vec<_> = token.iter().filter(|(name, _)| !LEFT_OUT.contains(&&**name)).collect();
         own.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         for (name, value) in own {
             if field(&mut digest, name, value, name == ROLES).is_err() {
                 // Its name is not repeated: it is a text of the answer.
-                return Reading::Incomplete("a member of token cannot be compared".to_owned());
+                return TokenAnswer::incomplete("a member of token");
             }
         }
     }
@@ -98,10 +98,10 @@ fn read_answer(answer: &Members<'_>, fields: &[Pointer], mut digest: UserDigest,
         let is_roles = pointer.tokens().iter().map(AsRef::as_ref).eq(["token", ROLES]);
         let added = found.and_then(|value| field(&mut digest, &pointer.to_string(), value, is_roles));
         if added.is_err() {
-            return Reading::Incomplete(format!("{pointer} is missing or cannot be compared"));
+            return TokenAnswer::incomplete(&pointer.to_string());
         }
     }
-    Reading::user(digest.finish(), Some(ends), now)
+    TokenAnswer::user(digest.finish(), Some(ends), now)
 }
 
 fn field(digest: &mut UserDigest, name: &str, value: &RawValue, is_set: bool) -> Result<(), NotCanonical> {

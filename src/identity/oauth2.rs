@@ -13,10 +13,10 @@ use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
 use super::digest::{NotCanonical, UserDigest};
-use super::requests::{Reading, sensitive};
-use crate::api::json::{find_set, member, members, string};
+use super::requests::{TokenAnswer, sensitive};
 use crate::config::batch::Pointer;
 use crate::config::{IdentityConfig, Url};
+use crate::message::json::{find_set, member, members, string};
 
 /// What makes a user, in the order of their names; whether it has to be there.
 const FIELDS: [(&str, bool); 8] = [
@@ -59,22 +59,22 @@ pub(super) fn request(url: &Url, token: &[u8], authorization: &HeaderValue) -> O
 }
 
 /// Reads the answer to [`request`]; `fields` make a user in place of the style's own, `now` is in Unix milliseconds.
-pub(super) fn read(response: &Response<Bytes>, fields: &[Pointer], mut digest: UserDigest, now: u64) -> Reading {
+pub(super) fn read(response: &Response<Bytes>, fields: &[Pointer], mut digest: UserDigest, now: u64) -> TokenAnswer {
     match response.status() {
         StatusCode::OK => {}
-        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => return Reading::RefusedCredentials(status),
-        other => return Reading::of_status(other),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return TokenAnswer::refused_credentials(),
+        other => return TokenAnswer::of_status(other),
     }
     let Some(answer) = std::str::from_utf8(response.body()).ok().and_then(members) else {
-        return Reading::unusable("it is no JSON object");
+        return TokenAnswer::unusable("it is no JSON object");
     };
     match member(&answer, "active").map(RawValue::get) {
         Some("true") => {}
-        Some("false") => return Reading::Refused,
-        _ => return Reading::unusable("it does not say whether the token is active"),
+        Some("false") => return TokenAnswer::refused(),
+        _ => return TokenAnswer::unusable("it does not say whether the token is active"),
     }
     let ends = match member(&answer, "exp").filter(|exp| exp.get() != "null").map(numeric_date) {
-        Some(None) => return Reading::unusable("its \"exp\" is no time"),
+        Some(None) => return TokenAnswer::unusable("its \"exp\" is no time"),
         ends => ends.flatten(),
     };
     let added = if fields.is_empty() {
@@ -95,8 +95,8 @@ pub(super) fn read(response: &Response<Bytes>, fields: &[Pointer], mut digest: U
         })
     };
     match added {
-        Ok(()) => Reading::user(digest.finish(), ends, now),
-        Err(field) => Reading::Incomplete(format!("{field} is missing or cannot be compared")),
+        Ok(()) => TokenAnswer::user(digest.finish(), ends, now),
+        Err(field) => TokenAnswer::incomplete(&field),
     }
 }
 

@@ -9,16 +9,15 @@ use http::{HeaderValue, Request, StatusCode};
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout_at};
 
-use super::Outcome;
-use super::breaker::{Evidence, ProviderBreaker, Suspect};
-use super::requests::{Reading, Requests};
+use super::breaker::{Blame, Health, ProviderBreaker};
+use super::requests::Requests;
 use super::single_flight::{Flight, SingleFlight};
 use crate::clock::{Clock, Moment};
 use crate::config::jwks::KeySet;
 use crate::config::{IdentityConfig, Url};
 use crate::limits::pause::retry_after;
 use crate::telemetry::log::{LogThrottle, events};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{IdentityResult, Metrics};
 use crate::upstream::{MemoryEndpoint, SetupError};
 
 /// A set that lacks a key is fetched again after this, in milliseconds: tokens name keys as they like.
@@ -62,8 +61,11 @@ impl RemoteKeys {
     /// The set, fetched anew where it has not what is `wanted` and is not new.
     ///
     /// # Errors
-    /// There is none.
-    pub(super) async fn keys(self: &Arc<Self>, wanted: impl Fn(&KeySet) -> bool) -> Result<Arc<KeySet>, Outcome> {
+    /// There is none, for this reason.
+    pub(super) async fn keys(
+        self: &Arc<Self>,
+        wanted: impl Fn(&KeySet) -> bool,
+    ) -> Result<Arc<KeySet>, IdentityResult> {
         let now = self.clock.now();
         let (known, age) = match self.known(now) {
             Some((known, age)) => (Some(known), age),
@@ -75,14 +77,15 @@ impl RemoteKeys {
             }
             return Ok(Arc::clone(known));
         }
+        let usable = |known: Option<Arc<KeySet>>| known.filter(|keys| !keys.0.is_empty());
         if age < LACKING {
-            return known.ok_or(Outcome::Failed);
+            return usable(known).ok_or(IdentityResult::Failed);
         }
-        let Some(flight) = self.fetch() else { return known.ok_or(Outcome::BreakerOpen) };
+        let Some(flight) = self.fetch() else { return usable(known).ok_or(IdentityResult::BreakerOpen) };
         // The task has a deadline of its own, from when it began.
         let _ = timeout_at(Instant::now() + self.timeout, flight.result()).await;
         let fetched = self.known(self.clock.now()).map(|(keys, _)| keys);
-        fetched.ok_or(Outcome::Failed)
+        usable(fetched).ok_or(IdentityResult::Failed)
     }
 
     /// The set, unless it is too old, and its age.
@@ -116,19 +119,20 @@ impl RemoteKeys {
             Ok(response) if response.status() == StatusCode::OK => {
                 KeySet::parse(response.body()).map_err(|reason| format!("it {reason}"))
             }
-            Ok(response) => match Reading::of_status(response.status()) {
-                Reading::Unusable(reason) => Err(reason.into_owned()),
-                _ => Err(String::new()),
-            },
+            Ok(response) => Err(format!("its status is {}", response.status().as_u16())),
             Err(error) => Err(error.to_string()),
         };
-        match keys {
-            Ok(keys) => {
-                *self.fetched.lock() = Some((Arc::new(keys.public()), sent));
-                admission.record(Evidence::Works, "");
-            }
+        let stored = keys.and_then(|keys| {
+            let keys = keys.public();
+            let is_empty = keys.0.is_empty();
+            // Also an empty set, which says that the keys before it are withdrawn.
+            *self.fetched.lock() = Some((Arc::new(keys), sent));
+            if is_empty { Err("it has no public key that verifies signatures".to_owned()) } else { Ok(()) }
+        });
+        match stored {
+            Ok(()) => admission.record(Health::Works, ""),
             Err(reason) => {
-                admission.record(Evidence::Fails(Suspect::Provider, wish), &reason);
+                admission.record(Health::Fails(Blame::Provider, wish), &reason);
                 self.failed.when_due(|suppressed| events::IdentityFailed { reason: &reason, suppressed }.log());
             }
         }

@@ -8,9 +8,9 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use prometheus::Histogram;
 use tokio::time::Instant;
 
-use crate::auth::UserId;
+use crate::auth::{TokenStatus, UserId};
 use crate::config::IdentityConfig;
-use crate::telemetry::metrics::{GaugeGuard, Metrics};
+use crate::telemetry::metrics::{GaugeGuard, IdentityResult, Metrics};
 use crate::upstream::{MemoryEndpoint, ProviderClient, ProviderError, SetupError};
 
 /// The longest answer. A Keystone with many services answers with tens of kilobytes.
@@ -65,36 +65,49 @@ impl Drop for Observed<'_> {
 }
 
 /// What an answer says of a token.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Reading {
-    User {
-        id: UserId,
-        /// In Unix milliseconds.
-        ends: Option<u64>,
-    },
-    /// The token is not valid.
-    Refused,
-    /// It lacks what makes a user, or what does has no canonical form: the field's name.
-    Incomplete(String),
-    /// The provider refuses sidelink's own credentials.
-    RefusedCredentials(StatusCode),
-    /// Nothing: the reason, without a word of the answer.
-    Unusable(Cow<'static, str>),
+#[derive(Debug)]
+pub(super) struct TokenAnswer {
+    pub(super) status: TokenStatus,
+    /// Why it is of use to nobody, or which field is missing, without a word of the answer.
+    pub(super) reason: Cow<'static, str>,
 }
 
-impl Reading {
-    pub(super) fn unusable(reason: &'static str) -> Self {
-        Self::Unusable(reason.into())
+impl TokenAnswer {
+    /// Of a user whose token `ends` then, in Unix milliseconds.
+    pub(super) fn user(id: UserId, ends: Option<u64>, now: u64) -> Self {
+        if ends.is_some_and(|ends| ends <= now) {
+            return Self::refused();
+        }
+        Self { status: TokenStatus::User { id, expires: ends, is_active: true }, reason: "".into() }
+    }
+
+    /// The token is not valid.
+    pub(super) fn refused() -> Self {
+        Self::of(IdentityResult::Refused, "")
+    }
+
+    /// `field` is missing, or has no canonical form.
+    pub(super) fn incomplete(field: &str) -> Self {
+        Self::of(IdentityResult::Apart, format!("{field} is missing or cannot be compared"))
+    }
+
+    /// The provider refuses sidelink's own credentials.
+    pub(super) fn refused_credentials() -> Self {
+        Self::of(IdentityResult::Credentials, "it refuses sidelink's own credentials")
+    }
+
+    /// The answer, or that there is none, says nothing of the token.
+    pub(super) fn unusable(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self::of(IdentityResult::Failed, reason)
     }
 
     /// Of an answer of any other status than those that a style knows.
     pub(super) fn of_status(status: StatusCode) -> Self {
-        Self::Unusable(format!("its status is {}", status.as_u16()).into())
+        Self::unusable(format!("its status is {}", status.as_u16()))
     }
 
-    /// Of a user whose token `ends` then.
-    pub(super) fn user(id: UserId, ends: Option<u64>, now: u64) -> Self {
-        if ends.is_some_and(|ends| ends <= now) { Self::Refused } else { Self::User { id, ends } }
+    fn of(result: IdentityResult, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { status: TokenStatus::NoUser(result), reason: reason.into() }
     }
 }
 

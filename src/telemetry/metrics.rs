@@ -16,7 +16,7 @@ pub use api::{ApiFamilies, ApiMetrics};
 pub use family::{Counters, FleetInfo, Gauges, PerLabel};
 use family::{RequestDurations, Responses, families};
 pub use labels::{
-    AttemptResult, Bounded, BreakerState, Bypass, CallResult, CertificateUse, Code, Eviction, Evidence, IdResult,
+    AttemptResult, Bounded, BreakerState, Bypass, CallResult, CertificateUse, Code, Eviction, EvidenceKind, IdResult,
     IdentityResult, Label, Limit, Operation, Outcome, PurgeTarget, Reason, Refetch, Route, SharedFailure, Source,
     SpanResult, Tally,
 };
@@ -57,7 +57,7 @@ families! {
         /// Calls and requests of other routes that were sent again on a new connection, because HTTP/2 proved that they were not processed, or a reused connection ended before any byte of an answer.
         pub upstream_resends: IntCounter = "upstream_resends_total", counter();
         /// The evidence by which the breaker has opened, or refuses single sources, by kind; 0 while it does neither.
-        pub breaker_evidence: Gauges<Evidence> = "breaker_evidence", gauges("kind");
+        pub breaker_evidence: Gauges<EvidenceKind> = "breaker_evidence", gauges("kind");
         /// 1 for the state that the breaker is in, 0 for the others. A closed breaker lets every call through, a half-open one a single probe, an open one none.
         pub breaker_state: Gauges<BreakerState> = "breaker_state", breaker();
         /// Links and remembered absences in memory now.
@@ -168,9 +168,9 @@ impl Metrics {
         self.reload_success_timestamp.set(i64::try_from(unix_seconds).unwrap_or(i64::MAX));
     }
 
-    /// Shows the breaker's evidence, in the order of [`Evidence::ALL`].
-    pub fn show_breaker_evidence(&self, counts: [usize; Evidence::ALL.len()]) {
-        for (kind, count) in Evidence::ALL.into_iter().zip(counts) {
+    /// Shows the breaker's evidence, in the order of [`EvidenceKind::ALL`].
+    pub fn show_breaker_evidence(&self, counts: [usize; EvidenceKind::ALL.len()]) {
+        for (kind, count) in EvidenceKind::ALL.into_iter().zip(counts) {
             self.breaker_evidence.set(kind, count);
         }
     }

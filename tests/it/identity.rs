@@ -27,6 +27,13 @@ use crate::support::LOOPBACK;
 const HOUR: Duration = Duration::from_secs(3600);
 /// 2026-11-24, midnight.
 const EPOCH: i64 = 1_795_478_400_000;
+const REFUSED: TokenStatus = TokenStatus::NoUser(IdentityResult::Refused);
+const APART: TokenStatus = TokenStatus::NoUser(IdentityResult::Apart);
+const UNVERIFIED: TokenStatus = TokenStatus::NoUser(IdentityResult::Unverified);
+const EXPIRED: TokenStatus = TokenStatus::NoUser(IdentityResult::Expired);
+const FAILED: TokenStatus = TokenStatus::NoUser(IdentityResult::Failed);
+const CREDENTIALS: TokenStatus = TokenStatus::NoUser(IdentityResult::Credentials);
+const BREAKER_OPEN: TokenStatus = TokenStatus::NoUser(IdentityResult::BreakerOpen);
 
 /// The simulated IAM, and what asks it.
 struct World {

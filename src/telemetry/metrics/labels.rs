@@ -222,7 +222,7 @@ labels! {
     }
 
     /// The breaker's evidence.
-    pub enum Evidence {
+    pub enum EvidenceKind {
         /// Callers whose calls failed.
         Callers = "callers",
         /// Sets of ids whose calls failed.
@@ -395,12 +395,20 @@ labels! {
         User = "user",
         /// The identity provider says that it is not valid.
         Refused = "refused",
-        /// The answer, or the token itself, has not all that makes a user, or its signature does not verify.
+        /// The answer, or the token itself, has not all that makes a user, or what cannot be compared.
         Apart = "apart",
+        /// It is no JSON Web Token that a key of the set verifies.
+        Unverified = "unverified",
+        /// Its signature verifies, but it is over or not valid yet, or does not say.
+        Expired = "expired",
         /// Nothing: the identity provider is down or slow, or its answer cannot be used.
         Failed = "failed",
-        /// It was not asked for: too many requests were under way, or too many in a second of tokens that the endpoint has not accepted.
+        /// Nothing: the identity provider refuses sidelink's own credentials.
+        Credentials = "credentials",
+        /// It was not asked for: too many requests were under way.
         Limited = "limited",
+        /// It was not asked for: too many were, in a second or at a time, of tokens that the endpoint has not accepted.
+        Unaccepted = "unaccepted",
         /// It was not asked for, since the identity provider fails.
         BreakerOpen = "breaker_open",
     }

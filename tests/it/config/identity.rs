@@ -138,10 +138,59 @@ fn errors_of_the_identity_table_have_their_place() {
         (format!("{keystone}\nclient_cert = \"/nowhere\""), "needs callers.identity.client_key"),
         (format!("{keystone}\nproxy = \"https://proxy\""), "callers.identity.proxy: must begin with http://"),
         (format!("{keystone}\nproxy_credentials_file = {token}"), "must hold USER:PASSWORD"),
+        (
+            format!("claims = [\"aud\", \"iss\"]\njwks_file = {keys}"),
+            "4: callers.identity.claims: names nothing that differs between users: everybody would be one user; add \"sub\"",
+        ),
+        (
+            format!("{oauth2}\ntoken_file = {token}\nidentity = [\"/iss\"]"),
+            "7: callers.identity.identity: names nothing that differs between users: everybody would be one user; add \"/sub\"",
+        ),
+        (format!("{keystone}\nrequests = 1"), "5: callers.identity.requests: must be"),
     ] {
         let error = with_identity(&lines).expect_err(&lines).to_string();
         assert!(error.contains(message), "{lines}: {error}");
         assert!(!error.contains("marked"), "{error}");
+    }
+}
+
+#[test]
+fn fields_that_name_no_user_are_warned_of_with_the_one_that_does() {
+    let (keys, token) = (secret_file(KEYS, 0o600), secret_file("secret", 0o600));
+    let claims = |list: &str| {
+        (
+            format!("claims = {list}\njwks_file = \"{}\"", keys.path().display()),
+            "4: callers.identity.claims: ",
+            "\"sub\"",
+        )
+    };
+    let keystone = |list: &str| {
+        let lines = format!("introspect = \"https://iam/v3/auth/tokens\"\nidentity = {list}");
+        (lines, "5: callers.identity.identity: ", "\"/token/user/id\"")
+    };
+    let oauth2 = |list: &str| {
+        let file = token.path().display();
+        let lines =
+            format!("introspect = \"https://iam/i\"\nstyle = \"oauth2\"\ntoken_file = \"{file}\"\nidentity = {list}");
+        (lines, "7: callers.identity.identity: ", "\"/sub\"")
+    };
+    for ((lines, place, remedy), is_warned) in [
+        (claims("[\"iss\", \"sub\"]"), false),
+        (claims("[\"tid\", \"oid\"]"), false),
+        (claims("[\"azp\", \"scope\"]"), true),
+        (claims("[\"https://example.com/employee\"]"), true),
+        (keystone("[\"/token/user\"]"), false),
+        (keystone("[\"/token/user/id\", \"/token/roles\"]"), false),
+        (keystone("[\"/token/user/domain/id\"]"), true),
+        (keystone("[\"/token/project/id\", \"/token/roles\"]"), true),
+        (oauth2("[\"/sub\"]"), false),
+        (oauth2("[\"/ext/user_id\"]"), false),
+        (oauth2("[\"/client_id\", \"/scope\"]"), true),
+    ] {
+        let warnings: Vec<String> =
+            with_identity(&lines).expect(&lines).warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(!warnings.is_empty(), is_warned, "{lines}: {warnings:?}");
+        assert!(warnings.iter().all(|text| text.contains(place) && text.contains(remedy)), "{warnings:?}");
     }
 }
 
@@ -159,7 +208,8 @@ fn a_set_of_keys_is_read_as_the_rfc_says() {
     let keys = KeySet::parse(KEYS.as_bytes()).unwrap();
     assert_eq!(keys.0[0].name.as_deref(), Some("a"));
     assert!(matches!(&keys.0[0].material, KeyMaterial::Ed25519(key) if key.len() == 32));
-    let refused = |key: &str| KeySet::parse(format!("{{\"keys\":[{key}]}}").as_bytes()).is_err();
+    let parse = |keys: &str| KeySet::parse(format!("{{\"keys\":[{keys}]}}").as_bytes());
+    let refused = |key: &str| parse(key).is_ok_and(|keys| keys.0.is_empty());
     let ed25519 = r#""kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo""#;
     assert!(!refused(&format!("{{{ed25519},\"use\":\"sig\",\"key_ops\":[\"verify\"]}}")));
     for key in [
@@ -177,5 +227,5 @@ fn a_set_of_keys_is_read_as_the_rfc_says() {
         assert!(refused(&key), "{key}");
     }
     let many = vec![format!("{{{ed25519}}}"); 65].join(",");
-    assert!(refused(&many));
+    assert!(parse(&many).is_err());
 }

@@ -1,5 +1,7 @@
 //! A JSON Web Token is whom its claims say, if a key of the set verifies it; a forged one is nobody.
 
+use std::time::Instant;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
@@ -12,7 +14,7 @@ use sidelink::demo::origin::ScriptedReply;
 use sidelink::demo::origin::iam::{Grant, JwtAlgorithm};
 use sidelink::telemetry::metrics::IdentityResult;
 
-use super::{Asker, EPOCH, HOUR, World};
+use super::{APART, Asker, EPOCH, EXPIRED, FAILED, HOUR, UNVERIFIED, World};
 
 /// Tokens of each algorithm, their keys, and forged ones.
 fn recorded() -> Value {
@@ -20,11 +22,15 @@ fn recorded() -> Value {
 }
 
 fn asker(keys: &Value, claims: &[&str], clock: &Clock) -> Asker {
+    Asker::new(&config(keys, claims), clock)
+}
+
+fn config(keys: &Value, claims: &[&str]) -> IdentityConfig {
     let secret = KeySet::parse(json!({ "keys": keys }).to_string().as_bytes()).unwrap();
     let mut config = IdentityConfig::blank();
     config.jwks_file = Some(StoredSecret { secret, source: "jwks.json".into() });
     config.claims = claims.iter().map(|claim| (*claim).to_owned()).collect();
-    Asker::new(&config, clock)
+    config
 }
 
 const SECRET: &[u8] = &[7; 64];
@@ -73,12 +79,12 @@ async fn tokens_of_every_algorithm_are_verified_and_forged_ones_are_nobody() {
             format!("{header}.{payload}.{signature}="),
             format!("{header}.{payload}.{signature}\n"),
         ] {
-            assert_eq!(asker.ask(&forged).await, TokenStatus::Unknown, "{algorithm}: {forged}");
+            assert_eq!(asker.ask(&forged).await, UNVERIFIED, "{algorithm}: {forged}");
         }
     }
     assert!(users.iter().all(|user| *user == users[0]), "their claims are the same");
     for (case, token) in recorded["forged"].as_object().unwrap() {
-        assert_eq!(asker.ask(token.as_str().unwrap()).await, TokenStatus::Unknown, "{case}");
+        assert_eq!(asker.ask(token.as_str().unwrap()).await, UNVERIFIED, "{case}");
     }
 }
 
@@ -91,7 +97,7 @@ async fn a_key_is_used_only_for_what_it_says() {
         json!([key])
     };
     let token = recorded["tokens"]["RS256"].as_str().unwrap();
-    let works = async |keys: &Value| asker(keys, &["sub"], &clock).ask(token).await != TokenStatus::Unknown;
+    let works = async |keys: &Value| asker(keys, &["sub"], &clock).ask(token).await != UNVERIFIED;
     assert!(works(&rsa("alg", json!("RS256"))).await);
     let modulus = URL_SAFE_NO_PAD.decode(recorded["keys"][0]["n"].as_str().unwrap()).unwrap();
     let padded = URL_SAFE_NO_PAD.encode([&[0], &modulus[..]].concat());
@@ -113,7 +119,7 @@ async fn a_token_without_a_key_name_is_tried_with_each_key_that_fits() {
     let text =
         format!("{}.{}", URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","kid":"short"}"#), URL_SAFE_NO_PAD.encode(payload));
     let token = format!("{text}.{}", URL_SAFE_NO_PAD.encode(hmac::sign(&key, text.as_bytes())));
-    assert_eq!(asker.ask(&token).await, TokenStatus::Unknown, "RFC 7518 §3.2: the secret is shorter than the digest");
+    assert_eq!(asker.ask(&token).await, UNVERIFIED, "RFC 7518 §3.2: the secret is shorter than the digest");
 }
 
 #[tokio::test]
@@ -148,7 +154,7 @@ async fn headers_and_claims_are_read_strictly() {
         r#"{"alg":"none","alg":"HS256"}"#,
         r#"{"alg":"HS256"} x"#,
     ] {
-        assert_eq!(ask(header, &good).await, TokenStatus::Unknown, "{header}");
+        assert_eq!(ask(header, &good).await, UNVERIFIED, "{header}");
     }
     for payload in [
         format!("{{{rest}}}"),
@@ -169,13 +175,13 @@ async fn headers_and_claims_are_read_strictly() {
         "[]".into(),
         String::new(),
     ] {
-        assert_eq!(ask(header, &payload).await, TokenStatus::Unknown, "{payload}");
+        assert!(matches!(ask(header, &payload).await, EXPIRED | APART), "{payload}");
     }
     for token in ["", ".", "..", "...", "a.b.c", "MIIK", &format!("{}.{}", signed(header, &good), "x")] {
-        assert_eq!(asker.ask(token).await, TokenStatus::Unknown, "{token}");
+        assert_eq!(asker.ask(token).await, UNVERIFIED, "{token}");
     }
     let long = signed(header, &format!(r#"{{{rest},"exp":4102444800,"x":"{}"}}"#, "x".repeat(64 << 10)));
-    assert_eq!(asker.ask(&long).await, TokenStatus::Unknown);
+    assert_eq!(asker.ask(&long).await, UNVERIFIED);
     // What differs in one claim is another user, and the end of a token is not the end of another one.
     for payload in [
         r#"{"iss":"j","sub":"s","scope":"a b","exp":4102444800}"#,
@@ -193,11 +199,33 @@ async fn a_token_is_valid_until_its_end_and_not_a_moment_longer() {
     let second = u64::try_from(EPOCH).unwrap() / 1000;
     let token =
         signed(r#"{"alg":"HS256"}"#, &format!(r#"{{"sub":"1","nbf":{},"exp":{}}}"#, second + 100, second + 200));
-    assert_eq!(asker.ask(&token).await, TokenStatus::Unknown, "not yet");
+    assert_eq!(asker.ask(&token).await, EXPIRED, "not yet");
     clock.step(101_000);
     assert!(matches!(asker.ask(&token).await, TokenStatus::User { .. }));
     clock.step(100_000);
-    assert_eq!(asker.ask(&token).await, TokenStatus::Unknown, "no longer");
+    assert_eq!(asker.ask(&token).await, EXPIRED, "no longer");
+}
+
+/// Regression: each made-up token cost as many signatures as there are keys that fit.
+#[tokio::test]
+async fn signatures_of_tokens_that_nobody_has_accepted_are_verified_within_a_budget() {
+    let config = IdentityConfig { unaccepted: 3, ..config(&secret_key(), &["sub"]) };
+    let asker = Asker::new(&config, &Clock::simulated(EPOCH));
+    let good = signed(r#"{"alg":"HS256"}"#, r#"{"sub":"1","exp":4102444800}"#);
+    let text = good.rsplit_once('.').unwrap().0;
+    let began = Instant::now();
+    for number in 0..200 {
+        let forged = format!("{text}.{}", URL_SAFE_NO_PAD.encode([number; 32]));
+        asker.identities.look_up(forged.as_bytes(), false).await;
+        // Neither of these costs a signature.
+        asker.identities.look_up(format!("made-up-{number}").as_bytes(), false).await;
+    }
+    let verified = asker.count(IdentityResult::Unverified) - 200;
+    let budget = 3 * (1 + began.elapsed().as_secs());
+    assert!((3..=budget).contains(&verified), "{verified} of {budget}");
+    assert_eq!(asker.count(IdentityResult::Unaccepted), 200 - verified);
+    // An accepted one needs none of it.
+    asker.user(&good).await;
 }
 
 async fn with_keys_at_a_url() -> World {
@@ -225,13 +253,13 @@ async fn keys_at_a_url_are_fetched_once_and_again_for_a_key_that_they_lack() {
     world.iam.rotate_keys().unwrap();
     let new = jwt(&world, "anna", JwtAlgorithm::Es256);
     for _ in 0..10 {
-        assert_eq!(world.asker.ask(&new).await, TokenStatus::Unknown, "tokens name keys as they like");
+        assert_eq!(world.asker.ask(&new).await, UNVERIFIED, "tokens name keys as they like");
     }
     assert_eq!(world.iam.key_requests(), 1);
     world.clock.step(31_000);
     assert_eq!(world.asker.user(&new).await, users[0]);
     assert_eq!(world.iam.key_requests(), 2);
-    assert_eq!(world.asker.ask(&tokens[0]).await, TokenStatus::Unknown, "its key was withdrawn");
+    assert_eq!(world.asker.ask(&tokens[0]).await, UNVERIFIED, "its key was withdrawn");
 }
 
 #[tokio::test]
@@ -252,24 +280,38 @@ async fn an_old_set_is_fetched_again_in_the_background_and_a_very_old_one_is_not
     world.clock.step(50 * 60_000);
     assert_eq!(world.asker.user(&token).await, user);
     world.clock.step(20 * 60_000);
-    assert_eq!(world.asker.ask(&token).await, TokenStatus::Unknown);
-    assert_eq!(world.asker.count(IdentityResult::Failed), 1);
+    assert_eq!(world.asker.ask(&token).await, FAILED);
     world.iam.update(|behaviour| behaviour.reply = None);
     assert_eq!(world.asker.user(&token).await, user);
+}
+
+/// Regression: withdrawn keys verified for an hour where no key took their place, and a set of secrets was no failure.
+#[tokio::test]
+async fn a_set_without_a_key_that_counts_is_a_failure_and_ends_the_keys_before_it() {
+    for set in [json!({ "keys": secret_key() }), json!({ "keys": [] })] {
+        let world = with_keys_at_a_url().await;
+        let token = jwt(&world, "anna", JwtAlgorithm::Es256);
+        world.asker.user(&token).await;
+        world.iam.update(|behaviour| behaviour.reply = Some(ScriptedReply::json(200, set.to_string())));
+        world.clock.step(31_000);
+        // Names a key that the set lacks.
+        world.asker.ask(&signed(r#"{"alg":"ES256","kid":"s"}"#, "{}")).await;
+        assert_eq!(world.iam.key_requests(), 2);
+        world.asker.ask(&token).await;
+        assert_eq!(world.asker.counts(), [("user", 1), ("failed", 2)], "{set}");
+        world.iam.update(|behaviour| behaviour.reply = None);
+        world.clock.step(31_000);
+        world.asker.user(&token).await;
+    }
 }
 
 #[tokio::test]
 async fn an_answer_that_is_no_set_of_keys_and_secrets_that_anyone_gets_verify_nothing() {
     let secret = json!({ "keys": secret_key() }).to_string();
-    for (set, result) in [
-        (secret.as_str(), IdentityResult::Apart),
-        ("<html>", IdentityResult::Failed),
-        ("{\"keys\":[]}", IdentityResult::Failed),
-    ] {
+    for set in [secret.as_str(), "<html>", "{\"keys\":[]}"] {
         let world = with_keys_at_a_url().await;
         world.iam.update(|behaviour| behaviour.reply = Some(ScriptedReply::json(200, set.to_owned())));
         let payload = r#"{"iss":"i","sub":"s","aud":"a","scope":"","exp":4102444800}"#;
-        assert_eq!(world.asker.ask(&signed(r#"{"alg":"HS256","kid":"s"}"#, payload)).await, TokenStatus::Unknown);
-        assert_eq!(world.asker.count(result), 1, "{set}");
+        assert_eq!(world.asker.ask(&signed(r#"{"alg":"HS256","kid":"s"}"#, payload)).await, FAILED, "{set}");
     }
 }

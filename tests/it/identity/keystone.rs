@@ -6,7 +6,7 @@ use sidelink::demo::origin::ScriptedReply;
 use sidelink::demo::origin::iam::{Dialect, Grant};
 use sidelink::telemetry::metrics::IdentityResult;
 
-use super::{HOUR, World, reply, secret};
+use super::{APART, CREDENTIALS, FAILED, HOUR, REFUSED, World, reply, secret};
 
 fn grants() -> Vec<Grant> {
     let grant = |user, roles: &[&str]| Grant::new(user, "p", roles);
@@ -61,14 +61,14 @@ async fn a_token_that_is_revoked_or_over_is_refused_whoever_asks() {
         let (revoked, over) = (world.token("anna"), world.token("anna"));
         assert_eq!(world.asker.user(&revoked).await, world.asker.user(&over).await);
         world.iam.revoke(&revoked);
-        assert_eq!(world.asker.ask(&revoked).await, TokenStatus::Inactive);
+        assert_eq!(world.asker.ask(&revoked).await, REFUSED);
         world.asker.user(&over).await;
         world.clock.step(3_601_000);
-        assert_eq!(world.asker.ask(&over).await, TokenStatus::Inactive);
+        assert_eq!(world.asker.ask(&over).await, REFUSED);
         // The provider's clock is behind.
         let token = world.token("anna");
         world.iam.script(described(&json!({"user": {"id": "1"}, "expires_at": "2026-11-24T01:00:00Z"})));
-        assert_eq!(world.asker.ask(&token).await, TokenStatus::Inactive);
+        assert_eq!(world.asker.ask(&token).await, REFUSED);
     }
 }
 
@@ -84,8 +84,8 @@ async fn where_sidelinks_own_token_is_refused_nobody_elses_is() {
             config.token_file = Some(secret(&token));
         })
         .await;
-        assert_eq!(world.asker.ask(&world.token("anna")).await, TokenStatus::Unknown);
-        assert_eq!(world.asker.counts(), [("failed", 1)]);
+        assert_eq!(world.asker.ask(&world.token("anna")).await, CREDENTIALS);
+        assert_eq!(world.asker.counts(), [("credentials", 1)]);
     }
 }
 
@@ -137,14 +137,14 @@ async fn an_answer_that_is_none_keeps_the_token_apart() {
     ] {
         world.iam.script(script);
         let word = world.asker.ask(&token).await;
-        assert!(matches!(word, TokenStatus::NoUser | TokenStatus::Unknown), "{case}: {word:?}");
+        assert!(matches!(word, APART | FAILED), "{case}: {word:?}");
         // The next one is answered: nothing was held back.
         world.asker.user(&token).await;
     }
     // On a connection that was used before, and on a new one.
     world.iam.script(ScriptedReply::Reset);
     world.iam.script(ScriptedReply::Reset);
-    assert_eq!(world.asker.ask(&token).await, TokenStatus::Unknown);
+    assert_eq!(world.asker.ask(&token).await, FAILED);
     world.iam.script(text(&format!(r#"{{"token":{{{good}}}}}"#)));
     world.asker.user(&token).await;
 }
@@ -159,7 +159,7 @@ async fn an_answer_about_another_token_is_not_believed() {
         &[("x-subject-token", &bert)],
         r#"{"token":{"user":{"id":"1"},"expires_at":"2099-01-01T00:00:00Z"}}"#,
     ));
-    assert_eq!(world.asker.ask(&anna).await, TokenStatus::Unknown);
+    assert_eq!(world.asker.ask(&anna).await, FAILED);
     assert_ne!(world.asker.user(&anna).await, known);
 }
 
@@ -183,7 +183,7 @@ async fn chosen_fields_make_the_user_and_each_has_to_be_there() {
     for other in [1, 2, 3, 4] {
         assert_ne!(id(ask(&grants[other]).await), user);
     }
-    assert_eq!(ask(&grants[5]).await, TokenStatus::NoUser, "it has no project");
+    assert_eq!(ask(&grants[5]).await, APART, "it has no project");
     assert_eq!(world.asker.count(IdentityResult::Apart), 1);
 }
 
@@ -191,7 +191,7 @@ async fn chosen_fields_make_the_user_and_each_has_to_be_there() {
 async fn a_token_that_fits_in_no_header_is_not_asked_for() {
     let world = World::keystone(|_, _| {}).await;
     for token in ["", "a\nb", "a\0"] {
-        assert_eq!(world.asker.ask(token).await, TokenStatus::NoUser);
+        assert_eq!(world.asker.ask(token).await, APART);
     }
     assert_eq!((world.iam.requests(), world.asker.counts()), (0, vec![("apart", 3)]));
 }

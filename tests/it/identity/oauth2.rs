@@ -6,7 +6,7 @@ use sidelink::demo::origin::ScriptedReply;
 use sidelink::demo::origin::iam::Grant;
 use sidelink::telemetry::metrics::IdentityResult;
 
-use super::{HOUR, World, reply, secret};
+use super::{APART, CREDENTIALS, FAILED, HOUR, REFUSED, World, reply, secret};
 
 #[tokio::test]
 async fn tokens_of_one_subject_client_scope_and_audience_are_one_user() {
@@ -48,17 +48,17 @@ async fn a_token_that_is_not_active_is_refused() {
     };
     assert!(expires > world.clock.now().unix_millis());
     world.iam.revoke(&token);
-    assert_eq!(world.asker.ask(&token).await, TokenStatus::Inactive);
+    assert_eq!(world.asker.ask(&token).await, REFUSED);
     world.iam.script(answer(&json!({"active": true, "sub": "1", "client_id": "2", "scope": "", "exp": 1_700_000_000})));
-    assert_eq!(world.asker.ask(&token).await, TokenStatus::Inactive, "it is over");
+    assert_eq!(world.asker.ask(&token).await, REFUSED, "it is over");
     assert_eq!(world.asker.counts(), [("user", 1), ("refused", 2)]);
 }
 
 #[tokio::test]
 async fn where_sidelinks_own_credentials_are_refused_nobody_elses_are() {
     let world = World::oauth2(|_, config| config.client_file = Some(secret("sidelink:wrong"))).await;
-    assert_eq!(world.asker.ask(&world.token("anna")).await, TokenStatus::Unknown);
-    assert_eq!(world.asker.counts(), [("failed", 1)]);
+    assert_eq!(world.asker.ask(&world.token("anna")).await, CREDENTIALS);
+    assert_eq!(world.asker.counts(), [("credentials", 1)]);
 }
 
 fn answer(value: &Value) -> ScriptedReply {
@@ -83,7 +83,7 @@ async fn an_answer_that_lacks_a_field_or_is_none_keeps_the_token_apart() {
     let count = lacks.len() as u64;
     for script in lacks {
         world.iam.script(script);
-        assert_eq!(world.asker.ask(&token).await, TokenStatus::NoUser);
+        assert_eq!(world.asker.ask(&token).await, APART);
     }
     assert_eq!(world.asker.counts(), [("apart", count)]);
     for (case, script) in [
@@ -105,7 +105,7 @@ async fn an_answer_that_lacks_a_field_or_is_none_keeps_the_token_apart() {
         ("a JWT", text("eyJhbGciOiJub25lIn0.e30.")),
     ] {
         world.iam.script(script);
-        assert_eq!(world.asker.ask(&token).await, TokenStatus::Unknown, "{case}");
+        assert_eq!(world.asker.ask(&token).await, FAILED, "{case}");
         world.asker.user(&token).await;
     }
     world.iam.script(with("exp", json!(4_102_444_800.75)));
@@ -128,6 +128,6 @@ async fn chosen_fields_make_the_user_and_each_has_to_be_there() {
     assert_eq!(world.asker.user(&token(elsewhere)).await, user, "what is not chosen does not count");
     let other = Grant::new("anna", "p", &["a", "b"]).with("tenant", json!("y"));
     assert_ne!(world.asker.user(&token(other)).await, user);
-    assert_eq!(world.asker.ask(&token(Grant::new("anna", "p", &["a", "b"]))).await, TokenStatus::NoUser);
+    assert_eq!(world.asker.ask(&token(Grant::new("anna", "p", &["a", "b"]))).await, APART);
     assert_eq!(world.asker.count(IdentityResult::Apart), 1);
 }

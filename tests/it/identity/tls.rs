@@ -1,13 +1,12 @@
 //! The identity provider is trusted by its own certificate authority, and may ask for a certificate of sidelink's. It may be behind an
 //! egress proxy, which sees no token over TLS.
 
-use sidelink::auth::TokenStatus;
 use sidelink::config::{Endpoint, IdentityConfig, Url};
 use sidelink::demo::origin::iam::Iam;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
-use super::{Asker, World};
+use super::{Asker, FAILED, World};
 use crate::egress::{EgressProxy, OPEN};
 use crate::support::LOOPBACK;
 use crate::tls::{Authority, acceptor, write};
@@ -56,10 +55,10 @@ async fn only_a_provider_that_is_trusted_is_asked_and_it_sees_sidelinks_certific
     assert!(asker.identities.trust_is_unchanged(&config));
 
     let anonymous = IdentityConfig { client_cert: None, client_key: None, ..config.clone() };
-    assert_eq!(Asker::new(&anonymous, &world.clock).ask(&token).await, TokenStatus::Unknown);
+    assert_eq!(Asker::new(&anonymous, &world.clock).ask(&token).await, FAILED);
     let before = world.iam.requests();
     write(&files, "ca.pem", &Authority::new().pem());
     assert!(!asker.identities.trust_is_unchanged(&config), "the file has changed");
-    assert_eq!(Asker::new(&config, &world.clock).ask(&token).await, TokenStatus::Unknown);
+    assert_eq!(Asker::new(&config, &world.clock).ask(&token).await, FAILED);
     assert_eq!(world.iam.requests(), before, "who is not trusted sees no token");
 }

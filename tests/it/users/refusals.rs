@@ -176,3 +176,28 @@ async fn a_token_that_is_refused_while_its_batch_waits_for_anothers_call_gets_no
     world.assert_of(&first, &owner.await.unwrap());
     assert_eq!(joiner.await.unwrap().status, StatusCode::UNAUTHORIZED);
 }
+
+/// Regression: all tokens of its user had to be accepted again.
+#[tokio::test]
+async fn a_401_to_a_batch_with_cookies_concerns_its_token_alone_whatever_the_forwarded_batch_gets() {
+    for is_refused in [false, true] {
+        let world = World::start().await;
+        let [refused, other] = world.tokens("alice");
+        world.batch(&refused, &["1"]).await;
+        world.batch(&other, &["1"]).await;
+        world.stack.origin.script(error(401));
+        if is_refused {
+            world.stack.origin.script(error(401));
+        }
+        let headers = [("x-auth-token", &*refused), ("cookie", "a=b")];
+        let reply = world.stack.client.get(&crate::support::query(&["2"]), &headers).await;
+        assert_eq!(reply.status.as_u16(), if is_refused { 401 } else { 200 });
+        let before = world.asked().len();
+        world.batch(&other, &["1"]).await;
+        assert_eq!(world.asked().len(), before, "from memory");
+        world.batch(&refused, &["1"]).await;
+        assert_eq!(world.asked().last().unwrap(), &(refused.clone(), vec!["1".to_owned()]), "nobody vouches for it");
+        world.batch(&refused, &["1"]).await;
+        assert_eq!(world.asked().len(), before + 1, "the endpoint has taken it");
+    }
+}

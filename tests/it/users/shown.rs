@@ -1,8 +1,9 @@
 //! Operators see who is one user, by short hashes, and how the identity provider does; no token and no answer is shown.
 
 use serde_json::Value;
+use sidelink::demo::origin::ScriptedReply;
 
-use super::World;
+use super::{World, identity};
 use crate::process::{Files, Process};
 use crate::support::TestClient;
 
@@ -28,6 +29,69 @@ async fn explain_names_the_user_of_a_token_and_how_many_callers_it_has() {
     assert_ne!(first["hash"], second["hash"]);
     assert_eq!(first["user"]["callers"], 2);
     assert!(first["user"]["known_seconds"].as_f64().unwrap() <= 300.0);
+}
+
+#[tokio::test]
+async fn explain_tells_why_a_token_has_no_user() {
+    let world = World::start().await;
+    let token = world.token("alice");
+    let no_user = async |token: &str| {
+        let reply = world.admin().get("/explain?accessory_ids=1", &[("x-auth-token", token)]).await;
+        reply.json()["caller"]["no_user"].clone()
+    };
+    assert_eq!(no_user(&token).await["reason"], "not_asked");
+    for (status, body, reason) in [
+        (404, "{}", "refused"),
+        (200, r#"{"token":{"user":{},"expires_at":"2099-01-01T00:00:00Z"}}"#, "apart"),
+        (500, "{}", "failed"),
+    ] {
+        let token = world.token("alice");
+        world.iam.script(ScriptedReply::json(status, body));
+        world.batch(&token, &["1"]).await;
+        let said = no_user(&token).await;
+        assert_eq!(said["reason"], reason, "{said}");
+        assert!(said["why"].as_str().is_some_and(|why| !why.is_empty()), "{said}");
+        assert!(said["looked_up_again_seconds"].as_f64().is_some_and(|left| left > 0.0), "{said}");
+        // It is said for as long as nothing else is known.
+        world.clock.step(301_000);
+        assert_eq!(no_user(&token).await["reason"], reason);
+    }
+    world.batch(&token, &["1"]).await;
+    assert_eq!(no_user(&token).await, Value::Null, "it has one");
+    world.stack.origin.script(ScriptedReply::json(401, "{}"));
+    world.stack.client.batch(&token, &["2"]).await;
+    assert_eq!(no_user(&token).await["reason"], "unauthorized");
+}
+
+#[tokio::test]
+async fn a_page_says_that_the_identity_provider_refuses_sidelinks_own_credentials_and_not_that_it_refuses_tokens() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "sidelink:wrong").unwrap();
+    let world = World::with(
+        |_| {},
+        |iam, config| {
+            let (url, file) = (iam.introspection_url(), file.path().display());
+            let lines = format!("introspect = \"{url}\"\nstyle = \"oauth2\"\nclient_file = \"{file}\"");
+            config.callers.identity = Some(identity(&lines));
+        },
+    )
+    .await;
+    let kinds = async || {
+        let alerts = world.admin().get("/status.json", &[]).await.json()["alerts"].clone();
+        alerts.as_array().unwrap().iter().map(|alert| alert["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    for token in world.tokens::<4>("alice") {
+        world.batch(&token, &["1"]).await;
+    }
+    assert_eq!(kinds().await, [""; 0], "it may be those tokens");
+    world.batch(&world.token("alice"), &["1"]).await;
+    assert_eq!(kinds().await, ["identity_credentials"]);
+    let refused = world.stack.metric(r#"sidelink_identity_requests_total{result="credentials"}"#).await;
+    assert_eq!(refused, 5.0);
+    // It answers, that a token is not active.
+    world.iam.script(ScriptedReply::json(200, r#"{"active":false}"#));
+    world.batch(&world.token("alice"), &["1"]).await;
+    assert_eq!(kinds().await, [""; 0]);
 }
 
 #[tokio::test]

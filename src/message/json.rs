@@ -92,7 +92,7 @@ fn place(token: &str) -> Option<usize> {
 }
 
 /// Where `part`, a piece of `whole`, lies in it.
-pub(super) fn range_of(whole: &str, part: &str) -> Option<Range<usize>> {
+pub(crate) fn range_of(whole: &str, part: &str) -> Option<Range<usize>> {
     let start = part.as_ptr().addr().checked_sub(whole.as_ptr().addr())?;
     let range = start..start.checked_add(part.len())?;
     (whole.get(range.clone())? == part).then_some(range)
@@ -106,7 +106,7 @@ pub(crate) fn string(value: &RawValue) -> Option<Cow<'_, str>> {
 }
 
 /// The text of a value that is an integer.
-pub(super) fn integer(value: &RawValue) -> Option<&str> {
+pub(crate) fn integer(value: &RawValue) -> Option<&str> {
     let text = value.get();
     let digits = text.strip_prefix('-').unwrap_or(text);
     (!digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())).then_some(text)

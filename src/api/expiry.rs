@@ -32,6 +32,11 @@ pub enum StatedExpiry {
 }
 
 impl StatedExpiry {
+    /// Whether it is written anew for whoever is answered.
+    pub fn is_relative(&self) -> bool {
+        matches!(self, Self::In { .. })
+    }
+
     /// Reads a field, which lies at `place` in the item's text. `None`: it says nothing, as Go's zero time does, which servers write for
     /// a link that does not end, and git-lfs reads so (`IsExpiredAtOrIn`).
     pub(super) fn read(value: &RawValue, place: Option<Range<usize>>) -> Option<Self> {

@@ -405,12 +405,12 @@ const ENCODED_COMMAS: [&str; 2] = ["%2C", "%2c"];
 /// What stands between ids that are listed in one value, where the API takes such lists.
 fn separator_of(api: &BatchApi, query: &str, ids: &[Id<'_>]) -> Result<Option<&'static str>, NotABatch> {
     let has = |byte| memchr(byte, query.as_bytes()).is_some();
-    let stands = |separator: &str| ids.iter().any(|id| id.written.contains(separator));
+    let is_used = |separator: &str| ids.iter().any(|id| id.written.contains(separator));
     let takes = |style| api.ids.styles.contains(&style);
     // Who splits at encoded commas has decoded them, and splits at plain ones as well: no id has one in it.
     let (takes_plain, takes_encoded) = (takes(Style::Comma), takes(Style::EncodedComma));
-    let plain = ((takes_plain || takes_encoded) && has(b',') && stands(",")).then_some(",");
-    let encoded = ENCODED_COMMAS.into_iter().filter(|comma| takes_encoded && has(b'%') && stands(comma));
+    let plain = ((takes_plain || takes_encoded) && has(b',') && is_used(",")).then_some(",");
+    let encoded = ENCODED_COMMAS.into_iter().filter(|comma| takes_encoded && has(b'%') && is_used(comma));
     let mut found = plain.into_iter().chain(encoded);
     match (found.next(), found.next()) {
         (Some(","), None) if !takes_plain => Err(NotABatch::Unreadable(Misfit::Style)),

@@ -220,7 +220,7 @@ impl Callers {
         Some((membership.short(), callers, left))
     }
 
-    /// For an operator: why a caller has no user, in a word and in words, and the milliseconds until it is looked up again, with its next
+    /// For an operator: why a caller has no user, as a label and its meaning, and the milliseconds until it is looked up again, with its next
     /// batch then; `None` where it has one.
     pub(crate) fn no_user_now(
         &self,

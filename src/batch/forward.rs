@@ -96,13 +96,13 @@ impl BatchRoute {
 
     /// Why a batch is forwarded after an error of this status and body for a part of it.
     fn reason_of_part(&self, status: StatusCode, body: &[u8]) -> Bypass {
-        let says_why = status != StatusCode::OK || answer::error_code(&self.api, body).is_some();
-        if says_why { Bypass::Part } else { Bypass::NoList }
+        let is_error = status != StatusCode::OK || answer::is_error(&self.api, body);
+        if is_error { Bypass::Part } else { Bypass::NoList }
     }
 
-    /// Forwards a batch, for this `reason`, after an error for a part of it. `None`: the endpoint refuses a batch that is larger than a call of sidelink's own
-    /// (not `fits`), so that the error of the part says more. No budget limits this: where it was used up, the error of a part would be
-    /// passed on as that of the batch.
+    /// Forwards a batch, for this `reason`, after an error for a part of it. `None`: the endpoint refuses a batch that is larger than a
+    /// call of sidelink's own (not `fits`), so that the error of the part says more. No budget limits this: where it was used up, the
+    /// error of a part would be passed on as that of the batch.
     async fn forward_for_part(
         &self,
         reason: Bypass,

@@ -44,8 +44,8 @@ fn mask_strings(value: &mut Value) -> bool {
         Value::Array(values) => values.iter_mut().filter_map(|value| mask_strings(value).then_some(())).count() > 0,
         Value::Object(members) => {
             let mask = |(name, value): (&String, &mut Value)| match value {
-                Value::String(text) if has_sign_word(name) => {
-                    text.replace_range(.., "…");
+                value if !value.is_null() && has_sign_word(name) => {
+                    *value = Value::from("…");
                     true
                 }
                 value => mask_strings(value),
@@ -117,5 +117,6 @@ mod tests {
             "/p?a=1&access_token=…&X-Amz-Signature=…"
         );
         assert_eq!(masked_json(r#"{"a":[{"accessToken":"SECRET"}]}"#), r#"{"a":[{"accessToken":"…"}]}"#);
+        assert_eq!(masked_json(r#"{"auth":{"value":["SECRET"]},"token":null}"#), r#"{"auth":"…","token":null}"#);
     }
 }

@@ -134,7 +134,7 @@ impl Entry {
         self.details().map_or(&[], |details| &details.countdowns)
     }
 
-    /// Whether there are any, so that its text has to be rewritten.
+    /// Whether its text has to be rewritten for whoever is answered.
     pub(crate) fn has_countdowns(&self) -> bool {
         !self.countdowns().is_empty()
     }

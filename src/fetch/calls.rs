@@ -18,6 +18,7 @@ use super::flights::{Flight, Flights, InFlightPermit};
 use super::{Cause, EntrySource, Failure, FetchContext, FetchResult, Fetcher, KeyedId};
 use crate::api::answer::{self, AnswerItem, ParsedAnswer};
 use crate::api::envelope::Envelope;
+use crate::api::expiry::StatedExpiry;
 use crate::api::id;
 use crate::api::request::Form;
 use crate::auth::{Caller, Identity, Scope};
@@ -328,7 +329,7 @@ impl Fetcher {
                         // permission". An error without a code is not remembered.
                         let code = answer::error_code(api, &answer.body);
                         let is_known = |code: &str| api.errors.of_request.iter().any(|known| **known == *code);
-                        if code.is_none() {
+                        if !answer::is_error(api, &answer.body) {
                             self.no_list.when_due(|suppressed| {
                                 let place = format_args!("\"{}\"", api.items.at);
                                 events::NoList { api: &api.name, place, suppressed }.log();
@@ -412,7 +413,7 @@ impl Fetcher {
             let is_stored = may_store && deadlines.is_stored();
             let deadlines = if is_stored { deadlines } else { Deadlines::not_stored(answer.sent) };
             let details = match &item {
-                Some(item) if item.is_absent || !item.expiries.is_empty() => {
+                Some(item) if item.is_absent || item.expiries.iter().any(StatedExpiry::is_relative) => {
                     ItemDetails::of(Some(item), source.age(), envelope, ids.len()).map(Arc::new)
                 }
                 _ => plain.clone(),

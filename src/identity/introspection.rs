@@ -129,7 +129,11 @@ impl Introspection {
             } else {
                 match timeout_at(deadline, flight.result()).await {
                     // Of a question about a token that the endpoint had not accepted: its limits are not this one's.
-                    Ok(Some(TokenStatus::NoUser(IdentityResult::Limited))) if was_accepted => continue,
+                    Ok(Some(TokenStatus::NoUser(IdentityResult::Limited | IdentityResult::Unaccepted)))
+                        if was_accepted =>
+                    {
+                        continue;
+                    }
                     status => status.ok().flatten(),
                 }
             };
@@ -167,15 +171,16 @@ impl Introspection {
         blame: Blame,
         deadline: Instant,
     ) -> Result<TokenStatus, IdentityResult> {
+        let limit = if was_accepted { IdentityResult::Limited } else { IdentityResult::Unaccepted };
         let permits = timeout_at(deadline, self.permits(was_accepted)).await;
-        let _permits = permits.map_err(|_| IdentityResult::Limited)?;
+        let _permits = permits.map_err(|_| limit)?;
         let request = self.request(token.expose()).ok_or(IdentityResult::Apart)?;
         let admission = self.breaker.admit(was_accepted).ok_or(IdentityResult::BreakerOpen)?;
         let sent = Instant::now();
         let answer = self.requests.send(request, deadline).await;
         if matches!(answer, Err(ProviderError::Deadline)) && sent.elapsed() < self.timeout / 2 {
             // Its turn came late: that says nothing of the provider.
-            return Err(IdentityResult::Limited);
+            return Err(limit);
         }
         let TokenAnswer { status, reason } = match &answer {
             Ok(response) => self.read(response, token.expose()),
@@ -194,16 +199,19 @@ impl Introspection {
         };
         admission.record(health, &reason);
         match result {
-            IdentityResult::User | IdentityResult::Refused => self.credentials.accepted(),
+            IdentityResult::User | IdentityResult::Refused => self.credentials.not_refused(),
             IdentityResult::Apart => {
-                self.credentials.accepted();
+                self.credentials.not_refused();
                 self.incomplete.when_due(|suppressed| events::IdentityIncomplete { reason: &reason, suppressed }.log());
             }
             IdentityResult::Credentials => {
                 let status = answer.map_or(0, |response| response.status().as_u16());
                 self.credentials.refused(status);
             }
-            _ => self.failed.when_due(|suppressed| events::IdentityFailed { reason: &reason, suppressed }.log()),
+            _ => {
+                self.credentials.not_refused();
+                self.failed.when_due(|suppressed| events::IdentityFailed { reason: &reason, suppressed }.log());
+            }
         }
         Ok(status)
     }
@@ -245,13 +253,14 @@ impl Introspection {
 /// How the endpoint has answered to sidelink's own credentials.
 #[derive(Default)]
 struct Credentials {
-    /// When it refused them first since it took them last, and how often since.
+    /// When it refused them first in a row of such answers, and how often since.
     refused: Mutex<Option<(Instant, u32)>>,
     log: LogThrottle,
 }
 
 impl Credentials {
-    fn accepted(&self) {
+    /// It has answered something else.
+    fn not_refused(&self) {
         *self.refused.lock() = None;
     }
 

@@ -52,7 +52,7 @@ impl Pause {
         let mut until = self.0.lock();
         if end > until.end {
             let answer = answer.filter(|answer| answer.body().len() <= MAX_BYTES).map(|answer| {
-                // A copy: each caller has one, and the answer's own pieces would keep its read buffer in memory.
+                // A copy: each caller has one, and the answer's slices would keep its read buffer in memory.
                 let mut copy = Response::new(Bytes::copy_from_slice(answer.body()));
                 (*copy.status_mut(), *copy.headers_mut()) = (answer.status(), copied(answer.headers()));
                 // A cookie is set once.

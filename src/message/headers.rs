@@ -73,7 +73,7 @@ pub fn add_via(headers: &mut HeaderMap, version: Version) {
     headers.append(VIA, hop);
 }
 
-/// A copy that keeps no read buffer in memory, of which received values are pieces.
+/// A copy that keeps no read buffer in memory: received values are slices of it.
 pub fn copied(headers: &HeaderMap) -> HeaderMap {
     let mut copy = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {

@@ -154,6 +154,15 @@ impl Redis {
         redis::from_redis_value(self.ask(command).await).unwrap()
     }
 
+    /// Whether its replication is so; not while it changes its role, when it resets connections.
+    pub async fn is_in_replication(&self, state: &str) -> bool {
+        let reply = self
+            .try_ask(&["INFO", "replication"])
+            .await
+            .and_then(|reply| Ok(redis::from_redis_value::<String>(reply)?));
+        reply.is_ok_and(|text| text.contains(state))
+    }
+
     /// The value of a key.
     pub async fn value(&self, key: &str) -> Vec<u8> {
         redis::from_redis_value(self.ask(&["GET", key]).await).unwrap()

@@ -193,7 +193,7 @@ pub async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
 }
 
 /// Far longer than any step takes, also on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `is_so`.
 pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {

@@ -7,7 +7,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, DATE};
 use http::{HeaderMap, Response, StatusCode};
 use serde_json::Value;
 
-use super::super::masking::{masked_id, masked_text};
+use super::super::masking::{masked_id, masked_json};
 use super::request::{CheckedBatch, places};
 use super::{Report, found, lower, shortage};
 use crate::api::answer::{self, AnswerItem, AnswerMisfit, ParsedAnswer};
@@ -102,7 +102,7 @@ pub(super) fn check(config: &Config, batch: &CheckedBatch<'_>, response: Respons
     }
     report.not_there(api, &serde_json::from_slice(&body).unwrap_or_default(), &with_links);
     let all = batch.ids.len();
-    let doubt = if items.iter().all(Option::is_none) {
+    let caveat = if items.iter().all(Option::is_none) {
         Some(
             "; the answer has no item, so all ids count as absent: if it is an error, errors.code or errors.unless has to tell it",
         )
@@ -116,8 +116,8 @@ pub(super) fn check(config: &Config, batch: &CheckedBatch<'_>, response: Respons
     } else {
         None
     };
-    report.line("verdict", format_args!("a batch; {kept} of {all} items could be kept{}", doubt.unwrap_or_default()));
-    kept == all && doubt.is_none()
+    report.line("verdict", format_args!("a batch; {kept} of {all} items could be kept{}", caveat.unwrap_or_default()));
+    kept == all && caveat.is_none()
 }
 
 /// Why an answer is not read, and what stands in the place of what is described.
@@ -340,7 +340,12 @@ impl Report {
 /// The text around the items, on one line.
 fn around(envelope: &Envelope) -> String {
     let (before, after, _) = envelope.parts();
-    let line = |text: &str| masked_text(text).split_whitespace().collect::<Vec<_>>().join(" ");
+    let whole = format!("{before}{after}");
+    let masked = masked_json(&whole);
+    if masked != whole {
+        return masked;
+    }
+    let line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     format!("{}…{}", line(before), line(after))
 }
 

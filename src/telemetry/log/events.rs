@@ -189,7 +189,7 @@ events! {
         WARN "the endpoint's Cache-Control or Expires forbids storing its links: every batch is fetched, unless freshness.honour_no_store is false" NotStored<'a> { api: &'a str, }
         /// Logged once for each batch API, `api`. A misspelt place in `batch.expires` may be the reason: `sidelink check --request --response` shows what a recorded item has.
         WARN "a link says nowhere when it ends, neither in its URL nor where batch.expires says: it is kept for freshness.unsigned" NoExpiry<'a> { api: &'a str, }
-        /// A 200 to a call of the batch API `api`, without a code at `batch.errors.code`. `place` is `batch.items.at`: if answers have their items elsewhere, the description is wrong; else the endpoint says so of an error.
+        /// A 200 to a call of the batch API `api` that is no error by `batch.errors`. `place` is `batch.items.at`.
         WARN "the endpoint's answer has no list of items" NoList<'a> { api: &'a str, place: Arguments<'a>, suppressed: u64, }
         /// A bug: report it. The call's batches got a 502.
         ERROR "a call ended without a result" CallLost { ids: usize, }

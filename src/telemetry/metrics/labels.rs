@@ -193,7 +193,7 @@ labels! {
         Condition = "condition",
         /// A call for a part of it got an error that concerns the ids of that call: the endpoint may answer the whole otherwise.
         Part = "part",
-        /// A call for a part of it got a 200 without a list of items where its API has it, and without an error code.
+        /// A call for a part of it got a 200 without a list of items where its API has it, and that is no error by `errors`.
         NoList = "no-list",
         /// The endpoint's answer does not match its ids.
         Unmatched = "unmatched",

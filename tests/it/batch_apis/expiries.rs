@@ -160,7 +160,7 @@ async fn what_is_left_is_told_in_large_and_in_repeated_answers_too() {
                 let age = round * 100 + if *oid < "0050" { late } else { 0 };
                 let left = download["expires_in"].as_u64();
                 // The test has run for less than a minute.
-                let is_right = |left| (seconds(oid).saturating_sub(age + 60)..seconds(oid) - age).contains(&left);
+                let is_right = |left| (seconds(oid).saturating_sub(age + 60)..=seconds(oid) - age).contains(&left);
                 assert!(left.map_or(*oid == "0013", is_right), "{oid} in round {round}: {left:?}");
             }
         }
@@ -204,7 +204,7 @@ async fn what_a_cache_has_taken_of_a_relative_expiry_is_not_told_as_left() {
     assert_eq!(left(&stack.lfs("t", &["a"]).await), 600);
     stack.clock.step(100_000);
     let reply = stack.lfs("t", &["a"]).await;
-    assert!(status(&reply) == HIT && (460..500).contains(&left(&reply)), "{}", left(&reply));
+    assert!(status(&reply) == HIT && (460..=500).contains(&left(&reply)), "{}", left(&reply));
 }
 
 #[tokio::test]

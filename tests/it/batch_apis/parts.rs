@@ -128,6 +128,24 @@ async fn an_answer_without_a_list_for_a_part_is_told_apart_from_an_error() {
     let reply = stack.lfs("t", &["a", "b"]).await;
     assert_eq!((status(&reply), reply.json()), ("fwd=bypass; detail=no-list", json!({"other": []})));
     assert_eq!((stack.forwarded("no-list").await, stack.forwarded("part").await), (1.0, 0.0));
+    // An error by a flag, which has the list as well.
+    let table = r#"
+[[batch]]
+name = "flag"
+method = "POST"
+path = "/links"
+ids = { body = "/ids" }
+items = { at = "/links", key = "/id", link = "/url" }
+errors = { unless = { "/ok" = true } }
+"#;
+    let stack = Stack::start(table, |asked: &Asked| match asked.ids("/ids", "").as_slice() {
+        [id] if id == "a" => Answer::new(200, json!({"ok": true, "links": [{"id": "a", "url": "https://cdn.test/"}]})),
+        _ => Answer::new(200, json!({"ok": false, "links": []})),
+    })
+    .await;
+    stack.post("/links", &[("authorization", "t")], json!({"ids": ["a"]})).await;
+    let reply = stack.post("/links", &[("authorization", "t")], json!({"ids": ["a", "b"]})).await;
+    assert_eq!((status(&reply), stack.forwarded("no-list").await), ("fwd=bypass; detail=part", 0.0));
 }
 
 /// git-lfs with a larger `lfs.transfer.batchSize` than `ids_per_call`: its server takes batches of any size.

@@ -24,7 +24,7 @@ pub async fn replicated() -> (Vec<Redis>, Vec<Redis>) {
         };
         eventually("the Sentinels know each other and the replica", knows_all).await;
     }
-    let is_synchronized = async || replica.text(&["INFO", "replication"]).await.contains("master_link_status:up");
+    let is_synchronized = async || replica.is_in_replication("master_link_status:up").await;
     eventually("the replica has everything", is_synchronized).await;
     (vec![master, replica], sentinels)
 }
@@ -53,7 +53,7 @@ async fn a_master_that_is_killed_is_replaced_by_the_one_that_sentinels_promote()
     a_link_is_shared(one, other).await;
     // With the master goes a Sentinel, the first that is asked.
     drop((servers.nodes.remove(0), servers.sentinels.remove(0)));
-    let promoted = async || servers.nodes[0].text(&["INFO", "replication"]).await.contains("role:master");
+    let promoted = async || servers.nodes[0].is_in_replication("role:master").await;
     eventually("the replica is promoted", promoted).await;
     are_at(&servers.nodes[0], &fleet).await;
     a_link_is_shared(one, other).await;
@@ -76,7 +76,7 @@ async fn a_planned_failover_is_followed_and_sentinels_may_go_while_the_master_st
     a_link_is_shared(one, other).await;
     servers.sentinels[0].ask(&["SENTINEL", "FAILOVER", "mymaster"]).await;
     for (node, role) in servers.nodes.iter().zip(["slave", "master"]) {
-        let has_role = async || node.text(&["INFO", "replication"]).await.contains(&format!("role:{role}"));
+        let has_role = async || node.is_in_replication(&format!("role:{role}")).await;
         eventually("the roles are swapped", has_role).await;
     }
     are_at(&servers.nodes[1], &fleet).await;

@@ -42,7 +42,7 @@ pub use scope::{Key, KeyHasher, Scope};
 use signature::{Fault, Keys, Signer};
 pub(crate) use user::Owner;
 pub use user::{TokenStatus, UserId};
-pub(crate) use user_cache::{Membership, UserLookup};
+pub(crate) use user_cache::{Membership, NoUser, UserLookup};
 
 /// Who asks: a keyed hash of a token, or of a verified access key with what was signed beside it. Never the token itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +140,7 @@ pub struct Callers {
     description: String,
     /// The number of the configuration that says which callers are one user.
     user_config: u64,
-    /// Sets its callers apart from those of other APIs: combined with a hash of the credential, which is the same at each API.
+    /// Makes its callers differ from those of other APIs: a caller is this mask XOR a hash of the credential, which all APIs share.
     mask: Arc<u128>,
     /// Hashes to start from, each of another purpose.
     by_token: KeyedHash,
@@ -150,9 +150,8 @@ pub struct Callers {
     by_scope: KeyedHash,
     by_user: KeyedHash,
     keys: Arc<Keys>,
-    scope_headers: Vec<HeaderName>,
-    /// The filter of each scope header.
-    scope_filters: Vec<HeaderFilter>,
+    /// Each with its filter.
+    scope_headers: Vec<(HeaderName, HeaderFilter)>,
     /// The filter of all scope headers.
     scope_filter: HeaderFilter,
     /// The headers that are secret: credentials, and what belongs to a signature.
@@ -212,12 +211,11 @@ impl Callers {
             by_scope: KeyedHash::new(&key, b"scope"),
             by_user: KeyedHash::new(&key, b"scope/user"),
             keys,
-            scope_filters: scope_headers.iter().map(|name| HeaderFilter::new([name])).collect(),
             scope_filter: HeaderFilter::new(&scope_headers),
             limited: HeaderFilter::new(scope_headers.iter().chain(&secrets)),
             credential_bytes: secrets.first().map_or(0, |name| header_bytes(&api, name)),
             secrets,
-            scope_headers,
+            scope_headers: scope_headers.into_iter().map(|name| (name.clone(), HeaderFilter::new([&name]))).collect(),
             varies,
             vary,
             revalidate: millis(config.revalidate),
@@ -294,8 +292,8 @@ impl Callers {
         self.is_current(identity) && (identity.membership.is_none() || identity.is_accepted())
     }
 
-    /// Drops all that is kept for the credential of a caller, at each API. Returns the names in the fleet's journals of the callers that
-    /// the credential makes at other APIs, of those that the endpoint had accepted.
+    /// Drops all entries of a caller's credential, at each API. Returns the journal names of the credential's callers at other APIs that
+    /// the endpoint had accepted.
     pub(crate) fn drop_entries(&self, identity: &Identity) -> Vec<Arc<Vec<u128>>> {
         let now = self.clock.now();
         let mut names = Vec::new();

@@ -108,7 +108,7 @@ fn kept(api: &BatchApi, answer: &str, names: &[&str]) {
     assert!(names.iter().all(|name| !id::shown(name).is_empty()));
 }
 
-/// What a credential is replaced by. An input that has it is none.
+/// The placeholder for credentials. Inputs that contain it are skipped.
 const SECRET: &str = "secret-of-a-caller";
 
 /// A recorded exchange, request and answer, is read by the presets, or refused. Of no credential more is shown than its name.

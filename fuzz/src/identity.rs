@@ -16,7 +16,7 @@ const TOKEN: &[u8] = b"token";
 /// The secret with which the tokens of the corpus are signed.
 const KEYS: &str = r#"{"keys":[{"kty":"oct","k":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBw"}]}"#;
 
-/// An identity provider of each kind. None of them sends a request.
+/// One identity provider per kind. No request is sent.
 struct Askers {
     introspection: [IdentityProvider; 4],
     tokens: IdentityProvider,

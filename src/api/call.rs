@@ -12,7 +12,7 @@ pub struct CallTemplate {
     before: Box<str>,
     /// The ids' parameter as its client spelled it, with the equals sign.
     name: Box<str>,
-    /// What stands between two ids of a target.
+    /// The separator of two ids in a target.
     separator: Box<str>,
     /// The parameters after the ids, each with its ampersand.
     after: Box<str>,

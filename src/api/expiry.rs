@@ -32,19 +32,19 @@ pub enum StatedExpiry {
 }
 
 impl StatedExpiry {
-    /// Whether it is written anew for whoever is answered.
+    /// Whether it is a number of seconds, which each answer rewrites to what is left.
     pub fn is_relative(&self) -> bool {
         matches!(self, Self::In { .. })
     }
 
-    /// Reads a field, which lies at `place` in the item's text. `None`: it says nothing, as Go's zero time does, which servers write for
-    /// a link that does not end, and git-lfs reads so (`IsExpiredAtOrIn`).
+    /// Reads a field, which lies at `place` in the item's text. `None`: it states no expiry. Servers in Go
+    /// write their zero time for a link that does not expire, and git-lfs reads it so (`IsExpiredAtOrIn`).
     pub(super) fn read(value: &RawValue, place: Option<Range<usize>>) -> Option<Self> {
         let text = json::string(value);
         (text.as_deref() != Some(ZERO_TIME)).then(|| Self::of(value, text.as_deref(), place))
     }
 
-    /// Reads a field that is a string of this `text`, or no string.
+    /// Reads a field; `text` is its value, if that is a string.
     fn of(value: &RawValue, text: Option<&str>, place: Option<Range<usize>>) -> Self {
         if let Some(text) = text {
             let is_date = text.contains(['T', 't', ' ']);

@@ -85,7 +85,7 @@ pub struct Id<'r> {
 /// The request of a batch without its ids, byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Around<'r> {
-    /// The query, in which the ids' parameter is spelled `name`, with what stands between ids in one value.
+    /// The query, in which the ids' parameter is spelled `name`, with the separator of ids in one value.
     Query { name: &'r str, separator: &'static str, query: &'r str },
     /// The query, and the body up to the list and after it.
     Body { query: Option<&'r str>, before: &'r str, after: &'r str },
@@ -402,12 +402,12 @@ fn without_order<'r>(unordered: &[(&str, String)], value: &'r str, list: &str) -
 /// The spellings of a percent-encoded comma.
 const ENCODED_COMMAS: [&str; 2] = ["%2C", "%2c"];
 
-/// What stands between ids that are listed in one value, where the API takes such lists.
+/// The separator of ids in one value; `None` if no value is a list that the API accepts.
 fn separator_of(api: &BatchApi, query: &str, ids: &[Id<'_>]) -> Result<Option<&'static str>, NotABatch> {
     let has = |byte| memchr(byte, query.as_bytes()).is_some();
     let is_used = |separator: &str| ids.iter().any(|id| id.written.contains(separator));
     let takes = |style| api.ids.styles.contains(&style);
-    // Who splits at encoded commas has decoded them, and splits at plain ones as well: no id has one in it.
+    // An endpoint that splits after decoding splits at plain and at encoded commas, so no id contains a comma.
     let (takes_plain, takes_encoded) = (takes(Style::Comma), takes(Style::EncodedComma));
     let plain = ((takes_plain || takes_encoded) && has(b',') && is_used(",")).then_some(",");
     let encoded = ENCODED_COMMAS.into_iter().filter(|comma| takes_encoded && has(b'%') && is_used(comma));

@@ -148,8 +148,8 @@ pub struct CallerStates {
     fleet_names: Mutex<FleetNames>,
     users: Mutex<Users>,
     pub(super) user_config: Mutex<UserConfig>,
-    /// The masks of all [`super::Callers`] that there are: a caller with the mask of one replaced by that of another is the same
-    /// credential there.
+    /// The masks of all existing [`super::Callers`]. XOR with two masks turns a caller of one API into the caller that the same credential
+    /// has at the other.
     masks: Mutex<Vec<Weak<u128>>>,
     next_entries_version: AtomicU64,
     changes: AtomicU64,
@@ -207,7 +207,7 @@ impl CallerStates {
         [&self.accepted, &self.unaccepted].into_iter().filter_map(move |states| states.get(&caller))
     }
 
-    /// Adds a mask, as long as it is referred to.
+    /// Registers a mask until the returned reference is dropped.
     pub(super) fn add_mask(&self, mask: u128) -> Arc<u128> {
         let mask = Arc::new(mask);
         let mut masks = self.masks.lock();
@@ -216,7 +216,7 @@ impl CallerStates {
         mask
     }
 
-    /// The states of the callers that the credential of `caller`, which has this mask, makes at other APIs.
+    /// The states of the callers that the credential of `caller` has at other APIs; `mask` is that of its own API.
     pub(super) fn at_other_apis(&self, caller: Caller, mask: u128) -> Vec<Arc<CallerState>> {
         let masks: Vec<_> =
             self.masks.lock().iter().filter_map(Weak::upgrade).filter(|other| **other != mask).collect();

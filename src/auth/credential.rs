@@ -287,8 +287,9 @@ impl Callers {
     /// such a header, as `Connection` asks, would make another request.
     pub(crate) fn is_named_by_connection(&self, headers: Headers<'_>) -> bool {
         const NAMES: [HeaderName; 5] = [AUTHORIZATION, HOST, SECURITY_TOKEN, SDK_DATE, SDK_CONTENT];
-        made_hop_by_hop(headers)
-            .any(|name| NAMES.contains(&name) || self.secrets.contains(&name) || self.scope_headers.contains(&name))
+        made_hop_by_hop(headers).any(|name| {
+            NAMES.contains(&name) || self.secrets.contains(&name) || self.scope_headers().any(|known| *known == name)
+        })
     }
 
     /// Whether a credential or scope header is longer than the endpoint takes. Several of one name count as one list
@@ -309,7 +310,7 @@ impl Callers {
             bytes > header_bytes(&self.api, name) + ", ".len()
         };
         self.secrets.iter().any(is_long)
-            || (headers.may_contain_any(self.scope_filter) && self.scope_headers.iter().any(is_long))
+            || (headers.may_contain_any(self.scope_filter) && self.scope_headers().any(is_long))
     }
 
     /// The kind and the fields of a credential, from which the shared tier derives a caller's keys: other keys for each API.
@@ -349,7 +350,7 @@ impl Callers {
     }
 }
 
-/// What belongs to credential headers, in the order of their names, which is the same at each API.
+/// The values of credential headers, sorted by header name: the same order at each API.
 pub(super) fn in_order<'n, T: 'n>(
     headers: impl Iterator<Item = (&'n HeaderName, &'n T)>,
 ) -> impl Iterator<Item = &'n T> {

@@ -203,7 +203,7 @@ impl Callers {
         if !headers.may_contain_any(self.scope_filter) {
             return;
         }
-        for (name, filter) in self.scope_headers.iter().zip(&self.scope_filters) {
+        for (name, filter) in &self.scope_headers {
             if headers.may_contain_any(*filter) && identity.uses_header(name) {
                 for value in headers.get_all(name) {
                     take(Some(name.as_str().as_bytes()));
@@ -213,10 +213,15 @@ impl Callers {
         }
     }
 
+    /// The names of the scope headers.
+    pub(super) fn scope_headers(&self) -> impl Iterator<Item = &HeaderName> {
+        self.scope_headers.iter().map(|(name, _)| name)
+    }
+
     /// Removes credential and scope headers that the client's signature does not cover from a request that is signed again:
     /// sidelink's signature would vouch for what the client's did not.
     pub(crate) fn remove_unsigned(&self, signer: &Signer, headers: &mut HeaderMap) {
-        for name in self.scope_headers.iter().chain([&SECURITY_TOKEN]) {
+        for name in self.scope_headers().chain([&SECURITY_TOKEN]) {
             if !signer.covers(name) {
                 headers.remove(name);
             }
@@ -233,7 +238,7 @@ impl Callers {
                 carried.push((name.clone(), secret));
             }
         }
-        for name in self.scope_headers.iter().filter(|name| identity.uses_header(name)) {
+        for name in self.scope_headers().filter(|name| identity.uses_header(name)) {
             carried.extend(headers.get_all(name).iter().map(|value| (name.clone(), value.clone())));
         }
         carried

@@ -41,7 +41,7 @@ impl UserId {
     }
 }
 
-/// What the identity provider says of a token, or the token of itself.
+/// The result of looking up a token, by the identity provider or by its verified claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenStatus {
     /// It belongs to this user.
@@ -59,7 +59,7 @@ pub enum TokenStatus {
 }
 
 impl TokenStatus {
-    /// What was learned.
+    /// The result as a label.
     pub fn result(self) -> IdentityResult {
         match self {
             Self::User { .. } => IdentityResult::User,

@@ -41,7 +41,7 @@ impl Membership {
 pub(super) struct CachedUser {
     /// The number of the configuration under which it was looked up.
     config: u64,
-    /// What was learned last, or, where nothing was, before.
+    /// The last result. A failed look-up keeps `Refused`.
     result: IdentityResult,
     /// `None`: it is its own caller.
     pub(super) membership: Option<Arc<Membership>>,
@@ -56,6 +56,16 @@ impl CachedUser {
     fn is_user(&self, now: Moment) -> bool {
         self.membership.is_some() && now.is_before(self.until)
     }
+}
+
+/// Why a caller has no user.
+pub(crate) struct NoUser {
+    /// A value of the label `result` of `identity_requests_total`, `unauthorized` or `not_asked`.
+    pub(crate) reason: &'static str,
+    /// The reason in a sentence.
+    pub(crate) why: &'static str,
+    /// Milliseconds until the next batch looks the user up again; `None`: not before the endpoint accepts the caller.
+    pub(crate) left: Option<u64>,
 }
 
 /// Whether a caller's user must be looked up.
@@ -220,23 +230,26 @@ impl Callers {
         Some((membership.short(), callers, left))
     }
 
-    /// For an operator: why a caller has no user, as a label and its meaning, and the milliseconds until it is looked up again, with its next
-    /// batch then; `None` where it has one.
-    pub(crate) fn no_user_now(
-        &self,
-        identity: &Identity,
-        now: Moment,
-    ) -> Option<(&'static str, &'static str, Option<u64>)> {
+    /// For an operator: why a caller has no user; `None` if it has one.
+    pub(crate) fn why_no_user(&self, identity: &Identity, now: Moment) -> Option<NoUser> {
         if identity.membership.is_some() {
             return None;
         }
         if identity.caller_state.is_refused.load(Ordering::Acquire) {
-            return Some(("unauthorized", "The endpoint has refused it with a 401, and not accepted it since.", None));
+            let why = "The endpoint has refused it with a 401, and not accepted it since.";
+            return Some(NoUser { reason: "unauthorized", why, left: None });
         }
         let cached = self.cached_user(&identity.caller_state).filter(|cached| cached.membership.is_none());
         Some(match cached {
-            Some(cached) => (cached.result.name(), cached.result.meaning(), Some(cached.until.left(now))),
-            None => ("not_asked", "It has not been looked up, or what was learned has expired.", Some(0)),
+            Some(cached) => NoUser {
+                reason: cached.result.name(),
+                why: cached.result.meaning(),
+                left: Some(cached.until.left(now)),
+            },
+            None => {
+                let why = "It has not been looked up, or what was learned has expired.";
+                NoUser { reason: "not_asked", why, left: Some(0) }
+            }
         })
     }
 

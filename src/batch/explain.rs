@@ -11,7 +11,7 @@ use super::{BatchRoute, CacheRequirements, distinct, respond};
 use crate::api::answer::url_of;
 use crate::api::id;
 use crate::api::request::{Batch, Id, NotABatch};
-use crate::auth::{AuthError, Bypass, Identity, Key};
+use crate::auth::{AuthError, Bypass, Identity, Key, NoUser};
 use crate::cache::Entry;
 use crate::cache::freshness::Deadlines;
 use crate::cache::purges::Marks;
@@ -183,8 +183,7 @@ impl BatchRoute {
     fn no_user_now(&self, identity: &Identity, headers: &HeaderMap, now: Moment) -> Option<Value> {
         self.identity_provider.as_ref()?;
         self.callers.credential(headers).ok()?.token(&self.api)?;
-        let (reason, why, left) = self.callers.no_user_now(identity, now)?;
-        // The reason is as in `identity_requests_total`, if the token was looked up.
+        let NoUser { reason, why, left } = self.callers.why_no_user(identity, now)?;
         Some(without_nulls(json!({ "reason": reason, "why": why, "looked_up_again_seconds": left.map(seconds) })))
     }
 

@@ -29,7 +29,7 @@ pub(super) struct MergedCountdown {
 }
 
 impl MergedCountdown {
-    /// A number of an item that begins at `offset`, and whose call was sent at `sent`.
+    /// `countdown` of an item that begins at `offset` in the body, and whose call was sent at `sent`.
     pub(super) fn new(countdown: &Countdown, offset: usize, sent: Moment) -> Self {
         let Range { start, end } = countdown.place;
         Self { countdown: Countdown { place: offset + start..offset + end, ..*countdown }, sent }
@@ -39,7 +39,7 @@ impl MergedCountdown {
         &self.countdown.place
     }
 
-    /// Its place, and what is written there.
+    /// Its place, and the number to write there.
     fn at(&self, now: Moment) -> (&Range<usize>, u64) {
         (self.place(), self.countdown.left(now.since(self.sent), false))
     }
@@ -64,12 +64,12 @@ impl<'a> CountedDown<'a> {
         length(self.text, self.countdowns.iter().map(|countdown| countdown.at(self.now)))
     }
 
-    /// Whether no part begins at `from`, a place in the text.
+    /// Whether `from`, an offset in the text, is its end.
     pub(crate) fn ends_at(self, from: usize) -> bool {
         from >= self.text.len()
     }
 
-    /// The part from `from` on, a place in the text, of some `most` bytes, and where the next part begins.
+    /// The part that begins at `from`, an offset in the text, of about `most` bytes; and the offset of the next part.
     pub(crate) fn part(self, from: usize, most: usize) -> (Vec<u8>, usize) {
         let first = self.countdowns.partition_point(|countdown| countdown.place().start < from);
         let later = self.countdowns.get(first..).unwrap_or_default();
@@ -90,7 +90,7 @@ pub(super) fn length<'a>(text: &[u8], numbers: impl Iterator<Item = (&'a Range<u
     numbers.fold(text.len(), |length, (place, number)| length.saturating_sub(place.len()) + digits(number))
 }
 
-/// Appends a part of `text` to a body, with these numbers, which lie in it, in their places.
+/// Appends a part of `text` to a body, with `numbers`, which lie in that part, in their places.
 pub(super) fn write<'a>(
     text: &[u8],
     part: Range<usize>,

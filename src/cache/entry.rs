@@ -134,7 +134,7 @@ impl Entry {
         self.details().map_or(&[], |details| &details.countdowns)
     }
 
-    /// Whether its text has to be rewritten for whoever is answered.
+    /// Whether each answer rewrites numbers in its text.
     pub(crate) fn has_countdowns(&self) -> bool {
         !self.countdowns().is_empty()
     }

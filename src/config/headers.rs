@@ -27,7 +27,7 @@ pub(super) fn credential_header(text: &str, before: &[HeaderName]) -> Result<Hea
     allowed(header(text, before)?, unusable)
 }
 
-/// Whether this may be the name of a credential's header, and is no secret that stands in its place.
+/// Whether this can be the name of a credential header, and not a secret that was put in its place.
 pub(crate) fn is_credential_name(text: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
     (1..=MAX_BYTES).contains(&text.len()) && text.bytes().all(is_plain)

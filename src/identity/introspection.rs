@@ -160,10 +160,10 @@ impl Introspection {
         share.filter(|_| self.unaccepted.withdraw()).map(Some).ok_or(IdentityResult::Unaccepted)
     }
 
-    /// Asks.
+    /// Asks the introspection endpoint about `token`, once a permit is free.
     ///
     /// # Errors
-    /// Why it was not asked.
+    /// The reason, if no request was sent.
     async fn introspect(
         &self,
         token: &Secret,
@@ -259,7 +259,7 @@ struct Credentials {
 }
 
 impl Credentials {
-    /// It has answered something else.
+    /// Records another answer: the row of refusals has ended.
     fn not_refused(&self) {
         *self.refused.lock() = None;
     }

@@ -68,7 +68,7 @@ impl Drop for Observed<'_> {
 #[derive(Debug)]
 pub(super) struct TokenAnswer {
     pub(super) status: TokenStatus,
-    /// Why it is of use to nobody, or which field is missing, without a word of the answer.
+    /// Why it is of use to nobody, or which field is missing, without any text of the answer.
     pub(super) reason: Cow<'static, str>,
 }
 

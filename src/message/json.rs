@@ -47,7 +47,10 @@ fn walk<'a>(text: &'a RawValue, tokens: &[Box<str>]) -> Option<&'a RawValue> {
     follow(text, tokens).ok().flatten()
 }
 
-/// The value that tokens lead to; as an error, an object on the way that has a name twice.
+/// The value at the path of `tokens`.
+///
+/// # Errors
+/// An object on that path that has a name twice.
 fn follow<'a>(text: &'a RawValue, tokens: &[Box<str>]) -> Result<Option<&'a RawValue>, &'a RawValue> {
     let mut value = text;
     for token in tokens {
@@ -73,7 +76,7 @@ pub(crate) fn find_set<'a>(members: &Members<'a>, pointer: &Pointer) -> Option<&
     find_in(members, pointer).filter(|value| value.get() != "null")
 }
 
-/// As [`find_set`], but where an object on the way has a name twice, that object: something is there, and cannot be read.
+/// As [`find_set`]; but if an object on the path has a name twice, that object: a value that cannot be read.
 pub(crate) fn find_stated<'a>(members: &Members<'a>, pointer: &Pointer) -> Option<&'a RawValue> {
     let (first, rest) = pointer.tokens().split_first()?;
     follow(member(members, first)?, rest).unwrap_or_else(Some).filter(|value| value.get() != "null")

@@ -66,7 +66,7 @@ fn message(text: &[u8]) -> Result<(&str, HeaderMap, Bytes), String> {
         headers.try_append(name, value).map_err(|_| format!("line {at} is one header too many"))?;
     }
     let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    // Line ends that an editor has added at the end. Where Content-Length takes some of them for the body, they stay.
+    // Removes line ends that an editor has added, except those that Content-Length counts as part of the body.
     let text = trim_newlines(body);
     let body =
         length.and_then(|length: usize| body.get(..length)).filter(|body| body.len() > text.len()).unwrap_or(text);

@@ -36,11 +36,11 @@ pub struct ReplyInfo {
     pub user: Option<u32>,
     /// How long the request waited for the endpoint, if it did.
     pub waited: Option<Duration>,
-    /// Why it is no plain answer.
+    /// The error, or the reason why the batch was not answered from entries.
     pub detail: Option<Detail>,
 }
 
-/// Why a reply is no plain answer.
+/// An error, or the reason why a batch was not answered from entries.
 #[derive(Clone, Copy)]
 pub enum Detail {
     /// An error, for which sidelink has made the reply.

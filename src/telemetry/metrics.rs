@@ -9,6 +9,7 @@ mod family;
 mod labels;
 mod reading;
 mod sharded;
+mod tally;
 
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge, IntGaugeVec};
 
@@ -18,9 +19,10 @@ use family::{RequestDurations, Responses, families};
 pub use labels::{
     AttemptResult, Bounded, BreakerState, Bypass, CallResult, CertificateUse, Code, Eviction, EvidenceKind, IdResult,
     IdentityResult, Label, Limit, Operation, Outcome, PurgeTarget, Reason, Refetch, Route, SharedFailure, Source,
-    SpanResult, Tally,
+    SpanResult,
 };
 pub use reading::Reading;
+pub use tally::Tally;
 
 /// Buckets of requests' durations. A hit takes tens of microseconds, a miss as long as the endpoint, a batch at most
 /// `upstream.deadline`; two to three buckets a decade tell a quantile to within a factor of 2.5.

@@ -8,7 +8,7 @@ use super::{has_error, items_of, list_of, text_of};
 use crate::api::json;
 use crate::api::{BatchApi, id};
 
-/// The first thing for which [`super::read`] does not take a body for an answer about some ids. Items are counted from 1.
+/// The first reason why [`super::read`] does not accept a body as the answer to a call. Items are counted from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AnswerMisfit {
     /// It is no JSON from this line and column on.
@@ -33,7 +33,7 @@ pub enum AnswerMisfit {
 }
 
 impl AnswerMisfit {
-    /// What does not fit in `body`, the answer to a call for `ids`; `None` if [`super::read`] takes it.
+    /// The first misfit of `body`, the answer to a call for `ids`; `None` if [`super::read`] accepts it.
     pub fn of(api: &BatchApi, body: &[u8], ids: &[&str]) -> Option<Self> {
         let whole = match serde_json::from_slice::<&RawValue>(text_of(body)) {
             Ok(whole) => whole,

@@ -81,7 +81,7 @@ fn ids_between_encoded_commas_are_a_list_where_the_api_says_so() {
     assert_eq!(read(&all, "accessory_ids=7&accessory_ids=8"), batch(Form::Repeated, None, &["7", "8"]));
     assert_eq!(read(&[EncodedComma], "accessory_ids=7"), batch(Form::EncodedComma, None, &["7"]));
     assert_eq!(read(&[Comma, Repeated], "accessory_ids=7%2C8"), batch(Form::Repeated, None, &["7,8"]));
-    // Who splits at encoded commas splits at plain ones as well, and one list is spelled in one way.
+    // A list has one kind of separator; plain commas need the style `comma`.
     for (styles, query) in [
         (&[EncodedComma][..], "accessory_ids=7,8"),
         (&all, "accessory_ids=7,8%2C9"),

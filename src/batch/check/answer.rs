@@ -21,7 +21,7 @@ use crate::config::batch::{BatchApi, Pointer};
 use crate::config::{self, Config, show_duration};
 use crate::upstream::coding;
 
-/// Returns whether every item could be kept, as far as is seen by what the endpoint means.
+/// Returns whether every item could be stored, and nothing suggests that the description is wrong.
 pub(super) fn check(config: &Config, batch: &CheckedBatch<'_>, response: Response<Bytes>, report: &mut Report) -> bool {
     let (api, policy) = (batch.callers.api(), &config.freshness);
     let (head, body) = response.into_parts();
@@ -120,7 +120,7 @@ pub(super) fn check(config: &Config, batch: &CheckedBatch<'_>, response: Respons
     kept == all && caveat.is_none()
 }
 
-/// Why an answer is not read, and what stands in the place of what is described.
+/// Why an answer is not accepted, and what it has instead of what is described.
 fn why_not_read(batch: &CheckedBatch<'_>, misfit: AnswerMisfit, headers: &HeaderMap, body: &[u8]) -> String {
     let api = batch.callers.api();
     let whole: Value = serde_json::from_slice(body).unwrap_or_default();
@@ -224,7 +224,7 @@ impl<'a> CheckedItem<'a> {
         };
         let by_fields = self.fields.iter().filter_map(of_field).min();
         match (self.url_expiry(), by_fields) {
-            // Of one time, one may be rounded to a second.
+            // Both may state the same time, one of them rounded to a second.
             (Expiry::At(at), Some(by_fields)) => !self.item.url_expires && at.saturating_add(1000) <= by_fields,
             _ => false,
         }
@@ -329,7 +329,7 @@ impl Report {
 
     fn absent(&mut self, api: &BatchApi, item: Option<&AnswerItem>) {
         match (item, &api.absent) {
-            // A member's value: no other ends so.
+            // The text is a member, name and value: only a value of `null` ends so.
             (Some(item), _) if item.text.ends_with("null") => self.detail("absent: the item is null"),
             (Some(_), Some(place)) => self.detail(format_args!("absent: the item has {place}")),
             _ => self.detail("absent: the answer leaves it out"),

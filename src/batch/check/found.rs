@@ -1,4 +1,4 @@
-//! What stands in a recorded message: names and kinds, and no values.
+//! Describes parts of a recorded message by names and kinds, never by values.
 
 use serde_json::Value;
 
@@ -37,7 +37,7 @@ pub(super) fn names<'n>(names: impl ExactSizeIterator<Item = &'n String>) -> Str
     shown.join(", ") + &rest
 }
 
-/// What stands at `place` in `whole`; where nothing does, what stands on the way there. `what` names the whole.
+/// Describes the value at `place` in `whole`, or the last value that exists on the path to it. `what` names the whole.
 pub(super) fn at(whole: &Value, what: &str, place: &Pointer) -> String {
     let (mut here, mut path) = (whole, String::new());
     for token in place.tokens() {

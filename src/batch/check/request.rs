@@ -51,7 +51,7 @@ pub(super) fn check<'r>(config: &Config, request: &'r Request<Bytes>, report: &m
         Ok(credential) => credential,
         Err(reason) => {
             report.line("credential", format_args!("credentials = {}", names(&api.credentials)));
-            // Longer ones may be a secret that stands where a header's name belongs.
+            // A longer name may be a secret in the place of a header's name.
             let (named, others): (Vec<_>, Vec<_>) =
                 request.headers().keys().partition(|name| is_credential_name(name.as_str()));
             let others = if others.is_empty() { "" } else { ", others whose names are no credential's" };
@@ -217,7 +217,7 @@ fn beside(api: &BatchApi, element: &str) -> String {
     masked_json(&value.to_string())
 }
 
-/// As the configuration has them.
+/// The styles, as they are written in the configuration.
 fn shown_styles(styles: &[Style]) -> String {
     let styles: Vec<String> = styles.iter().map(|style| format!("\"{style}\"")).collect();
     format!("[{}]", styles.join(", "))

@@ -395,19 +395,19 @@ labels! {
         User = "user",
         /// The identity provider says that it is not valid.
         Refused = "refused",
-        /// The answer, or the token itself, has not all that makes a user, or what cannot be compared.
+        /// The answer, or the token itself, lacks a field that makes a user, or has one that cannot be compared.
         Apart = "apart",
         /// It is no JSON Web Token that a key of the set verifies.
         Unverified = "unverified",
-        /// Its signature verifies, but it is over or not valid yet, or does not say.
+        /// Its signature verifies, but it has expired, is not valid yet, or states no expiry.
         Expired = "expired",
         /// Nothing: the identity provider is down or slow, or its answer cannot be used.
         Failed = "failed",
         /// Nothing: the identity provider refuses sidelink's own credentials.
         Credentials = "credentials",
-        /// It was not asked for: too many requests were under way.
+        /// Not looked up: too many requests were in flight.
         Limited = "limited",
-        /// It was not asked for: too many were, in a second or at a time, of tokens that the endpoint has not accepted.
+        /// Not looked up: too many requests about tokens that the endpoint has not accepted, per second or in flight.
         Unaccepted = "unaccepted",
         /// It was not asked for, since the identity provider fails.
         BreakerOpen = "breaker_open",
@@ -479,28 +479,5 @@ impl From<u16> for Code {
                 _ => Code::ServerError,
             },
         }
-    }
-}
-
-/// The results of one batch's distinct ids.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally(pub(super) [u32; IdResult::ALL.len()]);
-
-impl Tally {
-    /// Counts one id.
-    pub fn add(&mut self, result: IdResult) {
-        if let Some(count) = self.0.get_mut(result as usize) {
-            *count += 1;
-        }
-    }
-
-    /// The count of `result`.
-    pub fn count(&self, result: IdResult) -> u32 {
-        self.0.get(result as usize).copied().unwrap_or(0)
-    }
-
-    /// All ids.
-    pub fn total(&self) -> u32 {
-        self.0.iter().sum()
     }
 }

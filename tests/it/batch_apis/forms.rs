@@ -195,12 +195,13 @@ expires = ["/ttl"]
     })
     .await;
     for (id, begin) in [("timeless", "private, max-age="), ("1", "no-store")] {
-        for how in [MISS, HIT] {
+        for how in [MISS, HIT, HIT, HIT] {
             let reply = stack.client.get(&format!("/links?id={id}"), &[("authorization", "t")]).await;
             assert_eq!(status(&reply), how, "{id}");
             assert!(reply.header("cache-control").starts_with(begin), "{id}: {}", reply.header("cache-control"));
         }
     }
+    assert!(stack.sum("sidelink_answers_used_total", "").await >= 2.0, "repeated batches have whole answers");
 }
 
 #[tokio::test]
